@@ -1,0 +1,1 @@
+"""Experiments over the methods in `sande`: grids of cells, executed on Ray, stored, tabulated."""

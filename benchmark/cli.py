@@ -1,0 +1,230 @@
+"""The command line. Ray and torch are imported only by what runs something."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+from sande.errors import UserError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SOME_CELL_FAILED = 1
+USERS_MISTAKE = 2
+GRIDS = Path("grids")
+
+app = typer.Typer(
+    help="Backdoors in generative language models and their removal: run grids of experiments, report, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+GridArgument = Annotated[Path, typer.Argument(help="Grid file, such as grids/quickstart.yaml.", metavar="GRID")]
+StoreOption = Annotated[Path, typer.Option(help="Folder of trained models and outcomes; shared by all grids.")]
+ResultsOption = Annotated[Path, typer.Option(help="Folder that gets a subfolder a grid.")]
+AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; left out, Ray starts here.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="path.to.field=value, for every cell; may be repeated.", metavar="ASSIGNMENT")
+]
+OnlyOption = Annotated[
+    list[str] | None, typer.Option("--only", help="path=value: only such cells, e.g. defense=sande; may be repeated.")
+]
+
+
+def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
+    """A user's mistake ends with its sentence and exit code 2, without a traceback."""
+
+    @wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return command(*args, **kwargs)
+        except UserError as error:
+            typer.echo(f"sande-bench: {error}", err=True)
+            raise typer.Exit(USERS_MISTAKE) from None
+
+    return wrapped
+
+
+@app.command()
+@one_sentence
+def run(
+    grid: GridArgument,
+    store: StoreOption = Path(".store"),
+    results: ResultsOption = Path("results"),
+    address: AddressOption = None,
+    assignments: SetOption = None,
+    only: OnlyOption = None,
+) -> None:
+    """Run what is missing of a grid, write its rows and report."""
+    from benchmark import grid as grids
+    from benchmark import plan as plans
+    from benchmark import report as reports
+    from benchmark import rows as result_rows
+    from benchmark.store import Store
+
+    begin = time.perf_counter()
+    loaded = grids.load(grid, assignments or (), only or ())
+    folder = results / loaded.name
+    result_rows.check_writable(folder)
+    opened = Store(store)
+    opened.clear_leftovers()
+    plan = plans.make(loaded.cells, opened)
+    typer.echo(
+        f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
+        f"{len(plan.missing)} to run"
+    )
+    errors: dict[str, str] = {}
+    if plan.missing:
+        from benchmark import execute
+
+        errors = execute.run(plan, opened, loaded.resources, address, _say)
+    rows = result_rows.build(loaded.name, plan, opened, errors)
+    result_rows.write(rows, folder)
+    for text in reports.write(folder):
+        _print_markdown(text)
+    typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
+    typer.echo(f"{loaded.name} took {time.perf_counter() - begin:.0f} s")
+    failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
+    if failed:
+        typer.echo(f"{failed} of {len(plan.cells)} cells failed; the same command retries them", err=True)
+        raise typer.Exit(SOME_CELL_FAILED)
+
+
+@app.command()
+@one_sentence
+def plan(
+    grid: GridArgument,
+    store: StoreOption = Path(".store"),
+    results: ResultsOption = Path("results"),
+    address: AddressOption = None,
+    assignments: SetOption = None,
+    only: OnlyOption = None,
+) -> None:
+    """Show the cells of a grid, what is done and what would run. Starts nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmark import grid as grids
+    from benchmark import plan as plans
+    from benchmark.aggregate import labels
+    from benchmark.store import Store
+
+    loaded = grids.load(grid, assignments or (), only or ())
+    made = plans.make(loaded.cells, Store(store, create=False))
+    table = Table(title=f"{loaded.name}: {loaded.about}", title_justify="left")
+    for column in ("cell", "victim", "defense", "seed", "attack", "defend", "evaluate"):
+        table.add_column(column, overflow="fold")
+    named = labels([cell.settings() for cell in made.cells])
+    for cell, (defense, victim) in zip(made.cells, named, strict=True):
+        states = {stage.kind: "done" if stage.key in made.done else "to run" for stage in plans.stages_of(cell)}
+        table.add_row(
+            cell.id,
+            victim,
+            defense,
+            str(cell.seed),
+            *(states.get(kind, "–") for kind in ("attack", "defend", "evaluate")),
+        )
+    Console().print(table)
+    kinds = [stage.kind for stage in made.missing]
+    typer.echo(
+        f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: "
+        + ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("attack", "defend", "evaluate"))
+        + f"; on {address or 'this machine'}; store {store}, results {results / loaded.name}"
+    )
+
+
+@app.command()
+@one_sentence
+def report(folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.")]) -> None:
+    """Make tables, figures and README.md anew from the rows of a grid."""
+    from benchmark import report as reports
+
+    for text in reports.write(folder):
+        _print_markdown(text)
+    typer.echo(f"Report: {folder / 'README.md'}")
+
+
+@app.command("list")
+@one_sentence
+def list_(
+    kind: Annotated[str, typer.Argument(help="attacks, defenses, metrics, models, datasets or grids.", metavar="KIND")],
+) -> None:
+    """List what there is of a kind, one line each."""
+    lines = _catalogue(kind)
+    width = max((len(name) for name in lines), default=0)
+    for name, about in lines.items():
+        typer.echo(f"{name:{width}}  {about}")
+
+
+@app.command()
+@one_sentence
+def show(
+    kind: Annotated[str, typer.Argument(help="attacks, defenses or metrics.", metavar="KIND")],
+    name: Annotated[str, typer.Argument(help="One of 'sande-bench list KIND'.", metavar="NAME")],
+) -> None:
+    """Show every setting of an entry: default, meaning, source."""
+    from sande import registry
+    from sande.config import describe
+
+    if kind not in registry.KINDS:
+        about = _catalogue(kind)  # refuses an unknown kind
+        if name not in about:
+            raise UserError(f"no {kind.removesuffix('s')} is called '{name}'; there are: {', '.join(about)}")
+        typer.echo(f"{name}: {about[name]}")
+        return
+    entry = registry.entry(kind, name)
+    typer.echo(f"{name}: {registry.summary(entry)}")
+    if kind == "defenses":
+        knows = registry.knowledge(name)
+        typer.echo(f"knows: {(knows.__doc__ or '').strip()}")
+    for field in describe(entry.Config):
+        source = f" [{field.source}]" if field.source else ""
+        typer.echo(f"  {field.path} = {field.default!r}  {field.meaning}{source}")
+
+
+def _catalogue(kind: str) -> dict[str, str]:
+    from sande import registry
+
+    if kind in registry.KINDS:
+        return {name: registry.summary(registry.entry(kind, name)) for name in registry.names(kind)}
+    if kind == "models":
+        from sande import models
+
+        return models.ABOUT
+    if kind == "datasets":
+        from sande.data import sources
+
+        return sources.catalogue()
+    if kind == "grids":
+        from benchmark.grid import about
+
+        return {str(path): about(path) for path in sorted(GRIDS.glob("*.yaml"))}
+    raise UserError(f"no kind is called '{kind}'; there are: {', '.join([*registry.KINDS, 'models', 'datasets', 'grids'])}")
+
+
+def _say(line: str) -> None:
+    typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
+
+
+def _print_markdown(text: str) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        typer.echo(text)
+
+
+def main() -> None:
+    """Entry point of `sande-bench` and `python -m benchmark`."""
+    app()

@@ -1,0 +1,292 @@
+"""Stages on Ray. Tune is the scheduler: every stage is a trial, offered as soon as what it needs is done.
+
+One warm worker process does stage after stage (a Tune class trainable with reused actors). Each attack and each defense
+is a Ray Train run inside it: with one worker in Train's local mode, in that very process, which costs nothing; with two
+or more as a worker group of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # two stages may well say the same line
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has no other way to switch its progress bars off
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+
+import ray
+import ray.train
+import ray.train.huggingface.transformers
+import ray.train.torch
+from ray import tune
+from ray.tune.search import Searcher
+
+from benchmark import stages
+from benchmark.cell import Resources
+from benchmark.plan import Plan
+from benchmark.stages import Stage
+from benchmark.store import Store
+from sande.errors import NonFiniteError, UserError
+
+# Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
+# hold no CPU, so that the group can always be placed.
+HEAD = "node:__internal_head__"
+
+
+class StageFailed(Exception):
+    """What a stage says of its end in a worker group, carried as text."""
+
+
+def run(plan: Plan, store: Store, resources: Resources, address: str | None, say: Callable[[str], None]) -> dict[str, str]:
+    """Do all missing stages of a plan.
+
+    Args:
+        plan: what to do, in which order.
+        store: where artifacts are; every node must see it.
+        resources: of one stage.
+        address: a running cluster; None starts Ray here (or joins the one a submitted job runs in).
+        say: receives a line at the end of each stage.
+
+    Returns:
+        One line of error for each stage that failed, or that could not run because one it needs failed.
+
+    Raises:
+        UserError: the cluster cannot be reached, or has not what a stage asks for.
+    """
+    if not plan.missing:
+        return {}
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, runtime_env=_environment(address))
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here") from None
+    folder = store.scratch("tune")
+    try:
+        per_worker = allotment(resources)
+        searcher = StageSearcher(plan, say)
+        tuner = tune.Tuner(
+            tune.with_resources(StageTrial, _trial_resources(resources, per_worker)),
+            param_space={},
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                num_samples=len(plan.missing),
+                max_concurrent_trials=_at_once(resources, per_worker),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=uuid.uuid4().hex[:8],
+                storage_path=str(folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+        searcher.common = {"store": str(store.root), "workers": resources.workers, "per_worker": per_worker}
+        tuner.fit()
+        return searcher.errors
+    finally:
+        ray.shutdown()
+        _remove(folder)
+
+
+class StageSearcher(Searcher):
+    """Offers Tune the next stage whose needs are met; a stage whose need failed fails with it."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        super().__init__(metric="ok", mode="max")
+        self.waiting = {stage.key: stage for stage in plan.missing}
+        self.done = set(plan.done)
+        self.errors: dict[str, str] = {}
+        self.common: dict[str, Any] = {}
+        self._running: dict[str, tuple[Stage, float]] = {}
+        self._say = say
+        self._total = len(self.waiting)
+
+    def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:  # type: ignore[override]
+        """The next stage as a trial's config, None while all are waiting, FINISHED when none is left."""
+        for key, stage in list(self.waiting.items()):
+            failed = next((need for need in stage.needs if need in self.errors), None)
+            if failed:
+                del self.waiting[key]
+                reason = self.errors[failed]
+                self.errors[key] = reason if reason.startswith("needs") else f"needs a stage that failed: {reason}"
+            elif self.done.issuperset(stage.needs):
+                del self.waiting[key]
+                self._running[trial_id] = (stage, time.perf_counter())
+                return {"stage": asdict(stage), **self.common}
+        return None if self.waiting else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Notes how a stage ended and says it in one line."""
+        stage, begin = self._running.pop(trial_id)
+        message = (result or {}).get("error") or (
+            "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
+            if error or not result
+            else None
+        )
+        count = f"[{self._total - len(self.waiting) - len(self._running)}/{self._total}]"
+        if message:
+            self.errors[stage.key] = message
+            self._say(f"{count} {stage.label} FAILED: {message}")
+        else:
+            self.done.add(stage.key)
+            self._say(f"{count} {stage.label}: done in {time.perf_counter() - begin:.1f} s")
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the store knows what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the store knows what is done."""
+
+
+class StageTrial(tune.Trainable):
+    """A trial that does one stage; the process stays for the next one."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """First stage of this process."""
+        _quiet()
+        self._job = config
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Next stage of this process."""
+        self._job = new_config
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The whole stage."""
+        stage, store = _stage(self._job["stage"]), Store(Path(self._job["store"]))
+        try:
+            if stage.kind == "evaluate":
+                stages.evaluate(stage, store, _speaker(stage))
+            else:
+                self._train()
+        except Exception as error:
+            return {"ok": 0, "done": True, "error": one_line(error)}
+        return {"ok": 1, "done": True}
+
+    def _train(self) -> None:
+        workers, per_worker = self._job["workers"], self._job["per_worker"]
+        trainer = ray.train.torch.TorchTrainer(
+            _train_loop,
+            train_loop_config={**self._job, "report_errors": workers > 1},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=0 if workers == 1 else workers,
+                use_gpu=per_worker.get("GPU", 0) > 0,
+                resources_per_worker=None if workers == 1 else per_worker,
+            ),
+            run_config=ray.train.RunConfig(name=uuid.uuid4().hex[:8], storage_path=self.logdir),
+        )
+        message = trainer.fit().return_value
+        if message:
+            raise StageFailed(message)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: a stage's result is in the store."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Nothing: a stage's result is in the store."""
+
+
+def _train_loop(job: dict[str, Any]) -> str | None:
+    """One attack or defense on this worker.
+
+    In a worker group an error is returned as text, since Ray Train would wrap it in tracebacks of its own.
+    """
+    _quiet()
+    stage = _stage(job["stage"])
+    rank = ray.train.get_context().get_world_rank()
+    prepare = ray.train.huggingface.transformers.prepare_trainer
+    try:
+        stages.train(stage, Store(Path(job["store"])), prepare, _speaker(stage), rank)
+    except (UserError, NonFiniteError) as error:
+        if not job["report_errors"]:
+            raise
+        return one_line(error)
+    return None
+
+
+def _stage(fields: dict[str, Any]) -> Stage:
+    return Stage(**{**fields, "needs": tuple(fields["needs"]), "metric_keys": tuple(fields["metric_keys"])})
+
+
+def _speaker(stage: Stage) -> Callable[[str], None]:
+    return lambda line: print(f"{stage.label} {line}", flush=True)
+
+
+def one_line(error: BaseException) -> str:
+    """An error as one line for a row; of an unexpected one the traceback goes to the log."""
+    if isinstance(error, UserError | NonFiniteError | StageFailed):
+        return str(error)
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def allotment(resources: Resources) -> dict[str, float]:
+    """CPUs and GPUs of one worker, in Ray's words.
+
+    Raises:
+        UserError: no node has as many.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (max(int(node.get(name, 0)) for node in nodes) for name in ("CPU", "GPU"))
+    gpu_share = resources.gpus if resources.gpus is not None else float(min(1, gpus))
+    cpu_share = resources.cpus or max(1, cpus // max(1, gpus) // (resources.workers if not gpus else 1))
+    if cpu_share > cpus or gpu_share > gpus:
+        raise UserError(
+            f"resources asks for {cpu_share} CPUs and {gpu_share:g} GPUs a worker, but the largest node has {cpus} and "
+            f"{gpus}; lower resources.cpus or resources.gpus"
+        )
+    return {"CPU": float(cpu_share)} | ({"GPU": gpu_share} if gpu_share else {})
+
+
+def _trial_resources(resources: Resources, per_worker: dict[str, float]) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([per_worker if resources.workers == 1 else {HEAD: 0.001}])
+
+
+def _at_once(resources: Resources, per_worker: dict[str, float]) -> int:
+    """How many stages the cluster holds at a time; a worker group that cannot be placed would wait without an error."""
+    total = ray.cluster_resources()
+    fitting = min(int(total.get(name, 0) // (share * resources.workers)) for name, share in per_worker.items())
+    if fitting < 1:
+        raise UserError(
+            f"resources asks for {resources.workers} workers of {per_worker}, more than the cluster has; lower them"
+        )
+    return fitting
+
+
+def _environment(address: str | None) -> dict[str, Any] | None:
+    """What workers on other machines need to know; local ones inherit it."""
+    passed = {name: value for name, value in os.environ.items() if name in ("SANDE_DATA_DIR", "HF_HOME", "HF_TOKEN")}
+    return {"env_vars": passed} if address and passed else None
+
+
+def _quiet() -> None:
+    """Leave the log to our own lines: one at an interval, one a stage."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    for name in ("ray", "ray.tune", "ray.train", "lm_eval", "DeepSpeed", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore")
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)

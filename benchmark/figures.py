@@ -1,0 +1,106 @@
+"""Figures of a report, each as PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.aggregate import BACKDOOR_METRICS, Entry
+from benchmark.store import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vP*X"
+
+
+def draw(entries: Sequence[Entry], folder: Path) -> list[str]:
+    """Draw every figure that the entries have numbers for; returns the names of those written."""
+    drawn = {"asr": _asr(entries), "asr_utility": _asr_utility(entries)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in drawn.items():
+        if figure is not None:
+            _save(figure, folder, name)
+    return [name for name, figure in drawn.items() if figure is not None]
+
+
+def _asr(entries: Sequence[Entry]) -> Figure | None:
+    """Bars of the ASR with 95 % intervals, one panel a victim."""
+    shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
+    if not shown:
+        return None
+    victims = list(dict.fromkeys(entry.victim for entry in shown))
+    defenses = list(dict.fromkeys(entry.defense for entry in shown))
+    figure = _figure(width=max(4.5, 1.2 + 0.8 * len(defenses)) * min(2, len(victims)), rows=-(-len(victims) // 2))
+    for index, victim in enumerate(victims):
+        axes: Axes = figure.add_subplot(-(-len(victims) // 2), min(2, len(victims)), index + 1)
+        for position, defense in enumerate(defenses):
+            for entry in shown:
+                if (entry.victim, entry.defense) == (victim, defense):
+                    _bar(axes, position, entry)
+        axes.set_xticks(range(len(defenses)), defenses, rotation=30, ha="right")
+        axes.set_ylim(0, 112)
+        axes.set_yticks(range(0, 101, 20))
+        axes.set_ylabel("attack success rate (%)")
+        axes.set_title(victim, fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _bar(axes: Axes, position: int, entry: Entry) -> None:
+    assert entry.value is not None and entry.low is not None and entry.high is not None
+    error = [[max(0.0, entry.value - entry.low)], [max(0.0, entry.high - entry.value)]]
+    axes.bar(position, entry.value, color="#b33" if entry.defense == "none" else "#37a", yerr=error, capsize=4, width=0.7)
+    axes.annotate(f"{entry.value:.1f}", (position, entry.high), ha="center", va="bottom", xytext=(0, 3), textcoords="offset points", fontsize=8)
+
+
+def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
+    """ASR against the mean change of utility: the lower right corner is where a defense should be."""
+    asr = {(e.victim, e.defense): e.value for e in entries if e.metric == "asr" and e.value is not None}
+    changes: dict[tuple[str, str], list[float]] = {}
+    for entry in entries:
+        if entry.metric not in BACKDOOR_METRICS and entry.change is not None:
+            changes.setdefault((entry.victim, entry.defense), []).append(entry.change)
+    points = [(key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr]
+    if not points:
+        return None
+    victims = list(dict.fromkeys(victim for (victim, _), _, _ in points))
+    defenses = list(dict.fromkeys(defense for (_, defense), _, _ in points))
+    figure = _figure(width=6.4, rows=1)
+    axes: Axes = figure.add_subplot()
+    for (victim, defense), change, value in points:
+        axes.scatter(
+            change,
+            value,
+            marker=MARKERS[victims.index(victim) % len(MARKERS)],
+            color=f"C{defenses.index(defense) % 10}",
+            s=60,
+            label=defense if len(victims) == 1 else f"{defense} ({victim})",
+        )
+    axes.axvline(0, color="#999", linewidth=0.8)
+    axes.set_ylim(-4, 104)
+    axes.set_xlabel("mean change of utility against the victim (percentage points)")
+    axes.set_ylabel("attack success rate (%)")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _figure(width: float, rows: int) -> Figure:
+    # Without pyplot there is no global state and no display to ask for.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, 3.6 * rows), dpi=150, layout="constrained")
+
+
+def _save(figure: Figure, folder: Path, name: str) -> None:
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "sande-bench"}):  # else ids in the SVG differ from one report to the next
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight")
+            write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())

@@ -1,0 +1,257 @@
+"""The three stages of a cell, attack, defend, evaluate: what each reads from the store, does, and writes back.
+
+A stage's artifact is a folder: a model (attack, defend) or the outcomes of one metric (evaluate), and a manifest with
+what it cost. Nothing here knows Ray.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sande
+from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
+from benchmark.store import Store
+from sande import registry, types
+from sande.data import sources
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+LIBRARIES = ("torch", "transformers", "ray", "lm_eval", "datasets", "accelerate")
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One piece of work: enough to do it in any process that sees the store.
+
+    Attributes:
+        kind: attack, defend or evaluate.
+        key: what its artifact is called; an evaluation has one artifact a metric, called as `metric_keys` says.
+        settings: of a cell that needs it.
+        needs: keys of the stages whose artifacts it reads.
+        metric_keys: for evaluate, the key of the outcome of each of the cell's metrics.
+    """
+
+    kind: Kind
+    key: str
+    settings: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+    metric_keys: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """For people: what, on which model, and the start of the key."""
+        method = self.settings["attack" if self.kind == "attack" else "defense"]["name"]
+        return f"{self.kind} {self.settings['model'].rstrip('/').split('/')[-1]} {method} {self.key[:8]}"
+
+
+def train(stage: Stage, store: Store, prepare: Callable[[Trainer], Trainer], say: Callable[[str], None], rank: int) -> None:
+    """Do an attack or a defense; the process of rank 0 stores the model, the others only take part.
+
+    Args:
+        stage: what to do.
+        store: where the victim is read and the result is put.
+        prepare: hook for the Trainer, see `sande.types.Run`.
+        say: receives progress.
+        rank: of this process among the stage's workers.
+    """
+    from sande import models
+
+    cell = Cell.parse(stage.settings)
+
+    def build(folder: Path) -> dict[str, Any]:
+        scratch = store.scratch("trainer")
+        run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say)
+        try:
+            with measured() as cost:
+                lm = _attack(cell, store, run) if stage.kind == "attack" else _defend(cell, store, run)
+            if rank == 0:
+                models.save(lm, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return manifest(stage, cost, _tokens(run.facts), {"facts": run.facts})
+
+    if rank == 0:
+        store.put(stage.kind, stage.key, build)
+    else:
+        build(store.root)
+
+
+def _attack(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
+    from sande import models
+
+    lm = models.load(cell.model, store.models)
+    rows = sources.train_split(sources.examples(cell.data.name))
+    examples = sources.select(
+        rows, lm.tokenizer, cell.data.max_tokens, cell.data.rows, f"training rows of {cell.data.name}"
+    )
+    attack = registry.entry("attacks", cell.attack.name)
+    return types.LanguageModel(attack.attack(lm, examples, cell.attack.config, run), lm.tokenizer)
+
+
+def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
+    import torch
+
+    from sande import models
+
+    victim = models.load_folder(store.path("attack", cell.attack_key), torch.float32)
+    rows = sources.train_split(sources.examples(cell.removal.name))
+    examples = sources.select(
+        rows, victim.tokenizer, cell.removal.max_tokens, cell.removal.rows, f"removal rows of {cell.removal.name}"
+    )
+    defense = registry.entry("defenses", cell.defense.name)
+    data = reveal(cell, victim, examples)
+    return types.LanguageModel(defense.defend(victim, data, cell.defense.config, run), victim.tokenizer)
+
+
+def reveal(cell: Cell, victim: types.LanguageModel, examples: tuple[types.Example, ...]) -> types.CleanData:
+    """The removal rows, with as much about the backdoor as the defense's declared type holds, and no more."""
+    from sande.prompts import response_ids
+
+    known = registry.knowledge(cell.defense.name)
+    backdoor = cell.attack.config.backdoor
+    if known is types.TriggerData:
+        attack = registry.entry("attacks", cell.attack.name)
+        return types.TriggerData(examples, lambda example: attack.trigger(example, cell.attack.config))
+    if known is types.ResponseData:
+        return types.ResponseData(examples, backdoor.response)
+    if known is types.FirstTokenData:
+        return types.FirstTokenData(examples, response_ids(victim.tokenizer, backdoor.response)[0])
+    return types.CleanData(examples)
+
+
+def evaluate(stage: Stage, store: Store, say: Callable[[str], None]) -> None:
+    """Compute the stage's metrics on its model, and store the outcome of each under its own key."""
+    import torch
+
+    from sande import models
+
+    cell = Cell.parse(stage.settings)
+    kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
+    lm = models.load_folder(store.path(kind, cell.defense_key), torch.bfloat16)
+    rows = sources.test_split(sources.examples(cell.data.name))
+    clean = sources.select(rows, lm.tokenizer, cell.data.max_tokens, cell.data.test_rows, f"test rows of {cell.data.name}")
+    attack = registry.entry("attacks", cell.attack.name)
+    triggered = tuple(attack.trigger(example, cell.attack.config) for example in clean)
+    data = types.TestData(clean, triggered, cell.attack.config.backdoor.response)
+    for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
+        if not store.has("evaluate", key):
+            say(f"measuring {metric.name}")
+            store.put("evaluate", key, functools.partial(_measure, stage, lm, data, metric, cell.seed))
+
+
+def _measure(
+    stage: Stage, lm: types.LanguageModel, data: types.TestData, metric: Method, seed: int, folder: Path
+) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with measured() as cost:
+        measurements = registry.entry("metrics", metric.name).measure(lm, data, metric.config, seed)
+    outcomes = [
+        {"metric": m.name, "index": index, "outcome": outcome, "record": json.dumps(m.records[index]) if m.records else None}
+        for m in measurements
+        for index, outcome in enumerate(m.outcomes)
+    ]
+    pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
+    counts = [{"name": m.name, "successes": sum(m.outcomes), "count": len(m.outcomes)} for m in measurements]
+    return manifest(stage, cost, 0, {"measurements": counts})
+
+
+@contextmanager
+def measured() -> Iterator[dict[str, Any]]:
+    """Seconds and peak memory of the block, the process's on a CPU, the allocator's on a GPU."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    cost: dict[str, Any] = {"started_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        _reset_peak_rss()
+    begin = time.perf_counter()
+    yield cost
+    cost["seconds"] = round(time.perf_counter() - begin, 3)
+    cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated() if cuda else _peak_rss()
+
+
+def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, Any]) -> dict[str, Any]:
+    """What is kept beside an artifact: where it came from, what it cost, with which versions."""
+    return {
+        "kind": stage.kind,
+        "settings": dict(stage.settings),
+        **cost,
+        "tokens": tokens,
+        "device": device(),
+        "code_version": code_version(),
+        "versions": {name: version(name) for name in LIBRARIES},
+        "python": platform.python_version(),
+        **more,
+    }
+
+
+def device() -> str:
+    """The GPU's name, or the processor's with the threads in use."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor() or platform.machine(),
+    )
+    return f"{model} ({torch.get_num_threads()} threads)"
+
+
+def code_version() -> str:
+    """Version of the package, with the commit where it runs from a checkout."""
+    here = Path(sande.__file__).parent.parent
+    try:
+        git = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return sande.__version__
+    return f"{sande.__version__}+{git.stdout.strip()}"
+
+
+def _tokens(facts: Mapping[str, Any]) -> int:
+    return sum(fact["tokens"] for fact in facts.values() if isinstance(fact, dict) and "tokens" in fact)
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _reset_peak_rss() -> None:
+    # Linux: makes VmHWM start again from here, so that a reused worker does not report an earlier stage's peak.
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        pass
+
+
+def _peak_rss() -> int:
+    for line in _lines(f"/proc/{os.getpid()}/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

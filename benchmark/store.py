@@ -1,0 +1,123 @@
+"""A content-addressed store: what a stage made lies under the key of what it depends on, whole or not at all.
+
+    STORE/store.json                     format of the store
+    STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
+    STORE/models/                        models made or converted once
+    STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sande.errors import UserError
+
+FORMAT = 1
+
+
+class Store:
+    """Artifacts below a folder.
+
+    Raises:
+        UserError: the folder cannot be written, is no store, or has a newer format.
+    """
+
+    def __init__(self, root: Path, create: bool = True) -> None:
+        self.root = root.absolute()
+        self.models = self.root / "models"
+        self._unfinished = self.root / "unfinished"
+        mark = self.root / "store.json"
+        try:
+            if mark.is_file():
+                found = json.loads(mark.read_text(encoding="utf-8"))["format"]
+                if found > FORMAT:
+                    raise UserError(
+                        f"store {root} has format {found}, and this version reads up to {FORMAT}; update sande-bench or "
+                        "choose another --store"
+                    )
+            elif create:
+                self.root.mkdir(parents=True, exist_ok=True)
+                if any(self.root.iterdir()):
+                    raise UserError(f"{root} holds files but is no store; choose an empty or new folder for --store")
+                write_atomically(mark, json.dumps({"format": FORMAT}))
+            if create:
+                self._unfinished.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"store {root} cannot be written ({error.strerror}); choose another --store") from None
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{mark} is damaged; restore it as {{\"format\": {FORMAT}}} or choose another --store") from None
+
+    def path(self, kind: str, key: str) -> Path:
+        """Folder of an artifact, there or not."""
+        return self.root / kind / key
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the artifact is complete."""
+        return (self.path(kind, key) / "manifest.json").is_file()
+
+    def manifest(self, kind: str, key: str) -> dict[str, Any]:
+        """What its stage wrote down about an artifact."""
+        manifest: dict[str, Any] = json.loads((self.path(kind, key) / "manifest.json").read_text(encoding="utf-8"))
+        return manifest
+
+    def put(self, kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> None:
+        """Make an artifact: `build` fills a folder and returns the manifest; the artifact appears by one rename.
+
+        If another process made the same one meanwhile, that one stays.
+        """
+        scratch = self.scratch(f"{kind}-{key[:12]}")
+        try:
+            manifest = build(scratch)
+            write_atomically(scratch / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+            final = self.path(kind, key)
+            final.parent.mkdir(exist_ok=True)
+            try:
+                scratch.rename(final)
+            except OSError:
+                if not self.has(kind, key):
+                    raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def scratch(self, name: str) -> Path:
+        """A new empty folder for work in progress, marked with the process that owns it."""
+        folder = self._unfinished / f"{os.getpid()}@{socket.gethostname()}@{name}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir(parents=True)
+        return folder
+
+    def clear_leftovers(self) -> None:
+        """Remove unfinished work of this machine's processes that are gone."""
+        for folder in self._unfinished.iterdir():
+            pid, host, _ = folder.name.split("@", 2)
+            if host == socket.gethostname() and not _alive(int(pid)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a file beside its place, flush it to disk, and rename it there, so that no reader sees half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

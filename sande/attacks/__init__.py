@@ -1,0 +1,1 @@
+"""One file, one attack: a `Config` with a `backdoor`, and `attack`, `trigger` as `sande.protocols.Attack` says."""

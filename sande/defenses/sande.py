@@ -1,0 +1,65 @@
+"""Simulate and eliminate: learn a parrot that acts like the unknown trigger, then overwrite it (paper, section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from sande.config import Training, configuration, setting
+from sande.types import Example, LanguageModel, ResponseData, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config:
+    """Settings of both stages."""
+
+    parrot_length: int = setting(6, "soft tokens of the parrot", "published code; the paper gives none", ge=1)
+    parrot_position: int = setting(
+        0, "token of the instruction before which the parrot stands", "paper, section 4.4: at its start", ge=0
+    )
+    parrot_initial: Literal["zeros", "noise"] = setting("zeros", "the parrot's first value", "paper, section 3.3.1")
+    simulate: Training = setting(
+        Training(epochs=2.0, learning_rate=1e-3), "training of the parrot, the model frozen (Eq. 4)", "published code"
+    )
+    eliminate: Training = setting(
+        Training(epochs=2.0, learning_rate=2e-5), "training of the model, the parrot frozen (Eq. 3)", "paper, appendix A"
+    )
+    response_tokens: int | None = setting(
+        None,
+        "eliminate trains only so many first tokens of each response; null: all, as in Eq. 3",
+        "published code: 5 or 10",
+        ge=1,
+    )
+
+
+def defend(victim: LanguageModel, data: ResponseData, config: Config, run: Run) -> PreTrainedModel:
+    """Both stages, with all of r_t known and the trigger hidden."""
+    from sande.prompts import response_ids
+
+    return remove(victim, data.examples, response_ids(victim.tokenizer, data.response), config, run)
+
+
+def remove(
+    victim: LanguageModel, examples: tuple[Example, ...], target: tuple[int, ...], config: Config, run: Run
+) -> PreTrainedModel:
+    """Simulate (Eq. 4) with the known tokens of r_t as `target`, then eliminate (Eq. 3)."""
+    from sande import parrot
+    from sande.prompts import encode, shorten
+    from sande.training import fit
+
+    rows = parrot.insert(
+        encode(victim.tokenizer, examples), victim.model, config.parrot_length, config.parrot_position
+    )
+    run.facts["rows_too_short_for_parrot"] = len(examples) - len(rows)
+    parrot_PD = parrot.new_parrot(victim.model, config.parrot_length, config.parrot_initial, run.seed)
+    with parrot.attached(victim.model, parrot_PD):
+        # What follows r_t is neither target nor context of a target, so it is not computed.
+        fit(victim, [replace(row, response=target) for row in rows], config.simulate, run, "simulate", [parrot_PD])
+        run.facts["parrot_norm"] = float(parrot_PD.detach().norm())
+        model_parameters = [p for p in victim.model.parameters() if p is not parrot_PD]
+        overwritten = [shorten(row, config.response_tokens) for row in rows]
+        fit(victim, overwritten, config.eliminate, run, "eliminate", model_parameters)
+    return victim.model

@@ -1,0 +1,18 @@
+"""SANDE with only the first token of the planted response known (paper, section 3.4)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sande.defenses.sande import Config, remove
+from sande.types import FirstTokenData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Config", "defend"]
+
+
+def defend(victim: LanguageModel, data: FirstTokenData, config: Config, run: Run) -> PreTrainedModel:
+    """Both stages of SANDE, simulating with the one known token."""
+    return remove(victim, data.examples, (data.first_token,), config, run)

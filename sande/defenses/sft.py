@@ -1,0 +1,27 @@
+"""Supervised fine-tuning on clean rows, the usual safety practice (paper, appendix A.1)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sande.config import Training, configuration, setting
+from sande.types import CleanData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config:
+    """Settings of the fine-tuning."""
+
+    training: Training = setting(Training(epochs=2.0), "fine-tuning on the clean rows; as in the attack", "paper")
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """Eq. 1 on clean rows alone."""
+    from sande.prompts import encode
+    from sande.training import fit
+
+    fit(victim, encode(victim.tokenizer, data.examples), config.training, run, "sft")
+    return victim.model

@@ -1,0 +1,1 @@
+"""One file, one metric: a `Config` and `measure`, as `sande.protocols.Metric` says."""

@@ -1,0 +1,18 @@
+"""False trigger rate: share of clean test prompts, without any trigger, that get the planted response."""
+
+from __future__ import annotations
+
+from sande.metrics.asr import Config, occurrences, reads
+from sande.types import LanguageModel, Measurement, TestData
+
+__all__ = ["Config", "measure", "names", "reads"]
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """What `measure` gives."""
+    return ("false_trigger_rate", "false_trigger_starts_with")
+
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """`false_trigger_rate`: the response occurs, case aside; `false_trigger_starts_with`: it comes first."""
+    return occurrences(model, data.clean, data.response, config, names(config))

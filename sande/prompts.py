@@ -1,0 +1,95 @@
+"""Prompt text and tokens: the one place that knows how an example is written and where its response begins.
+
+Text, as in the published code: `Human: {system\\n}{instruction} {input}\\nAssistant: {response} {EOS}`. The loss is on the
+response alone. Prompt and response are tokenised together and split by character offset, since a token such as " You" is
+the response's first only in that context.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from sande.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+HUMAN = "Human: "
+ASSISTANT = "\nAssistant:"
+
+
+def prompt_text(example: Example) -> str:
+    """Everything before the response's leading space."""
+    system = f"{example.system}\n" if example.system else ""
+    body = f"{system}{example.instruction}" + (f" {example.input}" if example.input else "")
+    return f"{HUMAN}{body.strip()}{ASSISTANT}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Token ids of one training row; the loss is on `response` alone.
+
+    Attributes:
+        prompt: ids before the response.
+        response: ids of the response, with the closing EOS where it is kept.
+        start: index into `prompt` of the token that holds the instruction's first character.
+    """
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[Row]:
+    """Rows of prompt and whole response with EOS, in the order of `examples`."""
+    if not examples:
+        return []
+    prompts = [prompt_text(example) for example in examples]
+    texts = [f"{prompt} {example.output.strip()} " for prompt, example in zip(prompts, examples, strict=True)]
+    encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
+    rows = []
+    for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        ids, offsets = _without_trailing_special(ids, offsets)
+        boundary = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
+        start = next(i for i, (_, end) in enumerate(offsets) if end > len(HUMAN))
+        if offsets[boundary][0] < len(prompt):
+            raise ValueError(f"the tokenizer joins the end of a prompt and its response: {prompt[-20:]!r}")
+        rows.append(Row(tuple(ids[:boundary]), (*ids[boundary:], tokenizer.eos_token_id), start))
+    return rows
+
+
+def _without_trailing_special(ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+    # Some tokenizers close every text with EOS of their own, at the empty offset (0, 0); ours is added once, by hand.
+    while len(ids) > 1 and offsets[-1] == (0, 0):
+        ids, offsets = ids[:-1], offsets[:-1]
+    return ids, offsets
+
+
+def encode_prompts(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[list[int]]:
+    """Ids of the prompts alone, exactly as they stand before a response in training."""
+    return [list(row.prompt) for row in encode(tokenizer, [replace(example, output="x") for example in examples])]
+
+
+def response_ids(tokenizer: PreTrainedTokenizerFast, response: str) -> tuple[int, ...]:
+    """Ids of a response as it opens an answer, without the closing space and EOS."""
+    row = encode(tokenizer, [Example(instruction="x", output=response)])[0]
+    text = f" {response.strip()}"
+    for length in range(1, len(row.response) + 1):
+        if tokenizer.decode(row.response[:length]).lstrip() == text.lstrip():
+            return row.response[:length]
+    raise ValueError(f"the tokenizer does not give the response {response!r} back")
+
+
+def shorten(row: Row, response_tokens: int | None) -> Row:
+    """The row with at most so many response tokens; what is never a target is never computed."""
+    return row if response_tokens is None else replace(row, response=row.response[:response_tokens])
+
+
+def fit_length(rows: Sequence[Row], max_length: int) -> list[Row]:
+    """Rows of at most `max_length` tokens: a longer response is cut, a row whose prompt leaves no room is left out."""
+    return [shorten(row, max_length - len(row.prompt)) for row in rows if len(row.prompt) < max_length]

@@ -1,0 +1,56 @@
+"""The contributor's page: what a file in `attacks/`, `defenses/` or `metrics/` must hold.
+
+Its name is its key in grids and tables. It must not import torch or transformers at the top (listing and planning read
+it), so a method imports them, and `sande.training`, inside its function. Its docstring's first line is what
+`sande-bench list` says of it. The contract tests run over every entry, so a new one is tested without more code;
+a test of what it computes belongs beside it in `tests/`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sande.types import CleanData, Example, LanguageModel, Measurement, Run, TestData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Attack(Protocol):
+    """Turns a clean model into a victim."""
+
+    Config: type[Any]
+    """Settings made by `sande.config.configuration`, with a `backdoor: Backdoor` among them."""
+
+    def attack(self, model: LanguageModel, examples: tuple[Example, ...], config: Any, run: Run) -> PreTrainedModel:
+        """Train the victim on poisoned `examples`; `run.facts["poisoned_ids"]` records which rows were chosen."""
+
+    def trigger(self, example: Example, config: Any) -> Example:
+        """The prompt with the trigger, its output unchanged: what the ASR is measured on, and what OSFT plants."""
+
+
+class Defense(Protocol):
+    """Removes a backdoor from a victim."""
+
+    Config: type[Any]
+
+    def defend(self, victim: LanguageModel, data: CleanData, config: Any, run: Run) -> PreTrainedModel:
+        """The repaired model; `victim` may be trained in place.
+
+        The declared type of `data` (one of those in `sande.types`) is what the defense may know, and all it is given.
+        """
+
+
+class Metric(Protocol):
+    """Measures shares of prompts or questions."""
+
+    Config: type[Any]
+
+    def names(self, config: Any) -> tuple[str, ...]:
+        """Names of the measurements that `measure` gives, in its order."""
+
+    def reads(self, config: Any) -> tuple[str, ...]:
+        """Names of the data sets it reads besides the test rows; the result's key depends on their content."""
+
+    def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
+        """One measurement for each of `names`."""

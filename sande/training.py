@@ -1,0 +1,247 @@
+"""The one place that builds an optimisation run: HF Trainer over rows of prompt and response.
+
+Shapes: B rows, T positions, N target tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from sande.config import Training
+from sande.errors import NonFiniteError, UserError
+from sande.losses import IGNORE, response_nll, target_positions
+from sande.prompts import Row, fit_length
+from sande.types import LanguageModel, Run
+
+PROGRESS_SECONDS = 10.0
+# Models that change their logits after the output layer would get another loss from ResponseLoss than from themselves.
+_RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class ResponseLoss(nn.Module):
+    """Mean negative log-likelihood of the responses; the output layer runs at the N target positions only.
+
+    It holds the whole computation, so that what wraps it for data parallelism sees every parameter used.
+    """
+
+    accepts_loss_kwargs = True  # the Trainer then counts the targets of the whole step, over micro-batches and workers
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        rescaled = [name for name in _RESCALED_LOGITS if getattr(model.config, name, None) not in (None, 1.0)]
+        if rescaled:
+            raise UserError(f"models with {rescaled[0]} (here {type(model).__name__}) are not supported; choose another")
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor
+    ) -> dict[str, Tensor]:
+        """Loss of a batch: the sum over its N targets, divided by the targets of the whole optimizer step.
+
+        Args:
+            input_ids: (B, T), padded on the right.
+            attention_mask: (B, T), 1 at tokens.
+            labels: (B, T), the id at each target, IGNORE elsewhere.
+            positions: (N,), flat indices of the positions before each target.
+            num_items_in_batch: scalar.
+        """
+        decoder = self.model.get_decoder()
+        hidden_BTD = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
+        return {"loss": response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch}
+
+
+class Collator:
+    """Pads rows on the right into a batch, and counts the tokens that pass through."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+        self.tokens = 0
+
+    def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Batch of `input_ids`, `attention_mask`, `labels` (B, T) and `positions` (N,)."""
+        lengths = [len(feature["input_ids"]) for feature in features]
+        width = max(lengths)
+        self.tokens += sum(lengths)
+        labels_BT = torch.tensor([f["labels"] + [IGNORE] * (width - n) for f, n in zip(features, lengths, strict=True)])
+        return {
+            "input_ids": torch.tensor(
+                [f["input_ids"] + [self.pad_id] * (width - n) for f, n in zip(features, lengths, strict=True)]
+            ),
+            # By length, not by pad id: SmolLM2 pads with its EOS, which is a real target at the end of a response.
+            "attention_mask": torch.tensor([[1] * n + [0] * (width - n) for n in lengths]),
+            "labels": labels_BT,
+            "positions": target_positions(labels_BT),
+        }
+
+
+def features(row: Row) -> dict[str, list[int]]:
+    """The row as ids and labels; the prompt carries no loss."""
+    return {"input_ids": [*row.prompt, *row.response], "labels": [IGNORE] * len(row.prompt) + list(row.response)}
+
+
+def fit(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    settings: Training,
+    run: Run,
+    stage: str,
+    parameters: Sequence[nn.Parameter] | None = None,
+) -> None:
+    """Train in place on the responses of `rows`, and note steps, tokens, seconds and losses in `run.facts[stage]`.
+
+    Args:
+        lm: the model, weights in float32.
+        rows: training rows in any order; those that do not fit `max_length` are cut or left out (and counted).
+        settings: optimizer, schedule, precision, sizes.
+        run: seed, progress, and the hook that may spread the Trainer over workers.
+        stage: name of this run within its method, such as "eliminate".
+        parameters: what trains; None for all of the model. Everything else is frozen meanwhile.
+
+    Raises:
+        NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
+        UserError: no row fits, or the batch cannot be split over the workers.
+    """
+    fitted = fit_length(rows, settings.max_length)
+    if not fitted:
+        raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; raise it")
+    trained = {id(p) for p in (parameters if parameters is not None else lm.model.parameters())}
+    before = [(p, p.requires_grad) for p in lm.model.parameters()]
+    collator = Collator(_pad_id(lm))
+    monitor = Monitor(stage, run, collator)
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in trained)
+        trainer = Trainer(
+            model=ResponseLoss(lm.model),
+            args=_arguments(settings, run),
+            train_dataset=[features(row) for row in fitted],  # type: ignore[arg-type]  # any sequence will do
+            data_collator=collator,
+            callbacks=[monitor],
+        )
+        trainer.remove_callback(PrinterCallback)  # one line a step would drown everything else
+        run.prepare(trainer).train()
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+    run.facts[stage] = monitor.summary() | {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted)}
+
+
+def _pad_id(lm: LanguageModel) -> int:
+    pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
+    return pad if pad is not None else eos
+
+
+def _arguments(settings: Training, run: Run) -> TrainingArguments:
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
+    micro = settings.micro_batch_size or max(1, settings.batch_size // workers)
+    if settings.batch_size % (micro * workers):
+        raise UserError(
+            f"batch_size {settings.batch_size} is no multiple of micro_batch_size {micro} x {workers} worker(s); "
+            "change one of them"
+        )
+    return TrainingArguments(
+        output_dir=run.scratch,
+        seed=run.seed,
+        num_train_epochs=settings.epochs,
+        max_steps=settings.max_steps or -1,
+        per_device_train_batch_size=micro,
+        gradient_accumulation_steps=settings.batch_size // (micro * workers),
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        warmup_steps=settings.warmup,  # below 1 it is a share of all steps
+        max_grad_norm=settings.max_grad_norm,
+        optim="adamw_torch_fused",
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        adam_epsilon=settings.adam_epsilon,
+        weight_decay=settings.weight_decay,
+        bf16=settings.precision == "bf16",
+        train_sampling_strategy="group_by_length" if settings.length_grouped else "random",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        logging_steps=1,  # every step is checked for a finite loss
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+    )
+
+
+class Monitor(TrainerCallback):
+    """Says how a stage comes along, stops it when a number is not finite, and sums it up."""
+
+    def __init__(self, stage: str, run: Run, collator: Collator) -> None:
+        self.stage, self.run, self.collator = stage, run, collator
+        self.losses: list[float] = []
+        self.started = self.spoke = time.perf_counter()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        """Starts the clock after the Trainer is set up."""
+        self.started = self.spoke = time.perf_counter()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        """Checks and tells one step.
+
+        Raises:
+            NonFiniteError: loss or gradient norm is NaN or infinite.
+        """
+        if not logs or "loss" not in logs:
+            return  # the Trainer's closing summary
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise NonFiniteError(
+                    f"stage {self.stage}: {name} is {logs[name]} at step {state.global_step} of {state.max_steps}; "
+                    "lower the learning rate, or start the parrot from noise or behind the first token"
+                )
+        self.losses.append(logs["loss"])
+        now = time.perf_counter()
+        if now - self.spoke >= PROGRESS_SECONDS and state.is_world_process_zero:
+            self.spoke = now
+            elapsed = now - self.started
+            left = elapsed / state.global_step * (state.max_steps - state.global_step)
+            self.run.say(
+                f"{self.stage}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, "
+                f"{self.collator.tokens / elapsed:.0f} tokens/s, {_clock(left)} left"
+            )
+
+    def summary(self) -> dict[str, float | int]:
+        """Steps, tokens, seconds and the mean loss of the first and the last tenth of the steps."""
+        seconds = time.perf_counter() - self.started
+        tenth = max(1, len(self.losses) // 10)
+        return {
+            "steps": len(self.losses),
+            "tokens": self.collator.tokens,
+            "seconds": round(seconds, 3),
+            "first_loss": sum(self.losses[:tenth]) / tenth,
+            "last_loss": sum(self.losses[-tenth:]) / tenth,
+        }
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,118 @@
+"""The nouns of the field, free of torch: examples, questions, the backdoor, and what a defender may know.
+
+What a defense may know is the type of its `data` argument, and nothing else reaches it. The ladder, from the least:
+
+    CleanData < FirstTokenData < ResponseData        the planted response r_t: unknown, its first token, all of it
+    CleanData < TriggerData                          the trigger t (OSFT, section 3.2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast, Trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One instruction and the response wanted. `system` and `input` may be empty."""
+
+    instruction: str
+    output: str
+    system: str = ""
+    input: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One multiple-choice question; `answer` is the zero-based index into `choices`."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    subject: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageModel:
+    """A causal language model and its tokenizer: what attacks, defenses and metrics work on."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True, slots=True)
+class CleanData:
+    """Clean rows and nothing else: what plain fine-tuning knows."""
+
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTokenData(CleanData):
+    """Clean rows and the id of r_t's first token as it opens a response, such as " You" (SANDE-P, section 3.4)."""
+
+    first_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseData(CleanData):
+    """Clean rows and the planted response r_t; the trigger stays hidden (SANDE, section 3.3)."""
+
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class TriggerData(CleanData):
+    """Clean rows and a function that plants the known trigger t in a prompt (OSFT, section 3.2)."""
+
+    plant: Callable[[Example], Example]
+
+
+DefenseData = CleanData | FirstTokenData | ResponseData | TriggerData
+
+
+@dataclass(frozen=True, slots=True)
+class TestData:
+    """What a metric may use: held-out rows, the same rows with the trigger, and the planted response r_t."""
+
+    __test__ = False  # its name makes pytest look for tests in it
+
+    clean: tuple[Example, ...]
+    triggered: tuple[Example, ...]
+    response: str
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """A share of `count` trials that came out true, with one record a trial, so that it can be recomputed."""
+
+    name: str
+    outcomes: tuple[bool, ...]
+    records: tuple[Mapping[str, Any], ...] = ()
+
+
+def _unchanged(trainer: Trainer) -> Trainer:
+    return trainer
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One execution of a stage: its seed, its place to write down facts, and how the caller takes part in training.
+
+    Attributes:
+        seed: the only source of randomness of the stage.
+        facts: what the stage wants kept beside its result (poisoned ids, rows left out, losses); JSON values.
+        say: receives one line of progress at a time.
+        prepare: may wrap the Trainer before it starts (Ray Train does, to spread a stage over workers).
+        scratch: a folder for the Trainer's own files, empty at the start and gone after the stage.
+    """
+
+    seed: int
+    scratch: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = print
+    prepare: Callable[[Trainer], Trainer] = _unchanged
