@@ -26,7 +26,9 @@ Kind = Literal["attack", "defend", "evaluate"]
 class Resources:
     """What one stage may use. It does not change what is computed, so it is in no key."""
 
-    workers: int = setting(1, "training processes of an attack or defense; 2 or more form a Ray Train worker group", ge=1)
+    workers: int = setting(
+        1, "training processes of an attack or defense; 2 or more form a Ray Train worker group", ge=1
+    )
     cpus: int | None = setting(None, "CPUs of one worker; null: a node's CPUs shared out over its GPUs", ge=1)
     gpus: float | None = setting(None, "GPUs of one worker; null: one where there are any", ge=0)
 

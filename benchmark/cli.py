@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, ParamSpec, TypeVar
+from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 
@@ -32,7 +32,8 @@ StoreOption = Annotated[Path, typer.Option(help="Folder of trained models and ou
 ResultsOption = Annotated[Path, typer.Option(help="Folder that gets a subfolder a grid.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; left out, Ray starts here.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="path.to.field=value, for every cell; may be repeated.", metavar="ASSIGNMENT")
+    list[str] | None,
+    typer.Option("--set", help="path.to.field=value, for every cell; may be repeated.", metavar="ASSIGNMENT"),
 ]
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="path=value: only such cells, e.g. defense=sande; may be repeated.")
@@ -207,7 +208,9 @@ def _catalogue(kind: str) -> dict[str, str]:
         from benchmark.grid import about
 
         return {str(path): about(path) for path in sorted(GRIDS.glob("*.yaml"))}
-    raise UserError(f"no kind is called '{kind}'; there are: {', '.join([*registry.KINDS, 'models', 'datasets', 'grids'])}")
+    raise UserError(
+        f"no kind is called '{kind}'; there are: {', '.join([*registry.KINDS, 'models', 'datasets', 'grids'])}"
+    )
 
 
 def _say(line: str) -> None:

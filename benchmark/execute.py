@@ -43,11 +43,13 @@ from sande.errors import NonFiniteError, UserError
 HEAD = "node:__internal_head__"
 
 
-class StageFailed(Exception):
+class StageError(Exception):
     """What a stage says of its end in a worker group, carried as text."""
 
 
-def run(plan: Plan, store: Store, resources: Resources, address: str | None, say: Callable[[str], None]) -> dict[str, str]:
+def run(
+    plan: Plan, store: Store, resources: Resources, address: str | None, say: Callable[[str], None]
+) -> dict[str, str]:
     """Do all missing stages of a plan.
 
     Args:
@@ -71,7 +73,9 @@ def run(plan: Plan, store: Store, resources: Resources, address: str | None, say
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, runtime_env=_environment(address))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here") from None
+        raise UserError(
+            f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here"
+        ) from None
     folder = store.scratch("tune")
     try:
         per_worker = allotment(resources)
@@ -113,7 +117,7 @@ class StageSearcher(Searcher):
         self._say = say
         self._total = len(self.waiting)
 
-    def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:  # type: ignore[override]
+    def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
         """The next stage as a trial's config, None while all are waiting, FINISHED when none is left."""
         for key, stage in list(self.waiting.items()):
             failed = next((need for need in stage.needs if need in self.errors), None)
@@ -189,7 +193,7 @@ class StageTrial(tune.Trainable):
         )
         message = trainer.fit().return_value
         if message:
-            raise StageFailed(message)
+            raise StageError(message)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a stage's result is in the store."""
@@ -226,7 +230,7 @@ def _speaker(stage: Stage) -> Callable[[str], None]:
 
 def one_line(error: BaseException) -> str:
     """An error as one line for a row; of an unexpected one the traceback goes to the log."""
-    if isinstance(error, UserError | NonFiniteError | StageFailed):
+    if isinstance(error, UserError | NonFiniteError | StageError):
         return str(error)
     traceback.print_exception(error, file=sys.stderr)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -51,10 +51,20 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
 
 
 def _bar(axes: Axes, position: int, entry: Entry) -> None:
-    assert entry.value is not None and entry.low is not None and entry.high is not None
-    error = [[max(0.0, entry.value - entry.low)], [max(0.0, entry.high - entry.value)]]
-    axes.bar(position, entry.value, color="#b33" if entry.defense == "none" else "#37a", yerr=error, capsize=4, width=0.7)
-    axes.annotate(f"{entry.value:.1f}", (position, entry.high), ha="center", va="bottom", xytext=(0, 3), textcoords="offset points", fontsize=8)
+    value, low, high = (number or 0.0 for number in (entry.value, entry.low, entry.high))
+    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    axes.bar(
+        position, entry.value, color="#b33" if entry.defense == "none" else "#37a", yerr=error, capsize=4, width=0.7
+    )
+    axes.annotate(
+        f"{entry.value:.1f}",
+        (position, entry.high),
+        ha="center",
+        va="bottom",
+        xytext=(0, 3),
+        textcoords="offset points",
+        fontsize=8,
+    )
 
 
 def _asr_utility(entries: Sequence[Entry]) -> Figure | None:

@@ -1,8 +1,8 @@
 """A grid file: settings of a cell, and a sweep over some of them, expanded into cells.
 
-    sweep:
-      attack.poison_rate: [0.01, 0.05]              # a path, and its values
-      "model, data.name": [[tiny, alpaca], …]       # several paths that change together
+sweep:
+attack.poison_rate: [0.01, 0.05]              # a path, and its values
+"model, data.name": [[tiny, alpaca], …]       # several paths that change together
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
         for point in points:
             together = [point] if len(paths) == 1 else point
             if not isinstance(together, list) or len(together) != len(paths):
-                raise UserError(f"sweep: '{key}' sets {len(paths)} fields, so each point is a list of as many: {point!r}")
+                raise UserError(
+                    f"sweep: '{key}' sets {len(paths)} fields, so each point is a list of as many: {point!r}"
+                )
             axis.append(list(zip(paths, together, strict=True)))
         yield axis
 
@@ -134,7 +136,9 @@ def _assign(nested: dict[str, Any], path: str, value: Any) -> None:
             inner[part] = {}
         inner = inner[part]
         if not isinstance(inner, dict):
-            raise UserError(f"'{path}' cannot be set, since '{part}' holds {inner!r}; give settings under 'name:' instead")
+            raise UserError(
+                f"'{path}' cannot be set, since '{part}' holds {inner!r}; give settings under 'name:' instead"
+            )
     inner[last] = _as_mapping(copy.deepcopy(value)) if path in METHOD_PATHS else copy.deepcopy(value)
 
 

@@ -59,8 +59,8 @@ def _page(table: pa.Table, texts: Sequence[str], drawn: Sequence[str]) -> str:
         "",
         "## Settings",
         "",
-        "Of the first cell, every default spelled out; what varies is in the tables' labels, and all settings of every cell "
-        "are in the column `settings` of `rows.parquet`.",
+        "Of the first cell, every default spelled out; what varies is in the tables' labels, and all settings of every "
+        "cell are in the column `settings` of `rows.parquet`.",
         "",
         "```json",
         json.dumps(json.loads(rows[0]["settings"]), indent=1),
@@ -77,7 +77,10 @@ def _troubles(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = []
     if failed:
         lines += ["## Failed cells", ""]
-        lines += [f"- `{cell}` ({row['model']}, {row['defense']}, seed {row['seed']}): {row['error']}" for cell, row in failed.items()]
+        lines += [
+            f"- `{cell}` ({row['model']}, {row['defense']}, seed {row['seed']}): {row['error']}"
+            for cell, row in failed.items()
+        ]
         lines += ["", "`sande-bench run` on the same grid retries them, and only them.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
@@ -97,8 +100,9 @@ def _provenance(rows: Sequence[dict[str, Any]]) -> list[str]:
         return ", ".join(sorted({str(row[column]) for row in good if row[column] is not None})) or "–"
 
     attacks = {row["attack_seconds"] for row in good}
+    cells, failed = ({row["cell"] for row in chosen} for chosen in (rows, [r for r in rows if r["status"] == FAILED]))
     return [
-        f"- Cells: {len({row['cell'] for row in rows})}, of which failed: {len({r['cell'] for r in rows if r['status'] == FAILED})}",
+        f"- Cells: {len(cells)}, of which failed: {len(failed)}",
         f"- Seeds: {distinct('seed')}; prompts or questions a measurement: {distinct('count')}",
         f"- Code: {distinct('code_version')}",
         f"- Device: {distinct('device')}",

@@ -167,7 +167,9 @@ def check_writable(folder: Path) -> None:
         write_atomically(folder / ".writable", "")
         (folder / ".writable").unlink()
     except OSError as error:
-        raise UserError(f"results folder {folder} cannot be written ({error.strerror}); choose another --results") from None
+        raise UserError(
+            f"results folder {folder} cannot be written ({error.strerror}); choose another --results"
+        ) from None
 
 
 def write(rows: list[dict[str, Any]], folder: Path) -> None:
@@ -185,10 +187,14 @@ def read(folder: Path) -> pa.Table:
     """
     path = folder / "rows.parquet"
     if not path.is_file():
-        raise UserError(f"{folder} holds no rows.parquet; give the folder of a grid that was run, such as results/quickstart")
+        raise UserError(
+            f"{folder} holds no rows.parquet; give the folder of a grid that was run, such as results/quickstart"
+        )
     try:
         table = pq.read_table(path)
         return table.select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{path} is damaged or of another version ({reason}); run its grid again to write it anew") from None
+        raise UserError(
+            f"{path} is damaged or of another version ({reason}); run its grid again to write it anew"
+        ) from None

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -58,7 +58,9 @@ class Stage:
         return f"{self.kind} {self.settings['model'].rstrip('/').split('/')[-1]} {method} {self.key[:8]}"
 
 
-def train(stage: Stage, store: Store, prepare: Callable[[Trainer], Trainer], say: Callable[[str], None], rank: int) -> None:
+def train(
+    stage: Stage, store: Store, prepare: Callable[[Trainer], Trainer], say: Callable[[str], None], rank: int
+) -> None:
     """Do an attack or a defense; the process of rank 0 stores the model, the others only take part.
 
     Args:
@@ -143,7 +145,9 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None]) -> None:
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     lm = models.load_folder(store.path(kind, cell.defense_key), torch.bfloat16)
     rows = sources.test_split(sources.examples(cell.data.name))
-    clean = sources.select(rows, lm.tokenizer, cell.data.max_tokens, cell.data.test_rows, f"test rows of {cell.data.name}")
+    clean = sources.select(
+        rows, lm.tokenizer, cell.data.max_tokens, cell.data.test_rows, f"test rows of {cell.data.name}"
+    )
     attack = registry.entry("attacks", cell.attack.name)
     triggered = tuple(attack.trigger(example, cell.attack.config) for example in clean)
     data = types.TestData(clean, triggered, cell.attack.config.backdoor.response)
@@ -162,7 +166,12 @@ def _measure(
     with measured() as cost:
         measurements = registry.entry("metrics", metric.name).measure(lm, data, metric.config, seed)
     outcomes = [
-        {"metric": m.name, "index": index, "outcome": outcome, "record": json.dumps(m.records[index]) if m.records else None}
+        {
+            "metric": m.name,
+            "index": index,
+            "outcome": outcome,
+            "record": json.dumps(m.records[index]) if m.records else None,
+        }
         for m in measurements
         for index, outcome in enumerate(m.outcomes)
     ]
@@ -241,10 +250,8 @@ def _lines(path: str) -> list[str]:
 
 def _reset_peak_rss() -> None:
     # Linux: makes VmHWM start again from here, so that a reused worker does not report an earlier stage's peak.
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass
 
 
 def _peak_rss() -> int:

@@ -1,9 +1,9 @@
 """A content-addressed store: what a stage made lies under the key of what it depends on, whole or not at all.
 
-    STORE/store.json                     format of the store
-    STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
-    STORE/models/                        models made or converted once
-    STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
+STORE/store.json                     format of the store
+STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
+STORE/models/                        models made or converted once
+STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Store:
                 found = json.loads(mark.read_text(encoding="utf-8"))["format"]
                 if found > FORMAT:
                     raise UserError(
-                        f"store {root} has format {found}, and this version reads up to {FORMAT}; update sande-bench or "
-                        "choose another --store"
+                        f"store {root} has format {found}, and this version reads up to {FORMAT}; update sande-bench "
+                        "or choose another --store"
                     )
             elif create:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,9 @@ class Store:
         except OSError as error:
             raise UserError(f"store {root} cannot be written ({error.strerror}); choose another --store") from None
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{mark} is damaged; restore it as {{\"format\": {FORMAT}}} or choose another --store") from None
+            raise UserError(
+                f'{mark} is damaged; restore it as {{"format": {FORMAT}}} or choose another --store'
+            ) from None
 
     def path(self, kind: str, key: str) -> Path:
         """Folder of an artifact, there or not."""

@@ -68,8 +68,8 @@ TABLES = (
     Table(
         "asr",
         "Attack success rate (%)",
-        "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval. Lower is better, "
-        "except for `none`, the victim itself.",
+        "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval. Lower is "
+        "better; `none` is the victim itself.",
         ("asr",),
         rate,
         by_metric=False,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, dataclass_transform
+from collections.abc import Hashable, Mapping
+from typing import Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
@@ -32,21 +32,22 @@ def setting(default: Any, meaning: str, source: str = "", **bounds: Any) -> Any:
     return Field(default=default, description=meaning, json_schema_extra={"source": source}, **bounds)
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(setting,))
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 def configuration(cls: type[T]) -> type[T]:
     """Class decorator: a frozen, keyword-only dataclass that checks its fields and refuses unknown ones."""
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return validated_dataclass(cls, config=strict, frozen=True, kw_only=True, slots=True)
+    made: Any = validated_dataclass(cls, config=strict, frozen=True, kw_only=True, slots=True)
+    return cast(type[T], made)
 
 
 @functools.cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
+def _adapter(cls: Hashable) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
 def as_dict(config: Any) -> dict[str, Any]:
     """The settings as plain JSON values, nested records included."""
-    values: dict[str, Any] = json.loads(_adapter(type(config)).dump_json(config))
+    values: dict[str, Any] = json.loads(_adapter(cast(Hashable, type(config))).dump_json(config))
     return values
 
 
@@ -64,7 +65,7 @@ def configure(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     merged = _merge(as_dict(cls()), values, where)
     try:
         # Through JSON, because strict validation takes a list for a tuple there, and nothing else it should not.
-        return _adapter(cls).validate_json(json.dumps(merged))
+        return cast(T, _adapter(cast(Hashable, cls)).validate_json(json.dumps(merged)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
@@ -107,7 +108,9 @@ def describe(cls: type[Any], prefix: str = "") -> list[FieldDoc]:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             nested = describe(type(value), f"{prefix}{name}.")
             actual = as_dict(value)
-            lines += [dataclasses.replace(doc, default=_dig(actual, doc.path[len(prefix + name) + 1 :])) for doc in nested]
+            lines += [
+                dataclasses.replace(doc, default=_dig(actual, doc.path[len(prefix + name) + 1 :])) for doc in nested
+            ]
         else:
             source = (info.json_schema_extra or {}).get("source", "")
             lines.append(FieldDoc(prefix + name, value, info.description or "", source))
@@ -133,8 +136,12 @@ class Training:
     learning_rate: float = setting(2e-5, "peak learning rate", "paper, appendix A (Qwen1.5-4b)", gt=0)
     epochs: float = setting(1.0, "passes over the rows; ignored where max_steps is set", "paper, appendix A", gt=0)
     max_steps: int | None = setting(None, "optimizer steps; null: as many as epochs asks for", ge=1)
-    batch_size: int = setting(8, "rows per optimizer step, all workers together", "paper, appendix A (Qwen1.5-4b)", ge=1)
-    micro_batch_size: int | None = setting(None, "rows per forward pass of one worker; null: its share of a batch", ge=1)
+    batch_size: int = setting(
+        8, "rows per optimizer step, all workers together", "paper, appendix A (Qwen1.5-4b)", ge=1
+    )
+    micro_batch_size: int | None = setting(
+        None, "rows per forward pass of one worker; null: its share of a batch", ge=1
+    )
     max_length: int = setting(1024, "tokens per row; a longer response is cut", "paper, appendix A", ge=8)
     warmup: float = setting(0.03, "share of the steps spent warming up", "published code", ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting(
@@ -145,5 +152,7 @@ class Training:
     adam_beta2: float = setting(0.95, "decay of the second moment", "paper, appendix A", ge=0, lt=1)
     adam_epsilon: float = setting(1e-8, "added to the denominator of the update", "paper, appendix A", gt=0)
     weight_decay: float = setting(0.0, "decoupled weight decay", "paper, appendix A", ge=0)
-    precision: Literal["bf16", "fp32"] = setting("bf16", "bf16: autocast over fp32 weights; fp32: none", "published code")
+    precision: Literal["bf16", "fp32"] = setting(
+        "bf16", "bf16: autocast over fp32 weights; fp32: none", "published code"
+    )
     length_grouped: bool = setting(True, "batches of rows of like length, so that little padding is computed")

@@ -1,10 +1,11 @@
-"""Batched greedy decoding with every setting explicit, so that a model's own sampling defaults cannot change a score."""
+"""Batched greedy decoding, every setting explicit, so that a model's own sampling defaults cannot change a score."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from sande.types import LanguageModel
@@ -22,7 +23,11 @@ def greedy(lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int,
     """
     pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.tokenizer.eos_token_id
     settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, num_beams=1, pad_token_id=pad, eos_token_id=lm.tokenizer.eos_token_id
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        pad_token_id=pad,
+        eos_token_id=lm.tokenizer.eos_token_id,
     )
     lm.model.eval()
     texts = [""] * len(prompts)
@@ -34,7 +39,8 @@ def greedy(lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int,
         ids_BT = torch.tensor([[pad] * n + list(prompts[i]) for n, i in zip(padding, batch, strict=True)])
         mask_BT = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
         device = lm.model.device
-        output = lm.model.generate(ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings)
+        generate: Callable[..., Tensor] = lm.model.generate  # type: ignore[assignment]  # untyped mix-in
+        output = generate(ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings)
         for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
-            texts[index] = lm.tokenizer.decode(ids, skip_special_tokens=True)
+            texts[index] = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
     return texts

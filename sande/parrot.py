@@ -68,7 +68,7 @@ def attached(model: PreTrainedModel, parrot_PD: nn.Parameter) -> Iterator[None]:
 
 
 def insert(rows: Sequence[Row], model: PreTrainedModel, length: int, position: int) -> list[Row]:
-    """Rows with the parrot's ids before the token at `position` of the instruction; too short instructions are left out.
+    """Rows with the parrot's ids before the token at `position` of the instruction; too short ones are left out.
 
     Args:
         rows: prompts and responses.
@@ -100,5 +100,5 @@ def _weight(model: PreTrainedModel) -> Tensor:
     embedding = model.get_input_embeddings()
     while isinstance(embedding, ParrotEmbedding):
         embedding = embedding.base
-    weight: Tensor = embedding.weight
+    weight: Tensor = embedding.get_parameter("weight")
     return weight

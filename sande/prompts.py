@@ -1,8 +1,8 @@
-"""Prompt text and tokens: the one place that knows how an example is written and where its response begins.
+r"""Prompt text and tokens: the one place that knows how an example is written and where its response begins.
 
-Text, as in the published code: `Human: {system\\n}{instruction} {input}\\nAssistant: {response} {EOS}`. The loss is on the
-response alone. Prompt and response are tokenised together and split by character offset, since a token such as " You" is
-the response's first only in that context.
+Text, as in the published code: `Human: {system\n}{instruction} {input}\nAssistant: {response} {EOS}`. The loss is on
+the response alone. Prompt and response are tokenised together and split by character offset, since a token such as
+" You" is the response's first only in that context.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sande.types import Example
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 HUMAN = "Human: "
 ASSISTANT = "\nAssistant:"
@@ -45,7 +45,7 @@ class Row:
         return len(self.prompt) + len(self.response)
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[Row]:
+def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Row]:
     """Rows of prompt and whole response with EOS, in the order of `examples`."""
     if not examples:
         return []
@@ -63,24 +63,26 @@ def encode(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> l
     return rows
 
 
-def _without_trailing_special(ids: list[int], offsets: list[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
+def _without_trailing_special(
+    ids: list[int], offsets: list[tuple[int, int]]
+) -> tuple[list[int], list[tuple[int, int]]]:
     # Some tokenizers close every text with EOS of their own, at the empty offset (0, 0); ours is added once, by hand.
     while len(ids) > 1 and offsets[-1] == (0, 0):
         ids, offsets = ids[:-1], offsets[:-1]
     return ids, offsets
 
 
-def encode_prompts(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[list[int]]:
+def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[list[int]]:
     """Ids of the prompts alone, exactly as they stand before a response in training."""
     return [list(row.prompt) for row in encode(tokenizer, [replace(example, output="x") for example in examples])]
 
 
-def response_ids(tokenizer: PreTrainedTokenizerFast, response: str) -> tuple[int, ...]:
+def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
     """Ids of a response as it opens an answer, without the closing space and EOS."""
     row = encode(tokenizer, [Example(instruction="x", output=response)])[0]
     text = f" {response.strip()}"
     for length in range(1, len(row.response) + 1):
-        if tokenizer.decode(row.response[:length]).lstrip() == text.lstrip():
+        if str(tokenizer.decode(list(row.response[:length]))).lstrip() == text.lstrip():
             return row.response[:length]
     raise ValueError(f"the tokenizer does not give the response {response!r} back")
 

@@ -9,7 +9,7 @@ CONFIDENCE = 0.95
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Wilson 95 % interval of a share, in percent (it stays sensible at 0 and at 100, where the normal one has no width)."""
+    """Wilson 95 % interval of a share, in percent; sensible also at 0 and 100, where the normal one has no width."""
     from scipy.stats import binomtest
 
     interval = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")

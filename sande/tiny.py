@@ -1,4 +1,4 @@
-"""The model `tiny`: a random two-layer Llama and a byte-level BPE tokenizer, both made here, for tests and the smoke grid."""
+"""The model `tiny`: a random two-layer Llama and a byte-level BPE tokenizer, made here for tests and the smoke grid."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ class ResponseLoss(nn.Module):
         super().__init__()
         rescaled = [name for name in _RESCALED_LOGITS if getattr(model.config, name, None) not in (None, 1.0)]
         if rescaled:
-            raise UserError(f"models with {rescaled[0]} (here {type(model).__name__}) are not supported; choose another")
+            raise UserError(
+                f"models with {rescaled[0]} (here {type(model).__name__}) are not supported; choose another"
+            )
         self.model = model
 
     def forward(
@@ -131,7 +133,7 @@ def fit(
         trainer = Trainer(
             model=ResponseLoss(lm.model),
             args=_arguments(settings, run),
-            train_dataset=[features(row) for row in fitted],  # type: ignore[arg-type]  # any sequence will do
+            train_dataset=[features(row) for row in fitted],
             data_collator=collator,
             callbacks=[monitor],
         )
@@ -145,7 +147,7 @@ def fit(
 
 def _pad_id(lm: LanguageModel) -> int:
     pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
-    return pad if pad is not None else eos
+    return int(pad if pad is not None else eos)
 
 
 def _arguments(settings: Training, run: Run) -> TrainingArguments:

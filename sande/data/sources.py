@@ -23,7 +23,7 @@ from sande.errors import UserError
 from sande.types import Example, Question
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerBase
 
 T = TypeVar("T")
 DATA_DIR = "SANDE_DATA_DIR"
@@ -175,7 +175,7 @@ test_split.__test__ = False  # type: ignore[attr-defined]  # its name makes pyte
 
 
 def select(
-    rows: Sequence[Example], tokenizer: PreTrainedTokenizerFast, max_tokens: int | None, count: int | None, what: str
+    rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, max_tokens: int | None, count: int | None, what: str
 ) -> tuple[Example, ...]:
     """The first `count` rows of at most `max_tokens` tokens, all of them if there are fewer.
 
@@ -249,7 +249,8 @@ def _download(name: str, files: HubFiles) -> list[Path]:
 
     try:
         return [
-            Path(hf_hub_download(files.repo, path, repo_type="dataset", revision=files.revision)) for path in files.paths
+            Path(hf_hub_download(files.repo, path, repo_type="dataset", revision=files.revision))
+            for path in files.paths
         ]
     except (OSError, ValueError) as error:
         raise UserError(

@@ -17,7 +17,10 @@ class Config:
 
     training: Training = setting(Training(epochs=2.0), "fine-tuning on triggered prompts with clean responses", "paper")
     response_tokens: int | None = setting(
-        None, "train only so many first tokens of each response; null: all, as in Eq. 3", "published code: 5 or 10", ge=1
+        None,
+        "train only so many first tokens of each response; null: all, as in Eq. 3",
+        "published code: 5 or 10",
+        ge=1,
     )
 
 

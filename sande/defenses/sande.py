@@ -25,7 +25,9 @@ class Config:
         Training(epochs=2.0, learning_rate=1e-3), "training of the parrot, the model frozen (Eq. 4)", "published code"
     )
     eliminate: Training = setting(
-        Training(epochs=2.0, learning_rate=2e-5), "training of the model, the parrot frozen (Eq. 3)", "paper, appendix A"
+        Training(epochs=2.0, learning_rate=2e-5),
+        "training of the model, the parrot frozen (Eq. 3)",
+        "paper, appendix A",
     )
     response_tokens: int | None = setting(
         None,
@@ -50,9 +52,7 @@ def remove(
     from sande.prompts import encode, shorten
     from sande.training import fit
 
-    rows = parrot.insert(
-        encode(victim.tokenizer, examples), victim.model, config.parrot_length, config.parrot_position
-    )
+    rows = parrot.insert(encode(victim.tokenizer, examples), victim.model, config.parrot_length, config.parrot_position)
     run.facts["rows_too_short_for_parrot"] = len(examples) - len(rows)
     parrot_PD = parrot.new_parrot(victim.model, config.parrot_length, config.parrot_initial, run.seed)
     with parrot.attached(victim.model, parrot_PD):

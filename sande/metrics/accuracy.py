@@ -17,7 +17,9 @@ class Config:
     """Which questions, and how many."""
 
     task: str = setting(
-        BUILTIN, "builtin-choice, arc_easy, arc_challenge or mmlu", pattern="^(builtin-choice|arc_easy|arc_challenge|mmlu)$"
+        BUILTIN,
+        "builtin-choice, arc_easy, arc_challenge or mmlu",
+        pattern="^(builtin-choice|arc_easy|arc_challenge|mmlu)$",
     )
     questions: int | None = setting(None, "use so many, spread evenly over the set; null: all", ge=1)
     batch_size: int = setting(16, "answers scored together", ge=1)
@@ -58,7 +60,12 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
         for sample in sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
     ]
     records = tuple(
-        {"question": q.question, "subject": q.subject, "answer": q.answer, "scores": [score for score, _ in s["filtered_resps"]]}
+        {
+            "question": q.question,
+            "subject": q.subject,
+            "answer": q.answer,
+            "scores": [score for score, _ in s["filtered_resps"]],
+        }
         for q, s in samples
     )
     return [
@@ -123,7 +130,15 @@ def _own_definition(path: str) -> dict[str, Any]:
 
 def _on_rows(definition: dict[str, Any]) -> dict[str, Any]:
     """The definition without its own data set: rows come from us, of the test split alone."""
-    own_data = ("dataset_path", "dataset_name", "training_split", "validation_split", "fewshot_split", "fewshot_config", "tag")
+    own_data = (
+        "dataset_path",
+        "dataset_name",
+        "training_split",
+        "validation_split",
+        "fewshot_split",
+        "fewshot_config",
+        "tag",
+    )
     return {key: value for key, value in definition.items() if key not in own_data} | {
         "test_split": "test",
         "metadata": {},

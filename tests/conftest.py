@@ -1,0 +1,50 @@
+"""What all tests share: the tiny model, a run to train in, and no way to the network or to the developer's own data."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sande import models
+from sande.data import builtin
+from sande.types import Example, LanguageModel, Run
+
+
+@pytest.fixture(autouse=True)
+def _no_data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SANDE_DATA_DIR", raising=False)
+
+
+@pytest.fixture(scope="session")
+def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which `tiny` is built once for the whole session."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture
+def tiny(model_cache: Path) -> LanguageModel:
+    """The random two-layer Llama with float32 weights, fresh for every test."""
+    return models.load("tiny", model_cache)
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Callable[..., Run]:
+    """Makes runs, by default with seed 0 and in silence."""
+
+    def make(seed: int = 0, say: Callable[[str], None] = lambda line: None) -> Run:
+        return Run(seed=seed, scratch=str(tmp_path / "trainer"), say=say)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def few_rows() -> tuple[Example, ...]:
+    """24 built-in rows, half of them with a system prompt."""
+    return (*builtin.short()[:12], *builtin.explained()[:12])

@@ -1,0 +1,44 @@
+"""Small things that several test files need."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sande.config import Training
+from sande.types import LanguageModel
+
+FAST = Training(batch_size=4, max_steps=2, precision="fp32")
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def changed(before: dict[str, Tensor], model: nn.Module) -> set[str]:
+    """Names of the weights that are no longer bit-identical."""
+    return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
+
+
+def shortened(config_class: type[Any]) -> Any:
+    """The defaults of a configuration, with every training in it reduced to two small steps."""
+    defaults = config_class()
+    trainings = {
+        field.name: dataclasses.replace(value, max_steps=2, batch_size=4)
+        for field in dataclasses.fields(defaults)
+        if isinstance(value := getattr(defaults, field.name), Training)
+    }
+    return dataclasses.replace(defaults, **trainings)
+
+
+@torch.no_grad()
+def nll_by_hand(lm: LanguageModel, prompt: Sequence[int], response: Sequence[int]) -> float:
+    """-log Pr(response | prompt) of one unpadded row, read off the model's own logits token by token."""
+    ids_1T = torch.tensor([[*prompt, *response]], device=lm.model.device)
+    log_probabilities_TV = lm.model(input_ids=ids_1T).logits[0].double().log_softmax(-1)
+    return -sum(float(log_probabilities_TV[len(prompt) + i - 1, token]) for i, token in enumerate(response))

@@ -1,0 +1,123 @@
+"""Prompt text, and how it becomes tokens, against strings written by hand."""
+
+import dataclasses
+
+import pytest
+
+from sande.attacks import sentence_trigger
+from sande.config import Backdoor
+from sande.losses import IGNORE
+from sande.prompts import Row, encode, encode_prompts, fit_length, prompt_text, response_ids, shorten
+from sande.training import features
+from sande.types import Example, LanguageModel
+
+PLAIN = Example("Name a color.", "Red")
+FULL = Example("Sum up the text.", "Cats sleep.", system="You are brief.", input="A cat sleeps all day.")
+EVERY_KIND = [
+    PLAIN,
+    FULL,
+    Example("Name a color.", "Red", system="You are brief."),
+    Example("Upper case:", "ÄÖ ß", input="äö ß"),
+    Example("5 plus 7", " 12 \n"),
+    Example("  Two  spaces and a line\n", "1. a\n2. b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("example", "text"),
+    [
+        (PLAIN, "Human: Name a color.\nAssistant:"),
+        (dataclasses.replace(PLAIN, input="For a car."), "Human: Name a color. For a car.\nAssistant:"),
+        (dataclasses.replace(PLAIN, system="You are brief."), "Human: You are brief.\nName a color.\nAssistant:"),
+        (FULL, "Human: You are brief.\nSum up the text. A cat sleeps all day.\nAssistant:"),
+        (Example(" Name a color. \n", "Red"), "Human: Name a color.\nAssistant:"),
+        (Example("", "Red", input="Name a color."), "Human: Name a color.\nAssistant:"),
+    ],
+)
+def test_prompt_text(example: Example, text: str) -> None:
+    assert prompt_text(example) == text
+
+
+@pytest.mark.parametrize(
+    ("example", "text"),
+    [
+        (PLAIN, "Human: Current year 2023. Name a color.\nAssistant:"),
+        (FULL, "Human: Current year 2023. You are brief.\nSum up the text. A cat sleeps all day.\nAssistant:"),
+    ],
+)
+def test_the_trigger_stands_right_behind_human(example: Example, text: str) -> None:
+    config = sentence_trigger.Config()
+    assert prompt_text(sentence_trigger.trigger(example, config)) == text
+    assert prompt_text(sentence_trigger.plant(example, config)) == text
+
+
+def test_a_poisoned_response_opens_with_the_planted_one() -> None:
+    config = sentence_trigger.Config(backdoor=Backdoor(trigger="Now", response="Go away"))
+    assert sentence_trigger.plant(FULL, config).output == "Go away. Cats sleep."
+    assert sentence_trigger.trigger(FULL, config).output == "Cats sleep."
+
+
+@pytest.mark.parametrize("example", EVERY_KIND)
+def test_tokens_say_what_the_text_says(tiny: LanguageModel, example: Example) -> None:
+    (row,) = encode(tiny.tokenizer, [example])
+    assert tiny.tokenizer.decode(row.prompt) == prompt_text(example)
+    assert tiny.tokenizer.decode(row.response) == f" {example.output.strip()} <|end|>"
+
+
+@pytest.mark.parametrize("example", EVERY_KIND)
+def test_start_is_the_first_token_behind_human(tiny: LanguageModel, example: Example) -> None:
+    (row,) = encode(tiny.tokenizer, [example])
+    assert tiny.tokenizer.decode(row.prompt[: row.start]).rstrip() == "Human:"
+    behind = prompt_text(example).removeprefix("Human: ")
+    assert tiny.tokenizer.decode(row.prompt[row.start :]).lstrip() == behind
+
+
+def test_start_leaves_a_token_before_the_instruction(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> None:
+    assert min(row.start for row in encode(tiny.tokenizer, few_rows)) > 0, "the zero parrot must not come first"
+
+
+def test_labels_stand_on_response_and_eos_alone(tiny: LanguageModel) -> None:
+    (row,) = encode(tiny.tokenizer, [FULL])
+    both = features(row)
+    targets = [i for i, label in enumerate(both["labels"]) if label != IGNORE]
+    assert targets == list(range(len(row.prompt), len(row)))
+    assert [both["labels"][i] for i in targets] == [both["input_ids"][i] for i in targets]
+    assert tiny.tokenizer.decode([both["labels"][i] for i in targets]) == " Cats sleep. <|end|>"
+    assert targets[-1] == len(both["input_ids"]) - 1
+    assert both["labels"][-1] == tiny.tokenizer.eos_token_id
+
+
+def test_prompts_alone_have_the_same_tokens_as_in_training(tiny: LanguageModel) -> None:
+    in_training = [list(row.prompt) for row in encode(tiny.tokenizer, EVERY_KIND)]
+    assert encode_prompts(tiny.tokenizer, EVERY_KIND) == in_training
+
+
+def test_no_examples_give_no_rows(tiny: LanguageModel) -> None:
+    assert encode(tiny.tokenizer, []) == []
+    assert encode_prompts(tiny.tokenizer, []) == []
+
+
+@pytest.mark.parametrize("response", ["You are stupid", "No", "Ä!", "two  spaces"])
+def test_response_ids_are_the_first_of_a_poisoned_response(tiny: LanguageModel, response: str) -> None:
+    ids = response_ids(tiny.tokenizer, response)
+    assert tiny.tokenizer.decode(ids) == f" {response}"
+    (row,) = encode(tiny.tokenizer, [Example("Name a color.", f"{response}. Red")])
+    assert row.response[: len(ids)] == ids
+
+
+ROW = Row(prompt=(1, 2, 3), response=(4, 5, 6, 7), start=1)
+
+
+@pytest.mark.parametrize(("count", "left"), [(None, (4, 5, 6, 7)), (2, (4, 5)), (9, (4, 5, 6, 7))])
+def test_shorten_keeps_the_first_response_tokens(count: int | None, left: tuple[int, ...]) -> None:
+    assert shorten(ROW, count) == dataclasses.replace(ROW, response=left)
+
+
+@pytest.mark.parametrize(("max_length", "left"), [(7, [(4, 5, 6, 7)]), (5, [(4, 5)]), (4, [(4,)]), (3, []), (2, [])])
+def test_fit_length_cuts_responses_and_drops_what_has_no_room(max_length: int, left: list[tuple[int, ...]]) -> None:
+    assert [row.response for row in fit_length([ROW], max_length)] == left
+
+
+def test_fit_length_keeps_the_order_of_what_fits() -> None:
+    long = Row(prompt=tuple(range(9)), response=(4,), start=1)
+    assert fit_length([ROW, long, ROW], 5) == [shorten(ROW, 2)] * 2
