@@ -53,12 +53,10 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
 def _bar(axes: Axes, position: int, entry: Entry) -> None:
     value, low, high = (number or 0.0 for number in (entry.value, entry.low, entry.high))
     error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axes.bar(
-        position, entry.value, color="#b33" if entry.defense == "none" else "#37a", yerr=error, capsize=4, width=0.7
-    )
+    axes.bar(position, value, color="#b33" if entry.defense == "none" else "#37a", yerr=error, capsize=4, width=0.7)
     axes.annotate(
-        f"{entry.value:.1f}",
-        (position, entry.high),
+        f"{value:.1f}",
+        (position, high),
         ha="center",
         va="bottom",
         xytext=(0, 3),

@@ -42,7 +42,7 @@ def configuration(cls: type[T]) -> type[T]:
 
 @functools.cache
 def _adapter(cls: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(cls)
+    return TypeAdapter(cast(Any, cls))
 
 
 def as_dict(config: Any) -> dict[str, Any]:
