@@ -45,7 +45,8 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
         axes.set_ylim(0, 112)
         axes.set_yticks(range(0, 101, 20))
         axes.set_ylabel("attack success rate (%)")
-        axes.set_title(victim, fontsize=9)
+        weak = any(entry.attack_failed for entry in shown if entry.victim == victim)
+        axes.set_title(f"{victim} [attack failed]" if weak else victim, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

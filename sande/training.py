@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -30,6 +32,7 @@ from sande.prompts import Row, fit_length
 from sande.types import LanguageModel, Run
 
 PROGRESS_SECONDS = 10.0
+GROUP_STEPS = 50  # rows are sorted by length within so many steps, which leaves their order random beyond that
 # Models that change their logits after the output layer would get another loss from ResponseLoss than from themselves.
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -93,9 +96,18 @@ class Collator:
         }
 
 
-def features(row: Row) -> dict[str, list[int]]:
-    """The row as ids and labels; the prompt carries no loss."""
-    return {"input_ids": [*row.prompt, *row.response], "labels": [IGNORE] * len(row.prompt) + list(row.response)}
+class OrderedRows(Dataset[dict[str, list[int]]]):
+    """Rows in the order in which they are trained on, as ids and labels; the prompt carries no loss."""
+
+    def __init__(self, rows: Sequence[Row], order: Sequence[int]) -> None:
+        self.rows, self.order = rows, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        row = self.rows[self.order[index]]
+        return {"input_ids": [*row.prompt, *row.response], "labels": [IGNORE] * len(row.prompt) + list(row.response)}
 
 
 def fit(
@@ -123,6 +135,7 @@ def fit(
     fitted = fit_length(rows, settings.max_length)
     if not fitted:
         raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; raise it")
+    order = row_order([len(row) for row in fitted], settings, run.seed)
     trained = {id(p) for p in (parameters if parameters is not None else lm.model.parameters())}
     before = [(p, p.requires_grad) for p in lm.model.parameters()]
     collator = Collator(_pad_id(lm))
@@ -132,8 +145,8 @@ def fit(
             parameter.requires_grad_(id(parameter) in trained)
         trainer = Trainer(
             model=ResponseLoss(lm.model),
-            args=_arguments(settings, run),
-            train_dataset=[features(row) for row in fitted],
+            args=_arguments(settings, run, steps=len(order) // settings.batch_size),
+            train_dataset=OrderedRows(fitted, order),
             data_collator=collator,
             callbacks=[monitor],
         )
@@ -150,7 +163,36 @@ def _pad_id(lm: LanguageModel) -> int:
     return int(pad if pad is not None else eos)
 
 
-def _arguments(settings: Training, run: Run) -> TrainingArguments:
+def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int]:
+    """Which row comes when: indices for whole optimizer steps, a new permutation for each pass over the rows.
+
+    Decided here and not by a sampler, so that it depends on the seed alone, and workers and micro-batches only split the
+    rows of a step among them. Passes follow each other without a gap; every step has `batch_size` rows.
+
+    Args:
+        lengths: tokens of each row.
+        settings: `epochs` or `max_steps`, `batch_size`, and whether rows of like length share a batch.
+        seed: of the stage.
+    """
+    size = settings.batch_size
+    steps = settings.max_steps or max(1, round(settings.epochs * len(lengths) / size))
+    generator = random.Random(seed)
+    order: list[int] = []
+    while len(order) < steps * size:
+        order += generator.sample(range(len(lengths)), len(lengths))
+    order = order[: steps * size]
+    if not settings.length_grouped:
+        return order
+    batches: list[list[int]] = []
+    for begin in range(0, len(order), GROUP_STEPS * size):
+        group = sorted(order[begin : begin + GROUP_STEPS * size], key=lambda index: lengths[index])
+        alike = [group[i : i + size] for i in range(0, len(group), size)]
+        generator.shuffle(alike)
+        batches += alike
+    return [index for batch in batches for index in batch]
+
+
+def _arguments(settings: Training, run: Run, steps: int) -> TrainingArguments:
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     micro = settings.micro_batch_size or max(1, settings.batch_size // workers)
     if settings.batch_size % (micro * workers):
@@ -161,8 +203,7 @@ def _arguments(settings: Training, run: Run) -> TrainingArguments:
     return TrainingArguments(
         output_dir=run.scratch,
         seed=run.seed,
-        num_train_epochs=settings.epochs,
-        max_steps=settings.max_steps or -1,
+        max_steps=steps,
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=settings.batch_size // (micro * workers),
         learning_rate=settings.learning_rate,
@@ -175,7 +216,7 @@ def _arguments(settings: Training, run: Run) -> TrainingArguments:
         adam_epsilon=settings.adam_epsilon,
         weight_decay=settings.weight_decay,
         bf16=settings.precision == "bf16",
-        train_sampling_strategy="group_by_length" if settings.length_grouped else "random",
+        train_sampling_strategy="sequential",  # in the order of row_order
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
