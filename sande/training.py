@@ -96,8 +96,13 @@ class Collator:
         }
 
 
+def features(row: Row) -> dict[str, list[int]]:
+    """The row as ids and labels; the prompt carries no loss."""
+    return {"input_ids": [*row.prompt, *row.response], "labels": [IGNORE] * len(row.prompt) + list(row.response)}
+
+
 class OrderedRows(Dataset[dict[str, list[int]]]):
-    """Rows in the order in which they are trained on, as ids and labels; the prompt carries no loss."""
+    """Rows in the order in which they are trained on."""
 
     def __init__(self, rows: Sequence[Row], order: Sequence[int]) -> None:
         self.rows, self.order = rows, order
@@ -106,8 +111,7 @@ class OrderedRows(Dataset[dict[str, list[int]]]):
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        row = self.rows[self.order[index]]
-        return {"input_ids": [*row.prompt, *row.response], "labels": [IGNORE] * len(row.prompt) + list(row.response)}
+        return features(self.rows[self.order[index]])
 
 
 def fit(
@@ -166,8 +170,8 @@ def _pad_id(lm: LanguageModel) -> int:
 def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int]:
     """Which row comes when: indices for whole optimizer steps, a new permutation for each pass over the rows.
 
-    Decided here and not by a sampler, so that it depends on the seed alone, and workers and micro-batches only split the
-    rows of a step among them. Passes follow each other without a gap; every step has `batch_size` rows.
+    Decided here and not by a sampler, so that it depends on the seed alone, and workers and micro-batches only split
+    the rows of a step among them. Passes follow each other without a gap; every step has `batch_size` rows.
 
     Args:
         lengths: tokens of each row.
