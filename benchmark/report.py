@@ -62,9 +62,13 @@ def _page(table: pa.Table, texts: Sequence[str], drawn: Sequence[str]) -> str:
         "Of the first cell, every default spelled out; what varies is in the tables' labels, and all settings of every "
         "cell are in the column `settings` of `rows.parquet`.",
         "",
+        "<details><summary>All of them</summary>",
+        "",
         "```json",
         json.dumps(json.loads(rows[0]["settings"]), indent=1),
         "```",
+        "",
+        "</details>",
         "",
     ]
     return "\n".join(parts)
@@ -106,6 +110,7 @@ def _provenance(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"- Seeds: {distinct('seed')}; prompts or questions a measurement: {distinct('count')}",
         f"- Code: {distinct('code_version')}",
         f"- Device: {distinct('device')}",
+        f"- Versions: {distinct('versions')}",
         f"- Measured from {min((row['started_at'] for row in good), default='–')} to "
         f"{max((row['started_at'] for row in good), default='–')}",
         f"- Training of the victims: {', '.join(f'{seconds:.0f} s' for seconds in sorted(attacks)) or '–'}",

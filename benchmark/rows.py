@@ -51,6 +51,7 @@ SCHEMA = pa.schema(
         ("metric_seconds", pa.float64()),
         ("device", pa.string()),
         ("code_version", pa.string()),
+        ("versions", pa.string()),  # of Python and the libraries that compute
         ("started_at", pa.string()),
         ("settings", pa.string()),  # all of the cell's, as JSON
     ]
@@ -133,6 +134,7 @@ def _metric_rows(
                 "metric_seconds": evaluation["seconds"],
                 "device": evaluation["device"],
                 "code_version": evaluation["code_version"],
+                "versions": ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items()),
                 "started_at": evaluation["started_at"],
             }
         )

@@ -206,8 +206,7 @@ def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, An
         "tokens": tokens,
         "device": device(),
         "code_version": code_version(),
-        "versions": {name: version(name) for name in LIBRARIES},
-        "python": platform.python_version(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         **more,
     }
 
