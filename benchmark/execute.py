@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -79,7 +80,8 @@ def run(
     folder = store.scratch("tune")
     try:
         per_worker = allotment(resources)
-        searcher = StageSearcher(plan, say)
+        common = {"store": str(store.root), "workers": resources.workers, "per_worker": per_worker}
+        searcher = StageSearcher(plan, common, say)
         tuner = tune.Tuner(
             tune.with_resources(StageTrial, _trial_resources(resources, per_worker)),
             param_space={},
@@ -96,23 +98,24 @@ def run(
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        searcher.common = {"store": str(store.root), "workers": resources.workers, "per_worker": per_worker}
         tuner.fit()
-        return searcher.errors
+        unfinished = {stage.key for stage in plan.missing} - searcher.done - set(searcher.errors)
+        # Tune returns early, without an exception, when the user interrupts it.
+        return searcher.errors | dict.fromkeys(unfinished, "not finished, the run was interrupted; run again to go on")
     finally:
         ray.shutdown()
-        _remove(folder)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class StageSearcher(Searcher):
     """Offers Tune the next stage whose needs are met; a stage whose need failed fails with it."""
 
-    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, common: Mapping[str, Any], say: Callable[[str], None]) -> None:
         super().__init__(metric="ok", mode="max")
+        self._common = common  # goes into every trial's config
         self.waiting = {stage.key: stage for stage in plan.missing}
         self.done = set(plan.done)
         self.errors: dict[str, str] = {}
-        self.common: dict[str, Any] = {}
         self._running: dict[str, tuple[Stage, float]] = {}
         self._say = say
         self._total = len(self.waiting)
@@ -128,7 +131,7 @@ class StageSearcher(Searcher):
             elif self.done.issuperset(stage.needs):
                 del self.waiting[key]
                 self._running[trial_id] = (stage, time.perf_counter())
-                return {"stage": asdict(stage), **self.common}
+                return {"stage": asdict(stage), **self._common}
         return None if self.waiting else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -288,9 +291,3 @@ def _quiet() -> None:
     transformers.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     warnings.filterwarnings("ignore")
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +11,9 @@ import pytest
 from sande import models
 from sande.data import builtin
 from sande.types import Example, LanguageModel, Run
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which nothing above does
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 @pytest.fixture(autouse=True)

@@ -77,7 +77,9 @@ def test_eq_4_on_the_planted_response_behind_a_parrot(tiny: LanguageModel, few_r
 
 
 def test_eos_is_a_target_though_it_also_pads(tiny: LanguageModel) -> None:
-    rows = encode(tiny.tokenizer, [Example("Name a color.", "Red"), Example("Name a color.", "Red and green and blue.")])
+    rows = encode(
+        tiny.tokenizer, [Example("Name a color.", "Red"), Example("Name a color.", "Red and green and blue.")]
+    )
     batch = Collator(pad_id=tiny.tokenizer.eos_token_id)([features(row) for row in rows])
     end = len(rows[0]) - 1
     assert batch["labels"][0, end] == tiny.tokenizer.eos_token_id

@@ -46,6 +46,15 @@ def test_rows_too_short_for_the_position_are_left_out(tiny: LanguageModel) -> No
     assert [row.prompt for row in inserted] == [(1, 2, 3, 4, 5, *PARROT, 6, 7, 8)]
 
 
+@pytest.mark.parametrize("position", [2, 5, 10])
+def test_the_parrot_stands_inside_the_instruction(tiny: LanguageModel, position: int) -> None:
+    examples = [Example(f"{'a ' * words}", "b") for words in range(1, 15)]
+    inserted = parrot.insert(encode(tiny.tokenizer, examples), tiny.model, LENGTH, position)
+    behind = [row.prompt[row.prompt.index(FIRST) + LENGTH :] for row in inserted]
+    texts = [tiny.tokenizer.decode(ids).removesuffix("\nAssistant:") for ids in behind]
+    assert all(set(text) == {" ", "a"} for text in texts), "an instruction too short for the position is left out"
+
+
 def test_a_position_beyond_every_prompt_is_an_error_with_the_longest_length(tiny: LanguageModel) -> None:
     with pytest.raises(UserError, match=r"parrot_position 6 .* longest has 6 tokens"):
         parrot.insert([ROW, Row(prompt=(1, 2, 3), response=(9,), start=2)], tiny.model, LENGTH, 6)
@@ -87,7 +96,11 @@ def test_parrot_ids_give_the_logits_of_embeddings_put_together_by_hand(
 
 
 def test_the_output_layer_and_the_model_stay_as_they_were(tiny: LanguageModel, noise: torch.nn.Parameter) -> None:
-    embedding, output, before = tiny.model.get_input_embeddings(), tiny.model.get_output_embeddings(), weights(tiny.model)
+    embedding, output, before = (
+        tiny.model.get_input_embeddings(),
+        tiny.model.get_output_embeddings(),
+        weights(tiny.model),
+    )
     with parrot.attached(tiny.model, noise):
         assert tiny.model.get_output_embeddings() is output
         assert output.weight is embedding.weight, "still tied"

@@ -141,7 +141,9 @@ def test_no_fitting_row_is_an_error(tiny: LanguageModel, rows: list[Row], new_ru
         fit(tiny, rows, with_settings(max_length=8), new_run(), "osft")
 
 
-def test_micro_batches_give_the_weights_of_the_whole_batch(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
+def test_micro_batches_give_the_weights_of_the_whole_batch(
+    tiny: LanguageModel, rows: list[Row], new_run: NewRun
+) -> None:
     # Every step sees all rows. A large epsilon, because Adam turns rounding of a gradient near zero into a whole step.
     whole = with_settings(batch_size=24, max_steps=3, learning_rate=1e-2, adam_epsilon=1e-2)
     before = weights(tiny.model)
