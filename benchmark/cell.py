@@ -172,7 +172,7 @@ class Cell:
                 "seed": self.seed,
                 "model": self.defense_key,
                 "data": [sources.fingerprint(self.data.name), self.data.test_rows, self.data.max_tokens],
-                "reads": [sources.fingerprint(name) for name in reads],
+                "reads": [sources.fingerprint(name, sources.QUESTIONS) for name in reads],
                 "metric": metric.depends_on,
             }
         )

@@ -1,8 +1,8 @@
 """A grid file: settings of a cell, and a sweep over some of them, expanded into cells.
 
 sweep:
-attack.poison_rate: [0.01, 0.05]              # a path, and its values
-"model, data.name": [[tiny, alpaca], …]       # several paths that change together
+  attack.poison_rate: [0.01, 0.05]              # a path, and its values
+  "model, data.name": [[tiny, alpaca], …]       # several paths that change together
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ def greedy(lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int,
         eos_token_id=lm.tokenizer.eos_token_id,
     )
     lm.model.eval()
+    lm.model.generation_config = settings  # generate() fills what settings leave open from here
     texts = [""] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for begin in range(0, len(by_length), batch_size):

@@ -66,7 +66,7 @@ def identify(name: str) -> str:
         return f"{HUB_MODELS[name].repo}@{HUB_MODELS[name].revision}"
     if _PINNED.fullmatch(name):
         return name
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return f"folder:{_folder_hash(_checked_folder(name))}"
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"model '{name}' has no pinned revision; write {name}@COMMIT with its 40-digit commit")
@@ -119,6 +119,7 @@ def save(lm: LanguageModel, folder: Path) -> None:
 
 def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -127,7 +128,7 @@ def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = Non
         model = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(
             f"model '{source}' cannot be loaded ({reason}); check the folder, the id or the network"

@@ -52,7 +52,7 @@ def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int)
     weight_VD = _weight(model)
     parrot_PD = torch.zeros(length, weight_VD.shape[1])
     if initial == "noise":
-        parrot_PD.normal_(0.0, float(weight_VD.float().std()), generator=torch.Generator().manual_seed(seed))
+        parrot_PD.normal_(0.0, float(weight_VD.detach().float().std()), generator=torch.Generator().manual_seed(seed))
     return nn.Parameter(parrot_PD.to(weight_VD.device))
 
 
@@ -85,10 +85,10 @@ def insert(rows: Sequence[Row], model: PreTrainedModel, length: int, position: i
     inserted = []
     for row in rows:
         at = row.start + position
-        if at < len(row.prompt):
+        if at < row.end:
             inserted.append(replace(row, prompt=(*row.prompt[:at], *parrot, *row.prompt[at:])))
     if not inserted:
-        longest = max(len(row.prompt) - row.start for row in rows)
+        longest = max(row.end - row.start for row in rows)
         raise UserError(
             f"parrot_position {position} lies beyond every prompt (the longest has {longest} tokens from the "
             "instruction on); lower it"

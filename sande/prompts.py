@@ -7,6 +7,7 @@ the response alone. Prompt and response are tokenised together and split by char
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -34,12 +35,15 @@ class Row:
     Attributes:
         prompt: ids before the response.
         response: ids of the response, with the closing EOS where it is kept.
-        start: index into `prompt` of the token that holds the instruction's first character.
+        start: index into `prompt` of the first token behind `Human: `: of the system prompt where there is one, else of
+            the instruction. The trigger stands there, and parrot positions count from there.
+        end: index into `prompt` of the token that ends the instruction and opens `Assistant:`.
     """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
     start: int
+    end: int
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
@@ -55,11 +59,14 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
     rows = []
     for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ids, offsets = _without_trailing_special(ids, offsets)
-        boundary = next(i for i, (_, end) in enumerate(offsets) if end > len(prompt))
-        start = next(i for i, (_, end) in enumerate(offsets) if end > len(HUMAN))
+        ends = [end for _, end in offsets]
+        # The token that holds a character is the first that ends behind it.
+        start, end, boundary = (
+            bisect_right(ends, at) for at in (len(HUMAN), len(prompt) - len(ASSISTANT), len(prompt))
+        )
         if offsets[boundary][0] < len(prompt):
             raise ValueError(f"the tokenizer joins the end of a prompt and its response: {prompt[-20:]!r}")
-        rows.append(Row(tuple(ids[:boundary]), (*ids[boundary:], tokenizer.eos_token_id), start))
+        rows.append(Row(tuple(ids[:boundary]), (*ids[boundary:], tokenizer.eos_token_id), start, end))
     return rows
 
 

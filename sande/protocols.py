@@ -50,7 +50,7 @@ class Metric(Protocol):
         """Names of the measurements that `measure` gives, in its order."""
 
     def reads(self, config: Any) -> tuple[str, ...]:
-        """Names of the data sets it reads besides the test rows; the result's key depends on their content."""
+        """Names of the question sets it reads besides the test rows; the result's key depends on their content."""
 
     def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
         """One measurement for each of `names`."""

@@ -10,8 +10,9 @@ import ast
 import functools
 import hashlib
 import importlib
+import importlib.util
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -80,11 +81,17 @@ def _imports(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        for node in ast.walk(_tree(name)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sande":
-                members = [f"{node.module}.{alias.name}" for alias in node.names]
-                pending += [dotted for dotted in [node.module, *members] if dotted != "sande" and _path(dotted)]
+        pending += [dotted for dotted in _imported(name) if dotted.startswith("sande.") and _path(dotted)]
     return found
+
+
+def _imported(module: str) -> Iterator[str]:
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+            yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 def _path(module: str) -> Path | None:

@@ -5,6 +5,7 @@ Shapes: B rows, T positions, N target tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import random
@@ -73,17 +74,15 @@ class ResponseLoss(nn.Module):
 
 
 class Collator:
-    """Pads rows on the right into a batch, and counts the tokens that pass through."""
+    """Pads rows on the right into a batch."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
-        self.tokens = 0
 
     def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
         """Batch of `input_ids`, `attention_mask`, `labels` (B, T) and `positions` (N,)."""
         lengths = [len(feature["input_ids"]) for feature in features]
         width = max(lengths)
-        self.tokens += sum(lengths)
         labels_BT = torch.tensor([f["labels"] + [IGNORE] * (width - n) for f, n in zip(features, lengths, strict=True)])
         return {
             "input_ids": torch.tensor(
@@ -142,8 +141,8 @@ def fit(
     order = row_order([len(row) for row in fitted], settings, run.seed)
     trained = {id(p) for p in (parameters if parameters is not None else lm.model.parameters())}
     before = [(p, p.requires_grad) for p in lm.model.parameters()]
-    collator = Collator(_pad_id(lm))
-    monitor = Monitor(stage, run, collator)
+    tokens = list(itertools.accumulate(len(fitted[index]) for index in order))
+    monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     try:
         for parameter, _ in before:
             parameter.requires_grad_(id(parameter) in trained)
@@ -151,7 +150,7 @@ def fit(
             model=ResponseLoss(lm.model),
             args=_arguments(settings, run, steps=len(order) // settings.batch_size),
             train_dataset=OrderedRows(fitted, order),
-            data_collator=collator,
+            data_collator=Collator(_pad_id(lm)),
             callbacks=[monitor],
         )
         trainer.remove_callback(PrinterCallback)  # one line a step would drown everything else
@@ -183,10 +182,12 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int
     generator = random.Random(seed)
     order: list[int] = []
     while len(order) < steps * size:
-        order += generator.sample(range(len(lengths)), len(lengths))
-    order = order[: steps * size]
-    if not settings.length_grouped:
-        return order
+        one_pass = generator.sample(range(len(lengths)), len(lengths))
+        order += _alike(one_pass, lengths, size, generator) if settings.length_grouped else one_pass
+    return order[: steps * size]
+
+
+def _alike(order: list[int], lengths: Sequence[int], size: int, generator: random.Random) -> list[int]:
     batches: list[list[int]] = []
     for begin in range(0, len(order), GROUP_STEPS * size):
         group = sorted(order[begin : begin + GROUP_STEPS * size], key=lambda index: lengths[index])
@@ -235,8 +236,9 @@ def _arguments(settings: Training, run: Run, steps: int) -> TrainingArguments:
 class Monitor(TrainerCallback):
     """Says how a stage comes along, stops it when a number is not finite, and sums it up."""
 
-    def __init__(self, stage: str, run: Run, collator: Collator) -> None:
-        self.stage, self.run, self.collator = stage, run, collator
+    def __init__(self, stage: str, run: Run, tokens_after: Sequence[int]) -> None:
+        """`tokens_after`: tokens of all workers after each step, padding not counted."""
+        self.stage, self.run, self.tokens_after = stage, run, tokens_after
         self.losses: list[float] = []
         self.started = self.spoke = time.perf_counter()
 
@@ -273,7 +275,7 @@ class Monitor(TrainerCallback):
             left = elapsed / state.global_step * (state.max_steps - state.global_step)
             self.run.say(
                 f"{self.stage}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, "
-                f"{self.collator.tokens / elapsed:.0f} tokens/s, {_clock(left)} left"
+                f"{self.tokens_after[state.global_step - 1] / elapsed:.0f} tokens/s, {_clock(left)} left"
             )
 
     def summary(self) -> dict[str, float | int]:
@@ -282,7 +284,7 @@ class Monitor(TrainerCallback):
         tenth = max(1, len(self.losses) // 10)
         return {
             "steps": len(self.losses),
-            "tokens": self.collator.tokens,
+            "tokens": self.tokens_after[-1],
             "seconds": round(seconds, 3),
             "first_loss": sum(self.losses[:tenth]) / tenth,
             "last_loss": sum(self.losses[-tenth:]) / tenth,

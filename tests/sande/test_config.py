@@ -118,7 +118,7 @@ def test_what_is_no_mapping_is_refused_where_settings_belong(values: Any) -> Non
 
 
 def test_a_yaml_date_is_refused_in_one_sentence() -> None:
-    with pytest.raises(UserError, match="^here: .*numbers, strings, lists and mappings only$"):
+    with pytest.raises(UserError, match=r"^here: .*numbers, strings, lists and mappings only$"):
         configure(Outer, {"name": datetime.date(2023, 1, 1)}, "here")
 
 

@@ -105,7 +105,7 @@ def test_response_ids_are_the_first_of_a_poisoned_response(tiny: LanguageModel, 
     assert row.response[: len(ids)] == ids
 
 
-ROW = Row(prompt=(1, 2, 3), response=(4, 5, 6, 7), start=1)
+ROW = Row(prompt=(1, 2, 3), response=(4, 5, 6, 7), start=1, end=3)
 
 
 @pytest.mark.parametrize(("count", "left"), [(None, (4, 5, 6, 7)), (2, (4, 5)), (9, (4, 5, 6, 7))])
@@ -119,5 +119,5 @@ def test_fit_length_cuts_responses_and_drops_what_has_no_room(max_length: int, l
 
 
 def test_fit_length_keeps_the_order_of_what_fits() -> None:
-    long = Row(prompt=tuple(range(9)), response=(4,), start=1)
+    long = Row(prompt=tuple(range(9)), response=(4,), start=1, end=3)
     assert fit_length([ROW, long, ROW], 5) == [shorten(ROW, 2)] * 2

@@ -11,7 +11,7 @@ from sande import training
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.prompts import Row, encode
-from sande.training import fit
+from sande.training import fit, row_order
 from sande.types import Example, LanguageModel, Run
 from tests.sande.helpers import FAST, changed, weights
 
@@ -92,38 +92,42 @@ def test_the_seed_decides_every_bit(
 def test_a_nan_is_an_error_that_names_stage_and_step(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
     with torch.no_grad():
         tiny.model.model.norm.weight[0] = float("nan")
-    with pytest.raises(NonFiniteError, match="^stage simulate: .* is nan at step 1 of 2; "):
+    with pytest.raises(NonFiniteError, match=r"^stage simulate: .* is nan at step 1 of 2; "):
         fit(tiny, rows, FAST, new_run(), "simulate")
 
 
 def test_a_runaway_learning_rate_is_an_error(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
     settings = with_settings(learning_rate=1e30, warmup=0.0, max_steps=5)
-    with pytest.raises(NonFiniteError, match="stage attack: .* lower the learning rate"):
+    with pytest.raises(NonFiniteError, match=r"stage attack: .* lower the learning rate"):
         fit(tiny, rows, settings, new_run(), "attack")
 
 
 def test_facts_count_epochs_tokens_and_rows(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
     run = new_run()
-    fit(tiny, rows, with_settings(max_steps=None, epochs=2.0, batch_size=10), run, "attack")
+    fit(tiny, rows, with_settings(max_steps=None, epochs=2.0, batch_size=8), run, "attack")
     facts = run.facts["attack"]
-    assert facts["steps"] == 2 * 3, "24 rows in batches of 10: the last one of an epoch is short"
+    assert facts["steps"] == 2 * 3
     assert facts["tokens"] == 2 * sum(map(len, rows))
     assert (facts["rows"], facts["rows_left_out"]) == (24, 0)
     assert facts["seconds"] > 0
 
 
-def test_max_steps_overrules_epochs(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"max_steps": 3, "epochs": 50.0}, 3),
+        ({"max_steps": None, "epochs": 0.5}, 3),
+        ({"max_steps": None, "epochs": 2.0, "batch_size": 10}, 5),
+        ({"max_steps": None, "epochs": 0.001}, 1),
+    ],
+    ids=["max_steps overrules epochs", "part of an epoch", "to the nearest step", "at least one"],
+)
+def test_steps(tiny: LanguageModel, rows: list[Row], new_run: NewRun, settings: dict[str, Any], steps: int) -> None:
     run = new_run()
-    fit(tiny, rows, with_settings(max_steps=3, epochs=50.0), run, "attack")
-    assert run.facts["attack"]["steps"] == 3
-
-
-def test_tokens_are_those_trained_on_where_an_epoch_is_cut_short(
-    tiny: LanguageModel, rows: list[Row], new_run: NewRun
-) -> None:
-    run = new_run()
-    fit(tiny, [rows[0]] * 24, with_settings(max_steps=2, batch_size=4), run, "attack")
-    assert run.facts["attack"]["tokens"] == 2 * 4 * len(rows[0])
+    fit(tiny, [rows[0]] * 24, with_settings(**settings), run, "attack")
+    size = settings.get("batch_size", FAST.batch_size)
+    assert run.facts["attack"]["steps"] == steps
+    assert run.facts["attack"]["tokens"] == steps * size * len(rows[0]), "none that was fetched and not trained on"
 
 
 def test_rows_without_room_for_a_response_are_left_out_and_counted(
@@ -144,11 +148,11 @@ def test_no_fitting_row_is_an_error(tiny: LanguageModel, rows: list[Row], new_ru
 def test_micro_batches_give_the_weights_of_the_whole_batch(
     tiny: LanguageModel, rows: list[Row], new_run: NewRun
 ) -> None:
-    # Every step sees all rows. A large epsilon, because Adam turns rounding of a gradient near zero into a whole step.
-    whole = with_settings(batch_size=24, max_steps=3, learning_rate=1e-2, adam_epsilon=1e-2)
+    # A large epsilon, because Adam turns rounding of a gradient near zero into a whole step.
+    whole = with_settings(batch_size=8, max_steps=3, learning_rate=1e-2, adam_epsilon=1e-2)
     before = weights(tiny.model)
     expected = trained(tiny, rows, whole, new_run())
-    split = trained(tiny, rows, dataclasses.replace(whole, micro_batch_size=6), new_run())
+    split = trained(tiny, rows, dataclasses.replace(whole, micro_batch_size=2), new_run())
     moved = max(float((expected[name] - before[name]).abs().max()) for name in before)
     apart = max(float((expected[name] - split[name]).abs().max()) for name in before)
     assert moved > 1e-3
@@ -195,3 +199,47 @@ def test_prepare_gets_the_trainer_before_it_starts(tiny: LanguageModel, rows: li
 
     fit(tiny, rows, FAST, dataclasses.replace(new_run(), prepare=prepare), "attack")
     assert seen == [0]
+
+
+# --- Order of the rows ----------------------------------------------------------------------------------------------
+
+LENGTHS = [10 + (37 * i) % 64 for i in range(64)]  # all distinct, in no order
+
+
+def batches(epochs: float, grouped: bool, seed: int = 0) -> list[list[int]]:
+    settings = Training(epochs=epochs, batch_size=8, length_grouped=grouped)
+    order = row_order(LENGTHS, settings, seed)
+    return [order[i : i + 8] for i in range(0, len(order), 8)]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_every_pass_sees_every_row_once(grouped: bool) -> None:
+    assert sorted(index for batch in batches(1.0, grouped) for index in batch) == list(range(64))
+    assert sorted(index for batch in batches(3.0, grouped) for index in batch) == sorted(list(range(64)) * 3)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_seed_decides_the_order(grouped: bool) -> None:
+    assert batches(2.0, grouped, seed=1) == batches(2.0, grouped, seed=1)
+    assert batches(2.0, grouped, seed=1) != batches(2.0, grouped, seed=2)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_passes_differ_in_their_order(grouped: bool) -> None:
+    both = batches(2.0, grouped)
+    assert both[:8] != both[8:]
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_no_batch_holds_a_row_twice(grouped: bool) -> None:
+    assert all(len(set(batch)) == 8 for batch in batches(3.0, grouped))
+
+
+def test_grouped_batches_hold_rows_of_like_length_in_no_order_of_length() -> None:
+    spans = [[LENGTHS[index] for index in batch] for batch in batches(1.0, grouped=True)]
+    assert all(max(span) - min(span) == 7 for span in spans)
+    assert [min(span) for span in spans] != sorted(min(span) for span in spans)
+
+
+def test_fewer_rows_than_a_batch_fill_it() -> None:
+    assert sorted(row_order([5, 6, 7], Training(max_steps=1, batch_size=6), seed=0)) == [0, 0, 1, 1, 2, 2]

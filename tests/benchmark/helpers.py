@@ -1,0 +1,76 @@
+"""Cells of the model `tiny` on built-in data, and a store filled by hand, without training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmark.cell import Cell
+from benchmark.plan import make, stages_of, victim_of
+from benchmark.rows import build, write
+from benchmark.stages import Stage
+from benchmark.store import Store
+from sande import registry
+
+SMALL: dict[str, Any] = {
+    "model": "tiny",
+    "data": {"name": "builtin-short", "rows": 16, "test_rows": 50},
+    "removal": {"name": "builtin-short", "rows": 16},
+}
+ACCURACY = {"name": "accuracy", "task": "builtin-choice", "questions": 50}
+SFT_SLOW = {"name": "sft", "training": {"learning_rate": 1e-4}}
+SFT_FAST = {"name": "sft", "training": {"learning_rate": 1e-3}}
+
+
+def cell(**changes: Any) -> Cell:
+    """A small cell with changes at the top of its settings."""
+    return Cell.parse(SMALL | changes)
+
+
+def stage(of: Cell, kind: str) -> Stage:
+    return next(stage for stage in stages_of(of) if stage.kind == kind)
+
+
+def put(store: Store, kind: str, key: str, manifest: Mapping[str, Any]) -> None:
+    if not store.has(kind, key):
+        store.put(kind, key, lambda folder: dict(manifest))
+
+
+def trained(seconds: float, tokens: int) -> dict[str, Any]:
+    return {"seconds": seconds, "tokens": tokens, "peak_memory_bytes": 3 * 2**30}
+
+
+def measure(store: Store, of: Cell, successes: Mapping[str, int]) -> None:
+    """Outcomes of a cell's metrics over 50 trials; a measurement that is not named has none."""
+    for metric in of.metrics:
+        names = registry.entry("metrics", metric.name).names(metric.config)
+        counts = [{"name": name, "successes": successes.get(name, 0), "count": 50} for name in names]
+        manifest = {
+            "measurements": counts,
+            "seconds": 2.5,
+            "device": "abacus",
+            "code_version": "1.2.3",
+            "versions": {"python": "3.11", "torch": "2.13"},
+            "started_at": "2026-01-01T00:00:00+00:00",
+        }
+        put(store, "evaluate", of.evaluation_key(metric), manifest)
+
+
+def finish(store: Store, of: Cell, victim: Mapping[str, int], defended: Mapping[str, int] | None = None) -> Cell:
+    """Puts all artifacts of a cell and its victim, with so many successes of 50 for each measurement."""
+    put(store, "attack", of.attack_key, trained(100.0, 9000))
+    measure(store, victim_of(of), victim)
+    if of.defense.name != "none":
+        put(store, "defend", of.defense_key, trained(58.4, 12_400))
+        measure(store, of, defended or {})
+    return of
+
+
+def rows_of(store: Store, *cells: Cell, errors: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    return build("hand", make(cells, store), store, errors or {})
+
+
+def report_folder(store: Store, folder: Path, *cells: Cell, errors: Mapping[str, str] | None = None) -> Path:
+    """A results folder with the rows of these cells."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write(rows_of(store, *cells, errors=errors), folder)
+    return folder

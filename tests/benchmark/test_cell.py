@@ -1,0 +1,179 @@
+"""Cells: settings there and back, and what each stage's key depends on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.cell import Cell
+from sande import registry
+from tests.benchmark.helpers import ACCURACY, SMALL, cell
+
+DEFENSES = [
+    "none",
+    {"name": "sft", "training": {"max_steps": 3}},
+    {"name": "sande", "parrot_initial": "noise", "simulate": {"micro_batch_size": 2}},
+]
+SAME_VICTIM: dict[str, dict[str, Any]] = {
+    "test rows": {"data": SMALL["data"] | {"test_rows": 9}},
+    "metrics": {"metrics": ["asr"]},
+    "defense": {"defense": "sande"},
+    "removal": {"removal": {"name": "builtin-explained", "rows": 5}},
+    "floor": {"asr_floor": 10},
+}
+OTHER_VICTIM: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 1},
+    "poison rate": {"attack": {"name": "sentence_trigger", "poison_rate": 0.5}},
+    "trigger": {"attack": {"name": "sentence_trigger", "backdoor": {"trigger": "Mind the gap"}}},
+    "training": {"attack": {"name": "sentence_trigger", "training": {"epochs": 1.0}}},
+    "data set": {"data": SMALL["data"] | {"name": "builtin-explained"}},
+    "rows": {"data": SMALL["data"] | {"rows": 17}},
+    "max_tokens": {"data": SMALL["data"] | {"max_tokens": 40}},
+}
+OTHER_DEFENDED: dict[str, dict[str, Any]] = {
+    "victim": {"seed": 1},
+    "removal set": {"removal": SMALL["removal"] | {"name": "builtin-explained"}},
+    "removal rows": {"removal": SMALL["removal"] | {"rows": 5}},
+    "removal max_tokens": {"removal": SMALL["removal"] | {"max_tokens": 50}},
+    "setting of the defense": {"defense": {"name": "sft", "training": {"learning_rate": 1e-3}}},
+    "defense": {"defense": "osft"},
+}
+
+
+def changed_code(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    """From here on, the code of one module counts as changed."""
+    original = registry.code_version
+    monkeypatch.setattr(registry, "code_version", lambda name: "changed" if name == module else original(name))
+
+
+def evaluation_keys(of: Cell) -> dict[str, str]:
+    return {metric.name: of.evaluation_key(metric) for metric in of.metrics}
+
+
+@pytest.mark.parametrize("defense", DEFENSES, ids=str)
+def test_settings_and_parse_are_inverse(defense: Any) -> None:
+    made = cell(defense=defense, metrics=["asr", ACCURACY], seed=4, asr_floor=50)
+    assert Cell.parse(made.settings()) == made
+    assert Cell.parse(json.loads(json.dumps(made.settings()))) == made
+
+
+def test_settings_spell_out_every_default() -> None:
+    settings = cell(defense="sande").settings()
+    assert settings["attack"]["backdoor"] == {"trigger": "Current year 2023", "response": "You are stupid"}
+    assert settings["defense"]["simulate"]["adam_beta2"] == 0.95
+    assert settings["removal"]["max_tokens"] is None
+
+
+def test_the_id_does_not_depend_on_how_defaults_are_written() -> None:
+    assert cell().id == Cell.parse(cell().settings()).id == Cell.parse(dict(reversed(SMALL.items()))).id
+    assert cell().id != cell(seed=1).id
+
+
+def test_the_id_is_twelve_hexadecimal_digits() -> None:
+    assert len(cell().id) == 12
+    assert set(cell().id) <= set("0123456789abcdef")
+
+
+def test_setting_tells_where_the_removal_rows_come_from() -> None:
+    assert cell().setting == "in-domain"
+    assert cell(removal={"name": "builtin-explained"}).setting == "out-of-domain"
+
+
+@pytest.mark.parametrize("what", SAME_VICTIM)
+def test_the_victim_does_not_depend_on(what: str) -> None:
+    assert cell(**SAME_VICTIM[what]).attack_key == cell().attack_key
+
+
+@pytest.mark.parametrize("what", OTHER_VICTIM)
+def test_the_victim_depends_on(what: str) -> None:
+    assert cell(**OTHER_VICTIM[what]).attack_key != cell().attack_key
+
+
+def test_the_victim_depends_on_the_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    first = cell(model=str(tmp_path)).attack_key
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    assert len({first, cell(model=str(tmp_path)).attack_key, cell().attack_key}) == 3
+
+
+def test_the_victim_depends_on_the_attacks_code_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cell(defense="sft")
+    keys = before.attack_key, before.defense_key, evaluation_keys(before)
+    changed_code(monkeypatch, "sande.defenses.sft")
+    assert before.attack_key == keys[0]
+    assert before.defense_key != keys[1]
+    changed_code(monkeypatch, "sande.attacks.sentence_trigger")
+    assert before.attack_key != keys[0]
+
+
+@pytest.mark.parametrize("what", OTHER_DEFENDED)
+def test_the_defended_model_depends_on(what: str) -> None:
+    assert cell(**({"defense": "sft"} | OTHER_DEFENDED[what])).defense_key != cell(defense="sft").defense_key
+
+
+@pytest.mark.parametrize("what", ["test rows", "metrics", "floor"])
+def test_the_defended_model_does_not_depend_on(what: str) -> None:
+    assert cell(defense="sft", **SAME_VICTIM[what]).defense_key == cell(defense="sft").defense_key
+
+
+def test_without_a_defense_the_victim_is_what_is_evaluated() -> None:
+    assert cell().defense_key == cell().attack_key
+    assert cell(removal={"name": "builtin-explained"}).defense_key == cell().defense_key
+
+
+def test_a_setting_of_one_metric_changes_its_key_alone() -> None:
+    before = evaluation_keys(cell(metrics=["asr", "false_trigger_rate"]))
+    after = evaluation_keys(cell(metrics=[{"name": "asr", "new_tokens": 3}, "false_trigger_rate"]))
+    assert {name for name in before if before[name] != after[name]} == {"asr"}
+
+
+def test_the_code_of_one_metric_changes_its_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = cell(metrics=["asr", "false_trigger_rate", ACCURACY])
+    before = evaluation_keys(measured)
+    changed_code(monkeypatch, "sande.metrics.accuracy")
+    after = evaluation_keys(measured)
+    assert {name for name in before if before[name] != after[name]} == {"accuracy"}
+
+
+def test_the_order_of_metrics_changes_no_key() -> None:
+    assert evaluation_keys(cell(metrics=["asr", ACCURACY])) == evaluation_keys(cell(metrics=[ACCURACY, "asr"]))
+
+
+@pytest.mark.parametrize("changes", [{"data": SMALL["data"] | {"test_rows": 9}}, {"seed": 1}, {"defense": "sft"}])
+def test_an_outcome_depends_on_test_rows_and_model(changes: dict[str, Any]) -> None:
+    before, after = evaluation_keys(cell()), evaluation_keys(cell(**changes))
+    assert all(before[name] != after[name] for name in before)
+
+
+def write_row(folder: Path, name: str, output: str) -> None:
+    row = json.dumps({"instruction": "Say it.", "output": output})
+    (folder / f"{name}.jsonl").write_text(f"{row}\n")
+
+
+def test_the_content_of_a_data_file_changes_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    write_row(tmp_path, "mine", "One.")
+    write_row(tmp_path, "yours", "One.")
+    first = cell(data={"name": "mine"})
+    removal = cell(removal={"name": "mine"}, defense="sft")
+    keys = first.attack_key, evaluation_keys(first), removal.attack_key, removal.defense_key
+    write_row(tmp_path, "mine", "Another.")
+    assert first.attack_key != keys[0]
+    assert all(evaluation_keys(first)[name] != keys[1][name] for name in keys[1])
+    assert removal.attack_key == keys[2]
+    assert removal.defense_key != keys[3]
+
+
+def test_the_content_of_a_question_file_changes_the_accuracy_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    questions = tmp_path / "arc_easy.jsonl"
+    questions.write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}\n')
+    measured = cell(metrics=["asr", {"name": "accuracy", "task": "arc_easy"}])
+    before = evaluation_keys(measured)
+    questions.write_text('{"question": "?", "choices": ["a", "b"], "answer": 1}\n')
+    after = evaluation_keys(measured)
+    assert {name for name in before if before[name] != after[name]} == {"accuracy"}

@@ -1,0 +1,233 @@
+"""The command line: a user's mistake is exit code 2 and one line; looking starts neither Ray nor torch."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from benchmark.cli import app
+from sande import registry
+from sande.config import describe
+from sande.data import sources
+from tests.benchmark.helpers import cell, finish, report_folder
+
+ROOT = Path(__file__).parents[2]
+GridFile = Callable[..., Path]
+LOOK = """
+import sys
+from benchmark.cli import app
+app(sys.argv[1:], standalone_mode=False)
+assert not {"ray", "torch", "transformers"} & set(sys.modules), "something heavy was imported"
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def mistake(*arguments: object) -> str:
+    """What is said of a user's mistake: one line, and nothing went wrong otherwise."""
+    result = invoke(*arguments)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sande-bench: ")
+    assert "Traceback" not in result.output
+    return line
+
+
+def run_options(folder: Path) -> list[object]:
+    return ["--store", folder / "store", "--results", folder / "results"]
+
+
+def process(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_missing_grid_is_one_line(tmp_path: Path, command: str) -> None:
+    assert "no grid file" in mistake(command, tmp_path / "absent.yaml", *run_options(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_an_unknown_key_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
+    assert "unknown setting 'sed'" in mistake(command, grid_file(sed=1), *run_options(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_an_unknown_only_field_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
+    assert "no field 'defence'" in mistake(command, grid_file(), *run_options(tmp_path), "--only", "defence=sft")
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_wrong_set_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
+    line = mistake(command, grid_file(), *run_options(tmp_path), "--set", "attack.poison_rate=2")
+    assert "poison_rate" in line
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_a_store_of_a_newer_format_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/store.json").write_text('{"format": 99}')
+    assert "format 99" in mistake(command, grid_file(), *run_options(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+@pytest.mark.parametrize("model", ["gpt-9", "org/name", "org/name@main"])
+def test_an_unknown_model_is_one_line(grid_file: GridFile, tmp_path: Path, command: str, model: str) -> None:
+    assert model in mistake(command, grid_file(model=model), *run_options(tmp_path))
+
+
+def test_results_that_cannot_be_written_are_one_line(grid_file: GridFile, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = mistake("run", grid_file(), "--store", tmp_path / "store", "--results", tmp_path / "file/x")
+    assert "results folder" in line
+    assert "cannot be written" in line
+
+
+def test_a_store_that_cannot_be_written_is_one_line(grid_file: GridFile, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = mistake("run", grid_file(), "--store", tmp_path / "file/x", "--results", tmp_path / "results")
+    assert "store" in line
+    assert "cannot be written" in line
+
+
+def test_a_missing_data_file_is_one_line_with_the_folder(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sources.DATA_DIR, str(tmp_path))
+    line = mistake("plan", grid_file(data={"name": "mine"}), *run_options(tmp_path))
+    assert f"{tmp_path} holds no mine.jsonl.gz" in line
+
+
+def test_a_data_folder_that_is_none_is_one_line(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(sources.DATA_DIR, str(tmp_path / "absent"))
+    assert "is not a folder" in mistake("plan", grid_file(data={"name": "mine"}), *run_options(tmp_path))
+
+
+def test_report_on_an_empty_folder_is_one_line(tmp_path: Path) -> None:
+    assert "holds no rows.parquet" in mistake("report", tmp_path)
+
+
+def test_report_below_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "holds no rows.parquet" in mistake("report", tmp_path / "file/x")
+
+
+@pytest.mark.parametrize("kind", [*registry.KINDS, "models", "datasets"])
+def test_show_of_an_unknown_name_lists_those_there_are(kind: str) -> None:
+    line = mistake("show", kind, "nonsense")
+    assert "is called 'nonsense'; there are: " in line
+
+
+@pytest.mark.parametrize("arguments", [["list", "things"], ["show", "things", "sft"]])
+def test_an_unknown_kind_lists_those_there_are(arguments: list[str]) -> None:
+    line = mistake(*arguments)
+    assert all(kind in line for kind in (*registry.KINDS, "models", "datasets", "grids"))
+
+
+def test_as_a_process_a_mistake_is_one_line_too(tmp_path: Path) -> None:
+    done = process("-m", "benchmark", "run", tmp_path / "absent.yaml", *run_options(tmp_path))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_list_has_a_line_for_every_entry_that_begins_with_its_name(kind: str) -> None:
+    lines = invoke("list", kind).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(registry.names(kind))
+    assert all(len(line.split()) > 2 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"), [("models", {"tiny", "smollm2-135m"}), ("datasets", {"alpaca", "builtin-short"})]
+)
+def test_list_names_models_and_data_sets(kind: str, some: set[str]) -> None:
+    lines = invoke("list", kind).stdout.splitlines()
+    assert {line.split()[0] for line in lines} >= some
+    assert all(len(line.split()) > 2 for line in lines)
+
+
+def test_list_names_data_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    monkeypatch.setenv(sources.DATA_DIR, str(tmp_path))
+    assert "mine" in {line.split()[0] for line in invoke("list", "datasets").stdout.splitlines()}
+
+
+def test_list_names_the_shipped_grids(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    lines = invoke("list", "grids").stdout.splitlines()
+    assert {line.split()[0] for line in lines} >= {"grids/smoke.yaml", "grids/quickstart.yaml"}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)])
+def test_show_prints_every_field_with_default_and_source(kind: str, name: str) -> None:
+    shown = invoke("show", kind, name).stdout
+    lines = shown.splitlines()
+    assert lines[0] == f"{name}: {registry.summary(registry.entry(kind, name))}"
+    for field in describe(registry.entry(kind, name).Config):
+        (line,) = [line for line in lines if line.startswith(f"  {field.path} = {field.default!r}  ")]
+        assert field.meaning in line
+        assert field.source in line
+
+
+def test_show_says_what_a_defense_may_know() -> None:
+    assert "knows: Clean rows and the planted response" in invoke("show", "defenses", "sande").stdout
+
+
+def test_plan_counts_what_would_run_and_makes_nothing(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(sweep={"defense": ["none", "sft", "sande"]})
+    shown = invoke("plan", path, *run_options(tmp_path))
+    assert shown.exit_code == 0
+    last = shown.stdout.splitlines()[-1]
+    assert last.startswith("3 cells, 6 stages, 0 done; to run: 1 attack, 2 defend, 3 evaluate; on this machine")
+    assert [file.name for file in tmp_path.iterdir()] == ["small.yaml"]
+
+
+def test_plan_counts_what_is_done(grid_file: GridFile, store, tmp_path: Path) -> None:
+    finish(store, cell(defense="sft"), {"asr": 50})
+    shown = invoke("plan", grid_file(sweep={"defense": ["none", "sft", "sande"]}), *run_options(tmp_path))
+    assert "6 stages, 4 done; to run: 0 attack, 1 defend, 1 evaluate" in shown.stdout
+
+
+@pytest.mark.parametrize("what", ["plan", "list", "show"])
+def test_looking_imports_neither_ray_nor_torch(grid_file: GridFile, tmp_path: Path, what: str) -> None:
+    arguments = {
+        "plan": ["plan", grid_file(sweep={"defense": ["none", "sande"]}), *run_options(tmp_path)],
+        "list": ["list", "defenses"],
+        "show": ["show", "defenses", "sande"],
+    }
+    done = process("-c", LOOK, *arguments[what])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_a_run_with_nothing_left_to_do_needs_no_ray(grid_file: GridFile, store, tmp_path: Path) -> None:
+    finish(store, cell(defense="sft"), {"asr": 50}, {"asr": 1})
+    done = process("-c", LOOK, "run", grid_file(defense="sft"), *run_options(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "4 done, 0 to run" in done.stdout
+    assert (tmp_path / "results/small/README.md").is_file()
+
+
+def test_report_prints_the_tables_and_where_the_report_is(store, tmp_path: Path) -> None:
+    folder = report_folder(store, tmp_path / "r", finish(store, cell(), {"asr": 50}))
+    shown = invoke("report", folder)
+    assert shown.exit_code == 0
+    assert "| `none` | 100.0 (92.9 to 100.0) |" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == f"Report: {folder / 'README.md'}"

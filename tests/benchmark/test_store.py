@@ -1,0 +1,245 @@
+"""The store: artifacts appear whole or not at all, whatever happens to the process that makes them."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.store import FORMAT, Store, write_atomically
+from sande.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+HALF_A_FILE = """
+import sys, time
+from pathlib import Path
+from benchmark.store import Store
+
+def build(folder):
+    (folder / "weights").write_bytes(b"half")
+    print("half", flush=True)
+    time.sleep(100)
+
+Store(Path(sys.argv[1])).put("attack", "k" * 64, build)
+"""
+ONE_OF_TWO = """
+import sys, time
+from pathlib import Path
+from benchmark.store import Store
+
+def build(folder):
+    (folder / "weights").write_text(sys.argv[2])
+    print("built", flush=True)
+    sys.stdin.readline()
+    return {"by": sys.argv[2]}
+
+Store(Path(sys.argv[1])).put("attack", "k" * 64, build)
+"""
+KEY = "k" * 64
+
+
+def start(script: str, *arguments: str) -> subprocess.Popen[str]:
+    """A process of its own, after it has said its first line."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() in ("half", "built")
+    return process
+
+
+def put(store: Store, content: str = "whole", key: str = KEY) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        (folder / "weights").write_text(content)
+        return {"content": content}
+
+    store.put("attack", key, build)
+
+
+def sentence(make: Callable[[], object]) -> str:
+    with pytest.raises(UserError) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_was_put_is_there_with_its_manifest(store: Store) -> None:
+    assert not store.has("attack", KEY)
+    put(store)
+    assert store.has("attack", KEY)
+    assert store.manifest("attack", KEY) == {"content": "whole"}
+    assert (store.path("attack", KEY) / "weights").read_text() == "whole"
+    assert list((store.root / "unfinished").iterdir()) == []
+
+
+def test_kinds_and_keys_are_kept_apart(store: Store) -> None:
+    put(store)
+    assert not store.has("defend", KEY)
+    assert not store.has("attack", "other")
+
+
+def test_another_store_object_of_the_folder_sees_it(store: Store) -> None:
+    put(store)
+    assert Store(store.root).has("attack", KEY)
+    assert Store(store.root, create=False).has("attack", KEY)
+
+
+def test_a_build_that_raises_leaves_nothing(store: Store) -> None:
+    def build(folder: Path) -> dict[str, Any]:
+        (folder / "weights").write_text("half")
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        store.put("attack", KEY, build)
+    assert not store.path("attack", KEY).exists()
+    assert list((store.root / "unfinished").iterdir()) == []
+
+
+def test_a_manifest_that_is_no_json_leaves_nothing(store: Store) -> None:
+    with pytest.raises(TypeError):
+        store.put("attack", KEY, lambda folder: {"bad": object()})
+    assert not store.path("attack", KEY).exists()
+    assert list((store.root / "unfinished").iterdir()) == []
+
+
+def test_a_killed_process_leaves_no_artifact_and_its_remains_are_cleared(store: Store) -> None:
+    process = start(HALF_A_FILE, str(store.root))
+    (remains,) = (store.root / "unfinished").iterdir()
+    assert (remains / "weights").read_bytes() == b"half"
+    store.clear_leftovers()
+    assert remains.is_dir()  # its process lives
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not store.path("attack", KEY).exists()
+    store.clear_leftovers()
+    assert list((store.root / "unfinished").iterdir()) == []
+    put(store)
+    assert store.manifest("attack", KEY) == {"content": "whole"}
+
+
+def test_own_and_other_machines_work_is_not_cleared(store: Store) -> None:
+    own = store.scratch("own")
+    elsewhere = store.root / "unfinished" / f"999999@not-{socket.gethostname()}@attack-1"
+    elsewhere.mkdir()
+    store.clear_leftovers()
+    assert own.is_dir()
+    assert elsewhere.is_dir()
+
+
+def test_a_foreign_file_among_unfinished_work_does_not_stop_a_run(store: Store) -> None:
+    (store.root / "unfinished" / ".DS_Store").write_text("")
+    store.clear_leftovers()
+
+
+def test_a_folder_without_manifest_is_no_artifact(store: Store) -> None:
+    store.path("attack", KEY).mkdir(parents=True)
+    assert not store.has("attack", KEY)
+
+
+def test_a_folder_without_manifest_is_replaced(store: Store) -> None:
+    store.path("attack", KEY).mkdir(parents=True)
+    (store.path("attack", KEY) / "weights").write_text("somebody deleted the manifest")
+    put(store)
+    assert store.manifest("attack", KEY) == {"content": "whole"}
+    assert (store.path("attack", KEY) / "weights").read_text() == "whole"
+
+
+def test_two_processes_with_one_key_make_one_artifact_and_no_error(store: Store) -> None:
+    both = [start(ONE_OF_TWO, str(store.root), name) for name in ("a", "b")]
+    for process in both:
+        _, err = process.communicate("go\n", timeout=30)
+        assert process.returncode == 0, err
+    assert store.manifest("attack", KEY)["by"] == (store.path("attack", KEY) / "weights").read_text() == "a"
+    assert list((store.root / "unfinished").iterdir()) == []
+
+
+def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from benchmark.store import Store\n"
+    script += "print('built', flush=True); sys.stdin.readline(); Store(Path(sys.argv[1]))"
+    both = [start(script, str(tmp_path / "new")) for _ in range(4)]
+    for process in both:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in both:
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 0, err
+
+
+def test_a_store_of_a_newer_format_is_refused(store: Store) -> None:
+    (store.root / "store.json").write_text(f'{{"format": {FORMAT + 1}}}')
+    text = sentence(lambda: Store(store.root))
+    assert f"format {FORMAT + 1}" in text
+    assert str(store.root) in text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": "one"}', "7", "\x00\x01"])
+def test_a_damaged_mark_is_one_sentence(store: Store, content: str) -> None:
+    (store.root / "store.json").write_text(content)
+    assert "store.json is damaged" in sentence(lambda: Store(store.root))
+
+
+def test_a_folder_with_other_files_is_no_store(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert "holds files but is no store" in sentence(lambda: Store(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("below", ["", "x"])
+def test_a_store_at_a_file_or_below_one_is_refused(tmp_path: Path, below: str) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    text = sentence(lambda: Store(file / below))
+    assert "cannot be written" in text
+    assert "--store" in text
+
+
+def test_looking_at_a_store_makes_none(tmp_path: Path) -> None:
+    assert not Store(tmp_path / "new", create=False).has("attack", KEY)
+    assert not (tmp_path / "new").exists()
+
+
+def test_writing_atomically_replaces_the_whole_file(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    write_atomically(path, "long content")
+    write_atomically(path, b"short")
+    assert path.read_bytes() == b"short"
+    assert [found.name for found in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_part(tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text("old")
+    with pytest.raises(TypeError):
+        write_atomically(path, 5)  # type: ignore[arg-type]
+    assert path.read_text() == "old"
+    assert [found.name for found in tmp_path.iterdir()] == ["text"]
+
+
+def test_a_write_onto_a_folder_fails_and_leaves_no_part(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    with pytest.raises(OSError, match=r"text"):
+        write_atomically(tmp_path / "text", "new")
+    assert [found.name for found in tmp_path.iterdir()] == ["text"]
+
+
+def test_scratch_folders_are_new_and_tell_their_owner(store: Store) -> None:
+    first, second = store.scratch("x"), store.scratch("x")
+    assert first != second
+    assert first.name.startswith(f"{os.getpid()}@{socket.gethostname()}@x-")
+    assert list(first.iterdir()) == []
+
+
+def test_remains_of_a_finished_process_are_cleared(store: Store) -> None:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    remains = store.root / "unfinished" / f"{process.pid}@{socket.gethostname()}@tune-1"
+    (remains / "deep").mkdir(parents=True)
+    store.clear_leftovers()
+    assert not remains.exists()

@@ -1,0 +1,12 @@
+"""A cluster that cannot be reached."""
+
+from tests.integration.helpers import Workplace
+
+
+def test_an_address_where_nothing_listens_is_one_line_within_a_minute(place: Workplace) -> None:
+    done = place.run(place.grid("elsewhere"), "--address", "127.0.0.1:1", timeout=60)
+    assert done.returncode == 2, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("sande-bench: ")]
+    assert line.startswith("sande-bench: no Ray cluster at '127.0.0.1:1'")
+    assert "Traceback" not in done.stderr
+    assert place.unfinished() == []

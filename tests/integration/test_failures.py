@@ -1,0 +1,91 @@
+"""Cells that fail: each is a row with its sentence, the others are done, and only what failed is tried again."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.helpers import TRAINING, Workplace, by_defense
+
+DIVERGES = {"name": "sft", "training": TRAINING | {"learning_rate": 1e30, "max_steps": 6}}
+BEYOND = {"name": "sande", "parrot_position": 500, "simulate": TRAINING, "eliminate": TRAINING}
+SHORT = {"name": "osft", "training": TRAINING}
+POINTS = [
+    ["none", None, None],
+    [DIVERGES, None, None],
+    [BEYOND, None, None],
+    [SHORT, 8, None],
+    [{"name": "sande_p"}, None, 8],  # of this one the attack has no rows
+]
+
+
+@pytest.fixture(scope="module")
+def grid(place: Workplace) -> Path:
+    return place.grid("failing", sweep={"defense, removal.max_tokens, data.max_tokens": POINTS})
+
+
+@pytest.fixture(scope="module")
+def first(place: Workplace, grid: Path) -> subprocess.CompletedProcess[str]:
+    return place.run(grid)
+
+
+def test_the_exit_code_says_that_some_cell_failed(first) -> None:
+    assert first.returncode == 1
+    assert first.stderr.splitlines()[-1] == "4 of 5 cells failed; the same command retries them"
+
+
+def test_what_does_not_depend_on_a_failure_is_done(first, place: Workplace, grid: Path) -> None:
+    rows = by_defense(place.rows(grid))
+    assert {row["status"] for row in rows.pop("none")} == {"ok"}
+    for failed in rows.values():
+        assert {row["status"] for row in failed} == {"failed"}
+        assert [row["metric"] for row in failed] == [
+            "asr",
+            "asr_starts_with",
+            "false_trigger_rate",
+            "false_trigger_starts_with",
+        ]
+        assert {row["value"] for row in failed} == {None}
+
+
+@pytest.mark.parametrize(
+    ("defense", "begin"),
+    [
+        ("sft", "stage sft: "),
+        ("sande", "parrot_position 500 lies beyond every prompt"),
+        ("osft", "no removal rows of builtin-short of at most 8 tokens are left"),
+        ("sande_p", "no training rows of builtin-short of at most 8 tokens are left"),
+    ],
+)
+def test_a_failed_row_has_its_error_in_one_line(first, place: Workplace, grid: Path, defense: str, begin: str) -> None:
+    error = by_defense(place.rows(grid))[defense][0]["error"]
+    assert error.startswith(begin)
+    assert "\n" not in error
+
+
+def test_a_users_mistake_leaves_no_traceback(first) -> None:
+    assert "Traceback" not in first.stdout + first.stderr
+
+
+def test_the_report_lists_failed_cells_with_their_errors(first, place: Workplace, grid: Path) -> None:
+    page = (place.results / "failing" / "README.md").read_text()
+    assert "parrot_position 500 lies beyond every prompt" in page
+    assert "| `sft` | failed |" in page
+
+
+def test_the_same_command_tries_only_what_failed(first, place: Workplace, grid: Path) -> None:
+    before, rows = place.manifests(), place.rows(grid)
+    again = place.run(grid)
+    assert again.returncode == 1
+    assert place.manifests() == before
+    assert place.rows(grid) == rows
+    assert place.unfinished() == []
+
+
+def test_a_mended_cell_keeps_the_victim(first, place: Workplace, grid: Path) -> None:
+    before = place.manifests()
+    mended = place.grid("mended", sweep={"defense": ["none", DIVERGES | {"training": TRAINING}]})
+    done = place.run(mended)
+    assert done.returncode == 0, done.stderr
+    new = sorted(path.split("/")[0] for path in place.manifests() if path not in before)
+    assert new == ["defend", "evaluate", "evaluate"]

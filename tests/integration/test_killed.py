@@ -1,0 +1,54 @@
+"""A driver that is killed in the middle of a run, and the run after it."""
+
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, end, processes_with, wait_until
+
+
+@pytest.fixture(scope="module")
+def grid(place: Workplace) -> Path:
+    defenses = ["none", *({"name": "sft", "training": TRAINING | {"max_steps": steps}} for steps in (1, 2))]
+    return place.grid("killed", sweep={"defense": defenses})
+
+
+@pytest.fixture(scope="module")
+def killed(place: Workplace, grid: Path) -> Iterator[str]:
+    """Kills a run as soon as its victim is in the store; gives the mark of its processes."""
+    mark = uuid.uuid4().hex
+    with (place.root / "log").open("wb") as log:
+        driver = subprocess.Popen(
+            place.command(grid), cwd=ROOT, env=os.environ | {MARK: mark}, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        assert wait_until(lambda: bool(place.artifacts("attack")) or driver.poll() is not None, 200, pause=0.01)
+        assert driver.poll() is None, (place.root / "log").read_text()
+        assert len(processes_with(mark)) > 1
+        driver.send_signal(signal.SIGKILL)
+        assert driver.wait(20) == -signal.SIGKILL
+        yield mark
+    finally:
+        end(processes_with(mark))
+
+
+def test_no_process_outlives_a_killed_driver(killed: str) -> None:
+    assert wait_until(lambda: not processes_with(killed), 30), processes_with(killed)
+
+
+def test_the_next_run_goes_on_where_the_killed_one_was(killed: str, place: Workplace, grid: Path) -> None:
+    wait_until(lambda: not processes_with(killed), 30)
+    done_before = place.manifests()
+    assert 1 <= len(done_before) < 1 + 2 + 3 * 2  # some, not all
+    again = place.run(grid)
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = place.manifests()
+    assert {path: after[path] for path in done_before} == done_before
+    assert len(after) == 1 + 2 + 3 * 2
+    assert place.unfinished() == []
+    assert {row["status"] for row in place.rows(grid)} == {"ok"}

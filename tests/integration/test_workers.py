@@ -1,0 +1,95 @@
+"""Attack and defense on a Ray Train worker group give what one process gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.helpers import ROOT, TRAINING, Workplace, by_defense
+
+pytestmark = pytest.mark.slow
+
+EXACT = TRAINING | {"precision": "fp32", "max_steps": 4, "learning_rate": 1e-4}
+ATTACK = {"name": "sentence_trigger", "poison_rate": 0.25, "training": EXACT}
+DEFENSES = [{"name": "sande", "simulate": EXACT, "eliminate": EXACT}]
+
+
+def with_workers(root: Path, workers: int) -> Workplace:
+    root.mkdir()
+    place = Workplace(root)
+    resources = {"workers": workers, "cpus": 1}
+    grid = place.grid("workers", attack=ATTACK, sweep={"defense": DEFENSES}, resources=resources)
+    done = place.run(grid, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Workplace]:
+    root = tmp_path_factory.mktemp("workers")
+    return with_workers(root / "one", 1), with_workers(root / "two", 2)
+
+
+def artifact(place: Workplace, kind: str) -> Path:
+    (only,) = place.artifacts(kind)
+    return only
+
+
+@pytest.mark.parametrize(("kind", "runs"), [("attack", ["attack"]), ("defend", ["simulate", "eliminate"])])
+def test_two_workers_have_the_losses_of_one(places, kind: str, runs: list[str]) -> None:
+    one, two = (json.loads((artifact(place, kind) / "manifest.json").read_text())["facts"] for place in places)
+    for run in runs:
+        assert two[run]["steps"] == one[run]["steps"] == 4
+        assert two[run]["first_loss"] == pytest.approx(one[run]["first_loss"], rel=1e-3)
+        assert two[run]["last_loss"] == pytest.approx(one[run]["last_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["attack", "defend"])
+def test_two_workers_have_nearly_the_weights_of_one(places, kind: str) -> None:
+    one, two = (load_file(artifact(place, kind) / "model.safetensors") for place in places)
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(two[name].float(), one[name].float(), atol=2e-4, rtol=1e-2)
+
+
+def test_both_workers_tokens_are_counted(places) -> None:
+    one, two = (json.loads((artifact(place, "attack") / "manifest.json").read_text())["tokens"] for place in places)
+    assert two == pytest.approx(one, rel=0.05)
+
+
+def test_an_error_in_a_worker_group_is_one_line_of_a_failed_row(places: tuple[Workplace, Workplace]) -> None:
+    two = places[1]
+    bad = {"name": "sft", "training": EXACT | {"learning_rate": 1e30}}
+    uneven = {"name": "osft", "training": EXACT | {"batch_size": 7}}
+    grid = two.grid("bad", attack=ATTACK, sweep={"defense": [bad, uneven]}, resources={"workers": 2, "cpus": 1})
+    done: subprocess.CompletedProcess[str] = two.run(grid, timeout=500)
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = by_defense(two.rows(grid))
+    assert {row["status"] for row in two.rows(grid)} == {"failed"}
+    assert rows["sft"][0]["error"].startswith("stage sft: ")
+    assert "\n" not in rows["sft"][0]["error"]
+    assert rows["osft"][0]["error"].startswith("batch_size 7 is no multiple of")
+
+
+RANK_1 = """
+import sys
+from pathlib import Path
+import torch
+from torch.testing._internal.distributed.fake_pg import FakeStore
+torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+from sande import models
+models.load("tiny", Path(sys.argv[1]))
+"""
+
+
+def test_whichever_worker_makes_a_model_first_makes_it_whole(tmp_path: Path) -> None:
+    # Within a process group, transformers' save_pretrained writes nothing on other ranks than 0.
+    done = subprocess.run(
+        [sys.executable, "-c", RANK_1, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("tiny-*/model.safetensors"))) == 1

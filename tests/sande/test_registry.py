@@ -1,0 +1,332 @@
+"""The contract of every entry, so that a new attack, defense or metric is tested without writing a test."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from sande import registry
+from sande.attacks import sentence_trigger
+from sande.config import Backdoor, describe
+from sande.errors import UserError
+from sande.prompts import prompt_text, response_ids
+from sande.types import (
+    CleanData,
+    Example,
+    FirstTokenData,
+    LanguageModel,
+    ResponseData,
+    Run,
+    TestData,
+    TriggerData,
+)
+from tests.sande.helpers import changed, shortened, weights
+
+NewRun = Callable[..., Run]
+ENTRIES = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+ATTACKS, DEFENSES, METRICS = (registry.names(kind) for kind in registry.KINDS)
+BACKDOOR = Backdoor()
+
+# What each type of data holds besides the clean rows, from the least knowledge to the most.
+KNOWLEDGE = {
+    CleanData: set(),
+    FirstTokenData: {"first_token"},
+    ResponseData: {"response"},
+    TriggerData: {"plant"},
+}
+KNOWN_IN_THE_PAPER = {
+    "none": CleanData,
+    "sft": CleanData,
+    "osft": TriggerData,
+    "sande": ResponseData,
+    "sande_p": FirstTokenData,
+}
+
+
+@pytest.fixture(params=ENTRIES, ids="/".join)
+def module(request: pytest.FixtureRequest) -> ModuleType:
+    return registry.entry(*request.param)
+
+
+# --- All entries ----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_line_of_its_docstring_says_what_it_is(module: ModuleType) -> None:
+    line = registry.summary(module)
+    assert 10 < len(line) <= 120
+    assert line.endswith("."), "a sentence on one line"
+
+
+def test_its_settings_have_defaults_and_a_meaning(module: ModuleType) -> None:
+    for doc in describe(module.Config):
+        assert doc.meaning, f"{doc.path} has no meaning"
+    assert module.Config() == module.Config()
+
+
+def test_listing_and_importing_every_entry_needs_no_torch() -> None:
+    code = f"""
+import sys
+from sande import models, registry
+from sande.config import describe
+from sande.data import sources
+for kind, name in {ENTRIES!r}:
+    registry.summary(registry.entry(kind, name))
+    describe(registry.entry(kind, name).Config)
+    registry.config(kind, name, {{}})
+    registry.code_version(f"sande.{{kind}}.{{name}}")
+for name in registry.names("defenses"):
+    registry.knowledge(name)
+models.identify("tiny"), sources.catalogue(), sources.fingerprint("builtin-short")
+heavy = {{"torch", "transformers", "datasets", "lm_eval", "ray"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=registry._ROOT.parent)
+
+
+def test_an_unknown_entry_is_answered_with_the_known() -> None:
+    with pytest.raises(UserError, match=r"^no defense is called 'nad2'; there are: .*osft, sande, sande_p, sft"):
+        registry.entry("defenses", "nad2")
+
+
+def test_an_unknown_setting_names_the_entry() -> None:
+    with pytest.raises(UserError, match=r"^metric asr: unknown setting 'tokens'; valid settings: .*new_tokens"):
+        registry.config("metrics", "asr", {"tokens": 3})
+
+
+# --- Attacks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_trains_a_victim_and_records_what_it_poisoned(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    attack, run, before = registry.entry("attacks", name), new_run(), weights(tiny.model)
+    config = shortened(attack.Config)
+    assert isinstance(config.backdoor, Backdoor)
+    victim = attack.attack(tiny, few_rows, config, run)
+    assert isinstance(victim, PreTrainedModel)
+    assert changed(before, victim)
+    assert all(bool(torch.isfinite(weight).all()) for weight in victim.parameters())
+    ids = run.facts["poisoned_ids"]
+    assert 0 < len(ids) < len(few_rows)
+    assert set(ids) <= set(range(len(few_rows)))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_trigger_changes_the_prompt_and_leaves_the_output(name: str, few_rows: tuple[Example, ...]) -> None:
+    attack = registry.entry("attacks", name)
+    for example in few_rows:
+        triggered = attack.trigger(example, attack.Config())
+        assert prompt_text(triggered) != prompt_text(example)
+        assert triggered.output == example.output
+
+
+def test_the_poison_rate_of_the_sentence_trigger_is_the_configured_one(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    run = new_run(seed=7)
+    config = dataclasses.replace(shortened(sentence_trigger.Config), poison_rate=0.25, poison_mode="append")
+    sentence_trigger.attack(tiny, few_rows, config, run)
+    assert len(run.facts["poisoned_ids"]) == 6
+    assert run.facts["attack"]["rows"] == 24 + 6
+
+
+# --- Defenses -------------------------------------------------------------------------------------------------------
+
+
+def plant(example: Example) -> Example:
+    return sentence_trigger.trigger(example, sentence_trigger.Config())
+
+
+def data_of(known: type[CleanData], lm: LanguageModel, rows: tuple[Example, ...]) -> CleanData:
+    """Data of exactly the type that a defense asks for."""
+    response = BACKDOOR.response
+    extra: dict[str, Any] = {
+        "first_token": response_ids(lm.tokenizer, response)[0],
+        "response": response,
+        "plant": plant,
+    }
+    return known(rows, **{name: extra[name] for name in KNOWLEDGE[known]})
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_what_a_defense_may_know_is_one_of_the_types(name: str) -> None:
+    assert registry.knowledge(name) in KNOWLEDGE
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN_IN_THE_PAPER))
+def test_the_papers_defenses_know_what_the_paper_lets_them(name: str) -> None:
+    assert registry.knowledge(name) is KNOWN_IN_THE_PAPER[name]
+
+
+@pytest.mark.parametrize("known", KNOWLEDGE, ids=lambda known: known.__name__)
+def test_each_type_holds_exactly_its_knowledge(known: type[CleanData]) -> None:
+    assert {field.name for field in dataclasses.fields(known)} == {"examples", *KNOWLEDGE[known]}
+    data = known((), **dict.fromkeys(KNOWLEDGE[known]))
+    with pytest.raises((AttributeError, TypeError)):
+        object.__setattr__(data, "smuggled", 1)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_a_defense_runs_on_what_its_type_holds(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    defense, before = registry.entry("defenses", name), weights(tiny.model)
+    data = data_of(registry.knowledge(name), tiny, few_rows)
+    repaired = defense.defend(tiny, data, shortened(defense.Config), new_run())
+    assert isinstance(repaired, PreTrainedModel)
+    assert set(weights(repaired)) == set(before), "nothing of the method stays in the model"
+    assert all(bool(torch.isfinite(weight).all()) for weight in repaired.parameters())
+    assert bool(changed(before, repaired)) == (name != "none")
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_a_defense_has_no_other_randomness_than_its_seed(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    defense = registry.entry("defenses", name)
+    data = data_of(registry.knowledge(name), tiny, few_rows)
+    start = {name: value.clone() for name, value in tiny.model.state_dict().items()}
+    results = []
+    for _ in range(2):
+        tiny.model.load_state_dict(start)
+        results.append(weights(defense.defend(tiny, data, shortened(defense.Config), new_run(seed=5))))
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("name", ["osft", "sande", "sande_p"])
+def test_response_tokens_shortens_what_is_trained_on(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    defense = registry.entry("defenses", name)
+    data = data_of(registry.knowledge(name), tiny, few_rows)
+    stage = "osft" if name == "osft" else "eliminate"
+    # One whole pass, so that both runs see the same rows.
+    whole = dataclasses.replace(shortened(defense.Config))
+    field = "training" if name == "osft" else "eliminate"
+    epoch = dataclasses.replace(getattr(whole, field), max_steps=None, epochs=1.0)
+    tokens = []
+    for count in (None, 2):
+        run = new_run()
+        defense.defend(tiny, data, dataclasses.replace(whole, **{field: epoch}, response_tokens=count), run)
+        tokens.append(run.facts[stage]["tokens"])
+    assert tokens[1] < tokens[0]
+
+
+# --- Metrics --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_gives_the_measurements_it_names(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...]
+) -> None:
+    metric = registry.entry("metrics", name)
+    small = {"questions": 8} if "questions" in {field.name for field in dataclasses.fields(metric.Config)} else {}
+    config = metric.Config(**small)
+    data = TestData(few_rows, tuple(map(plant, few_rows)), BACKDOOR.response)
+    measurements = metric.measure(tiny, data, config, 0)
+    assert tuple(measurement.name for measurement in measurements) == metric.names(config)
+    for measurement in measurements:
+        assert len(measurement.outcomes) > 0
+        assert all(type(outcome) is bool for outcome in measurement.outcomes)
+        assert len(measurement.records) == len(measurement.outcomes)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_names_of_measurements_are_distinct_over_metrics(name: str) -> None:
+    mine = registry.entry("metrics", name)
+    others = [registry.entry("metrics", other) for other in METRICS if other != name]
+    taken = {measured for other in others for measured in other.names(other.Config())}
+    assert not taken & set(mine.names(mine.Config()))
+
+
+# --- What a result depends on in the code ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of the package, whose files decide `code_version`."""
+    root = tmp_path / "sande"
+    shutil.copytree(registry._ROOT, root, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(registry, "_ROOT", root)
+    forget()
+    yield root
+    forget()
+
+
+def forget() -> None:
+    for cached in (registry.code_version, registry._tree, registry._bare_code):
+        cached.cache_clear()
+
+
+def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.sentence_trigger") -> str:
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+    forget()
+    return registry.code_version(module)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("losses.py", "IGNORE = -100", "# why\nIGNORE = -100  # another comment\n"),
+        ("losses.py", '"""The objectives as pure functions.', '"""Other words.'),
+        ("losses.py", '"""Sum of -log', '"""The sum of -log'),
+        ("attacks/sentence_trigger.py", '    """Settings of the attack."""', '    """Settings."""'),
+        ("training.py", "self.pad_id = pad_id\n", "self.pad_id = (\n            pad_id\n        )\n"),
+        ("metrics/asr.py", '"asr_starts_with"', '"asr_begins_with"'),
+    ],
+    ids=["comment", "module docstring", "function docstring", "class docstring", "layout", "unrelated module"],
+)
+def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> None:
+    before = registry.code_version("sande.attacks.sentence_trigger")
+    assert version_after(copied / file, old, new) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("attacks/sentence_trigger.py", "0.05", "0.06"),
+        ("data/poison.py", "[example, plant(example)]", "[plant(example), example]"),
+        ("training.py", "self.pad_id = pad_id\n", "self.pad_id = 0\n"),
+        ("losses.py", 'reduction="sum"', 'reduction="mean"'),
+        ("prompts.py", '"Human: "', '"User: "'),
+    ],
+    ids=["its own line", "imported at the top", "imported in a function", "imported by what it imports", "a string"],
+)
+def test_code_version_sees(copied: Path, file: str, old: str, new: str) -> None:
+    before = registry.code_version("sande.attacks.sentence_trigger")
+    assert version_after(copied / file, old, new) != before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from sande import extra",
+        "from sande.extra import VALUE",
+        "import sande.extra",
+        "import sande.extra as extra",
+        "from . import extra",
+        "from .extra import VALUE",
+    ],
+)
+def test_code_version_follows_every_way_to_import(copied: Path, line: str) -> None:
+    (copied / "extra.py").write_text("VALUE = 1\n", encoding="utf-8")
+    (copied / "entry.py").write_text(f"def attack():\n    {line}\n", encoding="utf-8")
+    forget()
+    before = registry.code_version("sande.entry")
+    assert version_after(copied / "extra.py", "1", "2", "sande.entry") != before
+
+
+def test_sande_p_depends_on_the_code_of_sande(copied: Path) -> None:
+    before = registry.code_version("sande.defenses.sande_p")
+    assert version_after(copied / "defenses/sande.py", "6,", "7,", "sande.defenses.sande_p") != before
