@@ -71,7 +71,7 @@ def _entry(defense: str, victim: str, metric: str, rows: list[dict[str, Any]]) -
         low=low,
         high=high,
         change=_mean(changes),
-        seeds=len(rows),
+        seeds=len({row["seed"] for row in rows}),
         failed=len(rows) - len(good),
         attack_failed=sum(row["status"] == ATTACK_FAILED for row in rows),
         cost={name: _mean([row[name] for row in good]) or 0.0 for name in ("seconds", "tokens", "peak_memory_bytes")},
@@ -85,7 +85,8 @@ def _mean(values: list[float]) -> float | None:
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(defense, victim) label of each cell's settings: names, and whatever else tells it from the others.
 
-    A data set for removal is named only where one setting (in-domain, out-of-domain) has several.
+    Everything but the seed counts. A data set for removal is named only where one setting (in-domain, out-of-domain)
+    has several.
     """
     flat = [dict(_flatten(values)) for values in settings]
     removal_sets: dict[tuple[Any, str], set[Any]] = {}
@@ -93,17 +94,18 @@ def labels(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     for values in flat:
         removal_sets.setdefault((values["data.name"], _setting(values)), set()).add(values["removal.name"])
         by_defense.setdefault(values["defense.name"], []).append(values)
-    of_defense = {name: sorted(_varying(group, ("defense.",))) for name, group in by_defense.items()}
-    of_victim = sorted(_varying(flat, ("attack.", "data.", "removal.")) - {"data.name", "removal.name"})
+    of_defense = {name: _short(_varying(group, "defense.")) for name, group in by_defense.items()}
+    named_already = {"seed", "model", "data.name", "removal.name"}
+    of_victim = _short({path for path in _varying(flat) if not path.startswith("defense.")} - named_already)
     named = []
     for values in flat:
         model = str(values["model"]).rstrip("/").split("/")[-1]
         victim = [f"{model} / {values['data.name']}", _setting(values)]
         if len(removal_sets[values["data.name"], _setting(values)]) > 1:
             victim.append(f"removal {values['removal.name']}")
-        victim += [f"{_short(path)}={values.get(path)}" for path in of_victim]
+        victim += [f"{short}={values.get(path)}" for path, short in of_victim.items()]
         defense = [str(values["defense.name"])]
-        defense += [f"{_short(path)}={values.get(path)}" for path in of_defense[values["defense.name"]]]
+        defense += [f"{short}={values.get(path)}" for path, short in of_defense[values["defense.name"]].items()]
         named.append((", ".join(defense), ", ".join(victim)))
     return named
 
@@ -112,11 +114,11 @@ def _setting(flat: Mapping[str, Any]) -> str:
     return "in-domain" if flat["removal.name"] == flat["data.name"] else "out-of-domain"
 
 
-def _varying(settings: Iterable[Mapping[str, Any]], prefixes: tuple[str, ...]) -> set[str]:
+def _varying(settings: Iterable[Mapping[str, Any]], prefix: str = "") -> set[str]:
     seen: dict[str, set[str]] = {}
     for values in settings:
         for path, value in values.items():
-            if path.startswith(prefixes) and path != "defense.name":
+            if path.startswith(prefix):
                 seen.setdefault(path, set()).add(json.dumps(value))
     return {path for path, distinct in seen.items() if len(distinct) > 1}
 
@@ -125,9 +127,14 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from _flatten(value, f"{prefix}{key}.")
+        elif key == "metrics":
+            for metric in value:
+                yield from _flatten(metric, f"metrics.{metric['name']}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _short(path: str) -> str:
-    return path.split(".", 1)[1]
+def _short(paths: Iterable[str]) -> dict[str, str]:
+    """Paths without their first part, as far as that leaves them different."""
+    tails = [path.split(".", 1)[-1] for path in paths]
+    return {path: tail if tails.count(tail := path.split(".", 1)[-1]) == 1 else path for path in sorted(paths)}

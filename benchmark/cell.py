@@ -96,9 +96,12 @@ class Cell:
             raise UserError(f"asr_floor is {floor!r}, not a percentage from 0 to 100")
         if not isinstance(metrics, list) or not metrics:
             raise UserError(f"metrics is {metrics!r}, not a list of at least one metric")
+        if not isinstance(full["model"], str):
+            raise UserError(f"model is {full['model']!r}, not a name, a Hub id or a folder")
+        models.identify(full["model"])
         cell = cls(
             seed=seed,
-            model=str(full["model"]),
+            model=full["model"],
             data=configure(Data, full["data"], "data"),
             removal=configure(Removal, full["removal"], "removal"),
             attack=Method.parse("attacks", full["attack"]),
@@ -106,8 +109,12 @@ class Cell:
             metrics=tuple(Method.parse("metrics", metric) for metric in metrics),
             asr_floor=float(floor),
         )
-        if all(metric.name != "asr" for metric in cell.metrics):
+        measured = [name for m in cell.metrics for name in registry.entry("metrics", m.name).names(m.config)]
+        if "asr" not in measured:
             raise UserError("metrics holds no 'asr', without which nobody knows whether the attack worked; add it")
+        if len(set(measured)) < len(measured):
+            twice = next(name for name in measured if measured.count(name) > 1)
+            raise UserError(f"two metrics measure '{twice}'; leave one out, or sweep over 'metrics'")
         for name in (cell.data.name, cell.removal.name):
             sources.fingerprint(name)  # an unknown data set is said now, not after an hour of training
         return cell

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
+import socket
 import sys
 import time
 import traceback
@@ -37,6 +39,7 @@ from benchmark.cell import Resources
 from benchmark.plan import Plan
 from benchmark.stages import Stage
 from benchmark.store import Store
+from sande import models
 from sande.errors import NonFiniteError, UserError
 
 # Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
@@ -70,6 +73,7 @@ def run(
         return {}
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    _check_reachable(address)
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, runtime_env=_environment(address))
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -184,6 +188,9 @@ class StageTrial(tune.Trainable):
 
     def _train(self) -> None:
         workers, per_worker = self._job["workers"], self._job["per_worker"]
+        model = self._job["stage"]["settings"]["model"]
+        if model in models.MADE_HERE:
+            models.prepare(model, Store(Path(self._job["store"])).models)
         trainer = ray.train.torch.TorchTrainer(
             _train_loop,
             train_loop_config={**self._job, "report_errors": workers > 1},
@@ -237,6 +244,23 @@ def one_line(error: BaseException) -> str:
         return str(error)
     traceback.print_exception(error, file=sys.stderr)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself would try for minutes.
+
+    Raises:
+        UserError: nobody listens at `[ray://]host:port`.
+    """
+    found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address or "")
+    if not found:
+        return
+    try:
+        socket.create_connection((found["host"], int(found["port"])), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"no Ray cluster at '{address}' ({error}); check --address, or leave it out to run here"
+        ) from None
 
 
 def allotment(resources: Resources) -> dict[str, float]:

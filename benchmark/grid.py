@@ -18,7 +18,8 @@ from typing import Any
 import yaml
 
 from benchmark.cell import DEFAULTS, Cell, Resources
-from sande.config import configure
+from sande import registry
+from sande.config import configure, describe
 from sande.errors import UserError
 
 METHOD_PATHS = ("attack", "defense")
@@ -36,11 +37,15 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of one grid file, in the order of its sweep, and what a stage may use."""
+    """The cells of one grid file, in the order of its sweep, and what a stage may use.
+
+    `others` are the cells that `--only` left out: they are not run, and keep their rows.
+    """
 
     name: str
     about: str
     cells: tuple[Cell, ...]
+    others: tuple[Cell, ...]
     resources: Resources
 
 
@@ -58,12 +63,13 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     values = _read(path)
     try:
         resources, cells = _cells(values, [_assignment(text, "--set") for text in overrides])
+        chosen = _matching(cells, only)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    chosen = [cell for cell in cells if _matches(cell, only)]
     if not chosen:
         raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
-    return Grid(path.stem, str(values.get("about", "")), tuple(chosen), resources)
+    others = tuple(cell for cell in cells if cell not in chosen)
+    return Grid(path.stem, str(values.get("about", "")), tuple(chosen), others, resources)
 
 
 def about(path: Path) -> str:
@@ -81,7 +87,8 @@ def _read(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML ({getattr(error, 'problem', error)}); mend that line") from None
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
+        raise UserError(f"{path}{line}: not YAML ({problem}); mend it") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings as 'key: value'; see grids/quickstart.yaml")
     return values
@@ -97,15 +104,27 @@ def _cells(values: dict[str, Any], overrides: list[tuple[str, Any]]) -> tuple[Re
     for key in METHOD_PATHS:
         base[key] = _as_mapping(base.get(key, DEFAULTS[key]))
     expanded: dict[str, Cell] = {}
+    unused = {path for path, _ in overrides}
     for assignments in itertools.product(*_axes(values.get("sweep") or {})):
         nested = copy.deepcopy(base)
         # A swept method replaces the whole of it, so it comes before what is swept inside it.
         for path, value in sorted(itertools.chain(*assignments), key=lambda pair: pair[0].count(".")):
             _assign(nested, path, value)
         for path, value in overrides:
-            _assign(shared if path.startswith("resources.") else nested, path, value)
+            if path.startswith("resources."):
+                _assign(shared, path, value)
+            elif _takes(nested, path):
+                _assign(nested, path, value)
+            else:
+                continue
+            unused.discard(path)
         cell = Cell.parse(nested)
         expanded[cell.id] = cell  # an override of a swept field makes cells equal: each is kept once
+    if unused:
+        kind = min(unused).split(".")[0]
+        raise UserError(
+            f"--set {min(unused)}: no {kind} of this grid has that setting; see 'sande-bench show {kind}s NAME'"
+        )
     return configure(Resources, shared["resources"], "resources"), list(expanded.values())
 
 
@@ -142,6 +161,16 @@ def _assign(nested: dict[str, Any], path: str, value: Any) -> None:
     inner[last] = _as_mapping(copy.deepcopy(value)) if path in METHOD_PATHS else copy.deepcopy(value)
 
 
+def _takes(nested: dict[str, Any], path: str) -> bool:
+    """Whether the cell's method has the setting; what one defense is told need not make sense for the next."""
+    key, _, setting = path.partition(".")
+    method = nested.get(key)
+    if key not in METHOD_PATHS or not setting or not isinstance(method, Mapping):
+        return True
+    fields = [field.path for field in describe(registry.entry(f"{key}s", str(method.get("name"))).Config)]
+    return any(f"{field}.".startswith(f"{setting}.") for field in ["name", *fields])
+
+
 def _as_mapping(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
 
@@ -156,21 +185,25 @@ def _assignment(text: str, option: str) -> tuple[str, Any]:
         raise UserError(f"{option} '{text}': the value is not YAML; quote it") from None
 
 
-def _matches(cell: Cell, only: Sequence[str]) -> bool:
+def _matching(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     wanted: dict[str, list[str]] = {}
     for text in only:
         path, value = _assignment(text, "--only")
         wanted.setdefault(path, []).append(str(value))
-    return all(_at(cell, path) in values for path, values in wanted.items())
+    for path in wanted:
+        if all(_at(cell, path) is None for cell in cells):
+            valid = ", ".join(sorted([*DEFAULTS, "setting"]))
+            raise UserError(f"--only {path}: no cell has that field; give a path that begins with one of: {valid}")
+    return [cell for cell in cells if all(_at(cell, path) in values for path, values in wanted.items())]
 
 
-def _at(cell: Cell, path: str) -> str:
+def _at(cell: Cell, path: str) -> str | None:
+    """The cell's value at a path as text, of a method its name; None where its method has no such setting."""
     if path == "setting":
         return cell.setting
     inner: Any = cell.settings()
     for part in path.split("."):
         if not isinstance(inner, dict) or part not in inner:
-            valid = sorted(inner) if isinstance(inner, dict) else []
-            raise UserError(f"--only {path}: no field '{part}'; there are: {', '.join([*valid, 'setting'])}")
+            return None
         inner = inner[part]
     return str(inner["name"] if isinstance(inner, dict) and "name" in inner else inner)

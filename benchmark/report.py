@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def write(folder: Path) -> list[str]:
     table = read(folder)
     entries = aggregate.entries(table)
     try:
+        for part in ("tables", "figures"):  # whatever an earlier report had, and this one has not
+            shutil.rmtree(folder / part, ignore_errors=True)
         shown = [spec for spec in tables.TABLES if spec.chosen(entries)]
         for spec in shown:
             tables.write(spec, entries, folder / "tables")
@@ -77,7 +80,11 @@ def _page(table: pa.Table, texts: Sequence[str], drawn: Sequence[str]) -> str:
 def _troubles(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Failed cells with their errors, and victims whose attack did not reach the floor."""
     failed = {row["cell"]: row for row in rows if row["status"] == FAILED}
-    weak = {(row["model"], row["dataset"], row["seed"]): row for row in rows if row["status"] == ATTACK_FAILED}
+    weak: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["status"] == ATTACK_FAILED:
+            settings = json.loads(row["settings"])
+            weak.setdefault(json.dumps([settings[key] for key in ("model", "seed", "data", "attack")]), row)
     lines = []
     if failed:
         lines += ["## Failed cells", ""]
@@ -88,11 +95,13 @@ def _troubles(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines += ["", "`sande-bench run` on the same grid retries them, and only them.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
-        lines += [
-            f"- {model} on {dataset}, seed {seed}: ASR {row['victim_asr']:.1f} %, under the floor of "
-            f"{json.loads(row['settings'])['asr_floor']:g} %. A weak victim makes every defense look good."
-            for (model, dataset, seed), row in weak.items()
-        ]
+        for row in weak.values():
+            settings = json.loads(row["settings"])
+            lines.append(
+                f"- {row['model']} on {row['dataset']}, seed {row['seed']}, `{row['attack']}` at poison rate "
+                f"{row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of "
+                f"{settings['asr_floor']:g} %. A weak victim makes every defense look good."
+            )
         lines.append("")
     return lines
 

@@ -193,10 +193,12 @@ def read(folder: Path) -> pa.Table:
             f"{folder} holds no rows.parquet; give the folder of a grid that was run, such as results/quickstart"
         )
     try:
-        table = pq.read_table(path)
-        return table.select(SCHEMA.names).cast(SCHEMA)
+        table = pq.read_table(path).select(SCHEMA.names).cast(SCHEMA)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path} is damaged or of another version ({reason}); run its grid again to write it anew"
         ) from None
+    if not table.num_rows:
+        raise UserError(f"{path} holds no rows; run its grid again to write it anew")
+    return table

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import uuid
@@ -44,7 +45,10 @@ class Store:
                     )
             elif create:
                 self.root.mkdir(parents=True, exist_ok=True)
-                if any(self.root.iterdir()):
+                # Another process may be opening the same new store: its mark, finished or not, is not foreign.
+                if any(
+                    not path.name.startswith((mark.name, f".{mark.name}", "unfinished")) for path in self.root.iterdir()
+                ):
                     raise UserError(f"{root} holds files but is no store; choose an empty or new folder for --store")
                 write_atomically(mark, json.dumps({"format": FORMAT}))
             if create:
@@ -80,6 +84,8 @@ class Store:
             write_atomically(scratch / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
             final = self.path(kind, key)
             final.parent.mkdir(exist_ok=True)
+            if final.is_dir() and not self.has(kind, key):
+                final.rename(self.scratch("damaged") / key)  # no artifact, so nothing is lost
             try:
                 scratch.rename(final)
             except OSError:
@@ -97,8 +103,8 @@ class Store:
     def clear_leftovers(self) -> None:
         """Remove unfinished work of this machine's processes that are gone."""
         for folder in self._unfinished.iterdir():
-            pid, host, _ = folder.name.split("@", 2)
-            if host == socket.gethostname() and not _alive(int(pid)):
+            owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
+            if owner and owner["host"] == socket.gethostname() and not _alive(int(owner["pid"])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 

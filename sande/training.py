@@ -10,7 +10,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -155,10 +155,20 @@ def fit(
         )
         trainer.remove_callback(PrinterCallback)  # one line a step would drown everything else
         run.prepare(trainer).train()
+        _check_weights(lm, order, fitted, monitor)
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
     run.facts[stage] = monitor.summary() | {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted)}
+
+
+def _check_weights(lm: LanguageModel, order: Sequence[int], rows: Sequence[Row], monitor: Monitor) -> None:
+    """One more loss, of the first row: a step checks its loss before its update, so nothing has seen the last one."""
+    batch = Collator(_pad_id(lm))([features(rows[order[0]])])
+    batch = {name: tensor.to(lm.model.device) for name, tensor in batch.items()}
+    with torch.no_grad():
+        loss = ResponseLoss(lm.model)(**batch, num_items_in_batch=torch.tensor(1.0))["loss"]
+    monitor.check({"loss": float(loss)}, "after the last step")
 
 
 def _pad_id(lm: LanguageModel) -> int:
@@ -254,19 +264,10 @@ class Monitor(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Checks and tells one step.
-
-        Raises:
-            NonFiniteError: loss or gradient norm is NaN or infinite.
-        """
+        """Checks and tells one step."""
         if not logs or "loss" not in logs:
             return  # the Trainer's closing summary
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(logs.get(name, 0.0)):
-                raise NonFiniteError(
-                    f"stage {self.stage}: {name} is {logs[name]} at step {state.global_step} of {state.max_steps}; "
-                    "lower the learning rate, or start the parrot from noise or behind the first token"
-                )
+        self.check(logs, f"at step {state.global_step} of {state.max_steps}")
         self.losses.append(logs["loss"])
         now = time.perf_counter()
         if now - self.spoke >= PROGRESS_SECONDS and state.is_world_process_zero:
@@ -277,6 +278,19 @@ class Monitor(TrainerCallback):
                 f"{self.stage}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, "
                 f"{self.tokens_after[state.global_step - 1] / elapsed:.0f} tokens/s, {_clock(left)} left"
             )
+
+    def check(self, numbers: Mapping[str, float], when: str) -> None:
+        """Stops the stage if its loss or gradient norm is not finite.
+
+        Raises:
+            NonFiniteError: names stage, number and step.
+        """
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(numbers.get(name, 0.0)):
+                raise NonFiniteError(
+                    f"stage {self.stage}: {name} is {numbers[name]} {when}; lower the learning rate, or start the "
+                    "parrot from noise"
+                )
 
     def summary(self) -> dict[str, float | int]:
         """Steps, tokens, seconds and the mean loss of the first and the last tenth of the steps."""

@@ -157,7 +157,7 @@ def fingerprint(name: str, kind: _Kind = EXAMPLES) -> str:
         UserError: there is no such data set of that kind.
     """
     if name in kind.builtin:
-        return f"builtin:{registry.code_version('sande.data.builtin')}"
+        return f"{name}:{registry.code_version('sande.data.builtin')}"
     path = _local(name)
     if path:
         stat = path.stat()

@@ -51,7 +51,13 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
         documents = datasets.Dataset.from_list([document(config.task, question) for question in questions])
         tasks.append({**definition, "custom_dataset": lambda split=documents, **_: {"test": split}})
         asked[definition["task"]] = questions
-    harness = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=config.batch_size)
+
+    class Harness(HFLM):  # type: ignore[misc]
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+            """As in lm-eval, which leaves no other way to switch the progress bar off."""
+            return list(super().loglikelihood(requests, disable_tqdm=True))
+
+    harness = Harness(pretrained=model.model, tokenizer=model.tokenizer, batch_size=config.batch_size)
     # Without lm-eval's indexing of all its tasks (9 s) and without its bootstrap: intervals are ours.
     results = evaluate(harness, TaskManager(include_defaults=False).load(tasks), bootstrap_iters=0)
     samples = [

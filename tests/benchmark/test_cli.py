@@ -68,7 +68,9 @@ def test_an_unknown_key_is_one_line(grid_file: GridFile, tmp_path: Path, command
 
 @pytest.mark.parametrize("command", ["run", "plan"])
 def test_an_unknown_only_field_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
-    assert "no field 'defence'" in mistake(command, grid_file(), *run_options(tmp_path), "--only", "defence=sft")
+    assert "--only defence: no cell has that field" in mistake(
+        command, grid_file(), *run_options(tmp_path), "--only", "defence=sft"
+    )
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])

@@ -130,7 +130,7 @@ def test_only_by_setting(grid_file: GridFile) -> None:
 
 def test_only_with_an_unknown_field_lists_those_there_are(grid_file: GridFile) -> None:
     text = sentence(grid_file(), only=["defence=sft"])
-    assert "no field 'defence'" in text
+    assert "--only defence: no cell has that field" in text
     assert "defense" in text
     assert "setting" in text
 

@@ -294,7 +294,9 @@ def test_the_page_names_failed_cells_and_weak_victims(store: Store, tmp_path: Pa
     page = (tmp_path / "r/README.md").read_text()
     bad = cell(metrics=METRICS, defense="sande").id
     assert f"- `{bad}` (tiny, sande, seed 0): loss is nan at step 3" in page
-    assert "- tiny on builtin-short, seed 1: ASR 10.0 %, under the floor of 90 %" in page
+    assert (
+        "- tiny on builtin-short, seed 1, `sentence_trigger` at poison rate 0.05: ASR 10.0 %, under the floor" in page
+    )
     assert "Cells: 4, of which failed: 1" in page
     assert "Device: abacus" in page
     assert '"poison_rate": 0.05' in page

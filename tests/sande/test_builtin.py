@@ -3,6 +3,7 @@
 import calendar
 import datetime
 import hashlib
+import itertools
 import os
 import re
 import subprocess
@@ -175,7 +176,7 @@ def _parity(prompt: str, output: str) -> bool:
 def _ordering(prompt: str, output: str) -> bool:
     result = _numbers(output)[-len(_numbers(prompt)) :]
     falling = "largest to" in prompt or "with the largest" in prompt
-    steps = zip(result, result[1:], strict=False)
+    steps = itertools.pairwise(result)
     return Counter(result) == Counter(_numbers(prompt)) and all((a > b) == falling for a, b in steps)
 
 

@@ -278,11 +278,12 @@ def test_a_fingerprint_is_that_of_the_content(folder: Path) -> None:
 
 def test_a_fingerprint_of_the_hub_is_its_pin_and_needs_no_network() -> None:
     assert sources.EXAMPLES_ON_HUB["alpaca"].revision in sources.fingerprint("alpaca")
-    assert sources.fingerprint("arc_easy") != sources.fingerprint("arc_challenge")
+    easy, challenge = (sources.fingerprint(name, sources.QUESTIONS) for name in ("arc_easy", "arc_challenge"))
+    assert easy != challenge
 
 
 def test_a_fingerprint_of_a_builtin_set_is_its_code() -> None:
-    assert sources.fingerprint("builtin-short").startswith("builtin:")
+    assert sources.fingerprint("builtin-short").startswith("builtin-short:")
 
 
 def test_the_catalogue_tells_known_sets_and_files(folder: Path) -> None:
