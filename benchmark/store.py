@@ -46,9 +46,8 @@ class Store:
             elif create:
                 self.root.mkdir(parents=True, exist_ok=True)
                 # Another process may be opening the same new store: its mark, finished or not, is not foreign.
-                if any(
-                    not path.name.startswith((mark.name, f".{mark.name}", "unfinished")) for path in self.root.iterdir()
-                ):
+                ours = (mark.name, f".{mark.name}", self._unfinished.name)
+                if any(not path.name.startswith(ours) for path in self.root.iterdir()):
                     raise UserError(f"{root} holds files but is no store; choose an empty or new folder for --store")
                 write_atomically(mark, json.dumps({"format": FORMAT}))
             if create:
