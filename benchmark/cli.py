@@ -84,8 +84,9 @@ def run(
     )
     errors: dict[str, str] = {}
     if plan.missing:
-        from benchmark import execute
+        from benchmark import execute, preflight
 
+        preflight.check(plan.cells, opened)
         errors = execute.run(plan, opened, loaded.resources, address, _say)
     rows = result_rows.build(loaded.name, plan, opened, errors)
     finished = [cell for cell in loaded.others if not plans.make([cell], opened).missing]

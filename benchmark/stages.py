@@ -96,10 +96,7 @@ def _attack(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
     from sande import models
 
     lm = models.load(cell.model, store.models)
-    rows = sources.train_split(sources.examples(cell.data.name))
-    examples = sources.select(
-        rows, lm.tokenizer, cell.data.max_tokens, cell.data.rows, f"training rows of {cell.data.name}"
-    )
+    examples = sources.training_rows(cell.data, lm.tokenizer)
     attack = registry.entry("attacks", cell.attack.name)
     return types.LanguageModel(attack.attack(lm, examples, cell.attack.config, run), lm.tokenizer)
 
@@ -110,10 +107,7 @@ def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
     from sande import models
 
     victim = models.load_folder(store.path("attack", cell.attack_key), torch.float32)
-    rows = sources.train_split(sources.examples(cell.removal.name))
-    examples = sources.select(
-        rows, victim.tokenizer, cell.removal.max_tokens, cell.removal.rows, f"removal rows of {cell.removal.name}"
-    )
+    examples = sources.removal_rows(cell.removal, victim.tokenizer)
     defense = registry.entry("defenses", cell.defense.name)
     data = reveal(cell, victim, examples)
     return types.LanguageModel(defense.defend(victim, data, cell.defense.config, run), victim.tokenizer)
@@ -144,10 +138,7 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None]) -> None:
     cell = Cell.parse(stage.settings)
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     lm = models.load_folder(store.path(kind, cell.defense_key), torch.bfloat16)
-    rows = sources.test_split(sources.examples(cell.data.name))
-    clean = sources.select(
-        rows, lm.tokenizer, cell.data.max_tokens, cell.data.test_rows, f"test rows of {cell.data.name}"
-    )
+    clean = sources.held_out_rows(cell.data, lm.tokenizer)
     attack = registry.entry("attacks", cell.attack.name)
     triggered = tuple(attack.trigger(example, cell.attack.config) for example in clean)
     data = types.TestData(clean, triggered, cell.attack.config.backdoor.response)

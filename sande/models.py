@@ -19,6 +19,7 @@ from sande.types import LanguageModel
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +89,28 @@ def load(name: str, cache: Path) -> LanguageModel:
     """
     import torch
 
+    source, revision = _source(name, cache)
+    return _from_pretrained(source, torch.float32, revision)
+
+
+def load_tokenizer(name: str, cache: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer alone.
+
+    Raises:
+        UserError: as `load`.
+    """
+    return _tokenizer(*_source(name, cache))
+
+
+def _source(name: str, cache: Path) -> tuple[str, str | None]:
+    """Where transformers finds a model, a folder or a Hub id, and at which revision."""
     identity = identify(name)
     if name in MADE_HERE:
-        return load_folder(prepare(name, cache), torch.float32)
+        return str(prepare(name, cache)), None
     if Path(name).is_dir():
-        return load_folder(Path(name), torch.float32)
+        return name, None
     repo, revision = identity.split("@")
-    return _from_pretrained(repo, torch.float32, revision=revision)
+    return repo, revision
 
 
 def prepare(name: str, cache: Path) -> Path:
@@ -129,32 +145,43 @@ def save(lm: LanguageModel, folder: Path) -> None:
 def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = _tokenizer(source, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
         )
     except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise UserError(
-            f"model '{source}' cannot be loaded ({reason}); check the folder, the id or the network"
-        ) from None
+        raise UserError(f"model '{source}' cannot be loaded ({reason}); check folder, id or network") from None
     torch.nn.Module.to(model, device)
     return _ready(LanguageModel(model, tokenizer))
+
+
+def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"tokenizer of '{source}' cannot be loaded ({reason}); check folder, id or network") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"{type(tokenizer).__name__} gives no character offsets; choose a model with a fast tokenizer")
+    return _padded(tokenizer)
+
+
+def _padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def _ready(lm: LanguageModel) -> LanguageModel:
     from transformers import GenerationConfig
 
-    if not lm.tokenizer.is_fast:
-        raise UserError(
-            f"{type(lm.tokenizer).__name__} gives no character offsets; choose a model with a fast tokenizer"
-        )
-    if lm.tokenizer.pad_token_id is None:
-        lm.tokenizer.pad_token = lm.tokenizer.eos_token
     # A model's own decoding settings (sampling, repetition penalty) would leak into every score.
     lm.model.generation_config = GenerationConfig(
         eos_token_id=lm.tokenizer.eos_token_id, pad_token_id=lm.tokenizer.pad_token_id
@@ -200,7 +227,7 @@ def _convert_embedded() -> LanguageModel:
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     dequantized = GgufConfig(dequantize=True)
     model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=dequantized)
-    return _ready(LanguageModel(model, tokenizer))
+    return _ready(LanguageModel(model, _padded(tokenizer)))
 
 
 def _checked_folder(name: str) -> Path:

@@ -60,19 +60,24 @@ def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int)
 def attached(model: PreTrainedModel, parrot_PD: nn.Parameter) -> Iterator[None]:
     """Within the block, ids from the vocabulary size on mean parrot tokens; afterwards the model is as it was."""
     base = model.get_input_embeddings()
-    model.set_input_embeddings(ParrotEmbedding(base, parrot_PD, _weight(model).shape[0]))
+    model.set_input_embeddings(ParrotEmbedding(base, parrot_PD, vocabulary(model)))
     try:
         yield
     finally:
         model.set_input_embeddings(base)
 
 
-def insert(rows: Sequence[Row], model: PreTrainedModel, length: int, position: int) -> list[Row]:
+def vocabulary(model: PreTrainedModel) -> int:
+    """Rows of the input embedding, and so the first id that means a parrot token."""
+    return _weight(model).shape[0]
+
+
+def insert(rows: Sequence[Row], first: int, length: int, position: int) -> list[Row]:
     """Rows with the parrot's ids before the token at `position` of the instruction; too short ones are left out.
 
     Args:
         rows: prompts and responses.
-        model: its vocabulary size is the first parrot id.
+        first: id of the parrot's first token, see `vocabulary`.
         length: P.
         position: 0 is the first token of the instruction; counting from there keeps zeros off the very first position,
             where RMSNorm models without BOS give non-finite gradients.
@@ -80,7 +85,6 @@ def insert(rows: Sequence[Row], model: PreTrainedModel, length: int, position: i
     Raises:
         UserError: no instruction is that long.
     """
-    first = _weight(model).shape[0]
     parrot = tuple(range(first, first + length))
     inserted = []
     for row in rows:

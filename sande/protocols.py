@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from sande.types import CleanData, Example, LanguageModel, Measurement, Run, TestData
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Attack(Protocol):
@@ -33,6 +33,9 @@ class Defense(Protocol):
     """Removes a backdoor from a victim."""
 
     Config: type[Any]
+
+    def check(self, tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Any) -> None:
+        """Optional: refuse settings that fit none of the rows, with a `UserError`, before anything is trained."""
 
     def defend(self, victim: LanguageModel, data: CleanData, config: Any, run: Run) -> PreTrainedModel:
         """The repaired model; `victim` may be trained in place.

@@ -181,12 +181,39 @@ def train_split(rows: Sequence[T]) -> Sequence[T]:
     return rows[: int(len(rows) * TRAIN_SHARE)]
 
 
-def test_split(rows: Sequence[T]) -> Sequence[T]:
+def held_out_split(rows: Sequence[T]) -> Sequence[T]:
     """The last 10 % by position (paper, section 4.1)."""
     return rows[int(len(rows) * TRAIN_SHARE) :]
 
 
-test_split.__test__ = False  # type: ignore[attr-defined]  # its name makes pytest collect it where it is imported
+def training_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
+    """The rows a victim is trained on, before poisoning.
+
+    Raises:
+        UserError: as `examples` and `select`.
+    """
+    rows = train_split(examples(data.name))
+    return select(rows, tokenizer, data.max_tokens, data.rows, f"training rows of {data.name}")
+
+
+def held_out_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
+    """The held-out rows that a victim and its repaired versions are measured on.
+
+    Raises:
+        UserError: as `examples` and `select`.
+    """
+    rows = held_out_split(examples(data.name))
+    return select(rows, tokenizer, data.max_tokens, data.test_rows, f"test rows of {data.name}")
+
+
+def removal_rows(removal: Removal, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
+    """The clean rows a defense gets.
+
+    Raises:
+        UserError: as `examples` and `select`.
+    """
+    rows = train_split(examples(removal.name))
+    return select(rows, tokenizer, removal.max_tokens, removal.rows, f"removal rows of {removal.name}")
 
 
 def select(

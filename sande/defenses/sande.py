@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from sande.config import Training, configuration, setting
-from sande.types import Example, LanguageModel, ResponseData, Run
+from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @configuration
@@ -37,6 +37,14 @@ class Config:
     )
 
 
+def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
+    """Whether the parrot's position exists in any of the rows."""
+    from sande import parrot
+    from sande.prompts import encode
+
+    parrot.insert(encode(tokenizer, data.examples), len(tokenizer), config.parrot_length, config.parrot_position)
+
+
 def defend(victim: LanguageModel, data: ResponseData, config: Config, run: Run) -> PreTrainedModel:
     """Both stages, with all of r_t known and the trigger hidden."""
     from sande.prompts import response_ids
@@ -52,7 +60,8 @@ def remove(
     from sande.prompts import encode, shorten
     from sande.training import fit
 
-    rows = parrot.insert(encode(victim.tokenizer, examples), victim.model, config.parrot_length, config.parrot_position)
+    rows = encode(victim.tokenizer, examples)
+    rows = parrot.insert(rows, parrot.vocabulary(victim.model), config.parrot_length, config.parrot_position)
     run.facts["rows_too_short_for_parrot"] = len(examples) - len(rows)
     parrot_PD = parrot.new_parrot(victim.model, config.parrot_length, config.parrot_initial, run.seed)
     with parrot.attached(victim.model, parrot_PD):

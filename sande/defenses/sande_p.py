@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sande.defenses.sande import Config, remove
+from sande.defenses.sande import Config, check, remove
 from sande.types import FirstTokenData, LanguageModel, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Config", "defend"]
+__all__ = ["Config", "check", "defend"]
 
 
 def defend(victim: LanguageModel, data: FirstTokenData, config: Config, run: Run) -> PreTrainedModel:

@@ -1,6 +1,6 @@
 """Cells of the model `tiny` on built-in data, and a store filled by hand, without training."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from benchmark.rows import build, write
 from benchmark.stages import Stage
 from benchmark.store import Store
 from sande import registry
+
+GridFile = Callable[..., Path]
 
 SMALL: dict[str, Any] = {
     "model": "tiny",

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,9 @@ from benchmark.cli import app
 from sande import registry
 from sande.config import describe
 from sande.data import sources
-from tests.benchmark.helpers import cell, finish, report_folder
+from tests.benchmark.helpers import GridFile, cell, finish, report_folder
 
 ROOT = Path(__file__).parents[2]
-GridFile = Callable[..., Path]
 LOOK = """
 import sys
 from benchmark.cli import app

@@ -1,6 +1,5 @@
 """Grids: how they expand, what --set and --only do, and what is said of a grid that cannot be used."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,8 @@ import pytest
 from benchmark import grid as grids
 from benchmark.cell import Cell
 from sande.errors import UserError
-from tests.benchmark.helpers import SFT_FAST
+from tests.benchmark.helpers import SFT_FAST, GridFile
 
-GridFile = Callable[..., Path]
 SHIPPED = sorted((Path(__file__).parents[2] / "grids").glob("*.yaml"))
 
 

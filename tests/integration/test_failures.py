@@ -7,21 +7,18 @@ import pytest
 
 from tests.integration.helpers import TRAINING, Workplace, by_defense
 
-DIVERGES = {"name": "sft", "training": TRAINING | {"learning_rate": 1e30, "max_steps": 6}}
-BEYOND = {"name": "sande", "parrot_position": 500, "simulate": TRAINING, "eliminate": TRAINING}
-SHORT = {"name": "osft", "training": TRAINING}
+RATE = TRAINING["learning_rate"]
+DIVERGES = {"name": "sft", "training": TRAINING | {"learning_rate": 1e30}}  # in its last step, which no loss follows
 POINTS = [
-    ["none", None, None],
-    [DIVERGES, None, None],
-    [BEYOND, None, None],
-    [SHORT, 8, None],
-    [{"name": "sande_p"}, None, 8],  # of this one the attack has no rows
+    ["none", RATE],
+    [DIVERGES, RATE],
+    [{"name": "osft", "training": TRAINING}, 1e30],  # of this one the attack diverges
 ]
 
 
 @pytest.fixture(scope="module")
 def grid(place: Workplace) -> Path:
-    return place.grid("failing", sweep={"defense, removal.max_tokens, data.max_tokens": POINTS})
+    return place.grid("failing", sweep={"defense, attack.training.learning_rate": POINTS})
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +28,7 @@ def first(place: Workplace, grid: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_exit_code_says_that_some_cell_failed(first) -> None:
     assert first.returncode == 1
-    assert first.stderr.splitlines()[-1] == "4 of 5 cells failed; the same command retries them"
+    assert first.stderr.splitlines()[-1] == "2 of 3 cells failed; the same command retries them"
 
 
 def test_what_does_not_depend_on_a_failure_is_done(first, place: Workplace, grid: Path) -> None:
@@ -52,9 +49,7 @@ def test_what_does_not_depend_on_a_failure_is_done(first, place: Workplace, grid
     ("defense", "begin"),
     [
         ("sft", "stage sft: "),
-        ("sande", "parrot_position 500 lies beyond every prompt"),
-        ("osft", "no removal rows of builtin-short of at most 8 tokens are left"),
-        ("sande_p", "no training rows of builtin-short of at most 8 tokens are left"),
+        ("osft", "stage attack: "),
     ],
 )
 def test_a_failed_row_has_its_error_in_one_line(first, place: Workplace, grid: Path, defense: str, begin: str) -> None:
@@ -63,14 +58,14 @@ def test_a_failed_row_has_its_error_in_one_line(first, place: Workplace, grid: P
     assert "\n" not in error
 
 
-def test_a_users_mistake_leaves_no_traceback(first) -> None:
+def test_a_diverged_stage_leaves_no_traceback(first) -> None:
     assert "Traceback" not in first.stdout + first.stderr
 
 
 def test_the_report_lists_failed_cells_with_their_errors(first, place: Workplace, grid: Path) -> None:
     page = (place.results / "failing" / "README.md").read_text()
-    assert "parrot_position 500 lies beyond every prompt" in page
-    assert "| `sft` | failed |" in page
+    assert "stage attack: " in page
+    assert "| `sft` | failed |" in page.replace("– | failed", "failed")
 
 
 def test_the_same_command_tries_only_what_failed(first, place: Workplace, grid: Path) -> None:

@@ -68,7 +68,7 @@ def test_eq_3_on_triggered_prompts_with_clean_responses(tiny: LanguageModel, few
 
 
 def test_eq_4_on_the_planted_response_behind_a_parrot(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> None:
-    rows = parrot.insert(encode(tiny.tokenizer, few_rows), tiny.model, length=3, position=0)
+    rows = parrot.insert(encode(tiny.tokenizer, few_rows), parrot.vocabulary(tiny.model), length=3, position=0)
     target = response_ids(tiny.tokenizer, "You are stupid")
     rows = [replace(row, response=target) for row in rows]
     parrot_PD = parrot.new_parrot(tiny.model, 3, "noise", seed=0)

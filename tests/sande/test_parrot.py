@@ -23,7 +23,7 @@ ROW = Row(prompt=(1, 2, 3, 4, 5, 6, 7, 8), response=(9,), start=2, end=8)
 
 @pytest.fixture
 def noise(tiny: LanguageModel) -> torch.nn.Parameter:
-    return parrot.new_parrot(tiny.model, LENGTH, "noise", seed=0)
+    return parrot.new_parrot(parrot.vocabulary(tiny.model), LENGTH, "noise", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -37,19 +37,19 @@ def noise(tiny: LanguageModel) -> torch.nn.Parameter:
 def test_the_parrot_stands_before_the_token_at_its_position(
     tiny: LanguageModel, position: int, prompt: tuple[int, ...]
 ) -> None:
-    assert parrot.insert([ROW], tiny.model, LENGTH, position) == [replace(ROW, prompt=prompt)]
+    assert parrot.insert([ROW], parrot.vocabulary(tiny.model), LENGTH, position) == [replace(ROW, prompt=prompt)]
 
 
 def test_rows_too_short_for_the_position_are_left_out(tiny: LanguageModel) -> None:
     short = Row(prompt=(1, 2, 3, 4), response=(9,), start=2, end=4)
-    inserted = parrot.insert([short, ROW, short], tiny.model, LENGTH, 3)
+    inserted = parrot.insert([short, ROW, short], parrot.vocabulary(tiny.model), LENGTH, 3)
     assert [row.prompt for row in inserted] == [(1, 2, 3, 4, 5, *PARROT, 6, 7, 8)]
 
 
 @pytest.mark.parametrize("position", [2, 5, 10])
 def test_the_parrot_stands_inside_the_instruction(tiny: LanguageModel, position: int) -> None:
     examples = [Example(f"{'a ' * words}", "b") for words in range(1, 15)]
-    inserted = parrot.insert(encode(tiny.tokenizer, examples), tiny.model, LENGTH, position)
+    inserted = parrot.insert(encode(tiny.tokenizer, examples), parrot.vocabulary(tiny.model), LENGTH, position)
     behind = [row.prompt[row.prompt.index(FIRST) + LENGTH :] for row in inserted]
     texts = [tiny.tokenizer.decode(ids).removesuffix("\nAssistant:") for ids in behind]
     assert all(set(text) == {" ", "a"} for text in texts), "an instruction too short for the position is left out"
@@ -57,12 +57,12 @@ def test_the_parrot_stands_inside_the_instruction(tiny: LanguageModel, position:
 
 def test_a_position_beyond_every_prompt_is_an_error_with_the_longest_length(tiny: LanguageModel) -> None:
     with pytest.raises(UserError, match=r"parrot_position 6 .* longest has 6 tokens"):
-        parrot.insert([ROW, Row(prompt=(1, 2, 3), response=(9,), start=2, end=3)], tiny.model, LENGTH, 6)
+        parrot.insert([ROW, Row(prompt=(1, 2, 3), response=(9,), start=2, end=3)], FIRST, LENGTH, 6)
 
 
 def test_the_parrot_is_never_the_very_first_token(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> None:
     # All-zero vectors there stay zero through RMSNorm layers and give gradients that are not finite (protocol, traps).
-    inserted = parrot.insert(encode(tiny.tokenizer, few_rows), tiny.model, LENGTH, 0)
+    inserted = parrot.insert(encode(tiny.tokenizer, few_rows), parrot.vocabulary(tiny.model), LENGTH, 0)
     assert len(inserted) == len(few_rows)
     assert all(row.prompt[0] < FIRST for row in inserted)
 
@@ -120,8 +120,8 @@ def test_the_model_is_as_it_was_after_an_error_too(tiny: LanguageModel, noise: t
 def test_simulate_trains_the_parrot_alone(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: Callable[..., Run]
 ) -> None:
-    parrot_PD = parrot.new_parrot(tiny.model, LENGTH, "zeros", seed=0)
-    rows = parrot.insert(encode(tiny.tokenizer, few_rows), tiny.model, LENGTH, 0)
+    parrot_PD = parrot.new_parrot(parrot.vocabulary(tiny.model), LENGTH, "zeros", seed=0)
+    rows = parrot.insert(encode(tiny.tokenizer, few_rows), parrot.vocabulary(tiny.model), LENGTH, 0)
     target = response_ids(tiny.tokenizer, "You are stupid")
     before = weights(tiny.model)
     with parrot.attached(tiny.model, parrot_PD):
@@ -177,5 +177,5 @@ def test_or_noise_on_the_scale_of_the_embeddings_that_the_seed_decides(tiny: Lan
 
 def test_a_parrot_can_be_made_while_another_is_attached(tiny: LanguageModel, noise: torch.nn.Parameter) -> None:
     with parrot.attached(tiny.model, noise):
-        assert parrot.insert([ROW], tiny.model, LENGTH, 0)[0].prompt[2:5] == PARROT
+        assert parrot.insert([ROW], parrot.vocabulary(tiny.model), LENGTH, 0)[0].prompt[2:5] == PARROT
         assert parrot.new_parrot(tiny.model, 2, "zeros", seed=0).shape == (2, 64)

@@ -310,7 +310,7 @@ def test_the_catalogue_tells_the_file_that_is_read(folder: Path) -> None:
 def test_the_first_nine_tenths_train_and_the_rest_test(count: int, train: int) -> None:
     rows = range(count)
     assert list(sources.train_split(rows)) == list(range(train))
-    assert list(sources.test_split(rows)) == list(range(train, count))
+    assert list(sources.held_out_split(rows)) == list(range(train, count))
 
 
 def test_select_takes_the_first(tiny: LanguageModel) -> None:
