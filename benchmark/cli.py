@@ -88,9 +88,8 @@ def run(
 
         preflight.check(plan.cells, opened)
         errors = execute.run(plan, opened, loaded.resources, address, _say)
-    rows = result_rows.build(loaded.name, plan, opened, errors)
-    finished = [cell for cell in loaded.others if not plans.make([cell], opened).missing]
-    rows += result_rows.build(loaded.name, plans.make(finished, opened), opened, {})
+    kept = [cell for cell in loaded.every if cell in loaded.cells or not plans.make([cell], opened).missing]
+    rows = result_rows.build(loaded.name, plans.make(kept, opened), opened, errors)
     result_rows.write(rows, folder)
     for text in reports.write(folder):
         _print_markdown(text)

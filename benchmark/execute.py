@@ -37,6 +37,7 @@ from ray.tune.search import Searcher
 
 from benchmark import stages
 from benchmark.cell import Resources
+from benchmark.logs import quiet
 from benchmark.plan import Plan
 from benchmark.stages import Stage
 from benchmark.store import Store
@@ -167,7 +168,7 @@ class StageTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """First stage of this process."""
-        _quiet()
+        quiet()
         self._job = config
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -218,7 +219,7 @@ def _train_loop(job: dict[str, Any]) -> str | None:
 
     In a worker group an error is returned as text, since Ray Train would wrap it in tracebacks of its own.
     """
-    _quiet()
+    quiet()
     stage = _stage(job["stage"])
     rank = ray.train.get_context().get_world_rank()
     prepare = ray.train.huggingface.transformers.prepare_trainer
@@ -301,18 +302,3 @@ def _environment(address: str | None) -> dict[str, Any] | None:
     """What workers on other machines need to know; local ones inherit it."""
     passed = {name: value for name, value in os.environ.items() if name in ("SANDE_DATA_DIR", "HF_HOME", "HF_TOKEN")}
     return {"env_vars": passed} if address and passed else None
-
-
-def _quiet() -> None:
-    """Leave the log to our own lines: one at an interval, one a stage."""
-    import warnings
-
-    import datasets
-    import transformers
-
-    for name in ("ray", "ray.tune", "ray.train", "lm_eval", "DeepSpeed", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    warnings.filterwarnings("ignore")

@@ -39,13 +39,13 @@ _Loader.add_implicit_resolver(
 class Grid:
     """The cells of one grid file, in the order of its sweep, and what a stage may use.
 
-    `others` are the cells that `--only` left out: they are not run, and keep their rows.
+    `every` holds also the cells that `--only` leaves out: they are not run, but keep their rows where they are done.
     """
 
     name: str
     about: str
     cells: tuple[Cell, ...]
-    others: tuple[Cell, ...]
+    every: tuple[Cell, ...]
     resources: Resources
 
 
@@ -68,8 +68,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
         raise UserError(f"{path}: {error}") from None
     if not chosen:
         raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
-    others = tuple(cell for cell in cells if cell not in chosen)
-    return Grid(path.stem, str(values.get("about", "")), tuple(chosen), others, resources)
+    return Grid(path.stem, str(values.get("about", "")), tuple(chosen), tuple(cells), resources)
 
 
 def about(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from benchmark.cell import Cell
+from benchmark.logs import quiet
 from benchmark.store import Store
 from sande import registry, types
 from sande.data import sources
@@ -18,6 +19,7 @@ def check(cells: Iterable[Cell], store: Store) -> None:
     """
     from sande import models
 
+    quiet()
     seen: set[object] = set()
     for cell in cells:
         victim, removal = (cell.model, cell.data), (cell.model, cell.removal, cell.defense)

@@ -7,18 +7,18 @@ import pytest
 
 from tests.integration.helpers import TRAINING, Workplace, by_defense
 
-RATE = TRAINING["learning_rate"]
-DIVERGES = {"name": "sft", "training": TRAINING | {"learning_rate": 1e30}}  # in its last step, which no loss follows
+DIVERGING = TRAINING | {"learning_rate": 1e30, "max_steps": 6}
+DIVERGES = {"name": "sft", "training": DIVERGING}
 POINTS = [
-    ["none", RATE],
-    [DIVERGES, RATE],
-    [{"name": "osft", "training": TRAINING}, 1e30],  # of this one the attack diverges
+    ["none", TRAINING],
+    [DIVERGES, TRAINING],
+    [{"name": "osft", "training": TRAINING}, DIVERGING],  # of this one the attack diverges
 ]
 
 
 @pytest.fixture(scope="module")
 def grid(place: Workplace) -> Path:
-    return place.grid("failing", sweep={"defense, attack.training.learning_rate": POINTS})
+    return place.grid("failing", sweep={"defense, attack.training": POINTS})
 
 
 @pytest.fixture(scope="module")

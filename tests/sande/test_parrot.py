@@ -23,7 +23,7 @@ ROW = Row(prompt=(1, 2, 3, 4, 5, 6, 7, 8), response=(9,), start=2, end=8)
 
 @pytest.fixture
 def noise(tiny: LanguageModel) -> torch.nn.Parameter:
-    return parrot.new_parrot(parrot.vocabulary(tiny.model), LENGTH, "noise", seed=0)
+    return parrot.new_parrot(tiny.model, LENGTH, "noise", seed=0)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_model_is_as_it_was_after_an_error_too(tiny: LanguageModel, noise: t
 def test_simulate_trains_the_parrot_alone(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: Callable[..., Run]
 ) -> None:
-    parrot_PD = parrot.new_parrot(parrot.vocabulary(tiny.model), LENGTH, "zeros", seed=0)
+    parrot_PD = parrot.new_parrot(tiny.model, LENGTH, "zeros", seed=0)
     rows = parrot.insert(encode(tiny.tokenizer, few_rows), parrot.vocabulary(tiny.model), LENGTH, 0)
     target = response_ids(tiny.tokenizer, "You are stupid")
     before = weights(tiny.model)
