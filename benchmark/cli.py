@@ -17,7 +17,6 @@ R = TypeVar("R")
 
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
-GRIDS = Path("grids")
 
 app = typer.Typer(
     help="Backdoors in generative language models and their removal: run grids of experiments, report, compare.",
@@ -27,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-GridArgument = Annotated[Path, typer.Argument(help="Grid file, such as grids/quickstart.yaml.", metavar="GRID")]
+GridArgument = Annotated[Path, typer.Argument(help="Grid file, or the name of one in grids/.", metavar="GRID")]
 StoreOption = Annotated[Path, typer.Option(help="Folder of trained models and outcomes; shared by all grids.")]
 ResultsOption = Annotated[Path, typer.Option(help="Folder that gets a subfolder a grid.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; left out, Ray starts here.")]
@@ -207,9 +206,9 @@ def _catalogue(kind: str) -> dict[str, str]:
 
         return sources.catalogue()
     if kind == "grids":
-        from benchmark.grid import about
+        from benchmark.grid import FOLDER, about
 
-        return {str(path): about(path) for path in sorted(GRIDS.glob("*.yaml"))}
+        return {path.stem: about(path) for path in sorted(FOLDER.glob("*.yaml"))}
     raise UserError(
         f"no kind is called '{kind}'; there are: {', '.join([*registry.KINDS, 'models', 'datasets', 'grids'])}"
     )

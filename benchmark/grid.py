@@ -23,6 +23,7 @@ from sande.config import configure, describe
 from sande.errors import UserError
 
 METHOD_PATHS = ("attack", "defense")
+FOLDER = Path("grids")
 _GRID_KEYS = ("about", "resources", "sweep")
 
 
@@ -53,13 +54,14 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     """Read, override, expand, filter and check a grid.
 
     Args:
-        path: the YAML file; its stem names the grid.
+        path: the YAML file, or the name of one in `grids/`; its stem names the grid.
         overrides: `path.to.field=value` (the value in YAML), applied to every cell, also to swept fields.
         only: `path=value`; cells that match every path in one of the values given for it are kept.
 
     Raises:
         UserError: one sentence with the file, the place, and what would do.
     """
+    path = named(path)
     values = _read(path)
     try:
         resources, cells = _cells(values, [_assignment(text, "--set") for text in overrides])
@@ -69,6 +71,12 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     if not chosen:
         raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
     return Grid(path.stem, str(values.get("about", "")), tuple(chosen), tuple(cells), resources)
+
+
+def named(path: Path) -> Path:
+    """The grid file that a bare name such as `quickstart` stands for, else the path as it is."""
+    known = FOLDER / f"{path}.yaml"
+    return known if not path.exists() and path.name == str(path) and known.is_file() else path
 
 
 def about(path: Path) -> str:

@@ -105,14 +105,15 @@ def describe(cls: type[Any], prefix: str = "") -> list[FieldDoc]:
     lines: list[FieldDoc] = []
     for name, info in cls.__pydantic_fields__.items():
         value = getattr(defaults, name)
+        source = (info.json_schema_extra or {}).get("source", "")
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            nested = describe(type(value), f"{prefix}{name}.")
             actual = as_dict(value)
-            lines += [
-                dataclasses.replace(doc, default=_dig(actual, doc.path[len(prefix + name) + 1 :])) for doc in nested
-            ]
+            for doc in describe(type(value), f"{prefix}{name}."):
+                default = _dig(actual, doc.path[len(prefix + name) + 1 :])
+                # A default that differs from the record's own is this method's, and so is its source.
+                own = doc.source if default == doc.default else source
+                lines.append(dataclasses.replace(doc, default=default, source=own))
         else:
-            source = (info.json_schema_extra or {}).get("source", "")
             lines.append(FieldDoc(prefix + name, value, info.description or "", source))
     return lines
 
