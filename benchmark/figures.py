@@ -13,6 +13,7 @@ from benchmark.store import write_atomically
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MARKERS = "osD^vP*X"
 
@@ -76,26 +77,31 @@ def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
     points = [(key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr]
     if not points:
         return None
-    victims = list(dict.fromkeys(victim for (victim, _), _, _ in points))
-    defenses = list(dict.fromkeys(defense for (_, defense), _, _ in points))
-    figure = _figure(width=6.4, rows=1)
+    colors = {defense: f"C{index % 10}" for index, defense in enumerate(dict.fromkeys(d for (_, d), _, _ in points))}
+    markers = {
+        victim: MARKERS[index % len(MARKERS)]
+        for index, victim in enumerate(dict.fromkeys(v for (v, _), _, _ in points))
+    }
+    figure = _figure(width=8.5, rows=1)
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
-        axes.scatter(
-            change,
-            value,
-            marker=MARKERS[victims.index(victim) % len(MARKERS)],
-            color=f"C{defenses.index(defense) % 10}",
-            s=60,
-            label=defense if len(victims) == 1 else f"{defense} ({victim})",
-        )
-    axes.axvline(0, color="#999", linewidth=0.8)
+        axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, zorder=2)
+    axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
     axes.set_ylim(-4, 104)
     axes.set_xlabel("mean change of utility against the victim (percentage points)")
     axes.set_ylabel("attack success rate (%)")
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+    keys = [_key(color, "o", defense) for defense, color in colors.items()]
+    if len(markers) > 1:
+        keys += [_key("#777", marker, victim) for victim, marker in markers.items()]
+    figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
     return figure
+
+
+def _key(color: str, marker: str, label: str) -> Line2D:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], linestyle="", color=color, marker=marker, markersize=7, label=label)
 
 
 def _figure(width: float, rows: int) -> Figure:
