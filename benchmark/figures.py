@@ -77,11 +77,9 @@ def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
     points = [(key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr]
     if not points:
         return None
-    colors = {defense: f"C{index % 10}" for index, defense in enumerate(dict.fromkeys(d for (_, d), _, _ in points))}
-    markers = {
-        victim: MARKERS[index % len(MARKERS)]
-        for index, victim in enumerate(dict.fromkeys(v for (v, _), _, _ in points))
-    }
+    victims, defenses = (dict.fromkeys(names) for names in zip(*(key for key, _, _ in points), strict=True))
+    colors = {defense: f"C{index % 10}" for index, defense in enumerate(defenses)}
+    markers = {victim: MARKERS[index % len(MARKERS)] for index, victim in enumerate(victims)}
     figure = _figure(width=8.5, rows=1)
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
