@@ -50,8 +50,8 @@ def config(kind: str, name: str, values: Mapping[str, Any]) -> Any:
 
 def knowledge(defense: str) -> type[types.CleanData]:
     """What the defense may know: the type that its `defend` declares for `data`."""
-    declared: str = entry("defenses", defense).defend.__annotations__["data"]
-    known: type[types.CleanData] = getattr(types, declared)
+    declared = entry("defenses", defense).defend.__annotations__["data"]
+    known: type[types.CleanData] = getattr(types, declared) if isinstance(declared, str) else declared
     return known
 
 
