@@ -88,7 +88,7 @@ models.load("tiny", Path(sys.argv[1]))
 
 
 def test_a_model_made_before_the_group_starts_is_whole_for_every_worker(tmp_path: Path) -> None:
-    # Within a process group, transformers' save_pretrained writes nothing on other ranks than 0, so it would be too late.
+    # Within a process group, transformers' save_pretrained writes on rank 0 alone: it would be too late.
     done = subprocess.run(
         [sys.executable, "-c", RANK_1, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
