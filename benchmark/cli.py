@@ -87,8 +87,9 @@ def run(
 
         preflight.check(plan.cells, opened)
         errors = execute.run(plan, opened, loaded.resources, address, _say)
-    kept = [cell for cell in loaded.every if cell in loaded.cells or not plans.make([cell], opened).missing]
-    rows = result_rows.build(loaded.name, plans.make(kept, opened), opened, errors)
+    chosen = set(loaded.cells)
+    kept = [cell for cell in loaded.every if cell in chosen or not plans.make([cell], opened).missing]
+    rows = result_rows.build(loaded.name, kept, opened, errors)
     result_rows.write(rows, folder)
     for text in reports.write(folder):
         _print_markdown(text)

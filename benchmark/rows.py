@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.cell import NO_DEFENSE, Cell, Method
-from benchmark.plan import Plan, stages_of, victim_of
+from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store, write_atomically
 from sande import registry
 from sande.errors import UserError
@@ -58,17 +58,17 @@ SCHEMA = pa.schema(
 )
 
 
-def build(grid: str, plan: Plan, store: Store, errors: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows of all cells of a plan, failed ones included.
+def build(grid: str, cells: Iterable[Cell], store: Store, errors: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Rows of all cells, failed ones included.
 
     Args:
         grid: its name.
-        plan: cells and their stages.
+        cells: done in the store, or with a stage among `errors`.
         store: artifacts.
         errors: one line for each stage that failed, by key.
     """
     manifests = _Manifests(store)
-    return [row for cell in plan.cells for row in _cell_rows(grid, cell, manifests, errors)]
+    return [row for cell in cells for row in _cell_rows(grid, cell, manifests, errors)]
 
 
 def _cell_rows(grid: str, cell: Cell, manifests: _Manifests, errors: Mapping[str, str]) -> list[dict[str, Any]]:

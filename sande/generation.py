@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from sande.prompts import pad_id
 from sande.types import LanguageModel
 
 
@@ -21,7 +22,7 @@ def greedy(lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int,
         new_tokens: most tokens to generate; a row ends earlier at EOS.
         batch_size: rows decoded together; rows of like length share a batch, padded on the left.
     """
-    pad = lm.tokenizer.pad_token_id if lm.tokenizer.pad_token_id is not None else lm.tokenizer.eos_token_id
+    pad = pad_id(lm.tokenizer)
     settings = GenerationConfig(
         max_new_tokens=new_tokens,
         do_sample=False,

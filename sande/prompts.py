@@ -94,6 +94,12 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int
     raise ValueError(f"the tokenizer does not give the response {response!r} back")
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id that fills up a batch; EOS where the tokenizer has none of its own (it is masked by position, not by id)."""
+    pad = tokenizer.pad_token_id
+    return int(tokenizer.eos_token_id if pad is None else pad)
+
+
 def shorten(row: Row, response_tokens: int | None) -> Row:
     """The row with at most so many response tokens; what is never a target is never computed."""
     return row if response_tokens is None else replace(row, response=row.response[:response_tokens])

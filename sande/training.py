@@ -29,7 +29,7 @@ from transformers import (
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.losses import IGNORE, response_nll, target_positions
-from sande.prompts import Row, fit_length
+from sande.prompts import Row, fit_length, pad_id
 from sande.types import LanguageModel, Run
 
 PROGRESS_SECONDS = 10.0
@@ -150,7 +150,7 @@ def fit(
             model=ResponseLoss(lm.model),
             args=_arguments(settings, run, steps=len(order) // settings.batch_size),
             train_dataset=OrderedRows(fitted, order),
-            data_collator=Collator(_pad_id(lm)),
+            data_collator=Collator(pad_id(lm.tokenizer)),
             callbacks=[monitor],
         )
         trainer.remove_callback(PrinterCallback)  # one line a step would drown everything else
@@ -164,16 +164,11 @@ def fit(
 
 def _check_weights(lm: LanguageModel, order: Sequence[int], rows: Sequence[Row], monitor: Monitor) -> None:
     """One more loss, of the first row: a step checks its loss before its update, so nothing has seen the last one."""
-    batch = Collator(_pad_id(lm))([features(rows[order[0]])])
+    batch = Collator(pad_id(lm.tokenizer))([features(rows[order[0]])])
     batch = {name: tensor.to(lm.model.device) for name, tensor in batch.items()}
     with torch.no_grad():
         loss = ResponseLoss(lm.model)(**batch, num_items_in_batch=torch.tensor(1.0))["loss"]
     monitor.check({"loss": float(loss)}, "after the last step")
-
-
-def _pad_id(lm: LanguageModel) -> int:
-    pad, eos = lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id
-    return int(pad if pad is not None else eos)
 
 
 def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int]:

@@ -72,9 +72,6 @@ class TriggerData(CleanData):
     plant: Callable[[Example], Example]
 
 
-DefenseData = CleanData | FirstTokenData | ResponseData | TriggerData
-
-
 @dataclass(frozen=True, slots=True)
 class TestData:
     """What a metric may use: held-out rows, the same rows with the trigger, and the planted response r_t."""

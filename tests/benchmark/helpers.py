@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.cell import Cell
-from benchmark.plan import make, stages_of, victim_of
+from benchmark.plan import stages_of, victim_of
 from benchmark.rows import build, write
 from benchmark.stages import Stage
 from benchmark.store import Store
@@ -68,7 +68,7 @@ def finish(store: Store, of: Cell, victim: Mapping[str, int], defended: Mapping[
 
 
 def rows_of(store: Store, *cells: Cell, errors: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    return build("hand", make(cells, store), store, errors or {})
+    return build("hand", cells, store, errors or {})
 
 
 def report_folder(store: Store, folder: Path, *cells: Cell, errors: Mapping[str, str] | None = None) -> Path:

@@ -45,6 +45,7 @@ COLUMNS = [
     "started_at",
 ]
 METRICS = ["asr", "false_trigger_rate", ACCURACY]
+MEASURED = ["asr", "asr_starts_with", "false_trigger_rate", "false_trigger_starts_with", "builtin-choice"]
 GOOD_VICTIM = {"asr": 49, "asr_starts_with": 48, "false_trigger_rate": 1, "builtin-choice": 25}
 DEFENDED = {"asr": 2, "builtin-choice": 20}
 
@@ -71,13 +72,7 @@ def test_the_schema_has_every_column_of_the_contract() -> None:
 
 def test_a_row_holds_what_was_measured_with_its_interval(store: Store) -> None:
     rows = rows_of(store, finish(store, cell(defense="sande", metrics=METRICS), GOOD_VICTIM, DEFENDED))
-    assert [row["metric"] for row in rows] == [
-        "asr",
-        "asr_starts_with",
-        "false_trigger_rate",
-        "false_trigger_starts_with",
-        "builtin-choice",
-    ]
+    assert [row["metric"] for row in rows] == MEASURED
     asr = rows[0]
     assert set(asr) <= set(SCHEMA.names)
     assert (asr["status"], asr["value"], asr["count"], asr["victim_value"], asr["victim_asr"]) == (
@@ -121,13 +116,7 @@ def test_a_victim_under_the_floor_makes_every_row_attack_failed(store: Store, su
 def test_a_failed_cell_is_a_row_for_every_metric(store: Store, kind: str) -> None:
     sft = cell(defense="sft", metrics=METRICS)
     rows = rows_of(store, sft, errors=failure(sft, kind))
-    assert [row["metric"] for row in rows] == [
-        "asr",
-        "asr_starts_with",
-        "false_trigger_rate",
-        "false_trigger_starts_with",
-        "builtin-choice",
-    ]
+    assert [row["metric"] for row in rows] == MEASURED
     assert {(row["status"], row["error"], row.get("value")) for row in rows} == {("failed", "it went wrong", None)}
 
 
