@@ -1,11 +1,14 @@
-"""Intervals of reported numbers, in percent."""
+"""Intervals of reported numbers, in percent, and tests of paired outcomes."""
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 
 CONFIDENCE = 0.95
+RESAMPLES = 2000  # of a bootstrap; its 2.5 % point then rests on 50 of them
+_BLOCK = 1_000_000  # numbers that a bootstrap holds at a time
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
@@ -16,12 +19,99 @@ def wilson(successes: int, count: int) -> tuple[float, float]:
     return 100 * float(interval.low), 100 * float(interval.high)
 
 
+def mean_interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
+    """Student-t 95 % interval of the mean of outcomes between 0 and 1, in percent, clipped to 0 to 100.
+
+    Args:
+        mean: of the outcomes, 0 to 1.
+        deviation: their sample standard deviation (divided by count - 1), on the same scale.
+        count: of outcomes; a single one leaves everything open, 0 to 100.
+    """
+    if count < 2:
+        return 0.0, 100.0
+    return _clipped(100 * mean, _student(100 * deviation, count))
+
+
 def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Student-t 95 % interval of the mean over independent seeds, clipped to 0 to 100; needs at least two values."""
+    """Student-t 95 % interval of the mean of percentages over independent seeds, clipped to 0 to 100.
+
+    Args:
+        values: one percentage a seed, at least two.
+    """
+    return _clipped(statistics.fmean(values), _student(statistics.stdev(values), len(values)))
+
+
+def _student(deviation: float, count: int) -> float:
+    """Half the width of the Student-t interval of a mean."""
     from scipy.stats import t
 
-    count = len(values)
-    mean = sum(values) / count
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(variance / count)
+    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+
+
+def _clipped(mean: float, half: float) -> tuple[float, float]:
     return max(0.0, mean - half), min(100.0, mean + half)
+
+
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
+    """Two-sided p-value of McNemar's exact test: that two models are right equally often on the same questions.
+
+    Only questions on which they differ count; their split is binomial with 1/2 if the models are alike. Without any,
+    p is 1.
+
+    Args:
+        first: right or wrong, question by question.
+        second: the same of the other model, in the same order.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    from scipy.stats import binomtest
+
+    pairs = [(bool(one), bool(other)) for one, other in zip(first, second, strict=True)]
+    lost, won = pairs.count((True, False)), pairs.count((False, True))
+    return float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
+
+
+def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int = 0) -> tuple[float, float]:
+    """Bootstrap 95 % interval (percentile) of mean(second) - mean(first), in percentage points.
+
+    Questions are drawn with replacement, each with both of its outcomes, so what makes a question easy or hard for
+    both models cancels out.
+
+    Args:
+        first: outcomes between 0 and 1, question by question; a single one leaves everything open, -100 to 100.
+        second: the same of the other model, in the same order.
+        seed: of the resampling; the same seed gives the same interval.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} outcomes cannot be paired with {len(second)}")
+    differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
+    if len(differences) < 2:
+        return -100.0, 100.0
+    interval = bootstrap(
+        (100 * differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, _BLOCK // len(differences)),
+        vectorized=True,
+        confidence_level=CONFIDENCE,
+        method="percentile",  # BCa is undefined where all differences are equal
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted to the false discovery rate (Benjamini and Hochberg 1995), in the order given.
+
+    Calling those of at most q significant keeps the expected share of false ones among them at q or below.
+    """
+    from scipy.stats import false_discovery_control
+
+    return [float(p) for p in false_discovery_control(p_values, method="bh")] if len(p_values) else []

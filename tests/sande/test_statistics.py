@@ -1,10 +1,11 @@
-"""Intervals against numbers worked out elsewhere."""
+"""Intervals and tests against numbers worked out elsewhere."""
 
 import math
+import random
 
 import pytest
 
-from sande.statistics import over_seeds, wilson
+from sande.statistics import benjamini_hochberg, mcnemar, mean_interval, over_seeds, paired_bootstrap, wilson
 
 
 @pytest.mark.parametrize(
@@ -45,3 +46,97 @@ def test_interval_over_seeds_stays_between_0_and_100() -> None:
 
 def test_equal_seeds_have_an_interval_without_width() -> None:
     assert over_seeds([7.0, 7.0, 7.0]) == (7.0, 7.0)
+
+
+def test_interval_of_a_mean_by_hand() -> None:
+    # outcomes 0.2, 0.4, 0.6, 0.8: mean 0.5, variance 0.2 / 3, t of 3 degrees of freedom at 97.5 % = 3.182446
+    half = 100 * 3.182446 * math.sqrt(0.2 / 3 / 4)
+    assert mean_interval(0.5, math.sqrt(0.2 / 3), 4) == pytest.approx((50 - half, 50 + half), abs=1e-4)
+
+
+def test_interval_of_a_mean_is_that_over_seeds_on_the_same_numbers() -> None:
+    assert mean_interval(0.5, 0.1, 3) == pytest.approx(over_seeds([40, 50, 60]))
+
+
+def test_interval_of_a_mean_stays_between_0_and_100_and_one_outcome_says_nothing() -> None:
+    assert mean_interval(0.99, 0.3, 5)[1] == 100.0
+    assert mean_interval(0.01, 0.3, 5)[0] == 0.0
+    assert mean_interval(0.4, 0.0, 1) == (0.0, 100.0)
+
+
+def outcomes(both: int, only_first: int, only_second: int, neither: int) -> tuple[list[bool], list[bool]]:
+    first = [True] * (both + only_first) + [False] * (only_second + neither)
+    second = [True] * both + [False] * only_first + [True] * only_second + [False] * neither
+    return first, second
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "p"),
+    [
+        (1, 9, 2 * (1 + 10) / 2**10),  # 0.0215: at most one head in ten throws, and at most one tail
+        (9, 1, 2 * (1 + 10) / 2**10),
+        (0, 5, 2 / 2**5),
+        (5, 5, 1.0),
+        (0, 0, 1.0),
+        (59, 16, 2 * sum(math.comb(75, heads) for heads in range(17)) / 2**75),
+    ],
+)
+def test_mcnemar_by_hand(only_first: int, only_second: int, p: float) -> None:
+    assert mcnemar(*outcomes(20, only_first, only_second, 7)) == pytest.approx(p)
+
+
+def test_mcnemar_of_unequal_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        mcnemar([True, False], [True])
+
+
+def test_paired_bootstrap_agrees_with_the_normal_interval_of_many_pairs() -> None:
+    # 1,000 pairs: 60 lost, 20 won; mean -4 points, variance of a difference 0.08 - 0.04^2
+    first, second = outcomes(500, 60, 20, 420)
+    half = 100 * 1.959964 * math.sqrt((0.08 - 0.04**2) / 1000)
+    assert paired_bootstrap(first, second) == pytest.approx((-4 - half, -4 + half), abs=0.15)
+
+
+def test_paired_bootstrap_depends_on_its_seed_alone() -> None:
+    first, second = outcomes(50, 10, 20, 20)
+    assert paired_bootstrap(first, second) == paired_bootstrap(first, second, seed=0)
+    assert paired_bootstrap(first, second) != paired_bootstrap(first, second, seed=1)
+
+
+def test_paired_bootstrap_of_equal_differences_has_no_width() -> None:
+    assert paired_bootstrap([0.25, 0.5, 0.75], [0.5, 0.75, 1.0]) == (25.0, 25.0)
+    assert paired_bootstrap([1.0], [1.0]) == (-100.0, 100.0)
+
+
+def test_paired_bootstrap_of_unequal_lengths_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 outcomes cannot be paired with 1"):
+        paired_bootstrap([1.0, 0.0], [1.0])
+
+
+def test_paired_bootstrap_holds_the_true_change_about_95_times_in_100() -> None:
+    draw = random.Random(5)
+    held = 0
+    for _ in range(200):  # the true change is 0.1 * 0.4 - 0.1 * 0.6 = -2 points
+        first = [draw.random() < 0.6 for _ in range(300)]
+        second = [right != (draw.random() < 0.1) for right in first]
+        low, high = paired_bootstrap(first, second)
+        held += low <= -2 <= high
+    assert 180 <= held <= 199
+
+
+def test_benjamini_hochberg_on_its_authors_example() -> None:
+    # Benjamini and Hochberg 1995, section 3: fifteen p-values, of which the four smallest are significant at 0.05
+    p_values = [
+        *(0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344),
+        *(0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590, 1.0),
+    ]
+    adjusted = benjamini_hochberg(p_values)
+    assert [p <= 0.05 for p in adjusted] == [True] * 4 + [False] * 11
+    assert adjusted[:6] == pytest.approx(
+        [0.0015, 0.003, 0.0095, 0.035625, 0.0603, 0.0298 * 15 / 7]  # p * 15 / rank, and never above the next
+    )
+
+
+def test_benjamini_hochberg_keeps_the_order_given() -> None:
+    assert benjamini_hochberg([0.04, 0.01]) == pytest.approx([0.04, 0.02])
+    assert benjamini_hochberg([]) == []
