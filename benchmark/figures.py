@@ -24,7 +24,7 @@ def draw(entries: Sequence[Entry], folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         if figure is not None:
-            _save(figure, folder, name)
+            save(figure, folder, name)
     return [name for name, figure in drawn.items() if figure is not None]
 
 
@@ -35,7 +35,7 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
         return None
     victims = list(dict.fromkeys(entry.victim for entry in shown))
     defenses = list(dict.fromkeys(entry.defense for entry in shown))
-    figure = _figure(width=max(4.5, 1.2 + 0.8 * len(defenses)) * min(2, len(victims)), rows=-(-len(victims) // 2))
+    figure = blank(width=max(4.5, 1.2 + 0.8 * len(defenses)) * min(2, len(victims)), rows=-(-len(victims) // 2))
     for index, victim in enumerate(victims):
         axes: Axes = figure.add_subplot(-(-len(victims) // 2), min(2, len(victims)), index + 1)
         for position, defense in enumerate(defenses):
@@ -80,7 +80,7 @@ def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
     victims, defenses = (dict.fromkeys(names) for names in zip(*(key for key, _, _ in points), strict=True))
     colors = {defense: f"C{index % 10}" for index, defense in enumerate(defenses)}
     markers = {victim: MARKERS[index % len(MARKERS)] for index, victim in enumerate(victims)}
-    figure = _figure(width=8.5, rows=1)
+    figure = blank(width=8.5, rows=1)
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
         axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, zorder=2)
@@ -102,14 +102,16 @@ def _key(color: str, marker: str, label: str) -> Line2D:
     return Line2D([], [], linestyle="", color=color, marker=marker, markersize=7, label=label)
 
 
-def _figure(width: float, rows: int) -> Figure:
+def blank(width: float, rows: int) -> Figure:
+    """A figure without axes, so many inches wide and as high as that many rows of panels ask for."""
     # Without pyplot there is no global state and no display to ask for.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, 3.6 * rows), dpi=150, layout="constrained")
 
 
-def _save(figure: Figure, folder: Path, name: str) -> None:
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write `NAME.png` and `NAME.svg`, the same bytes for the same figure."""
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "sande-bench"}):  # else ids in the SVG differ from one report to the next
