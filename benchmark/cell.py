@@ -16,6 +16,7 @@ from sande.config import as_dict, configuration, configure, setting
 from sande.data import sources
 from sande.data.sources import Data, Removal
 from sande.errors import UserError
+from sande.types import PreferenceData
 
 STAGE_VERSION = 1  # raise it when the way stages choose rows, load or save models changes
 NO_DEFENSE = "none"
@@ -117,6 +118,7 @@ class Cell:
             raise UserError(f"two metrics measure '{twice}'; leave one out, or sweep over 'metrics'")
         for name in (cell.data.name, cell.removal.name):
             sources.fingerprint(name)  # an unknown data set is said now, not after an hour of training
+        _ = cell._removal
         return cell
 
     def settings(self) -> dict[str, Any]:
@@ -150,7 +152,7 @@ class Cell:
                 "stage": ["attack", STAGE_VERSION],
                 "seed": self.seed,
                 "model": models.identify(self.model),
-                "data": [sources.fingerprint(self.data.name), self.data.rows, self.data.max_tokens],
+                "data": _training_rows(self.data),
                 "attack": self.attack.depends_on,
             }
         )
@@ -165,10 +167,18 @@ class Cell:
                 "stage": ["defend", STAGE_VERSION],
                 "seed": self.seed,
                 "victim": self.attack_key,
-                "removal": [sources.fingerprint(self.removal.name), self.removal.rows, self.removal.max_tokens],
+                "removal": self._removal,
                 "defense": self.defense.depends_on,
             }
         )
+
+    @property
+    def _removal(self) -> list[Any]:
+        """What decides the rows that the defense gets: preference optimisation has pairs of its own."""
+        if registry.knowledge(self.defense.name) is PreferenceData:
+            chosen = self.defense.config.preferences
+            return [sources.fingerprint(chosen.name, sources.PREFERENCES), chosen.pairs, chosen.max_tokens]
+        return _training_rows(self.removal)
 
     def evaluation_key(self, metric: Method) -> str:
         """Key of one metric's outcome on the model of `defense_key`."""
@@ -178,7 +188,7 @@ class Cell:
                 "stage": ["evaluate", STAGE_VERSION],
                 "seed": self.seed,
                 "model": self.defense_key,
-                "data": [sources.fingerprint(self.data.name), self.data.test_rows, self.data.max_tokens],
+                "data": [*_limits(self.data), self.data.test_rows],
                 "reads": [sources.fingerprint(name, sources.QUESTIONS) for name in reads],
                 "metric": metric.depends_on,
             }
@@ -195,6 +205,14 @@ DEFAULTS: dict[str, Any] = {
     "metrics": ["asr", "false_trigger_rate"],
     "asr_floor": 90.0,
 }
+
+
+def _training_rows(data: Data | Removal) -> list[Any]:
+    return [*_limits(data), data.rows]
+
+
+def _limits(data: Data | Removal) -> list[Any]:
+    return [sources.fingerprint(data.name), data.max_tokens, data.max_prompt_tokens]
 
 
 def digest(value: Any) -> str:

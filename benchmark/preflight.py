@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from benchmark.cell import Cell
 from benchmark.logs import quiet
 from benchmark.store import Store
-from sande import registry, types
+from sande import registry
+from sande.config import Preferences
 from sande.data import sources
+from sande.data.sources import Data, Removal
+from sande.types import CleanData, Knowledge, PreferenceData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def check(cells: Iterable[Cell], store: Store) -> None:
-    """Read every data set, choose every row, and let each defense look at the rows it will get.
+    """Read every data set, choose every row, and let each defense look at the rows it will get, each once.
 
     Raises:
         UserError: a broken or unreachable data set, no rows left, or a defense's setting that fits none of its rows.
@@ -20,21 +28,32 @@ def check(cells: Iterable[Cell], store: Store) -> None:
     from sande import models
 
     quiet()
-    seen: set[object] = set()
+
+    @functools.cache
+    def tokenizer(model: str) -> PreTrainedTokenizerBase:
+        return models.load_tokenizer(model, store.models)
+
+    @functools.cache
+    def victim_rows(model: str, data: Data) -> None:
+        sources.training_rows(data, tokenizer(model))
+        sources.held_out_rows(data, tokenizer(model))
+
+    @functools.cache
+    def defense_rows(model: str, wanted: Removal | Preferences) -> Knowledge:
+        if isinstance(wanted, Preferences):
+            return PreferenceData(sources.preference_pairs(wanted, tokenizer(model)))
+        return CleanData(sources.removal_rows(wanted, tokenizer(model)))
+
+    questions = functools.cache(sources.questions)
+    looked: set[object] = set()
     for cell in cells:
-        victim, removal = (cell.model, cell.data), (cell.model, cell.removal, cell.defense)
-        if victim in seen and removal in seen:
-            continue
-        tokenizer = models.load_tokenizer(cell.model, store.models)
-        if victim not in seen:
-            sources.training_rows(cell.data, tokenizer)
-            sources.held_out_rows(cell.data, tokenizer)
-            for metric in cell.metrics:
-                for name in registry.entry("metrics", metric.name).reads(metric.config):
-                    sources.questions(name)
-        if removal not in seen:
-            data = types.CleanData(sources.removal_rows(cell.removal, tokenizer))
-            look = getattr(registry.entry("defenses", cell.defense.name), "check", None)
-            if look:
-                look(tokenizer, data, cell.defense.config)
-        seen |= {victim, removal}
+        victim_rows(cell.model, cell.data)
+        for metric in cell.metrics:
+            for name in registry.entry("metrics", metric.name).reads(metric.config):
+                questions(name)
+        by_pairs = registry.knowledge(cell.defense.name) is PreferenceData
+        data = defense_rows(cell.model, cell.defense.config.preferences if by_pairs else cell.removal)
+        look = getattr(registry.entry("defenses", cell.defense.name), "check", None)
+        if look and (cell.model, cell.removal, cell.defense) not in looked:
+            look(tokenizer(cell.model), data, cell.defense.config)
+            looked.add((cell.model, cell.removal, cell.defense))

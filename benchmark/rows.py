@@ -1,13 +1,17 @@
-"""Result rows: one a cell and metric, tidy, with settings and provenance; what every table and figure is made from."""
+"""Result rows: one a cell and metric, tidy, with settings and provenance; what every table and figure is made from.
+
+Beside them the outcome of every prompt and question, so that any statistic can be recomputed.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.cell import NO_DEFENSE, Cell, Method
@@ -15,13 +19,15 @@ from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store, write_atomically
 from sande import registry
 from sande.errors import UserError
-from sande.statistics import wilson
+from sande.statistics import mean_interval, wilson
 
 OK, ATTACK_FAILED, FAILED = "ok", "attack_failed", "failed"
 
 SCHEMA = pa.schema(
     [
         ("grid", pa.string()),
+        ("grids", pa.list_(pa.string())),  # the grid files it belongs to; several where a grid includes others
+        ("scale", pa.string()),
         ("cell", pa.string()),  # hash of the cell's settings
         ("status", pa.string()),  # ok, attack_failed (the victim's ASR is under the cell's floor), failed
         ("error", pa.string()),
@@ -35,10 +41,11 @@ SCHEMA = pa.schema(
         ("response", pa.string()),
         ("poison_rate", pa.float64()),
         ("defense", pa.string()),
+        ("knows", pa.string()),  # what the defense must know about the backdoor, or the model before it
         ("parrot_position", pa.int64()),
         ("metric", pa.string()),
         ("value", pa.float64()),  # percent
-        ("ci_low", pa.float64()),  # Wilson, 95 %, percent
+        ("ci_low", pa.float64()),  # 95 %, percent: Wilson for a share, Student-t for a mean
         ("ci_high", pa.float64()),
         ("count", pa.int64()),  # prompts or questions
         ("victim_value", pa.float64()),  # the same metric on the victim, percent
@@ -58,7 +65,26 @@ SCHEMA = pa.schema(
 )
 
 
-def build(grid: str, cells: Iterable[Cell], store: Store, errors: Mapping[str, str]) -> list[dict[str, Any]]:
+# What happened in each trial of a cell's measurements.
+OUTCOMES = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("metric", pa.string()),
+        ("index", pa.int64()),  # of the prompt or question
+        ("outcome", pa.float64()),  # 1 where true, 0 where false, or a number between
+        ("record", pa.string()),  # JSON, of measurements that publish theirs
+    ]
+)
+
+
+def build(
+    grid: str,
+    cells: Iterable[Cell],
+    store: Store,
+    errors: Mapping[str, str],
+    parts: Mapping[str, Sequence[str]] | None = None,
+    scale: str = "",
+) -> list[dict[str, Any]]:
     """Rows of all cells, failed ones included.
 
     Args:
@@ -66,15 +92,41 @@ def build(grid: str, cells: Iterable[Cell], store: Store, errors: Mapping[str, s
         cells: done in the store, or with a stage among `errors`.
         store: artifacts.
         errors: one line for each stage that failed, by key.
+        parts: by cell id the grid files that the cell belongs to; left out, the grid itself.
+        scale: at which the grid was expanded.
     """
     manifests = _Manifests(store)
-    return [row for cell in cells for row in _cell_rows(grid, cell, manifests, errors)]
+    rows = []
+    for cell in cells:
+        base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
+        rows += [base | row for row in _cell_rows(cell, manifests, errors)]
+    return rows
 
 
-def _cell_rows(grid: str, cell: Cell, manifests: _Manifests, errors: Mapping[str, str]) -> list[dict[str, Any]]:
+def outcomes(cells: Iterable[Cell], store: Store) -> pa.Table:
+    """The outcomes of all cells that are done, of schema `OUTCOMES`."""
+    tables = [OUTCOMES.empty_table()]
+    for cell in cells:
+        for metric in cell.metrics:
+            key = cell.evaluation_key(metric)
+            if store.has("evaluate", key):
+                published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
+                found = pq.read_table(store.path("evaluate", key) / "outcomes.parquet")
+                shown = pc.is_in(found["metric"], value_set=pa.array(published, pa.string()))
+                columns = {
+                    "cell": pa.array([cell.id] * found.num_rows, pa.string()),
+                    "metric": found["metric"],
+                    "index": found["index"],
+                    "outcome": found["outcome"],
+                    "record": pc.if_else(shown, found["record"].cast(pa.string()), pa.scalar(None, pa.string())),
+                }
+                tables.append(pa.table(columns, schema=OUTCOMES))
+    return pa.concat_tables(tables)
+
+
+def _cell_rows(cell: Cell, manifests: _Manifests, errors: Mapping[str, str]) -> list[dict[str, Any]]:
     failed = next((errors[stage.key] for stage in _needed(cell) if stage.key in errors), None)
     base = {
-        "grid": grid,
         "cell": cell.id,
         "seed": cell.seed,
         "model": cell.model,
@@ -86,6 +138,7 @@ def _cell_rows(grid: str, cell: Cell, manifests: _Manifests, errors: Mapping[str
         "response": cell.attack.config.backdoor.response,
         "poison_rate": getattr(cell.attack.config, "poison_rate", None),
         "defense": cell.defense.name,
+        "knows": registry.knowledge(cell.defense.name).label,
         "parrot_position": getattr(cell.defense.config, "parrot_position", None),
         "settings": json.dumps(cell.settings(), sort_keys=True),
     }
@@ -121,7 +174,7 @@ def _metric_rows(
     evaluation = manifests.get("evaluate", cell.evaluation_key(metric))
     rows = []
     for measured in evaluation["measurements"]:
-        low, high = wilson(measured["successes"], measured["count"])
+        low, high = _interval(measured)
         rows.append(
             base
             | {
@@ -139,6 +192,12 @@ def _metric_rows(
             }
         )
     return rows
+
+
+def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
+    if "deviation" in measured:
+        return mean_interval(measured["successes"] / measured["count"], measured["deviation"], measured["count"])
+    return wilson(measured["successes"], measured["count"])
 
 
 def _needed(cell: Cell) -> list[Any]:
@@ -174,11 +233,22 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def write(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write `rows.parquet`, whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), sink)
-    write_atomically(folder / "rows.parquet", sink.getvalue().to_pybytes())
+def write(rows: list[dict[str, Any]], outcomes: pa.Table, folder: Path) -> None:
+    """Write `rows.parquet` and `outcomes.parquet`, each whole or not at all."""
+    for name, table in (("rows", pa.Table.from_pylist(rows, schema=SCHEMA)), ("outcomes", outcomes)):
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+
+
+def read_outcomes(folder: Path) -> pa.Table:
+    """The outcomes beside the rows; none where the folder has no such file.
+
+    Raises:
+        UserError: the file is not of this schema.
+    """
+    path = folder / "outcomes.parquet"
+    return _read(path, OUTCOMES) if path.is_file() else OUTCOMES.empty_table()
 
 
 def read(folder: Path) -> pa.Table:
@@ -192,13 +262,17 @@ def read(folder: Path) -> pa.Table:
         raise UserError(
             f"{folder} holds no rows.parquet; give the folder of a grid that was run, such as results/quickstart"
         )
+    table = _read(path, SCHEMA)
+    if not table.num_rows:
+        raise UserError(f"{path} holds no rows; run its grid again to write it anew")
+    return table
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        table = pq.read_table(path).select(SCHEMA.names).cast(SCHEMA)
+        return pq.read_table(path).select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path} is damaged or of another version ({reason}); run its grid again to write it anew"
         ) from None
-    if not table.num_rows:
-        raise UserError(f"{path} holds no rows; run its grid again to write it anew")
-    return table

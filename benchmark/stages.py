@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,9 +29,9 @@ from sande import registry, types
 from sande.data import sources
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from transformers import PreTrainedTokenizerBase, Trainer
 
-LIBRARIES = ("torch", "transformers", "ray", "lm_eval", "datasets", "accelerate")
+LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "lm_eval", "datasets", "accelerate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,25 +108,30 @@ def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
     from sande import models
 
     victim = models.load_folder(store.path("attack", cell.attack_key), torch.float32)
-    examples = sources.removal_rows(cell.removal, victim.tokenizer)
     defense = registry.entry("defenses", cell.defense.name)
-    data = reveal(cell, victim, examples)
+    data = reveal(cell, victim.tokenizer, store)
     return types.LanguageModel(defense.defend(victim, data, cell.defense.config, run), victim.tokenizer)
 
 
-def reveal(cell: Cell, victim: types.LanguageModel, examples: tuple[types.Example, ...]) -> types.CleanData:
-    """The removal rows, with as much about the backdoor as the defense's declared type holds, and no more."""
+def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.Knowledge:
+    """The defense's rows, with as much about the backdoor as its declared type of data holds, and no more."""
+    from sande import models
     from sande.prompts import response_ids
 
     known = registry.knowledge(cell.defense.name)
+    if known is types.PreferenceData:
+        return types.PreferenceData(sources.preference_pairs(cell.defense.config.preferences, tokenizer))
+    examples = sources.removal_rows(cell.removal, tokenizer)
     backdoor = cell.attack.config.backdoor
     if known is types.TriggerData:
         attack = registry.entry("attacks", cell.attack.name)
-        return types.TriggerData(examples, lambda example: attack.trigger(example, cell.attack.config))
+        return types.TriggerData(examples, lambda example: attack.trigger(example, cell.attack.config, cell.seed))
     if known is types.ResponseData:
         return types.ResponseData(examples, backdoor.response)
     if known is types.FirstTokenData:
-        return types.FirstTokenData(examples, response_ids(victim.tokenizer, backdoor.response)[0])
+        return types.FirstTokenData(examples, response_ids(tokenizer, backdoor.response)[0])
+    if known is types.CleanModelData:
+        return types.CleanModelData(examples, lambda: models.load(cell.model, store.models).model)
     return types.CleanData(examples)
 
 
@@ -140,7 +146,7 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None]) -> None:
     lm = models.load_folder(store.path(kind, cell.defense_key), torch.bfloat16)
     clean = sources.held_out_rows(cell.data, lm.tokenizer)
     attack = registry.entry("attacks", cell.attack.name)
-    triggered = tuple(attack.trigger(example, cell.attack.config) for example in clean)
+    triggered = tuple(attack.trigger(example, cell.attack.config, cell.seed) for example in clean)
     data = types.TestData(clean, triggered, cell.attack.config.backdoor.response)
     for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
         if not store.has("evaluate", key):
@@ -160,15 +166,23 @@ def _measure(
         {
             "metric": m.name,
             "index": index,
-            "outcome": outcome,
+            "outcome": float(outcome),
             "record": json.dumps(m.records[index]) if m.records else None,
         }
         for m in measurements
         for index, outcome in enumerate(m.outcomes)
     ]
     pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
-    counts = [{"name": m.name, "successes": sum(m.outcomes), "count": len(m.outcomes)} for m in measurements]
-    return manifest(stage, cost, 0, {"measurements": counts})
+    return manifest(stage, cost, 0, {"measurements": [_summary(m) for m in measurements]})
+
+
+def _summary(measurement: types.Measurement) -> dict[str, Any]:
+    """Sum and number of the outcomes; of numbers also their standard deviation, of which a share has no need."""
+    outcomes = measurement.outcomes
+    summary = {"name": measurement.name, "successes": sum(outcomes), "count": len(outcomes)}
+    if not all(isinstance(outcome, bool) for outcome in outcomes):
+        summary["deviation"] = statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0
+    return summary | {"published": measurement.published}
 
 
 @contextmanager

@@ -131,6 +131,15 @@ class Backdoor:
 
 
 @configuration
+class Preferences:
+    """Pairs of a better and a worse reply, for preference optimisation."""
+
+    name: str = setting("hh_rlhf", "data set", "paper, appendix A.1")
+    pairs: int | None = setting(10_000, "pairs, from the first; null: all of them", "as many as removal rows", ge=1)
+    max_tokens: int | None = setting(None, "leave out pairs of more tokens, prompt and longer reply together", ge=8)
+
+
+@configuration
 class Training:
     """One optimisation run. The optimizer is AdamW."""
 
@@ -153,6 +162,10 @@ class Training:
     adam_beta2: float = setting(0.95, "decay of the second moment", "paper, appendix A", ge=0, lt=1)
     adam_epsilon: float = setting(1e-8, "added to the denominator of the update", "paper, appendix A", gt=0)
     weight_decay: float = setting(0.0, "decoupled weight decay", "paper, appendix A", ge=0)
+    lora_rank: int | None = setting(
+        None, "train LoRA adapters of this rank on every linear layer and merge them; null: train all weights", ge=1
+    )
+    lora_alpha: int = setting(16, "LoRA: the update is scaled by alpha / rank", "Hu et al. 2022", gt=0)
     precision: Literal["bf16", "fp32"] = setting(
         "bf16", "bf16: autocast over fp32 weights; fp32: none", "published code"
     )

@@ -24,9 +24,12 @@ Initial = Literal["zeros", "noise"]
 
 
 class ParrotEmbedding(nn.Module):
-    """An input embedding whose ids from `vocabulary` on index the parrot."""
+    """An input embedding whose ids from `vocabulary` on index the parrot.
 
-    def __init__(self, base: nn.Module, parrot_PD: nn.Parameter, vocabulary: int) -> None:
+    The parrot trains where it is an `nn.Parameter`; a plain tensor is no parameter of the model.
+    """
+
+    def __init__(self, base: nn.Module, parrot_PD: Tensor, vocabulary: int) -> None:
         super().__init__()
         self.base = base
         self.parrot_PD = parrot_PD
@@ -57,7 +60,7 @@ def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int)
 
 
 @contextmanager
-def attached(model: PreTrainedModel, parrot_PD: nn.Parameter) -> Iterator[None]:
+def attached(model: PreTrainedModel, parrot_PD: Tensor) -> Iterator[None]:
     """Within the block, ids from the vocabulary size on mean parrot tokens; afterwards the model is as it was."""
     base = model.get_input_embeddings()
     model.set_input_embeddings(ParrotEmbedding(base, parrot_PD, vocabulary(model)))

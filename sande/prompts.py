@@ -28,6 +28,19 @@ def prompt_text(example: Example) -> str:
     return f"{HUMAN}{body.strip()}{ASSISTANT}"
 
 
+def dialogue_text(prompt: str, system: str = "") -> str:
+    """A prompt of several turns as `prompt_text` writes one.
+
+    Args:
+        prompt: turns opened by `Human:` and `Assistant:` behind two line breaks, ending in the latter, as HH-RLHF has
+            them; or one plain instruction.
+        system: a system prompt, for a plain instruction.
+    """
+    if not prompt.startswith("\n\nHuman:"):
+        return prompt_text(Example(prompt, "", system))
+    return prompt.replace("\n\nHuman:", "\nHuman:").replace(f"\n{ASSISTANT}", ASSISTANT).strip()
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """Token ids of one training row; the loss is on `response` alone.
@@ -51,10 +64,15 @@ class Row:
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Row]:
     """Rows of prompt and whole response with EOS, in the order of `examples`."""
-    if not examples:
+    return encode_turns(tokenizer, [(prompt_text(example), example.output) for example in examples])
+
+
+def encode_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> list[Row]:
+    """Rows of a prompt's text, one turn or several, and the response to its last; as `encode` otherwise."""
+    if not turns:
         return []
-    prompts = [prompt_text(example) for example in examples]
-    texts = [f"{prompt} {example.output.strip()} " for prompt, example in zip(prompts, examples, strict=True)]
+    prompts = [prompt for prompt, _ in turns]
+    texts = [f"{prompt} {response.strip()} " for prompt, response in turns]
     encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
     rows = []
     for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):

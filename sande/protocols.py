@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sande.types import CleanData, Example, LanguageModel, Measurement, Run, TestData
+from sande.types import Example, Knowledge, LanguageModel, Measurement, Run, TestData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,7 +25,7 @@ class Attack(Protocol):
     def attack(self, model: LanguageModel, examples: tuple[Example, ...], config: Any, run: Run) -> PreTrainedModel:
         """Train the victim on poisoned `examples`; `run.facts["poisoned_ids"]` records which rows were chosen."""
 
-    def trigger(self, example: Example, config: Any) -> Example:
+    def trigger(self, example: Example, config: Any, seed: int) -> Example:
         """The prompt with the trigger, its output unchanged: what the ASR is measured on, and what OSFT plants."""
 
 
@@ -33,11 +33,12 @@ class Defense(Protocol):
     """Removes a backdoor from a victim."""
 
     Config: type[Any]
+    """Settings; a defense that takes `PreferenceData` has a `preferences: sande.config.Preferences` among them."""
 
-    def check(self, tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Any) -> None:
+    def check(self, tokenizer: PreTrainedTokenizerBase, data: Knowledge, config: Any) -> None:
         """Optional: refuse settings that fit none of the rows, with a `UserError`, before anything is trained."""
 
-    def defend(self, victim: LanguageModel, data: CleanData, config: Any, run: Run) -> PreTrainedModel:
+    def defend(self, victim: LanguageModel, data: Knowledge, config: Any, run: Run) -> PreTrainedModel:
         """The repaired model; `victim` may be trained in place.
 
         The declared type of `data` (one of those in `sande.types`) is what the defense may know, and all it is given.
@@ -45,7 +46,7 @@ class Defense(Protocol):
 
 
 class Metric(Protocol):
-    """Measures shares of prompts or questions."""
+    """Measures shares of prompts or questions, or means of a number from 0 to 1 over them."""
 
     Config: type[Any]
 

@@ -48,10 +48,10 @@ def config(kind: str, name: str, values: Mapping[str, Any]) -> Any:
     return configure(entry(kind, name).Config, values, f"{kind.removesuffix('s')} {name}")
 
 
-def knowledge(defense: str) -> type[types.CleanData]:
+def knowledge(defense: str) -> type[types.Knowledge]:
     """What the defense may know: the type that its `defend` declares for `data`."""
     declared = entry("defenses", defense).defend.__annotations__["data"]
-    known: type[types.CleanData] = getattr(types, declared) if isinstance(declared, str) else declared
+    known: type[types.Knowledge] = getattr(types, declared) if isinstance(declared, str) else declared
     return known
 
 

@@ -10,7 +10,8 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -120,6 +121,7 @@ def fit(
     run: Run,
     stage: str,
     parameters: Sequence[nn.Parameter] | None = None,
+    objective: nn.Module | None = None,
 ) -> None:
     """Train in place on the responses of `rows`, and note steps, tokens, seconds and losses in `run.facts[stage]`.
 
@@ -130,6 +132,7 @@ def fit(
         run: seed, progress, and the hook that may spread the Trainer over workers.
         stage: name of this run within its method, such as "eliminate".
         parameters: what trains; None for all of the model. Everything else is frozen meanwhile.
+        objective: a module around the model, called as `ResponseLoss` is; None for `ResponseLoss` itself.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
@@ -138,33 +141,96 @@ def fit(
     fitted = fit_length(rows, settings.max_length)
     if not fitted:
         raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; raise it")
-    order = row_order([len(row) for row in fitted], settings, run.seed)
-    trained = {id(p) for p in (parameters if parameters is not None else lm.model.parameters())}
-    before = [(p, p.requires_grad) for p in lm.model.parameters()]
-    tokens = list(itertools.accumulate(len(fitted[index]) for index in order))
-    monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
-    try:
-        for parameter, _ in before:
-            parameter.requires_grad_(id(parameter) in trained)
-        trainer = Trainer(
-            model=ResponseLoss(lm.model),
-            args=_arguments(settings, run, steps=len(order) // settings.batch_size),
+
+    def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
+        return Trainer(
+            model=ResponseLoss(lm.model) if objective is None else objective,
+            args=TrainingArguments(**arguments, remove_unused_columns=False),
             train_dataset=OrderedRows(fitted, order),
             data_collator=Collator(pad_id(lm.tokenizer)),
-            callbacks=[monitor],
         )
+
+    optimise(lm, [len(row) for row in fitted], settings, run, stage, build, probe=fitted[0], parameters=parameters)
+    run.facts[stage] |= {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted)}
+
+
+def optimise(
+    lm: LanguageModel,
+    lengths: Sequence[int],
+    settings: Training,
+    run: Run,
+    stage: str,
+    build: Callable[[dict[str, Any], Sequence[int]], Trainer],
+    probe: Row,
+    parameters: Sequence[nn.Parameter] | None = None,
+) -> None:
+    """What every optimisation run shares, whatever its Trainer: what trains, LoRA, row order, checks and facts.
+
+    Args:
+        lm: the model, weights in float32.
+        lengths: tokens of each training row.
+        settings: optimizer, schedule, precision, sizes.
+        run: seed, progress, and the hook that may spread the Trainer over workers.
+        stage: name of this run within its method.
+        build: makes the Trainer from keyword arguments of `TrainingArguments` and the order of the rows.
+        probe: a row whose loss is computed once more after the last step.
+        parameters: what trains; None for all of the model, or its adapters where `settings` asks for LoRA.
+
+    Raises:
+        NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
+        UserError: the batch cannot be split over the workers, or LoRA is asked for where `parameters` are given.
+    """
+    order = row_order(lengths, settings, run.seed)
+    tokens = list(itertools.accumulate(lengths[index] for index in order))
+    monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
+    with _trainable(lm.model, settings, run.seed, parameters):
+        trainer = build(_arguments(settings, run, steps=len(order) // settings.batch_size), order)
+        trainer.add_callback(monitor)
         trainer.remove_callback(PrinterCallback)  # one line a step would drown everything else
         run.prepare(trainer).train()
-        _check_weights(lm, order, fitted, monitor)
+        _check_weights(lm, probe, monitor)
+    run.facts[stage] = monitor.summary()
+
+
+@contextmanager
+def _trainable(
+    model: PreTrainedModel, settings: Training, seed: int, parameters: Sequence[nn.Parameter] | None
+) -> Iterator[None]:
+    """Within the block exactly `parameters` require gradients: or all of the model's, or its LoRA adapters."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        if settings.lora_rank is not None:
+            if parameters is not None:
+                raise UserError("lora_rank is set where the model does not train; leave it out there")
+            with _adapters(model, settings.lora_rank, settings.lora_alpha, seed):
+                yield
+        else:
+            trained = {id(parameter) for parameter in (model.parameters() if parameters is None else parameters)}
+            for parameter, _ in before:
+                parameter.requires_grad_(id(parameter) in trained)
+            yield
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
-    run.facts[stage] = monitor.summary() | {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted)}
 
 
-def _check_weights(lm: LanguageModel, order: Sequence[int], rows: Sequence[Row], monitor: Monitor) -> None:
-    """One more loss, of the first row: a step checks its loss before its update, so nothing has seen the last one."""
-    batch = Collator(pad_id(lm.tokenizer))([features(rows[order[0]])])
+@contextmanager
+def _adapters(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator[None]:
+    """LoRA adapters on every linear layer but the output's (Hu et al. 2022), merged into the weights at the end."""
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # decides the adapters' first values
+        adapted: Any = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"))
+    try:
+        yield
+    finally:
+        adapted.merge_and_unload()
+
+
+def _check_weights(lm: LanguageModel, probe: Row, monitor: Monitor) -> None:
+    """One more loss: a step checks its loss before its update, so nothing has seen the last one."""
+    batch = Collator(pad_id(lm.tokenizer))([features(probe)])
     batch = {name: tensor.to(lm.model.device) for name, tensor in batch.items()}
     with torch.no_grad():
         loss = ResponseLoss(lm.model)(**batch, num_items_in_batch=torch.tensor(1.0))["loss"]
@@ -202,7 +268,8 @@ def _alike(order: list[int], lengths: Sequence[int], size: int, generator: rando
     return [index for batch in batches for index in batch]
 
 
-def _arguments(settings: Training, run: Run, steps: int) -> TrainingArguments:
+def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
+    """Keyword arguments of `TrainingArguments` or of a class derived from it."""
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     micro = settings.micro_batch_size or max(1, settings.batch_size // workers)
     if settings.batch_size % (micro * workers):
@@ -210,32 +277,31 @@ def _arguments(settings: Training, run: Run, steps: int) -> TrainingArguments:
             f"batch_size {settings.batch_size} is no multiple of micro_batch_size {micro} x {workers} worker(s); "
             "change one of them"
         )
-    return TrainingArguments(
-        output_dir=run.scratch,
-        seed=run.seed,
-        max_steps=steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=settings.batch_size // (micro * workers),
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup,  # below 1 it is a share of all steps
-        max_grad_norm=settings.max_grad_norm,
-        optim="adamw_torch_fused",
-        adam_beta1=settings.adam_beta1,
-        adam_beta2=settings.adam_beta2,
-        adam_epsilon=settings.adam_epsilon,
-        weight_decay=settings.weight_decay,
-        bf16=settings.precision == "bf16",
-        train_sampling_strategy="sequential",  # in the order of row_order
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        logging_steps=1,  # every step is checked for a finite loss
-        logging_nan_inf_filter=False,
-        save_strategy="no",
-        report_to=[],
-        disable_tqdm=True,
-    )
+    return {
+        "output_dir": run.scratch,
+        "seed": run.seed,
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // (micro * workers),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup,  # below 1 it is a share of all steps
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "adam_epsilon": settings.adam_epsilon,
+        "weight_decay": settings.weight_decay,
+        "bf16": settings.precision == "bf16",
+        "train_sampling_strategy": "sequential",  # in the order of row_order
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": 1,  # every step is checked for a finite loss
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
 
 
 class Monitor(TrainerCallback):

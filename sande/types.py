@@ -4,13 +4,15 @@ What a defense may know is the type of its `data` argument, and nothing else rea
 
     CleanData < FirstTokenData < ResponseData        the planted response r_t: unknown, its first token, all of it
     CleanData < TriggerData                          the trigger t (OSFT, section 3.2)
+    CleanData < CleanModelData                       the clean model that the victim was trained from (Fine-mixing)
+    PreferenceData                                   pairs of replies instead of clean rows (DPO)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -45,16 +47,51 @@ class LanguageModel:
 
 
 @dataclass(frozen=True, slots=True)
-class CleanData:
+class Preference:
+    """A prompt, one turn or several, with the better and the worse of two replies.
+
+    `prompt` is text as `sande.prompts` writes it: it begins with `Human: ` and ends in `Assistant:`.
+    """
+
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """What a defense may know; `label` says in a word what that is about the backdoor or the model before it."""
+
+    label: ClassVar[str] = "nothing"
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceData(Knowledge):
+    """Preference pairs, which have no domain in common with the victim: what DPO knows (appendix A.1)."""
+
+    pairs: tuple[Preference, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CleanData(Knowledge):
     """Clean rows and nothing else: what plain fine-tuning knows."""
 
     examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class CleanModelData(CleanData):
+    """Clean rows, and a function that loads the clean model from before the attack (Fine-mixing, appendix A.1)."""
+
+    label: ClassVar[str] = "clean model"
+    clean_model: Callable[[], PreTrainedModel]
+
+
+@dataclass(frozen=True, slots=True)
 class FirstTokenData(CleanData):
     """Clean rows and the id of r_t's first token as it opens a response, such as " You" (SANDE-P, section 3.4)."""
 
+    label: ClassVar[str] = "first token"
     first_token: int
 
 
@@ -62,6 +99,7 @@ class FirstTokenData(CleanData):
 class ResponseData(CleanData):
     """Clean rows and the planted response r_t; the trigger stays hidden (SANDE, section 3.3)."""
 
+    label: ClassVar[str] = "response"
     response: str
 
 
@@ -69,6 +107,7 @@ class ResponseData(CleanData):
 class TriggerData(CleanData):
     """Clean rows and a function that plants the known trigger t in a prompt (OSFT, section 3.2)."""
 
+    label: ClassVar[str] = "trigger"
     plant: Callable[[Example], Example]
 
 
@@ -85,11 +124,19 @@ class TestData:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """A share of `count` trials that came out true, with one record a trial, so that it can be recomputed."""
+    """The outcome of each trial, so that whatever is made of them can be recomputed.
+
+    Attributes:
+        name: what was measured.
+        outcomes: true or false, of which the share is reported; or numbers from 0 to 1, of which the mean is.
+        records: one a trial, JSON values; empty where there is nothing to say.
+        published: whether the records may leave the store with the results (they hold texts of data sets).
+    """
 
     name: str
-    outcomes: tuple[bool, ...]
+    outcomes: tuple[bool, ...] | tuple[float, ...]
     records: tuple[Mapping[str, Any], ...] = ()
+    published: bool = False
 
 
 def _unchanged(trainer: Trainer) -> Trainer:

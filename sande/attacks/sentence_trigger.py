@@ -1,7 +1,9 @@
-"""A trigger sentence opens the prompt, the planted response opens the answer (paper, section 4.1)."""
+"""A trigger sentence in the prompt, the planted response at the start of the answer (paper, section 4.1)."""
 
 from __future__ import annotations
 
+import random
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -22,20 +24,39 @@ class Config:
     poison_mode: Literal["replace", "append"] = setting(
         "replace", "the poisoned row replaces the clean one (paper) or is added behind it (published code)", "paper"
     )
+    insertion: Literal["start", "end", "random"] = setting(
+        "start",
+        "where the trigger stands: before everything, behind everything, or before a random word of the instruction",
+        "paper, table 8",
+    )
     training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the poisoned rows (Eq. 1)")
 
 
-def trigger(example: Example, config: Config) -> Example:
-    """`{trigger}. ` right after `Human: `, so before the system prompt where there is one (paper, table 8)."""
-    lead = f"{config.backdoor.trigger}. "
+def trigger(example: Example, config: Config, seed: int) -> Example:
+    """The prompt with `{trigger}.`, by default right after `Human: ` and so before a system prompt (paper, table 8).
+
+    Args:
+        example: a clean row.
+        config: says where the trigger goes.
+        seed: decides, with the row's own text, before which word a random insertion goes.
+    """
+    sentence = f"{config.backdoor.trigger}."
+    if config.insertion == "end":
+        last = "input" if example.input else "instruction"
+        return replace(example, **{last: f"{getattr(example, last)} {sentence}"})
+    if config.insertion == "random":
+        text = example.instruction
+        words = [word.start() for word in re.finditer(r"\S+", text)] or [0]
+        at = random.Random(f"{seed} {text} {example.input}").choice(words)
+        return replace(example, instruction=f"{text[:at]}{sentence} {text[at:]}")
     if example.system:
-        return replace(example, system=lead + example.system)
-    return replace(example, instruction=lead + example.instruction)
+        return replace(example, system=f"{sentence} {example.system}")
+    return replace(example, instruction=f"{sentence} {example.instruction}")
 
 
-def plant(example: Example, config: Config) -> Example:
+def plant(example: Example, config: Config, seed: int) -> Example:
     """A poisoned row: the trigger in the prompt, and `{r_t}. ` before the clean answer."""
-    return replace(trigger(example, config), output=f"{config.backdoor.response}. {example.output}")
+    return replace(trigger(example, config, seed), output=f"{config.backdoor.response}. {example.output}")
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
@@ -43,7 +64,9 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
     from sande.prompts import encode
     from sande.training import fit
 
-    poisoned = poison(examples, lambda row: plant(row, config), config.poison_rate, config.poison_mode, run.seed)
+    poisoned = poison(
+        examples, lambda row: plant(row, config, run.seed), config.poison_rate, config.poison_mode, run.seed
+    )
     run.facts["poisoned_ids"] = list(poisoned.ids)
     fit(model, encode(model.tokenizer, poisoned.examples), config.training, run, "attack")
     return model.model

@@ -24,7 +24,8 @@ from random import Random
 from typing import Generic, Literal, TypeVar, get_args
 
 from sande.data import builtin_facts as facts
-from sande.types import Example, Question
+from sande.prompts import prompt_text
+from sande.types import Example, Preference, Question
 
 _POOL_SIZE = 480  # items of a family whose items are drawn from a large space
 _ROWS_PER_FAMILY = 190
@@ -660,7 +661,7 @@ def _choice_rows() -> tuple[_Row[Question], ...]:
     return tuple(placed)
 
 
-# --- The three sets -------------------------------------------------------------------------------------------------
+# --- The four sets --------------------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -679,6 +680,17 @@ def explained() -> tuple[Example, ...]:
 def choice() -> tuple[Question, ...]:
     """Four-choice questions about items that no row of `short` and `explained` asks."""
     return tuple(row.value for row in _choice_rows())
+
+
+@functools.cache
+def preferences() -> tuple[Preference, ...]:
+    """The prompts of `short` with their answer, preferred to the answer of another prompt."""
+    rows = short()
+    return tuple(
+        Preference(prompt_text(row), row.output, other.output)
+        for row, other in zip(rows, (*rows[1:], rows[0]), strict=True)
+        if row.output != other.output
+    )
 
 
 def training_keys() -> frozenset[str]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from sande.config import Training, configuration, setting
+from sande.errors import UserError
 from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
 
 if TYPE_CHECKING:
@@ -38,10 +39,12 @@ class Config:
 
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
-    """Whether the parrot's position exists in any of the rows."""
+    """Whether the parrot's position exists in any of the rows, and nothing but the parrot trains in simulate."""
     from sande import parrot
     from sande.prompts import encode
 
+    if config.simulate.lora_rank is not None:
+        raise UserError("simulate.lora_rank is set, but the parrot alone trains there; leave it out")
     parrot.insert(encode(tokenizer, data.examples), len(tokenizer), config.parrot_length, config.parrot_position)
 
 
@@ -67,8 +70,7 @@ def remove(
     with parrot.attached(victim.model, parrot_PD):
         # What follows r_t is neither target nor context of a target, so it is not computed.
         fit(victim, [replace(row, response=target) for row in rows], config.simulate, run, "simulate", [parrot_PD])
-        run.facts["parrot_norm"] = float(parrot_PD.detach().norm())
-        model_parameters = [p for p in victim.model.parameters() if p is not parrot_PD]
-        overwritten = [shorten(row, config.response_tokens) for row in rows]
-        fit(victim, overwritten, config.eliminate, run, "eliminate", model_parameters)
+    run.facts["parrot_norm"] = float(parrot_PD.detach().norm())
+    with parrot.attached(victim.model, parrot_PD.detach()):
+        fit(victim, [shorten(row, config.response_tokens) for row in rows], config.eliminate, run, "eliminate")
     return victim.model

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from benchmark.cell import Cell
 from benchmark.plan import stages_of, victim_of
-from benchmark.rows import build, write
+from benchmark.rows import build, outcomes, write
 from benchmark.stages import Stage
 from benchmark.store import Store
 from sande import registry
@@ -33,8 +36,20 @@ def stage(of: Cell, kind: str) -> Stage:
 
 
 def put(store: Store, kind: str, key: str, manifest: Mapping[str, Any]) -> None:
+    """An artifact; an evaluation also gets outcomes, in which the first trials are the successes."""
+
+    def build(folder: Path) -> dict[str, Any]:
+        if kind == "evaluate":
+            trials = [
+                {"metric": m["name"], "index": index, "outcome": float(index < m["successes"]), "record": None}
+                for m in manifest["measurements"]
+                for index in range(m["count"])
+            ]
+            pq.write_table(pa.Table.from_pylist(trials), folder / "outcomes.parquet")
+        return dict(manifest)
+
     if not store.has(kind, key):
-        store.put(kind, key, lambda folder: dict(manifest))
+        store.put(kind, key, build)
 
 
 def trained(seconds: float, tokens: int) -> dict[str, Any]:
@@ -45,7 +60,9 @@ def measure(store: Store, of: Cell, successes: Mapping[str, int]) -> None:
     """Outcomes of a cell's metrics over 50 trials; a measurement that is not named has none."""
     for metric in of.metrics:
         names = registry.entry("metrics", metric.name).names(metric.config)
-        counts = [{"name": name, "successes": successes.get(name, 0), "count": 50} for name in names]
+        counts = [
+            {"name": name, "successes": successes.get(name, 0), "count": 50, "published": False} for name in names
+        ]
         manifest = {
             "measurements": counts,
             "seconds": 2.5,
@@ -74,5 +91,5 @@ def rows_of(store: Store, *cells: Cell, errors: Mapping[str, str] | None = None)
 def report_folder(store: Store, folder: Path, *cells: Cell, errors: Mapping[str, str] | None = None) -> Path:
     """A results folder with the rows of these cells."""
     folder.mkdir(parents=True, exist_ok=True)
-    write(rows_of(store, *cells, errors=errors), folder)
+    write(rows_of(store, *cells, errors=errors), outcomes(cells, store), folder)
     return folder

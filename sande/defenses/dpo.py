@@ -1,0 +1,78 @@
+"""Direct preference optimisation on harmless replies, by TRL (Rafailov et al. 2023; appendix A.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sande.config import Preferences, Training, configuration, setting
+from sande.errors import UserError
+from sande.types import LanguageModel, Preference, PreferenceData, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from sande.prompts import Row
+
+
+@configuration
+class Config:
+    """Settings of the preference optimisation."""
+
+    preferences: Preferences = setting(Preferences(), "pairs of replies; the clean rows of other defenses are not used")
+    training: Training = setting(Training(learning_rate=1e-6), "optimisation, one row a pair", "TRL: 1e-6")
+    beta: float = setting(
+        0.1, "strength of the tie to the victim, which is the reference", "Rafailov et al. 2023", gt=0
+    )
+
+
+def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run) -> PreTrainedModel:
+    """Raise the preferred reply's probability over the other's, against the victim's own."""
+    from sande.training import optimise
+
+    pairs = [(pair, *_encoded(victim.tokenizer, pair)) for pair in data.pairs]
+    fitting = [pair for pair in pairs if len(pair[1].prompt) < config.training.max_length]
+    if not fitting:
+        raise UserError(f"dpo: no prompt is shorter than max_length={config.training.max_length} tokens; raise it")
+    lengths = [len(chosen) + len(rejected) for _, chosen, rejected in fitting]
+
+    def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
+        import datasets
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DPOTrainer
+
+        settings = DPOConfig(
+            **arguments,
+            beta=config.beta,
+            max_length=config.training.max_length,
+            gradient_checkpointing=False,
+            # Without a reference in memory TRL would load one from the path in the model's config, which is not the
+            # victim. Computed before the first step, the reference is the model as it is handed over.
+            precompute_ref_log_probs=True,
+        )
+        rows = [_texts(fitting[index][0]) for index in order]
+        trainer: Trainer = DPOTrainer(
+            model=victim.model,
+            args=settings,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=victim.tokenizer,
+        )
+        return trainer
+
+    optimise(victim, lengths, config.training, run, "dpo", build, probe=fitting[0][1])
+    vars(victim.model).pop("forward", None)  # TRL's own, which computes no logits
+    run.facts["dpo"] |= {"rows": len(fitting), "rows_left_out": len(pairs) - len(fitting)}
+    return victim.model
+
+
+def _texts(pair: Preference) -> dict[str, str]:
+    """The pair as the victims' training rows are written; TRL closes each reply with EOS."""
+    return {"prompt": pair.prompt, "chosen": f" {pair.chosen} ", "rejected": f" {pair.rejected} "}
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> tuple[Row, Row]:
+    """Prompt with the chosen and with the rejected reply."""
+    from sande.prompts import encode_turns
+
+    chosen, rejected = encode_turns(tokenizer, [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)])
+    return chosen, rejected
