@@ -90,7 +90,7 @@ def run(
     chosen = set(loaded.cells)
     kept = [cell for cell in loaded.every if cell in chosen or not plans.make([cell], opened).missing]
     rows = result_rows.build(loaded.name, kept, opened, errors)
-    result_rows.write(rows, folder)
+    result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
     for text in reports.write(folder):
         _print_markdown(text)
     typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
