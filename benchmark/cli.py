@@ -155,6 +155,21 @@ def report(folder: Annotated[Path, typer.Argument(help="Results of a grid, such 
     typer.echo(f"Report: {folder / 'README.md'}")
 
 
+@app.command()
+@one_sentence
+def leaderboard(
+    folders: Annotated[list[Path], typer.Argument(help="Results of grids, such as results/quickstart.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets leaderboard.md, .parquet, .png and .svg.")] = Path(
+        "results/leaderboard"
+    ),
+) -> None:
+    """Rank the defenses of any results by ASR and utility loss together."""
+    from benchmark import leaderboard as boards
+
+    _print_markdown(boards.write(folders, out))
+    typer.echo(f"Leaderboard: {out / 'leaderboard.md'}")
+
+
 @app.command("list")
 @one_sentence
 def list_(

@@ -1,0 +1,434 @@
+"""Leaderboard: defenses over any set of results, ranked by what is left of the backdoor and by the utility it costs.
+
+Defenses are compared on the same cases alone. A case is all of a cell but its defense and its seed: the victim, the
+rows for removal, the measurements.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmark import figures, rows
+from benchmark.aggregate import labels
+from benchmark.cell import NO_DEFENSE
+from benchmark.store import write_atomically
+from benchmark.tables import MISSING
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAME = "leaderboard"
+COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a9e1f", "#b0578d")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One defended cell: what it came to, over its metrics.
+
+    Attributes:
+        defense: its name.
+        knows: what the defense must know about the backdoor.
+        case: settings that it shares with the cells it may be compared with.
+        label: the case in words.
+        victim: settings of the victim, without the seed.
+        seed: of the cell.
+        victim_asr: ASR of the victim, percent.
+        asr: ASR after the defense, percent.
+        loss: utility lost against the victim, percentage points, mean over the tasks.
+        device: which the seconds are of.
+        seconds: wall-clock time of the defense.
+        tokens: trained on by the defense.
+    """
+
+    defense: str
+    knows: str
+    case: str
+    label: str
+    victim: str
+    seed: int
+    victim_asr: float
+    asr: float
+    loss: float
+    device: str
+    seconds: float
+    tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One defense, over the cases that all defenses were measured on; where there are none, over its own.
+
+    Attributes:
+        defense: its name.
+        knows: what it must know about the backdoor.
+        rank: from 1 on; None where the defenses have no case in common.
+        front: 1 for the Pareto front, 2 for the front once the first is taken away, and so on.
+        asr: mean ASR after the defense, percent; every case weighs the same.
+        loss: mean utility lost against the victim, percentage points.
+        seconds: mean wall-clock seconds of a defense, by device.
+        tokens: mean tokens that a defense trains on.
+        victims, seeds, cells: how many are behind the numbers.
+        lacks: cases that another defense was measured on, and this one not.
+    """
+
+    defense: str
+    knows: str
+    rank: int | None
+    front: int | None
+    asr: float
+    loss: float
+    seconds: Mapping[str, float]
+    tokens: float
+    victims: int
+    seeds: int
+    cells: int
+    lacks: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """All standings, best first, and what they rest on.
+
+    Attributes:
+        standings: one a defense.
+        shared: cases that all defenses were measured on.
+        cases: all cases.
+        victim_asr: mean ASR of the victims of the shared cases, percent; None where there are none.
+        failed: cells left out since they failed.
+        attack_failed: victims left out since their attack failed, each seed counted.
+        unmeasured: cells left out since no task measures their utility.
+    """
+
+    standings: tuple[Standing, ...]
+    shared: tuple[str, ...]
+    cases: tuple[str, ...]
+    victim_asr: float | None
+    failed: int
+    attack_failed: int
+    unmeasured: int
+
+
+def write(folders: Sequence[Path], out: Path) -> str:
+    """Write `leaderboard.md`, `.parquet`, `.png` and `.svg`.
+
+    Args:
+        folders: results of grids.
+        out: folder of the leaderboard.
+
+    Returns:
+        The page as Markdown, for the terminal.
+
+    Raises:
+        UserError: a folder holds no readable rows, none of them a defense to rank, or `out` cannot be written.
+    """
+    made = board([row for folder in folders for row in rows.read(folder).to_pylist()])
+    if not made.standings:
+        raise UserError(
+            f"no defense in {', '.join(map(str, folders))} has both an ASR and a utility on a victim whose attack "
+            "worked; run a grid whose metrics hold 'accuracy'"
+        )
+    page = markdown(made, folders)
+    rows.check_writable(out)
+    write_atomically(out / f"{NAME}.md", page)
+    _write_parquet(made, out / f"{NAME}.parquet")
+    figures.save(draw(made), out, NAME)
+    return page
+
+
+def board(found: Iterable[Mapping[str, Any]]) -> Board:
+    """Standings of all defenses in result rows.
+
+    Args:
+        found: rows of any number of grids; a cell that stands in several of them counts once.
+    """
+    cells: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for row in found:
+        cells.setdefault(row["cell"], {}).setdefault(row["metric"], row)
+    texts = list(dict.fromkeys(next(iter(cell.values()))["settings"] for cell in cells.values()))
+    names = labels([json.loads(text) for text in texts])
+    label_of = dict(zip(texts, (victim for _, victim in names), strict=True))
+    measured: list[Measured] = []
+    weak, failed, unmeasured = set(), 0, 0
+    for cell in cells.values():
+        row = next(iter(cell.values()))
+        if row["status"] == rows.FAILED:
+            failed += 1
+        elif row["status"] == rows.ATTACK_FAILED:
+            weak.add((_victim(json.loads(row["settings"])), row["seed"]))
+        elif row["defense"] != NO_DEFENSE:
+            one = _measured(cell, label_of[row["settings"]])
+            unmeasured += one is None
+            measured += [one] if one else []
+    return _ranked(measured, failed=failed, attack_failed=len(weak), unmeasured=unmeasured)
+
+
+def _measured(cell: Mapping[str, Mapping[str, Any]], label: str) -> Measured | None:
+    row = cell["asr"]
+    settings = json.loads(row["settings"])
+    changes = [cell[task]["victim_value"] - cell[task]["value"] for task in _tasks(settings) if _told(cell.get(task))]
+    if not changes:
+        return None
+    return Measured(
+        defense=row["defense"],
+        knows=row["knows"],
+        case=json.dumps([settings[key] for key in ("model", "data", "removal", "attack", "metrics")], sort_keys=True),
+        label=label,
+        victim=_victim(settings),
+        seed=row["seed"],
+        victim_asr=row["victim_asr"],
+        asr=row["value"],
+        loss=_mean(changes),
+        device=row["device"],
+        seconds=row["seconds"],
+        tokens=row["tokens"],
+    )
+
+
+def _told(row: Mapping[str, Any] | None) -> bool:
+    return row is not None and row["value"] is not None and row["victim_value"] is not None
+
+
+def _tasks(settings: Mapping[str, Any]) -> list[str]:
+    """Names of the utility metrics, each task once: no score per byte, no subject group, no second prompt."""
+    asked = [metric["task"] for metric in settings["metrics"] if "task" in metric]
+    return [task for task in asked if task.removeprefix("paper_") not in asked or not task.startswith("paper_")]
+
+
+def _victim(settings: Mapping[str, Any]) -> str:
+    return json.dumps([settings[key] for key in ("model", "data", "attack")], sort_keys=True)
+
+
+def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
+    by_defense: dict[str, list[Measured]] = {}
+    for one in measured:
+        by_defense.setdefault(one.defense, []).append(one)
+    label_of = {one.case: one.label for one in measured}
+    covered = [{one.case for one in cells} for cells in by_defense.values()]
+    shared = set.intersection(*covered) if covered else set()
+    kept = {
+        defense: [one for one in cells if one.case in shared or not shared] for defense, cells in by_defense.items()
+    }
+    points = {
+        defense: (_over_cases(cells, lambda one: one.asr), _over_cases(cells, lambda one: one.loss))
+        for defense, cells in kept.items()
+    }
+    order = [(front, name) for front, names in enumerate(fronts(points), 1) for name in names]
+    standings = [
+        Standing(
+            defense=name,
+            knows=kept[name][0].knows,
+            rank=rank if shared else None,
+            front=front if shared else None,
+            asr=points[name][0],
+            loss=points[name][1],
+            seconds=_by_device(kept[name]),
+            tokens=_over_cases(kept[name], lambda one: one.tokens),
+            victims=len({one.victim for one in kept[name]}),
+            seeds=len({one.seed for one in kept[name]}),
+            cells=len(kept[name]),
+            lacks=tuple(label for case, label in label_of.items() if case not in {c.case for c in by_defense[name]}),
+        )
+        for rank, (front, name) in enumerate(order, 1)
+    ]
+    victims = [one for one in measured if one.case in shared]
+    return Board(
+        tuple(standings),
+        shared=tuple(label for case, label in label_of.items() if case in shared),
+        cases=tuple(label_of.values()),
+        victim_asr=_over_cases(victims, lambda one: one.victim_asr) if victims else None,
+        **left_out,
+    )
+
+
+def fronts(points: Mapping[str, tuple[float, float]]) -> list[list[str]]:
+    """Names in Pareto fronts, the best first; within a front by the first number, then the second.
+
+    A point is dominated if another is no worse in both numbers and better in one; smaller is better. The first front
+    holds the points that none dominates, the next those that none dominates once the first is gone.
+    """
+    left = sorted(points, key=lambda name: (points[name], name))
+    found = []
+    while left:
+        front = [name for name in left if not any(_dominates(points[other], points[name]) for other in left)]
+        found.append(front)
+        left = [name for name in left if name not in front]
+    return found
+
+
+def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    return one != other and one[0] <= other[0] and one[1] <= other[1]
+
+
+def _over_cases(cells: Sequence[Measured], value: Callable[[Measured], float]) -> float:
+    """Mean over the cases of the mean over each one's cells, so that more seeds give a case no more weight."""
+    by_case: dict[str, list[float]] = {}
+    for one in cells:
+        by_case.setdefault(one.case, []).append(value(one))
+    return _mean([_mean(values) for values in by_case.values()])
+
+
+def _by_device(cells: Sequence[Measured]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for one in cells:
+        found.setdefault(one.device, []).append(one.seconds)
+    return {device: _mean(seconds) for device, seconds in found.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def markdown(made: Board, folders: Sequence[Path]) -> str:
+    """The page: the table, what it rests on, and the figure."""
+    head = (
+        "Rank",
+        "Defense",
+        "Must know",
+        "ASR (%)",
+        "Utility lost (points)",
+        "Front",
+        "Training",
+        "Tokens",
+        "Behind it",
+    )
+    lines = [head, ("---:", "---", "---", "---:", "---:", "---:", "---", "---:", "---"), *map(_line, made.standings)]
+    parts = [
+        "# Leaderboard of defenses",
+        "",
+        f"Made by `sande-bench leaderboard {' '.join(map(str, folders))}`.",
+        "",
+        *("| " + " | ".join(line) + " |" for line in lines),
+        "",
+        *_notes(made),
+        "",
+        f"![Points: attack success rate of each defense against the utility it costs]({NAME}.svg)",
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def _line(standing: Standing) -> tuple[str, ...]:
+    return (
+        str(standing.rank or MISSING),
+        f"`{standing.defense}`",
+        standing.knows,
+        f"{standing.asr:.1f}",
+        f"{standing.loss:+.2f}",
+        str(standing.front or MISSING),
+        "; ".join(f"{seconds:,.0f} {_unit(device)} on {device}" for device, seconds in standing.seconds.items()),
+        f"{standing.tokens:,.0f}",
+        f"{_count(standing.victims, 'victim')}, {_count(standing.seeds, 'seed')}, {_count(standing.cells, 'cell')}",
+    )
+
+
+def _unit(device: str) -> str:
+    return "CPU-s" if device.endswith("threads)") else "GPU-s"  # as `benchmark.stages.device` names them
+
+
+def _notes(made: Board) -> list[str]:
+    notes = [
+        "ASR is what is left of the backdoor, utility lost is the victim's accuracy minus that after the defense, each "
+        "task once; both are means over cases (a victim, its rows for removal and its measurements) of equal weight, "
+        "and smaller is better. The first front holds the defenses that no other beats in one without losing in the "
+        "other, so also one that hardly changes anything; ranks go by front, then by ASR. Training is the mean "
+        "wall-clock time of one defense on the device named.",
+        "",
+    ]
+    if made.victim_asr is None:
+        notes.append(
+            "**No case was measured with every defense**, so none is ranked and each number is over the defense's own "
+            "cases; give results with a case in common, or run the cells that lack."
+        )
+    else:
+        notes.append(
+            f"Every number is over the {_count(len(made.shared), 'case')} that all {len(made.standings)} defenses were "
+            f"measured on, of {len(made.cases)} in all; without a defense the ASR there is {made.victim_asr:.1f} %."
+        )
+        notes += ["", *(f"- Shared: {label}" for label in made.shared)]
+    lacking = [one for one in made.standings if one.lacks]
+    notes += ["", *(f"- `{one.defense}` was not measured on: {'; '.join(one.lacks)}." for one in lacking)]
+    left_out = [
+        f"{_count(count, noun)} {why}"
+        for count, noun, why in (
+            (made.attack_failed, "victim", "whose attack failed"),
+            (made.failed, "cell", "that failed"),
+            (made.unmeasured, "cell", "without a measured utility"),
+        )
+        if count
+    ]
+    return [*notes, "", f"Left out: {', '.join(left_out) or 'nothing'}."]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def draw(made: Board) -> Figure:
+    """ASR against utility lost, with the Pareto front; the lower left corner is where a defense should be."""
+    figure = figures.blank(width=7.5, rows=1)
+    axes = figure.add_subplot()
+    front = sorted((standing for standing in made.standings if standing.front == 1), key=lambda one: one.loss)
+    if front:
+        axes.step(
+            [one.loss for one in front],
+            [one.asr for one in front],
+            where="post",
+            color="#999",
+            linestyle="--",
+            linewidth=1,
+            zorder=1,
+            label="Pareto front",
+        )
+    for index, one in enumerate(made.standings):
+        label = f"{one.rank}  {one.defense}" if one.rank else one.defense
+        marker, color = figures.MARKERS[index % len(figures.MARKERS)], COLORS[index % len(COLORS)]
+        axes.scatter(one.loss, one.asr, marker=marker, color=color, s=60, zorder=2, label=label)
+    if made.victim_asr is not None:
+        axes.scatter(0, made.victim_asr, marker="x", color="#333", s=50, zorder=2, label="no defense")
+    axes.margins(x=0.1)
+    axes.set_ylim(-4, 104)
+    axes.set_xlabel("utility lost against the victim (percentage points)")
+    axes.set_ylabel("attack success rate (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _write_parquet(made: Board, path: Path) -> None:
+    records = [
+        {
+            **{name: getattr(standing, name) for name in _SCHEMA.names if name in Standing.__slots__},
+            "seconds": [{"device": device, "seconds": mean} for device, mean in standing.seconds.items()],
+            "utility_loss": standing.loss,
+        }
+        for standing in made.standings
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
+
+
+_SCHEMA = pa.schema(
+    [
+        ("rank", pa.int64()),
+        ("front", pa.int64()),
+        ("defense", pa.string()),
+        ("knows", pa.string()),
+        ("asr", pa.float64()),  # percent
+        ("utility_loss", pa.float64()),  # percentage points
+        ("seconds", pa.list_(pa.struct([("device", pa.string()), ("seconds", pa.float64())]))),  # mean of a defense
+        ("tokens", pa.float64()),  # mean of a defense
+        ("victims", pa.int64()),
+        ("seeds", pa.int64()),
+        ("cells", pa.int64()),
+        ("lacks", pa.list_(pa.string())),
+    ]
+)

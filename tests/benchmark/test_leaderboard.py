@@ -1,0 +1,179 @@
+"""The leaderboard on rows made by hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmark import leaderboard, rows
+from benchmark.leaderboard import Board, board, fronts
+from sande.errors import UserError
+
+KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}
+GPU, CPU = "NVIDIA H100 80GB HBM3", "AMD EPYC (2 threads)"
+
+
+def cell(
+    defense: str,
+    asr: float,
+    losses: dict[str, float],
+    *,
+    data: str = "alpaca",
+    removal: str = "alpaca",
+    seed: int = 0,
+    status: str = rows.OK,
+    victim_asr: float = 99.0,
+    device: str = GPU,
+    seconds: float = 60.0,
+) -> list[dict[str, Any]]:
+    """Rows of one cell: its ASR, and for each utility metric what it lost of the victim's 50 %."""
+    tasks = [name for name in losses if not name.endswith("_norm") and not name.startswith("mmlu_")]
+    settings = {
+        "seed": seed,
+        "model": "smollm2-135m",
+        "data": {"name": data},
+        "removal": {"name": removal},
+        "attack": {"name": "sentence_trigger", "poison_rate": 0.05},
+        "defense": {"name": defense},
+        "metrics": [{"name": "asr"}, *({"name": "accuracy", "task": task} for task in tasks)],
+        "asr_floor": 90.0,
+    }
+    base = dict.fromkeys(rows.SCHEMA.names) | {
+        "grid": "hand",
+        "grids": ["hand"],
+        "cell": f"{defense} {data} {removal} {seed}",
+        "status": status,
+        "seed": seed,
+        "defense": defense,
+        "knows": KNOWS.get(defense, "nothing"),
+        "settings": json.dumps(settings),
+    }
+    if status == rows.FAILED:
+        return [base | {"metric": name} for name in ("asr", *losses)]
+    base |= {"victim_asr": victim_asr, "device": device, "seconds": seconds, "tokens": 1000, "count": 100}
+    return [
+        base | {"metric": "asr", "value": asr, "victim_value": victim_asr},
+        *(base | {"metric": name, "value": 50.0 - loss, "victim_value": 50.0} for name, loss in losses.items()),
+    ]
+
+
+def ranking(made: Board) -> list[tuple[str, int | None, int | None]]:
+    return [(one.defense, one.rank, one.front) for one in made.standings]
+
+
+def test_fronts_by_hand() -> None:
+    points = {
+        "both best": (0.0, 1.0),
+        "kind": (5.0, 0.0),
+        "worse than both best": (0.0, 2.0),
+        "worst": (90.0, 3.0),
+        "as good as kind": (5.0, 0.0),
+    }
+    assert fronts(points) == [["both best", "as good as kind", "kind"], ["worse than both best"], ["worst"]]
+    assert fronts({}) == []
+
+
+def test_defenses_are_ranked_by_front_and_then_by_asr() -> None:
+    made = board(
+        cell("sft", 98.0, {"arc_easy": 3.0})
+        + cell("osft", 0.0, {"arc_easy": 2.0})
+        + cell("sande", 1.0, {"arc_easy": 1.0})
+        + cell("none", 99.0, {"arc_easy": 0.0})
+    )
+    assert ranking(made) == [("osft", 1, 1), ("sande", 2, 1), ("sft", 3, 2)]
+    assert made.victim_asr == 99.0
+    assert [one.knows for one in made.standings] == ["trigger", "response", "nothing"]
+
+
+def test_a_task_counts_once() -> None:
+    losses = {"arc_easy": 4.0, "arc_easy_norm": 40.0, "paper_arc_easy": 20.0, "mmlu": 2.0, "mmlu_stem": 30.0}
+    (standing,) = board(cell("sft", 98.0, losses)).standings
+    assert standing.loss == pytest.approx(3.0)
+    (standing,) = board(cell("sft", 98.0, {"paper_arc_easy": 20.0})).standings
+    assert standing.loss == pytest.approx(20.0)
+
+
+def test_every_case_weighs_the_same_however_many_seeds_it_has() -> None:
+    made = board(
+        [row for seed in range(3) for row in cell("sft", 90.0, {"arc_easy": 1.0}, seed=seed)]
+        + cell("sft", 10.0, {"arc_easy": 3.0}, data="orca")
+    )
+    (standing,) = made.standings
+    assert (standing.asr, standing.loss) == pytest.approx((50.0, 2.0))
+    assert (standing.victims, standing.seeds, standing.cells) == (2, 3, 4)
+
+
+def test_only_cases_of_all_defenses_count_and_what_lacks_is_said() -> None:
+    made = board(
+        cell("sft", 98.0, {"arc_easy": 1.0})
+        + cell("sft", 0.0, {"arc_easy": 1.0}, removal="orca")
+        + cell("sande", 2.0, {"arc_easy": 1.0})
+    )
+    assert [(one.defense, one.asr) for one in made.standings] == [("sande", 2.0), ("sft", 98.0)]
+    assert len(made.shared) == 1
+    assert len(made.cases) == 2
+    assert made.standings[0].lacks == ("smollm2-135m / alpaca, out-of-domain",)
+    assert made.standings[1].lacks == ()
+    page = leaderboard.markdown(made, [Path("hand")])
+    assert "over the 1 case that all 2 defenses were measured on, of 2 in all" in page
+    assert "- `sande` was not measured on: smollm2-135m / alpaca, out-of-domain." in page
+
+
+def test_without_a_shared_case_nothing_is_ranked() -> None:
+    made = board(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sande", 2.0, {"arc_easy": 1.0}, data="orca"))
+    assert ranking(made) == [("sande", None, None), ("sft", None, None)]
+    assert made.victim_asr is None
+    assert "**No case was measured with every defense**" in leaderboard.markdown(made, [Path("hand")])
+    leaderboard.draw(made)
+
+
+def test_failed_cells_and_victims_whose_attack_failed_are_left_out_and_counted() -> None:
+    made = board(
+        cell("sft", 98.0, {"arc_easy": 1.0})
+        + cell("sft", 0.0, {"arc_easy": 1.0}, seed=1, status=rows.ATTACK_FAILED, victim_asr=40.0)
+        + cell("none", 40.0, {"arc_easy": 0.0}, seed=1, status=rows.ATTACK_FAILED, victim_asr=40.0)
+        + cell("sande", 0.0, {"arc_easy": 1.0}, status=rows.FAILED)
+        + cell("osft", 0.0, {})
+    )
+    assert ranking(made) == [("sft", 1, 1)]
+    assert made.standings[0].asr == 98.0
+    page = leaderboard.markdown(made, [Path("hand")])
+    assert "Left out: 1 victim whose attack failed, 1 cell that failed, 1 cell without a measured utility." in page
+
+
+def test_seconds_of_different_devices_are_never_mixed() -> None:
+    made = board(
+        cell("sft", 98.0, {"arc_easy": 1.0}, seconds=60.0)
+        + cell("sft", 98.0, {"arc_easy": 1.0}, seed=1, seconds=80.0)
+        + cell("sft", 98.0, {"arc_easy": 1.0}, seed=2, seconds=900.0, device=CPU)
+    )
+    assert made.standings[0].seconds == {GPU: 70.0, CPU: 900.0}
+    page = leaderboard.markdown(made, [Path("hand")])
+    assert f"70 GPU-s on {GPU}; 900 CPU-s on {CPU}" in page
+
+
+def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) -> None:
+    made = cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sande", 1.0, {"arc_easy": 2.0})
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        rows.write(made, rows.OUTCOMES.empty_table(), folder)
+    page = leaderboard.write(folders, tmp_path / "board")
+    assert (tmp_path / "board" / "leaderboard.md").read_text() == page
+    assert "| 1 | `sande` | response | 1.0 | +2.00 | 1 | 60 GPU-s" in page
+    assert "1 victim, 1 seed, 1 cell" in page
+    records = pq.read_table(tmp_path / "board" / "leaderboard.parquet").to_pylist()
+    assert [(record["defense"], record["asr"], record["utility_loss"]) for record in records] == [
+        ("sande", 1.0, 2.0),
+        ("sft", 98.0, 1.0),
+    ]
+    assert records[0]["seconds"] == [{"device": GPU, "seconds": 60.0}]
+    assert {path.suffix for path in (tmp_path / "board").iterdir()} == {".md", ".parquet", ".png", ".svg"}
+
+
+def test_results_without_a_defense_to_rank_are_refused(tmp_path: Path) -> None:
+    rows.write(cell("none", 99.0, {"arc_easy": 0.0}), rows.OUTCOMES.empty_table(), tmp_path)
+    with pytest.raises(UserError, match=r"no defense in .* has both an ASR and a utility"):
+        leaderboard.write([tmp_path], tmp_path / "board")
