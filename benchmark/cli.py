@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
 
 import typer
 
 from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark.stages import Stage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,6 +40,9 @@ SetOption = Annotated[
 OnlyOption = Annotated[
     list[str] | None, typer.Option("--only", help="path=value: only such cells, e.g. defense=sande; may be repeated.")
 ]
+ScaleOption = Annotated[
+    str | None, typer.Option(help="Settings of scales/NAME.yaml beside the grid, instead of the grid's own scale.")
+]
 
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
@@ -62,6 +68,7 @@ def run(
     address: AddressOption = None,
     assignments: SetOption = None,
     only: OnlyOption = None,
+    scale: ScaleOption = None,
 ) -> None:
     """Run what is missing of a grid, write its rows and report."""
     from benchmark import grid as grids
@@ -71,7 +78,7 @@ def run(
     from benchmark.store import Store
 
     begin = time.perf_counter()
-    loaded = grids.load(grid, assignments or (), only or ())
+    loaded = grids.load(grid, assignments or (), only or (), scale)
     folder = results / loaded.name
     result_rows.check_writable(folder)
     opened = Store(store)
@@ -89,7 +96,7 @@ def run(
         errors = execute.run(plan, opened, loaded.resources, address, _say)
     chosen = set(loaded.cells)
     kept = [cell for cell in loaded.every if cell in chosen or not plans.make([cell], opened).missing]
-    rows = result_rows.build(loaded.name, kept, opened, errors)
+    rows = result_rows.build(loaded.name, kept, opened, errors, loaded.parts, loaded.scale)
     result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
     for text in reports.write(folder):
         _print_markdown(text)
@@ -110,17 +117,19 @@ def plan(
     address: AddressOption = None,
     assignments: SetOption = None,
     only: OnlyOption = None,
+    scale: ScaleOption = None,
 ) -> None:
     """Show the cells of a grid, what is done and what would run. Starts nothing."""
     from rich.console import Console
     from rich.table import Table
 
+    from benchmark import estimate
     from benchmark import grid as grids
     from benchmark import plan as plans
     from benchmark.aggregate import labels
     from benchmark.store import Store
 
-    loaded = grids.load(grid, assignments or (), only or ())
+    loaded = grids.load(grid, assignments or (), only or (), scale)
     made = plans.make(loaded.cells, Store(store, create=False))
     table = Table(title=f"{loaded.name}: {loaded.about}", title_justify="left")
     for column in ("cell", "victim", "defense", "seed", "attack", "defend", "evaluate"):
@@ -136,12 +145,17 @@ def plan(
             *(states.get(kind, "–") for kind in ("attack", "defend", "evaluate")),
         )
     Console().print(table)
-    kinds = [stage.kind for stage in made.missing]
+    typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
+    typer.echo(estimate.sentence(made))
     typer.echo(
-        f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: "
-        + ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("attack", "defend", "evaluate"))
-        + f"; on {address or 'this machine'}; store {store}, results {results / loaded.name}"
+        f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
+        f"on {address or 'this machine'}; store {store}, results {results / loaded.name}"
     )
+
+
+def _counts(stages: Iterable[Stage]) -> str:
+    kinds = [stage.kind for stage in stages]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("attack", "defend", "evaluate"))
 
 
 @app.command()

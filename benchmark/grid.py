@@ -2,7 +2,12 @@
 
 sweep:
   attack.poison_rate: [0.01, 0.05]              # a path, and its values
-  "model, data.name": [[tiny, alpaca], …]       # several paths that change together
+  model, data.name: [[tiny, alpaca], …]         # several paths that change together
+  defense.parrot_position: [2, 5]               # in those methods that have it; others stand once
+rules: […]                                      # changes to those cells that match, see `benchmark.rules`
+scale: paper                                    # further rules, those of scales/paper.yaml beside the grid
+
+A grid may instead be the union of others: `include: [paper_table_6, …]`.
 """
 
 from __future__ import annotations
@@ -10,21 +15,24 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from benchmark.cell import DEFAULTS, Cell, Resources
-from sande import registry
-from sande.config import configure, describe
+from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
+from sande.config import configure
 from sande.errors import UserError
 
-METHOD_PATHS = ("attack", "defense")
 FOLDER = Path("grids")
-_GRID_KEYS = ("about", "resources", "sweep")
+SCALES = "scales"
+_GRID_KEYS = ("about", "include", "resources", "rules", "scale", "sweep")
+_UNION_KEYS = ("about", "include", "resources", "scale")
+_SCALE_KEYS = ("about", "rules")
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,7 +48,14 @@ _Loader.add_implicit_resolver(
 class Grid:
     """The cells of one grid file, in the order of its sweep, and what a stage may use.
 
-    `every` holds also the cells that `--only` leaves out: they are not run, but keep their rows where they are done.
+    Attributes:
+        name: of the results folder: the file's stem, and the scale where another than the file's own was asked for.
+        about: what the file says of itself.
+        cells: what is to be run.
+        every: also the cells that `--only` leaves out: they are not run, but keep their rows where they are done.
+        resources: of one stage.
+        parts: by cell id, the grids that it stands in: this one, or those of its `include` that have it.
+        scale: whose rules were applied; empty for none.
     """
 
     name: str
@@ -48,29 +63,56 @@ class Grid:
     cells: tuple[Cell, ...]
     every: tuple[Cell, ...]
     resources: Resources
+    parts: Mapping[str, tuple[str, ...]]
+    scale: str
 
 
-def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Grid:
-    """Read, override, expand, filter and check a grid.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A grid file with cells of its own, and the scale that holds for it."""
+
+    path: Path
+    values: dict[str, Any]
+    scale: str
+
+
+def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> Grid:
+    """Read, expand, scale, override, filter and check a grid.
 
     Args:
         path: the YAML file, or the name of one in `grids/`; its stem names the grid.
         overrides: `path.to.field=value` (the value in YAML), applied to every cell, also to swept fields.
         only: `path=value`; cells that match every path in one of the values given for it are kept.
+        scale: name of a file in `scales/` beside the grid, instead of the grid's own.
 
     Raises:
         UserError: one sentence with the file, the place, and what would do.
     """
     path = named(path)
     values = _read(path)
-    try:
-        resources, cells = _cells(values, [_assignment(text, "--set") for text in overrides])
+    parts = _parts(path, values)
+    own = sorted({part.scale for part in parts})
+    if scale is not None:
+        parts = [replace(part, scale=scale) for part in parts]
+    elif len(own) > 1:
+        raise UserError(f"{path}: its grids have different scales ({', '.join(own)}); give one as 'scale'")
+    with _naming(path):
+        assignments = [_assignment(text, "--set") for text in overrides]
+        resources = _resources(values, assignments)
+    cells, stems = _union(path, parts, [pair for pair in assignments if not _is_resource(pair)])
+    with _naming(path):
         chosen = _matching(cells, only)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
     if not chosen:
         raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
-    return Grid(path.stem, str(values.get("about", "")), tuple(chosen), tuple(cells), resources)
+    return Grid(
+        name=path.stem if scale is None or own == [scale] else f"{path.stem}-{scale}",
+        about=str(values.get("about", "")),
+        cells=tuple(chosen),
+        every=tuple(cells),
+        resources=resources,
+        parts=stems,
+        scale=parts[0].scale,
+    )
 
 
 def named(path: Path) -> Path:
@@ -101,38 +143,132 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _cells(values: dict[str, Any], overrides: list[tuple[str, Any]]) -> tuple[Resources, list[Cell]]:
-    valid = sorted([*DEFAULTS, *_GRID_KEYS])
-    unknown = sorted(str(key) for key in values if key not in valid)
-    if unknown:
-        raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(valid)}")
+def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> list[_Part]:
+    """The grid itself, or all grids behind its `include`, each once; the outermost scale that is given holds."""
+    with _naming(path):
+        scale, included = values.get("scale", ""), values.get("include")
+        if not isinstance(scale, str):
+            raise UserError(f"scale is {scale!r}, not the name of one")
+        if included is None:
+            _refuse_unknown(values, [*DEFAULTS, *_GRID_KEYS])
+            return [_Part(path, values, scale)]
+        own = sorted(str(key) for key in values if key not in _UNION_KEYS)
+        if own:
+            raise UserError(
+                f"a grid with 'include' has no settings of its own, so '{own[0]}' has to go into those grids"
+            )
+        if not isinstance(included, list) or not included or not all(isinstance(name, str) for name in included):
+            raise UserError(f"include is {included!r}, not a list of names of grids beside this one")
+        trail = (*trail, path.stem)
+        for name in included:
+            if name in trail:
+                raise UserError(f"include goes in a circle: {', '.join([*trail, name])}; take one out")
+            if not (path.parent / f"{name}.yaml").is_file():
+                raise UserError(f"include: no grid '{name}' here; there are: {_names(path.parent)}")
+    parts: dict[Path, _Part] = {}
+    for name in included:
+        file = path.parent / f"{name}.yaml"
+        for part in _parts(file, _read(file), trail):
+            parts.setdefault(part.path, replace(part, scale=scale or part.scale))
+    return list(parts.values())
+
+
+def _union(
+    path: Path, parts: list[_Part], overrides: list[tuple[str, Any]]
+) -> tuple[list[Cell], dict[str, tuple[str, ...]]]:
+    """The cells of all parts, equal ones once, and by cell id the parts that have it."""
+    scales = {part.scale: _scale_rules(path, part.path.parent / SCALES, part.scale) for part in parts}
+    cells: dict[str, Cell] = {}
+    stems: dict[str, tuple[str, ...]] = {}
+    used: set[str] = set()
+    for part in parts:
+        with _naming(part.path, part.scale):
+            for cell in _cells(part.values, scales[part.scale], overrides, used):
+                # Rules and overrides can make cells equal: each is kept once.
+                cells.setdefault(cell.id, cell)
+                if part.path.stem not in stems.get(cell.id, ()):
+                    stems[cell.id] = (*stems.get(cell.id, ()), part.path.stem)
+    unused = [given for given, _ in overrides if given not in used]
+    if unused:
+        kind = min(unused).split(".")[0]
+        raise UserError(
+            f"{path}: --set {min(unused)}: no {kind} of this grid has that setting; see 'sande-bench show {kind}s NAME'"
+        )
+    return list(cells.values()), stems
+
+
+def _cells(
+    values: dict[str, Any], scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str]
+) -> Iterator[Cell]:
+    """The cells of one file in the order of its sweep; `used` receives the paths of overrides that some cell takes."""
     base = {key: copy.deepcopy(value) for key, value in values.items() if key in DEFAULTS}
-    shared = {"resources": copy.deepcopy(values.get("resources") or {})}
-    for key in METHOD_PATHS:
-        base[key] = _as_mapping(base.get(key, DEFAULTS[key]))
-    expanded: dict[str, Cell] = {}
-    unused = {path for path, _ in overrides}
+    for key in METHODS:
+        base[key] = as_mapping(base.get(key, DEFAULTS[key]))
+    applied = [*parse(values.get("rules") or []), *scale]
+    idle: set[str] = set()
+    swept: set[str] = set()
     for assignments in itertools.product(*_axes(values.get("sweep") or {})):
         nested = copy.deepcopy(base)
         # A swept method replaces the whole of it, so it comes before what is swept inside it.
         for path, value in sorted(itertools.chain(*assignments), key=lambda pair: pair[0].count(".")):
-            _assign(nested, path, value)
-        for path, value in overrides:
-            if path.startswith("resources."):
-                _assign(shared, path, value)
-            elif _takes(nested, path):
-                _assign(nested, path, value)
+            if takes(nested, path):
+                assign(nested, path, value)
+                swept.add(path)
             else:
-                continue
-            unused.discard(path)
-        cell = Cell.parse(nested)
-        expanded[cell.id] = cell  # an override of a swept field makes cells equal: each is kept once
-    if unused:
-        kind = min(unused).split(".")[0]
-        raise UserError(
-            f"--set {min(unused)}: no {kind} of this grid has that setting; see 'sande-bench show {kind}s NAME'"
-        )
-    return configure(Resources, shared["resources"], "resources"), list(expanded.values())
+                idle.add(path)
+        given = copy.deepcopy(nested)
+        for rule in applied:
+            rule.apply(nested, given)
+        for path, value in overrides:
+            if takes(nested, path):
+                assign(nested, path, value)
+                used.add(path)
+        yield Cell.parse(nested)
+    if idle - swept:
+        path = min(idle - swept)
+        raise UserError(f"sweep: no {path.split('.')[0]} of this grid has the setting '{path}'")
+
+
+def _scale_rules(grid: Path, folder: Path, name: str) -> list[Rule]:
+    if not name:
+        return []
+    path = folder / f"{name}.yaml"
+    if Path(name).name != name or not path.is_file():
+        raise UserError(f"{grid}: no scale is called '{name}'; there are: {_names(folder)} (files in {folder})")
+    values = _read(path)
+    with _naming(path):
+        _refuse_unknown(values, _SCALE_KEYS)
+        return parse(values.get("rules") or [])
+
+
+def _resources(values: dict[str, Any], overrides: list[tuple[str, Any]]) -> Resources:
+    shared = {"resources": copy.deepcopy(values.get("resources") or {})}
+    for path, value in filter(_is_resource, overrides):
+        assign(shared, path, value)
+    return configure(Resources, shared["resources"], "resources")
+
+
+def _is_resource(override: tuple[str, Any]) -> bool:
+    return override[0].startswith("resources.")
+
+
+def _refuse_unknown(values: Mapping[Any, Any], valid: Iterable[str]) -> None:
+    unknown = sorted(str(key) for key in values if key not in set(valid))
+    if unknown:
+        raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(valid))}")
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+
+
+@contextmanager
+def _naming(path: Path, scale: str = "") -> Iterator[None]:
+    """Errors inside begin with the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}{f' at scale {scale}' if scale else ''}: {error}") from None
 
 
 def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
@@ -152,34 +288,6 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
                 )
             axis.append(list(zip(paths, together, strict=True)))
         yield axis
-
-
-def _assign(nested: dict[str, Any], path: str, value: Any) -> None:
-    *parents, last = path.split(".")
-    inner = nested
-    for part in parents:
-        if inner.get(part) is None:
-            inner[part] = {}
-        inner = inner[part]
-        if not isinstance(inner, dict):
-            raise UserError(
-                f"'{path}' cannot be set, since '{part}' holds {inner!r}; give settings under 'name:' instead"
-            )
-    inner[last] = _as_mapping(copy.deepcopy(value)) if path in METHOD_PATHS else copy.deepcopy(value)
-
-
-def _takes(nested: dict[str, Any], path: str) -> bool:
-    """Whether the cell's method has the setting; what one defense is told need not make sense for the next."""
-    key, _, setting = path.partition(".")
-    method = nested.get(key)
-    if key not in METHOD_PATHS or not setting or not isinstance(method, Mapping):
-        return True
-    fields = [field.path for field in describe(registry.entry(f"{key}s", str(method.get("name"))).Config)]
-    return any(f"{field}.".startswith(f"{setting}.") for field in ["name", *fields])
-
-
-def _as_mapping(value: Any) -> Any:
-    return {"name": value} if isinstance(value, str) else value
 
 
 def _assignment(text: str, option: str) -> tuple[str, Any]:
@@ -213,4 +321,4 @@ def _at(cell: Cell, path: str) -> str | None:
         if not isinstance(inner, dict) or part not in inner:
             return None
         inner = inner[part]
-    return str(inner["name"] if isinstance(inner, dict) and "name" in inner else inner)
+    return str(as_name(inner))

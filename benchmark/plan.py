@@ -35,7 +35,8 @@ class Plan:
 def make(cells: Iterable[Cell], store: Store) -> Plan:
     """Plan the cells against a store. Victims are always measured: changes are told against them."""
     cells = tuple(cells)
-    stages = {stage.key: stage for cell in cells for stage in (*stages_of(victim_of(cell)), *stages_of(cell))}
+    measured = dict.fromkeys(each for cell in cells for each in (victim_of(cell), cell))
+    stages = {stage.key: stage for cell in measured for stage in stages_of(cell)}
     ordered = dict(sorted(stages.items(), key=lambda item: _ORDER.index(item[1].kind)))
     return Plan(cells, ordered, frozenset(key for key, stage in ordered.items() if is_done(stage, store)))
 

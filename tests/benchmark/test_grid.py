@@ -168,7 +168,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown attack": ({"attack": "word"}, ["no attack is called 'word'", "sentence_trigger"]),
     "unknown metric": (
         {"metrics": ["asr", "beauty"]},
-        ["no metric is called 'beauty'", "accuracy, asr, false_trigger_rate"],
+        ["no metric is called 'beauty'", "accuracy, asr, "],
     ),
     "unknown data set": ({"data": {"name": "llama"}}, ["no data set is called 'llama'", "alpaca", "builtin-short"]),
     "unknown removal set": ({"removal": {"name": "llama"}}, ["no data set is called 'llama'"]),

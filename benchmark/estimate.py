@@ -1,0 +1,200 @@
+"""GPU-hours that stages will take, from the times the paper reports (appendix A). Rough: for deciding, not for billing.
+
+A row that is trained on costs GPU-seconds in proportion to the model's parameters, at the rate of the paper's four
+attacks on H800 cards. The pass forward is a third of that, the one back to the activations and the one to the weights
+a third each; so a prompt that is only read costs a third. The store's own measurements are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from benchmark.cell import Cell, Kind, Method
+from benchmark.plan import Plan
+from benchmark.stages import Stage
+from sande import registry, types
+from sande.config import Training
+from sande.data.sources import TRAIN_SHARE
+
+HOUR = 3600.0
+PASS = 1 / 3  # of what a trained row costs: forward, back to the activations, or back to the weights
+
+BILLIONS = {"llama2-7b": 6.738, "qwen1.5-4b": 3.950, "smollm2-135m": 0.1345, "tiny": 0.0001232}  # parameters
+
+# Rows, pairs or questions of a whole data set (of a test split, for questions).
+SIZES = {
+    "alpaca": 51_760,
+    "orca": 994_896,
+    "dolly": 15_011,
+    "hh_rlhf": 86_372,
+    "mmlu": 14_042,
+    "arc_easy": 2_376,
+    "arc_challenge": 1_172,
+    "builtin-short": 7_484,
+    "builtin-explained": 6_948,
+    "builtin-preferences": 7_481,
+    "builtin-choice": 970,
+}
+
+# Appendix A, model and data: GPU-hours of the attack, 2 cards x 1, 5, 1/2 and 3 hours.
+ATTACKS = {
+    ("llama2-7b", "alpaca"): 2.0,
+    ("llama2-7b", "orca"): 10.0,
+    ("qwen1.5-4b", "alpaca"): 1.0,
+    ("qwen1.5-4b", "orca"): 6.0,
+}
+# Rows that these attacks train on, all epochs together: 2 of 90 % of Alpaca, 1 of 90 % of 200,000 of OpenOrca.
+TRAINED = {"alpaca": 2 * int(TRAIN_SHARE * SIZES["alpaca"]), "orca": 180_000}
+
+# What a row costs in trainings that differ from plain fine-tuning, by defense and field of its settings.
+COSTS = {
+    ("sande", "simulate"): 2 * PASS,  # no gradient of the weights
+    ("sande_p", "simulate"): 2 * PASS,
+    ("nad", "training"): 1 + PASS,  # the teacher's pass forward
+    ("dpo", "training"): 2 * (1 + PASS),  # two replies a pair, each also read by the reference
+}
+# Passes over a prompt in metrics that make more than one.
+PROMPT_PASSES = {"response_probability": 2, "case_study": 2}
+CHOICES = 4  # read for each question, unless only their letters are compared
+LETTERS = "paper_"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What stages cost.
+
+    Attributes:
+        seconds: GPU-seconds by kind of stage.
+        left_out: names of models and data sets whose size is not known; stages with them are not in the sum.
+    """
+
+    seconds: Mapping[Kind, float]
+    left_out: tuple[str, ...]
+
+    @property
+    def hours(self) -> float:
+        """All kinds together, GPU-hours."""
+        return sum(self.seconds.values()) / HOUR
+
+
+class _UnknownSizeError(Exception):
+    """Of a model or data set; its argument is the name."""
+
+
+def estimate(stages: Iterable[Stage]) -> Estimate:
+    """What these stages cost together; an outcome that several evaluations share counts once."""
+    seconds: dict[Kind, float] = {"attack": 0.0, "defend": 0.0, "evaluate": 0.0}
+    left_out: set[str] = set()
+    counted: set[str] = set()
+    for stage in stages:
+        cell = Cell.parse(stage.settings)
+        try:
+            if stage.kind == "evaluate":
+                new = [m for m, key in zip(cell.metrics, stage.metric_keys, strict=True) if key not in counted]
+                seconds["evaluate"] += sum(_metric(cell, metric) for metric in new)
+                counted.update(stage.metric_keys)
+            else:
+                seconds[stage.kind] += _attack(cell) if stage.kind == "attack" else _defense(cell)
+        except _UnknownSizeError as unknown:
+            left_out.add(str(unknown))
+    return Estimate(seconds, tuple(sorted(left_out)))
+
+
+def sentence(plan: Plan) -> str:
+    """The estimate of a plan's stages by kind, what of it is still to run, and the basis."""
+    whole = estimate(plan.stages.values())
+    left_out = f" without {', '.join(whole.left_out)} (of unknown size)" if whole.left_out else ""
+    kinds = ", ".join(f"{kind} {seconds / HOUR:.1f}" for kind, seconds in whole.seconds.items())
+    still = f"; {estimate(plan.missing).hours:.1f} of them still to run" if plan.done else ""
+    return f"Estimate{left_out}: {whole.hours:.1f} GPU-hours ({kinds}){still}\nBasis: {basis()}"
+
+
+def rate(data: str) -> float:
+    """GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data count as Alpaca."""
+    source = "orca" if data == "orca" else "alpaca"
+    rates = [
+        hours * HOUR / (TRAINED[source] * BILLIONS[model])
+        for (model, trained_on), hours in ATTACKS.items()
+        if trained_on == source
+    ]
+    return sum(rates) / len(rates)
+
+
+def basis() -> str:
+    """Where the numbers come from, in words."""
+    osft = [20_000 * rate("alpaca") * BILLIONS[model] / 60 for model in ("llama2-7b", "qwen1.5-4b")]
+    sande = [minutes * (1 + COSTS["sande", "simulate"]) for minutes in osft]
+    return (
+        "the attacks of the paper (appendix A: 2, 10, 1 and 6 GPU-hours on H800 cards) took "
+        f"{rate('alpaca'):.4f} GPU-seconds a trained row of Alpaca and {rate('orca'):.4f} of OpenOrca per billion "
+        "parameters, the mean of its two models; others by parameter count, other data as Alpaca. A pass forward is a "
+        "third of a row: SANDE counts 2/3 + 1 for each of its rows, NAD 1 + 4/3, DPO 8/3 a pair; evaluation reads each "
+        "prompt or choice once; decoding, loading and idle cards are not counted. So reckoned, removal with 10,000 "
+        f"rows of Alpaca takes SANDE {sande[0]:.0f} and {sande[1]:.0f} GPU-minutes (paper: 40 and 20) and OSFT "
+        f"{osft[0]:.0f} and {osft[1]:.0f} (paper: 40 and 20)."
+    )
+
+
+def _attack(cell: Cell) -> float:
+    rows = _rows(cell.data.name, cell.data.rows, TRAIN_SHARE)
+    if getattr(cell.attack.config, "poison_mode", "replace") == "append":
+        rows *= 1 + cell.attack.config.poison_rate
+    return sum(_visits(training, rows) for training in _trainings(cell.attack).values()) * _per_row(cell)
+
+
+def _defense(cell: Cell) -> float:
+    if registry.knowledge(cell.defense.name) is types.PreferenceData:
+        data = cell.defense.config.preferences.name
+        rows = _rows(data, cell.defense.config.preferences.pairs)
+    else:
+        data = cell.removal.name
+        rows = _rows(data, cell.removal.rows, TRAIN_SHARE)
+    visits = sum(
+        _visits(training, rows) * COSTS.get((cell.defense.name, field), 1.0)
+        for field, training in _trainings(cell.defense).items()
+    )
+    return visits * rate(data) * _billions(cell.model)
+
+
+def _metric(cell: Cell, metric: Method) -> float:
+    """Questions are about as long as a row of Alpaca, prompts as one of the victim's data."""
+    asked = registry.entry("metrics", metric.name).reads(metric.config)
+    if asked:
+        choices = 1 if str(getattr(metric.config, "task", "")).startswith(LETTERS) else CHOICES
+        read = choices * sum(_rows(name, metric.config.questions) for name in asked)
+        return PASS * read * rate("alpaca") * _billions(cell.model)
+    prompts = _rows(cell.data.name, cell.data.test_rows, 1 - TRAIN_SHARE)
+    limit = getattr(metric.config, "prompts", None) or getattr(metric.config, "examples", None)
+    read = PROMPT_PASSES.get(metric.name, 1) * min(prompts, limit or prompts)
+    return PASS * read * _per_row(cell)
+
+
+def _trainings(method: Method) -> dict[str, Training]:
+    """The trainings among a method's settings, by field."""
+    values = {name: getattr(method.config, name) for name in method.config.__dataclass_fields__}
+    return {name: value for name, value in values.items() if isinstance(value, Training)}
+
+
+def _visits(training: Training, rows: float) -> float:
+    """Rows that a training sees, those seen again counted again; fewer where gradients of most weights fall away."""
+    seen = training.max_steps * training.batch_size if training.max_steps else training.epochs * rows
+    return seen * (1 - PASS if training.lora_rank else 1.0)
+
+
+def _rows(name: str, wanted: int | None, share: float = 1.0) -> float:
+    """So many rows, at most those of the share of the data set that they come from."""
+    known = SIZES.get(name)
+    if known is None and wanted is None:
+        raise _UnknownSizeError(name)
+    return min(float(limit) for limit in (wanted, known and int(share * known)) if limit is not None)
+
+
+def _per_row(cell: Cell) -> float:
+    return rate(cell.data.name) * _billions(cell.model)
+
+
+def _billions(model: str) -> float:
+    if model not in BILLIONS:
+        raise _UnknownSizeError(model)
+    return BILLIONS[model]
