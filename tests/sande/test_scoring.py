@@ -1,0 +1,43 @@
+"""Choices behind a shared context score as each would behind a context of its own."""
+
+import random
+
+import pytest
+
+from sande.scoring import Choices, log_likelihoods
+from sande.types import LanguageModel
+from tests.sande.helpers import nll_by_hand
+
+TOKENS = 700
+
+
+def random_questions(count: int) -> list[Choices]:
+    """Questions of different lengths, with two to five choices of one to six tokens."""
+    rng = random.Random(0)
+
+    def ids(least: int, most: int) -> list[int]:
+        return [rng.randrange(TOKENS) for _ in range(rng.randint(least, most))]
+
+    return [Choices(ids(1, 30), tuple(ids(1, 6) for _ in range(rng.randint(2, 5)))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_choice_scores_as_behind_a_context_of_its_own(tiny: LanguageModel, batch_size: int) -> None:
+    questions = random_questions(25)
+    for question, scores in zip(questions, log_likelihoods(tiny, questions, batch_size), strict=True):
+        expected = [-nll_by_hand(tiny, question.context, choice) for choice in question.choices]
+        assert [score for score, _ in scores] == pytest.approx(expected, abs=1e-4)
+
+
+def test_greedy_says_whether_the_model_would_write_the_choice(tiny: LanguageModel) -> None:
+    context = [5, 6, 7]
+    scores = log_likelihoods(tiny, [Choices(context, tuple([token] for token in range(TOKENS)))], 1)[0]
+    likeliest = max(range(TOKENS), key=lambda token: scores[token][0])
+    assert [token for token, (_, greedy) in enumerate(scores) if greedy] == [likeliest]
+
+
+def test_the_order_of_the_choices_does_not_matter(tiny: LanguageModel) -> None:
+    question = random_questions(1)[0]
+    turned = Choices(question.context, question.choices[::-1])
+    forward, backward = log_likelihoods(tiny, [question, turned], 2)
+    assert [score for score, _ in forward] == pytest.approx([score for score, _ in backward[::-1]], abs=1e-5)
