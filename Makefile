@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart install dev test slow lint format clean
+.PHONY: quickstart paper-smoke install dev test slow lint format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
+
+paper-smoke: install  ## every grid of the paper on a random model, in minutes; its numbers mean nothing
+	$(BIN)/sande-bench run grids/paper.yaml --scale tiny --set resources.cpus=1
 
 install: $(VENV)/.installed  ## the environment alone
 

@@ -88,7 +88,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     Raises:
         UserError: one sentence with the file, the place, and what would do.
     """
-    path = named(path)
+    path, scale = named(path), scale or None
     values = _read(path)
     parts = _parts(path, values)
     own = sorted({part.scale for part in parts})
