@@ -16,7 +16,8 @@ import sys
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def run(
     """
     if not plan.missing:
         return {}
+    with cluster(address):
+        return _do(plan, store, resources, say)
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Ray within the block: the cluster at `address`, or one that is started here and ends with the block.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _check_reachable(address)
@@ -83,6 +95,13 @@ def run(
         raise UserError(
             f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here"
         ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None]) -> dict[str, str]:
     folder = store.scratch("tune")
     try:
         per_worker = allotment(resources)
@@ -109,7 +128,6 @@ def run(
         # Tune returns early, without an exception, when the user interrupts it.
         return searcher.errors | dict.fromkeys(unfinished, "not finished, the run was interrupted; run again to go on")
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 
