@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of a bootstrap; its 2.5 % point then rests on 50 of them
-_BLOCK = 1_000_000  # numbers that a bootstrap holds at a time
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
@@ -87,24 +86,18 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int 
         ValueError: the lengths differ.
     """
     import numpy as np
-    from scipy.stats import bootstrap
 
     if len(first) != len(second):
         raise ValueError(f"{len(first)} outcomes cannot be paired with {len(second)}")
-    differences = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
-    if len(differences) < 2:
+    count = len(first)
+    if count < 2:
         return -100.0, 100.0
-    interval = bootstrap(
-        (100 * differences,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=max(1, _BLOCK // len(differences)),
-        vectorized=True,
-        confidence_level=CONFIDENCE,
-        method="percentile",  # BCa is undefined where all differences are equal
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
+    differences, times = np.unique(np.asarray(second, dtype=float) - np.asarray(first, dtype=float), return_counts=True)
+    # How often a resample draws each difference is multinomial; drawing that instead of every question takes
+    # milliseconds for all of MMLU, where scipy.stats.bootstrap takes a second.
+    drawn = np.random.default_rng(seed).multinomial(count, times / count, size=RESAMPLES)
+    low, high = np.percentile(100 * drawn @ differences / count, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+    return float(low), float(high)
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:

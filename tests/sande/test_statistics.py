@@ -3,7 +3,9 @@
 import math
 import random
 
+import numpy as np
 import pytest
+import scipy.stats
 
 from sande.statistics import benjamini_hochberg, mcnemar, mean_interval, over_seeds, paired_bootstrap, wilson
 
@@ -95,6 +97,17 @@ def test_paired_bootstrap_agrees_with_the_normal_interval_of_many_pairs() -> Non
     first, second = outcomes(500, 60, 20, 420)
     half = 100 * 1.959964 * math.sqrt((0.08 - 0.04**2) / 1000)
     assert paired_bootstrap(first, second) == pytest.approx((-4 - half, -4 + half), abs=0.15)
+
+
+def test_paired_bootstrap_agrees_with_that_of_scipy() -> None:
+    first, second = outcomes(100, 30, 12, 58)
+    differences = 100 * (np.asarray(second, float) - np.asarray(first, float))
+    reference = scipy.stats.bootstrap(
+        (differences,), np.mean, n_resamples=20_000, batch=1000, method="percentile", rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert paired_bootstrap(first, second) == pytest.approx(
+        (reference.low, reference.high), abs=0.55
+    )  # a question: 0.5
 
 
 def test_paired_bootstrap_depends_on_its_seed_alone() -> None:
