@@ -1,5 +1,8 @@
 """The grids of the paper at scale paper: its protocol, cell by cell; and that no other scale drifts from them."""
 
+import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,15 @@ METHODS = ["none", "sft", "dpo", "nad", "fine_mixing", "sande_p", "sande", "osft
 VICTIMS = [(model, data) for model in ("llama2-7b", "qwen1.5-4b") for data in ("alpaca", "orca")]
 MODEL = {"llama2-7b": (5e-6, 4), "qwen1.5-4b": (2e-5, 8)}  # appendix A: learning rate, batch size
 EPOCHS = {"alpaca": 2.0, "orca": 1.0}
+
+
+PLAN = """
+import sys
+from benchmark.cli import app
+app(["plan", "grids/paper.yaml", "--store", sys.argv[1]], standalone_mode=False)
+heavy = {"ray", "torch", "transformers", "lm_eval", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
 
 
 def load(name: str, **options: Any) -> grids.Grid:
@@ -211,7 +223,7 @@ def test_the_small_scale_keeps_what_a_grid_sweeps() -> None:
     }
     assert lengths == {None, 1, 2, 4, 6, 12, 24}
     rows = {cell.removal.rows for cell in load("ablation_removal_rows", scale="small").cells}
-    assert rows == {30, 100, 300}
+    assert len(rows) == 3, "fewer than the paper's, and as many steps apart"
 
 
 def test_smollm2_is_tables_1_to_4_at_the_small_scale() -> None:
@@ -220,3 +232,16 @@ def test_smollm2_is_tables_1_to_4_at_the_small_scale() -> None:
     assert {cell.model for cell in loaded.cells} == {"smollm2-135m"}
     settings = Counter(cell.setting for cell in loaded.cells)
     assert settings == {"in-domain": 16, "out-of-domain": 16}
+
+
+def test_plan_of_the_paper_gives_numbers_and_hours_with_neither_ray_nor_torch(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PLAN, str(tmp_path / "store")], cwd=GRIDS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    stages, hours, basis, counts = done.stdout.splitlines()[-4:]
+    assert stages == "192 distinct stages: 13 attack, 74 defend, 105 evaluate; each victim is trained once"
+    assert re.match(r"Estimate: \d+\.\d GPU-hours \(attack \d+\.\d, defend \d+\.\d, evaluate \d+\.\d\)$", hours)
+    assert basis.startswith("Basis: the attacks of the paper (appendix A")
+    assert counts.startswith("113 cells, 192 stages, 0 done; to run: 13 attack, 74 defend, 105 evaluate")
+    assert not (tmp_path / "store").exists()
