@@ -171,6 +171,16 @@ def report(folder: Annotated[Path, typer.Argument(help="Results of a grid, such 
 
 @app.command()
 @one_sentence
+def compare(folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/smollm2.")]) -> None:
+    """Put a grid's numbers beside the paper's, and list every deviation from its protocol."""
+    from benchmark import compare as comparison
+
+    _print_markdown(comparison.write(folder))
+    typer.echo(f"Comparison: {folder / 'comparison.md'}")
+
+
+@app.command()
+@one_sentence
 def leaderboard(
     folders: Annotated[list[Path], typer.Argument(help="Results of grids, such as results/quickstart.")],
     out: Annotated[Path, typer.Option(help="Folder that gets leaderboard.md, .parquet, .png and .svg.")] = Path(

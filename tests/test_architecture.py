@@ -11,7 +11,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "sande").rglob("*.py"))
-PLANNING = ("cli", "grid", "rules", "cell", "plan", "estimate", "store", "rows", "aggregate", "tables", "report")
+PLANNING = (
+    "cli",
+    "grid",
+    "rules",
+    "cell",
+    "plan",
+    "estimate",
+    "store",
+    "rows",
+    "aggregate",
+    "tables",
+    "report",
+    "compare",
+    "leaderboard",
+)
 
 
 def parsed(file: Path) -> ast.Module:
