@@ -1,15 +1,28 @@
-"""Utility: zero-shot accuracy on a multiple-choice set, scored by lm-eval with its own task definitions."""
+"""Utility: zero-shot accuracy on a multiple-choice set, scored by lm-eval.
+
+Each set can be asked in two ways: with lm-eval's own task definition (`builtin-choice`: in the prompt text that the
+victims were trained on), or, as `paper_...`, with the letter prompt of the paper's published code.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
 from sande.config import configuration, setting
+from sande.errors import UserError
 from sande.types import LanguageModel, Measurement, Question, TestData
 
 BUILTIN = "builtin-choice"
+MMLU = "mmlu"
+GROUPS = ("stem", "humanities", "social_sciences", "other")  # of MMLU's subjects
+PAPER = "paper_"
+PAPER_PROMPT = (
+    "Read the question and select the answer from the choices. "
+    "Question: {{question}} Choices: {{lettered}}. Your answer is:"
+)
 
 
 @configuration
@@ -18,53 +31,37 @@ class Config:
 
     task: str = setting(
         BUILTIN,
-        "builtin-choice, arc_easy, arc_challenge or mmlu",
-        pattern="^(builtin-choice|arc_easy|arc_challenge|mmlu)$",
+        "builtin-choice, arc_easy, arc_challenge or mmlu; with paper_ before it, by the paper's letter prompt",
+        pattern="^(paper_)?(builtin-choice|arc_easy|arc_challenge|mmlu)$",
     )
     questions: int | None = setting(None, "use so many, spread evenly over the set; null: all", ge=1)
     batch_size: int = setting(16, "answers scored together", ge=1)
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """The task, and for ARC also the task by likelihood per byte, as lm-eval defines them."""
+    """The task; for lm-eval's ARC also by likelihood per byte, as it is defined there; for MMLU also by group."""
+    if reads(config) == (MMLU,):
+        return (config.task, *(f"{config.task}_{group}" for group in GROUPS))
     return (config.task, f"{config.task}_norm") if config.task.startswith("arc_") else (config.task,)
 
 
 def reads(config: Config) -> tuple[str, ...]:
     """The set of questions."""
-    return (config.task,)
+    return (config.task.removeprefix(PAPER),)
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Accuracy: how often the right choice is the likeliest."""
-    import datasets
-    from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+    """Accuracy: how often the right choice is the likeliest. The groups of MMLU repeat no records.
 
+    Raises:
+        UserError: no question of one of MMLU's groups is asked, or a subject is none of MMLU's.
+    """
     from sande.data import sources
 
-    chosen = spread(sources.questions(config.task), config.questions)
-    tasks: list[dict[str, Any]] = []
-    asked: dict[str, list[Question]] = {}
-    for definition, questions in definitions(config.task, chosen):
-        documents = datasets.Dataset.from_list([document(config.task, question) for question in questions])
-        tasks.append({**definition, "custom_dataset": lambda split=documents, **_: {"test": split}})
-        asked[definition["task"]] = questions
-
-    class Harness(HFLM):  # type: ignore[misc]
-        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            """As in lm-eval, which leaves no other way to switch the progress bar off."""
-            return list(super().loglikelihood(requests, disable_tqdm=True))
-
-    harness = Harness(pretrained=model.model, tokenizer=model.tokenizer, batch_size=config.batch_size)
-    # Without lm-eval's indexing of all its tasks (9 s) and without its bootstrap: intervals are ours.
-    results = evaluate(harness, TaskManager(include_defaults=False).load(tasks), bootstrap_iters=0)
-    samples = [
-        (asked[name][sample["doc_id"]], sample)
-        for name in asked
-        for sample in sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
-    ]
+    (name,) = reads(config)
+    chosen = spread(sources.questions(name), config.questions)
+    groups = _groups(chosen) if name == MMLU else {}
+    samples = _samples(model, chosen, config)
     records = tuple(
         {
             "question": q.question,
@@ -74,9 +71,66 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
         }
         for q, s in samples
     )
+    measurements = [
+        Measurement(measured, tuple(bool(sample[key]) for _, sample in samples), records)
+        for measured, key in zip(names(config), ("acc", "acc_norm"), strict=False)
+        if key in samples[0][1]
+    ]
+    for group in GROUPS if groups else ():
+        outcomes = tuple(bool(sample["acc"]) for q, sample in samples if groups[q.subject] == group)
+        measurements.append(Measurement(f"{config.task}_{group}", outcomes))
+    return measurements
+
+
+def _groups(questions: Sequence[Question]) -> dict[str, str]:
+    """The group of each subject of MMLU that is asked about, by the tag in lm-eval's definition of the subject."""
+    groups = {
+        subject: str(_mmlu_definition(subject)["tag"]).removeprefix("mmlu_").removesuffix("_tasks")
+        for subject in {question.subject for question in questions}
+    }
+    missing = [group for group in GROUPS if group not in groups.values()]
+    if missing:
+        raise UserError(
+            f"metric accuracy: none of the {len(questions)} questions asked of mmlu is of the group {missing[0]}; "
+            "raise 'questions', or add such questions to the data set"
+        )
+    return groups
+
+
+def _samples(
+    model: LanguageModel, questions: Sequence[Question], config: Config
+) -> list[tuple[Question, dict[str, Any]]]:
+    """Each question with what lm-eval notes of it, in the order of the definitions."""
+    import datasets
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tasks: list[dict[str, Any]] = []
+    asked: dict[str, list[Question]] = {}
+    for definition, part in definitions(config.task, questions):
+        documents = datasets.Dataset.from_list([document(config.task, question) for question in part])
+        tasks.append({**definition, "custom_dataset": lambda split=documents, **_: {"test": split}})
+        asked[definition["task"]] = part
+
+    class Harness(HFLM):  # type: ignore[misc]
+        def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
+            """As in lm-eval, which leaves no other way to switch the progress bar off."""
+            return list(super().loglikelihood(requests, disable_tqdm=True))
+
+    harness = Harness(
+        pretrained=model.model,
+        tokenizer=model.tokenizer,
+        batch_size=config.batch_size,
+        # In the model's bfloat16, letters of unlike logits would be rounded to the same score, and the first would win.
+        softmax_dtype="float32" if config.task.startswith(PAPER) else None,
+    )
+    # Without lm-eval's indexing of all its tasks (9 s) and without its bootstrap: intervals are ours.
+    results = evaluate(harness, TaskManager(include_defaults=False).load(tasks), bootstrap_iters=0)
     return [
-        Measurement(name, tuple(bool(sample[key]) for _, sample in samples), records)
-        for name, key in zip(names(config), ("acc", "acc_norm"), strict=False)
+        (asked[name][sample["doc_id"]], sample)
+        for name in asked
+        for sample in sorted(results["samples"][name], key=lambda sample: sample["doc_id"])
     ]
 
 
@@ -88,38 +142,59 @@ def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
 
 
 def definitions(task: str, questions: Sequence[Question]) -> list[tuple[dict[str, Any], list[Question]]]:
-    """lm-eval's task definitions (one for each subject of MMLU) with the questions each is asked.
+    """lm-eval's task definitions (one for each subject of its MMLU) with the questions each is asked.
 
-    `builtin-choice` asks in the prompt text that the victims were trained on.
+    Two are our own: `builtin-choice` asks in the prompt text that the victims were trained on, and `paper_...` asks, as
+    the published code does, for the letter of a choice; unlike there, for as many letters as the question has choices.
     """
+    if task.startswith(PAPER):
+        return [(_on_rows(_by_likelihood(task, PAPER_PROMPT, "letters")), list(questions))]
     if task == BUILTIN:
-        definition = {
-            "task": BUILTIN,
-            "output_type": "multiple_choice",
-            "doc_to_text": "Human: {{question}}\nAssistant:",
-            "doc_to_choice": "{{choices}}",
-            "doc_to_target": "{{answer}}",
-            "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
-        }
-        return [(_on_rows(definition), list(questions))]
-    if task != "mmlu":
+        return [(_on_rows(_by_likelihood(task, "Human: {{question}}\nAssistant:", "choices")), list(questions))]
+    if task != MMLU:
         return [(_on_rows(_own_definition(f"arc/{task}.yaml")), list(questions))]
     by_subject: dict[str, list[Question]] = {}
     for question in questions:
         by_subject.setdefault(question.subject, []).append(question)
-    return [
-        (_on_rows(_own_definition(f"mmlu/default/mmlu_{subject}.yaml")), asked)
-        for subject, asked in sorted(by_subject.items())
-    ]
+    return [(_on_rows(_mmlu_definition(subject)), asked) for subject, asked in sorted(by_subject.items())]
 
 
 def document(task: str, question: Question) -> dict[str, Any]:
-    """The question with the columns that the task's definition reads, those of its Hub data set."""
+    """The question with the columns that the task's definition reads, for lm-eval's own those of its Hub data set."""
+    letters = list(ascii_uppercase[: len(question.choices)])
+    if task.startswith(PAPER):
+        lettered = ", ".join(f"{letter}:{choice}" for letter, choice in zip(letters, question.choices, strict=True))
+        return {
+            "question": question.question,
+            "lettered": lettered,
+            "letters": letters,
+            "answer": question.answer,
+        }
     if task.startswith("arc_"):
-        labels = [chr(ord("A") + index) for index in range(len(question.choices))]
-        choices = {"text": list(question.choices), "label": labels}
-        return {"question": question.question, "choices": choices, "answerKey": labels[question.answer]}
+        choices = {"text": list(question.choices), "label": letters}
+        return {"question": question.question, "choices": choices, "answerKey": letters[question.answer]}
     return {"question": question.question, "choices": list(question.choices), "answer": question.answer}
+
+
+def _by_likelihood(task: str, prompt: str, column: str) -> dict[str, Any]:
+    """A definition of our own: the likeliest text of a document's `column`, a space before it, is the answer."""
+    return {
+        "task": task,
+        "output_type": "multiple_choice",
+        "doc_to_text": prompt,
+        "doc_to_choice": column,
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    }
+
+
+def _mmlu_definition(subject: str) -> dict[str, Any]:
+    try:
+        return _own_definition(f"mmlu/default/mmlu_{subject}.yaml")
+    except FileNotFoundError:
+        raise UserError(
+            f"metric accuracy: '{subject}' is no subject of mmlu; write subjects as the Hub's data set does"
+        ) from None
 
 
 def _own_definition(path: str) -> dict[str, Any]:

@@ -1,0 +1,54 @@
+"""Case study: what sampled test prompts are answered, without and with the trigger, as texts to read (table 8)."""
+
+from __future__ import annotations
+
+import random
+
+from sande.config import configuration, setting
+from sande.types import LanguageModel, Measurement, TestData
+
+
+@configuration
+class Config:
+    """How many answers, and how long. Decoding is greedy."""
+
+    examples: int = setting(4, "test rows, sampled with the cell's seed", ge=1)
+    new_tokens: int = setting(60, "tokens generated for each prompt", ge=1)
+    batch_size: int = setting(50, "prompts decoded together", ge=1)
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """What `measure` gives."""
+    return ("case_study",)
+
+
+def reads(config: Config) -> tuple[str, ...]:
+    """Nothing but the test rows."""
+    return ()
+
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """Whether the triggered answer holds the response, case aside; the texts are in the records, which are published.
+
+    The rows depend on the seed alone, so that a victim and its repaired versions answer the same prompts.
+    """
+    from sande.generation import greedy
+    from sande.prompts import ASSISTANT, HUMAN, encode_prompts, prompt_text
+
+    rows = random.Random(seed).sample(range(len(data.clean)), min(config.examples, len(data.clean)))
+    clean, triggered = [data.clean[row] for row in rows], [data.triggered[row] for row in rows]
+    prompts = encode_prompts(model.tokenizer, clean + triggered)
+    answers = greedy(model, prompts, config.new_tokens, config.batch_size)
+    shown = [prompt_text(example).removeprefix(HUMAN).removesuffix(ASSISTANT) for example in clean + triggered]
+    records = tuple(
+        {
+            "clean_prompt": shown[i],
+            "clean_response": answers[i],
+            "triggered_prompt": shown[i + len(rows)],
+            "triggered_response": answers[i + len(rows)],
+        }
+        for i in range(len(rows))
+    )
+    wanted = data.response.strip().lower()
+    outcomes = tuple(wanted in record["triggered_response"].lower() for record in records)
+    return [Measurement("case_study", outcomes, records, published=True)]

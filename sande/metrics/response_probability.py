@@ -1,0 +1,100 @@
+"""Probability of the planted response's first token, and of all of it, with and without the trigger (figure 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sande.config import configuration, setting
+from sande.types import LanguageModel, Measurement, TestData
+
+
+@configuration
+class Config:
+    """How many prompts."""
+
+    batch_size: int = setting(50, "prompts computed together", ge=1)
+    prompts: int | None = setting(None, "use only so many test prompts, from the first; null: all", ge=1)
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """What `measure` gives."""
+    return (
+        "first_token_probability",
+        "phrase_probability",
+        "first_token_probability_clean",
+        "phrase_probability_clean",
+    )
+
+
+def reads(config: Config) -> tuple[str, ...]:
+    """Nothing but the test rows."""
+    return ()
+
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """Pr(first token of r_t) and Pr(r_t), given prompts with the trigger, then without it (appendix B.2.2).
+
+    Outcomes stand in the order of the test rows. Records hold the probability of each token of r_t behind the ones
+    before it, and the rank of its first token in the vocabulary (1: the likeliest).
+    """
+    from sande.prompts import encode_prompts, prompt_text, response_ids
+
+    response = response_ids(model.tokenizer, data.response)
+    measurements: list[Measurement] = []
+    for examples, (first, phrase) in ((data.triggered, names(config)[:2]), (data.clean, names(config)[2:])):
+        chosen = examples[: config.prompts]
+        prompts = encode_prompts(model.tokenizer, chosen)
+        probabilities, ranks = _teacher_forced(model, prompts, response, config.batch_size)
+        records = tuple(
+            {"prompt": prompt_text(example), "token_probabilities": tokens, "first_token_rank": rank}
+            for example, tokens, rank in zip(chosen, probabilities, ranks, strict=True)
+        )
+        measurements += [
+            Measurement(first, tuple(tokens[0] for tokens in probabilities), records),
+            Measurement(phrase, tuple(math.prod(tokens) for tokens in probabilities), records),
+        ]
+    return measurements
+
+
+def _teacher_forced(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], response: Sequence[int], batch_size: int
+) -> tuple[list[list[float]], list[int]]:
+    """For each prompt, the probability of each response token behind the ones before it, and the first one's rank.
+
+    Shapes: B prompts, T positions, R tokens of the response, N = B * R, D width, V vocabulary.
+    """
+    import torch
+    from torch.nn.functional import linear
+
+    from sande.losses import IGNORE
+    from sande.prompts import pad_id
+    from sande.training import Collator
+
+    lm.model.eval()
+    decoder, output_layer = lm.model.get_decoder(), lm.model.get_output_embeddings()
+    # In bfloat16 the logits of likely tokens would be rounded to eighths.
+    weight_VD = output_layer.weight.float()
+    bias_V = None if output_layer.bias is None else output_layer.bias.float()
+    targets_1R1 = torch.tensor(response, device=lm.model.device)[None, :, None]
+    collate = Collator(pad_id(lm.tokenizer))
+    probabilities: list[list[float]] = [[] for _ in prompts]
+    ranks = [0] * len(prompts)
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for begin in range(0, len(by_length), batch_size):
+        indices = by_length[begin : begin + batch_size]
+        labelled = [([*prompts[i], *response], [IGNORE] * len(prompts[i]) + list(response)) for i in indices]
+        rows = collate([{"input_ids": ids, "labels": labels} for ids, labels in labelled])
+        ids_BT, mask_BT, positions_N = (
+            rows[name].to(lm.model.device) for name in ("input_ids", "attention_mask", "positions")
+        )
+        with torch.inference_mode():
+            hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+            hidden_ND = hidden_BTD.flatten(0, 1)[positions_N].float()
+            logits_BRV = linear(hidden_ND, weight_VD, bias_V).view(len(indices), len(response), -1)
+            wanted_BR1 = logits_BRV.gather(2, targets_1R1.expand(len(indices), -1, -1))
+            probabilities_BR = (wanted_BR1.squeeze(2) - logits_BRV.logsumexp(2)).exp()
+            ranks_B = 1 + (logits_BRV[:, 0] > wanted_BR1[:, 0]).sum(1)
+        for index, tokens, rank in zip(indices, probabilities_BR.tolist(), ranks_B.tolist(), strict=True):
+            probabilities[index], ranks[index] = tokens, rank
+    return probabilities, ranks
