@@ -240,7 +240,7 @@ def _summary(compared: Sequence[Compared]) -> list[str]:
     return [
         f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {agree} agree within our "
         f"interval, and {sum(kinds)} of {len(kinds)} are the same in kind. The run differs from the paper's protocol "
-        f"in {differing} settings.",
+        f"in {differing} setting{'' if differing == 1 else 's'}.",
         "",
         *_lines(lines),
         "",

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from benchmark import figures, rows
 from benchmark.aggregate import labels
 from benchmark.cell import NO_DEFENSE
+from benchmark.protocol import PAPER_PROMPT
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.errors import UserError
@@ -199,7 +200,7 @@ def _told(row: Mapping[str, Any] | None) -> bool:
 def _tasks(settings: Mapping[str, Any]) -> list[str]:
     """Names of the utility metrics, each task once: no score per byte, no subject group, no second prompt."""
     asked = [metric["task"] for metric in settings["metrics"] if "task" in metric]
-    return [task for task in asked if task.removeprefix("paper_") not in asked or not task.startswith("paper_")]
+    return [task for task in asked if task.removeprefix(PAPER_PROMPT) not in asked or not task.startswith(PAPER_PROMPT)]
 
 
 def _victim(settings: Mapping[str, Any]) -> str:

@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from benchmark import compare, grid, paper, protocol, rows
 from benchmark.aggregate import Outcomes, entries
 from benchmark.cell import Cell
+from benchmark.cli import app
 from benchmark.compare import Compared
 from benchmark.paper import Reported
 from sande import registry
@@ -274,3 +276,12 @@ def test_files_hold_every_number(tmp_path: Path) -> None:
     assert (record["paper"], record["value"], record["our_model"]) == (0.02, 4.0, "smollm2-135m")
     assert "attack.poison_rate" in record["deviations"]
     assert record["verdict"] == compare.IN_KIND
+
+
+def test_the_command_says_where_the_comparison_is_and_refuses_a_folder_without_rows(tmp_path: Path) -> None:
+    grid_ = loaded("paper_table_6")
+    rows.write(rows_of(grid_, as_reported), rows.OUTCOMES.empty_table(), tmp_path)
+    said = CliRunner().invoke(app, ["compare", str(tmp_path)])
+    assert said.exit_code == 0, said.output
+    assert f"Comparison: {tmp_path / 'comparison.md'}" in said.output
+    assert CliRunner().invoke(app, ["compare", str(tmp_path / "none")]).exit_code == 2

@@ -6,8 +6,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from benchmark import leaderboard, rows
+from benchmark.cli import app
 from benchmark.leaderboard import Board, board, fronts
 from sande.errors import UserError
 
@@ -161,6 +163,8 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
         folder.mkdir()
         rows.write(made, rows.OUTCOMES.empty_table(), folder)
     page = leaderboard.write(folders, tmp_path / "board")
+    said = CliRunner().invoke(app, ["leaderboard", *map(str, folders), "--out", str(tmp_path / "board")])
+    assert said.exit_code == 0, said.output
     assert (tmp_path / "board" / "leaderboard.md").read_text() == page
     assert "| 1 | `sande` | response | 1.0 | +2.00 | 1 | 60 GPU-s" in page
     assert "1 victim, 1 seed, 1 cell" in page
