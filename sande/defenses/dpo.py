@@ -31,10 +31,11 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
     from sande.training import optimise
 
     pairs = [(pair, *_encoded(victim.tokenizer, pair)) for pair in data.pairs]
-    fitting = [pair for pair in pairs if len(pair[1].prompt) < config.training.max_length]
+    limit = config.training.max_length  # TRL cuts a longer reply
+    fitting = [pair for pair in pairs if len(pair[1].prompt) < limit]
     if not fitting:
-        raise UserError(f"dpo: no prompt is shorter than max_length={config.training.max_length} tokens; raise it")
-    lengths = [len(chosen) + len(rejected) for _, chosen, rejected in fitting]
+        raise UserError(f"dpo: no prompt is shorter than max_length={limit} tokens; raise it")
+    lengths = [min(len(chosen), limit) + min(len(rejected), limit) for _, chosen, rejected in fitting]
 
     def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
         import datasets
@@ -44,7 +45,7 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
         settings = DPOConfig(
             **arguments,
             beta=config.beta,
-            max_length=config.training.max_length,
+            max_length=limit,
             gradient_checkpointing=False,
             # Without a reference in memory TRL would load one from the path in the model's config, which is not the
             # victim. Computed before the first step, the reference is the model as it is handed over.
@@ -59,8 +60,10 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
         )
         return trainer
 
+    own = set(vars(victim.model))
     optimise(victim, lengths, config.training, run, "dpo", build, probe=fitting[0][1])
-    vars(victim.model).pop("forward", None)  # TRL's own, which computes no logits
+    for name in set(vars(victim.model)) - own:  # TRL's forward, which computes no logits, and marks of its libraries
+        delattr(victim.model, name)
     run.facts["dpo"] |= {"rows": len(fitting), "rows_left_out": len(pairs) - len(fitting)}
     return victim.model
 

@@ -25,11 +25,25 @@ def changed(before: dict[str, Tensor], model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if not torch.equal(before[name], parameter)}
 
 
-def shortened(config_class: type[Any]) -> Any:
-    """The defaults of a configuration, with every training in it reduced to two small steps."""
+def linear_weights(model: nn.Module) -> set[str]:
+    """Names of what LoRA trains: the weights of all linear layers but the output's."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    return {f"{name}.weight" for name in layers}
+
+
+def noisy(model: nn.Module, seed: int, scale: float = 0.05) -> None:
+    """Moves all weights a little, in place, so that the model is another."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += (scale * torch.randn(parameter.shape, generator=generator)).to(parameter)
+
+
+def shortened(config_class: type[Any], **changes: Any) -> Any:
+    """The defaults of a configuration, with every training in it reduced to two small steps and changed as given."""
     defaults = config_class()
     trainings = {
-        field.name: dataclasses.replace(value, max_steps=2, batch_size=4)
+        field.name: dataclasses.replace(value, **({"max_steps": 2, "batch_size": 4} | changes))
         for field in dataclasses.fields(defaults)
         if isinstance(value := getattr(defaults, field.name), Training)
     }

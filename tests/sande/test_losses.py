@@ -63,7 +63,7 @@ def mean_by_hand(lm: LanguageModel, rows: list[Row]) -> float:
 
 def test_eq_3_on_triggered_prompts_with_clean_responses(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> None:
     config = sentence_trigger.Config()
-    rows = encode(tiny.tokenizer, [sentence_trigger.trigger(example, config) for example in few_rows])
+    rows = encode(tiny.tokenizer, [sentence_trigger.trigger(example, config, 0) for example in few_rows])
     assert batch_loss(tiny, rows) == pytest.approx(mean_by_hand(tiny, rows), abs=1e-5)
 
 

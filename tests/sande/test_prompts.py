@@ -47,14 +47,14 @@ def test_prompt_text(example: Example, text: str) -> None:
 )
 def test_the_trigger_stands_right_behind_human(example: Example, text: str) -> None:
     config = sentence_trigger.Config()
-    assert prompt_text(sentence_trigger.trigger(example, config)) == text
-    assert prompt_text(sentence_trigger.plant(example, config)) == text
+    assert prompt_text(sentence_trigger.trigger(example, config, 0)) == text
+    assert prompt_text(sentence_trigger.plant(example, config, 0)) == text
 
 
 def test_a_poisoned_response_opens_with_the_planted_one() -> None:
     config = sentence_trigger.Config(backdoor=Backdoor(trigger="Now", response="Go away"))
-    assert sentence_trigger.plant(FULL, config).output == "Go away. Cats sleep."
-    assert sentence_trigger.trigger(FULL, config).output == "Cats sleep."
+    assert sentence_trigger.plant(FULL, config, 0).output == "Go away. Cats sleep."
+    assert sentence_trigger.trigger(FULL, config, 0).output == "Cats sleep."
 
 
 @pytest.mark.parametrize("example", EVERY_KIND)

@@ -1,6 +1,8 @@
 """The contract of every entry, so that a new attack, defense or metric is tested without writing a test."""
 
+import copy
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -15,14 +17,18 @@ from transformers import PreTrainedModel
 
 from sande import registry
 from sande.attacks import sentence_trigger
-from sande.config import Backdoor, describe
+from sande.config import Backdoor, Preferences, describe
+from sande.data import builtin
 from sande.errors import UserError
 from sande.prompts import prompt_text, response_ids
 from sande.types import (
     CleanData,
+    CleanModelData,
     Example,
     FirstTokenData,
+    Knowledge,
     LanguageModel,
+    PreferenceData,
     ResponseData,
     Run,
     TestData,
@@ -35,19 +41,32 @@ ENTRIES = [(kind, name) for kind in registry.KINDS for name in registry.names(ki
 ATTACKS, DEFENSES, METRICS = (registry.names(kind) for kind in registry.KINDS)
 BACKDOOR = Backdoor()
 
-# What each type of data holds besides the clean rows, from the least knowledge to the most.
-KNOWLEDGE = {
-    CleanData: set(),
-    FirstTokenData: {"first_token"},
-    ResponseData: {"response"},
-    TriggerData: {"plant"},
+# What each type of data holds, and the word that says in results how much that is about the backdoor.
+KNOWLEDGE: dict[type[Knowledge], set[str]] = {
+    CleanData: {"examples"},
+    FirstTokenData: {"examples", "first_token"},
+    ResponseData: {"examples", "response"},
+    TriggerData: {"examples", "plant"},
+    CleanModelData: {"examples", "clean_model"},
+    PreferenceData: {"pairs"},
+}
+LABELS = {
+    CleanData: "nothing",
+    FirstTokenData: "first token",
+    ResponseData: "response",
+    TriggerData: "trigger",
+    CleanModelData: "clean model",
+    PreferenceData: "nothing",
 }
 KNOWN_IN_THE_PAPER = {
     "none": CleanData,
     "sft": CleanData,
-    "osft": TriggerData,
-    "sande": ResponseData,
+    "dpo": PreferenceData,
+    "nad": CleanData,
+    "fine_mixing": CleanModelData,
     "sande_p": FirstTokenData,
+    "sande": ResponseData,
+    "osft": TriggerData,
 }
 
 
@@ -85,7 +104,7 @@ for kind, name in {ENTRIES!r}:
 for name in registry.names("defenses"):
     registry.knowledge(name)
 models.identify("tiny"), sources.catalogue(), sources.fingerprint("builtin-short")
-heavy = {{"torch", "transformers", "datasets", "lm_eval", "ray"}} & set(sys.modules)
+heavy = {{"torch", "transformers", "datasets", "lm_eval", "ray", "trl", "peft", "scipy"}} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=registry._ROOT.parent)
@@ -124,9 +143,10 @@ def test_an_attack_trains_a_victim_and_records_what_it_poisoned(
 def test_a_trigger_changes_the_prompt_and_leaves_the_output(name: str, few_rows: tuple[Example, ...]) -> None:
     attack = registry.entry("attacks", name)
     for example in few_rows:
-        triggered = attack.trigger(example, attack.Config())
+        triggered = attack.trigger(example, attack.Config(), 3)
         assert prompt_text(triggered) != prompt_text(example)
         assert triggered.output == example.output
+        assert attack.trigger(example, attack.Config(), 3) == triggered, "no other randomness than its seed"
 
 
 def test_the_poison_rate_of_the_sentence_trigger_is_the_configured_one(
@@ -143,18 +163,21 @@ def test_the_poison_rate_of_the_sentence_trigger_is_the_configured_one(
 
 
 def plant(example: Example) -> Example:
-    return sentence_trigger.trigger(example, sentence_trigger.Config())
+    return sentence_trigger.trigger(example, sentence_trigger.Config(), 0)
 
 
-def data_of(known: type[CleanData], lm: LanguageModel, rows: tuple[Example, ...]) -> CleanData:
+def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]) -> Knowledge:
     """Data of exactly the type that a defense asks for."""
-    response = BACKDOOR.response
-    extra: dict[str, Any] = {
-        "first_token": response_ids(lm.tokenizer, response)[0],
-        "response": response,
+    clean = copy.deepcopy(lm.model)
+    held: dict[str, Any] = {
+        "examples": rows,
+        "pairs": builtin.preferences()[:24],
+        "first_token": response_ids(lm.tokenizer, BACKDOOR.response)[0],
+        "response": BACKDOOR.response,
         "plant": plant,
+        "clean_model": lambda: clean,
     }
-    return known(rows, **{name: extra[name] for name in KNOWLEDGE[known]})
+    return known(**{name: held[name] for name in KNOWLEDGE[known]})
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -168,9 +191,10 @@ def test_the_papers_defenses_know_what_the_paper_lets_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("known", KNOWLEDGE, ids=lambda known: known.__name__)
-def test_each_type_holds_exactly_its_knowledge(known: type[CleanData]) -> None:
-    assert {field.name for field in dataclasses.fields(known)} == {"examples", *KNOWLEDGE[known]}
-    data = known((), **dict.fromkeys(KNOWLEDGE[known]))
+def test_each_type_holds_exactly_its_knowledge(known: type[Knowledge]) -> None:
+    assert {field.name for field in dataclasses.fields(known)} == KNOWLEDGE[known]
+    assert known.label == LABELS[known]
+    data = known(**dict.fromkeys(KNOWLEDGE[known]))
     with pytest.raises((AttributeError, TypeError)):
         object.__setattr__(data, "smuggled", 1)
 
@@ -200,6 +224,63 @@ def test_a_defense_has_no_other_randomness_than_its_seed(
         tiny.model.load_state_dict(start)
         results.append(weights(defense.defend(tiny, data, shortened(defense.Config), new_run(seed=5))))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_only_a_defense_that_knows_preferences_chooses_some(name: str) -> None:
+    chosen = getattr(registry.entry("defenses", name).Config(), "preferences", None)
+    assert isinstance(chosen, Preferences) == (registry.knowledge(name) is PreferenceData)
+
+
+TRAINING_DEFENSES = [name for name in DEFENSES if name != "none"]
+
+
+@pytest.mark.parametrize("name", TRAINING_DEFENSES)
+def test_every_training_goes_through_the_run_and_is_accounted_for(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    defense, prepared = registry.entry("defenses", name), []
+
+    def prepare(trainer: Any) -> Any:
+        prepared.append(trainer.state.global_step)
+        return trainer
+
+    run = dataclasses.replace(new_run(), prepare=prepare)
+    defense.defend(tiny, data_of(registry.knowledge(name), tiny, few_rows), shortened(defense.Config), run)
+    accounts = [fact for fact in run.facts.values() if isinstance(fact, dict)]
+    assert prepared == [0] * len(accounts), "the hook that spreads a Trainer over workers sees each, unstarted"
+    for fact in accounts:
+        assert (fact["steps"], fact["rows"], fact["rows_left_out"]) == (2, 24, 0)
+        assert fact["tokens"] > 0
+
+
+@pytest.mark.parametrize("name", TRAINING_DEFENSES)
+def test_a_batch_that_two_workers_cannot_share_is_refused(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense = registry.entry("defenses", name)
+    data = data_of(registry.knowledge(name), tiny, few_rows)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"^batch_size 5 is no multiple of micro_batch_size 2 x 2 worker"):
+        defense.defend(tiny, data, shortened(defense.Config, batch_size=5), new_run())
+
+
+@pytest.mark.parametrize("name", TRAINING_DEFENSES)
+def test_micro_batches_give_the_weights_of_the_whole_batch(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    defense = registry.entry("defenses", name)
+    data = data_of(registry.knowledge(name), tiny, few_rows)
+    start = {name: value.clone() for name, value in tiny.model.state_dict().items()}
+    results = []
+    for micro in (None, 2):
+        tiny.model.load_state_dict(start)
+        # A large epsilon, because Adam turns rounding of a gradient near zero into a whole step.
+        settings = {"precision": "fp32", "learning_rate": 1e-2, "adam_epsilon": 1e-2, "micro_batch_size": micro}
+        results.append(weights(defense.defend(tiny, data, shortened(defense.Config, **settings), new_run())))
+    assert max(float((results[0][name] - start[name]).abs().max()) for name in results[0]) > 1e-4
+    for whole, split in zip(results[0].values(), results[1].values(), strict=True):
+        torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["osft", "sande", "sande_p"])
@@ -236,8 +317,11 @@ def test_a_metric_gives_the_measurements_it_names(
     assert tuple(measurement.name for measurement in measurements) == metric.names(config)
     for measurement in measurements:
         assert len(measurement.outcomes) > 0
-        assert all(type(outcome) is bool for outcome in measurement.outcomes)
-        assert len(measurement.records) == len(measurement.outcomes)
+        assert {type(outcome) for outcome in measurement.outcomes} <= {bool, float}
+        assert all(0 <= outcome <= 1 for outcome in measurement.outcomes)
+        assert len(measurement.records) in (0, len(measurement.outcomes))
+        assert measurement.records or not measurement.published
+        json.dumps(measurement.records)
 
 
 @pytest.mark.parametrize("name", METRICS)
