@@ -75,6 +75,7 @@ def run(
     from benchmark import plan as plans
     from benchmark import report as reports
     from benchmark import rows as result_rows
+    from benchmark import search as searches
     from benchmark.store import Store
 
     begin = time.perf_counter()
@@ -83,20 +84,24 @@ def run(
     result_rows.check_writable(folder)
     opened = Store(store)
     opened.clear_leftovers()
-    plan = plans.make(loaded.cells, opened)
+    searched, errors = searches.run(loaded, opened, address, _say)
+    searches.write(loaded, opened, folder)
+    # A cell whose search failed is a row with that error; it is not run with some other value.
+    plan = plans.make(
+        [cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], opened
+    )
     typer.echo(
         f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
         f"{len(plan.missing)} to run"
     )
-    errors: dict[str, str] = {}
     if plan.missing:
         from benchmark import execute, preflight
 
         preflight.check(plan.cells, opened)
-        errors = execute.run(plan, opened, loaded.resources, address, _say)
-    chosen = set(loaded.cells)
-    kept = [cell for cell in loaded.every if cell in chosen or not plans.make([cell], opened).missing]
-    rows = result_rows.build(loaded.name, kept, opened, errors, loaded.parts, loaded.scale)
+        errors |= execute.run(plan, opened, loaded.resources, address, _say)
+    chosen = set(searched.cells)
+    kept = [cell for cell in searched.every if cell in chosen or not plans.make([cell], opened).missing]
+    rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
     result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
     for text in reports.write(folder):
         _print_markdown(text)
@@ -104,7 +109,7 @@ def run(
     typer.echo(f"{loaded.name} took {time.perf_counter() - begin:.0f} s")
     failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
     if failed:
-        typer.echo(f"{failed} of {len(plan.cells)} cells failed; the same command retries them", err=True)
+        typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
 
 
@@ -126,11 +131,12 @@ def plan(
     from benchmark import estimate
     from benchmark import grid as grids
     from benchmark import plan as plans
+    from benchmark import search as searches
     from benchmark.aggregate import labels
     from benchmark.store import Store
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
-    made = plans.make(loaded.cells, Store(store, create=False))
+    made, searching = searches.plan(loaded, Store(store, create=False))
     table = Table(title=f"{loaded.name}: {loaded.about}", title_justify="left")
     for column in ("cell", "victim", "defense", "seed", "attack", "defend", "evaluate"):
         table.add_column(column, overflow="fold")
@@ -147,6 +153,8 @@ def plan(
     Console().print(table)
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
+    if searching:
+        typer.echo(searching)
     typer.echo(
         f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
         f"on {address or 'this machine'}; store {store}, results {results / loaded.name}"

@@ -6,6 +6,7 @@ sweep:
   defense.parrot_position: [2, 5]               # in those methods that have it; others stand once
 rules: […]                                      # changes to those cells that match, see `benchmark.rules`
 scale: paper                                    # further rules, those of scales/paper.yaml beside the grid
+search: {…}                                     # settings found by search for each cell, see `benchmark.search`
 
 A grid may instead be the union of others: `include: [paper_table_6, …]`.
 """
@@ -23,6 +24,7 @@ from typing import Any
 
 import yaml
 
+from benchmark import search as searches
 from benchmark.cell import DEFAULTS, Cell, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
 from sande.config import configure
@@ -30,9 +32,10 @@ from sande.errors import UserError
 
 FOLDER = Path("grids")
 SCALES = "scales"
-_GRID_KEYS = ("about", "include", "resources", "rules", "scale", "sweep")
+_GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "sweep")
 _UNION_KEYS = ("about", "include", "resources", "scale")
 _SCALE_KEYS = ("about", "rules")
+_SHARED = ("resources", "search")  # not of a cell, but of the whole grid
 
 
 class _Loader(yaml.SafeLoader):
@@ -56,6 +59,7 @@ class Grid:
         resources: of one stage.
         parts: by cell id, the grids that it stands in: this one, or those of its `include` that have it.
         scale: whose rules were applied; empty for none.
+        search: what is to be found by search before the cells are run.
     """
 
     name: str
@@ -65,6 +69,7 @@ class Grid:
     resources: Resources
     parts: Mapping[str, tuple[str, ...]]
     scale: str
+    search: searches.Search | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +103,10 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
         raise UserError(f"{path}: its grids have different scales ({', '.join(own)}); give one as 'scale'")
     with _naming(path):
         assignments = [_assignment(text, "--set") for text in overrides]
-        resources = _resources(values, assignments)
-    cells, stems = _union(path, parts, [pair for pair in assignments if not _is_resource(pair)])
+        resources = configure(Resources, _shared(values, "resources", assignments), "resources")
+    cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     with _naming(path):
+        search = searches.parse(_shared(values, "search", assignments), cells)
         chosen = _matching(cells, only)
     if not chosen:
         raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
@@ -112,6 +118,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
         resources=resources,
         parts=stems,
         scale=parts[0].scale,
+        search=search,
     )
 
 
@@ -169,6 +176,8 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
     for name in included:
         file = path.parent / f"{name}.yaml"
         for part in _parts(file, _read(file), trail):
+            if part.values.get("search"):
+                raise UserError(f"{path}: include: '{part.path.stem}' has a search, so it is run alone; take it out")
             parts.setdefault(part.path, replace(part, scale=scale or part.scale))
     return list(parts.values())
 
@@ -241,15 +250,16 @@ def _scale_rules(grid: Path, folder: Path, name: str) -> list[Rule]:
         return parse(values.get("rules") or [])
 
 
-def _resources(values: dict[str, Any], overrides: list[tuple[str, Any]]) -> Resources:
-    shared = {"resources": copy.deepcopy(values.get("resources") or {})}
-    for path, value in filter(_is_resource, overrides):
-        assign(shared, path, value)
-    return configure(Resources, shared["resources"], "resources")
+def _shared(values: dict[str, Any], key: str, overrides: list[tuple[str, Any]]) -> Any:
+    shared = {key: copy.deepcopy(values.get(key) or {})}
+    for path, value in overrides:
+        if path.startswith(f"{key}."):
+            assign(shared, path, value)
+    return shared[key]
 
 
-def _is_resource(override: tuple[str, Any]) -> bool:
-    return override[0].startswith("resources.")
+def _head(override: tuple[str, Any]) -> str:
+    return override[0].split(".")[0]
 
 
 def _refuse_unknown(values: Mapping[Any, Any], valid: Iterable[str]) -> None:

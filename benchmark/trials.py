@@ -1,0 +1,178 @@
+"""The trials of a search on Ray Tune: each trains the defense on the victim from the store and keeps only its reports.
+
+A trial is one process, whatever `resources.workers` says; it is the number of trials that fills a cluster.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from benchmark import stages
+from benchmark.cell import Resources
+from benchmark.execute import allotment, one_line
+from benchmark.logs import quiet
+from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
+from benchmark.store import Store
+from sande import models, registry, types
+from sande.config import Training
+from sande.errors import NonFiniteError
+from sande.prompts import Row, encode, fit_length, pad_id
+from sande.training import Collator, ResponseLoss, features
+
+BATCH = 8  # rows computed together
+
+
+def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
+    """All trials of a search on the Ray that is connected.
+
+    Returns:
+        Of each trial, in the order of the proposals, `values`, `losses` at its reports (None at one that was passed
+        over, as a training has fewer steps), `state`, `error`, `seconds` and `device`.
+
+    Raises:
+        UserError: no node has what a trial asks for.
+        KeyboardInterrupt: the user ended it.
+    """
+    folder = store.scratch("tune")
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(_trial, tune.PlacementGroupFactory([allotment(replace(resources, workers=1))])),
+            param_space={
+                "job": job,
+                "store": str(store.root),
+                "trial": tune.grid_search(list(range(len(job.proposals)))),
+            },
+            tune_config=tune.TuneConfig(
+                scheduler=ASHAScheduler(
+                    time_attr="report", metric="loss", mode="min", max_t=job.search.reports, reduction_factor=2
+                ),
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name=uuid.uuid4().hex[:8],
+                storage_path=str(folder),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=0),
+            ),
+        )
+        results = {result.config["trial"]: result for result in tuner.fit()}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    ended = [number for number, result in results.items() if result.error or (result.metrics or {}).get("done")]
+    if len(ended) < len(job.proposals):
+        raise KeyboardInterrupt  # Tune returns early instead
+    return [{"values": values} | _outcome(results[number], job.search) for number, values in enumerate(job.proposals)]
+
+
+def _outcome(result: Any, search: Search) -> dict[str, Any]:
+    """How a trial ended."""
+    told = result.metrics or {}
+    losses = list(told.get("losses", ()))
+    error = f"the trial's process ended ({type(result.error).__name__})" if result.error else told.get("error")
+    state = FAILED if error else FINISHED if len(losses) == search.reports else STOPPED
+    seconds, device = told.get("time_total_s"), told.get("device")
+    return {"losses": losses, "state": state, "error": error, "seconds": seconds, "device": device}
+
+
+def _trial(config: dict[str, Any]) -> None:
+    """One trial in its process."""
+    quiet()
+    job, number = config["job"], config["trial"]
+    losses: list[float | None] = []
+
+    def report(count: int, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss on held-out rows is {loss}; search lower values")
+        losses.extend([None] * (count - 1 - len(losses)))
+        losses.append(loss)
+        say(f"{count}/{job.search.reports}: loss {loss:.3f} on held-out rows")
+        tune.report({"loss": loss, "report": count, "losses": list(losses), "device": stages.device()})
+
+    say = functools.partial(print, f"{job.label} trial {number}", flush=True)
+    try:
+        report(job.search.reports, _train(job, number, Store(Path(config["store"])), say, report))
+    except Exception as error:
+        # ASHA, which wants a loss from everyone, compares nothing at report 0.
+        tune.report({"loss": math.inf, "report": 0, "losses": losses, "error": one_line(error)})
+
+
+def _train(
+    job: Job, number: int, store: Store, say: Callable[[str], None], report: Callable[[int, float], None]
+) -> float:
+    """Train the defense with one of the proposals, reporting on the way, and give the loss of what it returns.
+
+    The reports on the way come from the last training of the defense, which makes the model that is measured: of SANDE
+    that is eliminate, and during simulate, where the parrot alone trains, the model would not change. Settings of a
+    method hold a `Training` for each that it does, so their number tells the last.
+    """
+    cell = with_values(job.cell, job.proposals[number])
+    victim = models.load_folder(store.path("attack", cell.attack_key), torch.float32)
+    settings = [getattr(cell.defense.config, name) for name in cell.defense.config.__dataclass_fields__]
+    trainings = [setting for setting in settings if isinstance(setting, Training)]
+    attack = registry.entry("attacks", cell.attack.name)
+    triggered = [attack.trigger(row, cell.attack.config, cell.seed) for row in held_out(job, victim.tokenizer)]
+    rows = fit_length(encode(victim.tokenizer, triggered), max(training.max_length for training in trainings))
+    pad = pad_id(victim.tokenizer)
+    begun = itertools.count(1)
+
+    def prepare(trainer: Trainer) -> Trainer:
+        if next(begun) == len(trainings):
+            model: Any = trainer.model.model if isinstance(trainer.model, ResponseLoss) else trainer.model
+            trainer.add_callback(_Reporter(job.search.reports, lambda count: report(count, loss_on(model, rows, pad))))
+        return trainer
+
+    scratch = store.scratch("search")
+    try:
+        run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say)
+        data = stages.reveal(cell, victim.tokenizer, store)
+        repaired = registry.entry("defenses", cell.defense.name).defend(victim, data, cell.defense.config, run)
+        return loss_on(repaired, rows, pad)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+class _Reporter(TrainerCallback):
+    """Calls `report` with 1, 2, … evenly over a training, without the last, which is the end of the whole defense."""
+
+    def __init__(self, reports: int, report: Callable[[int], None]) -> None:
+        self._reports, self._report = reports, report
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Reports where the step is one of those."""
+        counts = {round(state.max_steps * count / self._reports): count for count in range(1, self._reports)}
+        if state.global_step in counts and state.global_step < state.max_steps:
+            self._report(counts[state.global_step])
+
+
+def loss_on(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> float:
+    """Mean of -log Pr(token) over all response tokens of `rows`, each given what stands before it.
+
+    Args:
+        model: is left in the mode, training or evaluation, in which it was.
+        rows: prompts, here with the trigger, and responses, here the clean ones.
+        pad: id that fills up a batch.
+    """
+    objective, collate, mode = ResponseLoss(model), Collator(pad), model.training
+    by_length = sorted(rows, key=len)
+    total = 0.0
+    model.eval()
+    with torch.no_grad():
+        for begin in range(0, len(by_length), BATCH):
+            batch = collate([features(row) for row in by_length[begin : begin + BATCH]])
+            on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
+            total += float(objective(**on_device, num_items_in_batch=torch.tensor(1.0))["loss"])
+    model.train(mode)
+    return total / sum(len(row.response) for row in rows)
