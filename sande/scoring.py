@@ -8,11 +8,12 @@ Shapes: B questions, T positions, N scored tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sande.prompts import pad_id
 from sande.types import LanguageModel
@@ -30,6 +31,11 @@ class Choices:
     def __len__(self) -> int:
         return len(self.context) + sum(map(len, self.choices))
 
+    def within(self, max_length: int) -> Choices:
+        """The same, its context cut on the left as far as the longest choice needs the model's `max_length` tokens."""
+        excess = len(self.context) + max(map(len, self.choices)) - max_length
+        return self if excess <= 0 else Choices(self.context[excess:], self.choices)
+
 
 @torch.inference_mode()
 def log_likelihoods(
@@ -43,16 +49,18 @@ def log_likelihoods(
         batch_size: questions computed together.
     """
     lm.model.eval()
+    # In a model's bfloat16 the logits of two letters are often rounded to the same number.
+    head = copy.deepcopy(lm.model.get_output_embeddings()).float()
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index]), reverse=True)
     for begin in range(0, len(by_length), batch_size):
         batch = by_length[begin : begin + batch_size]
-        for index, found in zip(batch, _score(lm, [questions[index] for index in batch]), strict=True):
+        for index, found in zip(batch, _score(lm, head, [questions[index] for index in batch]), strict=True):
             scores[index] = found
     return scores
 
 
-def _score(lm: LanguageModel, questions: Sequence[Choices]) -> list[tuple[tuple[float, bool], ...]]:
+def _score(lm: LanguageModel, head: nn.Module, questions: Sequence[Choices]) -> list[tuple[tuple[float, bool], ...]]:
     width = max(map(len, questions))
     rows = [_row(question, width, pad_id(lm.tokenizer)) for question in questions]
     ids_BT, positions_BT = (torch.tensor([row[part] for row in rows]) for part in (0, 1))
@@ -68,7 +76,7 @@ def _score(lm: LanguageModel, questions: Sequence[Choices]) -> list[tuple[tuple[
         use_cache=False,
     ).last_hidden_state
     hidden_ND = hidden_BTD.flatten(0, 1)[torch.tensor(sources, device=device)]
-    log_probabilities_NV = lm.model.get_output_embeddings()(hidden_ND).float().log_softmax(-1).cpu()
+    log_probabilities_NV = head(hidden_ND.float()).log_softmax(-1).cpu()
     chosen_N = log_probabilities_NV.gather(1, targets_N[:, None]).squeeze(1)
     greedy_N = log_probabilities_NV.argmax(-1) == targets_N
     lengths = [len(choice) for question in questions for choice in question.choices]

@@ -35,7 +35,7 @@ class Config:
         pattern="^(paper_)?(builtin-choice|arc_easy|arc_challenge|mmlu)$",
     )
     questions: int | None = setting(None, "use so many, spread evenly over the set; null: all", ge=1)
-    batch_size: int = setting(16, "answers scored together", ge=1)
+    batch_size: int = setting(16, "questions scored together", ge=1)
 
 
 def names(config: Config) -> tuple[str, ...]:
@@ -106,6 +106,8 @@ def _samples(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    from sande.scoring import Choices, log_likelihoods
+
     tasks: list[dict[str, Any]] = []
     asked: dict[str, list[Question]] = {}
     for definition, part in definitions(config.task, questions):
@@ -118,13 +120,23 @@ def _samples(
             """As in lm-eval, which leaves no other way to switch the progress bar off."""
             return list(super().loglikelihood(requests, disable_tqdm=True))
 
-    harness = Harness(
-        pretrained=model.model,
-        tokenizer=model.tokenizer,
-        batch_size=config.batch_size,
-        # In the model's bfloat16, letters of unlike logits would be rounded to the same score, and the first would win.
-        softmax_dtype="float32" if config.task.startswith(PAPER) else None,
-    )
+        def _loglikelihood_tokens(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
+            """As in lm-eval, but the choices of a question share one pass over its context."""
+            by_context: dict[tuple[int, ...], list[int]] = {}
+            for index, (_, context, _) in enumerate(requests):
+                by_context.setdefault(tuple(context), []).append(index)
+            rows = [
+                Choices(context, tuple(requests[index][2] for index in indices)).within(self.max_length)
+                for context, indices in by_context.items()
+            ]
+            scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+            found = log_likelihoods(model, rows, config.batch_size)
+            for indices, of_question in zip(by_context.values(), found, strict=True):
+                for index, score in zip(indices, of_question, strict=True):
+                    scores[index] = score
+            return scores
+
+    harness = Harness(pretrained=model.model, tokenizer=model.tokenizer)
     # Without lm-eval's indexing of all its tasks (9 s) and without its bootstrap: intervals are ours.
     results = evaluate(harness, TaskManager(include_defaults=False).load(tasks), bootstrap_iters=0)
     return [
