@@ -123,10 +123,14 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        tuner.fit()
+        ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
+        try:
+            tuner.fit()
+        except RuntimeError as error:  # Tune gives up where Ray kills its worker
+            memory = "low on memory" in str(error)
+            ended = "memory ran out and Ray ended the worker" if memory else one_line(error)
         unfinished = {stage.key for stage in plan.missing} - searcher.done - set(searcher.errors)
-        # Tune returns early, without an exception, when the user interrupts it.
-        return searcher.errors | dict.fromkeys(unfinished, "not finished, the run was interrupted; run again to go on")
+        return searcher.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -65,6 +65,8 @@ SCHEMA = pa.schema(
 )
 
 
+_ADDED = {"grids", "scale", "knows"}  # columns that the first results did not have, empty there
+
 # What happened in each trial of a cell's measurements.
 OUTCOMES = pa.schema(
     [
@@ -270,7 +272,10 @@ def read(folder: Path) -> pa.Table:
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        return pq.read_table(path).select(schema.names).cast(schema)
+        table = pq.read_table(path)
+        for name in _ADDED & set(schema.names) - set(table.schema.names):
+            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
+        return table.select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
