@@ -65,8 +65,6 @@ SCHEMA = pa.schema(
 )
 
 
-_ADDED = {"grids", "scale", "knows"}  # columns that the first results did not have, empty there
-
 # What happened in each trial of a cell's measurements.
 OUTCOMES = pa.schema(
     [
@@ -272,12 +270,18 @@ def read(folder: Path) -> pa.Table:
 
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     try:
-        table = pq.read_table(path)
-        for name in _ADDED & set(schema.names) - set(table.schema.names):
-            table = table.append_column(schema.field(name), pa.nulls(table.num_rows, schema.field(name).type))
-        return table.select(schema.names).cast(schema)
+        return _completed(pq.read_table(path)).select(schema.names).cast(schema)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
             f"{path} is damaged or of another version ({reason}); run its grid again to write it anew"
         ) from None
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """With the columns that the first results did not have."""
+    if "grid" in table.column_names and "grids" not in table.column_names:
+        table = table.append_column("grids", pa.array([[name] for name in table["grid"].to_pylist()]))
+        for name in ("scale", "knows"):
+            table = table.append_column(name, pa.array([""] * table.num_rows))
+    return table
