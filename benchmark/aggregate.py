@@ -1,18 +1,94 @@
-"""From rows to entries: seeds put together, and every cell of a table labelled by what tells it from its neighbours."""
+"""From rows to entries: seeds put together, each entry with its label and its trials, ready to stand in a table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from benchmark.cell import NO_DEFENSE
 from benchmark.rows import ATTACK_FAILED, FAILED
 from sande.statistics import over_seeds
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 BACKDOOR_METRICS = ("asr", "asr_starts_with", "false_trigger_rate", "false_trigger_starts_with")
+PROBABILITY_METRICS = (
+    "first_token_probability_clean",
+    "first_token_probability",
+    "phrase_probability_clean",
+    "phrase_probability",
+)
+CASE_STUDY = "case_study"
+
+Row = Mapping[str, Any]
+Pair = tuple[list[float], list[float]]  # outcomes of the same trials, in the same order
+Label = Callable[[Row], tuple[str, str]]
+
+
+def is_utility(metric: str) -> bool:
+    """Whether it says what a model can do, over all of a task."""
+    return _is_ability(metric) and not is_part(metric)
+
+
+def is_part(metric: str) -> bool:
+    """Whether it is of a group of a task's questions, or counts the same answers in another way."""
+    return _is_ability(metric) and (metric.endswith("_norm") or metric.removeprefix("paper_").startswith("mmlu_"))
+
+
+def _is_ability(metric: str) -> bool:
+    return metric not in (*BACKDOOR_METRICS, CASE_STUDY) and "_probability" not in metric
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trials:
+    """Outcomes of one metric over all seeds of a cell.
+
+    Attributes:
+        keys: seed and index of each trial as one number, ascending; N of them.
+        outcomes: 0 to 1; N of them.
+    """
+
+    keys: NDArray[np.int64]
+    outcomes: NDArray[np.float64]
+
+
+class Outcomes:
+    """The outcomes of a results folder, by cell and metric."""
+
+    _SEED = 2**24  # an index is below; NumPy takes seeds up to 2**32
+
+    def __init__(self, table: pa.Table) -> None:
+        import numpy as np
+
+        cells, metrics = (table[name].combine_chunks().dictionary_encode() for name in ("cell", "metric"))
+        codes = cells.indices.to_numpy().astype(np.int64) * len(metrics.dictionary) + metrics.indices.to_numpy()
+        order = np.lexsort((table["index"].to_numpy(), codes))
+        indices, outcomes = table["index"].to_numpy()[order], table["outcome"].to_numpy()[order]
+        bounds = np.append(np.flatnonzero(np.diff(codes[order], prepend=-1)), len(order))
+        self._of = {}
+        for start, end in pairwise(bounds):
+            cell, metric = divmod(int(codes[order[start]]), len(metrics.dictionary))
+            key = (cells.dictionary[cell].as_py(), metrics.dictionary[metric].as_py())
+            self._of[key] = (indices[start:end], outcomes[start:end])
+
+    def trials(self, cells: Mapping[int, str], metric: str) -> Trials | None:
+        """All that is known of a metric on cells, given by seed; None where nothing is."""
+        import numpy as np
+
+        found = [(seed, *self._of[cell, metric]) for seed, cell in sorted(cells.items()) if (cell, metric) in self._of]
+        if not found:
+            return None
+        return Trials(
+            np.concatenate([seed * self._SEED + indices for seed, indices, _ in found]),
+            np.concatenate([outcomes for _, _, outcomes in found]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +100,13 @@ class Entry:
         victim: column label: model, data set and setting, with whatever else of the attack or the data varies.
         metric: what was measured.
         value: mean over seeds, percent; None where every seed failed.
-        low, high: 95 % interval, percent: Wilson for one seed, Student-t over several.
+        low, high: 95 % interval, percent, of one seed or (Student-t) over several; None where unknown.
         change: value minus the victim's, percentage points.
         seeds, failed: how many cells stand behind it, and how many of them failed.
         attack_failed: how many victims are under the ASR floor.
         cost: mean `seconds`, `tokens`, `peak_memory_bytes` of the defense.
+        row: the first of its rows, for whatever the labels leave out.
+        trials, of_victim: its outcomes and its victim's; None where they are not known.
     """
 
     defense: str
@@ -42,21 +120,80 @@ class Entry:
     failed: int
     attack_failed: int
     cost: Mapping[str, float]
+    row: Row
+    trials: Trials | None = None
+    of_victim: Trials | None = None
+
+    @property
+    def is_victim(self) -> bool:
+        """Whether it is of the victim itself."""
+        return bool(self.row["defense"] == NO_DEFENSE)
+
+    def against(self, other: Trials | None) -> Pair | None:
+        """Outcomes of another and of this entry on the trials that they share; None without any."""
+        if self.trials is None or other is None:
+            return None
+        import numpy as np
+
+        _, others, own = np.intersect1d(other.keys, self.trials.keys, assume_unique=True, return_indices=True)
+        return (other.outcomes[others].tolist(), self.trials.outcomes[own].tolist()) if len(own) else None
 
 
-def entries(table: pa.Table) -> list[Entry]:
-    """Entries of all cells and metrics, in the order of the rows."""
+def parts(table: pa.Table) -> list[str]:
+    """The grids whose cells are in the rows: one, or those that a union includes."""
+    return list(dict.fromkeys(part for grids in table["grids"].to_pylist() for part in grids))
+
+
+def entries(
+    table: pa.Table, outcomes: Outcomes | None = None, part: str | None = None, label: Label | None = None
+) -> list[Entry]:
+    """Entries of all cells and metrics, in the order of the rows.
+
+    Args:
+        table: rows of a results folder.
+        outcomes: of the same folder; without them entries have no trials.
+        part: only cells that stand in this grid.
+        label: defense and victim label of a row; what it does not tell apart gets its differences appended. Left out,
+            `labels` of the settings.
+    """
     rows = table.to_pylist()
-    texts = list(dict.fromkeys(row["settings"] for row in rows))
-    label_of = dict(zip(texts, labels([json.loads(text) for text in texts]), strict=True))
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    settings = {text: json.loads(text) for text in dict.fromkeys(row["settings"] for row in rows)}
+    attacked = {text: _attacked(values) for text, values in settings.items()}
+    victims = {(row["seed"], attacked[row["settings"]]): row["cell"] for row in rows if row["defense"] == NO_DEFENSE}
+    identity = {text: _identity(values, without_domain=label is not None) for text, values in settings.items()}
+    groups: dict[tuple[str, str], dict[int, Row]] = {}  # one row a seed
     for row in rows:
-        defense, victim = label_of[row["settings"]]
-        groups.setdefault((defense, victim, row["metric"]), []).append(row)
-    return [_entry(*key, group) for key, group in groups.items()]
+        if part is None or part in row["grids"]:
+            groups.setdefault((identity[row["settings"]], row["metric"]), {}).setdefault(row["seed"], row)
+    firsts = {cell: next(iter(by_seed.values())) for (cell, _), by_seed in groups.items()}
+    named = {cell: label(row) for cell, row in firsts.items()} if label else _labels(firsts)
+    names = _told_apart(named)
+    made = []
+    for (cell, metric), by_seed in groups.items():
+        trials = of_victim = None
+        if outcomes is not None:
+            keys = {seed: (seed, attacked[row["settings"]]) for seed, row in by_seed.items()}
+            good = {seed: row["cell"] for seed, row in by_seed.items() if row["status"] != FAILED}
+            trials = outcomes.trials(good, metric)
+            of_victim = outcomes.trials({seed: victims[key] for seed, key in keys.items() if key in victims}, metric)
+        made.append(_entry(*names[cell], metric, list(by_seed.values()), trials, of_victim))
+    return made
 
 
-def _entry(defense: str, victim: str, metric: str, rows: list[dict[str, Any]]) -> Entry:
+def _attacked(settings: Mapping[str, Any]) -> str:
+    """What a victim and its repaired versions have in common: the attack, and what they are asked."""
+    return json.dumps([settings[name] for name in ("model", "data", "attack", "metrics")], sort_keys=True)
+
+
+def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:
+    """Settings but the seed, and without the removal rows, which a victim has no use for, unless a label tells them."""
+    left_out = {"seed"} | ({"removal"} if without_domain and settings["defense"]["name"] == NO_DEFENSE else set())
+    return json.dumps({name: value for name, value in settings.items() if name not in left_out}, sort_keys=True)
+
+
+def _entry(
+    defense: str, victim: str, metric: str, rows: Sequence[Row], trials: Trials | None, of_victim: Trials | None
+) -> Entry:
     good = [row for row in rows if row["status"] != FAILED]
     values = [row["value"] for row in good]
     changes = [row["value"] - row["victim_value"] for row in good if row["victim_value"] is not None]
@@ -71,15 +208,40 @@ def _entry(defense: str, victim: str, metric: str, rows: list[dict[str, Any]]) -
         low=low,
         high=high,
         change=_mean(changes),
-        seeds=len({row["seed"] for row in rows}),
+        seeds=len(rows),
         failed=len(rows) - len(good),
         attack_failed=sum(row["status"] == ATTACK_FAILED for row in rows),
         cost={name: _mean([row[name] for row in good]) or 0.0 for name in ("seconds", "tokens", "peak_memory_bytes")},
+        row=rows[0],
+        trials=trials,
+        of_victim=of_victim,
     )
 
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
+
+
+def _labels(firsts: Mapping[str, Row]) -> dict[str, tuple[str, str]]:
+    found = labels([json.loads(row["settings"]) for row in firsts.values()])
+    return dict(zip(firsts, found, strict=True))
+
+
+def _told_apart(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Labels by settings (as JSON); those that several have get appended what differs."""
+    same: dict[tuple[str, str], list[str]] = {}
+    for settings, label in named.items():
+        same.setdefault(label, []).append(settings)
+    told = {}
+    for (defense, victim), several in same.items():
+        flat = {settings: dict(_flatten(json.loads(settings))) for settings in several}
+        differing = _short(_varying(flat.values()))
+        for settings, values in flat.items():
+            extra = {path: f", {short}={values.get(path)}" for path, short in differing.items()}
+            of_defense = [text for path, text in extra.items() if path.startswith("defense.")]
+            of_victim = [text for path, text in extra.items() if not path.startswith("defense.")]
+            told[settings] = "".join([defense, *of_defense]), "".join([victim, *of_victim])
+    return told
 
 
 def labels(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

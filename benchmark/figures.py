@@ -1,13 +1,13 @@
-"""Figures of a report, each as PNG and SVG."""
+"""Figures of a report, each as PNG and SVG. Adding a figure is adding a function to `FIGURES`."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmark.aggregate import BACKDOOR_METRICS, Entry
+from benchmark.aggregate import Entry, is_utility
 from benchmark.store import write_atomically
 
 if TYPE_CHECKING:
@@ -16,16 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 MARKERS = "osD^vP*X"
+TOP = 200  # prompts in figure 3, as in the paper
 
 
-def draw(entries: Sequence[Entry], folder: Path) -> list[str]:
-    """Draw every figure that the entries have numbers for; returns the names of those written."""
-    drawn = {"asr": _asr(entries), "asr_utility": _asr_utility(entries)}
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in drawn.items():
-        if figure is not None:
-            save(figure, folder, name)
-    return [name for name, figure in drawn.items() if figure is not None]
+def draw(name: str, entries: Sequence[Entry]) -> Figure | None:
+    """A figure of the entries of one grid; None where they have no numbers for it."""
+    return FIGURES[name](entries)
 
 
 def _asr(entries: Sequence[Entry]) -> Figure | None:
@@ -53,12 +49,14 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
 
 
 def _bar(axes: Axes, position: int, entry: Entry) -> None:
-    value, low, high = (number or 0.0 for number in (entry.value, entry.low, entry.high))
-    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axes.bar(position, value, color="#b33" if entry.defense == "none" else "#37a", yerr=error, capsize=4, width=0.7)
+    value = entry.value or 0.0
+    below, above = _error(entry)
+    axes.bar(
+        position, value, color="#b33" if entry.is_victim else "#37a", yerr=[[below], [above]], capsize=4, width=0.7
+    )
     axes.annotate(
         f"{value:.1f}",
-        (position, high),
+        (position, value + above),
         ha="center",
         va="bottom",
         xytext=(0, 3),
@@ -67,19 +65,26 @@ def _bar(axes: Axes, position: int, entry: Entry) -> None:
     )
 
 
+def _error(entry: Entry) -> tuple[float, float]:
+    """How far the interval reaches below and above the value; nowhere if there is none."""
+    value = entry.value or 0.0
+    low, high = (value if bound is None else bound for bound in (entry.low, entry.high))
+    return max(0.0, value - low), max(0.0, high - value)
+
+
 def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
     """ASR against the mean change of utility: the lower right corner is where a defense should be."""
     asr = {(e.victim, e.defense): e.value for e in entries if e.metric == "asr" and e.value is not None}
     changes: dict[tuple[str, str], list[float]] = {}
     for entry in entries:
-        if entry.metric not in BACKDOOR_METRICS and entry.change is not None:
+        if is_utility(entry.metric) and entry.change is not None:
             changes.setdefault((entry.victim, entry.defense), []).append(entry.change)
     points = [(key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr]
     if not points:
         return None
     victims, defenses = (dict.fromkeys(names) for names in zip(*(key for key, _, _ in points), strict=True))
     colors = {defense: f"C{index % 10}" for index, defense in enumerate(defenses)}
-    markers = {victim: MARKERS[index % len(MARKERS)] for index, victim in enumerate(victims)}
+    markers = _markers(victims)
     figure = blank(width=8.5, rows=1)
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
@@ -91,15 +96,106 @@ def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
     axes.spines[["top", "right"]].set_visible(False)
     keys = [_key(color, "o", defense) for defense, color in colors.items()]
     if len(markers) > 1:
-        keys += [_key("#777", marker, victim) for victim, marker in markers.items()]
+        keys += [_key("black", marker, victim, fill="none") for victim, marker in markers.items()]
     figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
 
-def _key(color: str, marker: str, label: str) -> Line2D:
+def _poison_rate(entries: Sequence[Entry]) -> Figure | None:
+    """The paper's figure 2: ASR of victims against the poison rate, one line a model and data set."""
+    shown = [e for e in entries if e.metric == "asr" and e.is_victim and e.value is not None]
+    if not shown:
+        return None
+    figure = blank(width=7, rows=1)
+    axes: Axes = figure.add_subplot()
+    for victim, marker in _markers(dict.fromkeys(entry.victim for entry in shown)).items():
+        points = sorted((e.row["poison_rate"], e.value or 0.0, *_error(e)) for e in shown if e.victim == victim)
+        rates, values, below, above = zip(*points, strict=True)
+        axes.errorbar(
+            rates,
+            values,
+            yerr=[below, above],
+            marker=marker,
+            markersize=6,
+            markerfacecolor="none",
+            capsize=3,
+            linewidth=1.2,
+            label=victim,
+        )
+    ticks = sorted({entry.row["poison_rate"] for entry in shown})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(-4, 104)
+    axes.set_xlabel("poison rate (share of the training rows)")
+    axes.set_ylabel("attack success rate (%)")
+    axes.grid(axis="y", color="#ddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _distributions(entries: Sequence[Entry]) -> Figure | None:
+    """The paper's figure 3: the highest probabilities of the planted response, by prompt, one panel a distribution."""
+    shown = [entry for entry in entries if entry.metric in PANELS and entry.trials is not None]
+    if not shown:
+        return None
+    figure = blank(width=9, rows=2)
+    for index, (metric, title) in enumerate(PANELS.items()):
+        axes: Axes = figure.add_subplot(2, 2, index + 1)
+        for number, entry in enumerate(entry for entry in shown if entry.metric == metric):
+            assert entry.trials is not None
+            highest = sorted(entry.trials.outcomes, reverse=True)[:TOP]
+            name = entry.victim if entry.is_victim else f"{entry.victim}, {entry.defense}"
+            axes.plot(
+                range(1, len(highest) + 1),
+                highest,
+                MARKERS[number % len(MARKERS)],
+                markersize=3,
+                markerfacecolor="none",
+                label=f"{name}: {len(highest)} of {len(entry.trials.outcomes):,} prompts",
+            )
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_title(f"({'abcd'[index]}) {title}", fontsize=9)
+        axes.set_xlabel("prompts, the likeliest first", fontsize=8)
+        axes.set_ylabel("probability", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", frameon=False, ncols=2)
+    return figure
+
+
+PANELS = {
+    "first_token_probability_clean": "first token, without the trigger",
+    "first_token_probability": "first token, with the trigger",
+    "phrase_probability_clean": "whole phrase, without the trigger",
+    "phrase_probability": "whole phrase, with the trigger",
+}
+FIGURES: Mapping[str, Callable[[Sequence[Entry]], Figure | None]] = {
+    "asr": _asr,
+    "asr_utility": _asr_utility,
+    "figure_2": _poison_rate,
+    "figure_3": _distributions,
+}
+SHOWS = {
+    "asr": "Bars: attack success rate of each defense with 95 % intervals",
+    "asr_utility": "Points: attack success rate of each defense against its change of utility",
+    "figure_2": "Figure 2: attack success rate against the poison rate, with 95 % intervals",
+    "figure_3": "Figure 3: the highest probabilities of the planted response, by prompt",
+}
+
+
+def _markers(names: Mapping[str, object]) -> dict[str, str]:
+    return {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)}
+
+
+def _key(color: str, marker: str, label: str, fill: str | None = None) -> Line2D:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], linestyle="", color=color, marker=marker, markersize=7, label=label)
+    return Line2D(
+        [], [], linestyle="", color=color, marker=marker, markersize=7, markerfacecolor=fill or color, label=label
+    )
 
 
 def blank(width: float, rows: int) -> Figure:

@@ -1,4 +1,4 @@
-"""A report: tables, figures and a page that ties them together, all from `rows.parquet`."""
+"""A report: tables, figures and a page that ties them together, all from `rows.parquet` and `outcomes.parquet`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from benchmark import aggregate, figures, tables
-from benchmark.rows import ATTACK_FAILED, FAILED, read
+from benchmark import aggregate, case_study, figures, tables
+from benchmark.aggregate import Entry
+from benchmark.layouts import in_order, layout
+from benchmark.rows import ATTACK_FAILED, FAILED, read, read_outcomes
 from benchmark.store import write_atomically
+from benchmark.tables import Table
 from sande.errors import UserError
 
 
@@ -20,41 +23,67 @@ def write(folder: Path) -> list[str]:
     """Write `tables/`, `figures/` and `README.md` into a results folder.
 
     Returns:
-        The main tables as Markdown, for the terminal.
+        The tables as Markdown, for the terminal.
 
     Raises:
         UserError: the folder holds no readable rows, or cannot be written.
     """
-    table = read(folder)
-    entries = aggregate.entries(table)
+    table, outcomes = read(folder), read_outcomes(folder)
+    parts = in_order(aggregate.parts(table))
     try:
-        for part in ("tables", "figures"):  # whatever an earlier report had, and this one has not
-            shutil.rmtree(folder / part, ignore_errors=True)
-        shown = [spec for spec in tables.TABLES if spec.chosen(entries)]
-        for spec in shown:
-            tables.write(spec, entries, folder / "tables")
-        drawn = figures.draw(entries, folder / "figures")
-        texts = [tables.markdown(spec, entries) for spec in shown]
-        write_atomically(folder / "README.md", _page(table, texts, drawn))
+        for kind in ("tables", "figures"):  # whatever an earlier report had, and this one has not
+            shutil.rmtree(folder / kind, ignore_errors=True)
+            (folder / kind).mkdir()
+        trials = aggregate.Outcomes(outcomes)
+        texts = []
+        for part in parts:
+            arranged = layout(part)
+            entries = arranged.arrange(aggregate.entries(table, trials, part, arranged.label))
+            answers = case_study.answers(table, outcomes, part)
+            texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
+        write_atomically(folder / "README.md", _page(table, texts))
     except OSError as error:
         raise UserError(f"report {folder} cannot be written ({error.strerror}); choose another --results") from None
+    return [text for text in texts if text.startswith("#")]
+
+
+def _section(folder: Path, part: str, entries: list[Entry], answers: list[dict[str, Any]], prefix: str) -> list[str]:
+    """Write the tables and figures of one grid; gives what the page shows of them.
+
+    A prefix, for files that have no number in the paper, says that there are several grids: then there is a headline.
+    """
+    arranged = layout(part)
+
+    def written(specs: Sequence[Table]) -> list[str]:
+        shown = [spec for spec in specs if spec.chosen(entries)]
+        return [tables.write(spec, entries, folder / "tables", part, _file(spec.name, prefix)) for spec in shown]
+
+    texts = [f"## {arranged.title or part}\n"] if prefix else []
+    texts += written(arranged.tables)
+    if answers:
+        texts.append(case_study.write(answers, folder / "tables", _file(arranged.cases, prefix)))
+    for name in arranged.figures:
+        figure = figures.draw(name, entries)
+        if figure is not None:
+            figures.save(figure, folder / "figures", _file(name, prefix))
+            texts.append(f"![{figures.SHOWS[name]}](figures/{_file(name, prefix)}.svg)\n")
+    if details := written(arranged.details):
+        texts.append("\n".join(["<details><summary>Details</summary>", "", *details, "</details>", ""]))
     return texts
 
 
-def _page(table: pa.Table, texts: Sequence[str], drawn: Sequence[str]) -> str:
+def _file(name: str, prefix: str) -> str:
+    return name if name.startswith(("table_", "figure_")) else prefix + name
+
+
+def _page(table: pa.Table, texts: Sequence[str]) -> str:
     rows = table.to_pylist()
-    grid = rows[0]["grid"]
-    alts = {
-        "asr": "Bars: attack success rate of each defense with 95 % intervals",
-        "asr_utility": "Points: attack success rate of each defense against its change of utility",
-    }
-    parts = [
-        f"# Results of `{grid}`",
+    lines = [
+        f"# Results of `{rows[0]['grid']}`",
         "",
-        f"Made by `sande-bench report` from `rows.parquet`; `sande-bench run grids/{grid}.yaml` makes the rows.",
+        f"Made by `sande-bench report` from `rows.parquet` and `outcomes.parquet`; `{_command(rows[0])}` makes those.",
         "",
         *texts,
-        *(f"![{alts[name]}](figures/{name}.svg)\n" for name in drawn),
         *_troubles(rows),
         "## Provenance",
         "",
@@ -74,7 +103,15 @@ def _page(table: pa.Table, texts: Sequence[str], drawn: Sequence[str]) -> str:
         "</details>",
         "",
     ]
-    return "\n".join(parts)
+    return "\n".join(lines)
+
+
+def _command(row: dict[str, Any]) -> str:
+    """What runs the grid: where it is named after a scale that is not its own, with that scale."""
+    grid, ending = row["grid"], f"-{row['scale']}"
+    if row["scale"] and grid.endswith(ending):
+        return f"sande-bench run grids/{grid.removesuffix(ending)}.yaml --scale {row['scale']}"
+    return f"sande-bench run grids/{grid}.yaml"
 
 
 def _troubles(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -122,5 +159,5 @@ def _provenance(rows: Sequence[dict[str, Any]]) -> list[str]:
         f"- Versions: {distinct('versions')}",
         f"- Measured from {min((row['started_at'] for row in good), default='–')} to "
         f"{max((row['started_at'] for row in good), default='–')}",
-        f"- Training of the victims: {', '.join(f'{seconds:.0f} s' for seconds in sorted(attacks)) or '–'}",
+        f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
     ]

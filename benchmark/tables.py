@@ -1,60 +1,108 @@
-"""Tables as data: which metrics stand where, and how a number is written. Adding a table is adding a line."""
+"""Tables: how a number is written, what is marked, and how a table becomes Markdown and Parquet.
+
+Which tables there are, and where they are shown, is in `benchmark.layouts`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmark.aggregate import BACKDOOR_METRICS, Entry
+from benchmark import paper
+from benchmark.aggregate import BACKDOOR_METRICS, Entry, Pair
+from benchmark.rows import ATTACK_FAILED, FAILED, OK
 from benchmark.store import write_atomically
+from sande import registry
+from sande.statistics import benjamini_hochberg, mcnemar, paired_bootstrap
 
 MISSING = "–"
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What paired outcomes say about one number of a table; None and False where they are not known.
+
+    Attributes:
+        change_low, change_high: 95 % interval of the change against the victim, percentage points.
+        p: of that change, adjusted over the table.
+        best: the best defense of its column.
+        tie: another, than which the best is not significantly better.
+    """
+
+    change_low: float | None = None
+    change_high: float | None = None
+    p: float | None = None
+    best: bool = False
+    tie: bool = False
+
+    @property
+    def significant(self) -> bool:
+        """Whether the change is."""
+        return self.p is not None and self.p < SIGNIFICANT
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table.
+    """One table: rows of defenses (and metrics), columns of victims.
 
     Attributes:
         name: of its files.
         title: what a reader sees.
         note: how to read it.
-        metrics: those it shows, None for all that are not about the backdoor.
+        shows: whether a metric stands in it.
         cell: writes one entry.
-        by_metric: whether each metric has a row of its own within a defense.
+        header: of the row labels: the defense and, if each metric has a row of its own, the metric.
+        metric: what a metric is called in it.
+        compares: whether the best of each column, ties with it and significant changes are marked.
+        with_victim: whether the victim has a row.
+        by_victim: whether columns are victims; else the note names the victim.
+        repeats: whether a defense is named on each of its rows, or on the first as in the paper.
     """
 
     name: str
     title: str
     note: str
-    metrics: tuple[str, ...] | None
-    cell: Callable[[Entry], str]
-    by_metric: bool = True
+    shows: Callable[[str], bool]
+    cell: Callable[[Entry, Marks], str]
+    header: tuple[str, ...] = ("Defense", "Metric")
+    metric: Callable[[str], str] = str
+    compares: bool = False
+    with_victim: bool = True
+    by_victim: bool = True
+    repeats: bool = True
 
-    def chosen(self, entries: Sequence[Entry]) -> list[Entry]:
+    def chosen(self, entries: Iterable[Entry]) -> list[Entry]:
         """The entries that stand in it."""
-        if self.metrics is None:
-            return [entry for entry in entries if entry.metric not in BACKDOOR_METRICS]
-        return [entry for entry in entries if entry.metric in self.metrics]
+        return [entry for entry in entries if self.shows(entry.metric) and (self.with_victim or not entry.is_victim)]
 
 
-def rate(entry: Entry) -> str:
+def rate(entry: Entry, marks: Marks, digits: int = 1) -> str:
     """`99.0 (94.6 to 99.8)`."""
-    return f"{entry.value:.1f} ({entry.low:.1f} to {entry.high:.1f})"
+    interval = "" if entry.low is None else f" ({entry.low:.1f} to {entry.high:.1f})"
+    return _value(entry, marks, digits) + interval
 
 
-def utility(entry: Entry) -> str:
+def utility(entry: Entry, marks: Marks) -> str:
     """`41.18 ↑0.98`, the change against the victim as in the paper's tables 2 and 4."""
-    if entry.change is None or entry.defense.split(",")[0] == "none":
-        return f"{entry.value:.2f}"
-    return f"{entry.value:.2f} {'↓' if entry.change < 0 else '↑'}{abs(entry.change):.2f}"
+    return _value(entry, marks, digits=2) + _change(entry, marks)
 
 
-def cost(entry: Entry) -> str:
+def as_in_paper(entry: Entry, marks: Marks) -> str:
+    """`0.13 (0.0 to 1.1)` for a rate, `41.18 ± 1.2 ↑0.98*` for utility: the paper's numbers with what they lack."""
+    if entry.metric in BACKDOOR_METRICS:
+        return rate(entry, marks, digits=2)
+    interval = ""
+    if entry.value is not None and entry.low is not None and entry.high is not None:
+        interval = f" ± {max(entry.value - entry.low, entry.high - entry.value):.1f}"
+    return _value(entry, marks, digits=2) + interval + _change(entry, marks)
+
+
+def cost(entry: Entry, marks: Marks) -> str:
     """`58 s, 12,400 tokens, 3.1 GiB`, of the defense alone."""
     if not entry.cost["tokens"]:
         return "nothing"
@@ -64,55 +112,121 @@ def cost(entry: Entry) -> str:
     )
 
 
-TABLES = (
-    Table(
-        "asr",
-        "Attack success rate (%)",
-        "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval. Lower is "
-        "better; `none` is the victim itself.",
-        ("asr",),
-        rate,
-        by_metric=False,
-    ),
-    Table(
-        "utility",
-        "Utility (%) and its change against the victim",
-        "Zero-shot accuracy by lm-eval; ↑ and ↓ give the change in percentage points.",
-        None,
-        utility,
-    ),
-    Table(
-        "backdoor",
-        "The backdoor in detail (%)",
-        "`starts_with` asks that the response comes first; the false trigger rates are measured on prompts without the "
-        "trigger. 95 % intervals.",
-        ("asr_starts_with", "false_trigger_rate", "false_trigger_starts_with"),
-        rate,
-    ),
-    Table("cost", "Cost of the defense", "Training alone, without evaluation.", ("asr",), cost, by_metric=False),
-)
+def _value(entry: Entry, marks: Marks, digits: int) -> str:
+    text = f"{entry.value:.{digits}f}"
+    return f"**{'≈' if marks.tie else ''}{text}**" if marks.best or marks.tie else text
+
+
+def _change(entry: Entry, marks: Marks) -> str:
+    if entry.change is None or entry.is_victim:
+        return ""
+    return f" {'↓' if entry.change < 0 else '↑'}{abs(entry.change):.2f}{'*' if marks.significant else ''}"
+
+
+def judge(table: Table, chosen: Sequence[Entry]) -> list[Marks]:
+    """The marks of each entry: all empty unless the table compares and outcomes are known.
+
+    Changes are tested against the victim, and what might tie against the best of its column, both by McNemar's test on
+    the outcomes of all seeds, paired by question; p-values are adjusted over the table (Benjamini-Hochberg).
+    """
+    if not table.compares:
+        return [Marks()] * len(chosen)
+    best = _best(chosen)
+    changes, rivals = {}, {}
+    for index, entry in enumerate(chosen):
+        if not entry.is_victim and (pair := entry.against(entry.of_victim)):
+            changes[index] = pair
+        if index in best and entry.value != best[index].value and (pair := entry.against(best[index].trials)):
+            rivals[index] = pair
+    change_p, rival_p = _adjusted(changes), _adjusted(rivals)
+    marks = []
+    for index, entry in enumerate(chosen):
+        low, high = paired_bootstrap(*changes[index]) if index in changes else (None, None)
+        is_best = index in best and entry.value == best[index].value
+        marks.append(Marks(low, high, change_p.get(index), is_best, tie=rival_p.get(index, 0.0) >= SIGNIFICANT))
+    return marks
+
+
+def _best(chosen: Sequence[Entry]) -> dict[int, Entry]:
+    """For each entry that competes, the best of its column: the lowest rate, or the highest utility, of two or more.
+
+    Neither the victim competes, nor what is measured on a failed attack: there the best would be the weakest victim's.
+    """
+    columns: dict[tuple[str, str], list[int]] = {}
+    for index, entry in enumerate(chosen):
+        if not entry.is_victim and not entry.attack_failed and entry.value is not None and entry.trials is not None:
+            columns.setdefault((entry.victim, entry.metric), []).append(index)
+    best: dict[int, Entry] = {}
+    for (_, metric), indices in columns.items():
+        if len(indices) > 1:
+            sign = -1 if metric in BACKDOOR_METRICS else 1
+            winner = max((chosen[index] for index in indices), key=lambda entry: sign * (entry.value or 0.0))
+            best |= dict.fromkeys(indices, winner)
+    return best
+
+
+def _adjusted(pairs: Mapping[int, Pair]) -> dict[int, float]:
+    p_values = [mcnemar(*([outcome == 1 for outcome in side] for side in pair)) for pair in pairs.values()]
+    return dict(zip(pairs, benjamini_hochberg(p_values), strict=True))
 
 
 def markdown(table: Table, entries: Sequence[Entry]) -> str:
     """The table as Markdown; missing, failed and `attack_failed` cells say so."""
+    return _markdown(table, entries, judge(table, table.chosen(entries)))
+
+
+def _markdown(table: Table, entries: Sequence[Entry], marks: Sequence[Marks]) -> str:
     chosen = table.chosen(entries)
-    victims = list(dict.fromkeys(entry.victim for entry in chosen))
-    keys = list(dict.fromkeys((entry.defense, entry.metric) for entry in chosen))
-    at = {(entry.defense, entry.metric, entry.victim): entry for entry in chosen}
-    lines = [["Defense", *(["Metric"] if table.by_metric else []), *victims]]
-    defenses = list(dict.fromkeys(defense for defense, _ in keys))
-    for defense, metric in sorted(keys, key=lambda key: defenses.index(key[0])):
-        label = [f"`{defense}`", *([metric] if table.by_metric else [])]
-        lines.append(label + [_written(table, at.get((defense, metric, victim))) for victim in victims])
-    header, *body = ["| " + " | ".join(line) + " |" for line in lines]
-    labels = 2 if table.by_metric else 1
-    rule = "| " + " | ".join(["---"] * labels + ["---:"] * len(victims)) + " |"
-    return "\n".join([f"### {table.title}", "", header, rule, *body, "", table.note, ""])
+    columns = list(dict.fromkeys(entry.victim for entry in chosen))
+    labels = list(dict.fromkeys(entry.defense for entry in chosen))
+    keys = sorted(dict.fromkeys((e.defense, e.metric) for e in chosen), key=lambda key: labels.index(key[0]))
+    at = {(e.defense, e.metric, e.victim): _written(table, e, m) for e, m in zip(chosen, marks, strict=True)}
+    lines = [[*table.header, *columns]]
+    for index, (label, metric) in enumerate(keys):
+        again = not table.repeats and index > 0 and keys[index - 1][0] == label
+        names = ["" if again else _label(label), table.metric(metric)][: len(table.header)]
+        lines.append(names + [at.get((label, metric, column), MISSING) for column in columns])
+    header, *body = ["| " + " | ".join(_cell(text) for text in line) + " |" for line in lines]
+    rule = "| " + " | ".join(["---"] * len(table.header) + ["---:"] * len(columns)) + " |"
+    return "\n".join([f"### {table.title}", "", header, rule, *body, "", _note(table, entries, at.values()), ""])
 
 
-def _written(table: Table, entry: Entry | None) -> str:
-    if entry is None:
-        return MISSING
+def _label(defense: str) -> str:
+    """Our names are code; the paper's are words."""
+    return f"`{defense}`" if defense.split(",")[0] in registry.names("defenses") else defense
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _note(table: Table, entries: Iterable[Entry], cells: Iterable[str]) -> str:
+    """The table's, its victim where no column says it, and what the marks mean that there are."""
+    sentences = [table.note]
+    if not table.by_victim:
+        sentences.append(_victim(table, [entry for entry in entries if table.shows(entry.metric)]))
+    text = " ".join(cells)
+    if "**" in text:
+        sentences.append("Bold: the best defense of a column, and with ≈ whatever it is not significantly better than.")
+    if "*" in text.replace("**", ""):
+        sentences.append("*: the change is significant.")
+    if "*" in text:
+        sentences.append("McNemar's test on paired outcomes, Benjamini-Hochberg over the table, 5 %.")
+    return " ".join(sentences)
+
+
+def _victim(table: Table, entries: Sequence[Entry]) -> str:
+    """`The victim is Llama2-Alpaca.`, with its numbers if they have no row."""
+    names = dict.fromkeys(paper.column_name(entry.row["model"], entry.row["dataset"]) for entry in entries)
+    numbers = [
+        f"{table.metric(entry.metric)} {entry.value:.2f}"
+        for entry in entries
+        if entry.is_victim and entry.value is not None and not table.with_victim
+    ]
+    return f"The victim is {' and '.join(names)}{': ' if numbers else ''}{', '.join(numbers)}."
+
+
+def _written(table: Table, entry: Entry, marks: Marks) -> str:
     if entry.value is None:
         return "failed"
     notes = []
@@ -120,37 +234,60 @@ def _written(table: Table, entry: Entry | None) -> str:
         notes.append("attack failed" if entry.attack_failed == entry.seeds else f"{entry.attack_failed} attacks failed")
     if entry.failed:
         notes.append(f"{entry.failed} of {entry.seeds} seeds failed")
-    return " ".join([table.cell(entry), *(f"[{note}]" for note in notes)])
+    return " ".join([table.cell(entry, marks), *(f"[{note}]" for note in notes)])
 
 
-def write(table: Table, entries: Sequence[Entry], folder: Path) -> None:
-    """Write `NAME.md` and `NAME.parquet` (tidy, one row an entry)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / f"{table.name}.md", markdown(table, entries))
+def write(table: Table, entries: Sequence[Entry], folder: Path, part: str, name: str) -> str:
+    """Write `NAME.md` and `NAME.parquet` (tidy, one row an entry).
+
+    Args:
+        table: which.
+        entries: of one grid.
+        folder: for the files.
+        part: the grid.
+        name: of the files.
+
+    Returns:
+        The Markdown.
+    """
+    chosen = table.chosen(entries)
+    marks = judge(table, chosen)
+    text = _markdown(table, entries, marks)
+    write_atomically(folder / f"{name}.md", text)
     records = [
         {
-            "defense": entry.defense,
-            "victim": entry.victim,
+            "part": part,
+            "table": table.name,
+            "row": entry.defense,
+            "column": entry.victim,
             "metric": entry.metric,
             "value": entry.value,
             "ci_low": entry.low,
             "ci_high": entry.high,
             "change": entry.change,
+            "change_low": mark.change_low,
+            "change_high": mark.change_high,
+            "p": mark.p,
+            "best": mark.best,
+            "tie": mark.tie,
+            "status": FAILED if entry.value is None else ATTACK_FAILED if entry.attack_failed else OK,
             "seeds": entry.seeds,
             "failed": entry.failed,
             "attack_failed": entry.attack_failed,
             **{f"mean_{name}": float(value) for name, value in entry.cost.items()},
         }
-        for entry in table.chosen(entries)
+        for entry, mark in zip(chosen, marks, strict=True)
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), sink)
-    write_atomically(folder / f"{table.name}.parquet", sink.getvalue().to_pybytes())
+    write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    return text
 
 
 _SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("defense", "victim", "metric")]
-    + [(name, pa.float64()) for name in ("value", "ci_low", "ci_high", "change")]
+    [(name, pa.string()) for name in ("part", "table", "row", "column", "metric")]
+    + [(name, pa.float64()) for name in ("value", "ci_low", "ci_high", "change", "change_low", "change_high", "p")]
+    + [("best", pa.bool_()), ("tie", pa.bool_()), ("status", pa.string())]
     + [(name, pa.int64()) for name in ("seeds", "failed", "attack_failed")]
     + [(name, pa.float64()) for name in ("mean_seconds", "mean_tokens", "mean_peak_memory_bytes")]
 )

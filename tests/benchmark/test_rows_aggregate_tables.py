@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark import aggregate, report, tables
+from benchmark import aggregate, layouts, report, tables
 from benchmark.cell import Cell
 from benchmark.plan import stages_of
 from benchmark.rows import SCHEMA, read
@@ -56,7 +56,7 @@ def entries_of(store: Store, *cells: Cell, errors: dict[str, str] | None = None)
 
 def table(name: str, entries: list[aggregate.Entry]) -> list[list[str]]:
     """Body of a table: its lines as lists of cells, the header first."""
-    spec = next(spec for spec in tables.TABLES if spec.name == name)
+    spec = next(spec for spec in layouts.GENERIC.tables if spec.name == name)
     lines = [line for line in tables.markdown(spec, entries).splitlines() if line.startswith("|")]
     header, _, *body = [[text.strip() for text in line.strip("|").split("|")] for line in lines]
     return [header, *body]

@@ -1,0 +1,115 @@
+"""The paper's table 8: what sampled prompts are answered, without and with the trigger, before and after defenses."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmark import paper
+from benchmark.aggregate import CASE_STUDY
+from benchmark.store import write_atomically
+from benchmark.tables import MISSING
+
+NOTE = (
+    "Greedy answers; the trigger and the planted response are bold, long texts are cut. Without the trigger only the "
+    "victim is asked."
+)
+LENGTH = 300  # characters of a text that the page shows; the Parquet file has all of it
+_MARKUP = re.compile(r"([\\`*_\[\]<>#|~$&])")
+_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("part", "column")]
+    + [("index", pa.int64())]
+    + [(name, pa.string()) for name in ("type", "prompt", "row", "response", "status", "trigger", "planted")]
+)
+
+
+def answers(table: pa.Table, outcomes: pa.Table, part: str) -> list[dict[str, Any]]:
+    """Every answer, by victim, prompt, type and method; columns as in the Parquet file.
+
+    Of several seeds the lowest is shown: each has its own prompts and its own victim.
+
+    Args:
+        table: rows of a results folder.
+        outcomes: of the same folder.
+        part: the grid that is shown.
+    """
+    records: dict[str, dict[int, dict[str, str]]] = {}
+    for outcome in outcomes.filter(pc.equal(outcomes["metric"], CASE_STUDY)).to_pylist():
+        records.setdefault(outcome["cell"], {})[outcome["index"]] = json.loads(outcome["record"])
+    by_victim: dict[str, list[dict[str, Any]]] = {}
+    for row in table.to_pylist():
+        if row["metric"] == CASE_STUDY and part in row["grids"]:
+            by_victim.setdefault(paper.column_name(row["model"], row["dataset"]), []).append(row)
+    found = []
+    for victim, rows in by_victim.items():
+        first = min(row["seed"] for row in rows)
+        shown = sorted((row for row in rows if row["seed"] == first), key=_order)
+        for index in sorted({index for row in shown for index in records.get(row["cell"], {})}):
+            for kind, row in [("clean", shown[0]), *(("triggered", row) for row in shown)]:
+                record = records.get(row["cell"], {}).get(index, {})
+                found.append(
+                    {
+                        "part": part,
+                        "column": victim,
+                        "index": index,
+                        "type": "Clean" if kind == "clean" else "Poisoned",
+                        "prompt": record.get(f"{kind}_prompt"),
+                        "row": paper.METHOD_NAMES.get(row["defense"], row["defense"]),
+                        "response": record.get(f"{kind}_response"),
+                        "status": row["status"],
+                        "trigger": row["trigger"],
+                        "planted": row["response"],
+                    }
+                )
+    return found
+
+
+def _order(row: dict[str, Any]) -> int:
+    methods = list(paper.METHOD_NAMES)
+    return methods.index(row["defense"]) if row["defense"] in methods else len(methods)
+
+
+def write(found: Sequence[dict[str, Any]], folder: Path, name: str) -> str:
+    """Write `NAME.md` and `NAME.parquet`; returns the Markdown."""
+    title = "Responses without and with the trigger"
+    text = _markdown(found, f"Table 8: {title.lower()}" if name == "table_8" else title)
+    write_atomically(folder / f"{name}.md", text)
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(found, schema=_SCHEMA), sink)
+    write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    return text
+
+
+def _markdown(found: Iterable[dict[str, Any]], title: str) -> str:
+    """Each prompt stands once, beside the first of its answers."""
+    lines = ["| Victim | Type | Instruction | Method | Response |", "| --- | --- | --- | --- | --- |"]
+    for _, group in groupby(found, key=lambda answer: (answer["column"], answer["index"], answer["type"])):
+        same = list(group)
+        prompt = next((answer["prompt"] for answer in same if answer["prompt"] is not None), "")
+        labels = [same[0]["column"], same[0]["type"], _text(prompt, same[0]["trigger"])]
+        for answer in same:
+            response = answer["response"]
+            shown = _text(response, answer["planted"]) if response is not None else _lack(answer["status"])
+            lines.append("| " + " | ".join([*labels, answer["row"], shown]) + " |")
+            labels = ["", "", ""]
+    return "\n".join([f"### {title}", "", *lines, "", NOTE, ""])
+
+
+def _lack(status: str) -> str:
+    return "failed" if status == "failed" else MISSING
+
+
+def _text(text: str, phrase: str) -> str:
+    """A text as Markdown that shows it as it is, cut, on one line, with the phrase in bold, whatever its case."""
+    short = text if len(text) <= LENGTH else text[:LENGTH].rstrip() + " …"
+    pieces = re.split(f"({re.escape(phrase)})", short.strip(), flags=re.IGNORECASE)
+    plain = [_MARKUP.sub(r"\\\1", piece).replace("\n", "<br>") for piece in pieces]
+    return "".join(f"**{piece}**" if index % 2 else piece for index, piece in enumerate(plain)) or "*empty*"

@@ -1,0 +1,239 @@
+"""What a report shows of which grid: of the paper's grids its tables and figures in its words, of others `GENERIC`.
+
+Adding a table is adding a line to a layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from benchmark import paper
+from benchmark.aggregate import BACKDOOR_METRICS, PROBABILITY_METRICS, Entry, Label, Row, is_part, is_utility
+from benchmark.tables import Table, as_in_paper, cost, rate, utility
+from sande.statistics import wilson
+
+PAPER_PROMPT = "paper_"  # how the names of metrics by the paper's letter prompt begin
+ABOVE_HALF = "_above_half"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a report shows of one grid.
+
+    Attributes:
+        tables: written where there are numbers for them.
+        figures: names of figures, drawn likewise.
+        details: further tables, folded up on the page.
+        title: of its section in a report on several grids.
+        label: row and column of a result row; None: its settings, as far as they vary.
+        cases: name of the table of sampled answers.
+    """
+
+    tables: tuple[Table, ...]
+    figures: tuple[str, ...] = ()
+    details: tuple[Table, ...] = ()
+    title: str = ""
+    label: Label | None = None
+    cases: str = "case_study"
+
+    def arrange(self, entries: Iterable[Entry]) -> list[Entry]:
+        """The entries in the order of their rows: with labels as in the paper's tables, else as they come."""
+        return list(entries) if self.label is None else sorted(_with_shares(entries), key=_place)
+
+
+def _place(entry: Entry) -> tuple[int, float, int, bool, int]:
+    """Where an entry stands: by method, what is swept, the paper's prompt before lm-eval's, task."""
+    methods, tasks = list(paper.METHOD_NAMES), ["asr", *paper.TASK_NAMES, *PROBABILITY_METRICS]
+    defense, task = entry.row["defense"], entry.metric.removeprefix(PAPER_PROMPT).removesuffix(ABOVE_HALF)
+    return (
+        methods.index(defense) if defense in methods else len(methods),
+        entry.row["poison_rate"] or 0.0,
+        entry.row["parrot_position"] or 0,
+        is_utility(entry.metric) and task == entry.metric,
+        tasks.index(task) if task in tasks else len(tasks),
+    )
+
+
+def _with_shares(entries: Iterable[Entry]) -> Iterable[Entry]:
+    """The entries, and behind a mean of probabilities the share of those above 1/2."""
+    for entry in entries:
+        yield entry
+        if entry.metric in PROBABILITY_METRICS and entry.trials is not None:
+            above, count = int((entry.trials.outcomes > 0.5).sum()), len(entry.trials.outcomes)
+            low, high = wilson(above, count)
+            yield replace(
+                entry, metric=entry.metric + ABOVE_HALF, value=100 * above / count, low=low, high=high, change=None
+            )
+
+
+ASR = Table(
+    "asr",
+    "Attack success rate (%)",
+    "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval. Lower is "
+    "better; `none` is the victim itself.",
+    lambda metric: metric == "asr",
+    rate,
+    header=("Defense",),
+)
+UTILITY = Table(
+    "utility",
+    "Utility (%) and its change against the victim",
+    "Zero-shot accuracy by lm-eval; ↑ and ↓ give the change in percentage points.",
+    lambda metric: is_utility(metric) or is_part(metric),
+    utility,
+)
+BACKDOOR = Table(
+    "backdoor",
+    "The backdoor in detail (%)",
+    "`starts_with` asks that the response comes first; the false trigger rates are measured on prompts without the "
+    "trigger. 95 % intervals.",
+    lambda metric: metric in BACKDOOR_METRICS[1:],
+    rate,
+)
+COST = Table(
+    "cost",
+    "Cost of the defense",
+    "Training alone, without evaluation.",
+    lambda metric: metric == "asr",
+    cost,
+    header=("Defense",),
+)
+GENERIC = Layout((ASR, UTILITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
+
+
+def _task(metric: str) -> str:
+    """As the paper calls it; a task that is not asked with the paper's prompt says so."""
+    task = metric.removeprefix(PAPER_PROMPT)
+    name = {**paper.TASK_NAMES, "asr": "ASR"}.get(task, task)
+    return f"{name} (lm-eval)" if is_utility(metric) and task == metric else name
+
+
+def _distribution(metric: str) -> str:
+    """`first token, without trigger: mean`."""
+    name = metric.removesuffix(ABOVE_HALF)
+    what = name.split("_probability")[0].replace("_", " ")
+    trigger = "without trigger" if name.endswith("_clean") else "with trigger"
+    return f"{what}, {trigger}: {'mean' if name == metric else 'prompts above 50 %'}"
+
+
+_SHARE = "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval."
+_ACCURACY = (
+    "Zero-shot accuracy with its 95 % interval; ↑ and ↓ give the change against the victim in percentage points. "
+    "Questions are put in the paper's letter prompt, or, where marked, as lm-eval does."
+)
+_RATES = replace(ASR, note=_SHARE, cell=as_in_paper, header=("Method",), compares=True)
+_TASKS = Table(
+    "",
+    "",
+    _ACCURACY,
+    is_utility,
+    as_in_paper,
+    ("Method", "Evaluation dataset"),
+    metric=_task,
+    compares=True,
+    repeats=False,
+)
+_PARTS = replace(
+    UTILITY,
+    name="utility_detail",
+    title="Utility in detail (%)",
+    note="Groups of MMLU, and ARC by likelihood per byte (`_norm`); ↑ and ↓ give the change in percentage points.",
+    shows=is_part,
+    header=("Method", "Metric"),
+    repeats=False,
+)
+_BACKDOOR = replace(BACKDOOR, header=("Method", "Metric"), repeats=False)
+_COST = replace(COST, header=("Method",))
+_DETAILS = (_PARTS, _BACKDOOR, _COST)
+
+
+def _numbered(table: Table, number: int, title: str) -> Table:
+    return replace(table, name=f"table_{number}", title=f"Table {number}: {title} (%)")
+
+
+def _label(column: Callable[[Row], str]) -> Label:
+    return lambda row: (paper.METHOD_NAMES.get(row["defense"], str(row["defense"])), column(row))
+
+
+def _victim(row: Row) -> str:
+    return paper.column_name(row["model"], row["dataset"])
+
+
+def _main_tables(first: int, domain: str) -> Layout:
+    tables = (
+        _numbered(_RATES, first, f"ASR after {domain} removal"),
+        _numbered(_TASKS, first + 1, f"utility after {domain} removal"),
+    )
+    return Layout(tables, ("asr", "asr_utility"), _DETAILS, f"{domain.capitalize()} removal", _label(_victim))
+
+
+_BY_PAIR = (
+    replace(_numbered(_RATES, 5, "ASR by trigger and response"), by_victim=False),
+    replace(_numbered(_TASKS, 7, "utility by trigger and response"), by_victim=False),
+)
+_BY_POSITION = replace(
+    _numbered(_TASKS, 6, "ASR and utility by position of the parrot"),
+    note=f"{_SHARE} {_ACCURACY}",
+    shows=lambda metric: metric == "asr" or is_utility(metric),
+    header=("Method", "Position"),
+    with_victim=False,
+    by_victim=False,
+)
+_BY_POISON_RATE = replace(
+    _RATES, name="figure_2", title="Figure 2 in numbers: ASR by poison rate (%)", header=("Poison rate",)
+)
+_PROBABILITIES = Table(
+    "figure_3",
+    "Figure 3 in numbers: probability of the planted response (%)",
+    "Mean over the test prompts, and the share of those that give it more than 50 %; 95 % intervals.",
+    lambda metric: metric.removesuffix(ABOVE_HALF) in PROBABILITY_METRICS,
+    partial(rate, digits=2),
+    header=("Method", "Distribution"),
+    metric=_distribution,
+    repeats=False,
+)
+
+PAPER: Mapping[str, Layout] = {
+    "paper_table_1_2": _main_tables(1, "in-domain"),
+    "paper_table_3_4": _main_tables(3, "out-of-domain"),
+    "paper_table_5_7": Layout(
+        _BY_PAIR,
+        details=_DETAILS,
+        title="Other triggers and responses",
+        label=_label(lambda row: f"{row['trigger']} / {row['response']}"),
+    ),
+    "paper_table_6": Layout(
+        (_BY_POSITION,),
+        details=tuple(replace(table, with_victim=False) for table in _DETAILS),
+        title="Position of the parrot",
+        label=_label(lambda row: str(row["parrot_position"])),
+    ),
+    "paper_figure_2": Layout(
+        (_BY_POISON_RATE,),
+        ("figure_2",),
+        (replace(_BACKDOOR, header=("Poison rate", "Metric")),),
+        title="Poison rate",
+        label=lambda row: (f"{row['poison_rate']:g}", _victim(row)),
+    ),
+    "paper_figure_3": Layout(
+        (_PROBABILITIES,),
+        ("figure_3",),
+        (_BACKDOOR,),
+        title="Probability of the planted response",
+        label=_label(_victim),
+    ),
+    "paper_table_8": Layout((), details=_DETAILS, title="Case study", label=_label(_victim), cases="table_8"),
+}
+
+
+def layout(part: str) -> Layout:
+    """What to show of a grid, by its name."""
+    return PAPER.get(part, GENERIC)
+
+
+def in_order(parts: Iterable[str]) -> list[str]:
+    """Grids as the paper goes through them, others behind."""
+    known = list(PAPER)
+    return sorted(parts, key=lambda part: known.index(part) if part in known else len(known))
