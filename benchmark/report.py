@@ -41,6 +41,9 @@ def write(folder: Path) -> list[str]:
             entries = arranged.arrange(aggregate.entries(table, trials, part, arranged.label))
             answers = case_study.answers(table, outcomes, part)
             texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
+        search = folder / "search.md"
+        if search.is_file():  # see `benchmark.search`
+            texts.append(search.read_text(encoding="utf-8"))
         write_atomically(folder / "README.md", _page(table, texts))
     except OSError as error:
         raise UserError(f"report {folder} cannot be written ({error.strerror}); choose another --results") from None
