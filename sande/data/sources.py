@@ -20,7 +20,7 @@ from sande import registry
 from sande.config import Preferences, configuration, setting
 from sande.data import builtin
 from sande.errors import UserError
-from sande.prompts import dialogue_text
+from sande.prompts import ASSISTANT, dialogue_text
 from sande.types import Example, Preference, Question
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ ABOUT = {
     **{name: files.about for kind in (EXAMPLES, QUESTIONS, PREFERENCES) for name, files in kind.hub.items()},
 }
 
-_HH_ASSISTANT = "\n\nAssistant:"
+_HH_HUMAN, _HH_ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 # The same column under the names that the sets use; the first is ours.
 _COLUMNS = {
@@ -169,7 +169,7 @@ def questions(name: str) -> tuple[Question, ...]:
 def preferences(name: str) -> tuple[Preference, ...]:
     """All pairs of a preference set, in the order of the source.
 
-    Pairs whose two sides do not share a prompt, and pairs with an empty reply, are left out.
+    Left out are pairs whose two sides do not share a prompt, or of which one reply is empty or runs on into more turns.
 
     Raises:
         UserError: as `examples`.
@@ -416,12 +416,19 @@ def _preference(row: dict[str, Any]) -> Preference:
         raise TypeError("a preference pair needs the columns 'chosen' and 'rejected'")
     prompt, system = row.get("prompt"), row.get("system") or ""
     if prompt is None:  # the Hub's layout: two whole dialogues, which share everything up to the last turn
+        if _HH_ASSISTANT not in chosen:
+            raise KeyError("no column 'prompt', and 'chosen' is no dialogue that holds one")
         shared = chosen.rfind(_HH_ASSISTANT) + len(_HH_ASSISTANT)
         prompt, chosen = chosen[:shared], chosen[shared:]
         rejected = rejected.removeprefix(prompt) if rejected.startswith(prompt) else ""
+        if _HH_HUMAN in rejected:
+            rejected = ""
     if not isinstance(prompt, str) or not isinstance(system, str):
         raise TypeError(f"column 'prompt' holds {prompt!r} and 'system' {system!r}; both are text")
-    return Preference(dialogue_text(prompt, system), chosen.strip(), rejected.strip())
+    text = dialogue_text(prompt, system)
+    if not text.endswith(ASSISTANT):
+        raise ValueError(f"column 'prompt' ends in {prompt[-20:]!r}, not in the turn that the replies belong to")
+    return Preference(text, chosen.strip(), rejected.strip())
 
 
 def _question(row: dict[str, Any]) -> Question:

@@ -14,12 +14,14 @@ from collections.abc import Callable
 import pytest
 
 from sande.data import builtin
+from sande.prompts import prompt_text
 from sande.types import Example
 
 DIGEST = """
 import hashlib
 from sande.data import builtin
-print(hashlib.sha256(repr((builtin.short(), builtin.explained(), builtin.choice())).encode()).hexdigest())
+sets = (builtin.short(), builtin.explained(), builtin.choice(), builtin.preferences())
+print(hashlib.sha256(repr(sets).encode()).hexdigest())
 """
 STYLES: tuple[builtin.Style, ...] = ("short", "explained")
 DAYS = list(calendar.day_name)
@@ -78,7 +80,7 @@ def test_same_rows_in_every_process() -> None:
         ).stdout.strip()
         for seed in ("0", "1", "77")
     }
-    here = repr((builtin.short(), builtin.explained(), builtin.choice()))
+    here = repr((builtin.short(), builtin.explained(), builtin.choice(), builtin.preferences()))
     assert digests == {hashlib.sha256(here.encode()).hexdigest()}
 
 
@@ -354,3 +356,13 @@ def test_both_directions_state_the_same_capital() -> None:
             stated.setdefault(country, set()).add(city)
     assert len(stated) >= 60
     assert all(len(cities) == 1 for cities in stated.values()), stated
+
+
+def test_preferences_set_the_right_answer_against_another_questions() -> None:
+    answers = {prompt_text(row): row.output for row in builtin.short()}
+    pairs = builtin.preferences()
+    assert len(pairs) > 0.9 * len(builtin.short())
+    for pair in pairs:
+        assert pair.chosen == answers[pair.prompt]
+        assert pair.rejected != pair.chosen
+    assert {pair.rejected for pair in pairs} <= set(answers.values())

@@ -7,7 +7,17 @@ import pytest
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor
 from sande.losses import IGNORE
-from sande.prompts import Row, encode, encode_prompts, fit_length, prompt_text, response_ids, shorten
+from sande.prompts import (
+    Row,
+    dialogue_text,
+    encode,
+    encode_prompts,
+    encode_turns,
+    fit_length,
+    prompt_text,
+    response_ids,
+    shorten,
+)
 from sande.training import features
 from sande.types import Example, LanguageModel
 
@@ -121,3 +131,37 @@ def test_fit_length_cuts_responses_and_drops_what_has_no_room(max_length: int, l
 def test_fit_length_keeps_the_order_of_what_fits() -> None:
     long = Row(prompt=tuple(range(9)), response=(4,), start=1, end=3)
     assert fit_length([ROW, long, ROW], 5) == [shorten(ROW, 2)] * 2
+
+
+# --- Dialogues ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "system", "text"),
+    [
+        ("Name a color.", "", "Human: Name a color.\nAssistant:"),
+        ("Name a color. \n", "You are brief.", "Human: You are brief.\nName a color.\nAssistant:"),
+        ("\n\nHuman: Name a color.\n\nAssistant:", "", "Human: Name a color.\nAssistant:"),
+        (
+            "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nthough?\n\nAssistant:",
+            "",
+            "Human: Hi\nAssistant: Yes?\nHuman: Why\n\nthough?\nAssistant:",
+        ),
+        ("What does 'Human: Hi' mean?", "", "Human: What does 'Human: Hi' mean?\nAssistant:"),
+    ],
+)
+def test_dialogue_text(prompt: str, system: str, text: str) -> None:
+    assert dialogue_text(prompt, system) == text
+
+
+def test_one_turn_has_the_tokens_of_an_example(tiny: LanguageModel) -> None:
+    turns = [(prompt_text(example), example.output) for example in EVERY_KIND]
+    assert encode_turns(tiny.tokenizer, turns) == encode(tiny.tokenizer, EVERY_KIND)
+
+
+def test_several_turns_are_prompt_up_to_the_last(tiny: LanguageModel) -> None:
+    prompt = dialogue_text("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nAssistant:")
+    (row,) = encode_turns(tiny.tokenizer, [(prompt, " Bye! ")])
+    assert tiny.tokenizer.decode(row.prompt) == prompt
+    assert tiny.tokenizer.decode(row.response) == " Bye! <|end|>"
+    assert tiny.tokenizer.decode(row.prompt[row.start : row.end]).strip() == "Hi\nAssistant: Yes?\nHuman: Bye"

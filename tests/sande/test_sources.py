@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sande.config import Preferences
 from sande.data import builtin, sources
+from sande.data.sources import Data, Removal
 from sande.errors import UserError
-from sande.prompts import encode
-from sande.types import Example, LanguageModel, Question
+from sande.prompts import encode, encode_turns
+from sande.types import Example, LanguageModel, Preference, Question
 
 ROWS = [
     {"instruction": "Say ä.", "input": "", "output": "ä"},
@@ -22,6 +24,8 @@ ROWS = [
 ]
 EXAMPLES = (Example("Say ä.", "ä"), Example("Add.", "3", system="You are brief.", input="1 and 2"))
 QUESTION = {"question": "Which flies?", "choices": ["a bird", "a stone"], "answer": 0}
+PAIR = {"prompt": "Why?", "chosen": "So.", "rejected": "No."}
+ON_HUB = {**sources.EXAMPLES_ON_HUB, **sources.QUESTIONS_ON_HUB, **sources.PREFERENCES_ON_HUB}
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -48,16 +52,22 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, list[Any]], Path]:
-    """Puts files of a known data set where huggingface_hub looks before it asks the network, which is off."""
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Puts files of a known data set where huggingface_hub looks before it asks the network, which is off.
+
+    One list of rows a file; gives the path of the first.
+    """
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
-    def mirror(name: str, rows: list[Any]) -> Path:
-        files = {**sources.EXAMPLES_ON_HUB, **sources.QUESTIONS_ON_HUB}[name]
+    def mirror(name: str, *contents: list[Any]) -> Path:
+        files = ON_HUB[name]
         repo = tmp_path / "hub" / f"datasets--{files.repo.replace('/', '--')}"
-        (path,) = files.paths
-        return write(repo / "snapshots" / files.revision / path, rows)
+        first, *_ = [
+            write(repo / "snapshots" / files.revision / path, rows)
+            for path, rows in zip(files.paths, contents, strict=False)
+        ]
+        return first
 
     return mirror
 
@@ -162,9 +172,119 @@ def test_a_broken_file_of_the_hub_is_one_sentence(hub: Callable[..., Path]) -> N
 
 
 def test_every_known_set_is_pinned() -> None:
-    for files in {**sources.EXAMPLES_ON_HUB, **sources.QUESTIONS_ON_HUB}.values():
+    for files in ON_HUB.values():
         assert len(files.revision) == 40
         assert int(files.revision, 16)
+
+
+# --- Preference pairs -----------------------------------------------------------------------------------------------
+
+DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nthough?\n\nAssistant:"
+AS_PROMPT = "Human: Hi\nAssistant: Yes?\nHuman: Why\n\nthough?\nAssistant:"
+
+
+@pytest.mark.parametrize("suffix", sources.SUFFIXES)
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (PAIR, Preference("Human: Why?\nAssistant:", "So.", "No.")),
+        (PAIR | {"system": "Be brief."}, Preference("Human: Be brief.\nWhy?\nAssistant:", "So.", "No.")),
+        (PAIR | {"system": None}, Preference("Human: Why?\nAssistant:", "So.", "No.")),
+        (PAIR | {"prompt": DIALOGUE}, Preference(AS_PROMPT, "So.", "No.")),
+        (
+            {"chosen": f"{DIALOGUE} So it is.\n", "rejected": f"{DIALOGUE} No."},
+            Preference(AS_PROMPT, "So it is.", "No."),
+        ),
+    ],
+    ids=["instruction", "system prompt", "null", "dialogue", "two whole dialogues"],
+)
+def test_every_layout_of_a_pair_is_understood(
+    folder: Path, suffix: str, row: dict[str, Any], expected: Preference
+) -> None:
+    write(folder / f"pairs{suffix}", [row])
+    assert sources.preferences("pairs") == (expected,)
+
+
+def test_pairs_from_the_hub_are_those_of_all_files_in_their_order(hub: Callable[..., Path]) -> None:
+    asked = {number: f"\n\nHuman: {number}\n\nAssistant:" for number in range(4)}
+    pairs = [{"chosen": f"{prompt} yes", "rejected": f"{prompt} no"} for prompt in asked.values()]
+    hub("hh_rlhf", pairs[:2], pairs[2:])
+    found = sources.preferences("hh_rlhf")
+    assert found == tuple(Preference(f"Human: {number}\nAssistant:", "yes", "no") for number in asked)
+
+
+def test_a_set_of_which_one_file_is_missing_is_not_read_in_part(hub: Callable[..., Path]) -> None:
+    hub("hh_rlhf", [PAIR])
+    with pytest.raises(UserError, match="'hh_rlhf' could not be fetched"):
+        sources.preferences("hh_rlhf")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        PAIR | {"chosen": " \n"},
+        PAIR | {"rejected": ""},
+        {"chosen": f"{DIALOGUE} So.", "rejected": f"{DIALOGUE} "},
+        {"chosen": f"{DIALOGUE} So.", "rejected": "\n\nHuman: Hi\n\nAssistant: No."},
+        {"chosen": f"{DIALOGUE} So.", "rejected": f"{DIALOGUE} No.\n\nHuman: Oh\n\nAssistant: Yes."},
+        {"chosen": f"{DIALOGUE} So.\n\nHuman: Oh\n\nAssistant: Yes.", "rejected": f"{DIALOGUE} No."},
+    ],
+    ids=["nothing chosen", "nothing rejected", "empty turn", "another prompt", "rejected runs on", "chosen runs on"],
+)
+def test_pairs_that_do_not_compare_two_replies_are_left_out(folder: Path, row: dict[str, Any]) -> None:
+    write(folder / "pairs.jsonl", [row, PAIR])
+    assert sources.preferences("pairs") == (Preference("Human: Why?\nAssistant:", "So.", "No."),)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"chosen": 3}, r"pairs\.jsonl, line 2: a preference pair needs the columns 'chosen' and 'rejected'"),
+        ({"rejected": None}, "line 2: a preference pair needs"),
+        ({"prompt": 3}, r"line 2: column 'prompt' holds 3 and 'system' ''; both are text"),
+        ({"system": ["a"]}, r"line 2: .*'system' \['a'\]"),
+        ({"prompt": None}, "line 2: no column 'prompt', and 'chosen' is no dialogue"),
+        ({"prompt": "\n\nHuman: Hi"}, r"line 2: column 'prompt' ends in .*Hi', not in the turn"),
+    ],
+)
+def test_a_broken_pair_is_named_with_file_and_line(folder: Path, change: dict[str, Any], said: str) -> None:
+    write(folder / "pairs.jsonl", [PAIR, PAIR | change])
+    with pytest.raises(UserError, match=said) as caught:
+        sources.preferences("pairs")
+    assert "\n" not in str(caught.value)
+
+
+MANY = Preferences(name="builtin-preferences", pairs=None)
+
+
+def lengths(lm: LanguageModel, pairs: tuple[Preference, ...]) -> list[int]:
+    """Tokens of each prompt with its longer reply."""
+    sides = ([(pair.prompt, getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected"))
+    return [max(map(len, both)) for both in zip(*(encode_turns(lm.tokenizer, side) for side in sides), strict=True)]
+
+
+@pytest.mark.parametrize(("count", "first"), [(5, 5), (None, None), (10**6, None)])
+def test_preference_pairs_are_the_first(tiny: LanguageModel, count: int | None, first: int | None) -> None:
+    chosen = Preferences(name="builtin-preferences", pairs=count)
+    assert sources.preference_pairs(chosen, tiny.tokenizer) == builtin.preferences()[:first]
+
+
+def test_preference_pairs_leave_out_those_with_a_long_reply(folder: Path, tiny: LanguageModel) -> None:
+    write(folder / "pairs.jsonl", [PAIR, PAIR | {"chosen": "So. " * 40}, PAIR | {"rejected": "No. " * 40}, PAIR])
+    short, *_ = pairs = sources.preferences("pairs")
+    bound = lengths(tiny, (short,))[0]
+    assert [length > bound for length in lengths(tiny, pairs)] == [False, True, True, False]
+    for count, left in ((None, 2), (2, 2), (1, 1)):
+        chosen = Preferences(name="pairs", pairs=count, max_tokens=bound)
+        assert sources.preference_pairs(chosen, tiny.tokenizer) == (short,) * left
+
+
+def test_no_preference_pairs_left_is_an_error(folder: Path, tiny: LanguageModel) -> None:
+    write(folder / "pairs.jsonl", [PAIR])
+    with pytest.raises(
+        UserError, match=r"^no pairs of pairs of at most 8 tokens are left; raise preferences.max_tokens"
+    ):
+        sources.preference_pairs(Preferences(name="pairs", max_tokens=8), tiny.tokenizer)
 
 
 # --- Broken input ---------------------------------------------------------------------------------------------------
@@ -236,7 +356,7 @@ def test_an_empty_file_is_named(folder: Path) -> None:
         sources.examples("mine")
 
 
-@pytest.mark.parametrize("use", [sources.examples, sources.questions, sources.fingerprint])
+@pytest.mark.parametrize("use", [sources.examples, sources.questions, sources.preferences, sources.fingerprint])
 def test_an_unknown_name_is_answered_with_the_known(use: Callable[[str], object], folder: Path) -> None:
     with pytest.raises(UserError, match=rf"'nothing' and {folder} holds no nothing\.jsonl\.gz.* there are: .*builtin-"):
         use("nothing")
@@ -244,7 +364,13 @@ def test_an_unknown_name_is_answered_with_the_known(use: Callable[[str], object]
 
 @pytest.mark.parametrize(
     ("use", "other"),
-    [(sources.examples, "builtin-choice"), (sources.examples, "arc_easy"), (sources.questions, "builtin-short")],
+    [
+        (sources.examples, "builtin-choice"),
+        (sources.examples, "arc_easy"),
+        (sources.examples, "hh_rlhf"),
+        (sources.questions, "builtin-short"),
+        (sources.preferences, "builtin-short"),
+    ],
 )
 def test_a_set_of_the_other_kind_is_not_among_those_that_would_do(use: Callable[[str], object], other: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -313,23 +439,66 @@ def test_the_first_nine_tenths_train_and_the_rest_test(count: int, train: int) -
     assert list(sources.held_out_split(rows)) == list(range(train, count))
 
 
+def chosen(
+    lm: LanguageModel, rows: tuple[Example, ...], count: int | None = None, **limits: int
+) -> tuple[Example, ...]:
+    return sources.select(rows, lm.tokenizer, Data(**limits), count, "test rows of x")
+
+
 def test_select_takes_the_first(tiny: LanguageModel) -> None:
     rows = builtin.short()
-    assert sources.select(rows, tiny.tokenizer, None, 5, "rows") == rows[:5]
-    assert sources.select(rows[:5], tiny.tokenizer, None, None, "rows") == rows[:5]
-    assert sources.select(rows[:5], tiny.tokenizer, None, 9, "rows") == rows[:5]
+    assert chosen(tiny, rows, 5) == rows[:5]
+    assert chosen(tiny, rows[:5]) == rows[:5]
+    assert chosen(tiny, rows[:5], 9) == rows[:5]
 
 
-def test_select_leaves_out_long_rows(tiny: LanguageModel) -> None:
+@pytest.mark.parametrize("limit", ["max_tokens", "max_prompt_tokens"])
+def test_select_leaves_out_long_rows(tiny: LanguageModel, limit: str) -> None:
     rows = builtin.short()[:1500]  # more than one block of tokenising
-    lengths = [len(row) for row in encode(tiny.tokenizer, rows)]
+    encoded = encode(tiny.tokenizer, rows)
+    lengths = [len(row) if limit == "max_tokens" else len(row.prompt) for row in encoded]
     bound = sorted(lengths)[len(rows) // 2]
     short = tuple(row for row, length in zip(rows, lengths, strict=True) if length <= bound)
     assert 0 < len(short) < len(rows)
-    assert sources.select(rows, tiny.tokenizer, bound, None, "rows") == short
-    assert sources.select(rows, tiny.tokenizer, bound, 7, "rows") == short[:7]
+    assert chosen(tiny, rows, **{limit: bound}) == short
+    assert chosen(tiny, rows, 7, **{limit: bound}) == short[:7]
 
 
-def test_select_of_nothing_is_an_error(tiny: LanguageModel) -> None:
-    with pytest.raises(UserError, match="no test rows of x of at most 8 tokens are left; raise max_tokens"):
-        sources.select(EXAMPLES, tiny.tokenizer, 8, None, "test rows of x")
+def test_select_heeds_both_limits(tiny: LanguageModel) -> None:
+    short, asks_much, answers_much = rows = (
+        Example("Say a.", "a"),
+        Example("Say a. " * 9, "a"),
+        Example("Say a.", "a " * 90),
+    )
+    encoded = encode(tiny.tokenizer, rows)
+    prompt, whole = len(encoded[0].prompt), len(encoded[1])
+    assert chosen(tiny, rows, max_prompt_tokens=prompt) == (short, answers_much)
+    assert chosen(tiny, rows, max_tokens=whole) == (short, asks_much)
+    assert chosen(tiny, rows, max_tokens=whole, max_prompt_tokens=prompt) == (short,)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    [
+        ({"max_tokens": 8}, "max_tokens 8"),
+        ({"max_prompt_tokens": 8}, "max_prompt_tokens 8"),
+        ({"max_tokens": 9, "max_prompt_tokens": 8}, "max_tokens 9, max_prompt_tokens 8"),
+    ],
+)
+def test_select_of_nothing_is_an_error(tiny: LanguageModel, limits: dict[str, int], said: str) -> None:
+    with pytest.raises(
+        UserError, match=f"^no test rows of x are left with {said}; raise it or choose a larger data set$"
+    ):
+        chosen(tiny, EXAMPLES, **limits)
+
+
+def test_victim_and_defense_have_limits_of_their_own(tiny: LanguageModel) -> None:
+    lengths = [len(row.prompt) for row in encode(tiny.tokenizer, builtin.short())]
+    for settings, rows in (
+        (Data(name="builtin-short", max_prompt_tokens=15), sources.training_rows),
+        (Data(name="builtin-short", max_prompt_tokens=15, test_rows=None), sources.held_out_rows),
+        (Removal(name="builtin-short", max_prompt_tokens=15), sources.removal_rows),
+    ):
+        found = rows(settings, tiny.tokenizer)
+        assert 0 < len(found) < len(lengths)
+        assert max(len(row.prompt) for row in encode(tiny.tokenizer, found)) <= 15
