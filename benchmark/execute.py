@@ -126,9 +126,8 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         try:
             tuner.fit()
-        except RuntimeError as error:  # Tune gives up where Ray kills its worker
-            memory = "low on memory" in str(error)
-            ended = "memory ran out and Ray ended the worker" if memory else one_line(error)
+        except RuntimeError as error:
+            ended = gave_up(error)
         unfinished = {stage.key for stage in plan.missing} - searcher.done - set(searcher.errors)
         return searcher.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
     finally:
@@ -260,6 +259,11 @@ def _stage(fields: dict[str, Any]) -> Stage:
 
 def _speaker(stage: Stage) -> Callable[[str], None]:
     return lambda line: print(f"{stage.label} {line}", flush=True)
+
+
+def gave_up(error: RuntimeError) -> str:
+    """Why Tune did not go on: it ends where Ray kills its worker."""
+    return "memory ran out and Ray ended the worker" if "low on memory" in str(error) else one_line(error)
 
 
 def one_line(error: BaseException) -> str:

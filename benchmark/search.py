@@ -222,7 +222,11 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
     failed: dict[str, str] = {}
     with execute.cluster(address):
         for number, job in enumerate(jobs.values(), start=1):
-            error = victim_errors.get(job.cell.attack_key) or _keep(job, trials.run(job, store, grid.resources), store)
+            error = victim_errors.get(job.cell.attack_key)
+            try:
+                error = error or _keep(job, trials.run(job, store, grid.resources), store)
+            except execute.StageError as ended:
+                error = str(ended)
             say(f"[{number}/{len(jobs)}] {job.label}{f' FAILED: {error}' if error else f': {_found(job, store)}'}")
             failed |= {job.key: error} if error else {}
     lost = {cell: failed[job.key] for cell, job in waiting.items() if job.key in failed}
@@ -368,7 +372,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(
         [
-            "## Learning-rate search",
+            "### Learning-rate search",
             "",
             f"Mean of −log Pr(y | prompt with the trigger) over the response tokens of {search.held_out_rows} rows "
             "that neither victim, defense nor test has (Eq. 3): high while the backdoor answers, and where answers are "

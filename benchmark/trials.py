@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from benchmark import stages
 from benchmark.cell import Resources
-from benchmark.execute import allotment, one_line
+from benchmark.execute import StageError, allotment, gave_up, one_line
 from benchmark.logs import quiet
 from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
 from benchmark.store import Store
@@ -44,6 +44,7 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
 
     Raises:
         UserError: no node has what a trial asks for.
+        StageError: Ray ended the search.
         KeyboardInterrupt: the user ended it.
     """
     folder = store.scratch("tune")
@@ -69,6 +70,8 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
             ),
         )
         results = {result.config["trial"]: result for result in tuner.fit()}
+    except RuntimeError as error:
+        raise StageError(f"search: not finished, {gave_up(error)}; run again to go on") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     ended = [number for number, result in results.items() if result.error or (result.metrics or {}).get("done")]
