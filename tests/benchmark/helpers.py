@@ -1,18 +1,22 @@
 """Cells of the model `tiny` on built-in data, and a store filled by hand, without training."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from benchmark import stages
 from benchmark.cell import Cell
 from benchmark.plan import stages_of, victim_of
 from benchmark.rows import build, outcomes, write
 from benchmark.stages import Stage
 from benchmark.store import Store
 from sande import registry
+from sande.types import Measurement
 
 GridFile = Callable[..., Path]
 
@@ -72,6 +76,16 @@ def measure(store: Store, of: Cell, successes: Mapping[str, int]) -> None:
             "started_at": "2026-01-01T00:00:00+00:00",
         }
         put(store, "evaluate", of.evaluation_key(metric), manifest)
+
+
+def measured(store: Store, of: Cell, monkeypatch: pytest.MonkeyPatch, **given: Sequence[Measurement]) -> Cell:
+    """Puts the outcomes of a cell's metrics, by metric, as a run would; nothing is computed."""
+    evaluation = stage(of, "evaluate")
+    for metric, key in zip(of.metrics, evaluation.metric_keys, strict=True):
+        measurements = list(given[metric.name])
+        monkeypatch.setattr(registry.entry("metrics", metric.name), "measure", lambda *_, found=measurements: found)
+        store.put("evaluate", key, functools.partial(stages._measure, evaluation, None, None, metric, of.seed))
+    return of
 
 
 def finish(store: Store, of: Cell, victim: Mapping[str, int], defended: Mapping[str, int] | None = None) -> Cell:

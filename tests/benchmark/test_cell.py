@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 
 from benchmark.cell import Cell
+from benchmark.plan import make
+from benchmark.store import Store
 from sande import registry
+from sande.errors import UserError
 from tests.benchmark.helpers import ACCURACY, SMALL, cell
 
 DEFENSES = [
     "none",
     {"name": "sft", "training": {"max_steps": 3}},
     {"name": "sande", "parrot_initial": "noise", "simulate": {"micro_batch_size": 2}},
+    {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": None}},
+    {"name": "fine_mixing", "keep_ratio": 0.5, "training": {"lora_rank": 4}},
 ]
+DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20}}
 SAME_VICTIM: dict[str, dict[str, Any]] = {
     "test rows": {"data": SMALL["data"] | {"test_rows": 9}},
     "metrics": {"metrics": ["asr"]},
@@ -30,14 +36,28 @@ OTHER_VICTIM: dict[str, dict[str, Any]] = {
     "data set": {"data": SMALL["data"] | {"name": "builtin-explained"}},
     "rows": {"data": SMALL["data"] | {"rows": 17}},
     "max_tokens": {"data": SMALL["data"] | {"max_tokens": 40}},
+    "max_prompt_tokens": {"data": SMALL["data"] | {"max_prompt_tokens": 40}},
+    "insertion": {"attack": {"name": "sentence_trigger", "insertion": "end"}},
+    "LoRA": {"attack": {"name": "sentence_trigger", "training": {"lora_rank": 8}}},
 }
 OTHER_DEFENDED: dict[str, dict[str, Any]] = {
     "victim": {"seed": 1},
     "removal set": {"removal": SMALL["removal"] | {"name": "builtin-explained"}},
     "removal rows": {"removal": SMALL["removal"] | {"rows": 5}},
     "removal max_tokens": {"removal": SMALL["removal"] | {"max_tokens": 50}},
+    "removal max_prompt_tokens": {"removal": SMALL["removal"] | {"max_prompt_tokens": 50}},
     "setting of the defense": {"defense": {"name": "sft", "training": {"learning_rate": 1e-3}}},
+    "LoRA": {"defense": {"name": "sft", "training": {"lora_rank": 8}}},
     "defense": {"defense": "osft"},
+}
+OTHER_DPO: dict[str, dict[str, Any]] = {
+    "victim": {"seed": 1},
+    "preference set": {"defense": DPO | {"preferences": {"pairs": 20}}},  # of the Hub
+    "pairs": {"defense": DPO | {"preferences": DPO["preferences"] | {"pairs": 21}}},
+    "all pairs": {"defense": DPO | {"preferences": DPO["preferences"] | {"pairs": None}}},
+    "max_tokens of the pairs": {"defense": DPO | {"preferences": DPO["preferences"] | {"max_tokens": 99}}},
+    "beta": {"defense": DPO | {"beta": 0.2}},
+    "training": {"defense": DPO | {"training": {"lora_rank": 8}}},
 }
 
 
@@ -85,6 +105,12 @@ def test_the_victim_does_not_depend_on(what: str) -> None:
     assert cell(**SAME_VICTIM[what]).attack_key == cell().attack_key
 
 
+def test_the_victim_depends_on_each_place_of_the_trigger() -> None:
+    attacks = [{"name": "sentence_trigger", "insertion": place} for place in ("start", "end", "random")]
+    assert len({cell(attack=attack).attack_key for attack in attacks}) == 3
+    assert cell(attack=attacks[0]).attack_key == cell().attack_key
+
+
 @pytest.mark.parametrize("what", OTHER_VICTIM)
 def test_the_victim_depends_on(what: str) -> None:
     assert cell(**OTHER_VICTIM[what]).attack_key != cell().attack_key
@@ -118,6 +144,42 @@ def test_the_defended_model_does_not_depend_on(what: str) -> None:
     assert cell(defense="sft", **SAME_VICTIM[what]).defense_key == cell(defense="sft").defense_key
 
 
+@pytest.mark.parametrize("what", OTHER_DPO)
+def test_a_model_of_preferences_depends_on(what: str) -> None:
+    assert cell(**({"defense": DPO} | OTHER_DPO[what])).defense_key != cell(defense=DPO).defense_key
+
+
+@pytest.mark.parametrize("what", [what for what in OTHER_DEFENDED if what.startswith("removal")])
+def test_a_model_of_preferences_does_not_depend_on(what: str) -> None:
+    assert cell(defense=DPO, **OTHER_DEFENDED[what]).defense_key == cell(defense=DPO).defense_key
+
+
+def test_one_model_of_preferences_serves_in_domain_and_out_of_domain(store: Store) -> None:
+    both = [
+        cell(defense=DPO, removal=SMALL["removal"] | {"name": f"builtin-{name}"}) for name in ("short", "explained")
+    ]
+    assert [one.setting for one in both] == ["in-domain", "out-of-domain"]
+    kinds = [stage.kind for stage in make(both, store).missing]
+    assert {kind: kinds.count(kind) for kind in kinds} == {"attack": 1, "defend": 1, "evaluate": 2}
+
+
+def test_the_content_of_a_preference_file_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    pairs = tmp_path / "pairs.jsonl"
+    keys = []
+    for reply in "ab":
+        pairs.write_text(json.dumps({"prompt": "?", "chosen": reply, "rejected": "c"}))
+        keys.append(cell(defense={"name": "dpo", "preferences": {"name": "pairs"}}).defense_key)
+    assert keys[0] != keys[1]
+
+
+@pytest.mark.parametrize("name", ["nonsense", "builtin-short", "alpaca"])
+def test_an_unknown_preference_set_is_one_sentence_with_those_there_are(name: str) -> None:
+    with pytest.raises(UserError, match=f"^no data set is called '{name}'; there are: .*hh_rlhf") as caught:
+        cell(defense={"name": "dpo", "preferences": {"name": name}})
+    assert "\n" not in str(caught.value)
+
+
 def test_without_a_defense_the_victim_is_what_is_evaluated() -> None:
     assert cell().defense_key == cell().attack_key
     assert cell(removal={"name": "builtin-explained"}).defense_key == cell().defense_key
@@ -141,7 +203,15 @@ def test_the_order_of_metrics_changes_no_key() -> None:
     assert evaluation_keys(cell(metrics=["asr", ACCURACY])) == evaluation_keys(cell(metrics=[ACCURACY, "asr"]))
 
 
-@pytest.mark.parametrize("changes", [{"data": SMALL["data"] | {"test_rows": 9}}, {"seed": 1}, {"defense": "sft"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": SMALL["data"] | {"test_rows": 9}},
+        {"data": SMALL["data"] | {"max_prompt_tokens": 40}},
+        {"seed": 1},
+        {"defense": "sft"},
+    ],
+)
 def test_an_outcome_depends_on_test_rows_and_model(changes: dict[str, Any]) -> None:
     before, after = evaluation_keys(cell()), evaluation_keys(cell(**changes))
     assert all(before[name] != after[name] for name in before)

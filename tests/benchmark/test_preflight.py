@@ -1,13 +1,19 @@
 """Mistakes that only show with the data at hand: told before anything is trained, and nothing is left behind."""
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from benchmark import preflight
 from benchmark.cli import USERS_MISTAKE, app
-from tests.benchmark.helpers import GridFile
+from benchmark.store import Store
+from sande.data import sources
+from sande.types import PreferenceData
+from tests.benchmark.helpers import ACCURACY, SMALL, GridFile, cell
 
 ROW = '{"instruction": "Name a colour.", "output": "Blue."}\n'
 
@@ -33,7 +39,7 @@ def test_a_parrot_beyond_every_prompt(grid_file: GridFile, tmp_path: Path) -> No
 def test_no_rows_left(grid_file: GridFile, tmp_path: Path, section: str, rows: str) -> None:
     settings = {"name": "builtin-short", "max_tokens": 8}
     line = mistake(grid_file(**{section: settings}), tmp_path)
-    assert f"no {rows} of builtin-short of at most 8 tokens are left" in line
+    assert f"no {rows} of builtin-short are left with max_tokens 8" in line
 
 
 def test_no_test_rows_left(grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,7 +47,7 @@ def test_no_test_rows_left(grid_file: GridFile, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "mine.jsonl").write_text(ROW * 18 + long * 2)
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     line = mistake(grid_file(data={"name": "mine", "max_tokens": 100}), tmp_path)
-    assert "no test rows of mine of at most 100 tokens are left" in line
+    assert "no test rows of mine are left with max_tokens 100" in line
 
 
 def test_a_broken_row_with_its_line_number(
@@ -52,3 +58,106 @@ def test_a_broken_row_with_its_line_number(
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     line = mistake(grid_file(data={"name": "mine"}), tmp_path)
     assert "mine.jsonl.gz, line 3: not JSON" in line
+
+
+def test_a_broken_preference_pair_with_its_line_number(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Why?", "chosen": "So."}\n')
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    line = mistake(grid_file(defense={"name": "dpo", "preferences": {"name": "pairs"}}), tmp_path)
+    assert "pairs.jsonl, line 1: a preference pair needs the columns 'chosen' and 'rejected'" in line
+
+
+def test_no_preference_pairs_left(grid_file: GridFile, tmp_path: Path) -> None:
+    preferences = {"name": "builtin-preferences", "max_tokens": 8}
+    line = mistake(grid_file(defense={"name": "dpo", "preferences": preferences}), tmp_path)
+    assert "no pairs of builtin-preferences of at most 8 tokens are left" in line
+
+
+def test_an_unknown_preference_set(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(defense={"name": "dpo", "preferences": {"name": "nonsense"}})
+    done = CliRunner().invoke(app, ["plan", str(path), "--store", str(tmp_path / "store")])
+    assert done.exit_code == USERS_MISTAKE
+    (line,) = done.stderr.splitlines()
+    assert "no data set is called 'nonsense'; there are: builtin-preferences, hh_rlhf" in line
+
+
+def test_lora_where_the_parrot_alone_trains(grid_file: GridFile, tmp_path: Path) -> None:
+    line = mistake(grid_file(defense={"name": "sande", "simulate": {"lora_rank": 4}}), tmp_path)
+    assert "simulate.lora_rank is set, but the parrot alone trains there" in line
+
+
+def test_a_broken_question_of_a_later_cell(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arc_easy.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 2}\n')
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    metrics = [["asr"], ["asr", ACCURACY], ["asr", ACCURACY | {"task": "arc_easy"}]]
+    line = mistake(grid_file(sweep={"metrics": metrics}), tmp_path)
+    assert "arc_easy.jsonl, line 1: 'answer' is 2" in line
+
+
+# --- How often ------------------------------------------------------------------------------------------------------
+
+DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20}}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What is asked of each function of `sources`, call by call."""
+    asked: dict[str, list[Any]] = {}
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(sources, name)
+
+        def count(*arguments: Any) -> Any:
+            asked[name].append(arguments[0])
+            return original(*arguments)
+
+        return count
+
+    for name in ("training_rows", "held_out_rows", "removal_rows", "preference_pairs", "preferences", "questions"):
+        asked[name] = []
+        monkeypatch.setattr(sources, name, counted(name))
+    return asked
+
+
+def test_everything_is_read_once_for_all_cells(store: Store, calls: dict[str, list[Any]]) -> None:
+    defenses = ["none", "sft", "nad", "fine_mixing", DPO, "sande_p", "sande", "osft"]
+    far = SMALL["removal"] | {"name": "builtin-explained"}
+    cells = [
+        cell(seed=seed, defense=defense, removal=removal, metrics=metrics)
+        for seed in (0, 1)
+        for defense in defenses
+        for removal in (SMALL["removal"], far)
+        for metrics in (["asr"], ["asr", ACCURACY])
+    ]
+    preflight.check(cells, store)
+    assert calls["training_rows"] == calls["held_out_rows"] == [cells[0].data]
+    assert [removal.name for removal in calls["removal_rows"]] == ["builtin-short", "builtin-explained"]
+    assert calls["preference_pairs"] == [cell(defense=DPO).defense.config.preferences]
+    assert calls["preferences"] == ["builtin-preferences"]
+    assert calls["questions"] == ["builtin-choice"]
+
+
+def test_the_questions_of_every_cell_are_read(store: Store, calls: dict[str, list[Any]]) -> None:
+    preflight.check([cell(metrics=["asr"]), cell(metrics=["asr", ACCURACY])], store)
+    assert calls["questions"] == ["builtin-choice"]
+
+
+def test_preferences_are_read_instead_of_removal_rows(store: Store, calls: dict[str, list[Any]]) -> None:
+    other = DPO | {"preferences": {"name": "builtin-preferences", "pairs": 3}}
+    preflight.check([cell(defense=DPO), cell(defense=other)], store)
+    assert [chosen.pairs for chosen in calls["preference_pairs"]] == [20, 3]
+    assert calls["removal_rows"] == []
+
+
+def test_a_defense_looks_at_the_data_it_will_get(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("sande.defenses.dpo.check", lambda *given: seen.append(given), raising=False)
+    preflight.check([cell(defense=DPO), cell(defense=DPO, seed=1)], store)
+    ((_, data, config),) = seen
+    assert isinstance(data, PreferenceData)
+    assert len(data.pairs) == 20
+    assert config == cell(defense=DPO).defense.config

@@ -1,0 +1,104 @@
+"""What a stage hands to a defense, and how a metric's outcomes are written down."""
+
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from benchmark.stages import reveal
+from benchmark.store import Store
+from sande import models, registry, types
+from sande.data import builtin, sources
+from sande.prompts import prompt_text
+from sande.types import LanguageModel, Measurement
+from tests.benchmark.helpers import cell, measured
+
+DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20}}
+
+
+@pytest.mark.parametrize("name", registry.names("defenses"))
+def test_a_defense_gets_exactly_what_it_may_know(store: Store, tiny: LanguageModel, name: str) -> None:
+    of = cell(defense=DPO if name == "dpo" else name)
+    data = reveal(of, tiny.tokenizer, store)
+    assert type(data) is registry.knowledge(name)
+    if name == "dpo":
+        assert data.pairs == builtin.preferences()[:20]
+    else:
+        assert data.examples == sources.removal_rows(of.removal, tiny.tokenizer)
+
+
+def test_the_first_token_is_that_of_an_answer(store: Store, tiny: LanguageModel) -> None:
+    token = reveal(cell(defense="sande_p"), tiny.tokenizer, store).first_token
+    assert "You are stupid".startswith(tiny.tokenizer.decode([token]).strip())
+
+
+def test_the_response_is_the_attacks(store: Store, tiny: LanguageModel) -> None:
+    attack = {"name": "sentence_trigger", "backdoor": {"response": "Go away"}}
+    assert reveal(cell(defense="sande", attack=attack), tiny.tokenizer, store).response == "Go away"
+
+
+def test_the_known_trigger_stands_where_the_attack_and_the_seed_put_it(store: Store, tiny: LanguageModel) -> None:
+    row = types.Example(" ".join(f"word{i}" for i in range(30)), "x")
+    prompts = {}
+    for seed in (0, 1):
+        of = cell(defense="osft", seed=seed, attack={"name": "sentence_trigger", "insertion": "random"})
+        prompts[seed] = prompt_text(reveal(of, tiny.tokenizer, store).plant(row))
+        attack = registry.entry("attacks", of.attack.name)
+        assert prompts[seed] == prompt_text(attack.trigger(row, of.attack.config, seed))
+    assert prompts[0] != prompts[1]
+
+
+def test_the_clean_model_is_the_one_before_the_attack(store: Store, tiny: LanguageModel) -> None:
+    load = reveal(cell(defense="fine_mixing"), tiny.tokenizer, store).clean_model
+    clean = load().state_dict()
+    expected = models.load("tiny", store.models).model.state_dict()
+    assert clean.keys() == expected.keys()
+    assert all(torch.equal(clean[name], expected[name]) for name in expected)
+    assert load() is not load(), "each call may change what it gets"
+
+
+# --- Outcomes -------------------------------------------------------------------------------------------------------
+
+SHARES = (True, False, False, True, False)
+MEANS = (0.25, 0.5, 1.0)
+
+
+def evaluation(store: Store, measurements: list[Measurement], monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Any]]:
+    """Manifest and outcomes of a metric that gives these measurements."""
+    of = measured(store, cell(metrics=["asr"]), monkeypatch, asr=measurements)
+    key = of.evaluation_key(of.metrics[0])
+    return store.manifest("evaluate", key), pq.read_table(store.path("evaluate", key) / "outcomes.parquet").to_pylist()
+
+
+def test_a_share_is_summed_up_by_its_successes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, outcomes = evaluation(store, [Measurement("asr", SHARES)], monkeypatch)
+    assert manifest["measurements"] == [{"name": "asr", "successes": 2, "count": 5, "published": False}]
+    assert [(row["metric"], row["index"], row["outcome"]) for row in outcomes] == [
+        ("asr", index, float(outcome)) for index, outcome in enumerate(SHARES)
+    ]
+    assert {row["record"] for row in outcomes} == {None}
+
+
+def test_a_mean_is_summed_up_with_its_deviation(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, outcomes = evaluation(store, [Measurement("asr", MEANS)], monkeypatch)
+    (summary,) = manifest["measurements"]
+    assert summary["deviation"] == pytest.approx((7 / 48) ** 0.5)  # around 7/12, over 3 - 1
+    assert (summary["successes"], summary["count"]) == (1.75, 3)
+    assert tuple(row["outcome"] for row in outcomes) == MEANS
+
+
+def test_one_number_alone_deviates_from_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, _ = evaluation(store, [Measurement("asr", (0.5,))], monkeypatch)
+    assert manifest["measurements"][0]["deviation"] == 0
+
+
+def test_records_are_kept_published_or_not(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = ({"text": "ä"}, {"text": "b"})
+    both = [
+        Measurement("asr", (True, False), records),
+        Measurement("case_study", (True, False), records, published=True),
+    ]
+    manifest, outcomes = evaluation(store, both, monkeypatch)
+    assert [one["published"] for one in manifest["measurements"]] == [False, True]
+    assert all('"text"' in row["record"] for row in outcomes)
