@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from benchmark.cell import NO_DEFENSE
 from benchmark.rows import ATTACK_FAILED, FAILED
+from sande.metrics.accuracy import PAPER as PAPER_PROMPT
 from sande.statistics import over_seeds
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def is_utility(metric: str) -> bool:
 
 def is_part(metric: str) -> bool:
     """Whether it is of a group of a task's questions, or counts the same answers in another way."""
-    return _is_ability(metric) and (metric.endswith("_norm") or metric.removeprefix("paper_").startswith("mmlu_"))
+    return _is_ability(metric) and (metric.endswith("_norm") or metric.removeprefix(PAPER_PROMPT).startswith("mmlu_"))
 
 
 def _is_ability(metric: str) -> bool:

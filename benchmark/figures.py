@@ -88,7 +88,7 @@ def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
     figure = blank(width=8.5, rows=1)
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
-        axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, zorder=2)
+        axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
     axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
     axes.set_ylim(-4, 104)
     axes.set_xlabel("mean change of utility against the victim (percentage points)")

@@ -12,9 +12,9 @@ from functools import partial
 from benchmark import paper
 from benchmark.aggregate import BACKDOOR_METRICS, PROBABILITY_METRICS, Entry, Label, Row, is_part, is_utility
 from benchmark.tables import Table, as_in_paper, cost, rate, utility
+from sande.metrics.accuracy import PAPER as PAPER_PROMPT
 from sande.statistics import wilson
 
-PAPER_PROMPT = "paper_"  # how the names of metrics by the paper's letter prompt begin
 ABOVE_HALF = "_above_half"
 
 
@@ -104,10 +104,11 @@ GENERIC = Layout((ASR, UTILITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
 
 
 def _task(metric: str) -> str:
-    """As the paper calls it; a task that is not asked with the paper's prompt says so."""
+    """As the paper calls it, where it is asked as in the paper; else with how it is asked."""
     task = metric.removeprefix(PAPER_PROMPT)
-    name = {**paper.TASK_NAMES, "asr": "ASR"}.get(task, task)
-    return f"{name} (lm-eval)" if is_utility(metric) and task == metric else name
+    if task in paper.TASK_NAMES:
+        return paper.TASK_NAMES[task] + (" (lm-eval)" if task == metric else "")
+    return {"asr": "ASR"}.get(metric, task) + ("" if task == metric else " (letters)")
 
 
 def _distribution(metric: str) -> str:
@@ -121,7 +122,7 @@ def _distribution(metric: str) -> str:
 _SHARE = "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval."
 _ACCURACY = (
     "Zero-shot accuracy with its 95 % interval; ↑ and ↓ give the change against the victim in percentage points. "
-    "Questions are put in the paper's letter prompt, or, where marked, as lm-eval does."
+    "MMLU and ARC are asked in the paper's letter prompt or, where marked, as lm-eval asks them."
 )
 _RATES = replace(ASR, note=_SHARE, cell=as_in_paper, header=("Method",), compares=True)
 _TASKS = Table(

@@ -207,7 +207,9 @@ def _note(table: Table, entries: Iterable[Entry], cells: Iterable[str]) -> str:
         sentences.append(_victim(table, [entry for entry in entries if table.shows(entry.metric)]))
     text = " ".join(cells)
     if "**" in text:
-        sentences.append("Bold: the best defense of a column, and with ≈ whatever it is not significantly better than.")
+        sentences.append(
+            "Bold: the best defense of a column, task by task, and with ≈ whatever it is not significantly better than."
+        )
     if "*" in text.replace("**", ""):
         sentences.append("*: the change is significant.")
     if "*" in text:

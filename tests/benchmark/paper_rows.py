@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from benchmark import paper
+from benchmark.cell import digest
 from benchmark.rows import OUTCOMES, SCHEMA
 from sande.statistics import mean_interval, wilson
 
@@ -42,7 +43,7 @@ def row(part: str, defense: str, metric: str, **changes: Any) -> dict[str, Any]:
         "started_at": "2026-01-01T00:00:00+00:00",
     } | changes
     base["settings"] = json.dumps(_settings(base), sort_keys=True)
-    base["cell"] = f"{hash(base['settings']) % 16**12:012x}"
+    base["cell"] = digest(base["settings"])[:12]
     return base
 
 

@@ -289,7 +289,7 @@ def test_tiny_on_built_in_data_makes_the_same_tables(tmp_path: Path) -> None:
                 results.measure("paper_table_1_2", defense, metric, share(5, 10), model="tiny", dataset=data)
     header, *body = lines(markdown("table_2", "paper_table_1_2", *results.tables))
     assert header[2:] == ["Tiny-Builtin-short", "Tiny-Builtin-explained"]
-    assert [line[1] for line in body[:2]] == ["builtin-choice", "builtin-choice (lm-eval)"]
+    assert [line[1] for line in body[:2]] == ["builtin-choice (letters)", "builtin-choice"]
 
 
 def test_the_note_of_table_6_has_the_victims_numbers() -> None:
