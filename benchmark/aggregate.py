@@ -13,7 +13,7 @@ import pyarrow as pa
 from benchmark.cell import NO_DEFENSE
 from benchmark.rows import ATTACK_FAILED, FAILED
 from sande.metrics.accuracy import PAPER as PAPER_PROMPT
-from sande.statistics import over_seeds
+from sande.statistics import over_seeds, wilson
 
 if TYPE_CHECKING:
     import numpy as np
@@ -101,7 +101,8 @@ class Entry:
         victim: column label: model, data set and setting, with whatever else of the attack or the data varies.
         metric: what was measured.
         value: mean over seeds, percent; None where every seed failed.
-        low, high: 95 % interval, percent, of one seed or (Student-t) over several; None where unknown.
+        low, high: 95 % interval, percent, of one seed, or the wider of Student-t over several and Wilson over all their
+            trials; None where unknown.
         change: value minus the victim's, percentage points.
         seeds, failed: how many cells stand behind it, and how many of them failed.
         attack_failed: how many victims are under the ASR floor.
@@ -201,6 +202,10 @@ def _entry(
     low, high = (None, None) if not good else (good[0]["ci_low"], good[0]["ci_high"])
     if len(values) > 1:
         low, high = over_seeds(values)
+        if count := sum(row["count"] or 0 for row in good):
+            # Seeds that happen to agree do not make a number exact: at least the interval of all trials together.
+            pooled = wilson(round(sum(values) / len(values) / 100 * count), count)
+            low, high = min(low, pooled[0]), max(high, pooled[1])
     return Entry(
         defense,
         victim,

@@ -19,7 +19,7 @@ from benchmark.paper import Reported
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.errors import UserError
-from sande.statistics import paired_bootstrap, wilson
+from sande.statistics import paired_bootstrap
 
 NAME = "comparison"
 STANDS_FOR = {"builtin-short": "alpaca", "builtin-explained": "orca"}
@@ -137,7 +137,7 @@ def _distance(entry: Entry, number: Reported) -> tuple[bool, bool, bool, int]:
 def _judged(number: Reported, victim: Reported, entry: Entry | None) -> Compared:
     low = high = change_low = change_high = None
     if entry is not None and entry.value is not None:
-        low, high = _interval(entry)
+        low, high = entry.low, entry.high
         change_low, change_high = _change_interval(entry)
     paper_change = number.value - victim.value
     agrees, in_kind = None, None
@@ -165,16 +165,6 @@ def _judged(number: Reported, victim: Reported, entry: Entry | None) -> Compared
 def _stands_in(entry: Entry, number: Reported) -> bool:
     """Whether another model or other data took the place of the paper's, whose level of utility means nothing then."""
     return bool(entry.row["model"] != number.victim_model or entry.row["dataset"] != number.victim_data)
-
-
-def _interval(entry: Entry) -> tuple[float, float]:
-    """The entry's interval, but at least that of all its trials together: equal seeds do not make a number exact."""
-    assert entry.value is not None
-    assert entry.low is not None
-    assert entry.high is not None
-    count = (entry.row["count"] or 0) * (entry.seeds - entry.failed)
-    low, high = wilson(round(entry.value / 100 * count), count) if count else (entry.low, entry.high)
-    return min(low, entry.low), max(high, entry.high)
 
 
 def _change_interval(entry: Entry) -> tuple[float | None, float | None]:

@@ -140,6 +140,10 @@ def save(lm: LanguageModel, folder: Path) -> None:
     torch.nn.Module.to(lm.model, torch.bfloat16)
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
+    if not any(
+        folder.glob(_WEIGHTS)
+    ):  # transformers writes nothing, and says nothing, where it takes itself for a helper
+        raise RuntimeError(f"{type(lm.model).__name__} was not written; a process group is open that should not be")
 
 
 def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
