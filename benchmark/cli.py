@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+WIDE = 200  # columns of a table that goes into a file or a pipe
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
 
@@ -132,25 +133,28 @@ def plan(
     from benchmark import grid as grids
     from benchmark import plan as plans
     from benchmark import search as searches
-    from benchmark.aggregate import labels
+    from benchmark.aggregate import distinctions
     from benchmark.store import Store
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
     made, searching = searches.plan(loaded, Store(store, create=False))
     table = Table(title=f"{loaded.name}: {loaded.about}", title_justify="left")
-    for column in ("cell", "victim", "defense", "seed", "attack", "defend", "evaluate"):
+    for column in ("cell", "model", "data", "removal", "defense", "seed", "attack", "defend", "evaluate", "differs in"):
         table.add_column(column, overflow="fold")
-    named = labels([cell.settings() for cell in made.cells])
-    for cell, (defense, victim) in zip(made.cells, named, strict=True):
+    for cell, differs in zip(made.cells, distinctions([cell.settings() for cell in made.cells]), strict=True):
         states = {stage.kind: "done" if stage.key in made.done else "to run" for stage in plans.stages_of(cell)}
         table.add_row(
             cell.id,
-            victim,
-            defense,
+            cell.model.rstrip("/").split("/")[-1],
+            cell.data.name,
+            cell.removal.name,
+            cell.defense.name,
             str(cell.seed),
             *(states.get(kind, "–") for kind in ("attack", "defend", "evaluate")),
+            differs,
         )
-    Console().print(table)
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDE)).print(table)
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
     if searching:
