@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,24 +37,19 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
     if not fitting:
         raise UserError(f"dpo: no prompt is shorter than max_length={limit} tokens; raise it")
     lengths = [min(len(chosen), limit) + min(len(rejected), limit) for _, chosen, rejected in fitting]
+    # Left out, TRL would load one from the path in the model's config, which is not the victim.
+    reference = copy.deepcopy(victim.model)
 
     def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
         import datasets
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
-        settings = DPOConfig(
-            **arguments,
-            beta=config.beta,
-            max_length=limit,
-            gradient_checkpointing=False,
-            # Without a reference in memory TRL would load one from the path in the model's config, which is not the
-            # victim. Computed before the first step, the reference is the model as it is handed over.
-            precompute_ref_log_probs=True,
-        )
+        settings = DPOConfig(**arguments, beta=config.beta, max_length=limit, gradient_checkpointing=False)
         rows = [_texts(fitting[index][0]) for index in order]
         trainer: Trainer = DPOTrainer(
             model=victim.model,
+            ref_model=reference,
             args=settings,
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=victim.tokenizer,

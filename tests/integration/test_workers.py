@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,19 @@ pytestmark = pytest.mark.slow
 
 EXACT = TRAINING | {"precision": "fp32", "max_steps": 4, "learning_rate": 1e-4}
 ATTACK = {"name": "sentence_trigger", "poison_rate": 0.25, "training": EXACT}
-DEFENSES = [{"name": "sande", "simulate": EXACT, "eliminate": EXACT}]
+DEFENSES = [
+    {"name": "sande", "simulate": EXACT, "eliminate": EXACT},
+    {"name": "nad", "teacher": EXACT, "training": EXACT, "attention_weight": 5.0},
+    {"name": "dpo", "training": EXACT, "beta": 5.0, "preferences": {"name": "builtin-preferences", "pairs": 16}},
+    {"name": "fine_mixing", "training": EXACT | {"lora_rank": 4}},
+]
+RUNS = {
+    "attack": ["attack"],
+    "sande": ["simulate", "eliminate"],
+    "nad": ["teacher", "distil"],
+    "dpo": ["dpo"],
+    "fine_mixing": ["fine_mixing"],
+}
 
 
 def with_workers(root: Path, workers: int) -> Workplace:
@@ -23,7 +36,7 @@ def with_workers(root: Path, workers: int) -> Workplace:
     place = Workplace(root)
     resources = {"workers": workers, "cpus": 1}
     grid = place.grid("workers", attack=ATTACK, sweep={"defense": DEFENSES}, resources=resources)
-    done = place.run(grid, timeout=500)
+    done = place.run(grid, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     return place
 
@@ -34,31 +47,40 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Workpla
     return with_workers(root / "one", 1), with_workers(root / "two", 2)
 
 
-def artifact(place: Workplace, kind: str) -> Path:
-    (only,) = place.artifacts(kind)
-    return only
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
 
 
-@pytest.mark.parametrize(("kind", "runs"), [("attack", ["attack"]), ("defend", ["simulate", "eliminate"])])
-def test_two_workers_have_the_losses_of_one(places, kind: str, runs: list[str]) -> None:
-    one, two = (json.loads((artifact(place, kind) / "manifest.json").read_text())["facts"] for place in places)
-    for run in runs:
+def artifact(place: Workplace, what: str) -> Path:
+    """Of the attack, or of a defense by its name."""
+    if what == "attack":
+        (only,) = place.artifacts("attack")
+        return only
+    return next(
+        folder for folder in place.artifacts("defend") if manifest(folder)["settings"]["defense"]["name"] == what
+    )
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_two_workers_have_the_losses_of_one(places, what: str) -> None:
+    one, two = (manifest(artifact(place, what))["facts"] for place in places)
+    for run in RUNS[what]:
         assert two[run]["steps"] == one[run]["steps"] == 4
-        assert two[run]["first_loss"] == pytest.approx(one[run]["first_loss"], rel=1e-3)
-        assert two[run]["last_loss"] == pytest.approx(one[run]["last_loss"], rel=1e-3)
+        assert two[run]["first_loss"] == pytest.approx(one[run]["first_loss"], rel=1e-4)
+        assert two[run]["last_loss"] == pytest.approx(one[run]["last_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["attack", "defend"])
-def test_two_workers_have_nearly_the_weights_of_one(places, kind: str) -> None:
-    one, two = (load_file(artifact(place, kind) / "model.safetensors") for place in places)
+@pytest.mark.parametrize("what", RUNS)
+def test_two_workers_have_nearly_the_weights_of_one(places, what: str) -> None:
+    one, two = (load_file(artifact(place, what) / "model.safetensors") for place in places)
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name].float(), one[name].float(), atol=2e-4, rtol=1e-2)
 
 
 def test_both_workers_tokens_are_counted(places) -> None:
-    one, two = (json.loads((artifact(place, "attack") / "manifest.json").read_text())["tokens"] for place in places)
-    assert two == pytest.approx(one, rel=0.05)
+    one, two = (manifest(artifact(place, "attack"))["tokens"] for place in places)
+    assert two == one
 
 
 def test_an_error_in_a_worker_group_is_one_line_of_a_failed_row(places: tuple[Workplace, Workplace]) -> None:
