@@ -80,11 +80,14 @@ def run(
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[None]:
-    """Ray within the block: the cluster at `address`, or one that is started here and ends with the block.
+    """Ray within the block: the one of a block around this, the cluster at `address`, or one that ends with the block.
 
     Raises:
         UserError: the cluster cannot be reached.
     """
+    if ray.is_initialized():
+        yield
+        return
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _check_reachable(address)

@@ -218,9 +218,9 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
     for job in jobs.values():
         held_out(job, models.load_tokenizer(job.cell.model, store.models))
     victims = plans.make(map(plans.victim_of, waiting), store)
-    victim_errors = execute.run(victims, store, grid.resources, address, say)
     failed: dict[str, str] = {}
     with execute.cluster(address):
+        victim_errors = execute.run(victims, store, grid.resources, address, say)
         for number, job in enumerate(jobs.values(), start=1):
             error = victim_errors.get(job.cell.attack_key)
             try:

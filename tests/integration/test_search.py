@@ -13,7 +13,9 @@ pytestmark = pytest.mark.slow
 
 RATE = "defense.eliminate.learning_rate"
 SANDE = {"name": "sande", "simulate": TRAINING, "eliminate": TRAINING | {"max_steps": 8}}
-SEARCH = {"trials": 3, "held_out_rows": 8, "space": {RATE: [1e-5, 1e-2, 1e30]}}  # the last diverges
+LENGTH = "defense.eliminate.max_length"  # no row is as short as 8 tokens
+SEARCH = {"trials": 4, "held_out_rows": 8, "space": {LENGTH: [8, 1024], RATE: [1e-5, 1e-2]}}
+NO_ROW = "eliminate: no row is shorter than max_length=8 tokens; raise it"
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +30,15 @@ def first(place: Workplace, grid: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_all_trials_are_told_and_the_failed_one_with_its_error(first, place: Workplace) -> None:
+def test_all_trials_are_told_and_failed_ones_with_their_error(first, place: Workplace) -> None:
     trials = pq.read_table(place.results / "searched" / "search.parquet").to_pylist()
-    by_value = {json.loads(trial["values"])[RATE]: trial for trial in trials}
-    assert set(by_value) == {1e-5, 1e-2, 1e30}
-    assert by_value[1e30]["state"] == "failed"
-    assert by_value[1e30]["error"].startswith("stage eliminate: ")
-    assert len(by_value[1e-2]["losses"]) == 4
-    assert by_value[1e-2]["best"]
-    assert by_value[1e-5]["state"] in ("finished", "stopped")  # stopped unless it was the first to report
+    found = {tuple(json.loads(trial["values"]).values()): trial for trial in trials}
+    assert set(found) == {(8, 1e-5), (8, 1e-2), (1024, 1e-5), (1024, 1e-2)}
+    assert [(found[8, rate]["state"], found[8, rate]["error"]) for rate in (1e-5, 1e-2)] == [("failed", NO_ROW)] * 2
+    assert [trial["best"] for trial in trials] == [True, False, False, False]
+    assert found[1024, 1e-2]["best"]
+    assert len(found[1024, 1e-2]["losses"]) == 4
+    assert found[1024, 1e-5]["state"] in ("finished", "stopped")  # finished, if it was the first to report
     assert all(trial["seconds"] > 0 and trial["device"] for trial in trials if trial["state"] != "failed")
 
 
@@ -65,7 +67,7 @@ def test_a_second_run_searches_nothing(first, place: Workplace, grid: Path) -> N
 
 
 def test_where_every_trial_fails_the_cell_is_a_failed_row(first, place: Workplace) -> None:
-    grid = place.grid("hopeless", search=SEARCH | {"space": {RATE: [1e30]}}, sweep={"defense": ["none", SANDE]})
+    grid = place.grid("hopeless", search=SEARCH | {"space": {LENGTH: [8]}}, sweep={"defense": ["none", SANDE]})
     done = place.run(grid, timeout=500)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.splitlines()[-1] == "1 of 2 cells failed; the same command retries them"
@@ -73,5 +75,5 @@ def test_where_every_trial_fails_the_cell_is_a_failed_row(first, place: Workplac
     rows = by_defense(place.rows(grid))
     assert {row["status"] for row in rows["none"]} == {"ok"}
     assert {row["status"] for row in rows["sande"]} == {"failed"}
-    assert rows["sande"][0]["error"].startswith("search: all 1 trials failed, the first: stage eliminate: ")
+    assert rows["sande"][0]["error"] == f"search: all 1 trials failed, the first: {NO_ROW}"
     assert len(place.artifacts("search")) == 1
