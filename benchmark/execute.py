@@ -206,7 +206,7 @@ class StageTrial(tune.Trainable):
         try:
             if stage.kind == "evaluate":
                 stages.evaluate(stage, store, _speaker(stage))
-            else:
+            elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
                 self._train()
         except Exception as error:
             return {"ok": 0, "done": True, "error": one_line(error)}
