@@ -131,7 +131,7 @@ def proposals(search: Search, cell: Cell) -> tuple[dict[str, Any], ...]:
 
     Empty where the cell's defense has none of the settings.
     """
-    space = {path: choice for path, choice in (search.space or {}).items() if takes(cell.settings(), path)}
+    space = {path: choice for path, choice in sorted((search.space or {}).items()) if takes(cell.settings(), path)}
     if not space:
         return ()
     generator = random.Random(cell.seed)

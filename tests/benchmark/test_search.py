@@ -152,6 +152,9 @@ def test_of_lists_every_combination_is_tried_once(grid_file: GridFile) -> None:
     assert loaded.search is not None
     found = search.proposals(loaded.search, cell(defense="sande"))
     assert [tuple(trial.values()) for trial in found] == [(1e-4, 2), (1e-4, 4), (1e-3, 2), (1e-3, 4)]
+    other = searching(grid_file, dict(reversed(space.items()))).search
+    assert other is not None
+    assert search.proposals(other, cell(defense="sande")) == found, "the order of paths in the file does not matter"
     fewer = searching(grid_file, space, search={"trials": 3}).search
     assert fewer is not None
     assert len({tuple(trial.values()) for trial in search.proposals(fewer, cell(defense="sande"))}) == 3

@@ -33,12 +33,12 @@ def first(place: Workplace, grid: Path) -> subprocess.CompletedProcess[str]:
 def test_all_trials_are_told_and_failed_ones_with_their_error(first, place: Workplace) -> None:
     trials = pq.read_table(place.results / "searched" / "search.parquet").to_pylist()
     found = {tuple(json.loads(trial["values"]).values()): trial for trial in trials}
-    assert set(found) == {(8, 1e-5), (8, 1e-2), (1024, 1e-5), (1024, 1e-2)}
-    assert [(found[8, rate]["state"], found[8, rate]["error"]) for rate in (1e-5, 1e-2)] == [("failed", NO_ROW)] * 2
+    assert set(found) == {(1e-5, 8), (1e-2, 8), (1e-5, 1024), (1e-2, 1024)}
+    assert [(found[rate, 8]["state"], found[rate, 8]["error"]) for rate in (1e-5, 1e-2)] == [("failed", NO_ROW)] * 2
     assert [trial["best"] for trial in trials] == [True, False, False, False]
-    assert found[1024, 1e-2]["best"]
-    assert len(found[1024, 1e-2]["losses"]) == 4
-    assert found[1024, 1e-5]["state"] in ("finished", "stopped")  # finished, if it was the first to report
+    assert found[1e-2, 1024]["best"]
+    assert len(found[1e-2, 1024]["losses"]) == 4
+    assert found[1e-5, 1024]["state"] in ("finished", "stopped")  # finished, if it was the first to report
     assert all(trial["seconds"] > 0 and trial["device"] for trial in trials if trial["state"] != "failed")
 
 
