@@ -69,15 +69,17 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
                 failure_config=tune.FailureConfig(max_failures=0),
             ),
         )
-        results = {result.config["trial"]: result for result in tuner.fit()}
+        results = list(tuner.fit())  # in the order of grid_search
     except RuntimeError as error:
         raise StageError(f"search: not finished, {gave_up(error)}; run again to go on") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    ended = [number for number, result in results.items() if result.error or (result.metrics or {}).get("done")]
+    ended = [result for result in results if result.error or (result.metrics or {}).get("done")]
     if len(ended) < len(job.proposals):
         raise KeyboardInterrupt  # Tune returns early instead
-    return [{"values": values} | _outcome(results[number], job.search) for number, values in enumerate(job.proposals)]
+    return [
+        {"values": values} | _outcome(result, job.search) for values, result in zip(job.proposals, results, strict=True)
+    ]
 
 
 def _outcome(result: Any, search: Search) -> dict[str, Any]:
