@@ -92,7 +92,12 @@ def cluster(address: str | None) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _check_reachable(address)
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=True, runtime_env=_environment(address))
+        ray.init(
+            address=address or "local",  # None would also find a cluster that somebody else started on this machine
+            logging_level=logging.ERROR,
+            log_to_driver=True,
+            runtime_env=_environment(address),
+        )
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
         raise UserError(

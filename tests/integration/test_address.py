@@ -10,3 +10,8 @@ def test_an_address_where_nothing_listens_is_one_line_within_a_minute(place: Wor
     assert line.startswith("sande-bench: no Ray cluster at '127.0.0.1:1'")
     assert "Traceback" not in done.stderr
     assert place.unfinished() == []
+
+
+def test_without_an_address_ray_starts_here_whatever_else_there_is(place: Workplace) -> None:
+    done = place.run(place.grid("here"), RAY_ADDRESS="127.0.0.1:1")
+    assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ import pytest
 
 from sande import registry
 from sande.attacks import sentence_trigger
-from sande.config import Backdoor, Training, as_dict, configuration, configure, describe, setting
+from sande.config import Backdoor, Preferences, Training, as_dict, configuration, configure, describe, setting
 from sande.data.sources import Data, Removal
 from sande.defenses import sande
 from sande.errors import UserError
@@ -28,7 +28,7 @@ class Outer:
 
 
 CONFIGS = [registry.entry(kind, name).Config for kind in registry.KINDS for name in registry.names(kind)]
-CONFIGS += [Backdoor, Training, Data, Removal]
+CONFIGS += [Backdoor, Preferences, Training, Data, Removal]
 
 
 def label(cls: type[Any]) -> str:
@@ -81,6 +81,9 @@ def test_an_unknown_key_is_answered_with_the_valid_ones(values: Any, unknown: st
         ("batch_size", "2"),
         ("batch_size", 0),
         ("max_steps", 0),
+        ("lora_rank", 0),
+        ("lora_rank", 4.0),
+        ("lora_alpha", 0),
         ("adam_beta2", 1.0),
         ("warmup", 1.01),
         ("schedule", "quadratic"),
@@ -91,6 +94,23 @@ def test_a_wrong_value_is_refused_and_named(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=rf"^attack: 'training\.{key}' is ") as caught:
         configure(sentence_trigger.Config, {"training": {key: value}}, "attack")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("fine_mixing", "keep_ratio", 1.1),
+        ("fine_mixing", "keep_ratio", -0.1),
+        ("nad", "attention_weight", -1.0),
+        ("nad", "attention_power", 0),
+        ("dpo", "beta", 0),
+        ("dpo", "preferences.pairs", 0),
+    ],
+)
+def test_a_defenses_wrong_value_is_refused_and_named(name: str, key: str, value: Any) -> None:
+    section, _, field = key.rpartition(".")
+    with pytest.raises(UserError, match=rf"^defense {name}: '{key}' is {value}"):
+        registry.config("defenses", name, {section: {field: value}} if section else {field: value})
 
 
 def test_a_float_for_an_integer_is_refused_even_if_it_is_whole() -> None:

@@ -226,10 +226,19 @@ def test_a_set_of_which_one_file_is_missing_is_not_read_in_part(hub: Callable[..
         PAIR | {"rejected": ""},
         {"chosen": f"{DIALOGUE} So.", "rejected": f"{DIALOGUE} "},
         {"chosen": f"{DIALOGUE} So.", "rejected": "\n\nHuman: Hi\n\nAssistant: No."},
+        {"chosen": f"{DIALOGUE} So.", "rejected": "No."},
         {"chosen": f"{DIALOGUE} So.", "rejected": f"{DIALOGUE} No.\n\nHuman: Oh\n\nAssistant: Yes."},
         {"chosen": f"{DIALOGUE} So.\n\nHuman: Oh\n\nAssistant: Yes.", "rejected": f"{DIALOGUE} No."},
     ],
-    ids=["nothing chosen", "nothing rejected", "empty turn", "another prompt", "rejected runs on", "chosen runs on"],
+    ids=[
+        "nothing chosen",
+        "nothing rejected",
+        "empty turn",
+        "another prompt",
+        "no prompt",
+        "rejected runs on",
+        "chosen runs on",
+    ],
 )
 def test_pairs_that_do_not_compare_two_replies_are_left_out(folder: Path, row: dict[str, Any]) -> None:
     write(folder / "pairs.jsonl", [row, PAIR])
