@@ -90,6 +90,7 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    address = address or os.environ.get("RAY_ADDRESS")  # a submitted job has it
     _check_reachable(address)
     try:
         ray.init(
@@ -98,8 +99,10 @@ def cluster(address: str | None) -> Iterator[None]:
             log_to_driver=True,
             runtime_env=_environment(address),
         )
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # Ray raises nothing narrower where it does not come up in time
         reason = str(error).strip().split("\n")[0]
+        if address is None:
+            raise UserError(f"Ray did not start here ({reason}); run again when the machine is less busy") from None
         raise UserError(
             f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here"
         ) from None

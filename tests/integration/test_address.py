@@ -12,6 +12,7 @@ def test_an_address_where_nothing_listens_is_one_line_within_a_minute(place: Wor
     assert place.unfinished() == []
 
 
-def test_without_an_address_ray_starts_here_whatever_else_there_is(place: Workplace) -> None:
-    done = place.run(place.grid("here"), RAY_ADDRESS="127.0.0.1:1")
-    assert done.returncode == 0, done.stderr
+def test_without_an_address_the_cluster_of_a_submitted_job_is_taken(place: Workplace) -> None:
+    done = place.run(place.grid("job"), RAY_ADDRESS="127.0.0.1:1", timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert "no Ray cluster at '127.0.0.1:1'" in done.stderr
