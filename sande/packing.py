@@ -174,6 +174,7 @@ def _takes_grouped_heads() -> bool:
     return "enable_gqa" in inspect.signature(varlen_attn).parameters  # from PyTorch 2.12 on
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # its lengths are values, new ones in each batch
 def _by_document(query: Tensor, key: Tensor, value: Tensor, scaling: float, boundaries: Tensor) -> Tensor:
     lengths = boundaries.diff().tolist()
     documents = zip(*(tensor.split(lengths, dim=2) for tensor in (query, key, value)), strict=True)

@@ -83,9 +83,13 @@ def packed_hidden(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
     return hidden_1TD
 
 
-def packed_loss(model: PreTrainedModel, batch: list[Feature], documents: int = len(LENGTHS)) -> Tensor:
+def collated(batch: list[Feature], model: PreTrainedModel, documents: int = len(LENGTHS)) -> dict[str, Any]:
     packed = PackedCollator(documents)(batch)
-    packed = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in packed.items()}
+    return {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in packed.items()}
+
+
+def packed_loss(model: PreTrainedModel, batch: list[Feature], documents: int = len(LENGTHS)) -> Tensor:
+    packed = collated(batch, model, documents)
     hidden_ND = packed_hidden(model, packed).flatten(0, 1)[packed["positions"]]
     targets_N = packed["labels"].flatten()[packed["positions"] + 1]
     return chunked_response_nll(hidden_ND, model.get_output_embeddings(), targets_N)
@@ -157,14 +161,15 @@ def test_under_autocast_packed_and_padded_differ_by_rounding_only() -> None:
     assert_close(as_one(packed), as_one(padded), 2e-2)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("architecture", packing.ARCHITECTURES)
 @torch.no_grad()
-def test_a_document_does_not_see_the_others(architecture: str) -> None:
+def test_a_document_does_not_see_the_others(architecture: str, device: str) -> None:
     model, one, other = random_model(architecture), rows(), rows()
+    torch.nn.Module.to(model, device)
     other[1]["input_ids"] = [(token + 1) % VOCABULARY for token in one[1]["input_ids"]]
-    collate = PackedCollator(len(LENGTHS))
-    with packed_attention(model):
-        before, after = packed_hidden(model, collate(one))[0], packed_hidden(model, collate(other))[0]
+    with packed_attention(model), torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        before, after = (packed_hidden(model, collated(batch, model))[0] for batch in (one, other))
     begin = sum(LENGTHS[0])
     end = begin + sum(LENGTHS[1])
     assert not torch.equal(before[begin:end], after[begin:end])
