@@ -9,11 +9,12 @@ lengths under SmolLM2's tokenizer (means 3.07 and 3.61, deviations 0.39 and 1.07
 
 The sides do whole optimizer steps (forward, backward, fused AdamW; its learning rate is 0, so that every side has the
 same weights to the end), must keep rows apart, and have the same loss and gradient norm on the same rows. A token is
-useful if it is no padding. The share of the GPU counts 6 operations for each weight matrix's element and each token that
-needs it: the layers' for all useful tokens, the output layer's for the response's only. Attention is not counted.
+useful if it is no padding. The share of the GPU counts 6 operations for each element of a weight matrix and each token
+that needs it: the layers' for all useful tokens, the output layer's for the response's only. Attention is not counted.
 
-With `--precision bf16` weights, gradients and moments are in bfloat16, which fits 8,192 tokens on 80 GB. `autocast` has
-them in float32, as the product does, and needs `--recompute LAYERS` for so many tokens.
+With `--precision bf16` weights, gradients and moments are in bfloat16; 8,192 tokens then need about 65 GiB by reckoning
+(22 for weights and moments, 36 for activations, which are 114 KiB a token and layer). `autocast` has weights, gradients
+and moments in float32, as the product does, and `--recompute LAYERS` makes room for so many tokens.
 """
 
 from __future__ import annotations
