@@ -5,7 +5,7 @@
 
 Random weights, and random tokens in rows of Alpaca-like lengths: prompts of exp(N(3.07, 0.39)) and responses of
 exp(N(3.6, 0.95)) tokens, at most 512, drawn with a fixed seed in no order of length. They follow Alpaca's logarithms of
-lengths under SmolLM2's tokenizer (means 3.07 and 3.61, deviations 0.39 and 1.07; 83 tokens a row, here 80).
+lengths under SmolLM2's tokenizer (means 3.07 and 3.61, deviations 0.39 and 1.07; 83 tokens a row, here 81).
 
 The sides do whole optimizer steps (forward, backward, fused AdamW; its learning rate is 0, so that every side has the
 same weights to the end), must keep rows apart, and have the same loss and gradient norm on the same rows. A token is
