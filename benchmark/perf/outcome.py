@@ -15,4 +15,4 @@ def tell(name: str, measured: float, target: float, unit: str = "x", *, at_most:
     """
     met = measured <= target if at_most else measured >= target
     bound = "at most" if at_most else "at least"
-    print(f"{name}: {measured:.3g} {unit}, target {bound} {target:g} {unit}, {'met' if met else 'NOT met'}")  # noqa: T201
+    print(f"{name}: {measured:.3g} {unit}, target {bound} {target:g} {unit}, {'met' if met else 'NOT met'}")

@@ -324,7 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compile", action="store_true", help="compile the layers of the packed sides")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():
-        print("training_gpu: needs a CUDA GPU, left out")  # noqa: T201
+        print("training_gpu: needs a CUDA GPU, left out")
         return
     # The lowest supported release of transformers has the older name alone.
     warnings.filterwarnings("ignore", "`gradient_checkpointing_", FutureWarning)
@@ -333,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     documents = max(len(step[0]) for step in by_tokens(features, shape.pack))
     bench = Bench(shape, device, options.precision)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    print(  # noqa: T201
+    print(
         f"{options.shape}, {options.precision} on {where}, torch {torch.__version__}, "
         f"transformers {transformers.__version__}"
     )
@@ -353,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             agreed.append(bench.loss_and_norm(side, features[:CHECKED]))
             results.append(bench.time(side, features, shape.warm_up, shape.steps))
         name = f"{side.name}, compiled" if packs and options.compile else side.name
-        print(line(name, results[-1], *agreed[-1]))  # noqa: T201
+        print(line(name, results[-1], *agreed[-1]))
     check(agreed, 1e-4 if options.precision == "fp32" else 3e-2)
     if options.shape == FULL:
         recipe, _, like_recipe, many = results
