@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WIDE = 200  # columns of a table that goes into a file or a pipe
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
 
@@ -126,35 +125,14 @@ def plan(
     scale: ScaleOption = None,
 ) -> None:
     """Show the cells of a grid, what is done and what would run. Starts nothing."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from benchmark import estimate
+    from benchmark import estimate, overview
     from benchmark import grid as grids
-    from benchmark import plan as plans
     from benchmark import search as searches
-    from benchmark.aggregate import distinctions
     from benchmark.store import Store
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
     made, searching = searches.plan(loaded, Store(store, create=False))
-    table = Table(title=f"{loaded.name}: {loaded.about}", title_justify="left")
-    for column in ("cell", "model", "data", "removal", "defense", "seed", "attack", "defend", "evaluate", "differs in"):
-        table.add_column(column, overflow="fold")
-    for cell, differs in zip(made.cells, distinctions([cell.settings() for cell in made.cells]), strict=True):
-        states = {stage.kind: "done" if stage.key in made.done else "to run" for stage in plans.stages_of(cell)}
-        table.add_row(
-            cell.id,
-            cell.model.rstrip("/").split("/")[-1],
-            cell.data.name,
-            cell.removal.name,
-            cell.defense.name,
-            str(cell.seed),
-            *(states.get(kind, "–") for kind in ("attack", "defend", "evaluate")),
-            differs,
-        )
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDE)).print(table)
+    overview.show(made, f"{loaded.name}: {loaded.about}")
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
     if searching:

@@ -128,10 +128,11 @@ def test_the_victim_depends_on_the_attacks_code_alone(monkeypatch: pytest.Monkey
     before = cell(defense="sft")
     keys = before.attack_key, before.defense_key, evaluation_keys(before)
     changed_code(monkeypatch, "sande.defenses.sft")
-    assert before.attack_key == keys[0]
-    assert before.defense_key != keys[1]
+    assert cell(defense="sft").attack_key == keys[0]
+    assert cell(defense="sft").defense_key != keys[1]
     changed_code(monkeypatch, "sande.attacks.sentence_trigger")
-    assert before.attack_key != keys[0]
+    assert cell(defense="sft").attack_key != keys[0]
+    assert (before.attack_key, before.defense_key) == keys[:2], "a cell stays as it was made"
 
 
 @pytest.mark.parametrize("what", OTHER_DEFENDED)
@@ -192,10 +193,10 @@ def test_a_setting_of_one_metric_changes_its_key_alone() -> None:
 
 
 def test_the_code_of_one_metric_changes_its_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = cell(metrics=["asr", "false_trigger_rate", ACCURACY])
-    before = evaluation_keys(measured)
+    metrics = ["asr", "false_trigger_rate", ACCURACY]
+    before = evaluation_keys(cell(metrics=metrics))
     changed_code(monkeypatch, "sande.metrics.accuracy")
-    after = evaluation_keys(measured)
+    after = evaluation_keys(cell(metrics=metrics))
     assert {name for name in before if before[name] != after[name]} == {"accuracy"}
 
 
@@ -226,14 +227,13 @@ def test_the_content_of_a_data_file_changes_the_keys(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     write_row(tmp_path, "mine", "One.")
     write_row(tmp_path, "yours", "One.")
-    first = cell(data={"name": "mine"})
-    removal = cell(removal={"name": "mine"}, defense="sft")
-    keys = first.attack_key, evaluation_keys(first), removal.attack_key, removal.defense_key
+    before, defended = cell(data={"name": "mine"}), cell(removal={"name": "mine"}, defense="sft")
     write_row(tmp_path, "mine", "Another.")
-    assert first.attack_key != keys[0]
-    assert all(evaluation_keys(first)[name] != keys[1][name] for name in keys[1])
-    assert removal.attack_key == keys[2]
-    assert removal.defense_key != keys[3]
+    after, defended_after = cell(data={"name": "mine"}), cell(removal={"name": "mine"}, defense="sft")
+    assert after.attack_key != before.attack_key
+    assert all(evaluation_keys(after)[name] != key for name, key in evaluation_keys(before).items())
+    assert defended_after.attack_key == defended.attack_key
+    assert defended_after.defense_key != defended.defense_key
 
 
 def test_the_content_of_a_question_file_changes_the_accuracy_alone(
@@ -242,8 +242,8 @@ def test_the_content_of_a_question_file_changes_the_accuracy_alone(
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     questions = tmp_path / "arc_easy.jsonl"
     questions.write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}\n')
-    measured = cell(metrics=["asr", {"name": "accuracy", "task": "arc_easy"}])
-    before = evaluation_keys(measured)
+    metrics = ["asr", {"name": "accuracy", "task": "arc_easy"}]
+    before = evaluation_keys(cell(metrics=metrics))
     questions.write_text('{"question": "?", "choices": ["a", "b"], "answer": 1}\n')
-    after = evaluation_keys(measured)
+    after = evaluation_keys(cell(metrics=metrics))
     assert {name for name in before if before[name] != after[name]} == {"accuracy"}
