@@ -73,9 +73,9 @@ def run(
     """Run what is missing of a grid, write its rows and report."""
     from benchmark import grid as grids
     from benchmark import plan as plans
-    from benchmark import report as reports
     from benchmark import rows as result_rows
     from benchmark import search as searches
+    from benchmark import uptodate
     from benchmark.store import Store
 
     begin = time.perf_counter()
@@ -99,15 +99,25 @@ def run(
 
         preflight.check(plan.cells, opened)
         errors |= execute.run(plan, opened, loaded.resources, address, _say)
-    chosen = set(searched.cells)
-    kept = [cell for cell in searched.every if cell in chosen or not plans.make([cell], opened).missing]
-    rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
-    result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
-    for text in reports.write(folder):
+    chosen = {cell.id for cell in searched.cells}
+    others = plans.make([cell for cell in searched.every if cell.id not in chosen], opened)
+    kept = [cell for cell in searched.every if cell.id in chosen or others.has(cell)]
+    made_of = None if errors else uptodate.made_of(searched, plans.make(kept, opened), opened)
+    texts = uptodate.shown(folder, made_of, opened) if made_of else None
+    failed = 0
+    if texts is None:
+        from benchmark import report as reports
+
+        rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
+        result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
+        failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
+        texts = reports.write(folder)
+        if made_of:
+            uptodate.note(folder, made_of, texts, opened)
+    for text in texts:
         _print_markdown(text)
     typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
     typer.echo(f"{loaded.name} took {time.perf_counter() - begin:.0f} s")
-    failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
     if failed:
         typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)

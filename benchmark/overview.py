@@ -33,7 +33,8 @@ def show(plan: Plan, title: str) -> None:
         _draw(console, title, lines)
     elif terminal:
         _draw(console, title, lines[:SOME])
-        console.print(f"… and {len(lines) - SOME} more cells; all of them go into a pipe, such as: | less")
+        more = f"… and {len(lines) - SOME} more cells; a file or a pipe, such as | less, gets all of them"
+        console.print(more, highlight=False)
     else:
         console.file.write("\n".join([title, *_aligned([COLUMNS, *lines]), ""]))
 

@@ -33,6 +33,10 @@ class Plan:
         """Stages to run."""
         return [stage for stage in self.stages.values() if stage.key not in self.done]
 
+    def has(self, cell: Cell) -> bool:
+        """Whether all stages of a cell and of its victim are done."""
+        return all(stage.key in self.done for each in (victim_of(cell), cell) for stage in stages_of(each))
+
 
 def make(cells: Iterable[Cell], store: Store) -> Plan:
     """Plan the cells against a store. Victims are always measured: changes are told against them."""
@@ -56,7 +60,7 @@ def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
 
 def _done(stages: Iterable[Stage], store: Store) -> frozenset[str]:
     """Keys of those stages of which everything that they make is in the store."""
-    makes = {stage.key: (stage.kind, set(stage.metric_keys or (stage.key,))) for stage in stages}
+    makes = {stage.key: (stage.kind, set(stage.artifacts)) for stage in stages}
     wanted: dict[Kind, set[str]] = {kind: set() for kind in _ORDER}
     for kind, keys in makes.values():
         wanted[kind] |= keys

@@ -67,6 +67,11 @@ class Stage:
         return Cell.parse(self.settings)
 
     @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Keys of what it makes."""
+        return self.metric_keys or (self.key,)
+
+    @property
     def label(self) -> str:
         """For people: what, on which model, and the start of the key."""
         method = self.settings["attack" if self.kind == "attack" else "defense"]["name"]

@@ -3,6 +3,7 @@
 STORE/store.json                     format of the store
 STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
 STORE/models/                        models made or converted once
+STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
 STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
 """
 

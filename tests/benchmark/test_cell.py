@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmark.cell import Cell
+from benchmark.cell import Cell, Parser, digest
 from benchmark.plan import make
 from benchmark.store import Store
-from sande import registry
+from sande import models, registry
+from sande.data import sources
 from sande.errors import UserError
 from tests.benchmark.helpers import ACCURACY, SMALL, cell
 
@@ -88,6 +89,67 @@ def test_settings_spell_out_every_default() -> None:
 def test_the_id_does_not_depend_on_how_defaults_are_written() -> None:
     assert cell().id == Cell.parse(cell().settings()).id == Cell.parse(dict(reversed(SMALL.items()))).id
     assert cell().id != cell(seed=1).id
+
+
+@pytest.mark.parametrize("defense", DEFENSES, ids=str)
+def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
+    made = cell(defense=defense, metrics=["asr", ACCURACY], seed=4, asr_floor=50)
+    settings = made.settings()
+    assert made.id == digest(settings)[:12]
+
+    def rows(section: str, *names: str) -> list[Any]:
+        return [sources.fingerprint("builtin-short"), *(settings[section][name] for name in names)]
+
+    def code(kind: str, name: str) -> dict[str, str]:
+        return {"code": registry.code_version(f"sande.{kind}.{name}")}
+
+    limits = "max_tokens", "max_prompt_tokens"
+    attack = {
+        "stage": ["attack", 1],
+        "seed": 4,
+        "model": models.identify("tiny"),
+        "data": rows("data", *limits, "rows"),
+        "attack": settings["attack"] | code("attacks", "sentence_trigger"),
+    }
+    assert made.attack_key == digest(attack)
+    removal = rows("removal", *limits, "rows")
+    if made.defense.name == "dpo":
+        removal = [sources.fingerprint("builtin-preferences", sources.PREFERENCES), None, None]
+    defend = {
+        "stage": ["defend", 1],
+        "seed": 4,
+        "victim": made.attack_key,
+        "removal": removal,
+        "defense": settings["defense"] | code("defenses", made.defense.name),
+    }
+    assert made.defense_key == (made.attack_key if made.defense.name == "none" else digest(defend))
+    questions = sources.fingerprint("builtin-choice", sources.QUESTIONS)
+    for metric, reads in zip(settings["metrics"], ([], [questions]), strict=True):
+        evaluate = {
+            "stage": ["evaluate", 1],
+            "seed": 4,
+            "model": made.defense_key,
+            "data": rows("data", *limits, "test_rows"),
+            "reads": reads,
+            "metric": metric | code("metrics", metric["name"]),
+        }
+        assert evaluation_keys(made)[metric["name"]] == digest(evaluate)
+
+
+def test_a_parser_makes_the_cells_that_each_alone_would_be() -> None:
+    values = [{"defense": defense, "seed": seed, "metrics": ["asr"]} for seed in (0, 1) for defense in DEFENSES]
+    parser = Parser()
+    together = [parser.cell(SMALL | value) for value in values]
+    assert together == [cell(**value) for value in values]
+    assert [made.id for made in together] == [cell(**value).id for value in values]
+    assert len({id(made.attack) for made in together}) == len({id(made.data) for made in together}) == 1
+
+
+def test_a_parser_tells_values_apart_that_are_equal_in_python() -> None:
+    parser = Parser()
+    parser.cell(SMALL | {"data": {"name": "builtin-short", "rows": 1}})
+    with pytest.raises(UserError, match="'rows' is True"):
+        parser.cell(SMALL | {"data": {"name": "builtin-short", "rows": True}})
 
 
 def test_the_id_is_twelve_hexadecimal_digits() -> None:

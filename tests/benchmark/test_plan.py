@@ -1,5 +1,6 @@
 """Plans: each piece of work once, victims always measured, what is done left out."""
 
+import shutil
 from dataclasses import asdict
 
 from benchmark.cell import Cell, Parser
@@ -84,6 +85,16 @@ def test_a_finished_cell_needs_nothing(store: Store) -> None:
     plan = make([done], store)
     assert plan.missing == []
     assert plan.done == set(plan.stages)
+
+
+def test_a_plan_has_a_cell_whose_victim_is_measured_too(store: Store) -> None:
+    sft = cell(defense="sft")
+    finish(store, sft, {"asr": 50})
+    assert make([sft, cell(defense="sande")], store).has(sft)
+    assert make([sft], store).has(cell())
+    assert not make([sft, cell(defense="sande")], store).has(cell(defense="sande"))
+    shutil.rmtree(store.path("evaluate", cell().evaluation_keys[0]))
+    assert not make([sft], store).has(sft)
 
 
 def test_only_what_is_not_done_is_missing(store: Store) -> None:
