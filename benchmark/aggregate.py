@@ -278,23 +278,6 @@ def labels(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return named
 
 
-def distinctions(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells each cell's settings from others of the same model, data sets and defense, its metrics aside."""
-    flat = [dict(_flatten(values)) for values in settings]
-    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    names = ("model", "data.name", "removal.name", "defense.name")
-    for values in flat:
-        alike.setdefault(tuple(values[name] for name in names), []).append(values)
-    varying = {
-        key: _short({path for path in _varying(group) if not path.startswith("metrics.")} - {"seed", "asr_floor"})
-        for key, group in alike.items()
-    }
-    return [
-        ", ".join(f"{short}={v.get(path)}" for path, short in varying[tuple(v[name] for name in names)].items())
-        for v in flat
-    ]
-
-
 def _setting(flat: Mapping[str, Any]) -> str:
     return "in-domain" if flat["removal.name"] == flat["data.name"] else "out-of-domain"
 

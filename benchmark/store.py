@@ -3,6 +3,7 @@
 STORE/store.json                     format of the store
 STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
 STORE/models/                        models made or converted once
+STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
 STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
 """
 
@@ -14,7 +15,7 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,14 @@ class Store:
     def has(self, kind: str, key: str) -> bool:
         """Whether the artifact is complete."""
         return (self.path(kind, key) / "manifest.json").is_file()
+
+    def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
+        """Those of the artifacts that are complete; one listing of the folder finds most of what is not there."""
+        try:
+            there = os.listdir(self.root / kind)
+        except FileNotFoundError:
+            return set()
+        return {key for key in set(keys).intersection(there) if self.has(kind, key)}
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """What its stage wrote down about an artifact."""
