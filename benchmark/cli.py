@@ -103,12 +103,11 @@ def run(
     chosen = set(searched.cells)
     kept = [cell for cell in searched.every if cell in chosen or not plans.make([cell], opened).missing]
     rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
-    result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
+    failed = result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
     for text in reports.write(folder):
         _print_markdown(text)
     typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
     typer.echo(f"{loaded.name} took {time.perf_counter() - begin:.0f} s")
-    failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
     if failed:
         typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
