@@ -197,7 +197,7 @@ class Results:
                 out, `labels` of the settings.
         """
         groups = self._groups([_identity(values, without_domain=label is not None) for values in self._settings], part)
-        firsts: list[Row] = self._table.take([rows[0] for _, _, rows in groups]).to_pylist()
+        firsts: list[Row] = self._table.take(pa.array([rows[0] for _, _, rows in groups], pa.int64())).to_pylist()
         of_cell: dict[str, Row] = {}
         for (identity, _, _), row in zip(groups, firsts, strict=True):
             of_cell.setdefault(identity, row)
@@ -227,7 +227,7 @@ class Results:
         order = np.argsort(first[which], kind="stable")
         groups = np.split(single[order], np.flatnonzero(np.diff(first[which][order])) + 1)
         texts = list(numbers)
-        return [(texts[identity[g[0]]], names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups]
+        return [(texts[identity[g[0]]], names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups if len(g)]
 
     def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> Entry:
         import numpy as np

@@ -211,6 +211,13 @@ def test_of_several_rows_of_a_seed_the_first_counts(store: Store) -> None:
     assert (entries[0].value, entries[0].seeds, len(entries)) == (100.0, 1, len(rows))
 
 
+def test_a_grid_without_rows_has_no_entries(store: Store) -> None:
+    rows = rows_of(store, finish(store, cell(), {"asr": 50}))
+    results = aggregate.Results(pa.Table.from_pylist(rows, schema=SCHEMA))
+    assert results.entries("another") == []
+    assert len(results.entries("hand")) == len(rows)
+
+
 def backwards(values: Any) -> Any:
     return {key: backwards(values[key]) for key in reversed(values)} if isinstance(values, dict) else values
 
