@@ -109,8 +109,7 @@ def run(
         from benchmark import report as reports
 
         rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
-        result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
-        failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
+        failed = result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
         texts = reports.write(folder)
         if made_of:
             uptodate.note(folder, made_of, texts, opened)

@@ -15,9 +15,10 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sande.errors import UserError
 
@@ -117,11 +118,18 @@ class Store:
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file beside its place, flush it to disk, and rename it there, so that no reader sees half of it."""
+    """Write a file whole or not at all, as `atomically` does."""
+    with atomically(path) as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file beside its place, at the end flushed to disk and renamed there, so that no reader sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
