@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install dev test slow lint format clean
+.PHONY: quickstart paper-smoke install dev test slow perf lint format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -21,6 +21,12 @@ test: dev  ## the default test suite
 
 slow: dev  ## what takes longer: several processes, worker groups, killed drivers
 	$(BIN)/python -m pytest -m slow
+
+# Those for a GPU say so in a line. Each prints its progress indented, and one line a figure: name, ratio, target, met or not.
+PERF := startup planning report removal training_cpu decoding choices prediction training_gpu
+
+perf: dev  ## what is fast, and how fast, against the plain way; on a machine that does nothing else
+	@for name in $(PERF); do $(BIN)/python -W ignore -m benchmark.perf.$$name 2>.perf.log || { cat .perf.log; exit 1; }; done
 
 lint: dev
 	$(BIN)/ruff check .
