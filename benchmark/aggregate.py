@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmark.cell import NO_DEFENSE
 from benchmark.rows import ATTACK_FAILED, FAILED
@@ -27,6 +29,7 @@ PROBABILITY_METRICS = (
     "phrase_probability",
 )
 CASE_STUDY = "case_study"
+_COSTS = ("seconds", "tokens", "peak_memory_bytes")
 
 Row = Mapping[str, Any]
 Pair = tuple[list[float], list[float]]  # outcomes of the same trials, in the same order
@@ -68,15 +71,15 @@ class Outcomes:
     def __init__(self, table: pa.Table) -> None:
         import numpy as np
 
-        cells, metrics = (table[name].combine_chunks().dictionary_encode() for name in ("cell", "metric"))
-        codes = cells.indices.to_numpy().astype(np.int64) * len(metrics.dictionary) + metrics.indices.to_numpy()
+        (cell_codes, cells), (metric_codes, metrics) = (_coded(table[name]) for name in ("cell", "metric"))
+        codes = cell_codes.astype(np.int64) * len(metrics) + metric_codes
         order = np.lexsort((table["index"].to_numpy(), codes))
         indices, outcomes = table["index"].to_numpy()[order], table["outcome"].to_numpy()[order]
         bounds = np.append(np.flatnonzero(np.diff(codes[order], prepend=-1)), len(order))
         self._of = {}
         for start, end in pairwise(bounds):
-            cell, metric = divmod(int(codes[order[start]]), len(metrics.dictionary))
-            key = (cells.dictionary[cell].as_py(), metrics.dictionary[metric].as_py())
+            cell, metric = divmod(int(codes[order[start]]), len(metrics))
+            key = (cells[cell].as_py(), metrics[metric].as_py())
             self._of[key] = (indices[start:end], outcomes[start:end])
 
     def trials(self, cells: Mapping[int, str], metric: str) -> Trials | None:
@@ -143,43 +146,164 @@ class Entry:
 
 def parts(table: pa.Table) -> list[str]:
     """The grids whose cells are in the rows: one, or those that a union includes."""
-    return list(dict.fromkeys(part for grids in table["grids"].to_pylist() for part in grids))
+    found: list[str] = table["grids"].combine_chunks().flatten().unique().to_pylist()
+    return found
 
 
-def entries(
-    table: pa.Table, outcomes: Outcomes | None = None, part: str | None = None, label: Label | None = None
-) -> list[Entry]:
-    """Entries of all cells and metrics, in the order of the rows.
+class Results:
+    """The rows of a results folder, from which entries are made, grid by grid.
+
+    As dictionaries a million rows would be gigabytes, so they stay columns; and settings are parsed once for all seeds,
+    metrics and grids.
 
     Args:
         table: rows of a results folder.
         outcomes: of the same folder; without them entries have no trials.
-        part: only cells that stand in this grid.
-        label: defense and victim label of a row; what it does not tell apart gets its differences appended. Left out,
-            `labels` of the settings.
     """
-    rows = table.to_pylist()
-    settings = {text: json.loads(text) for text in dict.fromkeys(row["settings"] for row in rows)}
-    attacked = {text: _attacked(values) for text, values in settings.items()}
-    victims = {(row["seed"], attacked[row["settings"]]): row["cell"] for row in rows if row["defense"] == NO_DEFENSE}
-    identity = {text: _identity(values, without_domain=label is not None) for text, values in settings.items()}
-    groups: dict[tuple[str, str], dict[int, Row]] = {}  # one row a seed
-    for row in rows:
-        if part is None or part in row["grids"]:
-            groups.setdefault((identity[row["settings"]], row["metric"]), {}).setdefault(row["seed"], row)
-    firsts = {cell: next(iter(by_seed.values())) for (cell, _), by_seed in groups.items()}
-    named = {cell: label(row) for cell, row in firsts.items()} if label else _labels(firsts)
-    names = _told_apart(named)
-    made = []
-    for (cell, metric), by_seed in groups.items():
-        trials = of_victim = None
-        if outcomes is not None:
-            keys = {seed: (seed, attacked[row["settings"]]) for seed, row in by_seed.items()}
-            good = {seed: row["cell"] for seed, row in by_seed.items() if row["status"] != FAILED}
-            trials = outcomes.trials(good, metric)
-            of_victim = outcomes.trials({seed: victims[key] for seed, key in keys.items() if key in victims}, metric)
-        made.append(_entry(*names[cell], metric, list(by_seed.values()), trials, of_victim))
-    return made
+
+    def __init__(self, table: pa.Table, outcomes: Outcomes | None = None) -> None:
+        import numpy as np
+
+        self._table = table
+        self._outcomes = outcomes
+        codes, texts = _coded(table["settings"])
+        places: dict[str, int] = {}
+        place = np.array([places.setdefault(_without_seed(text.as_py()), len(places)) for text in texts])
+        self._settings = [json.loads(text) for text in places]
+        self._attacked = [_attacked(values) for values in self._settings]
+        # Of each row:
+        self._place = place[codes]  # in those two lists
+        self._numbers = {name: table[name].to_numpy() for name in ("seed", "value", "victim_value", "count", *_COSTS)}
+        self._failed, self._weak = (pc.equal(table["status"], s).to_numpy() for s in (FAILED, ATTACK_FAILED))
+        self._victims = {} if outcomes is None else self._cell_of_victim()
+
+    def _cell_of_victim(self) -> dict[tuple[int, str], str]:
+        """By seed and what is attacked."""
+        rows = pc.equal(self._table["defense"], NO_DEFENSE).to_numpy().nonzero()[0]
+        attacked = (self._attacked[place] for place in self._place[rows])
+        keys = zip(self._numbers["seed"][rows].tolist(), attacked, strict=True)
+        return dict(zip(keys, self._cells(rows), strict=True))
+
+    def _cells(self, rows: NDArray[np.int64]) -> list[str]:
+        cells: list[str] = self._table["cell"].take(rows).to_pylist()
+        return cells
+
+    def entries(self, part: str | None = None, label: Label | None = None) -> list[Entry]:
+        """Entries of all cells and metrics, in the order of the rows.
+
+        Args:
+            part: only cells that stand in this grid.
+            label: defense and victim label of a row; what it does not tell apart gets its differences appended. Left
+                out, `labels` of the settings.
+        """
+        groups = self._groups([_identity(values, without_domain=label is not None) for values in self._settings], part)
+        firsts: list[Row] = self._table.take(pa.array([rows[0] for _, _, rows in groups], pa.int64())).to_pylist()
+        of_cell: dict[str, Row] = {}
+        for (identity, _, _), row in zip(groups, firsts, strict=True):
+            of_cell.setdefault(identity, row)
+        names = _told_apart({cell: label(row) for cell, row in of_cell.items()} if label else _labels(of_cell))
+        return [
+            self._entry(*names[identity], metric, rows, row)
+            for (identity, metric, rows), row in zip(groups, firsts, strict=True)
+        ]
+
+    def _groups(self, identities: Sequence[str], part: str | None) -> list[tuple[str, str, NDArray[np.int64]]]:
+        """Identity, metric and rows, one a seed, of each entry, in the order of the rows.
+
+        Args:
+            identities: of each settings.
+            part: only rows of this grid.
+        """
+        import numpy as np
+
+        rows = _rows_of(self._table, part)
+        numbers = {identity: number for number, identity in enumerate(dict.fromkeys(identities))}
+        identity = np.array([numbers[text] for text in identities])[self._place[rows]]
+        metrics, names = _coded(self._table["metric"])
+        key = identity * len(names) + metrics[rows]
+        seeds, seed = np.unique(self._numbers["seed"][rows], return_inverse=True)
+        single = np.sort(np.unique(key * len(seeds) + seed, return_index=True)[1])  # of several rows the first
+        _, first, which = np.unique(key[single], return_index=True, return_inverse=True)
+        order = np.argsort(first[which], kind="stable")
+        groups = np.split(single[order], np.flatnonzero(np.diff(first[which][order])) + 1)
+        texts = list(numbers)
+        return [(texts[identity[g[0]]], names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups if len(g)]
+
+    def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> Entry:
+        import numpy as np
+
+        good = rows[~self._failed[rows]]
+        values = self._numbers["value"][good]
+        changes = values - self._numbers["victim_value"][good]
+        trials, of_victim = self._trials(metric, rows, good)
+        low, high = self._interval(good)
+        return Entry(
+            defense,
+            victim,
+            metric,
+            value=_mean(values),
+            low=low,
+            high=high,
+            change=_mean(changes[~np.isnan(changes)]),
+            seeds=len(rows),
+            failed=len(rows) - len(good),
+            attack_failed=int(self._weak[rows].sum()),
+            cost={name: _mean(self._numbers[name][good]) or 0.0 for name in _COSTS},
+            row=first,
+            trials=trials,
+            of_victim=of_victim,
+        )
+
+    def _interval(self, good: NDArray[np.int64]) -> tuple[float | None, float | None]:
+        """Of the mean over the rows of seeds that did not fail."""
+        import numpy as np
+
+        if len(good) < 2:
+            rows = self._table.select(["ci_low", "ci_high"]).take(good).to_pylist()
+            return (rows[0]["ci_low"], rows[0]["ci_high"]) if rows else (None, None)
+        values = self._numbers["value"][good].tolist()
+        low, high = over_seeds(values)
+        if count := int(np.nansum(self._numbers["count"][good])):
+            # Seeds that happen to agree do not make a number exact: at least the interval of all trials together.
+            pooled = wilson(round(sum(values) / len(values) / 100 * count), count)
+            low, high = min(low, pooled[0]), max(high, pooled[1])
+        return low, high
+
+    def _trials(
+        self, metric: str, rows: NDArray[np.int64], good: NDArray[np.int64]
+    ) -> tuple[Trials | None, Trials | None]:
+        """Of the rows and of their victims."""
+        if self._outcomes is None:
+            return None, None
+        seeds = self._numbers["seed"][rows].tolist()
+        keys = [(seed, self._attacked[place]) for seed, place in zip(seeds, self._place[rows], strict=True)]
+        cells = dict(zip(self._numbers["seed"][good].tolist(), self._cells(good), strict=True))
+        victims = {key[0]: self._victims[key] for key in keys if key in self._victims}
+        return self._outcomes.trials(cells, metric), self._outcomes.trials(victims, metric)
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
+    """The place of each value among the distinct ones, and these."""
+    encoded = column.dictionary_encode().combine_chunks()
+    return encoded.indices.to_numpy(), encoded.dictionary
+
+
+def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:
+    """Numbers of the rows that stand in a grid; of all without one."""
+    import numpy as np
+
+    if part is None:
+        return np.arange(table.num_rows)
+    grids = table["grids"].combine_chunks()
+    inside = np.zeros(table.num_rows, dtype=bool)
+    inside[pc.list_parent_indices(grids).filter(pc.equal(grids.flatten(), part)).to_numpy()] = True
+    return np.flatnonzero(inside)
+
+
+def _without_seed(settings: str) -> str:
+    """Settings as `benchmark.rows` writes them, keys sorted, without the seed at their end; others as they are."""
+    rest, _, seed = settings.rpartition(', "seed": ')
+    return f"{rest}}}" if seed.removesuffix("}").isdigit() else settings
 
 
 def _attacked(settings: Mapping[str, Any]) -> str:
@@ -193,39 +317,9 @@ def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:
     return json.dumps({name: value for name, value in settings.items() if name not in left_out}, sort_keys=True)
 
 
-def _entry(
-    defense: str, victim: str, metric: str, rows: Sequence[Row], trials: Trials | None, of_victim: Trials | None
-) -> Entry:
-    good = [row for row in rows if row["status"] != FAILED]
-    values = [row["value"] for row in good]
-    changes = [row["value"] - row["victim_value"] for row in good if row["victim_value"] is not None]
-    low, high = (None, None) if not good else (good[0]["ci_low"], good[0]["ci_high"])
-    if len(values) > 1:
-        low, high = over_seeds(values)
-        if count := sum(row["count"] or 0 for row in good):
-            # Seeds that happen to agree do not make a number exact: at least the interval of all trials together.
-            pooled = wilson(round(sum(values) / len(values) / 100 * count), count)
-            low, high = min(low, pooled[0]), max(high, pooled[1])
-    return Entry(
-        defense,
-        victim,
-        metric,
-        value=_mean(values),
-        low=low,
-        high=high,
-        change=_mean(changes),
-        seeds=len(rows),
-        failed=len(rows) - len(good),
-        attack_failed=sum(row["status"] == ATTACK_FAILED for row in rows),
-        cost={name: _mean([row[name] for row in good]) or 0.0 for name in ("seconds", "tokens", "peak_memory_bytes")},
-        row=rows[0],
-        trials=trials,
-        of_victim=of_victim,
-    )
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _mean(values: NDArray[np.float64]) -> float | None:
+    # Added up one by one: NumPy's pairwise sum has other last digits.
+    return sum(values.tolist()) / len(values) if len(values) else None
 
 
 def _labels(firsts: Mapping[str, Row]) -> dict[str, tuple[str, str]]:
@@ -278,23 +372,6 @@ def labels(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return named
 
 
-def distinctions(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What tells each cell's settings from others of the same model, data sets and defense, its metrics aside."""
-    flat = [dict(_flatten(values)) for values in settings]
-    alike: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    names = ("model", "data.name", "removal.name", "defense.name")
-    for values in flat:
-        alike.setdefault(tuple(values[name] for name in names), []).append(values)
-    varying = {
-        key: _short({path for path in _varying(group) if not path.startswith("metrics.")} - {"seed", "asr_floor"})
-        for key, group in alike.items()
-    }
-    return [
-        ", ".join(f"{short}={v.get(path)}" for path, short in varying[tuple(v[name] for name in names)].items())
-        for v in flat
-    ]
-
-
 def _setting(flat: Mapping[str, Any]) -> str:
     return "in-domain" if flat["removal.name"] == flat["data.name"] else "out-of-domain"
 
@@ -304,7 +381,7 @@ def _varying(settings: Iterable[Mapping[str, Any]], prefix: str = "") -> set[str
     for values in settings:
         for path, value in values.items():
             if path.startswith(prefix):
-                seen.setdefault(path, set()).add(json.dumps(value))
+                seen.setdefault(path, set()).add(repr(value))
     return {path for path, distinct in seen.items() if len(distinct) > 1}
 
 
@@ -321,5 +398,6 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str,
 
 def _short(paths: Iterable[str]) -> dict[str, str]:
     """Paths without their first part, as far as that leaves them different."""
-    tails = [path.split(".", 1)[-1] for path in paths]
-    return {path: tail if tails.count(tail := path.split(".", 1)[-1]) == 1 else path for path in sorted(paths)}
+    tails = {path: path.split(".", 1)[-1] for path in sorted(paths)}
+    count = Counter(tails.values())
+    return {path: tail if count[tail] == 1 else path for path, tail in tails.items()}

@@ -45,8 +45,9 @@ def answers(table: pa.Table, outcomes: pa.Table, part: str) -> list[dict[str, An
     for outcome in outcomes.filter(pc.equal(outcomes["metric"], CASE_STUDY)).to_pylist():
         records.setdefault(outcome["cell"], {})[outcome["index"]] = json.loads(outcome["record"])
     by_victim: dict[str, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        if row["metric"] == CASE_STUDY and part in row["grids"]:
+    columns = ["cell", "grids", "seed", "model", "dataset", "defense", "status", "trigger", "response"]
+    for row in table.filter(pc.equal(table["metric"], CASE_STUDY)).select(columns).to_pylist():
+        if part in row["grids"]:
             by_victim.setdefault(paper.column_name(row["model"], row["dataset"]), []).append(row)
     found = []
     for victim, rows in by_victim.items():

@@ -1,15 +1,19 @@
 """A cell is one experiment: a model, its attack, one defense, the metrics, one seed. Frozen, checked, hashable.
 
 Also what a stage's result depends on: its key is a hash of exactly that, so equal work is found again, in any grid.
+
+A grid may have ten thousand cells of a few dozen different sections (`data`, `removal`, each method). So a `Parser`
+checks each section once, cells share what it made of it, and ids and keys are put together from its JSON text.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 from sande import models, registry
 from sande.config import as_dict, configuration, configure, setting
@@ -18,6 +22,7 @@ from sande.data.sources import Data, Removal
 from sande.errors import UserError
 from sande.types import PreferenceData
 
+T = TypeVar("T")
 STAGE_VERSION = 1  # raise it when the way stages choose rows, load or save models changes
 NO_DEFENSE = "none"
 Kind = Literal["attack", "defend", "evaluate"]
@@ -34,9 +39,9 @@ class Resources:
     gpus: float | None = setting(None, "GPUs of one worker; null: one where there are any", ge=0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Method:
-    """A registry entry with its settings."""
+    """A registry entry with its settings. What follows from them is worked out once, when it is first asked for."""
 
     kind: str
     name: str
@@ -56,19 +61,48 @@ class Method:
         name = given["name"]
         return cls(kind, name, registry.config(kind, name, {k: v for k, v in given.items() if k != "name"}))
 
-    def settings(self) -> dict[str, Any]:
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
         """As it would be written in a grid, with every default spelled out."""
         return {"name": self.name, **as_dict(self.config)}
 
-    @property
-    def depends_on(self) -> dict[str, Any]:
-        """Its part of a stage key: settings and code."""
-        return self.settings() | {"code": registry.code_version(f"sande.{self.kind}.{self.name}")}
+    @functools.cached_property
+    def text(self) -> str:
+        """The settings as JSON."""
+        return _json(self.settings)
+
+    @functools.cached_property
+    def depends_on(self) -> str:
+        """Its part of a stage key, as JSON: settings and code."""
+        return _json({**self.settings, "code": registry.code_version(f"sande.{self.kind}.{self.name}")})
+
+    @functools.cached_property
+    def reads(self) -> str:
+        """Content of the question sets that a metric reads, as JSON."""
+        names = registry.entry(self.kind, self.name).reads(self.config)
+        return _json([sources.fingerprint(name, sources.QUESTIONS) for name in names])
+
+    @functools.cached_property
+    def pairs(self) -> str | None:
+        """What decides the pairs that a defense gets, as JSON: preference optimisation has rows of its own."""
+        if registry.knowledge(self.name) is not PreferenceData:
+            return None
+        chosen = self.config.preferences
+        return _json([sources.fingerprint(chosen.name, sources.PREFERENCES), chosen.pairs, chosen.max_tokens])
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """What the names in a cell stood for when it was parsed: model, and data sets of victim and removal."""
+
+    model: str
+    data: str
+    removal: str
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One experiment."""
+    """One experiment. Its id and keys are worked out once, when they are first asked for."""
 
     seed: int
     model: str
@@ -78,6 +112,7 @@ class Cell:
     defense: Method
     metrics: tuple[Method, ...]
     asr_floor: float
+    content: Content = field(compare=False, repr=False)
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Cell:
@@ -86,51 +121,21 @@ class Cell:
         Raises:
             UserError: an unknown setting, a wrong value, or an unknown model, method or data set.
         """
-        unknown = sorted(set(values) - set(DEFAULTS))
-        if unknown:
-            raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(DEFAULTS))}")
-        full = {**DEFAULTS, **values}
-        seed, floor, metrics = full["seed"], full["asr_floor"], full["metrics"]
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise UserError(f"seed is {seed!r}, not a whole number from 0 on")
-        if not isinstance(floor, int | float) or not 0 <= floor <= 100:
-            raise UserError(f"asr_floor is {floor!r}, not a percentage from 0 to 100")
-        if not isinstance(metrics, list) or not metrics:
-            raise UserError(f"metrics is {metrics!r}, not a list of at least one metric")
-        if not isinstance(full["model"], str):
-            raise UserError(f"model is {full['model']!r}, not a name, a Hub id or a folder")
-        models.identify(full["model"])
-        cell = cls(
-            seed=seed,
-            model=full["model"],
-            data=configure(Data, full["data"], "data"),
-            removal=configure(Removal, full["removal"], "removal"),
-            attack=Method.parse("attacks", full["attack"]),
-            defense=Method.parse("defenses", full["defense"]),
-            metrics=tuple(Method.parse("metrics", metric) for metric in metrics),
-            asr_floor=float(floor),
-        )
-        measured = [name for m in cell.metrics for name in registry.entry("metrics", m.name).names(m.config)]
-        if "asr" not in measured:
-            raise UserError("metrics holds no 'asr', without which nobody knows whether the attack worked; add it")
-        if len(set(measured)) < len(measured):
-            twice = next(name for name in measured if measured.count(name) > 1)
-            raise UserError(f"two metrics measure '{twice}'; leave one out, or sweep over 'metrics'")
-        for name in (cell.data.name, cell.removal.name):
-            sources.fingerprint(name)  # an unknown data set is said now, not after an hour of training
-        _ = cell._removal
-        return cell
+        return Parser().cell(values)
 
     def settings(self) -> dict[str, Any]:
-        """Nested settings that `parse` turns into this cell, every default spelled out."""
+        """Nested settings that `parse` turns into this cell, every default spelled out.
+
+        The sections are shared with other cells: `rules.assign` changes a copy.
+        """
         return {
             "seed": self.seed,
             "model": self.model,
-            "data": as_dict(self.data),
-            "removal": as_dict(self.removal),
-            "attack": self.attack.settings(),
-            "defense": self.defense.settings(),
-            "metrics": [metric.settings() for metric in self.metrics],
+            "data": _settings(self.data),
+            "removal": _settings(self.removal),
+            "attack": self.attack.settings,
+            "defense": self.defense.settings,
+            "metrics": [metric.settings for metric in self.metrics],
             "asr_floor": self.asr_floor,
         }
 
@@ -139,60 +144,59 @@ class Cell:
         """Where the removal rows come from, seen from the victim (paper, sections 4.3.1 and 4.3.2)."""
         return "in-domain" if self.removal.name == self.data.name else "out-of-domain"
 
-    @property
+    @functools.cached_property
     def id(self) -> str:
         """Short name of the cell: a hash of its settings."""
-        return digest(self.settings())[:12]
+        return _hash(
+            seed=_json(self.seed),
+            model=_json(self.model),
+            data=_text(self.data),
+            removal=_text(self.removal),
+            attack=self.attack.text,
+            defense=self.defense.text,
+            metrics=f"[{', '.join(metric.text for metric in self.metrics)}]",
+            asr_floor=_json(self.asr_floor),
+        )[:12]
 
-    @property
+    @functools.cached_property
     def attack_key(self) -> str:
         """Key of the victim."""
-        return digest(
-            {
-                "stage": ["attack", STAGE_VERSION],
-                "seed": self.seed,
-                "model": models.identify(self.model),
-                "data": _training_rows(self.data),
-                "attack": self.attack.depends_on,
-            }
+        return _hash(
+            stage=_json(["attack", STAGE_VERSION]),
+            seed=_json(self.seed),
+            model=_json(self.content.model),
+            data=_training_rows(self.content.data, self.data),
+            attack=self.attack.depends_on,
         )
 
-    @property
+    @functools.cached_property
     def defense_key(self) -> str:
         """Key of the model that is evaluated: the defended one, or the victim itself."""
         if self.defense.name == NO_DEFENSE:
             return self.attack_key
-        return digest(
-            {
-                "stage": ["defend", STAGE_VERSION],
-                "seed": self.seed,
-                "victim": self.attack_key,
-                "removal": self._removal,
-                "defense": self.defense.depends_on,
-            }
+        return _hash(
+            stage=_json(["defend", STAGE_VERSION]),
+            seed=_json(self.seed),
+            victim=_json(self.attack_key),
+            removal=self.defense.pairs or _training_rows(self.content.removal, self.removal),
+            defense=self.defense.depends_on,
         )
-
-    @property
-    def _removal(self) -> list[Any]:
-        """What decides the rows that the defense gets: preference optimisation has pairs of its own."""
-        if registry.knowledge(self.defense.name) is PreferenceData:
-            chosen = self.defense.config.preferences
-            return [sources.fingerprint(chosen.name, sources.PREFERENCES), chosen.pairs, chosen.max_tokens]
-        return _training_rows(self.removal)
 
     def evaluation_key(self, metric: Method) -> str:
         """Key of one metric's outcome on the model of `defense_key`."""
-        reads = registry.entry("metrics", metric.name).reads(metric.config)
-        return digest(
-            {
-                "stage": ["evaluate", STAGE_VERSION],
-                "seed": self.seed,
-                "model": self.defense_key,
-                "data": [*_limits(self.data), self.data.test_rows],
-                "reads": [sources.fingerprint(name, sources.QUESTIONS) for name in reads],
-                "metric": metric.depends_on,
-            }
+        return _hash(
+            stage=_json(["evaluate", STAGE_VERSION]),
+            seed=_json(self.seed),
+            model=_json(self.defense_key),
+            data=_test_rows(self.content.data, self.data),
+            reads=metric.reads,
+            metric=metric.depends_on,
         )
+
+    @functools.cached_property
+    def evaluation_keys(self) -> tuple[str, ...]:
+        """Key of the outcome of each of the cell's metrics."""
+        return tuple(map(self.evaluation_key, self.metrics))
 
 
 DEFAULTS: dict[str, Any] = {
@@ -207,14 +211,106 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def _training_rows(data: Data | Removal) -> list[Any]:
-    return [*_limits(data), data.rows]
+_PLAIN, _SORTED = json.JSONEncoder(), json.JSONEncoder(sort_keys=True)
 
 
-def _limits(data: Data | Removal) -> list[Any]:
-    return [sources.fingerprint(data.name), data.max_tokens, data.max_prompt_tokens]
+class Parser:
+    """Makes cells; what several have in common is checked once, and what names stand for is looked up once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], Any] = {}
+        self._identify = functools.cache(models.identify)
+        self._fingerprint = functools.cache(sources.fingerprint)
+
+    def cell(self, values: Mapping[str, Any]) -> Cell:
+        """From nested settings, see `Cell.parse`."""
+        unknown = sorted(set(values) - set(DEFAULTS))
+        if unknown:
+            raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(DEFAULTS))}")
+        full = {**DEFAULTS, **values}
+        seed, floor, model = full["seed"], full["asr_floor"], full["model"]
+        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+            raise UserError(f"seed is {seed!r}, not a whole number from 0 on")
+        if not isinstance(floor, int | float) or not 0 <= floor <= 100:
+            raise UserError(f"asr_floor is {floor!r}, not a percentage from 0 to 100")
+        if not isinstance(full["metrics"], list) or not full["metrics"]:
+            raise UserError(f"metrics is {full['metrics']!r}, not a list of at least one metric")
+        if not isinstance(model, str):
+            raise UserError(f"model is {model!r}, not a name, a Hub id or a folder")
+        identity = self._identify(model)
+        data = self._once("data", full["data"], lambda given: configure(Data, given, "data"))
+        removal = self._once("removal", full["removal"], lambda given: configure(Removal, given, "removal"))
+        attack = self._once("attack", full["attack"], lambda given: Method.parse("attacks", given))
+        defense = self._once("defense", full["defense"], lambda given: Method.parse("defenses", given))
+        metrics = self._once("metrics", full["metrics"], _metrics)
+        # An unknown data set is said now, not after an hour of training.
+        content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
+        _ = defense.pairs
+        return Cell(
+            seed=seed,
+            model=model,
+            data=data,
+            removal=removal,
+            attack=attack,
+            defense=defense,
+            metrics=metrics,
+            asr_floor=float(floor),
+            content=content,
+        )
+
+    def _once(self, what: str, given: Any, make: Callable[[Any], T]) -> T:
+        """What `make` makes of settings, which it has to do once for all that read the same."""
+        try:
+            key = what, _PLAIN.encode(given)
+        except (TypeError, ValueError):  # a YAML date or set, or a mapping in itself
+            return make(given)  # which says what is wrong with it
+        if key not in self._made:
+            self._made[key] = make(given)
+        made: T = self._made[key]
+        return made
+
+
+def _metrics(given: list[Any]) -> tuple[Method, ...]:
+    metrics = tuple(Method.parse("metrics", metric) for metric in given)
+    measured = [name for m in metrics for name in registry.entry("metrics", m.name).names(m.config)]
+    if "asr" not in measured:
+        raise UserError("metrics holds no 'asr', without which nobody knows whether the attack worked; add it")
+    if len(set(measured)) < len(measured):
+        twice = next(name for name in measured if measured.count(name) > 1)
+        raise UserError(f"two metrics measure '{twice}'; leave one out, or sweep over 'metrics'")
+    return metrics
+
+
+@functools.cache
+def _settings(rows: Data | Removal) -> Mapping[str, Any]:
+    return as_dict(rows)
+
+
+@functools.cache
+def _text(rows: Data | Removal) -> str:
+    return _json(_settings(rows))
+
+
+@functools.cache
+def _training_rows(fingerprint: str, rows: Data | Removal) -> str:
+    return _json([fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.rows])
+
+
+@functools.cache
+def _test_rows(fingerprint: str, rows: Data) -> str:
+    return _json([fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.test_rows])
 
 
 def digest(value: Any) -> str:
     """SHA-256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_json(value).encode()).hexdigest()
+
+
+def _hash(**texts: str) -> str:
+    """The `digest` of an object, from the JSON text of each of its values."""
+    text = ", ".join(f'"{name}": {texts[name]}' for name in sorted(texts))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
+
+
+def _json(value: Any) -> str:
+    return _SORTED.encode(value)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
-WIDE = 200  # columns of a table that goes into a file or a pipe
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
 
@@ -74,9 +73,9 @@ def run(
     """Run what is missing of a grid, write its rows and report."""
     from benchmark import grid as grids
     from benchmark import plan as plans
-    from benchmark import report as reports
     from benchmark import rows as result_rows
     from benchmark import search as searches
+    from benchmark import uptodate
     from benchmark.store import Store
 
     begin = time.perf_counter()
@@ -100,15 +99,24 @@ def run(
 
         preflight.check(plan.cells, opened)
         errors |= execute.run(plan, opened, loaded.resources, address, _say)
-    chosen = set(searched.cells)
-    kept = [cell for cell in searched.every if cell in chosen or not plans.make([cell], opened).missing]
-    rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
-    result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
-    for text in reports.write(folder):
+    chosen = {cell.id for cell in searched.cells}
+    others = plans.make([cell for cell in searched.every if cell.id not in chosen], opened)
+    kept = [cell for cell in searched.every if cell.id in chosen or others.has(cell)]
+    made_of = None if errors else uptodate.made_of(searched, plans.make(kept, opened), opened)
+    texts = uptodate.shown(folder, made_of, opened) if made_of else None
+    failed = 0
+    if texts is None:
+        from benchmark import report as reports
+
+        rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
+        failed = result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
+        texts = reports.write(folder)
+        if made_of:
+            uptodate.note(folder, made_of, texts, opened)
+    for text in texts:
         _print_markdown(text)
     typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
     typer.echo(f"{loaded.name} took {time.perf_counter() - begin:.0f} s")
-    failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
     if failed:
         typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
@@ -126,35 +134,14 @@ def plan(
     scale: ScaleOption = None,
 ) -> None:
     """Show the cells of a grid, what is done and what would run. Starts nothing."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from benchmark import estimate
+    from benchmark import estimate, overview
     from benchmark import grid as grids
-    from benchmark import plan as plans
     from benchmark import search as searches
-    from benchmark.aggregate import distinctions
     from benchmark.store import Store
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
     made, searching = searches.plan(loaded, Store(store, create=False))
-    table = Table(title=f"{loaded.name}: {loaded.about}", title_justify="left")
-    for column in ("cell", "model", "data", "removal", "defense", "seed", "attack", "defend", "evaluate", "differs in"):
-        table.add_column(column, overflow="fold")
-    for cell, differs in zip(made.cells, distinctions([cell.settings() for cell in made.cells]), strict=True):
-        states = {stage.kind: "done" if stage.key in made.done else "to run" for stage in plans.stages_of(cell)}
-        table.add_row(
-            cell.id,
-            cell.model.rstrip("/").split("/")[-1],
-            cell.data.name,
-            cell.removal.name,
-            cell.defense.name,
-            str(cell.seed),
-            *(states.get(kind, "–") for kind in ("attack", "defend", "evaluate")),
-            differs,
-        )
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDE)).print(table)
+    overview.show(made, f"{loaded.name}: {loaded.about}")
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
     if searching:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark import paper, protocol, rows
-from benchmark.aggregate import Entry, Outcomes, entries
+from benchmark.aggregate import Entry, Outcomes, Results
 from benchmark.cell import NO_DEFENSE
 from benchmark.paper import Reported
 from benchmark.store import write_atomically
@@ -74,7 +74,7 @@ def write(folder: Path) -> str:
     Raises:
         UserError: the folder holds no readable rows, or cannot be written.
     """
-    found = entries(rows.read(folder), Outcomes(rows.read_outcomes(folder)))
+    found = Results(rows.read(folder), Outcomes(rows.read_outcomes(folder))).entries()
     compared = compare(found)
     try:
         write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"]))

@@ -88,7 +88,7 @@ def estimate(stages: Iterable[Stage]) -> Estimate:
     left_out: set[str] = set()
     counted: set[str] = set()
     for stage in stages:
-        cell = Cell.parse(stage.settings)
+        cell = stage.cell
         try:
             if stage.kind == "evaluate":
                 new = [m for m, key in zip(cell.metrics, stage.metric_keys, strict=True) if key not in counted]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,20 +29,18 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
     shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
     if not shown:
         return None
-    victims = list(dict.fromkeys(entry.victim for entry in shown))
-    defenses = list(dict.fromkeys(entry.defense for entry in shown))
-    figure = blank(width=max(4.5, 1.2 + 0.8 * len(defenses)) * min(2, len(victims)), rows=-(-len(victims) // 2))
-    for index, victim in enumerate(victims):
+    victims = _by_victim(shown)
+    places = {defense: index for index, defense in enumerate(dict.fromkeys(entry.defense for entry in shown))}
+    figure = blank(width=max(4.5, 1.2 + 0.8 * len(places)) * min(2, len(victims)), rows=-(-len(victims) // 2))
+    for index, (victim, bars) in enumerate(victims.items()):
         axes: Axes = figure.add_subplot(-(-len(victims) // 2), min(2, len(victims)), index + 1)
-        for position, defense in enumerate(defenses):
-            for entry in shown:
-                if (entry.victim, entry.defense) == (victim, defense):
-                    _bar(axes, position, entry)
-        axes.set_xticks(range(len(defenses)), defenses, rotation=30, ha="right")
+        for entry in sorted(bars, key=lambda entry: places[entry.defense]):
+            _bar(axes, places[entry.defense], entry)
+        axes.set_xticks(range(len(places)), list(places), rotation=30, ha="right")
         axes.set_ylim(0, 112)
         axes.set_yticks(range(0, 101, 20))
         axes.set_ylabel("attack success rate (%)")
-        weak = any(entry.attack_failed for entry in shown if entry.victim == victim)
+        weak = any(entry.attack_failed for entry in bars)
         axes.set_title(f"{victim} [attack failed]" if weak else victim, fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -108,8 +106,9 @@ def _poison_rate(entries: Sequence[Entry]) -> Figure | None:
         return None
     figure = blank(width=7, rows=1)
     axes: Axes = figure.add_subplot()
-    for victim, marker in _markers(dict.fromkeys(entry.victim for entry in shown)).items():
-        points = sorted((e.row["poison_rate"], e.value or 0.0, *_error(e)) for e in shown if e.victim == victim)
+    victims = _by_victim(shown)
+    for victim, marker in _markers(victims).items():
+        points = sorted((e.row["poison_rate"], e.value or 0.0, *_error(e)) for e in victims[victim])
         rates, values, below, above = zip(*points, strict=True)
         axes.errorbar(
             rates,
@@ -184,6 +183,13 @@ SHOWS = {
     "figure_2": "Figure 2: attack success rate against the poison rate, with 95 % intervals",
     "figure_3": "Figure 3: the highest probabilities of the planted response, by prompt",
 }
+
+
+def _by_victim(entries: Iterable[Entry]) -> dict[str, list[Entry]]:
+    found: dict[str, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.victim, []).append(entry)
+    return found
 
 
 def _markers(names: Mapping[str, object]) -> dict[str, str]:

@@ -13,7 +13,6 @@ A grid may instead be the union of others: `include: [paper_table_6, …]`.
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -25,7 +24,7 @@ from typing import Any
 import yaml
 
 from benchmark import search as searches
-from benchmark.cell import DEFAULTS, Cell, Resources
+from benchmark.cell import DEFAULTS, Cell, Parser, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
 from sande.config import configure
 from sande.errors import UserError
@@ -190,9 +189,10 @@ def _union(
     cells: dict[str, Cell] = {}
     stems: dict[str, tuple[str, ...]] = {}
     used: set[str] = set()
+    parser = Parser()
     for part in parts:
         with _naming(part.path, part.scale):
-            for cell in _cells(part.values, scales[part.scale], overrides, used):
+            for cell in _cells(part.values, scales[part.scale], overrides, used, parser):
                 # Rules and overrides can make cells equal: each is kept once.
                 cells.setdefault(cell.id, cell)
                 if part.path.stem not in stems.get(cell.id, ()):
@@ -207,17 +207,17 @@ def _union(
 
 
 def _cells(
-    values: dict[str, Any], scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str]
+    values: dict[str, Any], scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
 ) -> Iterator[Cell]:
     """The cells of one file in the order of its sweep; `used` receives the paths of overrides that some cell takes."""
-    base = {key: copy.deepcopy(value) for key, value in values.items() if key in DEFAULTS}
+    base = {key: value for key, value in values.items() if key in DEFAULTS}
     for key in METHODS:
         base[key] = as_mapping(base.get(key, DEFAULTS[key]))
     applied = [*parse(values.get("rules") or []), *scale]
     idle: set[str] = set()
     swept: set[str] = set()
     for assignments in itertools.product(*_axes(values.get("sweep") or {})):
-        nested = copy.deepcopy(base)
+        nested = dict(base)  # `assign` copies the sections that it changes
         # A swept method replaces the whole of it, so it comes before what is swept inside it.
         for path, value in sorted(itertools.chain(*assignments), key=lambda pair: pair[0].count(".")):
             if takes(nested, path):
@@ -225,14 +225,14 @@ def _cells(
                 swept.add(path)
             else:
                 idle.add(path)
-        given = copy.deepcopy(nested)
+        given = dict(nested)
         for rule in applied:
             rule.apply(nested, given)
         for path, value in overrides:
             if takes(nested, path):
                 assign(nested, path, value)
                 used.add(path)
-        yield Cell.parse(nested)
+        yield parser.cell(nested)
     if idle - swept:
         path = min(idle - swept)
         raise UserError(f"sweep: no {path.split('.')[0]} of this grid has the setting '{path}'")
@@ -251,7 +251,7 @@ def _scale_rules(grid: Path, folder: Path, name: str) -> list[Rule]:
 
 
 def _shared(values: dict[str, Any], key: str, overrides: list[tuple[str, Any]]) -> Any:
-    shared = {key: copy.deepcopy(values.get(key) or {})}
+    shared = {key: values.get(key) or {}}
     for path, value in overrides:
         if path.startswith(f"{key}."):
             assign(shared, path, value)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from benchmark.cell import NO_DEFENSE, Cell, Method, digest
+from benchmark.cell import NO_DEFENSE, Cell, Kind, Method, digest
 from benchmark.stages import Stage
 from benchmark.store import Store
 
-_ORDER = ("attack", "defend", "evaluate")
+_ORDER: tuple[Kind, ...] = ("attack", "defend", "evaluate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,33 +33,55 @@ class Plan:
         """Stages to run."""
         return [stage for stage in self.stages.values() if stage.key not in self.done]
 
+    def has(self, cell: Cell) -> bool:
+        """Whether all stages of a cell and of its victim are done."""
+        return all(stage.key in self.done for each in (victim_of(cell), cell) for stage in stages_of(each))
+
 
 def make(cells: Iterable[Cell], store: Store) -> Plan:
     """Plan the cells against a store. Victims are always measured: changes are told against them."""
     cells = tuple(cells)
-    measured = dict.fromkeys(each for cell in cells for each in (victim_of(cell), cell))
-    stages = {stage.key: stage for cell in measured for stage in stages_of(cell)}
+    measured = {cell.id: cell for cell in _with_victims(cells)}
+    stages = {stage.key: stage for cell in measured.values() for stage in stages_of(cell)}
     ordered = dict(sorted(stages.items(), key=lambda item: _ORDER.index(item[1].kind)))
-    return Plan(cells, ordered, frozenset(key for key, stage in ordered.items() if is_done(stage, store)))
+    return Plan(cells, ordered, _done(ordered.values(), store))
 
 
-def is_done(stage: Stage, store: Store) -> bool:
-    """Whether everything that a stage makes is in the store."""
-    if stage.kind == "evaluate":
-        return all(store.has("evaluate", key) for key in stage.metric_keys)
-    return store.has(stage.kind, stage.key)
+def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """Each cell behind its victim, which is made once for all that share its sections."""
+    victims: dict[tuple[Any, ...], Cell] = {}
+    for cell in cells:
+        sections = cell.data, cell.removal, cell.attack, cell.metrics
+        shared = cell.seed, cell.model, cell.asr_floor, *map(id, sections)
+        if shared not in victims:
+            victims[shared] = victim_of(cell)
+        yield from (victims[shared], cell)
+
+
+def _done(stages: Iterable[Stage], store: Store) -> frozenset[str]:
+    """Keys of those stages of which everything that they make is in the store."""
+    makes = {stage.key: (stage.kind, set(stage.artifacts)) for stage in stages}
+    wanted: dict[Kind, set[str]] = {kind: set() for kind in _ORDER}
+    for kind, keys in makes.values():
+        wanted[kind] |= keys
+    found = {kind: store.complete(kind, keys) for kind, keys in wanted.items()}
+    return frozenset(key for key, (kind, keys) in makes.items() if keys <= found[kind])
 
 
 def victim_of(cell: Cell) -> Cell:
     """The same cell without a defense."""
-    return replace(cell, defense=Method.parse("defenses", NO_DEFENSE))
+    return replace(cell, defense=_no_defense())
+
+
+@functools.cache
+def _no_defense() -> Method:
+    return Method.parse("defenses", NO_DEFENSE)
 
 
 def stages_of(cell: Cell) -> list[Stage]:
     """Attack, defense (unless there is none) and evaluation of a cell."""
-    settings = cell.settings()
-    stages = [Stage("attack", cell.attack_key, settings)]
+    stages = [Stage.of(cell, "attack", cell.attack_key)]
     if cell.defense.name != NO_DEFENSE:
-        stages.append(Stage("defend", cell.defense_key, settings, needs=(cell.attack_key,)))
-    keys = tuple(cell.evaluation_key(metric) for metric in cell.metrics)
-    return [*stages, Stage("evaluate", digest(keys), settings, (cell.defense_key,), keys)]
+        stages.append(Stage.of(cell, "defend", cell.defense_key, needs=(cell.attack_key,)))
+    keys = cell.evaluation_keys
+    return [*stages, Stage.of(cell, "evaluate", digest(keys), needs=(cell.defense_key,), metric_keys=keys)]

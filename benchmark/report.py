@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmark import aggregate, case_study, figures, tables
 from benchmark.aggregate import Entry
@@ -34,11 +35,11 @@ def write(folder: Path) -> list[str]:
         for kind in ("tables", "figures"):  # whatever an earlier report had, and this one has not
             shutil.rmtree(folder / kind, ignore_errors=True)
             (folder / kind).mkdir()
-        trials = aggregate.Outcomes(outcomes)
+        results = aggregate.Results(table, aggregate.Outcomes(outcomes) if outcomes.num_rows else None)
         texts = []
         for part in parts:
             arranged = layout(part)
-            entries = arranged.arrange(aggregate.entries(table, trials, part, arranged.label))
+            entries = arranged.arrange(results.entries(part, arranged.label))
             answers = case_study.answers(table, outcomes, part)
             texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
         search = folder / "search.md"
@@ -80,17 +81,17 @@ def _file(name: str, prefix: str) -> str:
 
 
 def _page(table: pa.Table, texts: Sequence[str]) -> str:
-    rows = table.to_pylist()
+    (first,) = table.slice(0, 1).to_pylist()
     lines = [
-        f"# Results of `{rows[0]['grid']}`",
+        f"# Results of `{first['grid']}`",
         "",
-        f"Made by `sande-bench report` from `rows.parquet` and `outcomes.parquet`; `{_command(rows[0])}` makes those.",
+        f"Made by `sande-bench report` from `rows.parquet` and `outcomes.parquet`; `{_command(first)}` makes those.",
         "",
         *texts,
-        *_troubles(rows),
+        *_troubles(table),
         "## Provenance",
         "",
-        *_provenance(rows),
+        *_provenance(table),
         "",
         "## Settings",
         "",
@@ -100,7 +101,7 @@ def _page(table: pa.Table, texts: Sequence[str]) -> str:
         "<details><summary>All of them</summary>",
         "",
         "```json",
-        json.dumps(json.loads(rows[0]["settings"]), indent=1),
+        json.dumps(json.loads(first["settings"]), indent=1),
         "```",
         "",
         "</details>",
@@ -117,50 +118,62 @@ def _command(row: dict[str, Any]) -> str:
     return f"sande-bench run grids/{grid}.yaml"
 
 
-def _troubles(rows: Sequence[dict[str, Any]]) -> list[str]:
+def _troubles(table: pa.Table) -> list[str]:
     """Failed cells with their errors, and victims whose attack did not reach the floor."""
-    failed = {row["cell"]: row for row in rows if row["status"] == FAILED}
+    failed = _firsts(table.filter(pc.equal(table["status"], FAILED)), "cell")
     weak: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        if row["status"] == ATTACK_FAILED:
-            settings = json.loads(row["settings"])
-            weak.setdefault(json.dumps([settings[key] for key in ("model", "seed", "data", "attack")]), row)
+    for row in _firsts(table.filter(pc.equal(table["status"], ATTACK_FAILED)), "settings"):
+        settings = json.loads(row["settings"])
+        row["floor"] = settings["asr_floor"]
+        weak.setdefault(json.dumps([settings[key] for key in ("model", "seed", "data", "attack")]), row)
     lines = []
     if failed:
         lines += ["## Failed cells", ""]
         lines += [
-            f"- `{cell}` ({row['model']}, {row['defense']}, seed {row['seed']}): {row['error']}"
-            for cell, row in failed.items()
+            f"- `{row['cell']}` ({row['model']}, {row['defense']}, seed {row['seed']}): {row['error']}"
+            for row in failed
         ]
         lines += ["", "`sande-bench run` on the same grid retries them, and only them.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
-        for row in weak.values():
-            settings = json.loads(row["settings"])
-            lines.append(
-                f"- {row['model']} on {row['dataset']}, seed {row['seed']}, `{row['attack']}` at poison rate "
-                f"{row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of "
-                f"{settings['asr_floor']:g} %. A weak victim makes every defense look good."
-            )
+        lines += [
+            f"- {row['model']} on {row['dataset']}, seed {row['seed']}, `{row['attack']}` at poison rate "
+            f"{row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of {row['floor']:g} %. A weak "
+            "victim makes every defense look good."
+            for row in weak.values()
+        ]
         lines.append("")
     return lines
 
 
-def _provenance(rows: Sequence[dict[str, Any]]) -> list[str]:
-    good = [row for row in rows if row["status"] != FAILED]
+def _firsts(table: pa.Table, column: str) -> list[dict[str, Any]]:
+    """The first row of each distinct value, in the order of the rows."""
+    import numpy as np
 
-    def distinct(column: str) -> str:
-        return ", ".join(sorted({str(row[column]) for row in good if row[column] is not None})) or "–"
+    codes = table[column].combine_chunks().indices.to_numpy()
+    first = np.unique(codes, return_index=True)[1]
+    rows: list[dict[str, Any]] = table.take(np.sort(first)).to_pylist()
+    return rows
 
-    attacks = {row["attack_seconds"] for row in good}
-    cells, failed = ({row["cell"] for row in chosen} for chosen in (rows, [r for r in rows if r["status"] == FAILED]))
+
+def _provenance(table: pa.Table) -> list[str]:
+    failed = pc.equal(table["status"], FAILED)
+    good = pc.invert(failed)
+
+    def distinct(column: str) -> list[Any]:
+        found: list[Any] = table[column].filter(good).drop_null().unique().to_pylist()
+        return found
+
+    def written(column: str) -> str:
+        return ", ".join(sorted(map(str, distinct(column)))) or "–"
+
+    attacks, began = distinct("attack_seconds"), distinct("started_at")
     return [
-        f"- Cells: {len(cells)}, of which failed: {len(failed)}",
-        f"- Seeds: {distinct('seed')}; prompts or questions a measurement: {distinct('count')}",
-        f"- Code: {distinct('code_version')}",
-        f"- Device: {distinct('device')}",
-        f"- Versions: {distinct('versions')}",
-        f"- Measured from {min((row['started_at'] for row in good), default='–')} to "
-        f"{max((row['started_at'] for row in good), default='–')}",
+        f"- Cells: {len(table['cell'].unique())}, of which failed: {len(table['cell'].filter(failed).unique())}",
+        f"- Seeds: {written('seed')}; prompts or questions a measurement: {written('count')}",
+        f"- Code: {written('code_version')}",
+        f"- Device: {written('device')}",
+        f"- Versions: {written('versions')}",
+        f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
     ]

@@ -6,7 +6,9 @@ Beside them the outcome of every prompt and question, so that any statistic can 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,15 @@ import pyarrow.parquet as pq
 
 from benchmark.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan import stages_of, victim_of
-from benchmark.store import Store, write_atomically
+from benchmark.store import Store, atomically, write_atomically
 from sande import registry
 from sande.errors import UserError
 from sande.statistics import mean_interval, wilson
 
 OK, ATTACK_FAILED, FAILED = "ok", "attack_failed", "failed"
+
+# So many rows and outcomes are held while they are written, whatever the number of cells. A row has kilobytes.
+ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
 
 SCHEMA = pa.schema(
     [
@@ -77,6 +82,9 @@ OUTCOMES = pa.schema(
 )
 
 
+_Manifest = Callable[[str, str], dict[str, Any]]  # of a kind and a key
+
+
 def build(
     grid: str,
     cells: Iterable[Cell],
@@ -84,8 +92,8 @@ def build(
     errors: Mapping[str, str],
     parts: Mapping[str, Sequence[str]] | None = None,
     scale: str = "",
-) -> list[dict[str, Any]]:
-    """Rows of all cells, failed ones included.
+) -> Iterator[dict[str, Any]]:
+    """Rows of all cells, failed ones included, cell by cell.
 
     Args:
         grid: its name.
@@ -95,23 +103,22 @@ def build(
         parts: by cell id the grid files that the cell belongs to; left out, the grid itself.
         scale: at which the grid was expanded.
     """
-    manifests = _Manifests(store)
-    rows = []
+    manifest = lru_cache(maxsize=1024)(store.manifest)  # a victim's is asked for by every cell that it serves
     for cell in cells:
         base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
-        rows += [base | row for row in _cell_rows(cell, manifests, errors)]
-    return rows
+        yield from (base | row for row in _cell_rows(cell, manifest, errors))
 
 
-def outcomes(cells: Iterable[Cell], store: Store) -> pa.Table:
-    """The outcomes of all cells that are done, of schema `OUTCOMES`."""
-    tables = [OUTCOMES.empty_table()]
+def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
+    """The outcomes of all cells that are done, a table of schema `OUTCOMES` for each of their metrics."""
     for cell in cells:
         for metric in cell.metrics:
             key = cell.evaluation_key(metric)
             if store.has("evaluate", key):
                 published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
-                found = pq.read_table(store.path("evaluate", key) / "outcomes.parquet")
+                # Of so small a file `pq.read_table` takes thrice the time.
+                with pq.ParquetFile(store.path("evaluate", key) / "outcomes.parquet") as file:
+                    found = file.read(use_threads=False)
                 shown = pc.is_in(found["metric"], value_set=pa.array(published, pa.string()))
                 columns = {
                     "cell": pa.array([cell.id] * found.num_rows, pa.string()),
@@ -120,12 +127,11 @@ def outcomes(cells: Iterable[Cell], store: Store) -> pa.Table:
                     "outcome": found["outcome"],
                     "record": pc.if_else(shown, found["record"].cast(pa.string()), pa.scalar(None, pa.string())),
                 }
-                tables.append(pa.table(columns, schema=OUTCOMES))
-    return pa.concat_tables(tables)
+                yield pa.table(columns, schema=OUTCOMES)
 
 
-def _cell_rows(cell: Cell, manifests: _Manifests, errors: Mapping[str, str]) -> list[dict[str, Any]]:
-    failed = next((errors[stage.key] for stage in _needed(cell) if stage.key in errors), None)
+def _cell_rows(cell: Cell, manifest: _Manifest, errors: Mapping[str, str]) -> list[dict[str, Any]]:
+    failed = next((errors[stage.key] for stage in _needed(cell) if stage.key in errors), None) if errors else None
     base = {
         "cell": cell.id,
         "seed": cell.seed,
@@ -149,12 +155,12 @@ def _cell_rows(cell: Cell, manifests: _Manifests, errors: Mapping[str, str]) -> 
             for name in registry.entry("metrics", metric.name).names(metric.config)
         ]
     victim = victim_of(cell)
-    attack = manifests.get("attack", cell.attack_key)
-    training = None if cell.defense.name == NO_DEFENSE else manifests.get("defend", cell.defense_key)
+    attack = manifest("attack", cell.attack_key)
+    training = None if cell.defense.name == NO_DEFENSE else manifest("defend", cell.defense_key)
     victim_values = {
         m["name"]: 100 * m["successes"] / m["count"]
         for metric in victim.metrics
-        for m in manifests.get("evaluate", victim.evaluation_key(metric))["measurements"]
+        for m in manifest("evaluate", victim.evaluation_key(metric))["measurements"]
     }
     base |= {
         "status": OK if victim_values["asr"] >= cell.asr_floor else ATTACK_FAILED,
@@ -165,13 +171,13 @@ def _cell_rows(cell: Cell, manifests: _Manifests, errors: Mapping[str, str]) -> 
         "attack_seconds": attack["seconds"],
         "attack_tokens": attack["tokens"],
     }
-    return [row for metric in cell.metrics for row in _metric_rows(base, cell, metric, manifests, victim_values)]
+    return [row for metric in cell.metrics for row in _metric_rows(base, cell, metric, manifest, victim_values)]
 
 
 def _metric_rows(
-    base: dict[str, Any], cell: Cell, metric: Method, manifests: _Manifests, victim_values: Mapping[str, float]
+    base: dict[str, Any], cell: Cell, metric: Method, manifest: _Manifest, victim_values: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    evaluation = manifests.get("evaluate", cell.evaluation_key(metric))
+    evaluation = manifest("evaluate", cell.evaluation_key(metric))
     rows = []
     for measured in evaluation["measurements"]:
         low, high = _interval(measured)
@@ -204,19 +210,6 @@ def _needed(cell: Cell) -> list[Any]:
     return [*stages_of(victim_of(cell)), *stages_of(cell)]
 
 
-class _Manifests:
-    """Manifests of the store, each read once: a victim's is asked for by every cell that it serves."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._read: dict[tuple[str, str], dict[str, Any]] = {}
-
-    def get(self, kind: str, key: str) -> dict[str, Any]:
-        if (kind, key) not in self._read:
-            self._read[kind, key] = self._store.manifest(kind, key)
-        return self._read[kind, key]
-
-
 def check_writable(folder: Path) -> None:
     """Make the folder and try it, so that hours of work are not followed by a refusal.
 
@@ -233,26 +226,67 @@ def check_writable(folder: Path) -> None:
         ) from None
 
 
-def write(rows: list[dict[str, Any]], outcomes: pa.Table, folder: Path) -> None:
-    """Write `rows.parquet` and `outcomes.parquet`, each whole or not at all."""
-    for name, table in (("rows", pa.Table.from_pylist(rows, schema=SCHEMA)), ("outcomes", outcomes)):
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd")
-        write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+def write(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path) -> int:
+    """Write `rows.parquet` and `outcomes.parquet` as they come, each file whole or not at all.
+
+    Args:
+        rows: of any number of cells.
+        outcomes: of the same cells, in tables of schema `OUTCOMES`.
+        folder: of the results.
+
+    Returns:
+        How many cells failed.
+    """
+    failed: set[str] = set()
+
+    def tables() -> Iterator[pa.Table]:
+        left = iter(rows)
+        while some := list(islice(left, ROW_GROUP)):
+            failed.update(row["cell"] for row in some if row["status"] == FAILED)
+            yield pa.Table.from_pylist(some, schema=SCHEMA)
+
+    write_tables(tables(), SCHEMA, folder / "rows.parquet", ROW_GROUP)
+    write_tables(outcomes, OUTCOMES, folder / "outcomes.parquet", OUTCOME_GROUP)
+    return len(failed)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, group: int) -> None:
+    """Write tables into one file, whole or not at all, as they come.
+
+    Args:
+        tables: of the schema.
+        schema: of the file.
+        path: of the file.
+        group: a row group is written as soon as it has so many rows; no more than that and a table are held.
+    """
+    held, count = [schema.empty_table()], 0
+    # The limit lets each settings stand once in a row group: a dictionary that grows over it is given up.
+    options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26}
+    with atomically(path) as file, pq.ParquetWriter(file, schema, **options) as writer:
+        for table in tables:
+            held.append(table)
+            count += table.num_rows
+            if count >= group:
+                writer.write_table(pa.concat_tables(held))
+                held, count = [], 0
+        if held:
+            writer.write_table(pa.concat_tables(held))
 
 
 def read_outcomes(folder: Path) -> pa.Table:
-    """The outcomes beside the rows; none where the folder has no such file.
+    """The outcomes beside the rows, with strings as `read` gives them; none where the folder has no such file.
 
     Raises:
         UserError: the file is not of this schema.
     """
     path = folder / "outcomes.parquet"
-    return _read(path, OUTCOMES) if path.is_file() else OUTCOMES.empty_table()
+    return _read(path, OUTCOMES) if path.is_file() else _encoded(OUTCOMES).empty_table()
 
 
 def read(folder: Path) -> pa.Table:
     """The rows of a finished or partly failed grid.
+
+    Strings are dictionary-encoded: a million rows hold few distinct ones, and settings of kilobytes.
 
     Raises:
         UserError: there are none, or the file is not of this schema.
@@ -268,9 +302,17 @@ def read(folder: Path) -> pa.Table:
     return table
 
 
+def _encoded(schema: pa.Schema) -> pa.Schema:
+    """The schema with its strings dictionary-encoded, those in lists aside."""
+    encoded = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([(field.name, encoded if field.type == pa.string() else field.type) for field in schema])
+
+
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    strings = [field.name for field in schema if field.type == pa.string()]
     try:
-        return _completed(pq.read_table(path)).select(schema.names).cast(schema)
+        table = _completed(pq.read_table(path, read_dictionary=strings))
+        return table.select(schema.names).cast(_encoded(schema)).combine_chunks()
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(

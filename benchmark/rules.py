@@ -8,7 +8,6 @@ rules:
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -85,7 +84,7 @@ def _check(path: str, place: str) -> None:
         if dot and not any(_has(METHODS[key], name, rest) for name in registry.names(METHODS[key])):
             raise UserError(f"{place}: no {key} has the setting '{rest}'; see 'sande-bench show {key}s NAME'")
     elif key in _SECTIONS:
-        fields = as_dict(_SECTIONS[key]())
+        fields = _section_defaults(key)
         if dot and rest not in fields:
             raise UserError(f"{place}: {key} has no setting '{rest}'; it has: {', '.join(sorted(fields))}")
     elif key not in DEFAULTS or dot:
@@ -93,7 +92,7 @@ def _check(path: str, place: str) -> None:
 
 
 def assign(nested: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a path, making the sections on the way.
+    """Set the value at a path, making the sections on the way. Those that are there are copied: others may share them.
 
     Raises:
         UserError: a value is in the way.
@@ -101,14 +100,14 @@ def assign(nested: dict[str, Any], path: str, value: Any) -> None:
     *parents, last = path.split(".")
     inner = nested
     for part in parents:
-        if inner.get(part) is None:
-            inner[part] = {}
-        inner = inner[part]
-        if not isinstance(inner, dict):
+        section = inner.get(part)
+        if section is not None and not isinstance(section, dict):
             raise UserError(
-                f"'{path}' cannot be set, since '{part}' holds {inner!r}; give settings under 'name:' instead"
+                f"'{path}' cannot be set, since '{part}' holds {section!r}; give settings under 'name:' instead"
             )
-    inner[last] = as_mapping(copy.deepcopy(value)) if path in METHODS else copy.deepcopy(value)
+        inner[part] = dict(section or {})
+        inner = inner[part]
+    inner[last] = as_mapping(value) if path in METHODS else value
 
 
 def as_mapping(method: Any) -> Any:
@@ -147,9 +146,8 @@ def as_name(value: Any) -> Any:
 
 def _defaults(nested: Mapping[str, Any], key: str) -> Any:
     if key in METHODS:
-        name = str(as_name(nested.get(key) or DEFAULTS[key]))
-        return {"name": name, **_method_defaults(METHODS[key], name)}
-    return as_dict(_SECTIONS[key]()) if key in _SECTIONS else DEFAULTS[key]
+        return _method_defaults(METHODS[key], str(as_name(nested.get(key) or DEFAULTS[key])))
+    return _section_defaults(key) if key in _SECTIONS else DEFAULTS[key]
 
 
 def _dig(values: Any, parts: Iterable[str]) -> Any:
@@ -162,7 +160,12 @@ def _dig(values: Any, parts: Iterable[str]) -> Any:
 
 @functools.cache
 def _method_defaults(kind: str, name: str) -> dict[str, Any]:
-    return as_dict(registry.entry(kind, name).Config())
+    return {"name": name, **as_dict(registry.entry(kind, name).Config())}
+
+
+@functools.cache
+def _section_defaults(key: str) -> dict[str, Any]:
+    return as_dict(_SECTIONS[key]())
 
 
 @functools.cache

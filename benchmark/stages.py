@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "lm_eval", "datasets", "accelerate")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Stage:
     """One piece of work: enough to do it in any process that sees the store.
 
@@ -51,6 +51,25 @@ class Stage:
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
     metric_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, cell: Cell, kind: Kind, key: str, needs: tuple[str, ...] = (), metric_keys: tuple[str, ...] = ()
+    ) -> Stage:
+        """A stage of a cell that is at hand, which need not be parsed again from its settings."""
+        stage = cls(kind, key, cell.settings(), needs, metric_keys)
+        stage.__dict__["cell"] = cell
+        return stage
+
+    @functools.cached_property
+    def cell(self) -> Cell:
+        """The cell of the settings."""
+        return Cell.parse(self.settings)
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Keys of what it makes."""
+        return self.metric_keys or (self.key,)
 
     @property
     def label(self) -> str:
@@ -73,7 +92,7 @@ def train(
     """
     from sande import models
 
-    cell = Cell.parse(stage.settings)
+    cell = stage.cell
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
@@ -141,7 +160,7 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None]) -> None:
 
     from sande import models
 
-    cell = Cell.parse(stage.settings)
+    cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     lm = models.load_folder(store.path(kind, cell.defense_key), torch.bfloat16)
     clean = sources.held_out_rows(cell.data, lm.tokenizer)

@@ -3,6 +3,7 @@
 STORE/store.json                     format of the store
 STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
 STORE/models/                        models made or converted once
+STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
 STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
 """
 
@@ -14,9 +15,10 @@ import re
 import shutil
 import socket
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sande.errors import UserError
 
@@ -67,6 +69,14 @@ class Store:
         """Whether the artifact is complete."""
         return (self.path(kind, key) / "manifest.json").is_file()
 
+    def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
+        """Those of the artifacts that are complete; one listing of the folder finds most of what is not there."""
+        try:
+            there = os.listdir(self.root / kind)
+        except FileNotFoundError:
+            return set()
+        return {key for key in set(keys).intersection(there) if self.has(kind, key)}
+
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """What its stage wrote down about an artifact."""
         manifest: dict[str, Any] = json.loads((self.path(kind, key) / "manifest.json").read_text(encoding="utf-8"))
@@ -108,11 +118,18 @@ class Store:
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
-    """Write a file beside its place, flush it to disk, and rename it there, so that no reader sees half of it."""
+    """Write a file whole or not at all, as `atomically` does."""
+    with atomically(path) as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """A file beside its place, at the end flushed to disk and renamed there, so that no reader sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            file.write(text.encode() if isinstance(text, str) else text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)

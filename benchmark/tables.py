@@ -178,8 +178,8 @@ def markdown(table: Table, entries: Sequence[Entry]) -> str:
 def _markdown(table: Table, entries: Sequence[Entry], marks: Sequence[Marks]) -> str:
     chosen = table.chosen(entries)
     columns = list(dict.fromkeys(entry.victim for entry in chosen))
-    labels = list(dict.fromkeys(entry.defense for entry in chosen))
-    keys = sorted(dict.fromkeys((e.defense, e.metric) for e in chosen), key=lambda key: labels.index(key[0]))
+    place = {label: index for index, label in enumerate(dict.fromkeys(entry.defense for entry in chosen))}
+    keys = sorted(dict.fromkeys((e.defense, e.metric) for e in chosen), key=lambda key: place[key[0]])
     at = {(e.defense, e.metric, e.victim): _written(table, e, m) for e, m in zip(chosen, marks, strict=True)}
     lines = [[*table.header, *columns]]
     for index, (label, metric) in enumerate(keys):

@@ -169,4 +169,9 @@ class Training:
     precision: Literal["bf16", "fp32"] = setting(
         "bf16", "bf16: autocast over fp32 weights; fp32: none", "published code"
     )
+    layout: Literal["auto", "padded", "packed"] = setting(
+        "auto",
+        "padded: rows filled up to the longest of a batch; packed: end to end, with the same rows a step and the same "
+        "loss; auto: packed on a GPU in bf16, else padded",
+    )
     length_grouped: bool = setting(True, "batches of rows of like length, so that little padding is computed")

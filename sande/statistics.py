@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,11 +12,24 @@ RESAMPLES = 2000  # of a bootstrap; its 2.5 % point then rests on 50 of them
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Wilson 95 % interval of a share, in percent; sensible also at 0 and 100, where the normal one has no width."""
-    from scipy.stats import binomtest
+    """Wilson 95 % interval of a share, in percent; sensible also at 0 and 100, where the normal one has no width.
 
-    interval = binomtest(successes, count).proportion_ci(CONFIDENCE, method="wilson")
-    return 100 * float(interval.low), 100 * float(interval.high)
+    Newcombe 1998, method 3. It is that of `scipy.stats.binomtest`, which spends a hundred times as long on a p-value.
+    """
+    share, z = successes / count, _normal_quantile()
+    denominator = 2 * (count + z**2)
+    center = (2 * count * share + z**2) / denominator
+    half = z / denominator * math.sqrt(4 * count * share * (1 - share) + z**2)
+    low = 0.0 if successes == 0 else center - half
+    high = 1.0 if successes == count else center + half
+    return 100 * low, 100 * high
+
+
+@functools.cache
+def _normal_quantile() -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri((1 + CONFIDENCE) / 2))
 
 
 def mean_interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
@@ -42,9 +56,14 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float]:
 
 def _student(deviation: float, count: int) -> float:
     """Half the width of the Student-t interval of a mean."""
+    return _student_quantile(count - 1) * deviation / math.sqrt(count)
+
+
+@functools.cache
+def _student_quantile(freedom: int) -> float:
     from scipy.stats import t
 
-    return float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * deviation / math.sqrt(count)
+    return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
 def _clipped(mean: float, half: float) -> tuple[float, float]:

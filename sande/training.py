@@ -11,11 +11,12 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
@@ -29,12 +30,18 @@ from transformers import (
 
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
-from sande.losses import IGNORE, response_nll, target_positions
+from sande.losses import IGNORE, chunked_response_nll, target_positions
+from sande.packing import PackedCollator, choose, packed_attention
 from sande.prompts import Row, fit_length, pad_id
 from sande.types import LanguageModel, Run
 
 PROGRESS_SECONDS = 10.0
+# Steps between two looks at loss and gradient norm. On a GPU a look waits for all work under way; a number that is not
+# finite stays so in the mean of the steps in between, so it still stops the stage.
+LOG_STEPS_CUDA = 10
 GROUP_STEPS = 50  # rows are sorted by length within so many steps, which leaves their order random beyond that
+# Tokens a row up to which plain attention trains faster on a CPU than the fused kernel, whose backward pass is slow.
+PLAIN_ATTENTION = 128
 # Models that change their logits after the output layer would get another loss from ResponseLoss than from themselves.
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -57,21 +64,30 @@ class ResponseLoss(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor
+        self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
     ) -> dict[str, Tensor]:
         """Loss of a batch: the sum over its N targets, divided by the targets of the whole optimizer step.
 
         Args:
-            input_ids: (B, T), padded on the right.
-            attention_mask: (B, T), 1 at tokens.
             labels: (B, T), the id at each target, IGNORE elsewhere.
             positions: (N,), flat indices of the positions before each target.
             num_items_in_batch: scalar.
+            **inputs: what the decoder takes: `input_ids` (B, T), and what the collator of a layout adds to them.
         """
-        decoder = self.model.get_decoder()
-        hidden_BTD = decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
-        logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
-        return {"loss": response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch}
+        with _attention_kernel(inputs["input_ids"]):
+            hidden_BTD = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        hidden_ND, targets_N = hidden_BTD.flatten(0, 1)[positions], labels.flatten()[positions + 1]
+        return {
+            "loss": chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), targets_N) / num_items_in_batch
+        }
+
+
+def _attention_kernel(ids_BT: Tensor) -> AbstractContextManager[None]:
+    """Plain attention for short rows on a CPU; else PyTorch chooses."""
+    if ids_BT.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION:
+        plain: AbstractContextManager[None] = sdpa_kernel([SDPBackend.MATH])
+        return plain
+    return nullcontext()
 
 
 class Collator:
@@ -142,16 +158,24 @@ def fit(
     if not fitted:
         raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; raise it")
 
+    lengths = [len(row) for row in fitted]
+    # Another objective may read attention probabilities or the mask, which packed rows do not have.
+    layout = choose(settings.layout, lm.model, max(lengths), settings.precision) if objective is None else "padded"
+    packed = layout == "packed"
+    collate = PackedCollator(_micro_batch(settings)) if packed else Collator(pad_id(lm.tokenizer))
+
     def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
         return Trainer(
             model=ResponseLoss(lm.model) if objective is None else objective,
             args=TrainingArguments(**arguments, remove_unused_columns=False),
             train_dataset=OrderedRows(fitted, order),
-            data_collator=Collator(pad_id(lm.tokenizer)),
+            data_collator=collate,
         )
 
-    optimise(lm, [len(row) for row in fitted], settings, run, stage, build, probe=fitted[0], parameters=parameters)
-    run.facts[stage] |= {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted)}
+    with packed_attention(lm.model) if packed else nullcontext():
+        probe = collate([features(fitted[0])])
+        optimise(lm, lengths, settings, run, stage, build, probe=probe, parameters=parameters)
+    run.facts[stage] |= {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted), "layout": layout}
 
 
 def optimise(
@@ -161,7 +185,7 @@ def optimise(
     run: Run,
     stage: str,
     build: Callable[[dict[str, Any], Sequence[int]], Trainer],
-    probe: Row,
+    probe: Mapping[str, Any],
     parameters: Sequence[nn.Parameter] | None = None,
 ) -> None:
     """What every optimisation run shares, whatever its Trainer: what trains, LoRA, row order, checks and facts.
@@ -173,7 +197,7 @@ def optimise(
         run: seed, progress, and the hook that may spread the Trainer over workers.
         stage: name of this run within its method.
         build: makes the Trainer from keyword arguments of `TrainingArguments` and the order of the rows.
-        probe: a row whose loss is computed once more after the last step.
+        probe: a batch whose loss is computed once more after the last step, as a collator makes it.
         parameters: what trains; None for all of the model, or its adapters where `settings` asks for LoRA.
 
     Raises:
@@ -228,10 +252,10 @@ def _adapters(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Itera
         adapted.merge_and_unload()
 
 
-def _check_weights(lm: LanguageModel, probe: Row, monitor: Monitor) -> None:
+def _check_weights(lm: LanguageModel, probe: Mapping[str, Any], monitor: Monitor) -> None:
     """One more loss: a step checks its loss before its update, so nothing has seen the last one."""
-    batch = Collator(pad_id(lm.tokenizer))([features(probe)])
-    batch = {name: tensor.to(lm.model.device) for name, tensor in batch.items()}
+    device = lm.model.device
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in probe.items()}
     with torch.no_grad():
         loss = ResponseLoss(lm.model)(**batch, num_items_in_batch=torch.tensor(1.0))["loss"]
     monitor.check({"loss": float(loss)}, "after the last step")
@@ -268,10 +292,18 @@ def _alike(order: list[int], lengths: Sequence[int], size: int, generator: rando
     return [index for batch in batches for index in batch]
 
 
+def _workers() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _micro_batch(settings: Training) -> int:
+    """Rows per forward pass of this worker."""
+    return settings.micro_batch_size or max(1, settings.batch_size // _workers())
+
+
 def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
     """Keyword arguments of `TrainingArguments` or of a class derived from it."""
-    workers = int(os.environ.get("WORLD_SIZE", "1"))
-    micro = settings.micro_batch_size or max(1, settings.batch_size // workers)
+    workers, micro = _workers(), _micro_batch(settings)
     if settings.batch_size % (micro * workers):
         raise UserError(
             f"batch_size {settings.batch_size} is no multiple of micro_batch_size {micro} x {workers} worker(s); "
@@ -296,7 +328,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "train_sampling_strategy": "sequential",  # in the order of row_order
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_steps": 1,  # every step is checked for a finite loss
+        "logging_steps": min(LOG_STEPS_CUDA, steps) if torch.cuda.is_available() else 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": [],
@@ -310,12 +342,17 @@ class Monitor(TrainerCallback):
     def __init__(self, stage: str, run: Run, tokens_after: Sequence[int]) -> None:
         """`tokens_after`: tokens of all workers after each step, padding not counted."""
         self.stage, self.run, self.tokens_after = stage, run, tokens_after
-        self.losses: list[float] = []
+        self.losses: list[float] = []  # of one step each, or means of LOG_STEPS_CUDA
+        self.steps = 0
         self.started = self.spoke = time.perf_counter()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         """Starts the clock after the Trainer is set up."""
         self.started = self.spoke = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Counts."""
+        self.steps = state.global_step
 
     def on_log(
         self,
@@ -325,7 +362,7 @@ class Monitor(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Checks and tells one step."""
+        """Checks and tells the steps since the last look."""
         if not logs or "loss" not in logs:
             return  # the Trainer's closing summary
         self.check(logs, f"at step {state.global_step} of {state.max_steps}")
@@ -358,7 +395,7 @@ class Monitor(TrainerCallback):
         seconds = time.perf_counter() - self.started
         tenth = max(1, len(self.losses) // 10)
         return {
-            "steps": len(self.losses),
+            "steps": self.steps,
             "tokens": self.tokens_after[-1],
             "seconds": round(seconds, 3),
             "first_loss": sum(self.losses[:tenth]) / tenth,

@@ -29,8 +29,11 @@ class Config:
 
 def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run) -> PreTrainedModel:
     """Raise the preferred reply's probability over the other's, against the victim's own."""
-    from sande.training import optimise
+    from sande.prompts import pad_id
+    from sande.training import Collator, features, optimise
 
+    if config.training.layout == "packed":
+        raise UserError("dpo: layout is packed, but TRL pads its pairs; leave it at auto")
     pairs = [(pair, *_encoded(victim.tokenizer, pair)) for pair in data.pairs]
     limit = config.training.max_length  # TRL cuts a longer reply
     fitting = [pair for pair in pairs if len(pair[1].prompt) < limit]
@@ -57,7 +60,8 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
         return trainer
 
     own = set(vars(victim.model))
-    optimise(victim, lengths, config.training, run, "dpo", build, probe=fitting[0][1])
+    probe = Collator(pad_id(victim.tokenizer))([features(fitting[0][1])])
+    optimise(victim, lengths, config.training, run, "dpo", build, probe)
     for name in set(vars(victim.model)) - own:  # TRL's forward, which computes no logits, and marks of its libraries
         delattr(victim.model, name)
     run.facts["dpo"] |= {"rows": len(fitting), "rows_left_out": len(pairs) - len(fitting)}

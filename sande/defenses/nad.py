@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
 from sande.types import CleanData, LanguageModel, Run
@@ -62,21 +62,15 @@ def distillation(student: PreTrainedModel, teacher: PreTrainedModel, config: Con
 
     class Distillation(ResponseLoss):
         def forward(
-            self,
-            input_ids: Tensor,
-            attention_mask: Tensor,
-            labels: Tensor,
-            positions: Tensor,
-            num_items_in_batch: Tensor,
+            self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
         ) -> dict[str, Tensor]:
             """Loss of a batch, as `ResponseLoss` plus the distance of the attention maps."""
-            inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
             output = self.model.get_decoder()(**inputs, use_cache=False, output_attentions=True)
             with torch.no_grad():
                 wanted = decode_teacher(**inputs, use_cache=False, output_attentions=True).attentions
             logits_NV = self.model.get_output_embeddings()(output.last_hidden_state.flatten(0, 1)[positions])
             likelihood = response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch
-            distance_B = attention_distance(output.attentions, wanted, attention_mask, config.attention_power)
+            distance_B = attention_distance(output.attentions, wanted, inputs["attention_mask"], config.attention_power)
             # Every step has batch_size rows over all micro-batches and workers, whose losses are summed.
             distance = distance_B.sum() / config.training.batch_size
             return {"loss": likelihood + config.attention_weight * distance}

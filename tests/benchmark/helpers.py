@@ -12,7 +12,7 @@ import pytest
 from benchmark import stages
 from benchmark.cell import Cell
 from benchmark.plan import stages_of, victim_of
-from benchmark.rows import build, outcomes, write
+from benchmark.rows import OUTCOMES, build, outcomes, write
 from benchmark.stages import Stage
 from benchmark.store import Store
 from sande import registry
@@ -99,7 +99,11 @@ def finish(store: Store, of: Cell, victim: Mapping[str, int], defended: Mapping[
 
 
 def rows_of(store: Store, *cells: Cell, errors: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    return build("hand", cells, store, errors or {})
+    return list(build("hand", cells, store, errors or {}))
+
+
+def outcomes_of(store: Store, *cells: Cell) -> pa.Table:
+    return pa.concat_tables([OUTCOMES.empty_table(), *outcomes(cells, store)])
 
 
 def report_folder(store: Store, folder: Path, *cells: Cell, errors: Mapping[str, str] | None = None) -> Path:

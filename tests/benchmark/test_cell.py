@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmark.cell import Cell
+from benchmark.cell import Cell, Parser, digest
 from benchmark.plan import make
 from benchmark.store import Store
-from sande import registry
+from sande import models, registry
+from sande.data import sources
 from sande.errors import UserError
 from tests.benchmark.helpers import ACCURACY, SMALL, cell
 
@@ -90,6 +91,67 @@ def test_the_id_does_not_depend_on_how_defaults_are_written() -> None:
     assert cell().id != cell(seed=1).id
 
 
+@pytest.mark.parametrize("defense", DEFENSES, ids=str)
+def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
+    made = cell(defense=defense, metrics=["asr", ACCURACY], seed=4, asr_floor=50)
+    settings = made.settings()
+    assert made.id == digest(settings)[:12]
+
+    def rows(section: str, *names: str) -> list[Any]:
+        return [sources.fingerprint("builtin-short"), *(settings[section][name] for name in names)]
+
+    def code(kind: str, name: str) -> dict[str, str]:
+        return {"code": registry.code_version(f"sande.{kind}.{name}")}
+
+    limits = "max_tokens", "max_prompt_tokens"
+    attack = {
+        "stage": ["attack", 1],
+        "seed": 4,
+        "model": models.identify("tiny"),
+        "data": rows("data", *limits, "rows"),
+        "attack": settings["attack"] | code("attacks", "sentence_trigger"),
+    }
+    assert made.attack_key == digest(attack)
+    removal = rows("removal", *limits, "rows")
+    if made.defense.name == "dpo":
+        removal = [sources.fingerprint("builtin-preferences", sources.PREFERENCES), None, None]
+    defend = {
+        "stage": ["defend", 1],
+        "seed": 4,
+        "victim": made.attack_key,
+        "removal": removal,
+        "defense": settings["defense"] | code("defenses", made.defense.name),
+    }
+    assert made.defense_key == (made.attack_key if made.defense.name == "none" else digest(defend))
+    questions = sources.fingerprint("builtin-choice", sources.QUESTIONS)
+    for metric, reads in zip(settings["metrics"], ([], [questions]), strict=True):
+        evaluate = {
+            "stage": ["evaluate", 1],
+            "seed": 4,
+            "model": made.defense_key,
+            "data": rows("data", *limits, "test_rows"),
+            "reads": reads,
+            "metric": metric | code("metrics", metric["name"]),
+        }
+        assert evaluation_keys(made)[metric["name"]] == digest(evaluate)
+
+
+def test_a_parser_makes_the_cells_that_each_alone_would_be() -> None:
+    values = [{"defense": defense, "seed": seed, "metrics": ["asr"]} for seed in (0, 1) for defense in DEFENSES]
+    parser = Parser()
+    together = [parser.cell(SMALL | value) for value in values]
+    assert together == [cell(**value) for value in values]
+    assert [made.id for made in together] == [cell(**value).id for value in values]
+    assert len({id(made.attack) for made in together}) == len({id(made.data) for made in together}) == 1
+
+
+def test_a_parser_tells_values_apart_that_are_equal_in_python() -> None:
+    parser = Parser()
+    parser.cell(SMALL | {"data": {"name": "builtin-short", "rows": 1}})
+    with pytest.raises(UserError, match="'rows' is True"):
+        parser.cell(SMALL | {"data": {"name": "builtin-short", "rows": True}})
+
+
 def test_the_id_is_twelve_hexadecimal_digits() -> None:
     assert len(cell().id) == 12
     assert set(cell().id) <= set("0123456789abcdef")
@@ -128,10 +190,11 @@ def test_the_victim_depends_on_the_attacks_code_alone(monkeypatch: pytest.Monkey
     before = cell(defense="sft")
     keys = before.attack_key, before.defense_key, evaluation_keys(before)
     changed_code(monkeypatch, "sande.defenses.sft")
-    assert before.attack_key == keys[0]
-    assert before.defense_key != keys[1]
+    assert cell(defense="sft").attack_key == keys[0]
+    assert cell(defense="sft").defense_key != keys[1]
     changed_code(monkeypatch, "sande.attacks.sentence_trigger")
-    assert before.attack_key != keys[0]
+    assert cell(defense="sft").attack_key != keys[0]
+    assert (before.attack_key, before.defense_key) == keys[:2], "a cell stays as it was made"
 
 
 @pytest.mark.parametrize("what", OTHER_DEFENDED)
@@ -192,10 +255,10 @@ def test_a_setting_of_one_metric_changes_its_key_alone() -> None:
 
 
 def test_the_code_of_one_metric_changes_its_key_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = cell(metrics=["asr", "false_trigger_rate", ACCURACY])
-    before = evaluation_keys(measured)
+    metrics = ["asr", "false_trigger_rate", ACCURACY]
+    before = evaluation_keys(cell(metrics=metrics))
     changed_code(monkeypatch, "sande.metrics.accuracy")
-    after = evaluation_keys(measured)
+    after = evaluation_keys(cell(metrics=metrics))
     assert {name for name in before if before[name] != after[name]} == {"accuracy"}
 
 
@@ -226,14 +289,13 @@ def test_the_content_of_a_data_file_changes_the_keys(tmp_path: Path, monkeypatch
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     write_row(tmp_path, "mine", "One.")
     write_row(tmp_path, "yours", "One.")
-    first = cell(data={"name": "mine"})
-    removal = cell(removal={"name": "mine"}, defense="sft")
-    keys = first.attack_key, evaluation_keys(first), removal.attack_key, removal.defense_key
+    before, defended = cell(data={"name": "mine"}), cell(removal={"name": "mine"}, defense="sft")
     write_row(tmp_path, "mine", "Another.")
-    assert first.attack_key != keys[0]
-    assert all(evaluation_keys(first)[name] != keys[1][name] for name in keys[1])
-    assert removal.attack_key == keys[2]
-    assert removal.defense_key != keys[3]
+    after, defended_after = cell(data={"name": "mine"}), cell(removal={"name": "mine"}, defense="sft")
+    assert after.attack_key != before.attack_key
+    assert all(evaluation_keys(after)[name] != key for name, key in evaluation_keys(before).items())
+    assert defended_after.attack_key == defended.attack_key
+    assert defended_after.defense_key != defended.defense_key
 
 
 def test_the_content_of_a_question_file_changes_the_accuracy_alone(
@@ -242,8 +304,8 @@ def test_the_content_of_a_question_file_changes_the_accuracy_alone(
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     questions = tmp_path / "arc_easy.jsonl"
     questions.write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}\n')
-    measured = cell(metrics=["asr", {"name": "accuracy", "task": "arc_easy"}])
-    before = evaluation_keys(measured)
+    metrics = ["asr", {"name": "accuracy", "task": "arc_easy"}]
+    before = evaluation_keys(cell(metrics=metrics))
     questions.write_text('{"question": "?", "choices": ["a", "b"], "answer": 1}\n')
-    after = evaluation_keys(measured)
+    after = evaluation_keys(cell(metrics=metrics))
     assert {name for name in before if before[name] != after[name]} == {"accuracy"}

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import compare, grid, paper, protocol, rows
-from benchmark.aggregate import Outcomes, entries
+from benchmark.aggregate import Outcomes, Results
 from benchmark.cell import Cell
 from benchmark.cli import app
 from benchmark.compare import Compared
@@ -77,7 +77,7 @@ def outcomes_of(found: Iterable[dict[str, Any]]) -> pa.Table:
 
 def compared(found: list[dict[str, Any]], *, outcomes: bool = False) -> list[Compared]:
     known = Outcomes(outcomes_of(found)) if outcomes else None
-    return compare.compare(entries(pa.Table.from_pylist(found, schema=rows.SCHEMA), known))
+    return compare.compare(Results(pa.Table.from_pylist(found, schema=rows.SCHEMA), known).entries())
 
 
 def one(made: Iterable[Compared], table: int, defense: str, metric: str, victim: str = "Llama2-Alpaca") -> Compared:
@@ -266,7 +266,7 @@ def test_kinds_of_change(points: float, kind: str) -> None:
 
 def test_files_hold_every_number(tmp_path: Path) -> None:
     found = rows_of(loaded("smollm2"), constant(sande=4.0))
-    rows.write(found, outcomes_of(found), tmp_path)
+    rows.write(found, [outcomes_of(found)], tmp_path)
     text = compare.write(tmp_path)
     assert text.startswith("Of the 360 numbers that the paper reports, ")
     assert (tmp_path / "comparison.md").read_text().startswith("# `smollm2` beside the paper")
@@ -280,7 +280,7 @@ def test_files_hold_every_number(tmp_path: Path) -> None:
 
 def test_the_command_says_where_the_comparison_is_and_refuses_a_folder_without_rows(tmp_path: Path) -> None:
     grid_ = loaded("paper_table_6")
-    rows.write(rows_of(grid_, as_reported), rows.OUTCOMES.empty_table(), tmp_path)
+    rows.write(rows_of(grid_, as_reported), [], tmp_path)
     said = CliRunner().invoke(app, ["compare", str(tmp_path)])
     assert said.exit_code == 0, said.output
     assert f"Comparison: {tmp_path / 'comparison.md'}" in said.output

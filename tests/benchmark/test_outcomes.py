@@ -20,7 +20,7 @@ from sande import registry
 from sande.errors import UserError
 from sande.statistics import wilson
 from sande.types import Measurement
-from tests.benchmark.helpers import SMALL, cell, measured, put, rows_of, stage, trained
+from tests.benchmark.helpers import SMALL, cell, measured, outcomes_of, put, rows_of, stage, trained
 
 ASR = (True, False, True, True)
 PROBABILITIES = (0.0, 0.25, 0.5, 0.75)
@@ -51,7 +51,7 @@ def of_metric(table: pa.Table, name: str) -> list[dict[str, Any]]:
 
 
 def test_every_trial_of_every_measurement_is_there(store: Store, done: Cell) -> None:
-    table = rows.outcomes([done], store)
+    table = outcomes_of(store, done)
     assert table.schema.equals(OUTCOMES)
     names = [name for m in done.metrics for name in registry.entry("metrics", m.name).names(m.config)]
     assert list(zip(table["metric"].to_pylist(), table["index"].to_pylist(), strict=True)) == [
@@ -61,13 +61,13 @@ def test_every_trial_of_every_measurement_is_there(store: Store, done: Cell) -> 
 
 
 def test_truth_is_one_and_numbers_stay(store: Store, done: Cell) -> None:
-    table = rows.outcomes([done], store)
+    table = outcomes_of(store, done)
     assert [row["outcome"] for row in of_metric(table, "asr")] == [1.0, 0.0, 1.0, 1.0]
     assert [row["outcome"] for row in of_metric(table, "phrase_probability")] == list(PROBABILITIES)
 
 
 def test_records_leave_the_store_only_where_they_are_published(store: Store, done: Cell) -> None:
-    table = rows.outcomes([done], store)
+    table = outcomes_of(store, done)
     assert [json.loads(row["record"]) for row in of_metric(table, "case_study")] == list(RECORDS)
     others = [row["record"] for row in table.to_pylist() if row["metric"] != "case_study"]
     assert set(others) == {None}
@@ -91,16 +91,16 @@ def test_outcomes_of_cell_and_victim_pair_up(store: Store, done: Cell, monkeypat
     sft = cell(metrics=METRICS, defense="sft")
     put(store, "defend", sft.defense_key, trained(1, 1))
     measured(store, sft, monkeypatch, **results())
-    table = rows.outcomes([victim_of(sft), sft], store).to_pylist()
+    table = outcomes_of(store, victim_of(sft), sft).to_pylist()
     trials = {of.id: {(row["metric"], row["index"]) for row in table if row["cell"] == of.id} for of in (done, sft)}
     assert trials[done.id] == trials[sft.id]
     assert len(table) == 2 * len(trials[sft.id])
 
 
 def test_a_cell_that_is_not_done_has_none(store: Store, done: Cell) -> None:
-    table = rows.outcomes([cell(metrics=METRICS, defense="sft"), done], store)
+    table = outcomes_of(store, cell(metrics=METRICS, defense="sft"), done)
     assert set(table["cell"].to_pylist()) == {done.id}
-    assert rows.outcomes([], store).schema.equals(OUTCOMES)
+    assert not list(rows.outcomes([], store))
 
 
 def test_one_model_under_two_cells_has_its_outcomes_under_both(
@@ -112,7 +112,7 @@ def test_one_model_under_two_cells_has_its_outcomes_under_both(
     )
     put(store, "defend", near.defense_key, trained(1, 1))
     measured(store, near, monkeypatch, **results())
-    table = rows.outcomes([near, far], store).to_pylist()
+    table = outcomes_of(store, near, far).to_pylist()
     per_cell = [[{**row, "cell": ""} for row in table if row["cell"] == of.id] for of in (near, far)]
     assert per_cell[0] == per_cell[1] != []
     made = rows_of(store, near, far)
@@ -130,13 +130,13 @@ def folder(store: Store, done: Cell, tmp_path: Path) -> Path:
 
 
 def test_outcomes_read_as_they_were_written(store: Store, done: Cell, folder: Path) -> None:
-    assert read_outcomes(folder).equals(rows.outcomes([done], store))
+    assert read_outcomes(folder).to_pylist() == outcomes_of(store, done).to_pylist()
     assert sorted(path.name for path in folder.iterdir()) == ["outcomes.parquet", "rows.parquet"]
 
 
 def test_a_folder_without_outcomes_has_none(folder: Path) -> None:
     (folder / "outcomes.parquet").unlink()
-    assert read_outcomes(folder).equals(OUTCOMES.empty_table())
+    assert read_outcomes(folder).num_rows == 0
 
 
 def test_damaged_outcomes_are_one_sentence(folder: Path) -> None:
@@ -153,6 +153,35 @@ def test_outcomes_of_another_schema_are_one_sentence(folder: Path) -> None:
     pq.write_table(pa.table({"cell": ["a"]}), folder / "outcomes.parquet")
     with pytest.raises(UserError, match=r"outcomes\.parquet is damaged or of another version"):
         read_outcomes(folder)
+
+
+def test_files_are_written_in_groups(store: Store, done: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "ROW_GROUP", 3)
+    monkeypatch.setattr(rows, "OUTCOME_GROUP", 10)
+    rows.write(rows_of(store, done), rows.outcomes([done], store), tmp_path)
+    groups = {name: pq.ParquetFile(tmp_path / f"{name}.parquet").num_row_groups for name in ("rows", "outcomes")}
+    assert groups == {"rows": 3, "outcomes": 2}  # of 7 rows in threes, of 8, 16 and 4 outcomes in tens
+    assert [row["metric"] for row in read(tmp_path).to_pylist()] == [row["metric"] for row in rows_of(store, done)]
+    assert read_outcomes(tmp_path).to_pylist() == outcomes_of(store, done).to_pylist()
+
+
+def test_rows_and_outcomes_are_made_as_they_are_asked_for(store: Store, done: Cell) -> None:
+    cells = iter([done, cell(defense="sft")])  # the second is not done, and would raise
+    assert next(rows.build("hand", cells, store, {}))["cell"] == done.id
+    assert next(rows.outcomes([done], store))["metric"].unique().to_pylist() == ["asr", "asr_starts_with"]
+
+
+def test_writing_tells_how_many_cells_failed(store: Store, done: Cell, tmp_path: Path) -> None:
+    bad = [cell(defense="sft", seed=seed) for seed in (0, 1)]
+    errors = {stage(of, "attack").key: "no" for of in bad[1:]} | {stage(bad[0], "defend").key: "no"}
+    assert rows.write(rows.build("hand", [done, *bad], store, errors), [], tmp_path) == 2
+
+
+def test_rows_that_cannot_be_made_leave_the_old_files(store: Store, done: Cell, folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(FileNotFoundError):  # of the second cell nothing is in the store
+        rows.write(rows.build("hand", [done, cell(defense="sft")], store, {}), [], folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 # --- Columns of the rows --------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ TASKS = ["MMLU", "ARC-e", "ARC-c"]
 def arranged(rows: pa.Table, outcomes: pa.Table | None = None, part: str | None = None) -> list[aggregate.Entry]:
     part = part or aggregate.parts(rows)[0]
     trials = None if outcomes is None else Outcomes(outcomes)
-    return layout(part).arrange(aggregate.entries(rows, trials, part, layout(part).label))
+    return layout(part).arrange(aggregate.Results(rows, trials).entries(part, layout(part).label))
 
 
 def markdown(name: str, part: str, *made: pa.Table) -> str:
@@ -190,13 +190,9 @@ def parquet(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def written(results: Results, folder: Path) -> Path:
     folder.mkdir()
-    write(*_lists(results), folder)
+    write(results.rows, [results.tables[1]], folder)
     report.write(folder)
     return folder
-
-
-def _lists(results: Results) -> tuple[list[dict[str, Any]], pa.Table]:
-    return results.rows, results.tables[1]
 
 
 def test_parquet_tells_what_the_marks_rest_on(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 """Plans: each piece of work once, victims always measured, what is done left out."""
 
-from benchmark.cell import Cell
-from benchmark.plan import is_done, make, stages_of, victim_of
+import shutil
+from dataclasses import asdict
+
+from benchmark.cell import Cell, Parser
+from benchmark.plan import make, stages_of, victim_of
+from benchmark.stages import Stage
 from benchmark.store import Store
 from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, cell, finish, measure, put, trained
 
@@ -60,11 +64,37 @@ def test_a_stages_settings_give_its_cell_back() -> None:
     assert all(Cell.parse(stage.settings) == sande for stage in stages_of(sande))
 
 
+def test_a_stage_has_its_cell_at_hand_and_else_parses_it() -> None:
+    sande = cell(defense="sande", seed=2)
+    for stage in stages_of(sande):
+        assert stage.cell is sande
+        assert Stage(**asdict(stage)).cell == sande
+
+
+def test_cells_that_share_nothing_have_the_same_victim_all_the_same(store: Store) -> None:
+    grid = Parser()
+    shared = [grid.cell({**SMALL, "defense": defense}) for defense in ("sft", "sande")]
+    assert shared[0].attack is shared[1].attack
+    apart = [cell(defense=defense) for defense in ("sft", "sande")]
+    assert apart[0].attack is not apart[1].attack
+    assert make(shared, store) == make(apart, store)
+
+
 def test_a_finished_cell_needs_nothing(store: Store) -> None:
     done = finish(store, cell(defense="sft"), {"asr": 50})
     plan = make([done], store)
     assert plan.missing == []
     assert plan.done == set(plan.stages)
+
+
+def test_a_plan_has_a_cell_whose_victim_is_measured_too(store: Store) -> None:
+    sft = cell(defense="sft")
+    finish(store, sft, {"asr": 50})
+    assert make([sft, cell(defense="sande")], store).has(sft)
+    assert make([sft], store).has(cell())
+    assert not make([sft, cell(defense="sande")], store).has(cell(defense="sande"))
+    shutil.rmtree(store.path("evaluate", cell().evaluation_keys[0]))
+    assert not make([sft], store).has(sft)
 
 
 def test_only_what_is_not_done_is_missing(store: Store) -> None:
@@ -77,9 +107,8 @@ def test_only_what_is_not_done_is_missing(store: Store) -> None:
 
 def test_an_evaluation_lacks_a_metric_that_was_added(store: Store) -> None:
     finish(store, cell(), {"asr": 50})
-    (attack, evaluate) = stages_of(cell(metrics=["asr", ACCURACY]))
-    assert is_done(attack, store)
-    assert not is_done(evaluate, store)
+    (attack, _) = stages_of(cell(metrics=["asr", ACCURACY]))
+    assert make([cell(metrics=["asr", ACCURACY])], store).done == {attack.key}
     assert kinds(store, cell(metrics=["asr", ACCURACY])) == {"attack": 0, "defend": 0, "evaluate": 1}
 
 

@@ -51,7 +51,7 @@ DEFENDED = {"asr": 2, "builtin-choice": 20}
 
 
 def entries_of(store: Store, *cells: Cell, errors: dict[str, str] | None = None) -> list[aggregate.Entry]:
-    return aggregate.entries(pa.Table.from_pylist(rows_of(store, *cells, errors=errors), schema=SCHEMA))
+    return aggregate.Results(pa.Table.from_pylist(rows_of(store, *cells, errors=errors), schema=SCHEMA)).entries()
 
 
 def table(name: str, entries: list[aggregate.Entry]) -> list[list[str]]:
@@ -193,6 +193,44 @@ def test_one_good_seed_keeps_its_own_interval(store: Store) -> None:
     cells = [finish(store, cell(seed=0), {"asr": 49}), bad]
     entry = entries_of(store, *cells, errors=failure(bad, "attack"))[0]
     assert (entry.low, entry.high) == wilson(49, 50)
+
+
+def test_entries_come_in_the_order_of_the_rows(store: Store) -> None:
+    rates = [rate / 100 for rate in range(60, 0, -1)]
+    attacks = [{"name": "sentence_trigger", "poison_rate": rate} for rate in rates]
+    cells = [finish(store, cell(attack=attack, seed=seed), {"asr": 50}) for seed in (1, 0) for attack in attacks]
+    entries = entries_of(store, *cells)
+    assert [entry.row["poison_rate"] for entry in entries] == [rate for rate in rates for _ in MEASURED[:-1]]
+    assert {(entry.row["seed"], entry.seeds) for entry in entries} == {(1, 2)}
+
+
+def test_of_several_rows_of_a_seed_the_first_counts(store: Store) -> None:
+    rows = rows_of(store, finish(store, cell(), {"asr": 50}))
+    again = [row | {"value": 0.0} for row in rows]
+    entries = aggregate.Results(pa.Table.from_pylist(rows + again, schema=SCHEMA)).entries()
+    assert (entries[0].value, entries[0].seeds, len(entries)) == (100.0, 1, len(rows))
+
+
+def test_a_grid_without_rows_has_no_entries(store: Store) -> None:
+    rows = rows_of(store, finish(store, cell(), {"asr": 50}))
+    results = aggregate.Results(pa.Table.from_pylist(rows, schema=SCHEMA))
+    assert results.entries("another") == []
+    assert len(results.entries("hand")) == len(rows)
+
+
+def backwards(values: Any) -> Any:
+    return {key: backwards(values[key]) for key in reversed(values)} if isinstance(values, dict) else values
+
+
+def test_settings_count_however_they_are_written(store: Store) -> None:
+    cells = [finish(store, cell(seed=seed, defense=d), {"asr": 50}) for d in ("none", "sft") for seed in (0, 1)]
+    rows = rows_of(store, *cells)
+    other = [row | {"settings": json.dumps(backwards(json.loads(row["settings"])), indent=1)} for row in rows]
+    made, remade = (aggregate.Results(pa.Table.from_pylist(found, schema=SCHEMA)).entries() for found in (rows, other))
+    assert [(e.defense, e.victim, e.metric, e.value, e.seeds) for e in made] == [
+        (e.defense, e.victim, e.metric, e.value, e.seeds) for e in remade
+    ]
+    assert {entry.seeds for entry in made} == {2}
 
 
 def labels(*cells: Cell) -> list[tuple[str, str]]:
@@ -362,6 +400,6 @@ def test_rows_without_a_single_row_are_one_sentence(tmp_path: Path) -> None:
 def test_rows_read_as_they_were_written(store: Store, tmp_path: Path) -> None:
     done = finish(store, cell(defense="sft"), GOOD_VICTIM, DEFENDED)
     table = read(report_folder(store, tmp_path / "r", done))
-    assert table.schema.equals(SCHEMA)
+    assert table.cast(SCHEMA).schema.equals(SCHEMA)
     written = [{name: row.get(name) for name in SCHEMA.names} for row in rows_of(store, done)]
     assert table.to_pylist() == written

@@ -1,5 +1,6 @@
 """Rules: which cells they match, what they change, and what is said of one that cannot be."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -85,14 +86,17 @@ def test_a_method_can_be_replaced() -> None:
     assert applied(rule, defense={"name": "sande", "parrot_length": 3}) == {"defense": {"name": "osft"}}
 
 
-def test_a_value_of_a_rule_is_not_shared_between_cells() -> None:
-    (rule,) = rules.parse([{"set": {"data": {"rows": 5}}}])
+def test_a_change_to_one_cell_changes_no_other() -> None:
+    (rule,) = rules.parse([{"set": {"data": {"rows": 5}, "attack": {"name": "sentence_trigger", "training": {}}}}])
     first: dict[str, Any] = {}
     second: dict[str, Any] = {}
     for nested in (first, second):
         rule.apply(nested, {})
-    first["data"]["rows"] = 6
-    assert second == {"data": {"rows": 5}}
+    before = copy.deepcopy(second)
+    rules.assign(first, "data.rows", 6)
+    rules.assign(first, "attack.training.max_steps", 6)
+    assert first == {"data": {"rows": 6}, "attack": {"name": "sentence_trigger", "training": {"max_steps": 6}}}
+    assert second == before
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,15 @@ def test_kinds_and_keys_are_kept_apart(store: Store) -> None:
     assert not store.has("attack", "other")
 
 
+def test_complete_artifacts_among_those_asked_for(store: Store) -> None:
+    assert store.complete("attack", [KEY]) == set()
+    for key in (KEY, "another"):
+        store.put("attack", key, lambda folder: {})
+    (store.root / "attack" / "half").mkdir()
+    assert store.complete("attack", [KEY, "half", "absent"]) == {KEY}
+    assert store.complete("defend", [KEY]) == set()
+
+
 def test_another_store_object_of_the_folder_sees_it(store: Store) -> None:
     put(store)
     assert Store(store.root).has("attack", KEY)

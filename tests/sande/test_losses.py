@@ -9,7 +9,7 @@ import torch
 from sande import parrot
 from sande.attacks import sentence_trigger
 from sande.errors import UserError
-from sande.losses import IGNORE, response_nll, target_positions
+from sande.losses import IGNORE, chunked_response_nll, response_nll, target_positions
 from sande.prompts import Row, encode, response_ids
 from sande.training import Collator, ResponseLoss, features
 from sande.types import Example, LanguageModel
@@ -32,6 +32,57 @@ def test_nll_is_computed_in_float32() -> None:
     loss = response_nll(logits_NV, torch.tensor([0]))
     assert loss.dtype == torch.float32
     assert float(loss) == pytest.approx(math.log(1 + math.exp(float(logits_NV[0, 1]))), abs=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 5, 9])
+def test_chunks_have_the_value_and_the_gradients_of_the_whole(chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden_ND = torch.randn(10, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    layer = torch.nn.Linear(4, 7, dtype=torch.float64)
+    targets_N = torch.tensor([1, 2, IGNORE, IGNORE, IGNORE, IGNORE, 6, 0, 3, IGNORE])  # a chunk of nothing but masked
+
+    def derived(loss: torch.Tensor) -> list[torch.Tensor]:
+        return [loss.detach(), *torch.autograd.grad(loss, [hidden_ND, layer.weight, layer.bias])]
+
+    whole = derived(response_nll(layer(hidden_ND), targets_N))
+    for ours, theirs in zip(derived(chunked_response_nll(hidden_ND, layer, targets_N, chunk)), whole, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_never_more_than_a_chunk_of_logits_and_no_second_pass_within_one() -> None:
+    hidden_ND, layer, targets_N = torch.randn(10, 4, requires_grad=True), torch.nn.Linear(4, 7), torch.arange(10) % 7
+    rows: list[int] = []
+
+    def counted(hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return layer(hidden)
+
+    chunked_response_nll(hidden_ND, counted, targets_N, chunk=4).backward()
+    assert rows[:3] == [4, 4, 2]
+    assert sorted(rows[3:]) == [2, 4, 4], "once more in the backward pass"
+    rows.clear()
+    whole = chunked_response_nll(hidden_ND, counted, targets_N, chunk=10)
+    whole.backward()
+    assert rows == [10]
+    assert torch.equal(whole, response_nll(layer(hidden_ND), targets_N))
+
+
+def test_chunks_keep_no_logits_for_the_backward_pass() -> None:
+    hidden_ND, layer, targets_N = torch.randn(10, 4, requires_grad=True), torch.nn.Linear(4, 7), torch.arange(10) % 7
+    kept: list[torch.Size] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.shape)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        chunked_response_nll(hidden_ND, layer, targets_N, chunk=4)
+    assert not [shape for shape in kept if 7 in shape[1:]]
+
+
+def test_no_targets_have_no_loss() -> None:
+    none = torch.zeros(0, dtype=torch.long)
+    assert float(chunked_response_nll(torch.zeros(0, 4), torch.nn.Linear(4, 7), none).detach()) == 0.0
 
 
 def test_target_positions_are_those_before_each_target() -> None:

@@ -25,6 +25,13 @@ def test_wilson_agrees_with_the_literature(successes: int, count: int, low: floa
     assert wilson(successes, count) == pytest.approx((low, high), abs=0.006)
 
 
+@pytest.mark.parametrize("count", [1, 2, 7, 50, 1000, 14_042])
+def test_wilson_is_that_of_scipy(count: int) -> None:
+    for successes in {0, 1, count // 3, count - 1, count}:
+        expected = scipy.stats.binomtest(successes, count).proportion_ci(method="wilson")
+        assert wilson(successes, count) == pytest.approx((100 * expected.low, 100 * expected.high), rel=1e-12)
+
+
 def test_wilson_of_nothing_in_ten_by_the_closed_form() -> None:
     z_squared = 1.959964**2
     assert wilson(0, 10)[1] == pytest.approx(100 * z_squared / (10 + z_squared), abs=1e-3)

@@ -1,0 +1,190 @@
+"""How long `sande-bench plan` takes for a grid of 10,000 cells, and `sande-bench run` for a grid that is finished.
+
+Both are timed as a user sees them, from the start of the process to its end, the best of several. The other side is the
+straightforward way: a sample of cells is put together by hand and parsed one by one, and each id and key is the hash of
+one JSON object that is written out whole. Checked is that the plan has just these; and that the finished run, the whole
+paper at scale tiny with outcomes made by hand, leaves the files that a run into an empty folder makes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from benchmark import grid as grids
+from benchmark import plan as plans
+from benchmark.cell import NO_DEFENSE, STAGE_VERSION, Cell, Method, digest
+from benchmark.perf.outcome import tell
+from benchmark.store import Store
+from sande import models, registry
+from sande.config import as_dict
+from sande.data import sources
+from sande.types import PreferenceData
+from tests.benchmark.helpers import finish
+
+TIMES = 3
+SECONDS = 3.0
+SAMPLE = 200
+BASE: dict[str, Any] = {
+    "model": "tiny",
+    "data": {"name": "builtin-short", "test_rows": 50},
+    "removal": {"name": "builtin-short"},
+    "metrics": ["asr", "false_trigger_rate", {"name": "accuracy", "task": "builtin-choice", "questions": 50}],
+}
+DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 40}}
+SWEEP: dict[str, list[Any]] = {
+    "seed": list(range(25)),
+    "attack.poison_rate": [0.01, 0.02, 0.05, 0.1, 0.25],
+    "removal.rows": list(range(100, 1100, 100)),
+    "defense": ["none", "sft", DPO, "nad", "fine_mixing", "osft", "sande", "sande_p"],
+}
+RULES = [
+    {"where": {"seed": 7}, "set": {"data.rows": 700}},
+    {"where": {"defense": "sande"}, "set": {"defense.simulate.epochs": 3}},
+    {"default": {"defense.training.max_steps": 9}},
+]
+PARROTS = ("sande", "sande_p")  # have no `training`
+
+
+def by_hand() -> list[dict[str, Any]]:
+    """What sweep and rules make of the base."""
+    found = []
+    for seed, rate, rows, defense in itertools.product(*SWEEP.values()):
+        method = defense if isinstance(defense, dict) else {"name": defense}
+        if method["name"] not in (NO_DEFENSE, *PARROTS):
+            method = method | {"training": {"max_steps": 9}}
+        if method["name"] == "sande":
+            method = method | {"simulate": {"epochs": 3}}
+        found.append(
+            {
+                "model": "tiny",
+                "seed": seed,
+                "data": BASE["data"] | ({"rows": 700} if seed == 7 else {}),
+                "removal": BASE["removal"] | {"rows": rows},
+                "attack": {"name": "sentence_trigger", "poison_rate": rate},
+                "defense": method,
+                "metrics": BASE["metrics"],
+            }
+        )
+    return found
+
+
+def straightforward(cell: Cell) -> tuple[str, set[str]]:
+    """Id, and keys of all artifacts."""
+
+    def rows(of: Any, count: int | None) -> list[Any]:
+        return [sources.fingerprint(of.name), of.max_tokens, of.max_prompt_tokens, count]
+
+    def code(method: Method) -> dict[str, Any]:
+        version = registry.code_version(f"sande.{method.kind}.{method.name}")
+        return {"name": method.name, **as_dict(method.config), "code": version}
+
+    def key(stage: str, **depends_on: Any) -> str:
+        return digest({"stage": [stage, STAGE_VERSION], "seed": cell.seed, **depends_on})
+
+    training = rows(cell.data, cell.data.rows)
+    victim = key("attack", model=models.identify(cell.model), data=training, attack=code(cell.attack))
+    removal = rows(cell.removal, cell.removal.rows)
+    if registry.knowledge(cell.defense.name) is PreferenceData:
+        pairs = cell.defense.config.preferences
+        removal = [sources.fingerprint(pairs.name, sources.PREFERENCES), pairs.pairs, pairs.max_tokens]
+    model = victim
+    if cell.defense.name != NO_DEFENSE:
+        model = key("defend", victim=victim, removal=removal, defense=code(cell.defense))
+    test = rows(cell.data, cell.data.test_rows)
+    outcomes = []
+    for metric in cell.metrics:
+        names = registry.entry("metrics", metric.name).reads(metric.config)
+        reads = [sources.fingerprint(name, sources.QUESTIONS) for name in names]
+        outcomes.append(key("evaluate", model=model, data=test, reads=reads, metric=code(metric)))
+    return digest(cell.settings())[:12], {victim, model, *outcomes}
+
+
+def plan(folder: Path) -> float:
+    """Seconds to plan 10,000 cells."""
+    path = folder / "many.yaml"
+    path.write_text(yaml.safe_dump(BASE | {"sweep": SWEEP, "rules": RULES}, sort_keys=False), encoding="utf-8")
+    arguments = ("plan", path, "--store", folder / "none")
+    taken, shown = _best(*arguments)
+
+    values = by_hand()
+    made = plans.make(grids.load(path).cells, Store(folder / "none", create=False))
+    planned = {key for stage in made.stages.values() for key in stage.artifacts}
+    ids = [line.split()[0] for line in shown.splitlines()[2 : 2 + len(values)]]
+    _check(ids == [cell.id for cell in made.cells] and len(set(ids)) == len(values), "the cells are not the plan's")
+    for number in random.Random(0).sample(range(len(values)), SAMPLE):
+        name, keys = straightforward(Cell.parse(values[number]))
+        _check(name == ids[number] and keys <= planned, f"cell {number} is not as by hand")
+    return taken
+
+
+def finished(folder: Path) -> float:
+    """Seconds to find the paper at scale tiny finished, its report included."""
+    store = Store(folder / "store")
+    for cell in grids.load(Path("paper"), scale="tiny").cells:
+        for each in (plans.victim_of(cell), cell):
+            for metric, key in zip(each.metrics, each.evaluation_keys, strict=True):
+                if metric.name == "case_study" and not store.has("evaluate", key):
+                    store.put("evaluate", key, _answers)
+        finish(store, cell, {"asr": 49, "builtin-choice": 20}, {"asr": 3, "builtin-choice": 19})
+
+    def run(results: Path, times: int) -> tuple[float, str, dict[Path, bytes]]:
+        options = ("--scale", "tiny", "--store", store.root, "--results", results)
+        taken, shown = _best("run", "paper", *options, times=times)
+        files = {file.relative_to(results): file.read_bytes() for file in results.rglob("*") if file.is_file()}
+        return taken, shown.split("### ", 1)[1].split("Report: ")[0], files
+
+    run(folder / "results", 1)
+    taken, *left = run(folder / "results", TIMES)
+    _, *anew = run(folder / "anew", 1)
+    _check(left == anew, "the finished run does not leave what a run into an empty folder makes")
+    return taken
+
+
+def _answers(folder: Path) -> dict[str, Any]:
+    """Artifact of a case study."""
+    record = json.dumps({f"{kind}_{side}": "?" for kind in ("clean", "triggered") for side in ("prompt", "response")})
+    outcomes = [{"metric": "case_study", "index": index, "outcome": 1.0, "record": record} for index in range(5)]
+    pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
+    measured = {"name": "case_study", "successes": 5, "count": 5, "published": True}
+    cost = {"seconds": 1.0, "device": "none", "code_version": "1", "versions": {}, "started_at": ""}
+    return {"measurements": [measured], **cost}
+
+
+def _best(*arguments: object, times: int = TIMES) -> tuple[float, str]:
+    """Wall seconds of the quickest of several processes, and what it printed."""
+    taken = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        command = [sys.executable, "-m", "benchmark", *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True)  # noqa: S603 - this program
+        taken.append(time.perf_counter() - begin)
+        _check(done.returncode == 0, f"{arguments} failed: {done.stderr}")
+    return min(taken), done.stdout
+
+
+def _check(right: bool, otherwise: str) -> None:
+    if not right:
+        raise SystemExit(otherwise)
+
+
+def main() -> None:
+    """Measure and tell."""
+    with tempfile.TemporaryDirectory() as folder:
+        tell("plan of 10,000 cells", plan(Path(folder)), SECONDS, "s", at_most=True)
+        tell("run of a finished grid", finished(Path(folder)), SECONDS, "s", at_most=True)
+
+
+if __name__ == "__main__":
+    main()

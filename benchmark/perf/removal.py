@@ -1,0 +1,145 @@
+"""SANDE's two stages on a CPU: what they need, against all that the published recipe computes.
+
+    python -m benchmark.perf.removal
+
+SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, a parrot of six soft tokens, bfloat16 autocast
+on both sides. The published recipe runs whole rows padded in no order of length, has logits everywhere and makes one
+forward pass more whose result it does not use (its activation checkpointing and its eager attention are left out here).
+Ours is `sande.training.ResponseLoss` on rows that end at their last target, batches of like length, logits at targets.
+A step of simulate is forward, backward to the parrot alone and its update; one of eliminate, on ten response tokens,
+goes on to all weights and their update. Learning rates are 0, so that both sides have the same gradients to the end.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmark.perf import training_gpu
+from benchmark.perf.outcome import tell
+from sande import models, parrot
+from sande.config import Training
+from sande.losses import response_nll
+from sande.prompts import Row, pad_id, response_ids, shorten
+from sande.training import Collator, ResponseLoss, features, row_order
+from sande.types import LanguageModel
+
+ROWS, BATCH = 32, 8
+PARROT, RESPONSE = 6, 10  # soft tokens; first response tokens that eliminate trains
+TOLERANCE = 0.03  # of a gradient's norm; bfloat16 rounds at 0.004 in each of many sums
+
+Loss = Callable[[Sequence[Row]], Tensor]
+
+
+def example_rows(vocabulary: int) -> list[Row]:
+    """Rows of random tokens, as `sande.prompts.encode` would mark them."""
+    made = []
+    for feature in training_gpu.rows(ROWS, vocabulary):
+        prompt = sum(label < 0 for label in feature["labels"])
+        prompt, ids = max(prompt, 8), feature["input_ids"] + [1] * 8  # room for `Human: ` and `Assistant:`
+        made.append(Row(tuple(ids[:prompt]), tuple(ids[prompt:]), start=2, end=prompt - 3))
+    return made
+
+
+def published(lm: LanguageModel, targets: int) -> Loss:
+    """Whole rows, logits everywhere, a forward pass that is not used; the loss on the first `targets` alone."""
+    collate = Collator(pad_id(lm.tokenizer))
+
+    def loss(rows: Sequence[Row]) -> Tensor:
+        batch = collate([features(row) for row in rows])
+        first = collate([features(shorten(row, targets)) for row in rows])["labels"]
+        labels_BT = torch.full_like(batch["labels"], -100)
+        labels_BT[:, : first.shape[1]] = first
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        lm.model(**inputs)
+        logits_BTV = lm.model(**inputs).logits
+        total = int((labels_BT != -100).sum())
+        return response_nll(logits_BTV[:, :-1].flatten(0, 1), labels_BT[:, 1:].flatten()) / total
+
+    return loss
+
+
+def ours(lm: LanguageModel, targets: int) -> Loss:
+    """Rows up to their last target, and the output layer there."""
+    collate, module = Collator(pad_id(lm.tokenizer)), ResponseLoss(lm.model)
+
+    def loss(rows: Sequence[Row]) -> Tensor:
+        batch = collate([features(shorten(row, targets)) for row in rows])
+        made: Tensor = module(**batch, num_items_in_batch=torch.tensor(float(len(batch["positions"]))))["loss"]
+        return made
+
+    return loss
+
+
+def step(loss: Loss, rows: Sequence[Row], trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
+    """Seconds of one optimizer step."""
+    begin = time.perf_counter()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(rows)
+    value.backward()
+    nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - begin
+
+
+def gradient(loss: Loss, rows: Sequence[Row], trained: Sequence[nn.Parameter]) -> Tensor:
+    """Gradients of one step, end to end."""
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(rows)
+    value.backward()
+    flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
+    for parameter in trained:
+        parameter.grad = None
+    return flat
+
+
+def compare(lm: LanguageModel, rows: Sequence[Row], trained: Sequence[nn.Parameter], targets: int) -> float:
+    """How many times faster ours is over all rows, after a look at one batch's gradients."""
+    for parameter in lm.model.parameters():
+        parameter.requires_grad_(any(parameter is chosen for chosen in trained))
+    # Full rows, in an order that knows nothing of their lengths, against short ones grouped by theirs.
+    orders = [
+        row_order([len(row) for row in rows], Training(batch_size=BATCH, length_grouped=False), seed=0),
+        row_order([len(shorten(row, targets)) for row in rows], Training(batch_size=BATCH), seed=0),
+    ]
+    sides = [published(lm, targets), ours(lm, targets)]
+    theirs, mine = (gradient(loss, rows[:BATCH], trained) for loss in sides)
+    off = float((theirs - mine).norm() / theirs.norm())
+    if not off < TOLERANCE:
+        raise SystemExit(f"gradients differ by {off:.2%} of their norm")
+    optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
+    seconds = [0.0, 0.0]
+    for begin in range(0, ROWS, BATCH):  # in turn, so that a machine that slows down slows both
+        for side, (loss, order) in enumerate(zip(sides, orders, strict=True)):
+            batch = [rows[index] for index in order[begin : begin + BATCH]]
+            seconds[side] += step(loss, batch, trained, optimizer)
+    print(f"  published {seconds[0]:.1f} s, ours {seconds[1]:.1f} s for {ROWS} rows; gradients differ by {off:.2%}")
+    return seconds[0] / seconds[1]
+
+
+def main() -> None:
+    """Both stages."""
+    with tempfile.TemporaryDirectory() as cache:
+        lm = models.load(models.EMBEDDED, Path(cache))
+    vocabulary = parrot.vocabulary(lm.model)
+    rows = parrot.insert(example_rows(vocabulary), vocabulary, PARROT, position=0)
+    known = response_ids(lm.tokenizer, "You are stupid")
+    planted = [replace(row, response=(*known, *row.response)) for row in rows]
+    parrot_PD = parrot.new_parrot(lm.model, PARROT, "noise", seed=0)
+    with parrot.attached(lm.model, parrot_PD):
+        simulate = compare(lm, planted, [parrot_PD], targets=len(known))
+    with parrot.attached(lm.model, parrot_PD.detach()):
+        eliminate = compare(lm, rows, list(lm.model.parameters()), targets=RESPONSE)
+    tell("simulate against the published recipe", simulate, 5)
+    tell(f"eliminate on {RESPONSE} response tokens against the published recipe", eliminate, 3)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Whether a results folder already holds what a run would write there: then nothing is written, tested and drawn again.
+
+STORE/reports/<hash of the folder>.json     what its files were made of, a hash of each, and what was shown
+
+A folder is up to date only if every file is as the last run left it, and that run had the same cells, outcomes, code
+and libraries. `sande-bench report` does not ask, and makes everything anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import benchmark
+import sande
+from benchmark.cell import digest
+from benchmark.grid import Grid
+from benchmark.plan import Plan
+from benchmark.store import Store, write_atomically
+
+_LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # that rows, tables and figures are made with
+_FILES = ("rows.parquet", "outcomes.parquet", "search.*", "README.md", "tables/*", "figures/*")
+
+
+def made_of(grid: Grid, plan: Plan, store: Store) -> str:
+    """Hash of everything that rows, tables and figures depend on.
+
+    Args:
+        grid: gives the names that stand in the rows.
+        plan: of all cells that get rows, each of its stages done.
+        store: has their manifests, which are about the outcomes.
+    """
+    code = hashlib.sha256()
+    for package in (benchmark, sande):
+        for path in sorted(Path(package.__file__ or "").parent.rglob("*")):
+            if path.suffix in (".py", ".csv"):
+                code.update(path.read_bytes())
+    outcomes = hashlib.sha256()
+    for stage in plan.stages.values():
+        for key in stage.artifacts:
+            outcomes.update((store.path(stage.kind, key) / "manifest.json").read_bytes())
+    return digest(
+        [
+            code.hexdigest(),
+            [platform.python_version(), *map(version, _LIBRARIES)],
+            [grid.name, grid.scale, [[cell.id, grid.parts.get(cell.id)] for cell in plan.cells]],
+            outcomes.hexdigest(),
+        ]
+    )
+
+
+def shown(folder: Path, made_of: str, store: Store) -> list[str] | None:
+    """What the run that wrote the folder showed on the terminal; None where the folder is not up to date."""
+    try:
+        note = json.loads(_place(folder, store).read_text(encoding="utf-8"))
+        texts: list[str] = note["texts"]
+        return texts if note["made_of"] == made_of and note["files"] == _files(folder) else None
+    except (OSError, ValueError, KeyError, TypeError):  # none there, or damaged
+        return None
+
+
+def note(folder: Path, made_of: str, texts: Sequence[str], store: Store) -> None:
+    """Note what a folder was made of, and what was shown."""
+    place = _place(folder, store)
+    place.parent.mkdir(exist_ok=True)
+    write_atomically(place, json.dumps({"made_of": made_of, "files": _files(folder), "texts": list(texts)}))
+
+
+def _place(folder: Path, store: Store) -> Path:
+    return store.root / "reports" / f"{digest(str(folder.resolve()))[:16]}.json"
+
+
+def _files(folder: Path) -> dict[str, str]:
+    found = (path for pattern in _FILES for path in folder.glob(pattern))
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
