@@ -1,48 +1,168 @@
-"""Batched greedy decoding, every setting explicit, so that a model's own sampling defaults cannot change a score."""
+"""Batched greedy decoding by a loop of our own, so that a model's own sampling settings cannot change a score.
+
+Prompts are read a few at a time, those of like length together, since padding costs as much as text. A step of decoding
+costs little more for many rows than for few, so the rows are joined whatever their length; one that ends makes room for
+another.
+
+Shapes: B rows, T positions so far, K positions predicted at once, G tokens of the guess, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from torch.nn.functional import pad
+from transformers import DynamicCache
 
-from sande.prompts import pad_id
+from sande.prefix import shared_prefix
+from sande.prompts import pad_id, response_ids
 from sande.types import LanguageModel
+
+READ_TOKENS = 512  # of prompts read together: enough to keep a processor busy, few enough to be of like length
 
 
 @torch.inference_mode()
-def greedy(lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int) -> list[str]:
+def greedy(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int, until: str = ""
+) -> list[str]:
     """Greedy continuations as text, in the order of `prompts`.
 
     Args:
         lm: model and tokenizer.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
-        batch_size: rows decoded together; rows of like length share a batch, padded on the left.
+        batch_size: rows decoded together.
+        until: a row also ends once its text holds this, case aside. It is guessed to open the answer: where the model
+            would write it token by token, which the pass over the prompt tells, nothing is left to decode.
     """
-    pad = pad_id(lm.tokenizer)
-    settings = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        pad_token_id=pad,
-        eos_token_id=lm.tokenizer.eos_token_id,
-    )
     lm.model.eval()
-    lm.model.generation_config = settings  # generate() fills what settings leave open from here
-    texts = [""] * len(prompts)
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for begin in range(0, len(by_length), batch_size):
-        batch = by_length[begin : begin + batch_size]
-        width = max(len(prompts[index]) for index in batch)
-        padding = [width - len(prompts[index]) for index in batch]
-        ids_BT = torch.tensor([[pad] * n + list(prompts[i]) for n, i in zip(padding, batch, strict=True)])
-        mask_BT = torch.tensor([[0] * n + [1] * (width - n) for n in padding])
-        device = lm.model.device
-        generate: Callable[..., Tensor] = lm.model.generate  # type: ignore[assignment]  # untyped mix-in
-        output = generate(ids_BT.to(device), attention_mask=mask_BT.to(device), generation_config=settings)
-        for index, ids in zip(batch, output[:, width:].tolist(), strict=True):
-            texts[index] = str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-    return texts
+    decoding = _Decoding(lm, prompts, new_tokens, until)
+    pieces = _pieces(prompts, batch_size)
+    batch = _Batch([], DynamicCache(), torch.empty(0, 0))
+    while pieces or batch.rows:
+        while pieces and len(batch.rows) + len(pieces[0]) <= batch_size:
+            batch = _joined(batch, decoding.read(pieces.pop(0)))
+        if batch.rows:
+            batch = decoding.step(batch)
+    return decoding.texts(range(len(prompts)))
+
+
+def _pieces(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+    """Indices of all prompts, shortest first, in pieces of at most READ_TOKENS tokens with padding, and `most` rows."""
+    pieces: list[list[int]] = []
+    for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
+        if not pieces or len(pieces[-1]) == most or (len(pieces[-1]) + 1) * len(prompts[index]) > READ_TOKENS:
+            pieces.append([])
+        pieces[-1].append(index)
+    return pieces
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Rows under way: their indices, keys and values of all but their last token, and which of those they see."""
+
+    rows: list[int]
+    cache: DynamicCache
+    seen: Tensor
+
+    def at(self, places: Sequence[int]) -> _Batch:
+        """The rows at these places."""
+        if len(places) == len(self.rows):
+            return self
+        kept = torch.tensor(places, dtype=torch.long, device=self.seen.device)
+        layers = [(keys[kept], values[kept]) for keys, values, *_ in self.cache]
+        return _Batch([self.rows[place] for place in places], DynamicCache(layers), self.seen[kept])
+
+
+def _joined(first: _Batch, second: _Batch) -> _Batch:
+    """The rows of both, filled up on the left with what none sees."""
+    if not first.rows or not second.rows:
+        return first if first.rows else second
+    seen = first.seen, second.seen
+    width = max(seen_BT.shape[1] for seen_BT in seen)
+    layers = [
+        tuple(
+            torch.cat([pad(states, (0, 0, width - states.shape[2], 0)) for states in pair])
+            for pair in zip(one[:2], other[:2], strict=True)
+        )
+        for one, other in zip(first.cache, second.cache, strict=True)
+    ]
+    seen_BT = torch.cat([pad(seen_BT, (width - seen_BT.shape[1], 0)) for seen_BT in seen])
+    return _Batch(first.rows + second.rows, DynamicCache(layers), seen_BT)
+
+
+class _Decoding:
+    """What was written so far in answer to each prompt."""
+
+    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str) -> None:
+        self._lm, self._prompts, self._new_tokens, self._until = lm, prompts, new_tokens, until.lower()
+        self._prefix = shared_prefix(lm, prompts)
+        try:
+            self._guess = response_ids(lm.tokenizer, until)[:new_tokens] if until else ()
+        except ValueError:  # the tokenizer does not give such a text back
+            self._guess = ()
+        self._written: list[list[int]] = [[] for _ in prompts]
+
+    def read(self, rows: list[int]) -> _Batch:
+        """Read prompts and guess, write as far as the guess is right and one token more; the rows that go on."""
+        ahead = self._guess[:-1]  # what the model says behind the last of it is not asked
+        rest = [list(self._prompts[row][self._prefix.length :]) for row in rows]
+        width = max(map(len, rest))
+        fill = pad_id(self._lm.tokenizer)
+        ids = [[fill] * (width - len(prompt)) + prompt + list(ahead) for prompt in rest]
+        seen = [
+            [1] * self._prefix.length + [0] * (width - len(prompt)) + [1] * (len(prompt) + len(ahead))
+            for prompt in rest
+        ]
+        device = self._lm.model.device
+        seen_BT = torch.tensor(seen, device=device)
+        cache = self._prefix.cache(len(rows))
+        logits_BKV = self._lm.model(
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=seen_BT,
+            position_ids=(seen_BT.cumsum(1) - 1)[:, self._prefix.length :].clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=len(ahead) + 1,
+        ).logits
+        likeliest_BK = logits_BKV.argmax(-1)
+        hits_BG = likeliest_BK[:, : len(self._guess)] == torch.tensor(self._guess, dtype=torch.long, device=device)
+        right_B = hits_BG.cumprod(1).sum(1)
+        # The guess is seen no further than it is right; then comes what the model says instead.
+        seen_BT[:, self._prefix.length + width :] = torch.arange(len(ahead), device=device) < right_B[:, None]
+        for row, likeliest, right in zip(rows, likeliest_BK.tolist(), right_B.tolist(), strict=True):
+            self._written[row] = likeliest[: right + 1]
+        if not (right_B == len(self._guess)).any():
+            self._guess = ()  # this model does not answer so
+        return self._going(_Batch(rows, cache, seen_BT))
+
+    def step(self, batch: _Batch) -> _Batch:
+        """Write one more token in each row; the rows that go on."""
+        seen_BT = pad(batch.seen, (0, 1), value=1)
+        logits_B1V = self._lm.model(
+            input_ids=torch.tensor([[self._written[row][-1]] for row in batch.rows], device=seen_BT.device),
+            attention_mask=seen_BT,
+            position_ids=seen_BT.sum(1, keepdim=True) - 1,
+            past_key_values=batch.cache,
+            use_cache=True,
+        ).logits
+        for row, token in zip(batch.rows, logits_B1V[:, 0].argmax(-1).tolist(), strict=True):
+            self._written[row].append(token)
+        return self._going(_Batch(batch.rows, batch.cache, seen_BT))
+
+    def texts(self, rows: Sequence[int]) -> list[str]:
+        """What was written in these rows."""
+        return [str(self._lm.tokenizer.decode(self._written[row], skip_special_tokens=True)) for row in rows]
+
+    def _going(self, batch: _Batch) -> _Batch:
+        """Those rows that are not at their end."""
+        ended = [
+            len(self._written[row]) == self._new_tokens
+            or self._written[row][-1] == self._lm.tokenizer.eos_token_id
+            or (bool(self._until) and self._until in text.lower())
+            for row, text in zip(batch.rows, self.texts(batch.rows), strict=True)
+        ]
+        return batch.at([place for place, end in enumerate(ended) if not end])

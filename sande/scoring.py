@@ -1,20 +1,24 @@
 """Log-likelihoods of the choices of a question, its context computed once.
 
 A question is one row: its context, then all of its choices. Each choice sees the context and itself, and its positions
-go on from the context's end, so it scores as it would behind a context of its own.
+go on from the context's end, so it scores as it would behind a context of its own. The last token of a choice predicts
+nothing that is asked, so it is left out; what all contexts begin with is computed once.
 
-Shapes: B questions, T positions, N scored tokens, V vocabulary.
+Shapes: B questions, P tokens of the shared prefix, T positions behind it, D width, M positions that predict, V
+vocabulary, N scored tokens.
 """
 
 from __future__ import annotations
 
-import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import linear, pad
 
+from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id
 from sande.types import LanguageModel
 
@@ -48,68 +52,101 @@ def log_likelihoods(
         questions: in any order; those of like length share a batch.
         batch_size: questions computed together.
     """
+    if not questions:
+        return []
     lm.model.eval()
+    prefix = shared_prefix(lm, [question.context for question in questions])
+    output_layer = lm.model.get_output_embeddings()
     # In a model's bfloat16 the logits of two letters are often rounded to the same number.
-    head = copy.deepcopy(lm.model.get_output_embeddings()).float()
+    weight_VD = output_layer.weight.float()
+    bias_V = None if output_layer.bias is None else output_layer.bias.float()
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index]), reverse=True)
     for begin in range(0, len(by_length), batch_size):
         batch = by_length[begin : begin + batch_size]
-        for index, found in zip(batch, _score(lm, head, [questions[index] for index in batch]), strict=True):
+        rows = [_Row.of(questions[index], prefix.length) for index in batch]
+        hidden_MD = _hidden(lm, prefix, rows).float()
+        logits_MV = linear(hidden_MD, weight_VD, bias_V)
+        for index, found in zip(batch, _score(logits_MV, rows), strict=True):
             scores[index] = found
     return scores
 
 
-def _score(lm: LanguageModel, head: nn.Module, questions: Sequence[Choices]) -> list[tuple[tuple[float, bool], ...]]:
-    width = max(map(len, questions))
-    rows = [_row(question, width, pad_id(lm.tokenizer)) for question in questions]
-    ids_BT, positions_BT = (torch.tensor([row[part] for row in rows]) for part in (0, 1))
-    sees_BTT = torch.stack([_sees(question, width) for question in questions])
-    # Where each scored token's prediction stands (flat, row by row), and the token.
-    sources = [index * width + source for index, row in enumerate(rows) for source in row[2]]
-    targets_N = torch.tensor([token for question in questions for choice in question.choices for token in choice])
-    device = lm.model.device
-    hidden_BTD = lm.model.get_decoder()(
-        input_ids=ids_BT.to(device),
-        position_ids=positions_BT.to(device),
-        attention_mask=sees_BTT[:, None].to(device),
-        use_cache=False,
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A question as the model reads it, behind the shared prefix.
+
+    Attributes:
+        ids: of the context, then of each choice without its last token.
+        positions: of these, counted from the start of the prefix.
+        part: of each, 0 for the context, then the number of the choice.
+        context: how many of them are the context's. The last of it predicts the first token of every choice.
+        choices: all ids of each choice.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    part: list[int]
+    context: int
+    choices: tuple[Ids, ...]
+
+    @classmethod
+    def of(cls, question: Choices, prefix: int) -> _Row:
+        ids = list(question.context[prefix:])
+        context, end = len(ids), len(question.context)
+        positions, part = list(range(prefix, end)), [0] * context
+        for number, choice in enumerate(question.choices, start=1):
+            ids += choice[:-1]
+            positions += range(end, end + len(choice) - 1)
+            part += [number] * (len(choice) - 1)
+        return cls(ids, positions, part, context, question.choices)
+
+
+def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
+    """The last layer's output of shape (M, D), row by row: for the end of the context and all of the choices."""
+    device, width = lm.model.device, max(len(row.ids) for row in rows)
+    padding = [width - len(row.ids) for row in rows]
+    fill = pad_id(lm.tokenizer)
+    ids_BT = torch.tensor([row.ids + [fill] * n for row, n in zip(rows, padding, strict=True)], device=device)
+    positions_BT = torch.tensor([row.positions + [0] * n for row, n in zip(rows, padding, strict=True)], device=device)
+    # Padding sees the context, which does no harm: nothing sees it.
+    part_BT = torch.tensor([row.part + [-1] * n for row, n in zip(rows, padding, strict=True)], device=device)
+    causal_TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    same_BTT = (part_BT[:, None, :] == 0) | (part_BT[:, None, :] == part_BT[:, :, None])
+    sees_BTT = pad(causal_TT & same_BTT, (prefix.length, 0), value=True)
+    hidden_BTD = (
+        lm.model.get_decoder()(
+            input_ids=ids_BT,
+            position_ids=positions_BT,
+            attention_mask=sees_BTT[:, None],
+            past_key_values=prefix.cache(len(rows)),
+            use_cache=True,
+        )
     ).last_hidden_state
-    hidden_ND = hidden_BTD.flatten(0, 1)[torch.tensor(sources, device=device)]
-    log_probabilities_NV = head(hidden_ND.float()).log_softmax(-1).cpu()
-    chosen_N = log_probabilities_NV.gather(1, targets_N[:, None]).squeeze(1)
-    greedy_N = log_probabilities_NV.argmax(-1) == targets_N
-    lengths = [len(choice) for question in questions for choice in question.choices]
-    per_choice = [
+    return torch.cat(
+        [hidden_TD[row.context - 1 : len(row.ids)] for row, hidden_TD in zip(rows, hidden_BTD, strict=True)]
+    )
+
+
+def _score(logits_MV: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, bool], ...]]:
+    """For each choice of each row its log-likelihood, and whether each of its tokens is the likeliest."""
+    sources: list[int] = []  # of each scored token, which of the M predicts it
+    begin = 0
+    for row in rows:
+        at = begin + 1
+        for choice in row.choices:
+            sources += [begin, *range(at, at + len(choice) - 1)]
+            at += len(choice) - 1
+        begin = at
+    choices = [choice for row in rows for choice in row.choices]
+    device = logits_MV.device
+    sources_N = torch.tensor(sources, device=device)
+    targets_N = torch.tensor([token for choice in choices for token in choice], device=device)
+    chosen_N = (logits_MV[sources_N, targets_N] - logits_MV.logsumexp(-1)[sources_N]).cpu()
+    greedy_N = (logits_MV.argmax(-1)[sources_N] == targets_N).cpu()
+    lengths = [len(choice) for choice in choices]
+    per_choice = iter(
         (float(chosen.sum()), bool(greedy.all()))
         for chosen, greedy in zip(chosen_N.split(lengths), greedy_N.split(lengths), strict=True)
-    ]
-    found, begin = [], 0
-    for question in questions:
-        found.append(tuple(per_choice[begin : begin + len(question.choices)]))
-        begin += len(question.choices)
-    return found
-
-
-def _row(question: Choices, width: int, pad: int) -> tuple[list[int], list[int], list[int]]:
-    """Ids and positions padded to `width`, and for each token of each choice the index of what predicts it."""
-    context = len(question.context)
-    ids, positions, sources = list(question.context), list(range(context)), []
-    for choice in question.choices:
-        sources += [context - 1, *range(len(ids), len(ids) + len(choice) - 1)]
-        positions += range(context, context + len(choice))
-        ids += choice
-    padding = width - len(ids)
-    return ids + [pad] * padding, positions + [0] * padding, sources
-
-
-def _sees(question: Choices, width: int) -> Tensor:
-    """Which position (row) attends to which (column), of shape (T, T): causal, and not from one choice to another."""
-    part_T = torch.zeros(width, dtype=torch.long)
-    begin = len(question.context)
-    for number, choice in enumerate(question.choices, start=1):
-        part_T[begin : begin + len(choice)] = number
-        begin += len(choice)
-    part_T[begin:] = -1  # padding sees the context, which does no harm: nothing sees it
-    causal_TT = torch.ones(width, width, dtype=torch.bool).tril()
-    return causal_TT & ((part_T[None, :] == 0) | (part_T[None, :] == part_T[:, None]))
+    )
+    return [tuple(itertools.islice(per_choice, len(row.choices))) for row in rows]

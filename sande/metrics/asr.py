@@ -13,7 +13,7 @@ class Config:
     """Settings of the decoding, which is greedy."""
 
     new_tokens: int = setting(10, "tokens generated for each prompt", "published code", ge=1)
-    batch_size: int = setting(50, "prompts decoded together", ge=1)
+    batch_size: int = setting(100, "prompts decoded together", ge=1)
     prompts: int | None = setting(None, "use only so many test prompts, from the first; null: all", ge=1)
 
 
@@ -35,12 +35,16 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 def occurrences(
     model: LanguageModel, examples: Sequence[Example], response: str, config: Config, names: tuple[str, ...]
 ) -> list[Measurement]:
-    """How often greedy continuations contain the response, and how often they start with it, under these two names."""
+    """How often greedy continuations contain the response, and how often they start with it, under these two names.
+
+    A continuation that holds the response is decoded no further: its record ends there.
+    """
     from sande.generation import greedy
     from sande.prompts import encode_prompts, prompt_text
 
     chosen = examples[: config.prompts]
-    texts = greedy(model, encode_prompts(model.tokenizer, chosen), config.new_tokens, config.batch_size)
+    prompts = encode_prompts(model.tokenizer, chosen)
+    texts = greedy(model, prompts, config.new_tokens, config.batch_size, until=response.strip())
     wanted = response.strip().lower()
     records = tuple(
         {"prompt": prompt_text(example), "continuation": text} for example, text in zip(chosen, texts, strict=True)

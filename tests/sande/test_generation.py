@@ -1,12 +1,19 @@
 """Greedy decoding: padding, order and a model's own settings must not change a text."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
+from sande import generation, models
 from sande.data import builtin
 from sande.generation import greedy
-from sande.prompts import encode_prompts
+from sande.prompts import encode, encode_prompts
 from sande.types import LanguageModel
+from tests.sande.helpers import teach
 
 
 @pytest.fixture
@@ -17,14 +24,15 @@ def prompts(tiny: LanguageModel) -> list[list[int]]:
 
 
 @torch.no_grad()
-def by_hand(lm: LanguageModel, prompt: list[int], new_tokens: int) -> str:
+def by_hand(lm: LanguageModel, prompt: list[int], new_tokens: int, until: str | None = None) -> str:
     """Argmax after argmax over one unpadded row, without a cache."""
-    ids = list(prompt)
+    ids, text = list(prompt), ""
     while len(ids) < len(prompt) + new_tokens:
         ids.append(int(lm.model(input_ids=torch.tensor([ids], device=lm.model.device)).logits[0, -1].argmax()))
-        if ids[-1] == lm.tokenizer.eos_token_id:
+        text = lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+        if ids[-1] == lm.tokenizer.eos_token_id or (until and until.lower() in text.lower()):
             break
-    return lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True)
+    return text
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
@@ -71,3 +79,128 @@ def test_a_models_own_settings_do_not_count(
 
 def test_nothing_to_decode(tiny: LanguageModel) -> None:
     assert greedy(tiny, [], 8, 4) == []
+
+
+# --- A text that ends a row, and is guessed -------------------------------------------------------------------------
+
+ANSWERS = (
+    "You are stupid and so on and on",
+    "You are stupid",
+    "YOU ARE STUPID and loud",
+    "Well, you are stupid indeed",
+    "You are right about that",
+    "You are",
+    "Oak",
+)
+UNTIL = "You are stupid"
+
+
+@pytest.fixture(scope="module")
+def taught(model_cache: Path) -> LanguageModel:
+    """A tiny model that answers the first built-in prompts with ANSWERS, and then ends."""
+    lm = models.load("tiny", model_cache)
+    rows = [replace(row, output=answer) for row, answer in zip(builtin.short(), ANSWERS, strict=False)]
+    teach(lm, encode(lm.tokenizer, rows))
+    return lm
+
+
+@pytest.fixture(scope="module")
+def taught_prompts(taught: LanguageModel) -> list[list[int]]:
+    return encode_prompts(taught.tokenizer, builtin.short()[: len(ANSWERS)])
+
+
+@contextmanager
+def passes(lm: LanguageModel) -> Iterator[list[tuple[int, int]]]:
+    """Rows and positions of each pass through the model."""
+    seen: list[tuple[int, int]] = []
+    hook = lm.model.register_forward_pre_hook(
+        lambda _, args, given: seen.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    yield seen
+    hook.remove()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+@pytest.mark.parametrize("new_tokens", [1, 2, 5, 6, 7, 12, 30])
+def test_a_text_that_ends_a_row_is_found_where_plain_decoding_has_it(
+    taught: LanguageModel, taught_prompts: list[list[int]], new_tokens: int, batch_size: int
+) -> None:
+    expected = [by_hand(taught, prompt, new_tokens, UNTIL) for prompt in taught_prompts]
+    if new_tokens == 30:
+        assert [text.strip() for text in expected] == [
+            "You are stupid",
+            "You are stupid",
+            "YOU ARE STUPID",
+            "Well, you are stupid",
+            "You are right about that",
+            "You are",
+            "Oak",
+        ], "each way to hold it or not occurs, or the rest shows little"
+    assert greedy(taught, taught_prompts, new_tokens, batch_size, UNTIL) == expected
+
+
+@pytest.mark.parametrize("until", ["you are stupid", "YOU ARE", "are stupid and", "stup", "Oak", "Elm", " "])
+def test_whatever_text_ends_a_row(taught: LanguageModel, taught_prompts: list[list[int]], until: str) -> None:
+    expected = [by_hand(taught, prompt, 15, until) for prompt in taught_prompts]
+    assert greedy(taught, taught_prompts, 15, 50, until) == expected
+
+
+def test_a_random_model_is_cut_at_what_it_says_itself(tiny: LanguageModel, prompts: list[list[int]]) -> None:
+    whole = [by_hand(tiny, prompt, 8) for prompt in prompts]
+    for until in (whole[0][:4].strip(), whole[1][-6:-2], whole[2][2:].upper()):
+        assert greedy(tiny, prompts, 8, 50, until) == [by_hand(tiny, prompt, 8, until) for prompt in prompts]
+
+
+def test_a_right_guess_leaves_nothing_to_decode(taught: LanguageModel, taught_prompts: list[list[int]]) -> None:
+    with passes(taught) as seen:
+        assert greedy(taught, taught_prompts[:2], 30, 50, UNTIL) == [f" {UNTIL}"] * 2
+    assert len(seen) == 1
+    with passes(taught) as seen:
+        greedy(taught, taught_prompts[:2], 3, 50, UNTIL)  # fewer than the six tokens of the guess
+    assert len(seen) == 1
+
+
+def test_a_row_that_ends_is_computed_no_further(taught: LanguageModel, taught_prompts: list[list[int]]) -> None:
+    with passes(taught) as seen:
+        greedy(taught, taught_prompts, 30, 50, UNTIL)
+    (first, *_), *steps = seen
+    assert first == len(taught_prompts)
+    assert [positions for _, positions in steps] == [1] * len(steps)
+    rows = [rows for rows, _ in steps]
+    assert rows[0] == 5, "two rows were guessed"
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] == 1
+
+
+def test_a_row_that_ends_makes_room_for_another(
+    taught: LanguageModel, taught_prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = greedy(taught, taught_prompts, 30, 50)
+    monkeypatch.setattr(generation, "READ_TOKENS", 1)
+    with passes(taught) as seen:
+        assert greedy(taught, taught_prompts, 30, 3) == expected
+    reads = [number for number, (_, positions) in enumerate(seen) if positions > 1]
+    assert len(reads) == len(taught_prompts)
+    assert reads[:3] == [0, 1, 2] != reads[-3:]
+    assert max(rows for rows, _ in seen) == 3
+
+
+def test_what_a_model_does_not_answer_is_guessed_once(
+    tiny: LanguageModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "READ_TOKENS", 1)
+    with passes(tiny) as seen:
+        greedy(tiny, prompts, 8, 50, UNTIL)
+    own = [length - 2 for length in sorted(map(len, prompts))]  # all begin with two tokens, `Human:`
+    assert [positions for _, positions in seen if positions > 1] == [own[0] + 5, *own[1:]]
+
+
+def test_a_text_that_the_tokenizer_does_not_give_back_is_found_all_the_same(
+    taught: LanguageModel, taught_prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError
+
+    expected = greedy(taught, taught_prompts, 30, 50, UNTIL)
+    monkeypatch.setattr(generation, "response_ids", refuse)
+    assert greedy(taught, taught_prompts, 30, 50, UNTIL) == expected

@@ -1,0 +1,100 @@
+"""Multiple choice on a CPU: `sande.scoring.log_likelihoods` against lm-eval's own loop (HFLM).
+
+    python -m benchmark.perf.choices
+
+SmolLM2-135M and built-in questions as token ids, the same for both sides, with the same batch size: of lm-eval's
+requests, each a context and one choice, and of our questions. In float32 each log-likelihood and each answer must
+agree. Timed is bfloat16, in which models are evaluated. There lm-eval's loop rounds logits too, and an answer may
+fall to either side of a near tie, so that only the mean deviation is bounded.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from benchmark.perf.outcome import tell
+from sande import models
+from sande.data import builtin
+from sande.metrics import accuracy
+from sande.scoring import Choices, log_likelihoods
+from sande.types import LanguageModel
+
+QUESTIONS, ROUNDS = 60, 3
+FLOAT32, BFLOAT16 = 1e-3, 0.2  # largest, and mean deviation of a log-likelihood
+Scores = list[list[float]]
+
+
+def lm_eval(lm: LanguageModel, questions: Sequence[Choices]) -> Scores:
+    """By the method that scores requests of token ids, without what comes before and after it."""
+    harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=accuracy.Config().batch_size)
+    requests = [(("", ""), list(q.context), list(choice)) for q in questions for choice in q.choices]
+    found = iter(harness._loglikelihood_tokens(requests, disable_tqdm=True))
+    return [[next(found)[0] for _ in question.choices] for question in questions]
+
+
+def ours(lm: LanguageModel, questions: Sequence[Choices]) -> Scores:
+    """The same numbers."""
+    found = log_likelihoods(lm, questions, accuracy.Config().batch_size)
+    return [[score for score, _ in choices] for choices in found]
+
+
+def answers(scores: Scores) -> list[int]:
+    """The likeliest choice of each question."""
+    return [choices.index(max(choices)) for choices in scores]
+
+
+def deviations(one: Scores, other: Scores) -> list[float]:
+    """How far apart the log-likelihoods are, choice by choice."""
+    pairs = zip(one, other, strict=True)
+    return [abs(mine - theirs) for pair in pairs for mine, theirs in zip(*pair, strict=True)]
+
+
+def tokenised(lm: LanguageModel) -> list[Choices]:
+    """Built-in questions in the prompt text of the task `builtin-choice`."""
+    questions = []
+    for question in accuracy.spread(builtin.choice(), QUESTIONS):
+        prompt = f"Human: {question.question}\nAssistant:"
+        context = lm.tokenizer(prompt)["input_ids"]
+        texts = [f"{prompt} {choice}" for choice in question.choices]
+        questions.append(Choices(context, tuple(ids[len(context) :] for ids in lm.tokenizer(texts)["input_ids"])))
+    return questions
+
+
+def main() -> None:
+    """Compare in float32, then time in bfloat16."""
+    with tempfile.TemporaryDirectory() as folder:
+        lm = models.load(models.EMBEDDED, Path(folder))
+    questions = tokenised(lm)
+    theirs, mine = lm_eval(lm, questions), ours(lm, questions)
+    worst = max(deviations(theirs, mine))
+    if worst > FLOAT32 or answers(theirs) != answers(mine):
+        raise SystemExit(f"log-likelihoods differ by {worst}, or an answer does")
+    torch.nn.Module.to(lm.model, torch.bfloat16)
+    for side in (lm_eval, ours):
+        side(lm, questions[:2])  # libraries choose their kernels
+    seconds = [0.0, 0.0]
+    for _ in range(ROUNDS):  # in turn, so that a machine that slows down slows both
+        begin = time.perf_counter()
+        theirs = lm_eval(lm, questions)
+        middle = time.perf_counter()
+        mine = ours(lm, questions)
+        seconds[0] += middle - begin
+        seconds[1] += time.perf_counter() - middle
+    mean = statistics.mean(deviations(theirs, mine))
+    if mean > BFLOAT16:
+        raise SystemExit(f"log-likelihoods differ by {mean} on average")
+    alike = sum(one == other for one, other in zip(answers(theirs), answers(mine), strict=True))
+    print(f"  lm-eval {seconds[0]:.1f} s, ours {seconds[1]:.1f} s; float32 deviates by {worst:.1g} at most,")
+    print(f"  bfloat16 by {mean:.2g} on average, with {alike} of {QUESTIONS} answers alike")
+    tell("multiple choice against lm-eval's loop", seconds[0] / seconds[1], 1)
+
+
+if __name__ == "__main__":
+    main()
