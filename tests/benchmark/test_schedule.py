@@ -7,10 +7,11 @@ from benchmark.schedule import Queue, simulate, whole
 from benchmark.stages import Stage
 
 MEMORY = "CUDA out of memory"
+SETTINGS = {"model": "m", "attack": {"name": "x"}, "defense": {"name": "x"}, "metrics": []}
 
 
 def stage(key: str, *needs: str, kind: str = "attack") -> Stage:
-    return Stage(kind, key, {}, needs)
+    return Stage(kind, key, SETTINGS, needs)
 
 
 def plan(*stages: Stage, done: tuple[str, ...] = ()) -> Plan:
