@@ -44,6 +44,13 @@ OnlyOption = Annotated[
 ScaleOption = Annotated[
     str | None, typer.Option(help="Settings of scales/NAME.yaml beside the grid, instead of the grid's own scale.")
 ]
+GpusOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Say how long it takes on so many; with --machine cpu, so many stages at a time."),
+]
+MachineOption = Annotated[
+    str | None, typer.Option(help="Go by what was measured on it: cpu, h100, or any part of a recorded device's name.")
+]
 
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
@@ -74,6 +81,7 @@ def run(
     """Run what is missing of a grid, write its rows and report."""
     from benchmark import grid as grids
     from benchmark import plan as plans
+    from benchmark import predict
     from benchmark import report as reports
     from benchmark import rows as result_rows
     from benchmark import search as searches
@@ -99,7 +107,9 @@ def run(
         from benchmark import execute, preflight
 
         preflight.check(plan.cells, opened)
+        running = time.perf_counter()
         errors |= execute.run(plan, opened, loaded.resources, address, _say)
+        running = time.perf_counter() - running
     chosen = set(searched.cells)
     kept = [cell for cell in searched.every if cell in chosen or not plans.make([cell], opened).missing]
     rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
@@ -107,7 +117,10 @@ def run(
     for text in reports.write(folder):
         _print_markdown(text)
     typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
-    typer.echo(f"{loaded.name} took {time.perf_counter() - begin:.0f} s")
+    took = time.perf_counter() - begin
+    typer.echo(f"{loaded.name} took {took:.0f} s")
+    if plan.missing and not loaded.search:
+        predict.note(opened, around=took - running)
     failed = len({row["cell"] for row in rows if row["status"] == result_rows.FAILED})
     if failed:
         typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
@@ -124,6 +137,8 @@ def plan(
     assignments: SetOption = None,
     only: OnlyOption = None,
     scale: ScaleOption = None,
+    gpus: GpusOption = None,
+    machine: MachineOption = None,
 ) -> None:
     """Show the cells of a grid, what is done and what would run. Starts nothing."""
     from rich.console import Console
@@ -157,6 +172,10 @@ def plan(
     (console if console.is_terminal else Console(width=WIDE)).print(table)
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
+    if gpus or machine:
+        from benchmark import predict
+
+        typer.echo(predict.sentence(made, Store(store, create=False), loaded.resources, gpus or 1, machine))
     if searching:
         typer.echo(searching)
     typer.echo(

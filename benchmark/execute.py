@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import socket
+import statistics
 import sys
 import time
 import traceback
@@ -44,6 +45,7 @@ from benchmark.cell import Resources
 from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
 from benchmark.plan import Plan
+from benchmark.predict import note
 from benchmark.schedule import Offer, Queue, whole
 from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store
@@ -84,8 +86,9 @@ def run(
     """
     if not plan.missing:
         return {}
+    begin = time.perf_counter()
     with cluster(address):
-        return _do(plan, store, resources, say)
+        return _do(plan, store, resources, say, begin)
 
 
 @contextmanager
@@ -122,14 +125,14 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None]) -> dict[str, str]:
+def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float) -> dict[str, str]:
     folder = store.scratch("tune")
     try:
         per_worker = allotment(resources)
         slots = _at_once(resources, per_worker)
         # Two ranks of a worker group may not be on one GPU, and a share that the user set is the user's.
         peaks = peaks_of(store) if per_worker.get("GPU") and resources.gpus is None and resources.workers == 1 else None
-        searcher = StageSearcher(Queue(plan, slots, peaks.share if peaks else whole), store, peaks, say)
+        searcher = StageSearcher(Queue(plan, slots, peaks.share if peaks else whole), store, peaks, say, begin)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             try:
@@ -139,6 +142,7 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
                 ended = gave_up(error)
                 if not (out_of_memory(error) and searcher.killed()):
                     break
+        searcher.note_overhead()
         queue = searcher.queue
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
         return queue.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
@@ -176,13 +180,17 @@ def _tuner(
 class StageSearcher(Searcher):
     """Offers Tune what the queue offers, and tells the queue and the user how it ended."""
 
-    def __init__(self, queue: Queue, store: Store, peaks: Peaks | None, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, queue: Queue, store: Store, peaks: Peaks | None, say: Callable[[str], None], begin: float
+    ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
         self._store = store
         self._peaks = peaks
         self._running: dict[str, tuple[Offer, float]] = {}
         self._say = say
+        self._begin = begin  # of the run
+        self._beside: list[float] = []  # for each stage that is done, seconds beside its own
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
         """The next stage as a trial's config, None while none can start, FINISHED when none is left."""
@@ -221,10 +229,20 @@ class StageSearcher(Searcher):
         elif error:
             self._say(f"{told} FAILED: {error}")
         else:
-            self._say(f"{told}: done in {time.perf_counter() - begin:.1f} s")
-            if self._peaks:
-                for manifest in manifests_of(stage, self._store):
+            now = time.perf_counter()
+            self._say(f"{told}: done in {now - begin:.1f} s")
+            manifests = manifests_of(stage, self._store)
+            own = sum(manifest["seconds"] for manifest in manifests)
+            self._beside.append(max(0.0, now - (begin if self._beside else self._begin) - own))
+            for manifest in manifests:
+                if self._peaks:
                     self._peaks.learn(manifest)
+
+    def note_overhead(self) -> None:
+        """Keeps for predictions what the run took beside its stages."""
+        if self._beside:
+            start, *later = self._beside
+            note(self._store, start=start, **({"stage": statistics.median(later)} if later else {}))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store knows what is done."""
