@@ -396,8 +396,8 @@ def allotment(resources: Resources) -> dict[str, float]:
 
 
 def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """What the process of a trial holds: its share of what a worker gets, unless workers of its own hold it."""
-    if resources.workers > 1:
+    """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
+    if resources.workers > 1 and job["stage"]["kind"] != "evaluate":
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
     return tune.PlacementGroupFactory([held if resources.cpus is None else held | {"CPU": float(resources.cpus)}])

@@ -159,16 +159,19 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 
 
 @pytest.mark.parametrize(
-    ("resources", "share", "expected"),
+    ("resources", "kind", "share", "expected"),
     [
-        (Resources(), 1.0, {"CPU": 8.0, "GPU": 1.0}),
-        (Resources(), 0.25, {"CPU": 2.0, "GPU": 0.25}),
-        (Resources(cpus=8), 0.25, {"CPU": 8.0, "GPU": 0.25}),  # the user's word
-        (Resources(workers=2), 1.0, {execute.HEAD: 0.001}),
+        (Resources(), "attack", 1.0, {"CPU": 8.0, "GPU": 1.0}),
+        (Resources(), "evaluate", 0.25, {"CPU": 2.0, "GPU": 0.25}),
+        (Resources(cpus=8), "defend", 0.25, {"CPU": 8.0, "GPU": 0.25}),  # the user's word
+        (Resources(workers=2), "defend", 1.0, {execute.HEAD: 0.001}),
+        (Resources(workers=2), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),  # which is one process
     ],
 )
-def test_a_trial_holds_its_share_of_a_worker(resources: Resources, share: float, expected: dict[str, float]) -> None:
-    held = execute._trial_resources(resources, {"per_worker": PER_WORKER, "share": share})
+def test_a_trial_holds_its_share_of_a_worker(
+    resources: Resources, kind: str, share: float, expected: dict[str, float]
+) -> None:
+    held = execute._trial_resources(resources, {"per_worker": PER_WORKER, "share": share, "stage": {"kind": kind}})
     assert held.bundles == [expected]
 
 
