@@ -56,7 +56,6 @@ from sande.errors import NonFiniteError, UserError
 # hold no CPU, so that the group can always be placed.
 HEAD = "node:__internal_head__"
 
-
 KILLED = "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
 # In lower case, in messages of CUDA, cuBLAS and cuDNN, of PyTorch's CPU allocator, of Python, and of Ray.
 OUT_OF_MEMORY = ("out of memory", "_alloc_failed", "can't allocate memory", "memoryerror", "low on memory")
@@ -231,12 +230,15 @@ class StageSearcher(Searcher):
         else:
             now = time.perf_counter()
             self._say(f"{told}: done in {now - begin:.1f} s")
-            manifests = manifests_of(stage, self._store)
-            own = sum(manifest["seconds"] for manifest in manifests)
-            self._beside.append(max(0.0, now - (begin if self._beside else self._begin) - own))
-            for manifest in manifests:
-                if self._peaks:
-                    self._peaks.learn(manifest)
+            self._learn(manifests_of(stage, self._store), now - (begin if self._beside else self._begin))
+
+    def _learn(self, manifests: list[dict[str, Any]], took: float) -> None:
+        """From a stage that is done; nothing, while a file system shared by several machines does not show it here."""
+        if manifests:
+            self._beside.append(max(0.0, took - sum(manifest["seconds"] for manifest in manifests)))
+        for manifest in manifests:
+            if self._peaks:
+                self._peaks.learn(manifest)
 
     def note_overhead(self) -> None:
         """Keeps for predictions what the run took beside its stages."""

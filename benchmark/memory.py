@@ -36,23 +36,23 @@ class Peaks:
     """What stages took of a GPU's memory, by kind, model, method and size of its batches."""
 
     def __init__(self, manifests: Iterable[Mapping[str, Any]]) -> None:
-        self._peaks: dict[Like, list[int]] = {}
-        self._total: dict[Like, int] = {}
+        # The largest peak, and the smallest GPU: a share has to be large enough wherever a stage is placed.
+        self._seen: dict[Like, tuple[int, int]] = {}
         for manifest in manifests:
             self.learn(manifest)
 
     def learn(self, manifest: Mapping[str, Any]) -> None:
         """Take in what a stage wrote down; of one that ran on a CPU nothing."""
         if "device_memory_bytes" in manifest:
-            like, total = _like(manifest["kind"], manifest["settings"]), manifest["device_memory_bytes"]
-            self._peaks.setdefault(like, []).append(manifest["peak_memory_bytes"])
-            # Of several sorts of GPU the smallest: a share has to be large enough wherever the stage is placed.
-            self._total[like] = min(total, self._total.get(like, total))
+            like = _like(manifest["kind"], manifest["settings"])
+            peak, total = manifest["peak_memory_bytes"], manifest["device_memory_bytes"]
+            known = self._seen.get(like, (peak, total))
+            self._seen[like] = max(peak, known[0]), min(total, known[1])
 
     def share(self, stage: Stage) -> float:
         """The share of a GPU for a stage; a whole one for the first of its sort, which is thereby measured."""
-        like = _like(stage.kind, stage.settings)
-        return share(self._peaks.get(like, ()), self._total.get(like, 0))
+        seen = self._seen.get(_like(stage.kind, stage.settings))
+        return share([seen[0]], seen[1]) if seen else share([], 0)
 
 
 def peaks_of(store: Store) -> Peaks:

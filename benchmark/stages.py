@@ -219,8 +219,9 @@ def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, An
 
 
 def manifests_of(stage: Stage, store: Store) -> list[dict[str, Any]]:
-    """What a stage that is done wrote down: a manifest, or one for each of its metrics."""
-    return [store.manifest(stage.kind, key) for key in stage.metric_keys or (stage.key,)]
+    """What a stage wrote down, as far as it can be seen here: a manifest, or one for each of its metrics."""
+    keys = stage.metric_keys or (stage.key,)
+    return [store.manifest(stage.kind, key) for key in keys if store.has(stage.kind, key)]
 
 
 def device() -> str:

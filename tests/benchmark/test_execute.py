@@ -125,6 +125,13 @@ def test_the_share_is_in_the_config_and_grows_smaller_once_a_stage_was_measured(
     assert [fake.searcher.suggest(trial)["share"] for trial in "12"] == [0.125, 0.125]
 
 
+def test_a_result_that_cannot_be_seen_here_yet_is_no_error(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", slots=1, peaks=Peaks([]))
+    assert fake.ask() == "a"
+    fake.searcher.on_trial_complete("0", OK)
+    assert fake.searcher.suggest("1")["share"] == 1.0
+
+
 @pytest.mark.parametrize(
     "error",
     [
