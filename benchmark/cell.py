@@ -36,7 +36,11 @@ class Resources:
         1, "training processes of an attack or defense; 2 or more form a Ray Train worker group", ge=1
     )
     cpus: int | None = setting(None, "CPUs of one worker; null: a node's CPUs shared out over its GPUs", ge=1)
-    gpus: float | None = setting(None, "GPUs of one worker; null: one where there are any", ge=0)
+    gpus: float | None = setting(
+        None,
+        "GPUs of one worker; null: one where there are any, or the share that stages like it were seen to need",
+        ge=0,
+    )
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,13 @@ OnlyOption = Annotated[
 ScaleOption = Annotated[
     str | None, typer.Option(help="Settings of scales/NAME.yaml beside the grid, instead of the grid's own scale.")
 ]
+GpusOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Say how long it takes on so many; with --machine cpu, so many stages at a time."),
+]
+MachineOption = Annotated[
+    str | None, typer.Option(help="Go by what was measured on it: cpu, h100, or any part of a recorded device's name.")
+]
 
 
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
@@ -73,9 +80,9 @@ def run(
     """Run what is missing of a grid, write its rows and report."""
     from benchmark import grid as grids
     from benchmark import plan as plans
+    from benchmark import predict, uptodate
     from benchmark import rows as result_rows
     from benchmark import search as searches
-    from benchmark import uptodate
     from benchmark.store import Store
 
     begin = time.perf_counter()
@@ -98,7 +105,9 @@ def run(
         from benchmark import execute, preflight
 
         preflight.check(plan.cells, opened)
+        running = time.perf_counter()
         errors |= execute.run(plan, opened, loaded.resources, address, _say)
+        running = time.perf_counter() - running
     chosen = {cell.id for cell in searched.cells}
     others = plans.make([cell for cell in searched.every if cell.id not in chosen], opened)
     kept = [cell for cell in searched.every if cell.id in chosen or others.has(cell)]
@@ -116,7 +125,10 @@ def run(
     for text in texts:
         _print_markdown(text)
     typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
-    typer.echo(f"{loaded.name} took {time.perf_counter() - begin:.0f} s")
+    took = time.perf_counter() - begin
+    typer.echo(f"{loaded.name} took {took:.0f} s")
+    if plan.missing and not loaded.search:
+        predict.note(opened, around=took - running)
     if failed:
         typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
@@ -132,6 +144,8 @@ def plan(
     assignments: SetOption = None,
     only: OnlyOption = None,
     scale: ScaleOption = None,
+    gpus: GpusOption = None,
+    machine: MachineOption = None,
 ) -> None:
     """Show the cells of a grid, what is done and what would run. Starts nothing."""
     from benchmark import estimate, overview
@@ -144,6 +158,10 @@ def plan(
     overview.show(made, f"{loaded.name}: {loaded.about}")
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
+    if gpus or machine:
+        from benchmark import predict
+
+        typer.echo(predict.sentence(made, Store(store, create=False), loaded.resources, gpus or 1, machine))
     if searching:
         typer.echo(searching)
     typer.echo(

@@ -7,6 +7,7 @@ a third each; so a prompt that is only read costs a third. The store's own measu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ class Estimate:
 
     Attributes:
         seconds: GPU-seconds by kind of stage.
-        left_out: names of models and data sets whose size is not known; stages with them are not in the sum.
+        left_out: names of models and data sets whose size is not known; what needs them is not in the sum.
     """
 
     seconds: Mapping[Kind, float]
@@ -78,8 +79,41 @@ class Estimate:
         return sum(self.seconds.values()) / HOUR
 
 
-class _UnknownSizeError(Exception):
-    """Of a model or data set; its argument is the name."""
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A training, or one metric of an evaluation.
+
+    Attributes:
+        key: of its artifact.
+        kind: of its stage.
+        method: attack, defense, or what the metric measures.
+        data: set whose rows are read.
+        work: GPU-seconds for each billion parameters; infinite where nobody knows how many rows there are.
+    """
+
+    key: str
+    kind: Kind
+    method: str
+    data: str
+    work: float
+
+
+def pieces(stage: Stage, cell: Cell) -> list[Piece]:
+    """What a stage of a cell consists of."""
+    if stage.kind == "attack":
+        return [Piece(stage.key, stage.kind, cell.attack.name, cell.data.name, _attack(cell))]
+    if stage.kind == "defend":
+        return [Piece(stage.key, stage.kind, cell.defense.name, *_defense(cell))]
+    return [
+        Piece(key, stage.kind, " ".join(measured(metric)), *_metric(cell, metric))
+        for metric, key in zip(cell.metrics, stage.metric_keys, strict=True)
+    ]
+
+
+def measured(metric: Method) -> tuple[str, ...]:
+    """Names of what a metric measures."""
+    names: tuple[str, ...] = tuple(registry.entry("metrics", metric.name).names(metric.config))
+    return names
 
 
 def estimate(stages: Iterable[Stage]) -> Estimate:
@@ -89,15 +123,16 @@ def estimate(stages: Iterable[Stage]) -> Estimate:
     counted: set[str] = set()
     for stage in stages:
         cell = stage.cell
-        try:
-            if stage.kind == "evaluate":
-                new = [m for m, key in zip(cell.metrics, stage.metric_keys, strict=True) if key not in counted]
-                seconds["evaluate"] += sum(_metric(cell, metric) for metric in new)
-                counted.update(stage.metric_keys)
+        for piece in pieces(stage, cell):
+            if piece.key in counted:
+                continue
+            counted.add(piece.key)
+            if math.isinf(piece.work):
+                left_out.add(piece.data)
+            elif cell.model not in BILLIONS:
+                left_out.add(cell.model)
             else:
-                seconds[stage.kind] += _attack(cell) if stage.kind == "attack" else _defense(cell)
-        except _UnknownSizeError as unknown:
-            left_out.add(str(unknown))
+                seconds[piece.kind] += piece.work * BILLIONS[cell.model]
     return Estimate(seconds, tuple(sorted(left_out)))
 
 
@@ -140,10 +175,11 @@ def _attack(cell: Cell) -> float:
     rows = _rows(cell.data.name, cell.data.rows, TRAIN_SHARE)
     if getattr(cell.attack.config, "poison_mode", "replace") == "append":
         rows *= 1 + cell.attack.config.poison_rate
-    return sum(_visits(training, rows) for training in _trainings(cell.attack).values()) * _per_row(cell)
+    return sum(_visits(training, rows) for training in _trainings(cell.attack).values()) * rate(cell.data.name)
 
 
-def _defense(cell: Cell) -> float:
+def _defense(cell: Cell) -> tuple[str, float]:
+    """The data set, and the work."""
     if registry.knowledge(cell.defense.name) is types.PreferenceData:
         data = cell.defense.config.preferences.name
         rows = _rows(data, cell.defense.config.preferences.pairs)
@@ -154,20 +190,20 @@ def _defense(cell: Cell) -> float:
         _visits(training, rows) * COSTS.get((cell.defense.name, field), 1.0)
         for field, training in _trainings(cell.defense).items()
     )
-    return visits * rate(data) * _billions(cell.model)
+    return data, visits * rate(data)
 
 
-def _metric(cell: Cell, metric: Method) -> float:
-    """Questions are about as long as a row of Alpaca, prompts as one of the victim's data."""
+def _metric(cell: Cell, metric: Method) -> tuple[str, float]:
+    """The data set, and the work: questions are as long as a row of Alpaca, prompts as one of the victim's data."""
     asked = registry.entry("metrics", metric.name).reads(metric.config)
     if asked:
         choices = 1 if str(getattr(metric.config, "task", "")).startswith(LETTERS) else CHOICES
         read = choices * sum(_rows(name, metric.config.questions) for name in asked)
-        return PASS * read * rate("alpaca") * _billions(cell.model)
+        return asked[0], PASS * read * rate("alpaca")
     prompts = _rows(cell.data.name, cell.data.test_rows, 1 - TRAIN_SHARE)
     limit = getattr(metric.config, "prompts", None) or getattr(metric.config, "examples", None)
     read = PROMPT_PASSES.get(metric.name, 1) * min(prompts, limit or prompts)
-    return PASS * read * _per_row(cell)
+    return cell.data.name, PASS * read * rate(cell.data.name)
 
 
 def _trainings(method: Method) -> dict[str, Training]:
@@ -185,16 +221,5 @@ def _visits(training: Training, rows: float) -> float:
 def _rows(name: str, wanted: int | None, share: float = 1.0) -> float:
     """So many rows, at most those of the share of the data set that they come from."""
     known = SIZES.get(name)
-    if known is None and wanted is None:
-        raise _UnknownSizeError(name)
-    return min(float(limit) for limit in (wanted, known and int(share * known)) if limit is not None)
-
-
-def _per_row(cell: Cell) -> float:
-    return rate(cell.data.name) * _billions(cell.model)
-
-
-def _billions(model: str) -> float:
-    if model not in BILLIONS:
-        raise _UnknownSizeError(model)
-    return BILLIONS[model]
+    limits = (wanted, known and int(share * known))
+    return min((float(limit) for limit in limits if limit is not None), default=math.inf)

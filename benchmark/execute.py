@@ -7,11 +7,14 @@ or more as a worker group of its own.
 
 from __future__ import annotations
 
+import functools
+import gc
 import logging
 import os
 import re
 import shutil
 import socket
+import statistics
 import sys
 import time
 import traceback
@@ -33,14 +36,18 @@ import ray
 import ray.train
 import ray.train.huggingface.transformers
 import ray.train.torch
+import torch
 from ray import tune
 from ray.tune.search import Searcher
 
 from benchmark import stages
 from benchmark.cell import Resources
 from benchmark.logs import quiet
+from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
 from benchmark.plan import Plan
-from benchmark.stages import Stage
+from benchmark.predict import note
+from benchmark.schedule import Offer, Queue, whole
+from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store
 from sande import models
 from sande.errors import NonFiniteError, UserError
@@ -48,6 +55,10 @@ from sande.errors import NonFiniteError, UserError
 # Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
 # hold no CPU, so that the group can always be placed.
 HEAD = "node:__internal_head__"
+
+KILLED = "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
+# In lower case, in messages of CUDA, cuBLAS and cuDNN, of PyTorch's CPU allocator, of Python, and of Ray.
+OUT_OF_MEMORY = ("out of memory", "_alloc_failed", "can't allocate memory", "memoryerror", "low on memory")
 
 
 class StageError(Exception):
@@ -74,8 +85,9 @@ def run(
     """
     if not plan.missing:
         return {}
+    begin = time.perf_counter()
     with cluster(address):
-        return _do(plan, store, resources, say)
+        return _do(plan, store, resources, say, begin)
 
 
 @contextmanager
@@ -112,81 +124,127 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None]) -> dict[str, str]:
+def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float) -> dict[str, str]:
     folder = store.scratch("tune")
     try:
         per_worker = allotment(resources)
-        common = {"store": str(store.root), "workers": resources.workers, "per_worker": per_worker}
-        searcher = StageSearcher(plan, common, say)
-        tuner = tune.Tuner(
-            tune.with_resources(StageTrial, _trial_resources(resources, per_worker)),
-            param_space={},
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=len(plan.missing),
-                max_concurrent_trials=_at_once(resources, per_worker),
-                reuse_actors=True,
-            ),
-            run_config=tune.RunConfig(
-                name=uuid.uuid4().hex[:8],
-                storage_path=str(folder),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
-            ),
-        )
+        slots = _at_once(resources, per_worker)
+        # Two ranks of a worker group may not be on one GPU, and a share that the user set is the user's.
+        peaks = peaks_of(store) if per_worker.get("GPU") and resources.gpus is None and resources.workers == 1 else None
+        searcher = StageSearcher(Queue(plan, slots, peaks.share if peaks else whole), store, peaks, say, begin)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
-        try:
-            tuner.fit()
-        except RuntimeError as error:
-            ended = gave_up(error)
-        unfinished = {stage.key for stage in plan.missing} - searcher.done - set(searcher.errors)
-        return searcher.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
+        while not searcher.queue.over:
+            try:
+                _tuner(searcher, store, resources, per_worker, slots * (MOST if peaks else 1), folder).fit()
+                break
+            except RuntimeError as error:  # Tune ends where Ray kills its worker
+                ended = gave_up(error)
+                if not (out_of_memory(error) and searcher.killed()):
+                    break
+        searcher.note_overhead()
+        queue = searcher.queue
+        unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
+        return queue.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class StageSearcher(Searcher):
-    """Offers Tune the next stage whose needs are met; a stage whose need failed fails with it."""
+def _tuner(
+    searcher: StageSearcher,
+    store: Store,
+    resources: Resources,
+    per_worker: dict[str, float],
+    at_once: int,
+    folder: Path,
+) -> tune.Tuner:
+    common = {"store": str(store.root), "workers": resources.workers, "per_worker": per_worker}
+    return tune.Tuner(
+        tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
+        param_space=common,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=2 * searcher.queue.total,  # each may run a second time, alone
+            max_concurrent_trials=at_once,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name=uuid.uuid4().hex[:8],
+            storage_path=str(folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
 
-    def __init__(self, plan: Plan, common: Mapping[str, Any], say: Callable[[str], None]) -> None:
+
+class StageSearcher(Searcher):
+    """Offers Tune what the queue offers, and tells the queue and the user how it ended."""
+
+    def __init__(
+        self, queue: Queue, store: Store, peaks: Peaks | None, say: Callable[[str], None], begin: float
+    ) -> None:
         super().__init__(metric="ok", mode="max")
-        self._common = common  # goes into every trial's config
-        self.waiting = {stage.key: stage for stage in plan.missing}
-        self.done = set(plan.done)
-        self.errors: dict[str, str] = {}
-        self._running: dict[str, tuple[Stage, float]] = {}
+        self.queue = queue
+        self._store = store
+        self._peaks = peaks
+        self._running: dict[str, tuple[Offer, float]] = {}
         self._say = say
-        self._total = len(self.waiting)
+        self._begin = begin  # of the run
+        self._beside: list[float] = []  # for each stage that is done, seconds beside its own
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
-        """The next stage as a trial's config, None while all are waiting, FINISHED when none is left."""
-        for key, stage in list(self.waiting.items()):
-            failed = next((need for need in stage.needs if need in self.errors), None)
-            if failed:
-                del self.waiting[key]
-                reason = self.errors[failed]
-                self.errors[key] = reason if reason.startswith("needs") else f"needs a stage that failed: {reason}"
-            elif self.done.issuperset(stage.needs):
-                del self.waiting[key]
-                self._running[trial_id] = (stage, time.perf_counter())
-                return {"stage": asdict(stage), **self._common}
-        return None if self.waiting else Searcher.FINISHED
+        """The next stage as a trial's config, None while none can start, FINISHED when none is left."""
+        offer = self.queue.next()
+        if offer is None:
+            return Searcher.FINISHED if self.queue.over else None
+        self._running[trial_id] = (offer, time.perf_counter())
+        return {"stage": asdict(offer.stage), "share": offer.share}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Notes how a stage ended and says it in one line."""
-        stage, begin = self._running.pop(trial_id)
-        message = (result or {}).get("error") or (
-            "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
-            if error or not result
-            else None
-        )
-        count = f"[{self._total - len(self.waiting) - len(self._running)}/{self._total}]"
-        if message:
-            self.errors[stage.key] = message
-            self._say(f"{count} {stage.label} FAILED: {message}")
+        if error or not result:
+            self._killed(trial_id)
         else:
-            self.done.add(stage.key)
-            self._say(f"{count} {stage.label}: done in {time.perf_counter() - begin:.1f} s")
+            self._ended(trial_id, result.get("error"), bool(result.get("short_of_memory")))
+
+    def killed(self) -> bool:
+        """Notes that Ray ended a worker for want of memory, and Tune with all that ran; whether that was anything."""
+        lost = list(self._running)
+        for trial_id in lost:
+            self._killed(trial_id)
+        return bool(lost)
+
+    def _killed(self, trial_id: str) -> None:
+        # Most likely by want of memory. What died alone would do so again.
+        crowded = self.queue.crowded(self._running[trial_id][0].stage.key)
+        self._ended(trial_id, KILLED, short_of_memory=crowded)
+
+    def _ended(self, trial_id: str, error: str | None, short_of_memory: bool = False) -> None:
+        offer, begin = self._running.pop(trial_id)
+        stage = offer.stage
+        again = self.queue.ended(stage.key, error, short_of_memory)
+        told = f"[{self.queue.finished}/{self.queue.total}] {stage.label}"
+        if again:
+            self._say(f"{told} {'the worker process died' if error == KILLED else 'out of memory'}; again, alone")
+        elif error:
+            self._say(f"{told} FAILED: {error}")
+        else:
+            now = time.perf_counter()
+            self._say(f"{told}: done in {now - begin:.1f} s")
+            self._learn(manifests_of(stage, self._store), now - (begin if self._beside else self._begin))
+
+    def _learn(self, manifests: list[dict[str, Any]], took: float) -> None:
+        """From a stage that is done; nothing, while a file system shared by several machines does not show it here."""
+        if manifests:
+            self._beside.append(max(0.0, took - sum(manifest["seconds"] for manifest in manifests)))
+        for manifest in manifests:
+            if self._peaks:
+                self._peaks.learn(manifest)
+
+    def note_overhead(self) -> None:
+        """Keeps for predictions what the run took beside its stages."""
+        if self._beside:
+            start, *later = self._beside
+            note(self._store, start=start, **({"stage": statistics.median(later)} if later else {}))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the store knows what is done."""
@@ -211,13 +269,18 @@ class StageTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The whole stage."""
         stage, store = _stage(self._job["stage"]), Store(Path(self._job["store"]))
+        _bound_memory(self._job["share"])
         try:
             if stage.kind == "evaluate":
                 stages.evaluate(stage, store, _speaker(stage))
             elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
                 self._train()
         except Exception as error:
-            return {"ok": 0, "done": True, "error": one_line(error)}
+            return {"ok": 0, "done": True, "error": one_line(error), "short_of_memory": out_of_memory(error)}
+        finally:
+            if torch.cuda.is_available():  # this process stays, and its neighbours on the GPU need what it holds
+                gc.collect()
+                torch.cuda.empty_cache()
         return {"ok": 1, "done": True}
 
     def _train(self) -> None:
@@ -272,16 +335,30 @@ def _speaker(stage: Stage) -> Callable[[str], None]:
     return lambda line: print(f"{stage.label} {line}", flush=True)
 
 
+def _bound_memory(share: float) -> None:
+    """Let this process hold no more of a GPU than its share, so that it runs out of memory and not its neighbours."""
+    if torch.cuda.is_available():
+        context = CONTEXT / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(share if share == 1.0 else share - context)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory did not suffice: the machine's or a GPU's, in this process or in a worker's."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
+
+
 def gave_up(error: RuntimeError) -> str:
     """Why Tune did not go on: it ends where Ray kills its worker."""
-    return "memory ran out and Ray ended the worker" if "low on memory" in str(error) else one_line(error)
+    return "memory ran out and Ray ended the worker" if out_of_memory(error) else one_line(error)
 
 
 def one_line(error: BaseException) -> str:
     """An error as one line for a row; of an unexpected one the traceback goes to the log."""
     if isinstance(error, UserError | NonFiniteError | StageError):
         return str(error)
-    traceback.print_exception(error, file=sys.stderr)
+    if not out_of_memory(error):
+        traceback.print_exception(error, file=sys.stderr)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
 
 
@@ -320,8 +397,12 @@ def allotment(resources: Resources) -> dict[str, float]:
     return {"CPU": float(cpu_share)} | ({"GPU": gpu_share} if gpu_share else {})
 
 
-def _trial_resources(resources: Resources, per_worker: dict[str, float]) -> tune.PlacementGroupFactory:
-    return tune.PlacementGroupFactory([per_worker if resources.workers == 1 else {HEAD: 0.001}])
+def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
+    if resources.workers > 1 and job["stage"]["kind"] != "evaluate":
+        return tune.PlacementGroupFactory([{HEAD: 0.001}])
+    held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
+    return tune.PlacementGroupFactory([held if resources.cpus is None else held | {"CPU": float(resources.cpus)}])
 
 
 def _at_once(resources: Resources, per_worker: dict[str, float]) -> int:

@@ -206,7 +206,7 @@ def _summary(measurement: types.Measurement) -> dict[str, Any]:
 
 @contextmanager
 def measured() -> Iterator[dict[str, Any]]:
-    """Seconds and peak memory of the block, the process's on a CPU, the allocator's on a GPU."""
+    """Seconds and peak memory of the block: the process's on a CPU; on a GPU the allocator's, and what the GPU has."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -219,6 +219,8 @@ def measured() -> Iterator[dict[str, Any]]:
     yield cost
     cost["seconds"] = round(time.perf_counter() - begin, 3)
     cost["peak_memory_bytes"] = torch.cuda.max_memory_allocated() if cuda else _peak_rss()
+    if cuda:
+        cost["device_memory_bytes"] = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
 
 
 def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +235,12 @@ def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, An
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         **more,
     }
+
+
+def manifests_of(stage: Stage, store: Store) -> list[dict[str, Any]]:
+    """What a stage wrote down, as far as it can be seen here: a manifest, or one for each of its metrics."""
+    keys = stage.metric_keys or (stage.key,)
+    return [store.manifest(stage.kind, key) for key in keys if store.has(stage.kind, key)]
 
 
 def device() -> str:

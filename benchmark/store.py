@@ -9,6 +9,7 @@ STORE/unfinished/                    work in progress; whatever a killed process
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -81,6 +82,11 @@ class Store:
         """What its stage wrote down about an artifact."""
         manifest: dict[str, Any] = json.loads((self.path(kind, key) / "manifest.json").read_text(encoding="utf-8"))
         return manifest
+
+    def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
+        """Of a kind's artifacts those that come first by name, which is no order of theirs, as names are hashes."""
+        for path in itertools.islice(sorted(self.path(kind, "").glob("*/manifest.json")), most):
+            yield self.manifest(kind, path.parent.name)
 
     def put(self, kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> None:
         """Make an artifact: `build` fills a folder and returns the manifest; the artifact appears by one rename.

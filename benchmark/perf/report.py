@@ -167,7 +167,7 @@ def main() -> None:
         rows = write(folder, SEEDS)
         begin = time.perf_counter()
         command = [sys.executable, "-m", "benchmark", "report", str(folder)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - begin
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         check(folder)

@@ -40,7 +40,7 @@ def seconds(*arguments: str) -> float:
 
 
 def _output(*arguments: str) -> str:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)  # noqa: S603 - this program
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arguments} failed: {done.stderr}")
     return done.stdout

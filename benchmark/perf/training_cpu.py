@@ -134,8 +134,9 @@ def _counted(seen: list[int], batch: dict[str, Any]) -> dict[str, Any]:
     return batch
 
 
-def _same_loss(lm: LanguageModel, rows: list[Row], theirs: SFTTrainer) -> None:
-    batch = theirs.data_collator([theirs.train_dataset[index] for index in range(len(rows))])
+def _same_loss(lm: LanguageModel, rows: list[Row], theirs: Any) -> None:
+    prepared: Any = theirs.train_dataset
+    batch = theirs.data_collator([prepared[index] for index in range(len(rows))])
     own = Collator(lm.tokenizer.pad_token_id)([features(row) for row in rows])
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         expected = float(theirs.compute_loss(theirs.model, batch))

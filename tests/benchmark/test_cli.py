@@ -206,10 +206,23 @@ def test_plan_counts_what_is_done(grid_file: GridFile, store, tmp_path: Path) ->
     assert "6 stages, 4 done; to run: 0 attack, 1 defend, 1 evaluate" in shown.stdout
 
 
+def test_plan_predicts_only_where_it_is_asked_to(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(model="llama2-7b", sweep={"defense": ["none", "sft"]})
+    assert "Forecast" not in invoke("plan", path, *run_options(tmp_path)).stdout
+    assert "Forecast on 8 GPUs: " in invoke("plan", path, *run_options(tmp_path), "--gpus", 8).stdout
+    assert "Forecast on one GPU (h100): " in invoke("plan", path, *run_options(tmp_path), "--machine", "h100").stdout
+
+
+def test_a_machine_that_nothing_was_measured_on_is_one_line(grid_file: GridFile, tmp_path: Path) -> None:
+    line = mistake("plan", grid_file(), *run_options(tmp_path), "--machine", "a100")
+    assert "--machine a100: no stage in" in line
+    assert invoke("plan", grid_file(), *run_options(tmp_path), "--gpus", 0).exit_code == 2
+
+
 @pytest.mark.parametrize("what", ["plan", "list", "show"])
 def test_looking_imports_neither_ray_nor_torch(grid_file: GridFile, tmp_path: Path, what: str) -> None:
     arguments = {
-        "plan": ["plan", grid_file(sweep={"defense": ["none", "sande"]}), *run_options(tmp_path)],
+        "plan": ["plan", grid_file(sweep={"defense": ["none", "sande"]}), *run_options(tmp_path), "--gpus", 8],
         "list": ["list", "defenses"],
         "show": ["show", "defenses", "sande"],
     }

@@ -1,0 +1,70 @@
+"""How large a share of a GPU a stage needs: by the peak that stages like it had, never by a guess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from benchmark.stages import Stage
+from benchmark.store import Store
+
+MARGIN = 1.25  # for what the allocator holds beyond the peak, and for stages a little larger
+CONTEXT = 600 * 2**20  # bytes that a process has on a GPU beside its tensors (CUDA context, libraries); an allowance
+MOST = 8  # stages a GPU
+_UNIT = 10_000  # Ray counts resources in ten-thousandths: 7 times a seventh, rounded up, would be more than one
+# What changes a training's memory; other settings do not.
+_SIZES = ("batch_size", "micro_batch_size", "max_length", "lora_rank", "precision")
+
+Like = tuple[Any, ...]
+
+
+def share(peaks: Iterable[int], total: int) -> float:
+    """The part of a GPU that holds the largest of some peaks, with margin: 1/N, N at most `MOST`; 1 without a peak.
+
+    Args:
+        peaks: bytes of tensors, as the allocator counts them.
+        total: bytes of the GPU.
+    """
+    peak = max(peaks, default=None)
+    if peak is None:
+        return 1.0
+    fitting = int(total // (MARGIN * peak + CONTEXT))
+    return _UNIT // max(1, min(MOST, fitting)) / _UNIT
+
+
+class Peaks:
+    """What stages took of a GPU's memory, by kind, model, method and size of its batches."""
+
+    def __init__(self, manifests: Iterable[Mapping[str, Any]]) -> None:
+        # The largest peak, and the smallest GPU: a share has to be large enough wherever a stage is placed.
+        self._seen: dict[Like, tuple[int, int]] = {}
+        for manifest in manifests:
+            self.learn(manifest)
+
+    def learn(self, manifest: Mapping[str, Any]) -> None:
+        """Take in what a stage wrote down; of one that ran on a CPU nothing."""
+        if "device_memory_bytes" in manifest:
+            like = _like(manifest["kind"], manifest["settings"])
+            peak, total = manifest["peak_memory_bytes"], manifest["device_memory_bytes"]
+            known = self._seen.get(like, (peak, total))
+            self._seen[like] = max(peak, known[0]), min(total, known[1])
+
+    def share(self, stage: Stage) -> float:
+        """The share of a GPU for a stage; a whole one for the first of its sort, which is thereby measured."""
+        seen = self._seen.get(_like(stage.kind, stage.settings))
+        return share([seen[0]], seen[1]) if seen else share([], 0)
+
+
+def peaks_of(store: Store) -> Peaks:
+    """The peaks of all stages in a store."""
+    return Peaks(manifest for kind in ("attack", "defend", "evaluate") for manifest in store.manifests(kind))
+
+
+def _like(kind: str, settings: Mapping[str, Any]) -> Like:
+    """Equal for stages that take about the same memory."""
+    if kind == "evaluate":
+        return kind, settings["model"], tuple(sorted({metric["name"] for metric in settings["metrics"]}))
+    method = settings["attack" if kind == "attack" else "defense"]
+    trainings = [value for value in method.values() if isinstance(value, Mapping) and "batch_size" in value]
+    sizes = tuple(tuple(training.get(name) for name in _SIZES) for training in trainings)
+    return kind, settings["model"], method["name"], sizes

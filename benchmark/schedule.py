@@ -1,0 +1,161 @@
+"""Which stage starts when: the queue that Ray Tune is fed from, and a simulation of it. Nothing here knows Ray."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmark.plan import Plan
+from benchmark.stages import Stage
+
+_ROUNDING = 1e-9  # of sums of shares
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A stage that starts now, and the share of a slot that it has."""
+
+    stage: Stage
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a simulation ends with.
+
+    Attributes:
+        wall: seconds from the start of the first stage to the end of the last one.
+        busy: seconds of all stages, each times its share of a slot.
+    """
+
+    wall: float
+    busy: float
+
+
+def whole(stage: Stage) -> float:
+    """The share of a slot where each stage has one to itself."""
+    return 1.0
+
+
+class Queue:
+    """The stages that a plan misses, each offered as soon as what it needs is done and a slot has room for it.
+
+    They are offered in the plan's order; one that finds no room holds up those behind it, or it might never find any. A
+    stage that fails takes those with it that need it; one that ran out of memory is offered once more, alone.
+
+    Attributes:
+        done: keys of all stages that are done.
+        errors: one line for each stage that failed, or that needs one that did.
+        total: number of stages that the plan missed.
+        finished: number of those that are done or have an error.
+    """
+
+    def __init__(self, plan: Plan, slots: int, share: Callable[[Stage], float] = whole) -> None:
+        """Of a plan.
+
+        Args:
+            plan: what to do.
+            slots: how many stages run at a time, if each takes a whole slot (a GPU, or the CPUs of one stage).
+            share: of a slot that a stage takes; asked when it could start.
+        """
+        self.done = set(plan.done)
+        self.errors: dict[str, str] = {}
+        self._stages = plan.missing
+        self.total, self.finished = len(self._stages), 0
+        self._place = {stage.key: place for place, stage in enumerate(self._stages)}
+        self._unmet = [set(stage.needs) - self.done for stage in self._stages]
+        self._needed_by: dict[str, list[int]] = {}
+        for place, unmet in enumerate(self._unmet):
+            for need in unmet:
+                self._needed_by.setdefault(need, []).append(place)
+        self._ready = [place for place, unmet in enumerate(self._unmet) if not unmet]  # a heap, being sorted
+        self._again: list[int] = []  # to be offered alone
+        self._alone: set[int] = set()  # were offered alone
+        self._share = share
+        self._free = [1.0] * slots
+        self._running: dict[str, tuple[int, float]] = {}  # slot and share
+        self._crowded: set[str] = set()  # ran beside others
+
+    def next(self) -> Offer | None:
+        """The next stage, which counts as running from now on; None while there is none, or no room."""
+        if self._again:
+            if self._running:
+                return None
+            place = self._again.pop(0)
+            self._alone.add(place)
+            return self._start(place, 0, 1.0)
+        if not self._ready or any(self._place[key] in self._alone for key in self._running):
+            return None
+        share = self._share(self._stages[self._ready[0]])
+        fitting = [slot for slot, free in enumerate(self._free) if free + _ROUNDING >= share]
+        if not fitting:
+            return None
+        return self._start(heapq.heappop(self._ready), min(fitting, key=self._free.__getitem__), share)
+
+    def _start(self, place: int, slot: int, share: float) -> Offer:
+        stage = self._stages[place]
+        if self._running:
+            self._crowded.update((stage.key, *self._running))
+        self._free[slot] -= share
+        self._running[stage.key] = (slot, share)
+        return Offer(stage, share)
+
+    def crowded(self, key: str) -> bool:
+        """Whether a running stage has, or had, others beside it."""
+        return key in self._crowded
+
+    def ended(self, key: str, error: str | None = None, short_of_memory: bool = False) -> bool:
+        """Note that a stage ended.
+
+        Args:
+            key: of the stage.
+            error: one line where it failed.
+            short_of_memory: whether that was for want of memory.
+
+        Returns:
+            Whether it is offered once more, alone.
+        """
+        slot, share = self._running.pop(key)
+        self._free[slot] += share
+        self._crowded.discard(key)
+        place = self._place[key]
+        if error is None:
+            self.done.add(key)
+            self.finished += 1
+            for other in self._needed_by.get(key, ()):
+                self._unmet[other].remove(key)
+                if not self._unmet[other]:
+                    heapq.heappush(self._ready, other)
+        elif short_of_memory and place not in self._alone:
+            self._again.append(place)
+            return True
+        else:
+            self._fail(key, error)
+        return False
+
+    def _fail(self, key: str, error: str) -> None:
+        self.errors[key] = error
+        self.finished += 1
+        reason = error if error.startswith("needs") else f"needs a stage that failed: {error}"
+        for other in self._needed_by.get(key, ()):
+            self._fail(self._stages[other].key, reason)
+
+    @property
+    def over(self) -> bool:
+        """Whether every stage is done or has an error."""
+        return self.finished == self.total
+
+
+def simulate(plan: Plan, slots: int, seconds: Callable[[Stage], float], share: Callable[[Stage], float]) -> Forecast:
+    """Let the missing stages of a plan pass, each in the time that `seconds` gives for it when it starts."""
+    queue, clock, busy = Queue(plan, slots, share), 0.0, 0.0
+    ends: list[tuple[float, str]] = []
+    while not queue.over:
+        while offer := queue.next():
+            takes = seconds(offer.stage)
+            busy += takes * offer.share
+            heapq.heappush(ends, (clock + takes, offer.stage.key))
+        clock, key = heapq.heappop(ends)
+        queue.ended(key)
+    return Forecast(clock, busy)

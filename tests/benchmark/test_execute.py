@@ -1,0 +1,250 @@
+"""What Tune is told, and what is made of how a stage ended; Ray itself is not started here."""
+
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmark import execute
+from benchmark.cell import Resources
+from benchmark.execute import KILLED, StageSearcher, out_of_memory
+from benchmark.memory import Peaks
+from benchmark.schedule import Queue, whole
+from benchmark.store import Store
+from tests.benchmark.helpers import put
+from tests.benchmark.test_schedule import SETTINGS, plan, stage
+
+FINISHED = StageSearcher.FINISHED
+OK = {"ok": 1}
+MANIFEST = {
+    "kind": "attack",
+    "settings": SETTINGS,
+    "seconds": 1.5,
+    "peak_memory_bytes": 2**30,
+    "device_memory_bytes": 80 * 2**30,
+}
+SHORT = {"ok": 0, "error": "OutOfMemoryError: CUDA out of memory", "short_of_memory": True}
+
+
+class Tune:
+    """Feeds a searcher as Tune does."""
+
+    def __init__(self, *keys: str, slots: int, store: Store, peaks: Peaks | None = None) -> None:
+        self.said: list[str] = []
+        share = peaks.share if peaks else whole
+        queue = Queue(plan(*(stage(key) for key in keys)), slots, share)
+        self.searcher = StageSearcher(queue, store, peaks, self.said.append, begin=0.0)
+        self.store = store
+        self.trials: list[str] = []  # keys of their stages
+
+    def ask(self) -> Any:
+        """The key of the stage that is suggested under the next trial's id, else what is suggested."""
+        config = self.searcher.suggest(str(len(self.trials)))
+        if config in (None, FINISHED):
+            return config
+        self.trials.append(config["stage"]["key"])
+        return self.trials[-1]
+
+    def end(self, trial: int, result: dict[str, Any] | None) -> None:
+        """The trial ends with a result, or without one as its process died."""
+        if result == OK:
+            put(self.store, "attack", self.trials[trial], MANIFEST)
+        self.searcher.on_trial_complete(str(trial), result, error=result is None)
+
+
+@pytest.fixture
+def tune(store: Store) -> Callable[..., Tune]:
+    return lambda *keys, **more: Tune(*keys, store=store, **more)
+
+
+def test_a_stage_out_of_memory_is_suggested_again_alone(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", "c", slots=2)
+    assert [fake.ask() for _ in range(3)] == ["a", "b", None]
+    fake.end(0, SHORT)
+    assert fake.said == ["[0/3] attack m x a out of memory; again, alone"]
+    assert fake.ask() is None
+    fake.end(1, OK)
+    assert [fake.ask() for _ in range(2)] == ["a", None]
+    fake.end(2, OK)
+    assert fake.ask() == "c"
+    assert fake.ask() is None, "a running stage may have to run again, so this is not the end"
+    fake.end(3, OK)
+    assert fake.ask() == FINISHED
+    assert fake.searcher.queue.errors == {}
+
+
+def test_out_of_memory_alone_is_a_failure(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", slots=1)
+    for trial in range(2):
+        assert fake.ask() == "a"
+        fake.end(trial, SHORT)
+    assert fake.ask() == FINISHED
+    assert fake.searcher.queue.errors == {"a": SHORT["error"]}
+    assert fake.said[1] == f"[1/1] attack m x a FAILED: {SHORT['error']}"
+
+
+def test_a_worker_that_died_beside_others_is_tried_again_alone(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", slots=2)
+    assert [fake.ask(), fake.ask()] == ["a", "b"]
+    fake.end(0, None)
+    assert fake.said == ["[0/2] attack m x a the worker process died; again, alone"]
+    fake.end(1, OK)
+    assert fake.ask() == "a"
+    fake.end(2, None)
+    assert fake.searcher.queue.errors == {"a": KILLED}
+
+
+def test_a_worker_that_died_with_no_other_has_failed(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", slots=1)
+    assert fake.ask() == "a"
+    fake.end(0, None)
+    assert fake.searcher.queue.errors == {"a": KILLED}
+    assert fake.ask() == "b"
+
+
+def test_another_error_is_final(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", slots=2)
+    assert [fake.ask(), fake.ask()] == ["a", "b"]
+    fake.end(0, {"ok": 0, "error": "it diverged", "short_of_memory": False})
+    assert fake.searcher.queue.errors == {"a": "it diverged"}
+
+
+def test_the_share_is_in_the_config_and_grows_smaller_once_a_stage_was_measured(
+    tune: Callable[..., Tune], store: Store
+) -> None:
+    fake = tune("a", "b", "c", slots=1, peaks=Peaks([]))
+    assert fake.searcher.suggest("0")["share"] == 1.0
+    assert fake.searcher.suggest("1") is None
+    fake.trials.append("a")
+    fake.end(0, OK)
+    assert [fake.searcher.suggest(trial)["share"] for trial in "12"] == [0.125, 0.125]
+
+
+def test_a_result_that_cannot_be_seen_here_yet_is_no_error(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", slots=1, peaks=Peaks([]))
+    assert fake.ask() == "a"
+    fake.searcher.on_trial_complete("0", OK)
+    assert fake.searcher.suggest("1")["share"] == 1.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Caught unexpected exception: Task was killed due to the node running low on memory."),
+        execute.StageError("[Rank 1 Error Snippet]: torch.OutOfMemoryError: CUDA out of memory."),
+    ],
+)
+def test_errors_for_want_of_memory(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert out_of_memory(error)
+    assert "\n" not in execute.one_line(error)
+    assert capsys.readouterr().err == "", "no traceback"
+
+
+def test_the_cpu_allocators_own_error_is_known() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60, dtype=torch.uint8)
+    assert out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ValueError("no row"), KeyError("memory")])
+def test_other_errors(error: Exception) -> None:
+    assert not out_of_memory(error)
+
+
+PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("resources", "kind", "share", "expected"),
+    [
+        (Resources(), "attack", 1.0, {"CPU": 8.0, "GPU": 1.0}),
+        (Resources(), "evaluate", 0.25, {"CPU": 2.0, "GPU": 0.25}),
+        (Resources(cpus=8), "defend", 0.25, {"CPU": 8.0, "GPU": 0.25}),  # the user's word
+        (Resources(workers=2), "defend", 1.0, {execute.HEAD: 0.001}),
+        (Resources(workers=2), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),  # which is one process
+    ],
+)
+def test_a_trial_holds_its_share_of_a_worker(
+    resources: Resources, kind: str, share: float, expected: dict[str, float]
+) -> None:
+    held = execute._trial_resources(resources, {"per_worker": PER_WORKER, "share": share, "stage": {"kind": kind}})
+    assert held.bundles == [expected]
+
+
+class FakeTuner:
+    """Does stages as long as they are alone; two at a time are too many, and it ends as Tune does on Ray's kill."""
+
+    def __init__(self, searcher: StageSearcher, store: Store) -> None:
+        self.searcher, self.store = searcher, store
+
+    def fit(self) -> None:
+        for number in itertools.count():
+            config = self.searcher.suggest(f"{number}")
+            if config == FINISHED:
+                return
+            if isinstance(self.searcher.suggest(f"{number} beside"), dict):
+                raise RuntimeError("Caught unexpected exception: Task was killed due to the node running low on memory")
+            put(self.store, "attack", config["stage"]["key"], MANIFEST)
+            self.searcher.on_trial_complete(f"{number}", OK)
+
+
+@pytest.fixture
+def tuners(monkeypatch: pytest.MonkeyPatch) -> list[FakeTuner]:
+    """Two slots without Ray; holds the Tuners that were made."""
+    made: list[FakeTuner] = []
+
+    def tuner(searcher: StageSearcher, store: Store, *more: object) -> FakeTuner:
+        made.append(FakeTuner(searcher, store))
+        return made[-1]
+
+    monkeypatch.setattr(execute, "allotment", lambda resources: {"CPU": 1.0})
+    monkeypatch.setattr(execute, "_at_once", lambda resources, per_worker: 2)
+    monkeypatch.setattr(execute, "_tuner", tuner)
+    return made
+
+
+def test_where_ray_ends_a_worker_for_memory_tune_starts_again_with_what_ran_alone(
+    store: Store, tuners: list[FakeTuner]
+) -> None:
+    said: list[str] = []
+    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), said.append, 0.0)
+    assert errors == {}
+    assert len(tuners) == 2
+    assert [line.split("; ")[-1] for line in said[:2]] == ["again, alone"] * 2
+    assert len(said) == 4
+
+
+def test_where_tune_ends_for_another_reason_it_is_not_started_again(
+    store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(self: FakeTuner) -> None:
+        self.searcher.suggest("0")
+        raise RuntimeError("no disk space left")
+
+    monkeypatch.setattr(FakeTuner, "fit", fit)
+    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0)
+    assert errors == dict.fromkeys("ab", "not finished, RuntimeError: no disk space left; run again to go on")
+    assert len(tuners) == 1
+
+
+def test_what_a_run_took_beside_its_stages_is_kept(store: Store, tuners: list[FakeTuner]) -> None:
+    execute._do(plan(stage("a"), stage("b", "a")), store, Resources(), lambda line: None, time.perf_counter() - 9.5)
+    kept = json.loads((store.root / "overhead.json").read_text())
+    assert kept["start"] == pytest.approx(9.5 - MANIFEST["seconds"], abs=0.5)
+    assert kept["stage"] == 0.0  # this one took no time at all
+
+
+def test_nothing_is_left_behind(store: Store, tuners: list[FakeTuner]) -> None:
+    execute._do(plan(stage("a")), store, Resources(), lambda line: None, 0.0)
+    assert list(Path(store.root / "unfinished").iterdir()) == []
