@@ -128,7 +128,7 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=len(ahead) + 1,
         ).logits
-        likeliest_BK = logits_BKV.argmax(-1)
+        likeliest_BK = logits_BKV.max(-1).indices  # in bfloat16 on a CPU a quarter of argmax's time
         hits_BG = likeliest_BK[:, : len(self._guess)] == torch.tensor(self._guess, dtype=torch.long, device=device)
         right_B = hits_BG.cumprod(1).sum(1)
         # The guess is seen no further than it is right; then comes what the model says instead.
@@ -149,7 +149,7 @@ class _Decoding:
             past_key_values=batch.cache,
             use_cache=True,
         ).logits
-        for row, token in zip(batch.rows, logits_B1V[:, 0].argmax(-1).tolist(), strict=True):
+        for row, token in zip(batch.rows, logits_B1V[:, 0].max(-1).indices.tolist(), strict=True):
             self._written[row].append(token)
         return self._going(_Batch(batch.rows, batch.cache, seen_BT))
 

@@ -114,18 +114,15 @@ def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
     causal_TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     same_BTT = (part_BT[:, None, :] == 0) | (part_BT[:, None, :] == part_BT[:, :, None])
     sees_BTT = pad(causal_TT & same_BTT, (prefix.length, 0), value=True)
-    hidden_BTD = (
-        lm.model.get_decoder()(
-            input_ids=ids_BT,
-            position_ids=positions_BT,
-            attention_mask=sees_BTT[:, None],
-            past_key_values=prefix.cache(len(rows)),
-            use_cache=True,
-        )
+    decoder = lm.model.get_decoder()
+    hidden_BTD = decoder(
+        input_ids=ids_BT,
+        position_ids=positions_BT,
+        attention_mask=sees_BTT[:, None],
+        past_key_values=prefix.cache(len(rows)),
+        use_cache=True,
     ).last_hidden_state
-    return torch.cat(
-        [hidden_TD[row.context - 1 : len(row.ids)] for row, hidden_TD in zip(rows, hidden_BTD, strict=True)]
-    )
+    return torch.cat([of_row[row.context - 1 : len(row.ids)] for row, of_row in zip(rows, hidden_BTD, strict=True)])
 
 
 def _score(logits_MV: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, bool], ...]]:
