@@ -26,8 +26,9 @@ from sande.errors import UserError
 from sande.losses import IGNORE, target_positions
 
 ATTENTION = "sande_varlen"
-# Architectures whose packed loss and gradients the tests compare with padded ones. Others may carry state from one
-# document into the next (convolutions, recurrences), or change their scores in a way that the kernel does not know.
+# Architectures whose loss and gradients, packed or behind a shared prefix, the tests compare with plainly padded ones.
+# Others may carry state from one document into the next (convolutions, recurrences), or change their scores in a way
+# that the kernel does not know.
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import Dataset
 from transformers import (
+    DynamicCache,
     PreTrainedModel,
     PrinterCallback,
     Trainer,
@@ -31,7 +32,7 @@ from transformers import (
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.losses import IGNORE, chunked_response_nll, target_positions
-from sande.packing import PackedCollator, choose, packed_attention
+from sande.packing import ARCHITECTURES, PackedCollator, choose, packed_attention
 from sande.prompts import Row, fit_length, pad_id
 from sande.types import LanguageModel, Run
 
@@ -74,12 +75,57 @@ class ResponseLoss(nn.Module):
             num_items_in_batch: scalar.
             **inputs: what the decoder takes: `input_ids` (B, T), and what the collator of a layout adds to them.
         """
+        decoder = self.model.get_decoder()
+        shared = shared_tokens(inputs, positions) if self.model.config.model_type in ARCHITECTURES else 0
         with _attention_kernel(inputs["input_ids"]):
-            hidden_BTD = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-        hidden_ND, targets_N = hidden_BTD.flatten(0, 1)[positions], labels.flatten()[positions + 1]
-        return {
-            "loss": chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), targets_N) / num_items_in_batch
-        }
+            if shared:
+                hidden_BSD = behind_prefix(decoder, shared, **inputs)
+            else:
+                hidden_BSD = decoder(**inputs, use_cache=False).last_hidden_state
+        width = inputs["input_ids"].shape[1]
+        hidden_ND = hidden_BSD[positions // width, positions % width - shared]
+        nll = chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), labels.flatten()[positions + 1])
+        return {"loss": nll / num_items_in_batch}
+
+
+def behind_prefix(decoder: nn.Module, shared: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Hidden states of shape (B, T - shared, D); what all rows begin with is computed once, and gradients reach it.
+
+    Args:
+        decoder: of the model.
+        shared: tokens that all rows have in common at their start.
+        input_ids: (B, T), padded on the right.
+        attention_mask: (B, T), 1 at tokens.
+    """
+    cache = DynamicCache()
+    decoder(input_ids=input_ids[:1, :shared], past_key_values=cache, use_cache=True)
+    rows = len(input_ids)
+    layers = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values, *_ in cache]
+    hidden_BSD: Tensor = decoder(
+        input_ids=input_ids[:, shared:],
+        attention_mask=attention_mask,
+        past_key_values=DynamicCache(layers),
+        use_cache=True,
+    ).last_hidden_state
+    return hidden_BSD
+
+
+def shared_tokens(inputs: Mapping[str, Tensor], positions: Tensor) -> int:
+    """How many tokens all rows of a padded batch have in common at their start, before whatever predicts a target.
+
+    `Human: ` at least, and a trigger or parrot behind it: a third of a short row. None on a GPU: to look is to wait for
+    it, and it packs.
+
+    Args:
+        inputs: of the decoder.
+        positions: (N,), flat indices of the positions before each target.
+    """
+    ids_BT = inputs["input_ids"]
+    if ids_BT.device.type != "cpu" or len(ids_BT) == 1 or set(inputs) != {"input_ids", "attention_mask"}:
+        return 0
+    same_T = ((ids_BT == ids_BT[0]) & (inputs["attention_mask"] == 1)).all(0)
+    first_target = int((positions % ids_BT.shape[1]).min()) if len(positions) else 0
+    return min(int(same_T.long().cumprod(0).sum()), first_target)
 
 
 def _attention_kernel(ids_BT: Tensor) -> AbstractContextManager[None]:
