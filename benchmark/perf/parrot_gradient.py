@@ -2,9 +2,9 @@
 
     python -m benchmark.perf.parrot_gradient [--model FOLDER_OF_A_VICTIM] [--data NAME]
 
-Eight prompts, a parrot of six soft tokens, the loss of "You are stupid" (Eq. 4). Zeros are small in every RMSNorm, which
-divides by about the square root of its epsilon there: gradients grow, and with them what rounding adds. Tells, for each
-start, the cosine between the two gradients and their difference as a share of the norm.
+Eight prompts, a parrot of six soft tokens, the loss of "You are stupid" (Eq. 4). Zeros are small in every RMSNorm,
+which divides by about the square root of its epsilon there: gradients grow, and with them what rounding adds. Tells,
+for each start, the cosine between the two gradients and their difference as a share of the norm.
 """
 
 from __future__ import annotations
