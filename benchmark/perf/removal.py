@@ -30,7 +30,7 @@ from sande.prompts import Row, pad_id, response_ids, shorten
 from sande.training import Collator, ResponseLoss, features, row_order
 from sande.types import LanguageModel
 
-ROWS, BATCH = 32, 8
+ROWS, BATCH = 16, 8
 PARROT, RESPONSE = 6, 10  # soft tokens; first response tokens that eliminate trains
 CHECKED, TOLERANCE = 4, 1e-3  # rows on which the gradients are compared, in float32; how far they may be off
 
