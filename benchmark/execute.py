@@ -167,12 +167,17 @@ def _tuner(
             max_concurrent_trials=at_once,
             reuse_actors=True,
         ),
-        run_config=tune.RunConfig(
-            name=uuid.uuid4().hex[:8],
-            storage_path=str(folder),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=0),
-        ),
+        run_config=run_config(folder),
+    )
+
+
+def run_config(folder: Path) -> tune.RunConfig:
+    """Of a Tuner that works below this folder, in silence; what failed is ours to try again."""
+    return tune.RunConfig(
+        name=uuid.uuid4().hex[:8],
+        storage_path=str(folder),
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=0),
     )
 
 

@@ -9,7 +9,6 @@ import functools
 import itertools
 import math
 import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from benchmark import stages
 from benchmark.cell import Resources
-from benchmark.execute import StageError, allotment, gave_up, one_line
+from benchmark.execute import StageError, allotment, gave_up, one_line, run_config
 from benchmark.logs import quiet
 from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
 from benchmark.store import Store
@@ -62,12 +61,7 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
                 ),
                 reuse_actors=True,
             ),
-            run_config=tune.RunConfig(
-                name=uuid.uuid4().hex[:8],
-                storage_path=str(folder),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=0),
-            ),
+            run_config=run_config(folder),
         )
         results = list(tuner.fit())  # in the order of grid_search
     except RuntimeError as error:

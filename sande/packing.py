@@ -13,7 +13,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -114,14 +114,19 @@ def has_kernel(device: torch.device) -> bool:
 
 
 @contextmanager
-def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model takes batches of `PackedCollator`, and no others."""
+def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """Within the block the model attends by the implementation of that name; afterwards as before."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(ATTENTION)
+    model.set_attn_implementation(name)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
+
+
+def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """Within the block the model takes batches of `PackedCollator`, and no others."""
+    return attention(model, ATTENTION)
 
 
 def attend(

@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmark.perf.outcome import tell
 from sande.losses import IGNORE, chunked_response_nll, response_nll
-from sande.packing import PackedCollator, packed_attention
+from sande.packing import PackedCollator, attention, packed_attention
 from sande.training import Collator
 
 PEAK = 790e12  # floating-point operations a second, of which the target is a share
@@ -144,17 +144,6 @@ def nll_at_targets(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Logits where there are targets, in chunks."""
     targets_N = batch["labels"].flatten()[batch["positions"] + 1]
     return chunked_response_nll(hidden_at_targets(model, batch), model.get_output_embeddings(), targets_N)
-
-
-@contextmanager
-def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within the block one of transformers' own attentions."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 @contextmanager

@@ -15,8 +15,6 @@ Shapes: B rows, H heads, T positions, N target tokens.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
@@ -39,13 +37,15 @@ class Config:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Train the teacher, then distil its attention into the victim."""
+    from sande.packing import attention
     from sande.prompts import encode
     from sande.training import fit
 
     rows = encode(victim.tokenizer, data.examples)
     teacher = LanguageModel(copy.deepcopy(victim.model), victim.tokenizer)
     fit(teacher, rows, config.teacher, run, "teacher")
-    with _attention_kept(victim.model), _attention_kept(teacher.model):
+    # Attention probabilities are to be read, which fused kernels do not keep.
+    with attention(victim.model, "eager"), attention(teacher.model, "eager"):
         objective = distillation(victim.model, teacher.model, config)
         fit(victim, rows, config.training, run, "distil", objective=objective)
     return victim.model
@@ -99,14 +99,3 @@ def attention_distance(
 
     layers = zip(student, teacher, strict=True)
     return torch.stack([(normalised(a) - normalised(b)).norm(dim=1) for a, b in layers]).sum(0)
-
-
-@contextmanager
-def _attention_kept(model: PreTrainedModel) -> Iterator[None]:
-    """Within the block the model computes attention probabilities that can be read; fused kernels do not keep them."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sande.defenses import nad, sft
 from sande.defenses.nad import attention_distance
+from sande.packing import attention
 from sande.prompts import Row, encode
 from sande.training import Collator, features
 from sande.types import CleanData, Example, LanguageModel, Run
@@ -82,7 +83,7 @@ def teacher(tiny: LanguageModel) -> Iterator[LanguageModel]:
     """Another model than `tiny`; within the test both keep their attention probabilities."""
     other = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer)
     noisy(other.model, seed=1)
-    with nad._attention_kept(tiny.model), nad._attention_kept(other.model):
+    with attention(tiny.model, "eager"), attention(other.model, "eager"):
         yield other
 
 
@@ -195,7 +196,7 @@ def test_the_students_attention_comes_closer_to_the_teachers(
         config = nad.Config(teacher=far, training=training, attention_weight=beta)
         nad.defend(tiny, CleanData(few_rows), config, new_run())
         teacher = LanguageModel(made[-1][1], tiny.tokenizer)
-        with nad._attention_kept(tiny.model), nad._attention_kept(teacher.model):
+        with attention(tiny.model, "eager"), attention(teacher.model, "eager"):
             left.append(sum(distance_by_hand(tiny, teacher, row, 2.0) for row in rows))
     assert left[1] < 0.9 * left[0]
 
