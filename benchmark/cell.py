@@ -41,6 +41,12 @@ class Resources:
         "GPUs of one worker; null: one where there are any, or the share that stages like it were seen to need",
         ge=0,
     )
+    side_by_side: int = setting(
+        1,
+        "where there is no GPU: defenses and evaluations that run at a time on the CPUs that an attack has to itself; "
+        "two in one thread each get more done than one after the other in two threads",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True)

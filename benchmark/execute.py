@@ -46,7 +46,7 @@ from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
 from benchmark.plan import Plan
 from benchmark.predict import note
-from benchmark.schedule import Offer, Queue, whole
+from benchmark.schedule import Offer, Queue, side_by_side, whole
 from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store
 from sande import models
@@ -129,13 +129,13 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
     try:
         per_worker = allotment(resources)
         slots = _at_once(resources, per_worker)
-        # Two ranks of a worker group may not be on one GPU, and a share that the user set is the user's.
-        peaks = peaks_of(store) if per_worker.get("GPU") and resources.gpus is None and resources.workers == 1 else None
-        searcher = StageSearcher(Queue(plan, slots, peaks.share if peaks else whole), store, peaks, say, begin)
+        peaks, share = _sharing(resources, per_worker, store)
+        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             try:
-                _tuner(searcher, store, resources, per_worker, slots * (MOST if peaks else 1), folder).fit()
+                most = MOST if peaks else resources.side_by_side
+                _tuner(searcher, store, resources, per_worker, slots * most, folder).fit()
                 break
             except RuntimeError as error:  # Tune ends where Ray kills its worker
                 ended = gave_up(error)
@@ -147,6 +147,20 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
         return queue.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sharing(
+    resources: Resources, per_worker: Mapping[str, float], store: Store
+) -> tuple[Peaks | None, Callable[[Stage], float]]:
+    """How stages share a slot, and on GPUs the peaks of memory by which they do."""
+    if resources.workers > 1:  # two ranks of a worker group may not be on one GPU
+        return None, whole
+    if not per_worker.get("GPU"):
+        return None, side_by_side(resources.side_by_side)
+    if resources.gpus is not None:  # a share that the user set is the user's
+        return None, whole
+    peaks = peaks_of(store)
+    return peaks, peaks.share
 
 
 def _tuner(
@@ -407,7 +421,9 @@ def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.Place
     if resources.workers > 1 and job["stage"]["kind"] != "evaluate":
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
-    return tune.PlacementGroupFactory([held if resources.cpus is None else held | {"CPU": float(resources.cpus)}])
+    if resources.cpus is not None and "GPU" in held:  # of a GPU it has a share, of CPUs what the user said
+        held["CPU"] = float(resources.cpus)
+    return tune.PlacementGroupFactory([held])
 
 
 def _at_once(resources: Resources, per_worker: dict[str, float]) -> int:

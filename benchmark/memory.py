@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from benchmark.schedule import UNIT
 from benchmark.stages import Stage
 from benchmark.store import Store
 
 MARGIN = 1.25  # for what the allocator holds beyond the peak, and for stages a little larger
 CONTEXT = 600 * 2**20  # bytes that a process has on a GPU beside its tensors (CUDA context, libraries); an allowance
 MOST = 8  # stages a GPU
-_UNIT = 10_000  # Ray counts resources in ten-thousandths: 7 times a seventh, rounded up, would be more than one
 # What changes a training's memory; other settings do not.
 _SIZES = ("batch_size", "micro_batch_size", "max_length", "lora_rank", "precision")
 
@@ -29,7 +29,7 @@ def share(peaks: Iterable[int], total: int) -> float:
     if peak is None:
         return 1.0
     fitting = int(total // (MARGIN * peak + CONTEXT))
-    return _UNIT // max(1, min(MOST, fitting)) / _UNIT
+    return UNIT // max(1, min(MOST, fitting)) / UNIT
 
 
 class Peaks:

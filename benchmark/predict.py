@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from benchmark import memory
 from benchmark.cell import Cell, Kind, Resources
 from benchmark.estimate import BILLIONS, HOUR, Piece, measured, pieces
 from benchmark.plan import Plan
-from benchmark.schedule import simulate, whole
+from benchmark.schedule import side_by_side, simulate, whole
 from benchmark.stages import Stage
 from benchmark.store import Store, write_atomically
 from sande.errors import UserError
@@ -176,8 +176,11 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
     slots = int(gpus / each)
     if slots < 1:
         raise UserError(f"--gpus {gpus}: a stage takes {each:g} of them; raise it, or lower resources")
-    shared = not on_cpu and resources.gpus is None and resources.workers == 1
-    share = memory.Peaks(manifests).share if shared else whole
+    share: Callable[[Stage], float] = whole
+    if resources.workers == 1 and on_cpu:
+        share = side_by_side(resources.side_by_side)
+    elif resources.workers == 1 and resources.gpus is None:
+        share = memory.Peaks(manifests).share
     overhead = _overhead(store)
     timer = _Timer(Costs(manifests, paper=not on_cpu), store, max(1.0, each), overhead.stage)
     forecast = simulate(plan, slots, timer.seconds, share)
@@ -187,7 +190,7 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
         slots=slots,
         basis={basis: timer.basis[basis] for basis in BASES if timer.basis[basis]},
         left_out=tuple(sorted(timer.left_out)),
-        sharing=any(share(stage) < 1 for stage in plan.missing),
+        sharing=not on_cpu and any(share(stage) < 1 for stage in plan.missing),
         overhead=overhead,
     )
 

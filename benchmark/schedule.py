@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmark.plan import Plan
 from benchmark.stages import Stage
 
+UNIT = 10_000  # Ray counts resources in ten-thousandths: 7 times a seventh, rounded up, would be more than one
 _ROUNDING = 1e-9  # of sums of shares
 
 
@@ -36,6 +37,12 @@ class Forecast:
 def whole(stage: Stage) -> float:
     """The share of a slot where each stage has one to itself."""
     return 1.0
+
+
+def side_by_side(number: int) -> Callable[[Stage], float]:
+    """Shares of a slot where so many defenses or evaluations run at a time, and attacks, which those wait for, alone."""
+    share = UNIT // number / UNIT
+    return lambda stage: 1.0 if stage.kind == "attack" else share
 
 
 class Queue:

@@ -182,6 +182,23 @@ def test_a_trial_holds_its_share_of_a_worker(
     assert held.bundles == [expected]
 
 
+@pytest.mark.parametrize(
+    ("resources", "per_worker", "defense"),
+    [
+        (Resources(side_by_side=2), {"CPU": 8.0}, {"CPU": 4.0}),
+        (Resources(side_by_side=2, cpus=2), {"CPU": 2.0}, {"CPU": 1.0}),
+        (Resources(side_by_side=2), PER_WORKER, PER_WORKER),  # a GPU is shared by measured memory: nothing is known yet
+    ],
+)
+def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
+    resources: Resources, per_worker: dict[str, float], defense: dict[str, float], store: Store
+) -> None:
+    _, share = execute._sharing(resources, per_worker, store)
+    for kind, expected in (("attack", per_worker), ("defend", defense)):
+        job = {"per_worker": per_worker, "share": share(stage("s", kind=kind)), "stage": {"kind": kind}}
+        assert execute._trial_resources(resources, job).bundles == [expected]
+
+
 class FakeTuner:
     """Does stages as long as they are alone; two at a time are too many, and it ends as Tune does on Ray's kill."""
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmark.plan import Plan
-from benchmark.schedule import Queue, simulate, whole
+from benchmark.schedule import Queue, side_by_side, simulate, whole
 from benchmark.stages import Stage
 
 MEMORY = "CUDA out of memory"
@@ -55,6 +55,18 @@ def test_no_more_stages_run_than_there_are_slots() -> None:
     assert start(queue) == ["a", "b"]
     queue.ended("a")
     assert start(queue) == ["c"]
+
+
+def test_side_by_side_an_attack_has_the_slot_and_those_that_wait_for_it_share_it() -> None:
+    made = plan(stage("a"), stage("b"), *(stage(key, "a", kind="defend") for key in "def"))
+    queue = Queue(made, slots=1, share=side_by_side(3))
+    assert start(queue) == ["a"]
+    queue.ended("a")
+    assert start(queue) == ["b"]
+    queue.ended("b")
+    assert start(queue) == ["d", "e", "f"]
+    assert simulate(made, 1, lambda stage: 6.0, side_by_side(3)).wall == 18.0
+    assert simulate(made, 1, lambda stage: 6.0, side_by_side(1)).wall == 30.0
 
 
 def test_shares_fill_slots_and_a_stage_without_room_holds_up_those_behind_it() -> None:
