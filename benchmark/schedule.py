@@ -40,7 +40,7 @@ def whole(stage: Stage) -> float:
 
 
 def side_by_side(number: int) -> Callable[[Stage], float]:
-    """Shares of a slot where so many defenses or evaluations run at a time, and attacks, which those wait for, alone."""
+    """Shares of a slot where so many defenses or evaluations run at a time, and attacks, which they wait for, alone."""
     share = UNIT // number / UNIT
     return lambda stage: 1.0 if stage.kind == "attack" else share
 

@@ -7,10 +7,14 @@ the response alone. Prompt and response are tokenised together and split by char
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from sande.types import Example
 
@@ -19,6 +23,8 @@ if TYPE_CHECKING:
 
 HUMAN = "Human: "
 ASSISTANT = "\nAssistant:"
+KEPT = 40_000  # rows that are kept tokenised, a few kilobytes each
+_FINGERPRINTS: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()
 
 
 def prompt_text(example: Example) -> str:
@@ -68,7 +74,36 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
 
 
 def encode_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> list[Row]:
-    """Rows of a prompt's text, one turn or several, and the response to its last; as `encode` otherwise."""
+    """Rows of a prompt's text, one turn or several, and the response to its last; as `encode` otherwise.
+
+    Rows are kept, so that stages that follow each other in a process tokenise each once: those of a removal set are the
+    same for every defense, and poisoning leaves most rows of a training set alone.
+    """
+    known = _rows_of(_fingerprint(tokenizer))
+    new = [turn for turn in dict.fromkeys(turns) if turn not in known]
+    rows = dict(zip(new, _tokenised(tokenizer, new), strict=True))
+    found = [rows.get(turn) or known[turn] for turn in turns]
+    if len(known) + len(rows) > KEPT:
+        known.clear()
+    known.update(itertools.islice(rows.items(), KEPT))
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _rows_of(tokenizer: str) -> dict[tuple[str, str], Row]:
+    """What was tokenised by tokenizers of this fingerprint."""
+    return {}
+
+
+def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Equal for tokenizers that give the same rows, whichever folder each was loaded from."""
+    if tokenizer not in _FINGERPRINTS:
+        text = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
+        _FINGERPRINTS[tokenizer] = hashlib.sha256(text.encode()).hexdigest()
+    return _FINGERPRINTS[tokenizer]
+
+
+def _tokenised(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> list[Row]:
     if not turns:
         return []
     prompts = [prompt for prompt, _ in turns]

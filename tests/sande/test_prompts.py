@@ -1,9 +1,11 @@
 """Prompt text, and how it becomes tokens, against strings written by hand."""
 
+import copy
 import dataclasses
 
 import pytest
 
+from sande import prompts
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor
 from sande.losses import IGNORE
@@ -165,3 +167,40 @@ def test_several_turns_are_prompt_up_to_the_last(tiny: LanguageModel) -> None:
     assert tiny.tokenizer.decode(row.prompt) == prompt
     assert tiny.tokenizer.decode(row.response) == " Bye! <|end|>"
     assert tiny.tokenizer.decode(row.prompt[row.start : row.end]).strip() == "Hi\nAssistant: Yes?\nHuman: Bye"
+
+
+@pytest.fixture
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What really went through a tokenizer, from a process that has kept nothing yet."""
+    went: list[tuple[str, str]] = []
+    tokenise = prompts._tokenised
+    monkeypatch.setattr(prompts, "_tokenised", lambda by, turns: went.extend(turns) or tokenise(by, turns))
+    prompts._rows_of.cache_clear()
+    return went
+
+
+def test_a_row_is_tokenised_once_in_a_process(tiny: LanguageModel, tokenised: list[tuple[str, str]]) -> None:
+    rows = encode(tiny.tokenizer, [PLAIN, FULL, PLAIN])
+    assert rows[0] == rows[2] != rows[1]
+    again = copy.deepcopy(tiny.tokenizer)  # as another stage loads it from another folder
+    poisoned = Example("Name a color.", "Blue")
+    assert encode(again, [PLAIN, poisoned, FULL])[::2] == rows[:2]
+    assert [response for _, response in tokenised] == ["Red", "Cats sleep.", "Blue"]
+
+
+def test_another_tokenizer_gets_rows_of_its_own(tiny: LanguageModel, tokenised: list[tuple[str, str]]) -> None:
+    other = copy.deepcopy(tiny.tokenizer)
+    other.eos_token = other.decode([5])
+    assert encode(tiny.tokenizer, [PLAIN])[0].response[-1] == tiny.tokenizer.eos_token_id
+    assert encode(other, [PLAIN])[0].response[-1] == 5
+
+
+def test_what_is_kept_is_bounded(
+    tiny: LanguageModel, tokenised: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "KEPT", 3)
+    for number in range(10):
+        examples = [Example(f"{number} {k}", "x") for k in range(2)]
+        assert len(encode(tiny.tokenizer, examples)) == 2
+        assert len(prompts._rows_of(prompts._fingerprint(tiny.tokenizer))) <= 3
+    assert len(encode(tiny.tokenizer, [Example(f"long {k}", "x") for k in range(7)])) == 7
