@@ -21,7 +21,6 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +215,7 @@ class StageSearcher(Searcher):
         if offer is None:
             return Searcher.FINISHED if self.queue.over else None
         self._running[trial_id] = (offer, time.perf_counter())
-        return {"stage": asdict(offer.stage), "share": offer.share}
+        return {"stage": offer.stage.to_json(), "share": offer.share}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Notes how a stage ended and says it in one line."""
@@ -287,13 +286,13 @@ class StageTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The whole stage."""
-        stage, store = _stage(self._job["stage"]), Store(Path(self._job["store"]))
+        stage, store = Stage.from_json(self._job["stage"]), Store(Path(self._job["store"]))
         _bound_memory(self._job["share"])
         try:
             if stage.kind == "evaluate":
                 stages.evaluate(stage, store, _speaker(stage))
             elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
-                self._train()
+                self._train(stage)
         except Exception as error:
             return {"ok": 0, "done": True, "error": one_line(error), "short_of_memory": out_of_memory(error)}
         finally:
@@ -302,9 +301,9 @@ class StageTrial(tune.Trainable):
                 torch.cuda.empty_cache()
         return {"ok": 1, "done": True}
 
-    def _train(self) -> None:
+    def _train(self, stage: Stage) -> None:
         workers, per_worker = self._job["workers"], self._job["per_worker"]
-        model = self._job["stage"]["settings"]["model"]
+        model = stage.settings["model"]
         if model in models.MADE_HERE:
             models.prepare(model, Store(Path(self._job["store"])).models)
         trainer = ray.train.torch.TorchTrainer(
@@ -334,7 +333,7 @@ def _train_loop(job: dict[str, Any]) -> str | None:
     In a worker group an error is returned as text, since Ray Train would wrap it in tracebacks of its own.
     """
     quiet()
-    stage = _stage(job["stage"])
+    stage = Stage.from_json(job["stage"])
     rank = ray.train.get_context().get_world_rank()
     prepare = ray.train.huggingface.transformers.prepare_trainer
     try:
@@ -344,10 +343,6 @@ def _train_loop(job: dict[str, Any]) -> str | None:
             raise
         return one_line(error)
     return None
-
-
-def _stage(fields: dict[str, Any]) -> Stage:
-    return Stage(**{**fields, "needs": tuple(fields["needs"]), "metric_keys": tuple(fields["metric_keys"])})
 
 
 def _speaker(stage: Stage) -> Callable[[str], None]:
@@ -418,7 +413,7 @@ def allotment(resources: Resources) -> dict[str, float]:
 
 def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
-    if resources.workers > 1 and job["stage"]["kind"] != "evaluate":
+    if resources.workers > 1 and Stage.from_json(job["stage"]).kind != "evaluate":
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
     if resources.cpus is not None and "GPU" in held:  # of a GPU it has a share, of CPUs what the user said

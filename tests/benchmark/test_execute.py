@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmark.cell import Resources
 from benchmark.execute import KILLED, StageSearcher, out_of_memory
 from benchmark.memory import Peaks
 from benchmark.schedule import Queue, whole
+from benchmark.stages import Stage
 from benchmark.store import Store
 from tests.benchmark.helpers import put
 from tests.benchmark.test_schedule import SETTINGS, plan, stage
@@ -47,7 +49,7 @@ class Tune:
         config = self.searcher.suggest(str(len(self.trials)))
         if config in (None, FINISHED):
             return config
-        self.trials.append(config["stage"]["key"])
+        self.trials.append(Stage.from_json(config["stage"]).key)
         return self.trials[-1]
 
     def end(self, trial: int, result: dict[str, Any] | None) -> None:
@@ -178,7 +180,8 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 def test_a_trial_holds_its_share_of_a_worker(
     resources: Resources, kind: str, share: float, expected: dict[str, float]
 ) -> None:
-    held = execute._trial_resources(resources, {"per_worker": PER_WORKER, "share": share, "stage": {"kind": kind}})
+    job = {"per_worker": PER_WORKER, "share": share, "stage": replace(stage("a"), kind=kind).to_json()}
+    held = execute._trial_resources(resources, job)
     assert held.bundles == [expected]
 
 
@@ -212,7 +215,7 @@ class FakeTuner:
                 return
             if isinstance(self.searcher.suggest(f"{number} beside"), dict):
                 raise RuntimeError("Caught unexpected exception: Task was killed due to the node running low on memory")
-            put(self.store, "attack", config["stage"]["key"], MANIFEST)
+            put(self.store, "attack", Stage.from_json(config["stage"]).key, MANIFEST)
             self.searcher.on_trial_complete(f"{number}", OK)
 
 
