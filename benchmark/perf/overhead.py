@@ -1,9 +1,9 @@
 """What a cell costs beside its stages in a run of many: seconds, and memory of the driver.
 
 A grid of small cells on the random model: one victim, and a defense of a single step at many learning rates, so that
-each cell is two stages. The seconds are those that the run itself notes down: a stage's wall time less what its manifest
-says it took, the median over all stages but the first. The memory is the driver's, read from outside at each line that
-it prints; how it grows is the slope over the second half of the run. Checked is that every cell was done.
+each cell is two stages. The seconds are those that the run itself notes down: a stage's wall time less what its
+manifest says it took, the median over all stages but the first. The memory is the driver's, read from outside at each
+line that it prints; how it grows is the slope over the second half of the run. Checked is that every cell was done.
 """
 
 from __future__ import annotations

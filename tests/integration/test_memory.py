@@ -26,7 +26,8 @@ from benchmark.stages import Stage
 class Logged(execute.StageTrial):
     def note(self, **what):
         with (LOG / f"{os.getpid()}.jsonl").open("a") as file:
-            file.write(json.dumps({"key": Stage.from_json(self._job["stage"]).key, "share": self._job["share"], **what}) + "\\n")
+            key = Stage.from_json(self._job["stage"]).key
+            file.write(json.dumps({"key": key, "share": self._job["share"], **what}) + "\\n")
 
 LOG = Path(sys.argv[1])
 """
