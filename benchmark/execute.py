@@ -55,6 +55,9 @@ from sande.errors import NonFiniteError, UserError
 # hold no CPU, so that the group can always be placed.
 HEAD = "node:__internal_head__"
 
+# Tune keeps some 60 kB of each of its trials, so a Tuner does no more than so many; then the next one goes on.
+TRIALS_OF_A_TUNER = 2000
+
 KILLED = "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
 # In lower case, in messages of CUDA, cuBLAS and cuDNN, of PyTorch's CPU allocator, of Python, and of Ray.
 OUT_OF_MEMORY = ("out of memory", "_alloc_failed", "can't allocate memory", "memoryerror", "low on memory")
@@ -132,10 +135,13 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
         searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
+            gc.collect()  # an earlier Tuner
+            begun = searcher.begun
             try:
                 most = MOST if peaks else resources.side_by_side
                 _tuner(searcher, store, resources, per_worker, slots * most, folder).fit()
-                break
+                if searcher.begun - begun < TRIALS_OF_A_TUNER:
+                    break
             except RuntimeError as error:  # Tune ends where Ray kills its worker
                 ended = gave_up(error)
                 if not (out_of_memory(error) and searcher.killed()):
@@ -176,7 +182,7 @@ def _tuner(
         param_space=common,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            num_samples=2 * searcher.queue.total,  # each may run a second time, alone
+            num_samples=TRIALS_OF_A_TUNER,
             max_concurrent_trials=at_once,
             reuse_actors=True,
         ),
@@ -202,6 +208,7 @@ class StageSearcher(Searcher):
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
+        self.begun = 0  # trials
         self._store = store
         self._peaks = peaks
         self._running: dict[str, tuple[Offer, float]] = {}
@@ -214,6 +221,7 @@ class StageSearcher(Searcher):
         offer = self.queue.next()
         if offer is None:
             return Searcher.FINISHED if self.queue.over else None
+        self.begun += 1
         self._running[trial_id] = (offer, time.perf_counter())
         return {"stage": offer.stage.to_json(), "share": offer.share}
 

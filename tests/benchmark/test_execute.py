@@ -198,7 +198,8 @@ def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
 ) -> None:
     _, share = execute._sharing(resources, per_worker, store)
     for kind, expected in (("attack", per_worker), ("defend", defense)):
-        job = {"per_worker": per_worker, "share": share(stage("s", kind=kind)), "stage": {"kind": kind}}
+        of = stage("s", kind=kind)
+        job = {"per_worker": per_worker, "share": share(of), "stage": of.to_json()}
         assert execute._trial_resources(resources, job).bundles == [expected]
 
 
@@ -243,6 +244,34 @@ def test_where_ray_ends_a_worker_for_memory_tune_starts_again_with_what_ran_alon
     assert len(tuners) == 2
     assert [line.split("; ")[-1] for line in said[:2]] == ["again, alone"] * 2
     assert len(said) == 4
+
+
+def test_a_tuner_does_only_so_many_trials_and_the_next_goes_on(
+    store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(self: FakeTuner) -> None:
+        for number in range(execute.TRIALS_OF_A_TUNER):
+            config = self.searcher.suggest(f"{number}")
+            if config == FINISHED:
+                return
+            put(self.store, "attack", Stage.from_json(config["stage"]).key, MANIFEST)
+            self.searcher.on_trial_complete(f"{number}", OK)
+
+    monkeypatch.setattr(execute, "TRIALS_OF_A_TUNER", 2)
+    monkeypatch.setattr(FakeTuner, "fit", fit)
+    said: list[str] = []
+    assert execute._do(plan(*map(stage, "abcde")), store, Resources(), said.append, 0.0) == {}
+    assert len(tuners) == 3
+    assert len(said) == 5
+
+
+def test_where_the_user_interrupts_tune_no_other_tuner_starts(
+    store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTuner, "fit", lambda self: self.searcher.suggest("0"))
+    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0)
+    assert errors == dict.fromkeys("ab", "not finished, the run was interrupted; run again to go on")
+    assert len(tuners) == 1
 
 
 def test_where_tune_ends_for_another_reason_it_is_not_started_again(
