@@ -39,7 +39,7 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
-from benchmark import stages
+from benchmark import preflight, stages
 from benchmark.cell import Resources
 from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
@@ -48,7 +48,7 @@ from benchmark.predict import note
 from benchmark.schedule import Offer, Queue, side_by_side, whole
 from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store
-from sande import models
+from sande import engines, models
 from sande.errors import NonFiniteError, UserError
 
 # Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
@@ -130,6 +130,7 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
     folder = store.scratch("tune")
     try:
         per_worker = allotment(resources)
+        preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
         searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin)
@@ -162,7 +163,8 @@ def _sharing(
         return None, whole
     if not per_worker.get("GPU"):
         return None, side_by_side(resources.side_by_side)
-    if resources.gpus is not None:  # a share that the user set is the user's
+    # A share that the user set is the user's; vLLM takes its memory at its start, whatever others were seen to need.
+    if resources.gpus is not None or resources.engine != engines.BUILT_IN:
         return None, whole
     peaks = peaks_of(store)
     return peaks, peaks.share
@@ -176,7 +178,12 @@ def _tuner(
     at_once: int,
     folder: Path,
 ) -> tune.Tuner:
-    common = {"store": str(store.root), "workers": resources.workers, "per_worker": per_worker}
+    common = {
+        "store": str(store.root),
+        "workers": resources.workers,
+        "per_worker": per_worker,
+        "engine": resources.engine,
+    }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
         param_space=common,
@@ -298,7 +305,7 @@ class StageTrial(tune.Trainable):
         _bound_memory(self._job["share"])
         try:
             if stage.kind == "evaluate":
-                stages.evaluate(stage, store, _speaker(stage))
+                stages.evaluate(stage, store, _speaker(stage), self._job["engine"])
             elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
                 self._train(stage)
         except Exception as error:

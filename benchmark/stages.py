@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import sande
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
 from benchmark.store import Store
-from sande import registry, types
+from sande import engines, registry, types
 from sande.data import sources
 
 if TYPE_CHECKING:
@@ -164,23 +164,32 @@ def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> type
     return types.CleanData(examples)
 
 
-def evaluate(stage: Stage, store: Store, say: Callable[[str], None]) -> None:
-    """Compute the stage's metrics on its model, and store the outcome of each under its own key."""
+def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str) -> None:
+    """Compute the stage's metrics on its model, and store the outcome of each under its own key.
+
+    Args:
+        stage: what to do.
+        store: where the model is read and the outcomes are put.
+        say: receives progress.
+        engine: one of `sande.engines`.
+    """
     import torch
 
     from sande import models
 
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
-    lm = models.load_folder(store.path(kind, cell.defense_key), torch.bfloat16)
+    folder = store.path(kind, cell.defense_key)
+    lm = models.load_folder(folder, torch.bfloat16)
     clean = sources.held_out_rows(cell.data, lm.tokenizer)
     attack = registry.entry("attacks", cell.attack.name)
     triggered = tuple(attack.trigger(example, cell.attack.config, cell.seed) for example in clean)
     data = types.TestData(clean, triggered, cell.attack.config.backdoor.response)
-    for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
-        if not store.has("evaluate", key):
-            say(f"measuring {metric.name}")
-            store.put("evaluate", key, functools.partial(_measure, stage, lm, data, metric, cell.seed))
+    with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:
+        for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
+            if not store.has("evaluate", key):
+                say(f"measuring {metric.name}")
+                store.put("evaluate", key, functools.partial(_measure, stage, computing, data, metric, cell.seed))
 
 
 def _measure(
@@ -202,7 +211,12 @@ def _measure(
         for index, outcome in enumerate(m.outcomes)
     ]
     pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
-    return manifest(stage, cost, 0, {"measurements": [_summary(m) for m in measurements]})
+    made = manifest(stage, cost, 0, {"measurements": [_summary(m) for m in measurements]})
+    if isinstance(lm, engines.Served):
+        made["versions"]["vllm"] = engines.version()
+        # What its process took at its start, of which the allocator here knows nothing.
+        made["peak_memory_bytes"] += int(engines.MEMORY * cost.get("device_memory_bytes", 0))
+    return made
 
 
 def _summary(measurement: types.Measurement) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache
 
+from sande.engines import Served
 from sande.prefix import shared_prefix
 from sande.prompts import pad_id, response_ids
 from sande.types import LanguageModel
@@ -31,13 +32,15 @@ def greedy(
     """Greedy continuations as text, in the order of `prompts`.
 
     Args:
-        lm: model and tokenizer.
+        lm: model and tokenizer; vLLM decodes where it has loaded the model.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
         batch_size: rows decoded together.
         until: a row also ends once its text holds this, case aside. It is guessed to open the answer: where the model
             would write it token by token, which the pass over the prompt tells, nothing is left to decode.
     """
+    if isinstance(lm, Served):
+        return lm.greedy(prompts, new_tokens, until)
     lm.model.eval()
     decoding = _Decoding(lm, prompts, new_tokens, until)
     pieces = _pieces(prompts, batch_size)

@@ -203,6 +203,12 @@ def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
         assert execute._trial_resources(resources, job).bundles == [expected]
 
 
+def test_vllm_shares_no_gpu(store: Store) -> None:
+    peaks, share = execute._sharing(Resources(engine="vllm"), PER_WORKER, store)
+    assert peaks is None
+    assert share(stage("s", kind="evaluate")) == 1.0
+
+
 class FakeTuner:
     """Does stages as long as they are alone; two at a time are too many, and it ends as Tune does on Ray's kill."""
 
