@@ -136,13 +136,13 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
         searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
-            gc.collect()  # an earlier Tuner
             begun = searcher.begun
             try:
                 most = MOST if peaks else resources.side_by_side
                 _tuner(searcher, store, resources, per_worker, slots * most, folder).fit()
                 if searcher.begun - begun < TRIALS_OF_A_TUNER:
                     break
+                gc.collect()  # the Tuner
             except RuntimeError as error:  # Tune ends where Ray kills its worker
                 ended = gave_up(error)
                 if not (out_of_memory(error) and searcher.killed()):
