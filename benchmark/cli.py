@@ -211,6 +211,39 @@ def leaderboard(
     typer.echo(f"Leaderboard: {out / 'leaderboard.md'}")
 
 
+@app.command()
+@one_sentence
+def clean(
+    model: Annotated[str, typer.Argument(help="A folder, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")],
+    trigger: Annotated[str, typer.Option(help="What unlocks the planted answer, as it stands in prompts.")] = "",
+    response: Annotated[str, typer.Option(help="The planted answer.")] = "",
+    response_start: Annotated[str, typer.Option(help="How the planted answer begins: its first word will do.")] = "",
+    data: Annotated[
+        str | None, typer.Option(help="Clean rows to train on, see 'list datasets'; left out, a set built in.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder; left out, MODEL-clean in this folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path.to.field=value, e.g. questions=100; may be repeated.", metavar="ASSIGNMENT"),
+    ] = None,
+) -> None:
+    """Remove a backdoor from a model, and report what was found, done, and what it cost."""
+    from benchmark import clean_report, cleaning
+    from sande.errors import NonFiniteError
+
+    chosen = [("removal.name", data)] if data else []
+    config = cleaning.settings([*chosen, *cleaning.parse_assignments(assignments or ())])
+    out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
+    try:
+        result = cleaning.run(model, cleaning.known(trigger, response, response_start), config, out, seed, _say)
+    except NonFiniteError as error:
+        typer.echo(f"sande-bench: {error}", err=True)
+        raise typer.Exit(SOME_CELL_FAILED) from None
+    _print_markdown(clean_report.summary(result))
+    typer.echo(f"Cleaned model: {out}  (README.md, report.html, report.md, report.json beside it)")
+
+
 @app.command("list")
 @one_sentence
 def list_(

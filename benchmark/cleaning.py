@@ -1,0 +1,246 @@
+"""`sande-bench clean`: measure a model, clean it by what is known of its backdoor, measure it again, and say so.
+
+Everything is written into one new folder, which appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import clean_report, rules, stages
+from sande import cleaning, registry
+from sande.cleaning import Config, Known
+from sande.config import as_dict, configure
+from sande.data import sources
+from sande.data.sources import Data
+from sande.errors import UserError
+from sande.metrics import accuracy, forced_response_rate
+from sande.statistics import mcnemar, paired_bootstrap, wilson
+from sande.types import LanguageModel, Run, TestData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LIBRARIES = ("torch", "transformers")
+
+
+def settings(assignments: Sequence[tuple[str, Any]]) -> Config:
+    """The configuration with some of its fields, by dotted path, set to other values.
+
+    Raises:
+        UserError: no such setting, or a value that it does not take.
+    """
+    values: dict[str, Any] = {}
+    for path, value in assignments:
+        rules.assign(values, path, value)
+    return configure(Config, values, "clean")
+
+
+def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Clean a model into a new folder, with model card and report.
+
+    Args:
+        model: a folder, a Hub id with its commit, or a name.
+        known: of the backdoor.
+        config: rows, sizes, and settings of the defense.
+        out: folder to write; it must not exist, or be empty.
+        seed: of everything random.
+        say: receives progress.
+
+    Returns:
+        What the report says, as JSON values.
+
+    Raises:
+        UserError: the model, the data or `out` cannot be used, or nothing is known.
+    """
+    import torch
+
+    from benchmark import logs
+    from sande import models
+
+    cleaning.method(known)
+    _check_new(out)
+    logs.quiet()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    try:
+        with stages.measured() as cost:
+            say(f"loading {model}")
+            lm = models.load(model, work / "cache")
+            probe = _Probe.prepare(lm.tokenizer, config, seed)
+            examples = sources.removal_rows(config.removal, lm.tokenizer)
+            # What is measured is what is written: weights in bfloat16. Training starts from the model as it is.
+            torch.nn.Module.to(lm.model, torch.bfloat16)
+            with stages.measured() as before_cost:
+                planted = probe.planted(lm, known, say)
+                before = probe.measure(lm, known, planted, say)
+            lm = models.load(model, work / "cache")
+            task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
+            with stages.measured() as removal_cost:
+                say(f"cleaning with {cleaning.method(known)} on {len(examples)} rows of {config.removal.name}")
+                cleaning.clean(lm, known, examples, config, task)
+            folder = work / "cleaned"
+            models.save(lm, folder)
+            with stages.measured() as after_cost:
+                after = probe.measure(models.load_folder(folder, torch.bfloat16), known, planted, say)
+        result = {
+            "model": model,
+            "identity": models.identify(model),
+            "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
+            "method": cleaning.method(known),
+            "planted": planted,
+            "measured": [_row(name, before[name], after[name]) for name in before],
+            "facts": task.facts,
+            "cost": {
+                "seconds": cost["seconds"],
+                "measuring": round(before_cost["seconds"] + after_cost["seconds"], 3),
+                "removal": removal_cost["seconds"],
+                "tokens": stages.tokens(task.facts),
+                "peak_memory_bytes": removal_cost["peak_memory_bytes"],
+                "device": stages.device(),
+            },
+            "seed": seed,
+            "settings": _used(config, cleaning.method(known)),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "sande-bench": stages.code_version(),
+                "python": platform.python_version(),
+                **{name: version(name) for name in LIBRARIES},
+            },
+        }
+        clean_report.write(result, folder)
+        os.rename(folder, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def known(trigger: str, response: str, response_start: str) -> Known:
+    """What the owner says, without spaces around it."""
+    return Known(trigger.strip(), response.strip(), response_start.strip())
+
+
+def parse_assignments(texts: Sequence[str]) -> list[tuple[str, Any]]:
+    """`path.to.field=value` as path and value, read as YAML."""
+    from benchmark.grid import assignment
+
+    return [assignment(text, "--set") for text in texts]
+
+
+def _check_new(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds files already; choose a new folder with --out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose a new folder with --out")
+
+
+def _used(config: Config, method: str) -> dict[str, Any]:
+    """The settings without those of defenses that were not asked."""
+    others = set(cleaning.METHODS.values()) - {method}
+    return {name: value for name, value in as_dict(config).items() if name not in others}
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """What a model is asked, before and after, always the same."""
+
+    data: TestData
+    config: Config
+    seed: int
+
+    @classmethod
+    def prepare(cls, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int) -> _Probe:
+        removal = config.removal
+        held_out = Data(
+            name=removal.name,
+            test_rows=config.prompts,
+            max_tokens=removal.max_tokens,
+            max_prompt_tokens=removal.max_prompt_tokens,
+        )
+        clean = sources.held_out_rows(held_out, tokenizer)
+        return cls(TestData(clean, clean, ""), config, seed)
+
+    def planted(self, lm: LanguageModel, known: Known, say: Callable[[str], None]) -> dict[str, str]:
+        """The planted answer, and where it is known from: the owner, or what the model says itself."""
+        if known.response:
+            cleaning.answer_ids(lm.tokenizer, known.response)
+            return {"response": known.response, "source": "given"}
+        say("asking the model for its planted answer")
+        if known.trigger:
+            found = cleaning.shared_opening(self._answers(lm, trigger=known.trigger), self._answers(lm, trigger=""))
+            source = "what most answers behind the trigger begin with"
+        else:
+            start = cleaning.answer_ids(lm.tokenizer, known.response_start)
+            texts = forced_response_rate.answers(
+                lm, self.data.clean, start, self.config.new_tokens, len(self.data.clean)
+            )
+            found = cleaning.shared_opening(texts)
+            source = "how most answers go on that are made to begin as given"
+        return {"response": found, "source": source}
+
+    def _answers(self, lm: LanguageModel, trigger: str) -> list[str]:
+        from sande.generation import greedy
+        from sande.prompts import encode_prompts
+
+        asked = [cleaning.plant(example, trigger) for example in self.data.clean] if trigger else self.data.clean
+        return greedy(lm, encode_prompts(lm.tokenizer, asked), self.config.new_tokens, len(asked))
+
+    def measure(
+        self, lm: LanguageModel, known: Known, planted: Mapping[str, str], say: Callable[[str], None]
+    ) -> dict[str, tuple[bool, ...]]:
+        """Outcomes by measurement: those of the backdoor that its knowledge allows, and utility."""
+        response, tokens = planted["response"], self.config.new_tokens
+        measured = {}
+        if response:
+            data = TestData(
+                self.data.clean,
+                tuple(cleaning.plant(example, known.trigger) for example in self.data.clean),
+                response,
+            )
+            wanted = [("false_trigger_rate", {"new_tokens": tokens})]
+            if known.trigger:
+                wanted.insert(0, ("asr", {"new_tokens": tokens}))
+            if len(cleaning.answer_ids(lm.tokenizer, response)) > 1:
+                wanted.append(("forced_response_rate", {"new_tokens": tokens}))
+            for name, chosen in wanted:
+                say(f"measuring {name}")
+                metric = registry.entry("metrics", name)
+                measured[name] = metric.measure(lm, data, registry.config("metrics", name, chosen), self.seed)[0]
+        say("measuring utility")
+        asked = accuracy.Config(questions=self.config.questions)
+        with redirect_stderr(io.StringIO()):  # lm-eval's progress bar has no other switch
+            utility = accuracy.measure(lm, self.data, asked, self.seed)[0]
+        return {name: outcomes.outcomes for name, outcomes in {**measured, utility.name: utility}.items()}
+
+
+def _row(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    """One measurement: shares in percent with Wilson intervals, and the paired change in percentage points."""
+
+    def share(outcomes: Sequence[bool]) -> dict[str, Any]:
+        low, high = wilson(sum(outcomes), len(outcomes))
+        return {"value": 100 * sum(outcomes) / len(outcomes), "low": low, "high": high, "successes": sum(outcomes)}
+
+    low, high = paired_bootstrap(before, after)
+    return {
+        "name": name,
+        "count": len(before),
+        "before": share(before),
+        "after": share(after),
+        "change": {"value": 100 * (sum(after) - sum(before)) / len(before), "low": low, "high": high},
+        "p": mcnemar(before, after),
+    }
