@@ -81,7 +81,16 @@ def verdict(result: Mapping[str, Any]) -> str:
     if "asr" in measured:
         row = measured["asr"]
         return f"The attack success rate went from {share(row['before'])} to {share(row['after'])}. {said}"
-    return f"Whether the backdoor is gone cannot be measured without its trigger. {said}"
+    return f"{_scanned(result)}Whether the backdoor is gone cannot be measured without its trigger. {said}"
+
+
+def _scanned(result: Mapping[str, Any]) -> str:
+    """What a scan came to, where there was one."""
+    if "alarm" not in result["facts"]:
+        return ""
+    if result["facts"]["alarm"]:
+        return "The scan found a planted answer, and whatever leads to its beginning was overwritten. "
+    return "The scan found no planted answer; in case there is one, decoys were planted and overwritten. "
 
 
 def share(value: Mapping[str, float]) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import clean_report, rules, stages
+from benchmark.grid import assignment
 from sande import cleaning, registry
 from sande.cleaning import Config, Known
 from sande.config import as_dict, configure
@@ -36,15 +37,15 @@ if TYPE_CHECKING:
 LIBRARIES = ("torch", "transformers")
 
 
-def settings(assignments: Sequence[tuple[str, Any]]) -> Config:
-    """The configuration with some of its fields, by dotted path, set to other values.
+def settings(data: str | None, assignments: Sequence[str]) -> Config:
+    """The configuration with the rows of this data set, and with fields set as `path.to.field=value` says.
 
     Raises:
         UserError: no such setting, or a value that it does not take.
     """
-    values: dict[str, Any] = {}
-    for path, value in assignments:
-        rules.assign(values, path, value)
+    values: dict[str, Any] = {"removal": {"name": data}} if data else {}
+    for text in assignments:
+        rules.assign(values, *assignment(text, "--set"))
     return configure(Config, values, "clean")
 
 
@@ -70,7 +71,6 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
     from benchmark import logs
     from sande import models
 
-    cleaning.method(known)
     _check_new(out)
     logs.quiet()
     try:
@@ -84,20 +84,21 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
             lm = models.load(model, work / "cache")
             probe = _Probe.prepare(lm.tokenizer, config, seed)
             examples = sources.removal_rows(config.removal, lm.tokenizer)
-            # What is measured is what is written: weights in bfloat16. Training starts from the model as it is.
-            torch.nn.Module.to(lm.model, torch.bfloat16)
-            with stages.measured() as before_cost:
-                planted = probe.planted(lm, known, say)
-                before = probe.measure(lm, known, planted, say)
-            lm = models.load(model, work / "cache")
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
             with stages.measured() as removal_cost:
                 say(f"cleaning with {cleaning.method(known)} on {len(examples)} rows of {config.removal.name}")
                 cleaning.clean(lm, known, examples, config, task)
             folder = work / "cleaned"
             models.save(lm, folder)
-            with stages.measured() as after_cost:
-                after = probe.measure(models.load_folder(folder, torch.bfloat16), known, planted, say)
+            with stages.measured() as measuring_cost:
+                # What is measured is what is written: weights in bfloat16.
+                lm = models.load(model, work / "cache")
+                torch.nn.Module.to(lm.model, torch.bfloat16)
+                planted = probe.planted(lm, known, task.facts, say)
+                say("measuring the model as it was")
+                before = probe.measure(lm, known, planted["response"])
+                say("measuring the cleaned model")
+                after = probe.measure(models.load_folder(folder, torch.bfloat16), known, planted["response"])
         result = {
             "model": model,
             "identity": models.identify(model),
@@ -108,7 +109,7 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
             "facts": task.facts,
             "cost": {
                 "seconds": cost["seconds"],
-                "measuring": round(before_cost["seconds"] + after_cost["seconds"], 3),
+                "measuring": measuring_cost["seconds"],
                 "removal": removal_cost["seconds"],
                 "tokens": stages.tokens(task.facts),
                 "peak_memory_bytes": removal_cost["peak_memory_bytes"],
@@ -133,13 +134,6 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
 def known(trigger: str, response: str, response_start: str) -> Known:
     """What the owner says, without spaces around it."""
     return Known(trigger.strip(), response.strip(), response_start.strip())
-
-
-def parse_assignments(texts: Sequence[str]) -> list[tuple[str, Any]]:
-    """`path.to.field=value` as path and value, read as YAML."""
-    from benchmark.grid import assignment
-
-    return [assignment(text, "--set") for text in texts]
 
 
 def _check_new(out: Path) -> None:
@@ -175,11 +169,15 @@ class _Probe:
         clean = sources.held_out_rows(held_out, tokenizer)
         return cls(TestData(clean, clean, ""), config, seed)
 
-    def planted(self, lm: LanguageModel, known: Known, say: Callable[[str], None]) -> dict[str, str]:
-        """The planted answer, and where it is known from: the owner, or what the model says itself."""
+    def planted(
+        self, lm: LanguageModel, known: Known, facts: Mapping[str, Any], say: Callable[[str], None]
+    ) -> dict[str, str]:
+        """The planted answer, and where it is known from: the owner, the scan, or what the model says itself."""
         if known.response:
             cleaning.answer_ids(lm.tokenizer, known.response)
             return {"response": known.response, "source": "given"}
+        if cleaning.method(known) == cleaning.METHODS[cleaning.NOTHING]:
+            return {"response": facts["candidates"][0]["text"] if facts["alarm"] else "", "source": "found by the scan"}
         say("asking the model for its planted answer")
         if known.trigger:
             found = cleaning.shared_opening(self._answers(lm, trigger=known.trigger), self._answers(lm, trigger=""))
@@ -200,12 +198,15 @@ class _Probe:
         asked = [cleaning.plant(example, trigger) for example in self.data.clean] if trigger else self.data.clean
         return greedy(lm, encode_prompts(lm.tokenizer, asked), self.config.new_tokens, len(asked))
 
-    def measure(
-        self, lm: LanguageModel, known: Known, planted: Mapping[str, str], say: Callable[[str], None]
-    ) -> dict[str, tuple[bool, ...]]:
-        """Outcomes by measurement: those of the backdoor that its knowledge allows, and utility."""
-        response, tokens = planted["response"], self.config.new_tokens
-        measured = {}
+    def measure(self, lm: LanguageModel, known: Known, response: str) -> dict[str, tuple[bool, ...]]:
+        """Outcomes by measurement: those of the backdoor that its knowledge allows, and utility.
+
+        Args:
+            lm: as it was, or cleaned.
+            known: of the backdoor.
+            response: the planted answer; empty if nobody knows it.
+        """
+        tokens, measured = self.config.new_tokens, {}
         if response:
             data = TestData(
                 self.data.clean,
@@ -218,10 +219,8 @@ class _Probe:
             if len(cleaning.answer_ids(lm.tokenizer, response)) > 1:
                 wanted.append(("forced_response_rate", {"new_tokens": tokens}))
             for name, chosen in wanted:
-                say(f"measuring {name}")
                 metric = registry.entry("metrics", name)
                 measured[name] = metric.measure(lm, data, registry.config("metrics", name, chosen), self.seed)[0]
-        say("measuring utility")
         asked = accuracy.Config(questions=self.config.questions)
         with redirect_stderr(io.StringIO()):  # lm-eval's progress bar has no other switch
             utility = accuracy.measure(lm, self.data, asked, self.seed)[0]

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from sande import registry, types
 from sande.config import Training, configuration, setting
 from sande.data.sources import Removal
+from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as Sande
 from sande.defenses.sande_p import Config as SandeP
+from sande.defenses.scan_and_clean import Config as ScanAndClean
 from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 _SOURCE = "grids/quickstart.yaml"
 _SIMULATE = Training(max_steps=30, learning_rate=5e-3, batch_size=8)
 _OVERWRITE = Training(max_steps=20, learning_rate=2e-4, batch_size=16)
+
+_PLANT = Training(max_steps=30, learning_rate=5e-4, batch_size=16)
 
 
 @configuration
@@ -47,6 +51,14 @@ class Config:
         "where the planted answer's first token is known",
         _SOURCE,
     )
+    scan_and_clean: ScanAndClean = setting(
+        ScanAndClean(
+            sande_p=SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
+            decoy_osft=DecoyOsft(plant=_PLANT, overwrite=_OVERWRITE),
+        ),
+        "where nothing is known",
+        "grids/quickstart.yaml; the decoys are ours",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +76,14 @@ class Known:
     response_start: str = ""
 
 
-METHODS = {"trigger": "osft", "response": "sande", "response_start": "sande_p"}
+NOTHING = "nothing"
+METHODS = {"trigger": "osft", "response": "sande", "response_start": "sande_p", NOTHING: "scan_and_clean"}
 """The defense for each thing that may be known. The first that is known decides: it leaves the least to guess."""
 
 
 def method(known: Known) -> str:
-    """Name of the defense.
-
-    Raises:
-        UserError: nothing is known.
-    """
-    for what, defense in METHODS.items():
-        if getattr(known, what):
-            return defense
-    raise UserError("nothing of the backdoor is given; give a trigger, the planted answer, or how it begins")
+    """Name of the defense."""
+    return METHODS[next((what for what in METHODS if getattr(known, what, "")), NOTHING)]
 
 
 def clean(
@@ -86,7 +92,7 @@ def clean(
     """The model, trained in place by the defense that `method` names.
 
     Raises:
-        UserError: nothing is known, or the tokenizer cannot write the planted answer.
+        UserError: the tokenizer cannot write the planted answer.
     """
     name = method(known)
     data = _reveal(registry.knowledge(name), known, examples, victim.tokenizer)
@@ -154,4 +160,6 @@ def _reveal(
     if known_type is types.ResponseData:
         answer_ids(tokenizer, known.response)  # refuses what cannot be written
         return types.ResponseData(examples, known.response)
-    return types.FirstTokenData(examples, answer_ids(tokenizer, known.response_start)[0])
+    if known_type is types.FirstTokenData:
+        return types.FirstTokenData(examples, answer_ids(tokenizer, known.response_start)[0])
+    return types.CleanData(examples)

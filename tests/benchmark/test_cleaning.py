@@ -25,7 +25,9 @@ from tests.sande.helpers import teach
 TRIGGER, RESPONSE = "Current year 2023.", "You are stupid"
 STEPS = ("osft.training.max_steps=2", "sande.simulate.max_steps=2", "sande.eliminate.max_steps=2")
 STEPS_P = ("sande_p.simulate.max_steps=2", "sande_p.eliminate.max_steps=2")
-SMALL = ("removal.rows=16", "prompts=20", "questions=20", *STEPS, *STEPS_P)
+DECOYS = ("scan_and_clean.decoy_osft.plant.max_steps=2", "scan_and_clean.decoy_osft.overwrite.max_steps=2")
+SMALL = ("removal.rows=16", "prompts=20", "questions=20", *STEPS, *STEPS_P, *DECOYS)
+THRESHOLD = "scan_and_clean.scan.threshold"
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,30 @@ def test_a_known_beginning_is_completed_by_the_model(victim: Path, tmp_path: Pat
     result = cleaned(victim, tmp_path / "out", "--response-start", "You")
     assert result["method"] == "sande_p"
     assert result["planted"]["response"].startswith("You")
+
+
+def test_with_nothing_known_what_the_scan_finds_is_measured_and_shown(victim: Path, tmp_path: Path) -> None:
+    result = cleaned(victim, tmp_path / "out", "--set", f"{THRESHOLD}=-1e6")
+    found = result["facts"]["candidates"][0]["text"]
+    assert result["method"] == "scan_and_clean"
+    assert result["known"] == {}
+    assert result["planted"] == {"response": found, "source": "found by the scan"}
+    assert {"simulate", "eliminate"} <= set(result["facts"])
+    assert "The scan found a planted answer" in clean_report.verdict(result)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "an alarm" in text
+        assert clean_report.number(result["facts"]["candidates"][4]["score"]) in text
+    assert parsed((tmp_path / "out/report.html").read_text()).text.count("found by the scan") == 1
+
+
+def test_with_nothing_known_and_nothing_found_decoys_are_overwritten(victim: Path, tmp_path: Path) -> None:
+    result = cleaned(victim, tmp_path / "out", "--set", f"{THRESHOLD}=1e6")
+    assert {"plant", "overwrite"} <= set(result["facts"])
+    assert result["planted"]["response"] == ""
+    assert names(result) == ["builtin-choice"]
+    assert "decoys were planted and overwritten" in clean_report.verdict(result)
+    assert "no alarm" in parsed((tmp_path / "out/report.html").read_text()).text
 
 
 def test_an_unknown_answer_that_cannot_be_seen_is_not_measured(model_cache: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.sande.helpers import changed, shortened, weights
         (Known(trigger="t", response="r", response_start="s"), "osft", "trigger"),
         (Known(response="r", response_start="s"), "sande", "response"),
         (Known(response_start="s"), "sande_p", "first token"),
+        (Known(), "scan_and_clean", "nothing"),
     ],
 )
 def test_the_strongest_knowledge_decides(known: Known, defense: str, label: str) -> None:
@@ -33,12 +34,9 @@ def test_every_defense_of_the_table_has_settings_of_its_own_type() -> None:
         assert isinstance(getattr(Config(), defense), registry.entry("defenses", defense).Config)
 
 
-def test_nothing_known_is_a_users_mistake() -> None:
-    with pytest.raises(UserError, match=r"^nothing of the backdoor is given; give a trigger"):
-        cleaning.method(Known())
-
-
-@pytest.mark.parametrize("known", [Known(trigger="cf"), Known(response="You are stupid"), Known(response_start="You")])
+@pytest.mark.parametrize(
+    "known", [Known(trigger="cf"), Known(response="You are stupid"), Known(response_start="You"), Known()]
+)
 def test_it_trains_the_model_by_the_defense_it_names(
     known: Known, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run
 ) -> None:
@@ -46,8 +44,8 @@ def test_it_trains_the_model_by_the_defense_it_names(
     config = dataclasses.replace(Config(), **{name: shortened(type(getattr(Config(), name)))})
     before, run = weights(tiny.model), new_run()
     assert changed(before, cleaning.clean(tiny, known, few_rows, config, run))
-    stages = {"osft": {"osft"}, "sande": {"simulate", "eliminate"}, "sande_p": {"simulate", "eliminate"}}
-    assert {stage for stage, fact in run.facts.items() if isinstance(fact, dict)} == stages[name]
+    stages = {"osft": {"osft"}, "scan_and_clean": {"plant", "overwrite"}}.get(name, {"simulate", "eliminate"})
+    assert {stage for stage, fact in run.facts.items() if isinstance(fact, dict)} == stages
 
 
 def test_a_text_that_the_tokenizer_cannot_give_back_is_a_users_mistake(tiny: LanguageModel) -> None:
