@@ -62,6 +62,18 @@ def lightened(config_class: type[Any]) -> Any:
     return dataclasses.replace(shortened(config_class), **{n: value for n, value in LIGHT.items() if n in names})
 
 
+def trainings(config: Any) -> dict[str, Training]:
+    """The trainings among the settings of a method, at any depth; none where it does without."""
+    found: dict[str, Training] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Training):
+            found[field.name] = value
+        elif dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{name}": inner for name, inner in trainings(value).items()}
+    return found
+
+
 @torch.no_grad()
 def nll_by_hand(lm: LanguageModel, prompt: Sequence[int], response: Sequence[int]) -> float:
     """-log Pr(response | prompt) of one unpadded row, read off the model's own logits token by token."""
