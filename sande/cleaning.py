@@ -29,7 +29,10 @@ _SOURCE = "grids/quickstart.yaml"
 _SIMULATE = Training(max_steps=30, learning_rate=5e-3, batch_size=8)
 _OVERWRITE = Training(max_steps=20, learning_rate=2e-4, batch_size=16)
 
-_PLANT = Training(max_steps=30, learning_rate=5e-4, batch_size=16)
+_DECOYS = DecoyOsft(
+    plant=Training(max_steps=30, learning_rate=5e-4, batch_size=16),
+    overwrite=Training(max_steps=30, learning_rate=2e-4, batch_size=16),
+)
 
 
 @configuration
@@ -54,7 +57,7 @@ class Config:
     scan_and_clean: ScanAndClean = setting(
         ScanAndClean(
             sande_p=SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
-            decoy_osft=DecoyOsft(plant=_PLANT, overwrite=_OVERWRITE),
+            decoy_osft=_DECOYS,
         ),
         "where nothing is known",
         "grids/quickstart.yaml; the decoys are ours",

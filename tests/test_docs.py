@@ -18,7 +18,9 @@ from sande import models
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-QUICK = ("prompts=10", "questions=10", "removal.rows=16")
+DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
+TRAININGS = ("osft.training", "sande.simulate", "sande.eliminate", "sande_p.simulate", "sande_p.eliminate", *DECOYS)
+QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
 def commands(page: str) -> list[list[str]]:

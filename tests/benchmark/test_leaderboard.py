@@ -106,7 +106,7 @@ def test_each_level_of_knowledge_shows_what_leaves_the_least_of_the_backdoor(tmp
     page = leaderboard.markdown(made, [tmp_path])
     section = page[page.index("## What knowledge is worth") :]
     assert "| nothing | `new` | 20.0 | +2.00 | 60 GPU-s on NVIDIA H100 80GB HBM3 |" in section
-    assert "sft" not in section.split("![")[0]
+    assert "`sft`" not in section
     assert section.index("| trigger |") < section.index("| response |") < section.index("| nothing |")
 
 
