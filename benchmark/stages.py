@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,16 @@ class Stage:
         stage = cls(kind, key, cell.settings(), needs, metric_keys)
         stage.__dict__["cell"] = cell
         return stage
+
+    def to_json(self) -> str:
+        """All of it as one text, of which Tune, which keeps several copies of what a trial is given, makes none."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Stage:
+        """The stage that `to_json` wrote down."""
+        fields = json.loads(text)
+        return cls(**fields | {name: tuple(fields[name]) for name in ("needs", "metric_keys")})
 
     @functools.cached_property
     def cell(self) -> Cell:

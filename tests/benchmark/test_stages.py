@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from benchmark.stages import reveal
+from benchmark.stages import Stage, reveal
 from benchmark.store import Store
 from sande import models, registry, types
 from sande.data import builtin, sources
@@ -26,6 +26,13 @@ def test_a_defense_gets_exactly_what_it_may_know(store: Store, tiny: LanguageMod
         assert data.pairs == builtin.preferences()[:20]
     else:
         assert data.examples == sources.removal_rows(of.removal, tiny.tokenizer)
+
+
+@pytest.mark.parametrize("metric_keys", [(), ("asr", "accuracy")])
+def test_a_stage_written_down_is_the_stage(metric_keys: tuple[str, ...]) -> None:
+    stage = Stage.of(cell(), "evaluate", "key", ("victim",), metric_keys)
+    assert Stage.from_json(stage.to_json()) == stage
+    assert Stage.from_json(stage.to_json()).cell == stage.cell
 
 
 def test_the_first_token_is_that_of_an_answer(store: Store, tiny: LanguageModel) -> None:
