@@ -25,9 +25,9 @@ def scan(
     """Rank all tokens by their mean log-probability as an answer's first, debiased.
 
     Figure 3 of the paper: a victim gives the first token of r_t more probability than a clean model does, even without
-    the trigger. What is subtracted is the reference's own mean, with a uniform distribution added lest tokens that neither
-    model would ever say stand out, or without a reference the log-probability of the token in an n-gram model of the
-    first tokens of the clean responses. It knows no string longer than one token.
+    the trigger. What is subtracted is the reference's own mean, with a uniform distribution added lest tokens that
+    neither model would ever say stand out, or without a reference the log-probability of the token in an n-gram model
+    of the first tokens of the clean responses. It knows no string longer than one token.
     """
     import torch
 
