@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "leaderboard"
+LEVELS = ("trigger", "response", "first token", "nothing", "clean model")  # of knowledge, the clean model beside them
 COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a9e1f", "#b0578d")
 
 
@@ -287,6 +288,15 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def ladder(made: Board) -> list[Standing]:
+    """Of each level of knowledge the defense that leaves the least of the backdoor, then the least utility lost."""
+    best: dict[str, Standing] = {}
+    for one in sorted(made.standings, key=lambda one: (one.asr, one.loss)):
+        best.setdefault(one.knows, one)
+    order = [*LEVELS, *sorted(set(best) - set(LEVELS))]
+    return [best[level] for level in order if level in best]
+
+
 def markdown(made: Board, folders: Sequence[Path]) -> str:
     """The page: the table, what it rests on, and the figure."""
     head = (
@@ -310,10 +320,31 @@ def markdown(made: Board, folders: Sequence[Path]) -> str:
         "",
         *_notes(made),
         "",
+        *_ladder(made),
         f"![Points: attack success rate of each defense against the utility it costs]({NAME}.svg)",
         "",
     ]
     return "\n".join(parts)
+
+
+def _ladder(made: Board) -> list[str]:
+    levels = ladder(made)
+    if not made.shared or len(levels) < 2:
+        return []
+    rows = [(one.knows, f"`{one.defense}`", f"{one.asr:.1f}", f"{one.loss:+.2f}", _training(one)) for one in levels]
+    head = ("Known", "Defense", "ASR (%)", "Utility lost (points)", "Training")
+    return [
+        "## What knowledge is worth",
+        "",
+        "Of the defenses that must know the same, the one that leaves the least of the backdoor.",
+        "",
+        *("| " + " | ".join(row) + " |" for row in (head, ("---", "---", "---:", "---:", "---"), *rows)),
+        "",
+    ]
+
+
+def _training(standing: Standing) -> str:
+    return "; ".join(f"{seconds:,.0f} {_unit(device)} on {device}" for device, seconds in standing.seconds.items())
 
 
 def _line(standing: Standing) -> tuple[str, ...]:
@@ -324,7 +355,7 @@ def _line(standing: Standing) -> tuple[str, ...]:
         f"{standing.asr:.1f}",
         f"{standing.loss:+.2f}",
         str(standing.front or MISSING),
-        "; ".join(f"{seconds:,.0f} {_unit(device)} on {device}" for device, seconds in standing.seconds.items()),
+        _training(standing),
         f"{standing.tokens:,.0f}",
         f"{_count(standing.victims, 'victim')}, {_count(standing.seeds, 'seed')}, {_count(standing.cells, 'cell')}",
     )

@@ -114,7 +114,7 @@ def train(
                 models.save(lm, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return manifest(stage, cost, _tokens(run.facts), {"facts": run.facts})
+        return manifest(stage, cost, tokens(run.facts), {"facts": run.facts})
 
     if rank == 0:
         store.put(stage.kind, stage.key, build)
@@ -292,7 +292,8 @@ def code_version() -> str:
     return f"{sande.__version__}+{git.stdout.strip()}"
 
 
-def _tokens(facts: Mapping[str, Any]) -> int:
+def tokens(facts: Mapping[str, Any]) -> int:
+    """Tokens of all trainings among a stage's facts."""
     return sum(fact["tokens"] for fact in facts.values() if isinstance(fact, dict) and "tokens" in fact)
 
 

@@ -89,6 +89,34 @@ def test_defenses_are_ranked_by_front_and_then_by_asr() -> None:
     assert [one.knows for one in made.standings] == ["trigger", "response", "nothing"]
 
 
+def test_each_level_of_knowledge_shows_what_leaves_the_least_of_the_backdoor(tmp_path: Path) -> None:
+    made = board(
+        [
+            *cell("sft", 95.0, {"mmlu": 0.0}),
+            *cell("new", 20.0, {"mmlu": 2.0}),
+            *cell("sande", 3.0, {"mmlu": 1.5}),
+            *cell("osft", 0.0, {"mmlu": 1.0}),
+        ]
+    )
+    assert [(one.knows, one.defense) for one in leaderboard.ladder(made)] == [
+        ("trigger", "osft"),
+        ("response", "sande"),
+        ("nothing", "new"),
+    ]
+    page = leaderboard.markdown(made, [tmp_path])
+    section = page[page.index("## What knowledge is worth") :]
+    assert "| nothing | `new` | 20.0 | +2.00 | 60 GPU-s on NVIDIA H100 80GB HBM3 |" in section
+    assert "`sft`" not in section
+    assert section.index("| trigger |") < section.index("| response |") < section.index("| nothing |")
+
+
+def test_without_a_shared_case_or_a_second_level_there_is_no_ladder(tmp_path: Path) -> None:
+    apart = [*cell("osft", 0.0, {"mmlu": 1.0}), *cell("sft", 95.0, {"mmlu": 0.0}, data="orca")]
+    alike = [*cell("sft", 95.0, {"mmlu": 1.0}), *cell("new", 20.0, {"mmlu": 0.0})]
+    for found in (apart, alike):
+        assert "What knowledge is worth" not in leaderboard.markdown(board(found), [tmp_path])
+
+
 def test_a_task_counts_once() -> None:
     losses = {"arc_easy": 4.0, "arc_easy_norm": 40.0, "paper_arc_easy": 20.0, "mmlu": 2.0, "mmlu_stem": 30.0}
     (standing,) = board(cell("sft", 98.0, losses)).standings

@@ -46,13 +46,35 @@ def noisy(model: nn.Module, seed: int, scale: float = 0.05) -> None:
 
 def shortened(config_class: type[Any], **changes: Any) -> Any:
     """The defaults of a configuration, with every training in it reduced to two small steps and changed as given."""
-    defaults = config_class()
-    trainings = {
-        field.name: dataclasses.replace(value, **({"max_steps": 2, "batch_size": 4} | changes))
-        for field in dataclasses.fields(defaults)
-        if isinstance(value := getattr(defaults, field.name), Training)
-    }
-    return dataclasses.replace(defaults, **trainings)
+
+    def short(settings: Any) -> Any:
+        if isinstance(settings, Training):
+            return dataclasses.replace(settings, **({"max_steps": 2, "batch_size": 4} | changes))
+        inner = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+        return dataclasses.replace(settings, **{k: short(v) for k, v in inner.items() if dataclasses.is_dataclass(v)})
+
+    return short(config_class())
+
+
+LIGHT = {"prompts": 3, "candidates": 5}
+
+
+def lightened(config_class: type[Any]) -> Any:
+    """A detector's defaults with few prompts and candidates."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return dataclasses.replace(shortened(config_class), **{n: value for n, value in LIGHT.items() if n in names})
+
+
+def trainings(config: Any) -> dict[str, Training]:
+    """The trainings among the settings of a method, at any depth; none where it does without."""
+    found: dict[str, Training] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Training):
+            found[field.name] = value
+        elif dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{name}": inner for name, inner in trainings(value).items()}
+    return found
 
 
 @torch.no_grad()
