@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class Served(LanguageModel):
     computed of the model is computed with `model`.
     """
 
-    llm: Any
+    llm: Any = field(kw_only=True)
 
     def greedy(self, prompts: Sequence[Ids], new_tokens: int, until: str) -> list[str]:
         """As `sande.generation.greedy`, all prompts together.
@@ -109,7 +109,7 @@ def served(lm: LanguageModel, folder: Path, seed: int) -> Iterator[Served]:
         seed=seed,
     )
     try:
-        yield Served(lm.model, lm.tokenizer, llm)
+        yield Served(lm.model, lm.tokenizer, lm.guard, llm=llm)
     finally:
         llm.llm_engine.engine_core.shutdown()
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from sande import registry
+from sande import models, registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe
 from sande.data import builtin
@@ -28,8 +28,10 @@ from sande.types import (
     CleanModelData,
     Example,
     FirstTokenData,
+    Guard,
     Knowledge,
     LanguageModel,
+    OtherModelsData,
     PreferenceData,
     ResponseData,
     Run,
@@ -37,11 +39,12 @@ from sande.types import (
     TestData,
     TriggerData,
 )
-from tests.sande.helpers import changed, lightened, shortened, trainings, weights
+from tests.sande.helpers import changed, lightened, noisy, shortened, trainings, weights
 
 NewRun = Callable[..., Run]
 ENTRIES = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 ATTACKS, DEFENSES, METRICS, DETECTORS = (registry.names(kind) for kind in registry.KINDS)
+GUARDS = [name for name in DEFENSES if hasattr(registry.entry("defenses", name), "rule")]
 BACKDOOR = Backdoor()
 
 # What each type of data holds, and the word that says in results how much that is about the backdoor.
@@ -51,6 +54,7 @@ KNOWLEDGE: dict[type[Knowledge], set[str]] = {
     ResponseData: {"examples", "response"},
     TriggerData: {"examples", "plant"},
     CleanModelData: {"examples", "clean_model"},
+    OtherModelsData: {"examples", "other_models"},
     PreferenceData: {"pairs"},
 }
 LABELS = {
@@ -59,6 +63,7 @@ LABELS = {
     ResponseData: "response",
     TriggerData: "trigger",
     CleanModelData: "clean model",
+    OtherModelsData: "other models",
     PreferenceData: "nothing",
 }
 KNOWN_IN_THE_PAPER = {
@@ -172,6 +177,7 @@ def plant(example: Example) -> Example:
 def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]) -> Knowledge:
     """Data of exactly the type that a defense asks for."""
     clean = copy.deepcopy(lm.model)
+    noisy(clean, seed=1)
     held: dict[str, Any] = {
         "examples": rows,
         "pairs": builtin.preferences()[:24],
@@ -179,6 +185,7 @@ def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]
         "response": BACKDOOR.response,
         "plant": plant,
         "clean_model": lambda: clean,
+        "other_models": lambda: iter([clean]),
     }
     return known(**{name: held[name] for name in KNOWLEDGE[known]})
 
@@ -209,6 +216,11 @@ def test_a_defense_runs_on_what_its_type_holds(
     defense, before = registry.entry("defenses", name), weights(tiny.model)
     data = data_of(registry.knowledge(name), tiny, few_rows)
     repaired = defense.defend(tiny, data, shortened(defense.Config), new_run())
+    if name in GUARDS:
+        assert isinstance(repaired, Guard)
+        assert repaired.defense == name
+        assert not changed(before, tiny.model), "a guard leaves the victim's weights alone"
+        return
     assert isinstance(repaired, PreTrainedModel)
     assert set(weights(repaired)) == set(before), "nothing of the method stays in the model"
     assert all(bool(torch.isfinite(weight).all()) for weight in repaired.parameters())
@@ -225,7 +237,8 @@ def test_a_defense_has_no_other_randomness_than_its_seed(
     results = []
     for _ in range(2):
         tiny.model.load_state_dict(start)
-        results.append(weights(defense.defend(tiny, data, shortened(defense.Config), new_run(seed=5))))
+        repaired = defense.defend(tiny, data, shortened(defense.Config), new_run(seed=5))
+        results.append(weights(repaired.reference if isinstance(repaired, Guard) else repaired))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -233,6 +246,30 @@ def test_a_defense_has_no_other_randomness_than_its_seed(
 def test_only_a_defense_that_knows_preferences_chooses_some(name: str) -> None:
     chosen = getattr(registry.entry("defenses", name).Config(), "preferences", None)
     assert isinstance(chosen, Preferences) == (registry.knowledge(name) is PreferenceData)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_only_a_defense_that_knows_other_models_names_some(name: str) -> None:
+    named = getattr(registry.entry("defenses", name).Config(), "models", None)
+    assert (named == ()) == (registry.knowledge(name) is OtherModelsData)
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_a_guard_is_the_same_after_it_was_stored(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, tmp_path: Path
+) -> None:
+    defense = registry.entry("defenses", name)
+    data = data_of(registry.knowledge(name), tiny, few_rows)
+    guard = defense.defend(tiny, data, shortened(defense.Config), new_run())
+    models.save(LanguageModel(tiny.model, tiny.tokenizer, guard), tmp_path)
+    loaded = models.load_folder(tmp_path, torch.bfloat16).guard
+    assert loaded is not None
+    assert (loaded.defense, loaded.settings) == (guard.defense, guard.settings)
+    assert not changed(weights(guard.reference), loaded.reference)
+    logits, reference = torch.randn(2, 3, 5, 11, generator=torch.Generator().manual_seed(0)) * 5
+    chosen = loaded.choose(logits, reference)
+    assert chosen.shape == (3, 5)
+    assert torch.equal(chosen, guard.choose(logits, reference))
 
 
 TRAINING_DEFENSES = [name for name in DEFENSES if trainings(registry.entry("defenses", name).Config())]
