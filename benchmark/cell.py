@@ -93,7 +93,7 @@ class Method:
     @functools.cached_property
     def depends_on(self) -> str:
         """Its part of a stage key, as JSON: settings and code."""
-        return _json({**self.settings, "code": registry.code_version(f"sande.{self.kind}.{self.name}")})
+        return _json({**self.settings, "code": registry.code_version(registry.module_of(self.kind, self.name))})
 
     @functools.cached_property
     def reads(self) -> str:

@@ -262,7 +262,11 @@ def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, An
         "tokens": tokens,
         "device": device(),
         "code_version": code_version(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+            **registry.plugin_versions(),
+        },
         **more,
     }
 
