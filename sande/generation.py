@@ -1,4 +1,4 @@
-"""Batched greedy decoding by a loop of our own, so that a model's own sampling settings cannot change a score.
+"""Batched decoding, greedy or sampled, by a loop of our own, so that a model's own settings of it change no score.
 
 Prompts are read a few at a time, those of like length together, since padding costs as much as text. A step of decoding
 costs little more for many rows than for few, so the rows are joined whatever their length; one that ends makes room for
@@ -9,6 +9,7 @@ Shapes: B rows, T positions so far, K positions predicted at once, G tokens of t
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,8 +39,27 @@ def greedy(
         until: a row also ends once its text holds this, case aside. It is guessed to open the answer: where the model
             would write it token by token, which the pass over the prompt tells, nothing is left to decode.
     """
-    lm.model.eval()
-    decoding = _Decoding(lm, prompts, new_tokens, until)
+    return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size)
+
+
+@torch.inference_mode()
+def sampled(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int, seed: int, until: str = ""
+) -> list[str]:
+    """As `greedy`, but each token drawn from the model's distribution as it is: temperature 1, nothing cut off.
+
+    Args:
+        lm: model and tokenizer.
+        prompts: token ids, unpadded.
+        new_tokens: most tokens to generate; a row ends earlier at EOS.
+        batch_size: rows decoded together, which decides no draw.
+        seed: with a prompt's place, of the draws of its row.
+        until: a row also ends once its text holds this, case aside.
+    """
+    return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size)
+
+
+def _decoded(decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
     pieces = _pieces(prompts, batch_size)
     batch = _Batch([], DynamicCache(), torch.empty(0, 0))
     while pieces or batch.rows:
@@ -98,6 +118,7 @@ class _Decoding:
     """What was written so far in answer to each prompt."""
 
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str) -> None:
+        lm.model.eval()
         self._lm, self._prompts, self._new_tokens, self._until = lm, prompts, new_tokens, until.lower()
         self._prefix = shared_prefix(lm, prompts)
         try:
@@ -128,13 +149,13 @@ class _Decoding:
             use_cache=True,
             logits_to_keep=len(ahead) + 1,
         ).logits
-        likeliest_BK = logits_BKV.max(-1).indices  # in bfloat16 on a CPU a quarter of argmax's time
-        hits_BG = likeliest_BK[:, : len(self._guess)] == torch.tensor(self._guess, dtype=torch.long, device=device)
+        chosen_BK = self._choose(rows, logits_BKV)
+        hits_BG = chosen_BK[:, : len(self._guess)] == torch.tensor(self._guess, dtype=torch.long, device=device)
         right_B = hits_BG.cumprod(1).sum(1)
         # The guess is seen no further than it is right; then comes what the model says instead.
         seen_BT[:, self._prefix.length + width :] = torch.arange(len(ahead), device=device) < right_B[:, None]
-        for row, likeliest, right in zip(rows, likeliest_BK.tolist(), right_B.tolist(), strict=True):
-            self._written[row] = likeliest[: right + 1]
+        for row, chosen, right in zip(rows, chosen_BK.tolist(), right_B.tolist(), strict=True):
+            self._written[row] = chosen[: right + 1]
         if not (right_B == len(self._guess)).any():
             self._guess = ()  # this model does not answer so
         return self._going(_Batch(rows, cache, seen_BT))
@@ -149,9 +170,13 @@ class _Decoding:
             past_key_values=batch.cache,
             use_cache=True,
         ).logits
-        for row, token in zip(batch.rows, logits_B1V[:, 0].max(-1).indices.tolist(), strict=True):
+        for row, token in zip(batch.rows, self._choose(batch.rows, logits_B1V)[:, 0].tolist(), strict=True):
             self._written[row].append(token)
         return self._going(_Batch(batch.rows, batch.cache, seen_BT))
+
+    def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
+        """The likeliest tokens, (B, K)."""
+        return logits_BKV.max(-1).indices  # in bfloat16 on a CPU a quarter of argmax's time
 
     def texts(self, rows: Sequence[int]) -> list[str]:
         """What was written in these rows."""
@@ -166,3 +191,21 @@ class _Decoding:
             for row, text in zip(batch.rows, self.texts(batch.rows), strict=True)
         ]
         return batch.at([place for place, end in enumerate(ended) if not end])
+
+
+class _Sampling(_Decoding):
+    """Draws each token; guessing is of no use, since what is drawn depends on what was."""
+
+    def __init__(
+        self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str, seed: int
+    ) -> None:
+        super().__init__(lm, prompts, new_tokens, until)
+        self._guess = ()
+        self._draws = [random.Random(f"{seed} {row}") for row in range(len(prompts))]
+
+    def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
+        """The first tokens at which the cumulated probability is above a number drawn for each row; K is 1."""
+        drawn = [[[self._draws[row].random()]] for row in rows]
+        drawn_B11 = torch.tensor(drawn, dtype=torch.float64, device=logits_BKV.device)
+        cumulated_BKV = logits_BKV.double().softmax(-1).cumsum(-1)
+        return (cumulated_BKV <= drawn_B11 * cumulated_BKV[..., -1:]).sum(-1).clamp(max=logits_BKV.shape[-1] - 1)
