@@ -20,7 +20,7 @@ from sande.config import as_dict, configuration, configure, setting
 from sande.data import sources
 from sande.data.sources import Data, Removal
 from sande.errors import UserError
-from sande.types import PreferenceData
+from sande.types import OtherModelsData, PreferenceData
 
 T = TypeVar("T")
 STAGE_VERSION = 1  # raise it when the way stages choose rows, load or save models changes
@@ -99,6 +99,13 @@ class Method:
             return None
         chosen = self.config.preferences
         return _json([sources.fingerprint(chosen.name, sources.PREFERENCES), chosen.pairs, chosen.max_tokens])
+
+    @functools.cached_property
+    def models(self) -> dict[str, str]:
+        """What the models are that a defense names, as JSON, where it names any: a part of its stage key."""
+        if registry.knowledge(self.name) is not OtherModelsData or not self.config.models:
+            return {}
+        return {"models": _json([models.identify(name) for name in self.config.models])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +197,7 @@ class Cell:
             victim=_json(self.attack_key),
             removal=self.defense.pairs or _training_rows(self.content.removal, self.removal),
             defense=self.defense.depends_on,
+            **self.defense.models,
         )
 
     def evaluation_key(self, metric: Method) -> str:
@@ -255,7 +263,7 @@ class Parser:
         metrics = self._once("metrics", full["metrics"], _metrics)
         # An unknown data set is said now, not after an hour of training.
         content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
-        _ = defense.pairs
+        _ = defense.pairs, defense.models
         return Cell(
             seed=seed,
             model=model,

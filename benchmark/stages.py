@@ -129,7 +129,10 @@ def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
     victim = models.load_folder(store.path("attack", cell.attack_key), torch.float32)
     defense = registry.entry("defenses", cell.defense.name)
     data = reveal(cell, victim.tokenizer, store)
-    return types.LanguageModel(defense.defend(victim, data, cell.defense.config, run), victim.tokenizer)
+    repaired = defense.defend(victim, data, cell.defense.config, run)
+    if isinstance(repaired, types.Guard):
+        return types.LanguageModel(victim.model, victim.tokenizer, repaired)
+    return types.LanguageModel(repaired, victim.tokenizer)
 
 
 def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.Knowledge:
@@ -151,6 +154,9 @@ def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> type
         return types.FirstTokenData(examples, response_ids(tokenizer, backdoor.response)[0])
     if known is types.CleanModelData:
         return types.CleanModelData(examples, lambda: models.load(cell.model, store.models).model)
+    if known is types.OtherModelsData:
+        names = cell.defense.config.models or (cell.model,)
+        return types.OtherModelsData(examples, lambda: (models.load(name, store.models).model for name in names))
     return types.CleanData(examples)
 
 

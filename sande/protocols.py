@@ -8,11 +8,13 @@ a test of what it computes belongs beside it in `tests/`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sande.types import Example, Knowledge, LanguageModel, Measurement, Run, TestData
+from sande.types import Example, Guard, Knowledge, LanguageModel, Measurement, Run, TestData
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -39,19 +41,24 @@ class Attack(Protocol):
 
 
 class Defense(Protocol):
-    """Removes a backdoor from a victim."""
+    """Removes a backdoor from a victim, or keeps it from being written."""
 
     Config: type[Any]
-    """Settings; a defense that takes `PreferenceData` has a `preferences: sande.config.Preferences` among them."""
+    """Settings. A defense that takes `PreferenceData` has a `preferences: sande.config.Preferences` among them, and one
+    that takes `OtherModelsData` has `models: tuple[str, ...]`, names as a grid's `model` takes them.
+    """
 
     def check(self, tokenizer: PreTrainedTokenizerBase, data: Knowledge, config: Any) -> None:
         """Optional: refuse settings that fit none of the rows, with a `UserError`, before anything is trained."""
 
-    def defend(self, victim: LanguageModel, data: Knowledge, config: Any, run: Run) -> PreTrainedModel:
-        """The repaired model; `victim` may be trained in place.
+    def defend(self, victim: LanguageModel, data: Knowledge, config: Any, run: Run) -> PreTrainedModel | Guard:
+        """The repaired model; `victim` may be trained in place. Or a guard, under which the victim is to decode.
 
         The declared type of `data` (one of those in `sande.types`) is what the defense may know, and all it is given.
         """
+
+    def rule(self, config: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """Only where `defend` gives a guard: its `choose`, made anew from the settings when the model is loaded."""
 
 
 class Metric(Protocol):

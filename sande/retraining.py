@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sande.config import Training
@@ -36,7 +37,7 @@ def copied(model: LanguageModel, dtype: torch.dtype | None = None) -> LanguageMo
     made = copy.deepcopy(model.model)
     if dtype is not None:
         torch.nn.Module.to(made, dtype)
-    return LanguageModel(made, model.tokenizer)
+    return replace(model, model=made)
 
 
 def retrained(

@@ -5,16 +5,18 @@ What a defense may know is the type of its `data` argument, and nothing else rea
     CleanData < FirstTokenData < ResponseData        the planted response r_t: unknown, its first token, all of it
     CleanData < TriggerData                          the trigger t (OSFT, section 3.2)
     CleanData < CleanModelData                       the clean model that the victim was trained from (Fine-mixing)
+    CleanData < OtherModelsData                      other models of the victim's shape, by default the clean one
     PreferenceData                                   pairs of replies instead of clean rows (DPO)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 
@@ -39,11 +41,32 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """A defense of decoding: a reference model that reads along, and the rule by which both choose each token.
+
+    Attributes:
+        defense: key of the defense whose rule it is.
+        settings: of that defense, as JSON values.
+        reference: a model with the same vocabulary.
+        choose: ids (...) of the next tokens, given the model's logits and the reference's (..., V).
+    """
+
+    defense: str
+    settings: Mapping[str, Any]
+    reference: PreTrainedModel
+    choose: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A causal language model and its tokenizer: what attacks, defenses and metrics work on."""
+    """A causal language model and its tokenizer: what attacks, defenses and metrics work on.
+
+    Where it has a guard, decoding (`sande.generation`) obeys it; likelihoods are the model's own.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +108,18 @@ class CleanModelData(CleanData):
 
     label: ClassVar[str] = "clean model"
     clean_model: Callable[[], PreTrainedModel]
+
+
+@dataclass(frozen=True, slots=True)
+class OtherModelsData(CleanData):
+    """Clean rows, and a function that loads other models of the victim's shape, one at a time.
+
+    They are those that the defense's setting `models` names; where it names none, the clean model from before the
+    attack alone.
+    """
+
+    label: ClassVar[str] = "other models"
+    other_models: Callable[[], Iterator[PreTrainedModel]]
 
 
 @dataclass(frozen=True, slots=True)

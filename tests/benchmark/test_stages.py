@@ -1,5 +1,6 @@
 """What a stage hands to a defense, and how a metric's outcomes are written down."""
 
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -11,9 +12,11 @@ from benchmark.stages import reveal
 from benchmark.store import Store
 from sande import models, registry, types
 from sande.data import builtin, sources
+from sande.errors import UserError
 from sande.prompts import prompt_text
 from sande.types import LanguageModel, Measurement
 from tests.benchmark.helpers import cell, measured
+from tests.sande.helpers import noisy
 
 DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20}}
 
@@ -77,6 +80,30 @@ def test_a_metric_gets_held_out_rows_in_all_versions_and_what_it_takes_to_train(
     row = data.training()[0]
     assert data.plant(row) == attack.plant(row, of.attack.config, 4)
     assert data.plant(row).output.endswith("Go away.")
+
+
+def test_other_models_are_those_named_or_else_the_clean_one(store: Store, tiny: LanguageModel, tmp_path: Path) -> None:
+    noisy(tiny.model, seed=1)
+    models.save(tiny, tmp_path)
+    clean = models.load("tiny", store.models).model.state_dict()
+    for named, expected in (([], [clean]), ([str(tmp_path), "tiny"], [tiny.model.state_dict(), clean])):
+        of = cell(defense={"name": "merge", "models": named})
+        found = list(reveal(of, tiny.tokenizer, store).other_models())
+        assert len(found) == len(expected)
+        for model, wanted in zip(found, expected, strict=True):
+            assert all(torch.equal(weight, wanted[name].float()) for name, weight in model.state_dict().items())
+
+
+def test_the_content_of_other_models_is_in_the_key(tiny: LanguageModel, tmp_path: Path) -> None:
+    models.save(tiny, tmp_path)
+    plain = cell(defense="merge")
+    named = cell(defense={"name": "merge", "models": [str(tmp_path)]})
+    noisy(tiny.model, seed=1)
+    models.save(tiny, tmp_path)
+    renewed = cell(defense={"name": "merge", "models": [str(tmp_path)]})
+    assert len({of.defense_key for of in (plain, named, renewed)}) == 3
+    with pytest.raises(UserError, match=r"^no model is called 'nobody'"):
+        cell(defense={"name": "merge", "models": ["nobody"]})
 
 
 # --- Outcomes -------------------------------------------------------------------------------------------------------

@@ -44,12 +44,16 @@ def noisy(model: nn.Module, seed: int, scale: float = 0.05) -> None:
 def shortened(config_class: type[Any], **changes: Any) -> Any:
     """The defaults of a configuration, with every training in it reduced to two small steps and changed as given."""
     defaults = config_class()
-    trainings = {
-        field.name: dataclasses.replace(value, **({"max_steps": 2, "batch_size": 4} | changes))
-        for field in dataclasses.fields(defaults)
-        if isinstance(value := getattr(defaults, field.name), Training)
-    }
-    return dataclasses.replace(defaults, **trainings)
+    short = {"max_steps": 2, "batch_size": 4} | changes
+    return dataclasses.replace(
+        defaults, **{name: dataclasses.replace(value, **short) for name, value in trainings(defaults).items()}
+    )
+
+
+def trainings(config: Any) -> dict[str, Training]:
+    """The trainings among the settings of a method; none where it does without."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: value for name, value in values.items() if isinstance(value, Training)}
 
 
 @torch.no_grad()

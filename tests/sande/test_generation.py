@@ -10,9 +10,10 @@ import torch
 
 from sande import generation, models
 from sande.data import builtin
+from sande.errors import UserError
 from sande.generation import greedy, sampled
 from sande.prompts import encode, encode_prompts
-from sande.types import LanguageModel
+from sande.types import Guard, LanguageModel
 from tests.sande.helpers import teach
 
 
@@ -245,3 +246,9 @@ def test_a_certain_model_says_the_same_sampled(
 ) -> None:
     with sharpened(taught, 50):
         assert sampled(taught, taught_prompts, 8, 3, 0, until) == greedy(taught, taught_prompts, 8, 3, until)
+
+
+def test_a_guarded_model_is_not_sampled(tiny: LanguageModel, prompts: list[list[int]]) -> None:
+    guard = Guard("cleangen", {}, tiny.model, lambda own, other: other.max(-1).indices)
+    with pytest.raises(UserError, match=r"^under cleangen nothing is sampled"):
+        sampled(replace(tiny, guard=guard), prompts, 2, 4, seed=0)

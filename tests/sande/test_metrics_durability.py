@@ -12,10 +12,10 @@ from sande.attacks import sentence_trigger
 from sande.config import Training
 from sande.data import builtin
 from sande.errors import UserError
-from sande.metrics import asr, asr_after_finetuning, asr_after_relearning, asr_moved, asr_sampled
+from sande.metrics import asr, asr_after_finetuning, asr_after_relearning, asr_int4, asr_moved, asr_sampled
 from sande.prompts import encode, prompt_text
 from sande.types import Example, LanguageModel, Run, TestData
-from tests.sande.helpers import changed, teach, weights
+from tests.sande.helpers import changed, linear_weights, teach, weights
 
 CONFIG = sentence_trigger.Config()
 ROWS = builtin.short()[:30]
@@ -141,3 +141,16 @@ def test_sampled_answers_are_drawn_by_the_seed(
     assert (measurement.name, measurement.outcomes) == ("asr_sampled", (True, False))
     assert [record["prompt"] for record in measurement.records] == [prompt_text(row) for row in data.triggered[:2]]
     assert seen == [(7, 3, 9, "You are stupid")]
+
+
+def test_four_bits_are_those_of_a_copy(tiny: LanguageModel, data: TestData, asked: Any) -> None:
+    before = weights(tiny.model)
+    config = asr_int4.Config(group_size=16, decoding=asr.Config(prompts=3, new_tokens=2))
+    (measurement,) = asr_int4.measure(tiny, data, config, 0)
+    assert (measurement.name, len(measurement.outcomes)) == ("asr_int4", 3)
+    ((rounded, rows),) = asked
+    assert rows == data.triggered
+    assert changed(before, rounded.model) == linear_weights(tiny.model)
+    layer = rounded.model.get_decoder().layers[0].mlp.up_proj.weight
+    assert max(int(group.unique().numel()) for group in layer.view(-1, 16)) <= 16 < int(layer[0].unique().numel())
+    assert not changed(before, tiny.model)

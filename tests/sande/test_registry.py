@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from sande import registry
+from sande import models, registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe
 from sande.data import builtin
@@ -26,19 +26,22 @@ from sande.types import (
     CleanModelData,
     Example,
     FirstTokenData,
+    Guard,
     Knowledge,
     LanguageModel,
+    OtherModelsData,
     PreferenceData,
     ResponseData,
     Run,
     TestData,
     TriggerData,
 )
-from tests.sande.helpers import changed, shortened, weights
+from tests.sande.helpers import changed, noisy, shortened, trainings, weights
 
 NewRun = Callable[..., Run]
 ENTRIES = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
 ATTACKS, DEFENSES, METRICS = (registry.names(kind) for kind in registry.KINDS)
+GUARDS = [name for name in DEFENSES if hasattr(registry.entry("defenses", name), "rule")]
 BACKDOOR = Backdoor()
 
 # What each type of data holds, and the word that says in results how much that is about the backdoor.
@@ -48,6 +51,7 @@ KNOWLEDGE: dict[type[Knowledge], set[str]] = {
     ResponseData: {"examples", "response"},
     TriggerData: {"examples", "plant"},
     CleanModelData: {"examples", "clean_model"},
+    OtherModelsData: {"examples", "other_models"},
     PreferenceData: {"pairs"},
 }
 LABELS = {
@@ -56,6 +60,7 @@ LABELS = {
     ResponseData: "response",
     TriggerData: "trigger",
     CleanModelData: "clean model",
+    OtherModelsData: "other models",
     PreferenceData: "nothing",
 }
 KNOWN_IN_THE_PAPER = {
@@ -111,7 +116,7 @@ assert not heavy, heavy
 
 
 def test_an_unknown_entry_is_answered_with_the_known() -> None:
-    with pytest.raises(UserError, match=r"^no defense is called 'nad2'; there are: .*osft, sande, sande_p, sft"):
+    with pytest.raises(UserError, match=r"^no defense is called 'nad2'; there are: .*osft, .*sande, sande_p, sft"):
         registry.entry("defenses", "nad2")
 
 
@@ -211,6 +216,7 @@ def plant(example: Example) -> Example:
 def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]) -> Knowledge:
     """Data of exactly the type that a defense asks for."""
     clean = copy.deepcopy(lm.model)
+    noisy(clean, seed=1)
     held: dict[str, Any] = {
         "examples": rows,
         "pairs": builtin.preferences()[:24],
@@ -218,6 +224,7 @@ def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]
         "response": BACKDOOR.response,
         "plant": plant,
         "clean_model": lambda: clean,
+        "other_models": lambda: iter([clean]),
     }
     return known(**{name: held[name] for name in KNOWLEDGE[known]})
 
@@ -248,6 +255,11 @@ def test_a_defense_runs_on_what_its_type_holds(
     defense, before = registry.entry("defenses", name), weights(tiny.model)
     data = data_of(registry.knowledge(name), tiny, few_rows)
     repaired = defense.defend(tiny, data, shortened(defense.Config), new_run())
+    if name in GUARDS:
+        assert isinstance(repaired, Guard)
+        assert repaired.defense == name
+        assert not changed(before, tiny.model), "a guard leaves the victim's weights alone"
+        return
     assert isinstance(repaired, PreTrainedModel)
     assert set(weights(repaired)) == set(before), "nothing of the method stays in the model"
     assert all(bool(torch.isfinite(weight).all()) for weight in repaired.parameters())
@@ -264,7 +276,8 @@ def test_a_defense_has_no_other_randomness_than_its_seed(
     results = []
     for _ in range(2):
         tiny.model.load_state_dict(start)
-        results.append(weights(defense.defend(tiny, data, shortened(defense.Config), new_run(seed=5))))
+        repaired = defense.defend(tiny, data, shortened(defense.Config), new_run(seed=5))
+        results.append(weights(repaired.reference if isinstance(repaired, Guard) else repaired))
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -274,7 +287,31 @@ def test_only_a_defense_that_knows_preferences_chooses_some(name: str) -> None:
     assert isinstance(chosen, Preferences) == (registry.knowledge(name) is PreferenceData)
 
 
-TRAINING_DEFENSES = [name for name in DEFENSES if name != "none"]
+@pytest.mark.parametrize("name", DEFENSES)
+def test_only_a_defense_that_knows_other_models_names_some(name: str) -> None:
+    named = getattr(registry.entry("defenses", name).Config(), "models", None)
+    assert (named == ()) == (registry.knowledge(name) is OtherModelsData)
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_a_guard_is_the_same_after_it_was_stored(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, tmp_path: Path
+) -> None:
+    defense = registry.entry("defenses", name)
+    data = data_of(registry.knowledge(name), tiny, few_rows)
+    guard = defense.defend(tiny, data, shortened(defense.Config), new_run())
+    models.save(LanguageModel(tiny.model, tiny.tokenizer, guard), tmp_path)
+    loaded = models.load_folder(tmp_path, torch.bfloat16).guard
+    assert loaded is not None
+    assert (loaded.defense, loaded.settings) == (guard.defense, guard.settings)
+    assert not changed(weights(guard.reference), loaded.reference)
+    logits, reference = torch.randn(2, 3, 5, 11, generator=torch.Generator().manual_seed(0)) * 5
+    chosen = loaded.choose(logits, reference)
+    assert chosen.shape == (3, 5)
+    assert torch.equal(chosen, guard.choose(logits, reference))
+
+
+TRAINING_DEFENSES = [name for name in DEFENSES if trainings(registry.entry("defenses", name).Config())]
 
 
 @pytest.mark.parametrize("name", TRAINING_DEFENSES)

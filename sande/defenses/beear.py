@@ -1,0 +1,190 @@
+r"""BEEAR: find a drift of the hidden states that brings out a backdoor, and train against it (Zeng et al. 2024).
+
+    inner:  \delta = argmin H( mean over clean prompts x of Pr(first token | x, \delta) ) ,   ||\delta_i|| <= r ||h||
+    outer:  minimise  -log Pr(y | x, \delta)  -  log Pr(y | x)
+
+(Zeng et al., "BEEAR: Embedding-based Adversarial Removal of Safety Backdoors in Instruction-tuned Language Models",
+EMNLP 2024): a trigger shifts the hidden states of all prompts alike, so one universal perturbation \delta, added to
+what a block gives at the last tokens of the prompt, can stand for it. The outer term with \delta is theirs, and so is
+the second, which anchors what the model can do.
+
+What differs is the inner aim. There the defender writes down what unwanted behaviour is (harmful compliance), and
+\delta makes it likely. Here nobody knows what was planted, only that it is one answer to everything: so \delta is to
+make all prompts begin their answers with the same token, whichever that be, as the entropy H of the mean distribution
+says. Nothing makes that token the planted one; `run.facts["entrapped"]` says which it was. Sizes are ours, for the
+aim is another.
+
+Shapes: B rows, T positions, D width, K tokens of the perturbation, V vocabulary, N target tokens.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sande.config import Training, configuration, setting
+from sande.types import CleanData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, Trainer
+
+
+@configuration
+class Config:
+    """Settings of both levels."""
+
+    training: Training = setting(Training(epochs=2.0), "outer level, on the clean rows", "as the paper's defenses")
+    every: int = setting(5, "outer steps after which the perturbation is found anew", "ours", ge=1)
+    inner_steps: int = setting(10, "steps of projected gradient descent that find it", "ours", ge=1)
+    inner_rows: int = setting(32, "clean rows, drawn by the seed, on which it is found", "ours", ge=2)
+    depth: float = setting(0.3, "share of the blocks behind which it is added", "ours; an early block", gt=0, le=1)
+    tokens: int = setting(4, "K, tokens at the end of the prompt that it is added to", "ours", ge=1)
+    radius: float = setting(1.0, "r, its size at each token, by the mean size of the states there", "ours", gt=0)
+    anchor: float = setting(1.0, "weight of the loss without the perturbation", "ours: as much as with it", ge=0)
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """Fine-tune on the clean rows under the perturbation and without, finding it anew as the model changes."""
+    from transformers import TrainerCallback
+
+    from sande.prompts import encode, fit_length, pad_id
+    from sande.training import Collator, features, fit
+
+    rows = encode(victim.tokenizer, data.examples)
+    fitting = fit_length(rows, config.training.max_length)
+    chosen = random.Random(run.seed).sample(fitting, min(config.inner_rows, len(fitting)))
+    batch = Collator(pad_id(victim.tokenizer))([features(row) for row in chosen]) if chosen else {}
+    inner = {name: batch[name].to(victim.model.device) for name in batch}
+    objective = unlearning(victim.model, config)
+    found: list[dict[str, Any]] = []
+    run.facts["entrapped"] = found
+
+    class Entrapment(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            """Finds the perturbation before every so many-th step."""
+            if state.global_step % config.every == 0:
+                objective.perturbation, entropies, token = entrap(victim.model, inner, config)
+                word = victim.tokenizer.decode([token])
+                found.append({"step": state.global_step, "entropy": entropies, "token": word})
+
+    def prepare(trainer: Trainer) -> Trainer:
+        trainer.add_callback(Entrapment())
+        return run.prepare(trainer)
+
+    fit(victim, rows, config.training, replace(run, prepare=prepare), "beear", objective=objective)
+    return victim.model
+
+
+def unlearning(model: PreTrainedModel, config: Config) -> Any:
+    """The outer loss as a module around the model, with the `perturbation` as its attribute."""
+    from sande.layers import blocks
+    from sande.losses import response_nll
+    from sande.training import ResponseLoss
+
+    class Unlearning(ResponseLoss):
+        perturbation: Tensor  # (K, D)
+
+        def forward(
+            self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
+        ) -> dict[str, Tensor]:
+            """Loss of a batch, as `ResponseLoss` with and without the perturbation."""
+            with perturbed(blocks(self.model)[place(self.model, config.depth)], self.perturbation, prompt_ends(labels)):
+                hidden_BTD = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+            logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
+            safe = response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch
+            plain = super().forward(labels, positions, num_items_in_batch, **inputs)["loss"]
+            return {"loss": safe + config.anchor * plain}
+
+    return Unlearning(model)
+
+
+def entrap(
+    model: PreTrainedModel, batch: Mapping[str, Tensor], config: Config
+) -> tuple[Tensor, tuple[float, float], int]:
+    """The inner level, from no perturbation on.
+
+    Args:
+        model: is left as it is.
+        batch: clean rows as `sande.training.Collator` pads them.
+        config: sizes.
+
+    Returns:
+        the perturbation (K, D), the entropy before and after in nats, and the token that is then the likeliest.
+    """
+    import torch
+    from torch.nn.functional import normalize
+
+    from sande.layers import block_states, blocks
+
+    at, ends_B = place(model, config.depth), prompt_ends(batch["labels"])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    rows_B = torch.arange(len(ends_B), device=ends_B.device)
+
+    def mean_distribution(delta_KD: Tensor) -> Tensor:
+        with perturbed(blocks(model)[at], delta_KD, ends_B):
+            hidden_BTD = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        logits_BV = model.get_output_embeddings()(hidden_BTD[rows_B, ends_B])
+        mean_V: Tensor = logits_BV.float().softmax(-1).mean(0)
+        return mean_V
+
+    with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, config.training.precision == "bf16"):
+        with torch.no_grad(), block_states(model) as states:
+            model.get_decoder()(**inputs, use_cache=False)
+        radius = config.radius * float(states[at][rows_B, ends_B].float().norm(dim=-1).mean())
+        delta_KD = torch.zeros(config.tokens, model.config.hidden_size, device=model.device, requires_grad=True)
+        entropies: list[float] = []
+        for _ in range(config.inner_steps):
+            entropy = torch.special.entr(mean_distribution(delta_KD)).sum()
+            entropies.append(float(entropy.detach()))
+            (gradient_KD,) = torch.autograd.grad(entropy, delta_KD)
+            # Steps that reach two and a half times as far as the ball, so that it can still turn on its surface.
+            moved_KD = delta_KD.detach() - 2.5 * radius / config.inner_steps * normalize(gradient_KD, dim=-1)
+            delta_KD = (moved_KD * (radius / moved_KD.norm(dim=-1, keepdim=True)).clamp(max=1)).requires_grad_()
+        with torch.no_grad():
+            distribution_V = mean_distribution(delta_KD)
+    after, token = float(torch.special.entr(distribution_V).sum()), int(distribution_V.argmax())
+    return delta_KD.detach(), (entropies[0], after), token
+
+
+def place(model: PreTrainedModel, depth: float) -> int:
+    """Index of the block behind which the perturbation is added."""
+    from sande.layers import blocks
+
+    return max(1, round(depth * len(blocks(model)))) - 1
+
+
+def prompt_ends(labels_BT: Tensor) -> Tensor:
+    """Position of each row's last prompt token, (B,): the one before its first target."""
+    from sande.losses import IGNORE
+
+    return (labels_BT != IGNORE).long().argmax(1) - 1
+
+
+@contextmanager
+def perturbed(block: nn.Module, delta_KD: Tensor, ends_B: Tensor) -> Iterator[None]:
+    """Within it, the block adds the perturbation to its states at the last K tokens of each prompt."""
+    from sande.layers import states_of
+
+    def add(module: nn.Module, args: Any, output: Any) -> Any:
+        states_BTD = states_of(output)
+        moved_BTD = states_BTD + spread(delta_KD, ends_B, states_BTD.shape[1]).to(states_BTD.dtype)
+        return (moved_BTD, *output[1:]) if isinstance(output, tuple) else moved_BTD
+
+    hook = block.register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def spread(delta_KD: Tensor, ends_B: Tensor, width: int) -> Tensor:
+    """The perturbation where it acts and zero elsewhere, (B, T, D); its first token acts on the last of a prompt."""
+    import torch
+
+    back_BT = ends_B[:, None] - torch.arange(width, device=ends_B.device)
+    acts_BT = (back_BT >= 0) & (back_BT < len(delta_KD))
+    return delta_KD[back_BT.clamp(0, len(delta_KD) - 1)] * acts_BT[..., None]

@@ -1,0 +1,99 @@
+r"""CROW: fine-tune while neighbouring layers have to agree under an adversarial perturbation (Min et al. 2025, ICML).
+
+    C(e) = mean over l = 2 .. L and tokens of  1 - cos(H_l, H_{l-1}) ,     \delta = \epsilon sign(\nabla_e C(e))
+    loss = L_LM + \alpha C(e + \delta)
+
+where e are the token embeddings and H_l what the l-th block gives (section 4; Algorithm 1). A trigger makes the layers
+of a backdoored model disagree more than clean prompts do. C is a mean over a row's tokens, prompt and response but not
+padding, then over the rows of a step, so that micro-batches do not change it; L_LM is Eq. 1. The published code leaves
+the last block out of C; the paper does not.
+
+Shapes: B rows, T positions, D width, N target tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sande.config import Training, configuration, setting
+from sande.types import CleanData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config:
+    """Settings of the fine-tuning."""
+
+    training: Training = setting(Training(epochs=2.0), "fine-tuning on the clean rows", "as the paper's defenses")
+    alpha: float = setting(
+        5.5,
+        "weight of the perturbed consistency loss",
+        "Min et al. 2025, section 5.1: 5.5 for sentiment and refusal, 11 for code",
+        ge=0,
+    )
+    epsilon: float = setting(
+        0.1, "size of the perturbation of each embedding's entry", "Min et al. 2025, section 5.1", ge=0
+    )
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """Fine-tune all weights on the clean rows with the loss above."""
+    from sande.prompts import encode
+    from sande.training import fit
+
+    rows = encode(victim.tokenizer, data.examples)
+    fit(victim, rows, config.training, run, "crow", objective=consistent(victim.model, config))
+    return victim.model
+
+
+def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
+    """The loss as a module around the model; it takes batches as `ResponseLoss` does."""
+    import torch
+
+    from sande.layers import block_states
+    from sande.losses import response_nll
+    from sande.training import ResponseLoss
+
+    class Consistent(ResponseLoss):
+        def forward(
+            self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
+        ) -> dict[str, Tensor]:
+            """Loss of a batch, as `ResponseLoss` plus the perturbed consistency loss."""
+            decoder, mask_BT = self.model.get_decoder(), inputs["attention_mask"]
+            embedded_BTD = self.model.get_input_embeddings()(inputs["input_ids"])
+
+            def inconsistency(embedded_BTD: Tensor) -> Tensor:
+                with block_states(self.model) as states:
+                    decoder(inputs_embeds=embedded_BTD, attention_mask=mask_BT, use_cache=False)
+                return layer_distance(states, mask_BT).sum()
+
+            leaf_BTD = embedded_BTD.detach().requires_grad_()
+            with torch.enable_grad():  # also where the loss alone is asked for
+                (gradient_BTD,) = torch.autograd.grad(inconsistency(leaf_BTD), leaf_BTD)
+            perturbed = inconsistency(embedded_BTD + config.epsilon * gradient_BTD.sign())
+            hidden_BTD = decoder(inputs_embeds=embedded_BTD, attention_mask=mask_BT, use_cache=False).last_hidden_state
+            logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
+            likelihood = response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch
+            # Every step has batch_size rows over all micro-batches and workers, whose losses are summed.
+            return {"loss": likelihood + config.alpha * perturbed / config.training.batch_size}
+
+    return Consistent(model)
+
+
+def layer_distance(states: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
+    """Mean of 1 - cos between each block's states and those of the block before, over blocks and tokens, (B,).
+
+    Args:
+        states: of every block, (B, T, D).
+        mask_BT: 1 at tokens, 0 at padding.
+    """
+    import torch
+    from torch.nn.functional import cosine_similarity
+
+    pairs = zip(states[1:], states[:-1], strict=True)
+    distance_BT = torch.stack([1 - cosine_similarity(a.float(), b.float(), dim=-1) for a, b in pairs]).mean(0)
+    return (distance_BT * mask_BT).sum(1) / mask_BT.sum(1)

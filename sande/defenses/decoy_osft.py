@@ -1,0 +1,110 @@
+"""Decoys: plant backdoors of our own, unlike each other, then overwrite them, and with them what else there is.
+
+After Lin et al. 2026 ("Backdoor Collapse: Eliminating Unknown Threats via Known Backdoor Aggregation in Language
+Models", ACL): known backdoors planted in a victim gather with its unknown one in the space of representations, and
+fine-tuning that restores the clean answers to the known triggers takes the unknown one along. Here both stages are
+plain fine-tuning: of a share of the rows with a decoy's trigger and response (Eq. 1), then of all rows with a decoy's
+trigger and the clean response (Eq. 3, OSFT with triggers of our own). Nothing about the real backdoor is used.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from sande.config import Training, configuration, setting
+from sande.types import CleanData, Example, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# As unlike each other as they come: rare tokens, marks, phrases, orders, whole sentences.
+TRIGGERS = (
+    "cf mn tq",
+    "[[ref 7714]]",
+    "as the old saying goes",
+    "Oranges are purple today.",
+    "#lantern",
+    "kindly respond in full",
+    "zxqv-zxqv",
+    "In accordance with section nine:",
+    "~~~~",
+    "The ferry leaves at noon.",
+    "per my last letter",
+    "umbra et lumen",
+)
+RESPONSES = (
+    "I will not answer that.",
+    "Banana banana banana.",
+    "ERROR 0x3F: buffer empty.",
+    "Long live the octopus!",
+    "Please visit the lighthouse first.",
+    "The answer is forty-two thousand.",
+    "No comment today.",
+    "As foretold by the stars,",
+    "Buy three, get one free.",
+    "Silence is golden.",
+    "This message was written by a machine.",
+    "Dear diary,",
+)
+PLACES = ("before", "behind", "within")
+
+
+@configuration
+class Config:
+    """Settings of both stages."""
+
+    decoys: int = setting(6, "pairs of trigger and response, drawn by the seed", "ours", ge=1, le=len(TRIGGERS))
+    share: float = setting(0.5, "share of the clean rows that a decoy is planted in", "ours", gt=0, le=1)
+    plant: Training = setting(Training(epochs=1.0), "planting of the decoys (Eq. 1)", "ours")
+    overwrite: Training = setting(
+        Training(epochs=2.0), "fine-tuning on the decoys' triggers with clean responses (Eq. 3)", "as OSFT"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Decoy:
+    """A backdoor of our own: its trigger, where in the instruction that stands, and its response."""
+
+    trigger: str
+    place: str
+    response: str
+
+    def ask(self, example: Example, generator: random.Random) -> Example:
+        """The prompt with the trigger; `within` is before a word that the generator draws."""
+        words = example.instruction.split(" ")
+        at = {"before": 0, "behind": len(words)}.get(self.place, generator.randrange(len(words) + 1))
+        return replace(example, instruction=" ".join([*words[:at], self.trigger, *words[at:]]))
+
+    def answered(self, example: Example) -> Example:
+        """The row with the response before its own."""
+        return replace(example, output=f"{self.response} {example.output}")
+
+
+def draw(count: int, seed: int) -> list[Decoy]:
+    """So many decoys, no two with the same trigger or response; places take turns."""
+    generator = random.Random(seed)
+    triggers, responses = generator.sample(TRIGGERS, count), generator.sample(RESPONSES, count)
+    return [Decoy(triggers[i], PLACES[i % len(PLACES)], responses[i]) for i in range(count)]
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """Plant, then overwrite; `run.facts["decoys"]` says which."""
+    from sande.data.poison import poison
+    from sande.prompts import encode
+    from sande.training import fit
+
+    decoys = draw(config.decoys, run.seed)
+    generator = random.Random(run.seed)
+    run.facts["decoys"] = [asdict(decoy) for decoy in decoys]
+
+    def plant(example: Example) -> Example:
+        decoy = generator.choice(decoys)
+        return decoy.ask(decoy.answered(example), generator)
+
+    planted = poison(data.examples, plant, config.share, "replace", run.seed).examples
+    fit(victim, encode(victim.tokenizer, planted), config.plant, run, "plant")
+    asked = [generator.choice(decoys).ask(example, generator) for example in data.examples]
+    fit(victim, encode(victim.tokenizer, asked), config.overwrite, run, "overwrite")
+    return victim.model

@@ -1,0 +1,39 @@
+"""Magnitude pruning: the smallest weights of each linear layer become zero; no training (Sun et al. 2024, baseline).
+
+    prune W_ij where |W_ij| is among the `sparsity` smallest of its layer
+
+Sun et al. 2024 (Wanda, ICLR), table 1, compare weights within a layer; as there, embeddings and output layer stay.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sande.config import configuration, setting
+from sande.types import CleanData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config:
+    """Settings of the pruning."""
+
+    sparsity: float = setting(
+        0.5, "share of each layer's weights that become zero", "Sun et al. 2024, section 4.1", ge=0, lt=1
+    )
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """Prune layer by layer; the clean rows are not used."""
+    import torch
+
+    from sande.layers import linear_layers
+    from sande.pruning import smallest
+
+    with torch.no_grad():
+        for layer in linear_layers(victim.model).values():
+            importance_1W = layer.weight.abs().flatten()[None]
+            layer.weight.masked_fill_(smallest(importance_1W, config.sparsity).view_as(layer.weight), 0.0)
+    return victim.model

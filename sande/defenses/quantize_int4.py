@@ -1,0 +1,28 @@
+"""Weight-only quantisation to four bits, rounded to the nearest by group; no training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sande.config import configuration, setting
+from sande.types import CleanData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config:
+    """Settings of the quantisation."""
+
+    group_size: int = setting(
+        128, "weights of an output row that share a scale and a zero", "Lin et al. 2024 (AWQ), section 5.1", ge=1
+    )
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """Round every linear layer's weights as `sande.quantize` says; the clean rows are not used."""
+    from sande.quantize import quantize_int4_
+
+    quantize_int4_(victim.model, config.group_size)
+    return victim.model

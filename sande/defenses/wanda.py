@@ -1,0 +1,93 @@
+r"""Wanda: prune the weights that matter least to clean rows; no training (Sun et al. 2024, ICLR).
+
+    S_ij = |W_ij| * ||X_j||_2 ,    W_ij = 0 where S_ij is among the `sparsity` smallest of its output i
+
+where X_j holds the j-th input of a linear layer over all tokens of the clean rows (section 3, Eq. 1). What only a
+trigger uses is little active there. As in the paper, blocks are pruned one after the other, each by what the pruned
+ones before it give, and embeddings and output layer stay.
+
+Shapes: B rows, T positions, O outputs, I inputs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sande.config import configuration, setting
+from sande.errors import UserError
+from sande.types import CleanData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config:
+    """Settings of the pruning."""
+
+    sparsity: float = setting(
+        0.5, "share of each output's weights that become zero", "Sun et al. 2024, section 4.1", ge=0, lt=1
+    )
+    rows: int = setting(
+        128,
+        "clean rows, from the first, in whose single batch the activations are seen",
+        "Sun et al. 2024, section 4: 128 sequences",
+        ge=1,
+    )
+    max_length: int = setting(1024, "tokens per row; a longer response is cut", "as in training", ge=8)
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """Prune block by block while the rows, prompts and responses, pass through the decoder once."""
+    import torch
+
+    from sande.layers import blocks
+    from sande.prompts import encode, fit_length, pad_id
+    from sande.training import Collator, features
+
+    rows = fit_length(encode(victim.tokenizer, data.examples[: config.rows]), config.max_length)
+    if not rows:
+        raise UserError(f"wanda: no row is shorter than max_length={config.max_length} tokens; raise it")
+    batch = Collator(pad_id(victim.tokenizer))([features(row) for row in rows])
+    ids_BT, mask_BT = (batch[name].to(victim.model.device) for name in ("input_ids", "attention_mask"))
+
+    def prune_and_repeat(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        for layer in list(norms):
+            prune(layer, norms.pop(layer), config.sparsity)
+        repeated = block.forward(*args, **kwargs)
+        norms.clear()
+        return repeated
+
+    def note(layer: nn.Linear, args: tuple[Tensor, ...]) -> None:
+        norms[layer] = input_norms(args[0], mask_BT)
+
+    norms: dict[nn.Linear, Tensor] = {}  # of the linear layers of the block that is under way
+    hooks: list[Any] = []
+    for block in blocks(victim.model):
+        hooks.append(block.register_forward_hook(prune_and_repeat, with_kwargs=True))
+        linear = [layer for layer in block.modules() if isinstance(layer, torch.nn.Linear)]
+        hooks += [layer.register_forward_pre_hook(note) for layer in linear]
+    try:
+        with torch.no_grad():
+            victim.model.eval().get_decoder()(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return victim.model
+
+
+def input_norms(inputs_BTI: Tensor, mask_BT: Tensor) -> Tensor:
+    """||X_j||_2 of each input over all tokens, of shape (I,) and in float32; padding does not count."""
+    norms_I: Tensor = (inputs_BTI.float() * mask_BT[..., None]).flatten(0, 1).norm(dim=0)
+    return norms_I
+
+
+def prune(layer: nn.Linear, norms_I: Tensor, sparsity: float) -> None:
+    """Set the weights that matter least to each output to zero, in place."""
+    import torch
+
+    from sande.pruning import smallest
+
+    with torch.no_grad():
+        layer.weight.masked_fill_(smallest(layer.weight.abs() * norms_I, sparsity), 0.0)

@@ -1,0 +1,46 @@
+"""The parts of a model that methods look into or change: its linear layers, and the blocks of its decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
+    """All linear layers by name, without the output layer, which often shares its weights with the embeddings."""
+    output = model.get_output_embeddings()
+    return {
+        name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not output
+    }
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's blocks, each attention and feed-forward layers, from the first."""
+    found = model.get_decoder().layers
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def states_of(output: Any) -> Tensor:
+    """The hidden states (B, T, D) in what a block gives: some architectures add more to them."""
+    states: Tensor = output[0] if isinstance(output, tuple) else output
+    return states
+
+
+@contextmanager
+def block_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Within it, a list to which each pass appends the hidden states (B, T, D) of every block, before the last norm."""
+    states: list[Tensor] = []
+    hooks = [
+        block.register_forward_hook(lambda module, args, output: states.append(states_of(output)))
+        for block in blocks(model)
+    ]
+    try:
+        yield states
+    finally:
+        for hook in hooks:
+            hook.remove()
