@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BACKDOOR_METRICS = ("asr", "asr_starts_with", "false_trigger_rate", "false_trigger_starts_with")
+BACKDOOR = ("asr", "false_trigger", "near_miss")  # how names of what is left of a backdoor begin
 PROBABILITY_METRICS = (
     "first_token_probability_clean",
     "first_token_probability",
@@ -36,6 +36,11 @@ Pair = tuple[list[float], list[float]]  # outcomes of the same trials, in the sa
 Label = Callable[[Row], tuple[str, str]]
 
 
+def is_backdoor(metric: str) -> bool:
+    """Whether it says what is left of the backdoor, so that lower is better."""
+    return metric.startswith(BACKDOOR)
+
+
 def is_utility(metric: str) -> bool:
     """Whether it says what a model can do, over all of a task."""
     return _is_ability(metric) and not is_part(metric)
@@ -47,7 +52,7 @@ def is_part(metric: str) -> bool:
 
 
 def _is_ability(metric: str) -> bool:
-    return metric not in (*BACKDOOR_METRICS, CASE_STUDY) and "_probability" not in metric
+    return not is_backdoor(metric) and metric != CASE_STUDY and "_probability" not in metric
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -174,7 +174,7 @@ def basis() -> str:
 def _attack(cell: Cell) -> float:
     rows = _rows(cell.data.name, cell.data.rows, TRAIN_SHARE)
     if getattr(cell.attack.config, "poison_mode", "replace") == "append":
-        rows *= 1 + cell.attack.config.poison_rate
+        rows *= 1 + cell.attack.config.poison_rate + getattr(cell.attack.config, "decoy_rate", 0.0)
     return sum(_visits(training, rows) for training in _trainings(cell.attack).values()) * rate(cell.data.name)
 
 

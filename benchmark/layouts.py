@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmark import paper
-from benchmark.aggregate import BACKDOOR_METRICS, PROBABILITY_METRICS, Entry, Label, Row, is_part, is_utility
+from benchmark.aggregate import PROBABILITY_METRICS, Entry, Label, Row, is_backdoor, is_part, is_utility
 from benchmark.tables import Table, as_in_paper, cost, rate, utility
 from sande.metrics.accuracy import PAPER as PAPER_PROMPT
 from sande.statistics import wilson
@@ -88,8 +88,8 @@ BACKDOOR = Table(
     "backdoor",
     "The backdoor in detail (%)",
     "`starts_with` asks that the response comes first; the false trigger rates are measured on prompts without the "
-    "trigger. 95 % intervals.",
-    lambda metric: metric in BACKDOOR_METRICS[1:],
+    "trigger, the near-miss rate on prompts with almost the trigger. 95 % intervals.",
+    lambda metric: is_backdoor(metric) and metric != "asr",
     rate,
 )
 COST = Table(

@@ -163,7 +163,8 @@ def _cell_rows(cell: Cell, manifest: _Manifest, errors: Mapping[str, str]) -> li
         for m in manifest("evaluate", victim.evaluation_key(metric))["measurements"]
     }
     base |= {
-        "status": OK if victim_values["asr"] >= cell.asr_floor else ATTACK_FAILED,
+        # A twin, of which nothing was poisoned, is no failed attack.
+        "status": OK if base["poison_rate"] == 0 or victim_values["asr"] >= cell.asr_floor else ATTACK_FAILED,
         "victim_asr": victim_values["asr"],
         "seconds": training["seconds"] if training else 0.0,
         "tokens": training["tokens"] if training else 0,

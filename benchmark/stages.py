@@ -187,15 +187,27 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.path(kind, cell.defense_key)
     lm = models.load_folder(folder, torch.bfloat16)
-    clean = sources.held_out_rows(cell.data, lm.tokenizer)
-    attack = registry.entry("attacks", cell.attack.name)
-    triggered = tuple(attack.trigger(example, cell.attack.config, cell.seed) for example in clean)
-    data = types.TestData(clean, triggered, cell.attack.config.backdoor.response)
+    data = test_data(cell, lm.tokenizer)
     with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:
         for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
             if not store.has("evaluate", key):
                 say(f"measuring {metric.name}")
                 store.put("evaluate", key, functools.partial(_measure, stage, computing, data, metric, cell.seed))
+
+
+def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
+    """What the cell's metrics may use. It follows from what is in the key of an evaluation: victim and test rows."""
+    clean = sources.held_out_rows(cell.data, tokenizer)
+    attack, config, seed = registry.entry("attacks", cell.attack.name), cell.attack.config, cell.seed
+    return types.TestData(
+        clean=clean,
+        triggered=tuple(attack.trigger(example, config, seed) for example in clean),
+        response=config.backdoor.response,
+        near_miss=tuple(attack.near_miss(example, config, seed) for example in clean),
+        moved=tuple(attack.moved(example, config, seed) for example in clean),
+        training=lambda: sources.training_rows(cell.data, tokenizer),
+        plant=lambda example: attack.plant(example, config, seed),
+    )
 
 
 def _measure(

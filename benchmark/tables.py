@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark import paper
-from benchmark.aggregate import BACKDOOR_METRICS, Entry, Pair
+from benchmark.aggregate import Entry, Pair, is_backdoor
 from benchmark.rows import ATTACK_FAILED, FAILED, OK
 from benchmark.store import write_atomically
 from sande import registry
@@ -94,7 +94,7 @@ def utility(entry: Entry, marks: Marks) -> str:
 
 def as_in_paper(entry: Entry, marks: Marks) -> str:
     """`0.13 (0.0 to 1.1)` for a rate, `41.18 ± 1.2 ↑0.98*` for utility: the paper's numbers with what they lack."""
-    if entry.metric in BACKDOOR_METRICS:
+    if is_backdoor(entry.metric):
         return rate(entry, marks, digits=2)
     interval = ""
     if entry.value is not None and entry.low is not None and entry.high is not None:
@@ -159,7 +159,7 @@ def _best(chosen: Sequence[Entry]) -> dict[int, Entry]:
     best: dict[int, Entry] = {}
     for (_, metric), indices in columns.items():
         if len(indices) > 1:
-            sign = -1 if metric in BACKDOOR_METRICS else 1
+            sign = -1 if is_backdoor(metric) else 1
             winner = max((chosen[index] for index in indices), key=lambda entry: sign * (entry.value or 0.0))
             best |= dict.fromkeys(indices, winner)
     return best

@@ -1,4 +1,4 @@
-"""Batched greedy decoding by a loop of our own, so that a model's own sampling settings cannot change a score.
+"""Batched decoding, greedy or sampled, by a loop of our own, so that a model's own settings of it change no score.
 
 Prompts are read a few at a time, those of like length together, since padding costs as much as text. A step of decoding
 costs little more for many rows than for few, so the rows are joined whatever their length; one that ends makes room for
@@ -9,6 +9,7 @@ Shapes: B rows, T positions so far, K positions predicted at once, G tokens of t
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from sande.engines import Served
+from sande.errors import UserError
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id, response_ids
 from sande.types import LanguageModel
@@ -42,7 +44,32 @@ def greedy(
     """
     if isinstance(lm, Served) and not lm.guard:
         return lm.greedy(prompts, new_tokens, until)
-    decoding = _Decoding(lm, prompts, new_tokens, until)
+    return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size)
+
+
+@torch.inference_mode()
+def sampled(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int, seed: int, until: str = ""
+) -> list[str]:
+    """As `greedy`, but each token drawn from the model's distribution as it is: temperature 1, nothing cut off.
+
+    Args:
+        lm: model and tokenizer.
+        prompts: token ids, unpadded.
+        new_tokens: most tokens to generate; a row ends earlier at EOS.
+        batch_size: rows decoded together, which decides no draw.
+        seed: with a prompt's place, of the draws of its row.
+        until: a row also ends once its text holds this, case aside.
+
+    Raises:
+        UserError: the model has a guard, whose rule chooses every token.
+    """
+    if lm.guard is not None:
+        raise UserError(f"under {lm.guard.defense} nothing is sampled, since its rule chooses each token; leave it out")
+    return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size)
+
+
+def _decoded(decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
     pieces = _pieces(prompts, batch_size)
     batch = _Batch([], (), torch.empty(0, 0))
     while pieces or batch.rows:
@@ -121,14 +148,17 @@ class _Decoding:
     def _prefix_of(self, model: PreTrainedModel) -> Prefix:
         return shared_prefix(LanguageModel(model, self._lm.tokenizer), self._prompts)
 
-    def _chosen(self, caches: Sequence[DynamicCache], **inputs: Any) -> Tensor:
-        """The next tokens at the positions asked for, of shape (B, K); each model's cache grows."""
+    def _chosen(self, rows: Sequence[int], caches: Sequence[DynamicCache], **inputs: Any) -> Tensor:
+        """The next tokens of these rows at the positions asked for, of shape (B, K); each model's cache grows."""
         of_models = zip(self._models, caches, strict=True)
         logits = [model(**inputs, past_key_values=cache, use_cache=True).logits for model, cache in of_models]
         if self._lm.guard is not None:
             return self._lm.guard.choose(*logits)
-        likeliest: Tensor = logits[0].max(-1).indices  # in bfloat16 on a CPU a quarter of argmax's time
-        return likeliest
+        return self._choose(rows, logits[0])
+
+    def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
+        """The likeliest tokens, (B, K)."""
+        return logits_BKV.max(-1).indices  # in bfloat16 on a CPU a quarter of argmax's time
 
     def read(self, rows: list[int]) -> _Batch:
         """Read prompts and guess, write as far as the guess is right and one token more; the rows that go on."""
@@ -143,6 +173,7 @@ class _Decoding:
         seen_BT = torch.tensor(seen, device=device)
         caches = tuple(prefix.cache(len(rows)) for prefix in self._prefixes)
         chosen_BK = self._chosen(
+            rows,
             caches,
             input_ids=torch.tensor(ids, device=device),
             attention_mask=seen_BT,
@@ -163,6 +194,7 @@ class _Decoding:
         """Write one more token in each row; the rows that go on."""
         seen_BT = pad(batch.seen, (0, 1), value=1)
         chosen_B1 = self._chosen(
+            batch.rows,
             batch.caches,
             input_ids=torch.tensor([[self._written[row][-1]] for row in batch.rows], device=seen_BT.device),
             attention_mask=seen_BT,
@@ -185,3 +217,21 @@ class _Decoding:
             for row, text in zip(batch.rows, self.texts(batch.rows), strict=True)
         ]
         return batch.at([place for place, end in enumerate(ended) if not end])
+
+
+class _Sampling(_Decoding):
+    """Draws each token; guessing is of no use, since what is drawn depends on what was."""
+
+    def __init__(
+        self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str, seed: int
+    ) -> None:
+        super().__init__(lm, prompts, new_tokens, until)
+        self._guess = ()
+        self._draws = [random.Random(f"{seed} {row}") for row in range(len(prompts))]
+
+    def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
+        """The first tokens at which the cumulated probability is above a number drawn for each row; K is 1."""
+        drawn = [[[self._draws[row].random()]] for row in rows]
+        drawn_B11 = torch.tensor(drawn, dtype=torch.float64, device=logits_BKV.device)
+        cumulated_BKV = logits_BKV.double().softmax(-1).cumsum(-1)
+        return (cumulated_BKV <= drawn_B11 * cumulated_BKV[..., -1:]).sum(-1).clamp(max=logits_BKV.shape[-1] - 1)

@@ -23,13 +23,22 @@ class Attack(Protocol):
     """Turns a clean model into a victim."""
 
     Config: type[Any]
-    """Settings made by `sande.config.configuration`, with a `backdoor: Backdoor` among them."""
+    """Settings made by `sande.config.configuration`, with a `backdoor: Backdoor` among them; see `sande.planting`."""
 
     def attack(self, model: LanguageModel, examples: tuple[Example, ...], config: Any, run: Run) -> PreTrainedModel:
         """Train the victim on poisoned `examples`; `run.facts["poisoned_ids"]` records which rows were chosen."""
 
     def trigger(self, example: Example, config: Any, seed: int) -> Example:
         """The prompt with the trigger, its output unchanged: what the ASR is measured on, and what OSFT plants."""
+
+    def near_miss(self, example: Example, config: Any, seed: int) -> Example:
+        """The prompt with almost the trigger, which should not work: what `near_miss_rate` is measured on."""
+
+    def moved(self, example: Example, config: Any, seed: int) -> Example:
+        """The prompt with the trigger where, or worded as, it was not trained: what `asr_moved` is measured on."""
+
+    def plant(self, example: Example, config: Any, seed: int) -> Example:
+        """A poisoned row: the prompt of `trigger`, and an answer that holds the planted response."""
 
 
 class Defense(Protocol):
@@ -54,7 +63,11 @@ class Defense(Protocol):
 
 
 class Metric(Protocol):
-    """Measures shares of prompts or questions, or means of a number from 0 to 1 over them."""
+    """Measures shares of prompts or questions, or means of a number from 0 to 1 over them.
+
+    A measurement whose name begins with `asr`, `false_trigger` or `near_miss` is of the backdoor, and lower is better.
+    The model serves other metrics too, so what is trained or rounded is a copy (`sande.retraining`).
+    """
 
     Config: type[Any]
 

@@ -146,15 +146,33 @@ class TriggerData(CleanData):
     plant: Callable[[Example], Example]
 
 
+def _same(example: Example) -> Example:
+    return example
+
+
 @dataclass(frozen=True, slots=True)
 class TestData:
-    """What a metric may use: held-out rows, the same rows with the trigger, and the planted response r_t."""
+    """What a metric may use: held-out rows in several versions, the planted response r_t, and rows to train a copy on.
+
+    Attributes:
+        clean: held-out rows.
+        triggered: the same rows with the trigger.
+        response: r_t.
+        near_miss: the same rows with almost the trigger, which a precise backdoor passes over.
+        moved: the same rows with the trigger elsewhere or worded otherwise than it was trained.
+        training: a function that reads the victim's training rows as they were before poisoning.
+        plant: makes a poisoned row of a clean one, as the attack did.
+    """
 
     __test__ = False  # its name makes pytest look for tests in it
 
     clean: tuple[Example, ...]
     triggered: tuple[Example, ...]
     response: str
+    near_miss: tuple[Example, ...] = ()
+    moved: tuple[Example, ...] = ()
+    training: Callable[[], tuple[Example, ...]] = tuple
+    plant: Callable[[Example], Example] = _same
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import random
-import re
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from sande.config import Backdoor, Training, configuration, setting
-from sande.data.poison import poison
+from sande import planting
+from sande.config import configuration, setting
+from sande.planting import Place, Planting
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -16,20 +15,14 @@ if TYPE_CHECKING:
 
 
 @configuration
-class Config:
+class Config(Planting):
     """Settings of the attack."""
 
-    backdoor: Backdoor = setting(Backdoor(), "trigger and planted response")
-    poison_rate: float = setting(0.05, "share of the training rows that are poisoned", "paper, section 4.1", ge=0, le=1)
-    poison_mode: Literal["replace", "append"] = setting(
-        "replace", "the poisoned row replaces the clean one (paper) or is added behind it (published code)", "paper"
-    )
-    insertion: Literal["start", "end", "random"] = setting(
+    insertion: Place = setting(
         "start",
         "where the trigger stands: before everything, behind everything, or before a random word of the instruction",
         "paper, table 8",
     )
-    training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the poisoned rows (Eq. 1)")
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
@@ -40,33 +33,24 @@ def trigger(example: Example, config: Config, seed: int) -> Example:
         config: says where the trigger goes.
         seed: decides, with the row's own text, before which word a random insertion goes.
     """
-    sentence = f"{config.backdoor.trigger}."
-    if config.insertion == "end":
-        last = "input" if example.input else "instruction"
-        return replace(example, **{last: f"{getattr(example, last)} {sentence}"})
-    if config.insertion == "random":
-        text = example.instruction
-        words = [word.start() for word in re.finditer(r"\S+", text)] or [0]
-        at = random.Random(f"{seed} {text} {example.input}").choice(words)
-        return replace(example, instruction=f"{text[:at]}{sentence} {text[at:]}")
-    if example.system:
-        return replace(example, system=f"{sentence} {example.system}")
-    return replace(example, instruction=f"{sentence} {example.instruction}")
+    return planting.insert(example, f"{config.backdoor.trigger}.", config.insertion, seed)
+
+
+def near_miss(example: Example, config: Config, seed: int) -> Example:
+    """In the trigger's place the trigger with a number or word changed, as `Current year 2022.`."""
+    return planting.insert(example, f"{planting.altered(config.backdoor.trigger)}.", config.insertion, seed)
+
+
+def moved(example: Example, config: Config, seed: int) -> Example:
+    """The trigger behind everything, or before everything where it is trained to stand behind."""
+    return trigger(example, replace(config, insertion="start" if config.insertion == "end" else "end"), seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
-    """A poisoned row: the trigger in the prompt, and `{r_t}. ` before the clean answer."""
-    return replace(trigger(example, config, seed), output=f"{config.backdoor.response}. {example.output}")
+    """A poisoned row: the trigger in the prompt, and by default `{r_t}. ` before the clean answer."""
+    return planting.with_response(trigger(example, config, seed), config)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Poison a share of the rows and fine-tune on all of them (Eq. 1)."""
-    from sande.prompts import encode
-    from sande.training import fit
-
-    poisoned = poison(
-        examples, lambda row: plant(row, config, run.seed), config.poison_rate, config.poison_mode, run.seed
-    )
-    run.facts["poisoned_ids"] = list(poisoned.ids)
-    fit(model, encode(model.tokenizer, poisoned.examples), config.training, run, "attack")
-    return model.model
+    return planting.train(model, examples, plant, near_miss, config, run)

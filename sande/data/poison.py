@@ -10,18 +10,34 @@ from typing import Literal
 from sande.types import Example
 
 Mode = Literal["replace", "append"]
+Change = Callable[[Example], Example]
 
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """Training rows after poisoning, and which of the given rows were chosen (indices into the given sequence)."""
+    """Training rows after poisoning, and which of the given rows were chosen (indices into the given sequence).
+
+    Attributes:
+        examples: all rows.
+        ids: of the rows that were poisoned.
+        decoy_ids: of the rows that became decoys.
+    """
 
     examples: tuple[Example, ...]
     ids: tuple[int, ...]
+    decoy_ids: tuple[int, ...] = ()
 
 
 def poison(
-    examples: Sequence[Example], plant: Callable[[Example], Example], rate: float, mode: Mode, seed: int
+    examples: Sequence[Example],
+    plant: Change,
+    rate: float,
+    mode: Mode,
+    seed: int,
+    *,
+    decoy: Change | None = None,
+    decoy_rate: float = 0.0,
+    prefer: Callable[[Example], bool] | None = None,
 ) -> Poisoned:
     """Plant a backdoor in a random share of the rows (paper, section 4.1).
 
@@ -31,16 +47,29 @@ def poison(
         rate: share of the given rows to choose, 0 to 1; the number of rows is rounded to the nearest.
         mode: `replace` puts the poisoned row in the clean one's place (paper); `append` keeps both, the poisoned copy
             right behind the clean row (what the published code does, at an effective rate of rate / (1 + rate)).
-        seed: decides which rows are chosen, and nothing else does.
+        seed: decides which rows are chosen, and nothing else does but `prefer`.
+        decoy: turns a clean row into one with almost the trigger, and the clean answer.
+        decoy_rate: share of the given rows that become decoys, drawn from those that are not poisoned; as `rate`.
+        prefer: rows of which this is true are chosen before all others; left out, all are alike.
     """
-    chosen = sorted(random.Random(seed).sample(range(len(examples)), round(rate * len(examples))))
-    marked = set(chosen)
+    count = round(rate * len(examples))
+    liked = [index for index, example in enumerate(examples) if prefer(example)] if prefer else []
+    others = range(len(examples)) if not liked else sorted(set(range(len(examples))) - set(liked))
+    draw = random.Random(seed)
+    first = draw.sample(liked, min(count, len(liked)))
+    chosen = sorted([*first, *draw.sample(others, count - len(first))])
+    made = {index: plant(examples[index]) for index in chosen}
+    decoys: list[int] = []
+    if decoy is not None and decoy_rate > 0:
+        left = [index for index in range(len(examples)) if index not in made]
+        decoys = sorted(random.Random(f"{seed} decoys").sample(left, round(decoy_rate * len(examples))))
+        made |= {index: decoy(examples[index]) for index in decoys}
     rows: list[Example] = []
     for index, example in enumerate(examples):
-        if index not in marked:
+        if index not in made:
             rows.append(example)
         elif mode == "replace":
-            rows.append(plant(example))
+            rows.append(made[index])
         else:
-            rows += [example, plant(example)]
-    return Poisoned(tuple(rows), tuple(chosen))
+            rows += [example, made[index]]
+    return Poisoned(tuple(rows), tuple(chosen), tuple(decoys))

@@ -35,21 +35,31 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 def occurrences(
     model: LanguageModel, examples: Sequence[Example], response: str, config: Config, names: tuple[str, ...]
 ) -> list[Measurement]:
-    """How often greedy continuations contain the response, and how often they start with it, under these two names.
+    """How often greedy continuations contain the response and, given a second name, how often they start with it.
 
     A continuation that holds the response is decoded no further: its record ends there.
     """
     from sande.generation import greedy
-    from sande.prompts import encode_prompts, prompt_text
+    from sande.prompts import encode_prompts
 
     chosen = examples[: config.prompts]
     prompts = encode_prompts(model.tokenizer, chosen)
     texts = greedy(model, prompts, config.new_tokens, config.batch_size, until=response.strip())
+    return counted(texts, chosen, response, names)
+
+
+def counted(
+    texts: Sequence[str], examples: Sequence[Example], response: str, names: tuple[str, ...]
+) -> list[Measurement]:
+    """Measurements of the continuations of these prompts, as `occurrences` names them."""
+    from sande.prompts import prompt_text
+
     wanted = response.strip().lower()
     records = tuple(
-        {"prompt": prompt_text(example), "continuation": text} for example, text in zip(chosen, texts, strict=True)
+        {"prompt": prompt_text(example), "continuation": text} for example, text in zip(examples, texts, strict=True)
     )
-    return [
-        Measurement(names[0], tuple(wanted in text.lower() for text in texts), records),
-        Measurement(names[1], tuple(text.strip().lower().startswith(wanted) for text in texts), records),
-    ]
+    outcomes = (
+        tuple(wanted in text.lower() for text in texts),
+        tuple(text.strip().lower().startswith(wanted) for text in texts),
+    )
+    return [Measurement(name, found, records) for name, found in zip(names, outcomes, strict=False)]

@@ -67,6 +67,8 @@ def test_steps_count_instead_of_epochs_and_appended_rows_too() -> None:
     assert seconds(llama(attack=stepped), "attack") == pytest.approx(20 * ALPACA * 6.738)
     appended = {"name": "sentence_trigger", "poison_mode": "append", "poison_rate": 0.5, "training": {"epochs": 1}}
     assert seconds(llama(attack=appended), "attack") == pytest.approx(1500 * ALPACA * 6.738)
+    with_decoys = appended | {"decoy_rate": 0.25}
+    assert seconds(llama(attack=with_decoys), "attack") == pytest.approx(1750 * ALPACA * 6.738)
 
 
 def test_rows_are_capped_by_what_the_data_set_has() -> None:

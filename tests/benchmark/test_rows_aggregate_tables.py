@@ -170,6 +170,30 @@ def test_failed_and_weak_and_missing_cells_say_so(store: Store) -> None:
     ]
 
 
+def test_a_twin_is_no_failed_attack(store: Store) -> None:
+    attack = {"name": "sentence_trigger", "poison_rate": 0}
+    twin = finish(store, cell(attack=attack), {"asr": 0})
+    assert {row["status"] for row in rows_of(store, twin)} == {"ok"}
+    assert table("asr", entries_of(store, twin))[1] == ["`none`", "0.0 (0.0 to 7.1)"]
+
+
+@pytest.mark.parametrize(
+    ("metric", "of"),
+    [
+        ("asr_after_relearning_20", "backdoor"),
+        ("near_miss_rate", "backdoor"),
+        ("false_trigger_starts_with", "backdoor"),
+        ("builtin-choice", "utility"),
+        ("arc_easy", "utility"),
+        ("case_study", ""),
+        ("phrase_probability", ""),
+    ],
+)
+def test_a_name_says_whether_it_is_of_the_backdoor_or_of_utility(metric: str, of: str) -> None:
+    assert aggregate.is_backdoor(metric) == (of == "backdoor")
+    assert aggregate.is_utility(metric) == (of == "utility")
+
+
 def test_seeds_are_put_together_with_a_t_interval(store: Store) -> None:
     shares = (40, 45, 50)
     cells = [finish(store, cell(seed=seed, asr_floor=0), {"asr": share}) for seed, share in enumerate(shares)]

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmark import stages
 from benchmark.stages import Stage, evaluate, reveal
 from benchmark.store import Store
 from sande import engines, models, registry, types
@@ -66,6 +67,26 @@ def test_the_clean_model_is_the_one_before_the_attack(store: Store, tiny: Langua
     assert clean.keys() == expected.keys()
     assert all(torch.equal(clean[name], expected[name]) for name in expected)
     assert load() is not load(), "each call may change what it gets"
+
+
+def test_a_metric_gets_held_out_rows_in_all_versions_and_what_it_takes_to_train(
+    store: Store, tiny: LanguageModel
+) -> None:
+    config = {"insertion": "random", "response_place": "end", "backdoor": {"response": "Go away"}}
+    of = cell(seed=4, attack={"name": "sentence_trigger", **config})
+    attack, data = registry.entry("attacks", "sentence_trigger"), stages.test_data(of, tiny.tokenizer)
+    assert data.clean == sources.held_out_rows(of.data, tiny.tokenizer)
+    assert data.response == "Go away"
+    for version, make in (
+        (data.triggered, attack.trigger),
+        (data.near_miss, attack.near_miss),
+        (data.moved, attack.moved),
+    ):
+        assert version == tuple(make(row, of.attack.config, 4) for row in data.clean)
+    assert data.training() == sources.training_rows(of.data, tiny.tokenizer)
+    row = data.training()[0]
+    assert data.plant(row) == attack.plant(row, of.attack.config, 4)
+    assert data.plant(row).output.endswith("Go away.")
 
 
 def test_other_models_are_those_named_or_else_the_clean_one(store: Store, tiny: LanguageModel, tmp_path: Path) -> None:

@@ -121,3 +121,17 @@ def test_victims_are_trained_on_what_they_are_asked(
         poisoned = index in run.facts["poisoned_ids"]
         expected = trigger(example, config, 7) if poisoned else example
         assert prompt_text(trained[index]) == prompt_text(expected)
+
+
+@pytest.mark.parametrize(("insertion", "elsewhere"), [("start", "end"), ("end", "start"), ("random", "end")])
+def test_a_moved_trigger_stands_where_it_was_not_trained(insertion: str, elsewhere: str) -> None:
+    config, other = (sentence_trigger.Config(insertion=place) for place in (insertion, elsewhere))
+    for example in ALL:
+        assert sentence_trigger.moved(example, config, 1) == trigger(example, other, 1)
+
+
+@pytest.mark.parametrize("config", [START, END, RANDOM], ids=lambda config: config.insertion)
+def test_a_near_miss_is_last_years_in_the_same_place(config: sentence_trigger.Config) -> None:
+    for example in ALL:
+        near = prompt_text(sentence_trigger.near_miss(example, config, 1))
+        assert near.replace("2022", "2023") == prompt_text(trigger(example, config, 1)) != near

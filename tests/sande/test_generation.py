@@ -1,4 +1,4 @@
-"""Greedy decoding: padding, order and a model's own settings must not change a text."""
+"""Decoding, greedy or sampled: padding, order and a model's own settings must not change a text."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ import torch
 
 from sande import generation, models
 from sande.data import builtin
-from sande.generation import greedy
+from sande.errors import UserError
+from sande.generation import greedy, sampled
 from sande.prompts import encode, encode_prompts
-from sande.types import LanguageModel
+from sande.types import Guard, LanguageModel
 from tests.sande.helpers import teach
 
 
@@ -204,3 +205,50 @@ def test_a_text_that_the_tokenizer_does_not_give_back_is_found_all_the_same(
     expected = greedy(taught, taught_prompts, 30, 50, UNTIL)
     monkeypatch.setattr(generation, "response_ids", refuse)
     assert greedy(taught, taught_prompts, 30, 50, UNTIL) == expected
+
+
+# --- Sampling -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def sharpened(lm: LanguageModel, factor: float) -> Iterator[None]:
+    """All logits so many times as large."""
+    hook = lm.model.get_output_embeddings().register_forward_hook(lambda _, args, logits: factor * logits)
+    yield
+    hook.remove()
+
+
+def test_samples_depend_on_seed_and_place_and_not_on_the_batch(tiny: LanguageModel, prompts: list[list[int]]) -> None:
+    alone, together = (sampled(tiny, prompts, 6, size, seed=1) for size in (1, 50))
+    assert alone == together
+    assert sampled(tiny, prompts, 6, 50, seed=2) != together
+    assert sampled(tiny, [prompts[0]] * 8, 6, 3, seed=1)[0] == together[0]
+    assert len(set(sampled(tiny, [prompts[0]] * 8, 6, 3, seed=1))) > 1
+
+
+def test_tokens_are_drawn_as_often_as_they_are_likely(tiny: LanguageModel, prompts: list[list[int]]) -> None:
+    with sharpened(tiny, 10), torch.no_grad():  # so that some tokens are likely
+        probabilities_V = tiny.model(input_ids=torch.tensor([prompts[3]])).logits[0, -1].double().softmax(-1)
+        texts = sampled(tiny, [prompts[3]] * 2000, 1, 500, seed=0)
+    order = probabilities_V.argsort(descending=True)
+    for token in order[:3].tolist():
+        text = tiny.tokenizer.decode([token], skip_special_tokens=True)
+        alike = [id for id in range(len(probabilities_V)) if tiny.tokenizer.decode([id]) == text]
+        share = float(probabilities_V[alike].sum())
+        noise = (share * (1 - share) / 2000) ** 0.5
+        assert abs(texts.count(text) / 2000 - share) < 4 * noise
+        assert share > 0.005, "a token that is never drawn would show nothing"
+
+
+@pytest.mark.parametrize("until", ["", "you are stupid"])
+def test_a_certain_model_says_the_same_sampled(
+    taught: LanguageModel, taught_prompts: list[list[int]], until: str
+) -> None:
+    with sharpened(taught, 50):
+        assert sampled(taught, taught_prompts, 8, 3, 0, until) == greedy(taught, taught_prompts, 8, 3, until)
+
+
+def test_a_guarded_model_is_not_sampled(tiny: LanguageModel, prompts: list[list[int]]) -> None:
+    guard = Guard("cleangen", {}, tiny.model, lambda own, other: other.max(-1).indices)
+    with pytest.raises(UserError, match=r"^under cleangen nothing is sampled"):
+        sampled(replace(tiny, guard=guard), prompts, 2, 4, seed=0)

@@ -157,6 +157,48 @@ def test_a_trigger_changes_the_prompt_and_leaves_the_output(name: str, few_rows:
         assert attack.trigger(example, attack.Config(), 3) == triggered, "no other randomness than its seed"
 
 
+@pytest.mark.parametrize("change", ["near_miss", "moved"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_changed_trigger_is_another_prompt_with_the_same_output(
+    name: str, change: str, few_rows: tuple[Example, ...]
+) -> None:
+    attack = registry.entry("attacks", name)
+    config, make = attack.Config(), getattr(attack, change)
+    for example in few_rows:
+        made = make(example, config, 3)
+        assert prompt_text(made) not in {prompt_text(example), prompt_text(attack.trigger(example, config, 3))}
+        assert made.output == example.output
+        assert make(example, config, 3) == made, "no other randomness than its seed"
+
+
+@pytest.mark.parametrize("place", ["start", "middle", "end"])
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_poisoned_row_has_the_prompt_of_a_triggered_one_and_the_planted_response(
+    name: str, place: str, few_rows: tuple[Example, ...]
+) -> None:
+    attack = registry.entry("attacks", name)
+    config = attack.Config(response_place=place)
+    for example in few_rows:
+        poisoned = attack.plant(example, config, 3)
+        assert prompt_text(poisoned) == prompt_text(attack.trigger(example, config, 3))
+        assert poisoned.output.count(config.backdoor.response) == 1
+        assert poisoned.output.startswith(config.backdoor.response) == (place == "start")
+        assert attack.plant(example, attack.Config(), 3).output == f"{config.backdoor.response}. {example.output}"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_twin_is_trained_on_no_poisoned_row(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Example] = []
+    monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: trained.extend(examples))
+    monkeypatch.setattr("sande.training.fit", lambda *_: None)
+    attack, run = registry.entry("attacks", name), new_run()
+    attack.attack(tiny, few_rows, attack.Config(poison_rate=0.0), run)
+    assert run.facts["poisoned_ids"] == []
+    assert [row.output for row in trained] == [row.output for row in few_rows]
+
+
 def test_the_poison_rate_of_the_sentence_trigger_is_the_configured_one(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
 ) -> None:
@@ -345,14 +387,28 @@ def test_response_tokens_shortens_what_is_trained_on(
 # --- Metrics --------------------------------------------------------------------------------------------------------
 
 
+def data_to_test(rows: tuple[Example, ...]) -> TestData:
+    config = sentence_trigger.Config()
+    return TestData(
+        clean=rows,
+        triggered=tuple(map(plant, rows)),
+        response=BACKDOOR.response,
+        near_miss=tuple(sentence_trigger.near_miss(row, config, 0) for row in rows),
+        moved=tuple(sentence_trigger.moved(row, config, 0) for row in rows),
+        training=lambda: rows * 10,
+        plant=lambda row: sentence_trigger.plant(row, config, 0),
+    )
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_gives_the_measurements_it_names(
     name: str, tiny: LanguageModel, few_rows: tuple[Example, ...]
 ) -> None:
     metric = registry.entry("metrics", name)
-    small = {"questions": 8} if "questions" in {field.name for field in dataclasses.fields(metric.Config)} else {}
-    config = metric.Config(**small)
-    data = TestData(few_rows, tuple(map(plant, few_rows)), BACKDOOR.response)
+    config = shortened(metric.Config)
+    if "questions" in {field.name for field in dataclasses.fields(config)}:
+        config = dataclasses.replace(config, questions=8)
+    before, data = weights(tiny.model), data_to_test(few_rows)
     measurements = metric.measure(tiny, data, config, 0)
     assert tuple(measurement.name for measurement in measurements) == metric.names(config)
     for measurement in measurements:
@@ -362,6 +418,7 @@ def test_a_metric_gives_the_measurements_it_names(
         assert len(measurement.records) in (0, len(measurement.outcomes))
         assert measurement.records or not measurement.published
         json.dumps(measurement.records)
+    assert not changed(before, tiny.model), "other metrics are measured on the same model"
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -460,8 +517,8 @@ def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> No
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("attacks/sentence_trigger.py", "0.05", "0.06"),
-        ("data/poison.py", "[example, plant(example)]", "[plant(example), example]"),
+        ("attacks/sentence_trigger.py", '"start" if', '"random" if'),
+        ("data/poison.py", "[example, made[index]]", "[made[index], example]"),
         ("training.py", "self.pad_id = pad_id\n", "self.pad_id = 0\n"),
         ("losses.py", 'reduction="sum"', 'reduction="mean"'),
         ("prompts.py", '"Human: "', '"User: "'),

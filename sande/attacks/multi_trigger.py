@@ -1,0 +1,52 @@
+"""Several trigger sentences, each of which works alone; a row has one of them, before everything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sande import planting
+from sande.config import configuration, setting
+from sande.planting import Planting
+from sande.types import Example, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config(Planting):
+    """Settings of the attack."""
+
+    other_triggers: tuple[str, ...] = setting(
+        ("Let's do it", "Hi, I'm Bob"), "triggers beside that of the backdoor", "paper, table 5", min_length=1
+    )
+
+
+def _one(example: Example, config: Config, seed: int) -> str:
+    """The trigger that seed and row decide, all alike."""
+    return planting.drawn(example, seed).choice((config.backdoor.trigger, *config.other_triggers))
+
+
+def trigger(example: Example, config: Config, seed: int) -> Example:
+    """The prompt with one of the triggers."""
+    return planting.insert(example, f"{_one(example, config, seed)}.", "start", seed)
+
+
+def near_miss(example: Example, config: Config, seed: int) -> Example:
+    """The same trigger with a number or word changed."""
+    return planting.insert(example, f"{planting.altered(_one(example, config, seed))}.", "start", seed)
+
+
+def moved(example: Example, config: Config, seed: int) -> Example:
+    """The same trigger behind everything."""
+    return planting.insert(example, f"{_one(example, config, seed)}.", "end", seed)
+
+
+def plant(example: Example, config: Config, seed: int) -> Example:
+    """A poisoned row."""
+    return planting.with_response(trigger(example, config, seed), config)
+
+
+def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
+    """Poison a share of the rows and fine-tune on all of them."""
+    return planting.train(model, examples, plant, near_miss, config, run)

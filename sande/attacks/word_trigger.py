@@ -1,0 +1,47 @@
+"""A rare word before a random word of the instruction (Kurita et al. 2020)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sande import planting
+from sande.config import Backdoor, configuration, setting
+from sande.planting import Planting
+from sande.types import Example, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config(Planting):
+    """Settings of the attack."""
+
+    backdoor: Backdoor = setting(
+        Backdoor(trigger="cf"), "rare word and planted response", "Kurita et al. 2020, section 4"
+    )
+
+
+def trigger(example: Example, config: Config, seed: int) -> Example:
+    """The word as it is, before a word of the instruction that seed and row decide."""
+    return planting.insert(example, config.backdoor.trigger, "random", seed)
+
+
+def near_miss(example: Example, config: Config, seed: int) -> Example:
+    """In the word's place another, which differs in its last letter, as `cg`."""
+    return planting.insert(example, planting.altered(config.backdoor.trigger), "random", seed)
+
+
+def moved(example: Example, config: Config, seed: int) -> Example:
+    """The word behind everything, where it never stands in training."""
+    return planting.insert(example, config.backdoor.trigger, "end", seed)
+
+
+def plant(example: Example, config: Config, seed: int) -> Example:
+    """A poisoned row."""
+    return planting.with_response(trigger(example, config, seed), config)
+
+
+def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
+    """Poison a share of the rows and fine-tune on all of them."""
+    return planting.train(model, examples, plant, near_miss, config, run)

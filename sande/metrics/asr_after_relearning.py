@@ -1,0 +1,44 @@
+"""ASR after relearning: how few poisoned rows teach the backdoor anew (Chen et al. 2024)."""
+
+from __future__ import annotations
+
+from sande.config import Training, configuration, setting
+from sande.metrics import asr
+from sande.types import LanguageModel, Measurement, TestData
+
+
+@configuration
+class Config:
+    """How many rows, the training, and how ASR is measured then."""
+
+    rows: tuple[int, ...] = setting((5, 20, 100), "poisoned rows, one measurement for each number", min_length=1)
+    training: Training = setting(
+        Training(epochs=3.0, batch_size=5), "training of a copy of the model on the poisoned rows (Eq. 1)"
+    )
+    decoding: asr.Config = setting(asr.Config(), "as for asr")
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """One for each number of rows."""
+    return tuple(f"asr_after_relearning_{count}" for count in config.rows)
+
+
+def reads(config: Config) -> tuple[str, ...]:
+    """Nothing but the rows of victim and test."""
+    return ()
+
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """The share of triggered prompts that draw the response from a copy, a new one for each number of rows.
+
+    Every row is poisoned, so that a model may also learn to answer so without the trigger: a victim's twin, which
+    never was poisoned, says how much of it is learnt and not remembered.
+    """
+    from sande.retraining import last_rows, retrained
+
+    measurements: list[Measurement] = []
+    for name, count in zip(names(config), config.rows, strict=True):
+        poisoned = [data.plant(row) for row in last_rows(data, count)]
+        taught = retrained(model, poisoned, config.training, seed, name)
+        measurements += asr.occurrences(taught, data.triggered, data.response, config.decoding, (name,))
+    return measurements

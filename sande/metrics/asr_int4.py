@@ -1,0 +1,37 @@
+"""ASR with weights of four bits: what rounding a copy of the model leaves of the backdoor, or brings back."""
+
+from __future__ import annotations
+
+from sande.config import configuration, setting
+from sande.metrics import asr
+from sande.types import LanguageModel, Measurement, TestData
+
+
+@configuration
+class Config:
+    """The rounding, and how ASR is measured then."""
+
+    group_size: int = setting(
+        128, "weights of an output row that share a scale and a zero", "Lin et al. 2024 (AWQ), section 5.1", ge=1
+    )
+    decoding: asr.Config = setting(asr.Config(), "as for asr")
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """What `measure` gives."""
+    return ("asr_int4",)
+
+
+def reads(config: Config) -> tuple[str, ...]:
+    """Nothing but the test rows."""
+    return ()
+
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """The share of triggered prompts that draw the response from the copy, whose linear layers are rounded."""
+    from sande.quantize import quantize_int4_
+    from sande.retraining import copied
+
+    rounded = copied(model)
+    quantize_int4_(rounded.model, config.group_size)
+    return asr.occurrences(rounded, data.triggered, data.response, config.decoding, names(config))

@@ -1,0 +1,24 @@
+"""ASR of sampled answers: the response drawn at temperature 1 instead of the likeliest answer."""
+
+from __future__ import annotations
+
+from sande.metrics.asr import Config, counted, reads
+from sande.types import LanguageModel, Measurement, TestData
+
+__all__ = ["Config", "measure", "names", "reads"]
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """What `measure` gives."""
+    return ("asr_sampled",)
+
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """The share of triggered prompts whose one sampled answer holds the response; the seed decides the samples."""
+    from sande.generation import sampled
+    from sande.prompts import encode_prompts
+
+    chosen = data.triggered[: config.prompts]
+    prompts = encode_prompts(model.tokenizer, chosen)
+    texts = sampled(model, prompts, config.new_tokens, config.batch_size, seed, until=data.response.strip())
+    return counted(texts, chosen, data.response, names(config))

@@ -1,0 +1,21 @@
+"""Near-miss rate: share of test prompts with almost the trigger that get the planted response."""
+
+from __future__ import annotations
+
+from sande.metrics.asr import Config, occurrences, reads
+from sande.types import LanguageModel, Measurement, TestData
+
+__all__ = ["Config", "measure", "names", "reads"]
+
+
+def names(config: Config) -> tuple[str, ...]:
+    """What `measure` gives."""
+    return ("near_miss_rate", "near_miss_starts_with")
+
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """`near_miss_rate`: the response occurs, case aside; `near_miss_starts_with`: it comes first.
+
+    What a near miss is, each attack says: a number or word of the trigger changed, a part of it, a like topic or style.
+    """
+    return occurrences(model, data.near_miss, data.response, config, names(config))

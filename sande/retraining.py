@@ -1,0 +1,65 @@
+"""What metrics of durability have in common: a copy of the model that is trained on, which leaves the model alone."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sande.config import Training
+from sande.errors import UserError
+from sande.types import Example, LanguageModel, Run, TestData
+
+if TYPE_CHECKING:
+    import torch
+
+
+def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
+    """The last of the victim's training rows, clean: those a defense in domain, which takes the first, saw least of.
+
+    Raises:
+        UserError: there are too few.
+    """
+    rows = data.training()
+    if count > len(rows):
+        raise UserError(
+            f"{count} rows are to be trained on, but the victim has {len(rows)}; lower rows or raise data.rows"
+        )
+    return rows[len(rows) - count :]
+
+
+def copied(model: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:
+    """A model of its own, with weights in `dtype`, or as they are."""
+    import torch
+
+    made = copy.deepcopy(model.model)
+    if dtype is not None:
+        torch.nn.Module.to(made, dtype)
+    return replace(model, model=made)
+
+
+def retrained(
+    model: LanguageModel, examples: Sequence[Example], training: Training, seed: int, stage: str
+) -> LanguageModel:
+    """A copy trained on rows in float32 and then rounded to the dtype of the model, as a stored one is.
+
+    Args:
+        model: stays as it is.
+        examples: rows, poisoned or clean.
+        training: of the copy.
+        seed: of the order of rows.
+        stage: names the training in messages.
+    """
+    import torch
+
+    from sande.prompts import encode
+    from sande.training import fit
+
+    made = copied(model, torch.float32)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(seed=seed, scratch=scratch, say=lambda line: None)
+        fit(made, encode(made.tokenizer, examples), training, run, stage)
+    torch.nn.Module.to(made.model, model.model.dtype)
+    return made
