@@ -249,8 +249,12 @@ def test_the_objective_is_the_mean_over_tokens_counted_by_hand(tiny: LanguageMod
 @pytest.fixture
 def with_victim(grid_file: GridFile, tmp_path: Path, model_cache: Path) -> tuple[Job, Store]:
     """A search of one value, and a store that holds its victim: here the tiny model itself."""
-    store = Store(tmp_path / "store")
     loaded = searching(grid_file, {RATE: [1e-3]}, sweep={"defense": [SANDE]}, search={"held_out_rows": 8})
+    return stored(loaded, tmp_path, model_cache)
+
+
+def stored(loaded: Grid, tmp_path: Path, model_cache: Path) -> tuple[Job, Store]:
+    store = Store(tmp_path / "store")
     job = the_job(loaded, store)
 
     def victim(folder: Path) -> dict[str, Any]:
@@ -281,6 +285,29 @@ def test_a_trial_reports_from_the_last_training_and_ends_with_what_it_returns(wi
     triggered = [trigger(row, job.cell.attack.config, 0) for row in search.held_out(job, repaired.tokenizer)]
     loss = loss_on(repaired.model, encode(repaired.tokenizer, triggered), repaired.tokenizer.pad_token_id)
     assert loss == pytest.approx(last, rel=1e-3)  # it is stored in bfloat16
+
+
+def test_a_defense_without_training_is_judged_by_what_it_returns(
+    grid_file: GridFile, tmp_path: Path, model_cache: Path
+) -> None:
+    from benchmark.trials import _train
+
+    space, small = {"defense.sparsity": [0.9]}, {"held_out_rows": 8}
+    loaded = searching(grid_file, space, sweep={"defense": ["magnitude"]}, search=small)
+    job, store = stored(loaded, tmp_path, model_cache)
+    assert math.isfinite(_train(job, 0, store, lambda line: None, lambda count, loss: pytest.fail("nothing to report")))
+
+
+def test_a_defense_of_decoding_has_nothing_to_be_judged_by(
+    grid_file: GridFile, tmp_path: Path, model_cache: Path
+) -> None:
+    from benchmark.trials import _train
+
+    space, small = {"defense.alpha": [5.0]}, {"held_out_rows": 8}
+    loaded = searching(grid_file, space, sweep={"defense": ["clean_decoding"]}, search=small)
+    job, store = stored(loaded, tmp_path, model_cache)
+    with pytest.raises(UserError, match=r"^search: clean_decoding changes decoding"):
+        _train(job, 0, store, lambda line: None, lambda count, loss: None)
 
 
 # The outcome
