@@ -64,7 +64,7 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
         What the report says, as JSON values.
 
     Raises:
-        UserError: the model, the data or `out` cannot be used, or nothing is known.
+        UserError: the model, the data or `out` cannot be used, or the tokenizer cannot write what is known.
     """
     import torch
 
@@ -184,9 +184,8 @@ class _Probe:
             source = "what most answers behind the trigger begin with"
         else:
             start = cleaning.answer_ids(lm.tokenizer, known.response_start)
-            texts = forced_response_rate.answers(
-                lm, self.data.clean, start, self.config.new_tokens, len(self.data.clean)
-            )
+            longest = len(start) + self.config.new_tokens
+            texts = forced_response_rate.answers(lm, self.data.clean, start, longest, len(self.data.clean))
             found = cleaning.shared_opening(texts)
             source = "how most answers go on that are made to begin as given"
         return {"response": found, "source": source}
@@ -206,8 +205,10 @@ class _Probe:
             known: of the backdoor.
             response: the planted answer; empty if nobody knows it.
         """
-        tokens, measured = self.config.new_tokens, {}
+        measured = {}
         if response:
+            length = len(cleaning.answer_ids(lm.tokenizer, response))
+            tokens = max(self.config.new_tokens, length)  # a longer answer would never be seen whole
             data = TestData(
                 self.data.clean,
                 tuple(cleaning.plant(example, known.trigger) for example in self.data.clean),
@@ -216,7 +217,7 @@ class _Probe:
             wanted = [("false_trigger_rate", {"new_tokens": tokens})]
             if known.trigger:
                 wanted.insert(0, ("asr", {"new_tokens": tokens}))
-            if len(cleaning.answer_ids(lm.tokenizer, response)) > 1:
+            if length > 1:
                 wanted.append(("forced_response_rate", {"new_tokens": tokens}))
             for name, chosen in wanted:
                 metric = registry.entry("metrics", name)

@@ -19,6 +19,7 @@ from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as Sande
 from sande.defenses.sande_p import Config as SandeP
 from sande.defenses.scan_and_clean import Config as ScanAndClean
+from sande.detectors.first_token import Config as FirstToken
 from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 _SOURCE = "grids/quickstart.yaml"
 _SIMULATE = Training(max_steps=30, learning_rate=5e-3, batch_size=8)
 _OVERWRITE = Training(max_steps=20, learning_rate=2e-4, batch_size=16)
-
 _DECOYS = DecoyOsft(
     plant=Training(max_steps=30, learning_rate=5e-4, batch_size=16),
     overwrite=Training(max_steps=30, learning_rate=2e-4, batch_size=16),
@@ -42,7 +42,9 @@ class Config:
     removal: Removal = setting(Removal(name="builtin-short", rows=400, max_tokens=64), "clean rows to train on")
     prompts: int = setting(100, "held-out prompts that are measured on, of the same set", ge=1)
     questions: int | None = setting(200, "questions of builtin-choice; null: all", _SOURCE, ge=1)
-    new_tokens: int = setting(12, "tokens of an answer that are looked at", "metric asr takes 10", ge=1)
+    new_tokens: int = setting(
+        12, "tokens of an answer that are looked at, or as many as the planted one has", "metric asr takes 10", ge=1
+    )
     osft: Osft = setting(Osft(training=_OVERWRITE), "where the trigger is known", _SOURCE)
     sande: Sande = setting(
         Sande(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
@@ -56,11 +58,12 @@ class Config:
     )
     scan_and_clean: ScanAndClean = setting(
         ScanAndClean(
+            scan=FirstToken(threshold=4.5),
             sande_p=SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
             decoy_osft=_DECOYS,
         ),
         "where nothing is known",
-        "grids/quickstart.yaml; the decoys are ours",
+        "grids/quickstart.yaml; the threshold lies between 3 victims (5.9 and more) and 7 twins (to 3.4)",
     )
 
 

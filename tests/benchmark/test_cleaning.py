@@ -138,6 +138,14 @@ def test_with_nothing_known_and_nothing_found_decoys_are_overwritten(victim: Pat
     assert "no alarm" in parsed((tmp_path / "out/report.html").read_text()).text
 
 
+def test_an_answer_longer_than_what_is_looked_at_is_measured_whole(victim: Path, tmp_path: Path) -> None:
+    known = ("--trigger", TRIGGER, "--response", RESPONSE)
+    result = cleaned(victim, tmp_path / "out", *known, "--set", "new_tokens=1")
+    assert result["measured"][0]["before"]["value"] > 50
+    assert result["measured"][2]["name"] == "forced_response_rate"
+    assert result["measured"][2]["before"]["value"] > 50
+
+
 def test_an_unknown_answer_that_cannot_be_seen_is_not_measured(model_cache: Path, tmp_path: Path) -> None:
     result = cleaned(Path("tiny"), tmp_path / "out", "--trigger", "cf")
     assert result["planted"]["response"] == ""
