@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from benchmark import leaderboard, rows
 from benchmark.cli import app
-from benchmark.leaderboard import Board, Number, board, fronts
+from benchmark.leaderboard import Board, Number, by_cell, fronts
 from sande.errors import UserError
 from sande.statistics import wilson
 
@@ -61,6 +61,10 @@ def cell(
         base | {"metric": "asr", "value": asr, "victim_value": victim_asr},
         *(base | {"metric": name, "value": 50.0 - loss, "victim_value": 50.0} for name, loss in losses.items()),
     ]
+
+
+def board(made: list[dict[str, Any]]) -> Board:
+    return leaderboard.board(by_cell(made))
 
 
 def ranking(made: Board) -> list[tuple[str, int | None, int | None]]:
