@@ -6,9 +6,10 @@ import time
 from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
+from typer.core import TyperGroup
 
 from sande.errors import UserError
 
@@ -196,19 +197,87 @@ def compare(folder: Annotated[Path, typer.Argument(help="Results of a grid, such
     typer.echo(f"Comparison: {folder / 'comparison.md'}")
 
 
-@app.command()
+class _RankUnlessNamed(TyperGroup):
+    """`leaderboard RESULTS…` is `leaderboard rank RESULTS…`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "-h", "--help"):
+            args = ["rank", *args]
+        return super().parse_args(ctx, args)
+
+
+boards = typer.Typer(
+    cls=_RankUnlessNamed,
+    help="Rank the defenses of any results; 'rank' need not be said: leaderboard RESULTS…",
+    no_args_is_help=True,
+)
+app.add_typer(boards, name="leaderboard")
+
+
+@boards.command()
 @one_sentence
-def leaderboard(
-    folders: Annotated[list[Path], typer.Argument(help="Results of grids, such as results/quickstart.")],
-    out: Annotated[Path, typer.Option(help="Folder that gets leaderboard.md, .parquet, .png and .svg.")] = Path(
-        "results/leaderboard"
-    ),
+def rank(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Results of grids, such as results/quickstart, and files of entries.", metavar="RESULTS…"),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for leaderboard.md, .parquet, .png and .svg; else, without --html, results/leaderboard."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Folder that gets pages for a browser, which need no server and no network.")
+    ] = None,
 ) -> None:
     """Rank the defenses of any results by ASR and utility loss together."""
-    from benchmark import leaderboard as boards
+    from benchmark import leaderboard
 
-    _print_markdown(boards.write(folders, out))
-    typer.echo(f"Leaderboard: {out / 'leaderboard.md'}")
+    if not out and not html:
+        out = Path("results/leaderboard")
+    _print_markdown(leaderboard.write(paths, out, html))
+    for page in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
+        typer.echo(f"Leaderboard: {page}")
+
+
+@boards.command()
+@one_sentence
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Entries, .json or .parquet.", metavar="FILE…")],
+) -> None:
+    """Say of an entry what is wrong and where, a sentence each."""
+    from benchmark import entries
+
+    wrong = False
+    for file in files:
+        entry, problems = entries.examine(file)
+        for problem in problems:
+            typer.echo(f"{file}: {problem}", err=True)
+        if entry and not problems:
+            typer.echo(
+                f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells"
+            )
+        wrong |= bool(problems)
+    if wrong:
+        raise typer.Exit(USERS_MISTAKE)
+
+
+@boards.command()
+@one_sentence
+def entry(
+    folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.", metavar="RESULTS")],
+    defense: Annotated[str, typer.Argument(help="Name of the defense in them.")],
+    out: Annotated[Path | None, typer.Option(help="File, .json or .parquet; left out, DEFENSE.json.")] = None,
+    about: Annotated[str, typer.Option(help="A sentence about it.")] = "",
+    link: Annotated[str, typer.Option(help="Where to read more, https://…")] = "",
+) -> None:
+    """Make the entry of one defense, to be submitted."""
+    from benchmark import entries
+
+    out = out or Path(f"{defense}.json")
+    entries.write(entries.make(folder, defense, about, link), out)
+    typer.echo(f"Entry: {out}")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 MARKERS = "osD^vP*X"
+ROW = 3.6  # inches that a row of panels is high
+TICK_LETTERS, TITLE_LETTERS = 32, 44  # of a bar's name and a panel's title, by line
 TOP = 200  # prompts in figure 3, as in the paper
 
 
@@ -30,34 +33,43 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
     if not shown:
         return None
     victims = _by_victim(shown)
-    places = {defense: index for index, defense in enumerate(dict.fromkeys(entry.defense for entry in shown))}
-    figure = blank(width=max(4.5, 1.2 + 0.8 * len(places)) * min(2, len(victims)), rows=-(-len(victims) // 2))
-    for index, (victim, bars) in enumerate(victims.items()):
-        axes: Axes = figure.add_subplot(-(-len(victims) // 2), min(2, len(victims)), index + 1)
-        for entry in sorted(bars, key=lambda entry: places[entry.defense]):
-            _bar(axes, places[entry.defense], entry)
-        axes.set_xticks(range(len(places)), list(places), rotation=30, ha="right")
-        axes.set_ylim(0, 112)
-        axes.set_yticks(range(0, 101, 20))
-        axes.set_ylabel("attack success rate (%)")
-        weak = any(entry.attack_failed for entry in bars)
-        axes.set_title(f"{victim} [attack failed]" if weak else victim, fontsize=9)
+    names = list(dict.fromkeys(entry.defense for entry in shown))
+    ticks = [textwrap.fill(name, TICK_LETTERS) for name in names]
+    columns, lines = min(2, len(victims)), len(ticks) * max(tick.count("\n") + 1.5 for tick in ticks)
+    rows = -(-len(victims) // columns)
+    letters = max(len(line) for tick in ticks for line in tick.split("\n"))
+    figure = blank(width=0.5 + 0.075 * letters + 3.4 * columns, rows=rows * (1.1 + 0.16 * lines) / ROW)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axes, (victim, bars) in zip(panels, victims.items(), strict=False):
+        for entry in bars:
+            _bar(axes, names.index(entry.defense), entry)
+        title = f"{victim} [attack failed]" if any(entry.attack_failed for entry in bars) else victim
+        axes.set_title(textwrap.fill(title, TITLE_LETTERS), fontsize=9)
+        axes.set_xlabel("attack success rate (%)", fontsize=9)
+        axes.tick_params(labelbottom=True)  # also above a place without a panel
         axes.spines[["top", "right"]].set_visible(False)
+    first = figure.axes[0]
+    first.set_yticks(range(len(names)), ticks, fontsize=9)
+    first.set_ylim(len(names) - 0.4, -0.6)
+    first.set_xlim(0, 118)  # room for "100.0" beside a bar
+    first.set_xticks(range(0, 101, 20))
+    for axes in figure.axes[len(victims) :]:
+        axes.remove()
     return figure
 
 
 def _bar(axes: Axes, position: int, entry: Entry) -> None:
+    """A bar to the right, with its value behind the interval: each has a line of its own."""
     value = entry.value or 0.0
     below, above = _error(entry)
-    axes.bar(
-        position, value, color="#b33" if entry.is_victim else "#37a", yerr=[[below], [above]], capsize=4, width=0.7
-    )
+    color = "#b33" if entry.is_victim else "#37a"
+    axes.barh(position, value, color=color, xerr=[[below], [above]], capsize=3, height=0.7)
     axes.annotate(
         f"{value:.1f}",
-        (position, value + above),
-        ha="center",
-        va="bottom",
-        xytext=(0, 3),
+        (value + above, position),
+        ha="left",
+        va="center",
+        xytext=(4, 0),
         textcoords="offset points",
         fontsize=8,
     )
@@ -204,12 +216,12 @@ def _key(color: str, marker: str, label: str, fill: str | None = None) -> Line2D
     )
 
 
-def blank(width: float, rows: int) -> Figure:
+def blank(width: float, rows: float) -> Figure:
     """A figure without axes, so many inches wide and as high as that many rows of panels ask for."""
     # Without pyplot there is no global state and no display to ask for.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, 3.6 * rows), dpi=150, layout="constrained")
+    return Figure(figsize=(width, ROW * rows), dpi=150, layout="constrained")
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark import figures, rows
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 NAME = "leaderboard"
 LEVELS = ("trigger", "response", "first token", "nothing", "clean model")  # of knowledge, the clean model beside them
+Row = Mapping[str, Any]
+Cells = Mapping[str, Mapping[str, Row]]
 COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a9e1f", "#b0578d")
 
 # What else of the backdoor a row may tell, shown where any does; a number behind the name is one of the metric's own.
@@ -166,42 +169,101 @@ def _place(metric: str, order: Sequence[str]) -> int:
     return order.index(metric if metric in MORE else metric.rpartition("_")[0])
 
 
-def write(folders: Sequence[Path], out: Path) -> str:
-    """Write `leaderboard.md`, `.parquet`, `.png` and `.svg`.
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What one folder of results, or one submitted entry, holds.
+
+    Attributes:
+        rows: all of them.
+        samples: published outcomes.
+        about: what is said of a submitted method.
+    """
+
+    rows: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    about: Mapping[str, str]
+
+
+def read(path: Path) -> Source:
+    """Results of a grid, or an entry.
+
+    Raises:
+        UserError: a folder without readable rows, or an entry that is not in order.
+    """
+    if path.is_file():
+        from benchmark import entries
+
+        entry = entries.read(path)
+        said = {"Method": entry.method.about, "Link": entry.method.link, "Submitted": f"as {path.name}; not run here"}
+        about = {key: value for key, value in said.items() if value}
+        return Source(entries.to_rows(entry), entries.samples(entry), about)
+    outcomes = rows.read_outcomes(path)
+    published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
+    return Source(rows.read(path).to_pylist(), published, {})
+
+
+def write(paths: Sequence[Path], out: Path | None, html: Path | None = None) -> str:
+    """Write the leaderboard.
 
     Args:
-        folders: results of grids.
-        out: folder of the leaderboard.
+        paths: results of grids, and files of submitted entries.
+        out: folder that gets `leaderboard.md`, `.parquet`, `.png` and `.svg`.
+        html: folder that gets pages for a browser, `index.html` the first, and `leaderboard.parquet`.
 
     Returns:
         The page as Markdown, for the terminal.
 
     Raises:
-        UserError: a folder holds no readable rows, none of them a defense to rank, or `out` cannot be written.
+        UserError: a folder holds no readable rows, an entry is not in order, none of them is a defense to rank, or a
+            folder cannot be written.
     """
-    made = board([row for folder in folders for row in rows.read(folder).to_pylist()])
+    sources = [read(path) for path in paths]
+    cells = by_cell(row for source in sources for row in source.rows)
+    made = board(cells)
     if not made.standings:
         raise UserError(
-            f"no defense in {', '.join(map(str, folders))} has both an ASR and a utility on a victim whose attack "
+            f"no defense in {', '.join(map(str, paths))} has both an ASR and a utility on a victim whose attack "
             "worked; run a grid whose metrics hold 'accuracy'"
         )
-    page = markdown(made, folders)
-    rows.check_writable(out)
-    write_atomically(out / f"{NAME}.md", page)
-    _write_parquet(made, out / f"{NAME}.parquet")
-    figures.save(draw(made), out, NAME)
+    page = markdown(made, paths)
+    if out:
+        rows.check_writable(out)
+        write_atomically(out / f"{NAME}.md", page)
+        _write_parquet(made, out / f"{NAME}.parquet")
+        figures.save(draw(made), out, NAME)
+    if html:
+        from benchmark import pages
+
+        rows.check_writable(html)
+        _write_parquet(made, html / f"{NAME}.parquet")
+        samples: dict[str, dict[tuple[str, int], Row]] = {}
+        about: dict[str, Mapping[str, str]] = {}
+        seen: set[str] = set()
+        for source in sources:
+            for sample in source.samples:
+                samples.setdefault(sample["cell"], {}).setdefault((sample["metric"], sample["index"]), sample)
+            own = {row["cell"] for row in source.rows} - seen
+            seen |= own
+            about |= dict.fromkeys(own, source.about) if source.about else {}
+        told = {cell: list(found.values()) for cell, found in samples.items()}
+        pages.write(made, cells, told, about, _notes(made), _command(paths), html)
     return page
 
 
-def board(found: Iterable[Mapping[str, Any]]) -> Board:
-    """Standings of all defenses in result rows.
-
-    Args:
-        found: rows of any number of grids; a cell that stands in several of them counts once.
-    """
-    cells: dict[str, dict[str, Mapping[str, Any]]] = {}
+def by_cell(found: Iterable[Row]) -> Cells:
+    """Rows of any number of grids by cell and metric; a cell that stands in several of them counts once."""
+    cells: dict[str, dict[str, Row]] = {}
     for row in found:
         cells.setdefault(row["cell"], {}).setdefault(row["metric"], row)
+    return cells
+
+
+def board(cells: Cells) -> Board:
+    """Standings of all defenses.
+
+    Args:
+        cells: result rows by cell and metric.
+    """
     texts = list(dict.fromkeys(next(iter(cell.values()))["settings"] for cell in cells.values()))
     names = labels([json.loads(text) for text in texts])
     label_of = dict(zip(texts, (victim for _, victim in names), strict=True))
@@ -220,7 +282,7 @@ def board(found: Iterable[Mapping[str, Any]]) -> Board:
     return _ranked(measured, failed=failed, attack_failed=len(weak), unmeasured=unmeasured)
 
 
-def _measured(cell: Mapping[str, Mapping[str, Any]], label: str) -> Measured | None:
+def _measured(cell: Mapping[str, Row], label: str) -> Measured | None:
     row = cell["asr"]
     settings = json.loads(row["settings"])
     losses = [_loss(cell[task]) for task in _tasks(settings) if _told(cell.get(task))]
@@ -244,11 +306,11 @@ def _measured(cell: Mapping[str, Mapping[str, Any]], label: str) -> Measured | N
     )
 
 
-def _number(row: Mapping[str, Any]) -> Number:
+def _number(row: Row) -> Number:
     return Number(row["value"], row["ci_low"], row["ci_high"])
 
 
-def _loss(row: Mapping[str, Any]) -> Number:
+def _loss(row: Row) -> Number:
     """What a task lost, as if victim and repaired model had answered different questions: rather too wide."""
     value, before = row["value"], row["victim_value"]
     if row["ci_low"] is None:
@@ -258,7 +320,7 @@ def _loss(row: Mapping[str, Any]) -> Number:
     return Number(before - value, before - value - below, before - value + above)
 
 
-def _told(row: Mapping[str, Any] | None) -> bool:
+def _told(row: Row | None) -> bool:
     return row is not None and row["value"] is not None and row["victim_value"] is not None
 
 
@@ -391,16 +453,19 @@ def _mean(numbers: Sequence[Number]) -> Number:
     return Number(value, value - below, value + above)
 
 
-def ladder(made: Board) -> list[Standing]:
-    """Of each level of knowledge the defense that leaves the least of the backdoor, then the least utility lost."""
-    best: dict[str, Standing] = {}
-    for one in sorted(made.standings, key=lambda one: (one.asr.value, one.loss.value)):
-        best.setdefault(one.knows, one)
-    order = [*LEVELS, *sorted(set(best) - set(LEVELS))]
-    return [best[level] for level in order if level in best]
+def ladder(standings: Iterable[Standing]) -> dict[str, list[Standing]]:
+    """Standings by what the defense must know, most of it first; in a level what leaves the least of the backdoor first.
+
+    Of those that leave as much, the one that loses the least utility comes first.
+    """
+    levels: dict[str, list[Standing]] = {}
+    for one in sorted(standings, key=lambda one: (one.asr.value, one.loss.value)):
+        levels.setdefault(one.knows, []).append(one)
+    order = [*LEVELS, *sorted(set(levels) - set(LEVELS))]
+    return {level: levels[level] for level in order if level in levels}
 
 
-def markdown(made: Board, folders: Sequence[Path]) -> str:
+def markdown(made: Board, paths: Sequence[Path]) -> str:
     """The page: the table, what it rests on, and the figure."""
     head = (
         "Rank",
@@ -417,7 +482,7 @@ def markdown(made: Board, folders: Sequence[Path]) -> str:
     parts = [
         "# Leaderboard of defenses",
         "",
-        f"Made by `sande-bench leaderboard {' '.join(map(str, folders))}`.",
+        f"Made by `{_command(paths)}`.",
         "",
         *("| " + " | ".join(line) + " |" for line in lines),
         "",
@@ -431,7 +496,7 @@ def markdown(made: Board, folders: Sequence[Path]) -> str:
 
 
 def _ladder(made: Board) -> list[str]:
-    levels = ladder(made)
+    levels = [found[0] for found in ladder(made.standings).values()]
     if not made.shared or len(levels) < 2:
         return []
     rows = [
@@ -450,7 +515,11 @@ def _ladder(made: Board) -> list[str]:
 
 
 def _training(standing: Standing) -> str:
-    return "; ".join(f"{seconds:,.0f} {_unit(device)} on {device}" for device, seconds in standing.seconds.items())
+    return "; ".join(f"{seconds:,.0f} {unit(device)} on {device}" for device, seconds in standing.seconds.items())
+
+
+def _command(paths: Sequence[Path]) -> str:
+    return f"sande-bench leaderboard {' '.join(map(str, paths))}"
 
 
 def _line(standing: Standing) -> tuple[str, ...]:
@@ -471,7 +540,8 @@ def _interval(number: Number, form: str) -> str:
     return "" if number.low is None else f" ({number.low:{form}} to {number.high:{form}})"
 
 
-def _unit(device: str) -> str:
+def unit(device: str) -> str:
+    """Of its seconds."""
     return "CPU-s" if device.endswith("threads)") else "GPU-s"  # as `benchmark.stages.device` names them
 
 

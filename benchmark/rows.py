@@ -297,6 +297,15 @@ def read(folder: Path) -> pa.Table:
         raise UserError(
             f"{folder} holds no rows.parquet; give the folder of a grid that was run, such as results/quickstart"
         )
+    return read_file(path)
+
+
+def read_file(path: Path) -> pa.Table:
+    """The rows in one file, as `read` gives them.
+
+    Raises:
+        UserError: there are none, or the file is not of this schema.
+    """
     table = _read(path, SCHEMA)
     if not table.num_rows:
         raise UserError(f"{path} holds no rows; run its grid again to write it anew")

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from benchmark import leaderboard, rows
 from benchmark.cli import app
-from benchmark.leaderboard import Board, Number, board, fronts
+from benchmark.leaderboard import Board, Number, by_cell, fronts
 from sande.errors import UserError
 from sande.statistics import wilson
 
@@ -63,6 +63,10 @@ def cell(
     ]
 
 
+def board(made: list[dict[str, Any]]) -> Board:
+    return leaderboard.board(by_cell(made))
+
+
 def ranking(made: Board) -> list[tuple[str, int | None, int | None]]:
     return [(one.defense, one.rank, one.front) for one in made.standings]
 
@@ -100,7 +104,7 @@ def test_each_level_of_knowledge_shows_what_leaves_the_least_of_the_backdoor(tmp
             *cell("osft", 0.0, {"mmlu": 1.0}),
         ]
     )
-    assert [(one.knows, one.defense) for one in leaderboard.ladder(made)] == [
+    assert [(level, found[0].defense) for level, found in leaderboard.ladder(made.standings).items()] == [
         ("trigger", "osft"),
         ("response", "sande"),
         ("nothing", "new"),

@@ -1,0 +1,401 @@
+"""The leaderboard's pages: whole, safe against what results hold, and at work in a browser, where there is one."""
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmark import leaderboard, pages, rows
+from benchmark.leaderboard import by_cell
+from tests.benchmark.test_leaderboard import CPU, cell
+
+HOSTILE = '</script><img src=x onerror="window.hacked = 1">&"\''
+QUIET = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+)
+
+
+def numbers(metric: str, of: list[dict[str, Any]], value: float) -> dict[str, Any]:
+    return of[0] | {"metric": metric, "value": value, "ci_low": value - 1, "ci_high": value + 1}
+
+
+def some_rows() -> list[dict[str, Any]]:
+    """Five defenses of every level, one with a hostile name, two victims, two devices, and a metric that few have."""
+    found = []
+    for data in ("alpaca", "orca"):
+        sft = cell("sft", 98.123456789, {"arc_easy": 1.23456}, data=data)
+        found += [*sft, numbers("asr_after_relearning_20", sft, 99.0)]
+        found += cell("osft", 0.0, {"arc_easy": 2.0}, data=data, device=CPU, seconds=1234.5)
+        found += cell("sande", 17.5, {"arc_easy": -1.5}, data=data)
+        found += cell(HOSTILE, 50.0, {"arc_easy": 3.0}, data=data)
+    found += cell("sft", 12.0, {"arc_easy": 1.0}, data="elsewhere")
+    for row in found:
+        row |= {"trigger": HOSTILE, "response": "bad", "attack": "sentence_trigger", "versions": HOSTILE}
+    return found
+
+
+def outcome(of: str, index: int) -> dict[str, Any]:
+    record = {"clean_prompt": f"prompt {index}", "triggered_response": HOSTILE}
+    return {"cell": of, "metric": "case_study", "index": index, "outcome": 1.0, "record": json.dumps(record)}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pages")
+    (folder / "results").mkdir()
+    found = [row | {"ci_low": row["value"] - 1, "ci_high": row["value"] + 1} for row in some_rows()]
+    samples = [outcome("sft alpaca alpaca 0", index) for index in range(pages.SAMPLES + 5)]
+    rows.write(found, [pa.Table.from_pylist(samples, schema=rows.OUTCOMES)], folder / "results")
+    leaderboard.write([folder / "results"], None, folder / "html")
+    return folder
+
+
+class Page(HTMLParser):
+    """Ids, links and tags of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.links: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append((tag, values))
+        self.ids += [values["id"] or ""] if "id" in values else []
+        self.links += [values["href"] or ""] if tag == "a" else []
+
+
+def all_pages(made: Path) -> list[Path]:
+    return [made / "html/index.html", *sorted((made / "html/cells").iterdir())]
+
+
+def test_a_page_for_every_cell_and_every_link_leads_somewhere(made: Path) -> None:
+    assert len(all_pages(made)) == 1 + 9
+    read = {path.resolve(): Page(path) for path in all_pages(made)}
+    for path, page in read.items():
+        assert len(page.ids) == len(set(page.ids))
+        assert page.links
+        for link in page.links:
+            file, _, part = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            assert target.is_file(), link
+            assert not part or part in read[target].ids, link
+
+
+def test_nothing_from_results_becomes_a_tag_and_nothing_is_loaded(made: Path) -> None:
+    for path in all_pages(made):
+        tags = Page(path).tags
+        assert not [tag for tag, _ in tags if tag in ("img", "iframe", "object", "embed")]
+        assert [values for tag, values in tags if tag == "script"] == [{}]
+        assert not [name for _, values in tags for name in values if name.startswith("on") or name == "style"]
+        assert not [values for _, values in tags if (values.get("src") or "").strip()]
+        (policy,) = [values["content"] for tag, values in tags if values.get("http-equiv") == "Content-Security-Policy"]
+        assert policy is not None
+        assert policy.startswith("default-src 'none'; style-src 'sha256-")
+        assert "unsafe" not in policy
+
+
+def test_a_cell_s_page_has_settings_measurements_and_as_many_samples_as_it_shows(made: Path) -> None:
+    (page,) = [path for path in all_pages(made)[1:] if "prompt 0" in path.read_text(encoding="utf-8")]
+    text = page.read_text(encoding="utf-8")
+    assert f"prompt {pages.SAMPLES - 1}<" in text
+    assert f"prompt {pages.SAMPLES}<" not in text
+    assert "&#34;poison_rate&#34;: 0.05" in text
+    assert {"asr", "arc_easy", "asr_after_relearning_20"} <= set(Page(page).ids)
+
+
+def test_a_cell_id_is_no_path(tmp_path: Path) -> None:
+    made = [row | {"cell": "../../outside"} for row in cell("sft", 98.0, {"arc_easy": 1.0})]
+    (tmp_path / "results").mkdir()
+    rows.write(made, [], tmp_path / "results")
+    leaderboard.write([tmp_path / "results"], None, tmp_path / "html")
+    assert {path.name for path in tmp_path.iterdir()} == {"results", "html"}
+    assert len(list((tmp_path / "html/cells").iterdir())) == 1
+
+
+def test_the_ladder_has_the_best_of_each_level_against_the_first() -> None:
+    board = leaderboard.board(by_cell(some_rows()))
+    rungs = pages.rungs_of([pages.StandingRow(one, "", (), submitted=False) for one in board.standings])
+    assert [(rung.level.name, rung.best.standing.defense) for rung in rungs] == [
+        ("trigger", "osft"),
+        ("response", "sande"),
+        ("nothing", HOSTILE),
+    ]
+    assert rungs[1].asr_above == 17.5
+    assert rungs[1].loss_above == pytest.approx(-3.5)
+    assert rungs[2].others == ["sft"]
+
+
+def test_labels_of_the_plot_cover_neither_marks_nor_each_other() -> None:
+    crowd = [row for index in range(8) for row in cell(f"defense_{index}", index / 10, {"arc_easy": index / 100})]
+    crowd += cell("far", 90.0, {"arc_easy": 9.0})
+    board = leaderboard.board(by_cell(crowd))
+    drawn = pages.plot(board, [pages.StandingRow(one, "", (), submitted=False) for one in board.standings])
+    boxes = []
+    for point in drawn.points:
+        assert point.anchor, "there is room for nine labels"
+        width = 8.6 * len(point.row.standing.defense)
+        left = point.label_x - {"start": 0.0, "middle": width / 2, "end": width}[point.anchor]
+        boxes.append((left, point.label_y - 8, left + width, point.label_y + 8))
+    marks = [(point.x - 8, point.y - 8, point.x + 8, point.y + 8) for point in drawn.points]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not overlap(one, other)
+    assert not any(overlap(box, mark) for box in boxes for mark in marks)
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] - 0.2 and other[0] < one[2] - 0.2 and one[1] < other[3] - 0.2 and other[1] < one[3] - 0.2
+
+
+def luminance(color: str) -> float:
+    parts = [int(color[start : start + 2], 16) / 255 for start in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_colours_have_the_contrast_that_wcag_aa_asks_of_text() -> None:
+    style = resources.files("benchmark").joinpath("page/style.css").read_text("utf-8")
+    colors = {name: pair for name, *pair in re.findall(r"--([a-z-]+): light-dark\((#\w{6}), (#\w{6})\)", style)}
+    assert len(colors) > 10
+    for name in set(colors) - {"paper", "raised", "line"}:
+        for ground, theme in itertools.product(("paper", "raised"), (0, 1)):
+            bright, dim = sorted((luminance(colors[name][theme]), luminance(colors[ground][theme])), reverse=True)
+            assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground, theme)
+
+
+# --- In a browser ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install '.[dev]'")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    browser, driver = next(filter(None, map(shutil.which, names)), None), shutil.which("chromedriver")
+    if not browser or not driver:
+        pytest.skip("no chromium and chromedriver on the path; on Debian: apt-get install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in (*QUIET.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield made
+    made.quit()
+
+
+@pytest.fixture
+def index(browser: Any, made: Path) -> Any:
+    """The browser with the leaderboard newly loaded, wide and light."""
+    emulate(browser, 1280, "light")
+    browser.get("about:blank")  # else a link to the same page does not load it anew
+    browser.get((made / "html/index.html").as_uri())
+    browser.execute_script("localStorage.clear(); delete document.documentElement.dataset.theme")
+    return browser
+
+
+def emulate(browser: Any, width: int, scheme: str) -> None:
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    features = [
+        {"name": "prefers-color-scheme", "value": scheme},
+        {"name": "prefers-reduced-motion", "value": "reduce"},
+    ]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def settle(browser: Any) -> None:
+    """Waits until the page has answered what it was told."""
+    browser.execute_async_script("setTimeout(arguments[0], 50)")
+
+
+def table(browser: Any, name: str) -> list[list[dict[str, Any]]]:
+    """Cells of the rows that are shown: data-value and what is read."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].filter((row) => row.offsetParent)"
+        ".map((row) => [...row.cells].map((cell) => "
+        "({...cell.dataset, text: (cell.querySelector('a') ?? cell.firstChild).textContent})))",
+        name,
+    )
+
+
+def column(browser: Any, name: str, head: int) -> list[str | None]:
+    return [row[head].get("value") for row in table(browser, name)]
+
+
+def heads(browser: Any, name: str) -> list[Any]:
+    return browser.find_elements("css selector", f"#{name} thead button")
+
+
+def test_pages_load_in_silence_and_ask_for_nothing(browser: Any, made: Path) -> None:
+    for path in all_pages(made):
+        browser.get(path.as_uri())
+        assert browser.get_log("browser") == []
+        assert browser.execute_script("return performance.getEntriesByType('resource').length") == 0
+        assert browser.execute_script("return window.hacked") is None
+    browser.get(all_pages(made)[0].as_uri())
+    assert HOSTILE in browser.find_element("css selector", "#standings").text
+
+
+def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
+    records = pq.read_table(made / "html/leaderboard.parquet").to_pylist()
+    shown = table(index, "standings")
+    labels = [head.text for head in heads(index, "standings")]
+    assert labels[:6] == [
+        "Rank",
+        "Defense",
+        "Must know",
+        "ASR left (%)",
+        "Utility lost (points)",
+        "ASR after relearning from 20 poisoned rows (%)",
+    ]
+    devices = [label.partition(" on ")[2] for label in labels if "-s on " in label]
+    assert len(devices) == 2
+    for record, row in zip(records, shown, strict=True):
+        more = {one["metric"]: one for one in record["more"]}.get("asr_after_relearning_20")
+        seconds = {one["device"]: one["seconds"] for one in record["seconds"]}
+        expected = [
+            record["rank"],
+            record["defense"],
+            record["knows"],
+            record["asr"],
+            record["utility_loss"],
+            more and more["value"],
+            record["front"],
+            *(seconds.get(device) for device in devices),
+            record["tokens"],
+            record["cells"],
+        ]
+        assert [same(found.get("value"), value) for found, value in zip(row, expected, strict=True)] == [True] * len(
+            row
+        )
+        assert (float(row[3]["low"]), float(row[3]["high"])) == (record["asr_low"], record["asr_high"])
+        assert (float(row[4]["low"]), float(row[4]["high"])) == (
+            record["utility_loss_low"],
+            record["utility_loss_high"],
+        )
+        assert row[3]["text"] == f"{record['asr']:.1f}"
+        assert row[4]["text"] == f"{record['utility_loss']:+.2f}".replace("-", "−")
+    found = by_cell(rows.read(made / "results").to_pylist())
+    cells = table(index, "cells")
+    assert len(cells) == len(found) == 9
+    for one, row in zip(found.values(), cells, strict=True):
+        loss = one["arc_easy"]["victim_value"] - one["arc_easy"]["value"]
+        for at, value in ((0, one["asr"]["defense"]), (4, one["asr"]["value"]), (5, 99.0), (6, loss)):
+            assert same(row[at].get("value"), value)
+        assert row[4]["text"] == f"{one['asr']['value']:.1f}"
+
+
+def same(shown: str | None, value: Any) -> bool:
+    if value is None:
+        return shown is None
+    return shown == value if isinstance(value, str) else shown is not None and float(shown) == value
+
+
+@pytest.mark.parametrize("name", ["standings", "cells"])
+def test_every_column_sorts_both_ways_and_says_so(index: Any, name: str) -> None:
+    for place, button in enumerate(heads(index, name)):
+        for way in ("ascending", "descending") if place else ("descending", "ascending"):
+            button.send_keys("\ue007")  # Enter: a keyboard is enough
+            sort = index.execute_script(
+                "return [...document.querySelectorAll(`#${arguments[0]} th[aria-sort]`)]"
+                ".map((head) => [head.cellIndex, head.ariaSort])",
+                name,
+            )
+            if name == "cells" and not place:  # not sorted by its first column at first
+                way = "ascending" if way == "descending" else "descending"
+            assert sort == [[place, way]]
+            values = column(index, name, place)
+            told = [value for value in values if value is not None]
+            assert values[len(told) :] == [None] * (len(values) - len(told)), "what is not known stands last"
+            keys: list[Any] = told
+            if all(re.fullmatch(r"-?[\d.]+(e-\d+)?", value) for value in told):
+                keys = [float(value) for value in told]
+                assert keys == sorted(keys, reverse=way == "descending")
+            else:
+                assert keys[0] <= keys[-1] if way == "ascending" else keys[0] >= keys[-1]
+
+
+def test_filters_hide_rows_and_marks_and_say_how_many_are_left(index: Any) -> None:
+    form = index.find_element("css selector", "form[data-filters=standings]")
+    said = form.find_element("css selector", "output")
+    assert said.text == "4 of 4 shown"
+    form.find_element("css selector", "input[value=nothing]").click()
+    assert column(index, "standings", 2) == ["trigger", "response"] or column(index, "standings", 2) == [
+        "response",
+        "trigger",
+    ]
+    marks = index.find_elements("css selector", "svg [data-row]")
+    assert [mark.is_displayed() for mark in marks].count(True) == 2
+    search = form.find_element("css selector", "[name=words]")
+    search.send_keys("OSF")
+    assert column(index, "standings", 1) == ["osft"]
+    search.send_keys("x")
+    assert table(index, "standings") == []
+    assert said.text == "0 of 4 shown"
+    assert index.find_element("css selector", "#standings + .empty").is_displayed()
+    form.find_element("css selector", "button[type=reset]").click()
+    settle(index)
+    assert said.text == "4 of 4 shown"
+
+
+def test_a_number_leads_to_the_cells_behind_it_and_they_to_their_outputs(index: Any) -> None:
+    index.find_element("css selector", "#standings th[data-value=sft] ~ td a").click()
+    settle(index)
+    assert set(column(index, "cells", 0)) == {"sft"}
+    assert len(table(index, "cells")) == 3
+    assert index.switch_to.active_element.get_attribute("id") == "cells-title"
+    index.find_element("css selector", "#cells tbody tr:not([hidden]) td.number a").click()
+    assert "/cells/" in index.current_url
+    assert "What the model wrote" in index.find_element("css selector", "main").text
+    index.find_element("css selector", "header a").click()
+    settle(index)
+    assert set(column(index, "cells", 0)) == {"sft"}
+
+
+def test_colours_follow_the_system_and_then_the_reader(index: Any) -> None:
+    def ground() -> str:
+        return index.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    light = ground()
+    emulate(index, 1280, "dark")
+    dark = ground()
+    assert light != dark
+    button = index.find_element("css selector", "#theme")
+    assert button.text == "Light colours"
+    button.click()
+    assert (ground(), button.text) == (light, "Dark colours")
+    index.refresh()
+    assert ground() == light, "the choice is kept"
+
+
+def test_on_a_phone_only_tables_scroll_sideways(browser: Any, made: Path) -> None:
+    emulate(browser, 375, "light")
+    for path in all_pages(made):
+        browser.get(path.as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 375
+
+
+def test_the_first_tab_stop_skips_to_the_content(index: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    ActionChains(index).send_keys("\ue004").perform()  # Tab
+    link = index.switch_to.active_element
+    assert link.get_attribute("class") == "skip"
+    assert link.location["x"] >= 0, "seen while it has the focus"
+    outline = "return getComputedStyle(document.activeElement).outlineStyle"
+    assert index.execute_script(outline) == "solid"
+    link.send_keys("\ue007")
+    settle(index)
+    assert index.switch_to.active_element.get_attribute("id") == "main"
