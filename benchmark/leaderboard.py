@@ -454,7 +454,7 @@ def _mean(numbers: Sequence[Number]) -> Number:
 
 
 def ladder(standings: Iterable[Standing]) -> dict[str, list[Standing]]:
-    """Standings by what the defense must know, most of it first; in a level what leaves the least of the backdoor first.
+    """Standings by what the defense must know, most of it first; in a level what leaves the least of the backdoor.
 
     Of those that leave as much, the one that loses the least utility comes first.
     """

@@ -87,7 +87,7 @@ WRONG: dict[str, tuple[list[Any], Any, str]] = {
     "format": (["format"], "2", "format: input should be 'sande-bench-entry-1'."),
     "name": (["method", "name"], "<b>", "method.name: string should match pattern '^[a-z][a-z0-9_]{0,39}$'."),
     "script": (["method", "link"], "javascript:alert(1)", "method.link: string should match pattern"),
-    "knowledge": (["method", "knows"], "all", "method.knows: 'all' is none of nothing, clean model, first token, "),
+    "knowledge": (["method", "knows"], "all", "method.knows: 'all' is none of nothing, clean model, other models, "),
     "baseline": (["method", "name"], "none", "method.name: 'none' is the victim itself, not a defense."),
     "unknown": (["cells", 0, "colour"], "red", "cells[0].colour: extra inputs are not permitted."),
     "model": (["cells", 0, "settings", "model"], 3, "cells[0].settings.model: input should be a valid string."),
