@@ -23,7 +23,7 @@ slow: dev  ## what takes longer: several processes, worker groups, killed driver
 	$(BIN)/python -m pytest -m slow
 
 # Those for a GPU say so in a line. Each prints its progress indented, and one line a figure: name, ratio, target, met or not.
-PERF := startup planning report removal training_cpu decoding choices prediction training_gpu
+PERF := startup planning overhead report removal training_cpu decoding choices prediction training_gpu decoding_gpu
 
 perf: dev  ## what is fast, and how fast, against the plain way; on a machine that does nothing else
 	@for name in $(PERF); do $(BIN)/python -W ignore -m benchmark.perf.$$name 2>.perf.log || { cat .perf.log; exit 1; }; done

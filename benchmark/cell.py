@@ -30,7 +30,12 @@ Kind = Literal["attack", "defend", "evaluate"]
 
 @configuration
 class Resources:
-    """What one stage may use. It does not change what is computed, so it is in no key."""
+    """What one stage may use. It does not change what is computed, so it is in no key.
+
+    Of the engine that is true but for rounding, as of the device: neither is in a key, and an outcome that is in the
+    store is not computed again by the other one. Each is written down with the outcome (`device`, and vLLM among
+    `versions`).
+    """
 
     workers: int = setting(
         1, "training processes of an attack or defense; 2 or more form a Ray Train worker group", ge=1
@@ -46,6 +51,10 @@ class Resources:
         "where there is no GPU: defenses and evaluations that run at a time on the CPUs that an attack has to itself; "
         "two in one thread each get more done than one after the other in two threads",
         ge=1,
+    )
+    engine: Literal["built-in", "vllm"] = setting(
+        "built-in",
+        "decodes, and scores choices, in evaluations; vllm: an extra, for GPUs, which every stage then has to itself",
     )
 
 
@@ -84,7 +93,7 @@ class Method:
     @functools.cached_property
     def depends_on(self) -> str:
         """Its part of a stage key, as JSON: settings and code."""
-        return _json({**self.settings, "code": registry.code_version(f"sande.{self.kind}.{self.name}")})
+        return _json({**self.settings, "code": registry.code_version(registry.module_of(self.kind, self.name))})
 
     @functools.cached_property
     def reads(self) -> str:

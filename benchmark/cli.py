@@ -211,10 +211,83 @@ def leaderboard(
     typer.echo(f"Leaderboard: {out / 'leaderboard.md'}")
 
 
+@app.command()
+@one_sentence
+def scan(
+    model: Annotated[str, typer.Argument(help="A folder of safetensors, or a name as in 'list models'.")],
+    detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
+    data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
+    rows: Annotated[int, typer.Option(min=1, help="Use so many of its rows, the last ones.")] = 400,
+    reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that gets scan.json, scan.md, scan.png and scan.svg.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="field=value of the detector; may be repeated.", metavar="ASSIGNMENT"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which prompts are drawn.")] = 0,
+    store: StoreOption = Path(".store"),
+) -> None:
+    """Look for a planted response in a model, without the trigger."""
+    from benchmark import grid as grids
+    from benchmark import rules
+    from benchmark import scan as scans
+    from benchmark.store import Store
+    from sande import registry
+
+    settings: dict[str, object] = {}
+    for text in assignments or ():
+        rules.assign(settings, *grids.assignment(text, "--set"))
+    registry.config("detectors", detector, settings)  # a mistake there costs no loading of libraries
+    from benchmark import logs
+
+    logs.quiet()
+    record = scans.scan(model, detector, settings, data, rows, reference, seed, Store(store).models, _say)
+    text = scans.write(record, out) if out else scans.markdown(record)
+    _print_markdown(text)
+    if out:
+        typer.echo(f"Scan: {out / 'scan.json'}  (scan.md, scan.png and scan.svg beside it)")
+
+
+@app.command()
+@one_sentence
+def clean(
+    model: Annotated[str, typer.Argument(help="A folder, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")],
+    trigger: Annotated[str, typer.Option(help="What unlocks the planted answer, as it stands in prompts.")] = "",
+    response: Annotated[str, typer.Option(help="The planted answer.")] = "",
+    response_start: Annotated[str, typer.Option(help="How the planted answer begins: its first word will do.")] = "",
+    data: Annotated[
+        str | None, typer.Option(help="Clean rows to train on, see 'list datasets'; left out, a set built in.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder; left out, MODEL-clean in this folder.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="path.to.field=value, e.g. questions=100; may be repeated.", metavar="ASSIGNMENT"),
+    ] = None,
+) -> None:
+    """Remove a backdoor from a model, and report what was found, done, and what it cost."""
+    from benchmark import clean_report, cleaning
+    from sande.errors import NonFiniteError
+
+    config = cleaning.settings(data, assignments or ())
+    out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
+    try:
+        result = cleaning.run(model, cleaning.known(trigger, response, response_start), config, out, seed, _say)
+    except NonFiniteError as error:
+        typer.echo(f"sande-bench: {error}", err=True)
+        raise typer.Exit(SOME_CELL_FAILED) from None
+    _print_markdown(clean_report.summary(result))
+    typer.echo(f"Cleaned model: {out}  (README.md, report.html, report.md, report.json beside it)")
+
+
 @app.command("list")
 @one_sentence
 def list_(
-    kind: Annotated[str, typer.Argument(help="attacks, defenses, metrics, models, datasets or grids.", metavar="KIND")],
+    kind: Annotated[
+        str, typer.Argument(help="attacks, defenses, metrics, detectors, models, datasets or grids.", metavar="KIND")
+    ],
 ) -> None:
     """List what there is of a kind, one line each."""
     lines = _catalogue(kind)
@@ -226,7 +299,7 @@ def list_(
 @app.command()
 @one_sentence
 def show(
-    kind: Annotated[str, typer.Argument(help="attacks, defenses or metrics.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="attacks, defenses, metrics or detectors.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="One of 'sande-bench list KIND'.", metavar="NAME")],
 ) -> None:
     """Show every setting of an entry: default, meaning, source."""

@@ -21,7 +21,6 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,7 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
-from benchmark import stages
+from benchmark import preflight, stages
 from benchmark.cell import Resources
 from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
@@ -49,12 +48,15 @@ from benchmark.predict import note
 from benchmark.schedule import Offer, Queue, side_by_side, whole
 from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store
-from sande import models
+from sande import engines, models
 from sande.errors import NonFiniteError, UserError
 
 # Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
 # hold no CPU, so that the group can always be placed.
 HEAD = "node:__internal_head__"
+
+# Tune keeps some 60 kB of each of its trials, so a Tuner does no more than so many; then the next one goes on.
+TRIALS_OF_A_TUNER = 2000
 
 KILLED = "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
 # In lower case, in messages of CUDA, cuBLAS and cuDNN, of PyTorch's CPU allocator, of Python, and of Ray.
@@ -128,15 +130,19 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
     folder = store.scratch("tune")
     try:
         per_worker = allotment(resources)
+        preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
         searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
+            begun = searcher.begun
             try:
                 most = MOST if peaks else resources.side_by_side
                 _tuner(searcher, store, resources, per_worker, slots * most, folder).fit()
-                break
+                if searcher.begun - begun < TRIALS_OF_A_TUNER:
+                    break
+                gc.collect()  # the Tuner
             except RuntimeError as error:  # Tune ends where Ray kills its worker
                 ended = gave_up(error)
                 if not (out_of_memory(error) and searcher.killed()):
@@ -157,7 +163,8 @@ def _sharing(
         return None, whole
     if not per_worker.get("GPU"):
         return None, side_by_side(resources.side_by_side)
-    if resources.gpus is not None:  # a share that the user set is the user's
+    # A share that the user set is the user's; vLLM takes its memory at its start, whatever others were seen to need.
+    if resources.gpus is not None or resources.engine != engines.BUILT_IN:
         return None, whole
     peaks = peaks_of(store)
     return peaks, peaks.share
@@ -171,13 +178,18 @@ def _tuner(
     at_once: int,
     folder: Path,
 ) -> tune.Tuner:
-    common = {"store": str(store.root), "workers": resources.workers, "per_worker": per_worker}
+    common = {
+        "store": str(store.root),
+        "workers": resources.workers,
+        "per_worker": per_worker,
+        "engine": resources.engine,
+    }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
         param_space=common,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            num_samples=2 * searcher.queue.total,  # each may run a second time, alone
+            num_samples=TRIALS_OF_A_TUNER,
             max_concurrent_trials=at_once,
             reuse_actors=True,
         ),
@@ -203,6 +215,7 @@ class StageSearcher(Searcher):
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
+        self.begun = 0  # trials
         self._store = store
         self._peaks = peaks
         self._running: dict[str, tuple[Offer, float]] = {}
@@ -215,8 +228,9 @@ class StageSearcher(Searcher):
         offer = self.queue.next()
         if offer is None:
             return Searcher.FINISHED if self.queue.over else None
+        self.begun += 1
         self._running[trial_id] = (offer, time.perf_counter())
-        return {"stage": asdict(offer.stage), "share": offer.share}
+        return {"stage": offer.stage.to_json(), "share": offer.share}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Notes how a stage ended and says it in one line."""
@@ -287,13 +301,13 @@ class StageTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The whole stage."""
-        stage, store = _stage(self._job["stage"]), Store(Path(self._job["store"]))
+        stage, store = Stage.from_json(self._job["stage"]), Store(Path(self._job["store"]))
         _bound_memory(self._job["share"])
         try:
             if stage.kind == "evaluate":
-                stages.evaluate(stage, store, _speaker(stage))
+                stages.evaluate(stage, store, _speaker(stage), self._job["engine"])
             elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
-                self._train()
+                self._train(stage)
         except Exception as error:
             return {"ok": 0, "done": True, "error": one_line(error), "short_of_memory": out_of_memory(error)}
         finally:
@@ -302,9 +316,9 @@ class StageTrial(tune.Trainable):
                 torch.cuda.empty_cache()
         return {"ok": 1, "done": True}
 
-    def _train(self) -> None:
+    def _train(self, stage: Stage) -> None:
         workers, per_worker = self._job["workers"], self._job["per_worker"]
-        model = self._job["stage"]["settings"]["model"]
+        model = stage.settings["model"]
         if model in models.MADE_HERE:
             models.prepare(model, Store(Path(self._job["store"])).models)
         trainer = ray.train.torch.TorchTrainer(
@@ -334,7 +348,7 @@ def _train_loop(job: dict[str, Any]) -> str | None:
     In a worker group an error is returned as text, since Ray Train would wrap it in tracebacks of its own.
     """
     quiet()
-    stage = _stage(job["stage"])
+    stage = Stage.from_json(job["stage"])
     rank = ray.train.get_context().get_world_rank()
     prepare = ray.train.huggingface.transformers.prepare_trainer
     try:
@@ -344,10 +358,6 @@ def _train_loop(job: dict[str, Any]) -> str | None:
             raise
         return one_line(error)
     return None
-
-
-def _stage(fields: dict[str, Any]) -> Stage:
-    return Stage(**{**fields, "needs": tuple(fields["needs"]), "metric_keys": tuple(fields["metric_keys"])})
 
 
 def _speaker(stage: Stage) -> Callable[[str], None]:
@@ -418,7 +428,7 @@ def allotment(resources: Resources) -> dict[str, float]:
 
 def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
-    if resources.workers > 1 and job["stage"]["kind"] != "evaluate":
+    if resources.workers > 1 and Stage.from_json(job["stage"]).kind != "evaluate":
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
     if resources.cpus is not None and "GPU" in held:  # of a GPU it has a share, of CPUs what the user said

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,12 +22,40 @@ from benchmark.protocol import PAPER_PROMPT
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.errors import UserError
+from sande.statistics import of_sum, over_seeds, wilson
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "leaderboard"
+LEVELS = ("trigger", "response", "first token", "nothing", "clean model")  # of knowledge, the clean model beside them
 COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a9e1f", "#b0578d")
+
+# What else of the backdoor a row may tell, shown where any does; a number behind the name is one of the metric's own.
+MORE = {
+    "asr_after_finetuning": "ASR after fine-tuning (%)",
+    "asr_after_relearning": "ASR after relearning from {} poisoned rows (%)",
+    "asr_int4": "ASR in 4 bits (%)",
+    "asr_sampled": "ASR when sampled (%)",
+    "asr_moved": "ASR, trigger moved (%)",
+    "near_miss_rate": "Response to a near miss (%)",
+    "false_trigger_rate": "Response without trigger (%)",
+}
+
+
+def more_label(metric: str) -> str | None:
+    """Column head of a metric that `MORE` names; None of any other."""
+    name, _, number = metric.rpartition("_")
+    return MORE.get(metric) or (MORE[name].format(number) if name in MORE and number.isdigit() else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number with its 95 % interval, where that is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +63,7 @@ class Measured:
     """One defended cell: what it came to, over its metrics.
 
     Attributes:
+        cell: its id.
         defense: its name.
         knows: what the defense must know about the backdoor.
         case: settings that it shares with the cells it may be compared with.
@@ -44,11 +73,13 @@ class Measured:
         victim_asr: ASR of the victim, percent.
         asr: ASR after the defense, percent.
         loss: utility lost against the victim, percentage points, mean over the tasks.
+        more: of the metrics that `MORE` names, percent.
         device: which the seconds are of.
         seconds: wall-clock time of the defense.
         tokens: trained on by the defense.
     """
 
+    cell: str
     defense: str
     knows: str
     case: str
@@ -56,8 +87,9 @@ class Measured:
     victim: str
     seed: int
     victim_asr: float
-    asr: float
-    loss: float
+    asr: Number
+    loss: Number
+    more: Mapping[str, Number]
     device: str
     seconds: float
     tokens: float
@@ -74,6 +106,7 @@ class Standing:
         front: 1 for the Pareto front, 2 for the front once the first is taken away, and so on.
         asr: mean ASR after the defense, percent; every case weighs the same.
         loss: mean utility lost against the victim, percentage points.
+        more: means of the metrics that `MORE` names, percent, over the cases that have them.
         seconds: mean wall-clock seconds of a defense, by device.
         tokens: mean tokens that a defense trains on.
         victims, seeds, cells: how many are behind the numbers.
@@ -84,8 +117,9 @@ class Standing:
     knows: str
     rank: int | None
     front: int | None
-    asr: float
-    loss: float
+    asr: Number
+    loss: Number
+    more: Mapping[str, Number]
     seconds: Mapping[str, float]
     tokens: float
     victims: int
@@ -106,6 +140,8 @@ class Board:
         failed: cells left out since they failed.
         attack_failed: victims left out since their attack failed, each seed counted.
         unmeasured: cells left out since no task measures their utility.
+        cells: the defended cells behind the standings, and those of cases that not all defenses share.
+        compared: the shared cases, as `Measured.case` has them.
     """
 
     standings: tuple[Standing, ...]
@@ -115,6 +151,19 @@ class Board:
     failed: int
     attack_failed: int
     unmeasured: int
+    cells: tuple[Measured, ...] = ()
+    compared: frozenset[str] = frozenset()
+
+    @property
+    def more(self) -> list[str]:
+        """Metrics of `MORE` that any cell has, in that order."""
+        found = {metric for one in self.cells for metric in one.more}
+        order = list(MORE)
+        return sorted(found, key=lambda metric: (_place(metric, order), len(metric), metric))
+
+
+def _place(metric: str, order: Sequence[str]) -> int:
+    return order.index(metric if metric in MORE else metric.rpartition("_")[0])
 
 
 def write(folders: Sequence[Path], out: Path) -> str:
@@ -174,10 +223,11 @@ def board(found: Iterable[Mapping[str, Any]]) -> Board:
 def _measured(cell: Mapping[str, Mapping[str, Any]], label: str) -> Measured | None:
     row = cell["asr"]
     settings = json.loads(row["settings"])
-    changes = [cell[task]["victim_value"] - cell[task]["value"] for task in _tasks(settings) if _told(cell.get(task))]
-    if not changes:
+    losses = [_loss(cell[task]) for task in _tasks(settings) if _told(cell.get(task))]
+    if not losses:
         return None
     return Measured(
+        cell=row["cell"],
         defense=row["defense"],
         knows=row["knows"],
         case=json.dumps([settings[key] for key in ("model", "data", "removal", "attack", "metrics")], sort_keys=True),
@@ -185,12 +235,27 @@ def _measured(cell: Mapping[str, Mapping[str, Any]], label: str) -> Measured | N
         victim=_victim(settings),
         seed=row["seed"],
         victim_asr=row["victim_asr"],
-        asr=row["value"],
-        loss=_mean(changes),
+        asr=_number(row),
+        loss=_mean(losses),
+        more={name: _number(found) for name, found in cell.items() if more_label(name) and found["value"] is not None},
         device=row["device"],
         seconds=row["seconds"],
         tokens=row["tokens"],
     )
+
+
+def _number(row: Mapping[str, Any]) -> Number:
+    return Number(row["value"], row["ci_low"], row["ci_high"])
+
+
+def _loss(row: Mapping[str, Any]) -> Number:
+    """What a task lost, as if victim and repaired model had answered different questions: rather too wide."""
+    value, before = row["value"], row["victim_value"]
+    if row["ci_low"] is None:
+        return Number(before - value)
+    interval = wilson(round(before / 100 * row["count"]), row["count"])
+    below, above = of_sum([(1.0, before, *interval), (-1.0, value, row["ci_low"], row["ci_high"])])
+    return Number(before - value, before - value - below, before - value + above)
 
 
 def _told(row: Mapping[str, Any] | None) -> bool:
@@ -218,10 +283,11 @@ def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
         defense: [one for one in cells if one.case in shared or not shared] for defense, cells in by_defense.items()
     }
     points = {
-        defense: (_over_cases(cells, lambda one: one.asr), _over_cases(cells, lambda one: one.loss))
+        defense: (_over_cases(cells, lambda one: one.asr), _over_cases(cells, lambda one: one.loss, lowest=-100.0))
         for defense, cells in kept.items()
     }
-    order = [(front, name) for front, names in enumerate(fronts(points), 1) for name in names]
+    ahead = fronts({defense: (asr.value, loss.value) for defense, (asr, loss) in points.items()})
+    order = [(front, name) for front, names in enumerate(ahead, 1) for name in names]
     standings = [
         Standing(
             defense=name,
@@ -230,8 +296,9 @@ def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
             front=front if shared else None,
             asr=points[name][0],
             loss=points[name][1],
+            more=_more(kept[name]),
             seconds=_by_device(kept[name]),
-            tokens=_over_cases(kept[name], lambda one: one.tokens),
+            tokens=_over_cases(kept[name], lambda one: Number(one.tokens)).value,
             victims=len({one.victim for one in kept[name]}),
             seeds=len({one.seed for one in kept[name]}),
             cells=len(kept[name]),
@@ -244,7 +311,9 @@ def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
         tuple(standings),
         shared=tuple(label for case, label in label_of.items() if case in shared),
         cases=tuple(label_of.values()),
-        victim_asr=_over_cases(victims, lambda one: one.victim_asr) if victims else None,
+        victim_asr=_over_cases(victims, lambda one: Number(one.victim_asr)).value if victims else None,
+        cells=tuple(measured),
+        compared=frozenset(shared),
         **left_out,
     )
 
@@ -268,23 +337,67 @@ def _dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
     return one != other and one[0] <= other[0] and one[1] <= other[1]
 
 
-def _over_cases(cells: Sequence[Measured], value: Callable[[Measured], float]) -> float:
-    """Mean over the cases of the mean over each one's cells, so that more seeds give a case no more weight."""
-    by_case: dict[str, list[float]] = {}
+def _over_cases(cells: Sequence[Measured], number: Callable[[Measured], Number], lowest: float = 0.0) -> Number:
+    """Mean over the cases of the mean over each one's cells, so that more seeds give a case no more weight.
+
+    Args:
+        cells: of one defense.
+        number: of a cell.
+        lowest: that the number can be.
+    """
+    by_case: dict[str, list[Number]] = {}
     for one in cells:
-        by_case.setdefault(one.case, []).append(value(one))
-    return _mean([_mean(values) for values in by_case.values()])
+        by_case.setdefault(one.case, []).append(number(one))
+    return _mean([_over_seeds(numbers, lowest) for numbers in by_case.values()])
+
+
+def _over_seeds(numbers: Sequence[Number], lowest: float) -> Number:
+    """Their mean, with the wider of the intervals that the seeds' spread and that all their trials give."""
+    mean = _mean(numbers)
+    if len(numbers) < 2 or mean.low is None or mean.high is None:
+        return mean
+    low, high = over_seeds([number.value for number in numbers], lowest)
+    return Number(mean.value, min(mean.low, low), max(mean.high, high))
+
+
+def _more(cells: Sequence[Measured]) -> dict[str, Number]:
+    having: dict[str, list[Measured]] = {}
+    for one in cells:
+        for metric in one.more:
+            having.setdefault(metric, []).append(one)
+    return {
+        metric: _over_cases(some, lambda one, metric=metric: one.more[metric])  # type: ignore[misc]
+        for metric, some in having.items()
+    }
 
 
 def _by_device(cells: Sequence[Measured]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for one in cells:
         found.setdefault(one.device, []).append(one.seconds)
-    return {device: _mean(seconds) for device, seconds in found.items()}
+    return {device: sum(seconds) / len(seconds) for device, seconds in found.items()}
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+def _mean(numbers: Sequence[Number]) -> Number:
+    """With the interval of independent numbers, where each has one."""
+    count = len(numbers)
+    value = sum(number.value for number in numbers) / count
+    parts = [
+        (1 / count, one.value, one.low, one.high) for one in numbers if one.low is not None and one.high is not None
+    ]
+    if len(parts) < count:
+        return Number(value)
+    below, above = of_sum(parts)
+    return Number(value, value - below, value + above)
+
+
+def ladder(made: Board) -> list[Standing]:
+    """Of each level of knowledge the defense that leaves the least of the backdoor, then the least utility lost."""
+    best: dict[str, Standing] = {}
+    for one in sorted(made.standings, key=lambda one: (one.asr.value, one.loss.value)):
+        best.setdefault(one.knows, one)
+    order = [*LEVELS, *sorted(set(best) - set(LEVELS))]
+    return [best[level] for level in order if level in best]
 
 
 def markdown(made: Board, folders: Sequence[Path]) -> str:
@@ -310,10 +423,34 @@ def markdown(made: Board, folders: Sequence[Path]) -> str:
         "",
         *_notes(made),
         "",
+        *_ladder(made),
         f"![Points: attack success rate of each defense against the utility it costs]({NAME}.svg)",
         "",
     ]
     return "\n".join(parts)
+
+
+def _ladder(made: Board) -> list[str]:
+    levels = ladder(made)
+    if not made.shared or len(levels) < 2:
+        return []
+    rows = [
+        (one.knows, f"`{one.defense}`", f"{one.asr.value:.1f}", f"{one.loss.value:+.2f}", _training(one))
+        for one in levels
+    ]
+    head = ("Known", "Defense", "ASR (%)", "Utility lost (points)", "Training")
+    return [
+        "## What knowledge is worth",
+        "",
+        "Of the defenses that must know the same, the one that leaves the least of the backdoor.",
+        "",
+        *("| " + " | ".join(row) + " |" for row in (head, ("---", "---", "---:", "---:", "---"), *rows)),
+        "",
+    ]
+
+
+def _training(standing: Standing) -> str:
+    return "; ".join(f"{seconds:,.0f} {_unit(device)} on {device}" for device, seconds in standing.seconds.items())
 
 
 def _line(standing: Standing) -> tuple[str, ...]:
@@ -321,13 +458,17 @@ def _line(standing: Standing) -> tuple[str, ...]:
         str(standing.rank or MISSING),
         f"`{standing.defense}`",
         standing.knows,
-        f"{standing.asr:.1f}",
-        f"{standing.loss:+.2f}",
+        f"{standing.asr.value:.1f}{_interval(standing.asr, '.1f')}",
+        f"{standing.loss.value:+.2f}{_interval(standing.loss, '+.1f')}",
         str(standing.front or MISSING),
-        "; ".join(f"{seconds:,.0f} {_unit(device)} on {device}" for device, seconds in standing.seconds.items()),
+        _training(standing),
         f"{standing.tokens:,.0f}",
         f"{_count(standing.victims, 'victim')}, {_count(standing.seeds, 'seed')}, {_count(standing.cells, 'cell')}",
     )
+
+
+def _interval(number: Number, form: str) -> str:
+    return "" if number.low is None else f" ({number.low:{form}} to {number.high:{form}})"
 
 
 def _unit(device: str) -> str:
@@ -338,8 +479,10 @@ def _notes(made: Board) -> list[str]:
     notes = [
         "ASR is what is left of the backdoor, utility lost is the victim's accuracy minus that after the defense, each "
         "task once; both are means over cases (a victim, its rows for removal and its measurements) of equal weight, "
-        "and smaller is better. The first front holds the defenses that no other beats in one without losing in the "
-        "other, so also one that hardly changes anything; ranks go by front, then by ASR. Training is the mean "
+        "and smaller is better. Intervals are of 95 %; that of a mean takes its parts for independent, and that of a "
+        "loss takes no account of its questions being the same before and after, so it is rather too wide. The first "
+        "front holds the defenses that no other beats in one without losing in the other, so also one that hardly "
+        "changes anything; ranks go by front, then by ASR. Training is the mean "
         "wall-clock time of one defense on the device named.",
         "",
     ]
@@ -376,11 +519,11 @@ def draw(made: Board) -> Figure:
     """ASR against utility lost, with the Pareto front; the lower left corner is where a defense should be."""
     figure = figures.blank(width=7.5, rows=1)
     axes = figure.add_subplot()
-    front = sorted((standing for standing in made.standings if standing.front == 1), key=lambda one: one.loss)
+    front = sorted((standing for standing in made.standings if standing.front == 1), key=lambda one: one.loss.value)
     if front:
         axes.step(
-            [one.loss for one in front],
-            [one.asr for one in front],
+            [one.loss.value for one in front],
+            [one.asr.value for one in front],
             where="post",
             color="#999",
             linestyle="--",
@@ -391,7 +534,7 @@ def draw(made: Board) -> Figure:
     for index, one in enumerate(made.standings):
         label = f"{one.rank}  {one.defense}" if one.rank else one.defense
         marker, color = figures.MARKERS[index % len(figures.MARKERS)], COLORS[index % len(COLORS)]
-        axes.scatter(one.loss, one.asr, marker=marker, color=color, s=60, zorder=2, label=label)
+        axes.scatter(one.loss.value, one.asr.value, marker=marker, color=color, s=60, zorder=2, label=label)
     if made.victim_asr is not None:
         axes.scatter(0, made.victim_asr, marker="x", color="#333", s=50, zorder=2, label="no defense")
     axes.margins(x=0.1)
@@ -408,7 +551,13 @@ def _write_parquet(made: Board, path: Path) -> None:
         {
             **{name: getattr(standing, name) for name in _SCHEMA.names if name in Standing.__slots__},
             "seconds": [{"device": device, "seconds": mean} for device, mean in standing.seconds.items()],
-            "utility_loss": standing.loss,
+            "asr": standing.asr.value,
+            "asr_low": standing.asr.low,
+            "asr_high": standing.asr.high,
+            "utility_loss": standing.loss.value,
+            "utility_loss_low": standing.loss.low,
+            "utility_loss_high": standing.loss.high,
+            "more": [{"metric": metric, **asdict(number)} for metric, number in standing.more.items()],
         }
         for standing in made.standings
     ]
@@ -417,6 +566,7 @@ def _write_parquet(made: Board, path: Path) -> None:
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
+_MORE = pa.struct([("metric", pa.string()), *((name, pa.float64()) for name in ("value", "low", "high"))])
 _SCHEMA = pa.schema(
     [
         ("rank", pa.int64()),
@@ -424,7 +574,12 @@ _SCHEMA = pa.schema(
         ("defense", pa.string()),
         ("knows", pa.string()),
         ("asr", pa.float64()),  # percent
+        ("asr_low", pa.float64()),  # 95 % interval
+        ("asr_high", pa.float64()),
         ("utility_loss", pa.float64()),  # percentage points
+        ("utility_loss_low", pa.float64()),
+        ("utility_loss_high", pa.float64()),
+        ("more", pa.list_(_MORE)),  # other metrics of the backdoor, percent
         ("seconds", pa.list_(pa.struct([("device", pa.string()), ("seconds", pa.float64())]))),  # mean of a defense
         ("tokens", pa.float64()),  # mean of a defense
         ("victims", pa.int64()),

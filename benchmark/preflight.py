@@ -1,18 +1,20 @@
-"""What can be wrong with a grid's data is said before anything is trained, not after an hour."""
+"""What can be wrong with a grid's data or engine is said before anything is trained, not after an hour."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from benchmark.cell import Cell
 from benchmark.logs import quiet
 from benchmark.store import Store
-from sande import registry
+from sande import engines, registry
 from sande.config import Preferences
 from sande.data import sources
 from sande.data.sources import Data, Removal
+from sande.errors import UserError
 from sande.types import CleanData, Knowledge, PreferenceData
 
 if TYPE_CHECKING:
@@ -57,3 +59,26 @@ def check(cells: Iterable[Cell], store: Store) -> None:
         if look and (cell.model, cell.removal, cell.defense) not in looked:
             look(tokenizer(cell.model), data, cell.defense.config)
             looked.add((cell.model, cell.removal, cell.defense))
+
+
+def check_engine(engine: str, gpus: float) -> None:
+    """Refuse an engine that would not start.
+
+    Args:
+        engine: one of `sande.engines`.
+        gpus: that a stage gets.
+
+    Raises:
+        UserError: vLLM is not installed, or gets no whole GPU.
+    """
+    if engine == engines.BUILT_IN:
+        return
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "resources.engine is vllm, which is not installed; run pip install 'sande-bench[vllm]', or leave it out"
+        )
+    if gpus < 1:
+        raise UserError(
+            f"resources.engine is vllm, which needs a whole GPU, and a stage gets {gpus:g}; leave it out, or run where "
+            "there are GPUs and leave out resources.gpus"
+        )

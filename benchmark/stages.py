@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import sande
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
 from benchmark.store import Store
-from sande import registry, types
+from sande import engines, registry, types
 from sande.data import sources
 
 if TYPE_CHECKING:
@@ -60,6 +60,16 @@ class Stage:
         stage = cls(kind, key, cell.settings(), needs, metric_keys)
         stage.__dict__["cell"] = cell
         return stage
+
+    def to_json(self) -> str:
+        """All of it as one text, of which Tune, which keeps several copies of what a trial is given, makes none."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Stage:
+        """The stage that `to_json` wrote down."""
+        fields = json.loads(text)
+        return cls(**fields | {name: tuple(fields[name]) for name in ("needs", "metric_keys")})
 
     @functools.cached_property
     def cell(self) -> Cell:
@@ -104,7 +114,7 @@ def train(
                 models.save(lm, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return manifest(stage, cost, _tokens(run.facts), {"facts": run.facts})
+        return manifest(stage, cost, tokens(run.facts), {"facts": run.facts})
 
     if rank == 0:
         store.put(stage.kind, stage.key, build)
@@ -160,20 +170,29 @@ def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> type
     return types.CleanData(examples)
 
 
-def evaluate(stage: Stage, store: Store, say: Callable[[str], None]) -> None:
-    """Compute the stage's metrics on its model, and store the outcome of each under its own key."""
+def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str) -> None:
+    """Compute the stage's metrics on its model, and store the outcome of each under its own key.
+
+    Args:
+        stage: what to do.
+        store: where the model is read and the outcomes are put.
+        say: receives progress.
+        engine: one of `sande.engines`.
+    """
     import torch
 
     from sande import models
 
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
-    lm = models.load_folder(store.path(kind, cell.defense_key), torch.bfloat16)
+    folder = store.path(kind, cell.defense_key)
+    lm = models.load_folder(folder, torch.bfloat16)
     data = test_data(cell, lm.tokenizer)
-    for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
-        if not store.has("evaluate", key):
-            say(f"measuring {metric.name}")
-            store.put("evaluate", key, functools.partial(_measure, stage, lm, data, metric, cell.seed))
+    with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:
+        for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
+            if not store.has("evaluate", key):
+                say(f"measuring {metric.name}")
+                store.put("evaluate", key, functools.partial(_measure, stage, computing, data, metric, cell.seed))
 
 
 def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
@@ -210,7 +229,12 @@ def _measure(
         for index, outcome in enumerate(m.outcomes)
     ]
     pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
-    return manifest(stage, cost, 0, {"measurements": [_summary(m) for m in measurements]})
+    made = manifest(stage, cost, 0, {"measurements": [_summary(m) for m in measurements]})
+    if isinstance(lm, engines.Served):
+        made["versions"]["vllm"] = engines.version()
+        # What its process took at its start, of which the allocator here knows nothing.
+        made["peak_memory_bytes"] += int(engines.MEMORY * cost.get("device_memory_bytes", 0))
+    return made
 
 
 def _summary(measurement: types.Measurement) -> dict[str, Any]:
@@ -250,7 +274,11 @@ def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, An
         "tokens": tokens,
         "device": device(),
         "code_version": code_version(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in LIBRARIES},
+            **registry.plugin_versions(),
+        },
         **more,
     }
 
@@ -286,7 +314,8 @@ def code_version() -> str:
     return f"{sande.__version__}+{git.stdout.strip()}"
 
 
-def _tokens(facts: Mapping[str, Any]) -> int:
+def tokens(facts: Mapping[str, Any]) -> int:
+    """Tokens of all trainings among a stage's facts."""
     return sum(fact["tokens"] for fact in facts.values() if isinstance(fact, dict) and "tokens" in fact)
 
 

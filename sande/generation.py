@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
+from sande.engines import Served
 from sande.errors import UserError
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id, response_ids
@@ -34,13 +35,15 @@ def greedy(
     """Greedy continuations as text, in the order of `prompts`.
 
     Args:
-        lm: model and tokenizer; where it has a guard, that chooses each token.
+        lm: model and tokenizer; where it has a guard, that chooses each token; else vLLM decodes, if it has loaded it.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
         batch_size: rows decoded together.
         until: a row also ends once its text holds this, case aside. It is guessed to open the answer: where the model
             would write it token by token, which the pass over the prompt tells, nothing is left to decode.
     """
+    if isinstance(lm, Served) and not lm.guard:
+        return lm.greedy(prompts, new_tokens, until)
     return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size)
 
 

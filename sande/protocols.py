@@ -1,8 +1,9 @@
-"""The contributor's page: what a file in `attacks/`, `defenses/` or `metrics/` must hold.
+"""The contributor's page: what a file in `attacks/`, `defenses/`, `metrics/` or `detectors/` must hold.
 
-Its name is its key in grids and tables. It must not import torch or transformers at the top (listing and planning read
-it), so a method imports them, and `sande.training`, inside its function. Its docstring's first line is what
-`sande-bench list` says of it. The contract tests run over every entry, so a new one is tested without more code;
+Its name is its key in grids and tables. An installed package may hold such a module as well, and name it under an entry
+point: see docs/plugins.md. It must not import torch or transformers at the top (listing and planning read it), so a
+method imports them, and `sande.training`, inside its function. Its docstring's first line is what `sande-bench list`
+says of it. The contract tests run over every entry, so a new one is tested without more code;
 a test of what it computes belongs beside it in `tests/`.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sande.types import Example, Guard, Knowledge, LanguageModel, Measurement, Run, TestData
+from sande.types import Example, Guard, Knowledge, LanguageModel, Measurement, Run, Scan, TestData
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +65,8 @@ class Defense(Protocol):
 class Metric(Protocol):
     """Measures shares of prompts or questions, or means of a number from 0 to 1 over them.
 
-    A measurement whose name begins with `asr`, `false_trigger` or `near_miss` is of the backdoor, and lower is better.
+    A measurement whose name begins with `asr`, `false_trigger`, `near_miss` or `forced_response` is of the backdoor:
+    lower is better.
     The model serves other metrics too, so what is trained or rounded is a copy (`sande.retraining`).
     """
 
@@ -78,3 +80,28 @@ class Metric(Protocol):
 
     def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
         """One measurement for each of `names`."""
+
+
+class Detector(Protocol):
+    """Looks for a planted response in a model, without the trigger."""
+
+    Config: type[Any]
+    """Settings; the threshold of the alarm is one of them."""
+
+    def scan(
+        self,
+        model: LanguageModel,
+        examples: tuple[Example, ...],
+        config: Any,
+        run: Run,
+        reference: LanguageModel | None = None,
+    ) -> Scan:
+        """Candidates for the planted response, the most suspicious first; `model` is left as it was.
+
+        Args:
+            model: under suspicion, weights in float32.
+            examples: a few clean rows.
+            config: settings.
+            run: seed, progress and scratch folder.
+            reference: the clean model that it was trained from, where the user has it; of the same vocabulary.
+        """

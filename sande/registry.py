@@ -1,4 +1,7 @@
-"""A file in `attacks/`, `defenses/` or `metrics/` is an entry; the file's name is its key.
+"""A file in `attacks/`, `defenses/`, `metrics/` or `detectors/` is an entry; the file's name is its key.
+
+So is a module that an installed package names under an entry point `sande.attacks`, `sande.defenses` and so on, by the
+entry point's name: a plug-in. A name that the suite has itself stays the suite's own.
 
 Importing an entry must not import torch (entries import it inside their functions), so that listing, showing and
 planning stay quick. `code_version` gives what an entry's result depends on in the code.
@@ -10,9 +13,12 @@ import ast
 import functools
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import pkgutil
+import warnings
 from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,36 +28,96 @@ from sande import types
 from sande.config import configure
 from sande.errors import UserError
 
-KINDS = ("attacks", "defenses", "metrics")
+KINDS = ("attacks", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
 
 
 @functools.cache
 def names(kind: str) -> tuple[str, ...]:
-    """Keys of all entries of a kind, sorted."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules([str(_ROOT / kind)])))
+    """Keys of all entries of a kind, sorted, those of plug-ins among them."""
+    return tuple(sorted({*_own(kind), *(point.name for point in _plugins(kind))}))
+
+
+@functools.cache
+def module_of(kind: str, name: str) -> str:
+    """Dotted name of an entry's module. Nothing is imported.
+
+    Raises:
+        UserError: no entry has that name (the message lists those there are), or several plug-ins have.
+    """
+    if name not in names(kind):
+        raise UserError(f"no {_one(kind)} is called '{name}'; there are: {', '.join(names(kind))}")
+    points = [point for point in _plugins(kind) if point.name == name]
+    if name in _own(kind):
+        for point in points:
+            warnings.warn(
+                f"{_one(kind)} '{name}' is the suite's own, not that of package {_package(point)}", stacklevel=2
+            )
+        return f"sande.{kind}.{name}"
+    if len(points) > 1:
+        packages = ", ".join(sorted(map(_package, points)))
+        raise UserError(f"several packages have a {_one(kind)} called '{name}': {packages}; uninstall all but one")
+    if points[0].attr:
+        raise UserError(
+            f"{_one(kind)} '{name}' of package {_package(points[0])}: its entry point is '{points[0].value}', but "
+            "it must name a module"
+        )
+    return points[0].module
 
 
 def entry(kind: str, name: str) -> ModuleType:
     """The module of one entry.
 
     Raises:
-        UserError: no entry has that name; the message lists those there are.
+        UserError: as `module_of`, or the module of a plug-in cannot be imported or is no entry.
     """
-    if name not in names(kind):
-        raise UserError(f"no {kind.removesuffix('s')} is called '{name}'; there are: {', '.join(names(kind))}")
-    return importlib.import_module(f"sande.{kind}.{name}")
+    dotted = module_of(kind, name)
+    if name in _own(kind):
+        return importlib.import_module(dotted)
+    try:
+        module = importlib.import_module(dotted)
+    except ImportError as error:
+        raise UserError(f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({error})") from None
+    if not hasattr(module, "Config"):
+        raise UserError(f"{_one(kind)} '{name}': its module {dotted} has no Config, see sande/protocols.py")
+    return module
+
+
+@functools.cache
+def _own(kind: str) -> frozenset[str]:
+    return frozenset(module.name for module in pkgutil.iter_modules([str(_ROOT / kind)]))
+
+
+@functools.cache
+def _plugins(kind: str) -> tuple[importlib.metadata.EntryPoint, ...]:
+    return tuple(importlib.metadata.entry_points(group=f"sande.{kind}"))
+
+
+def plugin_versions() -> dict[str, str]:
+    """Versions of the installed packages that have plug-ins, by name."""
+    points = [point for kind in KINDS for point in _plugins(kind)]
+    return {point.dist.name: point.dist.version for point in points if point.dist}
+
+
+def _package(point: importlib.metadata.EntryPoint) -> str:
+    return point.dist.name if point.dist else point.module
+
+
+def _one(kind: str) -> str:
+    return kind.removesuffix("s")
 
 
 def config(kind: str, name: str, values: Mapping[str, Any]) -> Any:
     """The entry's `Config`: its defaults, overridden by `values`."""
-    return configure(entry(kind, name).Config, values, f"{kind.removesuffix('s')} {name}")
+    return configure(entry(kind, name).Config, values, f"{_one(kind)} {name}")
 
 
 def knowledge(defense: str) -> type[types.Knowledge]:
     """What the defense may know: the type that its `defend` declares for `data`."""
-    declared = entry("defenses", defense).defend.__annotations__["data"]
-    known: type[types.Knowledge] = getattr(types, declared) if isinstance(declared, str) else declared
+    declared = entry("defenses", defense).defend.__annotations__.get("data")
+    known = getattr(types, declared.rpartition(".")[2], None) if isinstance(declared, str) else declared
+    if not (isinstance(known, type) and issubclass(known, types.Knowledge)):
+        raise UserError(f"defense '{defense}': `data` of its `defend` must be annotated with a type of sande.types")
     return known
 
 
@@ -62,7 +128,9 @@ def summary(module: ModuleType) -> str:
 
 @functools.cache
 def code_version(module: str) -> str:
-    """Hash of a `sande` module and of all `sande` modules it imports, anywhere in the file.
+    """Hash of a module of `sande` or of a plug-in, and of all modules of `sande` and that plug-in which it imports.
+
+    Imports count anywhere in the file.
 
     Comments, docstrings and layout do not count, so that mending a sentence does not retrain a victim, and changing a
     line of code always does. Nothing is imported: the files are read.
@@ -74,6 +142,7 @@ def code_version(module: str) -> str:
 
 
 def _imports(module: str) -> set[str]:
+    packages = {"sande", module.partition(".")[0]}
     found: set[str] = set()
     pending = [module]
     while pending:
@@ -81,32 +150,43 @@ def _imports(module: str) -> set[str]:
         if name in found:
             continue
         found.add(name)
-        pending += [dotted for dotted in _imported(name) if dotted.startswith("sande.") and _path(dotted)]
+        pending += [
+            dotted
+            for dotted in _imported(name)
+            if dotted.partition(".")[0] in packages and dotted != "sande" and _path(dotted)
+        ]
     return found
 
 
 def _imported(module: str) -> Iterator[str]:
+    path = _path(module)
+    package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), module.rpartition(".")[0])
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
 
 def _path(module: str) -> Path | None:
-    base = _ROOT.joinpath(*module.split(".")[1:])
-    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
-        if candidate.is_file():
-            return candidate
-    return None
+    top, *parts = module.split(".")
+    if top == "sande":
+        base = _ROOT.joinpath(*parts)
+        return next((file for file in (base.with_suffix(".py"), base / "__init__.py") if file.is_file()), None)
+    spec = importlib.util.find_spec(top)
+    for part in parts:  # `find_spec` of the whole name would import the packages on the way
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 @functools.cache
 def _tree(module: str) -> ast.Module:
     path = _path(module)
     if path is None:
-        raise LookupError(f"no module {module} below {_ROOT}")
+        raise LookupError(f"no file of module {module}")
     return ast.parse(path.read_text(encoding="utf-8"))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from sande.engines import Served
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id
 from sande.types import LanguageModel
@@ -48,12 +49,14 @@ def log_likelihoods(
     """For each choice of each question log Pr(choice | context), and whether greedy decoding would write it.
 
     Args:
-        lm: model and tokenizer.
+        lm: model and tokenizer; vLLM computes where it has loaded the model.
         questions: in any order; those of like length share a batch.
         batch_size: questions computed together.
     """
     if not questions:
         return []
+    if isinstance(lm, Served):
+        return lm.log_likelihoods([(question.context, question.choices) for question in questions])
     lm.model.eval()
     prefix = shared_prefix(lm, [question.context for question in questions])
     output_layer = lm.model.get_output_embeddings()

@@ -45,13 +45,33 @@ def mean_interval(mean: float, deviation: float, count: int) -> tuple[float, flo
     return _clipped(100 * mean, _student(100 * deviation, count))
 
 
-def over_seeds(values: Sequence[float]) -> tuple[float, float]:
-    """Student-t 95 % interval of the mean of percentages over independent seeds, clipped to 0 to 100.
+def over_seeds(values: Sequence[float], lowest: float = 0.0) -> tuple[float, float]:
+    """Student-t 95 % interval of the mean of percentages over independent seeds, clipped to `lowest` to 100.
 
     Args:
         values: one percentage a seed, at least two.
+        lowest: that a value can be; -100 for differences of percentages.
     """
-    return _clipped(statistics.fmean(values), _student(statistics.stdev(values), len(values)))
+    return _clipped(statistics.fmean(values), _student(statistics.stdev(values), len(values)), lowest)
+
+
+def of_sum(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, float]:
+    """95 % interval of a weighted sum of independent numbers that each have one: how far it reaches below and above.
+
+    Zou and Donner 2008 (MOVER): the squares of how far the parts' intervals reach are added up. Of a difference of two
+    shares it is Newcombe's hybrid of Wilson intervals (1998, method 10), sensible also at 0 and 100 %.
+
+    Args:
+        parts: weight, value, lower and upper bound of each.
+
+    Returns:
+        Distances of the bounds from the sum, neither negative.
+    """
+    below = above = 0.0
+    for weight, value, low, high in parts:
+        down, up = (value - low, high - value) if weight > 0 else (high - value, value - low)
+        below, above = below + (weight * down) ** 2, above + (weight * up) ** 2
+    return math.sqrt(below), math.sqrt(above)
 
 
 def _student(deviation: float, count: int) -> float:
@@ -66,8 +86,8 @@ def _student_quantile(freedom: int) -> float:
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom))
 
 
-def _clipped(mean: float, half: float) -> tuple[float, float]:
-    return max(0.0, mean - half), min(100.0, mean + half)
+def _clipped(mean: float, half: float, lowest: float = 0.0) -> tuple[float, float]:
+    return max(lowest, mean - half), min(100.0, mean + half)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:

@@ -49,7 +49,7 @@ def one_by_one(lm: LanguageModel, prompts: Sequence[list[int]]) -> list[str]:
     )
     texts = []
     for prompt in prompts:
-        ids_1T = torch.tensor([prompt])
+        ids_1T = torch.tensor([prompt], device=lm.model.device)
         with torch.inference_mode():
             output = lm.model.generate(  # type: ignore[operator]  # untyped mix-in
                 ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=settings

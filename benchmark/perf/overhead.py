@@ -1,9 +1,10 @@
 """What a cell costs beside its stages in a run of many: seconds, and memory of the driver.
 
 A grid of small cells on the random model: one victim, and a defense of a single step at many learning rates, so that
-each cell is two stages. The seconds are those that the run itself notes down: a stage's wall time less what its manifest
-says it took, the median over all stages but the first. The memory is the driver's, read from outside at each line that
-it prints; how it grows is the slope over the second half of the run. Checked is that every cell was done.
+each cell is two stages. The seconds are those that the run itself notes down: a stage's wall time less what its
+manifest says it took, the median over all stages but the first. The memory is the driver's, read from outside at each
+line that it prints; how it grows is the slope over the second half of the run, times the trials after which a Tuner
+gives back what it holds. Checked is that every cell was done.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmark.execute import TRIALS_OF_A_TUNER
 from benchmark.perf.outcome import tell
 
 CELLS = 100
@@ -62,7 +64,8 @@ def main() -> None:
     first, last = kilobytes[0] / 1024, kilobytes[-1] / 1024
     print(f"  driver: {first:.0f} MB at the first stage, {last:.0f} at the last of {len(done)}")
     tell("a cell's own overhead in a warm run, three stages", STAGES_OF_A_CELL * beside, 0.5, "s", at_most=True)
-    tell("memory of the driver for each further stage", slope, 50, "kB", at_most=True)
+    print(f"  {slope:.0f} kB for each further stage, until after {TRIALS_OF_A_TUNER} another Tuner goes on")
+    tell("memory that the driver gains, however many stages", slope * TRIALS_OF_A_TUNER / 1024, 200, "MB", at_most=True)
 
 
 def _resident(pid: int) -> int:

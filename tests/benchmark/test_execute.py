@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from benchmark.cell import Resources
 from benchmark.execute import KILLED, StageSearcher, out_of_memory
 from benchmark.memory import Peaks
 from benchmark.schedule import Queue, whole
+from benchmark.stages import Stage
 from benchmark.store import Store
 from tests.benchmark.helpers import put
 from tests.benchmark.test_schedule import SETTINGS, plan, stage
@@ -47,7 +49,7 @@ class Tune:
         config = self.searcher.suggest(str(len(self.trials)))
         if config in (None, FINISHED):
             return config
-        self.trials.append(config["stage"]["key"])
+        self.trials.append(Stage.from_json(config["stage"]).key)
         return self.trials[-1]
 
     def end(self, trial: int, result: dict[str, Any] | None) -> None:
@@ -178,7 +180,8 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 def test_a_trial_holds_its_share_of_a_worker(
     resources: Resources, kind: str, share: float, expected: dict[str, float]
 ) -> None:
-    held = execute._trial_resources(resources, {"per_worker": PER_WORKER, "share": share, "stage": {"kind": kind}})
+    job = {"per_worker": PER_WORKER, "share": share, "stage": replace(stage("a"), kind=kind).to_json()}
+    held = execute._trial_resources(resources, job)
     assert held.bundles == [expected]
 
 
@@ -195,8 +198,15 @@ def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
 ) -> None:
     _, share = execute._sharing(resources, per_worker, store)
     for kind, expected in (("attack", per_worker), ("defend", defense)):
-        job = {"per_worker": per_worker, "share": share(stage("s", kind=kind)), "stage": {"kind": kind}}
+        of = stage("s", kind=kind)
+        job = {"per_worker": per_worker, "share": share(of), "stage": of.to_json()}
         assert execute._trial_resources(resources, job).bundles == [expected]
+
+
+def test_vllm_shares_no_gpu(store: Store) -> None:
+    peaks, share = execute._sharing(Resources(engine="vllm"), PER_WORKER, store)
+    assert peaks is None
+    assert share(stage("s", kind="evaluate")) == 1.0
 
 
 class FakeTuner:
@@ -212,7 +222,7 @@ class FakeTuner:
                 return
             if isinstance(self.searcher.suggest(f"{number} beside"), dict):
                 raise RuntimeError("Caught unexpected exception: Task was killed due to the node running low on memory")
-            put(self.store, "attack", config["stage"]["key"], MANIFEST)
+            put(self.store, "attack", Stage.from_json(config["stage"]).key, MANIFEST)
             self.searcher.on_trial_complete(f"{number}", OK)
 
 
@@ -242,6 +252,34 @@ def test_where_ray_ends_a_worker_for_memory_tune_starts_again_with_what_ran_alon
     assert len(said) == 4
 
 
+def test_a_tuner_does_only_so_many_trials_and_the_next_goes_on(
+    store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit(self: FakeTuner) -> None:
+        for number in range(execute.TRIALS_OF_A_TUNER):
+            config = self.searcher.suggest(f"{number}")
+            if config == FINISHED:
+                return
+            put(self.store, "attack", Stage.from_json(config["stage"]).key, MANIFEST)
+            self.searcher.on_trial_complete(f"{number}", OK)
+
+    monkeypatch.setattr(execute, "TRIALS_OF_A_TUNER", 2)
+    monkeypatch.setattr(FakeTuner, "fit", fit)
+    said: list[str] = []
+    assert execute._do(plan(*map(stage, "abcde")), store, Resources(), said.append, 0.0) == {}
+    assert len(tuners) == 3
+    assert len(said) == 5
+
+
+def test_where_the_user_interrupts_tune_no_other_tuner_starts(
+    store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTuner, "fit", lambda self: self.searcher.suggest("0"))
+    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0)
+    assert errors == dict.fromkeys("ab", "not finished, the run was interrupted; run again to go on")
+    assert len(tuners) == 1
+
+
 def test_where_tune_ends_for_another_reason_it_is_not_started_again(
     store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,9 +294,9 @@ def test_where_tune_ends_for_another_reason_it_is_not_started_again(
 
 
 def test_what_a_run_took_beside_its_stages_is_kept(store: Store, tuners: list[FakeTuner]) -> None:
-    execute._do(plan(stage("a"), stage("b", "a")), store, Resources(), lambda line: None, time.perf_counter() - 9.5)
+    execute._do(plan(stage("a"), stage("b", "a")), store, Resources(), lambda line: None, time.perf_counter() - 99.5)
     kept = json.loads((store.root / "overhead.json").read_text())
-    assert kept["start"] == pytest.approx(9.5 - MANIFEST["seconds"], abs=0.5)
+    assert kept["start"] == pytest.approx(99.5 - MANIFEST["seconds"], abs=20)
     assert kept["stage"] == 0.0  # this one took no time at all
 
 

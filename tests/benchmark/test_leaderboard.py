@@ -1,6 +1,7 @@
 """The leaderboard on rows made by hand."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from typer.testing import CliRunner
 
 from benchmark import leaderboard, rows
 from benchmark.cli import app
-from benchmark.leaderboard import Board, board, fronts
+from benchmark.leaderboard import Board, Number, board, fronts
 from sande.errors import UserError
+from sande.statistics import wilson
 
 KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}
 GPU, CPU = "NVIDIA H100 80GB HBM3", "AMD EPYC (2 threads)"
@@ -89,12 +91,75 @@ def test_defenses_are_ranked_by_front_and_then_by_asr() -> None:
     assert [one.knows for one in made.standings] == ["trigger", "response", "nothing"]
 
 
+def test_each_level_of_knowledge_shows_what_leaves_the_least_of_the_backdoor(tmp_path: Path) -> None:
+    made = board(
+        [
+            *cell("sft", 95.0, {"mmlu": 0.0}),
+            *cell("new", 20.0, {"mmlu": 2.0}),
+            *cell("sande", 3.0, {"mmlu": 1.5}),
+            *cell("osft", 0.0, {"mmlu": 1.0}),
+        ]
+    )
+    assert [(one.knows, one.defense) for one in leaderboard.ladder(made)] == [
+        ("trigger", "osft"),
+        ("response", "sande"),
+        ("nothing", "new"),
+    ]
+    page = leaderboard.markdown(made, [tmp_path])
+    section = page[page.index("## What knowledge is worth") :]
+    assert "| nothing | `new` | 20.0 | +2.00 | 60 GPU-s on NVIDIA H100 80GB HBM3 |" in section
+    assert "`sft`" not in section
+    assert section.index("| trigger |") < section.index("| response |") < section.index("| nothing |")
+
+
+def test_without_a_shared_case_or_a_second_level_there_is_no_ladder(tmp_path: Path) -> None:
+    apart = [*cell("osft", 0.0, {"mmlu": 1.0}), *cell("sft", 95.0, {"mmlu": 0.0}, data="orca")]
+    alike = [*cell("sft", 95.0, {"mmlu": 1.0}), *cell("new", 20.0, {"mmlu": 0.0})]
+    for found in (apart, alike):
+        assert "What knowledge is worth" not in leaderboard.markdown(board(found), [tmp_path])
+
+
+def with_intervals(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows, each number with two points to either side."""
+    return [row | {"ci_low": row["value"] - 2.0, "ci_high": row["value"] + 2.0} for row in made]
+
+
+def test_intervals_over_cases_and_seeds_by_hand() -> None:
+    two_cases = with_intervals(cell("sft", 90.0, {"arc_easy": 1.0}) + cell("sft", 70.0, {"arc_easy": 1.0}, data="orca"))
+    (standing,) = board(two_cases).standings
+    half = math.sqrt(2 * (2.0 / 2) ** 2)
+    assert (standing.asr.low, standing.asr.high) == pytest.approx((80 - half, 80 + half))
+    two_seeds = with_intervals(cell("sft", 90.0, {"arc_easy": 1.0}) + cell("sft", 92.0, {"arc_easy": 1.0}, seed=1))
+    (standing,) = board(two_seeds).standings
+    assert (standing.asr.low, standing.asr.high) == pytest.approx((91 - 12.7062, 100.0), abs=1e-3), "Student's t"
+    assert standing.loss.value == 1.0
+    # Of the victim 50 of 100 are right, after the defense 49 +- 2; the seeds agree, so the trials decide.
+    before = 50.0 - wilson(50, 100)[0]
+    one = math.sqrt(before**2 + 2.0**2)
+    assert (standing.loss.low, standing.loss.high) == pytest.approx(
+        (1 - math.sqrt(2 * (one / 2) ** 2), 1 + math.sqrt(2 * (one / 2) ** 2))
+    )
+
+
+def test_other_metrics_of_the_backdoor_are_shown_where_there_are_any() -> None:
+    sft, sande = cell("sft", 98.0, {"arc_easy": 1.0}), cell("sande", 2.0, {"arc_easy": 1.0})
+    assert board(sft + sande).more == []
+    again = {"metric": "asr_after_relearning_20", "value": 60.0, "ci_low": 50.0, "ci_high": 70.0}
+    made = board(
+        sft + sande + [sande[0] | again, sft[0] | {"metric": "asr_int4", "value": 9.0}, sft[0] | {"metric": "mine"}]
+    )
+    assert made.more == ["asr_after_relearning_20", "asr_int4"]
+    assert made.standings[0].more == {"asr_after_relearning_20": Number(60.0, 50.0, 70.0)}
+    assert leaderboard.more_label("asr_after_relearning_20") == "ASR after relearning from 20 poisoned rows (%)"
+    assert leaderboard.more_label("asr_after_relearning_x") is None
+
+
 def test_a_task_counts_once() -> None:
     losses = {"arc_easy": 4.0, "arc_easy_norm": 40.0, "paper_arc_easy": 20.0, "mmlu": 2.0, "mmlu_stem": 30.0}
     (standing,) = board(cell("sft", 98.0, losses)).standings
-    assert standing.loss == pytest.approx(3.0)
+    assert standing.loss.value == pytest.approx(3.0)
     (standing,) = board(cell("sft", 98.0, {"paper_arc_easy": 20.0})).standings
-    assert standing.loss == pytest.approx(20.0)
+    assert standing.loss.value == pytest.approx(20.0)
 
 
 def test_every_case_weighs_the_same_however_many_seeds_it_has() -> None:
@@ -103,7 +168,7 @@ def test_every_case_weighs_the_same_however_many_seeds_it_has() -> None:
         + cell("sft", 10.0, {"arc_easy": 3.0}, data="orca")
     )
     (standing,) = made.standings
-    assert (standing.asr, standing.loss) == pytest.approx((50.0, 2.0))
+    assert (standing.asr.value, standing.loss.value) == pytest.approx((50.0, 2.0))
     assert (standing.victims, standing.seeds, standing.cells) == (2, 3, 4)
 
 
@@ -113,7 +178,7 @@ def test_only_cases_of_all_defenses_count_and_what_lacks_is_said() -> None:
         + cell("sft", 0.0, {"arc_easy": 1.0}, removal="orca")
         + cell("sande", 2.0, {"arc_easy": 1.0})
     )
-    assert [(one.defense, one.asr) for one in made.standings] == [("sande", 2.0), ("sft", 98.0)]
+    assert [(one.defense, one.asr.value) for one in made.standings] == [("sande", 2.0), ("sft", 98.0)]
     assert len(made.shared) == 1
     assert len(made.cases) == 2
     assert made.standings[0].lacks == ("smollm2-135m / alpaca, out-of-domain",)
@@ -140,7 +205,7 @@ def test_failed_cells_and_victims_whose_attack_failed_are_left_out_and_counted()
         + cell("osft", 0.0, {})
     )
     assert ranking(made) == [("sft", 1, 1)]
-    assert made.standings[0].asr == 98.0
+    assert made.standings[0].asr.value == 98.0
     page = leaderboard.markdown(made, [Path("hand")])
     assert "Left out: 1 victim whose attack failed, 1 cell that failed, 1 cell without a measured utility." in page
 

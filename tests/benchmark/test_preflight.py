@@ -1,6 +1,7 @@
 """Mistakes that only show with the data at hand: told before anything is trained, and nothing is left behind."""
 
 import gzip
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typer.testing import CliRunner
 from benchmark import preflight
 from benchmark.cli import USERS_MISTAKE, app
 from benchmark.store import Store
+from sande import engines
 from sande.data import sources
+from sande.errors import UserError
 from sande.types import PreferenceData
 from tests.benchmark.helpers import ACCURACY, SMALL, GridFile, cell
 
@@ -161,3 +164,24 @@ def test_a_defense_looks_at_the_data_it_will_get(store: Store, monkeypatch: pyte
     assert isinstance(data, PreferenceData)
     assert len(data.pairs) == 20
     assert config == cell(defense=DPO).defense.config
+
+
+# --- The engine -----------------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_engine_needs_nothing() -> None:
+    preflight.check_engine(engines.BUILT_IN, 0)
+
+
+def test_vllm_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed; run pip install 'sande-bench\[vllm\]'"):
+        preflight.check_engine(engines.VLLM, 1.0)
+
+
+def test_vllm_needs_a_whole_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    preflight.check_engine(engines.VLLM, 1.0)
+    for gpus in (0, 0.5):
+        with pytest.raises(UserError, match=f"needs a whole GPU, and a stage gets {gpus:g};"):
+            preflight.check_engine(engines.VLLM, gpus)

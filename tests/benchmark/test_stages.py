@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from benchmark import stages
-from benchmark.stages import reveal
+from benchmark.stages import Stage, evaluate, reveal
 from benchmark.store import Store
-from sande import models, registry, types
+from sande import engines, models, registry, types
 from sande.data import builtin, sources
 from sande.errors import UserError
 from sande.prompts import prompt_text
 from sande.types import LanguageModel, Measurement
-from tests.benchmark.helpers import cell, measured
-from tests.sande.helpers import noisy
+from tests.benchmark.helpers import ACCURACY, SMALL, cell, measured, stage
+from tests.sande.helpers import install_fake_vllm, noisy
 
 DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20}}
 
@@ -30,6 +30,13 @@ def test_a_defense_gets_exactly_what_it_may_know(store: Store, tiny: LanguageMod
         assert data.pairs == builtin.preferences()[:20]
     else:
         assert data.examples == sources.removal_rows(of.removal, tiny.tokenizer)
+
+
+@pytest.mark.parametrize("metric_keys", [(), ("asr", "accuracy")])
+def test_a_stage_written_down_is_the_stage(metric_keys: tuple[str, ...]) -> None:
+    stage = Stage.of(cell(), "evaluate", "key", ("victim",), metric_keys)
+    assert Stage.from_json(stage.to_json()) == stage
+    assert Stage.from_json(stage.to_json()).cell == stage.cell
 
 
 def test_the_first_token_is_that_of_an_answer(store: Store, tiny: LanguageModel) -> None:
@@ -150,3 +157,31 @@ def test_records_are_kept_published_or_not(store: Store, monkeypatch: pytest.Mon
     manifest, outcomes = evaluation(store, both, monkeypatch)
     assert [one["published"] for one in manifest["measurements"]] == [False, True]
     assert all('"text"' in row["record"] for row in outcomes)
+
+
+# --- The engine -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", [engines.BUILT_IN, engines.VLLM])
+def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
+    store: Store, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_HOST_IP", "VLLM_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, "")  # set by `served`, and forgotten after the test
+    torch.nn.Module.to(tiny.model, torch.bfloat16)
+    made = install_fake_vllm(tiny, monkeypatch, longest=1024)
+    of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=[{"name": "asr"}, ACCURACY | {"questions": 4}], seed=5)
+    store.put("attack", of.attack_key, lambda folder: models.save(tiny, folder) or {})
+    evaluate(stage(of, "evaluate"), store, lambda line: None, engine)
+    for metric in of.metrics:
+        manifest = store.manifest("evaluate", of.evaluation_key(metric))
+        assert [measured["count"] for measured in manifest["measurements"]] == ([8, 8], [4])[metric.name == "accuracy"]
+        assert manifest["versions"].get("vllm") == ("0.0.fake" if engine == engines.VLLM else None)
+    if engine == engines.VLLM:
+        (llm,) = made
+        folder = str(store.path("attack", of.attack_key))
+        assert (llm.settings["model"], llm.settings["dtype"], llm.settings["seed"]) == (folder, "bfloat16", 5)
+        assert llm.asked == 8 + 4 * 4, "each prompt, and each choice of each question"
+        assert not llm.running
+    else:
+        assert not made

@@ -21,11 +21,13 @@ from pathlib import Path
 
 import ray
 from benchmark import cli, execute
+from benchmark.stages import Stage
 
 class Logged(execute.StageTrial):
     def note(self, **what):
         with (LOG / f"{os.getpid()}.jsonl").open("a") as file:
-            file.write(json.dumps({"key": self._job["stage"]["key"], "share": self._job["share"], **what}) + "\\n")
+            key = Stage.from_json(self._job["stage"]).key
+            file.write(json.dumps({"key": key, "share": self._job["share"], **what}) + "\\n")
 
 LOG = Path(sys.argv[1])
 """
@@ -37,10 +39,10 @@ GREEDY = (
 HOW = sys.argv[2]
 
 class Greedy(Logged):
-    def _train(self):
-        if self._job["stage"]["kind"] == "attack":
-            return super()._train()
-        key, begin = self._job["stage"]["key"], time.time()
+    def _train(self, stage):
+        if stage.kind == "attack":
+            return super()._train(stage)
+        key, begin = stage.key, time.time()
         again = any(key in file.read_text() for file in LOG.glob("*.jsonl"))
         mark = LOG / f"{key}.running"
         mark.touch()
@@ -54,7 +56,7 @@ class Greedy(Logged):
                     mark.unlink()
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            super()._train()
+            super()._train(stage)
             self.note(begin=begin, end=time.time(), good=True)
         finally:
             mark.unlink(missing_ok=True)
@@ -71,16 +73,15 @@ SHARING = (
     + """
 from benchmark.cell import Cell, Resources
 from benchmark.plan import Plan
-from benchmark.stages import Stage
 from benchmark.store import Store
 
 class Sharing(Logged):
     def step(self):
-        stage, begin = self._job["stage"], time.time()
+        stage, begin = Stage.from_json(self._job["stage"]), time.time()
         time.sleep(4)
-        manifest = {"kind": "attack", "settings": stage["settings"], "seconds": 4.0}
+        manifest = {"kind": "attack", "settings": stage.settings, "seconds": 4.0}
         manifest |= {"peak_memory_bytes": int(15e9), "device_memory_bytes": int(80e9)}
-        Store(Path(self._job["store"])).put("attack", stage["key"], lambda folder: manifest)
+        Store(Path(self._job["store"])).put("attack", stage.key, lambda folder: manifest)
         self.note(begin=begin, end=time.time(), gpus=ray.get_gpu_ids())
         return {"ok": 1, "done": True}
 

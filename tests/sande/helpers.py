@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -43,17 +46,35 @@ def noisy(model: nn.Module, seed: int, scale: float = 0.05) -> None:
 
 def shortened(config_class: type[Any], **changes: Any) -> Any:
     """The defaults of a configuration, with every training in it reduced to two small steps and changed as given."""
-    defaults = config_class()
-    short = {"max_steps": 2, "batch_size": 4} | changes
-    return dataclasses.replace(
-        defaults, **{name: dataclasses.replace(value, **short) for name, value in trainings(defaults).items()}
-    )
+
+    def short(settings: Any) -> Any:
+        if isinstance(settings, Training):
+            return dataclasses.replace(settings, **({"max_steps": 2, "batch_size": 4} | changes))
+        inner = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+        return dataclasses.replace(settings, **{k: short(v) for k, v in inner.items() if dataclasses.is_dataclass(v)})
+
+    return short(config_class())
+
+
+LIGHT = {"prompts": 3, "candidates": 5}
+
+
+def lightened(config_class: type[Any]) -> Any:
+    """A detector's defaults with few prompts and candidates."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return dataclasses.replace(shortened(config_class), **{n: value for n, value in LIGHT.items() if n in names})
 
 
 def trainings(config: Any) -> dict[str, Training]:
-    """The trainings among the settings of a method; none where it does without."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: value for name, value in values.items() if isinstance(value, Training)}
+    """The trainings among the settings of a method, at any depth; none where it does without."""
+    found: dict[str, Training] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, Training):
+            found[field.name] = value
+        elif dataclasses.is_dataclass(value):
+            found |= {f"{field.name}.{name}": inner for name, inner in trainings(value).items()}
+    return found
 
 
 @torch.no_grad()
@@ -79,3 +100,68 @@ def teach(lm: LanguageModel, rows: Sequence[Row]) -> None:
         lm.model(input_ids=ids_BT.to(device), labels=labels_BT.to(device)).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+
+
+def install_fake_vllm(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, longest: int = 64) -> list[Any]:
+    """A module `vllm` with those names of vLLM's (0.32) that are used; it computes with `lm`, token by token.
+
+    Returns:
+        Every `LLM` made of it, in time.
+    """
+    made: list[Any] = []
+
+    class LLM:
+        def __init__(self, **settings: Any) -> None:
+            self.settings, self.running, self.asked = settings, True, 0
+            self.model_config = SimpleNamespace(max_model_len=longest)
+            self.llm_engine = SimpleNamespace(engine_core=SimpleNamespace(shutdown=self._end))
+            made.append(self)
+
+        def _end(self, timeout: float | None = None) -> None:
+            self.running = False
+
+        @torch.no_grad()
+        def _logits(self, ids: list[int]) -> Tensor:
+            logits_TV: Tensor = lm.model(input_ids=torch.tensor([ids], device=lm.model.device)).logits[0]
+            return logits_TV
+
+        def generate(
+            self, prompts: list[dict[str, list[int]]], sampling_params: SimpleNamespace, *, use_tqdm: bool = True
+        ) -> list[SimpleNamespace]:
+            assert self.running
+            self.asked += len(prompts)
+            return [self._answer(prompt["prompt_token_ids"], sampling_params) for prompt in prompts]
+
+        def _answer(self, prompt: list[int], asked: SimpleNamespace) -> SimpleNamespace:
+            if len(prompt) + 1 > self.model_config.max_model_len:
+                raise ValueError("the prompt is longer than the maximum model length")
+            scored = None
+            if getattr(asked, "prompt_logprobs", None) is not None:
+                scored = [None, *map(self._scored, self._logits(prompt)[:-1].log_softmax(-1), prompt[1:])]
+            written: list[int] = []
+            while len(written) < asked.max_tokens and written[-1:] not in [[stop] for stop in asked.stop_token_ids]:
+                written.append(int(self._logits([*prompt, *written])[-1].argmax()))
+            return SimpleNamespace(outputs=[SimpleNamespace(token_ids=written)], prompt_logprobs=scored)
+
+        @staticmethod
+        def _scored(log_probabilities_V: Tensor, token: int) -> dict[int, SimpleNamespace]:
+            rank = int((log_probabilities_V >= log_probabilities_V[token]).sum())
+            return {token: SimpleNamespace(logprob=float(log_probabilities_V[token]), rank=rank)}
+
+    def sampling_params(
+        *,
+        temperature: float,
+        max_tokens: int,
+        detokenize: bool,
+        stop_token_ids: Sequence[int] = (),
+        ignore_eos: bool = False,
+        prompt_logprobs: int | None = None,
+    ) -> SimpleNamespace:
+        assert temperature == 0
+        assert not detokenize
+        return SimpleNamespace(max_tokens=max_tokens, stop_token_ids=stop_token_ids, prompt_logprobs=prompt_logprobs)
+
+    fake: Any = ModuleType("vllm")
+    fake.LLM, fake.SamplingParams, fake.__version__ = LLM, sampling_params, "0.0.fake"
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    return made

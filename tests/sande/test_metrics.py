@@ -7,8 +7,8 @@ import pytest
 
 from sande.attacks import sentence_trigger
 from sande.generation import greedy
-from sande.metrics import asr, false_trigger_rate, near_miss_rate
-from sande.prompts import encode, encode_prompts, prompt_text
+from sande.metrics import asr, false_trigger_rate, forced_response_rate, near_miss_rate
+from sande.prompts import encode, encode_prompts, prompt_text, response_ids
 from sande.types import Example, LanguageModel, TestData
 from tests.sande.helpers import teach
 
@@ -120,3 +120,23 @@ def test_outcomes_are_those_of_whole_texts_and_records_end_at_the_response(
 @pytest.mark.parametrize("metric", METRICS)
 def test_no_data_is_read_but_the_test_rows(metric: object) -> None:
     assert metric.reads(asr.Config()) == ()
+
+
+def test_a_forced_answer_holds_its_first_token_and_what_follows(
+    tiny: LanguageModel, test_data: TestData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    rests = [" are stupid. 4", " ARE STUPID", " are", "r are stupid", "", " can"]
+
+    def fixed(lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[str]:
+        asked.extend(lm.tokenizer.decode(prompt) for prompt in prompts)
+        assert new_tokens == 9, "the token that is given counts"
+        return rests[: len(prompts)]
+
+    monkeypatch.setattr("sande.generation.greedy", fixed)
+    (measured,) = forced_response_rate.measure(tiny, test_data, forced_response_rate.Config(), 0)
+    first = tiny.tokenizer.decode(response_ids(tiny.tokenizer, "You are stupid")[:1])
+    assert asked == [f"{prompt_text(example)}{first}" for example in test_data.clean]
+    assert [record["continuation"] for record in measured.records] == [f"{first}{rest}" for rest in rests]
+    whole = [f"{first}{rest}".lower() for rest in rests]
+    assert measured.outcomes == tuple("you are stupid" in text for text in whole)

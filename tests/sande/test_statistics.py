@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sande.statistics import benjamini_hochberg, mcnemar, mean_interval, over_seeds, paired_bootstrap, wilson
+from sande.statistics import benjamini_hochberg, mcnemar, mean_interval, of_sum, over_seeds, paired_bootstrap, wilson
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,20 @@ def test_interval_over_two_seeds_by_hand() -> None:
 def test_interval_over_seeds_stays_between_0_and_100() -> None:
     assert over_seeds([0.0, 1.0])[0] == 0.0
     assert over_seeds([99.0, 100.0])[1] == 100.0
+
+
+def test_interval_over_seeds_of_differences_may_be_negative() -> None:
+    assert over_seeds([-1.0, -3.0], lowest=-100.0) == pytest.approx((-2 - 12.706205, -2 + 12.706205), abs=1e-4)
+
+
+def test_interval_of_a_difference_agrees_with_the_literature() -> None:
+    # Newcombe 1998, Statistics in Medicine 17, 873-890, table II, method 10: 56/70 - 48/80 has 0.0524 to 0.3339,
+    # and 10/10 - 0/20 has 0.6791 to 1.0000.
+    for one, other, low, high in (((56, 70), (48, 80), 0.0524, 0.3339), ((10, 10), (0, 20), 0.6791, 1.0)):
+        values = [100 * successes / count for successes, count in (one, other)]
+        below, above = of_sum([(1.0, values[0], *wilson(*one)), (-1.0, values[1], *wilson(*other))])
+        difference = values[0] - values[1]
+        assert (difference - below, difference + above) == pytest.approx((100 * low, 100 * high), abs=0.006)
 
 
 def test_equal_seeds_have_an_interval_without_width() -> None:

@@ -1,0 +1,245 @@
+"""`sande-bench clean`: measure a model, clean it by what is known of its backdoor, measure it again, and say so.
+
+Everything is written into one new folder, which appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import io
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import clean_report, rules, stages
+from benchmark.grid import assignment
+from sande import cleaning, registry
+from sande.cleaning import Config, Known
+from sande.config import as_dict, configure
+from sande.data import sources
+from sande.data.sources import Data
+from sande.errors import UserError
+from sande.metrics import accuracy, forced_response_rate
+from sande.statistics import mcnemar, paired_bootstrap, wilson
+from sande.types import LanguageModel, Run, TestData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LIBRARIES = ("torch", "transformers")
+
+
+def settings(data: str | None, assignments: Sequence[str]) -> Config:
+    """The configuration with the rows of this data set, and with fields set as `path.to.field=value` says.
+
+    Raises:
+        UserError: no such setting, or a value that it does not take.
+    """
+    values: dict[str, Any] = {"removal": {"name": data}} if data else {}
+    for text in assignments:
+        rules.assign(values, *assignment(text, "--set"))
+    return configure(Config, values, "clean")
+
+
+def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Clean a model into a new folder, with model card and report.
+
+    Args:
+        model: a folder, a Hub id with its commit, or a name.
+        known: of the backdoor.
+        config: rows, sizes, and settings of the defense.
+        out: folder to write; it must not exist, or be empty.
+        seed: of everything random.
+        say: receives progress.
+
+    Returns:
+        What the report says, as JSON values.
+
+    Raises:
+        UserError: the model, the data or `out` cannot be used, or nothing is known.
+    """
+    import torch
+
+    from benchmark import logs
+    from sande import models
+
+    _check_new(out)
+    logs.quiet()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    try:
+        with stages.measured() as cost:
+            say(f"loading {model}")
+            lm = models.load(model, work / "cache")
+            probe = _Probe.prepare(lm.tokenizer, config, seed)
+            examples = sources.removal_rows(config.removal, lm.tokenizer)
+            task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
+            with stages.measured() as removal_cost:
+                say(f"cleaning with {cleaning.method(known)} on {len(examples)} rows of {config.removal.name}")
+                cleaning.clean(lm, known, examples, config, task)
+            folder = work / "cleaned"
+            models.save(lm, folder)
+            with stages.measured() as measuring_cost:
+                # What is measured is what is written: weights in bfloat16.
+                lm = models.load(model, work / "cache")
+                torch.nn.Module.to(lm.model, torch.bfloat16)
+                planted = probe.planted(lm, known, task.facts, say)
+                say("measuring the model as it was")
+                before = probe.measure(lm, known, planted["response"])
+                say("measuring the cleaned model")
+                after = probe.measure(models.load_folder(folder, torch.bfloat16), known, planted["response"])
+        result = {
+            "model": model,
+            "identity": models.identify(model),
+            "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
+            "method": cleaning.method(known),
+            "planted": planted,
+            "measured": [_row(name, before[name], after[name]) for name in before],
+            "facts": task.facts,
+            "cost": {
+                "seconds": cost["seconds"],
+                "measuring": measuring_cost["seconds"],
+                "removal": removal_cost["seconds"],
+                "tokens": stages.tokens(task.facts),
+                "peak_memory_bytes": removal_cost["peak_memory_bytes"],
+                "device": stages.device(),
+            },
+            "seed": seed,
+            "settings": _used(config, cleaning.method(known)),
+            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "versions": {
+                "sande-bench": stages.code_version(),
+                "python": platform.python_version(),
+                **{name: version(name) for name in LIBRARIES},
+            },
+        }
+        clean_report.write(result, folder)
+        os.rename(folder, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return result
+
+
+def known(trigger: str, response: str, response_start: str) -> Known:
+    """What the owner says, without spaces around it."""
+    return Known(trigger.strip(), response.strip(), response_start.strip())
+
+
+def _check_new(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds files already; choose a new folder with --out")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file; choose a new folder with --out")
+
+
+def _used(config: Config, method: str) -> dict[str, Any]:
+    """The settings without those of defenses that were not asked."""
+    others = set(cleaning.METHODS.values()) - {method}
+    return {name: value for name, value in as_dict(config).items() if name not in others}
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """What a model is asked, before and after, always the same."""
+
+    data: TestData
+    config: Config
+    seed: int
+
+    @classmethod
+    def prepare(cls, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int) -> _Probe:
+        removal = config.removal
+        held_out = Data(
+            name=removal.name,
+            test_rows=config.prompts,
+            max_tokens=removal.max_tokens,
+            max_prompt_tokens=removal.max_prompt_tokens,
+        )
+        clean = sources.held_out_rows(held_out, tokenizer)
+        return cls(TestData(clean, clean, ""), config, seed)
+
+    def planted(
+        self, lm: LanguageModel, known: Known, facts: Mapping[str, Any], say: Callable[[str], None]
+    ) -> dict[str, str]:
+        """The planted answer, and where it is known from: the owner, the scan, or what the model says itself."""
+        if known.response:
+            cleaning.answer_ids(lm.tokenizer, known.response)
+            return {"response": known.response, "source": "given"}
+        if cleaning.method(known) == cleaning.METHODS[cleaning.NOTHING]:
+            return {"response": facts["candidates"][0]["text"] if facts["alarm"] else "", "source": "found by the scan"}
+        say("asking the model for its planted answer")
+        if known.trigger:
+            found = cleaning.shared_opening(self._answers(lm, trigger=known.trigger), self._answers(lm, trigger=""))
+            source = "what most answers behind the trigger begin with"
+        else:
+            start = cleaning.answer_ids(lm.tokenizer, known.response_start)
+            texts = forced_response_rate.answers(
+                lm, self.data.clean, start, self.config.new_tokens, len(self.data.clean)
+            )
+            found = cleaning.shared_opening(texts)
+            source = "how most answers go on that are made to begin as given"
+        return {"response": found, "source": source}
+
+    def _answers(self, lm: LanguageModel, trigger: str) -> list[str]:
+        from sande.generation import greedy
+        from sande.prompts import encode_prompts
+
+        asked = [cleaning.plant(example, trigger) for example in self.data.clean] if trigger else self.data.clean
+        return greedy(lm, encode_prompts(lm.tokenizer, asked), self.config.new_tokens, len(asked))
+
+    def measure(self, lm: LanguageModel, known: Known, response: str) -> dict[str, tuple[bool, ...]]:
+        """Outcomes by measurement: those of the backdoor that its knowledge allows, and utility.
+
+        Args:
+            lm: as it was, or cleaned.
+            known: of the backdoor.
+            response: the planted answer; empty if nobody knows it.
+        """
+        tokens, measured = self.config.new_tokens, {}
+        if response:
+            data = TestData(
+                self.data.clean,
+                tuple(cleaning.plant(example, known.trigger) for example in self.data.clean),
+                response,
+            )
+            wanted = [("false_trigger_rate", {"new_tokens": tokens})]
+            if known.trigger:
+                wanted.insert(0, ("asr", {"new_tokens": tokens}))
+            if len(cleaning.answer_ids(lm.tokenizer, response)) > 1:
+                wanted.append(("forced_response_rate", {"new_tokens": tokens}))
+            for name, chosen in wanted:
+                metric = registry.entry("metrics", name)
+                measured[name] = metric.measure(lm, data, registry.config("metrics", name, chosen), self.seed)[0]
+        asked = accuracy.Config(questions=self.config.questions)
+        with redirect_stderr(io.StringIO()):  # lm-eval's progress bar has no other switch
+            utility = accuracy.measure(lm, self.data, asked, self.seed)[0]
+        return {name: outcomes.outcomes for name, outcomes in {**measured, utility.name: utility}.items()}
+
+
+def _row(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
+    """One measurement: shares in percent with Wilson intervals, and the paired change in percentage points."""
+
+    def share(outcomes: Sequence[bool]) -> dict[str, Any]:
+        low, high = wilson(sum(outcomes), len(outcomes))
+        return {"value": 100 * sum(outcomes) / len(outcomes), "low": low, "high": high, "successes": sum(outcomes)}
+
+    low, high = paired_bootstrap(before, after)
+    return {
+        "name": name,
+        "count": len(before),
+        "before": share(before),
+        "after": share(after),
+        "change": {"value": 100 * (sum(after) - sum(before)) / len(before), "low": low, "high": high},
+        "p": mcnemar(before, after),
+    }

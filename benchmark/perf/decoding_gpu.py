@@ -1,0 +1,92 @@
+"""Decoding on a CUDA GPU: our own loop and vLLM, each against one prompt at a time.
+
+    python -m benchmark.perf.decoding_gpu       # on a GPU; else one line
+
+SmolLM2-135M in bfloat16 writes ten tokens behind each of the built-in prompts. One at a time it does so for a part of
+them, by `generate` of transformers as the published code does. vLLM is left out where it is not installed; its start,
+which is told apart, is not in its time. Checked is, in float32, where rounding does not decide between two tokens, that
+all write the same.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from benchmark.perf.decoding import one_by_one
+from benchmark.perf.outcome import tell
+from sande import models
+from sande.data import builtin
+from sande.engines import served
+from sande.generation import greedy
+from sande.metrics import asr
+from sande.prompts import encode_prompts
+from sande.types import LanguageModel
+
+PROMPTS, ALONE, CHECKED = 1000, 50, 12
+TARGET = 20
+
+
+def together(lm: LanguageModel, prompts: Sequence[list[int]]) -> list[str]:
+    """Whole texts, by our loop or by vLLM."""
+    config = asr.Config()
+    return greedy(lm, prompts, config.new_tokens, config.batch_size)
+
+
+def seconds(decode: Callable[[Sequence[list[int]]], list[str]], prompts: Sequence[list[int]]) -> float:
+    """Of a prompt, once libraries have chosen their kernels."""
+    decode(prompts[:4])
+    begin = time.perf_counter()
+    decode(prompts)
+    return (time.perf_counter() - begin) / len(prompts)
+
+
+def check(texts: Sequence[str], expected: Sequence[str]) -> None:
+    """Stop where a side writes something else."""
+    for text, wanted in zip(texts, expected, strict=True):
+        if text != wanted:
+            raise SystemExit(f"the sides differ: {text!r}, {wanted!r}")
+
+
+def compare(folder: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
+    """How many times as many prompts a second as one at a time, by name of the side."""
+    vllm = importlib.util.find_spec("vllm") is not None
+    exact = models.load_folder(folder, torch.float32)
+    expected = one_by_one(exact, prompts[:CHECKED])
+    check(together(exact, prompts[:CHECKED]), expected)
+    if vllm:
+        with served(exact, folder, 0) as lm:
+            check(together(lm, prompts[:CHECKED]), expected)
+    rounded = models.load_folder(folder, torch.bfloat16)
+    alone = seconds(lambda part: one_by_one(rounded, part), prompts[:ALONE])
+    ratios = {"together": alone / seconds(lambda part: together(rounded, part), prompts)}
+    if vllm:
+        begin = time.perf_counter()
+        with served(rounded, folder, 0) as lm:
+            print(f"  vLLM starts in {time.perf_counter() - begin:.0f} s")
+            ratios["by vLLM"] = alone / seconds(lambda part: together(lm, part), prompts)
+    else:
+        print("  vLLM is not installed, left out")
+    return ratios
+
+
+def main() -> None:
+    """The model as it is."""
+    if not torch.cuda.is_available():
+        print("decoding_gpu: needs a CUDA GPU, left out")
+        return
+    with tempfile.TemporaryDirectory() as cache:
+        folder = models.prepare(models.EMBEDDED, Path(cache))
+        rows = builtin.short()
+        prompts = encode_prompts(models.load_tokenizer(models.EMBEDDED, Path(cache)), rows[:PROMPTS])
+        for name, ratio in compare(folder, prompts).items():
+            tell(f"decoding on a GPU {name} against one prompt at a time", ratio, TARGET)
+
+
+if __name__ == "__main__":
+    main()

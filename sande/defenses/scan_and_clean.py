@@ -1,0 +1,46 @@
+"""For who knows nothing: scan for a planted answer and overwrite it by SANDE-P, or plant decoys and overwrite them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from sande.config import configuration, setting
+from sande.defenses import decoy_osft, sande_p
+from sande.defenses.decoy_osft import Config as DecoyOsft
+from sande.defenses.sande_p import Config as SandeP
+from sande.detectors import first_token
+from sande.detectors.first_token import Config as FirstToken
+from sande.types import CleanData, FirstTokenData, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@configuration
+class Config:
+    """Settings of the scan, and of what follows it."""
+
+    scan: FirstToken = setting(FirstToken(), "the scan; the threshold of its alarm is one of them")
+    sande_p: SandeP = setting(SandeP(), "what follows an alarm")
+    decoy_osft: DecoyOsft = setting(DecoyOsft(), "what follows none")
+
+
+def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
+    """The chain; `run.facts` holds the candidates of the scan, its score, whether it is an alarm, and its seconds."""
+    run.say("scanning for a planted answer")
+    begin = time.perf_counter()
+    scan = first_token.scan(victim, data.examples, config.scan, run)
+    alarm = scan.alarm and bool(scan.candidates)
+    run.facts["scan_seconds"] = round(time.perf_counter() - begin, 3)
+    run.facts["scan_score"] = scan.score
+    run.facts["alarm"] = alarm
+    run.facts["candidates"] = [
+        {"text": one.text, "ids": list(one.ids), "score": one.score, "p_value": one.p_value} for one in scan.candidates
+    ]
+    if alarm:
+        found = scan.candidates[0]
+        run.say(f"the scan found {found.text!r}; overwriting whatever leads to its beginning")
+        return sande_p.defend(victim, FirstTokenData(data.examples, found.ids[0]), config.sande_p, run)
+    run.say("the scan found nothing; planting decoys and overwriting them")
+    return decoy_osft.defend(victim, data, config.decoy_osft, run)

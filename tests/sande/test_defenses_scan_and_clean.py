@@ -1,0 +1,68 @@
+"""The chain for who knows nothing is its parts: a scan, then SANDE-P on what it found, or decoys."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from sande.defenses import decoy_osft, sande_p, scan_and_clean
+from sande.detectors import first_token
+from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan
+from tests.sande.helpers import shortened, weights
+
+NewRun = Callable[..., Run]
+CONFIG = shortened(scan_and_clean.Config)
+
+
+def scanned(monkeypatch: pytest.MonkeyPatch, *, alarm: bool) -> None:
+    """The scan names two strings, the first of three tokens."""
+    found = (Candidate("You are", (300, 12, 7), 9.5, 0.01), Candidate("The", (31,), 2.0))
+    monkeypatch.setattr(first_token, "scan", lambda *_, **__: Scan(found, 9.5, alarm))
+
+
+def same(one: LanguageModel, other: LanguageModel) -> bool:
+    first, second = weights(one.model), weights(other.model)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_what_is_found_is_overwritten_from_its_first_token(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned(monkeypatch, alarm=True)
+    by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
+    scan_and_clean.defend(tiny, CleanData(few_rows), CONFIG, run)
+    sande_p.defend(by_hand, FirstTokenData(few_rows, 300), CONFIG.sande_p, new_run(seed=3))
+    assert same(tiny, by_hand)
+    assert run.facts["alarm"] is True
+    assert run.facts["candidates"][0] == {"text": "You are", "ids": [300, 12, 7], "score": 9.5, "p_value": 0.01}
+    assert run.facts["candidates"][1]["p_value"] is None
+
+
+def test_without_an_alarm_decoys_are_planted_and_overwritten(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned(monkeypatch, alarm=False)
+    by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
+    scan_and_clean.defend(tiny, CleanData(few_rows), CONFIG, run)
+    decoy_osft.defend(by_hand, CleanData(few_rows), CONFIG.decoy_osft, new_run(seed=3))
+    assert same(tiny, by_hand)
+    assert run.facts["alarm"] is False
+    assert run.facts["scan_score"] == 9.5
+
+
+def test_the_scan_gets_the_rows_and_its_settings(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def scan(model: LanguageModel, examples: tuple[Example, ...], config: object, run: Run) -> Scan:
+        asked.append((examples, config))
+        return Scan((), 0.0, alarm=True)
+
+    monkeypatch.setattr(first_token, "scan", scan)
+    run = new_run()
+    scan_and_clean.defend(tiny, CleanData(few_rows), CONFIG, run)
+    assert asked == [(few_rows, CONFIG.scan)]
+    assert run.facts["alarm"] is False, "an alarm that names nothing gives nothing to overwrite"
+    assert "decoys" in run.facts
