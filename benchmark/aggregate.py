@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BACKDOOR = ("asr", "false_trigger", "near_miss")  # how names of what is left of a backdoor begin
+BACKDOOR = ("asr", "false_trigger", "near_miss", "forced_response")  # how names of what is left of a backdoor begin
 PROBABILITY_METRICS = (
     "first_token_probability_clean",
     "first_token_probability",

@@ -65,7 +65,8 @@ class Defense(Protocol):
 class Metric(Protocol):
     """Measures shares of prompts or questions, or means of a number from 0 to 1 over them.
 
-    A measurement whose name begins with `asr`, `false_trigger` or `near_miss` is of the backdoor, and lower is better.
+    A measurement whose name begins with `asr`, `false_trigger`, `near_miss` or `forced_response` is of the backdoor:
+    lower is better.
     The model serves other metrics too, so what is trained or rounded is a copy (`sande.retraining`).
     """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sande.config import Training
@@ -37,7 +36,8 @@ def copied(model: LanguageModel, dtype: torch.dtype | None = None) -> LanguageMo
     made = copy.deepcopy(model.model)
     if dtype is not None:
         torch.nn.Module.to(made, dtype)
-    return replace(model, model=made)
+    # Not with `replace`: an engine that serves the model would go on with the weights that it has.
+    return LanguageModel(made, model.tokenizer, model.guard)
 
 
 def retrained(

@@ -182,6 +182,7 @@ def test_a_twin_is_no_failed_attack(store: Store) -> None:
     [
         ("asr_after_relearning_20", "backdoor"),
         ("near_miss_rate", "backdoor"),
+        ("forced_response_rate", "backdoor"),
         ("false_trigger_starts_with", "backdoor"),
         ("builtin-choice", "utility"),
         ("arc_easy", "utility"),

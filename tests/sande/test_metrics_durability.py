@@ -19,7 +19,7 @@ from tests.sande.helpers import changed, linear_weights, teach, weights
 
 CONFIG = sentence_trigger.Config()
 ROWS = builtin.short()[:30]
-TAUGHT = Training(learning_rate=1e-2, max_steps=80, batch_size=8, precision="fp32")
+TAUGHT = Training(learning_rate=1e-2, max_steps=50, batch_size=8, precision="fp32")
 
 
 @pytest.fixture
