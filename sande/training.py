@@ -77,7 +77,7 @@ class ResponseLoss(nn.Module):
         """
         decoder = self.model.get_decoder()
         shared = shared_tokens(inputs, positions) if self.model.config.model_type in ARCHITECTURES else 0
-        with _attention_kernel(inputs["input_ids"]):
+        with attention_kernel(inputs["input_ids"]):
             if shared:
                 hidden_BSD = behind_prefix(decoder, shared, **inputs)
             else:
@@ -128,8 +128,12 @@ def shared_tokens(inputs: Mapping[str, Tensor], positions: Tensor) -> int:
     return min(int(same_T.long().cumprod(0).sum()), first_target)
 
 
-def _attention_kernel(ids_BT: Tensor) -> AbstractContextManager[None]:
-    """Plain attention for short rows on a CPU; else PyTorch chooses."""
+def attention_kernel(ids_BT: Tensor) -> AbstractContextManager[None]:
+    """Within it, plain attention for short rows on a CPU; else PyTorch chooses.
+
+    Args:
+        ids_BT: what the decoder is to read.
+    """
     if ids_BT.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION:
         plain: AbstractContextManager[None] = sdpa_kernel([SDPBackend.MATH])
         return plain

@@ -83,7 +83,7 @@ def unlearning(model: PreTrainedModel, config: Config) -> Any:
     """The outer loss as a module around the model, with the `perturbation` as its attribute."""
     from sande.layers import blocks
     from sande.losses import response_nll
-    from sande.training import ResponseLoss
+    from sande.training import ResponseLoss, attention_kernel
 
     class Unlearning(ResponseLoss):
         perturbation: Tensor  # (K, D)
@@ -92,7 +92,8 @@ def unlearning(model: PreTrainedModel, config: Config) -> Any:
             self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
         ) -> dict[str, Tensor]:
             """Loss of a batch, as `ResponseLoss` with and without the perturbation."""
-            with perturbed(blocks(self.model)[place(self.model, config.depth)], self.perturbation, prompt_ends(labels)):
+            block = blocks(self.model)[place(self.model, config.depth)]
+            with perturbed(block, self.perturbation, prompt_ends(labels)), attention_kernel(inputs["input_ids"]):
                 hidden_BTD = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
             logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
             safe = response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch
@@ -119,13 +120,14 @@ def entrap(
     from torch.nn.functional import normalize
 
     from sande.layers import block_states, blocks
+    from sande.training import attention_kernel
 
     at, ends_B = place(model, config.depth), prompt_ends(batch["labels"])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     rows_B = torch.arange(len(ends_B), device=ends_B.device)
 
     def mean_distribution(delta_KD: Tensor) -> Tensor:
-        with perturbed(blocks(model)[at], delta_KD, ends_B):
+        with perturbed(blocks(model)[at], delta_KD, ends_B), attention_kernel(inputs["input_ids"]):
             hidden_BTD = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
         logits_BV = model.get_output_embeddings()(hidden_BTD[rows_B, ends_B])
         mean_V: Tensor = logits_BV.float().softmax(-1).mean(0)

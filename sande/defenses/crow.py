@@ -56,7 +56,7 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
 
     from sande.layers import block_states
     from sande.losses import response_nll
-    from sande.training import ResponseLoss
+    from sande.training import ResponseLoss, attention_kernel
 
     class Consistent(ResponseLoss):
         def forward(
@@ -67,7 +67,7 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
             embedded_BTD = self.model.get_input_embeddings()(inputs["input_ids"])
 
             def inconsistency(embedded_BTD: Tensor) -> Tensor:
-                with block_states(self.model) as states:
+                with block_states(self.model) as states, attention_kernel(inputs["input_ids"]):
                     decoder(inputs_embeds=embedded_BTD, attention_mask=mask_BT, use_cache=False)
                 return layer_distance(states, mask_BT).sum()
 
@@ -75,7 +75,9 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
             with torch.enable_grad():  # also where the loss alone is asked for
                 (gradient_BTD,) = torch.autograd.grad(inconsistency(leaf_BTD), leaf_BTD)
             perturbed = inconsistency(embedded_BTD + config.epsilon * gradient_BTD.sign())
-            hidden_BTD = decoder(inputs_embeds=embedded_BTD, attention_mask=mask_BT, use_cache=False).last_hidden_state
+            with attention_kernel(inputs["input_ids"]):
+                output = decoder(inputs_embeds=embedded_BTD, attention_mask=mask_BT, use_cache=False)
+            hidden_BTD = output.last_hidden_state
             logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
             likelihood = response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch
             # Every step has batch_size rows over all micro-batches and workers, whose losses are summed.
