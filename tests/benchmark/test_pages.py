@@ -365,6 +365,8 @@ def test_a_number_leads_to_the_cells_behind_it_and_they_to_their_outputs(index: 
 
 
 def test_colours_follow_the_system_and_then_the_reader(index: Any) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
     def ground() -> str:
         return index.execute_script("return getComputedStyle(document.body).backgroundColor")
 
@@ -373,7 +375,8 @@ def test_colours_follow_the_system_and_then_the_reader(index: Any) -> None:
     dark = ground()
     assert light != dark
     button = index.find_element("css selector", "#theme")
-    assert button.text == "Light colours"
+    # The page hears of the new system theme a moment after its colours have changed.
+    WebDriverWait(index, 10).until(lambda _: button.text == "Light colours")
     button.click()
     assert (ground(), button.text) == (light, "Dark colours")
     index.refresh()
