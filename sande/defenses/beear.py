@@ -188,5 +188,6 @@ def spread(delta_KD: Tensor, ends_B: Tensor, width: int) -> Tensor:
     import torch
 
     back_BT = ends_B[:, None] - torch.arange(width, device=ends_B.device)
-    acts_BT = (back_BT >= 0) & (back_BT < len(delta_KD))
-    return delta_KD[back_BT.clamp(0, len(delta_KD) - 1)] * acts_BT[..., None]
+    acts_BTK = back_BT[..., None] == torch.arange(len(delta_KD), device=ends_B.device)
+    # A sum, since the gradient of indexing is added up by several threads in any order.
+    return (acts_BTK[..., None] * delta_KD).sum(2)
