@@ -176,19 +176,23 @@ class _Probe:
         if known.response:
             cleaning.answer_ids(lm.tokenizer, known.response)
             return {"response": known.response, "source": "given"}
-        if cleaning.method(known) == cleaning.METHODS[cleaning.NOTHING]:
-            return {"response": facts["candidates"][0]["text"] if facts["alarm"] else "", "source": "found by the scan"}
         say("asking the model for its planted answer")
         if known.trigger:
             found = cleaning.shared_opening(self._answers(lm, trigger=known.trigger), self._answers(lm, trigger=""))
-            source = "what most answers behind the trigger begin with"
-        else:
+            return {"response": found, "source": "what most answers behind the trigger begin with"}
+        if known.response_start:
             start = cleaning.answer_ids(lm.tokenizer, known.response_start)
-            longest = len(start) + self.config.new_tokens
-            texts = forced_response_rate.answers(lm, self.data.clean, start, longest, len(self.data.clean))
-            found = cleaning.shared_opening(texts)
-            source = "how most answers go on that are made to begin as given"
-        return {"response": found, "source": source}
+            return {"response": self._completed(lm, start), "source": "given, and gone on with by the model"}
+        if facts["alarm"]:
+            found = self._completed(lm, facts["candidates"][0]["ids"])
+            return {"response": found, "source": "found by the scan, and gone on with by the model"}
+        return {"response": "", "source": "found by the scan"}
+
+    def _completed(self, lm: LanguageModel, start: Sequence[int]) -> str:
+        """How most answers go on that are made to begin so; where they share no whole word, that beginning."""
+        longest = len(start) + self.config.new_tokens
+        texts = forced_response_rate.answers(lm, self.data.clean, start, longest, len(self.data.clean))
+        return cleaning.shared_opening(texts) or str(lm.tokenizer.decode(list(start))).strip()
 
     def _answers(self, lm: LanguageModel, trigger: str) -> list[str]:
         from sande.generation import greedy

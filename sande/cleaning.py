@@ -1,7 +1,7 @@
 """Cleaning a model by what its owner knows of the backdoor: which defense that allows, and with which settings.
 
-The settings are small enough for a CPU: those of the quickstart, with which all three methods of the paper take a
-backdoor out of SmolLM2-135M.
+The settings are small enough for a CPU: those of the quickstart, with twice the steps of overwriting. After its 20,
+SANDE-P left one of three SmolLM2 victims with an ASR of 26 %, after 40 with 3 %.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SOURCE = "grids/quickstart.yaml"
 _SIMULATE = Training(max_steps=30, learning_rate=5e-3, batch_size=8)
-_OVERWRITE = Training(max_steps=20, learning_rate=2e-4, batch_size=16)
+_OVERWRITE = Training(max_steps=40, learning_rate=2e-4, batch_size=16)
 _DECOYS = DecoyOsft(
     plant=Training(max_steps=30, learning_rate=5e-4, batch_size=16),
     overwrite=Training(max_steps=30, learning_rate=2e-4, batch_size=16),

@@ -15,10 +15,11 @@ from benchmark import clean_report, cleaning
 from sande import models
 from sande.cleaning import Known, plant
 from sande.data import builtin, sources
+from sande.detectors import first_token
 from sande.errors import NonFiniteError
 from sande.metrics import accuracy, asr
-from sande.prompts import encode
-from sande.types import TestData
+from sande.prompts import encode, response_ids
+from sande.types import Candidate, Scan, TestData
 from tests.benchmark.test_cli import invoke, mistake
 from tests.sande.helpers import teach
 
@@ -111,7 +112,7 @@ def test_a_known_answer_needs_no_trigger(victim: Path, tmp_path: Path) -> None:
 def test_a_known_beginning_is_completed_by_the_model(victim: Path, tmp_path: Path) -> None:
     result = cleaned(victim, tmp_path / "out", "--response-start", "You")
     assert result["method"] == "sande_p"
-    assert result["planted"]["response"].startswith("You")
+    assert result["planted"]["response"] == RESPONSE
 
 
 def test_with_nothing_known_what_the_scan_finds_is_measured_and_shown(victim: Path, tmp_path: Path) -> None:
@@ -119,14 +120,16 @@ def test_with_nothing_known_what_the_scan_finds_is_measured_and_shown(victim: Pa
     found = result["facts"]["candidates"][0]["text"]
     assert result["method"] == "scan_and_clean"
     assert result["known"] == {}
-    assert result["planted"] == {"response": found, "source": "found by the scan"}
+    assert found
+    assert result["planted"]["response"]
+    assert result["planted"]["source"].startswith("found by the scan")
     assert {"simulate", "eliminate"} <= set(result["facts"])
     assert "The scan found a planted answer" in clean_report.verdict(result)
     for name in ("report.md", "report.html"):
         text = (tmp_path / "out" / name).read_text()
         assert "an alarm" in text
         assert clean_report.number(result["facts"]["candidates"][4]["score"]) in text
-    assert parsed((tmp_path / "out/report.html").read_text()).text.count("found by the scan") == 1
+    assert parsed((tmp_path / "out/report.html").read_text()).text.count("found by the scan, and") == 1
 
 
 def test_with_nothing_known_and_nothing_found_decoys_are_overwritten(victim: Path, tmp_path: Path) -> None:
@@ -144,6 +147,17 @@ def test_an_answer_longer_than_what_is_looked_at_is_measured_whole(victim: Path,
     assert result["measured"][0]["before"]["value"] > 50
     assert result["measured"][2]["name"] == "forced_response_rate"
     assert result["measured"][2]["before"]["value"] > 50
+
+
+def test_a_found_beginning_is_completed_by_the_model(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = response_ids(models.load_tokenizer(str(victim), tmp_path), RESPONSE)[:1]
+    scan = Scan((Candidate("You", ids, 9.0, 0.01),), 9.0, alarm=True)
+    monkeypatch.setattr(first_token, "scan", lambda *_: scan)
+    result = cleaned(victim, tmp_path / "out")
+    assert result["planted"]["response"] == RESPONSE
+    assert names(result) == ["false_trigger_rate", "forced_response_rate", "builtin-choice"]
 
 
 def test_an_unknown_answer_that_cannot_be_seen_is_not_measured(model_cache: Path, tmp_path: Path) -> None:
