@@ -167,7 +167,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["defense sft.training", "unknown setting 'lr'", "learning_rate"],
     ),
     "unknown key of resources": ({"resources": {"worker": 2}}, ["resources", "unknown setting 'worker'", "workers"]),
-    "unknown defense": ({"defense": "sandy"}, ["no defense is called 'sandy'", "none, osft, sande, sande_p, sft"]),
+    "unknown defense": ({"defense": "sandy"}, ["no defense is called 'sandy'", "sande, sande_p, sft"]),
     "unknown attack": ({"attack": "word"}, ["no attack is called 'word'", "sentence_trigger"]),
     "unknown metric": (
         {"metrics": ["asr", "beauty"]},
