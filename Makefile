@@ -16,8 +16,9 @@ install: $(VENV)/.installed  ## the environment alone
 
 dev: $(VENV)/.dev  ## the same, with the tools for tests and lint
 
+# Two processes of one thread each: most tests use one core however many there are.
 test: dev  ## the default test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 slow: dev  ## what takes longer: several processes, worker groups, killed drivers
 	$(BIN)/python -m pytest -m slow
