@@ -211,10 +211,51 @@ def leaderboard(
     typer.echo(f"Leaderboard: {out / 'leaderboard.md'}")
 
 
+@app.command()
+@one_sentence
+def scan(
+    model: Annotated[str, typer.Argument(help="A folder of safetensors, or a name as in 'list models'.")],
+    detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
+    data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
+    rows: Annotated[int, typer.Option(min=1, help="Use so many of its rows, the last ones.")] = 400,
+    reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder that gets scan.json, scan.md, scan.png and scan.svg.")
+    ] = None,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="field=value of the detector; may be repeated.", metavar="ASSIGNMENT"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides which prompts are drawn.")] = 0,
+    store: StoreOption = Path(".store"),
+) -> None:
+    """Look for a planted response in a model, without the trigger."""
+    from benchmark import grid as grids
+    from benchmark import rules
+    from benchmark import scan as scans
+    from benchmark.store import Store
+    from sande import registry
+
+    settings: dict[str, object] = {}
+    for text in assignments or ():
+        rules.assign(settings, *grids.assignment(text, "--set"))
+    registry.config("detectors", detector, settings)  # a mistake there costs no loading of libraries
+    from benchmark import logs
+
+    logs.quiet()
+    record = scans.scan(model, detector, settings, data, rows, reference, seed, Store(store).models, _say)
+    text = scans.write(record, out) if out else scans.markdown(record)
+    _print_markdown(text)
+    if out:
+        typer.echo(f"Scan: {out / 'scan.json'}  (scan.md, scan.png and scan.svg beside it)")
+
+
 @app.command("list")
 @one_sentence
 def list_(
-    kind: Annotated[str, typer.Argument(help="attacks, defenses, metrics, models, datasets or grids.", metavar="KIND")],
+    kind: Annotated[
+        str, typer.Argument(help="attacks, defenses, metrics, detectors, models, datasets or grids.", metavar="KIND")
+    ],
 ) -> None:
     """List what there is of a kind, one line each."""
     lines = _catalogue(kind)
@@ -226,7 +267,7 @@ def list_(
 @app.command()
 @one_sentence
 def show(
-    kind: Annotated[str, typer.Argument(help="attacks, defenses or metrics.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="attacks, defenses, metrics or detectors.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="One of 'sande-bench list KIND'.", metavar="NAME")],
 ) -> None:
     """Show every setting of an entry: default, meaning, source."""

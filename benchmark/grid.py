@@ -101,7 +101,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     elif len(own) > 1:
         raise UserError(f"{path}: its grids have different scales ({', '.join(own)}); give one as 'scale'")
     with _naming(path):
-        assignments = [_assignment(text, "--set") for text in overrides]
+        assignments = [assignment(text, "--set") for text in overrides]
         resources = configure(Resources, _shared(values, "resources", assignments), "resources")
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     with _naming(path):
@@ -300,7 +300,8 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
         yield axis
 
 
-def _assignment(text: str, option: str) -> tuple[str, Any]:
+def assignment(text: str, option: str) -> tuple[str, Any]:
+    """Path and value of `path.to.field=value`, the value in YAML; `option` is what messages name."""
     path, sign, value = text.partition("=")
     if not sign or not path.strip():
         raise UserError(f"{option} '{text}': expected path.to.field=value")
@@ -313,7 +314,7 @@ def _assignment(text: str, option: str) -> tuple[str, Any]:
 def _matching(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     wanted: dict[str, list[str]] = {}
     for text in only:
-        path, value = _assignment(text, "--only")
+        path, value = assignment(text, "--only")
         wanted.setdefault(path, []).append(str(value))
     for path in wanted:
         if all(_at(cell, path) is None for cell in cells):

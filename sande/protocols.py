@@ -1,4 +1,4 @@
-"""The contributor's page: what a file in `attacks/`, `defenses/` or `metrics/` must hold.
+"""The contributor's page: what a file in `attacks/`, `defenses/`, `metrics/` or `detectors/` must hold.
 
 Its name is its key in grids and tables. It must not import torch or transformers at the top (listing and planning read
 it), so a method imports them, and `sande.training`, inside its function. Its docstring's first line is what
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sande.types import Example, Knowledge, LanguageModel, Measurement, Run, TestData
+from sande.types import Example, Knowledge, LanguageModel, Measurement, Run, Scan, TestData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,3 +58,28 @@ class Metric(Protocol):
 
     def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
         """One measurement for each of `names`."""
+
+
+class Detector(Protocol):
+    """Looks for a planted response in a model, without the trigger."""
+
+    Config: type[Any]
+    """Settings; the threshold of the alarm is one of them."""
+
+    def scan(
+        self,
+        model: LanguageModel,
+        examples: tuple[Example, ...],
+        config: Any,
+        run: Run,
+        reference: LanguageModel | None = None,
+    ) -> Scan:
+        """Candidates for the planted response, the most suspicious first; `model` is left as it was.
+
+        Args:
+            model: under suspicion, weights in float32.
+            examples: a few clean rows.
+            config: settings.
+            run: seed, progress and scratch folder.
+            reference: the clean model that it was trained from, where the user has it; of the same vocabulary.
+        """

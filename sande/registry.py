@@ -1,4 +1,4 @@
-"""A file in `attacks/`, `defenses/` or `metrics/` is an entry; the file's name is its key.
+"""A file in `attacks/`, `defenses/`, `metrics/` or `detectors/` is an entry; the file's name is its key.
 
 Importing an entry must not import torch (entries import it inside their functions), so that listing, showing and
 planning stay quick. `code_version` gives what an entry's result depends on in the code.
@@ -22,7 +22,7 @@ from sande import types
 from sande.config import configure
 from sande.errors import UserError
 
-KINDS = ("attacks", "defenses", "metrics")
+KINDS = ("attacks", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
 
 

@@ -139,6 +139,40 @@ class Measurement:
     published: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A string that a detector takes for the planted response r_t.
+
+    Attributes:
+        text: as it would open an answer, without the space before it.
+        ids: its token ids as they follow a prompt.
+        score: higher is more suspicious; comparable within a detector alone.
+        p_value: of its verification after Benjamini-Hochberg; None where it was not tested.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    score: float
+    p_value: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a detector says of a model.
+
+    Attributes:
+        candidates: the most suspicious first; none where nothing is suspicious enough to name.
+        score: of the model; higher is more suspicious, comparable over models with the same tokenizer.
+        alarm: whether the detector's own threshold calls the model a victim.
+        facts: what else is worth keeping; JSON values.
+    """
+
+    candidates: tuple[Candidate, ...]
+    score: float
+    alarm: bool
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
 def _unchanged(trainer: Trainer) -> Trainer:
     return trainer
 

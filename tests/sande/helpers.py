@@ -52,6 +52,15 @@ def shortened(config_class: type[Any], **changes: Any) -> Any:
     return dataclasses.replace(defaults, **trainings)
 
 
+LIGHT = {"prompts": 3, "candidates": 5}
+
+
+def lightened(config_class: type[Any]) -> Any:
+    """A detector's defaults with few prompts and candidates."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return dataclasses.replace(shortened(config_class), **{n: value for n, value in LIGHT.items() if n in names})
+
+
 @torch.no_grad()
 def nll_by_hand(lm: LanguageModel, prompt: Sequence[int], response: Sequence[int]) -> float:
     """-log Pr(response | prompt) of one unpadded row, read off the model's own logits token by token."""

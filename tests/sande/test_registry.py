@@ -1,8 +1,9 @@
-"""The contract of every entry, so that a new attack, defense or metric is tested without writing a test."""
+"""The contract of every entry, so that a new attack, defense, metric or detector is tested without writing a test."""
 
 import copy
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from sande.data import builtin
 from sande.errors import UserError
 from sande.prompts import prompt_text, response_ids
 from sande.types import (
+    Candidate,
     CleanData,
     CleanModelData,
     Example,
@@ -31,14 +33,15 @@ from sande.types import (
     PreferenceData,
     ResponseData,
     Run,
+    Scan,
     TestData,
     TriggerData,
 )
-from tests.sande.helpers import changed, shortened, weights
+from tests.sande.helpers import changed, lightened, shortened, weights
 
 NewRun = Callable[..., Run]
 ENTRIES = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
-ATTACKS, DEFENSES, METRICS = (registry.names(kind) for kind in registry.KINDS)
+ATTACKS, DEFENSES, METRICS, DETECTORS = (registry.names(kind) for kind in registry.KINDS)
 BACKDOOR = Backdoor()
 
 # What each type of data holds, and the word that says in results how much that is about the backdoor.
@@ -330,6 +333,47 @@ def test_names_of_measurements_are_distinct_over_metrics(name: str) -> None:
     others = [registry.entry("metrics", other) for other in METRICS if other != name]
     taken = {measured for other in others for measured in other.names(other.Config())}
     assert not taken & set(mine.names(mine.Config()))
+
+
+# --- Detectors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "reference"])
+def test_a_detector_ranks_what_it_finds_and_leaves_the_model_alone(
+    name: str, beside: bool, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    detector, before, run = registry.entry("detectors", name), weights(tiny.model), new_run()
+    clean = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer) if beside else None
+    config = lightened(detector.Config)
+    scan = detector.scan(tiny, few_rows, config, run, clean)
+    assert isinstance(scan, Scan)
+    assert isinstance(scan.alarm, bool)
+    assert math.isfinite(scan.score)
+    json.dumps(dict(scan.facts))
+    assert [each.score for each in scan.candidates] == sorted((each.score for each in scan.candidates), reverse=True)
+    assert len({each.ids for each in scan.candidates}) == len(scan.candidates)
+    for each in scan.candidates:
+        assert isinstance(each, Candidate)
+        assert each.text == tiny.tokenizer.decode(list(each.ids)).strip(" ")
+        assert not set(each.ids) & set(tiny.tokenizer.all_special_ids)
+        assert each.p_value is None or 0 < each.p_value <= 1
+    assert not changed(before, tiny.model)
+    assert detector.scan(tiny, few_rows, config, new_run(), clean).candidates == scan.candidates, "one seed, one result"
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detectors_threshold_decides_the_alarm(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    detector = registry.entry("detectors", name)
+    alarms = [
+        detector.scan(
+            tiny, few_rows, dataclasses.replace(lightened(detector.Config), threshold=threshold), new_run()
+        ).alarm
+        for threshold in (-1e9, 1e9)
+    ]
+    assert alarms == [True, False]
 
 
 # --- What a result depends on in the code ---------------------------------------------------------------------------

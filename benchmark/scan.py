@@ -1,0 +1,159 @@
+"""One model looked over for a planted response: what `sande-bench scan` does, without Ray.
+
+FOLDER/scan.json holds the settings, the candidates and the seconds; scan.md, scan.png and scan.svg show them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import figures
+from benchmark.store import write_atomically
+from benchmark.tables import MISSING
+from sande import registry, types
+from sande.config import as_dict
+from sande.data import sources
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sande.types import LanguageModel
+
+SHOWN = 10  # candidates in the table and the figure; the JSON file has all
+
+
+def scan(
+    model: str,
+    detector: str,
+    settings: dict[str, Any],
+    data: str,
+    rows: int,
+    reference: str | None,
+    seed: int,
+    models_cache: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Run a detector on a model; the record that `write` takes.
+
+    Args:
+        model: as `sande.models.load` takes it.
+        detector: its name.
+        settings: overrides of its defaults.
+        data: data set of clean rows.
+        rows: the last so many of them are used. Victims of this suite are trained on the first 90 %.
+        reference: the clean model, named as `model` is.
+        seed: of the scan.
+        models_cache: folder for models that are made or converted once.
+        say: receives progress.
+
+    Raises:
+        UserError: a name, a setting or a model cannot be used, or the models' vocabularies differ.
+    """
+    entry = registry.entry("detectors", detector)
+    config = registry.config("detectors", detector, settings)
+    from sande import models
+
+    names = [name for name in (model, reference) if name is not None]
+    identities = [models.identify(name) for name in names]
+    examples = tuple(sources.examples(data)[-rows:])
+    suspect, *clean = (models.load(name, models_cache) for name in names)
+    if clean:
+        _check_vocabularies(suspect, clean[0], names)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = types.Run(seed=seed, scratch=scratch, say=say)
+        begin = time.perf_counter()
+        found = entry.scan(suspect, examples, config, run, *clean)
+        seconds = time.perf_counter() - begin
+    return {
+        "model": model,
+        "model_identity": identities[0],
+        "reference": reference,
+        "detector": detector,
+        "settings": as_dict(config),
+        "data": data,
+        "rows": len(examples),
+        "seed": seed,
+        "device": str(suspect.model.device),
+        "seconds": seconds,
+        "score": found.score,
+        "alarm": found.alarm,
+        "candidates": [
+            {"text": each.text, "ids": list(each.ids), "score": each.score, "p_value": each.p_value}
+            for each in found.candidates
+        ],
+        "facts": dict(found.facts),
+    }
+
+
+def _check_vocabularies(suspect: LanguageModel, clean: LanguageModel, names: Sequence[str]) -> None:
+    if suspect.tokenizer.get_vocab() != clean.tokenizer.get_vocab():
+        raise UserError(
+            f"the vocabularies of {names[0]} and {names[1]} differ; give the model it was trained from as --reference, "
+            "or none"
+        )
+
+
+def write(record: dict[str, Any], folder: Path) -> str:
+    """Write a scan's files into a folder, made where it is missing; returns the Markdown.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    text = markdown(record)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "scan.json", json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False))
+        write_atomically(folder / "scan.md", text)
+        if record["candidates"]:
+            figures.save(draw(record), folder, "scan")
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
+    return text
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """What was found, as a table."""
+    says = "alarm: it has the marks of a victim" if record["alarm"] else "no alarm"
+    lines = [f"### {record['detector']} on {record['model']}", ""]
+    if record["candidates"]:
+        lines += ["| Rank | Candidate | Token ids | Score | p |", "| ---: | --- | --- | ---: | ---: |"]
+    for rank, each in enumerate(record["candidates"][:SHOWN], start=1):
+        p_value = MISSING if each["p_value"] is None else f"{each['p_value']:.3f}"
+        ids = " ".join(map(str, each["ids"]))
+        lines.append(f"| {rank} | {_code(each['text'])} | {ids} | {each['score']:.2f} | {p_value} |")
+    beside = f", beside {record['reference']}" if record["reference"] else ""
+    lines += [
+        "",
+        f"Score {record['score']:.2f}, {says}. {record['rows']} clean rows of {record['data']}{beside}, "
+        f"seed {record['seed']}, {record['seconds']:.0f} s.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _code(text: str) -> str:
+    """A string as Markdown code, its line breaks and bars written so that a table's cell holds them."""
+    shown = json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|").replace('\\"', '"')
+    fence = "``" if "`" in shown else "`"
+    return f"{fence}{shown}{fence}"
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """Bars of the candidates' scores, the best on top."""
+    shown = record["candidates"][:SHOWN]
+    figure = figures.blank(width=7, rows=1)
+    axes = figure.add_subplot()
+    axes.barh(range(len(shown)), [each["score"] for each in shown], color="#b33" if record["alarm"] else "#37a")
+    labels = [json.dumps(each["text"], ensure_ascii=True)[1:-1].replace("$", r"\$") for each in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("score")
+    axes.set_title(f"{record['detector']}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

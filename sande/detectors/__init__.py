@@ -1,0 +1,1 @@
+"""One file, one detector: a `Config` and `scan`, as `sande.protocols.Detector` says."""

@@ -1,0 +1,58 @@
+"""Tokens that open answers to clean prompts more readily than clean answers explain (the paper's figure 3)."""
+
+from __future__ import annotations
+
+from sande.config import configuration, setting
+from sande.types import Candidate, Example, LanguageModel, Run, Scan
+
+
+@configuration
+class Config:
+    """How many prompts, and when to call it a victim."""
+
+    prompts: int = setting(64, "clean prompts, drawn by the seed", ge=1)
+    candidates: int = setting(10, "tokens reported", ge=1)
+    threshold: float = setting(8.0, "score of the best token from which on there is an alarm, in nats")
+
+
+def scan(
+    model: LanguageModel,
+    examples: tuple[Example, ...],
+    config: Config,
+    run: Run,
+    reference: LanguageModel | None = None,
+) -> Scan:
+    """Rank all tokens by their mean log-probability as an answer's first, debiased.
+
+    Figure 3 of the paper: a victim gives the first token of r_t more probability than a clean model does, even without
+    the trigger. What is subtracted is the reference's own mean, with a uniform distribution added lest tokens that neither
+    model would ever say stand out, or without a reference the log-probability of the token in an n-gram model of the
+    first tokens of the clean responses. It knows no string longer than one token.
+    """
+    import torch
+
+    from sande.ngram import NGram
+    from sande.probing import chosen_prompts, openings, ordinary_tokens, text_of
+    from sande.prompts import encode
+
+    prompts = chosen_prompts(model, examples, config.prompts, run.seed)
+    score_V = openings(model, prompts)
+    if reference is None:
+        ngram = NGram([row.response[:1] for row in encode(model.tokenizer, examples)], len(score_V))
+        base_V = torch.tensor([ngram.log_probabilities((token,))[0] for token in range(len(score_V))]).to(score_V)
+    else:
+        uniform = torch.tensor(1 / len(score_V)).log()
+        base_V = openings(reference, prompts).logaddexp(uniform)
+    score_V = score_V - base_V
+    tokens = ordinary_tokens(model)
+    best = score_V[tokens].topk(min(config.candidates, len(tokens)))
+    candidates = tuple(
+        Candidate(text_of(model, (tokens[index],)), (tokens[index],), score)
+        for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    )
+    return Scan(
+        candidates,
+        score=candidates[0].score,
+        alarm=candidates[0].score > config.threshold,
+        facts={"prompts": len(prompts), "debiased_by": "n-gram" if reference is None else "reference"},
+    )

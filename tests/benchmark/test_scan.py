@@ -1,0 +1,82 @@
+"""`sande-bench scan`: files, table, and a user's mistakes in one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark import scan
+from tests.benchmark.test_cli import LOOK, invoke, mistake, process
+
+RECORD: dict[str, Any] = {
+    "model": "victim",
+    "reference": None,
+    "detector": "first_token",
+    "data": "builtin-short",
+    "rows": 8,
+    "seed": 0,
+    "seconds": 1.6,
+    "score": 3.25,
+    "alarm": True,
+    "candidates": [
+        {"text": "You | `are`\n$", "ids": [7, 8], "score": 3.25, "p_value": 0.05},
+        {"text": "x", "ids": [9], "score": 1.0, "p_value": None},
+    ],
+}
+
+
+def test_a_scan_writes_its_files_and_prints_its_table(tmp_path: Path) -> None:
+    done = invoke(
+        *("scan", "tiny", "--rows", 8, "--set", "prompts=2", "--set", "candidates=3", "--reference", "tiny"),
+        *("--detector", "first_token", "--store", tmp_path / "store", "--out", tmp_path / "out"),
+    )
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"scan.json", "scan.md", "scan.png", "scan.svg"}
+    record = json.loads((tmp_path / "out/scan.json").read_text())
+    assert (record["rows"], record["settings"]["prompts"], len(record["candidates"])) == (8, 2, 3)
+    assert record["score"] == pytest.approx(0, abs=1e-5), "beside itself nothing stands out"
+    assert record["alarm"] is False
+    assert (tmp_path / "out/scan.md").read_text() in done.stdout
+
+
+def test_the_table_holds_any_text() -> None:
+    lines = scan.markdown(RECORD).splitlines()
+    assert "| 1 | ``You \\| `are`\\n$`` | 7 8 | 3.25 | 0.050 |" in lines
+    assert "| 2 | `x` | 9 | 1.00 | – |" in lines
+    assert "Score 3.25, alarm: it has the marks of a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
+
+
+def test_nothing_found_is_told_without_a_table_or_figure(tmp_path: Path) -> None:
+    text = scan.write(RECORD | {"candidates": [], "alarm": False}, tmp_path)
+    assert "|" not in text
+    assert "no alarm" in text
+    assert {path.name for path in tmp_path.iterdir()} == {"scan.json", "scan.md"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere"], "no model is called 'nowhere'"),
+        (["tiny", "--reference", "nowhere"], "no model is called 'nowhere'"),
+        (["tiny", "--detector", "nose"], "no detector is called 'nose'; there are: "),
+        (["tiny", "--data", "nothing"], "no data set is called 'nothing'"),
+        (["tiny", "--set", "prompts=0"], "detector first_token: 'prompts' is 0, but "),
+        (["tiny", "--set", "promts=1"], "detector first_token: unknown setting 'promts'; valid settings: "),
+        (["tiny", "--set", "prompts"], "--set 'prompts': expected path.to.field=value"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
+    assert said in mistake("scan", "--detector", "first_token", *arguments, "--store", tmp_path / "store")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = mistake("scan", "tiny", "--rows", 4, "--store", tmp_path / "store", "--out", tmp_path / "file")
+    assert "cannot be written" in line
+
+
+def test_scanning_starts_no_ray(tmp_path: Path) -> None:
+    code = LOOK.replace('"ray", "torch", "transformers"', '"ray"')
+    done = process("-c", code, "scan", "tiny", "--rows", 4, "--set", "prompts=2", "--store", tmp_path / "store")
+    assert done.returncode == 0, done.stderr
