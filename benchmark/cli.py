@@ -215,7 +215,7 @@ def leaderboard(
 @one_sentence
 def scan(
     model: Annotated[str, typer.Argument(help="A folder of safetensors, or a name as in 'list models'.")],
-    detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
+    detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "prefix_scan",
     data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
     rows: Annotated[int, typer.Option(min=1, help="Use so many of its rows, the last ones.")] = 400,
     reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
@@ -248,6 +248,22 @@ def scan(
     _print_markdown(text)
     if out:
         typer.echo(f"Scan: {out / 'scan.json'}  (scan.md, scan.png and scan.svg beside it)")
+
+
+@app.command()
+@one_sentence
+def detection(
+    scans: Annotated[Path, typer.Argument(help="YAML list of scans, and of what is known of their models.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets detection.json, .md, .png and .svg.")] = Path(
+        "results/detection"
+    ),
+    store: StoreOption = Path(".store"),
+) -> None:
+    """Judge detectors by scans of victims and of models that were never poisoned."""
+    from benchmark import detection as detections
+
+    _print_markdown(detections.write(scans, out, store / "models"))
+    typer.echo(f"Detection: {out / 'detection.md'}")
 
 
 @app.command("list")
