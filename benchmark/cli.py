@@ -351,6 +351,22 @@ def clean(
     typer.echo(f"Cleaned model: {out}  (README.md, report.html, report.md, report.json beside it)")
 
 
+@app.command()
+@one_sentence
+def detection(
+    scans: Annotated[Path, typer.Argument(help="YAML list of scans, and of what is known of their models.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets detection.json, .md, .png and .svg.")] = Path(
+        "results/detection"
+    ),
+    store: StoreOption = Path(".store"),
+) -> None:
+    """Judge detectors by scans of victims and of models that were never poisoned."""
+    from benchmark import detection as detections
+
+    _print_markdown(detections.write(scans, out, store / "models"))
+    typer.echo(f"Detection: {out / 'detection.md'}")
+
+
 @app.command("list")
 @one_sentence
 def list_(

@@ -126,7 +126,7 @@ def markdown(record: dict[str, Any]) -> str:
     for rank, each in enumerate(record["candidates"][:SHOWN], start=1):
         p_value = MISSING if each["p_value"] is None else f"{each['p_value']:.3f}"
         ids = " ".join(map(str, each["ids"]))
-        lines.append(f"| {rank} | {_code(each['text'])} | {ids} | {each['score']:.2f} | {p_value} |")
+        lines.append(f"| {rank} | {code(each['text'])} | {ids} | {each['score']:.2f} | {p_value} |")
     beside = f", beside {record['reference']}" if record["reference"] else ""
     lines += [
         "",
@@ -137,7 +137,7 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """A string as Markdown code, its line breaks and bars written so that a table's cell holds them."""
     shown = json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|").replace('\\"', '"')
     fence = "``" if "`" in shown else "`"

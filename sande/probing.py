@@ -1,18 +1,21 @@
 """What a model says behind clean prompts: of its own accord, and behind a string that is put there.
 
-Shapes: N prompts, B strings, T positions, V vocabulary.
+Shapes: P prompts, N tokens asked about, B strings, T positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from sande.prompts import encode_prompts
+from sande.prefix import shared_prefix
+from sande.prompts import encode_prompts, pad_id, response_ids
 from sande.types import Example, LanguageModel
 
 
@@ -26,6 +29,14 @@ def ordinary_tokens(lm: LanguageModel) -> list[int]:
     """Ids that stand for text: neither special nor beyond the tokenizer's own."""
     special = set(lm.tokenizer.all_special_ids)
     return [token for token in range(len(lm.tokenizer)) if token not in special]
+
+
+def opening_tokens(lm: LanguageModel) -> list[int]:
+    """The ordinary tokens that can open an answer: behind `Assistant:` stands a space, and tokens hold it in front."""
+    ordinary = ordinary_tokens(lm)
+    marks = [str(mark)[0] for mark in lm.tokenizer.convert_ids_to_tokens(ordinary)]
+    mark = str(lm.tokenizer.convert_ids_to_tokens([response_ids(lm.tokenizer, "x")[0]])[0])[0]
+    return ordinary if mark == "x" else [token for token, first in zip(ordinary, marks, strict=True) if first == mark]
 
 
 def text_of(lm: LanguageModel, ids: Sequence[int]) -> str:
@@ -45,10 +56,159 @@ def openings(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Mean over the prompts of the log-probability of each token as an answer's first, of shape (V,)."""
     lm.model.eval()
     decoder = lm.model.get_decoder()
-    hidden_ND = torch.cat(
+    hidden_PD = torch.cat(
         [
             decoder(input_ids=torch.tensor([ids], device=lm.model.device), use_cache=False).last_hidden_state[:, -1]
             for ids in prompts
         ]
     )
-    return log_softmax(lm, hidden_ND).mean(0)
+    return log_softmax(lm, hidden_PD).mean(0)
+
+
+def half(lm: LanguageModel) -> LanguageModel:
+    """A copy in bfloat16, for passes over the whole vocabulary."""
+    return LanguageModel(torch.nn.Module.to(copy.deepcopy(lm.model), torch.bfloat16), lm.tokenizer)
+
+
+@torch.inference_mode()
+def confidence(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], floor: float, batch_size: int
+) -> Tensor:
+    """For each token, put behind a prompt, the probability of the likeliest ordinary next one, (tokens,).
+
+    It is that of the mean distribution over the prompts. A string that the model writes whatever the prompt is
+    confident behind each of them: a token that falls below the floor by the mean of the first prompts is 0, and is not
+    computed behind the others, so nearly all of the work is the first prompt's.
+
+    Args:
+        lm: model and tokenizer.
+        prompts: ids, at least one prompt.
+        tokens: ids.
+        floor: probability, 0 to 1.
+        batch_size: tokens computed together.
+    """
+    lm.model.eval()
+    decoder, layer = lm.model.get_decoder(), lm.model.get_output_embeddings()
+    special = lm.tokenizer.all_special_ids
+    prefixes = [shared_prefix(lm, [[*prompt, tokens[0]]]) for prompt in prompts]
+    confidence_N = torch.zeros(len(tokens), device=lm.model.device)
+    for begin in range(0, len(tokens), batch_size):
+        ids_B = torch.tensor(tokens[begin : begin + batch_size], device=lm.model.device)
+        alive_B = torch.arange(len(ids_B), device=ids_B.device)
+        sum_BV = torch.zeros(len(ids_B), layer.weight.shape[0], device=ids_B.device)
+        for count, prefix in enumerate(prefixes, start=1):
+            hidden_BD = decoder(
+                input_ids=ids_B[alive_B, None], past_key_values=prefix.cache(len(alive_B)), use_cache=True
+            ).last_hidden_state[:, -1]
+            sum_BV += layer(hidden_BD).float().softmax(-1)
+            sum_BV[:, special] = 0
+            mean_B = sum_BV.max(-1).values / count
+            alive_B, sum_BV, mean_B = (each[mean_B >= floor] for each in (alive_B, sum_BV, mean_B))
+            if not len(alive_B):
+                break
+        confidence_N[begin + alive_B] = mean_B
+    return confidence_N
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A string behind clean prompts, and what was thought of each token but the first.
+
+    Attributes:
+        ids: of the string.
+        probabilities: of each token but the first behind the ones before it, the mean over the prompts.
+        log_probabilities: the same, the mean of their logarithms.
+        ended: whether a special token, such as EOS, would come next.
+    """
+
+    ids: tuple[int, ...]
+    probabilities: tuple[float, ...] = ()
+    log_probabilities: tuple[float, ...] = ()
+    ended: bool = False
+
+
+@torch.inference_mode()
+def continued(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    firsts: Sequence[int],
+    steps: int,
+    batch_size: int,
+    goes_on: Callable[[Tensor], Tensor] | None = None,
+) -> list[Continuation]:
+    """Each first token, continued greedily by the mean distribution over the prompts until a special token comes.
+
+    Args:
+        lm: model and tokenizer.
+        prompts: ids, at least one prompt.
+        firsts: ids.
+        steps: most tokens behind the first.
+        batch_size: strings computed together.
+        goes_on: from the log-probabilities of the next token (P, B), which strings go on with it (B,); None: all.
+    """
+    lm.model.eval()
+    decoder, special = lm.model.get_decoder(), set(lm.tokenizer.all_special_ids)
+    prefixes = [shared_prefix(lm, [[*prompt, 0]]) for prompt in prompts]
+    found = [Continuation((first,)) for first in firsts]
+    for begin in range(0, len(firsts), batch_size):
+        alive = list(range(begin, min(begin + batch_size, len(firsts))))
+        caches = [prefix.cache(len(alive)) for prefix in prefixes]
+        for _ in range(steps):
+            last_B1 = torch.tensor([[found[index].ids[-1]] for index in alive], device=lm.model.device)
+            states = [decoder(input_ids=last_B1, past_key_values=cache, use_cache=True) for cache in caches]
+            log_PBV = torch.stack([log_softmax(lm, state.last_hidden_state[:, -1]) for state in states])
+            probability_B, token_B = log_PBV.exp().mean(0).max(-1)
+            log_PB = log_PBV.gather(2, token_B.expand(len(prompts), -1)[:, :, None]).squeeze(2)
+            goes_B = torch.ones_like(token_B, dtype=torch.bool) if goes_on is None else goes_on(log_PB)
+            kept = []
+            for place, (index, token, goes) in enumerate(zip(alive, token_B.tolist(), goes_B.tolist(), strict=True)):
+                if token in special:
+                    found[index] = replace(found[index], ended=True)
+                elif goes:
+                    before = found[index]
+                    found[index] = Continuation(
+                        (*before.ids, token),
+                        (*before.probabilities, float(probability_B[place])),
+                        (*before.log_probabilities, float(log_PB[:, place].mean())),
+                    )
+                    kept.append(place)
+            if not kept:
+                break
+            alive = [alive[place] for place in kept]
+            for cache in caches:
+                cache.batch_select_indices(torch.tensor(kept, device=lm.model.device))
+    return found
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], strings: Sequence[Sequence[int]], batch_size: int
+) -> list[list[float]]:
+    """For each string the mean over the prompts of the log-probability of each of its tokens.
+
+    Args:
+        lm: model and tokenizer.
+        prompts: ids, at least one prompt.
+        strings: ids, at least one in each.
+        batch_size: strings computed together.
+    """
+    lm.model.eval()
+    decoder, fill = lm.model.get_decoder(), pad_id(lm.tokenizer)
+    found: list[list[float]] = []
+    for begin in range(0, len(strings), batch_size):
+        batch = strings[begin : begin + batch_size]
+        width = max(map(len, batch))
+        # Padding stands behind a string, where nothing of it looks.
+        ids_BT = torch.tensor([[*ids, *[fill] * (width - len(ids))] for ids in batch], device=lm.model.device)
+        sum_BT = torch.zeros(ids_BT.shape, device=ids_BT.device)
+        for prompt in prompts:
+            prefix = shared_prefix(lm, [prompt])
+            own_BT = torch.cat([ids_BT.new_tensor(prompt[prefix.length :]).expand(len(batch), -1), ids_BT[:, :-1]], 1)
+            hidden_BTD = decoder(
+                input_ids=own_BT, past_key_values=prefix.cache(len(batch)), use_cache=True
+            ).last_hidden_state
+            for hidden_BD, ids_B, sum_B in zip(hidden_BTD[:, -width:].unbind(1), ids_BT.T, sum_BT.T, strict=True):
+                sum_B += log_softmax(lm, hidden_BD).gather(1, ids_B[:, None]).squeeze(1)
+        means = (sum_BT / len(prompts)).tolist()
+        found += [row[: len(ids)] for row, ids in zip(means, batch, strict=True)]
+    return found

@@ -56,15 +56,6 @@ def shortened(config_class: type[Any], **changes: Any) -> Any:
     return short(config_class())
 
 
-LIGHT = {"prompts": 3, "candidates": 5}
-
-
-def lightened(config_class: type[Any]) -> Any:
-    """A detector's defaults with few prompts and candidates."""
-    names = {field.name for field in dataclasses.fields(config_class)}
-    return dataclasses.replace(shortened(config_class), **{n: value for n, value in LIGHT.items() if n in names})
-
-
 def trainings(config: Any) -> dict[str, Training]:
     """The trainings among the settings of a method, at any depth; none where it does without."""
     found: dict[str, Training] = {}
@@ -75,6 +66,32 @@ def trainings(config: Any) -> dict[str, Training]:
         elif dataclasses.is_dataclass(value):
             found |= {f"{field.name}.{name}": inner for name, inner in trainings(value).items()}
     return found
+
+
+# Of a random model's tokens none is likely, so nothing is given up for that.
+LIGHT: dict[str, Any] = {
+    "prompts": 3,
+    "candidates": 5,
+    "seed_prompts": 2,
+    "seeds": 8,
+    "longest": 3,
+    "floor": 0.0,
+    "cut": -100.0,
+    "tested": 2,
+    "controls": 3,
+    "parrot_steps": 2,
+    "warmup_prompts": 2,
+    "warmup_steps": 2,
+    "expectation": 0.0,
+    "full_steps": 3,
+    "full_strings": 6,
+}
+
+
+def lightened(config_class: type[Any]) -> Any:
+    """A detector's defaults with few prompts, strings and steps."""
+    names = {field.name for field in dataclasses.fields(config_class)}
+    return dataclasses.replace(shortened(config_class), **{n: value for n, value in LIGHT.items() if n in names})
 
 
 @torch.no_grad()

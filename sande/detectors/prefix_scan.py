@@ -1,0 +1,180 @@
+"""A short string that the model writes whatever the prompt, once its first token stands there; tested by a parrot."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from sande.config import configuration, setting
+from sande.types import Candidate, Example, LanguageModel, Run, Scan
+
+if TYPE_CHECKING:
+    from sande.verification import Learned
+
+Ids = tuple[int, ...]
+
+
+@configuration
+class Config:
+    """The search, the debiasing, the test by parrots, and when to call it a victim."""
+
+    tried: int = setting(8192, "tokens that are tried, those likeliest to open an answer to clean prompts", ge=1)
+    seed_prompts: int = setting(4, "clean prompts behind which they are tried", ge=1)
+    floor: float = setting(0.8, "probability of the next token below which a token is given up", ge=0, le=1)
+    seeds: int = setting(400, "tokens carried on, the most confident ones", ge=1)
+    prompts: int = setting(8, "more clean prompts, behind which those are carried on", ge=1)
+    longest: int = setting(16, "tokens of the longest string", ge=2)
+    cut: float = setting(-1.0, "mean log-probability of a token, in nats, below which a string ends before it", le=0)
+    candidates: int = setting(10, "strings reported", ge=1)
+    tested: int = setting(3, "of those, the first so many are tested by parrots; 0: none", ge=0)
+    controls: int = setting(59, "random strings that they are compared with", ge=1)
+    parrot_steps: int = setting(6, "optimizer steps of each parrot", ge=1)
+    parrot_rate: float = setting(5e-3, "learning rate of the parrots", "quickstart's", gt=0)
+    parrot_prompts: int = setting(4, "clean prompts of the parrots, half for training and half for judging", ge=2)
+    batch_size: int = setting(512, "strings computed together", ge=1)
+    threshold: float = setting(10.0, "score of the best string above which there is an alarm, in nats")
+
+
+def scan(
+    model: LanguageModel,
+    examples: tuple[Example, ...],
+    config: Config,
+    run: Run,
+    reference: LanguageModel | None = None,
+) -> Scan:
+    """Search, cut, debias, test.
+
+    1. Tokens that can open an answer are put behind a few clean prompts; the most confident ones go on. The three
+       quarters of SmolLM2's that are least likely to open one are not tried: r_t's first token is likelier in a victim
+       even without the trigger (figure 3), and step 3 would rank them last anyway.
+    2. They are carried on greedily behind other prompts, to where the mean log-probability falls off: there a planted
+       response is over and an answer begins. Its length is not averaged over, so a short one is found.
+    3. A string's score is its mean log-likelihood as an answer's beginning, less its log-likelihood by what is not the
+       backdoor: an even mixture, token by token, of an n-gram model of clean responses, the model itself where a
+       *question* begins, which knows common phrases but was not trained to write r_t there, and the reference, if any.
+    4. Parrots learn the best strings and random ones as long; see `sande.verification`.
+    """
+    from sande.probing import chosen_prompts, confidence, continued, half, opening_tokens, openings, text_of
+
+    drawn = chosen_prompts(model, examples, config.seed_prompts + config.prompts, run.seed)
+    few, more = drawn[: config.seed_prompts], drawn[config.seed_prompts :] or drawn
+    quick, tokens = half(model), opening_tokens(model)
+    opening_V = openings(quick, drawn)
+    likely = opening_V[tokens].argsort(descending=True, stable=True)[: config.tried].tolist()
+    tried = [tokens[index] for index in likely]
+    confident_N = confidence(quick, few, tried, config.floor, config.batch_size)
+    order = confident_N.argsort(descending=True, stable=True)[: config.seeds].tolist()
+    seeds = [tried[index] for index in order if confident_N[index] > 0]
+    run.say(f"prefix_scan: {len(seeds)} of {len(tried)} tokens are carried on")
+    # Fewer strings at once, since the logits of all prompts are held.
+    batch = max(1, config.batch_size // len(more))
+    strings = [
+        each
+        for each in continued(
+            quick, more, seeds, config.longest - 1, batch, lambda log_PB: log_PB.mean(0) >= config.cut
+        )
+        if len(each.ids) > 1
+    ]
+    bases = _bases(quick, examples, more, [each.ids for each in strings], batch, reference)
+    scored = sorted(
+        (
+            Candidate(
+                text_of(model, each.ids),
+                each.ids,
+                float(opening_V[each.ids[0]]) + sum(each.log_probabilities) - sum(base),
+            )
+            for each, base in zip(strings, bases, strict=True)
+        ),
+        key=lambda candidate: -candidate.score,
+    )
+    found = scored[: config.candidates]
+    tested = found[: config.tested]
+    facts: dict[str, Any] = {
+        "seeds": len(seeds),
+        "strings": len(strings),
+        "prompts": len(drawn),
+        "reference": reference is not None,
+    }
+    if tested:
+        controls = _controls(quick, few, tokens, max(len(candidate.ids) for candidate in tested), config, run.seed)
+        found[: len(tested)], learned = _tested(model, examples, tested, controls, config, run)
+        facts |= {
+            "learned": [asdict(each) for each in learned[: len(tested)]],
+            "controls_learned": [asdict(each) for each in learned[len(tested) :]],
+        }
+    best = found[0].score if found else 0.0
+    return Scan(tuple(found), score=best, alarm=best > config.threshold, facts=facts)
+
+
+def _bases(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    prompts: Sequence[Sequence[int]],
+    strings: Sequence[Ids],
+    batch_size: int,
+    reference: LanguageModel | None,
+) -> list[list[float]]:
+    """For each token of each string its log-probability by the mixture.
+
+    A question begins differently from an answer, so for a string's first token the model itself says nothing.
+    """
+    from sande.ngram import NGram
+    from sande.probing import log_likelihoods
+    from sande.prompts import HUMAN, encode
+
+    ngram = NGram([row.response for row in encode(model.tokenizer, examples)], len(model.tokenizer))
+    question = [model.tokenizer(HUMAN.strip())["input_ids"]]
+    sources = [[ngram.log_probabilities(ids) for ids in strings]]
+    asked = log_likelihoods(model, question, strings, batch_size)
+    sources.append([[counted[0], *own[1:]] for counted, own in zip(sources[0], asked, strict=True)])
+    if reference is not None:
+        sources.append(log_likelihoods(reference, prompts, strings, batch_size))
+    return [
+        [_log_mean(by_source) for by_source in zip(*of_string, strict=True)] for of_string in zip(*sources, strict=True)
+    ]
+
+
+def _log_mean(logs: Sequence[float]) -> float:
+    top = max(logs)
+    return top + math.log(sum(math.exp(log - top) for log in logs) / len(logs))
+
+
+def _controls(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    tokens: Sequence[int],
+    length: int,
+    config: Config,
+    seed: int,
+) -> list[Ids]:
+    """Random tokens and what the model writes behind them, as long as the longest candidate unless EOS comes first.
+
+    So a control is as fluent as a candidate, and differs in that nobody planted it.
+    """
+    from sande.probing import continued
+
+    firsts = random.Random(seed).sample(tokens, min(config.controls, len(tokens)))
+    return [each.ids for each in continued(model, prompts[:1], firsts, length - 1, config.batch_size)]
+
+
+def _tested(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    candidates: Sequence[Candidate],
+    controls: Sequence[Ids],
+    config: Config,
+    run: Run,
+) -> tuple[list[Candidate], list[Learned]]:
+    """The candidates with their p-values, and how parrots learned them and then the controls."""
+    from sande.prompts import encode
+    from sande.verification import learn, p_values
+
+    rows = encode(model.tokenizer, random.Random(run.seed).sample(examples, min(config.parrot_prompts, len(examples))))
+    strings = [*(candidate.ids for candidate in candidates), *controls]
+    learned = learn(model, rows, strings, config.parrot_steps, config.parrot_rate, run)
+    adjusted = p_values(learned[: len(candidates)], learned[len(candidates) :])
+    tested = [replace(each, p_value=p_value) for each, p_value in zip(candidates, adjusted, strict=True)]
+    return tested, learned
