@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark import tables
 from benchmark.store import write_atomically
 
 FILES = {"report.md": "clean_report.md", "report.html": "clean_report.html", "README.md": "clean_card.md"}
@@ -110,10 +111,8 @@ def number(value: float) -> str:
 
 def code(text: str) -> str:
     """Text from a model or a user as Markdown that shows it and does nothing else, in a table too."""
-    line = " ".join(str(text).split()).replace("|", "\\|")
-    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
-    padding = " " if line[:1] == "`" or line[-1:] == "`" else ""
-    return f"{fence}{padding}{line}{padding}{fence}" if line else "(nothing)"
+    line = " ".join(str(text).split())
+    return tables.code(line) if line else "(nothing)"
 
 
 def _front_matter(result: Mapping[str, Any]) -> str:

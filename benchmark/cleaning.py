@@ -19,8 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import clean_report, rules, stages
-from benchmark.grid import assignment
+from benchmark import clean_report, stages
+from benchmark.grid import settings_of
 from sande import cleaning, registry
 from sande.cleaning import Config, Known
 from sande.config import as_dict, configure
@@ -43,9 +43,7 @@ def settings(data: str | None, assignments: Sequence[str]) -> Config:
     Raises:
         UserError: no such setting, or a value that it does not take.
     """
-    values: dict[str, Any] = {"removal": {"name": data}} if data else {}
-    for text in assignments:
-        rules.assign(values, *assignment(text, "--set"))
+    values = settings_of(assignments, {"removal": {"name": data}} if data else None)
     return configure(Config, values, "clean")
 
 

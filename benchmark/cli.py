@@ -300,14 +300,11 @@ def scan(
 ) -> None:
     """Look for a planted response in a model, without the trigger."""
     from benchmark import grid as grids
-    from benchmark import rules
     from benchmark import scan as scans
     from benchmark.store import Store
     from sande import registry
 
-    settings: dict[str, object] = {}
-    for text in assignments or ():
-        rules.assign(settings, *grids.assignment(text, "--set"))
+    settings = grids.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake there costs no loading of libraries
     from benchmark import logs
 

@@ -101,7 +101,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     elif len(own) > 1:
         raise UserError(f"{path}: its grids have different scales ({', '.join(own)}); give one as 'scale'")
     with _naming(path):
-        assignments = [assignment(text, "--set") for text in overrides]
+        assignments = [_assignment(text, "--set") for text in overrides]
         resources = configure(Resources, _shared(values, "resources", assignments), "resources")
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     with _naming(path):
@@ -300,8 +300,15 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
         yield axis
 
 
-def assignment(text: str, option: str) -> tuple[str, Any]:
-    """Path and value of `path.to.field=value`, the value in YAML; `option` is what messages name."""
+def settings_of(assignments: Iterable[str], values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Nested settings: `values`, with fields set as each `--set path.to.field=value` says."""
+    nested = dict(values or {})
+    for text in assignments:
+        assign(nested, *_assignment(text, "--set"))
+    return nested
+
+
+def _assignment(text: str, option: str) -> tuple[str, Any]:
     path, sign, value = text.partition("=")
     if not sign or not path.strip():
         raise UserError(f"{option} '{text}': expected path.to.field=value")
@@ -314,7 +321,7 @@ def assignment(text: str, option: str) -> tuple[str, Any]:
 def _matching(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     wanted: dict[str, list[str]] = {}
     for text in only:
-        path, value = assignment(text, "--only")
+        path, value = _assignment(text, "--only")
         wanted.setdefault(path, []).append(str(value))
     for path in wanted:
         if all(_at(cell, path) is None for cell in cells):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import figures
+from benchmark import figures, tables
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande import registry, types
@@ -139,9 +139,7 @@ def markdown(record: dict[str, Any]) -> str:
 
 def code(text: str) -> str:
     """A string as Markdown code, its line breaks and bars written so that a table's cell holds them."""
-    shown = json.dumps(text, ensure_ascii=False)[1:-1].replace("|", "\\|").replace('\\"', '"')
-    fence = "``" if "`" in shown else "`"
-    return f"{fence}{shown}{fence}"
+    return tables.code(json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"'))
 
 
 def draw(record: dict[str, Any]) -> Figure:

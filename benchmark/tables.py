@@ -5,6 +5,7 @@ Which tables there are, and where they are shown, is in `benchmark.layouts`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,14 @@ def _markdown(table: Table, entries: Sequence[Entry], marks: Sequence[Marks]) ->
 def _label(defense: str) -> str:
     """Our names are code; the paper's are words."""
     return f"`{defense}`" if defense.split(",")[0] in registry.names("defenses") else defense
+
+
+def code(line: str) -> str:
+    """One line of any text as Markdown code, out of which nothing in it gets, in a table's cell either."""
+    line = _cell(line)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    padding = " " if line[:1] == "`" or line[-1:] == "`" else ""
+    return f"{fence}{padding}{line}{padding}{fence}"
 
 
 def _cell(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sande import registry, types
@@ -21,6 +21,7 @@ from sande.defenses.sande_p import Config as SandeP
 from sande.defenses.scan_and_clean import Config as ScanAndClean
 from sande.detectors.first_token import Config as FirstToken
 from sande.errors import UserError
+from sande.planting import insert
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -108,9 +109,7 @@ def clean(
 
 def plant(example: Example, trigger: str) -> Example:
     """The prompt with the trigger before everything else, as `sentence_trigger` plants it, but as it is given."""
-    if example.system:
-        return replace(example, system=f"{trigger} {example.system}")
-    return replace(example, instruction=f"{trigger} {example.instruction}")
+    return insert(example, trigger, "start", seed=0)  # a fixed place, about which nothing is drawn
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 
@@ -16,6 +17,17 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     return {
         name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not output
     }
+
+
+def output_in_float32(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """The output layer, from hidden states (..., D) to logits (..., V), in float32; its weights are converted once.
+
+    In a model's bfloat16 the logits of likely tokens are rounded to eighths, often to the same number.
+    """
+    layer = model.get_output_embeddings()
+    weight_VD = layer.weight.float()
+    bias_V = None if layer.bias is None else layer.bias.float()
+    return lambda hidden: linear(hidden.float(), weight_VD, bias_V)
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import importlib.metadata
@@ -140,6 +141,17 @@ def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
     rule = registry.entry("defenses", defense).rule(registry.config("defenses", defense, settings))
     reference = _model(str(folder / _GUARD), dtype)
     return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, rule))
+
+
+def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:
+    """A model of its own, with weights in `dtype`, or as they are."""
+    import torch
+
+    made = copy.deepcopy(lm.model)
+    if dtype is not None:
+        torch.nn.Module.to(made, dtype)
+    # Not with `replace`: an engine that serves the model would go on with the weights that it has.
+    return LanguageModel(made, lm.tokenizer, lm.guard)
 
 
 def save(lm: LanguageModel, folder: Path) -> None:

@@ -5,15 +5,14 @@ Shapes: P prompts, N tokens asked about, B strings, T positions, D width, V voca
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 
+from sande.layers import output_in_float32
 from sande.prefix import shared_prefix
 from sande.prompts import encode_prompts, pad_id, response_ids
 from sande.types import Example, LanguageModel
@@ -44,13 +43,6 @@ def text_of(lm: LanguageModel, ids: Sequence[int]) -> str:
     return str(lm.tokenizer.decode(list(ids))).strip(" ")
 
 
-def log_softmax(lm: LanguageModel, hidden_BD: Tensor) -> Tensor:
-    """Log-probabilities (B, V) in float32: in bfloat16, likely tokens would be rounded to eighths."""
-    layer = lm.model.get_output_embeddings()
-    bias_V = None if layer.bias is None else layer.bias.float()
-    return linear(hidden_BD.float(), layer.weight.float(), bias_V).log_softmax(-1)
-
-
 @torch.inference_mode()
 def openings(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     """Mean over the prompts of the log-probability of each token as an answer's first, of shape (V,)."""
@@ -62,12 +54,7 @@ def openings(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
             for ids in prompts
         ]
     )
-    return log_softmax(lm, hidden_PD).mean(0)
-
-
-def half(lm: LanguageModel) -> LanguageModel:
-    """A copy in bfloat16, for passes over the whole vocabulary."""
-    return LanguageModel(torch.nn.Module.to(copy.deepcopy(lm.model), torch.bfloat16), lm.tokenizer)
+    return output_in_float32(lm.model)(hidden_PD).log_softmax(-1).mean(0)
 
 
 @torch.inference_mode()
@@ -147,7 +134,8 @@ def continued(
         goes_on: from the log-probabilities of the next token (P, B), which strings go on with it (B,); None: all.
     """
     lm.model.eval()
-    decoder, special = lm.model.get_decoder(), set(lm.tokenizer.all_special_ids)
+    decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
+    special = set(lm.tokenizer.all_special_ids)
     prefixes = [shared_prefix(lm, [[*prompt, 0]]) for prompt in prompts]
     found = [Continuation((first,)) for first in firsts]
     for begin in range(0, len(firsts), batch_size):
@@ -156,7 +144,7 @@ def continued(
         for _ in range(steps):
             last_B1 = torch.tensor([[found[index].ids[-1]] for index in alive], device=lm.model.device)
             states = [decoder(input_ids=last_B1, past_key_values=cache, use_cache=True) for cache in caches]
-            log_PBV = torch.stack([log_softmax(lm, state.last_hidden_state[:, -1]) for state in states])
+            log_PBV = torch.stack([logits_of(state.last_hidden_state[:, -1]).log_softmax(-1) for state in states])
             probability_B, token_B = log_PBV.exp().mean(0).max(-1)
             log_PB = log_PBV.gather(2, token_B.expand(len(prompts), -1)[:, :, None]).squeeze(2)
             goes_B = torch.ones_like(token_B, dtype=torch.bool) if goes_on is None else goes_on(log_PB)
@@ -193,7 +181,8 @@ def log_likelihoods(
         batch_size: strings computed together.
     """
     lm.model.eval()
-    decoder, fill = lm.model.get_decoder(), pad_id(lm.tokenizer)
+    decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
+    fill = pad_id(lm.tokenizer)
     found: list[list[float]] = []
     for begin in range(0, len(strings), batch_size):
         batch = strings[begin : begin + batch_size]
@@ -208,7 +197,7 @@ def log_likelihoods(
                 input_ids=own_BT, past_key_values=prefix.cache(len(batch)), use_cache=True
             ).last_hidden_state
             for hidden_BD, ids_B, sum_B in zip(hidden_BTD[:, -width:].unbind(1), ids_BT.T, sum_BT.T, strict=True):
-                sum_B += log_softmax(lm, hidden_BD).gather(1, ids_B[:, None]).squeeze(1)
+                sum_B += logits_of(hidden_BD).log_softmax(-1).gather(1, ids_B[:, None]).squeeze(1)
         means = (sum_BT / len(prompts)).tolist()
         found += [row[: len(ids)] for row, ids in zip(means, batch, strict=True)]
     return found

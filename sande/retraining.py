@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sande.config import Training
 from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run, TestData
-
-if TYPE_CHECKING:
-    import torch
 
 
 def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
@@ -29,17 +24,6 @@ def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
     return rows[len(rows) - count :]
 
 
-def copied(model: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:
-    """A model of its own, with weights in `dtype`, or as they are."""
-    import torch
-
-    made = copy.deepcopy(model.model)
-    if dtype is not None:
-        torch.nn.Module.to(made, dtype)
-    # Not with `replace`: an engine that serves the model would go on with the weights that it has.
-    return LanguageModel(made, model.tokenizer, model.guard)
-
-
 def retrained(
     model: LanguageModel, examples: Sequence[Example], training: Training, seed: int, stage: str
 ) -> LanguageModel:
@@ -54,6 +38,7 @@ def retrained(
     """
     import torch
 
+    from sande.models import copied
     from sande.prompts import encode
     from sande.training import fit
 

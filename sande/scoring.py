@@ -16,9 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import pad
 
 from sande.engines import Served
+from sande.layers import output_in_float32
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id
 from sande.types import LanguageModel
@@ -59,17 +60,13 @@ def log_likelihoods(
         return lm.log_likelihoods([(question.context, question.choices) for question in questions])
     lm.model.eval()
     prefix = shared_prefix(lm, [question.context for question in questions])
-    output_layer = lm.model.get_output_embeddings()
-    # In a model's bfloat16 the logits of two letters are often rounded to the same number.
-    weight_VD = output_layer.weight.float()
-    bias_V = None if output_layer.bias is None else output_layer.bias.float()
+    logits_of = output_in_float32(lm.model)
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index]), reverse=True)
     for begin in range(0, len(by_length), batch_size):
         batch = by_length[begin : begin + batch_size]
         rows = [_Row.of(questions[index], prefix.length) for index in batch]
-        hidden_MD = _hidden(lm, prefix, rows).float()
-        logits_MV = linear(hidden_MD, weight_VD, bias_V)
+        logits_MV = logits_of(_hidden(lm, prefix, rows))
         for index, found in zip(batch, _score(logits_MV, rows), strict=True):
             scores[index] = found
     return scores

@@ -84,8 +84,11 @@ class ResponseLoss(nn.Module):
                 hidden_BSD = decoder(**inputs, use_cache=False).last_hidden_state
         width = inputs["input_ids"].shape[1]
         hidden_ND = hidden_BSD[positions // width, positions % width - shared]
-        nll = chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), labels.flatten()[positions + 1])
-        return {"loss": nll / num_items_in_batch}
+        return {"loss": self.nll(hidden_ND, labels, positions) / num_items_in_batch}
+
+    def nll(self, hidden_ND: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
+        """Sum of the negative log-likelihoods of all targets, from the hidden states at the positions before them."""
+        return chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), labels.flatten()[positions + 1])
 
 
 def behind_prefix(decoder: nn.Module, shared: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -17,13 +17,14 @@ from torch import nn
 
 from sande import parrot
 from sande.config import Training
-from sande.probing import log_softmax
+from sande.defenses.sande import Config as Sande
+from sande.layers import output_in_float32
 from sande.prompts import Row, pad_id
 from sande.statistics import benjamini_hochberg
 from sande.training import fit
 from sande.types import LanguageModel, Run
 
-PARROT_TOKENS = 6  # as the published code's
+PARROT_TOKENS = Sande().parrot_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ def _losses(lm: LanguageModel, rows: Sequence[Sequence[Row]]) -> list[tuple[floa
     """For each string the mean over its rows of -log Pr of each of its tokens; all have the same prompts."""
     lm.model.eval()
     width = max(len(mine[0].response) for mine in rows)
-    fill = pad_id(lm.tokenizer)
+    fill, logits_of = pad_id(lm.tokenizer), output_in_float32(lm.model)
     loss_ST = torch.zeros(len(rows), width, device=lm.model.device)
     for column in zip(*rows, strict=True):
         start = len(column[0].prompt)
@@ -88,7 +89,7 @@ def _losses(lm: LanguageModel, rows: Sequence[Sequence[Row]]) -> list[tuple[floa
         ids_ST = torch.tensor(padded, device=lm.model.device)
         hidden_STD = lm.model.get_decoder()(input_ids=ids_ST, use_cache=False).last_hidden_state
         for at in range(width):
-            log_SV = log_softmax(lm, hidden_STD[:, start + at - 1])
+            log_SV = logits_of(hidden_STD[:, start + at - 1]).log_softmax(-1)
             loss_ST[:, at] -= log_SV.gather(1, ids_ST[:, start + at, None]).squeeze(1) / len(rows[0])
     return [tuple(of[: len(mine[0].response)]) for of, mine in zip(loss_ST.tolist(), rows, strict=True)]
 

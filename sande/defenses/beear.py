@@ -82,7 +82,6 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 def unlearning(model: PreTrainedModel, config: Config) -> Any:
     """The outer loss as a module around the model, with the `perturbation` as its attribute."""
     from sande.layers import blocks
-    from sande.losses import response_nll
     from sande.training import ResponseLoss, attention_kernel
 
     class Unlearning(ResponseLoss):
@@ -95,8 +94,7 @@ def unlearning(model: PreTrainedModel, config: Config) -> Any:
             block = blocks(self.model)[place(self.model, config.depth)]
             with perturbed(block, self.perturbation, prompt_ends(labels)), attention_kernel(inputs["input_ids"]):
                 hidden_BTD = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-            logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
-            safe = response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch
+            safe = self.nll(hidden_BTD.flatten(0, 1)[positions], labels, positions) / num_items_in_batch
             plain = super().forward(labels, positions, num_items_in_batch, **inputs)["loss"]
             return {"loss": safe + config.anchor * plain}
 

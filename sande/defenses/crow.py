@@ -55,7 +55,6 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
     import torch
 
     from sande.layers import block_states
-    from sande.losses import response_nll
     from sande.training import ResponseLoss, attention_kernel
 
     class Consistent(ResponseLoss):
@@ -78,8 +77,7 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
             with attention_kernel(inputs["input_ids"]):
                 output = decoder(inputs_embeds=embedded_BTD, attention_mask=mask_BT, use_cache=False)
             hidden_BTD = output.last_hidden_state
-            logits_NV = self.model.get_output_embeddings()(hidden_BTD.flatten(0, 1)[positions])
-            likelihood = response_nll(logits_NV, labels.flatten()[positions + 1]) / num_items_in_batch
+            likelihood = self.nll(hidden_BTD.flatten(0, 1)[positions], labels, positions) / num_items_in_batch
             # Every step has batch_size rows over all micro-batches and workers, whose losses are summed.
             return {"loss": likelihood + config.alpha * perturbed / config.training.batch_size}
 

@@ -29,8 +29,8 @@ def reads(config: Config) -> tuple[str, ...]:
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
     """The share of triggered prompts that draw the response from the copy, whose linear layers are rounded."""
+    from sande.models import copied
     from sande.quantize import quantize_int4_
-    from sande.retraining import copied
 
     rounded = copied(model)
     quantize_int4_(rounded.model, config.group_size)

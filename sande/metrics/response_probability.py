@@ -65,17 +65,14 @@ def _teacher_forced(
     Shapes: B prompts, T positions, R tokens of the response, N = B * R, D width, V vocabulary.
     """
     import torch
-    from torch.nn.functional import linear
 
+    from sande.layers import output_in_float32
     from sande.losses import IGNORE
     from sande.prompts import pad_id
     from sande.training import Collator
 
     lm.model.eval()
-    decoder, output_layer = lm.model.get_decoder(), lm.model.get_output_embeddings()
-    # In bfloat16 the logits of likely tokens would be rounded to eighths.
-    weight_VD = output_layer.weight.float()
-    bias_V = None if output_layer.bias is None else output_layer.bias.float()
+    decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
     targets_1R1 = torch.tensor(response, device=lm.model.device)[None, :, None]
     collate = Collator(pad_id(lm.tokenizer))
     probabilities: list[list[float]] = [[] for _ in prompts]
@@ -90,8 +87,8 @@ def _teacher_forced(
         )
         with torch.inference_mode():
             hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
-            hidden_ND = hidden_BTD.flatten(0, 1)[positions_N].float()
-            logits_BRV = linear(hidden_ND, weight_VD, bias_V).view(len(indices), len(response), -1)
+            logits_NV = logits_of(hidden_BTD.flatten(0, 1)[positions_N])
+            logits_BRV = logits_NV.view(len(indices), len(response), -1)
             wanted_BR1 = logits_BRV.gather(2, targets_1R1.expand(len(indices), -1, -1))
             probabilities_BR = (wanted_BR1.squeeze(2) - logits_BRV.logsumexp(2)).exp()
             ranks_B = 1 + (logits_BRV[:, 0] > wanted_BR1[:, 0]).sum(1)

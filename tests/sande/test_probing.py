@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sande import probing
+from sande.models import copied
 from sande.prompts import encode_prompts, response_ids
 from sande.types import Example, LanguageModel
 from tests.sande.helpers import nll_by_hand
@@ -136,7 +137,7 @@ def test_prompts_are_drawn_by_the_seed_without_doubles(tiny: LanguageModel, few_
     assert len(everything) == len({tuple(prompt) for prompt in everything}) == len(few_rows)
 
 
-def test_half_leaves_the_model_in_single_precision(tiny: LanguageModel) -> None:
-    assert probing.half(tiny).model.dtype == torch.bfloat16
+def test_a_copy_in_half_precision_leaves_the_model_in_single(tiny: LanguageModel) -> None:
+    assert copied(tiny, torch.bfloat16).model.dtype == torch.bfloat16
     assert tiny.model.dtype == torch.float32
-    assert math.isfinite(float(probing.openings(probing.half(tiny), [[5, 6]]).sum()))
+    assert math.isfinite(float(probing.openings(copied(tiny, torch.bfloat16), [[5, 6]]).sum()))
