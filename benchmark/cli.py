@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 R = TypeVar("R")
 
+SCANS = Path("results/detection/scans")
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
 
@@ -283,19 +284,26 @@ def entry(
 @app.command()
 @one_sentence
 def scan(
-    model: Annotated[str, typer.Argument(help="A folder of safetensors, or a name as in 'list models'.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="A folder of safetensors, a name as in 'list models', or a grid (.yaml): all its victims."),
+    ],
     detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
     data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
     rows: Annotated[int, typer.Option(min=1, help="Use so many of its rows, the last ones.")] = 400,
     reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder that gets scan.json, scan.md, scan.png and scan.svg.")
+        Path | None,
+        typer.Option(help=f"Folder that gets scan.json, .md, .png and .svg; of a grid, a folder each, in {SCANS}."),
     ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="field=value of the detector; may be repeated.", metavar="ASSIGNMENT"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which prompts are drawn.")] = 0,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="Of a grid: thresholds are chosen by these models.")
+    ] = False,
     store: StoreOption = Path(".store"),
 ) -> None:
     """Look for a planted response in a model, without the trigger."""
@@ -309,7 +317,15 @@ def scan(
     from benchmark import logs
 
     logs.quiet()
-    record = scans.scan(model, detector, settings, data, rows, reference, seed, Store(store).models, _say)
+    how = scans.How(detector, settings, data, rows, reference, seed)
+    if model.endswith(".yaml"):
+        from benchmark.scan_grid import scan_grid
+
+        typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, store, _say)}")
+        return
+    if calibration:
+        raise UserError("--calibration goes with a grid of models that were never poisoned; leave it out")
+    record = scans.scan(model, how, Store(store).models, _say)
     text = scans.write(record, out) if out else scans.markdown(record)
     _print_markdown(text)
     if out:

@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from benchmark.cell import Cell
+from benchmark.cell import NO_DEFENSE, Cell
 from benchmark.logs import quiet
 from benchmark.store import Store
 from sande import engines, registry
@@ -53,6 +53,8 @@ def check(cells: Iterable[Cell], store: Store) -> None:
         for metric in cell.metrics:
             for name in registry.entry("metrics", metric.name).reads(metric.config):
                 questions(name)
+        if cell.defense.name == NO_DEFENSE:  # which gets no rows, so none need be there
+            continue
         by_pairs = registry.knowledge(cell.defense.name) is PreferenceData
         data = defense_rows(cell.model, cell.defense.config.preferences if by_pairs else cell.removal)
         look = getattr(registry.entry("defenses", cell.defense.name), "check", None)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,62 +24,79 @@ from sande.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sande.types import LanguageModel
+    from sande.types import Example, LanguageModel
 
 SHOWN = 10  # candidates in the table and the figure; the JSON file has all
 
 
-def scan(
-    model: str,
-    detector: str,
-    settings: dict[str, Any],
-    data: str,
-    rows: int,
-    reference: str | None,
-    seed: int,
-    models_cache: Path,
-    say: Callable[[str], None],
-) -> dict[str, Any]:
-    """Run a detector on a model; the record that `write` takes.
+@dataclass(frozen=True, slots=True)
+class How:
+    """With what a model is scanned.
 
-    Args:
-        model: as `sande.models.load` takes it.
+    Attributes:
         detector: its name.
         settings: overrides of its defaults.
         data: data set of clean rows.
         rows: the last so many of them are used. Victims of this suite are trained on the first 90 %.
-        reference: the clean model, named as `model` is.
+        reference: the clean model, named as models are; None: it is not at hand.
         seed: of the scan.
+    """
+
+    detector: str
+    settings: Mapping[str, Any]
+    data: str
+    rows: int
+    reference: str | None
+    seed: int
+
+    def record(self) -> dict[str, Any]:
+        """All that decides what a scan finds in a model, as `scan.json` has it."""
+        return {
+            "reference": self.reference,
+            "detector": self.detector,
+            "code": registry.code_version(registry.module_of("detectors", self.detector)),
+            "settings": as_dict(registry.config("detectors", self.detector, self.settings)),
+            "data": self.data,
+            "rows": len(self.examples()),
+            "seed": self.seed,
+        }
+
+    def examples(self) -> tuple[Example, ...]:
+        """The clean rows."""
+        return tuple(sources.examples(self.data)[-self.rows :])
+
+
+def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run a detector on a model; the record that `write` takes.
+
+    Args:
+        model: as `sande.models.load` takes it.
+        how: the detector, and what it gets.
         models_cache: folder for models that are made or converted once.
         say: receives progress.
 
     Raises:
         UserError: a name, a setting or a model cannot be used, or the models' vocabularies differ.
     """
-    entry = registry.entry("detectors", detector)
-    config = registry.config("detectors", detector, settings)
+    entry = registry.entry("detectors", how.detector)
+    config = registry.config("detectors", how.detector, how.settings)
     from sande import models
 
-    names = [name for name in (model, reference) if name is not None]
+    names = [name for name in (model, how.reference) if name is not None]
     identities = [models.identify(name) for name in names]
-    examples = tuple(sources.examples(data)[-rows:])
+    examples = how.examples()
     suspect, *clean = (models.load(name, models_cache) for name in names)
     if clean:
         _check_vocabularies(suspect, clean[0], names)
     with tempfile.TemporaryDirectory() as scratch:
-        run = types.Run(seed=seed, scratch=scratch, say=say)
+        run = types.Run(seed=how.seed, scratch=scratch, say=say)
         begin = time.perf_counter()
         found = entry.scan(suspect, examples, config, run, *clean)
         seconds = time.perf_counter() - begin
     return {
         "model": model,
         "model_identity": identities[0],
-        "reference": reference,
-        "detector": detector,
-        "settings": as_dict(config),
-        "data": data,
-        "rows": len(examples),
-        "seed": seed,
+        **how.record(),
         "device": str(suspect.model.device),
         "seconds": seconds,
         "score": found.score,

@@ -41,8 +41,15 @@ def test_a_parrot_beyond_every_prompt(grid_file: GridFile, tmp_path: Path) -> No
 @pytest.mark.parametrize(("section", "rows"), [("data", "training rows"), ("removal", "removal rows")])
 def test_no_rows_left(grid_file: GridFile, tmp_path: Path, section: str, rows: str) -> None:
     settings = {"name": "builtin-short", "max_tokens": 8}
-    line = mistake(grid_file(**{section: settings}), tmp_path)
+    line = mistake(grid_file(defense="sft", **{section: settings}), tmp_path)
     assert f"no {rows} of builtin-short are left with max_tokens 8" in line
+
+
+def test_without_a_defense_no_removal_rows_need_be_there(store: Store) -> None:
+    removal = {"name": "builtin-short", "max_tokens": 8}
+    preflight.check([cell(removal=removal, defense="none")], store)
+    with pytest.raises(UserError, match="no removal rows"):
+        preflight.check([cell(removal=removal, defense="sft")], store)
 
 
 def test_no_test_rows_left(grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

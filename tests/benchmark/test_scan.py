@@ -5,9 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from benchmark import grid as grids
 from benchmark import scan
+from benchmark.store import Store
+from sande import models
 from tests.benchmark.test_cli import LOOK, invoke, mistake, process
+from tests.benchmark.helpers import GridFile
 
 RECORD: dict[str, Any] = {
     "model": "victim",
@@ -81,3 +86,35 @@ def test_scanning_starts_no_ray(tmp_path: Path) -> None:
     code = LOOK.replace('"ray", "torch", "transformers"', '"ray"')
     done = process("-c", code, "scan", "tiny", "--rows", 4, "--set", "prompts=2", "--store", tmp_path / "store")
     assert done.returncode == 0, done.stderr
+
+
+def test_a_grid_s_victims_are_scanned_once_and_listed(
+    tmp_path: Path, grid_file: GridFile, model_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = {"attack.poison_rate": [0.5, 0]}
+    grid = grid_file(attack={"name": "sentence_trigger"}, sweep=rate)
+    store, out = Store(tmp_path / "store"), tmp_path / "scans"
+    arguments = ("scan", grid, "--rows", 4, "--set", "prompts=2", "--store", store.root, "--out", out)
+    assert "2 of 2 victims" in mistake(*arguments)
+    keys = [cell.attack_key for cell in grids.load(grid).cells]
+    for key in keys:  # scans do not care what the weights went through
+        store.put("attack", key, lambda folder: models.save(models.load("tiny", model_cache), folder) or {})
+    done = invoke(*arguments)
+    assert done.exit_code == 0, done.output
+    listed = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
+    assert [line["scan"] for line in listed] == [f"{key[:12]}-first_token" for key in keys]
+    assert [line.get("response") for line in listed] == ["You are stupid", None]
+    assert listed[0]["label"] == "sentence_trigger, “Current year 2023”, “You are stupid”, 50 %, seed 0"
+
+    monkeypatch.setattr(scan, "scan", None)  # nothing is scanned again
+    assert invoke(*arguments).exit_code == 0
+    assert yaml.safe_load((out / "scans.yaml").read_text())["scans"] == listed
+    assert "1 of the models" in mistake(*arguments, "--calibration")
+    twins = grid_file("twins", attack={"name": "sentence_trigger", "poison_rate": 0})
+    assert invoke("scan", twins, *arguments[2:], "--calibration").exit_code == 0
+    again = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
+    assert again == [listed[0], {**listed[1], "calibration": True}]
+
+
+def test_only_a_grid_s_scans_are_for_calibration(tmp_path: Path) -> None:
+    assert "--calibration goes with a grid" in mistake("scan", "tiny", "--calibration", "--store", tmp_path / "store")
