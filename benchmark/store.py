@@ -81,6 +81,11 @@ class Store:
                 f'{mark} is damaged; restore it as {{"format": {FORMAT}}} or choose another --store'
             ) from None
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store."""
+        return (self.root / "store.json").is_file()
+
     def path(self, kind: str, key: str) -> Path:
         """Folder of an artifact, there or not."""
         return self.root / kind / key
@@ -166,6 +171,39 @@ class Store:
         manifest.pop("checksums", None)
         return manifest
 
+    def keys(self, kind: str) -> list[str]:
+        """Keys of a kind's artifacts, damaged ones too, in order."""
+        try:
+            return sorted(name for name in os.listdir(self.root / kind) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def size(self, kind: str, key: str) -> int:
+        """Bytes of an artifact's files; 0 where it is not there."""
+        return _size(self.path(kind, key))
+
+    def set_aside(self) -> dict[Path, int]:
+        """What was set aside as damaged, and the bytes of each."""
+        return {path: _size(path) for path in sorted(self.damaged.iterdir())} if self.damaged.is_dir() else {}
+
+    def clear_set_aside(self) -> None:
+        """Remove what was set aside as damaged."""
+        shutil.rmtree(self.damaged, ignore_errors=True)
+
+    def remove(self, kind: str, key: str) -> None:
+        """Remove an artifact; nobody sees half of it meanwhile.
+
+        Raises:
+            UserError: it cannot be removed.
+        """
+        scratch = self.scratch("removed")
+        try:
+            self.path(kind, key).rename(scratch / key)
+        except OSError as error:
+            raise UserError(f"{self.path(kind, key)} cannot be removed ({error.strerror}); look at its owner") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
         """Of a kind's artifacts those that come first by name, which is no order of theirs, as names are hashes."""
         for path in itertools.islice(sorted(self.path(kind, "").glob(f"*/{MANIFEST}")), most):
@@ -249,6 +287,10 @@ def _files(path: str) -> dict[str, Any]:
 def _sha256(path: str) -> str:
     with open(path, "rb", buffering=0) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _told(kind: str, key: str, problem: str, aside: Path | None) -> str:
