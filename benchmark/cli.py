@@ -150,20 +150,22 @@ def plan(
     machine: MachineOption = None,
 ) -> None:
     """Show the cells of a grid, what is done and what would run. Starts nothing."""
-    from benchmark import estimate, overview
+    from benchmark import disk, estimate, overview
     from benchmark import grid as grids
     from benchmark import search as searches
     from benchmark.store import Store
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
-    made, searching = searches.plan(loaded, Store(store, create=False))
+    opened = Store(store, create=False)
+    made, searching = searches.plan(loaded, opened)
     overview.show(made, f"{loaded.name}: {loaded.about}")
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
+    typer.echo(disk.sentence(made, opened))
     if gpus or machine:
         from benchmark import predict
 
-        typer.echo(predict.sentence(made, Store(store, create=False), loaded.resources, gpus or 1, machine))
+        typer.echo(predict.sentence(made, opened, loaded.resources, gpus or 1, machine))
     if searching:
         typer.echo(searching)
     typer.echo(
@@ -279,6 +281,55 @@ def entry(
     out = out or Path(f"{defense}.json")
     entries.write(entries.make(folder, defense, about, link), out)
     typer.echo(f"Entry: {out}")
+
+
+stores = typer.Typer(help="Look after a store: what is in it, is it undamaged, what may go.", no_args_is_help=True)
+app.add_typer(stores, name="store")
+
+
+@stores.command("list")
+@one_sentence
+def list_store(store: StoreOption = Path(".store")) -> None:
+    """List the artifacts of a store, a line each, and what they take."""
+    from benchmark import upkeep
+
+    for line in upkeep.listing(upkeep.opened(store)):
+        typer.echo(line)
+
+
+@stores.command()
+@one_sentence
+def verify(store: StoreOption = Path(".store")) -> None:
+    """Read every artifact byte for byte; damaged ones are set aside, and made anew by the next run that needs them."""
+    from benchmark import upkeep
+
+    opened = upkeep.opened(store)
+    damaged = list(upkeep.verify(opened))
+    for line in damaged:
+        typer.echo(line)
+    typer.echo(f"{opened.root}: {sum(1 for _ in upkeep.artifacts(opened))} artifacts in order, {len(damaged)} damaged")
+    if damaged:
+        raise typer.Exit(SOME_CELL_FAILED)
+
+
+@stores.command()
+@one_sentence
+def prune(
+    grids: Annotated[list[Path], typer.Argument(help="Grids whose artifacts stay.", metavar="GRID…")],
+    store: StoreOption = Path(".store"),
+    scale: Annotated[list[str] | None, typer.Option(help="Keep what the grids need at this scale too.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it; else it is only said what would go.")] = False,
+) -> None:
+    """Remove what none of the grids needs, and what was set aside as damaged."""
+    from benchmark import disk, upkeep
+
+    opened = upkeep.opened(store)
+    removal = upkeep.removable(grids, scale or (), opened)
+    for line in upkeep.told(removal):
+        typer.echo(line)
+    if yes:
+        upkeep.remove(removal, opened)
+    typer.echo(f"{disk.told(removal.total)} {'freed' if yes else 'would be freed; --yes does it'}")
 
 
 @app.command()

@@ -39,6 +39,7 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
+from benchmark import plan as plans
 from benchmark import preflight, stages
 from benchmark.cell import Resources
 from benchmark.logs import quiet
@@ -58,6 +59,9 @@ HEAD = "node:__internal_head__"
 # Tune keeps some 60 kB of each of its trials, so a Tuner does no more than so many; then the next one goes on.
 TRIALS_OF_A_TUNER = 2000
 
+# Times that a run makes anew what it finds damaged; a disk that damages more has to be seen to.
+REPAIRS = 2
+
 KILLED = "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
 # In lower case, in messages of CUDA, cuBLAS and cuDNN, of PyTorch's CPU allocator, of Python, and of Ray.
 OUT_OF_MEMORY = ("out of memory", "_alloc_failed", "can't allocate memory", "memoryerror", "low on memory")
@@ -70,7 +74,7 @@ class StageError(Exception):
 def run(
     plan: Plan, store: Store, resources: Resources, address: str | None, say: Callable[[str], None]
 ) -> dict[str, str]:
-    """Do all missing stages of a plan.
+    """Do all missing stages of a plan, and those again whose artifacts turn out to be damaged.
 
     Args:
         plan: what to do, in which order.
@@ -88,8 +92,28 @@ def run(
     if not plan.missing:
         return {}
     begin = time.perf_counter()
+    for line in store.set_aside_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
+        say(line)
     with cluster(address):
-        return _do(plan, store, resources, say, begin)
+        errors = _do(plan, store, resources, say, begin)
+        for _ in range(REPAIRS):
+            repair = _repair(plan, errors, store)
+            if not repair.missing:
+                break
+            say(f"a damaged artifact was found; {len(repair.missing)} stages are done again")
+            kept = {key: error for key, error in errors.items() if key in repair.done}
+            errors = kept | _do(repair, store, resources, say, time.perf_counter())
+        return errors
+
+
+def _repair(plan: Plan, errors: Mapping[str, str], store: Store) -> Plan:
+    """What is left to do of a plan that was done with some errors: artifacts that are gone, and what failed for it."""
+    now = plans.make(plan.cells, store) if errors else plan
+    wanted = (set(plan.stages) - now.done - set(errors)) if errors else set()
+    for key in errors:  # of two stages that failed, the one that needs the other comes behind it
+        if wanted.intersection(plan.stages[key].needs):
+            wanted.add(key)
+    return Plan(plan.cells, plan.stages, frozenset(set(plan.stages) - wanted))
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
 
     from sande import models
 
-    victim = models.load_folder(store.path("attack", cell.attack_key), torch.float32)
+    victim = models.load_folder(store.read("attack", cell.attack_key), torch.float32)
     defense = registry.entry("defenses", cell.defense.name)
     data = reveal(cell, victim.tokenizer, store)
     repaired = defense.defend(victim, data, cell.defense.config, run)
@@ -185,7 +185,7 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str
 
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
-    folder = store.path(kind, cell.defense_key)
+    folder = store.read(kind, cell.defense_key)
     lm = models.load_folder(folder, torch.bfloat16)
     data = test_data(cell, lm.tokenizer)
     with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:

@@ -2,28 +2,46 @@
 
 STORE/store.json                     format of the store
 STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
+STORE/damaged/                       artifacts that were not as their stage left them; `store prune` clears them
 STORE/models/                        models made or converted once
 STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
 STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
+
+A manifest names every file of its artifact with size and SHA-256, and carries one of itself, all taken once, when the
+artifact is put. Whoever asks whether an artifact is there (planning) has the manifest checked whole, models by the
+sizes of their files, and what is small (outcomes, searches) byte for byte; whoever reads one (a stage) has it checked
+byte for byte. An artifact that fails is none: it is set aside, and made anew. Those of earlier versions have no
+checksums, and are taken as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sande.errors import UserError
 
 FORMAT = 1
+MANIFEST = "manifest.json"
+MODELS = ("attack", "defend")  # kinds whose artifacts are large
+# So begins a manifest: its first checksum is that of all that stands behind it. One of old ends without a newline.
+_BEGIN, _END = b'{\n "checksums": {\n  "manifest": "', b"}\n"
+_DECODER = json.JSONDecoder()
+
+
+class DamagedError(UserError):
+    """An artifact that is not as its stage left it."""
 
 
 class Store:
@@ -36,6 +54,7 @@ class Store:
     def __init__(self, root: Path, create: bool = True) -> None:
         self.root = root.absolute()
         self.models = self.root / "models"
+        self.damaged = self.root / "damaged"
         self._unfinished = self.root / "unfinished"
         mark = self.root / "store.json"
         try:
@@ -62,31 +81,134 @@ class Store:
                 f'{mark} is damaged; restore it as {{"format": {FORMAT}}} or choose another --store'
             ) from None
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store."""
+        return (self.root / "store.json").is_file()
+
     def path(self, kind: str, key: str) -> Path:
         """Folder of an artifact, there or not."""
         return self.root / kind / key
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the artifact is complete."""
-        return (self.path(kind, key) / "manifest.json").is_file()
+        """Whether the artifact is there and, as far as planning looks, undamaged."""
+        return self.problem(kind, key) is None
 
     def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
-        """Those of the artifacts that are complete; one listing of the folder finds most of what is not there."""
+        """Those of the artifacts that `has` finds; one listing of the folder finds most of what is not there."""
         try:
             there = os.listdir(self.root / kind)
         except FileNotFoundError:
             return set()
         return {key for key in set(keys).intersection(there) if self.has(kind, key)}
 
+    def problem(self, kind: str, key: str, every_byte: bool = False) -> str | None:
+        """What is wrong with an artifact, in a few words; None where nothing is.
+
+        Args:
+            kind: of the artifact.
+            key: of the artifact.
+            every_byte: compare files of a model by content too, not by size alone.
+        """
+        folder, name = str(self.path(kind, key)), MANIFEST
+        every_byte = every_byte or kind not in MODELS
+        try:
+            for name, known in _files(f"{folder}/{MANIFEST}").items():
+                found = os.stat(f"{folder}/{name}")
+                if not stat.S_ISREG(found.st_mode):
+                    return f"{name} is no file"
+                if found.st_size != known["size"]:
+                    return f"{name} has {found.st_size} bytes, not {known['size']}"
+                if every_byte and _sha256(f"{folder}/{name}") != known["sha256"]:
+                    return f"{name} has other content than was written"
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        except (ValueError, RecursionError):
+            return f"{MANIFEST} is garbled"
+        return None
+
+    def read(self, kind: str, key: str) -> Path:
+        """Folder of an artifact whose files are byte for byte as its stage left them.
+
+        Raises:
+            DamagedError: they are not; what there is was set aside.
+        """
+        problem = self.problem(kind, key, every_byte=True)
+        if problem:
+            aside = self._set_aside(kind, key)
+            raise DamagedError(_told(kind, key, problem, aside) + "; run again to make it anew")
+        return self.path(kind, key)
+
+    def set_aside_damaged(self, artifacts: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Of kinds and keys, those that are there but damaged are moved away; a line tells of each."""
+        for kind, key in artifacts:
+            if os.path.lexists(self.path(kind, key)) and (problem := self.problem(kind, key)):
+                yield _told(kind, key, problem, self._set_aside(kind, key)) + "; to be made anew"
+
+    def _set_aside(self, kind: str, key: str) -> Path | None:
+        """Where it went; None where there was nothing, or another process was first."""
+        aside = self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
+        self.damaged.mkdir(exist_ok=True)
+        try:
+            self.path(kind, key).rename(aside)
+        except FileNotFoundError:
+            return None
+        return aside
+
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
-        """What its stage wrote down about an artifact."""
-        manifest: dict[str, Any] = json.loads((self.path(kind, key) / "manifest.json").read_text(encoding="utf-8"))
+        """What its stage wrote down about an artifact.
+
+        Raises:
+            DamagedError: it is missing or garbled.
+        """
+        path = self.path(kind, key) / MANIFEST
+        try:
+            manifest: dict[str, Any] = json.loads(_checked(str(path)) or path.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            raise DamagedError(f"{path} is missing or garbled; run again to make it anew") from None
+        manifest.pop("checksums", None)
         return manifest
+
+    def keys(self, kind: str) -> list[str]:
+        """Keys of a kind's artifacts, damaged ones too, in order."""
+        try:
+            return sorted(name for name in os.listdir(self.root / kind) if not name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def size(self, kind: str, key: str) -> int:
+        """Bytes of an artifact's files; 0 where it is not there."""
+        return _size(self.path(kind, key))
+
+    def set_aside(self) -> dict[Path, int]:
+        """What was set aside as damaged, and the bytes of each."""
+        return {path: _size(path) for path in sorted(self.damaged.iterdir())} if self.damaged.is_dir() else {}
+
+    def clear_set_aside(self) -> None:
+        """Remove what was set aside as damaged."""
+        shutil.rmtree(self.damaged, ignore_errors=True)
+
+    def remove(self, kind: str, key: str) -> None:
+        """Remove an artifact; nobody sees half of it meanwhile.
+
+        Raises:
+            UserError: it cannot be removed.
+        """
+        scratch = self.scratch("removed")
+        try:
+            self.path(kind, key).rename(scratch / key)
+        except OSError as error:
+            raise UserError(f"{self.path(kind, key)} cannot be removed ({error.strerror}); look at its owner") from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
         """Of a kind's artifacts those that come first by name, which is no order of theirs, as names are hashes."""
-        for path in itertools.islice(sorted(self.path(kind, "").glob("*/manifest.json")), most):
-            yield self.manifest(kind, path.parent.name)
+        for path in itertools.islice(sorted(self.path(kind, "").glob(f"*/{MANIFEST}")), most):
+            with suppress(DamagedError):
+                yield self.manifest(kind, path.parent.name)
 
     def put(self, kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> None:
         """Make an artifact: `build` fills a folder and returns the manifest; the artifact appears by one rename.
@@ -96,11 +218,11 @@ class Store:
         scratch = self.scratch(f"{kind}-{key[:12]}")
         try:
             manifest = build(scratch)
-            write_atomically(scratch / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+            write_atomically(scratch / MANIFEST, _with_checksums(manifest, scratch))
             final = self.path(kind, key)
             final.parent.mkdir(exist_ok=True)
-            if final.is_dir() and not self.has(kind, key):
-                final.rename(self.scratch("damaged") / key)  # no artifact, so nothing is lost
+            if final.exists() and not self.has(kind, key):
+                self._set_aside(kind, key)
             try:
                 scratch.rename(final)
             except OSError:
@@ -121,6 +243,58 @@ class Store:
             owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
             if owner and owner["host"] == socket.gethostname() and not _alive(int(owner["pid"])):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _with_checksums(manifest: dict[str, Any], folder: Path) -> bytes:
+    """A manifest as it is written: first the checksums of itself and of all files below the folder."""
+    files = {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(str(path))}
+        for path in sorted(folder.rglob("*"))
+        if not path.is_dir()
+    }
+    plain = json.loads(json.dumps(manifest, sort_keys=True))
+    text = json.dumps({"checksums": {"manifest": "", "files": files}, **plain}, indent=1).encode() + b"\n"
+    return _BEGIN + hashlib.sha256(text[len(_BEGIN) :]).hexdigest().encode() + text[len(_BEGIN) :]
+
+
+def _checked(path: str) -> str | None:
+    """The text of a manifest with checksums that is as it was written; None where it is of a time without them.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is garbled.
+    """
+    with open(path, "rb") as file:
+        raw = file.read()
+    # No single flipped bit makes a manifest look like one from before there were checksums.
+    if not raw.startswith(_BEGIN) and not raw.endswith(_END):
+        if not isinstance(json.loads(raw), dict):
+            raise ValueError(f"{path} holds no manifest")
+        return None
+    end = len(_BEGIN) + 64
+    if raw[:end] != _BEGIN + hashlib.sha256(raw[end:]).hexdigest().encode():
+        raise ValueError(f"{path} is not what was written")
+    return raw.decode()
+
+
+def _files(path: str) -> dict[str, Any]:
+    """Size and SHA-256 of each file that a manifest names, which is not parsed any further; raises as `_checked`."""
+    text = _checked(path)
+    files: dict[str, Any] = _DECODER.raw_decode(text, text.index("{", 1))[0]["files"] if text else {}
+    return files
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _told(kind: str, key: str, problem: str, aside: Path | None) -> str:
+    return f"{kind} {key[:8]} in the store is damaged ({problem}){f'; it was set aside as {aside}' if aside else ''}"
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:

@@ -118,7 +118,7 @@ def _train(
     method hold a `Training` for each that it does, so their number tells the last.
     """
     cell = with_values(job.cell, job.proposals[number])
-    victim = models.load_folder(store.path("attack", cell.attack_key), torch.float32)
+    victim = models.load_folder(store.read("attack", cell.attack_key), torch.float32)
     settings = [getattr(cell.defense.config, name) for name in cell.defense.config.__dataclass_fields__]
     trainings = [setting for setting in settings if isinstance(setting, Training)]
     attack = registry.entry("attacks", cell.attack.name)

@@ -1,5 +1,7 @@
 """The store: artifacts appear whole or not at all, whatever happens to the process that makes them."""
 
+import hashlib
+import json
 import os
 import signal
 import socket
@@ -10,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from benchmark.store import FORMAT, Store, write_atomically
+from benchmark.store import FORMAT, DamagedError, Store, write_atomically
 from sande.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -252,3 +256,161 @@ def test_remains_of_a_finished_process_are_cleared(store: Store) -> None:
     (remains / "deep").mkdir(parents=True)
     store.clear_leftovers()
     assert not remains.exists()
+
+
+FILE = {"weights": b"whole" * 100, "deep/tokens.json": b"{}"}
+LEGACY = '{\n "content": "old"\n}'
+
+
+def put_files(store: Store, kind: str = "attack") -> Path:
+    def build(folder: Path) -> dict[str, Any]:
+        for name, content in FILE.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(content)
+        return {"content": "whole", "numbers": [0.1, float("nan")]}
+
+    store.put(kind, KEY, build)
+    return store.path(kind, KEY)
+
+
+def flip(path: Path, place: int = 7) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def set_aside(store: Store) -> list[str]:
+    return [path.name.rsplit("-", 1)[0] for path in store.damaged.iterdir()] if store.damaged.is_dir() else []
+
+
+def test_a_manifest_has_size_and_checksum_of_every_file(store: Store) -> None:
+    manifest = json.loads((put_files(store) / "manifest.json").read_text())
+    assert manifest["checksums"]["files"] == {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for name, content in FILE.items()
+    }
+    assert store.problem("attack", KEY, every_byte=True) is None
+    assert store.read("attack", KEY) == store.path("attack", KEY)
+
+
+def truncated(folder: Path) -> None:
+    os.truncate(folder / "weights", 10)
+
+
+def deleted(folder: Path) -> None:
+    (folder / "deep/tokens.json").unlink()
+
+
+def unreadable(folder: Path) -> None:
+    # What no mode forbids to the superuser, who may run the tests: reading a folder.
+    (folder / "weights").unlink()
+    (folder / "weights").mkdir()
+
+
+def half_a_manifest(folder: Path) -> None:
+    os.truncate(folder / "manifest.json", 60)
+
+
+def no_manifest(folder: Path) -> None:
+    (folder / "manifest.json").unlink()
+
+
+def another_number(folder: Path) -> None:
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text.replace("0.1", "0.2"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (truncated, "weights has 10 bytes, not 500"),
+        (deleted, "deep/tokens.json is missing"),
+        (unreadable, "weights is no file"),
+        (half_a_manifest, "manifest.json is garbled"),
+        (no_manifest, "manifest.json is missing"),
+        (another_number, "manifest.json is garbled"),
+    ],
+)
+def test_a_damaged_artifact_is_found_by_looking_and_set_aside(
+    store: Store, damage: Callable[[Path], None], told: str
+) -> None:
+    damage(put_files(store))
+    assert not store.has("attack", KEY)
+    assert store.complete("attack", [KEY]) == set()
+    assert store.problem("attack", KEY) == told
+    (line,) = store.set_aside_damaged([("attack", KEY), ("attack", "absent")])
+    assert told in line
+    assert str(store.damaged) in line
+    assert not store.path("attack", KEY).exists()
+    assert set_aside(store) == [f"attack-{KEY}"]
+    put_files(store)
+    assert store.read("attack", KEY)
+
+
+def test_a_flipped_bit_of_a_model_is_found_when_it_is_read(store: Store) -> None:
+    flip(put_files(store) / "weights")
+    assert store.has("attack", KEY)
+    with pytest.raises(DamagedError, match=r"weights has other content .* set aside as .* run again"):
+        store.read("attack", KEY)
+    assert not store.has("attack", KEY)
+    assert set_aside(store) == [f"attack-{KEY}"]
+
+
+def test_a_flipped_bit_of_an_outcome_is_found_by_looking(store: Store) -> None:
+    flip(put_files(store, "evaluate") / "weights")
+    assert not store.has("evaluate", KEY)
+
+
+def test_reading_what_is_not_there_is_a_sentence(store: Store) -> None:
+    assert "manifest.json is missing" in sentence(lambda: store.read("attack", KEY))
+    assert "run again" in sentence(lambda: store.manifest("attack", KEY))
+    assert set_aside(store) == []
+
+
+def test_putting_over_a_damaged_artifact_sets_it_aside(store: Store) -> None:
+    truncated(put_files(store))
+    put(store, "new")
+    assert store.manifest("attack", KEY) == {"content": "new"}
+    assert set_aside(store) == [f"attack-{KEY}"]
+
+
+def test_damaged_manifests_are_left_out_of_all_of_a_kind(store: Store) -> None:
+    put(store, "first", "a")
+    put(store, "second", "b")
+    half_a_manifest(store.path("attack", "a"))
+    assert [manifest["content"] for manifest in store.manifests("attack")] == ["second"]
+
+
+def test_an_artifact_from_before_there_were_checksums_is_taken_as_it_is(store: Store) -> None:
+    folder = store.path("attack", KEY)
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text(LEGACY)
+    (folder / "weights").write_bytes(b"anything")
+    assert store.has("attack", KEY)
+    assert store.read("attack", KEY) == folder
+    assert store.manifest("attack", KEY) == {"content": "old"}
+
+
+@given(data=st.data())
+def test_no_flipped_bit_and_no_cut_of_a_manifest_goes_unseen(tmp_path_factory, data: st.DataObject) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    path = put_files(store) / "manifest.json"
+    whole, known = path.read_bytes(), store.manifest("attack", KEY)
+    damaged = bytearray(whole)
+    damaged[data.draw(st.integers(0, len(whole) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    for content in (bytes(damaged), whole[: data.draw(st.integers(0, len(whole) - 2))]):
+        path.write_bytes(content)
+        # Where only white space was hit, nothing that is read has changed.
+        if store.has("attack", KEY):
+            assert str(store.manifest("attack", KEY)) == str(known)
+
+
+@given(content=st.binary(max_size=200) | st.text(max_size=100).map(str.encode) | st.just(b"[" * 5000))
+def test_any_bytes_for_a_manifest_are_a_manifest_or_a_sentence(tmp_path_factory, content: bytes) -> None:
+    store = Store(tmp_path_factory.mktemp("store"))
+    path = put_files(store) / "manifest.json"
+    path.write_bytes(content)
+    if store.has("attack", KEY):
+        assert isinstance(store.manifest("attack", KEY), dict)
+    else:
+        assert "manifest.json" in str(store.problem("attack", KEY))
+        assert "run again" in sentence(lambda: store.read("attack", KEY))

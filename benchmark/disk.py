@@ -1,0 +1,71 @@
+"""What a grid's artifacts take on disk: known ones by their files, others as such artifacts of the model did so far."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+from collections import Counter
+from pathlib import Path
+
+from benchmark.estimate import BILLIONS
+from benchmark.plan import Plan
+from benchmark.stages import Stage
+from benchmark.store import MODELS, Store
+
+BYTES = 2  # of a stored weight: models are saved in bfloat16
+
+
+def sentence(plan: Plan, store: Store) -> str:
+    """What the models of a plan take on disk, how much of it is there, and what is free; outcomes are small beside."""
+    there = {
+        stage.key: store.size(stage.kind, stage.key)
+        for stage in plan.stages.values()
+        if stage.kind in MODELS and store.path(stage.kind, stage.key).is_dir()
+    }
+    known: dict[tuple[str, ...], list[int]] = {}
+    for key, size in there.items():
+        for like in _alike(plan.stages[key]):
+            known.setdefault(like, []).append(size)
+    new, unknown = 0.0, Counter[str]()
+    for stage in plan.missing:
+        if stage.kind in MODELS and stage.key not in there:
+            expected = _expected(stage, known)
+            new += expected or 0.0
+            unknown[stage.settings["model"]] += expected is None
+    left_out = ", ".join(f"{count} of {model}" for model, count in unknown.items() if count)
+    models = sum(stage.kind in MODELS for stage in plan.stages.values())
+    return (
+        f"Disk: {models} models take {told(sum(there.values()) + new)}"
+        f"{f' without {left_out} (of unknown size)' if left_out else ''}; {told(sum(there.values()))} of it are there, "
+        f"and {told(shutil.disk_usage(_existing(store.root)).free)} are free"
+    )
+
+
+def _alike(stage: Stage) -> tuple[tuple[str, ...], ...]:
+    """Sorts of models that a stage's is one of, the narrowest first: a guarded model has its reference beside it."""
+    model, method = stage.settings["model"], stage.settings["attack" if stage.kind == "attack" else "defense"]["name"]
+    return (model, stage.kind, method), (model,)
+
+
+def _expected(stage: Stage, known: dict[tuple[str, ...], list[int]]) -> float | None:
+    for like in _alike(stage):
+        if like in known:
+            return statistics.fmean(known[like])
+    model = stage.settings["model"]
+    if model in BILLIONS:
+        return BILLIONS[model] * 1e9 * BYTES
+    weights = [path.stat().st_size for path in Path(model).glob("*.safetensors")] if Path(model).is_dir() else []
+    return float(sum(weights)) or None
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that there is."""
+    return next(path for path in (folder, *folder.parents) if path.is_dir())
+
+
+def told(size: float) -> str:
+    """Bytes for people, in powers of a thousand."""
+    for unit, bytes_ in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= bytes_:
+            return f"{size / bytes_:.3g} {unit}" if size < 999.5 * bytes_ else f"{size / bytes_:.0f} {unit}"
+    return f"{size:.0f} bytes"

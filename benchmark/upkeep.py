@@ -1,0 +1,155 @@
+"""`sande-bench store`: what is in a store, whether it is undamaged, and what no grid needs any more."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import disk
+from benchmark import grid as grids
+from benchmark import plan as plans
+from benchmark import search as searches
+from benchmark.store import DamagedError, Store
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark.grid import Grid
+
+KINDS = ("attack", "defend", "evaluate", "search")
+COLUMNS = ("kind", "key", "size", "model", "what", "made")
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """What may go.
+
+    Attributes:
+        artifacts: kinds and keys of those that no listed grid needs.
+        size: bytes of each.
+        aside: bytes of what was set aside as damaged.
+    """
+
+    artifacts: tuple[tuple[str, str], ...]
+    size: tuple[int, ...]
+    aside: int
+
+    @property
+    def total(self) -> int:
+        """Bytes that it frees."""
+        return sum(self.size) + self.aside
+
+
+def opened(root: Path) -> Store:
+    """A store that is there.
+
+    Raises:
+        UserError: it is not, or as for `Store`.
+    """
+    store = Store(root, create=False)
+    if not store.exists:
+        raise UserError(f"{root} is no store; give the --store of a run")
+    return store
+
+
+def listing(store: Store) -> Iterator[str]:
+    """A line for each artifact, and the sums."""
+    lines, sizes, counts = [COLUMNS], Counter[str](), Counter[str]()
+    for kind, key in artifacts(store):
+        size = store.size(kind, key)
+        sizes[kind] += size
+        counts[kind] += 1
+        try:
+            manifest = store.manifest(kind, key)
+            about = manifest["settings"]["model"], _what(kind, manifest), _made(manifest)
+        except (DamagedError, KeyError, TypeError):
+            about = ("", "damaged" if store.problem(kind, key) else "", "")
+        lines.append((kind, key[:12], disk.told(size), *about))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
+    each = ", ".join(f"{counts[kind]} {kind} {disk.told(sizes[kind])}" for kind in KINDS if counts[kind])
+    total = f"{sum(counts.values())} artifacts, {disk.told(sum(sizes.values()))}"
+    yield f"{store.root}: {total}{f' ({each})' if each else ''}"
+    if aside := store.set_aside():
+        bytes_ = disk.told(sum(aside.values()))
+        yield f"Set aside as damaged: {len(aside)}, {bytes_}; 'sande-bench store prune' clears them"
+
+
+def _what(kind: str, manifest: dict[str, Any]) -> str:
+    if kind == "evaluate":
+        return ", ".join(measured["name"] for measured in manifest["measurements"])
+    return str(manifest["settings"]["attack" if kind == "attack" else "defense"]["name"])
+
+
+def _made(manifest: dict[str, Any]) -> str:
+    return str(manifest.get("started_at") or manifest["ended_at"])
+
+
+def artifacts(store: Store) -> Iterator[tuple[str, str]]:
+    """Kind and key of everything that is or was an artifact."""
+    for kind in KINDS:
+        for key in store.keys(kind):
+            yield kind, key
+
+
+def verify(store: Store) -> Iterator[str]:
+    """Read every artifact whole; damaged ones are set aside, and a line tells of each."""
+    for kind, key in artifacts(store):
+        try:
+            store.read(kind, key)
+        except DamagedError as error:
+            yield str(error)
+
+
+def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
+    """Kinds and keys of all that a grid's cells read, made or would make, searches and victims among them."""
+    every = {*loaded.every, *searches.settled(loaded, store).every}
+    found: set[tuple[str, str]] = {
+        (stage.kind, key)
+        for cell in every
+        for each in (plans.victim_of(cell), cell)
+        for stage in plans.stages_of(each)
+        for key in stage.artifacts
+    }
+    if loaded.search:
+        found |= {("search", job.key) for cell in loaded.every if (job := searches.job_of(loaded.search, cell))}
+    return found
+
+
+def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Removal:
+    """What none of some grids needs.
+
+    Args:
+        paths: grid files, or names of those in `grids/`.
+        scales: at which the grids are needed beside their own.
+        store: where to look.
+
+    Raises:
+        UserError: a grid cannot be read; then nothing may go.
+    """
+    keep: set[tuple[str, str]] = set()
+    for path in paths:
+        for scale in (None, *scales):
+            keep |= needed(grids.load(path, scale=scale), store)
+    found = tuple(artifact for artifact in artifacts(store) if artifact not in keep)
+    return Removal(found, tuple(store.size(*artifact) for artifact in found), sum(store.set_aside().values()))
+
+
+def remove(removal: Removal, store: Store) -> None:
+    """Remove it, and what was set aside."""
+    for kind, key in removal.artifacts:
+        store.remove(kind, key)
+    store.clear_set_aside()
+
+
+def told(removal: Removal) -> Iterator[str]:
+    """What would go, by kind, and how much that is."""
+    for kind in KINDS:
+        sizes = [size for (of, _), size in zip(removal.artifacts, removal.size, strict=True) if of == kind]
+        if sizes:
+            yield f"{len(sizes)} {kind}: {disk.told(sum(sizes))}"
+    if removal.aside:
+        yield f"set aside as damaged: {disk.told(removal.aside)}"
