@@ -48,7 +48,7 @@ from benchmark.plan import Plan
 from benchmark.predict import note
 from benchmark.schedule import Offer, Queue, side_by_side, whole
 from benchmark.stages import Stage, manifests_of
-from benchmark.store import Store
+from benchmark.store import Store, full
 from sande import engines, models
 from sande.errors import NonFiniteError, UserError
 
@@ -167,6 +167,11 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
                 if searcher.begun - begun < TRIALS_OF_A_TUNER:
                     break
                 gc.collect()  # the Tuner
+            except OSError as error:
+                if not full(error):
+                    raise
+                ended = "the disk is full"
+                break
             except RuntimeError as error:  # Tune ends where Ray kills its worker
                 ended = gave_up(error)
                 if not (out_of_memory(error) and searcher.killed()):
