@@ -2,6 +2,7 @@
 
 STORE/store.json                     format of the store
 STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
+STORE/leases/                        who is at work on what, see `benchmark.leases`
 STORE/damaged/                       artifacts that were not as their stage left them; `store prune` clears them
 STORE/models/                        models made or converted once
 STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
@@ -29,9 +30,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark import leases
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -241,6 +245,12 @@ class Store:
             if not self.has(kind, key):
                 raise
 
+    def board(self) -> leases.Board:
+        """Where the drivers on this store tell each other what they are at."""
+        from benchmark import leases
+
+        return leases.Folder(self.root / "leases")
+
     def scratch(self, name: str) -> Path:
         """A new empty folder for work in progress, marked with the process that owns it."""
         folder = self._unfinished / f"{os.getpid()}@{socket.gethostname()}@{name}-{uuid.uuid4().hex[:8]}"
@@ -252,7 +262,7 @@ class Store:
         """Remove unfinished work of this machine's processes that are gone."""
         for folder in self._unfinished.iterdir():
             owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
-            if owner and owner["host"] == socket.gethostname() and not _alive(int(owner["pid"])):
+            if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -355,7 +365,8 @@ def full(error: BaseException) -> bool:
     return any(sign in str(error).lower() for sign in _NO_SPACE)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine lives."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
