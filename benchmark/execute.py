@@ -42,13 +42,14 @@ from ray.tune.search import Searcher
 from benchmark import plan as plans
 from benchmark import preflight, stages
 from benchmark.cell import Resources
+from benchmark.leases import POLL, THIS_RUN, Leases
 from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
 from benchmark.plan import Plan
 from benchmark.predict import note
 from benchmark.schedule import Offer, Queue, side_by_side, whole
 from benchmark.stages import Stage, manifests_of
-from benchmark.store import Store
+from benchmark.store import Store, full
 from sande import engines, models
 from sande.errors import NonFiniteError, UserError
 
@@ -151,13 +152,13 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float) -> dict[str, str]:
-    folder = store.scratch("tune")
+    folder, leases = store.scratch("tune"), Leases(store.board(), say)
     try:
         per_worker = allotment(resources)
         preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
-        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin)
+        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             begun = searcher.begun
@@ -167,6 +168,11 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
                 if searcher.begun - begun < TRIALS_OF_A_TUNER:
                     break
                 gc.collect()  # the Tuner
+            except OSError as error:
+                if not full(error):
+                    raise
+                ended = "the disk is full"
+                break
             except RuntimeError as error:  # Tune ends where Ray kills its worker
                 ended = gave_up(error)
                 if not (out_of_memory(error) and searcher.killed()):
@@ -176,6 +182,7 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
         return queue.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
     finally:
+        leases.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -235,7 +242,13 @@ class StageSearcher(Searcher):
     """Offers Tune what the queue offers, and tells the queue and the user how it ended."""
 
     def __init__(
-        self, queue: Queue, store: Store, peaks: Peaks | None, say: Callable[[str], None], begin: float
+        self,
+        queue: Queue,
+        store: Store,
+        peaks: Peaks | None,
+        say: Callable[[str], None],
+        begin: float,
+        leases: Leases,
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
@@ -246,15 +259,40 @@ class StageSearcher(Searcher):
         self._say = say
         self._begin = begin  # of the run
         self._beside: list[float] = []  # for each stage that is done, seconds beside its own
+        self._leases = leases
+        self._waiting: set[str] = set()  # keys of stages that another run was seen to do
+        self._looked = begin  # at leases of others
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
         """The next stage as a trial's config, None while none can start, FINISHED when none is left."""
-        offer = self.queue.next()
+        offer = self._next()
         if offer is None:
             return Searcher.FINISHED if self.queue.over else None
         self.begun += 1
         self._running[trial_id] = (offer, time.perf_counter())
         return {"stage": offer.stage.to_json(), "share": offer.share}
+
+    def _next(self) -> Offer | None:
+        """The next stage that no other run is doing or has done; its leases are this run's."""
+        if time.perf_counter() - self._looked > POLL:
+            self.queue.resume()
+            self._looked = time.perf_counter()
+        while offer := self.queue.next():
+            stage = offer.stage
+            artifacts = [(stage.kind, key) for key in stage.artifacts]
+            holder = self._leases.take(stage.key, artifacts)
+            if all(self._store.has(*artifact) for artifact in artifacts):
+                self._leases.release(stage.key)
+                self.queue.ended(stage.key)
+                self._say(f"[{self.queue.finished}/{self.queue.total}] {stage.label}: done meanwhile")
+            elif holder is None:
+                return offer
+            else:
+                self.queue.defer(stage.key)
+                if stage.key not in self._waiting and holder != THIS_RUN:
+                    self._say(f"{stage.label}: left to {holder}, which is doing it")
+                self._waiting.add(stage.key)
+        return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Notes how a stage ended and says it in one line."""
@@ -279,6 +317,8 @@ class StageSearcher(Searcher):
         offer, begin = self._running.pop(trial_id)
         stage = offer.stage
         again = self.queue.ended(stage.key, error, short_of_memory)
+        if not again:
+            self._leases.release(stage.key)
         told = f"[{self.queue.finished}/{self.queue.total}] {stage.label}"
         if again:
             self._say(f"{told} {'the worker process died' if error == KILLED else 'out of memory'}; again, alone")

@@ -12,6 +12,7 @@ import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -268,9 +269,10 @@ def _span(seconds: float) -> str:
 
 
 def note(store: Store, **seconds: float) -> None:
-    """Keep some of the overhead that a run on this store had, for predictions of the next one."""
+    """Keep some of the overhead that a run on this store had, for predictions of the next one; not on a full disk."""
     values = dataclasses.asdict(_overhead(store)) | {name: round(value, 3) for name, value in seconds.items()}
-    write_atomically(store.root / _FILE, json.dumps(values))
+    with suppress(UserError):
+        write_atomically(store.root / _FILE, json.dumps(values))
 
 
 def _overhead(store: Store) -> Overhead:

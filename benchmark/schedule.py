@@ -79,6 +79,7 @@ class Queue:
         self._ready = [place for place, unmet in enumerate(self._unmet) if not unmet]  # a heap, being sorted
         self._again: list[int] = []  # to be offered alone
         self._alone: set[int] = set()  # were offered alone
+        self._deferred: list[int] = []
         self._share = share
         self._free = [1.0] * slots
         self._running: dict[str, tuple[int, float]] = {}  # slot and share
@@ -107,6 +108,19 @@ class Queue:
         self._free[slot] -= share
         self._running[stage.key] = (slot, share)
         return Offer(stage, share)
+
+    def defer(self, key: str) -> None:
+        """Take an offer back until `resume`, as another run is doing that stage."""
+        slot, share = self._running.pop(key)
+        self._free[slot] += share
+        self._crowded.discard(key)
+        self._deferred.append(self._place[key])
+
+    def resume(self) -> None:
+        """Offer again what was deferred."""
+        for place in self._deferred:
+            heapq.heappush(self._ready, place)
+        self._deferred.clear()
 
     def crowded(self, key: str) -> bool:
         """Whether a running stage has, or had, others beside it."""

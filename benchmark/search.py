@@ -25,13 +25,16 @@ import itertools
 import json
 import math
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import plan as plans
 from benchmark.cell import Cell, digest
+from benchmark.leases import POLL, Leases
 from benchmark.rules import assign, takes
 from benchmark.stages import Stage, code_version
 from benchmark.store import Store, write_atomically
@@ -219,19 +222,33 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
         held_out(job, models.load_tokenizer(job.cell.model, store.models))
     victims = plans.make(map(plans.victim_of, waiting), store)
     failed: dict[str, str] = {}
-    with execute.cluster(address):
+    with execute.cluster(address), closing(Leases(store.board(), say)) as leases:
         victim_errors = execute.run(victims, store, grid.resources, address, say)
         for number, job in enumerate(jobs.values(), start=1):
             error = victim_errors.get(job.cell.attack_key)
             try:
-                error = error or _keep(job, trials.run(job, store, grid.resources), store)
+                if not error and _ours(job, store, leases, say):
+                    error = _keep(job, trials.run(job, store, grid.resources), store)
             except execute.StageError as ended:
                 error = str(ended)
+            finally:
+                leases.release(job.key)
             say(f"[{number}/{len(jobs)}] {job.label}{f' FAILED: {error}' if error else f': {_found(job, store)}'}")
             failed |= {job.key: error} if error else {}
     lost = {cell: failed[job.key] for cell, job in waiting.items() if job.key in failed}
     errors = {cell.attack_key: error for cell, error in lost.items() if cell.attack_key in victim_errors}
     return settled(grid, store), errors | {cell.defense_key: error for cell, error in lost.items()}
+
+
+def _ours(job: Job, store: Store, leases: Leases, say: Callable[[str], None]) -> bool:
+    """Whether the search is left to this run to do; waits while another run is doing it."""
+    told = False
+    while holder := leases.take(job.key, [("search", job.key)]):
+        if not told:
+            say(f"{job.label}: left to {holder}, which is doing it")
+        told = True
+        time.sleep(POLL)
+    return not store.has("search", job.key)
 
 
 def held_out(job: Job, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:

@@ -2,6 +2,7 @@
 
 STORE/store.json                     format of the store
 STORE/<kind>/<key>/manifest.json     written last; a folder without it is no artifact
+STORE/leases/                        who is at work on what, see `benchmark.leases`
 STORE/damaged/                       artifacts that were not as their stage left them; `store prune` clears them
 STORE/models/                        models made or converted once
 STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
@@ -16,6 +17,7 @@ checksums, and are taken as they are.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -28,9 +30,12 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark import leases
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -38,6 +43,8 @@ MODELS = ("attack", "defend")  # kinds whose artifacts are large
 # So begins a manifest: its first checksum is that of all that stands behind it. One of old ends without a newline.
 _BEGIN, _END = b'{\n "checksums": {\n  "manifest": "', b"}\n"
 _DECODER = json.JSONDecoder()
+# What the libraries that write files by Rust (safetensors, tokenizers) say of a full disk, and what PyTorch does.
+_NO_SPACE = ("no space left on device", "quota exceeded", "inline_container")
 
 
 class DamagedError(UserError):
@@ -214,34 +221,48 @@ class Store:
         """Make an artifact: `build` fills a folder and returns the manifest; the artifact appears by one rename.
 
         If another process made the same one meanwhile, that one stays.
+
+        Raises:
+            UserError: the disk is full; what was begun is gone.
         """
         scratch = self.scratch(f"{kind}-{key[:12]}")
         try:
-            manifest = build(scratch)
-            write_atomically(scratch / MANIFEST, _with_checksums(manifest, scratch))
-            final = self.path(kind, key)
-            final.parent.mkdir(exist_ok=True)
-            if final.exists() and not self.has(kind, key):
-                self._set_aside(kind, key)
-            try:
-                scratch.rename(final)
-            except OSError:
-                if not self.has(kind, key):
-                    raise
+            with room(self.root):
+                manifest = build(scratch)
+                write_atomically(scratch / MANIFEST, _with_checksums(manifest, scratch))
+                self._move_in(scratch, kind, key)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+    def _move_in(self, scratch: Path, kind: str, key: str) -> None:
+        final = self.path(kind, key)
+        final.parent.mkdir(exist_ok=True)
+        if final.exists() and not self.has(kind, key):
+            self._set_aside(kind, key)
+        try:
+            scratch.rename(final)
+        except OSError:
+            if not self.has(kind, key):
+                raise
+
+    def board(self) -> leases.Board:
+        """Where the drivers on this store tell each other what they are at."""
+        from benchmark import leases
+
+        return leases.Folder(self.root / "leases")
 
     def scratch(self, name: str) -> Path:
         """A new empty folder for work in progress, marked with the process that owns it."""
         folder = self._unfinished / f"{os.getpid()}@{socket.gethostname()}@{name}-{uuid.uuid4().hex[:8]}"
-        folder.mkdir(parents=True)
+        with room(self.root):
+            folder.mkdir(parents=True)
         return folder
 
     def clear_leftovers(self) -> None:
         """Remove unfinished work of this machine's processes that are gone."""
         for folder in self._unfinished.iterdir():
             owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
-            if owner and owner["host"] == socket.gethostname() and not _alive(int(owner["pid"])):
+            if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -308,16 +329,44 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
     """A file beside its place, at the end flushed to disk and renamed there, so that no reader sees half of it."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with room(path.parent):
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """A block that writes below a folder.
+
+    Raises:
+        UserError: the disk is full, or a quota is used up.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not full(error):
+            raise
+        raise UserError(
+            f"no space is left for {folder}; free some, for which 'sande-bench store prune' may help, and run again"
+        ) from None
+
+
+def full(error: BaseException) -> bool:
+    """Whether an error says that a disk is full or a quota used up."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error).lower() for sign in _NO_SPACE)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine lives."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

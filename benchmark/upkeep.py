@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import disk
+from benchmark import disk, leases
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import search as searches
@@ -139,7 +139,16 @@ def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Rem
 
 
 def remove(removal: Removal, store: Store) -> None:
-    """Remove it, and what was set aside."""
+    """Remove it, and what was set aside.
+
+    Raises:
+        UserError: a run is at work, which may need it.
+    """
+    if working := leases.holders(store.board()):
+        raise UserError(
+            f"{', '.join(working)} is at work on this store; prune when it has ended, or, if it is dead, remove "
+            f"{store.root / 'leases'}"
+        )
     for kind, key in removal.artifacts:
         store.remove(kind, key)
     store.clear_set_aside()

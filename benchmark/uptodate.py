@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from benchmark.cell import digest
 from benchmark.grid import Grid
 from benchmark.plan import Plan
 from benchmark.store import Store, write_atomically
+from sande.errors import UserError
 
 _LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # that rows, tables and figures are made with
 _FILES = ("rows.parquet", "outcomes.parquet", "search.*", "README.md", "tables/*", "figures/*")
@@ -64,10 +66,11 @@ def shown(folder: Path, made_of: str, store: Store) -> list[str] | None:
 
 
 def note(folder: Path, made_of: str, texts: Sequence[str], store: Store) -> None:
-    """Note what a folder was made of, and what was shown."""
+    """Note what a folder was made of, and what was shown; on a full disk nothing, as the report itself is there."""
     place = _place(folder, store)
-    place.parent.mkdir(exist_ok=True)
-    write_atomically(place, json.dumps({"made_of": made_of, "files": _files(folder), "texts": list(texts)}))
+    with suppress(UserError):
+        place.parent.mkdir(exist_ok=True)
+        write_atomically(place, json.dumps({"made_of": made_of, "files": _files(folder), "texts": list(texts)}))
 
 
 def _place(folder: Path, store: Store) -> Path:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,15 @@ import pytest
 import torch
 
 from benchmark import execute
+from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.execute import KILLED, StageSearcher, out_of_memory
+from benchmark.leases import Leases
 from benchmark.memory import Peaks
 from benchmark.schedule import Queue, whole
 from benchmark.stages import Stage
 from benchmark.store import Store
-from tests.benchmark.helpers import put
+from tests.benchmark.helpers import cell, put
 from tests.benchmark.test_schedule import SETTINGS, plan, stage
 
 FINISHED = StageSearcher.FINISHED
@@ -40,7 +42,8 @@ class Tune:
         self.said: list[str] = []
         share = peaks.share if peaks else whole
         queue = Queue(plan(*(stage(key) for key in keys)), slots, share)
-        self.searcher = StageSearcher(queue, store, peaks, self.said.append, begin=0.0)
+        self.leases = leases = Leases(store.board(), self.said.append)
+        self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases)
         self.store = store
         self.trials: list[str] = []  # keys of their stages
 
@@ -60,8 +63,16 @@ class Tune:
 
 
 @pytest.fixture
-def tune(store: Store) -> Callable[..., Tune]:
-    return lambda *keys, **more: Tune(*keys, store=store, **more)
+def tune(store: Store) -> Iterator[Callable[..., Tune]]:
+    made: list[Tune] = []
+
+    def make(*keys: str, **more: Any) -> Tune:
+        made.append(Tune(*keys, store=store, **more))
+        return made[-1]
+
+    yield make
+    for fake in made:
+        fake.leases.close()
 
 
 def test_a_stage_out_of_memory_is_suggested_again_alone(tune: Callable[..., Tune]) -> None:
@@ -114,6 +125,86 @@ def test_another_error_is_final(tune: Callable[..., Tune]) -> None:
     assert [fake.ask(), fake.ask()] == ["a", "b"]
     fake.end(0, {"ok": 0, "error": "it diverged", "short_of_memory": False})
     assert fake.searcher.queue.errors == {"a": "it diverged"}
+
+
+@pytest.fixture
+def other(store: Store) -> Iterator[Leases]:
+    """Another driver."""
+    leases = Leases(store.board(), print)
+    yield leases
+    leases.close()
+
+
+def test_what_another_run_is_doing_is_left_to_it_and_other_work_done_first(
+    tune: Callable[..., Tune], other: Leases, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "POLL", 0.0)
+    fake = tune("a", "b", slots=1)
+    other.take("a", [("attack", "a")])
+    assert [fake.ask(), fake.ask()] == ["b", None]
+    fake.end(0, OK)
+    assert [fake.ask(), fake.ask()] == [None, None]
+    assert fake.said[0].startswith("attack m x a: left to process ")
+    assert fake.said[1:] == [f"[1/2] attack m x b: done in {fake.said[1].split()[-2]} s"]
+    put(store, "attack", "a", MANIFEST)
+    assert fake.ask() == FINISHED
+    assert fake.said[2:] == ["[2/2] attack m x a: done meanwhile"]
+
+
+def test_what_another_run_gave_up_is_done_here(
+    tune: Callable[..., Tune], other: Leases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "POLL", 0.0)
+    fake = tune("a", slots=1)
+    other.take("a", [("attack", "a")])
+    assert fake.ask() is None
+    other.release("a")
+    assert fake.ask() == "a"
+    assert other.take("a", [("attack", "a")]) is not None
+    fake.end(0, OK)
+    assert other.take("a", [("attack", "a")]) is None
+
+
+def test_a_stage_that_is_tried_again_keeps_its_lease(tune: Callable[..., Tune], other: Leases) -> None:
+    fake = tune("a", "b", slots=2)
+    assert [fake.ask(), fake.ask()] == ["a", "b"]
+    fake.end(0, SHORT)
+    assert other.take("a", [("attack", "a")]) is not None
+    fake.end(1, OK)
+    assert fake.ask() == "a"
+
+
+def test_of_two_stages_with_an_outcome_in_common_the_second_waits(
+    tune: Callable[..., Tune], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "POLL", 0.0)
+    stages = [Stage("evaluate", key, SETTINGS, metric_keys=("m", key)) for key in ("a", "b")]
+    fake = tune("x", slots=2)
+    fake.searcher.queue = Queue(plan(*stages), 2)
+    assert [fake.ask(), fake.ask()] == ["a", None]
+    for key in "ma":
+        put(store, "evaluate", key, {"seconds": 1.0, "measurements": [], "kind": "evaluate", "settings": SETTINGS})
+    fake.searcher.on_trial_complete("0", OK)
+    assert fake.ask() == "b"
+
+
+def test_after_damage_only_what_is_gone_and_what_failed_for_it_is_done_again(store: Store) -> None:
+    chain = cell(defense="sft")
+    made = plans.make([chain, cell(defense="osft")], store)
+    attack, *defenses = (key for key, each in made.stages.items() if each.kind != "evaluate")
+    for key in defenses:
+        put(store, "defend", key, {})
+    evaluations = [each for each in made.stages.values() if each.kind == "evaluate"]
+    failed = next(each.key for each in evaluations if each.needs == (attack,))
+    for each in evaluations:
+        for key in each.artifacts if each.key != failed else ():
+            store.put("evaluate", key, lambda folder: {})
+    assert execute._repair(made, {}, store).missing == []
+    again = execute._repair(made, {failed: "attack is damaged"}, store)
+    assert {each.key for each in again.missing} == {attack, failed}
+    unrelated = evaluations[-1].key
+    again = execute._repair(made, {failed: "attack is damaged", unrelated: "it diverged"}, store)
+    assert {each.key for each in again.missing} == {attack, failed}
 
 
 def test_the_share_is_in_the_config_and_grows_smaller_once_a_stage_was_measured(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -414,3 +415,63 @@ def test_any_bytes_for_a_manifest_are_a_manifest_or_a_sentence(tmp_path_factory,
     else:
         assert "manifest.json" in str(store.problem("attack", KEY))
         assert "run again" in sentence(lambda: store.read("attack", KEY))
+
+
+SMALL_DISK = 'mount -t tmpfs -o size=1m none "$1" && shift && exec "$@"'
+FILLS = """
+import os, sys
+from pathlib import Path
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq
+from safetensors.numpy import save_file
+from benchmark.store import Store, write_atomically
+from sande.errors import UserError
+
+def plain(folder):
+    (folder / "weights").write_bytes(bytes(3_000_000))
+    return {}
+
+def safetensors(folder):
+    save_file({"weights": np.zeros(1_000_000)}, folder / "weights.safetensors")
+    return {}
+
+def parquet(folder):
+    pq.write_table(pa.table({"outcome": np.random.rand(1_000_000)}), folder / "outcomes.parquet")
+    return {}
+
+def manifest(folder):
+    free = os.statvfs(folder)
+    (folder / "weights").write_bytes(bytes(free.f_bavail * free.f_bsize))
+    return {}
+
+store = Store(Path(sys.argv[1]))
+store.put("attack", "first", lambda folder: {})
+for build in (plain, safetensors, parquet, manifest):
+    try:
+        store.put("attack", "second", build)
+    except UserError as error:
+        assert str(error).startswith(f"no space is left for {store.root}") and "run again" in str(error), error
+    else:
+        raise AssertionError(build)
+    assert store.keys("attack") == ["first"] and not any((store.root / "unfinished").iterdir())
+write_atomically(store.root / "note", "old")
+try:
+    write_atomically(store.root / "note", bytes(3_000_000))
+except UserError:
+    assert (store.root / "note").read_text() == "old" and not list(store.root.glob(".*.part"))
+store.put("attack", "second", lambda folder: {})
+print(store.complete("attack", ["first", "second"]) == {"first", "second"})
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"]).returncode != 0,
+    reason="mounts a small disk, which needs a user namespace",
+)
+def test_a_full_disk_is_a_sentence_and_leaves_the_store_valid(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", tmp_path, sys.executable, "-c", FILLS, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.returncode) == ("True\n", 0), done.stderr

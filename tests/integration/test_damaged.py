@@ -18,7 +18,7 @@ def of_defense(place: Workplace, kind: str, name: str) -> list[Path]:
 def test_damaged_artifacts_are_made_anew(place: Workplace) -> None:
     grid = place.grid("damaged", sweep={"defense": ["none", {"name": "sft", "training": TRAINING}]})
     assert place.run(grid).returncode == 0
-    rows, before = outcome(place, grid), place.manifests()
+    rows, before = outcome(place, grid), set(place.manifests())
 
     (victim,), (defended,) = place.artifacts("attack"), place.artifacts("defend")
     weights = victim / "model.safetensors"
@@ -34,7 +34,7 @@ def test_damaged_artifacts_are_made_anew(place: Workplace) -> None:
     again = place.run(grid)
     assert again.returncode == 0, again.stdout + again.stderr
     assert outcome(place, grid) == rows
-    assert set(place.manifests()) == set(before)
+    assert {path for path in place.manifests() if not path.startswith("damaged/")} == before
     log = again.stdout.splitlines()
     for told in ("model.safetensors has 1000 bytes", "outcomes.parquet has 10 bytes", "manifest.json is garbled"):
         assert len([line for line in log if told in line and "set aside" in line]) == 1, again.stdout
