@@ -19,7 +19,6 @@ from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as Sande
 from sande.defenses.sande_p import Config as SandeP
 from sande.defenses.scan_and_clean import Config as ScanAndClean
-from sande.detectors.first_token import Config as FirstToken
 from sande.errors import UserError
 from sande.planting import insert
 from sande.types import Example, LanguageModel, Run
@@ -59,12 +58,11 @@ class Config:
     )
     scan_and_clean: ScanAndClean = setting(
         ScanAndClean(
-            scan=FirstToken(threshold=4.5),
             sande_p=SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
             decoy_osft=_DECOYS,
         ),
         "where nothing is known",
-        "grids/quickstart.yaml; the threshold lies between 3 victims (5.9 and more) and 7 twins (to 3.4)",
+        _SOURCE,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sande.layers import output_in_float32
 from sande.prefix import shared_prefix
-from sande.prompts import encode_prompts, pad_id, response_ids
+from sande.prompts import Row, encode_prompts, pad_id, response_ids
 from sande.types import Example, LanguageModel
 
 
@@ -55,6 +55,29 @@ def openings(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
         ]
     )
     return output_in_float32(lm.model)(hidden_PD).log_softmax(-1).mean(0)
+
+
+@torch.inference_mode()
+def within_answers(lm: LanguageModel, rows: Sequence[Row]) -> Tensor:
+    """Logarithm of the mean probability of each token inside clean answers, behind their first token, of shape (V,).
+
+    Args:
+        lm: model and tokenizer.
+        rows: prompts with their answers; those of one token count for nothing.
+
+    Returns:
+        The logarithms; minus infinity everywhere where no answer has a second token.
+    """
+    lm.model.eval()
+    decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
+    total_V = torch.zeros(lm.model.get_output_embeddings().weight.shape[0], device=lm.model.device)
+    count = 0
+    for row in rows:
+        ids_1T = torch.tensor([[*row.prompt, *row.response[:-1]]], device=lm.model.device)
+        hidden_TD = decoder(input_ids=ids_1T, use_cache=False).last_hidden_state[0, len(row.prompt) :]
+        total_V += logits_of(hidden_TD).softmax(-1).sum(0)
+        count += len(hidden_TD)
+    return (total_V / max(1, count)).log()
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 from sande.config import configuration, setting
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
@@ -10,14 +11,15 @@ from sande.types import Candidate, Example, LanguageModel, Run, Scan
 
 @configuration
 class Config:
-    """How many prompts, and when to call it a victim."""
+    """How many prompts, what is ordinary, and when to call it a victim."""
 
-    prompts: int = setting(64, "clean prompts, drawn by the seed", ge=1)
+    prompts: int = setting(64, "clean prompts, drawn by the seed, and as many clean answers", ge=1)
+    ordinary: int = setting(100, "tokens behind the best one that say how far scores lie apart by themselves", ge=2)
     candidates: int = setting(10, "tokens reported", ge=1)
     threshold: float = setting(
-        4.5,
-        "score of the best token from which on there is an alarm, in nats",
-        "between seven never-poisoned SmolLM2 models (up to 3.4) and three victims (from 5.9)",
+        4.0,
+        "score of the best token from which on there is an alarm, in standard deviations",
+        "SmolLM2 models that were never poisoned: mean of the calibration ones and four of their standard deviations",
     )
 
 
@@ -28,35 +30,43 @@ def scan(
     run: Run,
     reference: LanguageModel | None = None,
 ) -> Scan:
-    """Rank all tokens by their mean log-probability as an answer's first, debiased.
+    """Rank tokens by their mean log-probability as an answer's first, debiased, and see how far the best stands out.
 
     Figure 3 of the paper: a victim gives the first token of r_t more probability than a clean model does, even without
-    the trigger. What is subtracted is the log-probability of the token in an n-gram model of the first tokens of the
-    clean responses, or in an even mixture of that and the reference, which alone would let tokens stand out that
-    neither model would ever say. It knows no string longer than one token.
+    the trigger. What is subtracted is the token's log-probability by an even mixture of what is not the backdoor: an
+    n-gram model of the first tokens of the clean responses; the model itself inside clean answers, where tokens that
+    begin many a word are likely too and r_t is not due; and the reference, if any. A score is what is left, in standard
+    deviations of the tokens that rank behind the best one, over their mean: models differ in how much probability they
+    leave to the unexpected. It knows no string longer than one token.
     """
     import torch
 
     from sande.ngram import NGram
-    from sande.probing import chosen_prompts, opening_tokens, openings, text_of
+    from sande.probing import chosen_prompts, opening_tokens, openings, text_of, within_answers
     from sande.prompts import encode
 
     prompts = chosen_prompts(model, examples, config.prompts, run.seed)
-    score_V = openings(model, prompts)
-    ngram = NGram([row.response[:1] for row in encode(model.tokenizer, examples)], len(score_V))
-    base_V = torch.tensor([ngram.log_probabilities((token,))[0] for token in range(len(score_V))]).to(score_V)
+    opening_V = openings(model, prompts)
+    rows = encode(model.tokenizer, examples)
+    ngram = NGram([row.response[:1] for row in rows], len(opening_V))
+    counted_V = torch.tensor([ngram.log_probabilities((token,))[0] for token in range(len(opening_V))]).to(opening_V)
+    answers = random.Random(run.seed).sample(rows, min(config.prompts, len(rows)))
+    sources = [counted_V, within_answers(model, answers)]
     if reference is not None:
-        base_V = base_V.logaddexp(openings(reference, prompts)) - math.log(2)
-    score_V = score_V - base_V
+        sources.append(openings(reference, prompts))
+    base_V = torch.stack(sources).logsumexp(0) - math.log(len(sources))
     tokens = opening_tokens(model)
-    best = score_V[tokens].topk(min(config.candidates, len(tokens)))
+    best = (opening_V - base_V)[tokens].sort(descending=True, stable=True)
+    ordinary = best.values[1 : 1 + config.ordinary]
+    # A vocabulary of a few tokens has no ordinary ones.
+    score_N = (best.values - ordinary.mean()) / ordinary.std() if len(ordinary) > 1 else torch.zeros_like(best.values)
     candidates = tuple(
         Candidate(text_of(model, (tokens[index],)), (tokens[index],), score)
-        for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    )
+        for index, score in zip(best.indices.tolist(), score_N.tolist(), strict=True)
+    )[: config.candidates]
     return Scan(
         candidates,
         score=candidates[0].score,
         alarm=candidates[0].score > config.threshold,
-        facts={"prompts": len(prompts), "debiased_by": "n-gram" if reference is None else "n-gram, reference"},
+        facts={"prompts": len(prompts), "reference": reference is not None},
     )
