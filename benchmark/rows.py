@@ -117,7 +117,7 @@ def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
             if store.has("evaluate", key):
                 published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
                 # Of so small a file `pq.read_table` takes thrice the time.
-                with pq.ParquetFile(store.path("evaluate", key) / "outcomes.parquet") as file:
+                with pq.ParquetFile(store.read("evaluate", key) / "outcomes.parquet") as file:
                     found = file.read(use_threads=False)
                 shown = pc.is_in(found["metric"], value_set=pa.array(published, pa.string()))
                 columns = {

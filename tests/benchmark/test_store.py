@@ -350,7 +350,7 @@ def test_a_damaged_artifact_is_found_by_looking_and_set_aside(
 def test_a_flipped_bit_of_a_model_is_found_when_it_is_read(store: Store) -> None:
     flip(put_files(store) / "weights")
     assert store.has("attack", KEY)
-    with pytest.raises(DamagedError, match=r"weights has other content .* set aside as .* run again"):
+    with pytest.raises(DamagedError, match=r"weights has other content .* set aside as .*; run again"):
         store.read("attack", KEY)
     assert not store.has("attack", KEY)
     assert set_aside(store) == [f"attack-{KEY}"]
