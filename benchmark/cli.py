@@ -87,12 +87,12 @@ def run(
     from benchmark import predict, uptodate
     from benchmark import rows as result_rows
     from benchmark import search as searches
-    from benchmark.remote import Results
+    from benchmark.remote import Results, below
     from benchmark.remote_store import open_store
 
     begin = time.perf_counter()
     loaded = grids.load(grid, assignments or (), only or (), scale)
-    place = Results(f"{results.rstrip('/')}/{loaded.name}")
+    place = Results(below(results, loaded.name))
     folder = place.folder
     result_rows.check_writable(folder)
     place.check_writable()
@@ -159,6 +159,7 @@ def plan(
     from benchmark import disk, estimate, overview
     from benchmark import grid as grids
     from benchmark import search as searches
+    from benchmark.remote import below
     from benchmark.remote_store import open_store
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
@@ -176,7 +177,7 @@ def plan(
         typer.echo(searching)
     typer.echo(
         f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
-        f"on {address or 'this machine'}; store {store}, results {results.rstrip('/')}/{loaded.name}"
+        f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
     )
 
 
@@ -391,7 +392,7 @@ def scan(
         from benchmark.scan_grid import scan_grid
 
         if is_uri(store):
-            raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} into a folder first")
+            raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
         typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), _say)}")
         return
     if calibration:

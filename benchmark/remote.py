@@ -23,7 +23,7 @@ from sande.errors import UserError
 
 R = TypeVar("R")
 CACHE = "SANDE_CACHE"
-TRIES, FIRST_PAUSE = 6, 0.25  # of an operation; each pause is twice the one before: 8 seconds in all
+TRIES, FIRST_PAUSE = 7, 0.25  # of an operation; each pause is twice the one before: 16 seconds in all
 AT_ONCE = 8  # files
 # Extras of this project that bring a file system along.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -32,6 +32,11 @@ EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 def is_uri(place: str | Path) -> bool:
     """Whether a place is no path of this machine."""
     return "://" in str(place)
+
+
+def below(place: str, name: str) -> str:
+    """A subfolder of a path or URI."""
+    return f"{place.rstrip('/')}/{name}" if is_uri(place) else str(Path(place) / name)
 
 
 def cache(place: str, kind: str) -> Path:
