@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -205,15 +206,17 @@ class Results:
                 raise UserError(f"{self.shown} cannot be written, as there is no such bucket; make it first") from None
 
     def fetch(self) -> Path:
-        """The local folder, with what is there."""
+        """The local folder, with what is there and nothing else."""
         if self._remote:
+            shutil.rmtree(self.folder, ignore_errors=True)
             self._remote.fetch(self._remote.sizes(), self.folder)
         return self.folder
 
     def send(self) -> None:
         """Bring the remote folder up to date; rows.parquet comes last, and tables and figures that are gone go."""
         if self._remote:
-            names = [str(path.relative_to(self.folder)) for path in self.folder.rglob("*") if path.is_file()]
+            files = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+            names = [str(path.relative_to(self.folder)) for path in files]
             self._remote.send([name for name in names if name != "rows.parquet"], self.folder)
             self._remote.send([name for name in names if name == "rows.parquet"], self.folder)
             for name in set(self._remote.sizes()) - set(names):

@@ -352,11 +352,11 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
     from benchmark.aggregate import labels
 
     paths = folder / "search.parquet", folder / "search.md"
-    for path in paths:
-        path.unlink(missing_ok=True)
     jobs = {job.key: job for cell in grid.every if grid.search and (job := job_of(grid.search, cell))}
     done = [job for job in jobs.values() if store.has("search", job.key)]
     if not grid.search or not done:
+        for path in paths:
+            path.unlink(missing_ok=True)
         return
     rows = [
         {"search": job.key[:12], "defense": defense, "victim": victim, "seed": job.cell.seed}

@@ -247,6 +247,7 @@ class Store:
 
     def clear_leftovers(self) -> None:
         """Remove unfinished work of this machine's processes that are gone."""
+        clear_parts(self.root)
         for folder in self._unfinished.iterdir():
             owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
             if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
@@ -367,7 +368,7 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
     """A file beside its place, at the end flushed to disk and renamed there, so that no reader sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.part")
     try:
         with room(path.parent):
             with part.open("wb") as file:
@@ -377,6 +378,14 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what processes of this machine left below a folder that were killed while they wrote a file."""
+    for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
+        owner = re.fullmatch(r".*\.(?P<pid>\d+)@(?P<host>.+)\.part", path.name)
+        if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -203,10 +203,10 @@ def test_of_many_who_create_a_lease_one_does(uri: str) -> None:
 
 
 def test_a_lease_is_renewed_taken_over_and_given_back(uri: str) -> None:
-    one, two = (leases.Leases(open_store(uri).board(), lambda line: None, seconds=2.0) for _ in range(2))
+    one, two = (leases.Leases(open_store(uri).board(), lambda line: None, seconds=1.0) for _ in range(2))
     one._me |= {"machine": "another"}
     assert one.take("stage", [("attack", KEY)]) is None
-    end = time.monotonic() + 4
+    end = time.monotonic() + 2
     while time.monotonic() < end:
         assert two.take("stage", [("attack", KEY)]) is not None
     one._end.set()  # it dies

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.store import FORMAT, DamagedError, Store, write_atomically
+from benchmark.store import FORMAT, DamagedError, Store, clear_parts, write_atomically
 from sande.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -257,6 +257,35 @@ def test_remains_of_a_finished_process_are_cleared(store: Store) -> None:
     (remains / "deep").mkdir(parents=True)
     store.clear_leftovers()
     assert not remains.exists()
+
+
+HALF_A_TABLE = """
+import sys, time
+from pathlib import Path
+from benchmark.store import atomically
+
+with atomically(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("half", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_process_killed_while_it_writes_a_file_leaves_the_old_one_and_its_part_is_cleared(store: Store) -> None:
+    path = store.root / "tables/rows.parquet"
+    path.parent.mkdir()
+    path.write_text("old")
+    process = start(HALF_A_TABLE, str(path))
+    clear_parts(store.root)
+    assert len(list(path.parent.iterdir())) == 2  # its process lives
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert path.read_text() == "old"
+    (path.parent / f".rows.parquet.{process.pid}@not-{socket.gethostname()}.part").write_text("of another machine")
+    clear_parts(store.root)
+    assert len(list(path.parent.iterdir())) == 2
+    assert not list(path.parent.glob(f".*.{process.pid}@{socket.gethostname()}.part"))
 
 
 FILE = {"weights": b"whole" * 100, "deep/tokens.json": b"{}"}
