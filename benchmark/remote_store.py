@@ -84,7 +84,7 @@ class RemoteStore(Store):
     def problem(self, kind: str, key: str, every_byte: bool = False) -> str | None:
         """What is wrong with an artifact there, see `Store.problem`; every byte is fetched anew to be compared."""
         sizes = self._remote.sizes(f"{kind}/{key}")
-        return self._fetch(kind, key, sizes) if every_byte else self._problem_by_size(kind, key, sizes)
+        return self._fetch(kind, key, sizes, keep=False) if every_byte else self._problem_by_size(kind, key, sizes)
 
     def has(self, kind: str, key: str) -> bool:
         """Whether the artifact is there; what `complete` has found is not looked for again."""
@@ -118,14 +118,14 @@ class RemoteStore(Store):
                     self._remote.fetch([MANIFEST], folder, f"{kind}/{key}")
         return None
 
-    def _fetch(self, kind: str, key: str, sizes: dict[str, int]) -> str | None:
-        """Make the local copy anew; what is wrong with what was fetched, which then is not kept."""
+    def _fetch(self, kind: str, key: str, sizes: dict[str, int], keep: bool = True) -> str | None:
+        """What is wrong with what is fetched; where nothing is, it becomes the local copy if it is to be kept."""
         scratch = self.scratch(f"fetch-{kind}-{key[:12]}")
         try:
             with suppress(FileNotFoundError):  # removed meanwhile: then it is missing in what was fetched
                 self._remote.fetch(sizes, scratch, f"{kind}/{key}")
             problem = problem_in(scratch)
-            if problem is None:
+            if keep and problem is None:
                 self._replace(scratch, kind, key)
             return problem
         finally:
@@ -152,9 +152,11 @@ class RemoteStore(Store):
         Raises:
             DamagedError: what is there is not; it was set aside.
         """
-        if self._local.problem(kind, key, every_byte=True) is None:
-            return self.path(kind, key)
-        return super().read(kind, key)
+        if self._local.problem(kind, key, every_byte=True) and (
+            problem := self._fetch(kind, key, self._remote.sizes(f"{kind}/{key}"))
+        ):
+            raise DamagedError(f"{self.set_aside_as(kind, key, problem)}; run again to make it anew")
+        return self.path(kind, key)
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """What its stage wrote down about an artifact.

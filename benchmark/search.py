@@ -218,6 +218,8 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
 
     preflight.check(grid.cells, store)
     jobs = {job.key: job for job in waiting.values()}
+    for line in store.set_aside_damaged(("search", key) for key in jobs):
+        say(line)
     for job in jobs.values():
         held_out(job, models.load_tokenizer(job.cell.model, store.models))
     victims = plans.make(map(plans.victim_of, waiting), store)

@@ -35,12 +35,12 @@ def values(place: Workplace, grid: Path) -> list[tuple[object, ...]]:
     return [(row["cell"], row["metric"], row["status"], row["value"], row["victim_value"]) for row in place.rows(grid)]
 
 
-def test_two_drivers_of_overlapping_grids_do_every_stage_once(place: Workplace) -> None:
+def test_drivers_of_one_grid_and_of_overlapping_grids_do_every_stage_once(place: Workplace) -> None:
     one = place.grid("one", sweep={"defense": ["none", SFT[0]]})
     two = place.grid("two", metrics=[*MINI["metrics"], ACCURACY], sweep={"defense": ["none", *SFT]})
-    drivers = [driver(place, grid) for grid in (one, two)]
+    drivers = [driver(place, grid) for grid in (one, two, one)]
     logs = [log.read_text() for process, log in drivers if process.wait(500) is not None]
-    assert [process.returncode for process, _ in drivers] == [0, 0], logs
+    assert [process.returncode for process, _ in drivers] == [0, 0, 0], logs
     did = [label for _, log in drivers for label in done(log)]
     trained = [label for label in did if not label.startswith("evaluate")]
     assert len(trained) == len(set(trained)) == 1 + 2, logs
