@@ -21,7 +21,7 @@ from benchmark.remote import AT_ONCE, Remote, cache, is_uri
 from benchmark.store import FORMAT, MANIFEST, MODELS, DamagedError, Store, check_format, files_in, problem_in
 from sande.errors import UserError
 
-_FOLDERS = (*MODELS, "evaluate", "search", "leases", "damaged")
+_FOLDERS = (*MODELS, "evaluate", "search", "dropped", "leases", "damaged")
 
 
 def open_store(place: str | Path, create: bool = True) -> Store:

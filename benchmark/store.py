@@ -138,13 +138,23 @@ class Store:
         return f"{kind} {key[:8]} in the store is damaged ({problem}){f', and set aside as {aside}' if aside else ''}"
 
     def _set_aside(self, kind: str, key: str) -> Path | str | None:
-        """Where it went; None where there was nothing, or another process was first."""
-        aside = self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
-        self.damaged.mkdir(exist_ok=True)
+        """Where it went; None where there was nothing, or another process was first.
+
+        Raises:
+            UserError: it cannot be moved.
+        """
+        folder, aside = self.path(kind, key), self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
         try:
-            self.path(kind, key).rename(aside)
+            self.damaged.mkdir(exist_ok=True)
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                folder.chmod(0o700)  # a folder that may not be written cannot be moved
+            folder.rename(aside)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UserError(
+                f"{folder} is damaged and cannot be set aside ({error.strerror}); look at its owner, or remove it"
+            ) from None
         return aside
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:

@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -374,6 +376,34 @@ def test_a_damaged_artifact_is_found_by_looking_and_set_aside(
     assert set_aside(store) == [f"attack-{KEY}"]
     put_files(store)
     assert store.read("attack", KEY)
+
+
+def as_nobody(folder: Path, work: Callable[[], object]) -> int:
+    """Exit code of a process that does this without the rights of the superuser, who may read everything."""
+    if os.getuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534)
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        os._exit(0 if work() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("at", ["weights", "manifest.json", "."])
+def test_what_may_not_be_read_is_found_and_set_aside(at: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        store = Store(Path(name) / "store")
+        damaged = put_files(store) / at
+        damaged.chmod(0)
+
+        def work() -> bool:
+            with suppress(DamagedError):
+                return not store.read("attack", KEY)
+            return set_aside(store) == [f"attack-{KEY}"]
+
+        assert as_nobody(Path(name), work) == 0
 
 
 def test_a_flipped_bit_of_a_model_is_found_when_it_is_read(store: Store) -> None:
