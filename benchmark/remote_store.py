@@ -74,11 +74,12 @@ class RemoteStore(Store):
         for path, size in self._remote.sizes(kind).items():
             key, _, name = path.partition("/")
             found.setdefault(key, {})[name] = size
-        asked = sorted(set(keys) & set(found))
+        wanted = set(keys)
+        asked = sorted(wanted & set(found))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             problems = list(pool.map(lambda key: self._problem_by_size(kind, key, found[key]), asked))
         complete = {key for key, problem in zip(asked, problems, strict=True) if problem is None}
-        self._known[kind] = self._known.get(kind, set()) - set(asked) | complete
+        self._known[kind] = self._known.get(kind, set()) - wanted | complete
         return complete
 
     def problem(self, kind: str, key: str, every_byte: bool = False) -> str | None:

@@ -138,6 +138,17 @@ def test_a_flipped_bit_there_is_found_by_who_fetches_it(
     assert store.read("attack", KEY)
 
 
+def test_what_another_machine_sets_aside_is_gone_here_at_the_next_look(
+    uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    here = open_store(uri)
+    put(here)
+    assert here.complete("attack", [KEY]) == {KEY}
+    elsewhere(uri, monkeypatch, tmp_path).set_aside_as("attack", KEY, "of no use")
+    assert here.complete("attack", [KEY]) == set()
+    assert not here.has("attack", KEY)
+
+
 def test_a_flipped_bit_of_the_copy_here_is_mended_from_there(uri: str) -> None:
     store = open_store(uri)
     put(store)
