@@ -32,8 +32,10 @@ app = typer.Typer(
 )
 
 GridArgument = Annotated[Path, typer.Argument(help="Grid file, or the name of one in grids/.", metavar="GRID")]
-StoreOption = Annotated[Path, typer.Option(help="Folder of trained models and outcomes; shared by all grids.")]
-ResultsOption = Annotated[Path, typer.Option(help="Folder that gets a subfolder a grid.")]
+StoreOption = Annotated[
+    str, typer.Option(help="Folder or URI (s3://…) of trained models and outcomes; shared by all grids.")
+]
+ResultsOption = Annotated[str, typer.Option(help="Folder or URI that gets a subfolder a grid.")]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; left out, Ray starts here.")]
 SetOption = Annotated[
     list[str] | None,
@@ -72,8 +74,8 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 @one_sentence
 def run(
     grid: GridArgument,
-    store: StoreOption = Path(".store"),
-    results: ResultsOption = Path("results"),
+    store: StoreOption = ".store",
+    results: ResultsOption = "results",
     address: AddressOption = None,
     assignments: SetOption = None,
     only: OnlyOption = None,
@@ -85,13 +87,16 @@ def run(
     from benchmark import predict, uptodate
     from benchmark import rows as result_rows
     from benchmark import search as searches
-    from benchmark.store import Store
+    from benchmark.remote import Results, below
+    from benchmark.remote_store import open_store
 
     begin = time.perf_counter()
     loaded = grids.load(grid, assignments or (), only or (), scale)
-    folder = results / loaded.name
+    place = Results(below(results, loaded.name))
+    folder = place.folder
     result_rows.check_writable(folder)
-    opened = Store(store)
+    place.check_writable()
+    opened = open_store(store)
     opened.clear_leftovers()
     searched, errors = searches.run(loaded, opened, address, _say)
     searches.write(loaded, opened, folder)
@@ -126,7 +131,8 @@ def run(
             uptodate.note(folder, made_of, texts, opened)
     for text in texts:
         _print_markdown(text)
-    typer.echo(f"Report: {folder / 'README.md'}  (tables/, figures/, rows.parquet beside it)")
+    place.send()
+    typer.echo(f"Report: {place.shown}/README.md  (tables/, figures/, rows.parquet beside it)")
     took = time.perf_counter() - begin
     typer.echo(f"{loaded.name} took {took:.0f} s")
     if plan.missing and not loaded.search:
@@ -140,8 +146,8 @@ def run(
 @one_sentence
 def plan(
     grid: GridArgument,
-    store: StoreOption = Path(".store"),
-    results: ResultsOption = Path("results"),
+    store: StoreOption = ".store",
+    results: ResultsOption = "results",
     address: AddressOption = None,
     assignments: SetOption = None,
     only: OnlyOption = None,
@@ -153,10 +159,11 @@ def plan(
     from benchmark import disk, estimate, overview
     from benchmark import grid as grids
     from benchmark import search as searches
-    from benchmark.store import Store
+    from benchmark.remote import below
+    from benchmark.remote_store import open_store
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
-    opened = Store(store, create=False)
+    opened = open_store(store, create=False)
     made, searching = searches.plan(loaded, opened)
     overview.show(made, f"{loaded.name}: {loaded.about}")
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
@@ -170,7 +177,7 @@ def plan(
         typer.echo(searching)
     typer.echo(
         f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
-        f"on {address or 'this machine'}; store {store}, results {results / loaded.name}"
+        f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
     )
 
 
@@ -181,23 +188,33 @@ def _counts(stages: Iterable[Stage]) -> str:
 
 @app.command()
 @one_sentence
-def report(folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.")]) -> None:
+def report(
+    folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/quickstart, or their URI.")],
+) -> None:
     """Make tables, figures and README.md anew from the rows of a grid."""
     from benchmark import report as reports
+    from benchmark.remote import Results
 
-    for text in reports.write(folder):
+    place = Results(folder)
+    for text in reports.write(place.fetch()):
         _print_markdown(text)
-    typer.echo(f"Report: {folder / 'README.md'}")
+    place.send()
+    typer.echo(f"Report: {place.shown}/README.md")
 
 
 @app.command()
 @one_sentence
-def compare(folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/smollm2.")]) -> None:
+def compare(
+    folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/smollm2, or their URI.")],
+) -> None:
     """Put a grid's numbers beside the paper's, and list every deviation from its protocol."""
     from benchmark import compare as comparison
+    from benchmark.remote import Results
 
-    _print_markdown(comparison.write(folder))
-    typer.echo(f"Comparison: {folder / 'comparison.md'}")
+    place = Results(folder)
+    _print_markdown(comparison.write(place.fetch()))
+    place.send()
+    typer.echo(f"Comparison: {place.shown}/comparison.md")
 
 
 class _RankUnlessNamed(TyperGroup):
@@ -289,7 +306,7 @@ app.add_typer(stores, name="store")
 
 @stores.command("list")
 @one_sentence
-def list_store(store: StoreOption = Path(".store")) -> None:
+def list_store(store: StoreOption = ".store") -> None:
     """List the artifacts of a store, a line each, and what they take."""
     from benchmark import upkeep
 
@@ -299,7 +316,7 @@ def list_store(store: StoreOption = Path(".store")) -> None:
 
 @stores.command()
 @one_sentence
-def verify(store: StoreOption = Path(".store")) -> None:
+def verify(store: StoreOption = ".store") -> None:
     """Read every artifact byte for byte; damaged ones are set aside, and made anew by the next run that needs them."""
     from benchmark import upkeep
 
@@ -307,7 +324,8 @@ def verify(store: StoreOption = Path(".store")) -> None:
     damaged = list(upkeep.verify(opened))
     for line in damaged:
         typer.echo(line)
-    typer.echo(f"{opened.root}: {sum(1 for _ in upkeep.artifacts(opened))} artifacts in order, {len(damaged)} damaged")
+    whole = sum(1 for _ in upkeep.artifacts(opened))
+    typer.echo(f"{opened.location}: {whole} artifacts in order, {len(damaged)} damaged")
     if damaged:
         raise typer.Exit(SOME_CELL_FAILED)
 
@@ -316,7 +334,7 @@ def verify(store: StoreOption = Path(".store")) -> None:
 @one_sentence
 def prune(
     grids: Annotated[list[Path], typer.Argument(help="Grids whose artifacts stay.", metavar="GRID…")],
-    store: StoreOption = Path(".store"),
+    store: StoreOption = ".store",
     scale: Annotated[list[str] | None, typer.Option(help="Keep what the grids need at this scale too.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Remove it; else it is only said what would go.")] = False,
 ) -> None:
@@ -355,12 +373,12 @@ def scan(
     calibration: Annotated[
         bool, typer.Option("--calibration", help="Of a grid: thresholds are chosen by these models.")
     ] = False,
-    store: StoreOption = Path(".store"),
+    store: StoreOption = ".store",
 ) -> None:
     """Look for a planted response in a model, without the trigger."""
     from benchmark import grid as grids
     from benchmark import scan as scans
-    from benchmark.store import Store
+    from benchmark.remote_store import open_store
     from sande import registry
 
     settings = grids.settings_of(assignments or ())
@@ -370,13 +388,16 @@ def scan(
     logs.quiet()
     how = scans.How(detector, settings, data, rows, reference, seed)
     if model.endswith(".yaml"):
+        from benchmark.remote import is_uri
         from benchmark.scan_grid import scan_grid
 
-        typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, store, _say)}")
+        if is_uri(store):
+            raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
+        typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), _say)}")
         return
     if calibration:
         raise UserError("--calibration goes with a grid of models that were never poisoned; leave it out")
-    record = scans.scan(model, how, Store(store).models, _say)
+    record = scans.scan(model, how, open_store(store).models, _say)
     text = scans.write(record, out) if out else scans.markdown(record)
     _print_markdown(text)
     if out:
@@ -422,12 +443,13 @@ def detection(
     out: Annotated[Path, typer.Option(help="Folder that gets detection.json, .md, .png and .svg.")] = Path(
         "results/detection"
     ),
-    store: StoreOption = Path(".store"),
+    store: StoreOption = ".store",
 ) -> None:
     """Judge detectors by scans of victims and of models that were never poisoned."""
     from benchmark import detection as detections
+    from benchmark.remote_store import open_store
 
-    _print_markdown(detections.write(scans, out, store / "models"))
+    _print_markdown(detections.write(scans, out, open_store(store, create=False).models))
     typer.echo(f"Detection: {out / 'detection.md'}")
 
 

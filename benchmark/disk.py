@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import statistics
 from collections import Counter
 from pathlib import Path
@@ -20,7 +19,7 @@ def sentence(plan: Plan, store: Store) -> str:
     there = {
         stage.key: store.size(stage.kind, stage.key)
         for stage in plan.stages.values()
-        if stage.kind in MODELS and store.path(stage.kind, stage.key).is_dir()
+        if stage.kind in MODELS and stage.key in plan.done
     }
     known: dict[tuple[str, ...], list[int]] = {}
     for key, size in there.items():
@@ -34,10 +33,11 @@ def sentence(plan: Plan, store: Store) -> str:
             unknown[stage.settings["model"]] += expected is None
     left_out = ", ".join(f"{count} of {model}" for model, count in unknown.items() if count)
     models = sum(stage.kind in MODELS for stage in plan.stages.values())
+    free = store.free()
     return (
         f"Disk: {models} models take {told(sum(there.values()) + new)}"
-        f"{f' without {left_out} (of unknown size)' if left_out else ''}; {told(sum(there.values()))} of it are there, "
-        f"and {told(shutil.disk_usage(_existing(store.root)).free)} are free"
+        f"{f' without {left_out} (of unknown size)' if left_out else ''}; {told(sum(there.values()))} of it are there"
+        f"{'' if free is None else f', and {told(free)} are free'}"
     )
 
 
@@ -56,11 +56,6 @@ def _expected(stage: Stage, known: dict[tuple[str, ...], list[int]]) -> float | 
         return BILLIONS[model] * 1e9 * BYTES
     weights = [path.stat().st_size for path in Path(model).glob("*.safetensors")] if Path(model).is_dir() else []
     return float(sum(weights)) or None
-
-
-def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that there is."""
-    return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def told(size: float) -> str:

@@ -47,6 +47,7 @@ from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
 from benchmark.plan import Plan
 from benchmark.predict import note
+from benchmark.remote_store import open_store
 from benchmark.schedule import Offer, Queue, side_by_side, whole
 from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store, full
@@ -210,7 +211,7 @@ def _tuner(
     folder: Path,
 ) -> tune.Tuner:
     common = {
-        "store": str(store.root),
+        "store": store.location,
         "workers": resources.workers,
         "per_worker": per_worker,
         "engine": resources.engine,
@@ -365,7 +366,7 @@ class StageTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """The whole stage."""
-        stage, store = Stage.from_json(self._job["stage"]), Store(Path(self._job["store"]))
+        stage, store = Stage.from_json(self._job["stage"]), open_store(self._job["store"])
         _bound_memory(self._job["share"])
         try:
             if stage.kind == "evaluate":
@@ -384,7 +385,7 @@ class StageTrial(tune.Trainable):
         workers, per_worker = self._job["workers"], self._job["per_worker"]
         model = stage.settings["model"]
         if model in models.MADE_HERE:
-            models.prepare(model, Store(Path(self._job["store"])).models)
+            models.prepare(model, open_store(self._job["store"]).models)
         trainer = ray.train.torch.TorchTrainer(
             _train_loop,
             train_loop_config={**self._job, "report_errors": workers > 1},
@@ -416,7 +417,7 @@ def _train_loop(job: dict[str, Any]) -> str | None:
     rank = ray.train.get_context().get_world_rank()
     prepare = ray.train.huggingface.transformers.prepare_trainer
     try:
-        stages.train(stage, Store(Path(job["store"])), prepare, _speaker(stage), rank)
+        stages.train(stage, open_store(job["store"]), prepare, _speaker(stage), rank)
     except (UserError, NonFiniteError) as error:
         if not job["report_errors"]:
             raise

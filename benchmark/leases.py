@@ -17,6 +17,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -100,12 +101,16 @@ class Leases:
         self.seconds = seconds
         self._board = board
         self._say = say
-        self._me = {"process": os.getpid(), "machine": _machine()}
+        self._me = {"process": os.getpid(), "machine": _machine(), "run": uuid.uuid4().hex}
         self._held: dict[str, tuple[int, str]] = {}  # number and for what, by artifact
         self._seen: dict[str, tuple[int, bytes, float]] = {}  # number, content, and since when, by artifact
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._beating: threading.Thread | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune pickles what it is given; a copy holds nothing."""
+        return Leases, (self._board, self._say, self.seconds)
 
     def take(self, use: str, artifacts: Iterable[tuple[str, str]]) -> str | None:
         """Take the leases of some artifacts, all or none.
@@ -139,7 +144,9 @@ class Leases:
                     return _holder(content or b"")
                 told = f"taken over from {_holder(content)}, which has ended or fallen silent"
                 self._say(f"{name[: name.index('-') + 9]}: {told}")
-            if not self._board.create(f"{name}.{last + 1}", self._content(0)):
+            mine = self._content(0)
+            # One that is ours is there already, where the answer to a request was lost that was then made again.
+            if not self._board.create(f"{name}.{last + 1}", mine) and self._board.read(f"{name}.{last + 1}") != mine:
                 return ANOTHER_RUN
         except (OSError, UserError):  # where nothing can be written, the stage itself will say so
             return None

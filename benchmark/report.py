@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
+import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ def write(folder: Path) -> list[str]:
     table, outcomes = read(folder), read_outcomes(folder)
     parts = in_order(aggregate.parts(table))
     try:
-        for kind in ("tables", "figures"):  # whatever an earlier report had, and this one has not
-            shutil.rmtree(folder / kind, ignore_errors=True)
-            (folder / kind).mkdir()
+        for kind in ("tables", "figures"):
+            (folder / kind).mkdir(exist_ok=True)
+        before = _files(folder)
         results = aggregate.Results(table, aggregate.Outcomes(outcomes) if outcomes.num_rows else None)
         texts = []
         for part in parts:
@@ -46,9 +47,24 @@ def write(folder: Path) -> list[str]:
         if search.is_file():  # see `benchmark.search`
             texts.append(search.read_text(encoding="utf-8"))
         write_atomically(folder / "README.md", _page(table, texts))
+        # What an earlier report had and this one has not. Another run of the grid may be writing the same report.
+        for path, known in _files(folder).items():
+            if before.get(path) == known:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"report {folder} cannot be written ({error.strerror}); choose another --results") from None
     return [text for text in texts if text.startswith("#")]
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Tables and figures, and what tells whether one was written anew."""
+    found = {}
+    for path in (*folder.glob("tables/*"), *folder.glob("figures/*")):
+        with suppress(FileNotFoundError):
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                found[path] = about.st_ino, about.st_mtime_ns
+    return found
 
 
 def _section(folder: Path, part: str, entries: list[Entry], answers: list[dict[str, Any]], prefix: str) -> list[str]:

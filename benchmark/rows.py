@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from benchmark.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan import stages_of, victim_of
-from benchmark.store import Store, atomically, write_atomically
+from benchmark.store import Store, atomically, clear_parts, write_atomically
 from sande import registry
 from sande.errors import UserError
 from sande.statistics import mean_interval, wilson
@@ -117,7 +117,7 @@ def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
             if store.has("evaluate", key):
                 published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
                 # Of so small a file `pq.read_table` takes thrice the time.
-                with pq.ParquetFile(store.path("evaluate", key) / "outcomes.parquet") as file:
+                with pq.ParquetFile(store.read("evaluate", key) / "outcomes.parquet") as file:
                     found = file.read(use_threads=False)
                 shown = pc.is_in(found["metric"], value_set=pa.array(published, pa.string()))
                 columns = {
@@ -220,7 +220,8 @@ def check_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".writable", "")
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)
+        clear_parts(folder)
     except OSError as error:
         raise UserError(
             f"results folder {folder} cannot be written ({error.strerror}); choose another --results"

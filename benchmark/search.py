@@ -218,6 +218,8 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
 
     preflight.check(grid.cells, store)
     jobs = {job.key: job for job in waiting.values()}
+    for line in store.set_aside_damaged(("search", key) for key in jobs):
+        say(line)
     for job in jobs.values():
         held_out(job, models.load_tokenizer(job.cell.model, store.models))
     victims = plans.make(map(plans.victim_of, waiting), store)
@@ -352,11 +354,11 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
     from benchmark.aggregate import labels
 
     paths = folder / "search.parquet", folder / "search.md"
-    for path in paths:
-        path.unlink(missing_ok=True)
     jobs = {job.key: job for cell in grid.every if grid.search and (job := job_of(grid.search, cell))}
     done = [job for job in jobs.values() if store.has("search", job.key)]
     if not grid.search or not done:
+        for path in paths:
+            path.unlink(missing_ok=True)
         return
     rows = [
         {"search": job.key[:12], "defense": defense, "victim": victim, "seed": job.cell.seed}

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from sande.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmark import leases
+    from benchmark.leases import Board
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -54,24 +54,24 @@ class DamagedError(UserError):
 class Store:
     """Artifacts below a folder.
 
+    Attributes:
+        location: of the store, for people and for `benchmark.remote_store.open_store`.
+        root: the folder, on this machine.
+
     Raises:
         UserError: the folder cannot be written, is no store, or has a newer format.
     """
 
     def __init__(self, root: Path, create: bool = True) -> None:
         self.root = root.absolute()
+        self.location = str(self.root)
         self.models = self.root / "models"
         self.damaged = self.root / "damaged"
         self._unfinished = self.root / "unfinished"
         mark = self.root / "store.json"
         try:
             if mark.is_file():
-                found = json.loads(mark.read_text(encoding="utf-8"))["format"]
-                if found > FORMAT:
-                    raise UserError(
-                        f"store {root} has format {found}, and this version reads up to {FORMAT}; update sande-bench "
-                        "or choose another --store"
-                    )
+                check_format(mark.read_bytes(), str(mark), str(root))
             elif create:
                 self.root.mkdir(parents=True, exist_ok=True)
                 # Another process may be opening the same new store: its mark, finished or not, is not foreign.
@@ -83,10 +83,6 @@ class Store:
                 self._unfinished.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"store {root} cannot be written ({error.strerror}); choose another --store") from None
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f'{mark} is damaged; restore it as {{"format": {FORMAT}}} or choose another --store'
-            ) from None
 
     @property
     def exists(self) -> bool:
@@ -117,24 +113,7 @@ class Store:
             key: of the artifact.
             every_byte: compare files of a model by content too, not by size alone.
         """
-        folder, name = str(self.path(kind, key)), MANIFEST
-        every_byte = every_byte or kind not in MODELS
-        try:
-            for name, known in _files(f"{folder}/{MANIFEST}").items():
-                found = os.stat(f"{folder}/{name}")
-                if not stat.S_ISREG(found.st_mode):
-                    return f"{name} is no file"
-                if found.st_size != known["size"]:
-                    return f"{name} has {found.st_size} bytes, not {known['size']}"
-                if every_byte and _sha256(f"{folder}/{name}") != known["sha256"]:
-                    return f"{name} has other content than was written"
-        except FileNotFoundError:
-            return f"{name} is missing"
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
-        except (ValueError, RecursionError):
-            return f"{MANIFEST} is garbled"
-        return None
+        return _problem(str(self.path(kind, key)), every_byte or kind not in MODELS)
 
     def read(self, kind: str, key: str) -> Path:
         """Folder of an artifact whose files are byte for byte as its stage left them.
@@ -144,24 +123,38 @@ class Store:
         """
         problem = self.problem(kind, key, every_byte=True)
         if problem:
-            aside = self._set_aside(kind, key)
-            raise DamagedError(_told(kind, key, problem, aside) + "; run again to make it anew")
+            raise DamagedError(f"{self.set_aside_as(kind, key, problem)}; run again to make it anew")
         return self.path(kind, key)
 
     def set_aside_damaged(self, artifacts: Iterable[tuple[str, str]]) -> Iterator[str]:
         """Of kinds and keys, those that are there but damaged are moved away; a line tells of each."""
         for kind, key in artifacts:
             if os.path.lexists(self.path(kind, key)) and (problem := self.problem(kind, key)):
-                yield _told(kind, key, problem, self._set_aside(kind, key)) + "; to be made anew"
+                yield f"{self.set_aside_as(kind, key, problem)}; it is made anew"
 
-    def _set_aside(self, kind: str, key: str) -> Path | None:
-        """Where it went; None where there was nothing, or another process was first."""
-        aside = self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
-        self.damaged.mkdir(exist_ok=True)
+    def set_aside_as(self, kind: str, key: str, problem: str) -> str:
+        """Move what there is of a damaged artifact away, and tell of it in a line without an end."""
+        aside = self._set_aside(kind, key)
+        return f"{kind} {key[:8]} in the store is damaged ({problem}){f', and set aside as {aside}' if aside else ''}"
+
+    def _set_aside(self, kind: str, key: str) -> Path | str | None:
+        """Where it went; None where there was nothing, or another process was first.
+
+        Raises:
+            UserError: it cannot be moved.
+        """
+        folder, aside = self.path(kind, key), self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
         try:
-            self.path(kind, key).rename(aside)
+            self.damaged.mkdir(exist_ok=True)
+            if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+                folder.chmod(0o700)  # a folder that may not be written cannot be moved
+            folder.rename(aside)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise UserError(
+                f"{folder} is damaged and cannot be set aside ({error.strerror}); look at its owner, or remove it"
+            ) from None
         return aside
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
@@ -189,9 +182,13 @@ class Store:
         """Bytes of an artifact's files; 0 where it is not there."""
         return _size(self.path(kind, key))
 
-    def set_aside(self) -> dict[Path, int]:
+    def free(self) -> int | None:
+        """Bytes that the disk has left; None where that is not known."""
+        return shutil.disk_usage(next(path for path in (self.root, *self.root.parents) if path.is_dir())).free
+
+    def set_aside(self) -> dict[str, int]:
         """What was set aside as damaged, and the bytes of each."""
-        return {path: _size(path) for path in sorted(self.damaged.iterdir())} if self.damaged.is_dir() else {}
+        return {path.name: _size(path) for path in sorted(self.damaged.iterdir())} if self.damaged.is_dir() else {}
 
     def clear_set_aside(self) -> None:
         """Remove what was set aside as damaged."""
@@ -245,11 +242,11 @@ class Store:
             if not self.has(kind, key):
                 raise
 
-    def board(self) -> leases.Board:
+    def board(self) -> Board:
         """Where the drivers on this store tell each other what they are at."""
-        from benchmark import leases
+        from benchmark.leases import Folder
 
-        return leases.Folder(self.root / "leases")
+        return Folder(self.root / "leases")
 
     def scratch(self, name: str) -> Path:
         """A new empty folder for work in progress, marked with the process that owns it."""
@@ -260,6 +257,7 @@ class Store:
 
     def clear_leftovers(self) -> None:
         """Remove unfinished work of this machine's processes that are gone."""
+        clear_parts(self.root)
         for folder in self._unfinished.iterdir():
             owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
             if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
@@ -276,6 +274,27 @@ def _with_checksums(manifest: dict[str, Any], folder: Path) -> bytes:
     plain = json.loads(json.dumps(manifest, sort_keys=True))
     text = json.dumps({"checksums": {"manifest": "", "files": files}, **plain}, indent=1).encode() + b"\n"
     return _BEGIN + hashlib.sha256(text[len(_BEGIN) :]).hexdigest().encode() + text[len(_BEGIN) :]
+
+
+def _problem(folder: str, every_byte: bool) -> str | None:
+    """What is wrong with the artifact in a folder, in a few words; None where nothing is."""
+    name = MANIFEST
+    try:
+        for name, known in _files(f"{folder}/{MANIFEST}").items():
+            found = os.stat(f"{folder}/{name}")
+            if not stat.S_ISREG(found.st_mode):
+                return f"{name} is no file"
+            if found.st_size != known["size"]:
+                return f"{name} has {found.st_size} bytes, not {known['size']}"
+            if every_byte and _sha256(f"{folder}/{name}") != known["sha256"]:
+                return f"{name} has other content than was written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} cannot be read: {error.strerror}"
+    except (ValueError, RecursionError):
+        return f"{MANIFEST} is garbled"
+    return None
 
 
 def _checked(path: str) -> str | None:
@@ -314,8 +333,40 @@ def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _told(kind: str, key: str, problem: str, aside: Path | None) -> str:
-    return f"{kind} {key[:8]} in the store is damaged ({problem}){f'; it was set aside as {aside}' if aside else ''}"
+def check_format(mark: bytes, path: str, store: str) -> None:
+    """Refuse a store of another version.
+
+    Args:
+        mark: content of its store.json.
+        path: of that file.
+        store: where it is.
+
+    Raises:
+        UserError: the format is newer than this version, or the file is damaged.
+    """
+    try:
+        newer = json.loads(mark)["format"] > FORMAT
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path} is damaged; restore it as {{"format": {FORMAT}}} or choose another --store') from None
+    if newer:
+        raise UserError(
+            f"store {store} has format {json.loads(mark)['format']}, and this version reads up to {FORMAT}; update "
+            "sande-bench or choose another --store"
+        )
+
+
+def problem_in(folder: Path) -> str | None:
+    """What is wrong with the artifact in a folder, byte for byte; None where nothing is."""
+    return _problem(str(folder), every_byte=True)
+
+
+def files_in(folder: Path) -> dict[str, Any]:
+    """Size and SHA-256 of each file that the manifest in a folder names.
+
+    Raises:
+        OSError, ValueError or RecursionError: it cannot be read, or is garbled.
+    """
+    return _files(f"{folder}/{MANIFEST}")
 
 
 def write_atomically(path: Path, text: str | bytes) -> None:
@@ -327,7 +378,7 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
     """A file beside its place, at the end flushed to disk and renamed there, so that no reader sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.part")
     try:
         with room(path.parent):
             with part.open("wb") as file:
@@ -337,6 +388,14 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
             part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove what processes of this machine left below a folder that were killed while they wrote a file."""
+    for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
+        owner = re.fullmatch(r".*\.(?P<pid>\d+)@(?P<host>.+)\.part", path.name)
+        if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

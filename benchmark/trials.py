@@ -11,7 +11,6 @@ import math
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from benchmark import stages
 from benchmark.cell import Resources
 from benchmark.execute import StageError, allotment, gave_up, one_line, run_config
 from benchmark.logs import quiet
+from benchmark.remote_store import open_store
 from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
 from benchmark.store import Store
 from sande import models, registry, types
@@ -52,7 +52,7 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
             tune.with_resources(_trial, tune.PlacementGroupFactory([allotment(replace(resources, workers=1))])),
             param_space={
                 "job": job,
-                "store": str(store.root),
+                "store": store.location,
                 "trial": tune.grid_search(list(range(len(job.proposals)))),
             },
             tune_config=tune.TuneConfig(
@@ -102,7 +102,7 @@ def _trial(config: dict[str, Any]) -> None:
 
     say = functools.partial(print, f"{job.label} trial {number}", flush=True)
     try:
-        report(job.search.reports, _train(job, number, Store(Path(config["store"])), say, report))
+        report(job.search.reports, _train(job, number, open_store(config["store"]), say, report))
     except Exception as error:
         # ASHA, which wants a loss from everyone, compares nothing at report 0.
         tune.report({"loss": math.inf, "report": 0, "losses": losses, "error": one_line(error)})

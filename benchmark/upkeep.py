@@ -12,6 +12,7 @@ from benchmark import disk, leases
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import search as searches
+from benchmark.remote_store import open_store
 from benchmark.store import DamagedError, Store
 from sande.errors import UserError
 
@@ -42,15 +43,15 @@ class Removal:
         return sum(self.size) + self.aside
 
 
-def opened(root: Path) -> Store:
+def opened(place: str) -> Store:
     """A store that is there.
 
     Raises:
         UserError: it is not, or as for `Store`.
     """
-    store = Store(root, create=False)
+    store = open_store(place, create=False)
     if not store.exists:
-        raise UserError(f"{root} is no store; give the --store of a run")
+        raise UserError(f"{place} is no store; give the --store of a run")
     return store
 
 
@@ -72,7 +73,7 @@ def listing(store: Store) -> Iterator[str]:
         yield "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
     each = ", ".join(f"{counts[kind]} {kind} {disk.told(sizes[kind])}" for kind in KINDS if counts[kind])
     total = f"{sum(counts.values())} artifacts, {disk.told(sum(sizes.values()))}"
-    yield f"{store.root}: {total}{f' ({each})' if each else ''}"
+    yield f"{store.location}: {total}{f' ({each})' if each else ''}"
     if aside := store.set_aside():
         bytes_ = disk.told(sum(aside.values()))
         yield f"Set aside as damaged: {len(aside)}, {bytes_}; 'sande-bench store prune' clears them"
@@ -98,10 +99,8 @@ def artifacts(store: Store) -> Iterator[tuple[str, str]]:
 def verify(store: Store) -> Iterator[str]:
     """Read every artifact whole; damaged ones are set aside, and a line tells of each."""
     for kind, key in artifacts(store):
-        try:
-            store.read(kind, key)
-        except DamagedError as error:
-            yield str(error)
+        if problem := store.problem(kind, key, every_byte=True):
+            yield store.set_aside_as(kind, key, problem)
 
 
 def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
@@ -147,7 +146,7 @@ def remove(removal: Removal, store: Store) -> None:
     if working := leases.holders(store.board()):
         raise UserError(
             f"{', '.join(working)} is at work on this store; prune when it has ended, or, if it is dead, remove "
-            f"{store.root / 'leases'}"
+            f"{store.location}/leases"
         )
     for kind, key in removal.artifacts:
         store.remove(kind, key)

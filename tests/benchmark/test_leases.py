@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ class Machine:
     def __init__(self, folder: Path, made: list[Leases], name: str, seconds: float = 0.6) -> None:
         self.said: list[str] = []
         self.leases = Leases(Folder(folder), self.said.append, seconds)
-        self.leases._me = {"process": 7, "machine": f"{name}/pid:[1]"}
+        self.leases._me |= {"process": 7, "machine": f"{name}/pid:[1]"}
         made.append(self.leases)
         self.take, self.release = self.leases.take, self.leases.release
 
@@ -231,3 +232,26 @@ def test_a_lease_says_who_holds_it(folder: Path) -> None:
     (path,) = folder.iterdir()
     assert json.loads(path.read_bytes())["process"] == holder.pid
     holder.communicate("\n", timeout=20)
+
+
+def test_a_copy_such_as_tune_makes_holds_nothing(folder: Path, made: list[Leases]) -> None:
+    mine = Leases(Folder(folder), print)
+    made.append(mine)
+    mine.take("stage", [A])
+    copied = pickle.loads(pickle.dumps(mine))
+    made.append(copied)
+    copied.close()
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_a_request_that_was_made_twice_as_its_answer_was_lost_is_a_lease(folder: Path, made: list[Leases]) -> None:
+    class Lossy(Folder):
+        def create(self, name: str, content: bytes) -> bool:
+            super().create(name, content)
+            return super().create(name, content)
+
+    mine = Leases(Lossy(folder), print)
+    made.append(mine)
+    assert mine.take("stage", [A]) is None
+    other = Machine(folder, made, "other")
+    assert other.take("stage", [A]) is not None

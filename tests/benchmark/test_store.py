@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.store import FORMAT, DamagedError, Store, write_atomically
+from benchmark.store import FORMAT, DamagedError, Store, clear_parts, write_atomically
 from sande.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -259,6 +261,35 @@ def test_remains_of_a_finished_process_are_cleared(store: Store) -> None:
     assert not remains.exists()
 
 
+HALF_A_TABLE = """
+import sys, time
+from pathlib import Path
+from benchmark.store import atomically
+
+with atomically(Path(sys.argv[1])) as file:
+    file.write(b"half")
+    file.flush()
+    print("half", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_process_killed_while_it_writes_a_file_leaves_the_old_one_and_its_part_is_cleared(store: Store) -> None:
+    path = store.root / "tables/rows.parquet"
+    path.parent.mkdir()
+    path.write_text("old")
+    process = start(HALF_A_TABLE, str(path))
+    clear_parts(store.root)
+    assert len(list(path.parent.iterdir())) == 2  # its process lives
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert path.read_text() == "old"
+    (path.parent / f".rows.parquet.{process.pid}@not-{socket.gethostname()}.part").write_text("of another machine")
+    clear_parts(store.root)
+    assert len(list(path.parent.iterdir())) == 2
+    assert not list(path.parent.glob(f".*.{process.pid}@{socket.gethostname()}.part"))
+
+
 FILE = {"weights": b"whole" * 100, "deep/tokens.json": b"{}"}
 LEGACY = '{\n "content": "old"\n}'
 
@@ -347,10 +378,38 @@ def test_a_damaged_artifact_is_found_by_looking_and_set_aside(
     assert store.read("attack", KEY)
 
 
+def as_nobody(folder: Path, work: Callable[[], object]) -> int:
+    """Exit code of a process that does this without the rights of the superuser, who may read everything."""
+    if os.getuid() == 0:
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534)
+    child = os.fork()
+    if child == 0:
+        if os.getuid() == 0:
+            os.setuid(65534)
+        os._exit(0 if work() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("at", ["weights", "manifest.json", "."])
+def test_what_may_not_be_read_is_found_and_set_aside(at: str) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        store = Store(Path(name) / "store")
+        damaged = put_files(store) / at
+        damaged.chmod(0)
+
+        def work() -> bool:
+            with suppress(DamagedError):
+                return not store.read("attack", KEY)
+            return set_aside(store) == [f"attack-{KEY}"]
+
+        assert as_nobody(Path(name), work) == 0
+
+
 def test_a_flipped_bit_of_a_model_is_found_when_it_is_read(store: Store) -> None:
     flip(put_files(store) / "weights")
     assert store.has("attack", KEY)
-    with pytest.raises(DamagedError, match=r"weights has other content .* set aside as .* run again"):
+    with pytest.raises(DamagedError, match=r"weights has other content .* set aside as .*; run again"):
         store.read("attack", KEY)
     assert not store.has("attack", KEY)
     assert set_aside(store) == [f"attack-{KEY}"]

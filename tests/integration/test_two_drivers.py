@@ -1,13 +1,15 @@
 """Two drivers on one store: every stage is done once, and neither waits for a dead one."""
 
+import os
 import re
 import signal
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
 
-from tests.integration.helpers import MINI, ROOT, TRAINING, Workplace, wait_until
+from tests.integration.helpers import MARK, MINI, ROOT, TRAINING, Workplace, end, processes_with, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -15,10 +17,13 @@ SFT = [{"name": "sft", "training": TRAINING | {"max_steps": steps}} for steps in
 ACCURACY = {"name": "accuracy", "task": "builtin-choice", "questions": 6}
 
 
-def driver(place: Workplace, grid: Path) -> tuple[subprocess.Popen[bytes], Path]:
+def driver(place: Workplace, grid: Path, mark: str = "") -> tuple[subprocess.Popen[bytes], Path]:
     path = place.root / f"{grid.stem}.{len(list(place.root.glob('*.log')))}.log"
     with path.open("wb") as log:
-        return subprocess.Popen(place.command(grid), cwd=ROOT, stdout=log, stderr=log, start_new_session=True), path
+        started = subprocess.Popen(
+            place.command(grid), cwd=ROOT, env=os.environ | {MARK: mark}, stdout=log, stderr=log, start_new_session=True
+        )
+    return started, path
 
 
 def done(log: Path) -> list[str]:
@@ -30,12 +35,12 @@ def values(place: Workplace, grid: Path) -> list[tuple[object, ...]]:
     return [(row["cell"], row["metric"], row["status"], row["value"], row["victim_value"]) for row in place.rows(grid)]
 
 
-def test_two_drivers_of_overlapping_grids_do_every_stage_once(place: Workplace) -> None:
+def test_drivers_of_one_grid_and_of_overlapping_grids_do_every_stage_once(place: Workplace) -> None:
     one = place.grid("one", sweep={"defense": ["none", SFT[0]]})
     two = place.grid("two", metrics=[*MINI["metrics"], ACCURACY], sweep={"defense": ["none", *SFT]})
-    drivers = [driver(place, grid) for grid in (one, two)]
+    drivers = [driver(place, grid) for grid in (one, two, one)]
     logs = [log.read_text() for process, log in drivers if process.wait(500) is not None]
-    assert [process.returncode for process, _ in drivers] == [0, 0], logs
+    assert [process.returncode for process, _ in drivers] == [0, 0, 0], logs
     did = [label for _, log in drivers for label in done(log)]
     trained = [label for label in did if not label.startswith("evaluate")]
     assert len(trained) == len(set(trained)) == 1 + 2, logs
@@ -53,17 +58,23 @@ def test_two_drivers_of_overlapping_grids_do_every_stage_once(place: Workplace) 
 
 
 def test_a_driver_goes_on_where_another_was_killed(place: Workplace) -> None:
-    attack = MINI["attack"] | {"training": TRAINING | {"max_steps": 100}}
-    grid = place.grid("killed", attack=attack, sweep={"defense": ["none", SFT[0]]})
-    first, first_log = driver(place, grid)
+    grid = place.grid("killed", sweep={"defense": ["none", SFT[0]]})
+    mark = uuid.uuid4().hex
+    first, first_log = driver(place, grid, mark)
+    second = None
     try:
-        assert wait_until(lambda: any((place.store / "leases").glob("attack-*")), 200), first_log.read_text()
-        second, second_log = driver(place, grid)
-        assert wait_until(lambda: "which is doing it" in second_log.read_text(), 200), second_log.read_text()
-    finally:
-        first.send_signal(signal.SIGKILL)
+        assert wait_until(lambda: any((place.store / "leases").glob("attack-*")), 200, 0.01), first_log.read_text()
+        for pid in processes_with(mark):  # so that it is at its first stage when the other one looks
+            os.kill(pid, signal.SIGSTOP)
+        second, second_log = driver(place, grid, uuid.uuid4().hex)
+        assert wait_until(lambda: "which is doing it" in second_log.read_text(), 300), second_log.read_text()
+        end(processes_with(mark))
         first.wait(20)
-    assert second.wait(400) == 0, second_log.read_text()
+        assert second.wait(400) == 0, second_log.read_text()
+    finally:
+        end(processes_with(mark))
+        if second:
+            second.kill()
     assert "taken over from process" in second_log.read_text()
     assert len(done(second_log)) == 4
     assert not any((place.store / "leases").iterdir())

@@ -1,0 +1,224 @@
+"""Folders on any file system that fsspec knows (S3, GCS, …), with patience; and results that are kept on one.
+
+Work is done on local files: what is remote is fetched into, and sent from, a folder below `SANDE_CACHE`, by default
+~/.cache/sande-bench, which may be removed at any time. Credentials are the file system's own affair (environment,
+files, the machine's role) and never part of a URI, as URIs are shown.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from sande.errors import UserError
+
+R = TypeVar("R")
+CACHE = "SANDE_CACHE"
+TRIES, FIRST_PAUSE = 7, 0.25  # of an operation; each pause is twice the one before: 16 seconds in all
+AT_ONCE = 8  # files
+# Extras of this project that bring a file system along.
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+
+
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is no path of this machine."""
+    return "://" in str(place)
+
+
+def below(place: str, name: str) -> str:
+    """A subfolder of a path or URI."""
+    return f"{place.rstrip('/')}/{name}" if is_uri(place) else str(Path(place) / name)
+
+
+def cache(place: str, kind: str) -> Path:
+    """The local folder that stands for a remote one."""
+    root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "sande-bench")
+    return root / kind / hashlib.sha256(place.encode()).hexdigest()[:16]
+
+
+class Remote:
+    """A folder of a remote file system. Every operation is tried again while it may help.
+
+    Raises:
+        UserError: no such file system is known or installed, or the URI holds credentials.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        parts = urlsplit(uri)
+        if "@" in parts.netloc or parts.query:
+            raise UserError(
+                f"{parts.scheme}:// addresses with credentials or options are not taken, as they would be shown; both "
+                "belong into the environment or files of the file system's own"
+            )
+        fsspec = importlib.import_module("fsspec")
+        try:
+            self._fs, self._root = fsspec.url_to_fs(self.uri, use_listings_cache=False)
+        except ImportError:
+            extra = EXTRAS.get(parts.scheme)
+            how = f"pip install 'sande-bench[{extra}]'" if extra else f"what fsspec needs for {parts.scheme}://"
+            raise UserError(f"{self.uri} needs a file system that is not installed; install it: {how}") from None
+        except ValueError:
+            raise UserError(
+                f"{self.uri}: no file system is called '{parts.scheme}'; give a path, or such as s3://bucket/folder"
+            ) from None
+
+    def sizes(self, below: str = "") -> dict[str, int]:
+        """Bytes of all files below a folder, by path from there; none where there is no such folder."""
+        top = self._at(below)
+        found: Mapping[str, Any] = self._do(lambda: self._fs.find(top, detail=True))
+        start = len(self._fs._strip_protocol(top).rstrip("/")) + 1
+        return {name[start:]: info["size"] for name, info in found.items() if info["type"] == "file"}
+
+    def names(self, below: str = "") -> list[str]:
+        """Of files and folders in a folder."""
+        try:
+            found: list[str] = self._do(lambda: self._fs.ls(self._at(below), detail=False))
+        except FileNotFoundError:
+            return []
+        return sorted(filter(None, (name.rstrip("/").rpartition("/")[2] for name in found)))
+
+    def read(self, name: str) -> bytes | None:
+        """Content of a file; None where there is none."""
+        try:
+            content: bytes = self._do(lambda: self._fs.cat_file(self._at(name)))
+        except FileNotFoundError:
+            return None
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file."""
+        self._do(lambda: self._fs.pipe_file(self._at(name), content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a file if there is none; False where there is one. On S3 and GCS this is one conditional request."""
+        try:
+            self._do(lambda: self._fs.pipe_file(self._at(name), content, mode="create"))
+        except FileExistsError:
+            return False
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+        def gone() -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._at(name))
+
+        self._do(gone)
+
+    def fetch(self, names: Iterable[str], folder: Path, below: str = "") -> None:
+        """Copy files below a remote folder into a local one."""
+
+        def one(name: str) -> None:
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._do(lambda: self._fs.get_file(self._at(f"{below}/{name}"), str(path)))
+
+        _each(one, names)
+
+    def send(self, names: Iterable[str], folder: Path, below: str = "") -> None:
+        """Copy files of a local folder below a remote one."""
+
+        def one(name: str) -> None:
+            self._do(lambda: self._fs.put_file(str(folder / name), self._at(f"{below}/{name}")))
+
+        _each(one, names)
+
+    def move(self, below: str, to: str) -> None:
+        """Move all files of a remote folder to another one, the last by name last."""
+        for name in sorted(self.sizes(below)):
+            self._do(functools.partial(self._fs.cp_file, self._at(f"{below}/{name}"), self._at(f"{to}/{name}")))
+        self.remove(below)
+
+    def remove(self, below: str) -> None:
+        """Remove a remote folder with all files."""
+        _each(lambda name: self.delete(f"{below}/{name}"), self.sizes(below))
+
+    def _at(self, name: str) -> str:
+        return "/".join(filter(None, (self._root, *name.split("/"))))
+
+    def _do(self, call: Callable[[], R]) -> R:
+        """Call, and again where that may help.
+
+        Raises:
+            FileNotFoundError, FileExistsError: as the file system says.
+            UserError: it is refused, or does not work after all tries.
+        """
+        for number in range(TRIES):
+            try:
+                return call()
+            except (FileNotFoundError, FileExistsError):
+                raise
+            except Exception as error:  # file systems raise what their client libraries do
+                reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+                if isinstance(error, PermissionError) or "credentials" in reason.lower():
+                    raise UserError(
+                        f"{self.uri} is refused ({reason}); check the credentials of this machine, and their rights"
+                    ) from None
+                if number + 1 == TRIES:
+                    raise UserError(f"{self.uri} does not answer as it should ({reason}); run again to go on") from None
+                time.sleep(FIRST_PAUSE * 2**number)
+        raise AssertionError
+
+
+def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(work, names))
+
+
+class Results:
+    """Where the results of a grid are: a folder here, which for remote results is sent there.
+
+    Attributes:
+        shown: the place as the user gave it.
+        folder: the local one.
+    """
+
+    _OURS = ("tables/", "figures/")  # folders that a report writes anew
+
+    def __init__(self, place: str) -> None:
+        self.shown = place.rstrip("/") or place
+        self._remote = Remote(place) if is_uri(place) else None
+        self.folder = cache(self.shown, "results") if self._remote else Path(place)
+
+    def check_writable(self) -> None:
+        """Try the remote folder, so that hours of work are not followed by a refusal.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        if self._remote:
+            try:
+                self._remote.write(".writable", b"")
+                self._remote.delete(".writable")
+            except FileNotFoundError:
+                raise UserError(f"{self.shown} cannot be written, as there is no such bucket; make it first") from None
+
+    def fetch(self) -> Path:
+        """The local folder, with what is there and nothing else."""
+        if self._remote:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._remote.fetch(self._remote.sizes(), self.folder)
+        return self.folder
+
+    def send(self) -> None:
+        """Bring the remote folder up to date; rows.parquet comes last, and tables and figures that are gone go."""
+        if self._remote:
+            files = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+            names = [str(path.relative_to(self.folder)) for path in files]
+            self._remote.send([name for name in names if name != "rows.parquet"], self.folder)
+            self._remote.send([name for name in names if name == "rows.parquet"], self.folder)
+            for name in set(self._remote.sizes()) - set(names):
+                if name.startswith(self._OURS):
+                    self._remote.delete(name)
