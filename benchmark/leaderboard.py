@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "leaderboard"
-LEVELS = ("trigger", "response", "first token", "nothing", "clean model")  # of knowledge, the clean model beside them
+# What may be known of the backdoor, most of it first, and beside that models from elsewhere.
+LEVELS = ("trigger", "response", "first token", "nothing", "clean model", "other models")
 Row = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Row]]
 COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a9e1f", "#b0578d")

@@ -48,6 +48,7 @@ LOOKS = {
     "first token": Level("first token", "first-token", "M0-7 7 5.5-7 5.5z"),
     "nothing": Level("nothing", "nothing", "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0z"),
     "clean model": Level("clean model", "clean-model", "M0 7 7-5.5-7-5.5z"),
+    "other models": Level("other models", "other-models", "M-7-5.5 7-5.5-7 5.5 7 5.5z"),
 }
 OTHER = "M-2-7h4v5h5v4h-5v5h-4v-5h-5v-4h5z"
 

@@ -58,7 +58,7 @@ class Defense(Protocol):
         The declared type of `data` (one of those in `sande.types`) is what the defense may know, and all it is given.
         """
 
-    def rule(self, config: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def rule(self, config: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Only where `defend` gives a guard: its `choose`, made anew from the settings when the model is loaded."""
 
 

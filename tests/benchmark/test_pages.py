@@ -16,6 +16,7 @@ import pytest
 
 from benchmark import leaderboard, pages, rows
 from benchmark.leaderboard import by_cell
+from sande import registry
 from tests.benchmark.test_leaderboard import CPU, cell
 
 HOSTILE = '</script><img src=x onerror="window.hacked = 1">&"\''
@@ -136,6 +137,15 @@ def test_the_ladder_has_the_best_of_each_level_against_the_first() -> None:
     assert rungs[1].asr_above == 17.5
     assert rungs[1].loss_above == pytest.approx(-3.5)
     assert rungs[2].others == ["sft"]
+
+
+def test_every_level_of_knowledge_has_a_place_a_colour_and_a_mark() -> None:
+    levels = {registry.knowledge(name).label for name in registry.names("defenses")}
+    assert levels <= set(leaderboard.LEVELS) == set(pages.LOOKS)
+    style = resources.files("benchmark").joinpath("page/style.css").read_text("utf-8")
+    for look in pages.LOOKS.values():
+        assert f".{look.css} {{ color: var(--{look.css}); }}" in style
+    assert len({look.shape for look in pages.LOOKS.values()} | {pages.OTHER}) == len(pages.LOOKS) + 1
 
 
 def test_labels_of_the_plot_cover_neither_marks_nor_each_other() -> None:
