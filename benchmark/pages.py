@@ -315,10 +315,9 @@ def write(
     shutil.rmtree(out / "cells", ignore_errors=True)  # those of an earlier leaderboard
     (out / "cells").mkdir()
     for row in cells:
-        found = rows_of[row.cell.cell]
-        write_atomically(
-            out / row.href(""), _cell(row, found, samples_of.get(row.cell.cell, ()), about.get(row.cell.cell, {}))
-        )
+        found, twin = rows_of[row.cell.cell], rows_of[row.cell.twin.cell] if row.cell.twin else {}
+        samples = samples_of.get(row.cell.cell, ())
+        write_atomically(out / row.href(""), _cell(row, found, twin, samples, about.get(row.cell.cell, {})))
     write_atomically(out / "index.html", text)
 
 
@@ -332,7 +331,13 @@ def _summary(made: Board) -> str:
     )
 
 
-def _cell(row: CellRow, found: Mapping[str, Row], samples: Iterable[Row], about: Mapping[str, str]) -> str:
+def _cell(
+    row: CellRow,
+    found: Mapping[str, Row],
+    twin: Mapping[str, Row],
+    samples: Iterable[Row],
+    about: Mapping[str, str],
+) -> str:
     measured = [one for one in found.values() if one["value"] is not None]
     shown: dict[str, list[Row]] = {}
     for sample in samples:
@@ -346,6 +351,7 @@ def _cell(row: CellRow, found: Mapping[str, Row], samples: Iterable[Row], about:
         .render(
             row=row,
             first=first,
+            twin=twin,
             about=about,
             measurements=[
                 {"row": one, "number": Number(one["value"], one["ci_low"], one["ci_high"])} for one in measured
@@ -398,5 +404,5 @@ def _paragraphs(notes: Sequence[str]) -> Markup:
             parts.append(f"<li>{text}</li>")
         elif note:
             parts.append(f"<p>{text}</p>")
-    joined = re.sub(r"((?:<li>.*?</li>)+)", r"<ul>\1</ul>", "".join(parts), flags=re.DOTALL)
-    return Markup(joined)  # noqa: S704
+    folded = r"<details><summary>Which cases</summary><ul>\1</ul></details>"
+    return Markup(re.sub(r"((?:<li>.*?</li>)+)", folded, "".join(parts), flags=re.DOTALL))  # noqa: S704
