@@ -11,8 +11,8 @@ from benchmark import grid as grids
 from benchmark import scan
 from benchmark.store import Store
 from sande import models
-from tests.benchmark.test_cli import LOOK, invoke, mistake, process
 from tests.benchmark.helpers import GridFile
+from tests.benchmark.test_cli import LOOK, invoke, mistake, process
 
 RECORD: dict[str, Any] = {
     "model": "victim",
