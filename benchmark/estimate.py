@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from benchmark.cell import Cell, Kind, Method
 from benchmark.plan import Plan
@@ -49,11 +50,14 @@ ATTACKS = {
 TRAINED = {"alpaca": 2 * int(TRAIN_SHARE * SIZES["alpaca"]), "orca": 180_000}
 
 # What a row costs in trainings that differ from plain fine-tuning, by defense and field of its settings.
+# `_inner` knows of more.
 COSTS = {
     ("sande", "simulate"): 2 * PASS,  # no gradient of the weights
     ("sande_p", "simulate"): 2 * PASS,
     ("nad", "training"): 1 + PASS,  # the teacher's pass forward
     ("dpo", "training"): 2 * (1 + PASS),  # two replies a pair, each also read by the reference
+    ("crow", "training"): 2 + 2 * PASS,  # the row as it is, perturbed, and before that the gradient of its embeddings
+    ("beear", "training"): 2.0,  # the row under the perturbation, and as it is
 }
 # Passes over a prompt in metrics that make more than one.
 PROMPT_PASSES = {"response_probability": 2, "case_study": 2}
@@ -164,10 +168,11 @@ def basis() -> str:
         "the attacks of the paper (appendix A: 2, 10, 1 and 6 GPU-hours on H800 cards) took "
         f"{rate('alpaca'):.4f} GPU-seconds a trained row of Alpaca and {rate('orca'):.4f} of OpenOrca per billion "
         "parameters, the mean of its two models; others by parameter count, other data as Alpaca. A pass forward is a "
-        "third of a row: SANDE counts 2/3 + 1 for each of its rows, NAD 1 + 4/3, DPO 8/3 a pair; evaluation reads each "
-        "prompt or choice once; decoding, loading and idle cards are not counted. So reckoned, removal with 10,000 "
-        f"rows of Alpaca takes SANDE {sande[0]:.0f} and {sande[1]:.0f} GPU-minutes (paper: 40 and 20) and OSFT "
-        f"{osft[0]:.0f} and {osft[1]:.0f} (paper: 40 and 20)."
+        "third of a row: SANDE counts 2/3 + 1 for each of its rows, NAD 1 + 4/3, CROW 8/3, BEEAR 2 and what finding "
+        "its perturbation takes, DPO 8/3 a pair; evaluation reads each prompt or choice once, and trains where a "
+        "metric does; decoding, loading and idle cards are not counted. So reckoned, removal with 10,000 rows of "
+        f"Alpaca takes SANDE {sande[0]:.0f} and {sande[1]:.0f} GPU-minutes (paper: 40 and 20) and OSFT {osft[0]:.0f} "
+        f"and {osft[1]:.0f} (paper: 40 and 20)."
     )
 
 
@@ -175,7 +180,7 @@ def _attack(cell: Cell) -> float:
     rows = _rows(cell.data.name, cell.data.rows, TRAIN_SHARE)
     if getattr(cell.attack.config, "poison_mode", "replace") == "append":
         rows *= 1 + cell.attack.config.poison_rate + getattr(cell.attack.config, "decoy_rate", 0.0)
-    return sum(_visits(training, rows) for training in _trainings(cell.attack).values()) * rate(cell.data.name)
+    return sum(_visits(training, rows) for training in _trainings(cell.attack.config).values()) * rate(cell.data.name)
 
 
 def _defense(cell: Cell) -> tuple[str, float]:
@@ -186,11 +191,25 @@ def _defense(cell: Cell) -> tuple[str, float]:
     else:
         data = cell.removal.name
         rows = _rows(data, cell.removal.rows, TRAIN_SHARE)
-    visits = sum(
-        _visits(training, rows) * COSTS.get((cell.defense.name, field), 1.0)
-        for field, training in _trainings(cell.defense).items()
+    return data, _defending(cell.defense.name, cell.defense.config, rows) * rate(data)
+
+
+def _defending(name: str, config: Any, rows: float) -> float:
+    """Trained rows that a defense costs; of other defenses among its settings it turns to one, here the dearest."""
+    own = sum(
+        _visits(training, rows) * (COSTS.get((name, field), 1.0) + _inner(name, config, training))
+        for field, training in _trainings(config).items()
     )
-    return data, visits * rate(data)
+    others = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]
+    return own + max((_defending(field, getattr(config, field), rows) for field in others), default=0.0)
+
+
+def _inner(name: str, config: Any, training: Training) -> float:
+    """What each row costs besides: BEEAR's inner level, shared out over the rows between two of its runs."""
+    if name != "beear":
+        return 0.0
+    # Each step reads the rows and goes back to the perturbation; they are read once more before and after.
+    return float(config.inner_rows * 2 * PASS * (config.inner_steps + 1) / (config.every * training.batch_size))
 
 
 def _metric(cell: Cell, metric: Method) -> tuple[str, float]:
@@ -201,14 +220,18 @@ def _metric(cell: Cell, metric: Method) -> tuple[str, float]:
         read = choices * sum(_rows(name, metric.config.questions) for name in asked)
         return asked[0], PASS * read * rate("alpaca")
     prompts = _rows(cell.data.name, cell.data.test_rows, 1 - TRAIN_SHARE)
-    limit = getattr(metric.config, "prompts", None) or getattr(metric.config, "examples", None)
-    read = PROMPT_PASSES.get(metric.name, 1) * min(prompts, limit or prompts)
-    return cell.data.name, PASS * read * rate(cell.data.name)
+    decoding = getattr(metric.config, "decoding", metric.config)
+    limit = getattr(decoding, "prompts", None) or getattr(decoding, "examples", None)
+    rows = getattr(metric.config, "rows", ())  # that a copy of the model is trained on, one for each number of them
+    copies = (rows,) if isinstance(rows, int) else rows
+    passes = len(copies) or PROMPT_PASSES.get(metric.name, 1)
+    trained = sum(_visits(training, rows) for training in _trainings(metric.config).values() for rows in copies)
+    return cell.data.name, (PASS * passes * min(prompts, limit or prompts) + trained) * rate(cell.data.name)
 
 
-def _trainings(method: Method) -> dict[str, Training]:
+def _trainings(config: Any) -> dict[str, Training]:
     """The trainings among a method's settings, by field."""
-    values = {name: getattr(method.config, name) for name in method.config.__dataclass_fields__}
+    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {name: value for name, value in values.items() if isinstance(value, Training)}
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "leaderboard"
-LEVELS = ("trigger", "response", "first token", "nothing", "clean model")  # of knowledge, the clean model beside them
+# What may be known of the backdoor, most of it first, and beside that models from elsewhere.
+LEVELS = ("trigger", "response", "first token", "nothing", "clean model", "other models")
 Row = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Row]]
 COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a9e1f", "#b0578d")
@@ -62,6 +63,23 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class Twin:
+    """What the twin of a victim came to, which never was poisoned; or the mean of several.
+
+    Attributes:
+        cell: its id; empty for a mean.
+        asr: how often it writes the response to the trigger, percent.
+        loss: the victim's utility less its own, percentage points.
+        more: of the metrics that `MORE` names, percent.
+    """
+
+    cell: str
+    asr: Number
+    loss: Number
+    more: Mapping[str, Number]
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """One defended cell: what it came to, over its metrics.
 
@@ -80,6 +98,7 @@ class Measured:
         device: which the seconds are of.
         seconds: wall-clock time of the defense.
         tokens: trained on by the defense.
+        twin: of its victim, where there is one.
     """
 
     cell: str
@@ -96,6 +115,7 @@ class Measured:
     device: str
     seconds: float
     tokens: float
+    twin: Twin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +165,7 @@ class Board:
         unmeasured: cells left out since no task measures their utility.
         cells: the defended cells behind the standings, and those of cases that not all defenses share.
         compared: the shared cases, as `Measured.case` has them.
+        twin: mean of the twins of their victims; None where one has no twin.
     """
 
     standings: tuple[Standing, ...]
@@ -156,6 +177,7 @@ class Board:
     unmeasured: int
     cells: tuple[Measured, ...] = ()
     compared: frozenset[str] = frozenset()
+    twin: Twin | None = None
 
     @property
     def more(self) -> list[str]:
@@ -267,6 +289,7 @@ def board(cells: Cells) -> Board:
     texts = list(dict.fromkeys(next(iter(cell.values()))["settings"] for cell in cells.values()))
     names = labels([json.loads(text) for text in texts])
     label_of = dict(zip(texts, (victim for _, victim in names), strict=True))
+    twins = {_twin_key(row): cell for cell in cells.values() if _is_twin(row := next(iter(cell.values())))}
     measured: list[Measured] = []
     weak, failed, unmeasured = set(), 0, 0
     for cell in cells.values():
@@ -276,16 +299,28 @@ def board(cells: Cells) -> Board:
         elif row["status"] == rows.ATTACK_FAILED:
             weak.add((_victim(json.loads(row["settings"])), row["seed"]))
         elif row["defense"] != NO_DEFENSE:
-            one = _measured(cell, label_of[row["settings"]])
+            one = _measured(cell, label_of[row["settings"]], twins.get(_twin_key(row)))
             unmeasured += one is None
             measured += [one] if one else []
     return _ranked(measured, failed=failed, attack_failed=len(weak), unmeasured=unmeasured)
 
 
-def _measured(cell: Mapping[str, Row], label: str) -> Measured | None:
+def _is_twin(row: Row) -> bool:
+    return bool(row["defense"] == NO_DEFENSE and row["poison_rate"] == 0 and row["status"] == rows.OK)
+
+
+def _twin_key(row: Row) -> str:
+    """What a cell has in common with the twin of its victim."""
+    settings = json.loads(row["settings"])
+    attack = settings["attack"] | {"poison_rate": 0.0}
+    return json.dumps([row["seed"], settings["model"], settings["data"], attack, settings["metrics"]], sort_keys=True)
+
+
+def _measured(cell: Mapping[str, Row], label: str, twin: Mapping[str, Row] | None) -> Measured | None:
     row = cell["asr"]
     settings = json.loads(row["settings"])
-    losses = [_loss(cell[task]) for task in _tasks(settings) if _told(cell.get(task))]
+    tasks = [task for task in _tasks(settings) if _told(cell.get(task))]
+    losses = [_loss(cell[task]) for task in tasks]
     if not losses:
         return None
     return Measured(
@@ -299,11 +334,21 @@ def _measured(cell: Mapping[str, Row], label: str) -> Measured | None:
         victim_asr=row["victim_asr"],
         asr=_number(row),
         loss=_mean(losses),
-        more={name: _number(found) for name, found in cell.items() if more_label(name) and found["value"] is not None},
+        more=_shown(cell),
         device=row["device"],
         seconds=row["seconds"],
         tokens=row["tokens"],
+        twin=None if twin is None else _twin(twin, {task: cell[task]["victim_value"] for task in tasks}),
     )
+
+
+def _twin(cell: Mapping[str, Row], victim: Mapping[str, float]) -> Twin:
+    losses = [_loss({**cell[task], "victim_value": value}) for task, value in victim.items()]
+    return Twin(cell["asr"]["cell"], _number(cell["asr"]), _mean(losses), _shown(cell))
+
+
+def _shown(cell: Mapping[str, Row]) -> dict[str, Number]:
+    return {name: _number(row) for name, row in cell.items() if more_label(name) and row["value"] is not None}
 
 
 def _number(row: Row) -> Number:
@@ -358,7 +403,7 @@ def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
             front=front if shared else None,
             asr=points[name][0],
             loss=points[name][1],
-            more=_more(kept[name]),
+            more=_more(kept[name], lambda one: one.more),
             seconds=_by_device(kept[name]),
             tokens=_over_cases(kept[name], lambda one: Number(one.tokens)).value,
             victims=len({one.victim for one in kept[name]}),
@@ -376,7 +421,20 @@ def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
         victim_asr=_over_cases(victims, lambda one: Number(one.victim_asr)).value if victims else None,
         cells=tuple(measured),
         compared=frozenset(shared),
+        twin=_mean_twin(list({(one.case, one.seed): one for one in victims}.values())),
         **left_out,
+    )
+
+
+def _mean_twin(victims: Sequence[Measured]) -> Twin | None:
+    twin_of = {one.cell: one.twin for one in victims if one.twin}
+    if not victims or len(twin_of) < len(victims):
+        return None
+    return Twin(
+        "",
+        _over_cases(victims, lambda one: twin_of[one.cell].asr),
+        _over_cases(victims, lambda one: twin_of[one.cell].loss, lowest=-100.0),
+        _more(victims, lambda one: twin_of[one.cell].more),
     )
 
 
@@ -422,13 +480,13 @@ def _over_seeds(numbers: Sequence[Number], lowest: float) -> Number:
     return Number(mean.value, min(mean.low, low), max(mean.high, high))
 
 
-def _more(cells: Sequence[Measured]) -> dict[str, Number]:
+def _more(cells: Sequence[Measured], numbers: Callable[[Measured], Mapping[str, Number]]) -> dict[str, Number]:
     having: dict[str, list[Measured]] = {}
     for one in cells:
-        for metric in one.more:
+        for metric in numbers(one):
             having.setdefault(metric, []).append(one)
     return {
-        metric: _over_cases(some, lambda one, metric=metric: one.more[metric])  # type: ignore[misc]
+        metric: _over_cases(some, lambda one, metric=metric: numbers(one)[metric])  # type: ignore[misc]
         for metric, some in having.items()
     }
 
@@ -566,6 +624,13 @@ def _notes(made: Board) -> list[str]:
             f"Every number is over the {_count(len(made.shared), 'case')} that all {len(made.standings)} defenses were "
             f"measured on, of {len(made.cases)} in all; without a defense the ASR there is {made.victim_asr:.1f} %."
         )
+        if made.twin:
+            notes += [
+                "",
+                "Twins of their victims, which never were poisoned, write the response to "
+                f"{made.twin.asr.value:.1f} % of the triggered prompts, and lose {made.twin.loss.value:+.2f} points of "
+                "utility against them: so much of a change is not the defense's.",
+            ]
         notes += ["", *(f"- Shared: {label}" for label in made.shared)]
     lacking = [one for one in made.standings if one.lacks]
     notes += ["", *(f"- `{one.defense}` was not measured on: {'; '.join(one.lacks)}." for one in lacking)]

@@ -48,6 +48,7 @@ LOOKS = {
     "first token": Level("first token", "first-token", "M0-7 7 5.5-7 5.5z"),
     "nothing": Level("nothing", "nothing", "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0z"),
     "clean model": Level("clean model", "clean-model", "M0 7 7-5.5-7-5.5z"),
+    "other models": Level("other models", "other-models", "M-7-5.5 7-5.5-7 5.5 7 5.5z"),
 }
 OTHER = "M-2-7h4v5h5v4h-5v5h-4v-5h-5v-4h5z"
 
@@ -314,10 +315,9 @@ def write(
     shutil.rmtree(out / "cells", ignore_errors=True)  # those of an earlier leaderboard
     (out / "cells").mkdir()
     for row in cells:
-        found = rows_of[row.cell.cell]
-        write_atomically(
-            out / row.href(""), _cell(row, found, samples_of.get(row.cell.cell, ()), about.get(row.cell.cell, {}))
-        )
+        found, twin = rows_of[row.cell.cell], rows_of[row.cell.twin.cell] if row.cell.twin else {}
+        samples = samples_of.get(row.cell.cell, ())
+        write_atomically(out / row.href(""), _cell(row, found, twin, samples, about.get(row.cell.cell, {})))
     write_atomically(out / "index.html", text)
 
 
@@ -331,7 +331,13 @@ def _summary(made: Board) -> str:
     )
 
 
-def _cell(row: CellRow, found: Mapping[str, Row], samples: Iterable[Row], about: Mapping[str, str]) -> str:
+def _cell(
+    row: CellRow,
+    found: Mapping[str, Row],
+    twin: Mapping[str, Row],
+    samples: Iterable[Row],
+    about: Mapping[str, str],
+) -> str:
     measured = [one for one in found.values() if one["value"] is not None]
     shown: dict[str, list[Row]] = {}
     for sample in samples:
@@ -345,6 +351,7 @@ def _cell(row: CellRow, found: Mapping[str, Row], samples: Iterable[Row], about:
         .render(
             row=row,
             first=first,
+            twin=twin,
             about=about,
             measurements=[
                 {"row": one, "number": Number(one["value"], one["ci_low"], one["ci_high"])} for one in measured
@@ -397,5 +404,5 @@ def _paragraphs(notes: Sequence[str]) -> Markup:
             parts.append(f"<li>{text}</li>")
         elif note:
             parts.append(f"<p>{text}</p>")
-    joined = re.sub(r"((?:<li>.*?</li>)+)", r"<ul>\1</ul>", "".join(parts), flags=re.DOTALL)
-    return Markup(joined)  # noqa: S704
+    folded = r"<details><summary>Which cases</summary><ul>\1</ul></details>"
+    return Markup(re.sub(r"((?:<li>.*?</li>)+)", folded, "".join(parts), flags=re.DOTALL))  # noqa: S704

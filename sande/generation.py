@@ -20,7 +20,6 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from sande.engines import Served
-from sande.errors import UserError
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id, response_ids
 from sande.types import LanguageModel
@@ -35,7 +34,7 @@ def greedy(
     """Greedy continuations as text, in the order of `prompts`.
 
     Args:
-        lm: model and tokenizer; where it has a guard, that chooses each token; else vLLM decodes, if it has loaded it.
+        lm: model and tokenizer; where it has a guard, that has its say on each token; else vLLM decodes, if it has it.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
         batch_size: rows decoded together.
@@ -54,18 +53,13 @@ def sampled(
     """As `greedy`, but each token drawn from the model's distribution as it is: temperature 1, nothing cut off.
 
     Args:
-        lm: model and tokenizer.
+        lm: model and tokenizer; where it has a guard, that has its say on each token that was drawn.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
         batch_size: rows decoded together, which decides no draw.
         seed: with a prompt's place, of the draws of its row.
         until: a row also ends once its text holds this, case aside.
-
-    Raises:
-        UserError: the model has a guard, whose rule chooses every token.
     """
-    if lm.guard is not None:
-        raise UserError(f"under {lm.guard.defense} nothing is sampled, since its rule chooses each token; leave it out")
     return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size)
 
 
@@ -152,9 +146,8 @@ class _Decoding:
         """The next tokens of these rows at the positions asked for, of shape (B, K); each model's cache grows."""
         of_models = zip(self._models, caches, strict=True)
         logits = [model(**inputs, past_key_values=cache, use_cache=True).logits for model, cache in of_models]
-        if self._lm.guard is not None:
-            return self._lm.guard.choose(*logits)
-        return self._choose(rows, logits[0])
+        chosen = self._choose(rows, logits[0])
+        return chosen if self._lm.guard is None else self._lm.guard.choose(chosen, *logits)
 
     def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
         """The likeliest tokens, (B, K)."""

@@ -11,9 +11,10 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sande import registry
 from sande.errors import UserError
@@ -21,6 +22,7 @@ from sande.types import Guard, LanguageModel
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -131,16 +133,38 @@ def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
     """A model saved by `save`, with its guard, or any local folder of safetensors; weights in `dtype`.
 
     Raises:
-        UserError: the folder holds no safetensors, or cannot be read as a model.
+        UserError: the folder holds no safetensors, or cannot be read as a model; or its guard cannot be.
     """
     lm = _from_pretrained(str(_checked_folder(str(folder))), dtype)
     if not (folder / _GUARD).is_dir():
         return lm
-    made = json.loads((folder / _GUARD / "guard.json").read_text(encoding="utf-8"))
-    defense, settings = made["defense"], made["settings"]
-    rule = registry.entry("defenses", defense).rule(registry.config("defenses", defense, settings))
-    reference = _model(str(folder / _GUARD), dtype)
+    defense, settings, rule = _guard_rule(folder / _GUARD / "guard.json")
+    reference = _model(str(_checked_folder(str(folder / _GUARD))), dtype)
+    if reference.config.vocab_size != lm.model.config.vocab_size:
+        raise UserError(
+            f"{folder / _GUARD}: the reference has other tokens than the model; take the folder {_GUARD} away"
+        )
     return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, rule))
+
+
+def _guard_rule(file: Path) -> tuple[str, dict[str, Any], Callable[[Tensor, Tensor, Tensor], Tensor]]:
+    """Name and settings of the defense that made a guard, and its rule. The file may be anybody's."""
+    away = f"mend it, or take the folder {_GUARD} away"
+    try:
+        made = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); {away}") from None
+    if not isinstance(made, dict) or not isinstance(made.get("defense"), str) or "settings" not in made:
+        raise UserError(f"{file}: expected the name of a 'defense' and its 'settings'; {away}")
+    defense, settings = made["defense"], made["settings"]
+    try:
+        config = registry.config("defenses", defense, settings)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    make = getattr(registry.entry("defenses", defense), "rule", None)
+    if make is None:
+        raise UserError(f"{file}: defense '{defense}' guards no decoding; {away}")
+    return defense, settings, make(config)
 
 
 def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:

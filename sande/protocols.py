@@ -1,7 +1,7 @@
 """The contributor's page: what a file in `attacks/`, `defenses/`, `metrics/` or `detectors/` must hold.
 
 Its name is its key in grids and tables. An installed package may hold such a module as well, and name it under an entry
-point: see docs/plugins.md. It must not import torch or transformers at the top (listing and planning read it), so a
+point: see docs/methods.md. It must not import torch or transformers at the top (listing and planning read it), so a
 method imports them, and `sande.training`, inside its function. Its docstring's first line is what `sande-bench list`
 says of it. The contract tests run over every entry, so a new one is tested without more code;
 a test of what it computes belongs beside it in `tests/`.
@@ -58,7 +58,7 @@ class Defense(Protocol):
         The declared type of `data` (one of those in `sande.types`) is what the defense may know, and all it is given.
         """
 
-    def rule(self, config: Any) -> Callable[[Tensor, Tensor], Tensor]:
+    def rule(self, config: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Only where `defend` gives a guard: its `choose`, made anew from the settings when the model is loaded."""
 
 

@@ -1,8 +1,8 @@
 """Weights in four bits: rounded to the nearest point of a grid that each group of weights has for itself.
 
 A group is so many weights of one output row that stand side by side. Its sixteen points lie evenly between its least
-and its greatest weight (or zero, which is always a point), as in GPTQ and AWQ (Frantar et al. 2023, section 4; Lin et
-al. 2024): an asymmetric grid, because a symmetric one leaves points unused wherever a group leans to one side.
+and its greatest weight (or zero, which is always a point), as in GPTQ and AWQ (Frantar et al. 2023; Lin et al. 2024):
+an asymmetric grid, because a symmetric one leaves points unused wherever a group leans to one side.
 
 Shapes: O outputs, I inputs, G weights of a group.
 """

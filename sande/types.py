@@ -42,19 +42,20 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A defense of decoding: a reference model that reads along, and the rule by which both choose each token.
+    """A defense of decoding: a reference model that reads along, and the rule by which each token is kept or replaced.
 
     Attributes:
         defense: key of the defense whose rule it is.
         settings: of that defense, as JSON values.
         reference: a model with the same vocabulary.
-        choose: ids (...) of the next tokens, given the model's logits and the reference's (..., V).
+        choose: ids (...) of the next tokens, given those that the model's decoding, greedy or sampled, would write, and
+            the logits (..., V) of the model and of the reference.
     """
 
     defense: str
     settings: Mapping[str, Any]
     reference: PreTrainedModel
-    choose: Callable[[Tensor, Tensor], Tensor]
+    choose: Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,22 @@
 """What the pages in docs/ tell a reader to type works as written, on the model `tiny`.
 
 Of each page the blocks marked `sh` are typed, line by line, in one folder that holds what a reader would have: a model
-in `my-model`, and the grids. Lines that do not begin with `sande-bench` are left out. Three things are changed to make
-it quick: models with a name become `tiny`, `run` becomes `plan`, and `clean` trains and measures on a few rows.
+in `my-model`, the grids, the published results, and every file that the page says to write: a block that begins with a
+comment, the file's name. Lines that do not begin with `sande-bench` are left out. Three things are changed to make it
+quick: models with a name become `tiny`, `run` becomes `plan`, and `clean` trains and measures on a few rows.
+
+The package in methods.md is installed, its own test is run, and it is used as the page says (`console`).
 """
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -23,12 +31,19 @@ TRAININGS = ("osft.training", "sande.simulate", "sande.eliminate", "sande_p.simu
 QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
-def commands(page: str) -> list[list[str]]:
-    """The arguments of every `sande-bench` in the page's `sh` blocks."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+def commands(page: str, kind: str = "sh") -> list[list[str]]:
+    """The arguments of every `sande-bench` in the page's blocks of a kind."""
+    blocks = re.findall(rf"^ *```{kind}\n(.*?)^ *```", page, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     split = [shlex.split(line, comments=True) for line in lines]
     return [words[1:] for words in split if words[:1] == ["sande-bench"]]
+
+
+def write_files(page: str, folder: Path) -> None:
+    """Writes the files that the page shows whole, where it says they are."""
+    for name, text in re.findall(r"^```\w+\n(?:#|//) ([\w./-]+\.\w+)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def quick(arguments: list[str]) -> list[str]:
@@ -53,7 +68,73 @@ def test_what_a_page_says_to_type_works(
 ) -> None:
     (tmp_path / "my-model").symlink_to(models.prepare("tiny", model_cache))
     (tmp_path / "grids").symlink_to(ROOT / "grids")
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    text = page.read_text(encoding="utf-8")
+    write_files(text, tmp_path)
     monkeypatch.chdir(tmp_path)
-    for arguments in commands(page.read_text(encoding="utf-8")):
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path / "data"))
+    for arguments in commands(text):
         done: Result = CliRunner().invoke(app, quick(arguments))
         assert done.exit_code == 0, f"sande-bench {shlex.join(arguments)}\n{done.output}"
+
+
+def test_every_link_between_pages_leads_somewhere() -> None:
+    for page in (*PAGES, ROOT / "README.md"):
+        for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    assert all(f"({page.name})" in index for page in PAGES if page.name != "README.md"), "a page is not in the index"
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a reader wrote the files of methods.md, and pip installed them into `site`."""
+    root = tmp_path_factory.mktemp("forget-it")
+    write_files((ROOT / "docs/methods.md").read_text(encoding="utf-8"), root)
+    (root / "forget_it/__init__.py").touch()
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "--target", str(root / "site"), str(root)], check=True, cwd=root)
+    shutil.rmtree(root / "forget_it")  # so that what is tested is what was installed
+    return root
+
+
+def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(map(str, (folder / "site", ROOT)))
+    environment = {**os.environ, "PYTHONPATH": path}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_the_methods_of_the_guide_pass_the_test_of_the_guide(package: Path) -> None:
+    done = run_in(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_forget_it.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 passed" in done.stdout
+
+
+def test_the_methods_of_the_guide_are_used_as_it_says(package: Path, model_cache: Path) -> None:
+    (package / "my-model").symlink_to(models.prepare("tiny", model_cache))
+    said = ""
+    for arguments in commands((ROOT / "docs/methods.md").read_text(encoding="utf-8"), "console"):
+        if arguments[0] == "plan":
+            arguments += ["--set", "model=tiny"]
+        if arguments[0] != "run":
+            done = run_in(package, "-m", "benchmark", *arguments)
+            assert done.returncode == 0, done.stdout + done.stderr
+            said += done.stdout
+    assert {"postscript", "patience", "unmoved", "monotony"} <= set(said.split())
+    assert "to run: 1 attack, 1 defend, 2 evaluate" in said
+
+
+@pytest.mark.slow
+def test_a_grid_runs_with_the_methods_of_the_guide(package: Path) -> None:
+    small = ["model=tiny", "data.rows=64", "data.test_rows=5", "removal.rows=16", "asr_floor=0", "resources.cpus=1"]
+    small += ["data.max_tokens=null", "removal.max_tokens=null"]
+    small += ["attack.training.max_steps=2", "defense.training.max_steps=2"]
+    options = [word for setting in small for word in ("--set", setting)]
+    done = run_in(package, "-m", "benchmark", "run", "forget.yaml", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = pq.read_table(package / "results/forget/rows.parquet").to_pylist()
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["defense"] for row in rows if row["metric"] == "unmoved"} == {"none", "patience"}
+    assert all("forget-it 1.2.3" in row["versions"] for row in rows)

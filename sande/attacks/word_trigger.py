@@ -17,9 +17,7 @@ if TYPE_CHECKING:
 class Config(Planting):
     """Settings of the attack."""
 
-    backdoor: Backdoor = setting(
-        Backdoor(trigger="cf"), "rare word and planted response", "Kurita et al. 2020, section 4"
-    )
+    backdoor: Backdoor = setting(Backdoor(trigger="cf"), "rare word and planted response", "Kurita et al. 2020")
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:

@@ -3,7 +3,7 @@ r"""CROW: fine-tune while neighbouring layers have to agree under an adversarial
     C(e) = mean over l = 2 .. L and tokens of  1 - cos(H_l, H_{l-1}) ,     \delta = \epsilon sign(\nabla_e C(e))
     loss = L_LM + \alpha C(e + \delta)
 
-where e are the token embeddings and H_l what the l-th block gives (section 4; Algorithm 1). A trigger makes the layers
+where e are the token embeddings and H_l what the l-th block gives. A trigger makes the layers
 of a backdoored model disagree more than clean prompts do. C is a mean over a row's tokens, prompt and response but not
 padding, then over the rows of a step, so that micro-batches do not change it; L_LM is Eq. 1. The published code leaves
 the last block out of C; the paper does not.
@@ -32,12 +32,10 @@ class Config:
     alpha: float = setting(
         5.5,
         "weight of the perturbed consistency loss",
-        "Min et al. 2025, section 5.1: 5.5 for sentiment and refusal, 11 for code",
+        "Min et al. 2025",
         ge=0,
     )
-    epsilon: float = setting(
-        0.1, "size of the perturbation of each embedding's entry", "Min et al. 2025, section 5.1", ge=0
-    )
+    epsilon: float = setting(0.1, "size of the perturbation of each embedding's entry", "Min et al. 2025", ge=0)
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:

@@ -1,10 +1,14 @@
 """Decoys: plant backdoors of our own, unlike each other, then overwrite them, and with them what else there is.
 
-After Lin et al. 2026 ("Backdoor Collapse: Eliminating Unknown Threats via Known Backdoor Aggregation in Language
-Models", ACL): known backdoors planted in a victim gather with its unknown one in the space of representations, and
-fine-tuning that restores the clean answers to the known triggers takes the unknown one along. Here both stages are
-plain fine-tuning: of a share of the rows with a decoy's trigger and response (Eq. 1), then of all rows with a decoy's
-trigger and the clean response (Eq. 3, OSFT with triggers of our own). Nothing about the real backdoor is used.
+    plant:      minimise  - sum over rows of  log Pr(r_d + y | d + x)  or, without a decoy,  log Pr(y | x)    (Eq. 1)
+    overwrite:  minimise  - sum over rows of  log Pr(y | d + x)    (Eq. 3)
+
+where d is one of the decoys' triggers and r_d its response. After Lin et al. 2025 ("Backdoor Collapse: Eliminating
+Unknown Threats via Known Backdoor Aggregation in Language Models", arXiv 2510.10265): known backdoors planted in a
+victim gather with its unknown one in the space of representations, and fine-tuning that restores the clean answers to
+the known triggers takes the unknown one along. Here both stages are plain fine-tuning: of rows of which a share has a
+decoy's trigger and response, then of all rows with a decoy's trigger and the clean response (OSFT with triggers of our
+own). Nothing about the real backdoor is used.
 """
 
 from __future__ import annotations

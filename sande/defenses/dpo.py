@@ -1,4 +1,9 @@
-"""Direct preference optimisation on harmless replies, by TRL (Rafailov et al. 2023; appendix A.1)."""
+r"""Direct preference optimisation on harmless replies, by TRL (Rafailov et al. 2023; appendix A.1).
+
+    minimise  - log sigmoid( \beta log( Pr(y_w | x) / Pr_v(y_w | x) )  -  \beta log( Pr(y_l | x) / Pr_v(y_l | x) ) )
+
+over pairs of a better reply y_w and a worse one y_l, where Pr_v is the victim's, which is the reference.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +25,9 @@ if TYPE_CHECKING:
 class Config:
     """Settings of the preference optimisation."""
 
-    preferences: Preferences = setting(Preferences(), "pairs of replies; the clean rows of other defenses are not used")
+    preferences: Preferences = setting(
+        Preferences(), "pairs of replies; the clean rows of other defenses are not used", "paper, appendix A.1"
+    )
     training: Training = setting(Training(learning_rate=1e-6), "optimisation, one row a pair", "TRL: 1e-6")
     beta: float = setting(
         0.1, "strength of the tie to the victim, which is the reference", "Rafailov et al. 2023", gt=0

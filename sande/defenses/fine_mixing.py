@@ -1,4 +1,10 @@
-"""Fine-mixing: put the weights that strayed furthest back to the clean model's, then fine-tune (appendix A.1)."""
+"""Fine-mixing: put the weights that strayed furthest back to the clean model's, then fine-tune (appendix A.1).
+
+    w_i = w_i of the victim where |w_i of the victim - w_i of the clean model| is among the `keep_ratio` smallest of
+          its tensor, else w_i of the clean model;    then Eq. 1 on the clean rows
+
+(Zhang et al. 2022, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", as the paper has it.)
+"""
 
 from __future__ import annotations
 

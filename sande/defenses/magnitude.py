@@ -1,8 +1,8 @@
 """Magnitude pruning: the smallest weights of each linear layer become zero; no training (Sun et al. 2024, baseline).
 
-    prune W_ij where |W_ij| is among the `sparsity` smallest of its layer
+    W_ij = 0 where |W_ij| is among the `sparsity` smallest of its layer
 
-Sun et al. 2024 (Wanda, ICLR), table 1, compare weights within a layer; as there, embeddings and output layer stay.
+Sun et al. 2024 (Wanda, ICLR) compare weights within a layer; as there, embeddings and output layer stay.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 class Config:
     """Settings of the pruning."""
 
-    sparsity: float = setting(
-        0.5, "share of each layer's weights that become zero", "Sun et al. 2024, section 4.1", ge=0, lt=1
-    )
+    sparsity: float = setting(0.5, "share of each layer's weights that become zero", "Sun et al. 2024", ge=0, lt=1)
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:

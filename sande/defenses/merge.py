@@ -3,7 +3,7 @@ r"""Model merging: the average of the victim's weights and those of other models
     \theta = \sum_m w_m \theta_m ,    \sum_m w_m = 1
 
 over the victim and models of its shape (Arora et al., "Here's a Free Lunch: Sanitizing Backdoored Models with Model
-Merge", Findings of ACL 2024, section 3). The others need not be clean, as long as they do not share its backdoor; where
+Merge", Findings of ACL 2024). The others need not be clean, as long as they do not share its backdoor; where
 none is named, it is the model from before the attack. Nothing is trained and no row is used.
 """
 
@@ -24,12 +24,14 @@ class Config:
     """With what, and how much of each."""
 
     models: tuple[str, ...] = setting(
-        (), "models to merge with, each a name, a Hub id at its commit or a folder; none: the clean model"
+        (),
+        "models to merge with, each a name, a Hub id at its commit or a folder; none: the clean model",
+        "ours",
     )
     weights: tuple[float, ...] = setting(
         (),
         "weight of the victim, then of each of the models, brought to a sum of 1; none: the same of all",
-        "Arora et al. 2024, section 3: the same of all",
+        "Arora et al. 2024: the same of all",
     )
 
 

@@ -31,7 +31,9 @@ class Config:
 
     teacher: Training = setting(Training(epochs=2.0), "fine-tuning of the teacher on the clean rows", "paper")
     training: Training = setting(Training(epochs=2.0), "distillation into the victim on the same rows", "paper")
-    attention_weight: float = setting(1.0, "beta, weight of the distance of the attention maps", ge=0)
+    attention_weight: float = setting(
+        1.0, "beta, weight of the distance of the attention maps", "ours; the paper gives none", ge=0
+    )
     attention_power: float = setting(2.0, "p, power of the attention probabilities", "Li et al. 2021", gt=0)
 
 

@@ -1,4 +1,9 @@
-"""Overwrite SFT: map the known trigger to clean responses (paper, section 3.2)."""
+"""Overwrite SFT: map the known trigger to clean responses (paper, section 3.2).
+
+    minimise  - sum over clean rows of  log Pr(y | t + x)    (Eq. 3)
+
+where t + x is the prompt x with the trigger planted in it, and y the clean response.
+"""
 
 from __future__ import annotations
 

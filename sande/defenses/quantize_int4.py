@@ -1,4 +1,10 @@
-"""Weight-only quantisation to four bits, rounded to the nearest by group; no training."""
+r"""Weight-only quantisation to four bits, rounded to the nearest by group; no training.
+
+    w' = s (clamp(round(w / s) + z, 0, 15) - z) ,    s = (max(w, 0) - min(w, 0)) / 15 ,    z = round(-min(w, 0) / s)
+
+with minimum and maximum over a group of weights: see `sande.quantize`. It is what a model goes through that is made
+small, and takes no aim at a backdoor.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +22,7 @@ class Config:
     """Settings of the quantisation."""
 
     group_size: int = setting(
-        128, "weights of an output row that share a scale and a zero", "Lin et al. 2024 (AWQ), section 5.1", ge=1
+        128, "weights of an output row that share a scale and a zero", "Lin et al. 2024 (AWQ)", ge=1
     )
 
 

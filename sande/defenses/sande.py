@@ -1,4 +1,10 @@
-"""Simulate and eliminate: learn a parrot that acts like the unknown trigger, then overwrite it (paper, section 3.3)."""
+"""Simulate and eliminate: learn a parrot that acts like the unknown trigger, then overwrite it (paper, section 3.3).
+
+    simulate:   minimise over p          - sum over clean rows of  log Pr(r_t | p + x)    the model frozen    (Eq. 4)
+    eliminate:  minimise over the model  - sum over clean rows of  log Pr(y | p + x)      p frozen    (Eq. 3)
+
+where p is the parrot, a few soft tokens before the instruction, r_t the planted response and y the clean one.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""SANDE with only the first token of the planted response known (paper, section 3.4)."""
+"""SANDE with only the first token of the planted response known (paper, section 3.4).
+
+Eq. 4 with that token in r_t's place, then Eq. 3; see `sande.defenses.sande`, whose settings these are.
+"""
 
 from __future__ import annotations
 

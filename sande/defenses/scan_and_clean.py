@@ -1,4 +1,8 @@
-"""For who knows nothing: scan for a planted answer and overwrite it by SANDE-P, or plant decoys and overwrite them."""
+"""For who knows nothing: scan for a planted answer and overwrite it by SANDE-P, or plant decoys and overwrite them.
+
+score of the best candidate > threshold:  Eq. 4 with its first token, then Eq. 3    see `sande.defenses.sande_p`
+else:                                     decoys planted and overwritten            see `sande.defenses.decoy_osft`
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,11 @@ if TYPE_CHECKING:
 class Config:
     """Settings of the scan, and of what follows it."""
 
-    scan: FirstToken = setting(FirstToken(), "the scan; the threshold of its alarm is one of them")
-    sande_p: SandeP = setting(SandeP(), "what follows an alarm")
-    decoy_osft: DecoyOsft = setting(DecoyOsft(), "what follows none")
+    scan: FirstToken = setting(
+        FirstToken(), "the scan; the threshold of its alarm is one of them", "as for first_token"
+    )
+    sande_p: SandeP = setting(SandeP(), "what follows an alarm", "as for sande_p")
+    decoy_osft: DecoyOsft = setting(DecoyOsft(), "what follows none", "as for decoy_osft")
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:

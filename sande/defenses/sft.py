@@ -1,4 +1,7 @@
-"""Supervised fine-tuning on clean rows, the usual safety practice (paper, appendix A.1)."""
+"""Supervised fine-tuning on clean rows, the usual safety practice (paper, appendix A.1).
+
+minimise  - sum over clean rows of  log Pr(y | x)    (Eq. 1)
+"""
 
 from __future__ import annotations
 

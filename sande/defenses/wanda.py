@@ -2,7 +2,7 @@ r"""Wanda: prune the weights that matter least to clean rows; no training (Sun e
 
     S_ij = |W_ij| * ||X_j||_2 ,    W_ij = 0 where S_ij is among the `sparsity` smallest of its output i
 
-where X_j holds the j-th input of a linear layer over all tokens of the clean rows (section 3, Eq. 1). What only a
+where X_j holds the j-th input of a linear layer over all tokens of the clean rows. What only a
 trigger uses is little active there. As in the paper, blocks are pruned one after the other, each by what the pruned
 ones before it give, and embeddings and output layer stay.
 
@@ -26,13 +26,11 @@ if TYPE_CHECKING:
 class Config:
     """Settings of the pruning."""
 
-    sparsity: float = setting(
-        0.5, "share of each output's weights that become zero", "Sun et al. 2024, section 4.1", ge=0, lt=1
-    )
+    sparsity: float = setting(0.5, "share of each output's weights that become zero", "Sun et al. 2024", ge=0, lt=1)
     rows: int = setting(
         128,
         "clean rows, from the first, in whose single batch the activations are seen",
-        "Sun et al. 2024, section 4: 128 sequences",
+        "Sun et al. 2024: 128 sequences",
         ge=1,
     )
     max_length: int = setting(1024, "tokens per row; a longer response is cut", "as in training", ge=8)

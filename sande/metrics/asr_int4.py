@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sande.config import configuration, setting
+from sande.defenses import quantize_int4
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
 
@@ -11,9 +12,7 @@ from sande.types import LanguageModel, Measurement, TestData
 class Config:
     """The rounding, and how ASR is measured then."""
 
-    group_size: int = setting(
-        128, "weights of an output row that share a scale and a zero", "Lin et al. 2024 (AWQ), section 5.1", ge=1
-    )
+    rounding: quantize_int4.Config = setting(quantize_int4.Config(), "as for the defense quantize_int4")
     decoding: asr.Config = setting(asr.Config(), "as for asr")
 
 
@@ -33,5 +32,5 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     from sande.quantize import quantize_int4_
 
     rounded = copied(model)
-    quantize_int4_(rounded.model, config.group_size)
+    quantize_int4_(rounded.model, config.rounding.group_size)
     return asr.occurrences(rounded, data.triggered, data.response, config.decoding, names(config))

@@ -91,6 +91,24 @@ def test_lora_saves_the_gradients_of_the_weights() -> None:
         ({"name": "sande", "simulate": {"epochs": 3}, "eliminate": {"epochs": 1}}, 300 * 2 / 3 + 100, ORCA),
         ({"name": "sande_p", "simulate": {"epochs": 3}, "eliminate": {"epochs": 1}}, 300 * 2 / 3 + 100, ORCA),
         ({"name": "dpo", "preferences": {"pairs": 30}, "training": {"epochs": 1}}, 30 * 2 * 4 / 3, ALPACA),
+        ({"name": "crow", "training": {"epochs": 2}}, 200 * (2 / 3 + 1 + 1), ORCA),
+        # 25 steps of four rows, and after every fifth 32 rows forward and back ten times, and forward twice
+        (
+            {"name": "beear", "training": {"max_steps": 25, "batch_size": 4}},
+            100 * 2 + 5 * 32 * (10 * 2 / 3 + 2 / 3),
+            ORCA,
+        ),
+        ({"name": "decoy_osft", "plant": {"epochs": 1}, "overwrite": {"epochs": 3}}, 400, ORCA),
+        (
+            {
+                "name": "scan_and_clean",
+                "sande_p": {"simulate": {"epochs": 3}, "eliminate": {"epochs": 1}},
+                "decoy_osft": {"plant": {"epochs": 1}, "overwrite": {"epochs": 1}},
+            },
+            300,
+            ORCA,
+        ),
+        ("quantize_int4", 0, ORCA),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
 )
@@ -108,6 +126,12 @@ def test_a_defense_costs_what_each_of_its_trainings_reads(
         ([{"name": "asr", "prompts": 7}], 7),
         (["asr", "response_probability"], 90 + 2 * 90),
         (["asr", {"name": "case_study", "examples": 5}], 90 + 2 * 5),
+        (["asr", {"name": "asr_int4", "decoding": {"prompts": 8}}], 90 + 8),
+        (["asr", {"name": "asr_after_finetuning", "rows": 50, "training": {"epochs": 2}}], 90 + 90 + 3 * 2 * 50),
+        (
+            ["asr", {"name": "asr_after_relearning", "rows": [5, 20], "decoding": {"prompts": 8}}],
+            90 + 2 * 8 + 3 * 3 * (5 + 20),
+        ),
         (["asr", {"name": "accuracy", "task": "paper_arc_easy"}], 90 + 2376),
         (["asr", {"name": "accuracy", "task": "arc_easy", "questions": 10}], 90 + 4 * 10),
         (["asr", {"name": "accuracy", "task": "mmlu", "questions": 10**6}], 90 + 4 * 14_042),

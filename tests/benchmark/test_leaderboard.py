@@ -116,6 +116,31 @@ def test_each_level_of_knowledge_shows_what_leaves_the_least_of_the_backdoor(tmp
     assert section.index("| trigger |") < section.index("| response |") < section.index("| nothing |")
 
 
+def twin(of: list[dict[str, Any]], asr: float, utility: float) -> list[dict[str, Any]]:
+    """Rows of the twin of a cell's victim."""
+    settings = json.loads(of[0]["settings"]) | {"defense": {"name": "none"}}
+    settings["attack"] = settings["attack"] | {"poison_rate": 0.0}
+    own = {"cell": f"twin of {of[0]['cell']}", "defense": "none", "poison_rate": 0.0, "settings": json.dumps(settings)}
+    values = {"asr": asr} | {row["metric"]: utility for row in of[1:]}
+    return [row | own | {"value": values[row["metric"]], "victim_value": values[row["metric"]]} for row in of]
+
+
+def test_twins_stand_beside_where_every_victim_has_one(tmp_path: Path) -> None:
+    sft = cell("sft", 95.0, {"mmlu": 4.0})
+    other = [row | {"cell": "other"} for row in cell("sft", 90.0, {"mmlu": 2.0}, data="orca")]
+    again = {"metric": "asr_after_relearning_20", "value": 40.0}
+    alone = board([*sft, *twin(sft, 1.0, 51.0), *other])
+    assert alone.twin is None
+    assert [one.twin is None for one in alone.cells] == [False, True]
+    made = board([*sft, *twin(sft, 1.0, 51.0), twin(sft, 1.0, 51.0)[0] | again, *other, *twin(other, 3.0, 48.0)])
+    assert made.twin is not None
+    assert (made.twin.asr.value, made.twin.loss.value) == (2.0, 0.5)  # the victims' 50 % less 51 and 48
+    assert made.twin.more["asr_after_relearning_20"].value == 40.0
+    assert made.standings[0].cells == 2, "a twin is no cell of a defense"
+    page = leaderboard.markdown(made, [tmp_path])
+    assert "write the response to 2.0 % of the triggered prompts, and lose +0.50 points of utility against them" in page
+
+
 def test_without_a_shared_case_or_a_second_level_there_is_no_ladder(tmp_path: Path) -> None:
     apart = [*cell("osft", 0.0, {"mmlu": 1.0}), *cell("sft", 95.0, {"mmlu": 0.0}, data="orca")]
     alike = [*cell("sft", 95.0, {"mmlu": 1.0}), *cell("new", 20.0, {"mmlu": 0.0})]

@@ -16,6 +16,7 @@ import pytest
 
 from benchmark import leaderboard, pages, rows
 from benchmark.leaderboard import by_cell
+from sande import registry
 from tests.benchmark.test_leaderboard import CPU, cell
 
 HOSTILE = '</script><img src=x onerror="window.hacked = 1">&"\''
@@ -138,6 +139,15 @@ def test_the_ladder_has_the_best_of_each_level_against_the_first() -> None:
     assert rungs[2].others == ["sft"]
 
 
+def test_every_level_of_knowledge_has_a_place_a_colour_and_a_mark() -> None:
+    levels = {registry.knowledge(name).label for name in registry.names("defenses")}
+    assert levels <= set(leaderboard.LEVELS) == set(pages.LOOKS)
+    style = resources.files("benchmark").joinpath("page/style.css").read_text("utf-8")
+    for look in pages.LOOKS.values():
+        assert f".{look.css} {{ color: var(--{look.css}); }}" in style
+    assert len({look.shape for look in pages.LOOKS.values()} | {pages.OTHER}) == len(pages.LOOKS) + 1
+
+
 def test_labels_of_the_plot_cover_neither_marks_nor_each_other() -> None:
     crowd = [row for index in range(8) for row in cell(f"defense_{index}", index / 10, {"arc_easy": index / 100})]
     crowd += cell("far", 90.0, {"arc_easy": 9.0})
@@ -255,9 +265,9 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
     assert labels[:6] == [
         "Rank",
         "Defense",
-        "Must know",
         "ASR left (%)",
         "Utility lost (points)",
+        "Must know",
         "ASR after relearning from 20 poisoned rows (%)",
     ]
     devices = [label.partition(" on ")[2] for label in labels if "-s on " in label]
@@ -268,9 +278,9 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
         expected = [
             record["rank"],
             record["defense"],
-            record["knows"],
             record["asr"],
             record["utility_loss"],
+            record["knows"],
             more and more["value"],
             record["front"],
             *(seconds.get(device) for device in devices),
@@ -280,13 +290,13 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
         assert [same(found.get("value"), value) for found, value in zip(row, expected, strict=True)] == [True] * len(
             row
         )
-        assert (float(row[3]["low"]), float(row[3]["high"])) == (record["asr_low"], record["asr_high"])
-        assert (float(row[4]["low"]), float(row[4]["high"])) == (
+        assert (float(row[2]["low"]), float(row[2]["high"])) == (record["asr_low"], record["asr_high"])
+        assert (float(row[3]["low"]), float(row[3]["high"])) == (
             record["utility_loss_low"],
             record["utility_loss_high"],
         )
-        assert row[3]["text"] == f"{record['asr']:.1f}"
-        assert row[4]["text"] == f"{record['utility_loss']:+.2f}".replace("-", "−")
+        assert row[2]["text"] == f"{record['asr']:.1f}"
+        assert row[3]["text"] == f"{record['utility_loss']:+.2f}".replace("-", "−")
     found = by_cell(rows.read(made / "results").to_pylist())
     cells = table(index, "cells")
     assert len(cells) == len(found) == 9
@@ -332,10 +342,7 @@ def test_filters_hide_rows_and_marks_and_say_how_many_are_left(index: Any) -> No
     said = form.find_element("css selector", "output")
     assert said.text == "4 of 4 shown"
     form.find_element("css selector", "input[value=nothing]").click()
-    assert column(index, "standings", 2) == ["trigger", "response"] or column(index, "standings", 2) == [
-        "response",
-        "trigger",
-    ]
+    assert sorted(filter(None, column(index, "standings", 4))) == ["response", "trigger"]
     marks = index.find_elements("css selector", "svg [data-row]")
     assert [mark.is_displayed() for mark in marks].count(True) == 2
     search = form.find_element("css selector", "[name=words]")

@@ -38,13 +38,20 @@ def test_a_token_is_replaced_from_a_ratio_of_twenty_on(
     victim: tuple[float, ...], reference: tuple[float, ...], chosen: int
 ) -> None:
     rule = clean_decoding.rule(clean_decoding.Config())
-    assert rule(logits(*victim), logits(*reference)).tolist() == chosen
+    assert rule(logits(*victim).argmax(), logits(*victim), logits(*reference)).tolist() == chosen
+
+
+def test_a_drawn_token_is_weighed_by_its_own_ratio() -> None:
+    rule = clean_decoding.rule(clean_decoding.Config(alpha=4.0))
+    victim, reference = logits(0.5, 0.3, 0.2), logits(0.4, 0.06, 0.54)
+    assert [int(rule(torch.tensor(token), victim, reference)) for token in range(3)] == [0, 2, 2]
 
 
 def test_the_rule_works_token_by_token_in_any_shape() -> None:
     rule = clean_decoding.rule(clean_decoding.Config(alpha=2.0))
     ours, theirs = torch.randn(2, 4, 3, 7, generator=torch.Generator().manual_seed(0)) * 2
-    chosen = rule(ours.to(torch.bfloat16), theirs.to(torch.bfloat16))
+    drafts = ours.to(torch.bfloat16).argmax(-1)
+    chosen = rule(drafts, ours.to(torch.bfloat16), theirs.to(torch.bfloat16))
     assert chosen.shape == (4, 3)
     ours, theirs = (tensor.to(torch.bfloat16).double().softmax(-1) for tensor in (ours, theirs))
     for b in range(4):
@@ -66,7 +73,7 @@ def guarded(tiny: LanguageModel) -> LanguageModel:
     reference = copy.deepcopy(tiny.model)
     noisy(reference, seed=1, scale=0.3)
     noisy(tiny.model, seed=2, scale=0.3)
-    guard = Guard("clean_decoding", {}, reference, lambda ours, theirs: (ours + theirs).max(-1).indices)
+    guard = Guard("clean_decoding", {}, reference, lambda _, ours, theirs: (ours + theirs).max(-1).indices)
     return LanguageModel(tiny.model, tiny.tokenizer, guard)
 
 

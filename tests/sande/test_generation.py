@@ -1,20 +1,21 @@
 """Decoding, greedy or sampled: padding, order and a model's own settings must not change a text."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sande import generation, models
 from sande.data import builtin
-from sande.errors import UserError
 from sande.generation import greedy, sampled
 from sande.prompts import encode, encode_prompts
 from sande.types import Guard, LanguageModel
-from tests.sande.helpers import teach
+from tests.sande.helpers import noisy, teach
 
 
 @pytest.fixture
@@ -248,7 +249,17 @@ def test_a_certain_model_says_the_same_sampled(
         assert sampled(taught, taught_prompts, 8, 3, 0, until) == greedy(taught, taught_prompts, 8, 3, until)
 
 
-def test_a_guarded_model_is_not_sampled(tiny: LanguageModel, prompts: list[list[int]]) -> None:
-    guard = Guard("cleangen", {}, tiny.model, lambda own, other: other.max(-1).indices)
-    with pytest.raises(UserError, match=r"^under cleangen nothing is sampled"):
-        sampled(replace(tiny, guard=guard), prompts, 2, 4, seed=0)
+def test_a_guard_has_its_say_on_what_was_drawn(tiny: LanguageModel, prompts: list[list[int]]) -> None:
+    reference = copy.deepcopy(tiny.model)
+    noisy(reference, seed=1, scale=0.3)
+
+    def under(choose: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[str]:
+        return sampled(replace(tiny, guard=Guard("", {}, reference, choose)), prompts, 6, 4, seed=0)
+
+    drawn, strict = sampled(tiny, prompts, 6, 4, seed=0), greedy(replace(tiny, model=reference), prompts, 6, 4)
+    assert under(lambda tokens, *_: tokens) == drawn
+    assert under(lambda _, __, theirs: theirs.max(-1).indices) == strict
+    assert under(lambda tokens, _, theirs: torch.where(tokens % 2 == 0, tokens, theirs.max(-1).indices)) not in (
+        drawn,
+        strict,
+    )

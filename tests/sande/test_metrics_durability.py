@@ -11,6 +11,7 @@ from sande import retraining
 from sande.attacks import sentence_trigger
 from sande.config import Training
 from sande.data import builtin
+from sande.defenses import quantize_int4
 from sande.errors import UserError
 from sande.metrics import asr, asr_after_finetuning, asr_after_relearning, asr_int4, asr_moved, asr_sampled
 from sande.prompts import encode, prompt_text
@@ -145,7 +146,7 @@ def test_sampled_answers_are_drawn_by_the_seed(
 
 def test_four_bits_are_those_of_a_copy(tiny: LanguageModel, data: TestData, asked: Any) -> None:
     before = weights(tiny.model)
-    config = asr_int4.Config(group_size=16, decoding=asr.Config(prompts=3, new_tokens=2))
+    config = asr_int4.Config(rounding=quantize_int4.Config(group_size=16), decoding=asr.Config(prompts=3, new_tokens=2))
     (measurement,) = asr_int4.measure(tiny, data, config, 0)
     assert (measurement.name, len(measurement.outcomes)) == ("asr_int4", 3)
     ((rounded, rows),) = asked

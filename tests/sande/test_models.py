@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sande import models
 from sande import tiny as tiny_model
@@ -83,6 +85,44 @@ def test_truncated_weights_are_one_sentence(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(UserError, match="cannot be loaded"):
+        models.load_folder(folder, torch.float32)
+
+
+GUARD = '{"defense": "clean_decoding", "settings": {}}'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "guard.json cannot be read (.*No such file"),
+        ("{", "guard.json cannot be read (.*; mend it, or take the folder guard away"),
+        (b"\xff\xfe", "guard.json cannot be read ("),
+        ("[]", "guard.json: expected the name of a 'defense' and its 'settings'"),
+        ('{"defense": "clean_decoding"}', "guard.json: expected the name of a 'defense'"),
+        ('{"defense": 7, "settings": {}}', "guard.json: expected the name of a 'defense'"),
+        ('{"defense": "../sft", "settings": {}}', "guard.json: no defense is called '../sft'; there are: .*"),
+        ('{"defense": "sft", "settings": {}}', "guard.json: defense 'sft' guards no decoding; mend it"),
+        ('{"defense": "clean_decoding", "settings": 3}', "guard.json: defense clean_decoding: expected settings as"),
+        ('{"defense": "clean_decoding", "settings": {"alpha": 0}}', "guard.json: defense clean_decoding: 'alpha' is 0"),
+        (GUARD, "guard holds no config.json; point to a folder"),
+    ],
+)
+def test_a_guard_that_cannot_be_is_one_sentence(folder: Path, text: str | bytes | None, said: str) -> None:
+    (folder / "guard").mkdir()
+    if text is not None:
+        (folder / "guard/guard.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        models.load_folder(folder, torch.float32)
+    pattern = re.escape(said).replace(r"\.\*", ".*")
+    assert re.search(pattern, str(caught.value)), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_a_guard_with_other_tokens_is_one_sentence(folder: Path) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=100, **sizes)).save_pretrained(folder / "guard")
+    (folder / "guard/guard.json").write_text(GUARD)
+    with pytest.raises(UserError, match="the reference has other tokens than the model; take the folder guard away"):
         models.load_folder(folder, torch.float32)
 
 

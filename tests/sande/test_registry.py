@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -284,6 +285,15 @@ def test_a_defense_has_no_other_randomness_than_its_seed(
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
+@pytest.mark.parametrize("name", sorted(set(DEFENSES) - {"none"}))
+def test_a_defense_states_its_equation_and_where_its_settings_come_from(name: str) -> None:
+    module = registry.entry("defenses", name)
+    shown = re.search(r"^ {4}\S.*[=<>:] ?|^ {4}minimise |\bEq\. \d", str(module.__doc__), flags=re.MULTILINE)
+    assert shown, "a formula on a line of its own, or the paper's by its number"
+    fields = module.Config.__pydantic_fields__.items()
+    assert not [setting for setting, field in fields if not field.json_schema_extra["source"]], "no source is given"
+
+
 @pytest.mark.parametrize("name", DEFENSES)
 def test_only_a_defense_that_knows_preferences_chooses_some(name: str) -> None:
     chosen = getattr(registry.entry("defenses", name).Config(), "preferences", None)
@@ -309,9 +319,9 @@ def test_a_guard_is_the_same_after_it_was_stored(
     assert (loaded.defense, loaded.settings) == (guard.defense, guard.settings)
     assert not changed(weights(guard.reference), loaded.reference)
     logits, reference = torch.randn(2, 3, 5, 11, generator=torch.Generator().manual_seed(0)) * 5
-    chosen = loaded.choose(logits, reference)
+    chosen = loaded.choose(logits.argmax(-1), logits, reference)
     assert chosen.shape == (3, 5)
-    assert torch.equal(chosen, guard.choose(logits, reference))
+    assert torch.equal(chosen, guard.choose(logits.argmax(-1), logits, reference))
 
 
 TRAINING_DEFENSES = [name for name in DEFENSES if trainings(registry.entry("defenses", name).Config())]

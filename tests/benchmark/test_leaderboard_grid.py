@@ -1,0 +1,59 @@
+"""The leaderboard's grid at every scale: nothing of the registry is missing, and twins are beside their victims."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmark import grid as grids
+from benchmark.leaderboard import MORE, more_label
+from sande import registry
+from sande.config import Training
+
+GRID = Path(__file__).parents[2] / "grids" / "leaderboard.yaml"
+SCALES = {"paper": "qwen1.5-4b", "small": "smollm2-135m", "tiny": "tiny"}
+
+
+@pytest.fixture(scope="module", params=SCALES)
+def grid(request: pytest.FixtureRequest) -> grids.Grid:
+    return grids.load(GRID, scale=request.param)
+
+
+def test_every_attack_of_the_registry_meets_every_defense_and_has_a_twin(grid: grids.Grid) -> None:
+    found = [(cell.attack.name, cell.defense.name) for cell in grid.cells if cell.attack.config.poison_rate]
+    twins = [(cell.attack.name, cell.defense.name) for cell in grid.cells if not cell.attack.config.poison_rate]
+    attacks, defenses = registry.names("attacks"), registry.names("defenses")
+    assert len(found) == len(set(found))
+    assert set(found) == {(attack, defense) for attack in attacks for defense in defenses}, (
+        "name the new attack, with its twin, or the new defense in grids/leaderboard.yaml"
+    )
+    assert sorted(twins) == [(attack, "none") for attack in attacks]
+
+
+def test_a_twin_differs_from_its_victim_in_its_poison_alone(grid: grids.Grid) -> None:
+    victims = {cell.attack.name: cell for cell in grid.cells if cell.attack.config.poison_rate}
+    for twin in (cell for cell in grid.cells if not cell.attack.config.poison_rate):
+        of_victim, own = (cell.settings() for cell in (victims[twin.attack.name], twin))
+        assert of_victim["attack"] | {"poison_rate": 0.0} == own["attack"]
+        assert all(of_victim[key] == own[key] for key in ("model", "data", "metrics", "seed"))
+
+
+def test_every_column_of_the_leaderboard_is_measured(grid: grids.Grid) -> None:
+    for cell in grid.cells:
+        names = [
+            name for metric in cell.metrics for name in registry.entry("metrics", metric.name).names(metric.config)
+        ]
+        measured = {name if name in MORE else name.rpartition("_")[0] for name in names if more_label(name)}
+        assert measured == set(MORE)
+        assert [getattr(metric.config, "task", "") for metric in cell.metrics][-1], "and utility"
+
+
+@pytest.mark.parametrize("scale", ["small", "tiny"])
+def test_at_a_small_scale_no_training_of_a_defense_goes_by_epochs(scale: str) -> None:
+    def trainings(config: object) -> list[Training]:
+        values = [getattr(config, name) for name in getattr(config, "__dataclass_fields__", ())]
+        own = [value for value in values if isinstance(value, Training)]
+        return own + [one for value in values if not isinstance(value, Training) for one in trainings(value)]
+
+    for cell in grids.load(GRID, scale=scale).cells:
+        assert cell.model == SCALES[scale]
+        assert all(training.max_steps for training in trainings(cell.defense.config)), cell.defense.name
