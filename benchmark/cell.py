@@ -52,6 +52,9 @@ class Resources:
         "two in one thread each get more done than one after the other in two threads",
         ge=1,
     )
+    timeout: float | None = setting(
+        None, "seconds that a stage may take before it is stopped and has failed; null: no limit", gt=0
+    )
     engine: Literal["built-in", "vllm"] = setting(
         "built-in",
         "decodes, and scores choices, in evaluations; vllm: an extra, for GPUs, which every stage then has to itself",

@@ -47,6 +47,10 @@ _DECODER = json.JSONDecoder()
 _NO_SPACE = ("no space left on device", "quota exceeded", "inline_container")
 
 
+class FullError(UserError):
+    """No space is left."""
+
+
 class DamagedError(UserError):
     """An artifact that is not as its stage left it."""
 
@@ -344,7 +348,7 @@ def room(folder: Path) -> Iterator[None]:
     """A block that writes below a folder.
 
     Raises:
-        UserError: the disk is full, or a quota is used up.
+        FullError: the disk is full, or a quota is used up.
     """
     try:
         yield
@@ -353,7 +357,7 @@ def room(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not full(error):
             raise
-        raise UserError(
+        raise FullError(
             f"no space is left for {folder}; free some, for which 'sande-bench store prune' may help, and run again"
         ) from None
 
