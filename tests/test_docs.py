@@ -2,7 +2,8 @@
 
 Of each page the blocks marked `sh` are typed, line by line, in one folder that holds what a reader would have: a model
 in `my-model`, and the grids. Lines that do not begin with `sande-bench` are left out. Three things are changed to make
-it quick: models with a name become `tiny`, `run` becomes `plan`, and `clean` trains and measures on a few rows.
+it quick: models with a name become `tiny`, `run` and `submit` become `plan`, and `clean` trains and measures
+on a few rows.
 """
 
 import re
@@ -34,7 +35,7 @@ def commands(page: str) -> list[list[str]]:
 def quick(arguments: list[str]) -> list[str]:
     """The same command on the tiny model, without Ray, on few rows."""
     named = ["tiny" if word in models.ABOUT else word for word in arguments]
-    if named[0] == "run":
+    if named[0] in ("run", "submit"):
         return ["plan", *named[1:]]
     return [*named, *(word for each in QUICK for word in ("--set", each))] if named[0] == "clean" else named
 

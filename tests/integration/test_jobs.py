@@ -72,12 +72,12 @@ def head() -> Iterator[Head]:
     env["PYTHONPATH"] = os.pathsep.join(
         part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and Path(part) != ROOT
     )
-    where = ["--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}", f"--temp-dir={temp}"]
+    env |= {"GPUS": "0", "PORT": str(port), "DASHBOARD": str(dashboard)}
     agents = [f"--{name}-port={free_port()}" for name in ("dashboard-agent-listen", "dashboard-agent-grpc")]
     agents += [f"--ray-client-server-port={free_port()}", f"--metrics-export-port={free_port()}"]
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--dashboard-host=127.0.0.1", "--num-cpus=2"]
+    command = [str(ROOT / "docs/cluster/one_machine.sh"), "--num-cpus=2", f"--temp-dir={temp}", *agents]
     with (temp / "start.log").open("wb") as log:
-        started = subprocess.Popen([*command, *where, *agents], env=env, stdout=log, stderr=log, start_new_session=True)
+        started = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
 
     def answers() -> bool:
         asked = urllib.request.Request(
