@@ -26,6 +26,7 @@ T = TypeVar("T")
 STAGE_VERSION = 1  # raise it when the way stages choose rows, load or save models changes
 NO_DEFENSE = "none"
 Kind = Literal["attack", "defend", "evaluate"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 @configuration
@@ -54,6 +55,11 @@ class Resources:
     )
     timeout: float | None = setting(
         None, "seconds that a stage may take before it is stopped and has failed; null: no limit", gt=0
+    )
+    report_to: tuple[Tracker, ...] = setting(
+        ("tensorboard",),
+        "who gets the losses of attacks and defenses while they train, see `benchmark.tracking`: tensorboard (files in "
+        "the store), mlflow, wandb",
     )
     engine: Literal["built-in", "vllm"] = setting(
         "built-in",

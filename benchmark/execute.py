@@ -39,8 +39,9 @@ from ray import tune
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from transformers import Trainer
 
-from benchmark import interrupts, preflight, stages
+from benchmark import interrupts, preflight, stages, tracking
 from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.failures import (
@@ -58,7 +59,7 @@ from benchmark.failures import (
     lost,
     out_of_memory,
 )
-from benchmark.jobs import PASSED, unreachable
+from benchmark.jobs import shared_environment, unreachable
 from benchmark.leases import POLL, THIS_RUN, Leases
 from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
@@ -172,6 +173,7 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
     try:
         per_worker = allotment(resources)
         preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
+        tracking.check(resources.report_to)
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
         searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases, resources.timeout)
@@ -235,6 +237,7 @@ def _tuner(
         "per_worker": per_worker,
         "engine": resources.engine,
         "timeout": resources.timeout,
+        "report_to": resources.report_to,
     }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
@@ -242,6 +245,8 @@ def _tuner(
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=Witness(searcher),
+            trial_name_creator=lambda trial: Stage.from_json(trial.config["stage"]).label,
+            trial_dirname_creator=lambda trial: trial.trial_id,  # a label may be too long for one, or have a slash
             num_samples=TRIALS_OF_A_TUNER,
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -415,6 +420,7 @@ class StageTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The whole stage."""
         stage, store = Stage.from_json(self._job["stage"]), Store(Path(self._job["store"]))
+        ray._raylet.setproctitle(f"ray::{stage.label}")  # as Ray's dashboard and `top` name this process
         _bound_memory(self._job["share"])
         try:
             with limited(self._job["timeout"]):
@@ -444,7 +450,9 @@ class StageTrial(tune.Trainable):
                 use_gpu=per_worker.get("GPU", 0) > 0,
                 resources_per_worker=None if workers == 1 else per_worker,
             ),
-            run_config=ray.train.RunConfig(name=uuid.uuid4().hex[:8], storage_path=self.logdir),
+            run_config=ray.train.RunConfig(
+                name=f"{stage.label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}", storage_path=self.logdir
+            ),
         )
         failure = trainer.fit().return_value
         if failure:
@@ -465,9 +473,15 @@ def _train_loop(job: dict[str, Any]) -> tuple[str, str] | None:
     quiet()
     stage = Stage.from_json(job["stage"])
     rank = ray.train.get_context().get_world_rank()
-    prepare = ray.train.huggingface.transformers.prepare_trainer
+    store, say = Store(Path(job["store"])), _speaker(stage)
+    watched = tracking.reporting(job["report_to"] if rank == 0 else (), store.tracking, stage.label, say)
+
+    def prepare(trainer: Trainer) -> Trainer:
+        prepared: Trainer = ray.train.huggingface.transformers.prepare_trainer(watched(trainer))
+        return prepared
+
     try:
-        stages.train(stage, Store(Path(job["store"])), prepare, _speaker(stage), rank)
+        stages.train(stage, store, prepare, say, rank)
     except (UserError, NonFiniteError) as error:
         if not job["report_errors"]:
             raise
@@ -547,5 +561,5 @@ def _at_once(resources: Resources, per_worker: dict[str, float]) -> int:
 def _environment(address: str | None) -> dict[str, Any] | None:
     """What workers on other machines need to know; local ones inherit it, and a job's have what it was given."""
     given = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("runtime_env", {}).get("env_vars", {})
-    passed = {name: os.environ[name] for name in PASSED if name in os.environ and name not in given}
+    passed = {name: value for name, value in shared_environment().items() if name not in given}
     return {"env_vars": passed} if address and passed else None

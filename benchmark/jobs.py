@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 # What a run reads from the environment, if it is set here. Ray writes the environment of a job into its logs and shows
 # it in its dashboard, so no secret is among them: a token of the Hub, or keys of a bucket, are for the nodes to have.
-PASSED = ("SANDE_DATA_DIR", "HF_HOME")
+PASSED = ("SANDE_DATA_DIR", "HF_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT")
+_WITH_PASSWORD = re.compile(r"://[^/]*@")
 STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is done. Ray's own are 3
 MOST_MIB = 50.0  # of what travels, which is 1.5 MiB; Ray's dashboard takes 100
 PORT = 8265
@@ -117,8 +118,14 @@ def _environment(passed: Iterable[str]) -> dict[str, str]:
     missing = [name for name in passed if name not in os.environ]
     if missing:
         raise UserError(f"--env {missing[0]}: there is no such variable in this environment; set it, or leave it out")
-    wanted = {name: os.environ[name] for name in (*PASSED, *passed) if name in os.environ}
+    wanted = shared_environment() | {name: os.environ[name] for name in passed}
     return wanted | {CODE_VERSION: code_version(), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+
+
+def shared_environment() -> dict[str, str]:
+    """Those of `PASSED` that are set, without an address that holds a password."""
+    found = {name: os.environ[name] for name in PASSED if name in os.environ}
+    return {name: value for name, value in found.items() if not _WITH_PASSWORD.search(value)}
 
 
 def _refuse_if_lost(option: str, place: str) -> None:

@@ -6,6 +6,7 @@ STORE/leases/                        who is at work on what, see `benchmark.leas
 STORE/damaged/                       artifacts that were not as their stage left them; `store prune` clears them
 STORE/models/                        models made or converted once
 STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
+STORE/tracking/                      losses of trainings, for TensorBoard, see `benchmark.tracking`
 STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
 
 A manifest names every file of its artifact with size and SHA-256, and carries one of itself, all taken once, when the
@@ -65,6 +66,7 @@ class Store:
     def __init__(self, root: Path, create: bool = True) -> None:
         self.root = root.absolute()
         self.models = self.root / "models"
+        self.tracking = self.root / "tracking"
         self.damaged = self.root / "damaged"
         self._unfinished = self.root / "unfinished"
         mark = self.root / "store.json"

@@ -462,6 +462,18 @@ def test_what_a_run_took_beside_its_stages_is_kept(store: Store, tuners: list[Fa
     assert kept["stage"] == 0.0  # this one took no time at all
 
 
+def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    monkeypatch.setenv("SANDE_DATA_DIR", "/data")
+    monkeypatch.setenv("HF_HOME", "/hub")
+    assert execute._environment(None) is None
+    assert execute._environment("head:6379") == {"env_vars": {"SANDE_DATA_DIR": "/data", "HF_HOME": "/hub"}}
+    # Ray refuses a variable that the job and its driver both name.
+    given = {"runtime_env": {"env_vars": {"SANDE_DATA_DIR": "/data"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
+    assert execute._environment("head:6379") == {"env_vars": {"HF_HOME": "/hub"}}
+
+
 def test_nothing_is_left_behind(store: Store, tuners: list[FakeTuner]) -> None:
     execute._do(plan(stage("a")), store, Resources(), lambda line: None, 0.0)
     assert list(Path(store.root / "unfinished").iterdir()) == []

@@ -186,5 +186,7 @@ def test_the_environment_that_travels_holds_no_secret(monkeypatch: pytest.Monkey
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "planted")
     assert "planted" not in jobs._environment(()).values()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:planted@server")
+    assert not [value for value in jobs._environment(()).values() if "planted" in value]
     assert jobs._environment(())["SANDE_DATA_DIR"] == "/data"
     assert jobs._environment(("HF_TOKEN",))["HF_TOKEN"] == "planted"

@@ -48,6 +48,10 @@ def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
             done = place.root / f"{code}.log"
             assert wait_until(lambda: ": done in " in done.read_text() or running.poll() is not None, 200)
             assert wait_until(lambda: done.read_text().count(": done in ") == 2, 100), done.read_text()
+            names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(mark)]
+            assert [name for name in names if name.startswith("ray::defend tiny sft ")], (
+                "what a process does is its name"
+            )
             running.send_signal(number)
             _, said = running.communicate(timeout=GONE)
             assert running.returncode == code

@@ -100,6 +100,9 @@ def head() -> Iterator[Head]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
+SECRETS = {name: f"planted-{name}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY")}
+
+
 def rows(results: Path) -> list[dict[str, Any]]:
     """What does not depend on how long it took, or on which checkout it was."""
     return pq.read_table(results / "quickstart-tiny" / "rows.parquet").select(RAN).to_pylist()
@@ -121,7 +124,7 @@ def folders(root: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def submitted(head: Head, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
     root = tmp_path_factory.mktemp("submitted")
-    return head.bench("submit", *GRID, *folders(root), SANDE_DATA_DIR=str(root)), root
+    return head.bench("submit", *GRID, *folders(root), SANDE_DATA_DIR=str(root), **SECRETS), root
 
 
 def test_a_submitted_grid_has_the_rows_of_a_local_run(submitted, local: list[dict[str, Any]]) -> None:
@@ -138,6 +141,14 @@ def test_the_rows_of_a_job_name_the_code_that_was_sent(submitted) -> None:
     (told,) = table["code_version"].unique().to_pylist()
     here = [sys.executable, "-c", "from benchmark.stages import code_version; print(code_version())"]
     assert told == subprocess.run(here, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_secrets_of_who_submits_stay_where_they_are(head: Head, submitted) -> None:
+    done, root = submitted
+    assert "planted" not in done.stdout + done.stderr
+    files = [path for folder in (root, head.temp) for path in folder.rglob("*") if path.is_file()]
+    assert [path for path in files if path.suffix == ".log"], "Ray's logs are among them"
+    assert not [path for path in files if b"planted" in path.read_bytes()]
 
 
 def test_rays_own_job_submit_has_them_too(head: Head, tmp_path: Path, local: list[dict[str, Any]]) -> None:
