@@ -244,7 +244,7 @@ def _tuner(
         param_space=common,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=Witness(searcher),
+            scheduler=Witness(searcher.witnessed),
             trial_name_creator=lambda trial: Stage.from_json(trial.config["stage"]).label,
             trial_dirname_creator=lambda trial: trial.trial_id,  # a label may be too long for one, or have a slash
             num_samples=TRIALS_OF_A_TUNER,
@@ -281,11 +281,11 @@ class StageSearcher(Searcher):
         super().__init__(metric="ok", mode="max")
         self.queue = queue
         self.begun = 0  # trials
+        self.witnessed: dict[str, str] = {}  # by trial, what Ray said of its process that is gone, see `Witness`
         self._store = store
         self._peaks = peaks
         self._timeout = timeout  # seconds of a stage
         self._running: dict[str, tuple[Offer, float]] = {}
-        self._witnessed: dict[str, str] = {}
         self._say = say
         self._begin = begin  # of the run
         self._beside: list[float] = []  # for each stage that is done, seconds beside its own
@@ -339,13 +339,9 @@ class StageSearcher(Searcher):
             self._killed(trial_id)
         return bool(lost)
 
-    def witness(self, trial_id: str, error: BaseException) -> None:
-        """Notes what Ray says of the end of a trial's process, before Tune says that it ended."""
-        self._witnessed[trial_id] = lost(error)
-
     def _killed(self, trial_id: str) -> None:
         took = time.perf_counter() - self._running[trial_id][1]
-        if self._witnessed.pop(trial_id, "") == LOST_NODE:
+        if self.witnessed.pop(trial_id, "") == LOST_NODE:
             self._ended(trial_id, GONE)
         elif self._timeout and took >= self._timeout:  # only then it ends itself
             line = f"it took longer than resources.timeout, {self._timeout:g} s, and was stopped"
@@ -379,6 +375,10 @@ class StageSearcher(Searcher):
             if self._peaks:
                 self._peaks.learn(manifest)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes its settings down, and nobody reads them; leases have a lock, which cannot be."""
+        return {}
+
     def note_overhead(self) -> None:
         """Keeps for predictions what the run took beside its stages."""
         if self._beside:
@@ -393,15 +393,15 @@ class StageSearcher(Searcher):
 
 
 class Witness(FIFOScheduler):
-    """Tells the searcher what Ray said of a trial's end: Tune itself only tells it that there was an error."""
+    """Notes for the searcher what Ray said of a trial's end: Tune itself only tells it that there was an error."""
 
-    def __init__(self, searcher: StageSearcher) -> None:
+    def __init__(self, witnessed: dict[str, str]) -> None:
         super().__init__()
-        self._searcher = searcher
+        self._witnessed = witnessed  # and not the searcher, since Tune pickles its scheduler
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
         """Comes before the searcher's `on_trial_complete`."""
-        self._searcher.witness(trial.trial_id, trial.get_pickled_error() or RuntimeError("unknown"))
+        self._witnessed[trial.trial_id] = lost(trial.get_pickled_error() or RuntimeError("no word"))
 
 
 class StageTrial(tune.Trainable):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from ray import cloudpickle
 from ray.exceptions import RayActorError
 
 from benchmark import execute, failures
@@ -137,12 +138,12 @@ def test_a_worker_that_dies_alone_is_tried_three_times(tune: Callable[..., Tune]
 def test_a_stage_whose_machine_is_lost_is_tried_again_beside_others(tune: Callable[..., Tune]) -> None:
     fake = tune("a", "b", "c", slots=2)
     assert [fake.ask(), fake.ask()] == ["a", "b"]
-    fake.searcher.witness("0", NODE_DIED)
+    fake.searcher.witnessed["0"] = failures.lost(NODE_DIED)
     fake.end(0, None)
     assert fake.said == ["[0/3] attack m x a lost node; again"]
     assert fake.ask() == "a"
     for trial in (2, 3):
-        fake.searcher.witness(str(trial), NODE_DIED)
+        fake.searcher.witnessed[str(trial)] = failures.lost(NODE_DIED)
         fake.end(trial, None)
         fake.ask()
     assert fake.searcher.queue.errors == {"a": GONE}
@@ -460,6 +461,12 @@ def test_what_a_run_took_beside_its_stages_is_kept(store: Store, tuners: list[Fa
     kept = json.loads((store.root / "overhead.json").read_text())
     assert kept["start"] == pytest.approx(99.5 - MANIFEST["seconds"], abs=20)
     assert kept["stage"] == 0.0  # this one took no time at all
+
+
+def test_tune_can_write_its_settings_down(tune: Callable[..., Tune]) -> None:
+    searcher = tune("a", slots=1).searcher
+    for each in (searcher, execute.Witness(searcher.witnessed)):
+        cloudpickle.loads(cloudpickle.dumps(each))
 
 
 def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.MonkeyPatch) -> None:
