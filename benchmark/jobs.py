@@ -7,6 +7,7 @@ environment that they need is the cluster's; store and results lie where its nod
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import shlex
@@ -158,6 +159,8 @@ def connect(address: str) -> JobSubmissionClient:
     os.environ["RAY_API_SERVER_ADDRESS"] = url  # else RAY_ADDRESS, which is no dashboard's, takes its place
     from ray.job_submission import JobSubmissionClient
 
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)  # of uploads and tokens we speak ourselves
     with _answering(address):
         return JobSubmissionClient(url)
 
@@ -184,7 +187,7 @@ def _answering(address: str, job: str = "") -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        said = "wants a token" if "required" in str(error) else "does not take this token"
+        said = "does not take this token" if "invalid" in str(error).lower() else "wants a token"
         raise UserError(
             f"the cluster at '{address}' {said}; put the one that 'ray get-auth-token' shows on its head into "
             "RAY_AUTH_TOKEN or ~/.ray/auth_token"

@@ -136,6 +136,14 @@ def test_what_is_no_head_or_refuses_is_one_line(
     assert f"at '{server}' {said}" in line
 
 
+def test_without_a_token_nothing_is_asked_for(server: str, tmp_path: Path) -> None:
+    # In a process of its own: Ray remembers the token that it found first.
+    done = process("-m", "benchmark", "status", "--address", server, env={"HOME": str(tmp_path), "RAY_AUTH_TOKEN": ""})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"the cluster at '{server}' wants a token; put the one" in line
+
+
 def test_an_unknown_job_is_one_line(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def do_get(self: Head) -> None:
         known = self.path == "/api/version"
