@@ -26,6 +26,7 @@ T = TypeVar("T")
 STAGE_VERSION = 1  # raise it when the way stages choose rows, load or save models changes
 NO_DEFENSE = "none"
 Kind = Literal["attack", "defend", "evaluate"]
+Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 @configuration
@@ -51,6 +52,14 @@ class Resources:
         "where there is no GPU: defenses and evaluations that run at a time on the CPUs that an attack has to itself; "
         "two in one thread each get more done than one after the other in two threads",
         ge=1,
+    )
+    timeout: float | None = setting(
+        None, "seconds that a stage may take before it is stopped and has failed; null: no limit", gt=0
+    )
+    report_to: tuple[Tracker, ...] = setting(
+        ("tensorboard",),
+        "who gets the losses of attacks and defenses while they train, see `benchmark.tracking`: tensorboard (files in "
+        "the store), mlflow, wandb",
     )
     engine: Literal["built-in", "vllm"] = setting(
         "built-in",

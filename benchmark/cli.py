@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterable
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 from typer.core import TyperGroup
 
+from benchmark import interrupts
+from benchmark.failures import INTERRUPTED, kind_of
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SCANS = Path("results/detection/scans")
+GO_ON = "interrupted; what is done is kept, and the same command goes on"
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
 
@@ -59,7 +62,7 @@ MachineOption = Annotated[
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     """A user's mistake ends with its sentence and exit code 2, without a traceback."""
 
-    @wraps(command)
+    @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
@@ -70,8 +73,24 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     return wrapped
 
 
+def interruptible(command: Callable[P, None]) -> Callable[P, None]:
+    """Ctrl-C and SIGTERM end with a sentence and the exit code that a shell gives them, without a traceback."""
+
+    @functools.wraps(command)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
+        with interrupts.orderly():
+            try:
+                command(*args, **kwargs)
+            except KeyboardInterrupt:
+                typer.echo(GO_ON, err=True)
+                raise typer.Exit(interrupts.exit_code()) from None
+
+    return wrapped
+
+
 @app.command()
 @one_sentence
+@interruptible
 def run(
     grid: GridArgument,
     store: StoreOption = ".store",
@@ -137,6 +156,9 @@ def run(
     typer.echo(f"{loaded.name} took {took:.0f} s")
     if plan.missing and not loaded.search:
         predict.note(opened, around=took - running)
+    if INTERRUPTED in map(kind_of, errors.values()):
+        opened.clear_leftovers()
+        raise KeyboardInterrupt  # now that its rows are written
     if failed:
         typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
@@ -179,6 +201,90 @@ def plan(
         f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
         f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
     )
+
+
+DashboardOption = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HOST:8265.")
+]
+JobArgument = Annotated[str, typer.Argument(help="As 'sande-bench submit' printed it.", metavar="ID")]
+
+
+@app.command()
+@one_sentence
+def submit(
+    grid: GridArgument,
+    address: DashboardOption,
+    store: Annotated[str, typer.Option(help="Absolute path that every node sees, or a URI.")],
+    results: Annotated[str, typer.Option(help="Absolute path that the head sees, or a URI.")],
+    assignments: SetOption = None,
+    only: OnlyOption = None,
+    scale: ScaleOption = None,
+    environment: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--env",
+            help="Variable of this environment that the job gets too; Ray shows it to whoever has the cluster's token.",
+            metavar="NAME",
+        ),
+    ] = None,
+) -> None:
+    """Run a grid on a Ray cluster as a job; follow its log, and end as it ends. Ctrl-C leaves it running."""
+    from benchmark import jobs
+
+    options = [
+        word
+        for option, values in (("--set", assignments), ("--only", only))
+        for value in values or ()
+        for word in (option, value)
+    ]
+    job = jobs.submit(grid, address, store, results, options, scale, environment or ())
+    typer.echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
+    _follow(job, address)
+
+
+@app.command()
+@one_sentence
+def logs(job: JobArgument, address: DashboardOption) -> None:
+    """Print the log of a job from its begin, go on while it runs, and end as it ends."""
+    _follow(job, address)
+
+
+def _follow(job: str, address: str) -> None:
+    from benchmark import jobs
+
+    try:
+        code = jobs.follow(job, address, functools.partial(typer.echo, nl=False))
+    except KeyboardInterrupt:
+        typer.echo(
+            f"{job} goes on; 'sande-bench logs {job} --address {address}' follows it again, and "
+            f"'sande-bench stop {job} --address {address}' ends it",
+            err=True,
+        )
+        code = jobs.INTERRUPTED
+    if code:
+        raise typer.Exit(code)
+
+
+@app.command()
+@one_sentence
+def status(
+    address: DashboardOption,
+    job: Annotated[str | None, typer.Argument(help="One job; left out, all.", metavar="ID")] = None,
+) -> None:
+    """Say of the jobs of a cluster how they stand, a line each."""
+    from benchmark import jobs
+
+    for line in jobs.status(address, job):
+        typer.echo(line)
+
+
+@app.command()
+@one_sentence
+def stop(job: JobArgument, address: DashboardOption) -> None:
+    """End a job: what is done stays, and its rows are written."""
+    from benchmark import jobs
+
+    typer.echo(jobs.stop(address, job))
 
 
 def _counts(stages: Iterable[Stage]) -> str:

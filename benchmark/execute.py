@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import functools
 import gc
+import json
 import logging
 import os
 import re
 import shutil
-import socket
 import statistics
 import sys
 import time
-import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,11 +36,30 @@ import ray.train.huggingface.transformers
 import ray.train.torch
 import torch
 from ray import tune
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from transformers import Trainer
 
+from benchmark import interrupts, preflight, stages, tracking
 from benchmark import plan as plans
-from benchmark import preflight, stages
 from benchmark.cell import Resources
+from benchmark.failures import (
+    FULL_DISK,
+    INTERRUPTED,
+    LOST_NODE,
+    LOST_WORKER,
+    OUT_OF_MEMORY,
+    TIMEOUT,
+    Failure,
+    StageError,
+    classify,
+    kind_of,
+    limited,
+    lost,
+    out_of_memory,
+)
+from benchmark.jobs import shared_environment, unreachable
 from benchmark.leases import POLL, THIS_RUN, Leases
 from benchmark.logs import quiet
 from benchmark.memory import CONTEXT, MOST, Peaks, peaks_of
@@ -64,13 +82,10 @@ TRIALS_OF_A_TUNER = 2000
 # Times that a run makes anew what it finds damaged; a disk that damages more has to be seen to.
 REPAIRS = 2
 
-KILLED = "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats"
-# In lower case, in messages of CUDA, cuBLAS and cuDNN, of PyTorch's CPU allocator, of Python, and of Ray.
-OUT_OF_MEMORY = ("out of memory", "_alloc_failed", "can't allocate memory", "memoryerror", "low on memory")
-
-
-class StageError(Exception):
-    """What a stage says of its end in a worker group, carried as text."""
+KILLED = Failure(
+    "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats", LOST_WORKER
+)
+GONE = Failure("the machine that it ran on was lost; run again when the cluster has others", LOST_NODE)
 
 
 def run(
@@ -86,7 +101,8 @@ def run(
         say: receives a line at the end of each stage.
 
     Returns:
-        One line of error for each stage that failed, or that could not run because one it needs failed.
+        One line for each stage that failed, that could not run because one it needs failed, or that is not finished as
+        the run was interrupted.
 
     Raises:
         UserError: the cluster cannot be reached, or has not what a stage asks for.
@@ -100,7 +116,7 @@ def run(
         errors = _do(plan, store, resources, say, begin)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
-            if not repair.missing:
+            if not repair.missing or INTERRUPTED in map(kind_of, errors.values()):
                 break
             say(f"a damaged artifact was found; {len(repair.missing)} stages are done again")
             kept = {key: error for key, error in errors.items() if key in repair.done}
@@ -146,6 +162,7 @@ def cluster(address: str | None) -> Iterator[None]:
         raise UserError(
             f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here"
         ) from None
+    interrupts.take()
     try:
         yield
     finally:
@@ -157,31 +174,36 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
     try:
         per_worker = allotment(resources)
         preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
+        tracking.check(resources.report_to)
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
-        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases)
-        ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
+        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases, resources.timeout)
+        # By the user: Tune then returns early, without an exception.
+        ended = Failure("not finished, the run was interrupted; run again to go on", INTERRUPTED)
         while not searcher.queue.over:
             begun = searcher.begun
             try:
                 most = MOST if peaks else resources.side_by_side
-                _tuner(searcher, store, resources, per_worker, slots * most, folder).fit()
+                with interrupts.sigint_kept():
+                    _tuner(searcher, store, resources, per_worker, slots * most, folder).fit()
                 if searcher.begun - begun < TRIALS_OF_A_TUNER:
                     break
                 gc.collect()  # the Tuner
             except OSError as error:
                 if not full(error):
                     raise
-                ended = "the disk is full"
+                ended = Failure("not finished, the disk is full; run again to go on", FULL_DISK)
                 break
             except RuntimeError as error:  # Tune ends where Ray kills its worker
-                ended = gave_up(error)
+                ended = Failure(f"not finished, {gave_up(error)}; run again to go on", kind_of(classify(error)))
                 if not (out_of_memory(error) and searcher.killed()):
                     break
+            except KeyboardInterrupt:  # beside Tune, or a second time
+                break
         searcher.note_overhead()
         queue = searcher.queue
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
-        return queue.errors | dict.fromkeys(unfinished, f"not finished, {ended}; run again to go on")
+        return queue.errors | dict.fromkeys(unfinished, ended)
     finally:
         leases.close()
         shutil.rmtree(folder, ignore_errors=True)
@@ -215,12 +237,17 @@ def _tuner(
         "workers": resources.workers,
         "per_worker": per_worker,
         "engine": resources.engine,
+        "timeout": resources.timeout,
+        "report_to": resources.report_to,
     }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
         param_space=common,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
+            scheduler=Witness(searcher.witnessed),
+            trial_name_creator=lambda trial: Stage.from_json(trial.config["stage"]).label,
+            trial_dirname_creator=lambda trial: trial.trial_id,  # a label may be too long for one, or have a slash
             num_samples=TRIALS_OF_A_TUNER,
             max_concurrent_trials=at_once,
             reuse_actors=True,
@@ -250,12 +277,15 @@ class StageSearcher(Searcher):
         say: Callable[[str], None],
         begin: float,
         leases: Leases,
+        timeout: float | None = None,
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
         self.begun = 0  # trials
+        self.witnessed: dict[str, str] = {}  # by trial, what Ray said of its process that is gone, see `Witness`
         self._store = store
         self._peaks = peaks
+        self._timeout = timeout  # seconds of a stage
         self._running: dict[str, tuple[Offer, float]] = {}
         self._say = say
         self._begin = begin  # of the run
@@ -300,7 +330,8 @@ class StageSearcher(Searcher):
         if error or not result:
             self._killed(trial_id)
         else:
-            self._ended(trial_id, result.get("error"), bool(result.get("short_of_memory")))
+            said = result.get("error")
+            self._ended(trial_id, Failure(said, result["failure"]) if said else None)
 
     def killed(self) -> bool:
         """Notes that Ray ended a worker for want of memory, and Tune with all that ran; whether that was anything."""
@@ -310,19 +341,26 @@ class StageSearcher(Searcher):
         return bool(lost)
 
     def _killed(self, trial_id: str) -> None:
-        # Most likely by want of memory. What died alone would do so again.
-        crowded = self.queue.crowded(self._running[trial_id][0].stage.key)
-        self._ended(trial_id, KILLED, short_of_memory=crowded)
+        took = time.perf_counter() - self._running[trial_id][1]
+        if self.witnessed.pop(trial_id, "") == LOST_NODE:
+            self._ended(trial_id, GONE)
+        elif self._timeout and took >= self._timeout:  # only then it ends itself
+            line = f"it took longer than resources.timeout, {self._timeout:g} s, and was stopped"
+            self._ended(trial_id, Failure(line, TIMEOUT))
+        else:
+            self._ended(trial_id, KILLED)
 
-    def _ended(self, trial_id: str, error: str | None, short_of_memory: bool = False) -> None:
+    def _ended(self, trial_id: str, error: Failure | None) -> None:
         offer, begin = self._running.pop(trial_id)
-        stage = offer.stage
-        again = self.queue.ended(stage.key, error, short_of_memory)
+        stage, kind = offer.stage, error.kind if error else ""
+        # A process that died beside others most likely did so for want of memory.
+        short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
+        again = self.queue.ended(stage.key, error, short, lost=kind in (LOST_WORKER, LOST_NODE))
         if not again:
             self._leases.release(stage.key)
         told = f"[{self.queue.finished}/{self.queue.total}] {stage.label}"
         if again:
-            self._say(f"{told} {'the worker process died' if error == KILLED else 'out of memory'}; again, alone")
+            self._say(f"{told} {'the worker process died' if kind == LOST_WORKER else kind}; {again}")
         elif error:
             self._say(f"{told} FAILED: {error}")
         else:
@@ -338,6 +376,10 @@ class StageSearcher(Searcher):
             if self._peaks:
                 self._peaks.learn(manifest)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes its settings down, and nobody reads them; leases have a lock, which cannot be."""
+        return {}
+
     def note_overhead(self) -> None:
         """Keeps for predictions what the run took beside its stages."""
         if self._beside:
@@ -349,6 +391,18 @@ class StageSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the store knows what is done."""
+
+
+class Witness(FIFOScheduler):
+    """Notes for the searcher what Ray said of a trial's end: Tune itself only tells it that there was an error."""
+
+    def __init__(self, witnessed: dict[str, str]) -> None:
+        super().__init__()
+        self._witnessed = witnessed  # and not the searcher, since Tune pickles its scheduler
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Comes before the searcher's `on_trial_complete`."""
+        self._witnessed[trial.trial_id] = lost(trial.get_pickled_error() or RuntimeError("no word"))
 
 
 class StageTrial(tune.Trainable):
@@ -367,14 +421,17 @@ class StageTrial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The whole stage."""
         stage, store = Stage.from_json(self._job["stage"]), open_store(self._job["store"])
+        ray._raylet.setproctitle(f"ray::{stage.label}")  # as Ray's dashboard and `top` name this process
         _bound_memory(self._job["share"])
         try:
-            if stage.kind == "evaluate":
-                stages.evaluate(stage, store, _speaker(stage), self._job["engine"])
-            elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
-                self._train(stage)
+            with limited(self._job["timeout"]):
+                if stage.kind == "evaluate":
+                    stages.evaluate(stage, store, _speaker(stage), self._job["engine"])
+                elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
+                    self._train(stage)
         except Exception as error:
-            return {"ok": 0, "done": True, "error": one_line(error), "short_of_memory": out_of_memory(error)}
+            failure = classify(error)
+            return {"ok": 0, "done": True, "error": str(failure), "failure": failure.kind}
         finally:
             if torch.cuda.is_available():  # this process stays, and its neighbours on the GPU need what it holds
                 gc.collect()
@@ -394,11 +451,13 @@ class StageTrial(tune.Trainable):
                 use_gpu=per_worker.get("GPU", 0) > 0,
                 resources_per_worker=None if workers == 1 else per_worker,
             ),
-            run_config=ray.train.RunConfig(name=uuid.uuid4().hex[:8], storage_path=self.logdir),
+            run_config=ray.train.RunConfig(
+                name=f"{stage.label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}", storage_path=self.logdir
+            ),
         )
-        message = trainer.fit().return_value
-        if message:
-            raise StageError(message)
+        failure = trainer.fit().return_value
+        if failure:
+            raise StageError(*failure)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a stage's result is in the store."""
@@ -407,21 +466,28 @@ class StageTrial(tune.Trainable):
         """Nothing: a stage's result is in the store."""
 
 
-def _train_loop(job: dict[str, Any]) -> str | None:
+def _train_loop(job: dict[str, Any]) -> tuple[str, str] | None:
     """One attack or defense on this worker.
 
-    In a worker group an error is returned as text, since Ray Train would wrap it in tracebacks of its own.
+    In a worker group an error is returned as text and kind, since Ray Train would wrap it in tracebacks of its own.
     """
     quiet()
     stage = Stage.from_json(job["stage"])
     rank = ray.train.get_context().get_world_rank()
-    prepare = ray.train.huggingface.transformers.prepare_trainer
+    store, say = open_store(job["store"]), _speaker(stage)
+    watched = tracking.reporting(job["report_to"] if rank == 0 else (), store.tracking, stage.label, say)
+
+    def prepare(trainer: Trainer) -> Trainer:
+        prepared: Trainer = ray.train.huggingface.transformers.prepare_trainer(watched(trainer))
+        return prepared
+
     try:
-        stages.train(stage, open_store(job["store"]), prepare, _speaker(stage), rank)
+        stages.train(stage, store, prepare, say, rank)
     except (UserError, NonFiniteError) as error:
         if not job["report_errors"]:
             raise
-        return one_line(error)
+        failure = classify(error)
+        return str(failure), failure.kind
     return None
 
 
@@ -436,28 +502,13 @@ def _bound_memory(share: float) -> None:
         torch.cuda.set_per_process_memory_fraction(share if share == 1.0 else share - context)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory did not suffice: the machine's or a GPU's, in this process or in a worker's."""
-    text = str(error).lower()
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
-
-
 def gave_up(error: RuntimeError) -> str:
     """Why Tune did not go on: it ends where Ray kills its worker."""
-    return "memory ran out and Ray ended the worker" if out_of_memory(error) else one_line(error)
-
-
-def one_line(error: BaseException) -> str:
-    """An error as one line for a row; of an unexpected one the traceback goes to the log."""
-    if isinstance(error, UserError | NonFiniteError | StageError):
-        return str(error)
-    if not out_of_memory(error):
-        traceback.print_exception(error, file=sys.stderr)
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    return "memory ran out and Ray ended the worker" if out_of_memory(error) else classify(error)
 
 
 def _check_reachable(address: str | None) -> None:
-    """Ray itself would try for minutes.
+    """Refuse an address where nobody listens.
 
     Raises:
         UserError: nobody listens at `[ray://]host:port`.
@@ -465,12 +516,8 @@ def _check_reachable(address: str | None) -> None:
     found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address or "")
     if not found:
         return
-    try:
-        socket.create_connection((found["host"], int(found["port"])), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"no Ray cluster at '{address}' ({error}); check --address, or leave it out to run here"
-        ) from None
+    if reason := unreachable(found["host"], int(found["port"])):
+        raise UserError(f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here")
 
 
 def allotment(resources: Resources) -> dict[str, float]:
@@ -513,6 +560,7 @@ def _at_once(resources: Resources, per_worker: dict[str, float]) -> int:
 
 
 def _environment(address: str | None) -> dict[str, Any] | None:
-    """What workers on other machines need to know; local ones inherit it."""
-    passed = {name: value for name, value in os.environ.items() if name in ("SANDE_DATA_DIR", "HF_HOME", "HF_TOKEN")}
+    """What workers on other machines need to know; local ones inherit it, and a job's have what it was given."""
+    given = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("runtime_env", {}).get("env_vars", {})
+    passed = {name: value for name, value in shared_environment().items() if name not in given}
     return {"env_vars": passed} if address and passed else None

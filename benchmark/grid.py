@@ -127,6 +127,27 @@ def named(path: Path) -> Path:
     return known if not path.exists() and path.name == str(path) and known.is_file() else path
 
 
+def files(path: Path, scale: str | None = None) -> list[Path]:
+    """What a grid is made of: its file, those that it includes, and the scales that hold for them; all of them there.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    path = named(path)
+    parts = _parts(path, _read(path))
+    scales = {scale} if scale else {part.scale for part in parts if part.scale}
+    for name in scales:
+        _scale_rules(path, path.parent / SCALES, name)
+    return [*dict.fromkeys(_included(path)), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
+
+
+def _included(path: Path) -> Iterator[Path]:
+    """The file, and all behind its `include`, which is checked."""
+    yield path
+    for name in _read(path).get("include") or ():
+        yield from _included(path.parent / f"{name}.yaml")
+
+
 def about(path: Path) -> str:
     """What a grid file says of itself."""
     return str(_read(path).get("about", ""))

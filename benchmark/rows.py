@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.cell import NO_DEFENSE, Cell, Method
+from benchmark.failures import kind_of
 from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store, atomically, clear_parts, write_atomically
 from sande import registry
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         ("cell", pa.string()),  # hash of the cell's settings
         ("status", pa.string()),  # ok, attack_failed (the victim's ASR is under the cell's floor), failed
         ("error", pa.string()),
+        ("failure", pa.string()),  # of which kind the error is, see `benchmark.failures`
         ("seed", pa.int64()),
         ("model", pa.string()),
         ("dataset", pa.string()),  # the victim's
@@ -150,7 +152,7 @@ def _cell_rows(cell: Cell, manifest: _Manifest, errors: Mapping[str, str]) -> li
     }
     if failed:
         return [
-            base | {"status": FAILED, "error": failed, "metric": name}
+            base | {"status": FAILED, "error": str(failed), "failure": kind_of(failed), "metric": name}
             for metric in cell.metrics
             for name in registry.entry("metrics", metric.name).names(metric.config)
         ]
@@ -337,4 +339,6 @@ def _completed(table: pa.Table) -> pa.Table:
         table = table.append_column("grids", pa.array([[name] for name in table["grid"].to_pylist()]))
         for name in ("scale", "knows"):
             table = table.append_column(name, pa.array([""] * table.num_rows))
+    if "error" in table.column_names and "failure" not in table.column_names:
+        table = table.append_column("failure", pa.nulls(table.num_rows, pa.string()))
     return table

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+from benchmark.failures import because_of
 from benchmark.plan import Plan
 from benchmark.stages import Stage
 
 UNIT = 10_000  # Ray counts resources in ten-thousandths: 7 times a seventh, rounded up, would be more than one
+TRIES = 3  # of a stage whose process or machine goes without a word
 _ROUNDING = 1e-9  # of sums of shares
 
 
@@ -49,7 +53,8 @@ class Queue:
     """The stages that a plan misses, each offered as soon as what it needs is done and a slot has room for it.
 
     They are offered in the plan's order; one that finds no room holds up those behind it, or it might never find any. A
-    stage that fails takes those with it that need it; one that ran out of memory is offered once more, alone.
+    stage that fails takes those with it that need it; one that ran out of memory is offered once more, alone, and one
+    whose process or machine was lost is offered up to `TRIES` times.
 
     Attributes:
         done: keys of all stages that are done.
@@ -80,6 +85,7 @@ class Queue:
         self._again: list[int] = []  # to be offered alone
         self._alone: set[int] = set()  # were offered alone
         self._deferred: list[int] = []
+        self._tries: Counter[int] = Counter()
         self._share = share
         self._free = [1.0] * slots
         self._running: dict[str, tuple[int, float]] = {}  # slot and share
@@ -105,6 +111,7 @@ class Queue:
         stage = self._stages[place]
         if self._running:
             self._crowded.update((stage.key, *self._running))
+        self._tries[place] += 1
         self._free[slot] -= share
         self._running[stage.key] = (slot, share)
         return Offer(stage, share)
@@ -115,6 +122,7 @@ class Queue:
         self._free[slot] += share
         self._crowded.discard(key)
         self._deferred.append(self._place[key])
+        self._tries[self._place[key]] -= 1
 
     def resume(self) -> None:
         """Offer again what was deferred."""
@@ -126,16 +134,19 @@ class Queue:
         """Whether a running stage has, or had, others beside it."""
         return key in self._crowded
 
-    def ended(self, key: str, error: str | None = None, short_of_memory: bool = False) -> bool:
+    def ended(
+        self, key: str, error: str | None = None, short_of_memory: bool = False, lost: bool = False
+    ) -> Literal["", "again", "again, alone"]:
         """Note that a stage ended.
 
         Args:
             key: of the stage.
             error: one line where it failed.
-            short_of_memory: whether that was for want of memory.
+            short_of_memory: whether that was, or may have been, for want of memory.
+            lost: whether its process or machine went without a word.
 
         Returns:
-            Whether it is offered once more, alone.
+            How it is offered once more; empty where it is not.
         """
         slot, share = self._running.pop(key)
         self._free[slot] += share
@@ -150,15 +161,18 @@ class Queue:
                     heapq.heappush(self._ready, other)
         elif short_of_memory and place not in self._alone:
             self._again.append(place)
-            return True
+            return "again, alone"
+        elif lost and self._tries[place] < TRIES:
+            heapq.heappush(self._ready, place)
+            return "again"
         else:
             self._fail(key, error)
-        return False
+        return ""
 
     def _fail(self, key: str, error: str) -> None:
         self.errors[key] = error
         self.finished += 1
-        reason = error if error.startswith("needs") else f"needs a stage that failed: {error}"
+        reason = error if error.startswith("needs") else because_of(error)
         for other in self._needed_by.get(key, ()):
             self._fail(self._stages[other].key, reason)
 

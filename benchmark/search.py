@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import plan as plans
 from benchmark.cell import Cell, digest
+from benchmark.failures import StageError
 from benchmark.leases import POLL, Leases
 from benchmark.rules import assign, takes
 from benchmark.stages import Stage, code_version
@@ -231,7 +232,7 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
             try:
                 if not error and _ours(job, store, leases, say):
                     error = _keep(job, trials.run(job, store, grid.resources), store)
-            except execute.StageError as ended:
+            except StageError as ended:
                 error = str(ended)
             finally:
                 leases.release(job.key)

@@ -31,6 +31,7 @@ from sande.data import sources
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
+CODE_VERSION = "SANDE_CODE_VERSION"  # in the environment of a job, which runs in no checkout and could not tell
 LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "lm_eval", "datasets", "accelerate")
 
 
@@ -303,7 +304,9 @@ def device() -> str:
 
 
 def code_version() -> str:
-    """Version of the package, with the commit where it runs from a checkout."""
+    """Version of the package, with the commit where it runs from a checkout; in a job that of who submitted it."""
+    if CODE_VERSION in os.environ:
+        return os.environ[CODE_VERSION]
     here = Path(sande.__file__).parent.parent
     try:
         git = subprocess.run(

@@ -6,6 +6,7 @@ STORE/leases/                        who is at work on what, see `benchmark.leas
 STORE/damaged/                       artifacts that were not as their stage left them; `store prune` clears them
 STORE/models/                        models made or converted once
 STORE/reports/                       what each results folder was made of, see `benchmark.uptodate`
+STORE/tracking/                      losses of trainings, for TensorBoard, see `benchmark.tracking`
 STORE/unfinished/                    work in progress; whatever a killed process left is cleared by the next run
 
 A manifest names every file of its artifact with size and SHA-256, and carries one of itself, all taken once, when the
@@ -47,6 +48,10 @@ _DECODER = json.JSONDecoder()
 _NO_SPACE = ("no space left on device", "quota exceeded", "inline_container")
 
 
+class FullError(UserError):
+    """No space is left."""
+
+
 class DamagedError(UserError):
     """An artifact that is not as its stage left it."""
 
@@ -66,6 +71,7 @@ class Store:
         self.root = root.absolute()
         self.location = str(self.root)
         self.models = self.root / "models"
+        self.tracking = self.root / "tracking"
         self.damaged = self.root / "damaged"
         self._unfinished = self.root / "unfinished"
         mark = self.root / "store.json"
@@ -403,7 +409,7 @@ def room(folder: Path) -> Iterator[None]:
     """A block that writes below a folder.
 
     Raises:
-        UserError: the disk is full, or a quota is used up.
+        FullError: the disk is full, or a quota is used up.
     """
     try:
         yield
@@ -412,7 +418,7 @@ def room(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not full(error):
             raise
-        raise UserError(
+        raise FullError(
             f"no space is left for {folder}; free some, for which 'sande-bench store prune' may help, and run again"
         ) from None
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from benchmark import stages
 from benchmark.cell import Resources
-from benchmark.execute import StageError, allotment, gave_up, one_line, run_config
+from benchmark.execute import allotment, gave_up, run_config
+from benchmark.failures import StageError, classify, limited
 from benchmark.logs import quiet
 from benchmark.remote_store import open_store
 from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
@@ -53,6 +54,7 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
             param_space={
                 "job": job,
                 "store": store.location,
+                "timeout": resources.timeout,
                 "trial": tune.grid_search(list(range(len(job.proposals)))),
             },
             tune_config=tune.TuneConfig(
@@ -102,10 +104,11 @@ def _trial(config: dict[str, Any]) -> None:
 
     say = functools.partial(print, f"{job.label} trial {number}", flush=True)
     try:
-        report(job.search.reports, _train(job, number, open_store(config["store"]), say, report))
+        with limited(config["timeout"]):
+            report(job.search.reports, _train(job, number, open_store(config["store"]), say, report))
     except Exception as error:
         # ASHA, which wants a loss from everyone, compares nothing at report 0.
-        tune.report({"loss": math.inf, "report": 0, "losses": losses, "error": one_line(error)})
+        tune.report({"loss": math.inf, "report": 0, "losses": losses, "error": str(classify(error))})
 
 
 def _train(

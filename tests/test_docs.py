@@ -3,7 +3,8 @@
 Of each page the blocks marked `sh` are typed, line by line, in one folder that holds what a reader would have: a model
 in `my-model`, the grids, the published results, and every file that the page says to write: a block that begins with a
 comment, the file's name. Lines that do not begin with `sande-bench` are left out. Three things are changed to make it
-quick: models with a name become `tiny`, `run` becomes `plan`, and `clean` trains and measures on a few rows.
+quick: models with a name become `tiny`, `run` and `submit` become `plan`, and `clean` trains and measures on a few
+rows.
 
 The package in methods.md is installed, its own test is run, and it is used as the page says (`console`).
 """
@@ -49,7 +50,7 @@ def write_files(page: str, folder: Path) -> None:
 def quick(arguments: list[str]) -> list[str]:
     """The same command on the tiny model, without Ray, on few rows."""
     named = ["tiny" if word in models.ABOUT else word for word in arguments]
-    if named[0] == "run":
+    if named[0] in ("run", "submit"):
         return ["plan", *named[1:]]
     return [*named, *(word for each in QUICK for word in ("--set", each))] if named[0] == "clean" else named
 

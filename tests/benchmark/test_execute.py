@@ -1,5 +1,6 @@
 """What Tune is told, and what is made of how a stage ended; Ray itself is not started here."""
 
+import errno
 import itertools
 import json
 import time
@@ -10,16 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from ray import cloudpickle
+from ray.exceptions import RayActorError
 
-from benchmark import execute
+from benchmark import execute, failures
 from benchmark import plan as plans
 from benchmark.cell import Resources
-from benchmark.execute import KILLED, StageSearcher, out_of_memory
+from benchmark.execute import GONE, KILLED, StageSearcher
+from benchmark.failures import kind_of, out_of_memory
 from benchmark.leases import Leases
 from benchmark.memory import Peaks
 from benchmark.schedule import Queue, whole
 from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.store import DamagedError, FullError, Store
+from sande.errors import NonFiniteError, UserError
 from tests.benchmark.helpers import cell, put
 from tests.benchmark.test_schedule import SETTINGS, plan, stage
 
@@ -32,18 +37,22 @@ MANIFEST = {
     "peak_memory_bytes": 2**30,
     "device_memory_bytes": 80 * 2**30,
 }
-SHORT = {"ok": 0, "error": "OutOfMemoryError: CUDA out of memory", "short_of_memory": True}
+SHORT = {"ok": 0, "error": "OutOfMemoryError: CUDA out of memory", "failure": failures.OUT_OF_MEMORY}
+NODE_DIED = RayActorError()  # whose text is Ray's own
+NODE_DIED.error_msg = "The actor died because its node has died. Node Id: f00"
 
 
 class Tune:
     """Feeds a searcher as Tune does."""
 
-    def __init__(self, *keys: str, slots: int, store: Store, peaks: Peaks | None = None) -> None:
+    def __init__(
+        self, *keys: str, slots: int, store: Store, peaks: Peaks | None = None, timeout: float | None = None
+    ) -> None:
         self.said: list[str] = []
         share = peaks.share if peaks else whole
         queue = Queue(plan(*(stage(key) for key in keys)), slots, share)
         self.leases = leases = Leases(store.board(), self.said.append)
-        self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases)
+        self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases, timeout)
         self.store = store
         self.trials: list[str] = []  # keys of their stages
 
@@ -102,29 +111,68 @@ def test_out_of_memory_alone_is_a_failure(tune: Callable[..., Tune]) -> None:
 
 
 def test_a_worker_that_died_beside_others_is_tried_again_alone(tune: Callable[..., Tune]) -> None:
-    fake = tune("a", "b", slots=2)
+    fake = tune("a", "b", "c", slots=2)
     assert [fake.ask(), fake.ask()] == ["a", "b"]
     fake.end(0, None)
-    assert fake.said == ["[0/2] attack m x a the worker process died; again, alone"]
+    assert fake.said == ["[0/3] attack m x a the worker process died; again, alone"]
     fake.end(1, OK)
-    assert fake.ask() == "a"
+    assert [fake.ask() for _ in range(2)] == ["a", None]
     fake.end(2, None)
+    assert [fake.ask() for _ in range(2)] == ["a", None], "still alone"
+    fake.end(3, None)
     assert fake.searcher.queue.errors == {"a": KILLED}
+    assert fake.ask() == "c"
 
 
-def test_a_worker_that_died_with_no_other_has_failed(tune: Callable[..., Tune]) -> None:
+def test_a_worker_that_dies_alone_is_tried_three_times(tune: Callable[..., Tune]) -> None:
     fake = tune("a", "b", slots=1)
-    assert fake.ask() == "a"
-    fake.end(0, None)
+    for trial in range(3):
+        assert fake.ask() == "a"
+        fake.end(trial, None)
+    assert fake.said[:2] == ["[0/2] attack m x a the worker process died; again"] * 2
     assert fake.searcher.queue.errors == {"a": KILLED}
+    assert kind_of(fake.searcher.queue.errors["a"]) == failures.LOST_WORKER
     assert fake.ask() == "b"
+
+
+def test_a_stage_whose_machine_is_lost_is_tried_again_beside_others(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", "c", slots=2)
+    assert [fake.ask(), fake.ask()] == ["a", "b"]
+    fake.searcher.witnessed["0"] = failures.lost(NODE_DIED)
+    fake.end(0, None)
+    assert fake.said == ["[0/3] attack m x a lost node; again"]
+    assert fake.ask() == "a"
+    for trial in (2, 3):
+        fake.searcher.witnessed[str(trial)] = failures.lost(NODE_DIED)
+        fake.end(trial, None)
+        fake.ask()
+    assert fake.searcher.queue.errors == {"a": GONE}
+    assert kind_of(fake.searcher.queue.errors["a"]) == failures.LOST_NODE
+
+
+def test_a_stage_that_takes_too_long_is_not_tried_again(tune: Callable[..., Tune]) -> None:
+    fake = tune("a", "b", slots=2, timeout=1e-9)
+    assert [fake.ask(), fake.ask()] == ["a", "b"]
+    fake.end(0, None)
+    error = fake.searcher.queue.errors["a"]
+    assert error == "it took longer than resources.timeout, 1e-09 s, and was stopped"
+    assert kind_of(error) == failures.TIMEOUT
+
+
+def test_what_needs_a_stage_that_failed_has_its_kind(store: Store) -> None:
+    queue = Queue(plan(stage("a"), stage("b", "a")), 1)
+    queue.next()
+    queue.ended("a", failures.Failure("loss is nan", failures.NON_FINITE))
+    assert queue.errors["b"] == "needs a stage that failed: loss is nan"
+    assert kind_of(queue.errors["b"]) == failures.NON_FINITE
 
 
 def test_another_error_is_final(tune: Callable[..., Tune]) -> None:
     fake = tune("a", "b", slots=2)
     assert [fake.ask(), fake.ask()] == ["a", "b"]
-    fake.end(0, {"ok": 0, "error": "it diverged", "short_of_memory": False})
+    fake.end(0, {"ok": 0, "error": "it diverged", "failure": failures.NON_FINITE})
     assert fake.searcher.queue.errors == {"a": "it diverged"}
+    assert kind_of(fake.searcher.queue.errors["a"]) == failures.NON_FINITE
 
 
 @pytest.fixture
@@ -235,12 +283,13 @@ def test_a_result_that_cannot_be_seen_here_yet_is_no_error(tune: Callable[..., T
         ),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError("Caught unexpected exception: Task was killed due to the node running low on memory."),
-        execute.StageError("[Rank 1 Error Snippet]: torch.OutOfMemoryError: CUDA out of memory."),
+        failures.StageError("[Rank 1 Error Snippet]: torch.OutOfMemoryError: CUDA out of memory."),
     ],
 )
 def test_errors_for_want_of_memory(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert out_of_memory(error)
-    assert "\n" not in execute.one_line(error)
+    assert "\n" not in failures.classify(error)
+    assert failures.classify(error).kind == failures.OUT_OF_MEMORY
     assert capsys.readouterr().err == "", "no traceback"
 
 
@@ -251,8 +300,31 @@ def test_the_cpu_allocators_own_error_is_known() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("size mismatch"), ValueError("no row"), KeyError("memory")])
-def test_other_errors(error: Exception) -> None:
+def test_other_errors(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert not out_of_memory(error)
+    assert failures.classify(error).kind == failures.OTHER
+    assert type(error).__name__ in capsys.readouterr().err, "its traceback is in the log"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UserError("batch_size is 0"), failures.MISTAKE),
+        (NonFiniteError("stage sft: loss is nan at step 3"), failures.NON_FINITE),
+        (failures.StageError("batch_size is 0", failures.MISTAKE), failures.MISTAKE),
+        (FullError("no space is left for /store"), failures.FULL_DISK),
+        (OSError(errno.ENOSPC, "No space left on device"), failures.FULL_DISK),
+        (DamagedError("attack a is damaged"), failures.DAMAGED),
+        (RayActorError(), failures.LOST_WORKER),
+        (NODE_DIED, failures.LOST_NODE),
+        (RuntimeError("Training failed: ActorDiedError: The actor died unexpectedly"), failures.LOST_WORKER),
+    ],
+)
+def test_an_error_has_a_kind_and_no_traceback(error: Exception, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    failure = failures.classify(error)
+    assert failure.kind == kind
+    assert "\n" not in failure
+    assert capsys.readouterr().err == ""
 
 
 PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
@@ -389,6 +461,24 @@ def test_what_a_run_took_beside_its_stages_is_kept(store: Store, tuners: list[Fa
     kept = json.loads((store.root / "overhead.json").read_text())
     assert kept["start"] == pytest.approx(99.5 - MANIFEST["seconds"], abs=20)
     assert kept["stage"] == 0.0  # this one took no time at all
+
+
+def test_tune_can_write_its_settings_down(tune: Callable[..., Tune]) -> None:
+    searcher = tune("a", slots=1).searcher
+    for each in (searcher, execute.Witness(searcher.witnessed)):
+        cloudpickle.loads(cloudpickle.dumps(each))
+
+
+def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted")
+    monkeypatch.setenv("SANDE_DATA_DIR", "/data")
+    monkeypatch.setenv("HF_HOME", "/hub")
+    assert execute._environment(None) is None
+    assert execute._environment("head:6379") == {"env_vars": {"SANDE_DATA_DIR": "/data", "HF_HOME": "/hub"}}
+    # Ray refuses a variable that the job and its driver both name.
+    given = {"runtime_env": {"env_vars": {"SANDE_DATA_DIR": "/data"}}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
+    assert execute._environment("head:6379") == {"env_vars": {"HF_HOME": "/hub"}}
 
 
 def test_nothing_is_left_behind(store: Store, tuners: list[FakeTuner]) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from benchmark import aggregate, layouts, report, tables
 from benchmark.cell import Cell
+from benchmark.failures import NON_FINITE, Failure
 from benchmark.plan import stages_of
 from benchmark.rows import SCHEMA, read
 from benchmark.store import Store
@@ -118,6 +119,13 @@ def test_a_failed_cell_is_a_row_for_every_metric(store: Store, kind: str) -> Non
     rows = rows_of(store, sft, errors=failure(sft, kind))
     assert [row["metric"] for row in rows] == MEASURED
     assert {(row["status"], row["error"], row.get("value")) for row in rows} == {("failed", "it went wrong", None)}
+    assert {row["failure"] for row in rows} == {"other"}
+
+
+def test_a_failed_row_says_of_which_kind(store: Store) -> None:
+    sft = cell(defense="sft")
+    rows = rows_of(store, sft, errors={stage(sft, "defend").key: Failure("loss is nan", NON_FINITE)})
+    assert {(row["error"], row["failure"]) for row in rows} == {("loss is nan", "non-finite loss")}
 
 
 def test_a_failure_is_told_by_its_first_cause(store: Store) -> None:

@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.integration.helpers import TRAINING, Workplace, by_defense
@@ -21,9 +22,28 @@ def grid(place: Workplace) -> Path:
     return place.grid("failing", sweep={"defense, attack.training": POINTS})
 
 
+SECRETS = {name: f"planted-{name}" for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY", "MY_PASSWORD")}
+
+
 @pytest.fixture(scope="module")
 def first(place: Workplace, grid: Path) -> subprocess.CompletedProcess[str]:
-    return place.run(grid)
+    return place.run(grid, **SECRETS)
+
+
+def test_secrets_of_the_environment_are_in_no_row_log_report_or_artifact(first, place: Workplace) -> None:
+    assert "planted" not in first.stdout + first.stderr
+    files = [path for folder in (place.results, place.store) for path in folder.rglob("*") if path.is_file()]
+    assert {".parquet", ".md", ".json"} <= {path.suffix for path in files}
+    assert any(path.name.startswith("events.") for path in files), "TensorBoard's are among them"
+    assert not [path for path in files if b"planted" in path.read_bytes()]
+    assert not [
+        row for row in pq.read_table(place.results / "failing/rows.parquet").to_pylist() if "planted" in str(row)
+    ]
+
+
+def test_a_failed_row_says_of_which_kind(first, place: Workplace, grid: Path) -> None:
+    kinds = {name: rows[0]["failure"] for name, rows in by_defense(place.rows(grid)).items()}
+    assert kinds == {"none": None, "sft": "non-finite loss", "osft": "non-finite loss"}
 
 
 def test_the_exit_code_says_that_some_cell_failed(first) -> None:

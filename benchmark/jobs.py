@@ -1,0 +1,281 @@
+"""A grid as a job on a running Ray cluster, by Ray's job API: submit it, follow it, stop it.
+
+What travels is a folder made for the purpose: the program's own modules and the files that the grid is made of. The
+environment that they need is the cluster's; store and results lie where its nodes reach them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import shutil
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import benchmark
+import sande
+from benchmark import grid as grids
+from benchmark.stages import CODE_VERSION, code_version
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobDetails, JobSubmissionClient
+
+# What a run reads from the environment, if it is set here. Ray writes the environment of a job into its logs and shows
+# it in its dashboard, so no secret is among them: a token of the Hub, or keys of a bucket, are for the nodes to have.
+PASSED = ("SANDE_DATA_DIR", "HF_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT")
+_WITH_PASSWORD = re.compile(r"://[^/]*@")
+STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is done. Ray's own are 3
+MOST_MIB = 50.0  # of what travels, which is 1.5 MiB; Ray's dashboard takes 100
+PORT = 8265
+INTERRUPTED, STOPPED = 130, 143
+EXIT_CODES = (0, 1, 2, INTERRUPTED, STOPPED)  # of `sande-bench run`
+
+
+def submit(
+    grid: Path,
+    address: str,
+    store: str,
+    results: str,
+    options: Sequence[str] = (),
+    scale: str | None = None,
+    passed: Iterable[str] = (),
+) -> str:
+    """Start `sande-bench run` of a grid on a cluster.
+
+    Args:
+        grid: file, or the name of one in `grids/`.
+        address: of the cluster's dashboard, http://host:8265.
+        store: absolute path that every node sees, or a URI.
+        results: the same.
+        options: further ones of `run`, as words of a command line.
+        scale: as for `run`.
+        passed: names of variables of this environment that the job gets beside `PASSED`.
+
+    Returns:
+        The job's submission id.
+
+    Raises:
+        UserError: the grid or one of its files is missing, a folder would be lost with the job, or the cluster cannot
+            be reached or refuses.
+    """
+    for option, place in (("--store", store), ("--results", results)):
+        _refuse_if_lost(option, place)
+    environment = _environment(passed)
+    with tempfile.TemporaryDirectory(prefix="sande-bench-") as folder:
+        entry = pack(grid, Path(folder), scale)
+        words = ["python", "-m", "benchmark", "run", entry, "--store", store, "--results", results, *options]
+        client = connect(address)
+        name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(entry).stem)
+        with _answering(address):
+            return str(
+                client.submit_job(
+                    entrypoint=shlex.join([*words, *(["--scale", scale] if scale else [])]),
+                    submission_id=f"{name}-{uuid.uuid4().hex[:8]}",
+                    runtime_env={"working_dir": folder, "env_vars": environment},
+                    metadata={"grid": name},
+                )
+            )
+
+
+def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
+    """Copy what a job needs into an empty folder: the two packages, the grid, the grids it includes, their scales.
+
+    Returns:
+        Path of the grid below the folder.
+
+    Raises:
+        UserError: a file of the grid is missing, or there is too much of it.
+    """
+    files = grids.files(grid, scale)
+    for package in (sande, benchmark):
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for file in files:
+        target = folder / grids.FOLDER / file.relative_to(files[0].parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    sizes = {path: path.stat().st_size / 2**20 for path in folder.rglob("*") if path.is_file()}
+    largest = max(sizes, key=sizes.__getitem__)
+    if sum(sizes.values()) > MOST_MIB:
+        raise UserError(
+            f"program and grid have {sum(sizes.values()):.0f} MiB, and a job takes {MOST_MIB:.0f}; "
+            f"{largest.relative_to(folder)} alone has {sizes[largest]:.0f}: take it out"
+        )
+    return str(grids.FOLDER / files[0].name)
+
+
+def _environment(passed: Iterable[str]) -> dict[str, str]:
+    missing = [name for name in passed if name not in os.environ]
+    if missing:
+        raise UserError(f"--env {missing[0]}: there is no such variable in this environment; set it, or leave it out")
+    wanted = shared_environment() | {name: os.environ[name] for name in passed}
+    return wanted | {CODE_VERSION: code_version(), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
+
+
+def shared_environment() -> dict[str, str]:
+    """Those of `PASSED` that are set, without an address that holds a password."""
+    found = {name: os.environ[name] for name in PASSED if name in os.environ}
+    return {name: value for name, value in found.items() if not _WITH_PASSWORD.search(value)}
+
+
+def _refuse_if_lost(option: str, place: str) -> None:
+    if not place.startswith("/") and "://" not in place:
+        raise UserError(
+            f"{option} {place}: a job runs in a copy of this program that goes when it ends; give a folder that every "
+            "node sees, as an absolute path, or a URI such as s3://bucket/folder"
+        )
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """A client of the cluster's job server, with the user's token (`RAY_AUTH_TOKEN`, or what Ray keeps in ~/.ray).
+
+    Raises:
+        UserError: it cannot be reached, is no Ray head, or does not take the token.
+    """
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    try:
+        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else PORT)
+    except ValueError:
+        host = None
+    if parts.scheme not in ("http", "https") or not host:
+        raise UserError(f"--address {address}: expected that of a Ray dashboard, such as http://host:{PORT}")
+    if reason := unreachable(host, port):
+        raise UserError(
+            f"no Ray cluster at '{address}' ({reason}); check --address, and that its dashboard listens there"
+        )
+    url = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path}"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it on import
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # else RAY_ADDRESS, which is no dashboard's, takes its place
+    from ray.job_submission import JobSubmissionClient
+
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.ERROR)  # of uploads and tokens we speak ourselves
+    with _answering(address):
+        return JobSubmissionClient(url)
+
+
+def unreachable(host: str, port: int) -> str:
+    """Why nobody can be reached there within five seconds; empty where somebody listens. Ray would try for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+    except (OSError, OverflowError) as error:
+        return str(error)
+    return ""
+
+
+@contextmanager
+def _answering(address: str, job: str = "") -> Iterator[None]:
+    """What a job server answers, or does not, as the user's mistake.
+
+    Raises:
+        UserError: in place of any error of Ray's client.
+    """
+    import requests
+    from ray.exceptions import AuthenticationError
+
+    try:
+        yield
+    except AuthenticationError as error:
+        said = "does not take this token" if "invalid" in str(error).lower() else "wants a token"
+        raise UserError(
+            f"the cluster at '{address}' {said}; put the one that 'ray get-auth-token' shows on its head into "
+            "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+        ) from None
+    except (requests.RequestException, ConnectionError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().split("\n")[0]
+        if job and "404" in reason:
+            raise UserError(
+                f"the cluster at '{address}' knows no job '{job}'; 'sande-bench status --address {address}' lists them"
+            ) from None
+        raise UserError(
+            f"the job server at '{address}' cannot be used ({reason}); check --address, and that the head has "
+            "ray[default]"
+        ) from None
+
+
+def follow(job: str, address: str, write: Callable[[str], None]) -> int:
+    """Pass a job's log on until the job ends.
+
+    Args:
+        job: its submission id.
+        address: of the cluster's dashboard.
+        write: receives pieces of the log, from its begin.
+
+    Returns:
+        The exit code of the run; 143 where the job was stopped; 1 where it never came to an exit code of its own.
+    """
+    client = connect(address)
+
+    async def tail() -> None:
+        async for piece in client.tail_job_logs(job):
+            write(piece)
+
+    with _answering(address, job):
+        details = client.get_job_info(job)
+        asyncio.run(tail())
+        details = _ended(client, job)
+    code, said = outcome(details)
+    if said:
+        write(f"{said}\n")
+    return code
+
+
+def outcome(details: JobDetails) -> tuple[int, str]:
+    """Exit code for a job that ended, and what the log does not say about its end."""
+    status = str(details.status.value)
+    if status == "STOPPED":
+        return STOPPED, f"{details.submission_id} was stopped"
+    code = details.driver_exit_code
+    if code is None:  # it never ran, or was lost with its node
+        return 1, f"{details.submission_id} failed: {(details.message or 'no message').strip().splitlines()[0]}"
+    if code < 0:
+        code = 128 - code  # as a shell has it for a signal
+    if code in EXIT_CODES:
+        return code, ""
+    return 1, f"{details.submission_id} failed with exit code {code}"
+
+
+def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
+    while not (details := client.get_job_info(job)).status.is_terminal():
+        time.sleep(0.5)
+    return details
+
+
+def status(address: str, job: str | None = None) -> list[str]:
+    """A line for a job, or for each that was submitted: id, state, when it began, how long it took, what it does."""
+    client = connect(address)
+    with _answering(address, job or ""):
+        found = [client.get_job_info(job)] if job else client.list_jobs()
+    submitted = sorted((one for one in found if one.submission_id), key=lambda one: one.start_time or 0)
+    return [_line(one) for one in submitted]
+
+
+def _line(details: Any) -> str:
+    begin, end = ((stamp or time.time() * 1000) / 1000 for stamp in (details.start_time, details.end_time))
+    began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begin))
+    return f"{details.submission_id}  {details.status.value}  {began}  {end - begin:.0f} s  {details.entrypoint}"
+
+
+def stop(address: str, job: str) -> str:
+    """Ask a job to end, which leaves it a minute for the rows of what is done, and wait until it has.
+
+    Returns:
+        What became of it.
+    """
+    client = connect(address)
+    with _answering(address, job):
+        running = not client.get_job_info(job).status.is_terminal()
+        client.stop_job(job)
+        state = _ended(client, job).status.value
+    return f"{job} {'ended' if running else 'had ended before'}: {state}"

@@ -1,0 +1,83 @@
+"""Stages that never end, and runs that are told to stop: rows of what is done, a sentence, and no process left."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, by_defense, end, processes_with, wait_until
+
+pytestmark = pytest.mark.slow
+
+ENDLESS = TRAINING | {"max_steps": 10**6, "learning_rate": 1e-6}
+GONE = 60  # seconds
+
+
+def grid_of(place: Workplace, name: str, **changes: object) -> Path:
+    """A victim that is soon made, and beside it a defense that is not."""
+    return place.grid(name, sweep={"defense": ["none", {"name": "sft", "training": ENDLESS}]}, **changes)
+
+
+def test_a_stage_that_never_ends_is_stopped_and_its_row_says_so(place: Workplace) -> None:
+    grid = grid_of(place, "endless", resources={"cpus": 1, "timeout": 25})
+    done = place.run(grid, timeout=500)
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = by_defense(place.rows(grid))
+    assert {(row["status"], row["failure"]) for row in rows["none"]} == {("ok", None)}
+    assert {(row["status"], row["failure"], row["error"]) for row in rows["sft"]} == {
+        ("failed", "timeout", "it took longer than resources.timeout, 25 s, and was stopped")
+    }
+    assert done.stdout.count("FAILED: it took longer") == 1, "it is not tried again"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
+    place: Workplace, number: signal.Signals, code: int
+) -> None:
+    grid = grid_of(place, f"stopped-{code}", seed=code)
+    mark = uuid.uuid4().hex
+    with (place.root / f"{code}.log").open("w+") as log:
+        running = subprocess.Popen(
+            place.command(grid), cwd=ROOT, env=os.environ | {MARK: mark}, stdout=log, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            done = place.root / f"{code}.log"
+            assert wait_until(lambda: ": done in " in done.read_text() or running.poll() is not None, 200)
+            assert wait_until(lambda: done.read_text().count(": done in ") == 2, 100), done.read_text()
+            names = [Path(f"/proc/{pid}/cmdline").read_text() for pid in processes_with(mark)]
+            assert [name for name in names if name.startswith("ray::defend tiny sft ")], (
+                "what a process does is its name"
+            )
+            running.send_signal(number)
+            _, said = running.communicate(timeout=GONE)
+            assert running.returncode == code
+            assert said == "interrupted; what is done is kept, and the same command goes on\n"
+            assert wait_until(lambda: not processes_with(mark), GONE), processes_with(mark)
+        finally:
+            end(processes_with(mark))
+    rows = by_defense(place.rows(grid))
+    assert {row["status"] for row in rows["none"]} == {"ok"}
+    assert {(row["status"], row["failure"]) for row in rows["sft"]} == {("failed", "interrupted")}
+    assert rows["sft"][0]["error"] == "not finished, the run was interrupted; run again to go on"
+    assert place.unfinished() == []
+
+
+BEFORE = """
+import os, signal, sys
+from benchmark import cli, grid
+grid.load = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+cli.app(["run", "grids/smoke.yaml"])
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_before_anything_runs_it_is_the_same_sentence(name: str, code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE, name], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code
+    assert done.stderr == "interrupted; what is done is kept, and the same command goes on\n"
