@@ -214,6 +214,7 @@ def _tuner(
         "workers": resources.workers,
         "per_worker": per_worker,
         "engine": resources.engine,
+        "checkpoint_minutes": resources.checkpoint_minutes,
     }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
@@ -416,7 +417,8 @@ def _train_loop(job: dict[str, Any]) -> str | None:
     rank = ray.train.get_context().get_world_rank()
     prepare = ray.train.huggingface.transformers.prepare_trainer
     try:
-        stages.train(stage, Store(Path(job["store"])), prepare, _speaker(stage), rank)
+        store, interval = Store(Path(job["store"])), 60 * job["checkpoint_minutes"]
+        stages.train(stage, store, prepare, _speaker(stage), rank, interval)
     except (UserError, NonFiniteError) as error:
         if not job["report_errors"]:
             raise
