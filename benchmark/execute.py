@@ -39,8 +39,8 @@ import torch
 from ray import tune
 from ray.tune.search import Searcher
 
+from benchmark import keeping, preflight, stages
 from benchmark import plan as plans
-from benchmark import preflight, stages
 from benchmark.cell import Resources
 from benchmark.leases import POLL, THIS_RUN, Leases
 from benchmark.logs import quiet
@@ -73,7 +73,12 @@ class StageError(Exception):
 
 
 def run(
-    plan: Plan, store: Store, resources: Resources, address: str | None, say: Callable[[str], None]
+    plan: Plan,
+    store: Store,
+    resources: Resources,
+    address: str | None,
+    say: Callable[[str], None],
+    keep: str = keeping.ALL,
 ) -> dict[str, str]:
     """Do all missing stages of a plan, and those again whose artifacts turn out to be damaged.
 
@@ -83,6 +88,7 @@ def run(
         resources: of one stage.
         address: a running cluster; None starts Ray here (or joins the one a submitted job runs in).
         say: receives a line at the end of each stage.
+        keep: which models stay, see `benchmark.keeping`.
 
     Returns:
         One line of error for each stage that failed, or that could not run because one it needs failed.
@@ -96,14 +102,14 @@ def run(
     for line in store.set_aside_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
         say(line)
     with cluster(address):
-        errors = _do(plan, store, resources, say, begin)
+        errors = _do(plan, store, resources, say, begin, keep)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
             if not repair.missing:
                 break
             say(f"a damaged artifact was found; {len(repair.missing)} stages are done again")
             kept = {key: error for key, error in errors.items() if key in repair.done}
-            errors = kept | _do(repair, store, resources, say, time.perf_counter())
+            errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep)
         return errors
 
 
@@ -151,14 +157,17 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float) -> dict[str, str]:
+def _do(
+    plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float, keep: str
+) -> dict[str, str]:
     folder, leases = store.scratch("tune"), Leases(store.board(), say)
     try:
         per_worker = allotment(resources)
         preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
-        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases)
+        keeper = keeping.Keeper(plan.stages.values(), plan.done, store, keep)
+        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases, keeper)
         ended = "the run was interrupted"  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             begun = searcher.begun
@@ -250,6 +259,7 @@ class StageSearcher(Searcher):
         say: Callable[[str], None],
         begin: float,
         leases: Leases,
+        keeper: keeping.Keeper | None = None,
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
@@ -261,6 +271,7 @@ class StageSearcher(Searcher):
         self._begin = begin  # of the run
         self._beside: list[float] = []  # for each stage that is done, seconds beside its own
         self._leases = leases
+        self._keeper = keeper
         self._waiting: set[str] = set()  # keys of stages that another run was seen to do
         self._looked = begin  # at leases of others
 
@@ -329,6 +340,8 @@ class StageSearcher(Searcher):
             now = time.perf_counter()
             self._say(f"{told}: done in {now - begin:.1f} s")
             self._learn(manifests_of(stage, self._store), now - (begin if self._beside else self._begin))
+            if self._keeper:
+                self._keeper.ended(stage)
 
     def _learn(self, manifests: list[dict[str, Any]], took: float) -> None:
         """From a stage that is done; nothing, while a file system shared by several machines does not show it here."""
