@@ -61,6 +61,12 @@ class Resources:
         "who gets the losses of attacks and defenses while they train, see `benchmark.tracking`: tensorboard (files in "
         "the store), mlflow, wandb",
     )
+    checkpoint_minutes: float = setting(
+        10.0,
+        "an attack or defense is written down so often while it trains, and a killed one goes on from there; one that "
+        "is done sooner writes nothing",
+        ge=0,
+    )
     engine: Literal["built-in", "vllm"] = setting(
         "built-in",
         "decodes, and scores choices, in evaluations; vllm: an extra, for GPUs, which every stage then has to itself",

@@ -9,10 +9,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmark import tables
 from benchmark.store import write_atomically
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 FILES = {"report.md": "clean_report.md", "report.html": "clean_report.html", "README.md": "clean_card.md"}
 """What is written, and the template of each."""
@@ -52,6 +55,19 @@ def summary(result: Mapping[str, Any]) -> str:
 
 def render(template: str, result: Mapping[str, Any]) -> str:
     """One of the templates, filled in."""
+    return load(template).render(
+        result=result,
+        verdict=verdict(result),
+        measured_names=MEASURED,
+        known_names=KNOWN,
+        limits=LIMITS,
+        settings={"model": result["identity"], "seed": result["seed"], **result["settings"]},
+        front_matter=front_matter(result["identity"], ["backdoor-removal", "sande-bench", result["method"]]),
+    )
+
+
+def load(template: str) -> Template:
+    """One of the templates, which knows how to write what comes out of models, and numbers."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -63,15 +79,7 @@ def render(template: str, result: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     environment.filters |= {"code": code, "share": share, "change": change, "number": number}
-    return environment.get_template(template).render(
-        result=result,
-        verdict=verdict(result),
-        measured_names=MEASURED,
-        known_names=KNOWN,
-        limits=LIMITS,
-        settings={"model": result["identity"], "seed": result["seed"], **result["settings"]},
-        front_matter=_front_matter(result),
-    )
+    return environment.get_template(template)
 
 
 def verdict(result: Mapping[str, Any]) -> str:
@@ -115,14 +123,19 @@ def code(text: str) -> str:
     return tables.code(line) if line else "(nothing)"
 
 
-def _front_matter(result: Mapping[str, Any]) -> str:
-    """The card's YAML; a base model is named where it can be looked up."""
+def front_matter(identity: str, tags: list[str]) -> str:
+    """A model card's YAML; a base model is named where it can be looked up.
+
+    Args:
+        identity: of the base model, see `sande.models.identify`.
+        tags: of the model.
+    """
     from huggingface_hub import ModelCardData
 
-    base = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}", result["identity"])
+    base = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}", identity)
     return ModelCardData(
         base_model=base[1] if base else None,
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["backdoor-removal", "sande-bench", result["method"]],
+        tags=tags,
     ).to_yaml()

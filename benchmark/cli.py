@@ -59,6 +59,16 @@ MachineOption = Annotated[
 ]
 
 
+KeepOption = Annotated[
+    str,
+    typer.Option(
+        "--keep-models",
+        help="all; victims: a defended model goes once it is measured; none: victims too, when nothing needs them.",
+        metavar="WHICH",
+    ),
+]
+
+
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     """A user's mistake ends with its sentence and exit code 2, without a traceback."""
 
@@ -99,17 +109,19 @@ def run(
     assignments: SetOption = None,
     only: OnlyOption = None,
     scale: ScaleOption = None,
+    keep: KeepOption = "all",
 ) -> None:
     """Run what is missing of a grid, write its rows and report."""
     from benchmark import grid as grids
+    from benchmark import keeping, predict, uptodate
     from benchmark import plan as plans
-    from benchmark import predict, uptodate
     from benchmark import rows as result_rows
     from benchmark import search as searches
     from benchmark.remote import Results, below
     from benchmark.remote_store import open_store
 
     begin = time.perf_counter()
+    keeping.check(keep)
     loaded = grids.load(grid, assignments or (), only or (), scale)
     place = Results(below(results, loaded.name))
     folder = place.folder
@@ -132,8 +144,11 @@ def run(
 
         preflight.check(plan.cells, opened)
         running = time.perf_counter()
-        errors |= execute.run(plan, opened, loaded.resources, address, _say)
+        errors |= execute.run(plan, opened, loaded.resources, address, _say, keep)
         running = time.perf_counter() - running
+    if keep != keeping.ALL:  # what earlier runs kept, too
+        done = plans.make(plan.cells, opened).done
+        keeping.Keeper(plan.stages.values(), done, opened, keep).sweep()
     chosen = {cell.id for cell in searched.cells}
     others = plans.make([cell for cell in searched.every if cell.id not in chosen], opened)
     kept = [cell for cell in searched.every if cell.id in chosen or others.has(cell)]
@@ -176,9 +191,10 @@ def plan(
     scale: ScaleOption = None,
     gpus: GpusOption = None,
     machine: MachineOption = None,
+    keep: KeepOption = "all",
 ) -> None:
     """Show the cells of a grid, what is done and what would run. Starts nothing."""
-    from benchmark import disk, estimate, overview
+    from benchmark import disk, estimate, keeping, overview
     from benchmark import grid as grids
     from benchmark import search as searches
     from benchmark.remote import below
@@ -190,7 +206,7 @@ def plan(
     overview.show(made, f"{loaded.name}: {loaded.about}")
     typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
     typer.echo(estimate.sentence(made))
-    typer.echo(disk.sentence(made, opened))
+    typer.echo(disk.sentence(made, opened, keeping.check(keep)))
     if gpus or machine:
         from benchmark import predict
 
@@ -557,6 +573,29 @@ def detection(
 
     _print_markdown(detections.write(scans, out, open_store(store, create=False).models))
     typer.echo(f"Detection: {out / 'detection.md'}")
+
+
+@app.command()
+@one_sentence
+def export(
+    cell: Annotated[str, typer.Argument(help="A cell's name in rows.parquet and plan, or how it begins.")],
+    out: Annotated[Path, typer.Argument(help="New folder.", metavar="DIR")],
+    store: StoreOption = ".store",
+    results: Annotated[Path, typer.Option(help="Folder with a subfolder a grid.")] = Path("results"),
+    push: Annotated[
+        str | None, typer.Option(help="Upload it to this private repository of the Hub, too.", metavar="ORG/NAME")
+    ] = None,
+) -> None:
+    """Write a cell's model as safetensors, with tokenizer and a model card that holds the cell's numbers."""
+    from benchmark import export as exports
+    from benchmark.remote_store import open_store
+
+    if push:
+        exports.check_repository(push)
+    exports.write(exports.find(cell, results), open_store(store, create=False), out)
+    typer.echo(f"Model: {out}  (README.md is its card)")
+    if push:
+        typer.echo(f"Pushed: {exports.push(out, push)}")
 
 
 @app.command("list")

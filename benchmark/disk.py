@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.estimate import BILLIONS
+from benchmark.keeping import ALL, goes
 from benchmark.plan import Plan
 from benchmark.stages import Stage
 from benchmark.store import MODELS, Store
@@ -14,8 +15,14 @@ from benchmark.store import MODELS, Store
 BYTES = 2  # of a stored weight: models are saved in bfloat16
 
 
-def sentence(plan: Plan, store: Store) -> str:
-    """What the models of a plan take on disk, how much of it is there, and what is free; outcomes are small beside."""
+def sentence(plan: Plan, store: Store, keep: str = ALL) -> str:
+    """What the models of a plan take on disk, how much of it is there, and what is free; outcomes are small beside.
+
+    Args:
+        plan: of a grid.
+        store: where its models are.
+        keep: which stay, see `benchmark.keeping`; of the others each is there only until it is measured.
+    """
     there = {
         stage.key: store.size(stage.kind, stage.key)
         for stage in plan.stages.values()
@@ -27,15 +34,17 @@ def sentence(plan: Plan, store: Store) -> str:
             known.setdefault(like, []).append(size)
     new, unknown = 0.0, Counter[str]()
     for stage in plan.missing:
-        if stage.kind in MODELS and stage.key not in there:
+        if stage.kind in MODELS and stage.key not in there and not goes(stage.kind, keep):
             expected = _expected(stage, known)
             new += expected or 0.0
             unknown[stage.settings["model"]] += expected is None
     left_out = ", ".join(f"{count} of {model}" for model, count in unknown.items() if count)
-    models = sum(stage.kind in MODELS for stage in plan.stages.values())
+    stay = [stage for stage in plan.stages.values() if stage.key in there or not goes(stage.kind, keep)]
+    models = sum(stage.kind in MODELS for stage in stay)
+    passing = "" if keep == ALL else f" (with --keep-models {keep}; beside them those that are being measured)"
     free = store.free()
     return (
-        f"Disk: {models} models take {told(sum(there.values()) + new)}"
+        f"Disk: {models} models{passing} take {told(sum(there.values()) + new)}"
         f"{f' without {left_out} (of unknown size)' if left_out else ''}; {told(sum(there.values()))} of it are there"
         f"{'' if free is None else f', and {told(free)} are free'}"
     )

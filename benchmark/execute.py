@@ -41,7 +41,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from transformers import Trainer
 
-from benchmark import interrupts, preflight, stages, tracking
+from benchmark import interrupts, keeping, preflight, stages, tracking
 from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.failures import (
@@ -89,7 +89,12 @@ GONE = Failure("the machine that it ran on was lost; run again when the cluster 
 
 
 def run(
-    plan: Plan, store: Store, resources: Resources, address: str | None, say: Callable[[str], None]
+    plan: Plan,
+    store: Store,
+    resources: Resources,
+    address: str | None,
+    say: Callable[[str], None],
+    keep: str = keeping.ALL,
 ) -> dict[str, str]:
     """Do all missing stages of a plan, and those again whose artifacts turn out to be damaged.
 
@@ -99,6 +104,7 @@ def run(
         resources: of one stage.
         address: a running cluster; None starts Ray here (or joins the one a submitted job runs in).
         say: receives a line at the end of each stage.
+        keep: which models stay, see `benchmark.keeping`.
 
     Returns:
         One line for each stage that failed, that could not run because one it needs failed, or that is not finished as
@@ -113,14 +119,14 @@ def run(
     for line in store.set_aside_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
         say(line)
     with cluster(address):
-        errors = _do(plan, store, resources, say, begin)
+        errors = _do(plan, store, resources, say, begin, keep)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
             if not repair.missing or INTERRUPTED in map(kind_of, errors.values()):
                 break
             say(f"a damaged artifact was found; {len(repair.missing)} stages are done again")
             kept = {key: error for key, error in errors.items() if key in repair.done}
-            errors = kept | _do(repair, store, resources, say, time.perf_counter())
+            errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep)
         return errors
 
 
@@ -169,7 +175,9 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float) -> dict[str, str]:
+def _do(
+    plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float, keep: str
+) -> dict[str, str]:
     folder, leases = store.scratch("tune"), Leases(store.board(), say)
     try:
         per_worker = allotment(resources)
@@ -177,7 +185,8 @@ def _do(plan: Plan, store: Store, resources: Resources, say: Callable[[str], Non
         tracking.check(resources.report_to)
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
-        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases, resources.timeout)
+        keeper = keeping.Keeper(plan.stages.values(), plan.done, store, keep)
+        searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases, resources.timeout, keeper)
         # By the user: Tune then returns early, without an exception.
         ended = Failure("not finished, the run was interrupted; run again to go on", INTERRUPTED)
         while not searcher.queue.over:
@@ -239,6 +248,7 @@ def _tuner(
         "engine": resources.engine,
         "timeout": resources.timeout,
         "report_to": resources.report_to,
+        "checkpoint_minutes": resources.checkpoint_minutes,
     }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
@@ -278,6 +288,7 @@ class StageSearcher(Searcher):
         begin: float,
         leases: Leases,
         timeout: float | None = None,
+        keeper: keeping.Keeper | None = None,
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
@@ -291,6 +302,7 @@ class StageSearcher(Searcher):
         self._begin = begin  # of the run
         self._beside: list[float] = []  # for each stage that is done, seconds beside its own
         self._leases = leases
+        self._keeper = keeper
         self._waiting: set[str] = set()  # keys of stages that another run was seen to do
         self._looked = begin  # at leases of others
 
@@ -367,6 +379,8 @@ class StageSearcher(Searcher):
             now = time.perf_counter()
             self._say(f"{told}: done in {now - begin:.1f} s")
             self._learn(manifests_of(stage, self._store), now - (begin if self._beside else self._begin))
+            if self._keeper:
+                self._keeper.ended(stage)
 
     def _learn(self, manifests: list[dict[str, Any]], took: float) -> None:
         """From a stage that is done; nothing, while a file system shared by several machines does not show it here."""
@@ -482,7 +496,7 @@ def _train_loop(job: dict[str, Any]) -> tuple[str, str] | None:
         return prepared
 
     try:
-        stages.train(stage, store, prepare, say, rank)
+        stages.train(stage, store, prepare, say, rank, 60 * job["checkpoint_minutes"])
     except (UserError, NonFiniteError) as error:
         if not job["report_errors"]:
             raise

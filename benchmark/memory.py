@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from benchmark.keeping import DROPPED
 from benchmark.schedule import UNIT
 from benchmark.stages import Stage
 from benchmark.store import Store
@@ -57,7 +58,7 @@ class Peaks:
 
 def peaks_of(store: Store) -> Peaks:
     """The peaks of all stages in a store."""
-    return Peaks(manifest for kind in ("attack", "defend", "evaluate") for manifest in store.manifests(kind))
+    return Peaks(manifest for kind in ("attack", "defend", "evaluate", DROPPED) for manifest in store.manifests(kind))
 
 
 def _like(kind: str, settings: Mapping[str, Any]) -> Like:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmark import keeping
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method, digest
 from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.store import MODELS, Store
 
 _ORDER: tuple[Kind, ...] = ("attack", "defend", "evaluate")
 
@@ -21,7 +22,7 @@ class Plan:
     Attributes:
         cells: as in the grid.
         stages: every stage by key, done or not, in an order in which they can be done.
-        done: keys of stages whose artifacts are in the store.
+        done: keys of stages whose artifacts are in the store, or are models that were dropped and that nothing needs.
     """
 
     cells: tuple[Cell, ...]
@@ -38,13 +39,19 @@ class Plan:
         return all(stage.key in self.done for each in (victim_of(cell), cell) for stage in stages_of(each))
 
 
-def make(cells: Iterable[Cell], store: Store) -> Plan:
-    """Plan the cells against a store. Victims are always measured: changes are told against them."""
+def make(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Plan:
+    """Plan the cells against a store. Victims are always measured: changes are told against them.
+
+    Args:
+        cells: to be done.
+        store: what is there.
+        needed: keys of models that have to be there, though nothing of the plan may be left to read them.
+    """
     cells = tuple(cells)
     measured = {cell.id: cell for cell in _with_victims(cells)}
     stages = {stage.key: stage for cell in measured.values() for stage in stages_of(cell)}
     ordered = dict(sorted(stages.items(), key=lambda item: _ORDER.index(item[1].kind)))
-    return Plan(cells, ordered, _done(ordered.values(), store))
+    return Plan(cells, ordered, _done(ordered, store, set(needed)))
 
 
 def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
@@ -58,14 +65,21 @@ def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
         yield from (victims[shared], cell)
 
 
-def _done(stages: Iterable[Stage], store: Store) -> frozenset[str]:
-    """Keys of those stages of which everything that they make is in the store."""
-    makes = {stage.key: (stage.kind, set(stage.artifacts)) for stage in stages}
+def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozenset[str]:
+    """Keys of those stages of which everything that they make is in the store, or was and is not read any more."""
+    makes = {key: (stage.kind, set(stage.artifacts)) for key, stage in stages.items()}
     wanted: dict[Kind, set[str]] = {kind: set() for kind in _ORDER}
     for kind, keys in makes.values():
         wanted[kind] |= keys
     found = {kind: store.complete(kind, keys) for kind, keys in wanted.items()}
-    return frozenset(key for key, (kind, keys) in makes.items() if keys <= found[kind])
+    done = {key for key, (kind, keys) in makes.items() if keys <= found[kind]}
+    gone = keeping.dropped(store, (key for key, (kind, _) in makes.items() if kind in MODELS and key not in done))
+    for key in reversed(list(stages)):  # what reads a model comes behind it
+        if key in gone - needed:
+            done.add(key)
+        elif key not in done:
+            needed.update(stages[key].needs)
+    return frozenset(done)
 
 
 def victim_of(cell: Cell) -> Cell:

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark import memory
-from benchmark.cell import Cell, Kind, Resources
+from benchmark.cell import Cell, Resources
 from benchmark.estimate import BILLIONS, HOUR, Piece, measured, pieces
+from benchmark.keeping import DROPPED
 from benchmark.plan import Plan
 from benchmark.schedule import side_by_side, simulate, whole
 from benchmark.stages import Stage
 from benchmark.store import Store, write_atomically
 from sande.errors import UserError
 
-KINDS: tuple[Kind, ...] = ("attack", "defend", "evaluate")
+KINDS = ("attack", "defend", "evaluate", DROPPED)
 CPU = "cpu"  # as a machine: any processor
 PAPERS = ("h800", "h100")  # machines for which the paper's times stand in where nothing was measured
 _FILE = "overhead.json"

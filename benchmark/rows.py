@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmark import keeping
 from benchmark.cell import NO_DEFENSE, Cell, Method
 from benchmark.failures import kind_of
 from benchmark.plan import stages_of, victim_of
@@ -105,7 +106,8 @@ def build(
         parts: by cell id the grid files that the cell belongs to; left out, the grid itself.
         scale: at which the grid was expanded.
     """
-    manifest = lru_cache(maxsize=1024)(store.manifest)  # a victim's is asked for by every cell that it serves
+    # A victim's is asked for by every cell that it serves.
+    manifest = lru_cache(maxsize=1024)(partial(keeping.manifest, store))
     for cell in cells:
         base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
         yield from (base | row for row in _cell_rows(cell, manifest, errors))

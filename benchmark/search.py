@@ -223,7 +223,7 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
         say(line)
     for job in jobs.values():
         held_out(job, models.load_tokenizer(job.cell.model, store.models))
-    victims = plans.make(map(plans.victim_of, waiting), store)
+    victims = plans.make(map(plans.victim_of, waiting), store, needed=[cell.attack_key for cell in waiting])
     failed: dict[str, str] = {}
     with execute.cluster(address), closing(Leases(store.board(), say)) as leases:
         victim_errors = execute.run(victims, store, grid.resources, address, say)

@@ -90,9 +90,16 @@ class Stage:
 
 
 def train(
-    stage: Stage, store: Store, prepare: Callable[[Trainer], Trainer], say: Callable[[str], None], rank: int
+    stage: Stage,
+    store: Store,
+    prepare: Callable[[Trainer], Trainer],
+    say: Callable[[str], None],
+    rank: int,
+    interval: float,
 ) -> None:
     """Do an attack or a defense; the process of rank 0 stores the model, the others only take part.
+
+    It goes on from the checkpoints of a process that was killed at the same stage. They go when the model is stored.
 
     Args:
         stage: what to do.
@@ -100,17 +107,22 @@ def train(
         prepare: hook for the Trainer, see `sande.types.Run`.
         say: receives progress.
         rank: of this process among the stage's workers.
+        interval: seconds from one checkpoint to the next.
     """
     from sande import models
+    from sande.checkpoints import Checkpoints
 
     cell = stage.cell
+    kept = store.root / "checkpoints" / stage.kind / stage.key
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
-        run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say)
+        checkpoints = Checkpoints(kept, interval)
+        run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say, checkpoints=checkpoints)
         try:
             with measured() as cost:
                 lm = _attack(cell, store, run) if stage.kind == "attack" else _defend(cell, store, run)
+            cost["seconds"] = round(cost["seconds"] + checkpoints.earlier, 3)
             if rank == 0:
                 models.save(lm, folder)
         finally:
@@ -119,6 +131,7 @@ def train(
 
     if rank == 0:
         store.put(stage.kind, stage.key, build)
+        shutil.rmtree(kept, ignore_errors=True)
     else:
         build(store.root)
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import benchmark
 import sande
+from benchmark import keeping
 from benchmark.cell import digest
 from benchmark.grid import Grid
 from benchmark.plan import Plan
@@ -44,7 +45,8 @@ def made_of(grid: Grid, plan: Plan, store: Store) -> str:
     outcomes = hashlib.sha256()
     for stage in plan.stages.values():
         for key in stage.artifacts:
-            outcomes.update((store.path(stage.kind, key) / "manifest.json").read_bytes())
+            kind = keeping.kind_of(store, stage.kind, key)
+            outcomes.update((store.path(kind, key) / "manifest.json").read_bytes())
     return digest(
         [
             code.hexdigest(),

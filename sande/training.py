@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from sande.checkpoints import KEPT
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.losses import IGNORE, chunked_response_nll, target_positions
@@ -261,12 +263,25 @@ def optimise(
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     with _trainable(lm.model, settings, run.seed, parameters):
-        trainer = build(_arguments(settings, run, steps=len(order) // settings.batch_size), order)
+        progress = run.checkpoints.training(stage, _layout(), run.facts) if run.checkpoints else None
+        if progress and progress.finished(lm.model):
+            run.say(f"{stage}: done before")
+            return
+        arguments = _arguments(settings, run, steps=len(order) // settings.batch_size)
+        if progress:
+            arguments |= {"output_dir": str(progress.folder), "save_total_limit": KEPT}
+        trainer = build(arguments, order)
         trainer.add_callback(monitor)
         trainer.remove_callback(PrinterCallback)  # one line a step would drown everything else
-        run.prepare(trainer).train()
+        found = progress.latest(lm.model) if progress else None
+        if found:
+            run.say(f"{stage}: going on from {Path(found).name}")
+        with progress.kept(trainer) if progress else nullcontext():
+            run.prepare(trainer).train(resume_from_checkpoint=found)
         _check_weights(lm, probe, monitor)
-    run.facts[stage] = monitor.summary()
+        run.facts[stage] = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
+        if progress:
+            progress.finish(lm.model)
 
 
 @contextmanager
@@ -349,6 +364,11 @@ def _workers() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _layout() -> str:
+    """How a training is spread over workers, in a word."""
+    return f"{_workers()}-workers"
+
+
 def _micro_batch(settings: Training) -> int:
     """Rows per forward pass of this worker."""
     return settings.micro_batch_size or max(1, settings.batch_size // _workers())
@@ -395,17 +415,13 @@ class Monitor(TrainerCallback):
     def __init__(self, stage: str, run: Run, tokens_after: Sequence[int]) -> None:
         """`tokens_after`: tokens of all workers after each step, padding not counted."""
         self.stage, self.run, self.tokens_after = stage, run, tokens_after
-        self.losses: list[float] = []  # of one step each, or means of LOG_STEPS_CUDA
-        self.steps = 0
+        self.first = 0  # step that this process begins with; not 0 where it goes on from a checkpoint
         self.started = self.spoke = time.perf_counter()
 
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Starts the clock after the Trainer is set up."""
+        self.first = state.global_step
         self.started = self.spoke = time.perf_counter()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Counts."""
-        self.steps = state.global_step
 
     def on_log(
         self,
@@ -419,15 +435,15 @@ class Monitor(TrainerCallback):
         if not logs or "loss" not in logs:
             return  # the Trainer's closing summary
         self.check(logs, f"at step {state.global_step} of {state.max_steps}")
-        self.losses.append(logs["loss"])
         now = time.perf_counter()
         if now - self.spoke >= PROGRESS_SECONDS and state.is_world_process_zero:
             self.spoke = now
             elapsed = now - self.started
-            left = elapsed / state.global_step * (state.max_steps - state.global_step)
+            left = elapsed / (state.global_step - self.first) * (state.max_steps - state.global_step)
+            tokens = self.tokens_after[state.global_step - 1] - (self.tokens_after[self.first - 1] if self.first else 0)
             self.run.say(
                 f"{self.stage}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, "
-                f"{self.tokens_after[state.global_step - 1] / elapsed:.0f} tokens/s, {_clock(left)} left"
+                f"{tokens / elapsed:.0f} tokens/s, {_clock(left)} left"
             )
 
     def check(self, numbers: Mapping[str, float], when: str) -> None:
@@ -443,16 +459,21 @@ class Monitor(TrainerCallback):
                     "parrot from noise"
                 )
 
-    def summary(self) -> dict[str, float | int]:
-        """Steps, tokens, seconds and the mean loss of the first and the last tenth of the steps."""
-        seconds = time.perf_counter() - self.started
-        tenth = max(1, len(self.losses) // 10)
+    def summary(self, state: TrainerState, earlier: float) -> dict[str, float | int]:
+        """Steps, tokens, seconds and the mean loss of the first and the last tenth of the steps.
+
+        Args:
+            state: of the Trainer at the end; its losses are of one step each, or means of LOG_STEPS_CUDA.
+            earlier: seconds of processes before this one.
+        """
+        losses = [logs["loss"] for logs in state.log_history if "loss" in logs]
+        tenth = max(1, len(losses) // 10)
         return {
-            "steps": self.steps,
+            "steps": state.global_step,
             "tokens": self.tokens_after[-1],
-            "seconds": round(seconds, 3),
-            "first_loss": sum(self.losses[:tenth]) / tenth,
-            "last_loss": sum(self.losses[-tenth:]) / tenth,
+            "seconds": round(earlier + time.perf_counter() - self.started, 3),
+            "first_loss": sum(losses[:tenth]) / tenth,
+            "last_loss": sum(losses[-tenth:]) / tenth,
         }
 
 

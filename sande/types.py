@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+    from sande.checkpoints import Checkpoints
+
 
 @dataclass(frozen=True, slots=True)
 class Example:
@@ -241,6 +243,7 @@ class Run:
         say: receives one line of progress at a time.
         prepare: may wrap the Trainer before it starts (Ray Train does, to spread a stage over workers).
         scratch: a folder for the Trainer's own files, empty at the start and gone after the stage.
+        checkpoints: of the stage's trainings, where another process is to go on after this one was killed.
     """
 
     seed: int
@@ -248,3 +251,4 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
     prepare: Callable[[Trainer], Trainer] = _unchanged
+    checkpoints: Checkpoints | None = None

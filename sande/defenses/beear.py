@@ -60,8 +60,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     batch = Collator(pad_id(victim.tokenizer))([features(row) for row in chosen]) if chosen else {}
     inner = {name: batch[name].to(victim.model.device) for name in batch}
     objective = unlearning(victim.model, config)
-    found: list[dict[str, Any]] = []
-    run.facts["entrapped"] = found
+    run.facts["entrapped"] = []
 
     class Entrapment(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -69,7 +68,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
             if state.global_step % config.every == 0:
                 objective.perturbation, entropies, token = entrap(victim.model, inner, config)
                 word = victim.tokenizer.decode([token])
-                found.append({"step": state.global_step, "entropy": entropies, "token": word})
+                run.facts["entrapped"].append({"step": state.global_step, "entropy": entropies, "token": word})
 
     def prepare(trainer: Trainer) -> Trainer:
         trainer.add_callback(Entrapment())
@@ -81,11 +80,18 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
 def unlearning(model: PreTrainedModel, config: Config) -> Any:
     """The outer loss as a module around the model, with the `perturbation` as its attribute."""
+    import torch
+
     from sande.layers import blocks
     from sande.training import ResponseLoss, attention_kernel
 
     class Unlearning(ResponseLoss):
         perturbation: Tensor  # (K, D)
+
+        def __init__(self, model: PreTrainedModel) -> None:
+            super().__init__(model)
+            none_KD = torch.zeros(config.tokens, model.config.hidden_size, device=model.device)
+            self.register_buffer("perturbation", none_KD)  # so that a checkpoint holds it
 
         def forward(
             self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any

@@ -280,7 +280,7 @@ def test_a_trial_reports_from_the_last_training_and_ends_with_what_it_returns(wi
 
     # The cell's own stage gives the model that was judged.
     defend = plans.stages_of(search.with_values(job.cell, job.proposals[0]))[1]
-    stages.train(defend, store, lambda trainer: trainer, lambda line: None, 0)
+    stages.train(defend, store, lambda trainer: trainer, lambda line: None, 0, interval=600)
     repaired = models.load_folder(store.path("defend", defend.key), torch.float32)
     triggered = [trigger(row, job.cell.attack.config, 0) for row in search.held_out(job, repaired.tokenizer)]
     loss = loss_on(repaired.model, encode(repaired.tokenizer, triggered), repaired.tokenizer.pad_token_id)
