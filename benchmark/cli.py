@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Iterable
-from functools import wraps
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -22,8 +23,41 @@ R = TypeVar("R")
 SCANS = Path("results/detection/scans")
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
+LONGEST = 1000  # characters of a sentence; what is cut out of its middle are values that somebody gave
+UsageError: Any = typer.BadParameter.__base__  # newer Typers have a Click of their own, and hide it
+
+
+class _OneSentence(TyperGroup):
+    """What is wrong with the command line itself is one sentence, too."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """The command; where it stands alone, its end is the process's."""
+        run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except UsageError as error:
+            text = error.format_message()
+            if "\n" in text:  # the help, for want of a command
+                error.show()
+            else:
+                typed = error.ctx.command_path if error.ctx else "sande-bench"
+                tell(f"sande-bench: {text.rstrip('.')}; see '{typed} --help'")
+            code = USERS_MISTAKE
+        sys.exit(code)
+
 
 app = typer.Typer(
+    cls=_OneSentence,
     help="Backdoors in generative language models and their removal: run grids of experiments, report, compare.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,10 +96,16 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            typer.echo(f"sande-bench: {error}", err=True)
+            tell(f"sande-bench: {error}")
             raise typer.Exit(USERS_MISTAKE) from None
 
     return wrapped
+
+
+def tell(sentence: str) -> None:
+    """A line on the standard error, whatever names and values from outside stand in it."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    typer.echo(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} … {line[-300:]}", err=True)
 
 
 @app.command()
@@ -256,7 +296,7 @@ def check(
     for file in files:
         entry, problems = entries.examine(file)
         for problem in problems:
-            typer.echo(f"{file}: {problem}", err=True)
+            tell(f"{file}: {problem}")
         if entry and not problems:
             typer.echo(
                 f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells"
@@ -510,4 +550,4 @@ def _print_markdown(text: str) -> None:
 
 def main() -> None:
     """Entry point of `sande-bench` and `python -m benchmark`."""
-    app()
+    app(prog_name="sande-bench")

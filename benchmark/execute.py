@@ -129,7 +129,7 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = address or os.environ.get("RAY_ADDRESS")  # a submitted job has it
+    address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
     _check_reachable(address)
     try:
         ray.init(
@@ -459,8 +459,10 @@ def _check_reachable(address: str | None) -> None:
     """Ray itself would try for minutes.
 
     Raises:
-        UserError: nobody listens at `[ray://]host:port`.
+        UserError: nobody listens at `[ray://]host:port`, or the address is empty.
     """
+    if address is not None and not address.strip():
+        raise UserError("--address is empty; give host:port of a Ray cluster, or leave it out to run here")
     found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address or "")
     if not found:
         return
@@ -512,6 +514,6 @@ def _at_once(resources: Resources, per_worker: dict[str, float]) -> int:
 
 
 def _environment(address: str | None) -> dict[str, Any] | None:
-    """What workers on other machines need to know; local ones inherit it."""
-    passed = {name: value for name, value in os.environ.items() if name in ("SANDE_DATA_DIR", "HF_HOME", "HF_TOKEN")}
+    """What workers on other machines need to know; local ones inherit it. No secrets: Ray writes it into its logs."""
+    passed = {name: value for name, value in os.environ.items() if name in ("SANDE_DATA_DIR", "HF_HOME")}
     return {"env_vars": passed} if address and passed else None

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.cell import NO_DEFENSE, Cell, Method
+from benchmark.cell import DEFAULTS, NO_DEFENSE, Cell, Method
 from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store, atomically, write_atomically
 from sande import registry
@@ -309,7 +309,36 @@ def read_file(path: Path) -> pa.Table:
     table = _read(path, SCHEMA)
     if not table.num_rows:
         raise UserError(f"{path} holds no rows; run its grid again to write it anew")
+    if wrong := _wrong(table):
+        raise UserError(f"{path} is damaged ({wrong}); run its grid again to write it anew")
     return table
+
+
+def _wrong(table: pa.Table) -> str | None:
+    """What a schema cannot say of rows, and whoever reads them relies on."""
+    for name in ("grid", "cell", "status", "seed", "defense", "metric", "settings"):
+        if table[name].null_count:
+            return f"column '{name}' has gaps"
+    if unknown := set(pc.unique(table["status"]).to_pylist()) - {OK, ATTACK_FAILED, FAILED}:
+        return f"column 'status' holds '{min(unknown)}'"
+    done = table.filter(pc.not_equal(table["status"], FAILED))
+    for name in ("value", "count"):
+        if done[name].null_count:
+            return f"column '{name}' has gaps"
+    if not all(map(_is_settings, pc.unique(table["settings"]).to_pylist())):
+        return "column 'settings' holds other things than a cell's"
+    return None
+
+
+def _is_settings(text: str) -> bool:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict) or not DEFAULTS.keys() <= values.keys() or not isinstance(values["metrics"], list):
+        return False
+    methods = [values[key] for key in ("data", "removal", "attack", "defense")] + values["metrics"]
+    return all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in methods)
 
 
 def _encoded(schema: pa.Schema) -> pa.Schema:

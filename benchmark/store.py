@@ -83,7 +83,7 @@ class Store:
                 self._unfinished.mkdir(exist_ok=True)
         except OSError as error:
             raise UserError(f"store {root} cannot be written ({error.strerror}); choose another --store") from None
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
                 f'{mark} is damaged; restore it as {{"format": {FORMAT}}} or choose another --store'
             ) from None
@@ -173,9 +173,9 @@ class Store:
         path = self.path(kind, key) / MANIFEST
         try:
             manifest: dict[str, Any] = json.loads(_checked(str(path)) or path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            manifest.pop("checksums", None)
+        except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # the last two: it is no object
             raise DamagedError(f"{path} is missing or garbled; run again to make it anew") from None
-        manifest.pop("checksums", None)
         return manifest
 
     def keys(self, kind: str) -> list[str]:
