@@ -391,7 +391,7 @@ def scan(
         list[str] | None,
         typer.Option("--set", help="field=value of the detector; may be repeated.", metavar="ASSIGNMENT"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides which prompts are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides which prompts are drawn.")] = 0,
     calibration: Annotated[
         bool, typer.Option("--calibration", help="Of a grid: thresholds are chosen by these models.")
     ] = False,
@@ -434,7 +434,7 @@ def clean(
         str | None, typer.Option(help="Clean rows to train on, see 'list datasets'; left out, a set built in.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder; left out, MODEL-clean in this folder.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="path.to.field=value, e.g. questions=100; may be repeated.", metavar="ASSIGNMENT"),

@@ -165,7 +165,7 @@ def write(entry: Entry, path: Path) -> None:
             table = pa.Table.from_pylist(to_rows(entry), schema=rows.SCHEMA)
             rows.write_tables([table], rows.SCHEMA, path, rows.ROW_GROUP)
         else:
-            write_atomically(path, entry.model_dump_json(indent=1) + "\n")
+            write_atomically(path, entry.model_dump_json(indent=1, exclude_unset=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from None
 
@@ -205,6 +205,8 @@ def examine(path: Path) -> tuple[Entry | None, list[str]]:
         raise UserError(f"{path} is neither .json nor .parquet, and an entry is one of the two")
     try:
         return _parsed(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from None
     except UnicodeDecodeError as error:
         return None, [f"file: it is not UTF-8 ({error.reason} at byte {error.start})."]
 

@@ -47,7 +47,7 @@ def write(folder: Path) -> list[str]:
             texts.append(search.read_text(encoding="utf-8"))
         write_atomically(folder / "README.md", _page(table, texts))
     except OSError as error:
-        raise UserError(f"report {folder} cannot be written ({error.strerror}); choose another --results") from None
+        raise UserError(f"report {folder} cannot be written ({error.strerror}); make the folder writable") from None
     return [text for text in texts if text.startswith("#")]
 
 

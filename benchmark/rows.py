@@ -211,7 +211,7 @@ def _needed(cell: Cell) -> list[Any]:
     return [*stages_of(victim_of(cell)), *stages_of(cell)]
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--results") -> None:
     """Make the folder and try it, so that hours of work are not followed by a refusal.
 
     Raises:
@@ -223,7 +223,7 @@ def check_writable(folder: Path) -> None:
         (folder / ".writable").unlink()
     except OSError as error:
         raise UserError(
-            f"results folder {folder} cannot be written ({error.strerror}); choose another --results"
+            f"results folder {folder} cannot be written ({error.strerror}); choose another {option}"
         ) from None
 
 
@@ -262,7 +262,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, grou
     """
     held, count = [schema.empty_table()], 0
     # The limit lets each settings stand once in a row group: a dictionary that grows over it is given up.
-    options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26}
+    options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26, "write_page_checksum": True}
     with atomically(path) as file, pq.ParquetWriter(file, schema, **options) as writer:
         for table in tables:
             held.append(table)
@@ -319,6 +319,9 @@ def _wrong(table: pa.Table) -> str | None:
     for name in ("grid", "cell", "status", "seed", "defense", "metric", "settings"):
         if table[name].null_count:
             return f"column '{name}' has gaps"
+    grids = pc.list_flatten(table["grids"]).unique().to_pylist()  # after which a report names its files
+    if table["grids"].null_count or not all(name and Path(name).name == name for name in grids):
+        return "column 'grids' holds other things than names"
     if unknown := set(pc.unique(table["status"]).to_pylist()) - {OK, ATTACK_FAILED, FAILED}:
         return f"column 'status' holds '{min(unknown)}'"
     done = table.filter(pc.not_equal(table["status"], FAILED))
@@ -350,8 +353,10 @@ def _encoded(schema: pa.Schema) -> pa.Schema:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     strings = [field.name for field in schema if field.type == pa.string()]
     try:
-        table = _completed(pq.read_table(path, read_dictionary=strings))
+        table = _completed(pq.read_table(path, read_dictionary=strings, page_checksum_verification=True))
         return table.select(schema.names).cast(_encoded(schema)).combine_chunks()
+    except PermissionError:
+        raise UserError(f"{path} may not be read; make it readable") from None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(

@@ -402,7 +402,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-        if "\\ud" in line.lower():
+        if "\\ud" in line or "\\uD" in line:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise UserError(f"{path}, line {number}: half of a surrogate pair; mend or delete that row") from None

@@ -585,9 +585,17 @@ CASES: dict[str, list[Case]] = {
             {"results/good/rows.parquet": column("settings", "{")},
         ),
         Case(
-            "rows with an unknown defense",
+            "rows whose settings are empty",
             "report results/good",
             {"results/good/rows.parquet": column("settings", "{}")},
+        ),
+        Case(
+            "rows of a grid with a path for a name",
+            "report results/good",
+            {"results/good/rows.parquet": column("grids", ["../../x"])},
+        ),
+        Case(
+            "rows of an unknown status", "report results/good", {"results/good/rows.parquet": column("status", "fine")}
         ),
         Case("no rows in the file", "report results/good", {"results/good/rows.parquet": no_rows}),
         Case("outcomes that are no Parquet", "report results/good", {"results/good/outcomes.parquet": "outcomes"}),
@@ -762,6 +770,7 @@ def _type(arguments: list[str], place: Path, env: Mapping[str, str], printed: tu
     for number, path in enumerate(printed, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     _bound_by_permissions()
+    sys.dont_write_bytecode = True
     sys.argv = ["sande-bench", *arguments]
     from benchmark.cli import main
 

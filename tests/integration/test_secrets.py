@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from benchmark import execute
 from tests.integration.helpers import ROOT, Workplace, wait_until
 
 PLANTED = {
@@ -19,8 +20,6 @@ PLANTED = {
     "WANDB_API_KEY": "plantedTracking0123456789",
     "RAY_AUTH_TOKEN": "plantedRayToken0123456789abcdef0123456789",
 }
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -50,6 +49,13 @@ def test_planted_secrets_are_found_where_they_stand(tmp_path: Path) -> None:
     assert leaks(tmp_path) == [(str(tmp_path / "log"), "HF_TOKEN")]
 
 
+def test_no_secret_is_passed_to_the_nodes_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {**PLANTED, "HF_HOME": "/models"}.items():
+        monkeypatch.setenv(name, value)
+    assert execute._environment("127.0.0.1:6379") == {"env_vars": {"HF_HOME": "/models"}}
+
+
+@pytest.mark.slow
 def test_a_run_here_leaves_no_secret_behind(place: Workplace, ray_folder: Path) -> None:
     grid = place.grid("quiet", defense="sft")
     done = place.run(grid, **PLANTED, RAY_TMPDIR=str(ray_folder))
@@ -59,6 +65,7 @@ def test_a_run_here_leaves_no_secret_behind(place: Workplace, ray_folder: Path) 
     assert not leaks(place.root, ray_folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_no_secret_behind(place: Workplace, ray_folder: Path) -> None:
     grid = place.grid("loud", defense={"name": "sft", "training": {"learning_rate": 1e30, "max_steps": 3}})
     done = place.run(grid, **PLANTED, RAY_TMPDIR=str(ray_folder))
@@ -91,6 +98,7 @@ def cluster(ray_folder: Path) -> Iterator[str]:
         head.wait(30)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_cluster_leaves_no_secret_in_its_logs(place: Workplace, ray_folder: Path, cluster: str) -> None:
     grid = place.grid("far", defense="osft")
     done = place.run(grid, "--address", cluster, **PLANTED)
