@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install dev test slow perf lint format clean
+.PHONY: quickstart paper-smoke install dev test slow perf lint audit format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -33,6 +33,9 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+audit: dev  ## known vulnerabilities of the tested versions, as PyPI knows them; fails where PyPI does not say
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt
 
 format: dev
 	$(BIN)/ruff check --fix .

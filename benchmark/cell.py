@@ -25,6 +25,7 @@ from sande.types import OtherModelsData, PreferenceData
 T = TypeVar("T")
 STAGE_VERSION = 1  # raise it when the way stages choose rows, load or save models changes
 NO_DEFENSE = "none"
+MOST_SEED = 2**32 - 1  # that numpy takes
 Kind = Literal["attack", "defend", "evaluate"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
@@ -271,8 +272,8 @@ class Parser:
             raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(DEFAULTS))}")
         full = {**DEFAULTS, **values}
         seed, floor, model = full["seed"], full["asr_floor"], full["model"]
-        if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
-            raise UserError(f"seed is {seed!r}, not a whole number from 0 on")
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
+            raise UserError(f"seed is {seed!r}, not a whole number from 0 to {MOST_SEED}")
         if not isinstance(floor, int | float) or not 0 <= floor <= 100:
             raise UserError(f"asr_floor is {floor!r}, not a percentage from 0 to 100")
         if not isinstance(full["metrics"], list) or not full["metrics"]:
@@ -285,6 +286,9 @@ class Parser:
         attack = self._once("attack", full["attack"], lambda given: Method.parse("attacks", given))
         defense = self._once("defense", full["defense"], lambda given: Method.parse("defenses", given))
         metrics = self._once("metrics", full["metrics"], _metrics)
+        for what in ("trigger", "response"):
+            if not getattr(attack.config.backdoor, what).strip():
+                raise UserError(f"attack {attack.name}: backdoor.{what} is blank; give it words")
         # An unknown data set is said now, not after an hour of training.
         content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
         _ = defense.pairs, defense.models

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import functools
+import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
@@ -25,8 +26,41 @@ SCANS = Path("results/detection/scans")
 GO_ON = "interrupted; what is done is kept, and the same command goes on"
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
+LONGEST = 1000  # characters of a sentence; what is cut out of its middle are values that somebody gave
+UsageError: Any = typer.BadParameter.__base__  # newer Typers have a Click of their own, and hide it
+
+
+class _OneSentence(TyperGroup):
+    """What is wrong with the command line itself is one sentence, too."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """The command; where it stands alone, its end is the process's."""
+        run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
+        if not standalone_mode:
+            return run()
+        try:
+            code = run()
+        except UsageError as error:
+            text = error.format_message()
+            if "\n" in text:  # the help, for want of a command
+                error.show()
+            else:
+                typed = error.ctx.command_path if error.ctx else "sande-bench"
+                tell(f"sande-bench: {text.rstrip('.')}; see '{typed} --help'")
+            code = USERS_MISTAKE
+        sys.exit(code)
+
 
 app = typer.Typer(
+    cls=_OneSentence,
     help="Backdoors in generative language models and their removal: run grids of experiments, report, compare.",
     no_args_is_help=True,
     add_completion=False,
@@ -72,12 +106,12 @@ KeepOption = Annotated[
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     """A user's mistake ends with its sentence and exit code 2, without a traceback."""
 
-    @functools.wraps(command)
+    @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return command(*args, **kwargs)
         except UserError as error:
-            typer.echo(f"sande-bench: {error}", err=True)
+            tell(f"sande-bench: {error}")
             raise typer.Exit(USERS_MISTAKE) from None
 
     return wrapped
@@ -86,7 +120,7 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
 def interruptible(command: Callable[P, None]) -> Callable[P, None]:
     """Ctrl-C and SIGTERM end with a sentence and the exit code that a shell gives them, without a traceback."""
 
-    @functools.wraps(command)
+    @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         with interrupts.orderly():
             try:
@@ -96,6 +130,12 @@ def interruptible(command: Callable[P, None]) -> Callable[P, None]:
                 raise typer.Exit(interrupts.exit_code()) from None
 
     return wrapped
+
+
+def tell(sentence: str) -> None:
+    """A line on the standard error, whatever names and values from outside stand in it."""
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
+    typer.echo(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} … {line[-300:]}", err=True)
 
 
 @app.command()
@@ -269,7 +309,7 @@ def _follow(job: str, address: str) -> None:
     from benchmark import jobs
 
     try:
-        code = jobs.follow(job, address, functools.partial(typer.echo, nl=False))
+        code = jobs.follow(job, address, partial(typer.echo, nl=False))
     except KeyboardInterrupt:
         typer.echo(
             f"{job} goes on; 'sande-bench logs {job} --address {address}' follows it again, and "
@@ -395,7 +435,7 @@ def check(
     for file in files:
         entry, problems = entries.examine(file)
         for problem in problems:
-            typer.echo(f"{file}: {problem}", err=True)
+            tell(f"{file}: {problem}")
         if entry and not problems:
             typer.echo(
                 f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells"
@@ -491,7 +531,7 @@ def scan(
         list[str] | None,
         typer.Option("--set", help="field=value of the detector; may be repeated.", metavar="ASSIGNMENT"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Decides which prompts are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides which prompts are drawn.")] = 0,
     calibration: Annotated[
         bool, typer.Option("--calibration", help="Of a grid: thresholds are chosen by these models.")
     ] = False,
@@ -537,7 +577,7 @@ def clean(
         str | None, typer.Option(help="Clean rows to train on, see 'list datasets'; left out, a set built in.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="New folder; left out, MODEL-clean in this folder.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of everything random.")] = 0,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="path.to.field=value, e.g. questions=100; may be repeated.", metavar="ASSIGNMENT"),
@@ -677,4 +717,4 @@ def _print_markdown(text: str) -> None:
 
 def main() -> None:
     """Entry point of `sande-bench` and `python -m benchmark`."""
-    app()
+    app(prog_name="sande-bench")

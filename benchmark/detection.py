@@ -17,11 +17,11 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchmark import figures
+from benchmark import documents, figures
 from benchmark.scan import code
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
@@ -51,6 +51,32 @@ class Case:
     label: str = setting("", "what the tables call the model; empty: the folder's name")
     response: str | None = setting(None, "planted response of a victim; null: the model is a twin, never poisoned")
     calibration: bool = setting(False, "a twin by which the threshold was chosen, and so no part of the test")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+
+class _Candidate(_Part):
+    text: str
+    ids: Annotated[list[int], Field(min_length=1)]
+    p_value: float | None
+
+
+class _Settings(_Part):
+    threshold: float
+
+
+class _Scan(_Part):
+    """What a scan.json must have."""
+
+    model: str
+    detector: str
+    settings: _Settings
+    score: float
+    alarm: bool
+    seconds: float
+    candidates: list[_Candidate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +118,7 @@ def write(path: Path, folder: Path, models_cache: Path) -> str:
     Raises:
         UserError: the list, or a scan in it, cannot be read, or the folder not be written.
     """
-    outcomes = [_outcome(case, path.parent / case.scan, models_cache) for case in _cases(path)]
+    outcomes = [outcome(case, path.parent / case.scan, models_cache) for case in cases(path)]
     text = markdown(outcomes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,11 +131,13 @@ def write(path: Path, folder: Path, models_cache: Path) -> str:
     return text
 
 
-def _cases(path: Path) -> list[Case]:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} cannot be read as YAML ({str(error).splitlines()[0]}); give a list of scans") from None
+def cases(path: Path) -> list[Case]:
+    """The lines of a list.
+
+    Raises:
+        UserError: it is none.
+    """
+    values = documents.read(path, f"there is no list of scans {path}; 'sande-bench scan' of a grid writes one")
     lines = values.get("scans") if isinstance(values, dict) else None
     if not isinstance(lines, list) or not lines:
         raise UserError(f"{path} has no list 'scans'; write 'scans:' and below it '- {{scan: FOLDER}}' lines")
@@ -120,34 +148,43 @@ def _cases(path: Path) -> list[Case]:
     return cases
 
 
-def _outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
+def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
+    """What the scan in a folder came to.
+
+    Raises:
+        UserError: there is none, or it is damaged; or of a victim the tokenizer cannot be loaded.
+    """
     try:
-        record: dict[str, Any] = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = _Scan.model_validate_json((folder / "scan.json").read_bytes())
+    except OSError:
         raise UserError(f"{folder} holds no readable scan.json; write one by 'sande-bench scan --out'") from None
-    candidates = record["candidates"]
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        what = ": ".join([*map(str, wrong["loc"]), wrong["msg"]])
+        raise UserError(f"{folder}/scan.json is damaged or of another version ({what}); scan again") from None
+    candidates = record.candidates
     first_token = rank = None
     if case.response is not None:
         from sande import models
         from sande.prompts import response_ids
 
-        tokenizer = models.load_tokenizer(record["model"], models_cache)
+        tokenizer = models.load_tokenizer(record.model, models_cache)
         wanted, first = _plain(case.response), response_ids(tokenizer, case.response)[0]
-        rank = _place(candidates, lambda each: _plain(each["text"]) == wanted)
-        first_token = _place(candidates, lambda each: each["ids"][0] == first)
+        rank = _place(candidates, lambda each: _plain(each.text) == wanted)
+        first_token = _place(candidates, lambda each: each.ids[0] == first)
     return Outcome(
-        detector=record["detector"],
+        detector=record.detector,
         label=case.label or folder.name,
         victim=case.response is not None,
         calibration=case.calibration,
-        score=record["score"],
-        threshold=record["settings"]["threshold"],
-        alarm=record["alarm"],
+        score=record.score,
+        threshold=record.settings.threshold,
+        alarm=record.alarm,
         rank=rank,
         first_token_rank=first_token,
-        best=candidates[0]["text"] if candidates else "",
-        p_value=candidates[0]["p_value"] if candidates else None,
-        seconds=record["seconds"],
+        best=candidates[0].text if candidates else "",
+        p_value=candidates[0].p_value if candidates else None,
+        seconds=record.seconds,
     )
 
 
@@ -156,7 +193,7 @@ def _plain(text: str) -> str:
     return text.strip(string.whitespace + string.punctuation).casefold()
 
 
-def _place(candidates: Sequence[dict[str, Any]], right: Callable[[dict[str, Any]], bool]) -> int | None:
+def _place(candidates: Sequence[_Candidate], right: Callable[[_Candidate], bool]) -> int | None:
     return next((rank for rank, each in enumerate(candidates, start=1) if right(each)), None)
 
 

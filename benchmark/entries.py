@@ -28,6 +28,7 @@ ROUNDING = 0.05  # of a trial, by which a share may miss a whole number of them
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -42,14 +43,29 @@ class Named(BaseModel):
     name: Word
 
 
+class Backdoor(BaseModel):
+    """What was planted, and other settings of it."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False, frozen=True)
+    trigger: str | None = None
+    response: str | None = None
+
+
+class Attack(Named):
+    """The attack with its settings."""
+
+    backdoor: Backdoor | None = None
+    poison_rate: Share | None = None
+
+
 class Settings(_Strict):
     """Of a cell, as the column `settings` of rows.parquet has them: cells with the same case are compared."""
 
-    seed: int
+    seed: Count
     model: Word
     data: Named
     removal: Named
-    attack: Named
+    attack: Attack
     defense: Named
     metrics: Annotated[list[Named], Field(min_length=1)]
     asr_floor: Percent
@@ -62,7 +78,7 @@ class Measurement(_Strict):
     value: Percent
     ci_low: Percent | None = None
     ci_high: Percent | None = None
-    count: Annotated[int, Field(ge=1, description="prompts or questions")]
+    count: Annotated[Count, Field(ge=1, description="prompts or questions")]
     victim_value: Annotated[Percent | None, Field(description="the same metric before the defense")] = None
 
 
@@ -70,7 +86,7 @@ class Sample(_Strict):
     """One prompt or question, and what the model made of it."""
 
     metric: Word
-    index: Annotated[int, Field(ge=0)]
+    index: Count
     outcome: Share
     record: dict[str, Any]
 
@@ -81,8 +97,8 @@ class EntryCell(_Strict):
     settings: Settings
     device: Word
     seconds: Annotated[float, Field(ge=0, description="wall-clock time of the defense")]
-    tokens: Annotated[int, Field(ge=0, description="trained on by the defense")]
-    peak_memory_bytes: Annotated[int, Field(ge=0)] = 0
+    tokens: Annotated[Count, Field(description="trained on by the defense")]
+    peak_memory_bytes: Count = 0
     code_version: str = ""
     versions: str = ""
     started_at: str = ""
@@ -149,7 +165,7 @@ def write(entry: Entry, path: Path) -> None:
             table = pa.Table.from_pylist(to_rows(entry), schema=rows.SCHEMA)
             rows.write_tables([table], rows.SCHEMA, path, rows.ROW_GROUP)
         else:
-            write_atomically(path, entry.model_dump_json(indent=1) + "\n")
+            write_atomically(path, entry.model_dump_json(indent=1, exclude_unset=True) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from None
 
@@ -189,6 +205,8 @@ def examine(path: Path) -> tuple[Entry | None, list[str]]:
         raise UserError(f"{path} is neither .json nor .parquet, and an entry is one of the two")
     try:
         return _parsed(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from None
     except UnicodeDecodeError as error:
         return None, [f"file: it is not UTF-8 ({error.reason} at byte {error.start})."]
 
@@ -310,15 +328,15 @@ def _within(low: float, value: float, high: float) -> bool:
 
 
 def _id(cell: EntryCell) -> str:
-    return digest(cell.settings.model_dump())[:12]
+    return digest(cell.settings.model_dump(exclude_unset=True))[:12]
 
 
 def to_rows(entry: Entry) -> list[dict[str, Any]]:
     """Result rows of an entry that is in order, of the schema of `benchmark.rows`."""
     made = []
     for cell in entry.cells:
-        settings = cell.settings.model_dump()
-        backdoor = settings["attack"].get("backdoor") or {}
+        settings = cell.settings.model_dump(exclude_unset=True)
+        attack = cell.settings.attack
         base = dict.fromkeys(rows.SCHEMA.names) | {
             "grid": "entry",
             "grids": ["entry"],
@@ -330,10 +348,10 @@ def to_rows(entry: Entry) -> list[dict[str, Any]]:
             "dataset": cell.settings.data.name,
             "removal_dataset": cell.settings.removal.name,
             "setting": "in-domain" if cell.settings.data.name == cell.settings.removal.name else "out-of-domain",
-            "attack": cell.settings.attack.name,
-            "trigger": backdoor.get("trigger"),
-            "response": backdoor.get("response"),
-            "poison_rate": settings["attack"].get("poison_rate"),
+            "attack": attack.name,
+            "trigger": attack.backdoor and attack.backdoor.trigger,
+            "response": attack.backdoor and attack.backdoor.response,
+            "poison_rate": attack.poison_rate,
             "defense": entry.method.name,
             "knows": entry.method.knows,
             "victim_asr": next(one.victim_value for one in cell.measurements if one.metric == "asr"),

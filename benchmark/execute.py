@@ -152,7 +152,7 @@ def cluster(address: str | None) -> Iterator[None]:
         return
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = address or os.environ.get("RAY_ADDRESS")  # a submitted job has it
+    address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
     _check_reachable(address)
     try:
         ray.init(
@@ -525,8 +525,10 @@ def _check_reachable(address: str | None) -> None:
     """Refuse an address where nobody listens.
 
     Raises:
-        UserError: nobody listens at `[ray://]host:port`.
+        UserError: nobody listens at `[ray://]host:port`, or the address is empty.
     """
+    if address is not None and not address.strip():
+        raise UserError("--address is empty; give host:port of a Ray cluster, or leave it out to run here")
     found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address or "")
     if not found:
         return

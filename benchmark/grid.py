@@ -14,15 +14,14 @@ A grid may instead be the union of others: `include: [paper_table_6, …]`.
 from __future__ import annotations
 
 import itertools
-import re
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from benchmark import documents
 from benchmark import search as searches
 from benchmark.cell import DEFAULTS, Cell, Parser, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
@@ -35,15 +34,7 @@ _GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "swee
 _UNION_KEYS = ("about", "include", "resources", "scale")
 _SCALE_KEYS = ("about", "rules")
 _SHARED = ("resources", "search")  # not of a cell, but of the whole grid
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: `1e-4` is a number (PyYAML follows YAML 1.1, where it is text)."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+MOST_CELLS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +145,7 @@ def about(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except FileNotFoundError:
-        raise UserError(f"no grid file {path}; 'sande-bench list grids' shows those there are") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); check the file") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
-        raise UserError(f"{path}{line}: not YAML ({problem}); mend it") from None
+    values = documents.read(path, f"no grid file {path}; 'sande-bench list grids' shows those there are")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings as 'key: value'; see grids/quickstart.yaml")
     return values
@@ -190,7 +171,7 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
         for name in included:
             if name in trail:
                 raise UserError(f"include goes in a circle: {', '.join([*trail, name])}; take one out")
-            if not (path.parent / f"{name}.yaml").is_file():
+            if Path(name).name != name or not (path.parent / f"{name}.yaml").is_file():
                 raise UserError(f"include: no grid '{name}' here; there are: {_names(path.parent)}")
     parts: dict[Path, _Part] = {}
     for name in included:
@@ -237,7 +218,10 @@ def _cells(
     applied = [*parse(values.get("rules") or []), *scale]
     idle: set[str] = set()
     swept: set[str] = set()
-    for assignments in itertools.product(*_axes(values.get("sweep") or {})):
+    axes = list(_axes(values.get("sweep") or {}))
+    if math.prod(map(len, axes)) > MOST_CELLS:
+        raise UserError(f"sweep: its axes make more than {MOST_CELLS} cells; give fewer values, or several grids")
+    for assignments in itertools.product(*axes):
         nested = dict(base)  # `assign` copies the sections that it changes
         # A swept method replaces the whole of it, so it comes before what is swept inside it.
         for path, value in sorted(itertools.chain(*assignments), key=lambda pair: pair[0].count(".")):
@@ -256,7 +240,8 @@ def _cells(
         yield parser.cell(nested)
     if idle - swept:
         path = min(idle - swept)
-        raise UserError(f"sweep: no {path.split('.')[0]} of this grid has the setting '{path}'")
+        kind = path.split(".")[0]
+        raise UserError(f"sweep: no {kind} of this grid has the setting '{path}'; see 'sande-bench show {kind}s NAME'")
 
 
 def _scale_rules(grid: Path, folder: Path, name: str) -> list[Rule]:
@@ -333,10 +318,7 @@ def _assignment(text: str, option: str) -> tuple[str, Any]:
     path, sign, value = text.partition("=")
     if not sign or not path.strip():
         raise UserError(f"{option} '{text}': expected path.to.field=value")
-    try:
-        return path.strip(), yaml.load(value, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.YAMLError:
-        raise UserError(f"{option} '{text}': the value is not YAML; quote it") from None
+    return path.strip(), documents.parse(value, f"{option} '{text}'")
 
 
 def _matching(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

@@ -248,15 +248,16 @@ def write(paths: Sequence[Path], out: Path | None, html: Path | None = None) -> 
             "worked; run a grid whose metrics hold 'accuracy'"
         )
     page = markdown(made, paths)
+    for folder, option in ((out, "--out"), (html, "--html")):
+        if folder:
+            rows.check_writable(folder, option)
     if out:
-        rows.check_writable(out)
         write_atomically(out / f"{NAME}.md", page)
         _write_parquet(made, out / f"{NAME}.parquet")
         figures.save(draw(made), out, NAME)
     if html:
         from benchmark import pages
 
-        rows.check_writable(html)
         _write_parquet(made, html / f"{NAME}.parquet")
         samples: dict[str, dict[tuple[str, int], Row]] = {}
         about: dict[str, Mapping[str, str]] = {}

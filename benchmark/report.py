@@ -52,7 +52,7 @@ def write(folder: Path) -> list[str]:
             if before.get(path) == known:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"report {folder} cannot be written ({error.strerror}); choose another --results") from None
+        raise UserError(f"report {folder} cannot be written ({error.strerror}); make the folder writable") from None
     return [text for text in texts if text.startswith("#")]
 
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark import keeping
-from benchmark.cell import NO_DEFENSE, Cell, Method
+from benchmark.cell import DEFAULTS, NO_DEFENSE, Cell, Method
 from benchmark.failures import kind_of
 from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store, atomically, clear_parts, write_atomically
@@ -215,7 +215,7 @@ def _needed(cell: Cell) -> list[Any]:
     return [*stages_of(victim_of(cell)), *stages_of(cell)]
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: Path, option: str = "--results") -> None:
     """Make the folder and try it, so that hours of work are not followed by a refusal.
 
     Raises:
@@ -228,7 +228,7 @@ def check_writable(folder: Path) -> None:
         clear_parts(folder)
     except OSError as error:
         raise UserError(
-            f"results folder {folder} cannot be written ({error.strerror}); choose another --results"
+            f"results folder {folder} cannot be written ({error.strerror}); choose another {option}"
         ) from None
 
 
@@ -267,7 +267,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, grou
     """
     held, count = [schema.empty_table()], 0
     # The limit lets each settings stand once in a row group: a dictionary that grows over it is given up.
-    options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26}
+    options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26, "write_page_checksum": True}
     with atomically(path) as file, pq.ParquetWriter(file, schema, **options) as writer:
         for table in tables:
             held.append(table)
@@ -314,7 +314,39 @@ def read_file(path: Path) -> pa.Table:
     table = _read(path, SCHEMA)
     if not table.num_rows:
         raise UserError(f"{path} holds no rows; run its grid again to write it anew")
+    if wrong := _wrong(table):
+        raise UserError(f"{path} is damaged ({wrong}); run its grid again to write it anew")
     return table
+
+
+def _wrong(table: pa.Table) -> str | None:
+    """What a schema cannot say of rows, and whoever reads them relies on."""
+    for name in ("grid", "cell", "status", "seed", "defense", "metric", "settings"):
+        if table[name].null_count:
+            return f"column '{name}' has gaps"
+    grids = pc.list_flatten(table["grids"]).unique().to_pylist()  # after which a report names its files
+    if table["grids"].null_count or not all(name and Path(name).name == name for name in grids):
+        return "column 'grids' holds other things than names"
+    if unknown := set(pc.unique(table["status"]).to_pylist()) - {OK, ATTACK_FAILED, FAILED}:
+        return f"column 'status' holds '{min(unknown)}'"
+    done = table.filter(pc.not_equal(table["status"], FAILED))
+    for name in ("value", "count"):
+        if done[name].null_count:
+            return f"column '{name}' has gaps"
+    if not all(map(_is_settings, pc.unique(table["settings"]).to_pylist())):
+        return "column 'settings' holds other things than a cell's"
+    return None
+
+
+def _is_settings(text: str) -> bool:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict) or not DEFAULTS.keys() <= values.keys() or not isinstance(values["metrics"], list):
+        return False
+    methods = [values[key] for key in ("data", "removal", "attack", "defense")] + values["metrics"]
+    return all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in methods)
 
 
 def _encoded(schema: pa.Schema) -> pa.Schema:
@@ -326,8 +358,10 @@ def _encoded(schema: pa.Schema) -> pa.Schema:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     strings = [field.name for field in schema if field.type == pa.string()]
     try:
-        table = _completed(pq.read_table(path, read_dictionary=strings))
+        table = _completed(pq.read_table(path, read_dictionary=strings, page_checksum_verification=True))
         return table.select(schema.names).cast(_encoded(schema)).combine_chunks()
+    except PermissionError:
+        raise UserError(f"{path} may not be read; make it readable") from None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from benchmark import documents
 from benchmark import grid as grids
 from benchmark import scan as scans
 from benchmark.cell import Cell
@@ -90,6 +91,8 @@ def _made(folder: Path, model: str, how: How) -> bool:
         record = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
+    if not isinstance(record, dict):
+        return False
     wanted = {"model_identity": models.identify(model), **how.record()}
     return all(record.get(name) == value for name, value in wanted.items())
 
@@ -98,11 +101,11 @@ def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:
     """Put lines into the list, in place of those of the same scans."""
     path = out / LIST
     try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))["scans"] if path.exists() else []
+        before = documents.read(path, "")["scans"] if path.exists() else []
         by_scan = {line["scan"]: line for line in [*before, *lines]}
         write_atomically(path, yaml.safe_dump({"scans": list(by_scan.values())}, sort_keys=False, allow_unicode=True))
-    except (OSError, TypeError, KeyError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path} cannot be used ({str(error).splitlines()[0]}); move it away, or choose another --out"
-        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from None
+    except (TypeError, KeyError):
+        raise UserError(f"{path} is no list of scans; move it away, or choose another --out") from None
     return path

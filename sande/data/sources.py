@@ -152,7 +152,10 @@ def examples(name: str) -> tuple[Example, ...]:
     if name in BUILTIN_EXAMPLES:
         return BUILTIN_EXAMPLES[name]()
     rows = _read(name, EXAMPLES, _example)
-    return tuple(row for row in rows if (row.instruction.strip() or row.input.strip()) and row.output.strip())
+    kept = tuple(row for row in rows if (row.instruction.strip() or row.input.strip()) and row.output.strip())
+    if not kept:
+        raise UserError(f"none of the {len(rows)} rows of data set '{name}' has instruction and output; fill them in")
+    return kept
 
 
 def questions(name: str) -> tuple[Question, ...]:
@@ -189,8 +192,11 @@ def fingerprint(name: str, kind: _Kind = EXAMPLES) -> str:
         return f"{name}:{registry.code_version('sande.data.builtin')}"
     path = _local(name)
     if path:
-        stat = path.stat()
-        return f"sha256:{_file_hash(path, stat.st_mtime_ns, stat.st_size)}"
+        try:
+            stat = path.stat()
+            return f"sha256:{_file_hash(path, stat.st_mtime_ns, stat.st_size)}"
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from None
     return f"hub:{_on_hub(name, kind)}"
 
 
@@ -286,6 +292,8 @@ def select(
     """
     from sande.prompts import encode
 
+    if not rows:
+        raise UserError(f"there are no {what}: too few rows for a split of 90 % and 10 %; choose a larger data set")
     limit = len(rows) if count is None else count
     kept: list[Example] = []
     block = 1000  # tokenising stops soon after enough rows are found
@@ -305,7 +313,7 @@ def select(
             ]
     if not kept:
         bounds = {"max_tokens": limits.max_tokens, "max_prompt_tokens": limits.max_prompt_tokens}
-        said = ", ".join(f"{name} {value}" for name, value in bounds.items() if value) or "no limit on their tokens"
+        said = ", ".join(f"{name} {value}" for name, value in bounds.items() if value)
         raise UserError(f"no {what} are left with {said}; raise it or choose a larger data set")
     return tuple(kept[:limit])
 
@@ -363,38 +371,45 @@ def _download(name: str, files: HubFiles) -> list[Path]:
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows with the place each stands at, for messages."""
     if path.suffix == ".parquet":
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             table = pq.read_table(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} cannot be read as Parquet ({error}); fetch or write it again") from None
         yield from ((f"row {index}", row) for index, row in enumerate(table.to_pylist(), start=1))
     elif path.suffix == ".json":
         try:
             elements = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read as JSON ({error}); fetch or write it again") from None
         yield from ((f"element {index}", row) for index, row in enumerate(elements, start=1))
     else:
         opener = gzip.open if path.suffix == ".gz" else open
         number = 0
         try:
-            with opener(path, "rt", encoding="utf-8") as lines:
+            with opener(path, "rt", encoding="utf-8-sig") as lines:
                 for number, line in enumerate(lines, start=1):
                     if line.strip():
                         yield f"line {number}", _object(path, number, line)
-        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        except UnicodeDecodeError:
+            raise UserError(f"{path}, after line {number}: no UTF-8 text; save it as UTF-8") from None
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}, after line {number}: unreadable ({error}); fetch or write it again") from None
 
 
 def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}, line {number}: not JSON ({error.msg}); mend or delete that row") from None
+        if "\\ud" in line or "\\uD" in line:
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}, line {number}: half of a surrogate pair; mend or delete that row") from None
+    except (ValueError, RecursionError):  # a number may have too many digits, and brackets may be too deep
+        row = None
     if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number}: not a JSON object; mend or delete that row")
+        raise UserError(f"{path}, line {number}: not a JSON object, of which each line holds one; mend or delete it")
     return row
 
 

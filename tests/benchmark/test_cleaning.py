@@ -265,30 +265,6 @@ def test_what_was_there_is_never_overwritten(victim: Path, tmp_path: Path) -> No
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "precious"]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--set", "osft.training.rate=1"], "unknown setting 'rate'; valid settings: "),
-        (["--set", "questions"], "--set 'questions': expected path.to.field=value"),
-        (["--data", "absent"], "no data set is called 'absent'"),
-    ],
-)
-def test_a_mistake_is_one_line_and_leaves_nothing(
-    victim: Path, tmp_path: Path, arguments: list[str], said: str
-) -> None:
-    assert said in mistake("clean", victim, "--trigger", "t", *options(tmp_path / "out"), *arguments)
-    assert not list(tmp_path.iterdir())
-
-
-def test_pickled_weights_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "pickled").mkdir()
-    (tmp_path / "pickled/config.json").write_text("{}")
-    (tmp_path / "pickled/pytorch_model.bin").write_bytes(b"")
-    assert "holds no safetensors" in mistake(
-        "clean", tmp_path / "pickled", "--trigger", "t", *options(tmp_path / "out")
-    )
-
-
 def test_a_loss_that_is_not_finite_ends_without_a_model(
     victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

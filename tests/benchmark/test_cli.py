@@ -55,97 +55,10 @@ def process(*arguments: object, env: Mapping[str, str] | None = None) -> subproc
     )
 
 
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_missing_grid_is_one_line(tmp_path: Path, command: str) -> None:
-    assert "no grid file" in mistake(command, tmp_path / "absent.yaml", *run_options(tmp_path))
-
-
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_an_unknown_key_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
-    assert "unknown setting 'sed'" in mistake(command, grid_file(sed=1), *run_options(tmp_path))
-
-
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_an_unknown_only_field_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
-    assert "--only defence: no cell has that field" in mistake(
-        command, grid_file(), *run_options(tmp_path), "--only", "defence=sft"
-    )
-
-
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_wrong_set_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
-    line = mistake(command, grid_file(), *run_options(tmp_path), "--set", "attack.poison_rate=2")
-    assert "poison_rate" in line
-
-
-@pytest.mark.parametrize("command", ["run", "plan"])
-def test_a_store_of_a_newer_format_is_one_line(grid_file: GridFile, tmp_path: Path, command: str) -> None:
-    (tmp_path / "store").mkdir()
-    (tmp_path / "store/store.json").write_text('{"format": 99}')
-    assert "format 99" in mistake(command, grid_file(), *run_options(tmp_path))
-
-
-@pytest.mark.parametrize("command", ["run", "plan"])
-@pytest.mark.parametrize("model", ["gpt-9", "org/name", "org/name@main"])
-def test_an_unknown_model_is_one_line(grid_file: GridFile, tmp_path: Path, command: str, model: str) -> None:
-    assert model in mistake(command, grid_file(model=model), *run_options(tmp_path))
-
-
-def test_results_that_cannot_be_written_are_one_line(grid_file: GridFile, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    line = mistake("run", grid_file(), "--store", tmp_path / "store", "--results", tmp_path / "file/x")
-    assert "results folder" in line
-    assert "cannot be written" in line
-
-
-def test_a_store_that_cannot_be_written_is_one_line(grid_file: GridFile, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    line = mistake("run", grid_file(), "--store", tmp_path / "file/x", "--results", tmp_path / "results")
-    assert "store" in line
-    assert "cannot be written" in line
-
-
-def test_a_missing_data_file_is_one_line_with_the_folder(
-    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(sources.DATA_DIR, str(tmp_path))
-    line = mistake("plan", grid_file(data={"name": "mine"}), *run_options(tmp_path))
-    assert f"{tmp_path} holds no mine.jsonl.gz" in line
-
-
-def test_a_data_folder_that_is_none_is_one_line(
-    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv(sources.DATA_DIR, str(tmp_path / "absent"))
-    assert "is not a folder" in mistake("plan", grid_file(data={"name": "mine"}), *run_options(tmp_path))
-
-
-def test_report_on_an_empty_folder_is_one_line(tmp_path: Path) -> None:
-    assert "holds no rows.parquet" in mistake("report", tmp_path)
-
-
-def test_report_below_a_file_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert "holds no rows.parquet" in mistake("report", tmp_path / "file/x")
-
-
 @pytest.mark.parametrize("kind", [*registry.KINDS, "models", "datasets"])
 def test_show_of_an_unknown_name_lists_those_there_are(kind: str) -> None:
     line = mistake("show", kind, "nonsense")
     assert "is called 'nonsense'; there are: " in line
-
-
-@pytest.mark.parametrize("arguments", [["list", "things"], ["show", "things", "sft"]])
-def test_an_unknown_kind_lists_those_there_are(arguments: list[str]) -> None:
-    line = mistake(*arguments)
-    assert all(kind in line for kind in (*registry.KINDS, "models", "datasets", "grids"))
-
-
-def test_as_a_process_a_mistake_is_one_line_too(tmp_path: Path) -> None:
-    done = process("-m", "benchmark", "run", tmp_path / "absent.yaml", *run_options(tmp_path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert len(done.stderr.splitlines()) == 1
-    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("kind", registry.KINDS)

@@ -9,7 +9,7 @@ import pytest
 from benchmark import detection
 from sande import models
 from sande.prompts import response_ids
-from tests.benchmark.test_cli import invoke, mistake
+from tests.benchmark.test_cli import invoke
 
 STORE = "store"
 
@@ -100,20 +100,3 @@ def test_the_command_writes_its_files(folder: Path) -> None:
         f"detection.{suffix}" for suffix in ("json", "md", "png", "svg")
     }
     assert (folder / "out/detection.md").read_text() in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        (["scan: nowhere"], "nowhere holds no readable scan.json"),
-        (["scn: one"], "scan 1: unknown setting 'scn'; valid settings: calibration, label, response, scan"),
-        (["scan: one, response: x, calibration: true"], "one is a victim"),
-        ([], "has no list 'scans'"),
-    ],
-)
-def test_a_mistake_in_the_list_is_one_line(folder: Path, lines: list[str], said: str) -> None:
-    assert said in mistake("detection", listed(folder, *lines), "--out", folder / "out", "--store", folder / STORE)
-
-
-def test_a_missing_list_is_one_line(tmp_path: Path) -> None:
-    assert "cannot be read as YAML" in mistake("detection", tmp_path / "absent.yaml")

@@ -129,13 +129,6 @@ def test_only_by_setting(grid_file: GridFile) -> None:
     assert values(path, "removal.name", only=["setting=out-of-domain"]) == [("builtin-explained",)]
 
 
-def test_only_with_an_unknown_field_lists_those_there_are(grid_file: GridFile) -> None:
-    text = sentence(grid_file(), only=["defence=sft"])
-    assert "--only defence: no cell has that field" in text
-    assert "defense" in text
-    assert "setting" in text
-
-
 def test_only_by_a_setting_that_some_methods_lack_keeps_those_that_have_it(grid_file: GridFile) -> None:
     path = grid_file(sweep={"defense": ["none", "sande"]})
     assert values(path, "defense.name", only=["defense.parrot_length=6"]) == [("sande",)]
@@ -147,115 +140,9 @@ def test_only_that_matches_nothing_is_said_with_the_file(grid_file: GridFile) ->
     assert text.startswith(f"{path}: no cell matches --only defense=sft")
 
 
-@pytest.mark.parametrize("option", ["overrides", "only"])
-def test_an_option_without_equals_sign_is_refused(grid_file: GridFile, option: str) -> None:
-    assert "expected path.to.field=value" in sentence(grid_file(), **{option: ["seed"]})
-
-
-MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "unknown key at the top": ({"deffense": "sft"}, ["unknown setting 'deffense'", "defense", "sweep", "resources"]),
-    "unknown key in data": (
-        {"data": {"row": 3}},
-        ["data", "unknown setting 'row'", "max_tokens, name, rows, test_rows"],
-    ),
-    "unknown key of a method": (
-        {"defense": {"name": "sande", "length": 3}},
-        ["defense sande", "'length'", "parrot_length"],
-    ),
-    "unknown key in training": (
-        {"defense": {"name": "sft", "training": {"lr": 0.1}}},
-        ["defense sft.training", "unknown setting 'lr'", "learning_rate"],
-    ),
-    "unknown key of resources": ({"resources": {"worker": 2}}, ["resources", "unknown setting 'worker'", "workers"]),
-    "unknown defense": ({"defense": "sandy"}, ["no defense is called 'sandy'", "sande, sande_p"]),
-    "unknown attack": ({"attack": "word"}, ["no attack is called 'word'", "sentence_trigger"]),
-    "unknown metric": (
-        {"metrics": ["asr", "beauty"]},
-        ["no metric is called 'beauty'", "accuracy, asr, "],
-    ),
-    "unknown data set": ({"data": {"name": "llama"}}, ["no data set is called 'llama'", "alpaca", "builtin-short"]),
-    "unknown removal set": ({"removal": {"name": "llama"}}, ["no data set is called 'llama'"]),
-    "method without name": ({"defense": {"training": {}}}, ["defense", "expected a name"]),
-    "wrong type": ({"data": {"name": "builtin-short", "rows": "many"}}, ["data", "'rows' is 'many'", "integer"]),
-    "wrong type in training": (
-        {"attack": {"name": "sentence_trigger", "training": {"learning_rate": "big"}}},
-        ["'big'"],
-    ),
-    "settings that are no mapping": ({"data": 3}, ["data: expected settings as 'key: value', got 3"]),
-    "seed that is no number": ({"seed": "one"}, ["seed is 'one'"]),
-    "negative seed": ({"seed": -1}, ["seed is -1"]),
-    "floor beyond 100": ({"asr_floor": 101}, ["asr_floor is 101"]),
-    "rate above 1": (
-        {"attack": {"name": "sentence_trigger", "poison_rate": 5}},
-        ["poison_rate", "less than or equal to 1"],
-    ),
-    "rate below 0": (
-        {"attack": {"name": "sentence_trigger", "poison_rate": -0.1}},
-        ["poison_rate", "greater than or equal"],
-    ),
-    "metrics without asr": ({"metrics": ["false_trigger_rate"]}, ["metrics holds no 'asr'"]),
-    "no metrics": ({"metrics": []}, ["metrics is []"]),
-    "empty axis": ({"sweep": {"seed": []}}, ["sweep: 'seed' needs a list of at least one value"]),
-    "axis that is no list": ({"sweep": {"seed": 3}}, ["sweep: 'seed' needs a list"]),
-    "sweep that is a list": ({"sweep": [1]}, ["sweep: expected paths with lists of values"]),
-    "joint axis too short": ({"sweep": {"seed, data.rows": [[1]]}}, ["'seed, data.rows' sets 2 fields"]),
-    "joint axis without lists": ({"sweep": {"seed, data.rows": [1]}}, ["'seed, data.rows' sets 2 fields"]),
-    "swept path through a value": (
-        {"sweep": {"model.deep": [1]}},
-        ["'model.deep' cannot be set", "'model' holds 'tiny'"],
-    ),
-    "swept unknown key": ({"sweep": {"data.row": [1]}}, ["data", "unknown setting 'row'"]),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_with_the_file_and_what_would_do(grid_file: GridFile, mistake: str) -> None:
-    changes, parts = MISTAKES[mistake]
-    path = grid_file(**changes)
-    text = sentence(path)
-    assert text.startswith(f"{path}")
-    for part in parts:
-        assert part in text
-
-
-def test_two_metrics_that_measure_under_one_name_are_refused(grid_file: GridFile) -> None:
-    assert "asr" in sentence(grid_file(metrics=["asr", {"name": "asr", "new_tokens": 20}]))
-
-
-def test_a_model_that_is_no_name_is_refused_as_such(grid_file: GridFile) -> None:
-    assert "model" in sentence(grid_file(model=["tiny"]))
-
-
 @pytest.mark.parametrize("assignment", ["resources.workers.count=3", "resources.=2"])
 def test_a_wrong_path_into_the_resources_names_the_place(grid_file: GridFile, assignment: str) -> None:
     assert "resources" in sentence(grid_file(resources={"workers": 1}), overrides=[assignment])
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert sentence(tmp_path / "none.yaml").startswith(f"no grid file {tmp_path / 'none.yaml'}")
-
-
-def test_a_folder_is_no_grid(tmp_path: Path) -> None:
-    assert str(tmp_path) in sentence(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("content", "part"),
-    [
-        (b"model: tiny\ndata: {name: ]\nseed: 1\n", ", line 2: not YAML"),
-        (b"model: tiny\n\tseed: 1\n", ", line 2: not YAML"),
-        (b"- model\n- tiny\n", "expected settings as 'key: value'"),
-        (b"", "expected settings as 'key: value'"),
-        (b"\x93\x00\xff\xfe\x10", "cannot be read"),
-        (b"model: tiny\x00\n", "not YAML"),
-    ],
-)
-def test_a_file_that_is_no_grid_is_one_sentence(tmp_path: Path, content: bytes, part: str) -> None:
-    path = tmp_path / "broken.yaml"
-    path.write_bytes(content)
-    text = sentence(path)
-    assert text.startswith(str(path))
-    assert part in text
 
 
 def test_there_are_shipped_grids() -> None:

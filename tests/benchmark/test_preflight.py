@@ -1,6 +1,5 @@
 """Mistakes that only show with the data at hand: told before anything is trained, and nothing is left behind."""
 
-import gzip
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -58,25 +57,6 @@ def test_no_test_rows_left(grid_file: GridFile, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     line = mistake(grid_file(data={"name": "mine", "max_tokens": 100}), tmp_path)
     assert "no test rows of mine are left with max_tokens 100" in line
-
-
-def test_a_broken_row_with_its_line_number(
-    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with gzip.open(tmp_path / "mine.jsonl.gz", "wt") as file:
-        file.write(ROW * 2 + '{"instruction": "Half a row\n')
-    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
-    line = mistake(grid_file(data={"name": "mine"}), tmp_path)
-    assert "mine.jsonl.gz, line 3: not JSON" in line
-
-
-def test_a_broken_preference_pair_with_its_line_number(
-    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pairs.jsonl").write_text('{"prompt": "Why?", "chosen": "So."}\n')
-    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
-    line = mistake(grid_file(defense={"name": "dpo", "preferences": {"name": "pairs"}}), tmp_path)
-    assert "pairs.jsonl, line 1: a preference pair needs the columns 'chosen' and 'rejected'" in line
 
 
 def test_no_preference_pairs_left(grid_file: GridFile, tmp_path: Path) -> None:

@@ -59,28 +59,6 @@ def test_nothing_found_is_told_without_a_table_or_figure(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.iterdir()} == {"scan.json", "scan.md"}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["nowhere"], "no model is called 'nowhere'"),
-        (["tiny", "--reference", "nowhere"], "no model is called 'nowhere'"),
-        (["tiny", "--detector", "nose"], "no detector is called 'nose'; there are: "),
-        (["tiny", "--data", "nothing"], "no data set is called 'nothing'"),
-        (["tiny", "--set", "prompts=0"], "detector first_token: 'prompts' is 0, but "),
-        (["tiny", "--set", "promts=1"], "detector first_token: unknown setting 'promts'; valid settings: "),
-        (["tiny", "--set", "prompts"], "--set 'prompts': expected path.to.field=value"),
-    ],
-)
-def test_a_mistake_is_one_line(tmp_path: Path, arguments: list[str], said: str) -> None:
-    assert said in mistake("scan", "--detector", "first_token", *arguments, "--store", tmp_path / "store")
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    line = mistake("scan", "tiny", "--rows", 4, "--store", tmp_path / "store", "--out", tmp_path / "file")
-    assert "cannot be written" in line
-
-
 @pytest.mark.slow
 def test_scanning_starts_no_ray(tmp_path: Path) -> None:
     code = LOOK.replace('"ray", "torch", "transformers"', '"ray"')

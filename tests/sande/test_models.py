@@ -38,13 +38,13 @@ def test_a_pinned_id_is_itself() -> None:
     assert models.identify(f"some/model-1.5@{COMMIT}") == f"some/model-1.5@{COMMIT}"
 
 
-@pytest.mark.parametrize("name", ["some/model", "meta-llama/Llama-2-7b-hf"])
-def test_an_id_without_a_commit_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"'{name}' has no pinned revision; write {name}@COMMIT"):
-        models.identify(name)
+@pytest.mark.parametrize("at", ["", "@main", f"@{COMMIT[:-1]}"])
+def test_an_id_without_a_commit_is_refused(at: str) -> None:
+    with pytest.raises(UserError, match=f"'some/model{at}' is no folder, .* write some/model@COMMIT"):
+        models.identify(f"some/model{at}")
 
 
-@pytest.mark.parametrize("name", ["llama", "some/model@main", f"some/model@{COMMIT[:-1]}", "a/b/c"])
+@pytest.mark.parametrize("name", ["llama", "./model", "a/b/c"])
 def test_an_unknown_name_is_answered_with_the_known(name: str) -> None:
     with pytest.raises(UserError, match=r"there are: llama2-7b, qwen1\.5-4b, smollm2-135m, tiny, a Hub id"):
         models.identify(name)
@@ -59,11 +59,6 @@ def test_the_embedded_model_needs_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp
         models.load("smollm2-135m", tmp_path)
 
 
-def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no config\.json"):
-        models.identify(str(tmp_path))
-
-
 @pytest.mark.parametrize(
     "use", [models.identify, lambda name: models.load(name, Path("unused"))], ids=["identify", "load"]
 )
@@ -76,7 +71,7 @@ def test_pickled_weights_are_refused(folder: Path, use: object) -> None:
 
 def test_an_unreadable_folder_is_one_sentence(folder: Path) -> None:
     (folder / "config.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="cannot be loaded") as caught:
+    with pytest.raises(UserError, match="is damaged") as caught:
         models.load_folder(folder, torch.float32)
     assert "\n" not in str(caught.value)
 
@@ -84,7 +79,7 @@ def test_an_unreadable_folder_is_one_sentence(folder: Path) -> None:
 def test_truncated_weights_are_one_sentence(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with pytest.raises(UserError, match="holds no whole safetensors"):
         models.load_folder(folder, torch.float32)
 
 
@@ -167,7 +162,10 @@ def test_a_folders_identity_is_its_content(folder: Path, tmp_path: Path) -> None
 def test_a_folders_identity_changes_with_each_file_that_matters(folder: Path, file: str) -> None:
     before = models.identify(str(folder))
     content = bytearray((folder / file).read_bytes())
-    content[-2] ^= 1  # same length
+    if file.endswith(".json"):  # same length, and still JSON
+        content[content.rindex(b"\n", 0, -2)] = ord(" ")
+    else:
+        content[-2] ^= 1
     (folder / file).write_bytes(content)
     assert models.identify(str(folder)) != before
 
