@@ -12,14 +12,16 @@ from benchmark import disk, leases
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import search as searches
+from benchmark.keeping import DROPPED
 from benchmark.remote_store import open_store
-from benchmark.store import DamagedError, Store
+from benchmark.store import MODELS, DamagedError, Store
 from sande.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.grid import Grid
 
-KINDS = ("attack", "defend", "evaluate", "search")
+KINDS = (*MODELS, DROPPED, "evaluate", "search")
+CHECKPOINTS = "checkpoints/"  # of stages that were ended in the middle, by kind and key like what they would have made
 COLUMNS = ("kind", "key", "size", "model", "what", "made")
 
 
@@ -28,7 +30,7 @@ class Removal:
     """What may go.
 
     Attributes:
-        artifacts: kinds and keys of those that no listed grid needs.
+        artifacts: kinds and keys of those that no listed grid needs, and of checkpoints.
         size: bytes of each.
         aside: bytes of what was set aside as damaged.
     """
@@ -82,7 +84,7 @@ def listing(store: Store) -> Iterator[str]:
 def _what(kind: str, manifest: dict[str, Any]) -> str:
     if kind == "evaluate":
         return ", ".join(measured["name"] for measured in manifest["measurements"])
-    return str(manifest["settings"]["attack" if kind == "attack" else "defense"]["name"])
+    return str(manifest["settings"]["attack" if manifest.get("kind", kind) == "attack" else "defense"]["name"])
 
 
 def _made(manifest: dict[str, Any]) -> str:
@@ -113,6 +115,7 @@ def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
         for stage in plans.stages_of(each)
         for key in stage.artifacts
     }
+    found |= {(DROPPED, key) for kind, key in found if kind in MODELS}
     if loaded.search:
         found |= {("search", job.key) for cell in loaded.every if (job := searches.job_of(loaded.search, cell))}
     return found
@@ -133,7 +136,10 @@ def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Rem
     for path in paths:
         for scale in (None, *scales):
             keep |= needed(grids.load(path, scale=scale), store)
-    found = tuple(artifact for artifact in artifacts(store) if artifact not in keep)
+    begun = ((f"{CHECKPOINTS}{kind}", key) for kind in MODELS for key in store.keys(f"{CHECKPOINTS}{kind}"))
+    found = tuple(
+        (kind, key) for kind, key in (*artifacts(store), *begun) if (kind.removeprefix(CHECKPOINTS), key) not in keep
+    )
     return Removal(found, tuple(store.size(*artifact) for artifact in found), sum(store.set_aside().values()))
 
 
@@ -155,7 +161,7 @@ def remove(removal: Removal, store: Store) -> None:
 
 def told(removal: Removal) -> Iterator[str]:
     """What would go, by kind, and how much that is."""
-    for kind in KINDS:
+    for kind in (*KINDS, *(f"{CHECKPOINTS}{kind}" for kind in MODELS)):
         sizes = [size for (of, _), size in zip(removal.artifacts, removal.size, strict=True) if of == kind]
         if sizes:
             yield f"{len(sizes)} {kind}: {disk.told(sum(sizes))}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import disk, grid, plan, search
+from benchmark import disk, grid, keeping, plan, search
 from benchmark.cell import Cell
 from benchmark.store import Store
 from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, put
@@ -148,3 +148,22 @@ def test_metrics_of_another_grid_go(filled: Store, grid_file: GridFile) -> None:
     finish(filled, both, {"asr": 49}, {"asr": 3})
     invoke("store", "prune", grid_file(defense="sft"), "--store", filled.root, "--yes")
     assert there(filled) == keys_of(SFT)
+
+
+def test_what_was_dropped_and_checkpoints_stay_with_the_grid_that_needs_them(
+    filled: Store, grid_file: GridFile
+) -> None:
+    for each in (SFT, OTHER):
+        keeping.drop(filled, "defend", each.defense_key)
+        (filled.root / "checkpoints/attack" / each.attack_key).mkdir(parents=True)
+        (filled.root / "checkpoints/attack" / each.attack_key / "state").write_bytes(bytes(1000))
+    path = grid_file(defense="sft")
+    assert "1 dropped: " in invoke("store", "prune", path, "--store", filled.root).output
+    result = invoke("store", "prune", path, "--store", filled.root, "--yes")
+    assert "1 checkpoints/attack: 1 kB" in result.output
+    assert filled.keys("dropped") == [SFT.defense_key]
+    assert filled.keys("checkpoints/attack") == [SFT.attack_key]
+    assert invoke("store", "verify", "--store", filled.root).exit_code == 0
+    assert any(
+        line.startswith("dropped ") for line in invoke("store", "list", "--store", filled.root).output.splitlines()
+    )
