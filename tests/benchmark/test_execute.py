@@ -14,7 +14,7 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import RayActorError
 
-from benchmark import execute, failures
+from benchmark import execute, failures, keeping
 from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.execute import GONE, KILLED, StageSearcher
@@ -409,7 +409,7 @@ def test_where_ray_ends_a_worker_for_memory_tune_starts_again_with_what_ran_alon
     store: Store, tuners: list[FakeTuner]
 ) -> None:
     said: list[str] = []
-    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), said.append, 0.0)
+    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), said.append, 0.0, keeping.ALL)
     assert errors == {}
     assert len(tuners) == 2
     assert [line.split("; ")[-1] for line in said[:2]] == ["again, alone"] * 2
@@ -430,7 +430,7 @@ def test_a_tuner_does_only_so_many_trials_and_the_next_goes_on(
     monkeypatch.setattr(execute, "TRIALS_OF_A_TUNER", 2)
     monkeypatch.setattr(FakeTuner, "fit", fit)
     said: list[str] = []
-    assert execute._do(plan(*map(stage, "abcde")), store, Resources(), said.append, 0.0) == {}
+    assert execute._do(plan(*map(stage, "abcde")), store, Resources(), said.append, 0.0, keeping.ALL) == {}
     assert len(tuners) == 3
     assert len(said) == 5
 
@@ -439,7 +439,7 @@ def test_where_the_user_interrupts_tune_no_other_tuner_starts(
     store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FakeTuner, "fit", lambda self: self.searcher.suggest("0"))
-    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0)
+    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0, keeping.ALL)
     assert errors == dict.fromkeys("ab", "not finished, the run was interrupted; run again to go on")
     assert len(tuners) == 1
 
@@ -452,13 +452,20 @@ def test_where_tune_ends_for_another_reason_it_is_not_started_again(
         raise RuntimeError("no disk space left")
 
     monkeypatch.setattr(FakeTuner, "fit", fit)
-    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0)
+    errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0, keeping.ALL)
     assert errors == dict.fromkeys("ab", "not finished, RuntimeError: no disk space left; run again to go on")
     assert len(tuners) == 1
 
 
 def test_what_a_run_took_beside_its_stages_is_kept(store: Store, tuners: list[FakeTuner]) -> None:
-    execute._do(plan(stage("a"), stage("b", "a")), store, Resources(), lambda line: None, time.perf_counter() - 99.5)
+    execute._do(
+        plan(stage("a"), stage("b", "a")),
+        store,
+        Resources(),
+        lambda line: None,
+        time.perf_counter() - 99.5,
+        keeping.ALL,
+    )
     kept = json.loads((store.root / "overhead.json").read_text())
     assert kept["start"] == pytest.approx(99.5 - MANIFEST["seconds"], abs=20)
     assert kept["stage"] == 0.0  # this one took no time at all
@@ -500,5 +507,5 @@ def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.Monkey
 
 
 def test_nothing_is_left_behind(store: Store, tuners: list[FakeTuner]) -> None:
-    execute._do(plan(stage("a")), store, Resources(), lambda line: None, 0.0)
+    execute._do(plan(stage("a")), store, Resources(), lambda line: None, 0.0, keeping.ALL)
     assert list(Path(store.root / "unfinished").iterdir()) == []
