@@ -275,6 +275,7 @@ def submit(
     assignments: SetOption = None,
     only: OnlyOption = None,
     scale: ScaleOption = None,
+    keep: KeepOption = "all",
     environment: Annotated[
         list[str] | None,
         typer.Option(
@@ -289,7 +290,7 @@ def submit(
 
     options = [
         word
-        for option, values in (("--set", assignments), ("--only", only))
+        for option, values in (("--set", assignments), ("--only", only), ("--keep-models", [keep]))
         for value in values or ()
         for word in (option, value)
     ]

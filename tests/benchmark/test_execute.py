@@ -27,6 +27,7 @@ from benchmark.stages import Stage
 from benchmark.store import DamagedError, FullError, Store
 from sande.errors import NonFiniteError, UserError
 from tests.benchmark.helpers import cell, put
+from tests.benchmark.test_cli import process
 from tests.benchmark.test_schedule import SETTINGS, plan, stage
 
 FINISHED = StageSearcher.FINISHED
@@ -464,6 +465,23 @@ def test_what_a_run_took_beside_its_stages_is_kept(store: Store, tuners: list[Fa
     kept = json.loads((store.root / "overhead.json").read_text())
     assert kept["start"] == pytest.approx(99.5 - MANIFEST["seconds"], abs=20)
     assert kept["stage"] == 0.0  # this one took no time at all
+
+
+HANGS = """
+import sys, time
+from benchmark.failures import limited
+with limited(None), limited(60):
+    pass
+with limited(0.5):
+    time.sleep(60)
+"""
+
+
+def test_a_process_past_its_limit_ends_and_its_log_says_where() -> None:
+    done = process("-c", HANGS)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Timeout (0:00:00.500000)!")
+    assert 'File "<string>", line 7' in done.stderr
 
 
 def test_tune_can_write_its_settings_down(tune: Callable[..., Tune]) -> None:

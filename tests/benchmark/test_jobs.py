@@ -2,9 +2,11 @@
 
 import http.server
 import json
+import shlex
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus
@@ -169,6 +171,28 @@ def test_an_unknown_job_is_one_line(server: str, monkeypatch: pytest.MonkeyPatch
 )
 def test_a_job_ends_with_the_exit_code_of_its_run(ended: dict[str, object], code: int, said: str) -> None:
     assert jobs.outcome(JobDetails(**ENDED, **ended)) == (code, said)
+
+
+def test_a_job_gets_the_options_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    class Client:
+        def submit_job(self, **job: Any) -> str:
+            sent.update(job, files=sorted(path.name for path in Path(job["runtime_env"]["working_dir"]).iterdir()))
+            return str(job["submission_id"])
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(jobs, "connect", lambda address: Client())
+    monkeypatch.setattr(jobs, "follow", lambda *_: 1)
+    options = ["--set", "seed=1", "--set", "removal.name=my set", "--only", "defense=sft", "--keep-models", "none"]
+    done = invoke("submit", "quickstart", "--scale", "tiny", *options, "--address", "http://head:8265", *FOLDERS)
+    assert done.exit_code == 1, "that of the job"
+    words = shlex.split(sent["entrypoint"])
+    assert words[:5] == ["python", "-m", "benchmark", "run", "grids/quickstart.yaml"]
+    assert words[5:] == [*FOLDERS, *options, "--scale", "tiny"]
+    assert sent["files"] == ["benchmark", "grids", "sande"]
+    assert sent["submission_id"].startswith("quickstart-")
+    assert done.stdout.startswith(f"submitted {sent['submission_id']}; to stop it: sande-bench stop ")
 
 
 def test_interrupting_leaves_the_job_running_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:

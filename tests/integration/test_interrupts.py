@@ -11,8 +11,6 @@ import pytest
 
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, by_defense, end, processes_with, wait_until
 
-pytestmark = pytest.mark.slow
-
 ENDLESS = TRAINING | {"max_steps": 10**6, "learning_rate": 1e-6}
 GONE = 60  # seconds
 
@@ -22,6 +20,7 @@ def grid_of(place: Workplace, name: str, **changes: object) -> Path:
     return place.grid(name, sweep={"defense": ["none", {"name": "sft", "training": ENDLESS}]}, **changes)
 
 
+@pytest.mark.slow
 def test_a_stage_that_never_ends_is_stopped_and_its_row_says_so(place: Workplace) -> None:
     grid = grid_of(place, "endless", resources={"cpus": 1, "timeout": 25})
     done = place.run(grid, timeout=500)
@@ -34,6 +33,7 @@ def test_a_stage_that_never_ends_is_stopped_and_its_row_says_so(place: Workplace
     assert done.stdout.count("FAILED: it took longer") == 1, "it is not tried again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
     place: Workplace, number: signal.Signals, code: int
