@@ -176,7 +176,7 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _do(
-    plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float, keep: str
+    plan: Plan, store: Store, resources: Resources, say: Callable[[str], None], begin: float, keep: str = keeping.ALL
 ) -> dict[str, str]:
     folder, leases = store.scratch("tune"), Leases(store.board(), say)
     try:
