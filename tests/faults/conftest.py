@@ -11,7 +11,7 @@ import pytest
 from tests.faults import table
 from tests.faults.harness import Case, Faults, Line, Machines
 
-NewCase = Callable[[str], AbstractContextManager[Case]]
+NewCase = Callable[..., AbstractContextManager[Case]]
 _lines: list[Line] = []
 
 
@@ -30,10 +30,10 @@ def case(faults: Faults, tmp_path: Path) -> Iterator[NewCase]:
     made: list[Case] = []
 
     @contextmanager
-    def new(fault: str) -> Iterator[Case]:
+    def new(fault: str, *options: str) -> Iterator[Case]:
         line, begin = Line(fault), time.monotonic()
         _lines.append(line)
-        made.append(Case(tmp_path / str(len(made)), faults, line))
+        made.append(Case(tmp_path / str(len(made)), faults, line, options))
         try:
             yield made[-1]
         finally:

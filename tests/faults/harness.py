@@ -26,7 +26,8 @@ GONE = 120  # seconds; a Ray worker that was just starting gives up only after i
 FOLDER = "SANDE_FAULTS"
 NODE = "SANDE_FAULTS_NODE"  # in the environment of all processes of a node of the cluster
 
-TRAIN, DECODE, WRITE = "sande.training:ResponseLoss.forward", "sande.generation:greedy", "benchmark.store:atomically"
+TRAIN, DECODE = "sande.training:ResponseLoss.forward", "sande.generation:greedy"
+WRITE, PUT = "benchmark.store:atomically", "benchmark.store:Store._move_in"
 STEPS = TRAINING | {"max_steps": 4}
 DEFENSES: tuple[Any, ...] = (
     "none",
@@ -40,7 +41,7 @@ GRID: dict[str, Any] = {
     "sweep": {"defense": list(DEFENSES)},
 }
 # Of a row: what is not the same in two runs.
-VARY = {"seconds", "attack_seconds", "metric_seconds", "peak_memory_bytes", "started_at"}
+VARY = {"seconds", "attack_seconds", "metric_seconds", "peak_memory_bytes", "started_at", "code_version"}
 
 
 class Faults:
@@ -129,8 +130,9 @@ class Machines:
             self.add(num_cpus=1)
 
     @property
-    def address(self) -> str:
-        return self._cluster.address
+    def options(self) -> tuple[str, str]:
+        """Of a run on them."""
+        return "--address", self._cluster.address
 
     def add(self, **how: Any) -> None:
         """One more node; all of its processes know its name."""
@@ -188,6 +190,7 @@ class Case(Workplace):
     line: Line
     log: Path = field(init=False)
     location: str = field(init=False)  # of the store, as runs know it
+    options: tuple[str, ...] = ()  # of every run
     given: int = 0  # stages that were done before
     inside: list[str] = field(default_factory=list)  # before a command, where the store is on a disk of its own
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -240,12 +243,12 @@ class Case(Workplace):
         """Give that disk another size."""
         subprocess.run([*self.inside, "mount", "-o", f"remount,size={size}", self.store], check=True)
 
-    def start(self, *options: str) -> subprocess.Popen[bytes]:
+    def start(self) -> subprocess.Popen[bytes]:
         """Begin a run."""
         with self.log.open("ab") as log:
             self.drivers.append(
                 subprocess.Popen(
-                    [*self.inside, *self.command(self.path, *options)],
+                    [*self.inside, *self.command(self.path, *self.options)],
                     cwd=ROOT,
                     env=os.environ | self.faults.environment,
                     stdout=log,
@@ -255,10 +258,10 @@ class Case(Workplace):
             )
         return self.drivers[-1]
 
-    def reach(self, fault: str, *options: str) -> int:
+    def reach(self, fault: str) -> int:
         """Wait until an armed fault happened, in the run that is at work or, if that ends before, in another one."""
         for _ in range(2):
-            driver = self.drivers[-1] if self.drivers and self.drivers[-1].poll() is None else self.start(*options)
+            driver = self.drivers[-1] if self.drivers and self.drivers[-1].poll() is None else self.start()
             over = wait_until(lambda d=driver: self.faults.fired(fault) is not None or d.poll() is not None, SOON)
             assert over, self.said
             if pid := self.faults.fired(fault):
@@ -283,22 +286,21 @@ class Case(Workplace):
         return self.log.read_text(errors="replace")
 
     def left(self) -> set[str]:
-        """Files that are none of a result: half-written ones, work in progress, leases."""
-        patterns = "*.part", "unfinished/*", "leases/*"
+        """Files that are none of a result: half-written ones, work in progress, checkpoints, leases."""
+        patterns = "*.part", "unfinished/*", "leases/*", "checkpoints/*/*"
         return {str(path.relative_to(self.root)) for pattern in patterns for path in self.root.rglob(pattern)}
 
-    def recover(self, undisturbed: Case, *options: str, fetch: Callable[[], None] = lambda: None) -> None:
+    def recover(self, undisturbed: Case, fetch: Callable[[], None] = lambda: None) -> None:
         """One more run, after which everything must be as in a run where nothing happened.
 
         Args:
             undisturbed: that run.
-            *options: of the run.
             fetch: brings store and results here after it, if they are elsewhere.
         """
         self.faults.release()
         by_itself = bool(self.drivers) and all(driver.poll() == 0 for driver in self.drivers)
         assert wait_until(lambda: not self.processes(), GONE), self.processes()
-        last = self.start(*options)
+        last = self.start()
         assert self.ended(last) == 0, self.said
         fetch()
         self.compare(undisturbed)

@@ -8,9 +8,9 @@ stages              a line each time that a stage begins: process id, store, kin
 armed/<name>.json   {"point": "module:function", "action": ..., "stage": ..., "path": ..., "call": ...}
 fired/<name>.<pid>  the same file, as soon as that process is there
 
-Actions: `hold` waits until the file in fired/ is gone; `half` lets a file be written by half, and holds; `nan` makes a
-loss NaN. A stage begins with its kind and names its method; a path is a part of that of the file that is written; of
-several calls in a process that fit, the given one is taken, from 1.
+Actions: `hold` waits until the file in fired/ is gone, `after` the same at the function's end; `half` lets a file be
+written by half, and holds; `nan` makes a loss NaN. A stage begins with its kind and names its method; a path is a part
+of that of the file that is written; of several calls in a process that fit, the given one is taken, from 1.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ import time
 FOLDER = pathlib.Path(os.environ.get("SANDE_FAULTS", "/nowhere"))
 POINTS = {
     "benchmark.stages": ("train", "evaluate"),
-    "benchmark.store": ("atomically",),
+    "benchmark.store": ("atomically", "Store._move_in"),
     "sande.training": ("ResponseLoss.forward",),
     "sande.generation": ("greedy",),
 }
@@ -97,6 +97,8 @@ def watched(point, function):
         if found and found[1] == "hold":
             hold(found[0])
         result = function(*arguments, **options)
+        if found and found[1] == "after":
+            hold(found[0])
         if found and found[1] == "nan":
             return result | {"loss": result["loss"] * float("nan")}
         return result
