@@ -262,8 +262,14 @@ class Store:
         return folder
 
     def clear_leftovers(self) -> None:
-        """Remove unfinished work of this machine's processes that are gone."""
+        """Remove what processes of this machine that are gone have left: work, leases, checkpoints of what is done."""
+        from benchmark.leases import holders
+
         clear_parts(self.root)
+        holders(self.board())
+        for checkpoints in self.root.glob("checkpoints/*/*"):
+            if self.path(*checkpoints.parts[-2:]).exists():
+                shutil.rmtree(checkpoints, ignore_errors=True)
         for folder in self._unfinished.iterdir():
             owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
             if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
@@ -438,4 +444,7 @@ def alive(pid: int) -> bool:
         return False
     except PermissionError:
         pass
+    # One that has ended keeps its number until its parent asks for its end, which in a container perhaps nobody does.
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
     return True

@@ -34,6 +34,16 @@ def build(folder):
 
 Store(Path(sys.argv[1])).put("attack", "k" * 64, build)
 """
+A_LEASE = """
+import sys, time
+from pathlib import Path
+from benchmark.leases import Leases
+from benchmark.store import Store
+
+Leases(Store(Path(sys.argv[1])).board(), print).take("some use", [("attack", "done")])
+print("taken", flush=True)
+time.sleep(100)
+"""
 ONE_OF_TWO = """
 import sys, time
 from pathlib import Path
@@ -57,7 +67,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
         [sys.executable, "-c", script, *arguments], cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True
     )
     assert process.stdout is not None
-    assert process.stdout.readline().strip() in ("half", "built")
+    assert process.stdout.readline().strip() in ("half", "built", "taken")
     return process
 
 
@@ -137,6 +147,21 @@ def test_a_killed_process_leaves_no_artifact_and_its_remains_are_cleared(store: 
     assert list((store.root / "unfinished").iterdir()) == []
     put(store)
     assert store.manifest("attack", KEY) == {"content": "whole"}
+
+
+def test_leases_of_a_process_that_is_gone_and_checkpoints_of_what_is_done_are_cleared(store: Store) -> None:
+    process = start(A_LEASE, str(store.root))
+    for key in (KEY, "begun"):
+        (store.root / "checkpoints" / "attack" / key).mkdir(parents=True)
+    put(store)
+    store.clear_leftovers()
+    assert store.board().names() == ["attack-done.1"]  # its process lives
+    process.send_signal(signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # gone, though nobody has asked for its end
+    store.clear_leftovers()
+    process.communicate()
+    assert store.board().names() == []
+    assert os.listdir(store.root / "checkpoints" / "attack") == ["begun"]
 
 
 def test_own_and_other_machines_work_is_not_cleared(store: Store) -> None:

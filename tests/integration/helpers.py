@@ -28,7 +28,7 @@ MINI: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workplace:
     """A folder with grids, a store and results."""
 

@@ -1,0 +1,55 @@
+"""The table of faults, for the terminal and as a page."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.faults.harness import Line
+
+COLUMNS = ("Fault", "Injected", "Recovered", "Stages repeated", "Seconds")
+PAGE = """# Faults
+
+What happens to a grid when something goes wrong. `make faults TABLE=docs/faults.md` lets each of these faults happen
+and writes this page; `make faults` alone prints the table.
+
+The grid has one victim of the model `tiny`, two defenses and two metrics: six stages. Every process is real, and so is
+Ray; the nodes of a cluster are separate sets of its processes on one machine. A file on Python's path
+(`tests/faults/hook`) holds the process that is to be hit at a named function, so the moment is certain and the program
+itself is unchanged.
+
+A fault counts as recovered if one more `sande-bench run` ends without an error and then
+
+- rows and outcomes are those of a run where nothing happened, times and memory aside, and so are all models, byte for
+  byte;
+- no row and no artifact is there twice, every artifact is undamaged, and no file is half-written;
+- no process is left, and nothing in the store's `unfinished/` and `leases/`.
+
+*Injected* is how often the fault happened, *recovered* whether the disturbed run ended in order by itself or it took
+the next one, *stages repeated* how many stages began more often than once, as the processes that did them noted it.
+Seconds are those of all runs of a line, including Ray's starts.
+
+{table}
+
+{count} faults in {seconds:.0f} s, on {machine}.
+"""
+
+
+def text(lines: Sequence[Line]) -> str:
+    """As a Markdown table."""
+    cells = [COLUMNS, *((x.fault, str(x.injected), x.recovered, str(x.repeated), f"{x.seconds:.0f}") for x in lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rows = ["| " + " | ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([rows[0], "| " + " | ".join("-" * n for n in widths) + " |", *rows[1:]])
+
+
+def page(lines: Sequence[Line], cores: int) -> str:
+    """The table with what it is about, and the machine."""
+    seconds = sum(line.seconds for line in lines)
+    return PAGE.format(table=text(lines), count=len(lines), seconds=seconds, machine=f"{_processor()}, {cores} cores")
+
+
+def _processor() -> str:
+    found = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "name" in line]
+    return found[0] if found else platform.machine()
