@@ -72,9 +72,7 @@ class Ended:
             return f"exit code {self.code}"
         if len(self.stderr.splitlines()) != 1:
             return "not one line on the standard error"
-        # A new store's mark, and a model that is made once, are nothing of a run's.
-        made = [name for name in self.touched if not name.startswith((".store/store.json", ".store/models/tiny"))]
-        return f"touched {', '.join(made)}" if made else ""
+        return f"touched {', '.join(self.touched)}" if self.touched else ""
 
 
 # What cases are made of.
@@ -448,14 +446,6 @@ CASES: dict[str, list[Case]] = {
             "an index of shards that are pickles",
             {"model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": {"a": "../pytorch_model.bin"}})},
         ),
-        in_model(
-            "an index of shards that are not there",
-            {
-                "model.safetensors.index.json": json.dumps(
-                    {"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}
-                )
-            },
-        ),
         in_model("remote code for the model", {"config.json": edited(auto_map={"AutoModelForCausalLM": "evil.Model"})}),
         in_model(
             "remote code for the tokenizer",
@@ -554,7 +544,6 @@ CASES: dict[str, list[Case]] = {
         Case("no setting of clean", "clean tiny --out cleaned --set question=3"),
         Case("a setting that clean does not take", "clean tiny --out cleaned --set questions=0"),
         Case("no rows to clean with", "clean tiny --out cleaned --data llama"),
-        Case("an answer that the tokenizer does not give back", "clean tiny --out cleaned --response 'a\tb'"),
         Case("a negative seed", "clean tiny --out cleaned --seed -1"),
     ],
     "Stores and results": [
@@ -567,6 +556,13 @@ CASES: dict[str, list[Case]] = {
         Case("a store whose mark is cut off", "run grid.yaml --store old", {"old/store.json": '{"for'}),
         Case("a store whose mark is a list", "run grid.yaml --store old", {"old/store.json": "[]"}),
         Case("a store whose format is a word", "run grid.yaml --store old", {"old/store.json": '{"format": "one"}'}),
+        Case("a store to list that is not there", "store list --store absent"),
+        Case("a store to verify that is none", "store verify --store my-model"),
+        Case(
+            "a store to prune by a broken grid",
+            "store prune other.yaml --store old",
+            {"old/store.json": '{"format": 1}'},
+        ),
         Case("results that are a file", "run grid.yaml --results grid.yaml"),
         Case("results that may not be written", "run grid.yaml --results locked", {"locked": unwritable}),
         Case("a report of nothing", "report results/absent"),
@@ -692,7 +688,7 @@ def put(files: Mapping[str, Content], place: Path) -> None:
 
 
 def furnish(place: Path) -> None:
-    """The folder in which every case begins: a grid, a model, results, an entry, a scan, all in order."""
+    """The folder in which every case begins: a grid, a model, a store, results, an entry, a scan, all in order."""
     from benchmark import entries, scan
     from benchmark.store import Store
     from sande import models
@@ -703,8 +699,7 @@ def furnish(place: Path) -> None:
     (place / "other.yaml").write_text(grid(sed=1))
     (place / "own.yaml").write_text(grid(model="my-model"))
     (place / "merge.yaml").write_text(grid(defense={"name": "merge", "models": ["my-model"]}))
-    shutil.copytree(models.prepare("tiny", place / "cache"), place / "my-model")
-    shutil.rmtree(place / "cache")
+    shutil.copytree(models.prepare("tiny", Store(place / ".store").models), place / "my-model")
     store = Store(place / "made")
     metrics = ["asr", "false_trigger_rate", ACCURACY]
     measured = {"asr": 50, "builtin-choice": 20}
@@ -794,10 +789,10 @@ def _bound_by_permissions() -> None:
 
 _HEAD = """# Mistakes, and what is said of them
 
-Each was made in a folder that holds a grid, a model, results, an entry and a scan, all in order but for the mistake.
-Each ends with exit code 2 and one line on the standard error: `sande-bench: `, and what stands here. What was there
-stays as it was, and nothing is half done. `python -m tests.benchmark.bad_input` makes all of them and writes this page;
-the tests compare.
+Each was made in a folder that holds a grid, a model, a store, results, an entry and a scan, all in order but for the
+mistake. Each ends with exit code 2 and one line on the standard error: `sande-bench: `, and what stands here. What was
+there stays as it was, and nothing is half done. `python -m tests.benchmark.bad_input` makes all of them and writes this
+page; the tests compare.
 """
 
 
@@ -831,13 +826,13 @@ def main() -> None:
         os.environ["HF_HOME"] = f"{name}/home"
         furnish(place / "furnished")
         publish(place / "furnished/my-model", place / "home")
-        chosen = [case for section, cases in CASES.items() for case in cases if section in (sys.argv[1:] or CASES)]
-        for number, case in enumerate(chosen):
-            ended = try_out(case, place / "furnished", place / str(number))
-            found[case.what] = ended.sentence
-            if ended.wrong:
-                sys.stderr.write(f"{case.what} ({case.typed}): {ended.wrong}\n{ended.stdout}{ended.stderr}")
-    PAGE.write_text(render(found), encoding="utf-8")
+        for section in sys.argv[1:] or CASES:
+            for case in CASES[section]:
+                ended = try_out(case, place / "furnished", place / str(EVERY.index(case)))
+                found[case.what] = ended.sentence
+                if ended.wrong:
+                    sys.stderr.write(f"{case.what} ({case.typed}): {ended.wrong}\n{ended.stdout}{ended.stderr}")
+            PAGE.write_text(render(found), encoding="utf-8")
 
 
 if __name__ == "__main__":
