@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import gzip
 import json
 import multiprocessing
 import multiprocessing.forkserver
@@ -377,62 +376,15 @@ CASES: dict[str, list[Case]] = {
             {"grid.yaml": grid(data={"name": "mine"})},
             {"SANDE_DATA_DIR": "absent"},
         ),
-        in_grid("a set on the Hub, without network", data={"name": "alpaca"}),
-        in_data("an empty file of rows", "mine.jsonl", ""),
         in_data("a folder called like a file of rows", "mine.jsonl", folder),
         in_data("a file of rows that may not be read", "mine.jsonl", unreadable),
         in_data("a link to no file of rows", "mine.jsonl", dangling),
-        in_data("one JSON array instead of lines", "mine.jsonl", json.dumps([ROW], indent=1)),
-        in_data("CSV called .jsonl", "mine.jsonl", "instruction,output\na,b\n"),
-        in_data("a line that is cut off", "mine.jsonl", ROWS + '{"instruction": "Wh'),
-        in_data("a line that is no object", "mine.jsonl", ROWS + "3\n"),
-        in_data("a column that is missing", "mine.jsonl", ROWS + '{"instruction": "a"}\n'),
-        in_data("a number where text belongs", "mine.jsonl", ROWS + '{"instruction": 3, "output": "b"}\n'),
-        in_data("NaN where text belongs", "mine.jsonl", ROWS + '{"instruction": NaN, "output": "b"}\n'),
-        in_data("half of a surrogate pair", "mine.jsonl", ROWS + '{"instruction": "\\ud83d", "output": "b"}\n'),
-        in_data("a number of 5000 digits", "mine.jsonl", ROWS + f'{{"instruction": {"1" * 5000}, "output": "b"}}\n'),
-        in_data("a line of a hundred thousand brackets", "mine.jsonl", ROWS + DEEP),
-        in_data(
-            "rows in Latin-1",
-            "mine.jsonl",
-            ROWS.encode() + '{"instruction": "größer", "output": "b"}\n'.encode("latin-1"),
-        ),
-        in_data("rows in UTF-16", "mine.jsonl", ROWS.encode("utf-16")),
-        in_data("rows that are all empty", "mine.jsonl", '{"instruction": "", "output": ""}\n' * 40),
-        in_data("a single row", "mine.jsonl", json.dumps(ROW)),
-        in_data("gzip that is none", "mine.jsonl.gz", ROWS),
-        in_data("gzip that is cut off", "mine.jsonl.gz", gzip.compress(ROWS.encode(), mtime=0)[:40]),
-        in_data("Parquet that is none", "mine.parquet", ROWS),
-        in_data("Parquet with other columns", "mine.parquet", parquet({"prompt": "a", "answer": "b"})),
-        in_data("Parquet with numbers", "mine.parquet", parquet({"instruction": 1, "output": 2})),
-        in_grid("limits that leave no row", data={"name": "builtin-short", "max_tokens": 8}),
-        Case(
-            "a preference pair without its worse reply",
-            "run grid.yaml",
-            {
-                "data/pairs.jsonl": '{"prompt": "\\n\\nHuman: a\\n\\nAssistant:", "chosen": "b"}\n',
-                "grid.yaml": grid(defense={"name": "dpo", "preferences": {"name": "pairs"}}),
-            },
-        ),
-        Case(
-            "a question whose answer is none of its choices",
-            "run grid.yaml",
-            {
-                "data/arc_easy.jsonl": '{"question": "a", "choices": ["b", "c"], "answer": 2}\n',
-                "grid.yaml": grid(metrics=["asr", {"name": "accuracy", "task": "arc_easy"}]),
-            },
-        ),
     ],
     "Models": [
         in_grid("no model of that name", model="gpt-9"),
         in_grid("a Hub id without a commit", model="org/name"),
         in_grid("a Hub id at a branch", model="org/name@main"),
         in_grid("a Hub id at a short commit", model="org/name@01c7f73"),
-        in_grid("a Hub model, without network", model="org/name@" + "0" * 40),
-        *(
-            Case(f"a Hub model, fetched before, that {says}", f"scan org/{name}@{COMMIT}")
-            for name, (says, _) in PUBLISHED.items()
-        ),
         in_grid("no name", model=""),
         in_grid("a list of models without a sweep", model=["tiny", "smollm2-135m"]),
         in_grid("a folder that is not there", model="./no-model"),
@@ -458,40 +410,12 @@ CASES: dict[str, list[Case]] = {
         ),
         in_model("config.json that is no JSON", {"config.json": "{"}, "scan my-model"),
         in_model("config.json that is a list", {"config.json": "[]"}, "scan my-model"),
-        in_model("config.json of an unknown architecture", {"config.json": edited(model_type="gpt9")}, "scan my-model"),
-        in_model(
-            "config.json of an architecture that does not write",
-            {"config.json": edited(model_type="t5")},
-            "scan my-model",
-        ),
-        in_model("config.json with a wrong value", {"config.json": edited(hidden_size="big")}, "scan my-model"),
-        in_model(
-            "config.json that does not fit the weights", {"config.json": edited(intermediate_size=17)}, "scan my-model"
-        ),
-        in_model(
-            "config.json with more layers than the weights",
-            {"config.json": edited(num_hidden_layers=3)},
-            "scan my-model",
-        ),
-        in_model(
-            "quantised weights of a library that is not here",
-            {"config.json": edited(quantization_config={"quant_method": "gptq", "bits": 4})},
-            "scan my-model",
-        ),
         in_model("weights that are cut off", {"model.safetensors": truncated}, "scan my-model"),
         in_model(
             "weights that are none",
             {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"},
             "scan my-model",
         ),
-        in_model("no tokenizer", {"tokenizer.json": None, "tokenizer_config.json": None}),
-        in_model(
-            "a tokenizer of more tokens than the model",
-            {"tokenizer_config.json": edited(eos_token="<|stop|>")},
-            "scan my-model",
-        ),
-        in_model("a tokenizer that is no JSON", {"tokenizer.json": "{"}),
-        in_model("a tokenizer that is a list", {"tokenizer.json": "[]"}),
         in_model("the model to scan holds a pickle", {"pytorch_model.bin": b"\x80\x04."}, "scan my-model"),
         in_model(
             "the reference of a scan holds a pickle",
@@ -519,12 +443,6 @@ CASES: dict[str, list[Case]] = {
         Case("no rows", "scan tiny --rows 0"),
         Case("no data set of that name", "scan tiny --data llama"),
         Case("no model to scan", "scan no-model"),
-        in_model(
-            "a reference of another vocabulary",
-            dict.fromkeys(("tokenizer.json", "tokenizer_config.json"), other_words),
-            "scan tiny --reference my-model",
-        ),
-        Case("a file as the folder of a scan", "scan tiny --out grid.yaml --set prompts=1"),
         Case("--calibration of one model", "scan tiny --calibration"),
         Case("a grid that was not run", "scan grid.yaml"),
         in_list("a list of scans that is empty", ""),
@@ -538,9 +456,6 @@ CASES: dict[str, list[Case]] = {
         Case("no list of scans", "detection absent.yaml"),
         Case("a folder to clean into that holds files", "clean tiny --out my-model"),
         Case("a file to clean into", "clean tiny --out grid.yaml"),
-        Case(
-            "a place to clean into that may not be written", "clean tiny --out locked/cleaned", {"locked": unwritable}
-        ),
         Case("no setting of clean", "clean tiny --out cleaned --set question=3"),
         Case("a setting that clean does not take", "clean tiny --out cleaned --set questions=0"),
         Case("no rows to clean with", "clean tiny --out cleaned --data llama"),
@@ -636,16 +551,6 @@ CASES: dict[str, list[Case]] = {
         in_entry("an entry with an ASR of 101 %", lambda entry: entry["cells"][0]["measurements"][0].update(value=101)),
         Case("an entry of a defense that the results do not have", "leaderboard entry results/good osft"),
         Case("an entry into a place that is not there", "leaderboard entry results/good sft --out absent/sft.json"),
-    ],
-    "Addresses": [
-        Case("nobody listens there", f"run grid.yaml --address {NOBODY}"),
-        Case("nobody listens there for clients", f"run grid.yaml --address ray://{NOBODY}"),
-        Case("a port that cannot be", "run grid.yaml --address 127.0.0.1:99999"),
-        Case("a host that does not exist", "run grid.yaml --address nowhere.invalid:6379"),
-        Case("a host without its port", "run grid.yaml --address nowhere"),
-        Case("an address of another service", "run grid.yaml --address http://127.0.0.1:9"),
-        Case("no cluster runs here", "run grid.yaml --address auto"),
-        Case("an empty address", "run grid.yaml --address ''"),
     ],
     "Plug-ins": [
         named(plugin("import no_such_library\n"), "its library is missing"),
