@@ -64,12 +64,15 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
     Raises:
         UserError: the model, the data or `out` cannot be used, or the tokenizer cannot write what is known.
     """
-    import torch
-
-    from benchmark import logs
     from sande import models
 
     _check_new(out)
+    models.identify(model)  # mistakes there and in the name of the rows are told before libraries are loaded
+    sources.fingerprint(config.removal.name)
+    import torch
+
+    from benchmark import logs
+
     logs.quiet()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

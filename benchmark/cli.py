@@ -546,9 +546,6 @@ def scan(
 
     settings = grids.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake there costs no loading of libraries
-    from benchmark import logs
-
-    logs.quiet()
     how = scans.How(detector, settings, data, rows, reference, seed)
     if model.endswith(".yaml"):
         from benchmark.remote import is_uri

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import figures, tables
+from benchmark import figures, logs, tables
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande import registry, types
@@ -85,6 +85,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
     names = [name for name in (model, how.reference) if name is not None]
     identities = [models.identify(name) for name in names]
     examples = how.examples()
+    logs.quiet()  # which loads libraries, and mistakes are told before
     suspect, *clean = (models.load(name, models_cache) for name in names)
     if clean:
         _check_vocabularies(suspect, clean[0], names)

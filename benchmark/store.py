@@ -172,9 +172,9 @@ class Store:
         path = self.path(kind, key) / MANIFEST
         try:
             manifest: dict[str, Any] = json.loads(_checked(str(path)) or path.read_bytes())
-            manifest.pop("checksums", None)
-        except (OSError, ValueError, RecursionError, AttributeError, TypeError):  # the last two: it is no object
+        except (OSError, ValueError, RecursionError):
             raise DamagedError(f"{path} is missing or garbled; run again to make it anew") from None
+        manifest.pop("checksums", None)
         return manifest
 
     def keys(self, kind: str) -> list[str]:

@@ -387,7 +387,9 @@ def _check_requests(source: str, files: dict[str, Path]) -> None:
         if name == _ADAPTER:
             raise UserError(f"{source} is an adapter of another model; merge the two by PEFT's merge_and_unload")
         if asked := _code(values):
-            raise UserError(f"{source} asks for code of its own ({asked} in {name}), which is never run; take it out")
+            raise UserError(
+                f"{source} asks for code of its own ({asked} in {name}), which is never run; take it out of a copy"
+            )
         shards = values.get("weight_map", {}) if name == _INDEX else {}
         for shard in sorted(map(str, shards.values() if isinstance(shards, dict) else [shards])):
             # One that is named by a path, or is no safetensors, transformers would load all the same.

@@ -1,5 +1,6 @@
 """Grids: how they expand, what --set and --only do, and what is said of a grid that cannot be used."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,26 @@ def test_exponents_are_numbers_as_people_write_them(grid_file: GridFile, tmp_pat
         f"defense: {{name: sft, training: {{learning_rate: {written}}}}}\n"
     )
     assert values(path, "defense.training.learning_rate") == [(1e-4,)]
+
+
+@pytest.mark.parametrize(
+    "written", [lambda text: b"\xef\xbb\xbf" + text, lambda text: text.replace(b"\n", b"\r\n")], ids=["bom", "crlf"]
+)
+def test_a_grid_that_an_editor_of_windows_saved_is_the_same(
+    grid_file: GridFile, written: Callable[[bytes], bytes]
+) -> None:
+    path = grid_file(sweep={"seed": [0, 1]})
+    expected = cells(path)
+    path.write_bytes(written(path.read_bytes()))
+    assert cells(path) == expected
+
+
+def test_a_merged_key_that_is_said_anew_is_no_key_said_twice(tmp_path: Path) -> None:
+    path = tmp_path / "merged.yaml"
+    path.write_text(
+        "model: tiny\ndata: &rows {name: builtin-short, rows: 9}\nremoval: {<<: {name: alpaca}, name: builtin-short}\n"
+    )
+    assert values(path, "data.rows", "removal.name") == [(9, "builtin-short")]
 
 
 def test_set_changes_every_cell(grid_file: GridFile) -> None:

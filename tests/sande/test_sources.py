@@ -339,6 +339,12 @@ def test_a_broken_question_is_named_with_file_and_line(folder: Path, change: dic
         sources.questions("quiz")
 
 
+@pytest.mark.parametrize("content", [b"\xef\xbb\xbf" + GOOD.encode() + b"\n", GOOD.encode() + b"\r\n\r\n"])
+def test_rows_that_an_editor_of_windows_saved_are_read(folder: Path, content: bytes) -> None:
+    (folder / "mine.jsonl").write_bytes(content)
+    assert sources.examples("mine") == (Example(**ROWS[0]),)
+
+
 def test_a_truncated_gzip_is_named(folder: Path) -> None:
     path = write(folder / "mine.jsonl.gz", ROWS * 500)
     path.write_bytes(path.read_bytes()[:-20])
