@@ -145,10 +145,10 @@ def test_the_rows_of_a_job_name_the_code_that_was_sent(submitted) -> None:
 
 def test_secrets_of_who_submits_stay_where_they_are(head: Head, submitted) -> None:
     done, root = submitted
-    assert "planted" not in done.stdout + done.stderr
+    assert "planted-" not in done.stdout + done.stderr
     files = [path for folder in (root, head.temp) for path in folder.rglob("*") if path.is_file()]
     assert [path for path in files if path.suffix == ".log"], "Ray's logs are among them"
-    assert not [path for path in files if b"planted" in path.read_bytes()]
+    assert not [path for path in files if b"planted-" in path.read_bytes()]
 
 
 def test_rays_own_job_submit_has_them_too(head: Head, tmp_path: Path, local: list[dict[str, Any]]) -> None:
