@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install dev test slow perf lint audit format clean
+.PHONY: quickstart paper-smoke install dev test slow faults perf lint audit format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -21,7 +21,11 @@ test: dev  ## the default test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 slow: dev  ## what takes longer: several processes, worker groups, killed drivers
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m 'slow and not faults'
+
+# TABLE=docs/faults.md writes the table into that file.
+faults: dev  ## everything that can go wrong, and whether a grid survives it; prints a table
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults $(if $(TABLE),--faults-table $(TABLE))
 
 # Those for a GPU say so in a line. Each prints its progress indented, and one line a figure: name, ratio, target, met or not.
 PERF := startup planning overhead report removal training_cpu decoding choices prediction training_gpu decoding_gpu

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,10 +31,10 @@ def case(faults: Faults, tmp_path: Path) -> Iterator[NewCase]:
     made: list[Case] = []
 
     @contextmanager
-    def new(fault: str, *options: str) -> Iterator[Case]:
+    def new(fault: str, *options: str, **changes: Any) -> Iterator[Case]:
         line, begin = Line(fault), time.monotonic()
         _lines.append(line)
-        made.append(Case(tmp_path / str(len(made)), faults, line, options))
+        made.append(Case(tmp_path / str(len(made)), faults, line, options, changes))
         try:
             yield made[-1]
         finally:
@@ -57,7 +58,8 @@ def undisturbed(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> Cas
 
 
 @pytest.fixture(scope="session")
-def machines(faults: Faults) -> Iterator[Machines]:
+def machines(faults: Faults, undisturbed: Case) -> Iterator[Machines]:
+    """After the first run, as Ray makes the token that they ask for where it starts on one machine."""
     machines = Machines(faults)
     yield machines
     machines.close()

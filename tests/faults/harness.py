@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ GONE = 120  # seconds; a Ray worker that was just starting gives up only after i
 FOLDER = "SANDE_FAULTS"
 NODE = "SANDE_FAULTS_NODE"  # in the environment of all processes of a node of the cluster
 
+# Workers of a cluster that are Ray's own, and stay.
+OF_RAY = tuple(f"ray::{name}" for name in ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor"))
 TRAIN, DECODE = "sande.training:ResponseLoss.forward", "sande.generation:greedy"
 WRITE, PUT = "benchmark.store:atomically", "benchmark.store:Store._move_in"
 STEPS = TRAINING | {"max_steps": 4}
@@ -119,31 +122,31 @@ class Machines:
     """A Ray cluster: a head without CPUs, where drivers join, and nodes of one CPU on which stages run."""
 
     def __init__(self, faults: Faults, nodes: int = 2) -> None:
-        from ray.cluster_utils import Cluster
-
         self._faults = faults
-        self._cluster = Cluster()
-        self._nodes: dict[str, Any] = {}
-        self.add(num_cpus=0, include_dashboard=False, _system_config={"health_check_period_ms": 500})
-        self.head = next(iter(self._nodes))
+        self._nodes: set[str] = set()
+        self._starter = subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.nodes", NODE],
+            cwd=ROOT,
+            env=os.environ | faults.environment | {NODE: "starter"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.head = self.add(cpus=0)
         for _ in range(nodes):
-            self.add(num_cpus=1)
+            self.add()
 
-    @property
-    def options(self) -> tuple[str, str]:
-        """Of a run on them."""
-        return "--address", self._cluster.address
-
-    def add(self, **how: Any) -> None:
-        """One more node; all of its processes know its name."""
+    def add(self, cpus: int = 1) -> str:
+        """One more node; gives its name, which all of its processes know."""
         name = uuid.uuid4().hex[:8]
-        before = dict(os.environ)
-        os.environ.update(self._faults.environment | {NODE: name})
-        try:
-            self._nodes[name] = self._cluster.add_node(**how)
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+        assert self._starter.stdin
+        assert self._starter.stdout
+        print(name, cpus, file=self._starter.stdin, flush=True)
+        address = self._starter.stdout.readline().strip()
+        assert address, "the node did not start"
+        self._nodes.add(name)
+        self.options = "--address", address
+        return name
 
     def node_of(self, pid: int) -> str:
         """The node whose process this is."""
@@ -151,15 +154,19 @@ class Machines:
 
     def kill(self, name: str) -> None:
         """All processes of a node at once, as if it lost its power."""
-        node = self._nodes.pop(name)
-        own = [info.process.pid for infos in node.all_processes.values() for info in infos]
-        end([*own, *(pid for pid, of in self._faults.processes().items() if of == name)])
-        self._cluster.remove_node(node, allow_graceful=False)  # reaps them
+        self._nodes.discard(name)
+        assert wait_until(lambda: not self._end(name), SOON)
+
+    def _end(self, name: str) -> list[int]:
+        found = [pid for pid, node in self._faults.processes().items() if node == name]
+        end(found)
+        return found
 
     def close(self) -> None:
         """End all of it."""
-        for name in reversed(list(self._nodes)):
+        for name in [*self._nodes]:
             self.kill(name)
+        self._starter.communicate()
 
 
 @dataclass
@@ -191,6 +198,7 @@ class Case(Workplace):
     log: Path = field(init=False)
     location: str = field(init=False)  # of the store, as runs know it
     options: tuple[str, ...] = ()  # of every run
+    changes: dict[str, Any] = field(default_factory=dict)  # of the grid
     given: int = 0  # stages that were done before
     inside: list[str] = field(default_factory=list)  # before a command, where the store is on a disk of its own
     drivers: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -198,7 +206,7 @@ class Case(Workplace):
     def __post_init__(self) -> None:
         self.root.mkdir()
         self.log = self.root / "log"
-        self.path = self.grid("faults", **GRID)
+        self.path = self.grid("faults", **GRID | self.changes)
         self.location = str(self.store)
 
     def begin_with(self, undisturbed: Case) -> None:
@@ -352,7 +360,7 @@ def _working(pid: int) -> bool:
         title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
         return False
-    return title.startswith("ray::") and not title.startswith("ray::IDLE")
+    return title.startswith("ray::") and not title.startswith(OF_RAY)
 
 
 def _living(pid: int) -> bool:
