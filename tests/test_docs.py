@@ -73,6 +73,7 @@ def test_what_a_page_says_to_type_works(
     text = page.read_text(encoding="utf-8")
     write_files(text, tmp_path)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir(exist_ok=True)
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path / "data"))
     for arguments in commands(text):
         done: Result = CliRunner().invoke(app, quick(arguments))

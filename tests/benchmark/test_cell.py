@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from benchmark.cell import Cell, Parser, digest
 from benchmark.plan import make
@@ -180,9 +182,9 @@ def test_the_victim_depends_on(what: str) -> None:
 
 def test_the_victim_depends_on_the_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    save_file({"weights": torch.zeros(1)}, tmp_path / "model.safetensors")
     first = cell(model=str(tmp_path)).attack_key
-    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    save_file({"weights": torch.ones(1)}, tmp_path / "model.safetensors")
     assert len({first, cell(model=str(tmp_path)).attack_key, cell().attack_key}) == 3
 
 

@@ -15,7 +15,7 @@ from benchmark import rows
 from benchmark.cell import Cell
 from benchmark.plan import victim_of
 from benchmark.rows import OUTCOMES, SCHEMA, read, read_outcomes
-from benchmark.store import Store
+from benchmark.store import DamagedError, Store
 from sande import registry
 from sande.errors import UserError
 from sande.statistics import wilson
@@ -179,7 +179,7 @@ def test_writing_tells_how_many_cells_failed(store: Store, done: Cell, tmp_path:
 
 def test_rows_that_cannot_be_made_leave_the_old_files(store: Store, done: Cell, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(FileNotFoundError):  # of the second cell nothing is in the store
+    with pytest.raises(DamagedError):  # of the second cell nothing is in the store
         rows.write(rows.build("hand", [done, cell(defense="sft")], store, {}), [], folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 

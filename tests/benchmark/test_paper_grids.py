@@ -239,9 +239,10 @@ def test_plan_of_the_paper_gives_numbers_and_hours_with_neither_ray_nor_torch(tm
         [sys.executable, "-c", PLAN, str(tmp_path / "store")], cwd=GRIDS.parent, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    stages, hours, basis, counts = done.stdout.splitlines()[-4:]
+    stages, hours, basis, disk, counts = done.stdout.splitlines()[-5:]
     assert stages == "192 distinct stages: 13 attack, 74 defend, 105 evaluate; each victim is trained once"
     assert re.match(r"Estimate: \d+\.\d GPU-hours \(attack \d+\.\d, defend \d+\.\d, evaluate \d+\.\d\)$", hours)
     assert basis.startswith("Basis: the attacks of the paper (appendix A")
+    assert disk.startswith("Disk: 87 models take ")
     assert counts.startswith("113 cells, 192 stages, 0 done; to run: 13 attack, 74 defend, 105 evaluate")
     assert not (tmp_path / "store").exists()

@@ -119,7 +119,7 @@ def test_a_merge_gives_the_logits_of_the_adapted_model(tiny: LanguageModel, rows
 
     def prepare(trainer: Any) -> Any:
         train = trainer.train
-        trainer.train = lambda: (train(), adapted.append(logits()))
+        trainer.train = lambda **resuming: (train(**resuming), adapted.append(logits()))
         return trainer
 
     start = logits()
