@@ -61,7 +61,9 @@ class Faults:
     def environment(self) -> dict[str, str]:
         """Of processes in which faults may happen."""
         path = os.pathsep.join([str(HOOK), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        return {"PYTHONPATH": path, FOLDER: str(self.root), "RAY_AUTH_MODE": "token"}
+        # Who has lost the head gives up after ten seconds, not after a minute.
+        ray = {"RAY_AUTH_MODE": "token", "RAY_gcs_rpc_server_reconnect_timeout_s": "10"}
+        return {"PYTHONPATH": path, FOLDER: str(self.root), **ray}
 
     def arm(self, point: str, action: str = "hold", stage: str = "", path: str = "", call: int = 1) -> str:
         """Let a fault happen once, see the hook; gives its name."""
@@ -298,6 +300,11 @@ class Case(Workplace):
         patterns = "*.part", "unfinished/*", "leases/*", "checkpoints/*/*"
         return {str(path.relative_to(self.root)) for pattern in patterns for path in self.root.rglob(pattern)}
 
+    def vanish(self) -> None:
+        """Wait until no process of a run is left, not even one that is held; then disarm what did not happen."""
+        assert wait_until(lambda: not self.processes(), GONE), self.processes()
+        self.faults.release()
+
     def recover(self, undisturbed: Case, fetch: Callable[[], None] = lambda: None) -> None:
         """One more run, after which everything must be as in a run where nothing happened.
 
@@ -305,9 +312,8 @@ class Case(Workplace):
             undisturbed: that run.
             fetch: brings store and results here after it, if they are elsewhere.
         """
-        self.faults.release()
         by_itself = bool(self.drivers) and all(driver.poll() == 0 for driver in self.drivers)
-        assert wait_until(lambda: not self.processes(), GONE), self.processes()
+        self.vanish()
         last = self.start()
         assert self.ended(last) == 0, self.said
         fetch()

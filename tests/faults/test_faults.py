@@ -98,7 +98,7 @@ def test_the_driver_is_killed_twice(case: NewCase, undisturbed: Case, machines: 
         for call in (2, 3):
             here.reach(here.faults.arm(TRAIN, stage="defend sande_p", call=call))
             here.kill(here.drivers[-1].pid)
-            here.faults.release()
+            here.vanish()
         here.recover(undisturbed)
 
 
