@@ -195,7 +195,9 @@ def _do(
                 most = MOST if peaks else resources.side_by_side
                 with interrupts.sigint_kept():
                     _tuner(searcher, store, resources, per_worker, slots * most, folder).fit()
-                if searcher.begun - begun < TRIALS_OF_A_TUNER:
+                if searcher.left_to_others:
+                    searcher.wait()
+                elif searcher.begun - begun < TRIALS_OF_A_TUNER:
                     break
                 gc.collect()  # the Tuner
             except OSError as error:
@@ -305,15 +307,26 @@ class StageSearcher(Searcher):
         self._keeper = keeper
         self._waiting: set[str] = set()  # keys of stages that another run was seen to do
         self._looked = begin  # at leases of others
+        self._offer: Offer | None = None  # the next one, found beside Tune
+        self.left_to_others = False  # all that could start
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
-        """The next stage as a trial's config, None while none can start, FINISHED when none is left."""
-        offer = self._next()
+        """The next stage as a trial's config, None while none can start, FINISHED when none is left here."""
+        offer, self._offer = self._offer or self._next(), None
         if offer is None:
-            return Searcher.FINISHED if self.queue.over else None
+            # Tune's idle processes hold CPUs, which another run may need for what is waited for here: let them end.
+            self.left_to_others = not self._running and not self.queue.over
+            return Searcher.FINISHED if self.queue.over or self.left_to_others else None
         self.begun += 1
         self._running[trial_id] = (offer, time.perf_counter())
         return {"stage": offer.stage.to_json(), "share": offer.share}
+
+    def wait(self) -> None:
+        """Until a stage that was left to others can start here, or all are done."""
+        self.left_to_others = False
+        while self._offer is None and not self.queue.over:
+            time.sleep(POLL)
+            self._offer = self._next()
 
     def _next(self) -> Offer | None:
         """The next stage that no other run is doing or has done; its leases are this run's."""

@@ -436,6 +436,27 @@ def test_a_tuner_does_only_so_many_trials_and_the_next_goes_on(
     assert len(said) == 5
 
 
+def test_while_all_that_is_left_is_done_by_another_run_no_tuner_keeps_its_processes(
+    store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = Leases(store.board(), lambda line: None)
+    assert other.take("another run", [("attack", "a")]) is None
+    ended: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        ended.append(len(tuners))
+        put(store, "attack", "a", MANIFEST)
+        other.release("another run")
+
+    monkeypatch.setattr(execute, "POLL", 0.0)
+    monkeypatch.setattr(execute.time, "sleep", sleep)
+    said: list[str] = []
+    assert execute._do(plan(stage("a")), store, Resources(), said.append, 0.0, ALL) == {}
+    other.close()
+    assert ended == [1]  # the one Tuner had returned
+    assert [line.split(": ")[-1].split(" ")[0] for line in said] == ["left", "done"]
+
+
 def test_where_the_user_interrupts_tune_no_other_tuner_starts(
     store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
