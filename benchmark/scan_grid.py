@@ -7,7 +7,7 @@ OUT/scans.yaml                                the list that `benchmark.detection
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +55,20 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, s
             f"{len(poisoned)} of the models of {path} are victims, and thresholds are chosen by models that were never "
             "poisoned; leave out --calibration, or give a grid whose attack.poison_rate is 0"
         )
+    wanted = how.record()
     for number, cell in enumerate(cells, start=1):
-        folder = out / f"{cell.attack_key[:KEY]}-{how.detector}"
+        folder = out / _name(cell, how.detector)
         model = str(store / "attack" / cell.attack_key)
-        if not _made(folder, model, how):
+        if not _made(folder, model, wanted):
             say(f"[{number}/{len(cells)}] {how.detector} on {_label(cell)}")
             scans.write(scans.scan(model, how, kept.models, say), folder)
     more = {"calibration": True} if calibration else {}
     return _listed(out, [_line(cell, how.detector) | more for cell in cells])
+
+
+def _name(cell: Cell, detector: str) -> str:
+    """Of the folder of a scan."""
+    return f"{cell.attack_key[:KEY]}-{detector}"
 
 
 def _response(cell: Cell) -> str | None:
@@ -80,21 +86,22 @@ def _label(cell: Cell) -> str:
 
 def _line(cell: Cell, detector: str) -> dict[str, Any]:
     """What the list says of a scan, see `benchmark.detection.Case`."""
-    line: dict[str, Any] = {"scan": f"{cell.attack_key[:KEY]}-{detector}", "label": _label(cell)}
+    line: dict[str, Any] = {"scan": _name(cell, detector), "label": _label(cell)}
     response = _response(cell)
     return line if response is None else {**line, "response": response}
 
 
-def _made(folder: Path, model: str, how: How) -> bool:
-    """Whether the folder holds just this scan."""
+def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether the folder holds the scan of this model that has such a record, see `How.record`."""
     try:
         record = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     if not isinstance(record, dict):
         return False
-    wanted = {"model_identity": models.identify(model), **how.record()}
-    return all(record.get(name) == value for name, value in wanted.items())
+    return all(
+        record.get(name) == value for name, value in {"model_identity": models.identify(model), **wanted}.items()
+    )
 
 
 def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:

@@ -1,6 +1,8 @@
 """A real server of the S3 protocol on loopback, which can be made to fail and to be slow."""
 
+import itertools
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -52,3 +54,16 @@ class Server:
 
     def close(self) -> None:
         self._server.shutdown()
+
+
+def failing_and_slow() -> Callable[[str, str], int | None]:
+    """Of eleven requests three fail, and one of seventeen takes half a second more."""
+    count = itertools.count()
+
+    def fault(method: str, path: str) -> int | None:
+        number = next(count)
+        if number % 17 == 0:
+            time.sleep(0.5)
+        return {3: 500, 8: 503, 9: 429}.get(number % 11)
+
+    return fault

@@ -17,7 +17,7 @@ from benchmark.remote_store import RemoteStore, open_store
 from benchmark.store import FORMAT, DamagedError
 from sande.errors import UserError
 from tests.benchmark.helpers import GridFile, cell, finish
-from tests.benchmark.s3 import SECRET, Server, never
+from tests.benchmark.s3 import SECRET, Server, failing_and_slow, never
 from tests.benchmark.test_cli import invoke, mistake
 
 KEY = "k" * 64
@@ -161,15 +161,7 @@ def test_a_flipped_bit_of_the_copy_here_is_mended_from_there(uri: str) -> None:
 def test_errors_and_delays_are_waited_out(
     uri: str, server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    count = iter(range(10**6))
-
-    def fault(method: str, path: str) -> int | None:
-        number = next(count)
-        if number % 7 == 3:
-            time.sleep(0.2)
-        return {1: 500, 4: 503, 6: 429}.get(number % 11)
-
-    server.fault = fault
+    server.fault = failing_and_slow()
     put(open_store(uri))
     folder = elsewhere(uri, monkeypatch, tmp_path).read("attack", KEY)
     assert {name: (folder / name).read_bytes() for name in FILES} == FILES

@@ -4,18 +4,15 @@ Of each fault the moment is certain, as the process that it hits waits for it th
 machine is. `make faults` runs all of it and prints the table.
 """
 
-import itertools
 import os
 import shutil
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmark.remote import CACHE, Remote
-from tests.benchmark.s3 import Server, never
+from tests.benchmark.s3 import Server, failing_and_slow, never
 from tests.faults.conftest import NewCase
 from tests.faults.harness import DECODE, PUT, TRAIN, WRITE, Case, Faults, Line, Machines
 
@@ -217,16 +214,3 @@ def test_s3_fails_and_delays(case: NewCase, undisturbed: Case, monkeypatch: pyte
             here.recover(undisturbed, fetch=lambda: there.fetch(there.sizes(), here.root))
     finally:
         server.close()
-
-
-def failing_and_slow() -> Callable[[str, str], int | None]:
-    """Of eleven requests three fail, and one of seventeen takes half a second more."""
-    count = itertools.count()
-
-    def fault(method: str, path: str) -> int | None:
-        number = next(count)
-        if number % 17 == 0:
-            time.sleep(0.5)
-        return {3: 500, 8: 503, 9: 429}.get(number % 11)
-
-    return fault

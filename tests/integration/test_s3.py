@@ -1,8 +1,6 @@
 """A grid with store and results on S3, whose server fails and delays: its rows are those of a run on a disk."""
 
-import itertools
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.remote import CACHE, Remote
-from tests.benchmark.s3 import SECRET, Server, never
+from tests.benchmark.s3 import SECRET, Server, failing_and_slow, never
 from tests.integration.helpers import TRAINING, Workplace
 
 pytestmark = pytest.mark.slow
@@ -29,18 +27,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     server.close()
 
 
-def faults(server: Server) -> None:
-    count = itertools.count()
-
-    def fault(method: str, path: str) -> int | None:
-        number = next(count)
-        if number % 17 == 0:
-            time.sleep(0.5)
-        return {3: 500, 8: 503, 9: 429}.get(number % 11)
-
-    server.fault = fault
-
-
 def rows(path: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if k not in VARY} for row in pq.read_table(path).to_pylist()]
 
@@ -52,7 +38,7 @@ def test_a_run_on_s3_equals_one_on_a_disk(place: Workplace, server: Server) -> N
 
     there = Remote(f"s3://{BUCKET}/run")
     options = ["--store", f"{there.uri}/store", "--results", f"{there.uri}/results"]
-    faults(server)
+    server.fault = failing_and_slow()
     done = place.run(grid, *options, **{CACHE: str(place.root / "one")})
     assert done.returncode == 0, done.stdout + done.stderr
     assert server.failed > 10
