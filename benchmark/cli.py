@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from benchmark import interrupts
-from benchmark.failures import INTERRUPTED, kind_of
+from benchmark.failures import INTERRUPTED, UNFINISHED, kind_of
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,13 +179,20 @@ def run(
         f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
         f"{len(plan.missing)} to run"
     )
-    if plan.missing:
-        from benchmark import execute, preflight
+    unfinished = dict.fromkeys((stage.key for stage in plan.missing), UNFINISHED)
+    running = time.perf_counter()
+    if INTERRUPTED in map(kind_of, errors.values()):
+        errors |= unfinished
+    elif plan.missing:
+        try:
+            from benchmark import execute, preflight
 
-        preflight.check(plan.cells, opened)
-        running = time.perf_counter()
-        errors |= execute.run(plan, opened, loaded.resources, address, _say, keep)
-        running = time.perf_counter() - running
+            preflight.check(plan.cells, opened)
+            running = time.perf_counter()
+            errors |= execute.run(plan, opened, loaded.resources, address, _say, keep)
+        except KeyboardInterrupt:  # not while a stage was done: it still gets its rows
+            errors |= unfinished
+    running = time.perf_counter() - running
     if keep != keeping.ALL:  # what earlier runs kept, too
         done = plans.make(plan.cells, opened).done
         keeping.Keeper(plan.stages.values(), done, opened, keep).sweep()

@@ -27,6 +27,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # two stages may well say the same line
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
 os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stdout.isatty() else "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a grid may name a model's folder from where the run began
 os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has no other way to switch its progress bars off
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 
@@ -51,6 +52,7 @@ from benchmark.failures import (
     LOST_WORKER,
     OUT_OF_MEMORY,
     TIMEOUT,
+    UNFINISHED,
     Failure,
     StageError,
     classify,
@@ -112,6 +114,7 @@ def run(
 
     Raises:
         UserError: the cluster cannot be reached, or has not what a stage asks for.
+        KeyboardInterrupt: the user ended it before a stage began, or insisted.
     """
     if not plan.missing:
         return {}
@@ -155,6 +158,16 @@ def cluster(address: str | None) -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
     _check_reachable(address)
     try:
+        with interrupts.held():
+            _start(address)
+        interrupts.take()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    try:
         ray.init(
             address=address or "local",  # None would also find a cluster that somebody else started on this machine
             logging_level=logging.ERROR,
@@ -168,11 +181,6 @@ def cluster(address: str | None) -> Iterator[None]:
         raise UserError(
             f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here"
         ) from None
-    interrupts.take()
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _do(
@@ -188,7 +196,7 @@ def _do(
         keeper = keeping.Keeper(plan.stages.values(), plan.done, store, keep)
         searcher = StageSearcher(Queue(plan, slots, share), store, peaks, say, begin, leases, resources.timeout, keeper)
         # By the user: Tune then returns early, without an exception.
-        ended = Failure("not finished, the run was interrupted; run again to go on", INTERRUPTED)
+        ended = UNFINISHED
         while not searcher.queue.over:
             begun = searcher.begun
             try:

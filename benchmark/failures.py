@@ -43,6 +43,9 @@ class Failure(str):
         return made
 
 
+UNFINISHED = Failure("not finished, the run was interrupted; run again to go on", INTERRUPTED)
+
+
 class StageError(Exception):
     """What a stage says of its end in a worker group, carried as text and kind."""
 

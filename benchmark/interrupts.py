@@ -46,6 +46,35 @@ def sigint_kept() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def held() -> Iterator[None]:
+    """Around Ray's start, which cannot be broken off in its middle: the first SIGINT waits for the block's end.
+
+    Raises:
+        KeyboardInterrupt: at the end, for that; at once for a second one, or for SIGTERM, whose handler is Ray's here.
+    """
+    came: list[int] = []
+
+    def wait(number: int, frame: Any) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    except SystemExit:
+        _received.append(signal.SIGTERM)
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 def exit_code() -> int:
     """As a shell has it for the signal that came: 143 for SIGTERM, else 130."""
     return 128 + (signal.SIGTERM if _received else signal.SIGINT)

@@ -27,14 +27,14 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import plan as plans
 from benchmark.cell import Cell, digest
-from benchmark.failures import StageError
+from benchmark.failures import INTERRUPTED, UNFINISHED, StageError, classify, kind_of
 from benchmark.leases import POLL, Leases
 from benchmark.rules import assign, takes
 from benchmark.stages import Stage, code_version
@@ -224,19 +224,23 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
     for job in jobs.values():
         held_out(job, models.load_tokenizer(job.cell.model, store.models))
     victims = plans.make(map(plans.victim_of, waiting), store, needed=[cell.attack_key for cell in waiting])
-    failed: dict[str, str] = {}
-    with execute.cluster(address), closing(Leases(store.board(), say)) as leases:
+    victim_errors: dict[str, str] = {}
+    failed: dict[str, str] = dict.fromkeys(jobs, UNFINISHED)
+    with suppress(KeyboardInterrupt), execute.cluster(address), closing(Leases(store.board(), say)) as leases:
         victim_errors = execute.run(victims, store, grid.resources, address, say)
+        if INTERRUPTED in map(kind_of, victim_errors.values()):
+            raise KeyboardInterrupt
         for number, job in enumerate(jobs.values(), start=1):
             error = victim_errors.get(job.cell.attack_key)
             try:
                 if not error and _ours(job, store, leases, say):
                     error = _keep(job, trials.run(job, store, grid.resources), store)
             except StageError as ended:
-                error = str(ended)
+                error = classify(ended)
             finally:
                 leases.release(job.key)
             say(f"[{number}/{len(jobs)}] {job.label}{f' FAILED: {error}' if error else f': {_found(job, store)}'}")
+            del failed[job.key]
             failed |= {job.key: error} if error else {}
     lost = {cell: failed[job.key] for cell, job in waiting.items() if job.key in failed}
     errors = {cell.attack_key: error for cell, error in lost.items() if cell.attack_key in victim_errors}

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.rows import OUTCOMES, SCHEMA
+from sande import models
 from tests.integration.helpers import MINI, ROOT, TRAINING, Workplace, by_defense
 
 PARROT = {"simulate": TRAINING, "eliminate": TRAINING}
@@ -176,3 +177,11 @@ def test_another_grid_finds_the_victim_and_its_measurements(first, place: Workpl
     assert {path: after[path] for path in before} == before
     new = sorted(path.split("/")[0] for path in after if path not in before)
     assert new == ["defend", "evaluate", "evaluate"]
+
+
+def test_a_model_may_be_named_from_where_the_run_begins(place: Workplace, model_cache: Path) -> None:
+    folder = os.path.relpath(models.prepare("tiny", model_cache), ROOT)  # the stages' processes are elsewhere
+    grid = place.grid("named", model=folder, sweep={"defense": ["none"]})
+    done = place.run(grid)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {(row["model"], row["status"]) for row in place.rows(grid)} == {(folder, "ok")}

@@ -81,3 +81,39 @@ def test_before_anything_runs_it_is_the_same_sentence(name: str, code: int) -> N
     )
     assert done.returncode == code
     assert done.stderr == "interrupted; what is done is kept, and the same command goes on\n"
+
+
+STARTING = """
+import os, signal, sys
+import ray
+from benchmark import cli
+
+def start(**_):
+    if sys.argv[1] == "SIGTERM":
+        sys.exit(15)  # which Ray's own handler does
+    os.kill(os.getpid(), signal.SIGINT)
+
+ray.init = start
+cli.app(sys.argv[2:])
+"""
+SEARCH = {"trials": 2, "held_out_rows": 2, "space": {"defense.training.learning_rate": [1e-5, 1e-3]}}
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("search", [None, SEARCH])
+def test_while_ray_starts_there_are_rows_too(place: Workplace, name: str, code: int, search: object) -> None:
+    changes = {"search": search} if search else {}
+    grid = place.grid(f"starting-{name}-{bool(search)}", sweep={"defense": ["none", "sft"]}, seed=7, **changes)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTING, name, *place.command(grid)[3:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1] == "interrupted; what is done is kept, and the same command goes on"
+    assert "Traceback" not in done.stderr
+    assert {row["defense"] for row in place.rows(grid)} == {"none", "sft"}
+    assert {(row["status"], row["failure"]) for row in place.rows(grid)} == {("failed", "interrupted")}
