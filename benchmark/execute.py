@@ -30,6 +30,8 @@ os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stdout.isatty() else "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a grid may name a model's folder from where the run began
 os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has no other way to switch its progress bars off
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+if os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists():
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray shows it to no cluster that it joins
 
 import ray
 import ray.train
@@ -38,6 +40,7 @@ import ray.train.torch
 import torch
 from ray import tune
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 from transformers import Trainer
@@ -73,6 +76,9 @@ from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store, full
 from sande import engines, models
 from sande.errors import NonFiniteError, UserError
+
+# Tune would hand keys of a bucket to its workers, as settings that Ray writes into its logs. Nodes have their own.
+class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 
 # Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
 # hold no CPU, so that the group can always be placed.
