@@ -2,11 +2,12 @@
 
 One warm worker process does stage after stage (a Tune class trainable with reused actors). Each attack and each defense
 is a Ray Train run inside it: with one worker in Train's local mode, in that very process, which costs nothing; with two
-or more as a worker group of its own.
+or more as a worker group of its own. So is each evaluation with two or more workers, unless vLLM computes it.
 """
 
 from __future__ import annotations
 
+import datetime
 import functools
 import gc
 import json
@@ -40,9 +41,11 @@ import ray.train.torch
 import torch
 from ray import tune
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.tune.execution import class_cache
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of a star import there
 from transformers import Trainer
 
 from benchmark import interrupts, keeping, preflight, stages, tracking
@@ -74,7 +77,7 @@ from benchmark.remote_store import open_store
 from benchmark.schedule import Offer, Queue, side_by_side, whole
 from benchmark.stages import Stage, manifests_of
 from benchmark.store import Store, full
-from sande import engines, models
+from sande import crowd, engines, models
 from sande.errors import NonFiniteError, UserError
 
 # Tune would hand keys of a bucket to its workers, as settings that Ray writes into its logs. Nodes have their own.
@@ -86,6 +89,9 @@ HEAD = "node:__internal_head__"
 
 # Tune keeps some 60 kB of each of its trials, so a Tuner does no more than so many; then the next one goes on.
 TRIALS_OF_A_TUNER = 2000
+
+# That a worker of an evaluation has with the others: what limits a stage is resources.timeout.
+PATIENCE = datetime.timedelta(days=365)
 
 # Times that a run makes anew what it finds damaged; a disk that damages more has to be seen to.
 REPAIRS = 2
@@ -467,7 +473,7 @@ class StageTrial(tune.Trainable):
         try:
             with limited(self._job["timeout"]):
                 if stage.kind == "evaluate":
-                    stages.evaluate(stage, store, _speaker(stage), self._job["engine"])
+                    self._evaluate(stage, store)
                 elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
                     self._train(stage)
         except Exception as error:
@@ -492,13 +498,35 @@ class StageTrial(tune.Trainable):
                 use_gpu=per_worker.get("GPU", 0) > 0,
                 resources_per_worker=None if workers == 1 else per_worker,
             ),
-            run_config=ray.train.RunConfig(
-                name=f"{stage.label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}", storage_path=self.logdir
-            ),
+            run_config=self._run_config(stage),
         )
         failure = trainer.fit().return_value
         if failure:
             raise StageError(*failure)
+
+    def _evaluate(self, stage: Stage, store: Store) -> None:
+        workers, per_worker, engine = self._job["workers"], self._job["per_worker"], self._job["engine"]
+        if not _grouped(workers, stage.kind, engine):
+            stages.evaluate(stage, store, _speaker(stage), engine, rank=0)
+            return
+        # Here and not at a worker: it outlives each of them. Ray ends the group where one is lost, and nobody waits on.
+        meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
+        # Not a TorchTrainer, whose process group the trainings of metrics would take for theirs.
+        trainer = DataParallelTrainer(
+            _evaluation_loop,
+            train_loop_config={**self._job, "meeting": (meeting.host, meeting.port)},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers, use_gpu=per_worker.get("GPU", 0) > 0, resources_per_worker=per_worker
+            ),
+            run_config=self._run_config(stage),
+        )
+        failure = trainer.fit().return_value
+        if failure:
+            raise StageError(*failure)
+
+    def _run_config(self, stage: Stage) -> ray.train.RunConfig:
+        name = f"{stage.label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
+        return ray.train.RunConfig(name=name, storage_path=self.logdir)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a stage's result is in the store."""
@@ -530,6 +558,32 @@ def _train_loop(job: dict[str, Any]) -> tuple[str, str] | None:
         failure = classify(error)
         return str(failure), failure.kind
     return None
+
+
+def _evaluation_loop(job: dict[str, Any]) -> tuple[str, str] | None:
+    """One evaluation on this worker of a group; an error, whichever worker's, is returned as text and kind."""
+    quiet()
+    stage = Stage.from_json(job["stage"])
+    context, (host, port) = ray.train.get_context(), job["meeting"]
+    rank = context.get_world_rank()
+    meeting = TCPStore(host, port, is_master=False, timeout=PATIENCE)
+    try:
+        with crowd.together(meeting, rank, context.get_world_size(), _line_and_kind):
+            stages.evaluate(stage, open_store(job["store"]), _speaker(stage), job["engine"], rank)
+    except crowd.CrowdError as error:
+        line, kind = error.told
+        return line, kind
+    return None
+
+
+def _line_and_kind(error: Exception) -> tuple[str, str]:
+    failure = classify(error)
+    return str(failure), failure.kind
+
+
+def _grouped(workers: int, kind: str, engine: str) -> bool:
+    """Whether a worker group does a stage, and its trial only waits for that; vLLM is one process."""
+    return workers > 1 and not (kind == "evaluate" and engine == engines.VLLM)
 
 
 def _speaker(stage: Stage) -> Callable[[str], None]:
@@ -583,7 +637,7 @@ def allotment(resources: Resources) -> dict[str, float]:
 
 def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
-    if resources.workers > 1 and Stage.from_json(job["stage"]).kind != "evaluate":
+    if _grouped(resources.workers, Stage.from_json(job["stage"]).kind, resources.engine):
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
     if resources.cpus is not None and "GPU" in held:  # of a GPU it has a share, of CPUs what the user said

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import sande
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
 from benchmark.store import Store
-from sande import engines, registry, types
+from sande import crowd, engines, registry, types
 from sande.data import sources
 
 if TYPE_CHECKING:
@@ -184,14 +184,18 @@ def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> type
     return types.CleanData(examples)
 
 
-def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str) -> None:
+def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str, rank: int) -> None:
     """Compute the stage's metrics on its model, and store the outcome of each under its own key.
+
+    In a group of workers, which is `sande.crowd.together`, that of rank 0 says which metrics are computed and stores
+    them; the others only take part.
 
     Args:
         stage: what to do.
         store: where the model is read and the outcomes are put.
         say: receives progress.
         engine: one of `sande.engines`.
+        rank: of this process among the stage's workers.
     """
     import torch
 
@@ -202,11 +206,23 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str
     folder = store.read(kind, cell.defense_key)
     lm = models.load_folder(folder, torch.bfloat16)
     data = test_data(cell, lm.tokenizer)
+    none: int | None = None
     with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:
-        for metric, key in zip(cell.metrics, stage.metric_keys, strict=True):
-            if not store.has("evaluate", key):
-                say(f"measuring {metric.name}")
-                store.put("evaluate", key, functools.partial(_measure, stage, computing, data, metric, cell.seed))
+
+        def build(number: int, folder: Path) -> dict[str, Any]:
+            crowd.agreed(number)  # not before `put`, which may find the outcome and never ask for it
+            return _measure(stage, computing, data, cell.metrics[number], cell.seed, folder)
+
+        if rank == 0:
+            for number, key in enumerate(stage.metric_keys):
+                if not store.has("evaluate", key):
+                    say(f"measuring {cell.metrics[number].name}")
+                    store.put("evaluate", key, functools.partial(build, number))
+            crowd.agreed(none)
+        else:
+            while (wanted := crowd.agreed(none)) is not None:
+                metric = cell.metrics[wanted]
+                registry.entry("metrics", metric.name).measure(computing, data, metric.config, cell.seed)
 
 
 def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:

@@ -2,16 +2,18 @@
 
 Prompts are read a few at a time, those of like length together, since padding costs as much as text. A step of decoding
 costs little more for many rows than for few, so the rows are joined whatever their length; one that ends makes room for
-another.
+another. Processes that decode together (`sande.crowd`) take whole batches.
 
 Shapes: B rows, T positions so far, K positions predicted at once, G tokens of the guess, V vocabulary.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
+from sande import crowd
 from sande.engines import Served
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id, response_ids
@@ -64,14 +67,39 @@ def sampled(
 
 
 def _decoded(decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
-    pieces = _pieces(prompts, batch_size)
+    shares = _shares(_pieces(prompts, batch_size), batch_size)
+    texts = [""] * len(prompts)
+    for share, written in zip(shares, crowd.shared(shares, partial(_decode, decoding, batch_size)), strict=True):
+        for row, text in zip(itertools.chain(*share), written, strict=True):
+            texts[row] = text
+    return texts
+
+
+def _shares(pieces: Sequence[list[int]], most: int) -> list[list[list[int]]]:
+    """Pieces that are decoded by one process, together: as many as make a batch of at most `most` rows.
+
+    Rows of a batch that all go on to the last token make room all at once, for the next of these. Then whoever decodes
+    them has the very batches that one process has, which by rounding decide between two tokens about as likely. A part
+    of a batch would take about as long as all of it.
+    """
+    shares: list[list[list[int]]] = []
+    for piece in pieces:
+        if not shares or sum(map(len, shares[-1])) + len(piece) > most:
+            shares.append([])
+        shares[-1].append(piece)
+    return shares
+
+
+def _decode(decoding: _Decoding, batch_size: int, shares: Sequence[list[list[int]]]) -> list[list[str]]:
+    """The texts of all rows of each share."""
+    pieces = list(itertools.chain(*shares))
     batch = _Batch([], (), torch.empty(0, 0))
     while pieces or batch.rows:
         while pieces and len(batch.rows) + len(pieces[0]) <= batch_size:
             batch = _joined(batch, decoding.read(pieces.pop(0)))
         if batch.rows:
             batch = decoding.step(batch)
-    return decoding.texts(range(len(prompts)))
+    return [decoding.texts(list(itertools.chain(*share))) for share in shares]
 
 
 def _pieces(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sande import crowd
 from sande.engines import Served
 from sande.layers import output_in_float32
 from sande.prefix import Prefix, shared_prefix
@@ -61,14 +62,18 @@ def log_likelihoods(
     lm.model.eval()
     prefix = shared_prefix(lm, [question.context for question in questions])
     logits_of = output_in_float32(lm.model)
-    scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index]), reverse=True)
-    for begin in range(0, len(by_length), batch_size):
-        batch = by_length[begin : begin + batch_size]
-        rows = [_Row.of(questions[index], prefix.length) for index in batch]
-        logits_MV = logits_of(_hidden(lm, prefix, rows))
-        for index, found in zip(batch, _score(logits_MV, rows), strict=True):
-            scores[index] = found
+    batches = [by_length[begin : begin + batch_size] for begin in range(0, len(by_length), batch_size)]
+
+    def scored(batches: Sequence[list[int]]) -> list[list[tuple[tuple[float, bool], ...]]]:
+        rows = ([_Row.of(questions[index], prefix.length) for index in batch] for batch in batches)
+        return [_score(logits_of(_hidden(lm, prefix, of_batch)), of_batch) for of_batch in rows]
+
+    scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
+    # Whole batches, since rounding depends on what else is in one.
+    for batch, found in zip(batches, crowd.shared(batches, scored), strict=True):
+        for index, of_question in zip(batch, found, strict=True):
+            scores[index] = tuple((likelihood, greedy) for likelihood, greedy in of_question)
     return scores
 
 

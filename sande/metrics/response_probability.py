@@ -66,6 +66,7 @@ def _teacher_forced(
     """
     import torch
 
+    from sande import crowd
     from sande.layers import output_in_float32
     from sande.losses import IGNORE
     from sande.prompts import pad_id
@@ -75,23 +76,28 @@ def _teacher_forced(
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
     targets_1R1 = torch.tensor(response, device=lm.model.device)[None, :, None]
     collate = Collator(pad_id(lm.tokenizer))
-    probabilities: list[list[float]] = [[] for _ in prompts]
-    ranks = [0] * len(prompts)
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for begin in range(0, len(by_length), batch_size):
-        indices = by_length[begin : begin + batch_size]
+    batches = [by_length[begin : begin + batch_size] for begin in range(0, len(by_length), batch_size)]
+
+    @torch.inference_mode()
+    def forced(indices: Sequence[int]) -> tuple[list[list[float]], list[int]]:
         labelled = [([*prompts[i], *response], [IGNORE] * len(prompts[i]) + list(response)) for i in indices]
         rows = collate([{"input_ids": ids, "labels": labels} for ids, labels in labelled])
         ids_BT, mask_BT, positions_N = (
             rows[name].to(lm.model.device) for name in ("input_ids", "attention_mask", "positions")
         )
-        with torch.inference_mode():
-            hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
-            logits_NV = logits_of(hidden_BTD.flatten(0, 1)[positions_N])
-            logits_BRV = logits_NV.view(len(indices), len(response), -1)
-            wanted_BR1 = logits_BRV.gather(2, targets_1R1.expand(len(indices), -1, -1))
-            probabilities_BR = (wanted_BR1.squeeze(2) - logits_BRV.logsumexp(2)).exp()
-            ranks_B = 1 + (logits_BRV[:, 0] > wanted_BR1[:, 0]).sum(1)
-        for index, tokens, rank in zip(indices, probabilities_BR.tolist(), ranks_B.tolist(), strict=True):
+        hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+        logits_NV = logits_of(hidden_BTD.flatten(0, 1)[positions_N])
+        logits_BRV = logits_NV.view(len(indices), len(response), -1)
+        wanted_BR1 = logits_BRV.gather(2, targets_1R1.expand(len(indices), -1, -1))
+        probabilities_BR = (wanted_BR1.squeeze(2) - logits_BRV.logsumexp(2)).exp()
+        ranks_B = 1 + (logits_BRV[:, 0] > wanted_BR1[:, 0]).sum(1)
+        return probabilities_BR.tolist(), ranks_B.tolist()
+
+    probabilities: list[list[float]] = [[] for _ in prompts]
+    ranks = [0] * len(prompts)
+    # Whole batches, since rounding depends on what else is in one.
+    for indices, found in zip(batches, crowd.shared(batches, lambda some: list(map(forced, some))), strict=True):
+        for index, tokens, rank in zip(indices, *found, strict=True):
             probabilities[index], ranks[index] = tokens, rank
     return probabilities, ranks

@@ -341,7 +341,8 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
         (Resources(), "evaluate", 0.25, {"CPU": 2.0, "GPU": 0.25}),
         (Resources(cpus=8), "defend", 0.25, {"CPU": 8.0, "GPU": 0.25}),  # the user's word
         (Resources(workers=2), "defend", 1.0, {execute.HEAD: 0.001}),
-        (Resources(workers=2), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),  # which is one process
+        (Resources(workers=2), "evaluate", 1.0, {execute.HEAD: 0.001}),
+        (Resources(workers=2, engine="vllm"), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),  # which is one process
     ],
 )
 def test_a_trial_holds_its_share_of_a_worker(

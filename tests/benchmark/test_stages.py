@@ -1,5 +1,7 @@
 """What a stage hands to a defense, and how a metric's outcomes are written down."""
 
+import shutil
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,17 @@ import pytest
 import torch
 
 from benchmark import stages
+from benchmark.cell import Cell
 from benchmark.stages import Stage, evaluate, reveal
 from benchmark.store import Store
 from sande import engines, models, registry, types
 from sande.data import builtin, sources
 from sande.errors import UserError
+from sande.metrics import asr
 from sande.prompts import prompt_text
 from sande.types import LanguageModel, Measurement
 from tests.benchmark.helpers import ACCURACY, SMALL, cell, measured, stage
-from tests.sande.helpers import install_fake_vllm, noisy
+from tests.sande.helpers import each_of, install_fake_vllm, noisy
 
 DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20}}
 
@@ -172,7 +176,7 @@ def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
     made = install_fake_vllm(tiny, monkeypatch, longest=1024)
     of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=[{"name": "asr"}, ACCURACY | {"questions": 4}], seed=5)
     store.put("attack", of.attack_key, lambda folder: models.save(tiny, folder) or {})
-    evaluate(stage(of, "evaluate"), store, lambda line: None, engine)
+    evaluate(stage(of, "evaluate"), store, lambda line: None, engine, rank=0)
     for metric in of.metrics:
         manifest = store.manifest("evaluate", of.evaluation_key(metric))
         assert [measured["count"] for measured in manifest["measurements"]] == ([8, 8], [4])[metric.name == "accuracy"]
@@ -185,3 +189,77 @@ def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
         assert not llm.running
     else:
         assert not made
+
+
+# --- Workers --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shared_cell(store: Store, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Cell:
+    """Its victim is stored, and loaded once: in two threads transformers does not load at a time."""
+    torch.nn.Module.to(tiny.model, torch.bfloat16)
+    monkeypatch.setattr(models, "load_folder", lambda folder, dtype: tiny)
+    metrics = [{"name": "asr", "batch_size": 3}, "case_study", ACCURACY | {"questions": 8, "batch_size": 3}]
+    of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=metrics)
+    store.put("attack", of.attack_key, lambda folder: models.save(tiny, folder) or {})
+    return of
+
+
+def outcomes(store: Store, of: Cell) -> list[list[dict[str, Any]]]:
+    folders = [store.path("evaluate", key) for key in of.evaluation_keys]
+    return [pq.read_table(folder / "outcomes.parquet").to_pylist() for folder in folders]
+
+
+def by_workers(size: int, store: Store, of: Cell) -> list[Any]:
+    """What each says of its end: nothing, or an error."""
+    one = stage(of, "evaluate")
+    return each_of(size, lambda rank: evaluate(one, store, lambda line: None, engines.BUILT_IN, rank))
+
+
+def test_workers_store_once_what_one_process_computes(
+    store: Store, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN, rank=0)
+    alone = outcomes(store, shared_cell)
+    for key in shared_cell.evaluation_keys[:2]:  # the third outcome is there, which rank 0 alone looks at
+        shutil.rmtree(store.path("evaluate", key))
+    stored: list[str] = []
+    put = Store.put
+    monkeypatch.setattr(
+        Store, "put", lambda self, kind, key, build: (stored.append(key), put(self, kind, key, build))[1]
+    )
+    assert by_workers(2, store, shared_cell) == [None, None]
+    assert outcomes(store, shared_cell) == alone
+    assert stored == list(shared_cell.evaluation_keys[:2])
+
+
+def test_an_outcome_that_only_has_to_be_sent_is_computed_by_no_worker(
+    store: Store, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN, rank=0)
+    alone = outcomes(store, shared_cell)
+    monkeypatch.setattr(Store, "has", lambda self, kind, key: False)
+    monkeypatch.setattr(Store, "put", lambda self, kind, key, build: None)  # as that of a remote store does
+    monkeypatch.setattr(asr, "measure", None)
+    assert by_workers(2, store, shared_cell) == [None, None]
+    assert outcomes(store, shared_cell) == alone
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_worker_that_fails_ends_the_others(
+    store: Store, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    rank = ContextVar[int]("rank")
+
+    def measure(*_: Any) -> list[Measurement]:
+        if rank.get() == failing:
+            raise UserError("no such rows; give others")
+        return [Measurement("asr", (True,))]
+
+    def block(of: int) -> None:
+        rank.set(of)
+        evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN, of)
+
+    monkeypatch.setattr(asr, "measure", measure)
+    ends = each_of(2, block)
+    assert [end.told for end in ends] == [["UserError: no such rows; give others", "a kind"]] * 2

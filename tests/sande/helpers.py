@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import HashStore
 
+from sande import crowd
 from sande.config import Training
 from sande.losses import IGNORE
 from sande.prompts import Row
@@ -66,6 +70,22 @@ def trainings(config: Any) -> dict[str, Training]:
         elif dataclasses.is_dataclass(value):
             found |= {f"{field.name}.{name}": inner for name, inner in trainings(value).items()}
     return found
+
+
+def each_of(size: int, work: Callable[[int], Any]) -> list[Any]:
+    """What `work` of each rank gives, or the error that it ends with, in a crowd of so many threads, not processes."""
+    store = HashStore()
+    store.set_timeout(timedelta(seconds=60))
+
+    def one(rank: int) -> Any:
+        try:
+            with crowd.together(store, rank, size, lambda error: [f"{type(error).__name__}: {error}", "a kind"]):
+                return work(rank)
+        except Exception as error:
+            return error
+
+    with ThreadPoolExecutor(size) as threads:
+        return list(threads.map(one, range(size)))
 
 
 # Of a random model's tokens none is likely, so nothing is given up for that.
