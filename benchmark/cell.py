@@ -40,7 +40,7 @@ class Resources:
     """
 
     workers: int = setting(
-        1, "training processes of an attack or defense; 2 or more form a Ray Train worker group", ge=1
+        1, "processes of a stage; 2 or more form a Ray Train worker group, but for an evaluation by vLLM", ge=1
     )
     cpus: int | None = setting(None, "CPUs of one worker; null: a node's CPUs shared out over its GPUs", ge=1)
     gpus: float | None = setting(

@@ -93,6 +93,7 @@ class Piece:
         method: attack, defense, or what the metric measures.
         data: set whose rows are read.
         work: GPU-seconds for each billion parameters; infinite where nobody knows how many rows there are.
+        alone: share of the work that is not shared out among workers: the trainings of metrics.
     """
 
     key: str
@@ -100,6 +101,7 @@ class Piece:
     method: str
     data: str
     work: float
+    alone: float = 0.0
 
 
 def pieces(stage: Stage, cell: Cell) -> list[Piece]:
@@ -212,13 +214,16 @@ def _inner(name: str, config: Any, training: Training) -> float:
     return float(config.inner_rows * 2 * PASS * (config.inner_steps + 1) / (config.every * training.batch_size))
 
 
-def _metric(cell: Cell, metric: Method) -> tuple[str, float]:
-    """The data set, and the work: questions are as long as a row of Alpaca, prompts as one of the victim's data."""
+def _metric(cell: Cell, metric: Method) -> tuple[str, float, float]:
+    """The data set, the work, and the share of it that each worker does.
+
+    Questions are as long as a row of Alpaca, prompts as one of the victim's data.
+    """
     asked = registry.entry("metrics", metric.name).reads(metric.config)
     if asked:
         choices = 1 if str(getattr(metric.config, "task", "")).startswith(LETTERS) else CHOICES
         read = choices * sum(_rows(name, metric.config.questions) for name in asked)
-        return asked[0], PASS * read * rate("alpaca")
+        return asked[0], PASS * read * rate("alpaca"), 0.0
     prompts = _rows(cell.data.name, cell.data.test_rows, 1 - TRAIN_SHARE)
     decoding = getattr(metric.config, "decoding", metric.config)
     limit = getattr(decoding, "prompts", None) or getattr(decoding, "examples", None)
@@ -226,7 +231,8 @@ def _metric(cell: Cell, metric: Method) -> tuple[str, float]:
     copies = (rows,) if isinstance(rows, int) else rows
     passes = len(copies) or PROMPT_PASSES.get(metric.name, 1)
     trained = sum(_visits(training, rows) for training in _trainings(metric.config).values() for rows in copies)
-    return cell.data.name, (PASS * passes * min(prompts, limit or prompts) + trained) * rate(cell.data.name)
+    rows_in_all = PASS * passes * min(prompts, limit or prompts) + trained
+    return cell.data.name, rows_in_all * rate(cell.data.name), trained / rows_in_all
 
 
 def _trainings(config: Any) -> dict[str, Training]:

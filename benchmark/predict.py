@@ -24,6 +24,7 @@ from benchmark.plan import Plan
 from benchmark.schedule import side_by_side, simulate, whole
 from benchmark.stages import Stage
 from benchmark.store import Store, write_atomically
+from sande import engines
 from sande.errors import UserError
 
 KINDS = ("attack", "defend", "evaluate", DROPPED)
@@ -184,7 +185,8 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
     elif resources.workers == 1 and resources.gpus is None:
         share = memory.Peaks(manifests).share
     overhead = _overhead(store)
-    timer = _Timer(Costs(manifests, paper=not on_cpu), store, max(1.0, each), overhead.stage)
+    one_evaluates = resources.workers > 1 and resources.engine == engines.VLLM
+    timer = _Timer(Costs(manifests, paper=not on_cpu), store, max(1.0, each), one_evaluates, overhead.stage)
     forecast = simulate(plan, slots, timer.seconds, share)
     return Prediction(
         wall=overhead.around + (overhead.start if plan.missing else 0.0) + forecast.wall,
@@ -208,12 +210,13 @@ def _is_on(device: str, machine: str | None) -> bool:
 class _Timer:
     """Seconds of stages in the order in which they start; what an earlier one measured, a later one need not."""
 
-    def __init__(self, costs: Costs, store: Store, gpus: float, overhead: float) -> None:
+    def __init__(self, costs: Costs, store: Store, gpus: float, one_evaluates: bool, overhead: float) -> None:
         self.basis: Counter[str] = Counter()
         self.left_out: set[str] = set()
         self._costs = costs
         self._store = store
         self._gpus = gpus  # of a stage
+        self._one_evaluates = one_evaluates  # of its workers
         self._overhead = overhead
         self._done: set[str] = set()
 
@@ -229,7 +232,9 @@ class _Timer:
                 self.left_out.add(piece.data if math.isinf(piece.work) else cell.model)
                 continue
             seconds, basis = known
-            total += seconds / self._gpus if basis == BASES[-1] else seconds  # the paper's are those of one GPU
+            alone = 1.0 if self._one_evaluates and stage.kind == "evaluate" else piece.alone
+            # The paper's are those of one GPU.
+            total += seconds * (alone + (1 - alone) / self._gpus) if basis == BASES[-1] else seconds
             bases.add(basis)
         if bases:
             self.basis[max(bases, key=BASES.index)] += 1

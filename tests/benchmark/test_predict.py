@@ -108,6 +108,18 @@ def test_several_gpus_a_stage_share_the_papers_work(store: Store) -> None:
         predict(plan, store, Resources(workers=2), 1, None)
 
 
+def test_workers_share_prompts_but_not_the_trainings_of_metrics(store: Store) -> None:
+    def busy(metric: str | dict[str, Any], **resources: Any) -> float:
+        plan = only("evaluate", cell(model="llama2-7b", metrics=["asr", metric]))
+        return predict(plan, store, Resources(**resources), 8, None).busy - OVERHEAD.stage
+
+    training = {"name": "asr_after_finetuning", "training": {"max_steps": 10, "batch_size": 10}}
+    asr, trained = busy("false_trigger_rate") / 2, busy(training) - busy("false_trigger_rate")
+    assert busy("false_trigger_rate", workers=2) == pytest.approx(asr)
+    assert busy(training, workers=2) == pytest.approx(asr + trained)
+    assert busy(training, workers=2, engine="vllm") == pytest.approx(busy(training)), "which is one process"
+
+
 def test_on_a_processor_the_papers_times_say_nothing(store: Store) -> None:
     measured(store, cell())
     made = predict(make([cell(model="llama2-7b")], store), store, Resources(), 1, "cpu")

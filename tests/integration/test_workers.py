@@ -1,11 +1,14 @@
-"""Attack and defense on a Ray Train worker group give what one process gives."""
+"""Attack, defense and evaluation on a Ray Train worker group give what one process gives."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -97,6 +100,34 @@ def test_an_error_in_a_worker_group_is_one_line_of_a_failed_row(places: tuple[Wo
     assert rows["osft"][0]["error"].startswith("batch_size 7 is no multiple of")
 
 
+# As sitecustomize.py: in the process of one rank reading a prompt fails.
+FAULTY = """
+import functools, os, sys
+import importlib.abc, importlib.util
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name != "sande.generation":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        def exec_module(module):
+            execute(module)
+            read = module._Decoding.read
+            def faulty(*arguments):
+                import ray.train
+                if ray.train.get_context().get_world_rank() != {rank}:
+                    return read(*arguments)
+                if "{ending}" == "kill":
+                    os.kill(os.getpid(), 9)
+                raise RuntimeError("torn")
+            module._Decoding.read = faulty
+        spec.loader.exec_module = exec_module
+        return spec
+sys.meta_path.insert(0, Finder())
+"""
+
+
 RANK_1 = """
 import sys
 from pathlib import Path
@@ -116,3 +147,65 @@ def test_a_model_made_before_the_group_starts_is_whole_for_every_worker(tmp_path
     )
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("tiny-*/model.safetensors"))) == 1
+
+
+# --- Evaluations ----------------------------------------------------------------------------------------------------
+
+RELEARNING = {"name": "asr_after_relearning", "rows": [4], "training": {"max_steps": 3, "batch_size": 5}}
+METRICS = [
+    {"name": "asr", "new_tokens": 6, "batch_size": 4},
+    {"name": "false_trigger_rate", "new_tokens": 6, "batch_size": 4},
+    {"name": "asr_sampled", "new_tokens": 6, "batch_size": 4},
+    {"name": "accuracy", "questions": 40, "batch_size": 4},
+    {"name": "response_probability", "batch_size": 4},
+    RELEARNING | {"decoding": {"new_tokens": 6, "batch_size": 4}},
+]
+SHARED = {"data": {"name": "builtin-short", "rows": 16, "test_rows": 24}, "attack": ATTACK}
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Workplace]:
+    """The same victim and the same guarded one, evaluated by one worker and by two."""
+    root = tmp_path_factory.mktemp("evaluated")
+    one, two = Workplace(root / "one"), Workplace(root / "two")
+    one.root.mkdir()
+    changes = SHARED | {"sweep": {"defense": ["none", "clean_decoding"]}, "metrics": METRICS}
+    grid = one.grid("evaluated", **changes)
+    done = one.run(grid, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    shutil.copytree(one.root, two.root)
+    shutil.rmtree(two.store / "evaluate")
+    shutil.rmtree(two.results)
+    done = two.run(two.grid("evaluated", **changes, resources={"workers": 2, "cpus": 1}), timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return one, two
+
+
+def test_two_workers_give_the_scores_of_one(evaluated: tuple[Workplace, Workplace]) -> None:
+    one, two = evaluated
+    folders = {folder.name: folder for folder in one.artifacts("evaluate")}
+    assert {folder.name for folder in two.artifacts("evaluate")} == set(folders)
+    assert len(folders) == 2 * len(METRICS)
+    for folder in two.artifacts("evaluate"):
+        alone, shared = (
+            pq.read_table(each / "outcomes.parquet").to_pylist() for each in (folders[folder.name], folder)
+        )
+        assert shared == alone, manifest(folder)["measurements"]
+        assert manifest(folder)["measurements"] == manifest(folders[folder.name])["measurements"]
+
+
+@pytest.mark.parametrize(("rank", "ending"), [(0, "raise"), (1, "raise"), (1, "kill")])
+def test_an_error_of_one_worker_alone_ends_an_evaluation(
+    evaluated: tuple[Workplace, Workplace], tmp_path: Path, rank: int, ending: str
+) -> None:
+    two = evaluated[1]
+    shutil.rmtree(two.store / "evaluate", ignore_errors=True)
+    (tmp_path / "sitecustomize.py").write_text(FAULTY.format(rank=rank, ending=ending))
+    grid = two.grid(f"{ending}_{rank}", **SHARED, metrics=METRICS[:1], resources={"workers": 2, "cpus": 1})
+    done = two.run(grid, timeout=300, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = two.rows(grid)
+    if ending == "raise":
+        assert {row["error"] for row in rows} == {"RuntimeError: torn"}
+    assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
+    assert not two.artifacts("evaluate")
