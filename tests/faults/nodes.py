@@ -5,10 +5,22 @@ environment, and answers with the cluster's address.
 """
 
 import os
+import signal
 import sys
+from contextlib import suppress
+from typing import Any
 
 from ray.cluster_utils import Cluster
 
+
+def reap(*_: Any) -> None:
+    """A raylet that ended is gone at once, as where `ray start` left it to init: its workers see so, and end."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+signal.signal(signal.SIGCHLD, reap)
 cluster = Cluster()
 for line in sys.stdin:
     os.environ[sys.argv[1]], cpus = line.split()
