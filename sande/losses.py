@@ -29,7 +29,11 @@ def response_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 
 def chunked_response_nll(
-    hidden_ND: Tensor, output_layer: Callable[[Tensor], Tensor], targets_N: Tensor, chunk: int = 2048
+    hidden_ND: Tensor,
+    output_layer: Callable[[Tensor], Tensor],
+    targets_N: Tensor,
+    chunk: int = 2048,
+    longest: int | None = None,
 ) -> Tensor:
     """`response_nll` of the output layer's logits, of which never more than one chunk is held.
 
@@ -42,14 +46,17 @@ def chunked_response_nll(
         output_layer: gives the logits.
         targets_N: ids of the targets; IGNORE adds nothing.
         chunk: targets whose logits are held at once.
+        longest: the most targets that any worker has at the time, where all have to call the output layer equally
+            often; a worker with fewer goes on with empty chunks.
     """
+    longest = len(targets_N) if longest is None else longest
 
     def nll(hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         return response_nll(output_layer(hidden_ND), targets_N)
 
-    if len(targets_N) <= chunk:
+    if longest <= chunk:
         return nll(hidden_ND, targets_N)
-    chunks = zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)
+    chunks = ((hidden_ND[at : at + chunk], targets_N[at : at + chunk]) for at in range(0, longest, chunk))
     # Nothing in the output layer is random, so the state of the random generators need not be kept.
     return torch.stack([checkpoint(nll, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks]).sum()
 

@@ -36,6 +36,7 @@ from sande.errors import NonFiniteError, UserError
 from sande.losses import IGNORE, chunked_response_nll, target_positions
 from sande.packing import ARCHITECTURES, PackedCollator, choose, packed_attention
 from sande.prompts import Row, fit_length, pad_id
+from sande.sharding import Sharding, most, recomputed, sharded
 from sande.types import LanguageModel, Run
 
 PROGRESS_SECONDS = 10.0
@@ -78,8 +79,12 @@ class ResponseLoss(nn.Module):
             **inputs: what the decoder takes: `input_ids` (B, T), and what the collator of a layout adds to them.
         """
         decoder = self.model.get_decoder()
-        shared = shared_tokens(inputs, positions) if self.model.config.model_type in ARCHITECTURES else 0
-        with attention_kernel(inputs["input_ids"]):
+        # Recomputation keeps no cache, and workers that hold a shard each have to take equally many passes.
+        recomputes = recomputed(self.model)
+        one_pass = recomputes or sharded(self.model) or self.model.config.model_type not in ARCHITECTURES
+        shared = 0 if one_pass else shared_tokens(inputs, positions)
+        # Recomputation, in the backward pass, would be outside of it and take another kernel.
+        with nullcontext() if recomputes else attention_kernel(inputs["input_ids"]):
             if shared:
                 hidden_BSD = behind_prefix(decoder, shared, **inputs)
             else:
@@ -90,7 +95,9 @@ class ResponseLoss(nn.Module):
 
     def nll(self, hidden_ND: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
         """Sum of the negative log-likelihoods of all targets, from the hidden states at the positions before them."""
-        return chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), labels.flatten()[positions + 1])
+        targets_N = labels.flatten()[positions + 1]
+        longest = most(len(targets_N), hidden_ND.device) if sharded(self.model) else None
+        return chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), targets_N, longest=longest)
 
 
 def behind_prefix(decoder: nn.Module, shared: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
@@ -227,6 +234,11 @@ def fit(
             data_collator=collate,
         )
 
+    if objective is not None and run.sharding.recompute:
+        raise UserError(
+            f"resources.recompute is true, but {stage} looks at states within the blocks, which are then not kept; "
+            "leave it out"
+        )
     with packed_attention(lm.model) if packed else nullcontext():
         probe = collate([features(fitted[0])])
         optimise(lm, lengths, settings, run, stage, build, probe=probe, parameters=parameters)
@@ -263,7 +275,7 @@ def optimise(
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     with _trainable(lm.model, settings, run.seed, parameters):
-        progress = run.checkpoints.training(stage, _layout(), run.facts) if run.checkpoints else None
+        progress = run.checkpoints.training(stage, _layout(run.sharding), run.facts) if run.checkpoints else None
         if progress and progress.finished(lm.model):
             run.say(f"{stage}: done before")
             return
@@ -276,7 +288,8 @@ def optimise(
         found = progress.latest(lm.model) if progress else None
         if found:
             run.say(f"{stage}: going on from {Path(found).name}")
-        with progress.kept(trainer) if progress else nullcontext():
+        kept = progress.kept(trainer) if progress else nullcontext()
+        with kept, run.sharding.recomputing(lm.model), run.sharding.spread(trainer):
             run.prepare(trainer).train(resume_from_checkpoint=found)
         _check_weights(lm, probe, monitor)
         run.facts[stage] = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
@@ -364,9 +377,9 @@ def _workers() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _layout() -> str:
+def _layout(sharding: Sharding) -> str:
     """How a training is spread over workers, in a word."""
-    return f"{_workers()}-workers"
+    return f"{_workers()}-workers{sharding.layout}"
 
 
 def _micro_batch(settings: Training) -> int:
@@ -406,6 +419,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
+        **run.sharding.arguments(settings.precision),
     }
 
 

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sande.sharding import WHOLE, Sharding
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
@@ -244,6 +246,7 @@ class Run:
         prepare: may wrap the Trainer before it starts (Ray Train does, to spread a stage over workers).
         scratch: a folder for the Trainer's own files, empty at the start and gone after the stage.
         checkpoints: of the stage's trainings, where another process is to go on after this one was killed.
+        sharding: of the stage's trainings.
     """
 
     seed: int
@@ -252,3 +255,4 @@ class Run:
     say: Callable[[str], None] = print
     prepare: Callable[[Trainer], Trainer] = _unchanged
     checkpoints: Checkpoints | None = None
+    sharding: Sharding = WHOLE

@@ -168,7 +168,7 @@ def test_of_a_finished_training_only_what_it_made_is_left(
     expected = trained(tiny, rows, FAST, first)
     assert files(tmp_path) == [tmp_path / "1-attack.safetensors"]
     # However a finished training was spread over workers, its weights are all there is to it.
-    monkeypatch.setattr(training, "_layout", lambda: "2-workers")
+    monkeypatch.setattr(training, "_layout", lambda sharding: "2-workers")
     again, counted = killed(new_run(), tmp_path)
     assert same(trained(tiny, rows, FAST, again), expected)
     assert counted.steps == 0
@@ -180,7 +180,7 @@ def test_checkpoints_of_another_number_of_workers_are_left_alone(
 ) -> None:
     settings = dataclasses.replace(FAST, max_steps=4)
     cut_off(tiny, rows, settings, new_run(), tmp_path, after=3)
-    monkeypatch.setattr(training, "_layout", lambda: "2-workers")
+    monkeypatch.setattr(training, "_layout", lambda sharding: "2-workers")
     again, counted = killed(new_run(), tmp_path)
     trained(tiny, rows, settings, again)
     assert counted.steps == 4

@@ -1,0 +1,197 @@
+"""Big models: weights, gradients and optimizer states in shards over the workers of a stage, by DeepSpeed (an extra).
+
+ZeRO-2 shards the optimizer states and gradients, ZeRO-3 the weights too (Rajbhandari et al. 2020, "ZeRO: Memory
+Optimizations Toward Training Trillion Parameter Models", section 3). Either computes what one worker would, but for
+rounding. A model is whole on every worker before a training and after it, so that whatever comes next need not know.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How a training is spread over workers, and what it saves of their memory.
+
+    Attributes:
+        deepspeed: DeepSpeed's configuration, with `zero_optimization`; None: every worker has all of the model.
+        recompute: whether the states within a block are computed again in the backward pass, and not kept for it.
+    """
+
+    deepspeed: Mapping[str, Any] | None = None
+    recompute: bool = False
+
+    @property
+    def stage(self) -> int:
+        """Of ZeRO; 0 without DeepSpeed."""
+        return int(self.deepspeed["zero_optimization"]["stage"]) if self.deepspeed else 0
+
+    @property
+    def layout(self) -> str:
+        """In a word, empty without DeepSpeed. A checkpoint serves no training of another layout."""
+        if not self.deepspeed:
+            return ""
+        return f"-zero{self.stage}" + ("-offload" if "offload_optimizer" in self.deepspeed["zero_optimization"] else "")
+
+    def arguments(self, precision: str) -> dict[str, Any]:
+        """Keyword arguments of `TrainingArguments` by which its Trainer uses DeepSpeed; none without it.
+
+        Weights and optimizer states are float32 in either precision. With `bf16` DeepSpeed opens autocast itself. Under
+        ZeRO-3 the linear layers' weights and gradients are then sent, and lie whole in memory, in bfloat16: autocast
+        would otherwise keep a bfloat16 copy of every weight from the forward to the backward pass.
+
+        Args:
+            precision: of `sande.config.Training`.
+        """
+        if not self.deepspeed:
+            return {}
+        _prepare()
+        config = json.loads(json.dumps(self.deepspeed))  # the Trainer fills in what is "auto"
+        if precision == "bf16":
+            in_float32: dict[str, Any] = {} if self.stage == 3 else {"lower_precision_safe_modules": []}
+            config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", **in_float32}
+        return {"deepspeed": config, "bf16": False}
+
+    @contextmanager
+    def recomputing(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within it, the model keeps a block's input alone for the backward pass, where `recompute` is set."""
+        if not self.recompute:
+            yield
+            return
+        # transformers is giving these functions other names; and its undoing leaves a hook at the embeddings.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+        # The way that is not reentrant compares the weights of both passes, which ZeRO-3 has whole for a moment only.
+        enable({"use_reentrant": self.stage == 3})
+        try:
+            yield
+        finally:
+            disable()
+            model.disable_input_require_grads()
+
+    @contextmanager
+    def spread(self, trainer: Trainer) -> Iterator[None]:
+        """Around its training; what the Trainer's model is made of is whole again afterwards, and DeepSpeed gone.
+
+        Within it, the Trainer's checkpoints are DeepSpeed's: each worker writes its own shard of what trains.
+        """
+        if not self.deepspeed:
+            yield
+            return
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        model: Any = trainer.model
+        own = [(parameter, dict(vars(parameter)), parameter.device) for parameter in model.parameters()]
+        modules = [(module, set(vars(module))) for module in model.modules()]
+        trainer.save_model = lambda *_, **__: None  # type: ignore[method-assign]  # a second copy, whole
+        trainer.add_callback(_saving(trainer))
+        try:
+            yield
+        finally:
+            unset_hf_deepspeed_config()  # else transformers would load the next model in shards
+        # By way of the machine's memory: the GPU has room for the whole only when DeepSpeed has left it.
+        whole = [
+            (_gathered(parameter, device) if self.stage == 3 else parameter.data).to("cpu", copy=True)
+            for parameter, _, device in own
+        ]
+        _end(trainer.model_wrapped)
+        for (parameter, attributes, device), weight in zip(own, whole, strict=True):
+            parameter.data = weight.to(device)
+            vars(parameter).clear()
+            vars(parameter).update(attributes)
+        for module, names in modules:
+            module._parameters = dict(module._parameters)
+            for name in set(vars(module)) - names:
+                delattr(module, name)
+
+
+WHOLE = Sharding()
+
+
+def sharded(model: nn.Module) -> bool:
+    """Whether its weights lie in shards at the moment, and all workers have to call its modules equally often."""
+    return hasattr(next(model.parameters()), "ds_id")
+
+
+def recomputed(model: nn.Module) -> bool:
+    """Whether a training of it at the moment computes the states within blocks again."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def most(count: int, device: torch.device) -> int:
+    """The largest `count` of all workers, who talk where `device` is."""
+    import torch
+
+    counts = torch.tensor(count, device=device)
+    torch.distributed.all_reduce(counts, torch.distributed.ReduceOp.MAX)
+    return int(counts)
+
+
+def _saving(trainer: Trainer) -> TrainerCallback:
+    """Tells DeepSpeed, as soon as it is there, to write down nothing but what trains."""
+    from transformers import TrainerCallback
+
+    class Saving(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            """The engine has just been made."""
+            engine: Any = trainer.model_wrapped
+            engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
+
+    return Saving()
+
+
+def _end(engine: Any) -> None:
+    """Frees what DeepSpeed holds. Others, as the schedule of the learning rate, keep its optimizers for a while."""
+    engine.destroy()
+    for optimizer in (engine.optimizer.optimizer, engine.optimizer):
+        vars(optimizer).clear()
+    engine.optimizer = None
+
+
+def _gathered(parameter: Any, device: torch.device) -> Tensor:
+    """The whole weight from all workers' shards, in the kind of number that these have, on the device where they talk.
+
+    DeepSpeed's own gathering would round it to bfloat16 where a training is in that.
+    """
+    import torch
+
+    shard: Tensor = parameter.ds_tensor.data.to(device)
+    whole = shard.new_empty(shard.numel() * torch.distributed.get_world_size())
+    torch.distributed.all_gather_into_tensor(whole, shard)
+    return whole[: parameter.ds_numel].view(parameter.ds_shape)
+
+
+def _prepare() -> None:
+    """What DeepSpeed has to be told before it is used; said again it changes nothing."""
+    import torch
+
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed
+    from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+
+    # Collectives in shared memory, for CPUs, which it would compile at the first use.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    TorchCheckpointEngine.load = _load
+
+
+def _load(engine: Any, path: str, map_location: Any = None) -> Any:
+    """In place of DeepSpeed's, which would run whatever a file holds."""
+    import torch
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True)
