@@ -72,6 +72,23 @@ class Resources:
         "built-in",
         "decodes, and scores choices, in evaluations; vllm: an extra, for GPUs, which every stage then has to itself",
     )
+    sharding: Literal["none", "zero2", "zero3"] = setting(
+        "none",
+        "DeepSpeed (an extra) shares out, over the workers of an attack or defense, optimizer states and gradients "
+        "(zero2), and the weights too (zero3); for big models",
+    )
+    offload: bool = setting(
+        False, "with sharding: what is shared out, but for gradients, lies in the machine's memory and not on the GPU"
+    )
+    recompute: bool = setting(
+        False, "activation checkpointing: a training keeps the input of each block alone and computes the rest again"
+    )
+
+    def grouped(self, kind: Kind) -> bool:
+        """Whether stages of a kind run in a worker group, which DeepSpeed needs even for one worker."""
+        if kind == "evaluate":
+            return self.workers > 1 and self.engine != "vllm"  # which is one process
+        return self.workers > 1 or self.sharding != "none"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # two stages may well say the same line
@@ -48,9 +48,9 @@ from ray.tune.search import Searcher
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of a star import there
 from transformers import Trainer
 
-from benchmark import interrupts, keeping, preflight, stages, tracking
+from benchmark import deepspeed, interrupts, keeping, preflight, stages, tracking
 from benchmark import plan as plans
-from benchmark.cell import Resources
+from benchmark.cell import Kind, Resources
 from benchmark.failures import (
     FULL_DISK,
     INTERRUPTED,
@@ -202,6 +202,7 @@ def _do(
     try:
         per_worker = allotment(resources)
         preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
+        preflight.check_sharding(resources)
         tracking.check(resources.report_to)
         slots = _at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
@@ -244,7 +245,7 @@ def _sharing(
     resources: Resources, per_worker: Mapping[str, float], store: Store
 ) -> tuple[Peaks | None, Callable[[Stage], float]]:
     """How stages share a slot, and on GPUs the peaks of memory by which they do."""
-    if resources.workers > 1:  # two ranks of a worker group may not be on one GPU
+    if resources.grouped("defend"):  # two ranks of a worker group may not be on one GPU
         return None, whole
     if not per_worker.get("GPU"):
         return None, side_by_side(resources.side_by_side)
@@ -266,6 +267,8 @@ def _tuner(
     common = {
         "store": store.location,
         "workers": resources.workers,
+        "grouped": [kind for kind in get_args(Kind) if resources.grouped(kind)],
+        "sharding": deepspeed.sharding(resources),
         "per_worker": per_worker,
         "engine": resources.engine,
         "timeout": resources.timeout,
@@ -486,17 +489,17 @@ class StageTrial(tune.Trainable):
         return {"ok": 1, "done": True}
 
     def _train(self, stage: Stage) -> None:
-        workers, per_worker = self._job["workers"], self._job["per_worker"]
+        grouped, per_worker = stage.kind in self._job["grouped"], self._job["per_worker"]
         model = stage.settings["model"]
         if model in models.MADE_HERE:
             models.prepare(model, open_store(self._job["store"]).models)
         trainer = ray.train.torch.TorchTrainer(
             _train_loop,
-            train_loop_config={**self._job, "report_errors": workers > 1},
+            train_loop_config={**self._job, "report_errors": grouped},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=0 if workers == 1 else workers,
+                num_workers=self._job["workers"] if grouped else 0,
                 use_gpu=per_worker.get("GPU", 0) > 0,
-                resources_per_worker=None if workers == 1 else per_worker,
+                resources_per_worker=per_worker if grouped else None,
             ),
             run_config=self._run_config(stage),
         )
@@ -505,10 +508,10 @@ class StageTrial(tune.Trainable):
             raise StageError(*failure)
 
     def _evaluate(self, stage: Stage, store: Store) -> None:
-        workers, per_worker, engine = self._job["workers"], self._job["per_worker"], self._job["engine"]
-        if not _grouped(workers, stage.kind, engine):
-            stages.evaluate(stage, store, _speaker(stage), engine, rank=0)
+        if stage.kind not in self._job["grouped"]:
+            stages.evaluate(stage, store, _speaker(stage), self._job["engine"], rank=0)
             return
+        per_worker = self._job["per_worker"]
         # Here and not at a worker: it outlives each of them. Ray ends the group where one is lost, and nobody waits on.
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
         # Not a TorchTrainer, whose process group the trainings of metrics would take for theirs.
@@ -516,7 +519,9 @@ class StageTrial(tune.Trainable):
             _evaluation_loop,
             train_loop_config={**self._job, "meeting": (meeting.host, meeting.port)},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=workers, use_gpu=per_worker.get("GPU", 0) > 0, resources_per_worker=per_worker
+                num_workers=self._job["workers"],
+                use_gpu=per_worker.get("GPU", 0) > 0,
+                resources_per_worker=per_worker,
             ),
             run_config=self._run_config(stage),
         )
@@ -551,7 +556,7 @@ def _train_loop(job: dict[str, Any]) -> tuple[str, str] | None:
         return prepared
 
     try:
-        stages.train(stage, store, prepare, say, rank, 60 * job["checkpoint_minutes"])
+        stages.train(stage, store, prepare, say, rank, 60 * job["checkpoint_minutes"], job["sharding"])
     except (UserError, NonFiniteError) as error:
         if not job["report_errors"]:
             raise
@@ -579,11 +584,6 @@ def _evaluation_loop(job: dict[str, Any]) -> tuple[str, str] | None:
 def _line_and_kind(error: Exception) -> tuple[str, str]:
     failure = classify(error)
     return str(failure), failure.kind
-
-
-def _grouped(workers: int, kind: str, engine: str) -> bool:
-    """Whether a worker group does a stage, and its trial only waits for that; vLLM is one process."""
-    return workers > 1 and not (kind == "evaluate" and engine == engines.VLLM)
 
 
 def _speaker(stage: Stage) -> Callable[[str], None]:
@@ -637,7 +637,7 @@ def allotment(resources: Resources) -> dict[str, float]:
 
 def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
-    if _grouped(resources.workers, Stage.from_json(job["stage"]).kind, resources.engine):
+    if resources.grouped(Stage.from_json(job["stage"]).kind):
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
     if resources.cpus is not None and "GPU" in held:  # of a GPU it has a share, of CPUs what the user said

@@ -94,6 +94,8 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     with _naming(path):
         assignments = [_assignment(text, "--set") for text in overrides]
         resources = configure(Resources, _shared(values, "resources", assignments), "resources")
+        if resources.offload and resources.sharding == "none":
+            raise UserError("resources.offload is true without a sharding; set resources.sharding to zero2 or zero3")
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     with _naming(path):
         search = searches.parse(_shared(values, "search", assignments), cells)

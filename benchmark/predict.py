@@ -24,7 +24,6 @@ from benchmark.plan import Plan
 from benchmark.schedule import side_by_side, simulate, whole
 from benchmark.stages import Stage
 from benchmark.store import Store, write_atomically
-from sande import engines
 from sande.errors import UserError
 
 KINDS = ("attack", "defend", "evaluate", DROPPED)
@@ -180,12 +179,12 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
     if slots < 1:
         raise UserError(f"--gpus {gpus}: a stage takes {each:g} of them; raise it, or lower resources")
     share: Callable[[Stage], float] = whole
-    if resources.workers == 1 and on_cpu:
+    if not resources.grouped("defend") and on_cpu:
         share = side_by_side(resources.side_by_side)
-    elif resources.workers == 1 and resources.gpus is None:
+    elif not resources.grouped("defend") and resources.gpus is None:
         share = memory.Peaks(manifests).share
     overhead = _overhead(store)
-    one_evaluates = resources.workers > 1 and resources.engine == engines.VLLM
+    one_evaluates = not resources.grouped("evaluate")
     timer = _Timer(Costs(manifests, paper=not on_cpu), store, max(1.0, each), one_evaluates, overhead.stage)
     forecast = simulate(plan, slots, timer.seconds, share)
     return Prediction(

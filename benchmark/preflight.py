@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from benchmark.cell import NO_DEFENSE, Cell
+from benchmark.cell import NO_DEFENSE, Cell, Resources
 from benchmark.logs import quiet
 from benchmark.store import Store
 from sande import engines, registry
@@ -83,4 +83,17 @@ def check_engine(engine: str, gpus: float) -> None:
         raise UserError(
             f"resources.engine is vllm, which needs a whole GPU, and a stage gets {gpus:g}; leave it out, or run where "
             "there are GPUs and leave out resources.gpus"
+        )
+
+
+def check_sharding(resources: Resources) -> None:
+    """Refuse a sharding that could not begin.
+
+    Raises:
+        UserError: DeepSpeed is not installed.
+    """
+    if resources.sharding != "none" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"resources.sharding is {resources.sharding}, which needs DeepSpeed; run pip install "
+            "'sande-bench[deepspeed]', or leave it out"
         )

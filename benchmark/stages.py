@@ -27,6 +27,7 @@ from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
 from benchmark.store import Store
 from sande import crowd, engines, registry, types
 from sande.data import sources
+from sande.sharding import WHOLE, Sharding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
@@ -96,6 +97,7 @@ def train(
     say: Callable[[str], None],
     rank: int,
     interval: float,
+    sharding: Sharding = WHOLE,
 ) -> None:
     """Do an attack or a defense; the process of rank 0 stores the model, the others only take part.
 
@@ -108,6 +110,7 @@ def train(
         say: receives progress.
         rank: of this process among the stage's workers.
         interval: seconds from one checkpoint to the next.
+        sharding: of its trainings.
     """
     from sande import models
     from sande.checkpoints import Checkpoints
@@ -118,16 +121,28 @@ def train(
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
         checkpoints = Checkpoints(kept, interval)
-        run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say, checkpoints=checkpoints)
+        run = types.Run(
+            seed=cell.seed,
+            scratch=str(scratch),
+            prepare=prepare,
+            say=say,
+            checkpoints=checkpoints,
+            sharding=sharding,
+        )
         try:
             with measured() as cost:
                 lm = _attack(cell, store, run) if stage.kind == "attack" else _defend(cell, store, run)
             cost["seconds"] = round(cost["seconds"] + checkpoints.earlier, 3)
+            if sharding != WHOLE:  # a peak that says nothing of stages that are whole, see `benchmark.memory`
+                cost.pop("device_memory_bytes", None)
             if rank == 0:
                 models.save(lm, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        return manifest(stage, cost, tokens(run.facts), {"facts": run.facts})
+        made = manifest(stage, cost, tokens(run.facts), {"facts": run.facts})
+        if sharding.deepspeed:
+            made["versions"]["deepspeed"] = version("deepspeed")
+        return made
 
     if rank == 0:
         store.put(stage.kind, stage.key, build)

@@ -279,6 +279,8 @@ CASES: dict[str, list[Case]] = {
         as_grid("a date where a name belongs", "model: 2024-01-01\n"),
         as_grid("a date among settings", "data: {name: builtin-short, rows: 2024-01-01}\n"),
         in_grid("more CPUs than none", resources={"cpus": 0}),
+        in_grid("a sharding that does not exist", resources={"workers": 2, "sharding": "zero1"}),
+        in_grid("offload without sharding", resources={"workers": 2, "offload": True}),
         in_grid("a sweep that is a list", sweep=[1]),
         in_grid("an axis without values", sweep={"seed": []}),
         in_grid("an axis that is no list", sweep={"seed": 3}),

@@ -343,6 +343,8 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
         (Resources(workers=2), "defend", 1.0, {execute.HEAD: 0.001}),
         (Resources(workers=2), "evaluate", 1.0, {execute.HEAD: 0.001}),
         (Resources(workers=2, engine="vllm"), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),  # which is one process
+        (Resources(sharding="zero2"), "defend", 1.0, {execute.HEAD: 0.001}),  # DeepSpeed wants a group, even of one
+        (Resources(sharding="zero2"), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),
     ],
 )
 def test_a_trial_holds_its_share_of_a_worker(

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import preflight
+from benchmark.cell import Resources
 from benchmark.cli import USERS_MISTAKE, app
 from benchmark.store import Store
 from sande import engines
@@ -172,3 +173,13 @@ def test_vllm_needs_a_whole_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpus in (0, 0.5):
         with pytest.raises(UserError, match=f"needs a whole GPU, and a stage gets {gpus:g};"):
             preflight.check_engine(engines.VLLM, gpus)
+
+
+# --- The sharding ---------------------------------------------------------------------------------------------------
+
+
+def test_deepspeed_has_to_be_installed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    preflight.check_sharding(Resources(workers=2))
+    with pytest.raises(UserError, match=r"zero2, which needs DeepSpeed; run pip install 'sande-bench\[deepspeed\]'"):
+        preflight.check_sharding(Resources(workers=2, sharding="zero2"))
