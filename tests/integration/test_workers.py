@@ -34,10 +34,10 @@ RUNS = {
 }
 
 
-def with_workers(root: Path, workers: int) -> Workplace:
+def with_workers(root: Path, workers: int, **more: Any) -> Workplace:
     root.mkdir()
     place = Workplace(root)
-    resources = {"workers": workers, "cpus": 1}
+    resources = {"workers": workers, "cpus": 1, **more}
     grid = place.grid("workers", attack=ATTACK, sweep={"defense": DEFENSES}, resources=resources)
     done = place.run(grid, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,9 +45,20 @@ def with_workers(root: Path, workers: int) -> Workplace:
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Workplace]:
-    root = tmp_path_factory.mktemp("workers")
-    return with_workers(root / "one", 1), with_workers(root / "two", 2)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    return with_workers(tmp_path_factory.mktemp("workers") / "one", 1)
+
+
+@pytest.fixture(scope="module")
+def places(alone: Workplace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Workplace]:
+    return alone, with_workers(tmp_path_factory.mktemp("workers") / "two", 2)
+
+
+@pytest.fixture(scope="module", params=[{"sharding": "zero2", "offload": True}, {"sharding": "zero3"}])
+def sharded(request: Any, alone: Workplace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Workplace, Workplace]:
+    """One worker, and two that hold a shard each."""
+    pytest.importorskip("deepspeed")
+    return alone, with_workers(tmp_path_factory.mktemp("sharded") / "two", 2, **request.param)
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -66,6 +77,10 @@ def artifact(place: Workplace, what: str) -> Path:
 
 @pytest.mark.parametrize("what", RUNS)
 def test_two_workers_have_the_losses_of_one(places, what: str) -> None:
+    same_losses(places, what)
+
+
+def same_losses(places: tuple[Workplace, Workplace], what: str) -> None:
     one, two = (manifest(artifact(place, what))["facts"] for place in places)
     for run in RUNS[what]:
         assert two[run]["steps"] == one[run]["steps"] == 4
@@ -75,10 +90,21 @@ def test_two_workers_have_the_losses_of_one(places, what: str) -> None:
 
 @pytest.mark.parametrize("what", RUNS)
 def test_two_workers_have_nearly_the_weights_of_one(places, what: str) -> None:
+    same_weights(places, what)
+
+
+def same_weights(places: tuple[Workplace, Workplace], what: str) -> None:
     one, two = (load_file(artifact(place, what) / "model.safetensors") for place in places)
     assert one.keys() == two.keys()
     for name in one:
         torch.testing.assert_close(two[name].float(), one[name].float(), atol=2e-4, rtol=1e-2)
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_two_workers_with_a_shard_each_have_losses_and_weights_of_one(sharded, what: str) -> None:
+    same_losses(sharded, what)
+    same_weights(sharded, what)
+    assert "deepspeed" in manifest(artifact(sharded[1], what))["versions"]
 
 
 def test_both_workers_tokens_are_counted(places) -> None:
