@@ -301,8 +301,11 @@ class Case(Workplace):
         return {str(path.relative_to(self.root)) for pattern in patterns for path in self.root.rglob(pattern)}
 
     def vanish(self) -> None:
-        """Wait until no process of a run is left, not even one that is held; then disarm what did not happen."""
-        assert wait_until(lambda: not self.processes(), GONE), self.processes()
+        """Wait until no process of a run is left, not even one that is held; then disarm what did not happen.
+
+        Ray's own workers, which leave a minute after a driver that was killed, are waited for after the next run.
+        """
+        assert wait_until(lambda: not any(_working(pid) for pid in self.processes()), GONE), self.processes()
         self.faults.release()
 
     def recover(self, undisturbed: Case, fetch: Callable[[], None] = lambda: None) -> None:
@@ -349,7 +352,7 @@ class Case(Workplace):
 
     def processes(self) -> list[int]:
         """Of this case's runs, those of the cluster's own aside."""
-        return [pid for pid, node in self.faults.processes().items() if not node or _working(pid)]
+        return [pid for pid, node in self.faults.processes().items() if not node or _has_a_job(pid)]
 
     def close(self) -> None:
         """End what is left of it, and disarm its faults."""
@@ -360,13 +363,21 @@ class Case(Workplace):
                 driver.wait()
 
 
-def _working(pid: int) -> bool:
-    """Whether a process of the cluster is a worker with a job."""
+def _title(pid: int) -> str:
     try:
-        title = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
     except OSError:
-        return False
-    return title.startswith("ray::") and not title.startswith(OF_RAY)
+        return ""
+
+
+def _working(pid: int) -> bool:
+    """Whether a process is none of Ray's own workers."""
+    return not _title(pid).startswith(OF_RAY)
+
+
+def _has_a_job(pid: int) -> bool:
+    """Whether a process of the cluster is a worker with a job."""
+    return _working(pid) and _title(pid).startswith("ray::")
 
 
 def _living(pid: int) -> bool:
