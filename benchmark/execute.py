@@ -31,8 +31,9 @@ os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stdout.isatty() else "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a grid may name a model's folder from where the run began
 os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has no other way to switch its progress bars off
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-if os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists():
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # else Ray shows it to no cluster that it joins
+# Ray shows its token to a cluster that it joins only if told so before it is imported.
+if "ray" not in sys.modules and (os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists()):
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import ray
 import ray.train

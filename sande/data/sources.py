@@ -375,10 +375,10 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         import pyarrow.parquet as pq
 
         try:
-            table = pq.read_table(path)
+            rows = pq.read_table(path).to_pylist()  # which is when names and texts are looked at
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} cannot be read as Parquet ({error}); fetch or write it again") from None
-        yield from ((f"row {index}", row) for index, row in enumerate(table.to_pylist(), start=1))
+        yield from ((f"row {index}", row) for index, row in enumerate(rows, start=1))
     elif path.suffix == ".json":
         try:
             elements = json.loads(path.read_bytes())

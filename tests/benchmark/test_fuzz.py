@@ -68,7 +68,11 @@ def tried(examples: int, check: Callable[[Any], object], strategy: st.SearchStra
     """Give `check` so many examples."""
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     how = settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=quiet)
-    how(given(strategy)(lambda value: check(value)))()
+
+    def test(value: Any) -> None:
+        check(value)
+
+    how(given(strategy)(test))()
 
 
 def read(reader: Callable[..., T], *arguments: Any) -> T | None:
