@@ -13,6 +13,8 @@ _received: list[int] = []
 
 def _as_ctrl_c(number: int, frame: Any) -> None:
     _received.append(number)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it to what a script starts with `&`
+        raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)  # whose handler is Python's, or Tune's while that runs
 
 

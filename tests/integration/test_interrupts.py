@@ -68,16 +68,24 @@ def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
 
 BEFORE = """
 import os, signal, sys
+signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
 from benchmark import cli, grid
 grid.load = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 cli.app(["run", "grids/smoke.yaml"])
 """
 
 
-@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
-def test_before_anything_runs_it_is_the_same_sentence(name: str, code: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "sigint", "code"),
+    [
+        ("SIGINT", "default_int_handler", 130),
+        ("SIGTERM", "default_int_handler", 143),
+        ("SIGTERM", "SIG_IGN", 143),  # what a script starts with `&` has it so
+    ],
+)
+def test_before_anything_runs_it_is_the_same_sentence(name: str, sigint: str, code: int) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", BEFORE, name], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", BEFORE, name, sigint], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == code
     assert done.stderr == "interrupted; what is done is kept, and the same command goes on\n"
