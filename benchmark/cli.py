@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from benchmark import interrupts
-from benchmark.failures import INTERRUPTED, UNFINISHED, kind_of
+from benchmark.failures import UNFINISHED, interrupted
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def run(
     )
     unfinished = dict.fromkeys((stage.key for stage in plan.missing), UNFINISHED)
     running = time.perf_counter()
-    if INTERRUPTED in map(kind_of, errors.values()):
+    if interrupted(errors):
         errors |= unfinished
     elif plan.missing:
         try:
@@ -218,7 +218,7 @@ def run(
     typer.echo(f"{loaded.name} took {took:.0f} s")
     if plan.missing and not loaded.search:
         predict.note(opened, around=took - running)
-    if INTERRUPTED in map(kind_of, errors.values()):
+    if interrupted(errors):
         opened.clear_leftovers()
         raise KeyboardInterrupt  # now that its rows are written
     if failed:

@@ -54,7 +54,6 @@ from benchmark import plan as plans
 from benchmark.cell import Kind, Resources
 from benchmark.failures import (
     FULL_DISK,
-    INTERRUPTED,
     LOST_NODE,
     LOST_WORKER,
     OUT_OF_MEMORY,
@@ -63,6 +62,7 @@ from benchmark.failures import (
     Failure,
     StageError,
     classify,
+    interrupted,
     kind_of,
     limited,
     lost,
@@ -138,7 +138,7 @@ def run(
         errors = _do(plan, store, resources, say, begin, keep)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
-            if not repair.missing or INTERRUPTED in map(kind_of, errors.values()):
+            if not repair.missing or interrupted(errors):
                 break
             say(f"a damaged artifact was found; {len(repair.missing)} stages are done again")
             kept = {key: error for key, error in errors.items() if key in repair.done}
@@ -490,49 +490,40 @@ class StageTrial(tune.Trainable):
         return {"ok": 1, "done": True}
 
     def _train(self, stage: Stage) -> None:
-        grouped, per_worker = stage.kind in self._job["grouped"], self._job["per_worker"]
+        workers = self._job["workers"] if stage.kind in self._job["grouped"] else 0
         model = stage.settings["model"]
         if model in models.MADE_HERE:
             models.prepare(model, open_store(self._job["store"]).models)
-        trainer = ray.train.torch.TorchTrainer(
-            _train_loop,
-            train_loop_config={**self._job, "report_errors": grouped},
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=self._job["workers"] if grouped else 0,
-                use_gpu=per_worker.get("GPU", 0) > 0,
-                resources_per_worker=per_worker if grouped else None,
-            ),
-            run_config=self._run_config(stage),
-        )
-        failure = trainer.fit().return_value
-        if failure:
-            raise StageError(*failure)
+        self._fit(ray.train.torch.TorchTrainer, _train_loop, stage, workers, report_errors=workers > 0)
 
     def _evaluate(self, stage: Stage, store: Store) -> None:
         if stage.kind not in self._job["grouped"]:
             stages.evaluate(stage, store, _speaker(stage), self._job["engine"], rank=0)
             return
-        per_worker = self._job["per_worker"]
         # Here and not at a worker: it outlives each of them. Ray ends the group where one is lost, and nobody waits on.
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
         # Not a TorchTrainer, whose process group the trainings of metrics would take for theirs.
-        trainer = DataParallelTrainer(
-            _evaluation_loop,
-            train_loop_config={**self._job, "meeting": (meeting.host, meeting.port)},
+        at = meeting.host, meeting.port
+        self._fit(DataParallelTrainer, _evaluation_loop, stage, self._job["workers"], meeting=at)
+
+    def _fit(self, kind: Any, loop: Callable[..., Any], stage: Stage, workers: int, **more: Any) -> None:
+        """Run the loop in Ray Train: in this process without workers, else in a group of them."""
+        per_worker = self._job["per_worker"]
+        trainer = kind(
+            loop,
+            train_loop_config={**self._job, **more},
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self._job["workers"],
+                num_workers=workers,
                 use_gpu=per_worker.get("GPU", 0) > 0,
-                resources_per_worker=per_worker,
+                resources_per_worker=per_worker if workers else None,
             ),
-            run_config=self._run_config(stage),
+            run_config=ray.train.RunConfig(
+                name=f"{stage.label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}", storage_path=self.logdir
+            ),
         )
         failure = trainer.fit().return_value
         if failure:
             raise StageError(*failure)
-
-    def _run_config(self, stage: Stage) -> ray.train.RunConfig:
-        name = f"{stage.label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}"
-        return ray.train.RunConfig(name=name, storage_path=self.logdir)
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: a stage's result is in the store."""
@@ -561,8 +552,7 @@ def _train_loop(job: dict[str, Any]) -> tuple[str, str] | None:
     except (UserError, NonFiniteError) as error:
         if not job["report_errors"]:
             raise
-        failure = classify(error)
-        return str(failure), failure.kind
+        return _line_and_kind(error)
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import faulthandler
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from benchmark.store import DamagedError, FullError, full
@@ -57,6 +57,11 @@ class StageError(Exception):
 def kind_of(error: str) -> str:
     """The kind of a line, of one that was made without any `OTHER`."""
     return error.kind if isinstance(error, Failure) else OTHER
+
+
+def interrupted(errors: Mapping[str, str]) -> bool:
+    """Whether the user ended what these errors are of."""
+    return INTERRUPTED in map(kind_of, errors.values())
 
 
 def because_of(cause: str) -> Failure:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import plan as plans
 from benchmark.cell import Cell, digest
-from benchmark.failures import INTERRUPTED, UNFINISHED, StageError, classify, kind_of
+from benchmark.failures import UNFINISHED, StageError, classify, interrupted
 from benchmark.leases import POLL, Leases
 from benchmark.rules import assign, takes
 from benchmark.stages import Stage, code_version
@@ -228,7 +228,7 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
     failed: dict[str, str] = dict.fromkeys(jobs, UNFINISHED)
     with suppress(KeyboardInterrupt), execute.cluster(address), closing(Leases(store.board(), say)) as leases:
         victim_errors = execute.run(victims, store, grid.resources, address, say)
-        if INTERRUPTED in map(kind_of, victim_errors.values()):
+        if interrupted(victim_errors):
             raise KeyboardInterrupt
         for number, job in enumerate(jobs.values(), start=1):
             error = victim_errors.get(job.cell.attack_key)
@@ -240,8 +240,10 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
             finally:
                 leases.release(job.key)
             say(f"[{number}/{len(jobs)}] {job.label}{f' FAILED: {error}' if error else f': {_found(job, store)}'}")
-            del failed[job.key]
-            failed |= {job.key: error} if error else {}
+            if error:
+                failed[job.key] = error
+            else:
+                del failed[job.key]
     lost = {cell: failed[job.key] for cell, job in waiting.items() if job.key in failed}
     errors = {cell.attack_key: error for cell, error in lost.items() if cell.attack_key in victim_errors}
     return settled(grid, store), errors | {cell.defense_key: error for cell, error in lost.items()}
