@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from benchmark import aggregate, case_study, figures, tables
 from benchmark.aggregate import Entry
 from benchmark.layouts import in_order, layout
-from benchmark.rows import ATTACK_FAILED, FAILED, read, read_outcomes
+from benchmark.rows import ATTACK_FAILED, COMPUTED_WITH, FAILED, read, read_outcomes
 from benchmark.store import write_atomically
 from benchmark.tables import Table
 from sande.errors import UserError
@@ -126,6 +126,28 @@ def _page(table: pa.Table, texts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _computed_with(table: pa.Table) -> list[str]:
+    """Lines on the compute type and instruction set of each kind of stage, and a warning where types are mixed.
+
+    Args:
+        table: rows of cells that did not fail.
+    """
+    lines, types = [], set()
+    for stage, prefix in (("Attacks", "attack_"), ("Defenses", "defense_"), ("Evaluations", "")):
+        columns = [f"{prefix}{name}" for name in COMPUTED_WITH]
+        found = table.select(columns).group_by(columns).aggregate([]).to_pylist()
+        pairs = sorted((row[columns[0]], row[columns[1]]) for row in found if row[columns[0]])
+        if pairs:
+            lines.append(f"- {stage} computed in {', '.join(f'{kind} ({where})' for kind, where in pairs)}")
+            types |= {kind for kind, _ in pairs}
+    if len(types) > 1:
+        lines.append(
+            "- **Compute types are mixed.** They round differently, which can move a result as far as another seed. "
+            "`precision: bf16` or `fp32` in a grid sets one type for its trainings."
+        )
+    return lines
+
+
 def _command(row: dict[str, Any]) -> str:
     """What runs the grid: where it is named after a scale that is not its own, with that scale."""
     grid, ending = row["grid"], f"-{row['scale']}"
@@ -189,6 +211,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"- Seeds: {written('seed')}; prompts or questions a measurement: {written('count')}",
         f"- Code: {written('code_version')}",
         f"- Device: {written('device')}",
+        *_computed_with(table.filter(good)),
         f"- Versions: {written('versions')}",
         f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
