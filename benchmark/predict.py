@@ -251,7 +251,7 @@ def on_cpu(store: Store, compute_type: ComputeType) -> Iterator[Sample]:
         manifest
         for kind in KINDS
         for manifest in store.manifests(kind)
-        if _is_on(manifest["device"], CPU) and manifest.get("compute_type") in (None, compute_type)
+        if _is_on(manifest.get("device", ""), CPU) and manifest.get("compute_type") in (None, compute_type)
     )
 
 

@@ -1,8 +1,8 @@
 """Read the shipped timings: how long stages took on two cores of a CPU, for each type that models compute in.
 
 With them a plan says how long a grid will take on a machine on which nothing has run yet. `timings.json` has them.
-`python -m benchmark.perf.timings` makes it from the manifests of real runs; run it again when `benchmark.estimate` counts
-work differently.
+`python -m benchmark.perf.timings` makes it from the manifests of real runs; run it again when `benchmark.estimate`
+counts work differently.
 """
 
 from __future__ import annotations
