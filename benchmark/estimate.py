@@ -7,6 +7,7 @@ a third each; so a prompt that is only read costs a third. The store's own measu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -168,8 +169,9 @@ def _number(value: float) -> str:
     return "under 0.1" if value < 0.05 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
+@functools.cache
 def rate(data: str) -> float:
-    """GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data count as Alpaca."""
+    """Return the GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data count as Alpaca."""
     source = "orca" if data == "orca" else "alpaca"
     rates = [
         hours * HOUR / (TRAINED[source] * BILLIONS[model])
