@@ -90,7 +90,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The stages of one kind whose time has one basis.
+    """Stages of one kind whose time has one basis.
 
     Attributes:
         kind: attack, defend or evaluate.
@@ -107,7 +107,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Here:
-    """What the missing stages of a plan will take on this machine's CPU.
+    """Forecast of a plan's missing stages on this machine's CPU.
 
     Attributes:
         seconds: from start to end of `run`, without what `untimed` and `unknown` name.
@@ -118,7 +118,7 @@ class Here:
         unknown: data sets whose size nobody knows.
         cores: of this machine.
         compute_type: that models will most likely compute in.
-        at_once: stages that run at a time, apart from attacks.
+        at_once: defenses or evaluations that run at a time.
         overhead: of a run, apart from its stages.
         overhead_is_own: whether it is that of the last run on this store.
     """
@@ -148,7 +148,7 @@ class Costs:
     """Seconds that work takes, by what was timed."""
 
     def __init__(self, own: Iterable[Sample], others: Iterable[Sample] = (), paper: bool = False) -> None:
-        """From timings.
+        """Keep timings, by method and model.
 
         Args:
             own: of the store.
@@ -454,9 +454,10 @@ def here_sentence(made: Here) -> str:
     if not made.stages:
         return "Nothing is left to run."
     said = []
-    if made.parts:
+    if made.parts or not (made.untimed or made.unknown):
         cores = f"{made.cores} core{'s' if made.cores > 1 else ''}"
-        said.append(f"About {about(made.seconds)} on this machine ({cores}, {made.compute_type}), by {made.source}")
+        by = f", by {made.source}" if made.parts else ""
+        said.append(f"About {about(made.seconds)} on this machine ({cores}, {made.compute_type}){by}")
     if made.untimed:
         paper = (
             f"{told(made.gpu_seconds)} on H800 cards by the paper's times"
@@ -480,7 +481,7 @@ def here_reasons(made: Here) -> list[str]:
         whose = "the last run on this store" if made.overhead_is_own else "shipped timings"
         said += [
             f"{about(once)} for plan, Ray and report, and {each:.1f} s a stage, are in it: {whose}",
-            f"{made.at_once} at a time, attacks alone" if made.at_once > 1 else "one stage at a time",
+            f"defenses and evaluations run {made.at_once} at a time" if made.at_once > 1 else "one stage at a time",
             "A stage takes time in proportion to its work, from the timing that is nearest in data and size.",
         ]
         if any(part.basis in (SHIPPED, SHIPPED_OTHER) for part in made.parts):

@@ -458,3 +458,11 @@ def test_the_section_of_a_type_is_made_from_stores(tmp_path: Path, capsys: pytes
 
 def test_the_shipped_file_is_as_the_script_writes_it() -> None:
     assert make_timings.text(json.loads(FILE.read_text())) == FILE.read_text()
+
+
+@pytest.mark.usefixtures("cpu")
+def test_a_stage_whose_outcomes_are_all_there_takes_the_overhead_alone(store: Store) -> None:
+    measured(store, cell(metrics=["asr"]))
+    one = stage(cell(metrics=["asr"]), "evaluate")
+    made = here(Plan((), {one.key: one}, frozenset(one.needs)), store, Resources())
+    assert here_sentence(made) == "About 3 s on this machine (2 cores, bf16)"
