@@ -171,7 +171,7 @@ def _number(value: float) -> str:
 
 @functools.cache
 def rate(data: str) -> float:
-    """Return GPU-seconds a trained row and billion parameters: the mean of the paper's two models; other data as Alpaca."""
+    """Return GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data as Alpaca."""
     source = "orca" if data == "orca" else "alpaca"
     rates = [
         hours * HOUR / (TRAINED[source] * BILLIONS[model])
