@@ -1,3 +1,5 @@
 """Experiments over the methods in `sande`: grids of cells, executed on Ray, stored, tabulated."""
 
-import sande as sande  # sets how PyTorch's threads wait, before any module of this package loads PyTorch
+# Both set variables that libraries read when they are loaded: OpenMP below PyTorch, and Ray.
+import sande as sande
+from benchmark import ray_env as ray_env

@@ -214,7 +214,7 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
     waiting = pending(grid, store)
     if not waiting:
         return settled(grid, store), {}
-    from benchmark import execute, preflight, trials  # execute first: it sets what Ray reads on import
+    from benchmark import cluster, execute, preflight, trials  # execute sets what Ray reads on import
     from sande import models
 
     preflight.check(grid.cells, store)
@@ -226,7 +226,7 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
     victims = plans.make(map(plans.victim_of, waiting), store, needed=[cell.attack_key for cell in waiting])
     victim_errors: dict[str, str] = {}
     failed: dict[str, str] = dict.fromkeys(jobs, UNFINISHED)
-    with suppress(KeyboardInterrupt), execute.cluster(address), closing(Leases(store.board(), say)) as leases:
+    with suppress(KeyboardInterrupt), cluster.cluster(address), closing(Leases(store.board(), say)) as leases:
         victim_errors = execute.run(victims, store, grid.resources, address, say)
         if interrupted(victim_errors):
             raise KeyboardInterrupt

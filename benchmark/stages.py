@@ -98,6 +98,7 @@ def train(
     rank: int,
     interval: float,
     sharding: Sharding = WHOLE,
+    watch: Callable[[types.TrainingStatus], None] | None = None,
 ) -> None:
     """Do an attack or a defense; the process of rank 0 stores the model, the others only take part.
 
@@ -111,6 +112,7 @@ def train(
         rank: of this process among the stage's workers.
         interval: seconds from one checkpoint to the next.
         sharding: of its trainings.
+        watch: receives how far they are, see `sande.types.Run`.
     """
     from sande import models
     from sande.checkpoints import Checkpoints
@@ -126,6 +128,7 @@ def train(
             scratch=str(scratch),
             prepare=prepare,
             say=say,
+            watch=watch,
             checkpoints=checkpoints,
             sharding=sharding,
         )

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 
 from benchmark import stages
 from benchmark.cell import Resources
-from benchmark.execute import allotment, gave_up, run_config
+from benchmark.cluster import allotment
+from benchmark.execute import gave_up, run_config
 from benchmark.failures import StageError, classify, limited
 from benchmark.logs import quiet
 from benchmark.remote_store import open_store

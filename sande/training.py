@@ -38,9 +38,9 @@ from sande.losses import IGNORE, chunked_response_nll, target_positions
 from sande.packing import ARCHITECTURES, PackedCollator, choose, packed_attention
 from sande.prompts import Row, fit_length, pad_id
 from sande.sharding import Sharding, most, recomputed, sharded
-from sande.types import LanguageModel, Run
+from sande.types import LanguageModel, Run, TrainingStatus
 
-PROGRESS_SECONDS = 10.0
+PROGRESS_SECONDS = 10.0  # between two lines on a training that nothing watches
 # Steps between two looks at loss and gradient norm. On a GPU a look waits for all work under way; a number that is not
 # finite stays so in the mean of the steps in between, so it still stops the stage.
 LOG_STEPS_CUDA = 10
@@ -454,16 +454,19 @@ class Monitor(TrainerCallback):
         if not logs or "loss" not in logs:
             return  # the Trainer's closing summary
         self.check(logs, f"at step {state.global_step} of {state.max_steps}")
+        if not state.is_world_process_zero:
+            return
         now = time.perf_counter()
-        if now - self.spoke >= PROGRESS_SECONDS and state.is_world_process_zero:
+        if self.run.watch:
+            self.run.watch(self._status(state, logs["loss"], now - self.started))
+        elif now - self.spoke >= PROGRESS_SECONDS:
             self.spoke = now
-            elapsed = now - self.started
-            left = elapsed / (state.global_step - self.first) * (state.max_steps - state.global_step)
-            tokens = self.tokens_after[state.global_step - 1] - (self.tokens_after[self.first - 1] if self.first else 0)
-            self.run.say(
-                f"{self.stage}: step {state.global_step}/{state.max_steps}, loss {logs['loss']:.3f}, "
-                f"{tokens / elapsed:.0f} tokens/s, {_clock(left)} left"
-            )
+            self.run.say(str(self._status(state, logs["loss"], now - self.started)))
+
+    def _status(self, state: TrainerState, loss: float, elapsed: float) -> TrainingStatus:
+        tokens = self.tokens_after[state.global_step - 1] - (self.tokens_after[self.first - 1] if self.first else 0)
+        left = elapsed / (state.global_step - self.first) * (state.max_steps - state.global_step)
+        return TrainingStatus(self.stage, state.global_step, state.max_steps, loss, tokens / elapsed, left)
 
     def check(self, numbers: Mapping[str, float], when: str) -> None:
         """Stops the stage if its loss or gradient norm is not finite.
@@ -494,8 +497,3 @@ class Monitor(TrainerCallback):
             "first_loss": sum(losses[:tenth]) / tenth,
             "last_loss": sum(losses[-tenth:]) / tenth,
         }
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

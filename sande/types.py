@@ -231,6 +231,34 @@ class Scan:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingStatus:
+    """How far a training is.
+
+    Attributes:
+        stage: name of the training within its method, such as "eliminate".
+        step: optimizer steps done.
+        steps: optimizer steps in all.
+        loss: of the last step, nats a target token.
+        tokens_per_second: mean since this process began it; padding not counted.
+        seconds_left: until its last step, at that rate.
+    """
+
+    stage: str
+    step: int
+    steps: int
+    loss: float
+    tokens_per_second: float
+    seconds_left: float
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds_left), 60)
+        return (
+            f"{self.stage}: step {self.step}/{self.steps}, loss {self.loss:.3f}, "
+            f"{self.tokens_per_second:.0f} tokens/s, {minutes}:{seconds:02d} left"
+        )
+
+
 def _unchanged(trainer: Trainer) -> Trainer:
     return trainer
 
@@ -243,6 +271,7 @@ class Run:
         seed: the only source of randomness of the stage.
         facts: what the stage wants kept beside its result (poisoned ids, rows left out, losses); JSON values.
         say: receives one line of progress at a time.
+        watch: receives the status of a training after each look at its loss; None has `say` told it now and then.
         prepare: may wrap the Trainer before it starts (Ray Train does, to spread a stage over workers).
         scratch: a folder for the Trainer's own files, empty at the start and gone after the stage.
         checkpoints: of the stage's trainings, where another process is to go on after this one was killed.
@@ -253,6 +282,7 @@ class Run:
     scratch: str
     facts: dict[str, Any] = field(default_factory=dict)
     say: Callable[[str], None] = print
+    watch: Callable[[TrainingStatus], None] | None = None
     prepare: Callable[[Trainer], Trainer] = _unchanged
     checkpoints: Checkpoints | None = None
     sharding: Sharding = WHOLE

@@ -1,0 +1,136 @@
+"""The Ray that a run works on: one that is started here, or one that it joins; and what fits on it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+
+from benchmark import interrupts
+from benchmark.cell import Resources
+from benchmark.jobs import shared_environment, unreachable
+from sande.errors import UserError
+
+# After which the first trials no longer wait for processes that are to be ready for them.
+WARM_SECONDS = 60.0
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Ray within the block: the one of a block around this, the cluster at `address`, or one that ends with the block.
+
+    Raises:
+        UserError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
+    _check_reachable(address)
+    try:
+        with interrupts.held():
+            _start(address)
+        interrupts.take()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(address: str | None) -> None:
+    try:
+        ray.init(
+            address=address or "local",  # None would also find a cluster that somebody else started on this machine
+            logging_level=logging.ERROR,
+            log_to_driver=True,
+            runtime_env=environment(address),
+        )
+    except Exception as error:  # Ray raises nothing narrower where it does not come up in time
+        reason = str(error).strip().split("\n")[0]
+        if address is None:
+            raise UserError(f"Ray did not start here ({reason}); run again when the machine is less busy") from None
+        raise UserError(
+            f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here"
+        ) from None
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuse an address where nobody listens.
+
+    Raises:
+        UserError: nobody listens at `[ray://]host:port`, or the address is empty.
+    """
+    if address is not None and not address.strip():
+        raise UserError("--address is empty; give host:port of a Ray cluster, or leave it out to run here")
+    found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address or "")
+    if not found:
+        return
+    if reason := unreachable(found["host"], int(found["port"])):
+        raise UserError(f"no Ray cluster at '{address}' ({reason}); check --address, or leave it out to run here")
+
+
+def allotment(resources: Resources) -> dict[str, float]:
+    """CPUs and GPUs of one worker, in Ray's words.
+
+    Raises:
+        UserError: no node has as many.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (max(int(node.get(name, 0)) for node in nodes) for name in ("CPU", "GPU"))
+    gpu_share = resources.gpus if resources.gpus is not None else float(min(1, gpus))
+    cpu_share = resources.cpus or max(1, cpus // max(1, gpus) // (resources.workers if not gpus else 1))
+    if cpu_share > cpus or gpu_share > gpus:
+        raise UserError(
+            f"resources asks for {cpu_share} CPUs and {gpu_share:g} GPUs a worker, but the largest node has {cpus} and "
+            f"{gpus}; lower resources.cpus or resources.gpus"
+        )
+    return {"CPU": float(cpu_share)} | ({"GPU": gpu_share} if gpu_share else {})
+
+
+def start_workers(shares: Sequence[float], cpus: float) -> Callable[[], None]:
+    """Let processes of this machine import what stages compute with, while the driver does something else.
+
+    Ray gives them to the first trials, as processes that are there and idle.
+
+    Args:
+        shares: of a slot, one for each process.
+        cpus: of a slot.
+
+    Returns:
+        A function that waits for them.
+    """
+    from benchmark.stage_trial import warm_up
+
+    task = ray.remote(warm_up)
+    started = [task.options(num_cpus=share * cpus).remote() for share in shares]
+
+    def ready() -> None:
+        ray.wait(started, num_returns=len(started), timeout=WARM_SECONDS)
+
+    return ready if started else lambda: None
+
+
+def at_once(resources: Resources, per_worker: dict[str, float]) -> int:
+    """How many stages the cluster holds at a time; a worker group that cannot be placed would wait without an error."""
+    total = ray.cluster_resources()
+    fitting = min(int(total.get(name, 0) // (share * resources.workers)) for name, share in per_worker.items())
+    if fitting < 1:
+        raise UserError(
+            f"resources asks for {resources.workers} workers of {per_worker}, more than the cluster has; lower them"
+        )
+    return fitting
+
+
+def environment(address: str | None) -> dict[str, Any] | None:
+    """What workers on other machines need to know; local ones inherit it, and a job's have what it was given."""
+    given = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("runtime_env", {}).get("env_vars", {})
+    passed = {name: value for name, value in shared_environment().items() if name not in given}
+    return {"env_vars": passed} if address and passed else None

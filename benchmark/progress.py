@@ -1,0 +1,240 @@
+"""How a run comes along, for the person who waits: a live view on a terminal, plain lines in a pipe or a log.
+
+The stages that run write their status into files (`benchmark.status`); a thread looks at them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.status import Status, read
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from benchmark.stages import Stage
+
+LINE_SECONDS = 60.0  # between two lines on a running stage, in a pipe
+REFRESH = 0.5  # seconds, on a terminal
+STARTING = "starting"
+
+
+@dataclass
+class Progress:
+    """What is done, what runs, and about how long the rest takes.
+
+    Attributes:
+        grid: its name.
+        expected: seconds of each stage by key, as forecast; empty where no forecast is possible.
+        at_once: stages that run at a time.
+    """
+
+    grid: str
+    expected: Mapping[str, float] = field(default_factory=dict)
+    at_once: int = 1
+    phase: str = ""
+    folder: Path | None = None  # of the statuses
+    total: int = 0
+    done: int = 0
+    _began: float = field(default_factory=time.monotonic)
+    _running: dict[str, tuple[Stage, float]] = field(default_factory=dict)
+    _waiting: dict[str, Stage] = field(default_factory=dict)
+    _took: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
+
+    def begin(self, stages: Collection[Stage], folder: Path | None) -> None:
+        """Note the stages that are to run, and where they write their status."""
+        self._waiting = {stage.key: stage for stage in stages}
+        self.total, self.folder = self.done + len(stages), folder
+
+    def started(self, stage: Stage) -> None:
+        """Note that a stage runs."""
+        self.phase = ""
+        self._waiting.pop(stage.key, None)
+        self._running[stage.key] = stage, time.monotonic()
+
+    def ended(self, stage: Stage, again: bool = False) -> None:
+        """Note that a stage no longer runs: it is done, or has failed, or is to be tried once more."""
+        _, began = self._running.pop(stage.key, (stage, time.monotonic()))
+        if again:
+            self._waiting[stage.key] = stage
+            return
+        self._waiting.pop(stage.key, None)
+        self.done += 1
+        took = time.monotonic() - began
+        self._took[stage.kind].append((took, self.expected.get(stage.key, 0.0)))
+
+    def dropped(self, keys: Collection[str]) -> None:
+        """Note stages that will not run, since one that they need failed."""
+        for key in keys:
+            if self._waiting.pop(key, None):
+                self.done += 1
+
+    @property
+    def running(self) -> list[tuple[Stage, float, Status | None]]:
+        """Stages that run, the seconds since each began, and its status."""
+        now = time.monotonic()
+        return [
+            (stage, now - began, read(self.folder, key) if self.folder else None)
+            for key, (stage, began) in list(self._running.items())
+        ]
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return time.monotonic() - self._began
+
+    def seconds_left(self) -> float | None:
+        """Return about how long the stages still take; None while nothing is known of some of them.
+
+        Forecasts are corrected by how long stages of the same kind took here; a stage without one takes as long as
+        those of its kind did.
+        """
+        left = [self._seconds(stage) for stage in list(self._waiting.values())]
+        longest = 0.0
+        for stage, since, status in self.running:
+            training = status.training if status else None
+            known = self._seconds(stage)
+            rest = max(0.0, known - since) if known is not None else None
+            if training:  # a method may have several trainings, so the rest is at least that of the one that runs
+                rest = max(training.seconds_left, rest or 0.0)
+            left.append(rest)
+            longest = max(longest, rest or 0.0)
+        known_left = [seconds for seconds in left if seconds is not None]
+        return max(longest, sum(known_left) / self.at_once) if len(known_left) == len(left) else None
+
+    def _seconds(self, stage: Stage) -> float | None:
+        took, expected = self._took[stage.kind], self.expected.get(stage.key)
+        if not took:
+            return expected
+        if expected and all(forecast for _, forecast in took):
+            return expected * sum(seconds for seconds, _ in took) / sum(forecast for _, forecast in took)
+        return statistics.mean(seconds for seconds, _ in took)
+
+
+class Lines:
+    """Plain lines: one at a stage's end, and one a minute for each that runs."""
+
+    def __init__(self, progress: Progress, echo: Callable[[str], None]) -> None:
+        self.progress = progress
+        self._echo = echo
+        self._told: dict[str, float] = {}
+
+    def say(self, line: str) -> None:
+        """Print a line with the time of day."""
+        self._echo(f"{time.strftime('%H:%M:%S')} {line}")
+
+    def refresh(self) -> None:
+        """Print a line for each stage on which there has been none for a minute."""
+        left = self.progress.seconds_left()
+        for stage, since, status in self.progress.running:
+            if since - self._told.get(stage.key, 0.0) >= LINE_SECONDS:
+                self._told[stage.key] = since
+                rest = f"; about {clock(left)} left for the grid" if left is not None else ""
+                self.say(f"{stage.label}: {status or STARTING}{rest}")
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Refresh within the block."""
+        with _repeated(self.refresh, REFRESH):
+            yield
+
+
+class Live:
+    """A view that is drawn anew twice a second below the lines: the grid, and each stage that runs."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self.progress = progress
+        self._console = console
+
+    def say(self, line: str) -> None:
+        """Print a line above the view."""
+        self._console.print(line, markup=False, highlight=False)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Draw the view within the block; what anything prints meanwhile appears above it."""
+        from rich.live import Live as RichLive
+
+        with RichLive(
+            get_renderable=self.render, console=self._console, refresh_per_second=1 / REFRESH, transient=True
+        ):
+            yield
+
+    def render(self) -> RenderableType:
+        """Return the view as it is now."""
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        state, left = self.progress, self.progress.seconds_left()
+        rest = f"about {clock(left)} left" if left is not None and state.total else ""
+        head = Table.grid(padding=(0, 1), expand=True)
+        head.add_column(no_wrap=True, overflow="ellipsis")
+        head.add_column(ratio=1, min_width=8)
+        head.add_column(no_wrap=True, justify="right")
+        numbers = f"{state.done}/{state.total} stages" if state.total else ""
+        words = ", ".join(filter(None, (numbers, f"{clock(state.elapsed)} elapsed", rest)))
+        head.add_row(Text(state.grid, style="bold"), ProgressBar(max(1, state.total), state.done), Text(words))
+        if not state.running:
+            return Group(head, Text(f"  {state.phase or STARTING}…", style="dim"))
+        body = Table.grid(padding=(0, 2), expand=True)
+        body.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+        for width in (8, 12, 14, 8):
+            body.add_column(no_wrap=True, justify="right", min_width=width)
+        for stage, since, status in state.running:
+            training = status.training if status else None
+            doing = [training.stage if training else str(status.text if status else STARTING)]
+            doing += [f"step {training.step}/{training.steps}"] if training else [""]
+            doing += [f"{training.tokens_per_second:.0f} tokens/s"] if training else [""]
+            body.add_row(Text(f"  {_short(stage)}"), *map(Text, doing), Text(clock(since), style="dim"))
+        return Group(head, body)
+
+
+def _short(stage: Stage) -> str:
+    """Return kind, method and the start of the key."""
+    method = stage.settings["attack" if stage.kind == "attack" else "defense"]["name"]
+    return f"{stage.kind} {method} {stage.key[:8]}"
+
+
+def view(progress: Progress, echo: Callable[[str], None]) -> Lines | Live:
+    """Return the view that suits the standard output."""
+    from rich.console import Console
+
+    console = Console()
+    live = console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
+    return Live(progress, console) if live else Lines(progress, echo)
+
+
+def clock(seconds: float) -> str:
+    """Return `4:05`, or `1:02:03` from an hour on."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def _repeated(work: Callable[[], Any], every: float) -> Iterator[None]:
+    """Do something in a thread of its own, again and again, until the block ends."""
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(every):
+            work()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
