@@ -34,7 +34,14 @@ if TYPE_CHECKING:
 # What a run reads from the environment, if it is set here. Ray writes the environment of a job into its logs and shows
 # it in its dashboard, so no secret is among them: a token of the Hub, or keys of a bucket, are for the nodes to have.
 PASSED = (
-    *("SANDE_DATA_DIR", "HF_HOME", "MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT"),
+    *(
+        "SANDE_DATA_DIR",
+        "SANDE_COMPUTE_TYPE",
+        "HF_HOME",
+        "MLFLOW_TRACKING_URI",
+        "MLFLOW_EXPERIMENT_NAME",
+        "WANDB_PROJECT",
+    ),
     *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),  # where a store is
 )
 _WITH_PASSWORD = re.compile(r"://[^/]*@")

@@ -14,7 +14,7 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import RayActorError
 
-from benchmark import execute, failures
+from benchmark import cluster, execute, failures
 from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.execute import GONE, KILLED, StageSearcher
@@ -406,7 +406,8 @@ def tuners(monkeypatch: pytest.MonkeyPatch) -> list[FakeTuner]:
         return made[-1]
 
     monkeypatch.setattr(execute, "allotment", lambda resources: {"CPU": 1.0})
-    monkeypatch.setattr(execute, "_at_once", lambda resources, per_worker: 2)
+    monkeypatch.setattr(execute, "start_workers", lambda shares, cpus: lambda: None)
+    monkeypatch.setattr(execute, "at_once", lambda resources, per_worker: 2)
     monkeypatch.setattr(execute, "_tuner", tuner)
     return made
 
@@ -520,12 +521,12 @@ def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.Monkey
     monkeypatch.setenv("HF_TOKEN", "planted")
     monkeypatch.setenv("SANDE_DATA_DIR", "/data")
     monkeypatch.setenv("HF_HOME", "/hub")
-    assert execute._environment(None) is None
-    assert execute._environment("head:6379") == {"env_vars": {"SANDE_DATA_DIR": "/data", "HF_HOME": "/hub"}}
+    assert cluster.environment(None) is None
+    assert cluster.environment("head:6379") == {"env_vars": {"SANDE_DATA_DIR": "/data", "HF_HOME": "/hub"}}
     # Ray refuses a variable that the job and its driver both name.
     given = {"runtime_env": {"env_vars": {"SANDE_DATA_DIR": "/data"}}}
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
-    assert execute._environment("head:6379") == {"env_vars": {"HF_HOME": "/hub"}}
+    assert cluster.environment("head:6379") == {"env_vars": {"HF_HOME": "/hub"}}
 
 
 def test_nothing_is_left_behind(store: Store, tuners: list[FakeTuner]) -> None:
