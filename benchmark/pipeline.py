@@ -143,7 +143,7 @@ def run(request: Request, say: Callable[[str], None], show: Callable[[str], None
 def _execute(
     plan: Plan, store: Store, loaded: Grid, request: Request, say: Callable[[str], None], *, ended: bool
 ) -> tuple[dict[str, str], float]:
-    """Do what is missing, unless the run was ended already; return a line for each stage left or failed, and seconds."""
+    """Do what is missing, unless the run has ended; return a line for each stage left or failed, and the seconds."""
     unfinished: dict[str, str] = dict.fromkeys((stage.key for stage in plan.missing), UNFINISHED)
     if ended:
         return unfinished, 0.0

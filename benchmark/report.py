@@ -47,7 +47,9 @@ def write(folder: Path) -> list[str]:
         search = folder / "search.md"
         if search.is_file():  # see `benchmark.search`
             texts.append(search.read_text(encoding="utf-8"))
-        write_atomically(folder / "README.md", _page(table, texts, record.read(folder)))
+        write_atomically(
+            folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
+        )
         # What an earlier report had and this one has not. Another run of the grid may be writing the same report.
         for path, known in _files(folder).items():
             if before.get(path) == known:
@@ -97,13 +99,13 @@ def _file(name: str, prefix: str) -> str:
     return name if name.startswith(("table_", "figure_")) else prefix + name
 
 
-def _page(table: pa.Table, texts: Sequence[str], made: Record | None) -> str:
+def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_outcomes: bool) -> str:
     (first,) = table.slice(0, 1).to_pylist()
     made = made or record.derived(first)
     lines = [
         f"# Results of `{first['grid']}`",
         "",
-        f"Made by `sande-bench report` from `rows.parquet` and `outcomes.parquet`; {code(made.command)} makes those.",
+        _origin(made, with_outcomes=with_outcomes),
         "",
         *texts,
         *_troubles(table),
@@ -126,6 +128,17 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _origin(made: Record, *, with_outcomes: bool) -> str:
+    """Return which files and which command a page comes from."""
+    files = "`rows.parquet` and `outcomes.parquet`" if with_outcomes else "`rows.parquet`"
+    if made.recorded:
+        return f"Made by `sande-bench report` from {files}; {code(made.command)} makes those."
+    return (
+        f"Made by `sande-bench report` from {files}. Their run recorded no command; going by its name it was "
+        f"{code(made.command)}."
+    )
 
 
 def _troubles(table: pa.Table) -> list[str]:
