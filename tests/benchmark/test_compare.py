@@ -252,7 +252,7 @@ def test_equal_seeds_do_not_make_a_number_exact() -> None:
     made = loaded("paper_table_1_2")
     seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in made.cells for seed in range(3)]
     parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
-    grid_ = grid.Grid("hand", "", tuple(seeds), tuple(seeds), made.resources, parts, "paper")
+    grid_ = grid.Grid("hand", "", tuple(seeds), made.resources, parts, "paper")
     compared_ = compared(rows_of(grid_, constant(sande_p=0.0)))
     asr = one(compared_, 1, "sande_p", "asr")  # 0.13 in the paper
     assert asr.entry is not None
