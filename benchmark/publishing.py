@@ -47,11 +47,11 @@ def refuse_published(place: str | Path, option: str = "") -> None:
         UserError: the place is published.
     """
     if is_published(place):
-        how = f"choose another {option}" if option else "copy the folder elsewhere"
-        raise UserError(
-            f"{place}: published results are written by 'sande-bench publish' alone; {how}, or use "
-            f"'sande-bench publish {place}'"
-        )
+        if option:
+            how = f"choose another {option}, and publish what is there then"
+        else:
+            how = f"use 'sande-bench publish {place}' to make its pages again, or a copy of the folder"
+        raise UserError(f"{place}: published results are written by 'sande-bench publish' alone; {how}")
 
 
 def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
@@ -111,9 +111,12 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
 
     from benchmark import rows, stages
 
-    for status, problem in ((rows.FAILED, "failed"), (rows.NOT_RUN, "are not measured to their end")):
+    cells = len(table["cell"].unique())
+    for status, problem in ((rows.FAILED, "failed"), (rows.NOT_RUN, "not measured to their end")):
         if count := len(table["cell"].filter(pc.equal(table["status"], status)).unique()):
-            raise UserError(f"{folder}: {count} cells {problem}; run its grid again, and publish it when all are done")
+            raise UserError(
+                f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it when all are done"
+            )
     rows.refuse_random(table, folder, "")
     versions = sorted(str(version or "unknown") for version in pc.unique(table["code_version"]).to_pylist())
     if len(versions) > 1:

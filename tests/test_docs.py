@@ -3,8 +3,8 @@
 Of each page the blocks marked `sh` are typed, line by line, in one folder that holds what a reader would have: a model
 in `my-model`, the grids, the published results, the same again as results of runs, and every file that the page says to
 write: a block that begins with a comment, the file's name. Lines that do not begin with `sande-bench` are left out.
-Three things are changed to make it quick: models with a name become `tiny`, `run` and `submit` become `plan`, and `clean` trains and measures on a few
-rows.
+Three things are changed to make it quick: models with a name become `tiny`, `run` and `submit` become `plan`, and
+`clean` trains and measures on a few rows.
 
 The package in methods.md is installed, its own test is run, and it is used as the page says (`console`).
 """
