@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark import paper, protocol, rows
+from benchmark import rehearsal as rehearsals
 from benchmark.aggregate import Entry, Outcomes, Results
 from benchmark.cell import NO_DEFENSE
 from benchmark.paper import Reported
@@ -80,10 +81,10 @@ def write(folder: Path, *, rehearsal: bool = False) -> str:
     """
     table = rows.read(folder)
     if not rehearsal:
-        rows.refuse_random(table, folder, ", or use --rehearsal to try the command")
+        rehearsals.refuse_random(table, folder)
     found = Results(table, Outcomes(rows.read_outcomes(folder))).entries()
     compared = compare(found)
-    warned = rows.REHEARSAL if rows.has_random(table) else ()
+    warned = rehearsals.WARNING if rehearsals.has_random(table) else ()
     try:
         write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"], warned))
         _write_parquet(compared, folder / f"{NAME}.parquet")

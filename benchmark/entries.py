@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from benchmark import rehearsal as rehearsals
 from benchmark import rows
 from benchmark.cell import NO_DEFENSE, digest
 from benchmark.store import write_atomically
@@ -144,7 +145,7 @@ def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehears
     """
     table = rows.read(folder)
     if not rehearsal:
-        rows.refuse_random(table, folder, ", or use --rehearsal to try the command")
+        rehearsals.refuse_random(table, folder)
     found = [row for row in table.to_pylist() if row["defense"] == defense]
     if not found:
         raise UserError(f"{folder} holds no row of defense '{defense}'")

@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark import figures, rows
+from benchmark import rehearsal as rehearsals
 from benchmark.aggregate import labels
 from benchmark.cell import NO_DEFENSE
 from benchmark.protocol import PAPER_PROMPT
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.errors import UserError
+from sande.models import TINY
 from sande.statistics import of_sum, over_seeds, wilson
 
 if TYPE_CHECKING:
@@ -210,7 +212,7 @@ class Source:
     @property
     def is_random(self) -> bool:
         """Whether rows of the random model are among them."""
-        return any(row["model"] == rows.RANDOM_MODEL for row in self.rows)
+        return any(row["model"] == TINY for row in self.rows)
 
 
 def read(path: Path) -> Source:
@@ -258,8 +260,8 @@ def write(
     sources = [read(path) for path in paths]
     random = [path for path, source in zip(paths, sources, strict=True) if source.is_random]
     if random and not rehearsal:
-        raise UserError(rows.random_sentence(random[0], ", or use --rehearsal to try the command"))
-    warned, named = rows.REHEARSAL if random else (), named or paths
+        raise UserError(rehearsals.sentence(random[0]))
+    warned, named = rehearsals.WARNING if random else (), named or paths
     cells = by_cell(row for source in sources for row in source.rows)
     made = board(cells)
     if not made.standings:

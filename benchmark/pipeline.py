@@ -52,12 +52,12 @@ class Request:
 
     @property
     def command(self) -> str:
-        """The command, with the options that decide what is computed."""
+        """Return the command with the options that decide what is computed."""
         return record.command(grids.named(self.grid), self.assignments, self.only, self.scale)
 
     @property
     def whole_command(self) -> str:
-        """The command, with the options that decide where and how, too."""
+        """Return the command with the options that decide where and how, too."""
         options = {
             "--store": self.store if self.store != STORE else None,
             "--results": self.results if self.results != RESULTS else None,

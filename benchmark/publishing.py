@@ -109,7 +109,7 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
     """Refuse rows that are not all measured, by one known commit, on a model that means something."""
     import pyarrow.compute as pc
 
-    from benchmark import rows, stages
+    from benchmark import rehearsal, rows, stages
 
     cells = len(table["cell"].unique())
     for status, problem in ((rows.FAILED, "failed"), (rows.NOT_RUN, "not measured to their end")):
@@ -117,7 +117,7 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
             raise UserError(
                 f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it when all are done"
             )
-    rows.refuse_random(table, folder, "")
+    rehearsal.refuse_random(table, folder, "")
     versions = sorted(str(version or "unknown") for version in pc.unique(table["code_version"]).to_pylist())
     if len(versions) > 1:
         raise UserError(
@@ -150,7 +150,7 @@ def _check_tree(folder: Path) -> None:
 
 
 def _replace(folder: Path, target: Path) -> None:
-    """Make the published folder beside its place, and put it there whole; one that was there goes."""
+    """Make the published folder beside its place, put it there whole, and remove one that was there."""
     from benchmark import compare, leaderboard
 
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,12 @@ def _replace(folder: Path, target: Path) -> None:
         make_pages(new, target)
         if target.exists():
             target.rename(old)
-        new.rename(target)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

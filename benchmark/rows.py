@@ -26,12 +26,6 @@ from sande.errors import UserError
 from sande.statistics import mean_interval, wilson
 
 OK, ATTACK_FAILED, FAILED, NOT_RUN = "ok", "attack_failed", "failed", "not_run"
-RANDOM_MODEL = "tiny"  # whose numbers mean nothing; `sande.models` makes it
-# What begins a page that is made of its rows all the same.
-REHEARSAL = (
-    f"**A rehearsal: some of these rows are of the random model `{RANDOM_MODEL}`, and the numbers mean nothing.**",
-    "",
-)
 
 # So many rows and outcomes are held while they are written, whatever the number of cells. A row has kilobytes.
 ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
@@ -335,34 +329,6 @@ def is_complete(folder: Path) -> bool:
         return False
     statuses = pc.unique(table["status"]).to_pylist()
     return NOT_RUN not in statuses and INTERRUPTED not in pc.unique(table["failure"]).to_pylist()
-
-
-def refuse_random(table: pa.Table, folder: Path, instead: str) -> None:
-    """Refuse rows of the random model.
-
-    Args:
-        table: rows.
-        folder: that holds them.
-        instead: what else would do, behind "choose results of another model".
-
-    Raises:
-        UserError: some are of it.
-    """
-    if has_random(table):
-        raise UserError(random_sentence(folder, instead))
-
-
-def random_sentence(place: Path, instead: str) -> str:
-    """Return what a command that refuses rows of the random model says."""
-    return (
-        f"{place}: these rows are of the random model '{RANDOM_MODEL}', whose numbers mean nothing; choose results of "
-        f"another model{instead}"
-    )
-
-
-def has_random(table: pa.Table) -> bool:
-    """Return whether rows of the random model are among them."""
-    return RANDOM_MODEL in pc.unique(table["model"]).to_pylist()
 
 
 def read_outcomes(folder: Path) -> pa.Table:

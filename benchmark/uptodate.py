@@ -26,7 +26,7 @@ from benchmark.store import Store, write_atomically
 from sande.errors import UserError
 
 _LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # that rows, tables and figures are made with
-_FILES = ("rows.parquet", "outcomes.parquet", "search.*", "README.md", "tables/*", "figures/*")
+_FILES = ("rows.parquet", "outcomes.parquet", "run.json", "search.*", "README.md", "tables/*", "figures/*")
 
 
 def made_of(grid: Grid, plan: Plan, store: Store, command: str = "") -> str:
