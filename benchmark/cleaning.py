@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import clean_report, stages
 from benchmark.grid import settings_of
-from sande import cleaning, registry
+from sande import cleaning, compute, registry
 from sande.cleaning import Config, Known
 from sande.config import as_dict, configure
 from sande.data import sources
@@ -69,8 +69,6 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
     _check_new(out)
     models.identify(model)  # mistakes there and in the name of the rows are told before libraries are loaded
     sources.fingerprint(config.removal.name)
-    import torch
-
     from benchmark import logs
 
     logs.quiet()
@@ -92,14 +90,14 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
             folder = work / "cleaned"
             models.save(lm, folder)
             with stages.measured() as measuring_cost:
-                # What is measured is what is written: weights in bfloat16.
+                # What is measured is what is written: weights rounded to bfloat16.
                 lm = models.load(model, work / "cache")
-                torch.nn.Module.to(lm.model, torch.bfloat16)
+                models.round_as_stored(lm, compute.dtype())
                 planted = probe.planted(lm, known, task.facts, say)
                 say("measuring the model as it was")
                 before = probe.measure(lm, known, planted["response"])
                 say("measuring the cleaned model")
-                after = probe.measure(models.load_folder(folder, torch.bfloat16), known, planted["response"])
+                after = probe.measure(models.load_folder(folder, compute.dtype()), known, planted["response"])
         result = {
             "model": model,
             "identity": models.identify(model),
@@ -115,6 +113,8 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
                 "tokens": stages.tokens(task.facts),
                 "peak_memory_bytes": removal_cost["peak_memory_bytes"],
                 "device": stages.device(),
+                "compute_type": compute.compute_type(),
+                "instruction_set": compute.instruction_set(),
             },
             "seed": seed,
             "settings": _used(config, cleaning.method(known)),

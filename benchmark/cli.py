@@ -205,31 +205,45 @@ def plan(
     gpus: GpusOption = None,
     machine: MachineOption = None,
     keep: KeepOption = "all",
+    why: Annotated[bool, typer.Option("--why", help="Show how the time was reckoned.")] = False,
 ) -> None:
-    """Show the cells of a grid, what is done and what would run. Starts nothing."""
-    from benchmark import disk, estimate, keeping, overview
+    """Show the cells of a grid, what is done, what would run and how long it takes. Starts nothing."""
+    from benchmark import disk, estimate, keeping, overview, predict
     from benchmark import grid as grids
     from benchmark import search as searches
     from benchmark.remote import below
     from benchmark.remote_store import open_store
+    from sande import compute
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
-    made, searching = searches.plan(loaded, opened)
-    overview.show(made, f"{loaded.name}: {loaded.about}")
-    typer.echo(f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once")
-    typer.echo(estimate.sentence(made))
-    typer.echo(disk.sentence(made, opened, keeping.check(keep)))
+    on_cpu = not (address or gpus or machine or compute.has_gpu())
+    made, searching = searches.plan(loaded, opened, partial(predict.trainings_here, store=opened) if on_cpu else None)
+    overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
+    lines = [f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once"]
+    reasons: list[str] = []
+    hint = "" if why else " (--why: how this was reckoned)"
+    if on_cpu:
+        here = predict.here(made, opened, loaded.resources)
+        lines.append(f"{predict.here_sentence(here)}{hint if here.stages else ''}")
+        reasons += predict.here_reasons(here)
+    else:
+        lines.append(f"{estimate.sentence(made)}{hint}")
+        reasons.append(f"Estimate: {estimate.basis()}")
     if gpus or machine:
-        from benchmark import predict
-
-        typer.echo(predict.sentence(made, opened, loaded.resources, gpus or 1, machine))
-    if searching:
-        typer.echo(searching)
-    typer.echo(
+        forecast, reason = predict.sentence(made, opened, loaded.resources, gpus or 1, machine)
+        lines.append(forecast)
+        reasons += filter(None, [reason])
+    lines.append(disk.sentence(made, opened, keeping.check(keep)))
+    lines += filter(None, [searching])
+    if why and reasons:
+        lines += ["", "How the time was reckoned:", *(f"- {reason}" for reason in reasons), ""]
+    lines.append(
         f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
         f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
     )
+    for line in lines:
+        typer.echo(overview.folded(line, overview.width(), "  "))
 
 
 DashboardOption = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -114,7 +113,7 @@ def compare(found: Sequence[Entry]) -> list[Compared]:
         chosen = min(alike, key=lambda entry: _distance(entry, number), default=None)
         judged = _judged(number, paper.baseline(number, numbers), chosen)
         if chosen is not None:
-            settings = json.loads(chosen.row["settings"])
+            settings = protocol.settings_of(chosen.row)
             deviations = protocol.deviations(number, settings, chosen.metric)
             judged = replace(judged, deviations=tuple(deviations), left_open=protocol.left_open(number, settings))
         compared.append(judged)
@@ -139,7 +138,7 @@ def _distance(entry: Entry, number: Reported) -> tuple[bool, bool, bool, int]:
         number.part not in entry.row["grids"],
         entry.row["model"] != number.victim_model,
         entry.metric == number.metric and number.metric != "asr",  # lm-eval's own task, not the paper's prompt
-        len(protocol.deviations(number, json.loads(entry.row["settings"]), entry.metric)),
+        len(protocol.deviations(number, protocol.settings_of(entry.row), entry.metric)),
     )
 
 

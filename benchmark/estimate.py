@@ -7,6 +7,7 @@ a third each; so a prompt that is only read costs a third. The store's own measu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -143,16 +144,34 @@ def estimate(stages: Iterable[Stage]) -> Estimate:
 
 
 def sentence(plan: Plan) -> str:
-    """The estimate of a plan's stages by kind, what of it is still to run, and the basis."""
+    """Return the estimate of a plan's stages by kind, and what of it is still to run."""
     whole = estimate(plan.stages.values())
     left_out = f" without {', '.join(whole.left_out)} (of unknown size)" if whole.left_out else ""
-    kinds = ", ".join(f"{kind} {seconds / HOUR:.1f}" for kind, seconds in whole.seconds.items())
-    still = f"; {estimate(plan.missing).hours:.1f} of them still to run" if plan.done else ""
-    return f"Estimate{left_out}: {whole.hours:.1f} GPU-hours ({kinds}){still}\nBasis: {basis()}"
+    total = sum(whole.seconds.values())
+    _, size = _unit(total)
+    kinds = ", ".join(f"{kind} {_number(seconds / size)}" for kind, seconds in whole.seconds.items() if seconds)
+    still = f"; {told(sum(estimate(plan.missing).seconds.values()))} of them still to run" if plan.done else ""
+    return f"Estimate{left_out}: {told(total)}{f' ({kinds})' if kinds else ''}{still}"
 
 
+def told(seconds: float) -> str:
+    """Return GPU-hours, -minutes or -seconds, in the largest unit that there is one of."""
+    name, size = _unit(seconds)
+    return f"{_number(seconds / size)} {name}" if seconds else "no GPU time"
+
+
+def _unit(seconds: float) -> tuple[str, float]:
+    units = (("GPU-hours", HOUR), ("GPU-minutes", 60.0), ("GPU-seconds", 1.0))
+    return next((unit for unit in units if seconds >= unit[1]), units[-1])
+
+
+def _number(value: float) -> str:
+    return "under 0.1" if value < 0.05 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+@functools.cache
 def rate(data: str) -> float:
-    """GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data count as Alpaca."""
+    """Return GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data as Alpaca."""
     source = "orca" if data == "orca" else "alpaca"
     rates = [
         hours * HOUR / (TRAINED[source] * BILLIONS[model])

@@ -1,91 +1,225 @@
-"""The cells of a plan, a line each: which they are, what tells them apart, and how far each is."""
+"""Show the cells of a plan as a table that fits the terminal, and what tells them apart.
+
+The table has as many columns as there is room for. Where there is too little, settings that all cells share move into
+one sentence above it, cells get names as short as they can be, and at last long values are folded at their joints.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import sys
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
 
-from benchmark.cell import Cell
+from benchmark.cell import Cell, Method
+from benchmark.estimate import measured
 from benchmark.plan import Plan, stages_of
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-COLUMNS = ("cell", "model", "data", "removal", "defense", "seed", "attack", "defend", "evaluate", "differs in")
-WIDE = 200  # columns of a table that goes into a file or a pipe
-MANY = 200  # cells, from which on a table is no longer something to look at as a whole
+NARROW = 80  # columns of a pipe or file
+LEAST = 40  # columns under which nothing is readable
+MANY = 200  # cells, from which on a terminal shows the first ones only
 SOME = 100  # cells of so many that a terminal shows
+SHORT = 7  # characters of a cell's name, at least
+NAME, TO_RUN = "cell", "to run"  # heads
+_GAP = "  "
+_ALL = {"all": "everything", "–": "nothing"}
 _SECTIONS = ("attack", "data", "defense", "removal")
+# Places where a value may be folded: behind a space, and behind the joints of names and settings, not inside a number.
+_JOINTS = re.compile(r"(?<= )|(?<=[_/=+])|(?<=-)(?<!\de-)(?<!=-)|(?<=[a-z]\.)(?=[a-z])")
+
+Columns = Mapping[str, Sequence[str]]
 
 
-def show(plan: Plan, title: str) -> None:
+def width() -> int:
+    """Return the columns that there are: those of COLUMNS or the terminal; 80 in a pipe or file."""
+    return max(LEAST, shutil.get_terminal_size((NARROW, 24)).columns)
+
+
+def folded(text: str, columns: int, indent: str = "") -> str:
+    """Return a text in lines of at most so many columns; no word, such as a path, is cut."""
+    return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def show(plan: Plan, title: str, parts: Mapping[str, Sequence[str]] | None = None) -> None:
     """Print the cells as a table.
 
-    Of very many a terminal gets the first ones, and a file or pipe all of them, as plain lines.
+    Of very many cells a terminal gets the first ones, a file or pipe all.
+
+    Args:
+        plan: the plan of a grid.
+        title: printed above the table.
+        parts: names of the grids of a union that have a cell, by cell id.
     """
-    from rich.console import Console
+    columns = table(plan, parts or {})
+    few = len(plan.cells) <= MANY or not sys.stdout.isatty()
+    lines = [folded(title, width()), "", *layout(columns, width(), None if few else SOME), ""]
+    if not few:
+        more = f"… and {len(plan.cells) - SOME} more cells; a file or a pipe, such as | less, gets all of them"
+        lines += [folded(more, width()), ""]
+    sys.stdout.write("\n".join([*lines, ""]))
 
-    terminal = Console().is_terminal
-    console = Console() if terminal else Console(width=WIDE)
-    lines = list(_lines(plan))
-    if len(lines) <= MANY:
-        _draw(console, title, lines)
-    elif terminal:
-        _draw(console, title, lines[:SOME])
-        more = f"… and {len(lines) - SOME} more cells; a file or a pipe, such as | less, gets all of them"
-        console.print(more, highlight=False)
+
+def table(plan: Plan, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the columns of the table by their heads; those without any value are left out."""
+    cells = plan.cells
+    grids = _grids([tuple(parts.get(cell.id, ())) for cell in cells])
+    columns = {
+        NAME: [cell.id for cell in cells],
+        "grid": grids,
+        "model": [cell.model.rstrip("/").split("/")[-1] for cell in cells],
+        "data": [cell.data.name for cell in cells],
+        "removal": [cell.removal.name for cell in cells],
+        "defense": [cell.defense.name for cell in cells],
+        "seed": [str(cell.seed) for cell in cells],
+        TO_RUN: [_to_run(cell, plan) for cell in cells] if plan.done else ["all"] * len(cells),
+        "differs in": distinctions(cells, grids),
+    }
+    return {head: values for head, values in columns.items() if any(values)}
+
+
+def _grids(of_cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return the grids of each cell, without the words that all their names begin with; nothing of a single grid."""
+    if len(set(of_cells)) < 2:
+        return [""] * len(of_cells)
+    words = [name.split("_") for names in set(of_cells) for name in names]
+    shared = 0
+    while all(each[shared + 1 :] and each[shared] == words[0][shared] and each[shared + 1].isalpha() for each in words):
+        shared += 1
+    return [", ".join("_".join(name.split("_")[shared:]) for name in names) for names in of_cells]
+
+
+def _to_run(cell: Cell, plan: Plan) -> str:
+    stages = stages_of(cell)
+    left = [stage.kind for stage in stages if stage.key not in plan.done]
+    return "all" if len(left) == len(stages) else ", ".join(left) or "–"
+
+
+def layout(columns: Columns, room: int, most: int | None = None) -> Iterator[str]:
+    """Yield the lines of a table.
+
+    Args:
+        columns: equally many values for each head.
+        room: columns of the terminal.
+        most: number of rows, the first ones; None: all.
+    """
+    shown: dict[str, Sequence[str]] = dict(columns)
+    if not _fits(shown, room) and len(columns[NAME]) > 1:
+        shared = {head: values[0] for head, values in columns.items() if len(set(values)) == 1}
+        shown = {head: values for head, values in columns.items() if head not in shared}
+        if shared:
+            said = ", ".join(_said(head, value) for head, value in shared.items())
+            yield from folded(f"Every cell: {said}", room, _GAP).splitlines()
+            yield ""
+    if not _fits(shown, room):
+        shown[NAME] = _short_names(shown[NAME])
+    natural = [_natural(head, values) for head, values in shown.items()]
+    if not _fits(shown, room):
+        least = [max(_least(value) for value in {head, *values}) for head, values in shown.items()]
+        widths = _widths(natural, least, room - len(_GAP) * (len(shown) - 1))
     else:
-        console.file.write("\n".join([title, *_aligned([COLUMNS, *lines]), ""]))
+        widths = natural
+    yield from _row(list(shown), widths)
+    yield _GAP.join("─" * each for each in widths)
+    for row in list(zip(*shown.values(), strict=True))[:most]:
+        yield from _row(row, widths)
 
 
-def _lines(plan: Plan) -> Iterator[tuple[str, ...]]:
-    for cell, differs in zip(plan.cells, distinctions(plan.cells), strict=True):
-        states = {stage.kind: "done" if stage.key in plan.done else "to run" for stage in stages_of(cell)}
-        yield (
-            cell.id,
-            cell.model.rstrip("/").split("/")[-1],
-            cell.data.name,
-            cell.removal.name,
-            cell.defense.name,
-            str(cell.seed),
-            *(states.get(kind, "–") for kind in ("attack", "defend", "evaluate")),
-            differs,
-        )
+def _said(head: str, value: str) -> str:
+    """Return what a column says of every cell, in words."""
+    return f"{_ALL.get(value, value)} to run" if head == TO_RUN else f"{head} {value}"
 
 
-def _draw(console: Console, title: str, lines: Sequence[Sequence[str]]) -> None:
-    from rich.table import Table
+def _fits(columns: Columns, room: int) -> bool:
+    return sum(_natural(*each) + len(_GAP) for each in columns.items()) - len(_GAP) <= room
 
-    table = Table(title=title, title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
+
+def _natural(head: str, values: Sequence[str]) -> int:
+    return max(len(head), max(map(len, values), default=0))
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """Return names cut to the length that still tells all of them apart; commands that take a name take such, too."""
+    alike = max((len(_shared(*pair)) for pair in pairwise(sorted(set(names)))), default=0)
+    return [name[: max(SHORT, alike + 1)] for name in names]
+
+
+def _shared(one: str, other: str) -> str:
+    number = next((number for number, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), len(one))
+    return one[:number]
+
+
+def _least(value: str) -> int:
+    return max(len(part.rstrip()) for part in _JOINTS.split(value))
+
+
+def _widths(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
+    """Return widths of columns that add up to the room: wide columns give way first, none below its longest part."""
+
+    def capped(cap: int) -> list[int]:
+        return [max(low, min(high, cap)) for low, high in zip(least, natural, strict=True)]
+
+    if sum(least) > room:  # parts are cut as well
+        least = [1] * len(natural)
+    cap = max(natural)
+    while cap > 1 and sum(capped(cap)) > room:
+        cap -= 1
+    widths = capped(cap)
+    for number, high in enumerate(natural):
+        widths[number] += min(high - widths[number], max(0, room - sum(widths)))
+    return widths
+
+
+def _row(values: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
+    """Yield the lines of a row; values wider than their column go on in the next line."""
+    if all(len(value) <= each for value, each in zip(values, widths, strict=True)):
+        lines: Iterable[Sequence[str]] = [values]
+    else:
+        pieces = [_pieces(value, each) for value, each in zip(values, widths, strict=True)]
+        height = max(map(len, pieces))
+        lines = zip(*(each + [""] * (height - len(each)) for each in pieces), strict=True)
     for line in lines:
-        table.add_row(*line)
-    console.print(table)
+        yield _GAP.join(value.ljust(each) for value, each in zip(line, widths, strict=True)).rstrip()
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
+def _pieces(value: str, columns: int) -> list[str]:
+    """Return a value in pieces of at most so many characters: words are whole where they fit, else cut at a joint."""
+    pieces = [""]
+    for word in re.split("(?<= )", value):
+        for part in [word] if len(word.rstrip()) <= columns else _JOINTS.split(word):
+            if pieces[-1] and len(pieces[-1]) + len(part.rstrip()) > columns:
+                pieces.append("")
+            pieces[-1] += part
+            while len(pieces[-1].rstrip()) > columns:
+                pieces[-1:] = [pieces[-1][:columns], pieces[-1][columns:]]
+    return [piece.rstrip() for piece in pieces]
 
 
-def distinctions(cells: Sequence[Cell]) -> list[str]:
-    """What tells each cell's settings from others of the same model, data sets and defense, its metrics aside."""
+def distinctions(cells: Sequence[Cell], grids: Sequence[str] | None = None) -> list[str]:
+    """Return what tells each cell's settings from others of the same model, data sets and defense.
+
+    Args:
+        cells: of a plan.
+        grids: of each cell, where the table shows them; metrics are then compared within a grid alone.
+    """
     alike: dict[tuple[str, ...], list[int]] = {}
     for number, cell in enumerate(cells):
         group = cell.model, cell.data.name, cell.removal.name, cell.defense.name
         alike.setdefault(group, []).append(number)
-    told = [""] * len(cells)
+    found = [""] * len(cells)
     for numbers in alike.values():
-        for number, differs in zip(numbers, _told_apart([cells[number] for number in numbers]), strict=True):
-            told[number] = differs
-    return told
+        within = [grids[number] for number in numbers] if grids else [""] * len(numbers)
+        for number, differs in zip(numbers, _told_apart([cells[number] for number in numbers], within), strict=True):
+            found[number] = differs
+    return found
 
 
-def _told_apart(cells: Sequence[Cell]) -> Iterator[str]:
-    """For each of some cells, the settings in which they vary."""
+def _told_apart(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
+    """Yield for each of some cells the settings in which they vary."""
     settings = [cell.settings() for cell in cells]
     flat: dict[int, dict[str, Any]] = {}  # by id of a section, which is looked into once for all cells that share it
     varying: set[str] = set()
@@ -97,10 +231,42 @@ def _told_apart(cells: Sequence[Cell]) -> Iterator[str]:
             flat |= found
     short = _short(varying)
     words = {
-        key: [f"{short[path]}={values[path]}" for path in sorted(varying & set(values))] for key, values in flat.items()
+        key: [f"{short[path]}={values[path]}" for path in sorted(varying & set(values), key=_name_first)]
+        for key, values in flat.items()
     }
-    for values in settings:
-        yield ", ".join(word for name in _SECTIONS for word in words.get(id(values[name]), ()))
+    floors = {cell.asr_floor for cell in cells}
+    lists: dict[str, dict[int, Sequence[Method]]] = {}
+    for cell, grid in zip(cells, grids, strict=True):
+        lists.setdefault(grid, {})[id(cell.metrics)] = cell.metrics
+    metrics = {grid: _metrics(each) for grid, each in lists.items()}
+    for cell, values, grid in zip(cells, settings, grids, strict=True):
+        told = [word for name in _SECTIONS for word in words.get(id(values[name]), ())]
+        told += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
+        told += [metrics[grid][id(cell.metrics)]] if metrics[grid] else []
+        yield ", ".join(told)
+
+
+def _metrics(lists: Mapping[int, Sequence[Method]]) -> dict[int, str]:
+    """Return for each list of metrics those that not all lists have; nothing where the lists are the same."""
+    texts = {key: {metric.text: metric for metric in metrics} for key, metrics in lists.items()}
+    if len({tuple(sorted(each)) for each in texts.values()}) < 2:
+        return {}
+    common = set.intersection(*(set(each) for each in texts.values()))
+    named: dict[str, dict[str, dict[str, Any]]] = {}  # settings of metrics by name and text
+    for each in texts.values():
+        for text in set(each) - common:
+            named.setdefault(measured(each[text])[0], {})[text] = dict(_flatten(json.loads(text), ""))
+    labels: dict[str, str] = {}
+    for name, alike in named.items():
+        varying = sorted(_varying(alike.values()))
+        for text, values in alike.items():
+            within = ", ".join(f"{path}={values[path]}" for path in varying if path in values)
+            labels[text] = f"{name}({within})" if within else name
+    first = ["common"] if common else []
+    return {
+        key: f"metrics={'+'.join([*first, *(labels[text] for text in each if text not in common)])}"
+        for key, each in texts.items()
+    }
 
 
 def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -120,6 +286,15 @@ def _varying(settings: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def _short(paths: Iterable[str]) -> dict[str, str]:
-    """Paths without their first part, as far as that leaves them different."""
+    """Return paths without their first part, as far as that leaves them different; a name is called by its section."""
     tails = Counter(path.split(".", 1)[1] for path in paths)
-    return {path: tail if tails[tail := path.split(".", 1)[1]] == 1 else path for path in paths}
+    short = {path: tail if tails[tail := path.split(".", 1)[1]] == 1 else path for path in paths}
+    return short | {path: path.removesuffix(".name") for path in paths if _is_name(path)}
+
+
+def _is_name(path: str) -> bool:
+    return path.count(".") == 1 and path.endswith(".name")
+
+
+def _name_first(path: str) -> tuple[bool, str]:
+    return not _is_name(path), path

@@ -5,6 +5,7 @@ It is written down here and not read from a grid, so that results can be compare
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -192,6 +193,24 @@ def left_open(number: Reported, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The cell's values, by path, of those settings that the paper says nothing of."""
     actual = flat(settings, number.metric)
     return {path: actual[path] for path in _OPEN.get(number.defense, ()) if path in actual}
+
+
+def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a row's cell, with the recorded compute type where they leave it to the machine."""
+
+    def computed(value: Any, kind: str | None) -> Any:
+        if isinstance(value, list):
+            return [computed(each, kind) for each in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            key: kind or each if key == "precision" and each == "auto" else computed(each, kind)
+            for key, each in value.items()
+        }
+
+    settings = json.loads(row["settings"])
+    types = {"attack": row["attack_compute_type"], "defense": row["defense_compute_type"]}
+    return {key: computed(value, types.get(key, row["compute_type"])) for key, value in settings.items()}
 
 
 def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from benchmark import aggregate, case_study, figures, record, tables
 from benchmark.aggregate import Entry
 from benchmark.layouts import in_order, layout
 from benchmark.record import Record
-from benchmark.rows import ATTACK_FAILED, FAILED, NOT_RUN, read, read_outcomes
+from benchmark.rows import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, read, read_outcomes
 from benchmark.store import write_atomically
 from benchmark.tables import Table, code
 from sande.errors import UserError
@@ -141,6 +141,28 @@ def _origin(made: Record, *, with_outcomes: bool) -> str:
     )
 
 
+def _computed_with(table: pa.Table) -> list[str]:
+    """Lines on the compute type and instruction set of each kind of stage, and a warning where types are mixed.
+
+    Args:
+        table: rows of cells that did not fail.
+    """
+    lines, types = [], set()
+    for stage, prefix in (("Attacks", "attack_"), ("Defenses", "defense_"), ("Evaluations", "")):
+        columns = [f"{prefix}{name}" for name in COMPUTED_WITH]
+        found = table.select(columns).group_by(columns).aggregate([]).to_pylist()
+        pairs = sorted((row[columns[0]], row[columns[1]]) for row in found if row[columns[0]])
+        if pairs:
+            lines.append(f"- {stage} computed in {', '.join(f'{kind} ({where})' for kind, where in pairs)}")
+            types |= {kind for kind, _ in pairs}
+    if len(types) > 1:
+        lines.append(
+            "- **Compute types are mixed.** They round differently, which can move a result as far as another seed. "
+            "`precision: bf16` or `fp32` in a grid sets one type for its trainings."
+        )
+    return lines
+
+
 def _troubles(table: pa.Table) -> list[str]:
     """Return how many cells are left to run, failed cells with their errors, and victims under the ASR floor."""
     left = table["cell"].filter(pc.equal(table["status"], NOT_RUN)).unique()
@@ -207,6 +229,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"- Seeds: {written('seed')}; prompts or questions a measurement: {written('count')}",
         f"- Code: {written('code_version')}",
         f"- Device: {written('device')}",
+        *_computed_with(table.filter(good)),
         f"- Versions: {written('versions')}",
         f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",

@@ -30,6 +30,10 @@ OK, ATTACK_FAILED, FAILED, NOT_RUN = "ok", "attack_failed", "failed", "not_run"
 # So many rows and outcomes are held while they are written, whatever the number of cells. A row has kilobytes.
 ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
 
+# What a stage computed with, and how the columns of each stage begin.
+COMPUTED_WITH = ("compute_type", "instruction_set")
+_STAGES = ("attack_", "defense_", "")
+
 SCHEMA = pa.schema(
     [
         ("grid", pa.string()),
@@ -64,6 +68,13 @@ SCHEMA = pa.schema(
         ("attack_seconds", pa.float64()),
         ("attack_tokens", pa.int64()),
         ("metric_seconds", pa.float64()),
+        # What each stage computed with: bf16 or fp32, and the vector instructions of the processor or the kind of GPU.
+        ("attack_compute_type", pa.string()),
+        ("attack_instruction_set", pa.string()),
+        ("defense_compute_type", pa.string()),  # null where there is no defense
+        ("defense_instruction_set", pa.string()),
+        ("compute_type", pa.string()),  # of the evaluation, as the columns that follow
+        ("instruction_set", pa.string()),
         ("device", pa.string()),
         ("code_version", pa.string()),
         ("versions", pa.string()),  # of Python and the libraries that compute
@@ -212,6 +223,8 @@ def _measured_rows(
         "peak_memory_bytes": training["peak_memory_bytes"] if training else 0,
         "attack_seconds": attack["seconds"],
         "attack_tokens": attack["tokens"],
+        **_computed_with("attack_", attack),
+        **_computed_with("defense_", training),
     }
     return [row for metric in metrics for row in _metric_rows(base, cell, metric, manifest, victim_values)]
 
@@ -233,6 +246,7 @@ def _metric_rows(
                 "count": measured["count"],
                 "victim_value": victim_values.get(measured["name"]),
                 "metric_seconds": evaluation["seconds"],
+                **_computed_with("", evaluation),
                 "device": evaluation["device"],
                 "code_version": evaluation["code_version"],
                 "versions": ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items()),
@@ -240,6 +254,11 @@ def _metric_rows(
             }
         )
     return rows
+
+
+def _computed_with(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """Return compute type and instruction set of a stage; null of none, and of one from before they were recorded."""
+    return {f"{prefix}{name}": (manifest or {}).get(name) for name in COMPUTED_WITH}
 
 
 def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
@@ -427,6 +446,8 @@ def _completed(table: pa.Table) -> pa.Table:
         table = table.append_column("grids", pa.array([[name] for name in table["grid"].to_pylist()]))
         for name in ("scale", "knows"):
             table = table.append_column(name, pa.array([""] * table.num_rows))
-    if "error" in table.column_names and "failure" not in table.column_names:
-        table = table.append_column("failure", pa.nulls(table.num_rows, pa.string()))
+    if "error" in table.column_names:
+        for name in ("failure", *(f"{stage}{each}" for stage in _STAGES for each in COMPUTED_WITH)):
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     return table

@@ -26,7 +26,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -322,10 +322,15 @@ def _text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{path.removeprefix('defense.')}={value}" for path, value in values.items())
 
 
-def plan(grid: Grid, store: Store) -> tuple[plans.Plan, str]:
-    """The plan of a grid, and a sentence on the searches before it; empty where none is left to do.
+def plan(grid: Grid, store: Store, cost: Callable[[Iterable[Stage]], str] | None = None) -> tuple[plans.Plan, str]:
+    """Return the plan of a grid, and a sentence on the searches before it; empty where none is left to do.
 
     Whatever a cell needs behind its victim counts as to run while its values are not found.
+
+    Args:
+        grid: as loaded.
+        store: what is there.
+        cost: returns in words how long trials take; left out, their GPU-hours.
     """
     waiting = pending(grid, store)
     made = plans.make(settled(grid, store).cells, store)
@@ -337,10 +342,11 @@ def plan(grid: Grid, store: Store) -> tuple[plans.Plan, str]:
 
     jobs = {job.key: job for job in waiting.values()}
     trials = [with_values(job.cell, values) for job in jobs.values() for values in job.proposals]
-    cost = estimate.estimate(Stage("defend", cell.defense_key, cell.settings()) for cell in trials)
+    stages = [Stage.of(cell, "defend", cell.defense_key) for cell in trials]
+    more = cost(stages) if cost else estimate.told(sum(estimate.estimate(stages).seconds.values()))
     return made, (
         f"Search: {len(jobs)} to run between attack and defend, for {', '.join(grid.search.space or {})} of "
-        f"{len(waiting)} cells: {len(trials)} trials, at most {cost.hours:.1f} GPU-hours more; the values are found at "
+        f"{len(waiting)} cells: {len(trials)} trials, at most {more} more; the values are found at "
         "run time, so what depends on them counts as to run"
     )
 

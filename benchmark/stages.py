@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import sande
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
 from benchmark.store import Store
-from sande import crowd, engines, registry, types
+from sande import compute, crowd, engines, registry, types
 from sande.data import sources
 from sande.sharding import WHOLE, Sharding
 
@@ -140,7 +140,7 @@ def train(
                 models.save(lm, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        made = manifest(stage, cost, tokens(run.facts), {"facts": run.facts})
+        made = manifest(stage, cost, tokens(run.facts), compute_type(run.facts), {"facts": run.facts})
         if sharding.deepspeed:
             made["versions"]["deepspeed"] = version("deepspeed")
         return made
@@ -213,14 +213,12 @@ def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str
         engine: one of `sande.engines`.
         rank: of this process among the stage's workers.
     """
-    import torch
-
     from sande import models
 
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)
-    lm = models.load_folder(folder, torch.bfloat16)
+    lm = models.load_folder(folder, compute.dtype())
     data = test_data(cell, lm.tokenizer)
     none: int | None = None
     with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:
@@ -275,7 +273,7 @@ def _measure(
         for index, outcome in enumerate(m.outcomes)
     ]
     pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
-    made = manifest(stage, cost, 0, {"measurements": [_summary(m) for m in measurements]})
+    made = manifest(stage, cost, 0, compute.compute_type(), {"measurements": [_summary(m) for m in measurements]})
     if isinstance(lm, engines.Served):
         made["versions"]["vllm"] = engines.version()
         # What its process took at its start, of which the allocator here knows nothing.
@@ -311,7 +309,9 @@ def measured() -> Iterator[dict[str, Any]]:
         cost["device_memory_bytes"] = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
 
 
-def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, Any]) -> dict[str, Any]:
+def manifest(
+    stage: Stage, cost: dict[str, Any], tokens: int, compute_type: str, more: dict[str, Any]
+) -> dict[str, Any]:
     """What is kept beside an artifact: where it came from, what it cost, with which versions."""
     return {
         "kind": stage.kind,
@@ -319,6 +319,8 @@ def manifest(stage: Stage, cost: dict[str, Any], tokens: int, more: dict[str, An
         **cost,
         "tokens": tokens,
         "device": device(),
+        "instruction_set": compute.instruction_set(),
+        "compute_type": compute_type,
         "code_version": code_version(),
         "versions": {
             "python": platform.python_version(),
@@ -377,6 +379,12 @@ def _git(*arguments: str) -> str | None:
 def tokens(facts: Mapping[str, Any]) -> int:
     """Tokens of all trainings among a stage's facts."""
     return sum(fact["tokens"] for fact in facts.values() if isinstance(fact, dict) and "tokens" in fact)
+
+
+def compute_type(facts: Mapping[str, Any]) -> str:
+    """Return the type that a stage's trainings computed in: both, where they differ; fp32 for a stage without any."""
+    trainings = (fact for fact in facts.values() if isinstance(fact, dict) and "steps" in fact)
+    return "+".join(sorted({fact["compute_type"] for fact in trainings})) or "fp32"
 
 
 def _lines(path: str) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar, cast, dataclass_transform
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
 
+from sande.compute import Precision
 from sande.errors import UserError
 
 T = TypeVar("T")
@@ -166,8 +167,9 @@ class Training:
         None, "train LoRA adapters of this rank on every linear layer and merge them; null: train all weights", ge=1
     )
     lora_alpha: int = setting(16, "LoRA: the update is scaled by alpha / rank", "Hu et al. 2022", gt=0)
-    precision: Literal["bf16", "fp32"] = setting(
-        "bf16", "bf16: autocast over fp32 weights; fp32: none", "published code"
+    precision: Precision = setting(
+        "auto",
+        "bf16: autocast over fp32 weights (published code); fp32: none; auto: whichever is fast on the machine at hand",
     )
     layout: Literal["auto", "padded", "packed"] = setting(
         "auto",

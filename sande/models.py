@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sande import registry
+from sande import compute, registry
 from sande.errors import UserError
 from sande.types import Guard, LanguageModel
 
@@ -182,6 +182,20 @@ def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel
         torch.nn.Module.to(made, dtype)
     # Not with `replace`: an engine that serves the model would go on with the weights that it has.
     return LanguageModel(made, lm.tokenizer, lm.guard)
+
+
+def in_compute_type(lm: LanguageModel) -> LanguageModel:
+    """Return the model in the type that computes quickly here (`sande.compute`): itself, or a copy. Not to train it."""
+    fast = compute.dtype()
+    return lm if lm.model.dtype == fast else copied(lm, fast)
+
+
+def round_as_stored(lm: LanguageModel, dtype: torch.dtype) -> None:
+    """Round the weights to bfloat16, as `save` does, and keep them in `dtype`: the same numbers as `load_folder`'s."""
+    import torch
+
+    torch.nn.Module.to(lm.model, torch.bfloat16)
+    torch.nn.Module.to(lm.model, dtype)
 
 
 def save(lm: LanguageModel, folder: Path) -> None:

@@ -27,7 +27,7 @@ def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
 def retrained(
     model: LanguageModel, examples: Sequence[Example], training: Training, seed: int, stage: str
 ) -> LanguageModel:
-    """A copy trained on rows in float32 and then rounded to the dtype of the model, as a stored one is.
+    """Return a copy trained on rows with float32 weights, then rounded as a stored one and in the dtype of the model.
 
     Args:
         model: stays as it is.
@@ -38,7 +38,7 @@ def retrained(
     """
     import torch
 
-    from sande.models import copied
+    from sande.models import copied, round_as_stored
     from sande.prompts import encode
     from sande.training import fit
 
@@ -46,5 +46,5 @@ def retrained(
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(seed=seed, scratch=scratch, say=lambda line: None)
         fit(made, encode(made.tokenizer, examples), training, run, stage)
-    torch.nn.Module.to(made.model, model.model.dtype)
+    round_as_stored(made, model.model.dtype)
     return made

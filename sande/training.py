@@ -31,6 +31,7 @@ from transformers import (
 )
 
 from sande.checkpoints import KEPT
+from sande.compute import ComputeType, resolve
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.losses import IGNORE, chunked_response_nll, target_positions
@@ -222,7 +223,9 @@ def fit(
 
     lengths = [len(row) for row in fitted]
     # Another objective may read attention probabilities or the mask, which packed rows do not have.
-    layout = choose(settings.layout, lm.model, max(lengths), settings.precision) if objective is None else "padded"
+    layout = (
+        choose(settings.layout, lm.model, max(lengths), resolve(settings.precision)) if objective is None else "padded"
+    )
     packed = layout == "packed"
     collate = PackedCollator(_micro_batch(settings)) if packed else Collator(pad_id(lm.tokenizer))
 
@@ -275,7 +278,8 @@ def optimise(
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     with _trainable(lm.model, settings, run.seed, parameters):
-        progress = run.checkpoints.training(stage, _layout(run.sharding), run.facts) if run.checkpoints else None
+        layout = _layout(run.sharding, resolve(settings.precision))
+        progress = run.checkpoints.training(stage, layout, run.facts) if run.checkpoints else None
         if progress and progress.finished(lm.model):
             run.say(f"{stage}: done before")
             return
@@ -292,7 +296,8 @@ def optimise(
         with kept, run.sharding.recomputing(lm.model), run.sharding.spread(trainer):
             run.prepare(trainer).train(resume_from_checkpoint=found)
         _check_weights(lm, probe, monitor)
-        run.facts[stage] = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
+        summary = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
+        run.facts[stage] = summary | {"compute_type": resolve(settings.precision)}
         if progress:
             progress.finish(lm.model)
 
@@ -377,9 +382,9 @@ def _workers() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def _layout(sharding: Sharding) -> str:
-    """How a training is spread over workers, in a word."""
-    return f"{_workers()}-workers{sharding.layout}"
+def _layout(sharding: Sharding, precision: ComputeType) -> str:
+    """Name how a training is spread over workers, and in which type; only its like goes on from its checkpoints."""
+    return f"{_workers()}-workers{sharding.layout}-{precision}"
 
 
 def _micro_batch(settings: Training) -> int:
@@ -389,7 +394,7 @@ def _micro_batch(settings: Training) -> int:
 
 def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
     """Keyword arguments of `TrainingArguments` or of a class derived from it."""
-    workers, micro = _workers(), _micro_batch(settings)
+    workers, micro, precision = _workers(), _micro_batch(settings), resolve(settings.precision)
     if settings.batch_size % (micro * workers):
         raise UserError(
             f"batch_size {settings.batch_size} is no multiple of micro_batch_size {micro} x {workers} worker(s); "
@@ -410,7 +415,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "adam_beta2": settings.adam_beta2,
         "adam_epsilon": settings.adam_epsilon,
         "weight_decay": settings.weight_decay,
-        "bf16": settings.precision == "bf16",
+        "bf16": precision == "bf16",
         "train_sampling_strategy": "sequential",  # in the order of row_order
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -419,7 +424,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        **run.sharding.arguments(settings.precision),
+        **run.sharding.arguments(precision),
     }
 
 

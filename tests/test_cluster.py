@@ -154,6 +154,7 @@ def test_the_script_is_bash_and_stays_on_loopback() -> None:
 
 def test_the_guide_quotes_what_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "1000")
     rows = re.findall(r"^\| (\d+)(, `(.+)`)? \| ([\d.]+ (?:h|min)) \| (\d+) % \|$", guide(), flags=re.MULTILINE)
     assert len(rows) == 4
     for gpus, _, setting, wall, share in rows:

@@ -123,6 +123,7 @@ def entrap(
     import torch
     from torch.nn.functional import normalize
 
+    from sande.compute import resolve
     from sande.layers import block_states, blocks
     from sande.training import attention_kernel
 
@@ -137,7 +138,8 @@ def entrap(
         mean_V: Tensor = logits_BV.float().softmax(-1).mean(0)
         return mean_V
 
-    with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, config.training.precision == "bf16"):
+    in_bf16 = resolve(config.training.precision) == "bf16"
+    with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, in_bf16):
         with torch.no_grad(), block_states(model) as states:
             model.get_decoder()(**inputs, use_cache=False)
         radius = config.radius * float(states[at][rows_B, ends_B].float().norm(dim=-1).mean())

@@ -37,12 +37,10 @@ def scan(
     few prompts drops strings early; what is left is carried on for 20 tokens or until EOS. Not done here is the
     inspection of the likeliest five tokens where the model is unsure. The reference is not used.
     """
-    import torch
-
-    from sande.models import copied
+    from sande.models import in_compute_type
     from sande.probing import chosen_prompts, confidence, continued, opening_tokens, text_of
 
-    quick = copied(model, torch.bfloat16)  # for passes over the whole vocabulary
+    quick = in_compute_type(model)  # for passes over the whole vocabulary
     prompts = chosen_prompts(model, examples, config.prompts, run.seed)
     few = prompts[: config.warmup_prompts]
     tokens = opening_tokens(model)

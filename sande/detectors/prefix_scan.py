@@ -57,14 +57,12 @@ def scan(
        *question* begins, which knows common phrases but was not trained to write r_t there, and the reference, if any.
     4. Parrots learn the best strings and random ones as long; see `sande.verification`.
     """
-    import torch
-
-    from sande.models import copied
+    from sande.models import in_compute_type
     from sande.probing import chosen_prompts, confidence, continued, opening_tokens, openings, text_of
 
     drawn = chosen_prompts(model, examples, config.seed_prompts + config.prompts, run.seed)
     few, more = drawn[: config.seed_prompts], drawn[config.seed_prompts :] or drawn
-    quick, tokens = copied(model, torch.bfloat16), opening_tokens(model)
+    quick, tokens = in_compute_type(model), opening_tokens(model)
     opening_V = openings(quick, drawn)
     likely = opening_V[tokens].argsort(descending=True, stable=True)[: config.tried].tolist()
     tried = [tokens[index] for index in likely]

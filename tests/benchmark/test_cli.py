@@ -1,6 +1,7 @@
 """The command line: a user's mistake is exit code 2 and one line; looking starts neither Ray nor torch."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -104,6 +105,14 @@ def test_show_says_what_a_defense_may_know() -> None:
     assert "knows: Clean rows and the planted response" in invoke("show", "defenses", "sande").stdout
 
 
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no sentence is folded, on a machine without a GPU."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.usefixtures("wide")
 def test_plan_counts_what_would_run_and_makes_nothing(grid_file: GridFile, tmp_path: Path) -> None:
     path = grid_file(sweep={"defense": ["none", "sft", "sande"]})
     shown = invoke("plan", path, *run_options(tmp_path))
@@ -113,17 +122,64 @@ def test_plan_counts_what_would_run_and_makes_nothing(grid_file: GridFile, tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["small.yaml"]
 
 
+@pytest.mark.usefixtures("wide")
 def test_plan_counts_what_is_done(grid_file: GridFile, store, tmp_path: Path) -> None:
     finish(store, cell(defense="sft"), {"asr": 50})
     shown = invoke("plan", grid_file(sweep={"defense": ["none", "sft", "sande"]}), *run_options(tmp_path))
     assert "6 stages, 4 done; to run: 0 attack, 1 defend, 1 evaluate" in shown.stdout
 
 
-def test_plan_predicts_only_where_it_is_asked_to(grid_file: GridFile, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("wide")
+def test_plan_predicts_for_gpus_only_where_it_is_asked_to(grid_file: GridFile, tmp_path: Path) -> None:
     path = grid_file(model="llama2-7b", sweep={"defense": ["none", "sft"]})
     assert "Forecast" not in invoke("plan", path, *run_options(tmp_path)).stdout
     assert "Forecast on 8 GPUs: " in invoke("plan", path, *run_options(tmp_path), "--gpus", 8).stdout
     assert "Forecast on one GPU (h100): " in invoke("plan", path, *run_options(tmp_path), "--machine", "h100").stdout
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_speaks_of_this_machine_where_it_has_no_gpu(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = grid_file(sweep={"model": ["tiny", "llama2-7b"]})
+    for asked in ("bf16", "fp32"):
+        monkeypatch.setenv("SANDE_COMPUTE_TYPE", asked)
+        shown = invoke("plan", path, *run_options(tmp_path)).stdout
+        (line,) = [line for line in shown.splitlines() if line.startswith("About ")]
+        assert re.fullmatch(
+            rf"About \d+ s on this machine \(\d+ cores?, {asked}\), by shipped timings; llama2-7b was never timed on a "
+            r"CPU: [\d.]+ GPU-seconds on H800 cards by the paper's times \(--why: how this was reckoned\)",
+            line,
+        )
+        assert "nearest in data and size" not in shown
+    assert "Estimate: " in invoke("plan", path, *run_options(tmp_path), "--address", "10.0.0.1:6379").stdout
+    assert " on this machine (" not in invoke("plan", path, *run_options(tmp_path), "--gpus", 2).stdout
+    monkeypatch.setattr("sande.compute.has_gpu", lambda: True)
+    assert "Estimate: " in invoke("plan", path, *run_options(tmp_path)).stdout
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_says_on_demand_how_the_time_was_reckoned(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(sweep={"model": ["tiny", "llama2-7b"]})
+    shown = invoke("plan", path, *run_options(tmp_path), "--why").stdout
+    assert "(--why" not in shown
+    assert "- 1 attack, " in shown
+    assert ": shipped timings of the method on the model\n" in shown
+    assert "- GPU-hours: the attacks of the paper (appendix A" in shown
+    shown = invoke("plan", path, *run_options(tmp_path), "--why", "--gpus", 2).stdout
+    assert "- Estimate: the attacks of the paper (appendix A" in shown
+    assert "- Forecast: 4 stages by the paper's times on H800 cards, as they are; " in shown
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("*.yaml")), ids=lambda path: path.stem)
+def test_plan_of_every_grid_fits_80_columns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    for options in ((), ("--why",), ("--gpus", "8", "--why")):
+        shown = invoke("plan", path.stem, "--store", "no-store", *options)
+        assert shown.exit_code == 0, shown.output
+        assert max(map(len, shown.stdout.splitlines())) <= 80
+        assert " 0.0 GPU" not in shown.stdout
 
 
 def test_a_machine_that_nothing_was_measured_on_is_one_line(grid_file: GridFile, tmp_path: Path) -> None:

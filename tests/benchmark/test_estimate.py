@@ -161,14 +161,30 @@ def test_models_and_data_of_unknown_size_are_left_out_and_named(
     assert made.seconds["attack"] == pytest.approx(3 * 10 * ALPACA * 6.738)
 
 
-def test_the_sentence_gives_hours_by_kind_and_the_basis(tmp_path: Path) -> None:
+def test_the_sentence_gives_the_time_by_kind(tmp_path: Path) -> None:
     store = Store(tmp_path / "store", create=False)
     of = llama(model="org/other@" + "0" * 40, defense="sft")
-    first, second = estimates.sentence(make([of, llama(data={"name": "orca", "rows": 180_000})], store)).splitlines()
-    assert first.startswith("Estimate without org/other@0")
-    assert "(of unknown size): 30.4 GPU-hours (attack 30.4, defend 0.0, evaluate 0.0)" in first
-    assert second.startswith("Basis: the attacks of the paper (appendix A: 2, 10, 1 and 6 GPU-hours on H800 cards)")
-    assert "SANDE 40 and 23 GPU-minutes (paper: 40 and 20)" in second
+    said = estimates.sentence(make([of, llama(data={"name": "orca", "rows": 180_000})], store))
+    assert said.startswith("Estimate without org/other@0")
+    assert said.endswith("(of unknown size): 30.4 GPU-hours (attack 30.4, evaluate under 0.1)")
+    assert estimates.basis().startswith("the attacks of the paper (appendix A: 2, 10, 1 and 6 GPU-hours on H800 cards)")
+    assert "SANDE 40 and 23 GPU-minutes (paper: 40 and 20)" in estimates.basis()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (81 * HOUR, "81.0 GPU-hours"),
+        (3600, "1.0 GPU-hours"),
+        (3599, "60.0 GPU-minutes"),
+        (90, "1.5 GPU-minutes"),
+        (3, "3.0 GPU-seconds"),
+        (0.001, "under 0.1 GPU-seconds"),
+        (0, "no GPU time"),
+    ],
+)
+def test_little_gpu_time_is_not_zero_hours(seconds: float, said: str) -> None:
+    assert estimates.told(seconds) == said
 
 
 def test_hours_are_those_of_all_kinds() -> None:

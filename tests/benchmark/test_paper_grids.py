@@ -1,6 +1,6 @@
 """The grids of the paper at scale paper: its protocol, cell by cell; and that no other scale drifts from them."""
 
-import re
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -236,13 +236,19 @@ def test_smollm2_is_tables_1_to_4_at_the_small_scale() -> None:
 
 def test_plan_of_the_paper_gives_numbers_and_hours_with_neither_ray_nor_torch(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PLAN, str(tmp_path / "store")], cwd=GRIDS.parent, capture_output=True, text=True
+        [sys.executable, "-c", PLAN, str(tmp_path / "store")],
+        cwd=GRIDS.parent,
+        env=os.environ | {"COLUMNS": "1000", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
-    stages, hours, basis, disk, counts = done.stdout.splitlines()[-5:]
+    *_, stages, hours, disk, counts = done.stdout.splitlines()
     assert stages == "192 distinct stages: 13 attack, 74 defend, 105 evaluate; each victim is trained once"
-    assert re.match(r"Estimate: \d+\.\d GPU-hours \(attack \d+\.\d, defend \d+\.\d, evaluate \d+\.\d\)$", hours)
-    assert basis.startswith("Basis: the attacks of the paper (appendix A")
+    assert hours == (
+        "llama2-7b and qwen1.5-4b were never timed on a CPU: 80.8 GPU-hours on H800 cards by the paper's times "
+        "(--why: how this was reckoned)"
+    )
     assert disk.startswith("Disk: 87 models take ")
     assert counts.startswith("113 cells, 192 stages, 0 done; to run: 13 attack, 74 defend, 105 evaluate")
     assert not (tmp_path / "store").exists()

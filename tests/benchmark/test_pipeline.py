@@ -186,7 +186,7 @@ def test_the_record_and_the_page_hold_the_exact_command(grid: Path, store: Store
 def test_plan_names_the_folder_of_the_run(grid: Path, store: Store, tmp_path: Path) -> None:
     places = ["--store", str(store.root), "--results", str(tmp_path / "results")]
     said = CliRunner().invoke(app, ["plan", str(grid), *places, "--set", "seed=1", "--only", "defense=none"]).stdout
-    assert said.endswith(f"results {tmp_path}/results/small--seed=1--only-defense=none\n")
+    assert " ".join(said.split()).endswith(f"results {tmp_path}/results/small--seed=1--only-defense=none")
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"command": 3}', '{"command": "a\\nb"}', '{"other": "x"}', ""])

@@ -351,8 +351,9 @@ def test_only_leaves_the_other_cells_alone(grid_file: GridFile, store: Store) ->
 
 
 def test_plan_tells_of_the_search_and_takes_nothing_behind_it_for_done(
-    grid_file: GridFile, store: Store, tmp_path: Path
+    grid_file: GridFile, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     path = grid_file(search={"space": RANGE}, sweep={"defense": DEFENSES})
     own = cell(defense="sande")
     put(store, "attack", own.attack_key, trained(1, 1))

@@ -122,7 +122,10 @@ def test_a_folder_that_is_no_store_is_one_line(tmp_path: Path, command: list[str
     assert "is no store" in mistake("store", *command, "--store", tmp_path)
 
 
-def test_a_plan_says_what_it_takes_on_disk(filled: Store, grid_file: GridFile, tmp_path: Path) -> None:
+def test_a_plan_says_what_it_takes_on_disk(
+    filled: Store, grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
     path = grid_file(sweep={"defense": ["sft", "osft", "nad"]})
     (line,) = [line for line in invoke("plan", path, *run_options(tmp_path)).output.splitlines() if "Disk: " in line]
     known = [filled.size("attack", SFT.attack_key), *(filled.size("defend", each.defense_key) for each in (SFT, OSFT))]
