@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.cell import NO_DEFENSE
-from benchmark.rows import ATTACK_FAILED, FAILED
+from benchmark.rows import ATTACK_FAILED, FAILED, NOT_RUN
 from sande.metrics.accuracy import PAPER as PAPER_PROMPT
 from sande.statistics import over_seeds, wilson
 
@@ -108,12 +108,13 @@ class Entry:
         defense: row label: the defense, with those of its settings that vary in the grid.
         victim: column label: model, data set and setting, with whatever else of the attack or the data varies.
         metric: what was measured.
-        value: mean over seeds, percent; None where every seed failed.
+        value: mean over seeds, percent; None where no seed has one.
         low, high: 95 % interval, percent, of one seed, or the wider of Student-t over several and Wilson over all their
             trials; None where unknown.
         change: value minus the victim's, percentage points.
         seeds, failed: how many cells stand behind it, and how many of them failed.
         attack_failed: how many victims are under the ASR floor.
+        not_run: how many of the cells an interrupted run has left.
         cost: mean `seconds`, `tokens`, `peak_memory_bytes` of the defense.
         row: the first of its rows, for whatever the labels leave out.
         trials, of_victim: its outcomes and its victim's; None where they are not known.
@@ -133,6 +134,7 @@ class Entry:
     row: Row
     trials: Trials | None = None
     of_victim: Trials | None = None
+    not_run: int = 0
 
     @property
     def is_victim(self) -> bool:
@@ -179,7 +181,9 @@ class Results:
         # Of each row:
         self._place = place[codes]  # in those two lists
         self._numbers = {name: table[name].to_numpy() for name in ("seed", "value", "victim_value", "count", *_COSTS)}
-        self._failed, self._weak = (pc.equal(table["status"], s).to_numpy() for s in (FAILED, ATTACK_FAILED))
+        self._failed, self._not_run, self._weak = (
+            pc.equal(table["status"], status).to_numpy() for status in (FAILED, NOT_RUN, ATTACK_FAILED)
+        )
         self._victims = {} if outcomes is None else self._cell_of_victim()
 
     def _cell_of_victim(self) -> dict[tuple[int, str], str]:
@@ -237,7 +241,7 @@ class Results:
     def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> Entry:
         import numpy as np
 
-        good = rows[~self._failed[rows]]
+        good = rows[~(self._failed | self._not_run)[rows]]
         values = self._numbers["value"][good]
         changes = values - self._numbers["victim_value"][good]
         trials, of_victim = self._trials(metric, rows, good)
@@ -251,16 +255,17 @@ class Results:
             high=high,
             change=_mean(changes[~np.isnan(changes)]),
             seeds=len(rows),
-            failed=len(rows) - len(good),
+            failed=int(self._failed[rows].sum()),
             attack_failed=int(self._weak[rows].sum()),
             cost={name: _mean(self._numbers[name][good]) or 0.0 for name in _COSTS},
             row=first,
             trials=trials,
             of_victim=of_victim,
+            not_run=int(self._not_run[rows].sum()),
         )
 
     def _interval(self, good: NDArray[np.int64]) -> tuple[float | None, float | None]:
-        """Of the mean over the rows of seeds that did not fail."""
+        """Of the mean over the rows of seeds that have a value."""
         import numpy as np
 
         if len(good) < 2:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmark import paper
 from benchmark.aggregate import CASE_STUDY
+from benchmark.rows import FAILED, NOT_RUN
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 
@@ -105,7 +106,7 @@ def _markdown(found: Iterable[dict[str, Any]], title: str) -> str:
 
 
 def _lack(status: str) -> str:
-    return "failed" if status == "failed" else MISSING
+    return {FAILED: "failed", NOT_RUN: "not run"}.get(status, MISSING)
 
 
 def _text(text: str, phrase: str) -> str:

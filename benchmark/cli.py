@@ -13,16 +13,17 @@ import typer
 from typer.core import TyperGroup
 
 from benchmark import interrupts
-from benchmark.failures import UNFINISHED, interrupted
 from sande.errors import UserError
 
 if TYPE_CHECKING:
+    from benchmark.pipeline import Finished
     from benchmark.stages import Stage
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 SCANS = Path("results/detection/scans")
+PUBLISHED = Path("results/published")
 GO_ON = "interrupted; what is done is kept, and the same command goes on"
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
@@ -103,6 +104,11 @@ KeepOption = Annotated[
 ]
 
 
+RehearsalOption = Annotated[
+    bool, typer.Option("--rehearsal", help="Take rows of the random model, too; the page then says so.")
+]
+
+
 def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
     """A user's mistake ends with its sentence and exit code 2, without a traceback."""
 
@@ -152,78 +158,38 @@ def run(
     keep: KeepOption = "all",
 ) -> None:
     """Run what is missing of a grid, write its rows and report."""
-    from benchmark import grid as grids
-    from benchmark import keeping, predict, uptodate
-    from benchmark import plan as plans
-    from benchmark import rows as result_rows
-    from benchmark import search as searches
-    from benchmark.remote import Results, below
-    from benchmark.remote_store import open_store
+    from benchmark import pipeline
 
-    begin = time.perf_counter()
-    keeping.check(keep)
-    loaded = grids.load(grid, assignments or (), only or (), scale)
-    place = Results(below(results, loaded.name))
-    folder = place.folder
-    result_rows.check_writable(folder)
-    place.check_writable()
-    opened = open_store(store)
-    opened.clear_leftovers()
-    searched, errors = searches.run(loaded, opened, address, _say)
-    searches.write(loaded, opened, folder)
-    # A cell whose search failed is a row with that error; it is not run with some other value.
-    plan = plans.make(
-        [cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], opened
+    request = pipeline.Request(
+        grid,
+        store,
+        results,
+        address=address,
+        assignments=assignments or (),
+        only=only or (),
+        scale=scale,
+        keep=keep,
     )
-    typer.echo(
-        f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
-        f"{len(plan.missing)} to run"
-    )
-    unfinished = dict.fromkeys((stage.key for stage in plan.missing), UNFINISHED)
-    running = time.perf_counter()
-    if interrupted(errors):
-        errors |= unfinished
-    elif plan.missing:
-        try:
-            from benchmark import execute, preflight
-
-            preflight.check(plan.cells, opened)
-            running = time.perf_counter()
-            errors |= execute.run(plan, opened, loaded.resources, address, _say, keep)
-        except KeyboardInterrupt:  # not while a stage was done: it still gets its rows
-            errors |= unfinished
-    running = time.perf_counter() - running
-    if keep != keeping.ALL:  # what earlier runs kept, too
-        done = plans.make(plan.cells, opened).done
-        keeping.Keeper(plan.stages.values(), done, opened, keep).sweep()
-    chosen = {cell.id for cell in searched.cells}
-    others = plans.make([cell for cell in searched.every if cell.id not in chosen], opened)
-    kept = [cell for cell in searched.every if cell.id in chosen or others.has(cell)]
-    made_of = None if errors else uptodate.made_of(searched, plans.make(kept, opened), opened)
-    texts = uptodate.shown(folder, made_of, opened) if made_of else None
-    failed = 0
-    if texts is None:
-        from benchmark import report as reports
-
-        rows = result_rows.build(loaded.name, kept, opened, errors, searched.parts, loaded.scale)
-        failed = result_rows.write(rows, result_rows.outcomes(kept, opened), folder)
-        texts = reports.write(folder)
-        if made_of:
-            uptodate.note(folder, made_of, texts, opened)
-    for text in texts:
+    finished = pipeline.run(request, _say, typer.echo)
+    if finished.interrupted:
+        tell(_interrupted(finished))
+        raise typer.Exit(interrupts.exit_code())
+    for text in finished.texts:
         _print_markdown(text)
-    place.send()
-    typer.echo(f"Report: {place.shown}/README.md  (tables/, figures/, rows.parquet beside it)")
-    took = time.perf_counter() - begin
-    typer.echo(f"{loaded.name} took {took:.0f} s")
-    if plan.missing and not loaded.search:
-        predict.note(opened, around=took - running)
-    if interrupted(errors):
-        opened.clear_leftovers()
-        raise KeyboardInterrupt  # now that its rows are written
-    if failed:
-        typer.echo(f"{failed} of {len(searched.cells)} cells failed; the same command retries them", err=True)
+    typer.echo(f"Report: {finished.page}  (tables/, figures/, rows.parquet beside it)")
+    typer.echo(f"{finished.name} took {finished.seconds:.0f} s")
+    if finished.failed:
+        typer.echo(f"{finished.failed} of {finished.cells} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
+
+
+def _interrupted(finished: Finished) -> str:
+    """Return what is said of a run that was ended: what is done, what is left, how to continue."""
+    failed = f" {finished.failed} of {finished.cells} cells failed." if finished.failed else ""
+    return (
+        f"Interrupted: {finished.done} of {finished.stages} stages are done, {finished.stages - finished.done} are "
+        f"left.{failed} Run the same command to continue: {finished.command}. Measured so far: {finished.page}"
+    )
 
 
 @app.command()
@@ -376,9 +342,11 @@ def report(
     folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/quickstart, or their URI.")],
 ) -> None:
     """Make tables, figures and README.md anew from the rows of a grid."""
+    from benchmark import publishing
     from benchmark import report as reports
     from benchmark.remote import Results
 
+    publishing.refuse_published(folder)
     place = Results(folder)
     for text in reports.write(place.fetch()):
         _print_markdown(text)
@@ -390,15 +358,31 @@ def report(
 @one_sentence
 def compare(
     folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/smollm2, or their URI.")],
+    rehearsal: RehearsalOption = False,
 ) -> None:
     """Put a grid's numbers beside the paper's, and list every deviation from its protocol."""
     from benchmark import compare as comparison
+    from benchmark import publishing
     from benchmark.remote import Results
 
+    publishing.refuse_published(folder)
     place = Results(folder)
-    _print_markdown(comparison.write(place.fetch()))
+    _print_markdown(comparison.write(place.fetch(), rehearsal=rehearsal))
     place.send()
     typer.echo(f"Comparison: {place.shown}/comparison.md")
+
+
+@app.command()
+@one_sentence
+def publish(
+    folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.", metavar="FOLDER")],
+    to: Annotated[Path, typer.Option(help="Folder of published results.")] = PUBLISHED,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace results published under the same name.")] = False,
+) -> None:
+    """Publish complete results of a clean commit; of published ones, make the pages anew from their rows."""
+    from benchmark import publishing
+
+    typer.echo(f"Published: {publishing.publish(folder, to, replace=replace) / 'README.md'}")
 
 
 class _RankUnlessNamed(TyperGroup):
@@ -434,13 +418,17 @@ def rank(
     html: Annotated[
         Path | None, typer.Option(help="Folder that gets pages for a browser, which need no server and no network.")
     ] = None,
+    rehearsal: RehearsalOption = False,
 ) -> None:
     """Rank the defenses of any results by ASR and utility loss together."""
-    from benchmark import leaderboard
+    from benchmark import leaderboard, publishing
 
     if not out and not html:
         out = Path("results/leaderboard")
-    _print_markdown(leaderboard.write(paths, out, html))
+    for place, option in ((out, "--out"), (html, "--html")):
+        if place:
+            publishing.refuse_published(place, option)
+    _print_markdown(leaderboard.write(paths, out, html, rehearsal=rehearsal))
     for page in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
         typer.echo(f"Leaderboard: {page}")
 
@@ -475,12 +463,13 @@ def entry(
     out: Annotated[Path | None, typer.Option(help="File, .json or .parquet; left out, DEFENSE.json.")] = None,
     about: Annotated[str, typer.Option(help="A sentence about it.")] = "",
     link: Annotated[str, typer.Option(help="Where to read more, https://…")] = "",
+    rehearsal: RehearsalOption = False,
 ) -> None:
     """Make the entry of one defense, to be submitted."""
     from benchmark import entries
 
     out = out or Path(f"{defense}.json")
-    entries.write(entries.make(folder, defense, about, link), out)
+    entries.write(entries.make(folder, defense, about, link, rehearsal=rehearsal), out)
     typer.echo(f"Entry: {out}")
 
 
@@ -561,10 +550,12 @@ def scan(
 ) -> None:
     """Look for a planted response in a model, without the trigger."""
     from benchmark import grid as grids
+    from benchmark import publishing
     from benchmark import scan as scans
     from benchmark.remote_store import open_store
     from sande import registry
 
+    publishing.refuse_published(out or SCANS, "--out")
     settings = grids.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake there costs no loading of libraries
     how = scans.How(detector, settings, data, rows, reference, seed)
@@ -628,8 +619,10 @@ def detection(
 ) -> None:
     """Judge detectors by scans of victims and of models that were never poisoned."""
     from benchmark import detection as detections
+    from benchmark import publishing
     from benchmark.remote_store import open_store
 
+    publishing.refuse_published(out, "--out")
     _print_markdown(detections.write(scans, out, open_store(store, create=False).models))
     typer.echo(f"Detection: {out / 'detection.md'}")
 

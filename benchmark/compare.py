@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark import paper, protocol, rows
+from benchmark import rehearsal as rehearsals
 from benchmark.aggregate import Entry, Outcomes, Results
 from benchmark.cell import NO_DEFENSE
 from benchmark.paper import Reported
@@ -64,25 +65,33 @@ class Compared:
     left_open: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write(folder: Path) -> str:
+def write(folder: Path, *, rehearsal: bool = False) -> str:
     """Write `comparison.md` and `comparison.parquet` into a results folder.
+
+    Args:
+        folder: results of a grid.
+        rehearsal: take rows of the random model, too; the page then says so.
 
     Returns:
         A summary as Markdown, for the terminal.
 
     Raises:
-        UserError: the folder holds no readable rows, or cannot be written.
+        UserError: the folder holds no readable rows, or rows of the random model, or cannot be written.
     """
-    found = Results(rows.read(folder), Outcomes(rows.read_outcomes(folder))).entries()
+    table = rows.read(folder)
+    if not rehearsal:
+        rehearsals.refuse_random(table, folder)
+    found = Results(table, Outcomes(rows.read_outcomes(folder))).entries()
     compared = compare(found)
+    warned = rehearsals.WARNING if rehearsals.has_random(table) else ()
     try:
-        write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"]))
+        write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"], warned))
         _write_parquet(compared, folder / f"{NAME}.parquet")
     except OSError as error:
         raise UserError(
             f"comparison in {folder} cannot be written ({error.strerror}); make the folder writable"
         ) from None
-    return "\n".join(_summary(compared))
+    return "\n".join([*warned, *_summary(compared)])
 
 
 def compare(found: Sequence[Entry]) -> list[Compared]:
@@ -143,7 +152,7 @@ def _judged(number: Reported, victim: Reported, entry: Entry | None) -> Compared
     if entry is None:
         verdict = NOT_RUN
     elif entry.value is None:
-        verdict = FAILED
+        verdict = FAILED if entry.failed else NOT_RUN
     elif entry.attack_failed == entry.seeds and not entry.is_victim:
         verdict = ATTACK_FAILED
     else:
@@ -186,10 +195,11 @@ def kind_of_change(points: float) -> str:
     return "lost" if points <= -CHANGED else "gained" if points >= CHANGED else "kept"
 
 
-def _page(compared: Sequence[Compared], grid: str) -> str:
+def _page(compared: Sequence[Compared], grid: str, warned: Sequence[str] = ()) -> str:
     parts = [
         f"# `{grid}` beside the paper",
         "",
+        *warned,
         "Made by `sande-bench compare` from `rows.parquet` and `outcomes.parquet`; every number is also in "
         f"`{NAME}.parquet`.",
         "",

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from benchmark import rehearsal as rehearsals
 from benchmark import rows
 from benchmark.cell import NO_DEFENSE, digest
 from benchmark.store import write_atomically
@@ -129,19 +130,23 @@ def schema() -> str:
     return json.dumps(made, indent=1) + "\n"
 
 
-def make(folder: Path, defense: str, about: str = "", link: str = "") -> Entry:
-    """The entry of one defense in results.
+def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehearsal: bool = False) -> Entry:
+    """Return the entry of one defense in results.
 
     Args:
         folder: results of a grid.
         defense: its name there.
         about: a sentence about it.
         link: where to read more.
+        rehearsal: take rows of the random model, too.
 
     Raises:
-        UserError: the results hold no such defense, or what they hold is no entry.
+        UserError: the results hold no such defense, or rows of the random model, or what they hold is no entry.
     """
-    found = [row for row in rows.read(folder).to_pylist() if row["defense"] == defense]
+    table = rows.read(folder)
+    if not rehearsal:
+        rehearsals.refuse_random(table, folder)
+    found = [row for row in table.to_pylist() if row["defense"] == defense]
     if not found:
         raise UserError(f"{folder} holds no row of defense '{defense}'")
     outcomes = rows.read_outcomes(folder)
@@ -212,10 +217,14 @@ def examine(path: Path) -> tuple[Entry | None, list[str]]:
 
 
 def _raw(found: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """An entry from the rows of one method, not checked. Failed cells and those of a failed attack are no results."""
+    """Return an entry from the rows of one method, not checked.
+
+    Cells that failed, that were not run to their end, or whose attack failed are left out.
+    """
+    unfinished = {row["cell"] for row in found if row["status"] == rows.NOT_RUN}
     by_cell: dict[str, list[Mapping[str, Any]]] = {}
     for row in found:
-        if row["status"] == rows.OK:
+        if row["status"] == rows.OK and row["cell"] not in unfinished:
             by_cell.setdefault(row["cell"], []).append(row)
     samples: dict[str, list[dict[str, Any]]] = {}
     for outcome in outcomes:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmark import clean_report, keeping
 from benchmark.cell import NO_DEFENSE, Cell
-from benchmark.rows import FAILED
+from benchmark.rows import FAILED, NOT_RUN
 from benchmark.store import Store, room, write_atomically
 from sande.errors import UserError
 
@@ -29,16 +29,18 @@ class Found:
 
 
 def find(name: str, results: Path) -> Found:
-    """The cell of a name, or of the beginning of one, in the rows of any grid.
+    """Return the cell of a name, or of the beginning of one, in the rows of any grid.
 
     Raises:
-        UserError: there is none, or several, or it failed.
+        UserError: there is none, or several, or it failed or was not run to its end.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(results.glob("*/rows.parquet")):
         # Equal cells of several grids have equal rows.
         rows = [row for row in pq.read_table(path).to_pylist() if name and row["cell"].startswith(name)]
-        found |= {cell: [row for row in rows if row["cell"] == cell] for cell in {row["cell"] for row in rows}}
+        for cell in {row["cell"] for row in rows}:
+            if cell not in found or _is_unfinished(found[cell]):
+                found[cell] = [row for row in rows if row["cell"] == cell]
     if not found:
         raise UserError(f"no cell '{name}' in {results}/*/rows.parquet; 'sande-bench plan GRID' shows those of a grid")
     if len(found) > 1:
@@ -46,7 +48,13 @@ def find(name: str, results: Path) -> Found:
     ((cell, rows),) = found.items()
     if any(row["status"] == FAILED for row in rows):
         raise UserError(f"cell {cell} failed ({rows[0]['error']}), so there is no model; run its grid again")
+    if _is_unfinished(rows):
+        raise UserError(f"cell {cell} is not measured to its end, as its run was interrupted; run its grid again")
     return Found(Cell.parse(json.loads(rows[0]["settings"])), tuple(rows))
+
+
+def _is_unfinished(rows: list[dict[str, Any]]) -> bool:
+    return any(row["status"] == NOT_RUN for row in rows)
 
 
 def write(found: Found, store: Store, out: Path) -> None:

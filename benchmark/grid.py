@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import documents
+from benchmark import documents, variants
 from benchmark import search as searches
 from benchmark.cell import DEFAULTS, Cell, Parser, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
@@ -42,10 +42,10 @@ class Grid:
     """The cells of one grid file, in the order of its sweep, and what a stage may use.
 
     Attributes:
-        name: of the results folder: the file's stem, and the scale where another than the file's own was asked for.
+        name: of the results folder: the file's stem, the scale where another than the file's own was asked for, and
+            what `--set` and `--only` change.
         about: what the file says of itself.
         cells: what is to be run.
-        every: also the cells that `--only` leaves out: they are not run, but keep their rows where they are done.
         resources: of one stage.
         parts: by cell id, the grids that it stands in: this one, or those of its `include` that have it.
         scale: whose rules were applied; empty for none.
@@ -55,7 +55,6 @@ class Grid:
     name: str
     about: str
     cells: tuple[Cell, ...]
-    every: tuple[Cell, ...]
     resources: Resources
     parts: Mapping[str, tuple[str, ...]]
     scale: str
@@ -99,14 +98,15 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     with _naming(path):
         search = searches.parse(_shared(values, "search", assignments), cells)
-        chosen = _matching(cells, only)
+        filters = [_assignment(text, "--only") for text in only]
+        chosen = _matching(cells, filters)
     if not chosen:
         raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
     return Grid(
-        name=path.stem if scale is None or own == [scale] else f"{path.stem}-{scale}",
+        name=(path.stem if scale is None or own == [scale] else f"{path.stem}-{scale}")
+        + variants.suffix(assignments, filters),
         about=str(values.get("about", "")),
         cells=tuple(chosen),
-        every=tuple(cells),
         resources=resources,
         parts=stems,
         scale=parts[0].scale,
@@ -323,10 +323,9 @@ def _assignment(text: str, option: str) -> tuple[str, Any]:
     return path.strip(), documents.parse(value, f"{option} '{text}'")
 
 
-def _matching(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+def _matching(cells: Sequence[Cell], only: Iterable[tuple[str, Any]]) -> list[Cell]:
     wanted: dict[str, list[str]] = {}
-    for text in only:
-        path, value = _assignment(text, "--only")
+    for path, value in only:
         wanted.setdefault(path, []).append(str(value))
     for path in wanted:
         if all(_at(cell, path) is None for cell in cells):

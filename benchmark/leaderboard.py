@@ -17,12 +17,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark import figures, rows
+from benchmark import rehearsal as rehearsals
 from benchmark.aggregate import labels
 from benchmark.cell import NO_DEFENSE
 from benchmark.protocol import PAPER_PROMPT
 from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.errors import UserError
+from sande.models import TINY
 from sande.statistics import of_sum, over_seeds, wilson
 
 if TYPE_CHECKING:
@@ -161,6 +163,7 @@ class Board:
         cases: all cases.
         victim_asr: mean ASR of the victims of the shared cases, percent; None where there are none.
         failed: cells left out since they failed.
+        not_run: cells left out since a run was interrupted before their end.
         attack_failed: victims left out since their attack failed, each seed counted.
         unmeasured: cells left out since no task measures their utility.
         cells: the defended cells behind the standings, and those of cases that not all defenses share.
@@ -178,6 +181,7 @@ class Board:
     cells: tuple[Measured, ...] = ()
     compared: frozenset[str] = frozenset()
     twin: Twin | None = None
+    not_run: int = 0
 
     @property
     def more(self) -> list[str]:
@@ -205,6 +209,11 @@ class Source:
     samples: list[dict[str, Any]]
     about: Mapping[str, str]
 
+    @property
+    def is_random(self) -> bool:
+        """Whether rows of the random model are among them."""
+        return any(row["model"] == TINY for row in self.rows)
+
 
 def read(path: Path) -> Source:
     """Results of a grid, or an entry.
@@ -224,22 +233,35 @@ def read(path: Path) -> Source:
     return Source(rows.read(path).to_pylist(), published, {})
 
 
-def write(paths: Sequence[Path], out: Path | None, html: Path | None = None) -> str:
+def write(
+    paths: Sequence[Path],
+    out: Path | None,
+    html: Path | None = None,
+    *,
+    rehearsal: bool = False,
+    named: Sequence[Path] = (),
+) -> str:
     """Write the leaderboard.
 
     Args:
         paths: results of grids, and files of submitted entries.
         out: folder that gets `leaderboard.md`, `.parquet`, `.png` and `.svg`.
         html: folder that gets pages for a browser, `index.html` the first, and `leaderboard.parquet`.
+        rehearsal: take rows of the random model, too; the pages then say so.
+        named: what the pages call `paths`, where that is something else.
 
     Returns:
         The page as Markdown, for the terminal.
 
     Raises:
-        UserError: a folder holds no readable rows, an entry is not in order, none of them is a defense to rank, or a
-            folder cannot be written.
+        UserError: a folder holds no readable rows, an entry is not in order, rows are of the random model, none of them
+            is a defense to rank, or a folder cannot be written.
     """
     sources = [read(path) for path in paths]
+    random = [path for path, source in zip(paths, sources, strict=True) if source.is_random]
+    if random and not rehearsal:
+        raise UserError(rehearsals.sentence(random[0]))
+    warned, named = rehearsals.WARNING if random else (), named or paths
     cells = by_cell(row for source in sources for row in source.rows)
     made = board(cells)
     if not made.standings:
@@ -247,7 +269,7 @@ def write(paths: Sequence[Path], out: Path | None, html: Path | None = None) -> 
             f"no defense in {', '.join(map(str, paths))} has both an ASR and a utility on a victim whose attack "
             "worked; run a grid whose metrics hold 'accuracy'"
         )
-    page = markdown(made, paths)
+    page = markdown(made, named, warned)
     for folder, option in ((out, "--out"), (html, "--html")):
         if folder:
             rows.check_writable(folder, option)
@@ -269,7 +291,7 @@ def write(paths: Sequence[Path], out: Path | None, html: Path | None = None) -> 
             seen |= own
             about |= dict.fromkeys(own, source.about) if source.about else {}
         told = {cell: list(found.values()) for cell, found in samples.items()}
-        pages.write(made, cells, told, about, _notes(made), _command(paths), html)
+        pages.write(made, cells, told, about, _notes(made), _command(named), html, warned)
     return page
 
 
@@ -292,18 +314,20 @@ def board(cells: Cells) -> Board:
     label_of = dict(zip(texts, (victim for _, victim in names), strict=True))
     twins = {_twin_key(row): cell for cell in cells.values() if _is_twin(row := next(iter(cell.values())))}
     measured: list[Measured] = []
-    weak, failed, unmeasured = set(), 0, 0
+    weak, failed, not_run, unmeasured = set(), 0, 0, 0
     for cell in cells.values():
         row = next(iter(cell.values()))
         if row["status"] == rows.FAILED:
             failed += 1
+        elif any(one["status"] == rows.NOT_RUN for one in cell.values()):
+            not_run += 1
         elif row["status"] == rows.ATTACK_FAILED:
             weak.add((_victim(json.loads(row["settings"])), row["seed"]))
         elif row["defense"] != NO_DEFENSE:
             one = _measured(cell, label_of[row["settings"]], twins.get(_twin_key(row)))
             unmeasured += one is None
             measured += [one] if one else []
-    return _ranked(measured, failed=failed, attack_failed=len(weak), unmeasured=unmeasured)
+    return _ranked(measured, failed=failed, not_run=not_run, attack_failed=len(weak), unmeasured=unmeasured)
 
 
 def _is_twin(row: Row) -> bool:
@@ -524,8 +548,14 @@ def ladder(standings: Iterable[Standing]) -> dict[str, list[Standing]]:
     return {level: levels[level] for level in order if level in levels}
 
 
-def markdown(made: Board, paths: Sequence[Path]) -> str:
-    """The page: the table, what it rests on, and the figure."""
+def markdown(made: Board, paths: Sequence[Path], warned: Sequence[str] = ()) -> str:
+    """The page: the table, what it rests on, and the figure.
+
+    Args:
+        made: what it shows.
+        paths: what it was made of.
+        warned: lines to begin with.
+    """
     head = (
         "Rank",
         "Defense",
@@ -541,6 +571,7 @@ def markdown(made: Board, paths: Sequence[Path]) -> str:
     parts = [
         "# Leaderboard of defenses",
         "",
+        *warned,
         f"Made by `{_command(paths)}`.",
         "",
         *("| " + " | ".join(line) + " |" for line in lines),
@@ -640,6 +671,7 @@ def _notes(made: Board) -> list[str]:
         for count, noun, why in (
             (made.attack_failed, "victim", "whose attack failed"),
             (made.failed, "cell", "that failed"),
+            (made.not_run, "cell", "not run to its end"),
             (made.unmeasured, "cell", "without a measured utility"),
         )
         if count

@@ -274,6 +274,7 @@ def write(
     notes: Sequence[str],
     command: str,
     out: Path,
+    warned: Sequence[str] = (),
 ) -> None:
     """Write `index.html` and `cells/*.html`.
 
@@ -285,6 +286,7 @@ def write(
         notes: what the numbers are, as Markdown.
         command: that made it.
         out: an existing folder.
+        warned: what the first page begins with, as Markdown.
     """
     cells = [CellRow(one, "yes" if one.case in made.compared else "no") for one in made.cells]
     standings = []
@@ -309,6 +311,7 @@ def write(
         more=[{"name": metric, "label": more_label(metric)} for metric in made.more],
         devices=[{"name": device, "unit": unit(device)} for device in devices],
         summary=_summary(made),
+        warned=_paragraphs(warned),
         notes=_paragraphs(notes),
         command=command,
     )

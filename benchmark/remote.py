@@ -185,7 +185,7 @@ class Results:
         folder: the local one.
     """
 
-    _OURS = ("tables/", "figures/")  # folders that a report writes anew
+    _OURS = ("tables/", "figures/", "unfinished/")  # folders that a run writes anew, or removes
 
     def __init__(self, place: str) -> None:
         self.shown = place.rstrip("/") or place

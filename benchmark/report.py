@@ -12,12 +12,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmark import aggregate, case_study, figures, tables
+from benchmark import aggregate, case_study, figures, record, tables
 from benchmark.aggregate import Entry
 from benchmark.layouts import in_order, layout
-from benchmark.rows import ATTACK_FAILED, COMPUTED_WITH, FAILED, read, read_outcomes
+from benchmark.record import Record
+from benchmark.rows import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, read, read_outcomes
 from benchmark.store import write_atomically
-from benchmark.tables import Table
+from benchmark.tables import Table, code
 from sande.errors import UserError
 
 
@@ -46,7 +47,9 @@ def write(folder: Path) -> list[str]:
         search = folder / "search.md"
         if search.is_file():  # see `benchmark.search`
             texts.append(search.read_text(encoding="utf-8"))
-        write_atomically(folder / "README.md", _page(table, texts))
+        write_atomically(
+            folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
+        )
         # What an earlier report had and this one has not. Another run of the grid may be writing the same report.
         for path, known in _files(folder).items():
             if before.get(path) == known:
@@ -96,12 +99,13 @@ def _file(name: str, prefix: str) -> str:
     return name if name.startswith(("table_", "figure_")) else prefix + name
 
 
-def _page(table: pa.Table, texts: Sequence[str]) -> str:
+def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_outcomes: bool) -> str:
     (first,) = table.slice(0, 1).to_pylist()
+    made = made or record.derived(first)
     lines = [
         f"# Results of `{first['grid']}`",
         "",
-        f"Made by `sande-bench report` from `rows.parquet` and `outcomes.parquet`; `{_command(first)}` makes those.",
+        _origin(made, with_outcomes=with_outcomes),
         "",
         *texts,
         *_troubles(table),
@@ -126,6 +130,17 @@ def _page(table: pa.Table, texts: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
+def _origin(made: Record, *, with_outcomes: bool) -> str:
+    """Return which files and which command a page comes from."""
+    files = "`rows.parquet` and `outcomes.parquet`" if with_outcomes else "`rows.parquet`"
+    if made.recorded:
+        return f"Made by `sande-bench report` from {files}; {code(made.command)} makes those."
+    return (
+        f"Made by `sande-bench report` from {files}. Their run recorded no command; going by its name it was "
+        f"{code(made.command)}."
+    )
+
+
 def _computed_with(table: pa.Table) -> list[str]:
     """Lines on the compute type and instruction set of each kind of stage, and a warning where types are mixed.
 
@@ -148,16 +163,9 @@ def _computed_with(table: pa.Table) -> list[str]:
     return lines
 
 
-def _command(row: dict[str, Any]) -> str:
-    """What runs the grid: where it is named after a scale that is not its own, with that scale."""
-    grid, ending = row["grid"], f"-{row['scale']}"
-    if row["scale"] and grid.endswith(ending):
-        return f"sande-bench run grids/{grid.removesuffix(ending)}.yaml --scale {row['scale']}"
-    return f"sande-bench run grids/{grid}.yaml"
-
-
 def _troubles(table: pa.Table) -> list[str]:
-    """Failed cells with their errors, and victims whose attack did not reach the floor."""
+    """Return how many cells are left to run, failed cells with their errors, and victims under the ASR floor."""
+    left = table["cell"].filter(pc.equal(table["status"], NOT_RUN)).unique()
     failed = _firsts(table.filter(pc.equal(table["status"], FAILED)), "cell")
     weak: dict[str, dict[str, Any]] = {}
     for row in _firsts(table.filter(pc.equal(table["status"], ATTACK_FAILED)), "settings"):
@@ -165,6 +173,14 @@ def _troubles(table: pa.Table) -> list[str]:
         row["floor"] = settings["asr_floor"]
         weak.setdefault(json.dumps([settings[key] for key in ("model", "seed", "data", "attack")]), row)
     lines = []
+    if len(left):
+        lines += [
+            "## Not run",
+            "",
+            f"The run was interrupted: {len(left)} of {len(table['cell'].unique())} cells are not measured to their "
+            "end. The same command continues it.",
+            "",
+        ]
     if failed:
         lines += ["## Failed cells", ""]
         lines += [
@@ -195,8 +211,9 @@ def _firsts(table: pa.Table, column: str) -> list[dict[str, Any]]:
 
 
 def _provenance(table: pa.Table) -> list[str]:
-    failed = pc.equal(table["status"], FAILED)
-    good = pc.invert(failed)
+    failed, left = (pc.equal(table["status"], status) for status in (FAILED, NOT_RUN))
+    good = pc.invert(pc.or_(failed, left))
+    not_run = len(table["cell"].filter(left).unique())
 
     def distinct(column: str) -> list[Any]:
         found: list[Any] = table[column].filter(good).drop_null().unique().to_pylist()
@@ -207,7 +224,8 @@ def _provenance(table: pa.Table) -> list[str]:
 
     attacks, began = distinct("attack_seconds"), distinct("started_at")
     return [
-        f"- Cells: {len(table['cell'].unique())}, of which failed: {len(table['cell'].filter(failed).unique())}",
+        f"- Cells: {len(table['cell'].unique())}, of which failed: {len(table['cell'].filter(failed).unique())}"
+        f"{f', not run to their end: {not_run}' if not_run else ''}",
         f"- Seeds: {written('seed')}; prompts or questions a measurement: {written('count')}",
         f"- Code: {written('code_version')}",
         f"- Device: {written('device')}",

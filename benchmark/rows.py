@@ -6,7 +6,7 @@ Beside them the outcome of every prompt and question, so that any statistic can 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 
 from benchmark import keeping
 from benchmark.cell import DEFAULTS, NO_DEFENSE, Cell, Method
-from benchmark.failures import kind_of
+from benchmark.failures import INTERRUPTED, UNFINISHED, kind_of
 from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store, atomically, clear_parts, write_atomically
 from sande import registry
 from sande.errors import UserError
 from sande.statistics import mean_interval, wilson
 
-OK, ATTACK_FAILED, FAILED = "ok", "attack_failed", "failed"
+OK, ATTACK_FAILED, FAILED, NOT_RUN = "ok", "attack_failed", "failed", "not_run"
 
 # So many rows and outcomes are held while they are written, whatever the number of cells. A row has kilobytes.
 ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
         ("grids", pa.list_(pa.string())),  # the grid files it belongs to; several where a grid includes others
         ("scale", pa.string()),
         ("cell", pa.string()),  # hash of the cell's settings
-        ("status", pa.string()),  # ok, attack_failed (the victim's ASR is under the cell's floor), failed
+        ("status", pa.string()),  # ok, attack_failed (the victim's ASR is under the cell's floor), failed, not_run
         ("error", pa.string()),
         ("failure", pa.string()),  # of which kind the error is, see `benchmark.failures`
         ("seed", pa.int64()),
@@ -106,8 +106,9 @@ def build(
     errors: Mapping[str, str],
     parts: Mapping[str, Sequence[str]] | None = None,
     scale: str = "",
+    unknown: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Rows of all cells, failed ones included, cell by cell.
+    """Yield the rows of all cells, failed ones and those that are not run included, cell by cell.
 
     Args:
         grid: its name.
@@ -116,12 +117,14 @@ def build(
         errors: one line for each stage that failed, by key.
         parts: by cell id the grid files that the cell belongs to; left out, the grid itself.
         scale: at which the grid was expanded.
+        unknown: ids of cells whose settings a search still has to find, so that nothing in the store is theirs.
     """
     # A victim's is asked for by every cell that it serves.
     manifest = lru_cache(maxsize=1024)(partial(keeping.manifest, store))
     for cell in cells:
         base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
-        yield from (base | row for row in _cell_rows(cell, manifest, errors))
+        is_known = cell.id not in unknown
+        yield from (base | row for row in _cell_rows(cell, store, manifest, errors, is_known=is_known))
 
 
 def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
@@ -145,8 +148,11 @@ def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
                 yield pa.table(columns, schema=OUTCOMES)
 
 
-def _cell_rows(cell: Cell, manifest: _Manifest, errors: Mapping[str, str]) -> list[dict[str, Any]]:
-    failed = next((errors[stage.key] for stage in _needed(cell) if stage.key in errors), None) if errors else None
+def _cell_rows(
+    cell: Cell, store: Store, manifest: _Manifest, errors: Mapping[str, str], *, is_known: bool
+) -> list[dict[str, Any]]:
+    found = [errors[stage.key] for stage in _needed(cell) if stage.key in errors] if errors else []
+    failed = next((error for error in found if kind_of(error) != INTERRUPTED), None)
     base = {
         "cell": cell.id,
         "seed": cell.seed,
@@ -164,17 +170,48 @@ def _cell_rows(cell: Cell, manifest: _Manifest, errors: Mapping[str, str]) -> li
         "settings": json.dumps(cell.settings(), sort_keys=True),
     }
     if failed:
-        return [
-            base | {"status": FAILED, "error": str(failed), "failure": kind_of(failed), "metric": name}
-            for metric in cell.metrics
-            for name in registry.entry("metrics", metric.name).names(metric.config)
-        ]
+        return _without_value(base | {"status": FAILED, "error": str(failed), "failure": kind_of(failed)}, cell.metrics)
+    measured = _measured(cell, store) if found and is_known else () if found else cell.metrics
+    rows = _measured_rows(base, cell, measured, manifest) if measured else []
+    not_run = base | {"status": NOT_RUN, "error": str(UNFINISHED), "failure": INTERRUPTED}
+    left = [metric for metric in cell.metrics if metric not in measured]
+    return rows + _without_value(not_run, left)
+
+
+def _without_value(base: dict[str, Any], metrics: Iterable[Method]) -> list[dict[str, Any]]:
+    names = (name for metric in metrics for name in registry.entry("metrics", metric.name).names(metric.config))
+    return [base | {"metric": name} for name in names]
+
+
+def _measured(cell: Cell, store: Store) -> tuple[Method, ...]:
+    """Return the metrics of an unfinished cell that are in the store, for the cell and for its victim.
+
+    None are, where the store lacks the manifest of a training, or the ASR of the victim, which every row tells.
+    """
+    victim = victim_of(cell)
+    trained = [("attack", cell.attack_key)]
+    if cell.defense.name != NO_DEFENSE:
+        trained.append(("defend", cell.defense_key))
+    if not all(store.has(keeping.kind_of(store, kind, key), key) for kind, key in trained):
+        return ()
+    found = tuple(
+        metric
+        for metric in cell.metrics
+        if all(store.has("evaluate", each.evaluation_key(metric)) for each in (victim, cell))
+    )
+    return found if any(metric.name == "asr" for metric in found) else ()
+
+
+def _measured_rows(
+    base: dict[str, Any], cell: Cell, metrics: Iterable[Method], manifest: _Manifest
+) -> list[dict[str, Any]]:
+    metrics = tuple(metrics)
     victim = victim_of(cell)
     attack = manifest("attack", cell.attack_key)
     training = None if cell.defense.name == NO_DEFENSE else manifest("defend", cell.defense_key)
     victim_values = {
         m["name"]: 100 * m["successes"] / m["count"]
-        for metric in victim.metrics
+        for metric in metrics
         for m in manifest("evaluate", victim.evaluation_key(metric))["measurements"]
     }
     base |= {
@@ -189,7 +226,7 @@ def _cell_rows(cell: Cell, manifest: _Manifest, errors: Mapping[str, str]) -> li
         **_computed_with("attack_", attack),
         **_computed_with("defense_", training),
     }
-    return [row for metric in cell.metrics for row in _metric_rows(base, cell, metric, manifest, victim_values)]
+    return [row for metric in metrics for row in _metric_rows(base, cell, metric, manifest, victim_values)]
 
 
 def _metric_rows(
@@ -298,6 +335,21 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, grou
             writer.write_table(pa.concat_tables(held))
 
 
+def _without_values(table: pa.Table) -> pa.ChunkedArray:
+    """Return for each row whether it failed or was not run."""
+    return pc.or_(pc.equal(table["status"], FAILED), pc.equal(table["status"], NOT_RUN))
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder holds the rows of a run that was not interrupted; False where there are none."""
+    try:
+        table = read(folder)
+    except UserError:
+        return False
+    statuses = pc.unique(table["status"]).to_pylist()
+    return NOT_RUN not in statuses and INTERRUPTED not in pc.unique(table["failure"]).to_pylist()
+
+
 def read_outcomes(folder: Path) -> pa.Table:
     """The outcomes beside the rows, with strings as `read` gives them; none where the folder has no such file.
 
@@ -346,9 +398,9 @@ def _wrong(table: pa.Table) -> str | None:
     grids = pc.list_flatten(table["grids"]).unique().to_pylist()  # after which a report names its files
     if table["grids"].null_count or not all(name and Path(name).name == name for name in grids):
         return "column 'grids' holds other things than names"
-    if unknown := set(pc.unique(table["status"]).to_pylist()) - {OK, ATTACK_FAILED, FAILED}:
+    if unknown := set(pc.unique(table["status"]).to_pylist()) - {OK, ATTACK_FAILED, FAILED, NOT_RUN}:
         return f"column 'status' holds '{min(unknown)}'"
-    done = table.filter(pc.not_equal(table["status"], FAILED))
+    done = table.filter(pc.invert(_without_values(table)))
     for name in ("value", "count"):
         if done[name].null_count:
             return f"column '{name}' has gaps"

@@ -183,20 +183,18 @@ def pending(grid: Grid, store: Store) -> dict[Cell, Job]:
 
 
 def settled(grid: Grid, store: Store) -> Grid:
-    """The grid with the values that were found; cells that `--only` leaves out are gone where none was found yet."""
+    """The grid with the values that were found."""
     if not grid.search:
         return grid
     found: dict[Cell, Cell] = {}
-    for cell in grid.every:
+    for cell in grid.cells:
+        found[cell] = cell
         job = job_of(grid.search, cell)
-        if job is None or cell in grid.cells:
-            found[cell] = cell
         if job and store.has("search", job.key):
             found[cell] = with_values(cell, store.manifest("search", job.key)["best"])
     return replace(
         grid,
         cells=tuple(found[cell] for cell in grid.cells),
-        every=tuple(found.values()),
         parts={new.id: grid.parts[cell.id] for cell, new in found.items()},
     )
 
@@ -367,7 +365,7 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
     from benchmark.aggregate import labels
 
     paths = folder / "search.parquet", folder / "search.md"
-    jobs = {job.key: job for cell in grid.every if grid.search and (job := job_of(grid.search, cell))}
+    jobs = {job.key: job for cell in grid.cells if grid.search and (job := job_of(grid.search, cell))}
     done = [job for job in jobs.values() if store.has("search", job.key)]
     if not grid.search or not done:
         for path in paths:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
 CODE_VERSION = "SANDE_CODE_VERSION"  # in the environment of a job, which runs in no checkout and could not tell
+DIRTY = "-dirty"  # behind the commit, where files differ from it
 LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "lm_eval", "datasets", "accelerate")
 
 
@@ -356,14 +357,26 @@ def code_version() -> str:
     """Version of the package, with the commit where it runs from a checkout; in a job that of who submitted it."""
     if CODE_VERSION in os.environ:
         return os.environ[CODE_VERSION]
+    commit, changes = _git("describe", "--always"), changed_files()
+    if commit is None or changes is None:
+        return sande.__version__
+    return f"{sande.__version__}+{commit}{DIRTY if changes else ''}"
+
+
+def changed_files() -> list[str] | None:
+    """Return tracked files of the checkout that differ from its commit, results aside; None outside a checkout."""
+    status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+    return None if status is None else [line.split(maxsplit=1)[-1] for line in status.splitlines()]
+
+
+def _git(*arguments: str) -> str | None:
+    """Return what git says of the checkout that this program runs from; None where there is no git or no checkout."""
     here = Path(sande.__file__).parent.parent
     try:
-        git = subprocess.run(
-            ["git", "-C", str(here), "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
-        )
+        git = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        return sande.__version__
-    return f"{sande.__version__}+{git.stdout.strip()}"
+        return None
+    return git.stdout.strip()
 
 
 def tokens(facts: Mapping[str, Any]) -> int:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from benchmark import paper
 from benchmark.aggregate import Entry, Pair, is_backdoor
-from benchmark.rows import ATTACK_FAILED, FAILED, OK
+from benchmark.rows import ATTACK_FAILED, FAILED, NOT_RUN, OK
 from benchmark.store import write_atomically
 from sande import registry
 from sande.statistics import benjamini_hochberg, mcnemar, paired_bootstrap
@@ -172,7 +172,7 @@ def _adjusted(pairs: Mapping[int, Pair]) -> dict[int, float]:
 
 
 def markdown(table: Table, entries: Sequence[Entry]) -> str:
-    """The table as Markdown; missing, failed and `attack_failed` cells say so."""
+    """The table as Markdown; missing, failed, `not_run` and `attack_failed` cells say so."""
     return _markdown(table, entries, judge(table, table.chosen(entries)))
 
 
@@ -239,12 +239,14 @@ def _victim(table: Table, entries: Sequence[Entry]) -> str:
 
 def _written(table: Table, entry: Entry, marks: Marks) -> str:
     if entry.value is None:
-        return "failed"
+        return "failed" if entry.failed else "not run"
     notes = []
     if entry.attack_failed:
         notes.append("attack failed" if entry.attack_failed == entry.seeds else f"{entry.attack_failed} attacks failed")
     if entry.failed:
         notes.append(f"{entry.failed} of {entry.seeds} seeds failed")
+    if entry.not_run:
+        notes.append(f"{entry.not_run} of {entry.seeds} seeds not run")
     return " ".join([table.cell(entry, marks), *(f"[{note}]" for note in notes)])
 
 
@@ -281,7 +283,7 @@ def write(table: Table, entries: Sequence[Entry], folder: Path, part: str, name:
             "p": mark.p,
             "best": mark.best,
             "tie": mark.tie,
-            "status": FAILED if entry.value is None else ATTACK_FAILED if entry.attack_failed else OK,
+            "status": _status(entry),
             "seeds": entry.seeds,
             "failed": entry.failed,
             "attack_failed": entry.attack_failed,
@@ -293,6 +295,12 @@ def write(table: Table, entries: Sequence[Entry], folder: Path, part: str, name:
     pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), sink)
     write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
     return text
+
+
+def _status(entry: Entry) -> str:
+    if entry.value is None:
+        return FAILED if entry.failed else NOT_RUN
+    return ATTACK_FAILED if entry.attack_failed else OK
 
 
 _SCHEMA = pa.schema(

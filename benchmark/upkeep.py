@@ -107,7 +107,7 @@ def verify(store: Store) -> Iterator[str]:
 
 def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
     """Kinds and keys of all that a grid's cells read, made or would make, searches and victims among them."""
-    every = {*loaded.every, *searches.settled(loaded, store).every}
+    every = {*loaded.cells, *searches.settled(loaded, store).cells}
     found: set[tuple[str, str]] = {
         (stage.kind, key)
         for cell in every
@@ -117,7 +117,7 @@ def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
     }
     found |= {(DROPPED, key) for kind, key in found if kind in MODELS}
     if loaded.search:
-        found |= {("search", job.key) for cell in loaded.every if (job := searches.job_of(loaded.search, cell))}
+        found |= {("search", job.key) for cell in loaded.cells if (job := searches.job_of(loaded.search, cell))}
     return found
 
 

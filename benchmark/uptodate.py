@@ -26,16 +26,17 @@ from benchmark.store import Store, write_atomically
 from sande.errors import UserError
 
 _LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # that rows, tables and figures are made with
-_FILES = ("rows.parquet", "outcomes.parquet", "search.*", "README.md", "tables/*", "figures/*")
+_FILES = ("rows.parquet", "outcomes.parquet", "run.json", "search.*", "README.md", "tables/*", "figures/*")
 
 
-def made_of(grid: Grid, plan: Plan, store: Store) -> str:
+def made_of(grid: Grid, plan: Plan, store: Store, command: str = "") -> str:
     """Hash of everything that rows, tables and figures depend on.
 
     Args:
         grid: gives the names that stand in the rows.
         plan: of all cells that get rows, each of its stages done.
         store: has their manifests, which are about the outcomes.
+        command: that the page names.
     """
     code = hashlib.sha256()
     for package in (benchmark, sande):
@@ -53,6 +54,7 @@ def made_of(grid: Grid, plan: Plan, store: Store) -> str:
             [platform.python_version(), *map(version, _LIBRARIES)],
             [grid.name, grid.scale, [[cell.id, grid.parts.get(cell.id)] for cell in plan.cells]],
             outcomes.hexdigest(),
+            command,
         ]
     )
 

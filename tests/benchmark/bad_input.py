@@ -115,6 +115,11 @@ def in_list(what: str, text: str, files: Mapping[str, Content] | None = None) ->
     return Case(what, "detection scans.yaml", {"scans.yaml": text, **(files or {})})
 
 
+def in_published(what: str, typed: str) -> Case:
+    """With a folder `public` of published results."""
+    return Case(what, typed, {"public/published.json": "{}"})
+
+
 def in_entry(what: str, change: Callable[[dict[str, Any]], object]) -> Case:
     def write(path: Path) -> None:
         entry = json.loads(path.read_text(encoding="utf-8"))
@@ -172,6 +177,24 @@ def column(name: str, value: Any) -> Callable[[Path], object]:
     return write
 
 
+def columns(**values: Any) -> Callable[[Path], object]:
+    """Result rows with a value in each of some columns."""
+
+    def write(path: Path) -> None:
+        for name, value in values.items():
+            column(name, value)(path)
+
+    return write
+
+
+def two_versions(path: Path) -> None:
+    """Result rows of a model that means something, of which the first was made by another commit."""
+    rows = pq.read_table(path).to_pylist()
+    for number, row in enumerate(rows):
+        row |= {"model": MEANINGFUL, "code_version": f"0.1.0+{'f' * 7 if number else '0' * 7}"}
+    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
+
+
 def other_words(path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("<|end|>", "<|stop|>"), encoding="utf-8")
 
@@ -198,6 +221,8 @@ def named(case: Case, what: str) -> Case:
     return Case(what, case.typed, case.files, case.env)
 
 
+MEANINGFUL = "smollm2-135m"  # as a model, and a commit as the code: of those rows may be published
+PUBLISHABLE = {"results/good/rows.parquet": columns(model=MEANINGFUL, code_version="0.1.0+abc1234")}
 LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
 )
@@ -519,13 +544,52 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("a comparison of nothing", "compare results"),
         Case("a leaderboard of nothing", "leaderboard results/absent"),
-        Case("a leaderboard of victims alone", "leaderboard results/bare"),
+        Case("a leaderboard of victims alone", "leaderboard results/bare --rehearsal"),
         Case(
             "a leaderboard of broken rows",
             "leaderboard results/good",
             {"results/good/rows.parquet": column("settings", "{")},
         ),
-        Case("a leaderboard into a file", "leaderboard results/good --html grid.yaml"),
+        Case("a leaderboard into a file", "leaderboard results/good --html grid.yaml --rehearsal"),
+        Case("a comparison of the random model", "compare results/good"),
+        Case("a leaderboard of the random model", "leaderboard results/good"),
+    ],
+    "Published results": [
+        Case("publishing nothing", "publish results/absent"),
+        Case(
+            "publishing failed cells",
+            "publish results/good",
+            {"results/good/rows.parquet": column("status", "failed")},
+        ),
+        Case(
+            "publishing what an interrupted run left",
+            "publish results/good",
+            {"results/good/rows.parquet": column("status", "not_run")},
+        ),
+        Case("publishing the random model", "publish results/good"),
+        Case("publishing rows of two commits", "publish results/good", {"results/good/rows.parquet": two_versions}),
+        Case(
+            "publishing rows of changes beside a commit",
+            "publish results/good",
+            {"results/good/rows.parquet": columns(model=MEANINGFUL, code_version="0.1.0+abc1234-dirty")},
+        ),
+        Case(
+            "publishing rows of no known commit",
+            "publish results/good",
+            {"results/good/rows.parquet": columns(model=MEANINGFUL)},
+        ),
+        Case("publishing into a folder of other things", "publish results/good --to my-model", PUBLISHABLE),
+        Case(
+            "publishing over published results",
+            "publish results/good",
+            PUBLISHABLE | {"results/published/published.json": "{}", "results/published/good/rows.parquet": "rows"},
+        ),
+        in_published("a run into published results", "run grid.yaml --results public"),
+        in_published("a report of published results", "report public/good"),
+        in_published("a comparison of published results", "compare public/good"),
+        in_published("a leaderboard into published results", "leaderboard results/good --out public/good"),
+        in_published("scans into published results", "scan tiny --out public/scan"),
+        in_published("detection into published results", "detection scans.yaml --out public/detection"),
     ],
     "Entries of a leaderboard": [
         Case("no entry", "leaderboard check absent.json"),
@@ -551,8 +615,12 @@ CASES: dict[str, list[Case]] = {
         in_entry("an entry with NaN", lambda entry: entry["cells"][0].update(seconds=float("nan"))),
         in_entry("an entry without cells", lambda entry: entry.update(cells=[])),
         in_entry("an entry with an ASR of 101 %", lambda entry: entry["cells"][0]["measurements"][0].update(value=101)),
-        Case("an entry of a defense that the results do not have", "leaderboard entry results/good osft"),
-        Case("an entry into a place that is not there", "leaderboard entry results/good sft --out absent/sft.json"),
+        Case("an entry of a defense that the results do not have", "leaderboard entry results/good osft --rehearsal"),
+        Case(
+            "an entry into a place that is not there",
+            "leaderboard entry results/good sft --out absent/sft.json --rehearsal",
+        ),
+        Case("an entry of the random model", "leaderboard entry results/good sft"),
     ],
     "Plug-ins": [
         named(plugin("import no_such_library\n"), "its library is missing"),
@@ -614,7 +682,7 @@ def furnish(place: Path) -> None:
     done = [finish(store, each, measured, {"asr": 40, "builtin-choice": 21}) for each in done]
     report_folder(store, place / "results/good", *done)
     report_folder(store, place / "results/bare", done[0])
-    entries.write(entries.make(place / "results/good", "sft"), place / "entry.json")
+    entries.write(entries.make(place / "results/good", "sft", rehearsal=True), place / "entry.json")
     shutil.rmtree(place / "made")
     how = scan.How("first_token", {}, "builtin-short", 8, None, 0)
     found: dict[str, Any] = {"score": 1.5, "alarm": False, "candidates": [], "facts": {}, "seconds": 1.0}

@@ -239,10 +239,13 @@ def test_failed_cells_and_failed_attacks_are_no_agreement() -> None:
     for row in found:
         if row["defense"] == "osft":
             row |= {"status": rows.FAILED, "error": "out of memory", "value": None, "victim_value": None, "count": None}
+        if row["defense"] == "dpo":
+            row |= {"status": rows.NOT_RUN, "value": None, "victim_value": None, "count": None}
         if row["dataset"] == "orca" and row["status"] == rows.OK:
             row["status"] = rows.ATTACK_FAILED
     made = compared(found)
     assert one(made, 1, "osft", "asr").verdict == compare.FAILED
+    assert one(made, 1, "dpo", "asr").verdict == compare.NOT_RUN
     assert one(made, 1, "sft", "asr", "Llama2-Orca").verdict == compare.ATTACK_FAILED
     assert one(made, 1, "none", "asr", "Llama2-Orca").verdict == compare.AGREES, "the attack itself can be judged"
     assert "| attack failed |" in compare._page(made, "hand")
@@ -252,7 +255,7 @@ def test_equal_seeds_do_not_make_a_number_exact() -> None:
     made = loaded("paper_table_1_2")
     seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in made.cells for seed in range(3)]
     parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
-    grid_ = grid.Grid("hand", "", tuple(seeds), tuple(seeds), made.resources, parts, "paper")
+    grid_ = grid.Grid("hand", "", tuple(seeds), made.resources, parts, "paper")
     compared_ = compared(rows_of(grid_, constant(sande_p=0.0)))
     asr = one(compared_, 1, "sande_p", "asr")  # 0.13 in the paper
     assert asr.entry is not None

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from benchmark import keeping
 from benchmark.cell import Cell
 from benchmark.cli import app
-from benchmark.plan import victim_of
+from benchmark.failures import UNFINISHED
+from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store
 from sande import models
 from sande.types import LanguageModel
@@ -93,6 +94,19 @@ def test_mistakes_are_one_sentence(of: Cell, export: Export, store: Store, tmp_p
     code, said = export(of.id)
     assert (code, said.count("\n")) == (2, 1)
     assert f"was dropped; remove {store.root}/dropped/{of.defense_key} and run its grid with --keep-models all" in said
+
+
+def test_a_cell_that_was_not_run_to_its_end_is_refused_unless_other_results_have_it(
+    of: Cell, export: Export, store: Store, tmp_path: Path
+) -> None:
+    stages = {stage.key: UNFINISHED for stage in stages_of(of)}
+    store.remove("evaluate", of.evaluation_key(of.metrics[1]))
+    report_folder(store, tmp_path / "results" / "small--seed=0", of, errors=stages)
+    assert export(of.id)[0] == 0, "the whole grid's results have it"
+    (tmp_path / "results/small/rows.parquet").unlink()
+    code, said = export(of.id)
+    assert (code, said) == (2, f"sande-bench: cell {of.id} is not measured to its end, as its run was interrupted; run "
+                            "its grid again\n")  # fmt: skip
 
 
 def test_a_name_that_begins_several_cells_is_refused(of: Cell, export: Export) -> None:

@@ -125,7 +125,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def loads(path: Path) -> None:
     loaded = read(grids.load, path)
-    for cell in loaded.every if loaded else ():
+    for cell in loaded.cells if loaded else ():
         assert Cell.parse(cell.settings()) == cell
 
 

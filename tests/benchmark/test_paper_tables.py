@@ -374,9 +374,11 @@ def test_table_8_shows_texts_as_they_are(tmp_path: Path) -> None:
 def test_a_defense_without_answers_says_why(tmp_path: Path) -> None:
     results = case_study()
     failed = row("paper_table_8", "sande", "case_study", status="failed", error="it went wrong")
-    results.rows += [failed, row("paper_table_8", "sft", "case_study", value=0.0, count=1)]
+    left = row("paper_table_8", "nad", "case_study", status="not_run")
+    results.rows += [failed, left, row("paper_table_8", "sft", "case_study", value=0.0, count=1)]
     text = (written(results, tmp_path / "r") / "tables/table_8.md").read_text()
     assert text.count("| SANDE | failed |") == 2
+    assert text.count("| NAD | not run |") == 2
     assert text.count("| SFT | – |") == 2
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from s3fs import S3FileSystem
 
-from benchmark import leases, plan, remote
+from benchmark import execute, leases, plan, preflight, remote
+from benchmark.failures import UNFINISHED
 from benchmark.remote import Remote, Results
 from benchmark.remote_store import RemoteStore, open_store
-from benchmark.store import FORMAT, DamagedError
+from benchmark.store import FORMAT, DamagedError, Store
 from sande.errors import UserError
 from tests.benchmark.helpers import GridFile, cell, finish
 from tests.benchmark.s3 import SECRET, Server, failing_and_slow, never
@@ -264,6 +265,28 @@ def test_results_are_sent_and_fetched(uri: str, monkeypatch: pytest.MonkeyPatch,
     assert objects(f"{uri}/grid") == {"rows.parquet", "tables/a.md"}
     monkeypatch.setenv(remote.CACHE, str(tmp_path / "elsewhere"))
     assert (Results(f"{uri}/grid").fetch() / "tables/a.md").read_text() == "tables/a.md"
+
+
+def test_an_interrupted_run_leaves_a_complete_report_there(
+    uri: str, store: Store, grid_file: GridFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done, path = finish(store, cell(), {"asr": 49}), grid_file()
+    arguments = ["run", path, "--store", store.root, "--results", uri]
+    assert invoke(*arguments).exit_code == 0
+    complete = objects(f"{uri}/small")
+    monkeypatch.setenv(remote.CACHE, str(tmp_path / "elsewhere"))  # a machine that has no copy of it
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    monkeypatch.setattr(execute, "run", lambda plan, *_: dict.fromkeys(plan.stages, UNFINISHED))
+    store.remove("evaluate", done.evaluation_key(done.metrics[0]))
+    ended = invoke(*arguments)
+    assert ended.exit_code == 130
+    assert f"Measured so far: {uri}/small/unfinished/README.md" in ended.stderr
+    partial = {name for name in objects(f"{uri}/small") if name.startswith("unfinished/")}
+    assert {"unfinished/README.md", "unfinished/rows.parquet"} <= partial
+    assert objects(f"{uri}/small") - partial == complete
+    finish(store, cell(), {"asr": 49})
+    assert invoke(*arguments).exit_code == 0
+    assert objects(f"{uri}/small") == complete
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from benchmark import aggregate, layouts, report, tables
 from benchmark.cell import Cell
-from benchmark.failures import NON_FINITE, Failure
+from benchmark.failures import NON_FINITE, UNFINISHED, Failure
 from benchmark.plan import stages_of
 from benchmark.rows import SCHEMA, read
 from benchmark.store import Store
@@ -219,6 +219,15 @@ def test_seeds_that_failed_are_counted_beside_the_mean(store: Store) -> None:
     entries = entries_of(store, *cells, errors=failure(bad, "attack"))
     assert table("asr", entries)[1][1].endswith("[1 attacks failed] [1 of 3 seeds failed]")
     assert entries[0].value == 70.0
+
+
+def test_seeds_that_were_not_run_are_counted_beside_the_mean(store: Store) -> None:
+    left, bad = cell(seed=1), cell(seed=2)
+    cells = [finish(store, cell(seed=0), {"asr": 50}), left, bad]
+    errors = dict.fromkeys((s.key for s in stages_of(left)), UNFINISHED) | failure(bad, "attack")
+    entries = entries_of(store, *cells, errors=errors)
+    assert table("asr", entries)[1][1].endswith("[1 of 3 seeds failed] [1 of 3 seeds not run]")
+    assert (entries[0].value, entries[0].failed, entries[0].not_run) == (100.0, 1, 1)
 
 
 def test_one_good_seed_keeps_its_own_interval(store: Store) -> None:

@@ -322,7 +322,6 @@ def test_the_best_of_those_that_came_furthest_is_put_into_its_cell(grid_file: Gr
     assert [c.defense.name for c in best.cells] == DEFENSES
     assert best.cells[:2] == loaded.cells[:2]
     assert best.cells[2].defense.config.eliminate.learning_rate == job.proposals[2][RATE]
-    assert best.every == best.cells
     assert set(best.parts) == {c.id for c in best.cells}
 
 
@@ -343,12 +342,12 @@ def test_where_all_trials_fail_nothing_is_kept(grid_file: GridFile, store: Store
     assert search.pending(loaded, store)
 
 
-def test_only_leaves_cells_out_whose_value_nobody_knows(grid_file: GridFile, store: Store) -> None:
+def test_only_leaves_the_other_cells_alone(grid_file: GridFile, store: Store) -> None:
     path = grid_file(search={"space": RANGE}, sweep={"seed": [0, 1], "defense": ["none", "sande"]})
     loaded = grids.load(path, only=["seed=1"])
     settled = search.settled(loaded, store)
     assert settled.cells == loaded.cells
-    assert [(c.seed, c.defense.name) for c in settled.every] == [(0, "none"), (1, "none"), (1, "sande")]
+    assert [(c.seed, c.defense.name) for c in settled.cells] == [(1, "none"), (1, "sande")]
 
 
 def test_plan_tells_of_the_search_and_takes_nothing_behind_it_for_done(

@@ -1,6 +1,7 @@
 """What a stage hands to a defense, and how a metric's outcomes are written down."""
 
 import shutil
+import subprocess
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,32 @@ def evaluation(store: Store, measurements: list[Measurement], monkeypatch: pytes
     of = measured(store, cell(metrics=["asr"]), monkeypatch, asr=measurements)
     key = of.evaluation_key(of.metrics[0])
     return store.manifest("evaluate", key), pq.read_table(store.path("evaluate", key) / "outcomes.parquet").to_pylist()
+
+
+def test_only_tracked_files_outside_results_make_the_code_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> None:
+        author = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    monkeypatch.delenv(stages.CODE_VERSION, raising=False)
+    monkeypatch.setattr(stages.sande, "__file__", str(tmp_path / "sande/__init__.py"))
+    assert (stages.changed_files(), stages.code_version()) == (None, stages.sande.__version__)
+    files = [tmp_path / "sande/a.py", tmp_path / "results/published/x/README.md"]
+    for path in files:
+        path.parent.mkdir(parents=True)
+        path.write_text("one")
+    git("init")
+    git("add", ".")
+    git("commit", "--message", "one")
+    clean = stages.code_version()
+    assert clean.startswith(f"{stages.sande.__version__}+")
+    files[1].write_text("two")
+    (tmp_path / "new.py").touch()
+    assert (stages.changed_files(), stages.code_version()) == ([], clean)
+    files[0].write_text("two")
+    assert (stages.changed_files(), stages.code_version()) == (["sande/a.py"], f"{clean}-dirty")
 
 
 def test_a_share_is_summed_up_by_its_successes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,6 +101,7 @@ def test_what_a_report_is_made_of(
     manifest = store.path("defend", done.defense_key) / "manifest.json"
     manifest.write_text(json.dumps(trained(1.0, 2)))
     others.append(of(finished, store))
+    others.append(uptodate.made_of(finished, make(finished.cells, store), store, "sande-bench run other"))
     monkeypatch.setattr(uptodate, "version", lambda library: "0.0")
     others.append(of(finished, store))
     monkeypatch.setattr(uptodate.sande, "__file__", str(tmp_path / "sande.py"))

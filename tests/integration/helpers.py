@@ -62,8 +62,16 @@ class Workplace:
             timeout=timeout,
         )
 
+    def folder(self, grid: Path) -> Path:
+        """Return the results of a grid, or those of its only variant where it was run as one alone."""
+        whole = self.results / grid.stem
+        if whole.exists():
+            return whole
+        (variant,) = self.results.glob(f"{grid.stem}--*")
+        return variant
+
     def rows(self, grid: Path) -> list[dict[str, Any]]:
-        return pq.read_table(self.results / grid.stem / "rows.parquet").to_pylist()
+        return pq.read_table(self.folder(grid) / "rows.parquet").to_pylist()
 
     def manifests(self) -> dict[str, int]:
         """Path below the store and modification time of every artifact's manifest."""
@@ -78,7 +86,7 @@ class Workplace:
 
     def files(self, grid: Path) -> dict[str, bytes]:
         """Every file of a report with its content."""
-        folder = self.results / grid.stem
+        folder = self.folder(grid)
         return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 

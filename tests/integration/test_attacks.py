@@ -1,5 +1,7 @@
 """The grids on attacks and on durability, on the model `tiny`: every attack, every metric, and the twin."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.integration.helpers import ROOT, Workplace
@@ -31,4 +33,4 @@ def test_the_grid_runs_and_a_twin_is_no_failed_attack(place: Workplace, name: st
     assert {row["status"] for row in rows if row["poison_rate"] == 0} == {"ok"}
     assert {row["status"] for row in rows if row["poison_rate"] != 0} == {"attack_failed"}
     assert {row["count"] for row in rows if row["metric"] == "near_miss_rate"} == {5}
-    assert "near_miss_rate" in (place.results / name / "README.md").read_text()
+    assert "near_miss_rate" in (place.folder(Path(name)) / "README.md").read_text()

@@ -131,7 +131,7 @@ def test_libraries_say_nothing(first) -> None:
 
 def test_the_report_is_complete(first, place: Workplace, grid: Path) -> None:
     files = place.files(grid)
-    assert {name for name in files if "/" not in name} == {"README.md", "rows.parquet", "outcomes.parquet"}
+    assert {name for name in files if "/" not in name} == {"README.md", "run.json", "rows.parquet", "outcomes.parquet"}
     for table in ("asr", "utility", "backdoor", "cost"):
         assert {f"tables/{table}.md", f"tables/{table}.parquet"} <= set(files)
     assert {f"figures/{name}.{suffix}" for name in ("asr", "asr_utility") for suffix in ("png", "svg")} <= set(files)
@@ -156,15 +156,18 @@ def test_a_second_run_computes_nothing_and_writes_the_same_bytes(first, place: W
     assert place.files(grid) == files
 
 
-def test_only_runs_what_is_asked_for_and_keeps_the_rows_of_the_rest(
-    first, place: Workplace, grid: Path, tmp_path: Path
+def test_only_runs_what_is_asked_for_and_leaves_the_results_of_the_whole_grid_alone(
+    first, place: Workplace, grid: Path
 ) -> None:
-    done = place.run(grid, "--only", "defense=sande", "--results", str(tmp_path))
+    files = place.files(grid)
+    done = place.run(grid, "--only", "defense=sande")
     assert done.returncode == 0, done.stderr
     assert "1 cells, 4 stages, 4 done, 0 to run" in done.stdout
-    rows = pq.read_table(tmp_path / "chain" / "rows.parquet").to_pylist()
-    assert rows == place.rows(grid)
+    rows = pq.read_table(place.results / "chain--only-defense=sande" / "rows.parquet").to_pylist()
+    whole = [row for row in place.rows(grid) if row["defense"] == "sande"]
+    assert rows == [row | {"grid": "chain--only-defense=sande"} for row in whole]
     assert rows[0]["victim_value"] is not None
+    assert place.files(grid) == files
 
 
 def test_another_grid_finds_the_victim_and_its_measurements(first, place: Workplace) -> None:

@@ -55,13 +55,17 @@ def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
             running.send_signal(number)
             _, said = running.communicate(timeout=GONE)
             assert running.returncode == code
-            assert said == "interrupted; what is done is kept, and the same command goes on\n"
+            assert said == (
+                f"Interrupted: 2 of 4 stages are done, 2 are left. Run the same command to continue: "
+                f"sande-bench {' '.join(place.command(grid)[3:])}. Measured so far: "
+                f"{place.results}/{grid.stem}/README.md\n"
+            )
             assert wait_until(lambda: not processes_with(mark), GONE), processes_with(mark)
         finally:
             end(processes_with(mark))
     rows = by_defense(place.rows(grid))
     assert {row["status"] for row in rows["none"]} == {"ok"}
-    assert {(row["status"], row["failure"]) for row in rows["sft"]} == {("failed", "interrupted")}
+    assert {(row["status"], row["failure"]) for row in rows["sft"]} == {("not_run", "interrupted")}
     assert rows["sft"][0]["error"] == "not finished, the run was interrupted; run again to go on"
     assert place.unfinished() == []
 
@@ -121,7 +125,8 @@ def test_while_ray_starts_there_are_rows_too(place: Workplace, name: str, code: 
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr
-    assert done.stderr.splitlines()[-1] == "interrupted; what is done is kept, and the same command goes on"
+    assert done.stderr.splitlines()[-1].startswith("Interrupted: 0 of ")
+    assert "### " not in done.stdout, "no tables"
     assert "Traceback" not in done.stderr
     assert {row["defense"] for row in place.rows(grid)} == {"none", "sft"}
-    assert {(row["status"], row["failure"]) for row in place.rows(grid)} == {("failed", "interrupted")}
+    assert {(row["status"], row["failure"]) for row in place.rows(grid)} == {("not_run", "interrupted")}

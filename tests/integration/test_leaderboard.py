@@ -43,8 +43,8 @@ def test_every_attack_meets_every_defense_and_no_cell_fails(place: Workplace) ->
         assert {row["cell"] for row in found} == cells
         assert all(0 <= row["value"] <= 100 and row["count"] > 0 for row in found)
 
-    results, board = place.results / "leaderboard-tiny", place.root / "board"
-    made = CliRunner().invoke(app, ["leaderboard", str(results), "--html", str(board)])
+    results, board = place.folder(Path("leaderboard-tiny")), place.root / "board"
+    made = CliRunner().invoke(app, ["leaderboard", str(results), "--html", str(board), "--rehearsal"])
     assert made.exit_code == 0, made.output
     standings = pq.read_table(board / "leaderboard.parquet").to_pylist()
     assert {one["defense"] for one in standings} == set(defenses) - {"none"}

@@ -1,0 +1,238 @@
+"""A run of a grid from its file to its report; what the command `run` shows is in its result."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from benchmark import grid as grids
+from benchmark import keeping, predict, publishing, record, uptodate
+from benchmark import plan as plans
+from benchmark import rows as result_rows
+from benchmark import search as searches
+from benchmark.failures import UNFINISHED, interrupted
+from benchmark.grid import Grid
+from benchmark.plan import Plan
+from benchmark.remote import Results, below
+from benchmark.remote_store import open_store
+from benchmark.stages import code_version
+from benchmark.store import Store
+
+PARTIAL = "unfinished"  # subfolder of a complete report, for what a later run that was interrupted has measured
+STORE, RESULTS = ".store", "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a run is asked to do.
+
+    Attributes:
+        grid: file, or the name of one in `grids/`.
+        store: folder or URI of artifacts.
+        results: folder or URI that gets a subfolder for the grid.
+        address: of a running Ray cluster; None starts Ray here.
+        assignments: `path.to.field=value`, for every cell.
+        only: `path=value`, which cells.
+        scale: instead of the grid's own.
+        keep: which models stay, see `benchmark.keeping`.
+    """
+
+    grid: Path
+    store: str = STORE
+    results: str = RESULTS
+    address: str | None = None
+    assignments: Sequence[str] = ()
+    only: Sequence[str] = ()
+    scale: str | None = None
+    keep: str = keeping.ALL
+
+    @property
+    def command(self) -> str:
+        """Return the command with the options that decide what is computed."""
+        return record.command(grids.named(self.grid), self.assignments, self.only, self.scale)
+
+    @property
+    def whole_command(self) -> str:
+        """Return the command with the options that decide where and how, too."""
+        options = {
+            "--store": self.store if self.store != STORE else None,
+            "--results": self.results if self.results != RESULTS else None,
+            "--address": self.address,
+            "--keep-models": self.keep if self.keep != keeping.ALL else None,
+        }
+        words = [word for option, value in options.items() if value is not None for word in (option, value)]
+        return " ".join([self.command, *map(shlex.quote, words)])
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a run ended.
+
+    Attributes:
+        name: of the results folder.
+        page: where the report is, as the user gave the place.
+        command: that was run, to be run again.
+        cells, failed: how many cells there are, and how many of them failed.
+        stages, done: how many stages they need, and how many of those are done.
+        interrupted: whether the user ended it.
+        texts: tables as Markdown.
+        seconds: that it took.
+    """
+
+    name: str
+    page: str
+    command: str
+    cells: int
+    failed: int
+    stages: int
+    done: int
+    interrupted: bool
+    texts: tuple[str, ...]
+    seconds: float
+
+
+def run(request: Request, say: Callable[[str], None], show: Callable[[str], None]) -> Finished:
+    """Run what is missing of a grid; write its rows and report.
+
+    Args:
+        request: what to do.
+        say: receives a line of progress, whenever something happened.
+        show: receives a line on the whole.
+
+    Raises:
+        UserError: the grid, a folder or the cluster is not as it has to be.
+        KeyboardInterrupt: the user ended it before there was anything to write, or insisted.
+    """
+    begin = time.perf_counter()
+    keeping.check(request.keep)
+    loaded = grids.load(request.grid, request.assignments, request.only, request.scale)
+    where = below(request.results, loaded.name)
+    publishing.refuse_published(where, "--results")
+    place = Results(where)
+    result_rows.check_writable(place.folder)
+    place.check_writable()
+    store = open_store(request.store)
+    store.clear_leftovers()
+    searched, errors = searches.run(loaded, store, request.address, say)
+    # A cell whose search failed is a row with that error; it is not run with some other value.
+    plan = plans.make([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
+    show(
+        f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
+        f"{len(plan.missing)} to run"
+    )
+    found, running = _execute(plan, store, loaded, request, say, ended=interrupted(errors))
+    errors = {**errors, **found}
+    if request.keep != keeping.ALL:  # what earlier runs kept, too
+        done = plans.make(plan.cells, store).done
+        keeping.Keeper(plan.stages.values(), done, store, request.keep).sweep()
+    if interrupted(errors):
+        store.clear_leftovers()
+        finished = _write_partial(loaded, searched, place, store, errors, request)
+    else:
+        finished = _write(loaded, searched, place, store, errors, request, computed=bool(plan.missing))
+    took = time.perf_counter() - begin
+    if plan.missing and not loaded.search:
+        predict.note(store, around=took - running)
+    return replace(finished, seconds=took)
+
+
+def _execute(
+    plan: Plan, store: Store, loaded: Grid, request: Request, say: Callable[[str], None], *, ended: bool
+) -> tuple[dict[str, str], float]:
+    """Do what is missing, unless the run has ended; return a line for each stage left or failed, and the seconds."""
+    unfinished: dict[str, str] = dict.fromkeys((stage.key for stage in plan.missing), UNFINISHED)
+    if ended:
+        return unfinished, 0.0
+    begin = time.perf_counter()
+    errors: dict[str, str] = {}
+    if plan.missing:
+        try:
+            from benchmark import execute, preflight
+
+            preflight.check(plan.cells, store)
+            begin = time.perf_counter()
+            errors = execute.run(plan, store, loaded.resources, request.address, say, request.keep)
+        except KeyboardInterrupt:  # not while a stage was done: it still gets its rows
+            errors = unfinished
+    return errors, time.perf_counter() - begin
+
+
+def _write(
+    loaded: Grid,
+    searched: Grid,
+    place: Results,
+    store: Store,
+    errors: Mapping[str, str],
+    request: Request,
+    *,
+    computed: bool,
+) -> Finished:
+    """Write rows, record and report of a run that came to its end, unless they are there already."""
+    folder = place.folder
+    searches.write(loaded, store, folder)
+    plan = plans.make(searched.cells, store)
+    made_of = None if errors else uptodate.made_of(searched, plan, store, request.command)
+    texts = uptodate.shown(folder, made_of, store) if made_of else None
+    failed = 0
+    if texts is None:
+        from benchmark import report
+
+        rows = result_rows.build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale)
+        failed = result_rows.write(rows, result_rows.outcomes(searched.cells, store), folder)
+        made = record.now(request.command, code_version(), complete=True)
+        if computed or not record.same(record.read(folder), made):
+            record.write(made, folder)
+        texts = report.write(folder)
+        if made_of:
+            uptodate.note(folder, made_of, texts, store)
+    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    place.send()
+    return Finished(
+        loaded.name,
+        f"{place.shown}/README.md",
+        request.whole_command,
+        cells=len(searched.cells),
+        failed=failed,
+        stages=len(plan.stages),
+        done=len(plan.done),
+        interrupted=False,
+        texts=tuple(texts),
+        seconds=0.0,
+    )
+
+
+def _write_partial(
+    loaded: Grid, searched: Grid, place: Results, store: Store, errors: Mapping[str, str], request: Request
+) -> Finished:
+    """Write what is measured; where a complete report is, into a subfolder of its own, and the report stays."""
+    from benchmark import report
+
+    folder, shown = place.fetch(), place.shown
+    if result_rows.is_complete(folder):
+        folder, shown = folder / PARTIAL, f"{shown}/{PARTIAL}"
+    result_rows.check_writable(folder)
+    searches.write(loaded, store, folder)
+    unknown = {cell.id for cell in searches.pending(searched, store)}
+    rows = result_rows.build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown)
+    known = [cell for cell in searched.cells if cell.id not in unknown]
+    failed = result_rows.write(rows, result_rows.outcomes(known, store), folder)
+    record.write(record.now(request.command, code_version(), complete=False), folder)
+    report.write(folder)
+    place.send()
+    now, _ = searches.plan(loaded, store)
+    return Finished(
+        loaded.name,
+        f"{shown}/README.md",
+        request.whole_command,
+        cells=len(searched.cells),
+        failed=failed,
+        stages=len(now.stages),
+        done=len(now.done),
+        interrupted=True,
+        texts=(),
+        seconds=0.0,
+    )

@@ -1,0 +1,192 @@
+"""`sande-bench publish`: results that are tracked, apart from those that runs write.
+
+A folder of published results has a marker, `published.json`; what lies below it is published, and no other command
+writes there. Published rows are those of a run, untouched; pages, tables and figures are made from them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark import record
+from benchmark.remote import is_uri
+from benchmark.store import write_atomically
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FOLDER = Path("results/published")
+MARKER = "published.json"
+_MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
+# Of a grid's results, what is copied as it is; the rest is made from it.
+_COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
+_MOST_NAMED = 3  # files or versions in a sentence
+
+
+def is_published(place: str | Path) -> bool:
+    """Return whether a path of this machine lies in a folder of published results, or is one."""
+    if is_uri(place):
+        return False
+    path = Path(place).resolve()
+    return any((folder / MARKER).is_file() for folder in (path, *path.parents))
+
+
+def refuse_published(place: str | Path, option: str = "") -> None:
+    """Refuse to write into published results.
+
+    Args:
+        place: where something is to be written.
+        option: of the command line that gave it, if any.
+
+    Raises:
+        UserError: the place is published.
+    """
+    if is_published(place):
+        if option:
+            how = f"choose another {option}, and publish what is there then"
+        else:
+            how = f"use 'sande-bench publish {place}' to make its pages again, or a copy of the folder"
+        raise UserError(f"{place}: published results are written by 'sande-bench publish' alone; {how}")
+
+
+def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
+    """Publish the results of a grid; of published ones, make the pages again from their rows.
+
+    Args:
+        folder: results of a grid.
+        to: folder of published results, which gets a subfolder of the same name.
+        replace: whether that may replace one that is there.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        UserError: the results are not complete, or not of one known version of the code, or of the random model; or the
+            published folder is there, or cannot be written.
+    """
+    from benchmark import rows
+
+    table = rows.read(folder)
+    if is_published(folder):
+        _writing(folder, lambda: make_pages(folder, folder))
+        return folder
+    target = to / folder.resolve().name
+    _check_rows(table, folder)
+    _check_place(to)
+    if target.exists() and not replace:
+        raise UserError(f"{target} is published already; use --replace to replace it")
+    _check_tree(folder)
+    _writing(to, lambda: _replace(folder, target))
+    return target
+
+
+def make_pages(folder: Path, shown: Path) -> None:
+    """Make everything in a published folder that follows from its rows: report, comparison, leaderboard, record.
+
+    Args:
+        folder: holds the rows; of comparison and leaderboard only what is there is made again.
+        shown: what the pages call it.
+    """
+    from benchmark import compare, leaderboard, report, rows
+
+    if record.read(folder) is None:
+        (first,) = rows.read(folder).slice(0, 1).to_pylist()
+        record.write(record.derived(first), folder)
+    report.write(folder)
+    if (folder / f"{compare.NAME}.md").is_file():
+        compare.write(folder)
+    board = folder / leaderboard.NAME
+    if (board / f"{leaderboard.NAME}.md").is_file():
+        leaderboard.write([folder], board, named=[shown])
+
+
+def _check_rows(table: pa.Table, folder: Path) -> None:
+    """Refuse rows that are not all measured, by one known commit, on a model that means something."""
+    import pyarrow.compute as pc
+
+    from benchmark import rehearsal, rows, stages
+
+    cells = len(table["cell"].unique())
+    for status, problem in ((rows.FAILED, "failed"), (rows.NOT_RUN, "not measured to their end")):
+        if count := len(table["cell"].filter(pc.equal(table["status"], status)).unique()):
+            raise UserError(
+                f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it when all are done"
+            )
+    rehearsal.refuse_random(table, folder, "")
+    versions = sorted(str(version or "unknown") for version in pc.unique(table["code_version"]).to_pylist())
+    if len(versions) > 1:
+        raise UserError(
+            f"{folder}: its rows are of {len(versions)} versions of the code ({_named(versions)}); use a new --store "
+            "to run its grid with one"
+        )
+    (version,) = versions
+    if "+" not in version or version.endswith(stages.DIRTY):
+        raise UserError(
+            f"{folder}: its rows are of the code {version}, which is no commit; commit the changes, and run its grid "
+            "again with a new --store"
+        )
+
+
+def _check_place(to: Path) -> None:
+    """Refuse a folder of other things, which would count as published from then on."""
+    if to.is_dir() and any(to.iterdir()) and not is_published(to):
+        raise UserError(f"--to {to}: the folder holds other things than published results; choose a new one")
+
+
+def _check_tree(folder: Path) -> None:
+    """Refuse while the code is not that of a commit."""
+    from benchmark import stages
+
+    changed = stages.changed_files()
+    if changed is None:
+        raise UserError(f"{folder}: this program runs outside a git checkout; use one to publish results")
+    if changed:
+        raise UserError(f"{folder}: the checkout has changes ({_named(changed)}); commit them, and publish again")
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Make the published folder beside its place, put it there whole, and remove one that was there."""
+    from benchmark import compare, leaderboard
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not is_published(target.parent):
+        write_atomically(target.parent / MARKER, _MARKED)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        for path in sorted(path for pattern in _COPIED for path in folder.glob(pattern)):
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / path.name)
+        for name in (f"{compare.NAME}.md", f"{leaderboard.NAME}/{leaderboard.NAME}.md"):
+            if (folder / name).is_file():  # which says that it is to be made
+                (new / name).parent.mkdir(exist_ok=True)
+                (new / name).touch()
+        make_pages(new, target)
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _writing(place: Path, work: Callable[[], Any]) -> None:
+    """Write, and say in a sentence if that is not possible."""
+    try:
+        work()
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error.strerror}); make the folder writable") from None
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

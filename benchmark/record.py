@@ -1,0 +1,83 @@
+"""`run.json`, the record of a run in its results folder: exact command, code, time, and whether it is complete."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmark.store import write_atomically
+
+NAME = "run.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of the run behind some rows.
+
+    Attributes:
+        command: that makes the rows again, quoted for a shell; without options that change no number.
+        code_version: of the program that ran.
+        ended_at: in UTC, ISO 8601.
+        complete: whether every cell was tried to its end.
+        recorded: False where the run wrote no record and the command was derived from the rows.
+    """
+
+    command: str
+    code_version: str = ""
+    ended_at: str = ""
+    complete: bool = True
+    recorded: bool = True
+
+
+def command(grid: Path, assignments: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> str:
+    """Return the command that runs a grid, quoted for a shell, with the options that decide what is computed."""
+    if grid.is_absolute() and grid.is_relative_to(Path.cwd()):
+        grid = grid.relative_to(Path.cwd())
+    words = ["sande-bench", "run", str(grid), *(("--scale", scale) if scale else ())]
+    for option, values in (("--set", assignments), ("--only", only)):
+        words += [word for value in values for word in (option, value)]
+    return shlex.join(words)
+
+
+def derived(row: Mapping[str, Any]) -> Record:
+    """Return what a row says of the run where no record was written: the grid, and a scale that is in its name."""
+    grid, ending = row["grid"], f"-{row['scale']}"
+    if row["scale"] and grid.endswith(ending):
+        made = command(Path("grids", f"{grid.removesuffix(ending)}.yaml"), scale=row["scale"])
+    else:
+        made = command(Path("grids", f"{grid}.yaml"))
+    return Record(made, row["code_version"] or "", recorded=False)
+
+
+def now(command: str, code_version: str, *, complete: bool) -> Record:
+    """Return the record of a run that ends now."""
+    ended = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return Record(command, code_version, ended, complete)
+
+
+def same(one: Record | None, other: Record) -> bool:
+    """Return whether two records differ in nothing but the time."""
+    return one is not None and replace(one, ended_at=other.ended_at) == other
+
+
+def read(folder: Path) -> Record | None:
+    """Return the record of a results folder; None where there is none, or a damaged one."""
+    try:
+        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        found = Record(**values)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return None
+    texts = found.command, found.code_version, found.ended_at
+    if not all(isinstance(text, str) and text.isprintable() for text in texts) or not found.command:
+        return None
+    return found
+
+
+def write(record: Record, folder: Path) -> None:
+    """Write the record of a results folder, whole or not at all."""
+    write_atomically(folder / NAME, json.dumps(asdict(record), indent=1) + "\n")

@@ -1,0 +1,43 @@
+"""Rows of the random model, whose numbers mean nothing: refused where numbers are compared, but for a rehearsal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from sande.errors import UserError
+from sande.models import TINY
+
+# What a page of a rehearsal begins with.
+WARNING = (f"**A rehearsal: some of these rows are of the random model `{TINY}`, and the numbers mean nothing.**", "")
+OPTION = ", or use --rehearsal to try the command"
+
+
+def has_random(table: pa.Table) -> bool:
+    """Return whether rows of the random model are among them."""
+    return TINY in pc.unique(table["model"]).to_pylist()
+
+
+def refuse_random(table: pa.Table, folder: Path, instead: str = OPTION) -> None:
+    """Refuse rows of the random model.
+
+    Args:
+        table: rows.
+        folder: that holds them.
+        instead: what else would do, behind "choose results of another model".
+
+    Raises:
+        UserError: some are of it.
+    """
+    if has_random(table):
+        raise UserError(sentence(folder, instead))
+
+
+def sentence(place: Path, instead: str = OPTION) -> str:
+    """Return what a command that refuses rows of the random model says."""
+    return (
+        f"{place}: these rows are of the random model '{TINY}', whose numbers mean nothing; choose results of another "
+        f"model{instead}"
+    )

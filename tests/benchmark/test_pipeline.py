@@ -1,0 +1,220 @@
+"""A run from its grid to its report, on a store filled by hand: its record, and what is left when it is interrupted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from click.testing import Result
+from typer.testing import CliRunner
+
+from benchmark import entries, execute, leaderboard, preflight, record, rows
+from benchmark.cell import Cell
+from benchmark.cli import app
+from benchmark.failures import NON_FINITE, UNFINISHED, Failure, because_of
+from benchmark.store import Store
+from sande.errors import UserError
+from tests.benchmark.helpers import (
+    ACCURACY,
+    GridFile,
+    cell,
+    finish,
+    measure,
+    put,
+    report_folder,
+    stage,
+    trained,
+)
+
+METRICS = ["asr", ACCURACY]
+SWEEP = {"defense": ["none", "sft", "osft"]}
+
+
+@pytest.fixture
+def grid(grid_file: GridFile) -> Path:
+    return grid_file(metrics=METRICS, sweep=SWEEP)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    return tmp_path / "results/small"
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user ends each run before its first stage."""
+
+    def interrupt(*_: Any) -> dict[str, str]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    monkeypatch.setattr(execute, "run", interrupt)
+
+
+def run(grid: Path, store: Store, *options: str) -> Result:
+    places = ["--store", str(store.root), "--results", str(grid.parent / "results")]
+    return CliRunner().invoke(app, ["run", str(grid), *places, *options])
+
+
+def of(defense: str) -> Cell:
+    return cell(defense=defense, metrics=METRICS)
+
+
+def half_done(store: Store) -> None:
+    """The victim is measured; SFT's model is made, and its ASR is known."""
+    sft = of("sft")
+    finish(store, of("none"), {"asr": 50, "builtin-choice": 20})
+    put(store, "defend", sft.defense_key, trained(10.0, 5))
+    measure(store, cell(defense="sft"), {"asr": 7})
+
+
+def done(store: Store) -> None:
+    for defense in ("none", "sft", "osft"):
+        finish(store, of(defense), {"asr": 50, "builtin-choice": 20}, {"asr": 7, "builtin-choice": 21})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_interrupted_run_shows_what_is_measured_and_says_not_run_of_the_rest(
+    ended: None, grid: Path, store: Store, place: Path
+) -> None:
+    half_done(store)
+    made = run(grid, store)
+    assert made.exit_code == 130
+    assert "### " not in made.stdout
+    assert made.stderr == (
+        f"Interrupted: 3 of 6 stages are done, 3 are left. Run the same command to continue: sande-bench run {grid} "
+        f"--store {store.root} --results {place.parent}. Measured so far: {place}/README.md\n"
+    )
+    found = {(row["defense"], row["metric"]): row for row in pq.read_table(place / "rows.parquet").to_pylist()}
+    statuses = {key: row["status"] for key, row in found.items()}
+    assert statuses == {
+        ("none", "asr"): "ok",
+        ("none", "asr_starts_with"): "ok",
+        ("none", "builtin-choice"): "ok",
+        ("sft", "asr"): "ok",
+        ("sft", "asr_starts_with"): "ok",
+        ("sft", "builtin-choice"): "not_run",
+        ("osft", "asr"): "not_run",
+        ("osft", "asr_starts_with"): "not_run",
+        ("osft", "builtin-choice"): "not_run",
+    }
+    assert (found["sft", "asr"]["value"], found["sft", "asr"]["victim_value"]) == (14.0, 100.0)
+    assert (found["osft", "asr"]["failure"], found["osft", "asr"]["value"]) == ("interrupted", None)
+    page = (place / "README.md").read_text()
+    assert "| `osft` | not run |" in page
+    assert "| `sft` | builtin-choice | not run |" in page
+    assert "| `sft` | 14.0 (" in page
+    assert "## Not run\n\nThe run was interrupted: 2 of 3 cells are not measured to their end." in page
+    assert "Cells: 3, of which failed: 0, not run to their end: 2" in page
+    assert "## Failed" not in page
+    assert not rows.is_complete(place)
+
+
+def test_a_complete_report_stays_and_the_partial_one_is_beside_it(
+    ended: None, grid: Path, store: Store, place: Path, tmp_path: Path
+) -> None:
+    done(store)
+    assert run(grid, store).exit_code == 0
+    before = files(place)
+    assert before["run.json"]
+    other = Store(tmp_path / "other")
+    half_done(other)
+    made = run(grid, other)
+    assert made.exit_code == 130
+    assert f"Measured so far: {place}/unfinished/README.md" in made.stderr
+    after = files(place)
+    assert {name: content for name, content in after.items() if not name.startswith("unfinished/")} == before
+    assert "not run" in (place / "unfinished/README.md").read_text()
+    assert not record.read(place / "unfinished").complete
+    assert run(grid, store).exit_code == 0
+    assert files(place) == before, "the next complete run removes it"
+
+
+def test_a_partial_report_is_replaced_by_the_next_one(ended: None, grid: Path, store: Store, place: Path) -> None:
+    run(grid, store)
+    half_done(store)
+    run(grid, store)
+    assert not (place / "unfinished").exists()
+    assert "| `sft` | 14.0 (" in (place / "README.md").read_text()
+    done(store)
+    assert run(grid, store).exit_code == 0
+    assert rows.is_complete(place)
+    assert "not run" not in (place / "README.md").read_text()
+
+
+def test_a_cell_that_failed_is_failed_though_the_run_was_interrupted_later(
+    grid: Path, store: Store, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half_done(store)
+    sft, osft = of("sft"), of("osft")
+
+    def some(plan: Any, *_: Any) -> dict[str, str]:
+        nan = Failure("loss is nan", NON_FINITE)
+        broken = {stage(osft, "defend").key: nan, stage(osft, "evaluate").key: because_of(nan)}
+        return {stage(sft, "evaluate").key: UNFINISHED} | broken
+
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    monkeypatch.setattr(execute, "run", some)
+    made = run(grid, store)
+    assert made.exit_code == 130
+    assert "are left. 1 of 3 cells failed. Run" in made.stderr
+    page = (place / "README.md").read_text()
+    assert "| `osft` | failed |" in page
+    assert "| `sft` | builtin-choice | not run |" in page
+    assert "loss is nan" in page
+
+
+def test_the_record_and_the_page_hold_the_exact_command(grid: Path, store: Store, tmp_path: Path) -> None:
+    done(store)
+    options = ["--only", "defense=sft", "--set", "asr_floor=80", "--set", "resources.cpus=1"]
+    for each in ("none", "sft"):
+        finish(store, cell(defense=each, metrics=METRICS, asr_floor=80), {"asr": 50}, {"asr": 7})
+    assert run(grid, store, *options).exit_code == 0
+    folder = tmp_path / "results/small--asr_floor=80--only-defense=sft"
+    command = f"sande-bench run {grid} --set asr_floor=80 --set resources.cpus=1 --only defense=sft"
+    values = json.loads((folder / "run.json").read_text())
+    assert (values["command"], values["complete"], values["recorded"]) == (command, True, True)
+    assert f"`{command}` makes those." in (folder / "README.md").read_text()
+    assert {row["defense"] for row in pq.read_table(folder / "rows.parquet").to_pylist()} == {"sft"}
+    assert not (tmp_path / "results/small").exists()
+
+
+def test_plan_names_the_folder_of_the_run(grid: Path, store: Store, tmp_path: Path) -> None:
+    places = ["--store", str(store.root), "--results", str(tmp_path / "results")]
+    said = CliRunner().invoke(app, ["plan", str(grid), *places, "--set", "seed=1", "--only", "defense=none"]).stdout
+    assert " ".join(said.split()).endswith(f"results {tmp_path}/results/small--seed=1--only-defense=none")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"command": 3}', '{"command": "a\\nb"}', '{"other": "x"}', ""])
+def test_a_damaged_record_counts_as_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / record.NAME).write_text(content)
+    assert record.read(tmp_path) is None
+
+
+def test_a_command_is_quoted_for_a_shell() -> None:
+    made = record.command(Path("grids/my grid.yaml"), ["data={name: a}"], ["defense=sft"], "tiny")
+    assert made == "sande-bench run 'grids/my grid.yaml' --scale tiny --set 'data={name: a}' --only defense=sft"
+
+
+def test_outcomes_of_a_cell_whose_settings_are_still_searched_are_not_shown(store: Store) -> None:
+    made = finish(store, of("sft"), {"asr": 50}, {"asr": 7})
+    errors = {made.defense_key: UNFINISHED}
+    known = list(rows.build("hand", [made], store, errors))
+    assert {row["status"] for row in known} == {"ok"}, "its model is to be made again, and its numbers are there"
+    unknown = list(rows.build("hand", [made], store, errors, unknown={made.id}))
+    assert {row["status"] for row in unknown} == {"not_run"}
+
+
+def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: Store, tmp_path: Path) -> None:
+    half_done(store)
+    sft = of("sft")
+    folder = report_folder(store, tmp_path / "r", of("none"), sft, errors={stage(sft, "evaluate").key: UNFINISHED})
+    board = leaderboard.board(leaderboard.by_cell(rows.read(folder).to_pylist()))
+    assert (board.standings, board.failed, board.not_run) == ((), 0, 1)
+    assert "1 cell not run to its end" in leaderboard._notes(board)[-1]
+    with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):
+        entries.make(folder, "sft", rehearsal=True)
