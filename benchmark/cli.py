@@ -159,6 +159,7 @@ def run(
 ) -> None:
     """Run what is missing of a grid, write its rows and report."""
     from benchmark import pipeline
+    from benchmark import progress as progresses
 
     request = pipeline.Request(
         grid,
@@ -170,7 +171,10 @@ def run(
         scale=scale,
         keep=keep,
     )
-    finished = pipeline.run(request, _say, typer.echo)
+    progress = progresses.Progress(grid.stem, phase="reading the grid")
+    view = progresses.view(progress, typer.echo)
+    with view.shown():
+        finished = pipeline.run(request, view.say, view.show, progress)
     if finished.interrupted:
         tell(_interrupted(finished))
         raise typer.Exit(interrupts.exit_code())

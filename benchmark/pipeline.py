@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from benchmark import grid as grids
@@ -17,10 +18,12 @@ from benchmark import search as searches
 from benchmark.failures import UNFINISHED, interrupted
 from benchmark.grid import Grid
 from benchmark.plan import Plan
+from benchmark.progress import Progress
 from benchmark.remote import Results, below
 from benchmark.remote_store import open_store
 from benchmark.stages import code_version
 from benchmark.store import Store
+from sande.compute import has_gpu
 
 PARTIAL = "unfinished"  # subfolder of a complete report, for what a later run that was interrupted has measured
 STORE, RESULTS = ".store", "results"
@@ -95,19 +98,22 @@ class Finished:
     seconds: float
 
 
-def run(request: Request, say: Callable[[str], None], show: Callable[[str], None]) -> Finished:
+def run(
+    request: Request, say: Callable[[str], None], show: Callable[[str], None], progress: Progress | None = None
+) -> Finished:
     """Run what is missing of a grid; write its rows and report.
 
     Args:
         request: what to do.
         say: receives a line of progress, whenever something happened.
         show: receives a line on the whole.
+        progress: is told what is to be done, and what runs.
 
     Raises:
         UserError: the grid, a folder or the cluster is not as it has to be.
         KeyboardInterrupt: the user ended it before there was anything to write, or insisted.
     """
-    begin = time.perf_counter()
+    begin, progress = time.perf_counter(), progress or Progress("")
     keeping.check(request.keep)
     loaded = grids.load(request.grid, request.assignments, request.only, request.scale)
     where = below(request.results, loaded.name)
@@ -124,7 +130,12 @@ def run(request: Request, say: Callable[[str], None], show: Callable[[str], None
         f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
         f"{len(plan.missing)} to run"
     )
-    found, running = _execute(plan, store, loaded, request, say, ended=interrupted(errors))
+    if plan.missing and not (request.address or has_gpu()):
+        expected = predict.here(plan, store, loaded.resources)
+        progress.expected, progress.at_once = expected.by_stage, expected.at_once
+        show(predict.here_sentence(expected))
+    found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
+    progress.phase = "writing the report"
     errors = {**errors, **found}
     if request.keep != keeping.ALL:  # what earlier runs kept, too
         done = plans.make(plan.cells, store).done
@@ -141,7 +152,14 @@ def run(request: Request, say: Callable[[str], None], show: Callable[[str], None
 
 
 def _execute(
-    plan: Plan, store: Store, loaded: Grid, request: Request, say: Callable[[str], None], *, ended: bool
+    plan: Plan,
+    store: Store,
+    loaded: Grid,
+    request: Request,
+    say: Callable[[str], None],
+    progress: Progress,
+    *,
+    ended: bool,
 ) -> tuple[dict[str, str], float]:
     """Do what is missing, unless the run has ended; return a line for each stage left or failed, and the seconds."""
     unfinished: dict[str, str] = dict.fromkeys((stage.key for stage in plan.missing), UNFINISHED)
@@ -151,11 +169,14 @@ def _execute(
     errors: dict[str, str] = {}
     if plan.missing:
         try:
+            progress.phase = "loading Ray"
             from benchmark import execute, preflight
 
-            preflight.check(plan.cells, store)
             begin = time.perf_counter()
-            errors = execute.run(plan, store, loaded.resources, request.address, say, request.keep)
+            check = partial(preflight.check, plan.cells, store)
+            errors = execute.run(
+                plan, store, loaded.resources, request.address, say, request.keep, progress=progress, check=check
+            )
         except KeyboardInterrupt:  # not while a stage was done: it still gets its rows
             errors = unfinished
     return errors, time.perf_counter() - begin

@@ -112,6 +112,7 @@ class Here:
     Attributes:
         seconds: from start to end of `run`, without what `untimed` and `unknown` name.
         stages: how many are left to run.
+        by_stage: seconds of each by key; empty where `untimed` or `unknown` name something.
         parts: where the seconds come from, by kind and basis; empty where no stage has a timing.
         untimed: models that were never timed on a CPU.
         gpu_seconds: that the stages of `untimed` take by the paper's times; 0 where it has none.
@@ -125,6 +126,7 @@ class Here:
 
     seconds: float
     stages: int
+    by_stage: Mapping[str, float]
     parts: tuple[Part, ...]
     untimed: tuple[str, ...]
     gpu_seconds: float
@@ -411,11 +413,18 @@ def here(plan: Plan, store: Store, resources: Resources) -> Here:
     own = on_cpu(store, compute_type) if plan.missing else ()
     costs = Costs(own, timings.samples)
     timer = _Timer(costs, _there(plan, store), 1.0, True, overhead.stage, each, share)
-    forecast = simulate(plan, slots, timer.seconds, share)
+    by_stage: dict[str, float] = {}
+
+    def seconds(stage: Stage) -> float:
+        by_stage[stage.key] = timer.seconds(stage)
+        return by_stage[stage.key]
+
+    forecast = simulate(plan, slots, seconds, share)
     untimed = [stage for stage in plan.missing if stage.settings["model"] in timer.untimed]
     return Here(
         seconds=overhead.around + (overhead.start if plan.missing else 0.0) + forecast.wall,
         stages=len(plan.missing),
+        by_stage=by_stage if not timer.untimed and not timer.unknown else {},
         parts=tuple(
             Part(kind, found, len(seconds), sum(seconds))
             for (kind, found), seconds in sorted(timer.parts.items(), key=lambda item: KINDS.index(item[0][0]))

@@ -5,6 +5,7 @@ The stages that run write their status into files (`benchmark.status`); a thread
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import threading
@@ -128,6 +129,10 @@ class Lines:
         self._echo = echo
         self._told: dict[str, float] = {}
 
+    def show(self, line: str) -> None:
+        """Print a line as it is."""
+        self._echo(line)
+
     def say(self, line: str) -> None:
         """Print a line with the time of day."""
         self._echo(f"{time.strftime('%H:%M:%S')} {line}")
@@ -155,9 +160,13 @@ class Live:
         self.progress = progress
         self._console = console
 
-    def say(self, line: str) -> None:
+    def show(self, line: str) -> None:
         """Print a line above the view."""
         self._console.print(line, markup=False, highlight=False)
+
+    def say(self, line: str) -> None:
+        """Print a line with the time of day above the view."""
+        self.show(f"{time.strftime('%H:%M:%S')} {line}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -208,11 +217,11 @@ def _short(stage: Stage) -> str:
 
 def view(progress: Progress, echo: Callable[[str], None]) -> Lines | Live:
     """Return the view that suits the standard output."""
+    if not sys.stdout.isatty() or os.environ.get("TERM") == "dumb":
+        return Lines(progress, echo)
     from rich.console import Console
 
-    console = Console()
-    live = console.is_terminal and not console.is_dumb_terminal and sys.stdout.isatty()
-    return Live(progress, console) if live else Lines(progress, echo)
+    return Live(progress, Console())
 
 
 def clock(seconds: float) -> str:

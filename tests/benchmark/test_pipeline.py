@@ -45,7 +45,7 @@ def place(tmp_path: Path) -> Path:
 def ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The user ends each run before its first stage."""
 
-    def interrupt(*_: Any) -> dict[str, str]:
+    def interrupt(*_: Any, **__: Any) -> dict[str, str]:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(preflight, "check", lambda *_: None)
@@ -152,7 +152,7 @@ def test_a_cell_that_failed_is_failed_though_the_run_was_interrupted_later(
     half_done(store)
     sft, osft = of("sft"), of("osft")
 
-    def some(plan: Any, *_: Any) -> dict[str, str]:
+    def some(plan: Any, *_: Any, **__: Any) -> dict[str, str]:
         nan = Failure("loss is nan", NON_FINITE)
         broken = {stage(osft, "defend").key: nan, stage(osft, "evaluate").key: because_of(nan)}
         return {stage(sft, "evaluate").key: UNFINISHED} | broken

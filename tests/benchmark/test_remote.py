@@ -276,7 +276,7 @@ def test_an_interrupted_run_leaves_a_complete_report_there(
     complete = objects(f"{uri}/small")
     monkeypatch.setenv(remote.CACHE, str(tmp_path / "elsewhere"))  # a machine that has no copy of it
     monkeypatch.setattr(preflight, "check", lambda *_: None)
-    monkeypatch.setattr(execute, "run", lambda plan, *_: dict.fromkeys(plan.stages, UNFINISHED))
+    monkeypatch.setattr(execute, "run", lambda plan, *_, **__: dict.fromkeys(plan.stages, UNFINISHED))
     store.remove("evaluate", done.evaluation_key(done.metrics[0]))
     ended = invoke(*arguments)
     assert ended.exit_code == 130

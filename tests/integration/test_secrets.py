@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark import cluster
+from benchmark.cluster import environment
 from tests.integration.helpers import ROOT, Workplace, wait_until
 
 PLANTED = {
@@ -52,7 +52,7 @@ def test_planted_secrets_are_found_where_they_stand(tmp_path: Path) -> None:
 def test_no_secret_is_passed_to_the_nodes_of_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {**PLANTED, "HF_HOME": "/models"}.items():
         monkeypatch.setenv(name, value)
-    assert cluster.environment("127.0.0.1:6379") == {"env_vars": {"HF_HOME": "/models"}}
+    assert environment("127.0.0.1:6379") == {"env_vars": {"HF_HOME": "/models"}}
 
 
 @pytest.mark.slow
