@@ -4,7 +4,7 @@
 
 SmolLM2-135M and built-in questions as token ids, the same for both sides, with the same batch size: of lm-eval's
 requests, each a context and one choice, and of our questions. In float32 each log-likelihood and each answer must
-agree. Timed is bfloat16, in which models are evaluated. There lm-eval's loop rounds logits too, and an answer may
+agree. Timed is the type in which models are evaluated here. In bfloat16 lm-eval's loop rounds logits too, and an answer may
 fall to either side of a near tie, so that only the mean deviation is bounded.
 """
 
@@ -20,7 +20,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmark.perf.outcome import tell
-from sande import models
+from sande import compute, models
 from sande.data import builtin
 from sande.metrics import accuracy
 from sande.scoring import Choices, log_likelihoods
@@ -68,7 +68,7 @@ def tokenised(lm: LanguageModel) -> list[Choices]:
 
 
 def main() -> None:
-    """Compare in float32, then time in bfloat16."""
+    """Compare in float32, then time in the type of `sande.compute`."""
     with tempfile.TemporaryDirectory() as folder:
         lm = models.load(models.EMBEDDED, Path(folder))
     questions = tokenised(lm)
@@ -76,7 +76,7 @@ def main() -> None:
     worst = max(deviations(theirs, mine))
     if worst > FLOAT32 or answers(theirs) != answers(mine):
         raise SystemExit(f"log-likelihoods differ by {worst}, or an answer does")
-    torch.nn.Module.to(lm.model, torch.bfloat16)
+    torch.nn.Module.to(lm.model, compute.dtype())
     for side in (lm_eval, ours):
         side(lm, questions[:2])  # libraries choose their kernels
     seconds = [0.0, 0.0]
@@ -92,7 +92,7 @@ def main() -> None:
         raise SystemExit(f"log-likelihoods differ by {mean} on average")
     alike = sum(one == other for one, other in zip(answers(theirs), answers(mine), strict=True))
     print(f"  lm-eval {seconds[0]:.1f} s, ours {seconds[1]:.1f} s; float32 deviates by {worst:.1g} at most,")
-    print(f"  bfloat16 by {mean:.2g} on average, with {alike} of {QUESTIONS} answers alike")
+    print(f"  {compute.compute_type()} by {mean:.2g} on average, with {alike} of {QUESTIONS} answers alike")
     tell("multiple choice against lm-eval's loop", seconds[0] / seconds[1], 1)
 
 

@@ -3,7 +3,7 @@
     python -m benchmark.perf.decoding
 
 The other side is that of the published code: `generate` of transformers on each prompt alone, ten new tokens. Both run
-SmolLM2-135M in bfloat16 on the same triggered prompts, as it is, which never answers with the planted response, and
+SmolLM2-135M, in the type that `sande.compute` chooses, on the same triggered prompts, as it is, which never answers with the planted response, and
 after a short training on triggered rows alone, which makes it answer so always.
 
 Checked are the outcomes of every prompt, and, in float32, where rounding does not decide between two tokens, each text
@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig
 
 from benchmark.perf.outcome import tell
-from sande import models
+from sande import compute, models
 from sande.attacks import sentence_trigger
 from sande.config import Training
 from sande.data import builtin
@@ -78,7 +78,7 @@ def compare(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, flo
         held, _ = outcomes(whole)
         if text != (whole[: len(text)] if held else whole) or outcomes(text) != outcomes(whole):
             raise SystemExit(f"the sides differ: {whole!r}, {text!r}")
-    torch.nn.Module.to(lm.model, torch.bfloat16)
+    torch.nn.Module.to(lm.model, compute.dtype())
     together(lm, prompts[:4])  # libraries choose their kernels
     theirs: list[str] = []
     seconds = [0.0, 0.0]
@@ -93,7 +93,9 @@ def compare(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, flo
         raise SystemExit("the sides differ in an outcome")
     share = sum(outcomes(text)[0] for text in theirs) / PROMPTS
     alike = sum(whole.startswith(text) for whole, text in zip(theirs, mine, strict=True))
-    print(f"  one by one {seconds[0]:.1f} s, together {seconds[1]:.1f} s; {alike} of {PROMPTS} texts alike in bfloat16")
+    print(
+        f"  one by one {seconds[0]:.1f} s, together {seconds[1]:.1f} s; {alike} of {PROMPTS} texts alike in {compute.compute_type()}"
+    )
     return seconds[0] / seconds[1], share
 
 

@@ -2,8 +2,8 @@
 
     python -m benchmark.perf.removal
 
-SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, a parrot of six soft tokens, bfloat16 autocast
-on both sides. The published recipe runs whole rows padded in no order of length, has logits everywhere and makes one
+SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, a parrot of six soft tokens, on both sides
+autocast to bfloat16 where `sande.compute` chooses it. The published recipe runs whole rows padded in no order of length, has logits everywhere and makes one
 forward pass more whose result it does not use (its activation checkpointing and its eager attention are left out here).
 Ours is `sande.training.ResponseLoss` on rows that end at their last target, batches of like length, logits at targets.
 A step of simulate is forward, backward to the parrot alone and its update; one of eliminate, on ten response tokens,
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from benchmark.perf import training_gpu
 from benchmark.perf.outcome import tell
 from sande import models, parrot
+from sande.compute import compute_type
 from sande.config import Training
 from sande.losses import response_nll
 from sande.prompts import Row, pad_id, response_ids, shorten
@@ -80,7 +81,7 @@ def ours(lm: LanguageModel, targets: int) -> Loss:
 def step(loss: Loss, rows: Sequence[Row], trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
     """Seconds of one optimizer step."""
     begin = time.perf_counter()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, compute_type() == "bf16"):
         value = loss(rows)
     value.backward()
     nn.utils.clip_grad_norm_(trained, 1.0)

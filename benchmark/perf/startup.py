@@ -1,19 +1,31 @@
-"""How long `sande-bench --help` and every `sande-bench list KIND` take, each in fresh processes, the best of several.
+"""How long a person waits: for `--help`, for every `list KIND`, and for `run` to say something and to begin its work.
 
-There is no other side: the measure is a person who waits. Checked is that each prints something, and that neither torch
-nor Ray is among the modules of the process that did.
+`--help` and `list` run in fresh processes, the best of several counts; checked is that each prints something, and that
+neither torch nor Ray is among the modules of the process that did. `run quickstart` is started in a new store that has
+the model converted, as it is from the second run on, and interrupted at its first training step, whose begin follows
+from the rate that its status tells; the median of several counts.
 """
 
 from __future__ import annotations
 
+import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
+from benchmark import status
 from benchmark.perf.outcome import tell
+from benchmark.store import Store
+from sande import models
 
 TIMES = 5
 SECONDS = 0.5
+RUNS = 3
+SIGN_OF_LIFE, FIRST_STEP = 3.0, 12.0  # seconds from Enter
+PATIENCE = 300.0
 KINDS = ("attacks", "defenses", "metrics", "models", "datasets", "grids")
 LOOK = """
 import sys
@@ -46,10 +58,41 @@ def _output(*arguments: str) -> str:
     return done.stdout
 
 
+def first_words_and_step(folder: Path) -> tuple[float, float]:
+    """Return the seconds from the start of `run quickstart` to its first line, and to its first training step."""
+    store = Store(folder / "store")
+    models.prepare(models.EMBEDDED, store.models)
+    command = ["-m", "benchmark", "run", "quickstart", "--store", str(store.root), "--results", str(folder)]
+    begin = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert process.stdout
+        process.stdout.readline()
+        said = time.perf_counter() - begin
+        while time.perf_counter() - begin < PATIENCE and process.poll() is None:
+            time.sleep(0.02)
+            for file in store.root.glob("unfinished/*/status/*.json"):
+                found = status.read(file.parent, file.stem)
+                if found and (training := found.training):
+                    spent = training.seconds_left / (training.steps - training.step) * training.step
+                    return said, time.perf_counter() - begin - spent
+        raise SystemExit("run quickstart came to no training step")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+
+
 def main() -> None:
     """Measure and tell; of `list` the slowest kind."""
     tell("startup: --help", seconds("--help"), SECONDS, "s", at_most=True)
     tell("startup: list", max(seconds("list", kind) for kind in KINDS), SECONDS, "s", at_most=True)
+    waits = []
+    for _ in range(RUNS):
+        with tempfile.TemporaryDirectory() as folder:
+            waits.append(first_words_and_step(Path(folder)))
+    words, steps = (statistics.median(each) for each in zip(*waits, strict=True))
+    tell("startup: run quickstart, first line", words, SIGN_OF_LIFE, "s", at_most=True)
+    tell("startup: run quickstart, first training step", steps, FIRST_STEP, "s", at_most=True)
 
 
 if __name__ == "__main__":

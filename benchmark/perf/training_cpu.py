@@ -2,8 +2,8 @@
 
     python -m benchmark.perf.training_cpu
 
-SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, bfloat16 autocast over float32 weights, fused
-AdamW, no activation checkpointing, the loss on responses alone: the same on both sides. Tokens that count are all that
+SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, float32 weights, on both sides autocast to
+bfloat16 where `sande.compute` chooses it, fused AdamW, no activation checkpointing, the loss on responses alone: the same on both sides. Tokens that count are all that
 are no padding. Both losses are compared on one batch before anything is timed, and the first step of either, in which
 libraries make their kernels, is not counted.
 """
@@ -26,6 +26,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 from benchmark.perf import training_gpu
 from benchmark.perf.outcome import tell
 from sande import models
+from sande.compute import compute_type
 from sande.config import Training
 from sande.prompts import Row
 from sande.training import Collator, ResponseLoss, features, fit
@@ -62,7 +63,7 @@ def trl(lm: LanguageModel, rows: list[Row], scratch: str) -> SFTTrainer:
         max_steps=STEPS,
         per_device_train_batch_size=BATCH,
         learning_rate=1e-6,
-        bf16=True,
+        bf16=compute_type() == "bf16",
         gradient_checkpointing=False,
         optim="adamw_torch_fused",
         max_length=None,
@@ -125,7 +126,7 @@ def main() -> None:
             return seen[:STEPS]
 
         reference, own = per_second(train_theirs), per_second(train_ours)
-    print(f"  TRL {reference:.0f} tokens/s, ours {own:.0f} tokens/s")
+    print(f"  {compute_type()}: TRL {reference:.0f} tokens/s, ours {own:.0f} tokens/s")
     tell("fine-tuning on a CPU against TRL's SFTTrainer", own / reference, 3.5)
 
 
@@ -138,7 +139,7 @@ def _same_loss(lm: LanguageModel, rows: list[Row], theirs: Any) -> None:
     prepared: Any = theirs.train_dataset
     batch = theirs.data_collator([prepared[index] for index in range(len(rows))])
     own = Collator(lm.tokenizer.pad_token_id)([features(row) for row in rows])
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, compute_type() == "bf16"):
         expected = float(theirs.compute_loss(theirs.model, batch))
         count = torch.tensor(float(len(own["positions"])))
         found = float(ResponseLoss(lm.model)(**own, num_items_in_batch=count)["loss"])
