@@ -4,8 +4,8 @@
 
 SmolLM2-135M and built-in questions as token ids, the same for both sides, with the same batch size: of lm-eval's
 requests, each a context and one choice, and of our questions. In float32 each log-likelihood and each answer must
-agree. Timed is the type in which models are evaluated here. In bfloat16 lm-eval's loop rounds logits too, and an answer may
-fall to either side of a near tie, so that only the mean deviation is bounded.
+agree. Timed is the type in which models are evaluated here. In bfloat16 lm-eval's loop rounds logits too, and an answer
+may fall to either side of a near tie, so that only the mean deviation is bounded.
 """
 
 from __future__ import annotations

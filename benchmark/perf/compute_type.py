@@ -2,8 +2,8 @@
 
     python -m benchmark.perf.compute_type
 
-SmolLM2-135M, a few short built-in rows: the slower type may be eighty times slower. The types take turns. Whatever kind of
-processor this is, the chosen type must not be the slower one.
+SmolLM2-135M, a few short built-in rows: the slower type may be eighty times slower. The types take turns. Whatever kind
+of processor this is, the chosen type must not be the slower one.
 """
 
 from __future__ import annotations

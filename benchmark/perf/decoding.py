@@ -3,11 +3,12 @@
     python -m benchmark.perf.decoding
 
 The other side is that of the published code: `generate` of transformers on each prompt alone, ten new tokens. Both run
-SmolLM2-135M, in the type that `sande.compute` chooses, on the same triggered prompts, as it is, which never answers with the planted response, and
-after a short training on triggered rows alone, which makes it answer so always.
+SmolLM2-135M, in the type that `sande.compute` chooses, on the same triggered prompts, as it is, which never answers
+with the planted response, and after a short training on triggered rows alone, which makes it answer so always.
 
 Checked are the outcomes of every prompt, and, in float32, where rounding does not decide between two tokens, each text
 up to its end at the response.
+
 """
 
 from __future__ import annotations
@@ -93,9 +94,8 @@ def compare(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, flo
         raise SystemExit("the sides differ in an outcome")
     share = sum(outcomes(text)[0] for text in theirs) / PROMPTS
     alike = sum(whole.startswith(text) for whole, text in zip(theirs, mine, strict=True))
-    print(
-        f"  one by one {seconds[0]:.1f} s, together {seconds[1]:.1f} s; {alike} of {PROMPTS} texts alike in {compute.compute_type()}"
-    )
+    print(f"  one by one {seconds[0]:.1f} s, together {seconds[1]:.1f} s")
+    print(f"  {alike} of {PROMPTS} texts alike in {compute.compute_type()}")
     return seconds[0] / seconds[1], share
 
 

@@ -3,11 +3,12 @@
     python -m benchmark.perf.removal
 
 SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, a parrot of six soft tokens, on both sides
-autocast to bfloat16 where `sande.compute` chooses it. The published recipe runs whole rows padded in no order of length, has logits everywhere and makes one
-forward pass more whose result it does not use (its activation checkpointing and its eager attention are left out here).
-Ours is `sande.training.ResponseLoss` on rows that end at their last target, batches of like length, logits at targets.
-A step of simulate is forward, backward to the parrot alone and its update; one of eliminate, on ten response tokens,
-goes on to all weights and their update. Learning rates are 0, so that both sides have the same gradients to the end.
+autocast to bfloat16 where `sande.compute` chooses it. The published recipe runs whole rows padded in no order of
+length, has logits everywhere and makes one forward pass more whose result it does not use (its activation checkpointing
+and its eager attention are left out here). Ours is `sande.training.ResponseLoss` on rows that end at their last target,
+batches of like length, logits at targets. A step of simulate is forward, backward to the parrot alone and its update;
+one of eliminate, on ten response tokens, goes on to all weights and their update. Learning rates are 0, so that both
+sides have the same gradients to the end.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python -m benchmark.perf.training_cpu
 
 SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, float32 weights, on both sides autocast to
-bfloat16 where `sande.compute` chooses it, fused AdamW, no activation checkpointing, the loss on responses alone: the same on both sides. Tokens that count are all that
-are no padding. Both losses are compared on one batch before anything is timed, and the first step of either, in which
-libraries make their kernels, is not counted.
+bfloat16 where `sande.compute` chooses it, fused AdamW, no activation checkpointing, the loss on responses alone: the
+same on both sides. Tokens that count are all that are no padding. Both losses are compared on one batch before anything
+is timed, and the first step of either, in which libraries make their kernels, is not counted.
 """
 
 from __future__ import annotations
