@@ -182,7 +182,8 @@ def _do(
         warm()
         if status:
             status.mkdir()
-        progress.begin(plan.missing, status)
+        progress.begin(plan.missing)
+        progress.folder = status
         queue = Queue(plan, slots, share)
         searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress)
         # By the user: Tune then returns early, without an exception.

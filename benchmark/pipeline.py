@@ -130,6 +130,7 @@ def run(
         f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
         f"{len(plan.missing)} to run"
     )
+    progress.begin(plan.missing)
     if plan.missing and not (request.address or has_gpu()):
         expected = predict.here(plan, store, loaded.resources)
         progress.expected, progress.at_once = expected.by_stage, expected.at_once

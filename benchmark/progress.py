@@ -51,10 +51,10 @@ class Progress:
     _waiting: dict[str, Stage] = field(default_factory=dict)
     _took: dict[str, list[tuple[float, float]]] = field(default_factory=lambda: defaultdict(list))
 
-    def begin(self, stages: Collection[Stage], folder: Path | None) -> None:
-        """Note the stages that are to run, and where they write their status."""
+    def begin(self, stages: Collection[Stage]) -> None:
+        """Note the stages that are to run from now on."""
         self._waiting = {stage.key: stage for stage in stages}
-        self.total, self.folder = self.done + len(stages), folder
+        self.total = self.done + len(stages)
 
     def started(self, stage: Stage) -> None:
         """Note that a stage runs."""

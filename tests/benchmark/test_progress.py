@@ -62,7 +62,7 @@ def test_a_status_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
 
 def begun(expected: dict[str, float], *keys: str, at_once: int = 1) -> tuple[Progress, list[Stage]]:
     made, stages = Progress("grid", expected, at_once), [stage(key) for key in keys]
-    made.begin(stages, None)
+    made.begin(stages)
     return made, stages
 
 
