@@ -212,7 +212,7 @@ def plan(
     why: Annotated[bool, typer.Option("--why", help="Show how the time was reckoned.")] = False,
 ) -> None:
     """Show the cells of a grid, what is done, what would run and how long it takes. Starts nothing."""
-    from benchmark import disk, estimate, keeping, overview, predict
+    from benchmark import disk, estimate, here, keeping, overview, predict
     from benchmark import grid as grids
     from benchmark import search as searches
     from benchmark.remote import below
@@ -222,15 +222,15 @@ def plan(
     loaded = grids.load(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())
-    made, searching = searches.plan(loaded, opened, partial(predict.trainings_here, store=opened) if on_cpu else None)
+    made, searching = searches.plan(loaded, opened, partial(here.trainings_here, store=opened) if on_cpu else None)
     overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
     lines = [f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once"]
     reasons: list[str] = []
     hint = "" if why else " (--why: how this was reckoned)"
     if on_cpu:
-        here = predict.here(made, opened, loaded.resources)
-        lines.append(f"{predict.here_sentence(here)}{hint if here.stages else ''}")
-        reasons += predict.here_reasons(here)
+        expected = here.here(made, opened, loaded.resources)
+        lines.append(f"{here.sentence(expected)}{hint if expected.stages else ''}")
+        reasons += here.reasons(expected)
     else:
         lines.append(f"{estimate.sentence(made)}{hint}")
         reasons.append(f"Estimate: {estimate.basis()}")

@@ -27,6 +27,7 @@ from benchmark import deepspeed, interrupts, keeping, preflight, tracking
 from benchmark import plan as plans
 from benchmark.cell import Kind, Resources
 from benchmark.cluster import allotment, at_once, cluster, start_workers
+from benchmark.costs import note
 from benchmark.failures import (
     FULL_DISK,
     LOST_NODE,
@@ -44,7 +45,6 @@ from benchmark.failures import (
 from benchmark.leases import POLL, THIS_RUN, Leases
 from benchmark.memory import MOST, Peaks, peaks_of
 from benchmark.plan import Plan
-from benchmark.predict import note
 from benchmark.progress import Progress
 from benchmark.remote import is_uri
 from benchmark.schedule import Offer, Queue, side_by_side, whole

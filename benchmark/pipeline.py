@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from benchmark import costs, here, keeping, publishing, record, uptodate
 from benchmark import grid as grids
-from benchmark import keeping, predict, publishing, record, uptodate
 from benchmark import plan as plans
 from benchmark import rows as result_rows
 from benchmark import search as searches
@@ -132,9 +132,9 @@ def run(
     )
     progress.begin(plan.missing)
     if plan.missing and not (request.address or has_gpu()):
-        expected = predict.here(plan, store, loaded.resources)
+        expected = here.here(plan, store, loaded.resources)
         progress.expected, progress.at_once = expected.by_stage, expected.at_once
-        show(predict.here_sentence(expected))
+        show(here.sentence(expected))
     found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
     progress.phase = "writing the report"
     errors = {**errors, **found}
@@ -148,7 +148,7 @@ def run(
         finished = _write(loaded, searched, place, store, errors, request, computed=bool(plan.missing))
     took = time.perf_counter() - begin
     if plan.missing and not loaded.search:
-        predict.note(store, around=took - running)
+        costs.note(store, around=took - running)
     return replace(finished, seconds=took)
 
 

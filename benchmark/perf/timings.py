@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmark import predict
+from benchmark import costs
 from benchmark.store import Store
 from benchmark.timings import FILE, Overhead, Sample
 from sande.compute import ComputeType
@@ -33,10 +33,10 @@ def section(stores: Sequence[Store], compute_type: ComputeType) -> dict[str, Any
         SystemExit: no store has a stage on a CPU in this type, or none has the overhead of a run.
     """
     names = ", ".join(str(store.root) for store in stores)
-    samples = [sample for store in stores for sample in predict.on_cpu(store, compute_type)]
+    samples = [sample for store in stores for sample in costs.on_cpu(store, compute_type)]
     if not samples:
         raise SystemExit(f"{names}: no stage ran on a CPU in {compute_type}; name a store with such stages")
-    overheads = [found for store in stores if (found := predict.noted(store))]
+    overheads = [found for store in stores if (found := costs.noted(store))]
     if not overheads:
         raise SystemExit(f"{names}: no overhead.json; name a store on which a run has ended")
     overhead = {
