@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,6 @@ from benchmark import interrupts
 from benchmark.cell import Resources
 from benchmark.jobs import shared_environment, unreachable
 from sande.errors import UserError
-
-# After which the first trials no longer wait for processes that are to be ready for them.
-WARM_SECONDS = 60.0
 
 
 @contextmanager
@@ -93,29 +90,6 @@ def allotment(resources: Resources) -> dict[str, float]:
             f"{gpus}; lower resources.cpus or resources.gpus"
         )
     return {"CPU": float(cpu_share)} | ({"GPU": gpu_share} if gpu_share else {})
-
-
-def start_workers(shares: Sequence[float], cpus: float) -> Callable[[], None]:
-    """Let processes of this machine import what stages compute with, while the driver does something else.
-
-    Ray gives them to the first trials, as processes that are there and idle.
-
-    Args:
-        shares: of a slot, one for each process.
-        cpus: of a slot.
-
-    Returns:
-        A function that waits for them.
-    """
-    from benchmark.stage_trial import warm_up
-
-    task = ray.remote(warm_up)
-    started = [task.options(num_cpus=share * cpus).remote() for share in shares]
-
-    def ready() -> None:
-        ray.wait(started, num_returns=len(started), timeout=WARM_SECONDS)
-
-    return ready if started else lambda: None
 
 
 def at_once(resources: Resources, per_worker: dict[str, float]) -> int:

@@ -14,7 +14,7 @@ import statistics
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +26,7 @@ from ray.tune.search import Searcher
 from benchmark import deepspeed, interrupts, keeping, preflight, tracking
 from benchmark import plan as plans
 from benchmark.cell import Kind, Resources
-from benchmark.cluster import allotment, at_once, cluster, start_workers
+from benchmark.cluster import allotment, at_once, cluster
 from benchmark.costs import note
 from benchmark.failures import (
     FULL_DISK,
@@ -92,7 +92,7 @@ def run(
         say: receives a line at the end of each stage.
         keep: which models stay, see `benchmark.keeping`.
         progress: is told what runs.
-        check: looks for the user's mistakes, in a thread, while Ray starts; nothing is trained before it has ended.
+        check: looks for the user's mistakes, in a thread, while processes start; nothing is trained before its end.
 
     Returns:
         One line for each stage that failed, that could not run because one it needs failed, or that is not finished as
@@ -175,11 +175,6 @@ def _do(
         slots = at_once(resources, per_worker)
         peaks, share = _sharing(resources, per_worker, store)
         keeper = keeping.Keeper(plan.stages.values(), plan.done, store, keep)
-        # Not on GPUs, whose processes Ray gives to nobody else; nor where the stages' processes are those of a group.
-        alone = not per_worker.get("GPU") and not resources.grouped("defend")
-        warm = start_workers(_first(plan, share, slots) if alone else [], per_worker["CPU"])
-        checked()
-        warm()
         if status:
             status.mkdir()
         progress.begin(plan.missing)
@@ -193,7 +188,7 @@ def _do(
             try:
                 most = MOST if peaks else resources.side_by_side
                 with interrupts.sigint_kept():
-                    _tuner(searcher, store, resources, per_worker, slots * most, folder, status).fit()
+                    _tuner(searcher, store, resources, per_worker, slots * most, folder, status, checked).fit()
                 if searcher.left_to_others:
                     searcher.wait()
                 elif searcher.begun - begun < TRIALS_OF_A_TUNER:
@@ -205,6 +200,7 @@ def _do(
                 ended = Failure("not finished, the disk is full; run again to go on", FULL_DISK)
                 break
             except RuntimeError as error:  # Tune ends where Ray kills its worker
+                checked()
                 ended = Failure(f"not finished, {gave_up(error)}; run again to go on", kind_of(classify(error)))
                 if not (out_of_memory(error) and searcher.killed()):
                     break
@@ -217,17 +213,6 @@ def _do(
     finally:
         leases.close()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _first(plan: Plan, share: Callable[[Stage], float], slots: int) -> list[float]:
-    """Return the shares of a slot of the stages that will run first, on this machine's CPUs."""
-    ready = [share(stage) for stage in plan.missing if plan.done.issuperset(stage.needs)]
-    shares: list[float] = []
-    for each in ready:
-        if sum(shares) + each > slots:
-            break
-        shares.append(each)
-    return shares
 
 
 def _sharing(
@@ -253,6 +238,7 @@ def _tuner(
     most: int,
     folder: Path,
     status: Path | None,
+    checked: Callable[[], None],
 ) -> tune.Tuner:
     common = {
         "store": store.location,
@@ -278,17 +264,18 @@ def _tuner(
             max_concurrent_trials=most,
             reuse_actors=True,
         ),
-        run_config=run_config(folder),
+        run_config=run_config(folder, [Gate(checked)]),
     )
 
 
-def run_config(folder: Path) -> tune.RunConfig:
+def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.RunConfig:
     """Of a Tuner that works below this folder, in silence; what failed is ours to try again."""
     return tune.RunConfig(
         name=uuid.uuid4().hex[:8],
         storage_path=str(folder),
         verbose=0,
         failure_config=tune.FailureConfig(max_failures=0),
+        callbacks=list(callbacks),
     )
 
 
@@ -438,6 +425,21 @@ class StageSearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: the store knows what is done."""
+
+
+class Gate(tune.Callback):
+    """Holds up the first trial until the user's mistakes have been looked for; its process loads libraries by then."""
+
+    def __init__(self, checked: Callable[[], None]) -> None:
+        self._checked = checked
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune writes its settings down, and nobody reads them; a thread cannot be."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Comes when a trial's process is there, and before it works."""
+        self._checked()
 
 
 class Witness(FIFOScheduler):

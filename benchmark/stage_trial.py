@@ -32,7 +32,7 @@ HEAVY = ("sande.training", "ray.train.torch", "ray.train.huggingface.transformer
 
 
 def warm_up() -> None:
-    """Import what stages compute with: seconds of a new process, in which the driver does something else."""
+    """Import what stages compute with: seconds of a new process, while the driver looks for mistakes in the data."""
     for module in HEAVY:
         importlib.import_module(module)
     logs.quiet()

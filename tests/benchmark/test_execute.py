@@ -406,7 +406,6 @@ def tuners(monkeypatch: pytest.MonkeyPatch) -> list[FakeTuner]:
         return made[-1]
 
     monkeypatch.setattr(execute, "allotment", lambda resources: {"CPU": 1.0})
-    monkeypatch.setattr(execute, "start_workers", lambda shares, cpus: lambda: None)
     monkeypatch.setattr(execute, "at_once", lambda resources, per_worker: 2)
     monkeypatch.setattr(execute, "_tuner", tuner)
     return made
