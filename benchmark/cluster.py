@@ -20,8 +20,13 @@ from sande.errors import UserError
 
 
 @contextmanager
-def cluster(address: str | None) -> Iterator[None]:
+def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
     """Ray within the block: the one of a block around this, the cluster at `address`, or one that ends with the block.
+
+    Args:
+        address: of a running cluster; None starts one here.
+        groups: whether Ray Train will run worker groups, whose state it reports to Ray's dashboard; without them one
+            that is started here has none, and is there a second earlier.
 
     Raises:
         UserError: the cluster cannot be reached.
@@ -35,19 +40,20 @@ def cluster(address: str | None) -> Iterator[None]:
     _check_reachable(address)
     try:
         with interrupts.held():
-            _start(address)
+            _start(address, groups)
         interrupts.take()
         yield
     finally:
         ray.shutdown()
 
 
-def _start(address: str | None) -> None:
+def _start(address: str | None, groups: bool) -> None:
     try:
         ray.init(
             address=address or "local",  # None would also find a cluster that somebody else started on this machine
             logging_level=logging.ERROR,
             log_to_driver=True,
+            include_dashboard=None if groups or address else False,
             runtime_env=environment(address),
         )
     except Exception as error:  # Ray raises nothing narrower where it does not come up in time

@@ -92,7 +92,7 @@ def run(
         say: receives a line at the end of each stage.
         keep: which models stay, see `benchmark.keeping`.
         progress: is told what runs.
-        check: looks for the user's mistakes, in a thread, while processes start; nothing is trained before its end.
+        check: looks for the user's mistakes, in a thread, while the first worker starts; until it ends nothing is trained.
 
     Returns:
         One line for each stage that failed, that could not run because one it needs failed, or that is not finished as
@@ -107,11 +107,11 @@ def run(
     begin = time.perf_counter()
     progress = progress or Progress(grid="")
     progress.phase = "starting Ray"
-    checked = _beside(check)
     for line in store.set_aside_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
         say(line)
-    with cluster(address):
+    with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
+        checked = _beside(check)  # not before: Ray's own processes take both cores of a small machine
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
