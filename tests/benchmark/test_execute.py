@@ -14,15 +14,16 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import RayActorError
 
-from benchmark import cluster, execute, failures
+from benchmark import cluster, execute, failures, searcher
 from benchmark import plan as plans
 from benchmark.cell import Resources
-from benchmark.execute import GONE, KILLED, StageSearcher
 from benchmark.failures import kind_of, out_of_memory
 from benchmark.keeping import ALL
 from benchmark.leases import Leases
 from benchmark.memory import Peaks
+from benchmark.progress import Progress
 from benchmark.schedule import Queue, whole
+from benchmark.searcher import GONE, KILLED, Gate, StageSearcher, Witness
 from benchmark.stages import Stage
 from benchmark.store import DamagedError, FullError, Store
 from sande.errors import NonFiniteError, UserError
@@ -188,7 +189,7 @@ def other(store: Store) -> Iterator[Leases]:
 def test_what_another_run_is_doing_is_left_to_it_and_other_work_done_first(
     tune: Callable[..., Tune], other: Leases, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "POLL", 0.0)
+    monkeypatch.setattr(searcher, "POLL", 0.0)
     fake = tune("a", "b", slots=1)
     other.take("a", [("attack", "a")])
     assert [fake.ask(), fake.ask()] == ["b", None]
@@ -205,7 +206,7 @@ def test_what_another_run_is_doing_is_left_to_it_and_other_work_done_first(
 def test_what_another_run_gave_up_is_done_here(
     tune: Callable[..., Tune], other: Leases, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "POLL", 0.0)
+    monkeypatch.setattr(searcher, "POLL", 0.0)
     fake = tune("a", slots=1)
     other.take("a", [("attack", "a")])
     assert fake.ask() == FINISHED
@@ -229,7 +230,7 @@ def test_a_stage_that_is_tried_again_keeps_its_lease(tune: Callable[..., Tune], 
 def test_of_two_stages_with_an_outcome_in_common_the_second_waits(
     tune: Callable[..., Tune], store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "POLL", 0.0)
+    monkeypatch.setattr(searcher, "POLL", 0.0)
     stages = [Stage("evaluate", key, SETTINGS, metric_keys=("m", key)) for key in ("a", "b")]
     fake = tune("x", slots=2)
     fake.searcher.queue = Queue(plan(*stages), 2)
@@ -453,8 +454,8 @@ def test_while_all_that_is_left_is_done_by_another_run_no_tuner_keeps_its_proces
         put(store, "attack", "a", MANIFEST)
         other.release("another run")
 
-    monkeypatch.setattr(execute, "POLL", 0.0)
-    monkeypatch.setattr(execute.time, "sleep", sleep)
+    monkeypatch.setattr(searcher, "POLL", 0.0)
+    monkeypatch.setattr(searcher.time, "sleep", sleep)
     said: list[str] = []
     assert execute._do(plan(stage("a")), store, Resources(), said.append, 0.0, ALL) == {}
     other.close()
@@ -512,7 +513,7 @@ def test_a_process_past_its_limit_ends_and_its_log_says_where() -> None:
 
 def test_tune_can_write_its_settings_down(tune: Callable[..., Tune]) -> None:
     searcher = tune("a", slots=1).searcher
-    for each in (searcher, execute.Witness(searcher.witnessed)):
+    for each in (searcher, Witness(searcher.witnessed)):
         cloudpickle.loads(cloudpickle.dumps(each))
 
 
@@ -531,3 +532,32 @@ def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.Monkey
 def test_nothing_is_left_behind(store: Store, tuners: list[FakeTuner]) -> None:
     execute._do(plan(stage("a")), store, Resources(), lambda line: None, 0.0, ALL)
     assert list(Path(store.root / "unfinished").iterdir()) == []
+
+
+def test_no_trial_works_before_the_users_mistakes_were_looked_for(
+    store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken() -> None:
+        raise UserError("row 3 of alpaca is broken")
+
+    def fit(self: FakeTuner) -> None:
+        gate.on_trial_start(1, [], None)
+        pytest.fail("the trial works")
+
+    checked = execute._beside(mistaken)
+    gate = Gate(checked)
+    assert cloudpickle.loads(cloudpickle.dumps(gate)), "Tune writes its settings down, and a thread cannot be"
+    monkeypatch.setattr(FakeTuner, "fit", fit)
+    with pytest.raises(UserError, match="row 3 of alpaca"):
+        execute._do(plan(stage("a")), store, Resources(), lambda line: None, 0.0, ALL, None, checked)
+    assert list(Path(store.root / "unfinished").iterdir()) == []
+
+
+def test_the_view_is_told_what_runs_and_how_it_ended(store: Store, tuners: list[FakeTuner]) -> None:
+    shown = Progress("grid")
+    stages = [stage("a"), stage("b")]
+    shown.begin(stages)
+    assert execute._do(plan(*stages), store, Resources(), lambda line: None, 0.0, ALL, shown) == {}
+    assert (shown.done, shown.total, shown.running, shown.seconds_left()) == (2, 2, [], 0.0)
+    assert shown.folder is not None
+    assert shown.folder.name == "status"
