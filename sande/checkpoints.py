@@ -5,7 +5,8 @@ FOLDER/<nth>-<name>.safetensors                    of a training that is done: t
 
 The nth training of a stage is the same in every process that does the stage, as are the weights that it begins with. So
 only what trains is written down, and what was merely read is read again. A layout is how the training is spread over
-workers: another one cannot go on from its checkpoints, but takes what a finished training made.
+workers, and in which type it computes: another one cannot go on from its checkpoints, but takes what a finished
+training made.
 """
 
 from __future__ import annotations

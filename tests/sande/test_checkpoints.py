@@ -116,7 +116,7 @@ def cut_off(lm: LanguageModel, rows: list[Row], settings: Training, run: Run, fo
     """Trains, dies after so many steps, and gives the folder of the checkpoints."""
     with pytest.raises(KilledError):
         trained(lm, rows, settings, killed(run, folder, after)[0])
-    return folder / "1-attack" / "1-workers"
+    return folder / "1-attack" / f"1-workers-{settings.precision}"
 
 
 def test_adapters_alone_are_kept_and_end_with_the_same_bits(
@@ -168,7 +168,7 @@ def test_of_a_finished_training_only_what_it_made_is_left(
     expected = trained(tiny, rows, FAST, first)
     assert files(tmp_path) == [tmp_path / "1-attack.safetensors"]
     # However a finished training was spread over workers, its weights are all there is to it.
-    monkeypatch.setattr(training, "_layout", lambda sharding: "2-workers")
+    monkeypatch.setattr(training, "_layout", lambda sharding, precision: "2-workers")
     again, counted = killed(new_run(), tmp_path)
     assert same(trained(tiny, rows, FAST, again), expected)
     assert counted.steps == 0
@@ -180,10 +180,21 @@ def test_checkpoints_of_another_number_of_workers_are_left_alone(
 ) -> None:
     settings = dataclasses.replace(FAST, max_steps=4)
     cut_off(tiny, rows, settings, new_run(), tmp_path, after=3)
-    monkeypatch.setattr(training, "_layout", lambda sharding: "2-workers")
+    monkeypatch.setattr(training, "_layout", lambda sharding, precision: "2-workers")
     again, counted = killed(new_run(), tmp_path)
     trained(tiny, rows, settings, again)
     assert counted.steps == 4
+
+
+def test_checkpoints_of_another_compute_type_are_left_alone(
+    tiny: LanguageModel, rows: list[Row], new_run: NewRun, tmp_path: Path
+) -> None:
+    settings = dataclasses.replace(FAST, max_steps=4)
+    cut_off(tiny, rows, settings, new_run(), tmp_path, after=3)
+    again, counted = killed(new_run(), tmp_path)
+    trained(tiny, rows, dataclasses.replace(settings, precision="bf16"), again)
+    assert counted.steps == 4
+    assert again.facts["attack"]["compute_type"] == "bf16"
 
 
 def test_seconds_of_all_processes_are_counted(
