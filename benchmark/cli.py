@@ -171,10 +171,9 @@ def run(
         scale=scale,
         keep=keep,
     )
-    progress = progresses.Progress(grid.stem, phase="reading the grid")
+    progress = progresses.Progress(grid.stem)
     view = progresses.view(progress, typer.echo)
-    with view.shown():
-        finished = pipeline.run(request, view.say, view.show, progress)
+    finished = pipeline.run(request, view.say, view.show, progress, view.shown)
     if finished.interrupted:
         tell(_interrupted(finished))
         raise typer.Exit(interrupts.exit_code())

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,11 @@ class Finished:
 
 
 def run(
-    request: Request, say: Callable[[str], None], show: Callable[[str], None], progress: Progress | None = None
+    request: Request,
+    say: Callable[[str], None],
+    show: Callable[[str], None],
+    progress: Progress | None = None,
+    shown: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Finished:
     """Run what is missing of a grid; write its rows and report.
 
@@ -108,6 +113,7 @@ def run(
         say: receives a line of progress, whenever something happened.
         show: receives a line on the whole.
         progress: is told what is to be done, and what runs.
+        shown: makes the context in which stages run and progress is on view.
 
     Raises:
         UserError: the grid, a folder or the cluster is not as it has to be.
@@ -135,8 +141,8 @@ def run(
         expected = here.here(plan, store, loaded.resources)
         progress.expected, progress.at_once = expected.by_stage, expected.at_once
         show(here.sentence(expected))
-    found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
-    progress.phase = "writing the report"
+    with shown() if plan.missing else nullcontext():
+        found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
     errors = {**errors, **found}
     if request.keep != keeping.ALL:  # what earlier runs kept, too
         done = plans.make(plan.cells, store).done
