@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+import statistics
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sande.compute import ComputeType
@@ -66,6 +68,30 @@ class Timings:
 
 @functools.cache
 def shipped(compute_type: ComputeType) -> Timings:
-    """Return the timings that the package has for this type on a CPU."""
-    section = json.loads(FILE.read_text(encoding="utf-8"))[compute_type]
-    return Timings(tuple(Sample(**each) for each in section["samples"]), Overhead(**section["overhead"]))
+    """Return the timings that the package has for this type on a CPU.
+
+    Work that was timed in the other type alone takes as long as there, times the median ratio of the work that was timed
+    in both.
+    """
+    sections = json.loads(FILE.read_text(encoding="utf-8"))
+    timed = {name: [Sample(**each) for each in section["samples"]] for name, section in sections.items()}
+    own = timed.pop(compute_type)
+    other = [sample for samples in timed.values() for sample in samples]
+    return Timings((*own, *_scaled(other, own)), Overhead(**sections[compute_type]["overhead"]))
+
+
+def _scaled(other: Iterable[Sample], own: Iterable[Sample]) -> Iterator[Sample]:
+    """Yield the samples of another type whose work has none of its own, with seconds as of its own."""
+    rates = {_work_of(sample): sample.seconds / sample.work for sample in own}
+    common, lacking = [], []
+    for sample in other:
+        if (work := _work_of(sample)) in rates:
+            common.append(rates[work] * sample.work / sample.seconds)
+        else:
+            lacking.append(sample)
+    for sample in lacking if common else ():
+        yield replace(sample, seconds=sample.seconds * statistics.median(common))
+
+
+def _work_of(sample: Sample) -> tuple[str, str, str, str]:
+    return sample.kind, sample.method, sample.model, sample.data

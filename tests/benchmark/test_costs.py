@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import costs
+from benchmark import costs, timings
 from benchmark.cell import Resources
 from benchmark.costs import OVERHEAD, OWN, OWN_OTHER, PAPER, note
 from benchmark.estimate import HOUR, estimate
@@ -13,7 +13,8 @@ from benchmark.perf import timings as make_timings
 from benchmark.plan import make
 from benchmark.predict import predict, sentence
 from benchmark.store import Store
-from benchmark.timings import FILE
+from benchmark.timings import FILE, Sample
+from sande.compute import ComputeType
 from tests.benchmark.forecasts import ABACUS, H100, SFT, basis, measured, only, only_piece, seconds, timed
 from tests.benchmark.helpers import ACCURACY, cell, put, stage
 
@@ -148,3 +149,19 @@ def test_the_section_of_a_type_is_made_from_stores(tmp_path: Path, capsys: pytes
 
 def test_the_shipped_file_is_as_the_script_writes_it() -> None:
     assert make_timings.text(json.loads(FILE.read_text())) == FILE.read_text()
+
+
+def test_work_that_was_timed_in_the_other_type_alone_is_scaled_by_what_was_timed_in_both() -> None:
+    def sample(data: str, seconds: float) -> Sample:
+        return Sample("attack", "sentence_trigger", "tiny", data, 2.0, seconds, 1)
+
+    own, other = [sample("alpaca", 30.0)], [sample("alpaca", 10.0), sample("orca", 50.0)]
+    assert list(timings._scaled(other, own)) == [sample("orca", 150.0)]
+    assert list(timings._scaled(other, [sample("dolly", 1.0)])) == [], "nothing in common says nothing"
+
+
+@pytest.mark.parametrize("compute_type", ["bf16", "fp32"])
+def test_either_type_has_timings_of_the_same_work(compute_type: ComputeType) -> None:
+    found = {timings._work_of(sample) for sample in timings.shipped(compute_type).samples}
+    assert ("attack", "sentence_trigger", "smollm2-135m", "alpaca") in found
+    assert ("defend", "sande", "smollm2-135m", "builtin-short") in found
