@@ -70,7 +70,7 @@ class Timings:
 def shipped(compute_type: ComputeType) -> Timings:
     """Return the timings that the package has for this type on a CPU.
 
-    Work that was timed in the other type alone takes as long as there, times the median ratio of what was timed in both.
+    Work timed in the other type alone takes as long as there, times the median ratio of the work timed in both.
     """
     sections = json.loads(FILE.read_text(encoding="utf-8"))
     timed = {name: [Sample(**each) for each in section["samples"]] for name, section in sections.items()}
