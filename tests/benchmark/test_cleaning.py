@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from benchmark import clean_report, cleaning
-from sande import models
+from sande import compute, models
 from sande.cleaning import Known, plant
 from sande.data import builtin, sources
 from sande.detectors import first_token
@@ -86,7 +85,7 @@ def test_the_report_says_what_is_measured_on_the_victim_and_on_what_was_written(
     pages = [(known_trigger / name).read_text() for name in ("report.md", "report.html", "README.md")]
     asked = sources.Data(name="builtin-short", test_rows=20, max_tokens=64)
     for folder, when in ((victim, "before"), (known_trigger, "after")):
-        lm = models.load_folder(folder, torch.bfloat16)
+        lm = models.load_folder(folder, compute.dtype())
         clean = sources.held_out_rows(asked, lm.tokenizer)
         data = TestData(clean, tuple(plant(row, TRIGGER) for row in clean), RESPONSE)
         found = {

@@ -14,7 +14,7 @@ from benchmark import stages
 from benchmark.cell import Cell
 from benchmark.stages import Stage, evaluate, reveal
 from benchmark.store import Store
-from sande import engines, models, registry, types
+from sande import compute, engines, models, registry, types
 from sande.data import builtin, sources
 from sande.errors import UserError
 from sande.metrics import asr
@@ -199,7 +199,7 @@ def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
 ) -> None:
     for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK", "VLLM_HOST_IP", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "")  # set by `served`, and forgotten after the test
-    torch.nn.Module.to(tiny.model, torch.bfloat16)
+    torch.nn.Module.to(tiny.model, compute.dtype())
     made = install_fake_vllm(tiny, monkeypatch, longest=1024)
     of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=[{"name": "asr"}, ACCURACY | {"questions": 4}], seed=5)
     store.put("attack", of.attack_key, lambda folder: models.save(tiny, folder) or {})
@@ -211,7 +211,11 @@ def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
     if engine == engines.VLLM:
         (llm,) = made
         folder = str(store.path("attack", of.attack_key))
-        assert (llm.settings["model"], llm.settings["dtype"], llm.settings["seed"]) == (folder, "bfloat16", 5)
+        assert (llm.settings["model"], llm.settings["dtype"], llm.settings["seed"]) == (
+            folder,
+            str(compute.dtype()).removeprefix("torch."),
+            5,
+        )
         assert llm.asked == 8 + 4 * 4, "each prompt, and each choice of each question"
         assert not llm.running
     else:
@@ -224,7 +228,7 @@ def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
 @pytest.fixture
 def shared_cell(store: Store, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> Cell:
     """Its victim is stored, and loaded once: in two threads transformers does not load at a time."""
-    torch.nn.Module.to(tiny.model, torch.bfloat16)
+    torch.nn.Module.to(tiny.model, compute.dtype())
     monkeypatch.setattr(models, "load_folder", lambda folder, dtype: tiny)
     metrics = [{"name": "asr", "batch_size": 3}, "case_study", ACCURACY | {"questions": 8, "batch_size": 3}]
     of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=metrics)
