@@ -28,7 +28,7 @@ SIDES: dict[str, dict[str, str]] = {
     "ours": {},
     "passive": {"OMP_WAIT_POLICY": "passive"},
 }
-TURNS, STEPS, BATCH = 3, 5, 16  # the first step is not counted
+TURNS, STEPS, BATCH = 3, 4, 8  # the first step is not counted
 
 
 def train() -> None:
