@@ -219,18 +219,7 @@ def _write(
             uptodate.note(folder, made_of, texts, store)
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     place.send()
-    return Finished(
-        loaded.name,
-        f"{place.shown}/README.md",
-        request.whole_command,
-        cells=len(searched.cells),
-        failed=failed,
-        stages=len(plan.stages),
-        done=len(plan.done),
-        interrupted=False,
-        texts=tuple(texts),
-        seconds=0.0,
-    )
+    return _finished(loaded, request, place.shown, searched, failed, plan, texts)
 
 
 def _write_partial(
@@ -252,15 +241,22 @@ def _write_partial(
     report.write(folder)
     place.send()
     now, _ = searches.plan(loaded, store)
+    return _finished(loaded, request, shown, searched, failed, now, None)
+
+
+def _finished(
+    loaded: Grid, request: Request, shown: str, searched: Grid, failed: int, plan: Plan, texts: Sequence[str] | None
+) -> Finished:
+    """Return how a run ended, but for its seconds; without texts it was interrupted."""
     return Finished(
         loaded.name,
         f"{shown}/README.md",
         request.whole_command,
         cells=len(searched.cells),
         failed=failed,
-        stages=len(now.stages),
-        done=len(now.done),
-        interrupted=True,
-        texts=(),
+        stages=len(plan.stages),
+        done=len(plan.done),
+        interrupted=texts is None,
+        texts=tuple(texts or ()),
         seconds=0.0,
     )

@@ -11,11 +11,11 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from benchmark.status import Status, read
 
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LINE_SECONDS = 60.0  # between two lines on a running stage, in a pipe
 REFRESH = 0.5  # seconds, on a terminal
 STARTING = "starting"
+
+Running: TypeAlias = "tuple[Stage, float, Status | None]"  # with the seconds since it began, and its status
 
 
 @dataclass
@@ -80,7 +82,7 @@ class Progress:
                 self.done += 1
 
     @property
-    def running(self) -> list[tuple[Stage, float, Status | None]]:
+    def running(self) -> list[Running]:
         """Stages that run, the seconds since each began, and its status."""
         now = time.monotonic()
         return [
@@ -93,15 +95,18 @@ class Progress:
         """Seconds since the run began."""
         return time.monotonic() - self._began
 
-    def seconds_left(self) -> float | None:
+    def seconds_left(self, running: Sequence[Running] | None = None) -> float | None:
         """Return about how long the stages still take; None while nothing is known of some of them.
 
         Forecasts are corrected by how long stages of the same kind took here; a stage without one takes as long as
         those of its kind did.
+
+        Args:
+            running: as the property gives it, where it is at hand: it reads a file for each stage.
         """
         left = [self._seconds(stage) for stage in list(self._waiting.values())]
         longest = 0.0
-        for stage, since, status in self.running:
+        for stage, since, status in self.running if running is None else running:
             training = status.training if status else None
             known = self._seconds(stage)
             rest = max(0.0, known - since) if known is not None else None
@@ -139,8 +144,9 @@ class Lines:
 
     def refresh(self) -> None:
         """Print a line for each stage on which there has been none for a minute."""
-        left = self.progress.seconds_left()
-        for stage, since, status in self.progress.running:
+        running = self.progress.running
+        left = self.progress.seconds_left(running)
+        for stage, since, status in running:
             if since - self._told.get(stage.key, 0.0) >= LINE_SECONDS:
                 self._told[stage.key] = since
                 rest = f"; about {clock(left)} left for the grid" if left is not None else ""
@@ -185,7 +191,8 @@ class Live:
         from rich.table import Table
         from rich.text import Text
 
-        state, left = self.progress, self.progress.seconds_left()
+        state, running = self.progress, self.progress.running
+        left = state.seconds_left(running)
         rest = f"about {clock(left)} left" if left is not None and state.total else ""
         head = Table.grid(padding=(0, 1), expand=True)
         head.add_column(no_wrap=True, overflow="ellipsis")
@@ -194,13 +201,13 @@ class Live:
         numbers = f"{state.done}/{state.total} stages" if state.total else ""
         words = ", ".join(filter(None, (numbers, f"{clock(state.elapsed)} elapsed", rest)))
         head.add_row(Text(state.grid, style="bold"), ProgressBar(max(1, state.total), state.done), Text(words))
-        if not state.running:
+        if not running:
             return Group(head, Text(f"  {state.phase or STARTING}…", style="dim"))
         body = Table.grid(padding=(0, 2), expand=True)
         body.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
         for width in (8, 12, 14, 8):
             body.add_column(no_wrap=True, justify="right", min_width=width)
-        for stage, since, status in state.running:
+        for stage, since, status in running:
             training = status.training if status else None
             doing = [training.stage if training else str(status.text if status else STARTING)]
             doing += [f"step {training.step}/{training.steps}"] if training else [""]
