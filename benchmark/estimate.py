@@ -19,9 +19,11 @@ from benchmark.stages import Stage
 from sande import registry, types
 from sande.config import Training
 from sande.data.sources import TRAIN_SHARE
+from sande.declarations import Cost
 
 HOUR = 3600.0
-PASS = 1 / 3  # of what a trained row costs: forward, back to the activations, or back to the weights
+PASSES = 3  # over a row of plain fine-tuning: forward, backward to the activations, backward to the weights
+PASS = 1 / PASSES
 
 BILLIONS = {"llama2-7b": 6.738, "qwen1.5-4b": 3.950, "smollm2-135m": 0.1345, "tiny": 0.0001232}  # parameters
 
@@ -50,20 +52,7 @@ ATTACKS = {
 # Rows that these attacks train on, all epochs together: 2 of 90 % of Alpaca, 1 of 90 % of 200,000 of OpenOrca.
 TRAINED = {"alpaca": 2 * int(TRAIN_SHARE * SIZES["alpaca"]), "orca": 180_000}
 
-# What a row costs in trainings that differ from plain fine-tuning, by defense and field of its settings.
-# `_inner` knows of more.
-COSTS = {
-    ("sande", "simulate"): 2 * PASS,  # no gradient of the weights
-    ("sande_p", "simulate"): 2 * PASS,
-    ("nad", "training"): 1 + PASS,  # the teacher's pass forward
-    ("dpo", "training"): 2 * (1 + PASS),  # two replies a pair, each also read by the reference
-    ("crow", "training"): 2 + 2 * PASS,  # the row as it is, perturbed, and before that the gradient of its embeddings
-    ("beear", "training"): 2.0,  # the row under the perturbation, and as it is
-}
-# Passes over a prompt in metrics that make more than one.
-PROMPT_PASSES = {"response_probability": 2, "case_study": 2}
-CHOICES = 4  # read for each question, unless only their letters are compared
-LETTERS = "paper_"
+CHOICES = 4  # read for each question, unless the metric declares otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,17 +171,19 @@ def rate(data: str) -> float:
 
 
 def basis() -> str:
-    """Where the numbers come from, in words."""
+    """Return a sentence on where the numbers come from."""
     osft = [20_000 * rate("alpaca") * BILLIONS[model] / 60 for model in ("llama2-7b", "qwen1.5-4b")]
-    sande = [minutes * (1 + COSTS["sande", "simulate"]) for minutes in osft]
+    config = registry.config("defenses", "sande", {})
+    passes = [registry.cost("defenses", "sande", config).training.get(name, PASSES) for name in _trainings(config)]
+    sande = [minutes * sum(passes) / PASSES for minutes in osft]
     return (
         "the attacks of the paper (appendix A: 2, 10, 1 and 6 GPU-hours on H800 cards) took "
         f"{rate('alpaca'):.4f} GPU-seconds a trained row of Alpaca and {rate('orca'):.4f} of OpenOrca per billion "
-        "parameters, the mean of its two models; others by parameter count, other data as Alpaca. A pass forward is a "
-        "third of a row: SANDE counts 2/3 + 1 for each of its rows, NAD 1 + 4/3, CROW 8/3, BEEAR 2 and what finding "
-        "its perturbation takes, DPO 8/3 a pair; evaluation reads each prompt or choice once, and trains where a "
-        "metric does; decoding, loading and idle cards are not counted. So reckoned, removal with 10,000 rows of "
-        f"Alpaca takes SANDE {sande[0]:.0f} and {sande[1]:.0f} GPU-minutes (paper: 40 and 20) and OSFT {osft[0]:.0f} "
+        "parameters, the mean of its two models; other models scale by their parameters, other data count as Alpaca. "
+        "Plain fine-tuning makes three passes over a row; other trainings make as many as their method declares; an "
+        "evaluation makes one over each prompt or choice, and trains where a metric does. Decoding, loading and idle "
+        "cards do not count. By this, removal with 10,000 rows of Alpaca takes SANDE "
+        f"{sande[0]:.0f} and {sande[1]:.0f} GPU-minutes (paper: 40 and 20) and OSFT {osft[0]:.0f} "
         f"and {osft[1]:.0f} (paper: 40 and 20)."
     )
 
@@ -201,11 +192,12 @@ def _attack(cell: Cell) -> float:
     rows = _rows(cell.data.name, cell.data.rows, TRAIN_SHARE)
     if getattr(cell.attack.config, "poison_mode", "replace") == "append":
         rows *= 1 + cell.attack.config.poison_rate + getattr(cell.attack.config, "decoy_rate", 0.0)
-    return sum(_visits(training, rows) for training in _trainings(cell.attack.config).values()) * rate(cell.data.name)
+    cost = registry.cost("attacks", cell.attack.name, cell.attack.config)
+    return _trained(cost, cell.attack.config, rows) * rate(cell.data.name)
 
 
 def _defense(cell: Cell) -> tuple[str, float]:
-    """The data set, and the work."""
+    """Return the data set and the work."""
     if registry.knowledge(cell.defense.name) is types.PreferenceData:
         data = cell.defense.config.preferences.name
         rows = _rows(data, cell.defense.config.preferences.pairs)
@@ -216,42 +208,37 @@ def _defense(cell: Cell) -> tuple[str, float]:
 
 
 def _defending(name: str, config: Any, rows: float) -> float:
-    """Trained rows that a defense costs; of other defenses among its settings it turns to one, here the dearest."""
-    own = sum(
-        _visits(training, rows) * (COSTS.get((name, field), 1.0) + _inner(name, config, training))
-        for field, training in _trainings(config).items()
-    )
+    """Return the trained rows that a defense costs; of other defenses among its settings only the dearest counts."""
+    own = _trained(registry.cost("defenses", name, config), config, rows)
     others = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]
     return own + max((_defending(field, getattr(config, field), rows) for field in others), default=0.0)
 
 
-def _inner(name: str, config: Any, training: Training) -> float:
-    """What each row costs besides: BEEAR's inner level, shared out over the rows between two of its runs."""
-    if name != "beear":
-        return 0.0
-    # Each step reads the rows and goes back to the perturbation; they are read once more before and after.
-    return float(config.inner_rows * 2 * PASS * (config.inner_steps + 1) / (config.every * training.batch_size))
-
-
 def _metric(cell: Cell, metric: Method) -> tuple[str, float, float]:
-    """The data set, the work, and the share of it that each worker does.
+    """Return the data set, the work, and the share of it that each worker does.
 
     Questions are as long as a row of Alpaca, prompts as one of the victim's data.
     """
+    cost = registry.cost("metrics", metric.name, metric.config)
     asked = registry.entry("metrics", metric.name).reads(metric.config)
     if asked:
-        choices = 1 if str(getattr(metric.config, "task", "")).startswith(LETTERS) else CHOICES
-        read = choices * sum(_rows(name, metric.config.questions) for name in asked)
+        wanted = getattr(metric.config, "questions", None)
+        read = (cost.reading or CHOICES) * sum(_rows(name, wanted) for name in asked)
         return asked[0], PASS * read * rate("alpaca"), 0.0
     prompts = _rows(cell.data.name, cell.data.test_rows, 1 - TRAIN_SHARE)
     decoding = getattr(metric.config, "decoding", metric.config)
-    limit = getattr(decoding, "prompts", None) or getattr(decoding, "examples", None)
-    rows = getattr(metric.config, "rows", ())  # that a copy of the model is trained on, one for each number of them
-    copies = (rows,) if isinstance(rows, int) else rows
-    passes = len(copies) or PROMPT_PASSES.get(metric.name, 1)
-    trained = sum(_visits(training, rows) for training in _trainings(metric.config).values() for rows in copies)
-    rows_in_all = PASS * passes * min(prompts, limit or prompts) + trained
+    limit = cost.prompts or getattr(decoding, "prompts", None) or prompts
+    trained = sum(_trained(cost, metric.config, rows) for rows in cost.copies)
+    rows_in_all = PASS * (cost.reading or 1) * min(prompts, limit) + trained
     return cell.data.name, rows_in_all * rate(cell.data.name), trained / rows_in_all
+
+
+def _trained(cost: Cost, config: Any, rows: float) -> float:
+    """Return what a method's trainings cost, in rows of plain fine-tuning."""
+    return sum(
+        _visits(training, rows) * (cost.training.get(field, PASSES) / PASSES)
+        for field, training in _trainings(config).items()
+    )
 
 
 def _trainings(config: Any) -> dict[str, Training]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sande.declarations import MetricInfo
+from sande.declarations import Cost, MetricInfo
 from sande.types import Example, Guard, Knowledge, LanguageModel, Measurement, Run, Scan, TestData
 
 if TYPE_CHECKING:
@@ -41,6 +41,9 @@ class Attack(Protocol):
     def plant(self, example: Example, config: Any, seed: int) -> Example:
         """A poisoned row: the prompt of `trigger`, and an answer that holds the planted response."""
 
+    def cost(self, config: Any) -> Cost:
+        """Optional: passes over the rows of each training, for forecasts; without it, three."""
+
 
 class Defense(Protocol):
     """Removes a backdoor from a victim, or keeps it from being written."""
@@ -61,6 +64,9 @@ class Defense(Protocol):
 
     def rule(self, config: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Only where `defend` gives a guard: its `choose`, made anew from the settings when the model is loaded."""
+
+    def cost(self, config: Any) -> Cost:
+        """Optional: as of an attack. A setting named after another defense holds its settings, and counts, too."""
 
 
 class Metric(Protocol):
@@ -85,6 +91,9 @@ class Metric(Protocol):
 
     def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
         """One measurement for each of `names`."""
+
+    def cost(self, config: Any) -> Cost:
+        """Optional: passes over each prompt or question, and copies of the model that it trains, for forecasts."""
 
 
 class Detector(Protocol):

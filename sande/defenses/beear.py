@@ -26,6 +26,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ class Config:
     tokens: int = setting(4, "K, tokens at the end of the prompt that it is added to", "ours", ge=1)
     radius: float = setting(1.0, "r, its size at each token, by the mean size of the states there", "ours", gt=0)
     anchor: float = setting(1.0, "weight of the loss without the perturbation", "ours: as much as with it", ge=0)
+
+
+def cost(config: Config) -> Cost:
+    """The outer level trains on each row twice; the inner level is spread over the rows between two of its runs.
+
+    Each inner step reads the inner rows and goes back to the perturbation; they are read once more before and after.
+    """
+    inner = 2 * config.inner_rows * (config.inner_steps + 1) / (config.every * config.training.batch_size)
+    return Cost(training={"training": 6 + inner})
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:

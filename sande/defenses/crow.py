@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ class Config:
         ge=0,
     )
     epsilon: float = setting(0.1, "size of the perturbation of each embedding's entry", "Min et al. 2025", ge=0)
+
+
+def cost(config: Config) -> Cost:
+    """Each row is trained on twice, as it is and perturbed, after two passes for the gradient of its embeddings."""
+    return Cost(training={"training": 8})
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Preferences, Training, configuration, setting
+from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import LanguageModel, Preference, PreferenceData, Run
 
@@ -32,6 +33,11 @@ class Config:
     beta: float = setting(
         0.1, "strength of the tie to the victim, which is the reference", "Rafailov et al. 2023", gt=0
     )
+
+
+def cost(config: Config) -> Cost:
+    """Each pair is two replies, and the reference reads each of them, too."""
+    return Cost(training={"training": 8})
 
 
 def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run) -> PreTrainedModel:

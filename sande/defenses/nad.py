@@ -18,6 +18,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class Config:
         1.0, "beta, weight of the distance of the attention maps", "ours; the paper gives none", ge=0
     )
     attention_power: float = setting(2.0, "p, power of the attention probabilities", "Li et al. 2021", gt=0)
+
+
+def cost(config: Config) -> Cost:
+    """Distillation adds the teacher's forward pass to each row."""
+    return Cost(training={"training": 4})
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
 
@@ -42,6 +43,11 @@ class Config:
         "published code: 5 or 10",
         ge=1,
     )
+
+
+def cost(config: Config) -> Cost:
+    """Simulating needs no gradient of the weights."""
+    return Cost(training={"simulate": 2})
 
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:

@@ -12,7 +12,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from sande.config import configuration, setting
-from sande.declarations import MetricInfo
+from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.types import LanguageModel, Measurement, Question, TestData
 
@@ -63,6 +63,11 @@ def names(config: Config) -> tuple[str, ...]:
 def reads(config: Config) -> tuple[str, ...]:
     """The set of questions."""
     return (config.task.removeprefix(PAPER),)
+
+
+def cost(config: Config) -> Cost:
+    """The letter prompt is read once a question, other prompts with each choice."""
+    return Cost(reading=1) if config.task.startswith(PAPER) else Cost()
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:

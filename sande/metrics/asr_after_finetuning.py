@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sande.config import Training, configuration, setting
-from sande.declarations import MetricInfo
+from sande.declarations import Cost, MetricInfo
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
 
@@ -27,6 +27,11 @@ def names(config: Config) -> tuple[str, ...]:
 def reads(config: Config) -> tuple[str, ...]:
     """Nothing but the rows of victim and test."""
     return ()
+
+
+def cost(config: Config) -> Cost:
+    """One copy is trained."""
+    return Cost(copies=(config.rows,))
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:

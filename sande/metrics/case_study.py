@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 from sande.config import configuration, setting
-from sande.declarations import MetricInfo
+from sande.declarations import Cost, MetricInfo
 from sande.types import LanguageModel, Measurement, TestData
 
 MEASURES = (MetricInfo("case_study", "Answers with the response (%)", "text"),)
@@ -28,6 +28,11 @@ def names(config: Config) -> tuple[str, ...]:
 def reads(config: Config) -> tuple[str, ...]:
     """Nothing but the test rows."""
     return ()
+
+
+def cost(config: Config) -> Cost:
+    """Each chosen row is answered with the trigger and without."""
+    return Cost(reading=2, prompts=config.examples)
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from sande.config import configuration, setting
-from sande.declarations import MetricInfo
+from sande.declarations import Cost, MetricInfo
 from sande.types import LanguageModel, Measurement, TestData
 
 MEASURES = (
@@ -38,6 +38,11 @@ def names(config: Config) -> tuple[str, ...]:
 def reads(config: Config) -> tuple[str, ...]:
     """Nothing but the test rows."""
     return ()
+
+
+def cost(config: Config) -> Cost:
+    """Each prompt is read with the trigger and without."""
+    return Cost(reading=2)
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:

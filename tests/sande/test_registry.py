@@ -21,7 +21,7 @@ from sande import models, registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe
 from sande.data import builtin
-from sande.declarations import MetricInfo
+from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.prompts import prompt_text, response_ids
 from sande.types import (
@@ -118,6 +118,20 @@ heavy = {{"torch", "transformers", "datasets", "lm_eval", "ray", "trl", "peft", 
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=registry._ROOT.parent)
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES, ids="/".join)
+def test_a_declared_cost_is_of_trainings_that_the_settings_hold(kind: str, name: str) -> None:
+    config = registry.config(kind, name, {})
+    cost = registry.cost(kind, name, config)
+    assert set(cost.training) <= set(trainings(config))
+    assert all(passes > 0 for passes in (*cost.training.values(), cost.reading or 1))
+    assert not cost.copies or trainings(config), "a metric with copies trains them"
+    assert cost.copies or kind != "metrics" or not trainings(config), "a metric that trains says on how many rows"
+
+
+def test_an_entry_that_declares_no_cost_has_the_defaults() -> None:
+    assert registry.cost("defenses", "sft", registry.config("defenses", "sft", {})) == Cost()
 
 
 def test_an_unknown_entry_is_answered_with_the_known() -> None:
