@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from sande.errors import UserError
 from sande.prompts import Row
 
+LENGTH = 6  # tokens of a parrot in the published code; the default of the defense sande, too
 Initial = Literal["zeros", "noise"]
 
 

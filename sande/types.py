@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sande.sharding import WHOLE, Sharding
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from sande.checkpoints import Checkpoints
+    from sande.sharding import Sharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,7 +274,7 @@ class Run:
         prepare: may wrap the Trainer before it starts (Ray Train does, to spread a stage over workers).
         scratch: a folder for the Trainer's own files, empty at the start and gone after the stage.
         checkpoints: of the stage's trainings, where another process is to go on after this one was killed.
-        sharding: of the stage's trainings.
+        sharding: of the stage's trainings; None: each worker holds the whole model.
     """
 
     seed: int
@@ -285,4 +284,4 @@ class Run:
     watch: Callable[[TrainingStatus], None] | None = None
     prepare: Callable[[Trainer], Trainer] = _unchanged
     checkpoints: Checkpoints | None = None
-    sharding: Sharding = WHOLE
+    sharding: Sharding | None = None

@@ -17,14 +17,11 @@ from torch import nn
 
 from sande import parrot
 from sande.config import Training
-from sande.defenses.sande import Config as Sande
 from sande.layers import output_in_float32
 from sande.prompts import Row, pad_id
 from sande.statistics import benjamini_hochberg
 from sande.training import fit
 from sande.types import LanguageModel, Run
-
-PARROT_TOKENS = Sande().parrot_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +45,13 @@ def learn(
         rate: learning rate of the parrots.
         run: seed of the noise that all parrots start from, and progress.
     """
-    noise_PD = parrot.new_parrot(lm.model, PARROT_TOKENS, "noise", run.seed)
+    noise_PD = parrot.new_parrot(lm.model, parrot.LENGTH, "noise", run.seed)
     table = nn.Parameter(noise_PD.detach().repeat(len(strings), 1))
     first = parrot.vocabulary(lm.model)
     own = [
         [
             replace(row, response=ids)
-            for row in parrot.insert(rows, first + index * PARROT_TOKENS, PARROT_TOKENS, position=0)
+            for row in parrot.insert(rows, first + index * parrot.LENGTH, parrot.LENGTH, position=0)
         ]
         for index, ids in enumerate(strings)
     ]

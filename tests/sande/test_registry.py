@@ -100,6 +100,17 @@ def test_its_settings_have_defaults_and_a_meaning(module: ModuleType) -> None:
     assert module.Config() == module.Config()
 
 
+def test_a_module_with_an_underscore_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics").mkdir()
+    for name in ("_shared", "mine"):
+        (tmp_path / f"metrics/{name}.py").touch()
+    monkeypatch.setattr(registry, "_ROOT", tmp_path)
+    registry._own.cache_clear()
+    assert registry._own("metrics") == {"mine"}
+    monkeypatch.undo()
+    registry._own.cache_clear()
+
+
 def test_listing_and_importing_every_entry_needs_no_torch() -> None:
     code = f"""
 import sys
