@@ -15,7 +15,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import pkgutil
+import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.machinery import PathFinder
@@ -185,11 +187,15 @@ def code_version(module: str) -> str:
 
     Imports count anywhere in the file. Comments, docstrings and layout do not count, nor does what a method only
     declares (`sande.declarations`). So a better sentence or forecast retrains no victim, and every other change of code
-    does. The function reads the files and imports nothing.
+    does, and so does the content of the TOML and text files of a package. The function reads the files and imports
+    nothing.
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):
         digest.update(f"{name}\n{_bare_code(name)}\n".encode())
+        for file in _data_files(name):
+            content = file.read_bytes()
+            digest.update(json.dumps(tomllib.loads(content.decode())).encode() if file.suffix == ".toml" else content)
     return digest.hexdigest()[:16]
 
 
@@ -232,6 +238,14 @@ def _path(module: str) -> Path | None:
             return None
         spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _data_files(module: str) -> list[Path]:
+    """Return the TOML and text files of a package, which hold a part of what it computes; none of a plain module."""
+    path = _path(module)
+    if path is None or path.name != "__init__.py":
+        return []
+    return sorted(file for file in path.parent.iterdir() if file.suffix in (".toml", ".txt"))
 
 
 @functools.cache

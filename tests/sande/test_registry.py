@@ -630,6 +630,21 @@ def test_code_version_sees(copied: Path, file: str, old: str, new: str) -> None:
     assert version_after(copied / file, old, new) != before
 
 
+@pytest.mark.parametrize(
+    ("file", "old", "new", "same"),
+    [
+        ("geography.toml", '"Paris"', '"Lutetia"', False),
+        ("geography.toml", 'France = "Paris"', '# why\nFrance  =  "Paris"', True),
+        ("wordings.txt", "What is {a} + {b}?", "How much is {a} + {b}?", False),
+    ],
+    ids=["a fact", "a comment", "a wording"],
+)
+def test_code_version_sees_data_files(copied: Path, file: str, old: str, new: str, same: bool) -> None:
+    before = registry.code_version("sande.data.builtin")
+    after = version_after(copied / "data/builtin_data" / file, old, new, "sande.data.builtin")
+    assert (after == before) == same
+
+
 def test_code_version_sees_a_declaration_that_other_code_uses(copied: Path) -> None:
     entry = copied / "entry.py"
     entry.write_text("MEASURES = 1\n\n\ndef names():\n    return MEASURES\n", encoding="utf-8")
