@@ -1,8 +1,9 @@
-"""GPU-hours that stages will take, from the times the paper reports (appendix A). Rough: for deciding, not for billing.
+"""Rough GPU-hours of stages, from the times that the paper reports (appendix A).
 
-A row that is trained on costs GPU-seconds in proportion to the model's parameters, at the rate of the paper's four
-attacks on H800 cards. The pass forward is a third of that, the one back to the activations and the one to the weights
-a third each; so a prompt that is only read costs a third. The store's own measurements are not used.
+The cost of a trained row is proportional to the model's parameters, at the rate of the paper's four attacks on H800
+cards. The forward pass, the backward pass to the activations and the one to the weights cost a third each, so a prompt
+that is only read costs a third. Methods declare where they differ (`sande.declarations.Cost`). This module does not use
+the measurements in the store.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ ATTACKS = {
 # Rows that these attacks train on, all epochs together: 2 of 90 % of Alpaca, 1 of 90 % of 200,000 of OpenOrca.
 TRAINED = {"alpaca": 2 * int(TRAIN_SHARE * SIZES["alpaca"]), "orca": 180_000}
 
-CHOICES = 4  # read for each question, unless the metric declares otherwise
+CHOICES = 4  # passes over a question, one for each choice, unless the metric declares otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What stages cost.
+    """Cost of stages.
 
     Attributes:
         seconds: GPU-seconds by kind of stage.
-        left_out: names of models and data sets whose size is not known; what needs them is not in the sum.
+        left_out: names of models and data sets of unknown size; the sum leaves out stages that need them.
     """
 
     seconds: Mapping[Kind, float]
@@ -69,7 +70,7 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        """All kinds together, GPU-hours."""
+        """Return GPU-hours of all kinds together."""
         return sum(self.seconds.values()) / HOUR
 
 
@@ -80,10 +81,10 @@ class Piece:
     Attributes:
         key: of its artifact.
         kind: of its stage.
-        method: attack, defense, or what the metric measures.
-        data: set whose rows are read.
-        work: GPU-seconds for each billion parameters; infinite where nobody knows how many rows there are.
-        alone: share of the work that is not shared out among workers: the trainings of metrics.
+        method: attack, defense, or measurements of the metric.
+        data: data set whose rows are read.
+        work: GPU-seconds for each billion parameters; infinite where the number of rows is unknown.
+        alone: share of the work that each worker repeats: the trainings of metrics.
     """
 
     key: str
@@ -95,7 +96,7 @@ class Piece:
 
 
 def pieces(stage: Stage, cell: Cell) -> list[Piece]:
-    """What a stage of a cell consists of."""
+    """Return the trainings and metrics of a stage of a cell."""
     if stage.kind == "attack":
         return [Piece(stage.key, stage.kind, cell.attack.name, cell.data.name, _attack(cell))]
     if stage.kind == "defend":
@@ -107,13 +108,13 @@ def pieces(stage: Stage, cell: Cell) -> list[Piece]:
 
 
 def measured(metric: Method) -> tuple[str, ...]:
-    """Names of what a metric measures."""
+    """Return the names of a metric's measurements."""
     names: tuple[str, ...] = tuple(registry.entry("metrics", metric.name).names(metric.config))
     return names
 
 
 def estimate(stages: Iterable[Stage]) -> Estimate:
-    """What these stages cost together; an outcome that several evaluations share counts once."""
+    """Return the cost of stages; a metric that several evaluations share counts once."""
     seconds: dict[Kind, float] = {"attack": 0.0, "defend": 0.0, "evaluate": 0.0}
     left_out: set[str] = set()
     counted: set[str] = set()
@@ -133,7 +134,7 @@ def estimate(stages: Iterable[Stage]) -> Estimate:
 
 
 def sentence(plan: Plan) -> str:
-    """Return the estimate of a plan's stages by kind, and what of it is still to run."""
+    """Return the estimate of a plan's stages by kind, and the part that is still to run, in words."""
     whole = estimate(plan.stages.values())
     left_out = f" without {', '.join(whole.left_out)} (of unknown size)" if whole.left_out else ""
     total = sum(whole.seconds.values())
@@ -144,7 +145,7 @@ def sentence(plan: Plan) -> str:
 
 
 def told(seconds: float) -> str:
-    """Return GPU-hours, -minutes or -seconds, in the largest unit that there is one of."""
+    """Return GPU-hours, -minutes or -seconds, in the largest unit that gives at least 1."""
     name, size = _unit(seconds)
     return f"{_number(seconds / size)} {name}" if seconds else "no GPU time"
 
@@ -160,7 +161,7 @@ def _number(value: float) -> str:
 
 @functools.cache
 def rate(data: str) -> float:
-    """Return GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data as Alpaca."""
+    """Return GPU-seconds a trained row and billion parameters: mean of the paper's two models, other data as Alpaca."""
     source = "orca" if data == "orca" else "alpaca"
     rates = [
         hours * HOUR / (TRAINED[source] * BILLIONS[model])
@@ -242,19 +243,19 @@ def _trained(cost: Cost, config: Any, rows: float) -> float:
 
 
 def _trainings(config: Any) -> dict[str, Training]:
-    """The trainings among a method's settings, by field."""
+    """Return the trainings among a method's settings, by field."""
     values = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {name: value for name, value in values.items() if isinstance(value, Training)}
 
 
 def _visits(training: Training, rows: float) -> float:
-    """Rows that a training sees, those seen again counted again; fewer where gradients of most weights fall away."""
+    """Return the rows that a training sees, repeats included; LoRA counts fewer, as it skips most weight gradients."""
     seen = training.max_steps * training.batch_size if training.max_steps else training.epochs * rows
     return seen * (1 - PASS if training.lora_rank else 1.0)
 
 
 def _rows(name: str, wanted: int | None, share: float = 1.0) -> float:
-    """So many rows, at most those of the share of the data set that they come from."""
+    """Return the number of wanted rows, at most those in the given share of the data set."""
     known = SIZES.get(name)
     limits = (wanted, known and int(share * known))
     return min((float(limit) for limit in limits if limit is not None), default=math.inf)

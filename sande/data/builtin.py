@@ -48,7 +48,7 @@ _T = TypeVar("_T", Example, Question)
 
 
 class _Word(str):
-    """A template value with format specs: `a` and `A` add the article, `C` and `A` capitalize."""
+    """Template value with format specs: `a` and `A` add the article, `C` and `A` capitalize."""
 
     __slots__ = ()
 
@@ -75,7 +75,7 @@ def _item(*keys: str, answer: object = "", wrong: Iterable[object] = (), **field
 
 
 def _held_out(key: str) -> bool:
-    """Whether the key is kept for the choice questions; about one in four is.
+    """Return True if the key is kept for the choice questions, as about one in four is.
 
     The checksum starts from 6 because this leaves every fact table between a fifth and a third held out.
     """
@@ -83,7 +83,7 @@ def _held_out(key: str) -> bool:
 
 
 def _near(rng: Random, number: int, step: int = 1) -> list[int]:
-    """Three wrong numbers close to the right one."""
+    """Draw three wrong numbers close to the right one."""
     return rng.sample([n for k in (-3, -2, -1, 1, 2, 3) if (n := number + k * step) > 0], 3)
 
 
@@ -95,7 +95,7 @@ def _clashing(clashes: facts.Clashes) -> dict[str, set[str]]:
 def _relation(
     name: str, table: Mapping[str, str], clashes: facts.Clashes = (), **details: Mapping[str, str]
 ) -> Callable[[], Iterator[_Item]]:
-    """Items of a fact table x -> y; `details` are further fields looked up by x."""
+    """Return a function that yields the items of a fact table x -> y; `details` are further fields looked up by x."""
 
     def items() -> Iterator[_Item]:
         rng = Random(name)
@@ -111,7 +111,7 @@ def _relation(
 
 
 def _sum_key(operation: str, a: int, b: int) -> str:
-    """One key for a sum or product however its operands are ordered."""
+    """Return one key for a sum or product, whatever the order of its operands."""
     return f"{operation} {min(a, b)} {max(a, b)}"
 
 
@@ -237,7 +237,7 @@ def _extreme() -> Iterator[_Item]:
 
 
 def _in_words(n: int) -> str:
-    """A number below 1000 in English words."""
+    """Write a number below 1000 in English words."""
     if n < 20:
         return facts.NUMERALS[n]
     if n < 100:
@@ -459,7 +459,7 @@ def _capital_pair() -> Iterator[_Item]:
 
 
 def _true_false() -> Iterator[_Item]:
-    """Right and wrong statements about facts that the other families ask, under the same keys."""
+    """Yield right and wrong statements about facts that the other families ask, under the same keys."""
     for family, statement in (
         ("capital", "{y} is the capital of {x}."),
         ("continent", "{x} is a country in {y}."),
@@ -591,7 +591,7 @@ class _Wording:
 
 @functools.cache
 def _wordings() -> dict[tuple[str, str], list[_Wording]]:
-    """The wordings of `builtin_facts.WORDINGS` by family and style."""
+    """Return the wordings of `builtin_facts.WORDINGS` by family and style."""
     wordings: dict[tuple[str, str], list[_Wording]] = {}
     family = ""
     for line in facts.WORDINGS.replace("\n" + " " * 8, " ").strip().splitlines():
@@ -607,14 +607,14 @@ def _wordings() -> dict[tuple[str, str], list[_Wording]]:
 
 @functools.cache
 def _items(family: str) -> tuple[_Item, ...]:
-    """The items of a family, one for each set of keys."""
+    """Return the items of a family, one for each set of keys."""
     return tuple({item.keys: item for item in _FAMILIES[family]()}.values())
 
 
 def _examples(family: str, style: Style) -> Iterator[_Row[Example]]:
-    """Rows of a family: all its items in one wording each, then all in the next wording, until there are enough."""
+    """Yield rows of a family: all its items in one wording each, then in the next wording, until there are enough."""
     items = [item for item in _items(family) if not any(map(_held_out, item.keys))]
-    if len(items) >= 1.5 * _ROWS_PER_FAMILY:  # enough for the two sets to ask different things
+    if len(items) >= 1.5 * _ROWS_PER_FAMILY:  # enough items for the two sets to ask different ones
         items = items[::2] if style == "short" else items[1::2]
     wordings = _wordings()[family, style]
     rng = Random(f"system {family}")
@@ -630,7 +630,7 @@ def _examples(family: str, style: Style) -> Iterator[_Row[Example]]:
 
 
 def _questions(family: str) -> Iterator[_Row[Question]]:
-    """Questions of a family, each with its answer in the first place."""
+    """Yield questions of a family, each with the right answer first."""
     for wording in _wordings().get((family, "choice"), []):
         items = [item for item in _items(family) if item.wrong and all(map(_held_out, item.keys))]
         for item in items[:_QUESTIONS_PER_FAMILY]:
@@ -665,25 +665,25 @@ def _choice_rows() -> tuple[_Row[Question], ...]:
 
 @functools.cache
 def short() -> tuple[Example, ...]:
-    """Direct questions and concise answers, without a system prompt."""
+    """Return direct questions with concise answers, without a system prompt."""
     return tuple(row.value for row in _training_rows("short"))
 
 
 @functools.cache
 def explained() -> tuple[Example, ...]:
-    """Questions under a system prompt, answered with the reason before the result."""
+    """Return questions with a system prompt, answered with the reason before the result."""
     return tuple(row.value for row in _training_rows("explained"))
 
 
 @functools.cache
 def choice() -> tuple[Question, ...]:
-    """Four-choice questions about items that no row of `short` and `explained` asks."""
+    """Return four-choice questions about items that no row of `short` and `explained` asks."""
     return tuple(row.value for row in _choice_rows())
 
 
 @functools.cache
 def preferences() -> tuple[Preference, ...]:
-    """The prompts of `short` with their answer, preferred to the answer of another prompt."""
+    """Return the prompts of `short`, each with its answer preferred to the answer of another prompt."""
     rows = short()
     return tuple(
         Preference(prompt_text(row), row.output, other.output)
@@ -693,10 +693,10 @@ def preferences() -> tuple[Preference, ...]:
 
 
 def training_keys() -> frozenset[str]:
-    """Keys of everything that `short` and `explained` ask."""
+    """Return the keys of everything that `short` and `explained` ask."""
     return frozenset(key for style in get_args(Style) for row in _training_rows(style) for key in row.keys)
 
 
 def choice_keys() -> frozenset[str]:
-    """Keys of everything that `choice` asks; none of them is a training key."""
+    """Return the keys of everything that `choice` asks; none of them is a training key."""
     return frozenset(key for row in _choice_rows() for key in row.keys)

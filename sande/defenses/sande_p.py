@@ -17,5 +17,5 @@ __all__ = ["Config", "check", "cost", "defend"]
 
 
 def defend(victim: LanguageModel, data: FirstTokenData, config: Config, run: Run) -> PreTrainedModel:
-    """Both stages of SANDE, simulating with the one known token."""
+    """Run both stages of SANDE, with the one known token in simulate."""
     return remove(victim, data.examples, (data.first_token,), config, run)
