@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from benchmark import wildcards
 from sande import models, registry
 from sande.config import as_dict, configuration, configure, setting
 from sande.data import sources
@@ -334,7 +335,7 @@ class Parser:
 
 
 def _metrics(given: list[Any]) -> tuple[Method, ...]:
-    metrics = tuple(Method.parse("metrics", metric) for metric in given)
+    metrics = tuple(Method.parse("metrics", metric) for metric in wildcards.expand("metrics", given))
     measured = [name for m in metrics for name in registry.entry("metrics", m.name).names(m.config)]
     if "asr" not in measured:
         raise UserError("metrics holds no 'asr', without which nobody knows whether the attack worked; add it")

@@ -21,10 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import documents, variants
+from benchmark import documents, variants, wildcards
 from benchmark import search as searches
 from benchmark.cell import DEFAULTS, Cell, Parser, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
+from sande import registry
 from sande.config import configure
 from sande.errors import UserError
 
@@ -217,6 +218,8 @@ def _cells(
     base = {key: value for key, value in values.items() if key in DEFAULTS}
     for key in METHODS:
         base[key] = as_mapping(base.get(key, DEFAULTS[key]))
+        if as_name(base[key]) == wildcards.ALL:
+            raise UserError(f"{key}: '{wildcards.ALL}' is a word of a sweep; set '{key}: {wildcards.ALL}' under 'sweep'")
     applied = [*parse(values.get("rules") or []), *scale]
     idle: set[str] = set()
     swept: set[str] = set()
@@ -295,6 +298,8 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
         raise UserError(f"sweep: expected paths with lists of values, got {sweep!r}")
     for key, points in sweep.items():
         paths = [path.strip() for path in str(key).split(",")]
+        if str(key) in METHODS:
+            points = _methods(str(key), points)
         if not isinstance(points, list) or not points:
             raise UserError(f"sweep: '{key}' needs a list of at least one value, got {points!r}")
         axis = []
@@ -306,6 +311,18 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
                 )
             axis.append(list(zip(paths, together, strict=True)))
         yield axis
+
+
+def _methods(key: str, points: Any) -> Any:
+    """Return the points of a sweep over attacks or defenses, with those that a word stands for."""
+    kind = METHODS[key]
+    if isinstance(points, str) and points != wildcards.ALL:
+        names = ", ".join(registry.names(kind))
+        raise UserError(
+            f"sweep: '{key}' is '{points}'; give a list of {kind}, or '{wildcards.ALL}' for each of: {names}"
+        )
+    points = [points] if points == wildcards.ALL else points
+    return wildcards.expand(kind, points) if isinstance(points, list) else points
 
 
 def settings_of(assignments: Iterable[str], values: Mapping[str, Any] | None = None) -> dict[str, Any]:

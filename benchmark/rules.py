@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark import wildcards
 from benchmark.cell import DEFAULTS
 from sande import registry
 from sande.config import as_dict, describe
@@ -126,7 +127,9 @@ def takes(nested: Mapping[str, Any], path: str) -> bool:
 
 def _matches(nested: Mapping[str, Any], path: str, wanted: tuple[Any, ...]) -> bool:
     found = _value(nested, path)
-    names = [as_name(metric) for metric in found] if path == "metrics" and isinstance(found, list) else [found]
+    names = [found]
+    if path == "metrics" and isinstance(found, list):
+        names = [as_name(metric) for metric in wildcards.expand("metrics", found)]
     return any(name in wanted for name in names)
 
 
