@@ -32,11 +32,12 @@ from typing import Any
 
 from benchmark.cell import Cell, Kind
 from benchmark.estimate import BILLIONS, Piece, measured, pieces
+from benchmark.files import write_atomically
 from benchmark.keeping import DROPPED
 from benchmark.plan import Plan
 from benchmark.schedule import whole
 from benchmark.stages import Stage
-from benchmark.store import Store, write_atomically
+from benchmark.store_protocol import Store
 from benchmark.timings import CORES, Overhead, Sample
 from sande.compute import ComputeType
 from sande.errors import UserError

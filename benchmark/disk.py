@@ -10,7 +10,8 @@ from benchmark.estimate import BILLIONS
 from benchmark.keeping import ALL, goes
 from benchmark.plan import Plan
 from benchmark.stages import Stage
-from benchmark.store import MODELS, Store
+from benchmark.store import MODELS
+from benchmark.store_protocol import Store
 
 BYTES = 2  # of a stored weight: models are saved in bfloat16
 

@@ -8,7 +8,8 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from benchmark.store import DamagedError, FullError, full
+from benchmark.files import FullError, full
+from benchmark.store import DamagedError
 from sande.errors import NonFiniteError, UserError
 
 MISTAKE = "user's mistake"

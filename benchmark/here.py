@@ -12,7 +12,7 @@ from benchmark.estimate import HOUR, basis, estimate, pieces, told
 from benchmark.plan import Plan
 from benchmark.schedule import side_by_side, simulate, whole
 from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from benchmark.timings import CORES, Overhead, shipped
 from sande.compute import ComputeType, expected_type
 

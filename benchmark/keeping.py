@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from benchmark.cell import Kind
-from benchmark.store import MODELS, DamagedError, Store
+from benchmark.store import MODELS, DamagedError
+from benchmark.store_protocol import Store
 from sande.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any
 from benchmark.keeping import DROPPED
 from benchmark.schedule import UNIT
 from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 
 MARGIN = 1.25  # for what the allocator holds beyond the peak, and for stages a little larger
 CONTEXT = 600 * 2**20  # bytes that a process has on a GPU beside its tensors (CUDA context, libraries); an allowance

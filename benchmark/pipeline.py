@@ -23,7 +23,7 @@ from benchmark.progress import Progress
 from benchmark.remote import Results, below
 from benchmark.remote_store import open_store
 from benchmark.stages import code_version
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande.compute import has_gpu
 
 PARTIAL = "unfinished"  # subfolder of a complete report, for what a later run that was interrupted has measured

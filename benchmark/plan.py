@@ -10,7 +10,8 @@ from typing import Any
 from benchmark import keeping
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method, digest
 from benchmark.stages import Stage
-from benchmark.store import MODELS, Store
+from benchmark.store import MODELS
+from benchmark.store_protocol import Store
 
 _ORDER: tuple[Kind, ...] = ("attack", "defend", "evaluate")
 

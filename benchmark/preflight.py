@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.cell import NO_DEFENSE, Cell, Resources
 from benchmark.logs import quiet
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande import engines, registry
 from sande.config import Preferences
 from sande.data import sources

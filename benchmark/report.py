@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from benchmark import aggregate, case_study, figures, record, tables
 from benchmark.aggregate import Entry
+from benchmark.files import write_atomically
 from benchmark.layouts import in_order, layout
 from benchmark.record import Record
 from benchmark.rows import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, read, read_outcomes
-from benchmark.store import write_atomically
 from benchmark.tables import Table, code
 from sande.errors import UserError
 

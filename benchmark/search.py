@@ -35,10 +35,11 @@ from typing import TYPE_CHECKING, Any
 from benchmark import plan as plans
 from benchmark.cell import Cell, digest
 from benchmark.failures import UNFINISHED, StageError, classify, interrupted
+from benchmark.files import write_atomically
 from benchmark.leases import POLL, Leases
 from benchmark.rules import assign, takes
 from benchmark.stages import Stage, code_version
-from benchmark.store import Store, write_atomically
+from benchmark.store_protocol import Store
 from sande import registry
 from sande.config import as_dict, configuration, configure, setting
 from sande.data import sources
@@ -217,14 +218,14 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
 
     preflight.check(grid.cells, store)
     jobs = {job.key: job for job in waiting.values()}
-    for line in store.set_aside_damaged(("search", key) for key in jobs):
+    for line in store.quarantine_damaged(("search", key) for key in jobs):
         say(line)
     for job in jobs.values():
         held_out(job, models.load_tokenizer(job.cell.model, store.models))
     victims = plans.make(map(plans.victim_of, waiting), store, needed=[cell.attack_key for cell in waiting])
     victim_errors: dict[str, str] = {}
     failed: dict[str, str] = dict.fromkeys(jobs, UNFINISHED)
-    with suppress(KeyboardInterrupt), cluster.cluster(address), closing(Leases(store.board(), say)) as leases:
+    with suppress(KeyboardInterrupt), cluster.cluster(address), closing(Leases(store.lease_backend(), say)) as leases:
         victim_errors = execute.run(victims, store, grid.resources, address, say)
         if interrupted(victim_errors):
             raise KeyboardInterrupt
@@ -250,7 +251,7 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
 def _ours(job: Job, store: Store, leases: Leases, say: Callable[[str], None]) -> bool:
     """Whether the search is left to this run to do; waits while another run is doing it."""
     told = False
-    while holder := leases.take(job.key, [("search", job.key)]):
+    while holder := leases.acquire(job.key, [("search", job.key)]):
         if not told:
             say(f"{job.label}: left to {holder}, which is doing it")
         told = True

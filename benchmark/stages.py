@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import sande
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande import compute, crowd, engines, registry, types
 from sande.data import sources
 from sande.sharding import WHOLE, Sharding

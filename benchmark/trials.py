@@ -26,7 +26,7 @@ from benchmark.failures import StageError, classify, limited
 from benchmark.logs import quiet
 from benchmark.remote_store import open_store
 from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande import models, registry, types
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError

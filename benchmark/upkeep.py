@@ -14,7 +14,8 @@ from benchmark import plan as plans
 from benchmark import search as searches
 from benchmark.keeping import DROPPED
 from benchmark.remote_store import open_store
-from benchmark.store import MODELS, DamagedError, Store
+from benchmark.store import MODELS, DamagedError
+from benchmark.store_protocol import Store
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def listing(store: Store) -> Iterator[str]:
     each = ", ".join(f"{counts[kind]} {kind} {disk.told(sizes[kind])}" for kind in KINDS if counts[kind])
     total = f"{sum(counts.values())} artifacts, {disk.told(sum(sizes.values()))}"
     yield f"{store.location}: {total}{f' ({each})' if each else ''}"
-    if aside := store.set_aside():
+    if aside := store.quarantined():
         bytes_ = disk.told(sum(aside.values()))
         yield f"Set aside as damaged: {len(aside)}, {bytes_}; 'sande-bench store prune' clears them"
 
@@ -102,7 +103,7 @@ def verify(store: Store) -> Iterator[str]:
     """Read every artifact whole; damaged ones are set aside, and a line tells of each."""
     for kind, key in artifacts(store):
         if problem := store.problem(kind, key, every_byte=True):
-            yield store.set_aside_as(kind, key, problem)
+            yield store.quarantine(kind, key, problem)
 
 
 def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
@@ -140,7 +141,7 @@ def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Rem
     found = tuple(
         (kind, key) for kind, key in (*artifacts(store), *begun) if (kind.removeprefix(CHECKPOINTS), key) not in keep
     )
-    return Removal(found, tuple(store.size(*artifact) for artifact in found), sum(store.set_aside().values()))
+    return Removal(found, tuple(store.size(*artifact) for artifact in found), sum(store.quarantined().values()))
 
 
 def remove(removal: Removal, store: Store) -> None:
@@ -149,14 +150,14 @@ def remove(removal: Removal, store: Store) -> None:
     Raises:
         UserError: a run is at work, which may need it.
     """
-    if working := leases.holders(store.board()):
+    if working := leases.holders(store.lease_backend()):
         raise UserError(
             f"{', '.join(working)} is at work on this store; prune when it has ended, or, if it is dead, remove "
             f"{store.location}/leases"
         )
     for kind, key in removal.artifacts:
         store.remove(kind, key)
-    store.clear_set_aside()
+    store.clear_quarantine()
 
 
 def told(removal: Removal) -> Iterator[str]:
