@@ -6,7 +6,7 @@ sweep:
   defense.parrot_position: [2, 5]               # in those methods that have it; others stand once
 rules: […]                                      # changes to those cells that match, see `benchmark.rules`
 scale: paper                                    # further rules, those of scales/paper.yaml beside the grid
-search: {…}                                     # settings found by search for each cell, see `benchmark.search`
+search: {…}                                     # settings found by search for each cell, see `benchmark.search_space`
 
 A grid may instead be the union of others: `include: [paper_table_6, …]`.
 """
@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import documents, variants, wildcards
-from benchmark import search as searches
+from benchmark import documents, search_space, variants, wildcards
 from benchmark.cell import DEFAULTS, Cell, Parser, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
 from sande import registry
@@ -59,7 +58,7 @@ class Grid:
     resources: Resources
     parts: Mapping[str, tuple[str, ...]]
     scale: str
-    search: searches.Search | None = None
+    search: search_space.Search | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
             raise UserError("resources.offload is true without a sharding; set resources.sharding to zero2 or zero3")
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     with _naming(path):
-        search = searches.parse(_shared(values, "search", assignments), cells)
+        search = search_space.parse(_shared(values, "search", assignments), cells)
         filters = [_assignment(text, "--only") for text in only]
         chosen = _matching(cells, filters)
     if not chosen:
@@ -219,7 +218,7 @@ def _cells(
     for key in METHODS:
         base[key] = as_mapping(base.get(key, DEFAULTS[key]))
         if as_name(base[key]) == wildcards.ALL:
-            raise UserError(f"{key}: '{wildcards.ALL}' is a word of a sweep; set '{key}: {wildcards.ALL}' under 'sweep'")
+            raise UserError(f"{key}: '{wildcards.ALL}' is a word of a sweep; set '{key}: {wildcards.ALL}' in 'sweep'")
     applied = [*parse(values.get("rules") or []), *scale]
     idle: set[str] = set()
     swept: set[str] = set()

@@ -45,7 +45,7 @@ def write(folder: Path) -> list[str]:
             answers = case_study.answers(table, outcomes, part)
             texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
         search = folder / "search.md"
-        if search.is_file():  # see `benchmark.search`
+        if search.is_file():  # see `benchmark.search_report`
             texts.append(search.read_text(encoding="utf-8"))
         write_atomically(
             folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))

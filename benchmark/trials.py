@@ -25,7 +25,8 @@ from benchmark.execute import gave_up, run_config
 from benchmark.failures import StageError, classify, limited
 from benchmark.logs import quiet
 from benchmark.remote_store import open_store
-from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
+from benchmark.search_held_out import held_out
+from benchmark.search_space import FAILED, FINISHED, STOPPED, Job, Search, with_values
 from benchmark.store_protocol import Store
 from sande import models, registry, types
 from sande.config import Training

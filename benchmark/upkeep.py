@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import disk, leases
+from benchmark import disk, leases, search_plan, search_space
 from benchmark import grid as grids
 from benchmark import plan as plans
-from benchmark import search as searches
 from benchmark.keeping import DROPPED
 from benchmark.remote_store import open_store
 from benchmark.store import MODELS, DamagedError
@@ -108,7 +107,7 @@ def verify(store: Store) -> Iterator[str]:
 
 def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
     """Kinds and keys of all that a grid's cells read, made or would make, searches and victims among them."""
-    every = {*loaded.cells, *searches.settled(loaded, store).cells}
+    every = {*loaded.cells, *search_plan.settled(loaded, store).cells}
     found: set[tuple[str, str]] = {
         (stage.kind, key)
         for cell in every
@@ -118,7 +117,7 @@ def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
     }
     found |= {(DROPPED, key) for kind, key in found if kind in MODELS}
     if loaded.search:
-        found |= {("search", job.key) for cell in loaded.cells if (job := searches.job_of(loaded.search, cell))}
+        found |= {("search", job.key) for cell in loaded.cells if (job := search_space.job_of(loaded.search, cell))}
     return found
 
 

@@ -51,7 +51,7 @@ class Machine:
         self.leases = Leases(Folder(folder), self.said.append, seconds)
         self.leases._me |= {"process": 7, "machine": f"{name}/pid:[1]"}
         made.append(self.leases)
-        self.take, self.release = self.leases.take, self.leases.release
+        self.acquire, self.release = self.leases.acquire, self.leases.release
 
     def die(self) -> None:
         """Without giving anything back."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import disk, grid, keeping, plan, search
+from benchmark import disk, grid, keeping, plan, search_plan, search_space
 from benchmark.cell import Cell
 from benchmark.store import Store
 from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, put
@@ -100,10 +100,10 @@ def test_a_pruned_grid_has_nothing_to_run(filled: Store, grid_file: GridFile, tm
 def test_pruning_keeps_searches_and_what_was_found_by_them(store: Store, grid_file: GridFile) -> None:
     path = grid_file(defense="sft", search=SEARCH)
     loaded = grid.load(path)
-    job = search.job_of(loaded.search, loaded.cells[0])
+    job = search_space.job_of(loaded.search, loaded.cells[0])
     put(store, "search", job.key, {"best": {"defense.training.learning_rate": 1e-3}, "settings": {}, "trials": []})
     put(store, "search", "another", {"settings": {}})
-    (settled,) = search.settled(loaded, store).cells
+    (settled,) = search_plan.settled(loaded, store).cells
     finish(store, settled, {"asr": 49}, {"asr": 3})
     assert invoke("store", "prune", path, "--store", store.root, "--yes").exit_code == 0
     assert there(store) == keys_of(settled) | {("search", job.key)}

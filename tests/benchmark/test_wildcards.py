@@ -58,7 +58,7 @@ def test_an_unknown_word_lists_the_entries(grid_file: GridFile, changes: dict[st
 
 
 def test_all_outside_of_a_sweep_is_refused(grid_file: GridFile) -> None:
-    with pytest.raises(UserError, match=r"defense: 'all' is a word of a sweep; .* under 'sweep'"):
+    with pytest.raises(UserError, match=r"defense: 'all' is a word of a sweep; .* in 'sweep'"):
         grids.load(grid_file(defense="all"))
 
 
