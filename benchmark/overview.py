@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -28,11 +28,18 @@ SHORT = 7  # characters of a cell's name, at least
 NAME, TO_RUN = "cell", "to run"  # heads
 _GAP = "  "
 _ALL = {"all": "everything", "–": "nothing"}
-_SECTIONS = ("attack", "data", "defense", "removal")
+# Sections of a cell, each with a key that equal ones share.
+_SECTIONS: dict[str, Callable[[Cell], Hashable]] = {
+    "attack": lambda cell: cell.attack.text,
+    "data": lambda cell: cell.data,
+    "defense": lambda cell: cell.defense.text,
+    "removal": lambda cell: cell.removal,
+}
 # Places where a value may be folded: behind a space, and behind the joints of names and settings, not inside a number.
 _JOINTS = re.compile(r"(?<= )|(?<=[_/=+])|(?<=-)(?<!\de-)(?<!=-)|(?<=[a-z]\.)(?=[a-z])")
 
 Columns = Mapping[str, Sequence[str]]
+MetricTexts = tuple[str, ...]  # the settings of each of a cell's metrics, as JSON
 
 
 def width() -> int:
@@ -221,10 +228,10 @@ def distinctions(cells: Sequence[Cell], grids: Sequence[str] | None = None) -> l
 def _told_apart(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
     """Yield for each of some cells the settings in which they vary."""
     settings = [cell.settings() for cell in cells]
-    flat: dict[int, dict[str, Any]] = {}  # by id of a section, which is looked into once for all cells that share it
+    flat: dict[tuple[str, Hashable], dict[str, Any]] = {}  # each section once for all cells that share it
     varying: set[str] = set()
-    for name in _SECTIONS:
-        sections = {id(values[name]): values[name] for values in settings}
+    for name, key_of in _SECTIONS.items():
+        sections = {(name, key_of(cell)): values[name] for cell, values in zip(cells, settings, strict=True)}
         if len(sections) > 1:
             found = {key: dict(_flatten(section, f"{name}.")) for key, section in sections.items()}
             varying |= _varying(found.values())
@@ -235,18 +242,22 @@ def _told_apart(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
         for key, values in flat.items()
     }
     floors = {cell.asr_floor for cell in cells}
-    lists: dict[str, dict[int, Sequence[Method]]] = {}
+    lists: dict[str, dict[MetricTexts, Sequence[Method]]] = {}
     for cell, grid in zip(cells, grids, strict=True):
-        lists.setdefault(grid, {})[id(cell.metrics)] = cell.metrics
+        lists.setdefault(grid, {})[_texts(cell)] = cell.metrics
     metrics = {grid: _metrics(each) for grid, each in lists.items()}
-    for cell, values, grid in zip(cells, settings, grids, strict=True):
-        told = [word for name in _SECTIONS for word in words.get(id(values[name]), ())]
-        told += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
-        told += [metrics[grid][id(cell.metrics)]] if metrics[grid] else []
-        yield ", ".join(told)
+    for cell, grid in zip(cells, grids, strict=True):
+        differs = [word for name, key_of in _SECTIONS.items() for word in words.get((name, key_of(cell)), ())]
+        differs += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
+        differs += [metrics[grid][_texts(cell)]] if metrics[grid] else []
+        yield ", ".join(differs)
 
 
-def _metrics(lists: Mapping[int, Sequence[Method]]) -> dict[int, str]:
+def _texts(cell: Cell) -> MetricTexts:
+    return tuple(metric.text for metric in cell.metrics)
+
+
+def _metrics(lists: Mapping[MetricTexts, Sequence[Method]]) -> dict[MetricTexts, str]:
     """Return for each list of metrics those that not all lists have; nothing where the lists are the same."""
     texts = {key: {metric.text: metric for metric in metrics} for key, metrics in lists.items()}
     if len({tuple(sorted(each)) for each in texts.values()}) < 2:

@@ -56,11 +56,11 @@ def make(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Pla
 
 
 def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
-    """Each cell behind its victim, which is made once for all that share its sections."""
+    """Yield each cell behind its victim, which is made once for all cells that differ in nothing but the defense."""
     victims: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        sections = cell.data, cell.removal, cell.attack, cell.metrics
-        shared = cell.seed, cell.model, cell.asr_floor, *map(id, sections)
+        methods = cell.attack.text, *(metric.text for metric in cell.metrics)
+        shared = cell.seed, cell.model, cell.asr_floor, cell.data, cell.removal, methods
         if shared not in victims:
             victims[shared] = victim_of(cell)
         yield from (victims[shared], cell)

@@ -1,7 +1,7 @@
-"""The three stages of a cell, attack, defend, evaluate: what each reads from the store, does, and writes back.
+"""The stages of a cell: attack, defend, evaluate. Each reads from the store, computes, and writes back.
 
 A stage's artifact is a folder: a model (attack, defend) or the outcomes of one metric (evaluate), and a manifest with
-what it cost. Nothing here knows Ray.
+its costs. Nothing here depends on Ray.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,19 +34,21 @@ if TYPE_CHECKING:
 
 CODE_VERSION = "SANDE_CODE_VERSION"  # in the environment of a job, which runs in no checkout and could not tell
 DIRTY = "-dirty"  # behind the commit, where files differ from it
+_JSON = ("kind", "key", "settings", "needs", "metric_keys")  # fields of a stage in its text
 LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "lm_eval", "datasets", "accelerate")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work: enough to do it in any process that sees the store.
+    """One unit of work, which any process can do that sees the store.
 
     Attributes:
         kind: attack, defend or evaluate.
-        key: what its artifact is called; an evaluation has one artifact a metric, called as `metric_keys` says.
-        settings: of a cell that needs it.
+        key: of its artifact; an evaluation has one artifact a metric, under `metric_keys`.
+        settings: settings of a cell that needs it.
         needs: keys of the stages whose artifacts it reads.
         metric_keys: for evaluate, the key of the outcome of each of the cell's metrics.
+        parsed: the cell of the settings, where it is known.
     """
 
     kind: Kind
@@ -54,39 +56,38 @@ class Stage:
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
     metric_keys: tuple[str, ...] = ()
+    parsed: Cell | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
         cls, cell: Cell, kind: Kind, key: str, needs: tuple[str, ...] = (), metric_keys: tuple[str, ...] = ()
     ) -> Stage:
-        """A stage of a cell that is at hand, which need not be parsed again from its settings."""
-        stage = cls(kind, key, cell.settings(), needs, metric_keys)
-        stage.__dict__["cell"] = cell
-        return stage
+        """Return a stage of a known cell, which need not be parsed again from its settings."""
+        return cls(kind, key, cell.settings(), needs, metric_keys, cell)
 
     def to_json(self) -> str:
-        """All of it as one text, of which Tune, which keeps several copies of what a trial is given, makes none."""
-        return json.dumps(asdict(self))
+        """Return all fields as one text; Tune keeps several copies of a trial's configuration, but none of a text."""
+        return json.dumps({name: getattr(self, name) for name in _JSON})
 
     @classmethod
     def from_json(cls, text: str) -> Stage:
-        """The stage that `to_json` wrote down."""
+        """Return the stage that `to_json` wrote."""
         fields = json.loads(text)
         return cls(**fields | {name: tuple(fields[name]) for name in ("needs", "metric_keys")})
 
     @functools.cached_property
     def cell(self) -> Cell:
-        """The cell of the settings."""
-        return Cell.parse(self.settings)
+        """Return the cell of the settings."""
+        return self.parsed or Cell.parse(self.settings)
 
     @property
     def artifacts(self) -> tuple[str, ...]:
-        """Keys of what it makes."""
+        """Return the keys of the artifacts that it makes."""
         return self.metric_keys or (self.key,)
 
     @property
     def label(self) -> str:
-        """For people: what, on which model, and the start of the key."""
+        """Return a name for messages: kind, model, method, and the start of the key."""
         method = self.settings["attack" if self.kind == "attack" else "defense"]["name"]
         return f"{self.kind} {self.settings['model'].rstrip('/').split('/')[-1]} {method} {self.key[:8]}"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from ray import cloudpickle
-from ray.exceptions import RayActorError
+from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from benchmark import cluster, execute, failures, searcher
 from benchmark import plan as plans
@@ -322,6 +322,12 @@ def test_other_errors(error: Exception, capsys: pytest.CaptureFixture[str]) -> N
         (OSError(errno.ENOSPC, "No space left on device"), failures.FULL_DISK),
         (DamagedError("attack a is damaged"), failures.DAMAGED),
         (RayActorError(), failures.LOST_WORKER),
+        # The type of Ray's error counts before words in its message.
+        (WorkerCrashedError(), failures.LOST_WORKER),
+        (NodeDiedError("its tasks were out of memory"), failures.LOST_NODE),
+        (OutOfMemoryError("the node died"), failures.OUT_OF_MEMORY),
+        (OutOfDiskError("the actor died"), failures.FULL_DISK),
+        (RayActorError(error_msg="killed as the node was running low on memory"), failures.OUT_OF_MEMORY),
         (NODE_DIED, failures.LOST_NODE),
         (RuntimeError("Training failed: ActorDiedError: The actor died unexpectedly"), failures.LOST_WORKER),
     ],
