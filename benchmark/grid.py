@@ -165,9 +165,7 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
             return [_Part(path, values, scale)]
         own = sorted(str(key) for key in values if key not in _UNION_KEYS)
         if own:
-            raise UserError(
-                f"a grid with 'include' has no settings of its own; set '{own[0]}' in the included grids"
-            )
+            raise UserError(f"a grid with 'include' has no settings of its own; set '{own[0]}' in the included grids")
         if not isinstance(included, list) or not included or not all(isinstance(name, str) for name in included):
             raise UserError(f"include is {included!r}, not a list of names of grids in the same folder")
         trail = (*trail, path.stem)

@@ -2,8 +2,8 @@
 
 STORE/dropped/<key>/manifest.json     manifest of a victim or defended model whose weights are removed
 
-A dropped model counts as done while no missing stage reads it. A new metric recomputes it, and its victim where that was
-dropped too.
+A dropped model counts as done while no missing stage reads it. A new metric recomputes the model, and its victim where
+that was dropped too.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def check_engine(engine: str, gpus: float) -> None:
         )
     if gpus < 1:
         raise UserError(
-            f"resources.engine is vllm, which needs a whole GPU, and a stage gets {gpus:g}; remove it, or use a machine "
-            "with GPUs and remove resources.gpus"
+            f"resources.engine is vllm, which needs a whole GPU, and a stage gets {gpus:g}; remove it, or use a "
+            "machine with GPUs and remove resources.gpus"
         )
 
 
