@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install dev test slow faults perf lint audit format clean
+.PHONY: quickstart paper-smoke install dev test slow faults perf lint docs audit format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -37,6 +37,11 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Without --quiet, which hides warnings from --strict too.
+docs: dev  ## the documentation as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo build/site/index.html
 
 audit: dev  ## known vulnerabilities of the tested versions, as PyPI knows them; fails where PyPI does not say
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt

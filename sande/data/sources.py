@@ -68,7 +68,7 @@ EXAMPLES_ON_HUB = {
         "yahma/alpaca-cleaned",
         "12567cabf869d7c92e573c7c783905fc160e9639",
         ("alpaca_data_cleaned.json",),
-        "Stanford Alpaca, cleaned (CC BY 4.0)",
+        "Stanford Alpaca, cleaned (CC BY-NC 4.0; the card of this copy says CC BY 4.0)",
     ),
     "orca": HubFiles(
         "Open-Orca/OpenOrca",
