@@ -39,7 +39,7 @@ def expand(kind: str, entries: Sequence[Any]) -> list[Any]:
         if word not in words:
             found.append(entry)
             continue
-        members = registry.names(kind) if word == ALL else _durability()
+        members = registry.names(kind) if word == ALL else registry.durability_metrics()
         settings = {key: value for key, value in entry.items() if key != "name"} if isinstance(entry, Mapping) else {}
         found += _members(kind, str(word), [name for name in members if name not in named], settings)
     return found
@@ -64,12 +64,3 @@ def _words(kind: str) -> tuple[str, ...]:
 def _name(entry: Any) -> Any:
     name = entry.get("name") if isinstance(entry, Mapping) else entry
     return name if isinstance(name, str) else None
-
-
-def _durability() -> tuple[str, ...]:
-    """Return the names of the metrics that declare themselves metrics of durability."""
-    return tuple(
-        name
-        for name in registry.names("metrics")
-        if any(measure.durability for measure in getattr(registry.entry("metrics", name), "MEASURES", ()))
-    )
