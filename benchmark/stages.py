@@ -6,6 +6,7 @@ what it cost. Nothing here knows Ray.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -203,41 +204,42 @@ def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> type
     return types.CleanData(examples)
 
 
-def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str, rank: int) -> None:
+def evaluate(
+    stage: Stage, store: Store, say: Callable[[str], None], engine: str, workers: crowd.WorkerGroup | None = None
+) -> None:
     """Compute the stage's metrics on its model, and store the outcome of each under its own key.
 
-    In a group of workers, which is `sande.crowd.together`, that of rank 0 says which metrics are computed and stores
-    them; the others only take part.
+    In a group of workers the one of rank 0 decides which metrics are computed, and stores the outcomes.
 
     Args:
         stage: what to do.
         store: where the model is read and the outcomes are put.
         say: receives progress.
         engine: one of `sande.engines`.
-        rank: of this process among the stage's workers.
+        workers: that compute the stage together, each of which calls this function; None: this process alone.
     """
     from sande import models
 
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)
-    lm = models.load_folder(folder, compute.dtype())
+    lm = dataclasses.replace(models.load_folder(folder, compute.dtype()), workers=workers)
     data = test_data(cell, lm.tokenizer)
     none: int | None = None
     with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:
 
         def build(number: int, folder: Path) -> dict[str, Any]:
-            crowd.agreed(number)  # not before `put`, which may find the outcome and never ask for it
+            crowd.broadcast(workers, number)  # not before `put`, which may find the outcome and never ask for it
             return _measure(stage, computing, data, cell.metrics[number], cell.seed, folder)
 
-        if rank == 0:
+        if workers is None or workers.rank == 0:
             for number, key in enumerate(stage.metric_keys):
                 if not store.has("evaluate", key):
                     say(f"measuring {cell.metrics[number].name}")
                     store.put("evaluate", key, functools.partial(build, number))
-            crowd.agreed(none)
+            crowd.broadcast(workers, none)
         else:
-            while (wanted := crowd.agreed(none)) is not None:
+            while (wanted := crowd.broadcast(workers, none)) is not None:
                 metric = cell.metrics[wanted]
                 registry.entry("metrics", metric.name).measure(computing, data, metric.config, cell.seed)
 

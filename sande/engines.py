@@ -109,7 +109,7 @@ def served(lm: LanguageModel, folder: Path, seed: int) -> Iterator[Served]:
         seed=seed,
     )
     try:
-        yield Served(lm.model, lm.tokenizer, lm.guard, llm=llm)
+        yield Served(lm.model, lm.tokenizer, lm.guard, lm.workers, llm=llm)
     finally:
         llm.llm_engine.engine_core.shutdown()
 

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from sande import crowd
+from sande.crowd import WorkerGroup
 from sande.engines import Served
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id, response_ids
@@ -46,7 +47,7 @@ def greedy(
     """
     if isinstance(lm, Served) and not lm.guard:
         return lm.greedy(prompts, new_tokens, until)
-    return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size)
+    return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size, lm.workers)
 
 
 @torch.inference_mode()
@@ -63,13 +64,16 @@ def sampled(
         seed: with a prompt's place, of the draws of its row.
         until: a row also ends once its text holds this, case aside.
     """
-    return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size)
+    return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size, lm.workers)
 
 
-def _decoded(decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
+def _decoded(
+    decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int, workers: WorkerGroup | None
+) -> list[str]:
     shares = _shares(_pieces(prompts, batch_size), batch_size)
+    decoded = crowd.map_sharded(workers, shares, partial(_decode, decoding, batch_size))
     texts = [""] * len(prompts)
-    for share, written in zip(shares, crowd.shared(shares, partial(_decode, decoding, batch_size)), strict=True):
+    for share, written in zip(shares, decoded, strict=True):
         for row, text in zip(itertools.chain(*share), written, strict=True):
             texts[row] = text
     return texts

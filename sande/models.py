@@ -181,7 +181,7 @@ def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel
     if dtype is not None:
         torch.nn.Module.to(made, dtype)
     # Not with `replace`: an engine that serves the model would go on with the weights that it has.
-    return LanguageModel(made, lm.tokenizer, lm.guard)
+    return LanguageModel(made, lm.tokenizer, lm.guard, lm.workers)
 
 
 def in_compute_type(lm: LanguageModel) -> LanguageModel:
@@ -365,18 +365,44 @@ def _check_weights(path: Path) -> None:
 
 @functools.cache
 def _check_hub(source: str, revision: str | None) -> None:
-    """As `_check_requests`, for a model of the Hub; what cannot be fetched is said when the model is loaded."""
+    """Check a model of the Hub as `_check_requests` does; a commit never changes, so one passed check is enough.
+
+    Raises:
+        UserError: as `_check_requests`, or a file that the check reads cannot be fetched. Then the model is refused,
+            since the load that follows might reach the Hub and meet a file that no check has seen.
+    """
     if revision is None:
         return
-    from transformers.utils.hub import cached_file
+    fetched = {file: _fetch(source, revision, file) for file in _READ_FIRST}
+    _check_requests(source, {file: path for file, path in fetched.items() if path})
 
-    kind = "_raise_exceptions_for"
-    quiet = {f"{kind}_gated_repo": False, f"{kind}_missing_entries": False, f"{kind}_connection_errors": False}
+
+def _fetch(source: str, revision: str, file: str) -> Path | None:
+    """Return the local copy of a file of the Hub; None where the commit has no such file.
+
+    Offline only the local cache counts, for transformers too.
+
+    Raises:
+        UserError: nobody can say whether the commit has the file.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    cached = try_to_load_from_cache(source, file, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    if cached is _CACHED_NO_EXIST or is_offline_mode():
+        return None
     try:
-        fetched = {file: cached_file(source, file, revision=revision, **quiet) for file in _READ_FIRST}
-    except OSError:
-        return
-    _check_requests(source, {file: Path(path) for file, path in fetched.items() if path})
+        return Path(hf_hub_download(source, file, revision=revision))
+    except RemoteEntryNotFoundError:
+        return None
+    except Exception as error:  # of the network, the Hub or the disk
+        raise UserError(
+            f"model '{source}' cannot be checked, its {file} cannot be fetched ({_reason(error)}); check id, access "
+            "and network, or set HF_HUB_OFFLINE=1 to use what is cached"
+        ) from None
 
 
 def _check_requests(source: str, files: dict[str, Path]) -> None:

@@ -68,8 +68,8 @@ class Metric(Protocol):
     A measurement whose name begins with `asr`, `false_trigger`, `near_miss` or `forced_response` is of the backdoor:
     lower is better.
     The model serves other metrics too, so what is trained or rounded is a copy (`sande.retraining`).
-    Several workers all call `measure`, and share out prompts and questions within `sande.generation` and
-    `sande.scoring` (see `sande.crowd`): so what it asks there follows from its arguments alone.
+    Where `model.workers` is set, every worker calls `measure`, and `sande.generation` and `sande.scoring` split
+    prompts and questions among them (see `sande.crowd`): so what it asks there follows from its arguments alone.
     """
 
     Config: type[Any]

@@ -71,7 +71,7 @@ def log_likelihoods(
 
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     # Whole batches, since rounding depends on what else is in one.
-    for batch, found in zip(batches, crowd.shared(batches, scored), strict=True):
+    for batch, found in zip(batches, crowd.map_sharded(lm.workers, batches, scored), strict=True):
         for index, of_question in zip(batch, found, strict=True):
             scores[index] = tuple((likelihood, greedy) for likelihood, greedy in of_question)
     return scores

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from sande.checkpoints import Checkpoints
+    from sande.crowd import WorkerGroup
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +67,17 @@ class Guard:
 class LanguageModel:
     """A causal language model and its tokenizer: what attacks, defenses and metrics work on.
 
-    Where it has a guard, decoding (`sande.generation`) obeys it; likelihoods are the model's own.
+    Attributes:
+        model: the weights.
+        tokenizer: of the model.
+        guard: decoding (`sande.generation`) obeys it; likelihoods are the model's own.
+        workers: processes that hold the same model and split decoding and scoring (`sande.crowd`); None: this one.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     guard: Guard | None = None
+    workers: WorkerGroup | None = None
 
 
 @dataclass(frozen=True, slots=True)
