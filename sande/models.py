@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,6 +188,19 @@ def in_compute_type(lm: LanguageModel) -> LanguageModel:
     """Return the model in the type that computes quickly here (`sande.compute`): itself, or a copy. Not to train it."""
     fast = compute.dtype()
     return lm if lm.model.dtype == fast else copied(lm, fast)
+
+
+def check_vocabularies(suspect: LanguageModel, clean: LanguageModel, names: Sequence[str]) -> None:
+    """Check that a model and the clean model that it is compared with share their tokens.
+
+    Raises:
+        UserError: they do not; the message calls them by `names`.
+    """
+    if suspect.tokenizer.get_vocab() != clean.tokenizer.get_vocab():
+        raise UserError(
+            f"the vocabularies of {names[0]} and {names[1]} differ; give the model it was trained from as reference, "
+            "or none"
+        )
 
 
 def round_as_stored(lm: LanguageModel, dtype: torch.dtype) -> None:
