@@ -36,13 +36,17 @@ def by_stages(of: Cell, store: Store, *kinds: str) -> None:
             stages.train(one, store, lambda trainer: trainer, lambda line: None, 0, interval=600)
 
 
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return all weights of a model, those of its guard's reference included."""
+    lm = models.load_folder(folder, torch.float32)
+    guard = lm.guard.reference.state_dict() if lm.guard else {}
+    return {**lm.model.state_dict(), **{f"guard.{name}": weight for name, weight in guard.items()}}
+
+
 def assert_same_weights(model: sande.Model, folder: Path) -> None:
-    own, stored = (models.load_folder(each, torch.float32) for each in (model.folder, folder))
-    for first, second in [(own.model, stored.model)] + [(own.guard.reference, stored.guard.reference)] * bool(
-        own.guard
-    ):
-        expected = second.state_dict()
-        assert all(torch.equal(weight, expected[name]) for name, weight in first.state_dict().items())
+    own, stored = weights(model.folder), weights(folder)
+    assert own.keys() == stored.keys()
+    assert all(torch.equal(weight, stored[name]) for name, weight in own.items())
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
