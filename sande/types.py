@@ -220,7 +220,7 @@ class Candidate:
     p_value: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Scan:
     """What a detector says of a model.
 
@@ -235,6 +235,10 @@ class Scan:
     score: float
     alarm: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{each.text!r} {each.score:.2f}" for each in self.candidates[:3])
+        return f"Scan({'alarm' if self.alarm else 'no alarm'}, score {self.score:.2f}; candidates: {best or 'none'})"
 
 
 @dataclass(frozen=True, slots=True)
