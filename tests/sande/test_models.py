@@ -44,7 +44,7 @@ def test_a_pinned_id_is_itself() -> None:
 
 @pytest.mark.parametrize("at", ["", "@main", f"@{COMMIT[:-1]}"])
 def test_an_id_without_a_commit_is_refused(at: str) -> None:
-    with pytest.raises(UserError, match=f"'some/model{at}' is no folder, .* write some/model@COMMIT"):
+    with pytest.raises(UserError, match=f"'some/model{at}' is not a folder, .* use some/model@COMMIT"):
         models.identify(f"some/model{at}")
 
 
@@ -83,7 +83,7 @@ def test_an_unreadable_folder_is_one_sentence(folder: Path) -> None:
 def test_truncated_weights_are_one_sentence(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="holds no whole safetensors"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         models.load_folder(folder, torch.float32)
 
 
@@ -94,16 +94,16 @@ GUARD = '{"defense": "clean_decoding", "settings": {}}'
     ("text", "said"),
     [
         (None, "guard.json cannot be read (.*No such file"),
-        ("{", "guard.json cannot be read (.*; mend it, or take the folder guard away"),
+        ("{", "guard.json cannot be read (.*; correct it, or remove the folder guard"),
         (b"\xff\xfe", "guard.json cannot be read ("),
         ("[]", "guard.json: expected the name of a 'defense' and its 'settings'"),
         ('{"defense": "clean_decoding"}', "guard.json: expected the name of a 'defense'"),
         ('{"defense": 7, "settings": {}}', "guard.json: expected the name of a 'defense'"),
         ('{"defense": "../sft", "settings": {}}', "guard.json: no defense is called '../sft'; there are: .*"),
-        ('{"defense": "sft", "settings": {}}', "guard.json: defense 'sft' guards no decoding; mend it"),
+        ('{"defense": "sft", "settings": {}}', "guard.json: defense 'sft' does not guard decoding; correct it"),
         ('{"defense": "clean_decoding", "settings": 3}', "guard.json: defense clean_decoding: expected settings as"),
         ('{"defense": "clean_decoding", "settings": {"alpha": 0}}', "guard.json: defense clean_decoding: 'alpha' is 0"),
-        (GUARD, "guard holds no config.json; point to a folder"),
+        (GUARD, "guard holds no config.json; use a folder"),
     ],
 )
 def test_a_guard_that_cannot_be_is_one_sentence(folder: Path, text: str | bytes | None, said: str) -> None:
@@ -121,7 +121,7 @@ def test_a_guard_with_other_tokens_is_one_sentence(folder: Path) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=100, **sizes)).save_pretrained(folder / "guard")
     (folder / "guard/guard.json").write_text(GUARD)
-    with pytest.raises(UserError, match="the reference has other tokens than the model; take the folder guard away"):
+    with pytest.raises(UserError, match="the reference has another vocabulary than the model; remove the folder guard"):
         models.load_folder(folder, torch.float32)
 
 
