@@ -37,7 +37,7 @@ from sande.errors import NonFiniteError, UserError
 from sande.losses import IGNORE, chunked_response_nll, target_positions
 from sande.packing import ARCHITECTURES, PackedCollator, choose, packed_attention
 from sande.prompts import Row, fit_length, pad_id
-from sande.sharding import Sharding, most, recomputed, sharded
+from sande.sharding import WHOLE, Sharding, most, recomputed, sharded
 from sande.types import LanguageModel, Run, TrainingStatus
 
 PROGRESS_SECONDS = 10.0  # between two progress lines of a training without `Run.watch`
@@ -235,7 +235,7 @@ def fit(
             data_collator=collate,
         )
 
-    if objective is not None and run.sharding.recompute:
+    if objective is not None and _sharding(run).recompute:
         raise UserError(
             f"resources.recompute: {stage} reads the states within blocks, which recomputation does not keep; set it "
             "to false"
@@ -276,7 +276,7 @@ def optimise(
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     with _trainable(lm.model, settings, run.seed, parameters):
-        layout = _layout(run.sharding, resolve(settings.precision))
+        layout = _layout(_sharding(run), resolve(settings.precision))
         progress = run.checkpoints.training(stage, layout, run.facts) if run.checkpoints else None
         if progress and progress.finished(lm.model):
             run.say(f"{stage}: done before")
@@ -291,7 +291,7 @@ def optimise(
         if found:
             run.say(f"{stage}: resuming from {Path(found).name}")
         kept = progress.kept(trainer) if progress else nullcontext()
-        with kept, run.sharding.recomputing(lm.model), run.sharding.spread(trainer):
+        with kept, _sharding(run).recomputing(lm.model), _sharding(run).spread(trainer):
             run.prepare(trainer).train(resume_from_checkpoint=found)
         _check_weights(lm, probe, monitor)
         summary = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
@@ -380,6 +380,10 @@ def _workers() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _sharding(run: Run) -> Sharding:
+    return run.sharding or WHOLE
+
+
 def _layout(sharding: Sharding, precision: ComputeType) -> str:
     """Return the name of the worker layout and compute type; a checkpoint resumes only in the same layout."""
     return f"{_workers()}-workers{sharding.layout}-{precision}"
@@ -422,7 +426,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        **run.sharding.arguments(precision),
+        **_sharding(run).arguments(precision),
     }
 
 
