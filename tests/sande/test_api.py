@@ -196,6 +196,8 @@ def test_the_package_names_what_its_api_has_and_imports_it_late(package: str) ->
     code = (
         f"import sys, {package} as package; assert not set(sys.modules) & {{'torch', 'ray', 'pandas', 'pydantic'}}\n"
         f"from {package} import api\n"
+        "import pkgutil  # a module of that name would replace the function as soon as it is imported\n"
+        "assert not {module.name for module in pkgutil.iter_modules(package.__path__)} & set(package.__all__)\n"
         "assert package.__all__ == api.__all__ and set(package.__all__) <= set(dir(package))\n"
         "assert all(getattr(package, name) is getattr(api, name) for name in package.__all__)\n"
         "assert all(getattr(package, name).__doc__ for name in package.__all__)\n"
