@@ -76,7 +76,7 @@ def test_an_unknown_preference_set(grid_file: GridFile, tmp_path: Path) -> None:
 
 def test_lora_where_the_parrot_alone_trains(grid_file: GridFile, tmp_path: Path) -> None:
     line = mistake(grid_file(defense={"name": "sande", "simulate": {"lora_rank": 4}}), tmp_path)
-    assert "simulate.lora_rank is set, but the parrot alone trains there" in line
+    assert "simulate.lora_rank is set" in line
 
 
 def test_a_broken_question_of_a_later_cell(

@@ -140,7 +140,7 @@ def test_a_reference_with_another_vocabulary_is_refused(
 ) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     other = LlamaForCausalLM(LlamaConfig(vocab_size=100, **sizes))
-    with pytest.raises(UserError, match=r"^clean_decoding: the reference has 100 tokens, the victim \d+; name a model"):
+    with pytest.raises(UserError, match=r"^clean_decoding: the reference has 100 tokens, the victim \d+; use a model"):
         clean_decoding.defend(
             tiny, OtherModelsData(few_rows, lambda: iter([other])), clean_decoding.Config(), new_run()
         )
