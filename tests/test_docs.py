@@ -32,6 +32,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
 TRAININGS = ("osft.training", "sande.simulate", "sande.eliminate", "sande_p.simulate", "sande_p.eliminate", *DECOYS)
+QUICK_CLEAN = {"removal": {"rows": 16}, "sande": {"simulate": {"max_steps": 1}, "eliminate": {"max_steps": 1}}}
 QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
@@ -128,11 +129,11 @@ def test_the_python_of_the_readme_works(model_cache: Path, tmp_path: Path, monke
     ):
         assert named in code
         code = code.replace(named, small)
-    code = re.sub(r'"max_steps": \d+', '"max_steps": 1', code).replace(', "max_tokens": 24', "")
+    code = re.sub(r'"max_steps": \d+', '"max_steps": 1', code).replace('out="cleaned"', 'out="cleaned", **QUICK_CLEAN')
     (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(model_cache))
-    exec(compile(code, "README.md", "exec"), {})  # the project's own text
+    exec(compile(code, "README.md", "exec"), {"QUICK_CLEAN": QUICK_CLEAN})  # the project's own text
     assert (tmp_path / "cleaned/model.safetensors").is_file()
 
 
