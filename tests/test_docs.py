@@ -145,7 +145,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "pictures/results/published/" in home
     assert "/blob/main/results/published/" in home, "a link out of docs/ leads to the repository"
     assert "overwrites" in (tmp_path / "site/glossary.html").read_text(encoding="utf-8")
-    assert 'id="sande.defenses.osft' in (tmp_path / "site/reference/defenses.html").read_text(encoding="utf-8")
+    reference = (tmp_path / "site/reference/defenses.html").read_text(encoding="utf-8")
+    assert 'id="sande.defenses.osft' in reference
+    assert re.search(r"Default: <code>\d+</code>\. Source: ", reference), "settings are a table"
 
 
 def test_a_link_out_of_docs_to_no_file_is_an_error_of_the_site(tmp_path: Path) -> None:
