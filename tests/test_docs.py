@@ -119,7 +119,6 @@ def test_the_readme_names_every_method() -> None:
             assert f"`{file.stem}`" in text, f"{kind}: {file.stem}"
 
 
-@pytest.mark.skipif(not hasattr(sande, "attack"), reason="sande has no attack()")
 def test_the_python_of_the_readme_works(model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
     for named, small in (
