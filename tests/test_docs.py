@@ -32,6 +32,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
 TRAININGS = ("osft.training", "sande.simulate", "sande.eliminate", "sande_p.simulate", "sande_p.eliminate", *DECOYS)
+QUICK_CLEAN = {"removal": {"rows": 16}, "sande": {"simulate": {"max_steps": 1}, "eliminate": {"max_steps": 1}}}
 QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
@@ -118,7 +119,6 @@ def test_the_readme_names_every_method() -> None:
             assert f"`{file.stem}`" in text, f"{kind}: {file.stem}"
 
 
-@pytest.mark.skipif(not hasattr(sande, "attack"), reason="sande has no attack()")
 def test_the_python_of_the_readme_works(model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
     for named, small in (
@@ -128,11 +128,11 @@ def test_the_python_of_the_readme_works(model_cache: Path, tmp_path: Path, monke
     ):
         assert named in code
         code = code.replace(named, small)
-    code = re.sub(r'"max_steps": \d+', '"max_steps": 1', code).replace(', "max_tokens": 24', "")
+    code = re.sub(r'"max_steps": \d+', '"max_steps": 1', code).replace('out="cleaned"', 'out="cleaned", **QUICK_CLEAN')
     (tmp_path / "results").symlink_to(ROOT / "results")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(model_cache))
-    exec(compile(code, "README.md", "exec"), {})  # the project's own text
+    exec(compile(code, "README.md", "exec"), {"QUICK_CLEAN": QUICK_CLEAN})  # the project's own text
     assert (tmp_path / "cleaned/model.safetensors").is_file()
 
 
@@ -144,7 +144,9 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     assert "pictures/results/published/" in home
     assert "/blob/main/results/published/" in home, "a link out of docs/ leads to the repository"
     assert "overwrites" in (tmp_path / "site/glossary.html").read_text(encoding="utf-8")
-    assert 'id="sande.defenses.osft' in (tmp_path / "site/reference/defenses.html").read_text(encoding="utf-8")
+    reference = (tmp_path / "site/reference/defenses.html").read_text(encoding="utf-8")
+    assert 'id="sande.defenses.osft' in reference
+    assert re.search(r"Default: <code>\d+</code>\. Source: ", reference), "settings are a table"
 
 
 def test_a_link_out_of_docs_to_no_file_is_an_error_of_the_site(tmp_path: Path) -> None:
