@@ -59,8 +59,8 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
     if machine and not manifests and machine.lower() not in PAPERS:
         devices = sorted({each["device"] for kind in KINDS for each in store.manifests(kind)})
         raise UserError(
-            f"--machine {machine}: no stage in {store.root} was measured on it; use one of those that were: "
-            f"{', '.join(devices) or 'none'}; or {' or '.join(PAPERS)}, for the paper's times"
+            f"--machine {machine}: no stage in {store.root} was measured on it; use one of: "
+            f"{', '.join([*devices, *PAPERS])} ({' and '.join(PAPERS)} have the paper's times)"
         )
     cpu = is_cpu(machine)
     each = 1.0 if cpu else resources.workers * (resources.gpus or 1.0)

@@ -63,7 +63,7 @@ def test_a_machine_chooses_among_the_measurements(store: Store) -> None:
         assert seconds(plan, store, machine) == pytest.approx(100)
     assert basis(plan, store, "h800") == {PAPER: 1}
     for machine in ("cpu", "a100"):
-        with pytest.raises(UserError, match=f"{machine}: no stage in .* those that were: {H100}"):
+        with pytest.raises(UserError, match=f"{machine}: no stage in .* use one of: {H100}"):
             predict(plan, store, Resources(), 1, machine)
 
 

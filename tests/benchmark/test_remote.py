@@ -184,7 +184,7 @@ def test_a_server_that_stays_broken_is_a_sentence_and_the_next_try_only_sends(ur
 def test_a_refusal_is_a_sentence_without_waiting(uri: str, server: Server) -> None:
     server.fault = lambda method, path: 403
     begin = time.perf_counter()
-    with pytest.raises(UserError, match=r"is refused .*check the credentials") as caught:
+    with pytest.raises(UserError, match=r"access is refused .*check this machine's credentials") as caught:
         open_store(uri)
     assert time.perf_counter() - begin < 5
     assert SECRET not in str(caught.value)
@@ -294,8 +294,8 @@ def test_an_interrupted_run_leaves_a_complete_report_there(
     [
         ("s3://no-such-bucket-here/store", "no such bucket"),
         ("nosuch://place/store", "no file system is called 'nosuch'"),
-        ("s3://id:secret@bucket/store", "addresses with credentials"),
-        ("s3://bucket/store?secret=x", "addresses with credentials"),
+        ("s3://id:secret@bucket/store", "holds credentials or options"),
+        ("s3://bucket/store?secret=x", "holds credentials or options"),
         ("gs://bucket/store", "pip install 'sande-bench[gcs]'"),
     ],
 )
