@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.cell import NO_DEFENSE
+from benchmark.labels import labels, made_unique
 from benchmark.rows import ATTACK_FAILED, FAILED, NOT_RUN
 from sande.metrics.accuracy import PAPER as PAPER_PROMPT
 from sande.statistics import over_seeds, wilson
@@ -174,9 +174,15 @@ class Results:
         self._table = table
         self._outcomes = outcomes
         codes, texts = _coded(table["settings"])
+        place = np.empty(len(texts), np.int64)
         places: dict[str, int] = {}
-        place = np.array([places.setdefault(_without_seed(text.as_py()), len(places)) for text in texts])
-        self._settings = [json.loads(text) for text in places]
+        self._settings: list[dict[str, Any]] = []
+        for number, text in enumerate(texts):
+            values = json.loads(text.as_py())
+            del values["seed"]
+            place[number] = places.setdefault(json.dumps(values, sort_keys=True), len(places))
+            if place[number] == len(self._settings):
+                self._settings.append(values)
         self._attacked = [_attacked(values) for values in self._settings]
         # Of each row:
         self._place = place[codes]  # in those two lists
@@ -210,7 +216,12 @@ class Results:
         of_cell: dict[str, Row] = {}
         for (identity, _, _), row in zip(groups, firsts, strict=True):
             of_cell.setdefault(identity, row)
-        names = _told_apart({cell: label(row) for cell, row in of_cell.items()} if label else _labels(of_cell))
+        if label:
+            named = {identity: label(row) for identity, row in of_cell.items()}
+        else:
+            found = labels([json.loads(row["settings"]) for row in of_cell.values()])
+            named = dict(zip(of_cell, found, strict=True))
+        names = made_unique(named)
         return [
             self._entry(*names[identity], metric, rows, row)
             for (identity, metric, rows), row in zip(groups, firsts, strict=True)
@@ -310,12 +321,6 @@ def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:
     return np.flatnonzero(inside)
 
 
-def _without_seed(settings: str) -> str:
-    """Settings as `benchmark.rows` writes them, keys sorted, without the seed at their end; others as they are."""
-    rest, _, seed = settings.rpartition(', "seed": ')
-    return f"{rest}}}" if seed.removesuffix("}").isdigit() else settings
-
-
 def _attacked(settings: Mapping[str, Any]) -> str:
     """What a victim and its repaired versions have in common: the attack, and what they are asked."""
     return json.dumps([settings[name] for name in ("model", "data", "attack", "metrics")], sort_keys=True)
@@ -330,84 +335,3 @@ def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:
 def _mean(values: NDArray[np.float64]) -> float | None:
     # Added up one by one: NumPy's pairwise sum has other last digits.
     return sum(values.tolist()) / len(values) if len(values) else None
-
-
-def _labels(firsts: Mapping[str, Row]) -> dict[str, tuple[str, str]]:
-    found = labels([json.loads(row["settings"]) for row in firsts.values()])
-    return dict(zip(firsts, found, strict=True))
-
-
-def _told_apart(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Labels by settings (as JSON); those that several have get appended what differs."""
-    same: dict[tuple[str, str], list[str]] = {}
-    for settings, label in named.items():
-        same.setdefault(label, []).append(settings)
-    told = {}
-    for (defense, victim), several in same.items():
-        flat = {settings: dict(_flatten(json.loads(settings))) for settings in several}
-        differing = _short(_varying(flat.values()))
-        for settings, values in flat.items():
-            extra = {path: f", {short}={values.get(path)}" for path, short in differing.items()}
-            of_defense = [text for path, text in extra.items() if path.startswith("defense.")]
-            of_victim = [text for path, text in extra.items() if not path.startswith("defense.")]
-            told[settings] = "".join([defense, *of_defense]), "".join([victim, *of_victim])
-    return told
-
-
-def labels(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(defense, victim) label of each cell's settings: names, and whatever else tells it from the others.
-
-    Everything but the seed counts. A data set for removal is named only where one setting (in-domain, out-of-domain)
-    has several.
-    """
-    flat = [dict(_flatten(values)) for values in settings]
-    removal_sets: dict[tuple[Any, str], set[Any]] = {}
-    by_defense: dict[Any, list[dict[str, Any]]] = {}
-    for values in flat:
-        removal_sets.setdefault((values["data.name"], _setting(values)), set()).add(values["removal.name"])
-        by_defense.setdefault(values["defense.name"], []).append(values)
-    of_defense = {name: _short(_varying(group, "defense.")) for name, group in by_defense.items()}
-    named_already = {"seed", "model", "data.name", "removal.name"}
-    of_victim = _short({path for path in _varying(flat) if not path.startswith("defense.")} - named_already)
-    named = []
-    for values in flat:
-        model = str(values["model"]).rstrip("/").split("/")[-1]
-        victim = [f"{model} / {values['data.name']}", _setting(values)]
-        if len(removal_sets[values["data.name"], _setting(values)]) > 1:
-            victim.append(f"removal {values['removal.name']}")
-        victim += [f"{short}={values.get(path)}" for path, short in of_victim.items()]
-        defense = [str(values["defense.name"])]
-        defense += [f"{short}={values.get(path)}" for path, short in of_defense[values["defense.name"]].items()]
-        named.append((", ".join(defense), ", ".join(victim)))
-    return named
-
-
-def _setting(flat: Mapping[str, Any]) -> str:
-    return "in-domain" if flat["removal.name"] == flat["data.name"] else "out-of-domain"
-
-
-def _varying(settings: Iterable[Mapping[str, Any]], prefix: str = "") -> set[str]:
-    seen: dict[str, set[str]] = {}
-    for values in settings:
-        for path, value in values.items():
-            if path.startswith(prefix):
-                seen.setdefault(path, set()).add(repr(value))
-    return {path for path, distinct in seen.items() if len(distinct) > 1}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif key == "metrics":
-            for metric in value:
-                yield from _flatten(metric, f"metrics.{metric['name']}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _short(paths: Iterable[str]) -> dict[str, str]:
-    """Paths without their first part, as far as that leaves them different."""
-    tails = {path: path.split(".", 1)[-1] for path in sorted(paths)}
-    count = Counter(tails.values())
-    return {path: tail if count[tail] == 1 else path for path, tail in tails.items()}

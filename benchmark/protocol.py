@@ -6,10 +6,11 @@ It is written down here and not read from a grid, so that results can be compare
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark.labels import flatten
 from benchmark.paper import Reported
 
 PAPER_PROMPT = "paper_"  # how tasks that ask by the published code's letter prompt begin
@@ -215,23 +216,15 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Settings by path: of the metrics the one that is compared, with its prompt; no epochs where steps are set."""
-    found = dict(_leaves({key: value for key, value in settings.items() if key != "metrics"}))
+    found = dict(flatten({key: value for key, value in settings.items() if key != "metrics"}))
     for one in settings["metrics"]:
         name = one.get("task", one["name"])
         if name == metric:
             place = f"metrics.{name.removeprefix(PAPER_PROMPT)}"
             found[f"{place}.prompt"] = "letters" if name.startswith(PAPER_PROMPT) else "that of lm-eval's task"
-            found |= _leaves(one, f"{place}.")
+            found |= flatten(one, f"{place}.")
     by_steps = [path.removesuffix("max_steps") for path in found if path.endswith(".max_steps") and found[path]]
     return {path: value for path, value in found.items() if path not in [f"{stage}epochs" for stage in by_steps]}
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def written(path: str, value: Any) -> str:

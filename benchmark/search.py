@@ -362,7 +362,7 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from benchmark.aggregate import labels
+    from benchmark.labels import labels
 
     paths = folder / "search.parquet", folder / "search.md"
     jobs = {job.key: job for cell in grid.cells if grid.search and (job := job_of(grid.search, cell))}
