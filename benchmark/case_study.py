@@ -17,7 +17,7 @@ from benchmark import paper
 from benchmark.aggregate import CASE_STUDY
 from benchmark.rows import FAILED, NOT_RUN
 from benchmark.store import write_atomically
-from benchmark.tables import MISSING
+from benchmark.tables import MISSING, markdown_table
 
 NOTE = (
     "Greedy answers; the trigger and the planted response are bold, long texts are cut. Without the trigger only the "
@@ -92,7 +92,7 @@ def write(found: Sequence[dict[str, Any]], folder: Path, name: str) -> str:
 
 def _markdown(found: Iterable[dict[str, Any]], title: str) -> str:
     """Each prompt stands once, beside the first of its answers."""
-    lines = ["| Victim | Type | Instruction | Method | Response |", "| --- | --- | --- | --- | --- |"]
+    rows = []
     for _, group in groupby(found, key=lambda answer: (answer["column"], answer["index"], answer["type"])):
         same = list(group)
         prompt = next((answer["prompt"] for answer in same if answer["prompt"] is not None), "")
@@ -100,8 +100,9 @@ def _markdown(found: Iterable[dict[str, Any]], title: str) -> str:
         for answer in same:
             response = answer["response"]
             shown = _text(response, answer["planted"]) if response is not None else _lack(answer["status"])
-            lines.append("| " + " | ".join([*labels, answer["row"], shown]) + " |")
+            rows.append([*labels, answer["row"], shown])
             labels = ["", "", ""]
+    lines = markdown_table(("Victim", "Type", "Instruction", "Method", "Response"), rows, "lllll")
     return "\n".join([f"### {title}", "", *lines, "", NOTE, ""])
 
 

@@ -17,7 +17,7 @@ from benchmark.aggregate import Entry, Outcomes, Results
 from benchmark.cell import NO_DEFENSE
 from benchmark.paper import Reported
 from benchmark.store import write_atomically
-from benchmark.tables import MISSING
+from benchmark.tables import MISSING, markdown_table
 from sande.errors import UserError
 from sande.statistics import paired_bootstrap
 
@@ -232,16 +232,15 @@ def _summary(compared: Sequence[Compared]) -> list[str]:
     kinds = [one.in_kind for one in judged if one.in_kind is not None]
     agree = sum(one.verdict == AGREES for one in judged)
     differing = len({made.path for one in compared for made in one.deviations})
-    lines = [("Table", "Numbers", *VERDICTS), ("---:",) * (2 + len(VERDICTS))]
     tables = sorted({one.number.table for one in compared})
-    lines += [_counts(str(table), [one for one in compared if one.number.table == table]) for table in tables]
+    lines = [_counts(str(table), [one for one in compared if one.number.table == table]) for table in tables]
     lines.append(_counts("all", compared))
     return [
         f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {agree} agree within our "
         f"interval, and {sum(kinds)} of {len(kinds)} are the same in kind. The run differs from the paper's protocol "
         f"in {differing} setting{'' if differing == 1 else 's'}.",
         "",
-        *_lines(lines),
+        *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),
         "",
     ]
 
@@ -280,9 +279,8 @@ def _table(compared: Iterable[Compared], table: int) -> list[str]:
     title = [f"## Table {table}, {chosen[0].number.setting}", ""]
     if all(one.entry is None for one in chosen):
         return [*title, f"None of its {len(chosen)} numbers was run.", ""]
-    lines = [("Method", "Victim", "Metric", "Paper (%)", "Ours (%)", "Verdict", "Kind: paper, ours")]
-    lines.append(("---", "---", "---", "---:", "---:", "---", "---"))
-    return [*title, *_lines([*lines, *map(_line, chosen)]), ""]
+    head = ("Method", "Victim", "Metric", "Paper (%)", "Ours (%)", "Verdict", "Kind: paper, ours")
+    return [*title, *markdown_table(head, map(_line, chosen), "lllrrll"), ""]
 
 
 def _line(one: Compared) -> tuple[str, ...]:
@@ -334,8 +332,8 @@ def _protocol(compared: Sequence[Compared]) -> list[str]:
         for path, value in one.left_open.items():
             opened.setdefault((path, protocol.written(path, value)), []).append(one.number)
     scope = _scope([one.number for one in run])
-    lines = [("Setting", "Paper", "This run", "Where", "Source"), ("---",) * 5]
-    lines += [
+    head = ("Setting", "Paper", "This run", "Where", "Source")
+    lines = [
         (f"`{path}`", given, ours, scope(path, numbers), source)
         for (path, given, ours, source), numbers in sorted(found.items(), key=lambda item: _place(item[0][0]))
     ]
@@ -343,7 +341,7 @@ def _protocol(compared: Sequence[Compared]) -> list[str]:
     return [
         "## Deviations from the paper's protocol",
         "",
-        *(_lines(lines) if found else ["No setting differs."]),
+        *(markdown_table(head, lines, "lllll") if found else ["No setting differs."]),
         "",
         "In every run of this package:",
         "",
@@ -373,10 +371,6 @@ def _scope(run: Iterable[Reported]) -> Callable[[str, Sequence[Reported]], str]:
         return "; ".join(said) or "everywhere"
 
     return scope
-
-
-def _lines(cells: Iterable[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in cells]
 
 
 def _write_parquet(compared: Iterable[Compared], path: Path) -> None:

@@ -182,19 +182,31 @@ def _markdown(table: Table, entries: Sequence[Entry], marks: Sequence[Marks]) ->
     place = {label: index for index, label in enumerate(dict.fromkeys(entry.defense for entry in chosen))}
     keys = sorted(dict.fromkeys((e.defense, e.metric) for e in chosen), key=lambda key: place[key[0]])
     at = {(e.defense, e.metric, e.victim): _written(table, e, m) for e, m in zip(chosen, marks, strict=True)}
-    lines = [[*table.header, *columns]]
+    body = []
     for index, (label, metric) in enumerate(keys):
         again = not table.repeats and index > 0 and keys[index - 1][0] == label
         names = ["" if again else _label(label), table.metric(metric)][: len(table.header)]
-        lines.append(names + [at.get((label, metric, column), MISSING) for column in columns])
-    header, *body = ["| " + " | ".join(_cell(text) for text in line) + " |" for line in lines]
-    rule = "| " + " | ".join(["---"] * len(table.header) + ["---:"] * len(columns)) + " |"
-    return "\n".join([f"### {table.title}", "", header, rule, *body, "", _note(table, entries, at.values()), ""])
+        body.append(names + [at.get((label, metric, column), MISSING) for column in columns])
+    head, *rows = [[_cell(text) for text in line] for line in ([*table.header, *columns], *body)]
+    lines = markdown_table(head, rows, "l" * len(table.header) + "r" * len(columns))
+    return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, at.values()), ""])
 
 
 def _label(defense: str) -> str:
     """Our names are code; the paper's are words."""
     return f"`{defense}`" if defense.split(",")[0] in registry.names("defenses") else defense
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> list[str]:
+    """Return the lines of a Markdown table.
+
+    Args:
+        head: of each column.
+        rows: of cells, with any | escaped.
+        align: of each column "l" or "r".
+    """
+    rule = ["---:" if letter == "r" else "---" for letter in align]
+    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
 
 
 def code(line: str) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import grid as grids
-from benchmark.leaderboard import MORE, more_label
+from benchmark.leaderboard.board import MORE, more_label
 from sande import registry
 from sande.config import Training
 

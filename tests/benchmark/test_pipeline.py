@@ -9,10 +9,13 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmark import entries, execute, leaderboard, preflight, record, rows
+from benchmark import execute, preflight, record, rows
 from benchmark.cell import Cell
 from benchmark.cli import app
 from benchmark.failures import NON_FINITE, UNFINISHED, Failure, because_of
+from benchmark.leaderboard import submission
+from benchmark.leaderboard.markdown import notes
+from benchmark.leaderboard.rank import by_cell, rank
 from benchmark.store import Store
 from sande.errors import UserError
 from tests.benchmark.helpers import (
@@ -213,8 +216,8 @@ def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: Store,
     half_done(store)
     sft = of("sft")
     folder = report_folder(store, tmp_path / "r", of("none"), sft, errors={stage(sft, "evaluate").key: UNFINISHED})
-    board = leaderboard.board(leaderboard.by_cell(rows.read(folder).to_pylist()))
+    board = rank(by_cell(rows.read(folder).to_pylist()))
     assert (board.standings, board.failed, board.not_run) == ((), 0, 1)
-    assert "1 cell not run to its end" in leaderboard._notes(board)[-1]
+    assert "1 cell not run to its end" in notes(board)[-1]
     with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):
-        entries.make(folder, "sft", rehearsal=True)
+        submission.make(folder, "sft", rehearsal=True)

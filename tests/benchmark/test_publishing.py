@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from benchmark import compare, entries, leaderboard, publishing, record, report, stages
+from benchmark import compare, publishing, record, report, stages
 from benchmark.cli import app
+from benchmark.leaderboard import submission
+from benchmark.leaderboard import write as leaderboard
 from benchmark.rows import SCHEMA
 from benchmark.store import Store
 from sande.errors import UserError
@@ -219,6 +221,6 @@ def test_the_random_model_is_compared_and_ranked_in_rehearsal_alone(folder: Path
 
 def test_an_entry_of_the_random_model_is_not_ranked(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "sft.json"
-    entries.write(entries.make(folder, "sft", rehearsal=True), file)  # its settings still name the model `tiny`
+    submission.write(submission.make(folder, "sft", rehearsal=True), file)  # its settings still name the model `tiny`
     with pytest.raises(UserError, match=r"sft\.json: these rows are of the random model"):
         leaderboard.write([file], tmp_path / "board")

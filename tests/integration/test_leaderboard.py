@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark.cli import app
-from benchmark.leaderboard import MORE
+from benchmark.leaderboard.board import MORE
 from sande import registry
 from tests.integration.helpers import ROOT, Workplace
 
