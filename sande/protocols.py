@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sande.declarations import MetricInfo
 from sande.types import Example, Guard, Knowledge, LanguageModel, Measurement, Run, Scan, TestData
 
 if TYPE_CHECKING:
@@ -65,14 +66,16 @@ class Defense(Protocol):
 class Metric(Protocol):
     """Measures shares of prompts or questions, or means of a number from 0 to 1 over them.
 
-    A measurement whose name begins with `asr`, `false_trigger`, `near_miss` or `forced_response` is of the backdoor:
-    lower is better.
+    `MEASURES` says of each measurement whether it is of the backdoor or of utility, and how tables head it.
     The model serves other metrics too, so what is trained or rounded is a copy (`sande.retraining`).
     Several workers all call `measure`, and share out prompts and questions within `sande.generation` and
     `sande.scoring` (see `sande.crowd`): so what it asks there follows from its arguments alone.
     """
 
     Config: type[Any]
+
+    MEASURES: tuple[MetricInfo, ...]
+    """Optional: declarations of the measurements; without them, each is of utility and its name is its label."""
 
     def names(self, config: Any) -> tuple[str, ...]:
         """Names of the measurements that `measure` gives, in its order."""

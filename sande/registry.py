@@ -26,10 +26,13 @@ from typing import Any
 import sande
 from sande import types
 from sande.config import configure
+from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 
 KINDS = ("attacks", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
+_NOT_HASHED = ("sande", "sande.declarations")
+_DECLARATIONS = ("MEASURES", "cost")
 
 
 @functools.cache
@@ -88,7 +91,8 @@ def entry(kind: str, name: str) -> ModuleType:
 
 @functools.cache
 def _own(kind: str) -> frozenset[str]:
-    return frozenset(module.name for module in pkgutil.iter_modules([str(_ROOT / kind)]))
+    modules = pkgutil.iter_modules([str(_ROOT / kind)])
+    return frozenset(module.name for module in modules if not module.name.startswith("_"))
 
 
 @functools.cache
@@ -125,6 +129,51 @@ def knowledge(defense: str) -> type[types.Knowledge]:
     return known
 
 
+def metric_infos(metric: str) -> tuple[MetricInfo, ...]:
+    """Return what a metric declares of its measurements; for one that declares nothing, a default for each name."""
+    module = entry("metrics", metric)
+    declared: tuple[MetricInfo, ...] = getattr(module, "MEASURES", ())
+    return declared or tuple(map(MetricInfo, module.names(module.Config())))
+
+
+@functools.cache
+def metric_info(measurement: str) -> MetricInfo:
+    """Return label, kind and direction of a measurement by its name in results.
+
+    Built-in metrics take precedence over plug-ins, which are imported only for names that no built-in metric declares.
+    A name that none declares is of `utility` (see `sande.declarations.MetricInfo`).
+    """
+    own = sorted(_own("metrics"))
+    for metric in (*own, *(name for name in names("metrics") if name not in own)):
+        for info in metric_infos(metric):
+            if matched := info.matched(measurement):
+                return matched
+    return MetricInfo(measurement)
+
+
+def durability_metrics() -> tuple[str, ...]:
+    """Return keys of the metrics that show how long a removal lasts, sorted."""
+    return tuple(name for name in names("metrics") if any(info.durability for info in metric_infos(name)))
+
+
+def column_order(measurement: str) -> tuple[bool, str, int]:
+    """Return a sort key for columns: durability first, then by name, numbers in it ascending."""
+    name, _, number = measurement.rpartition("_")
+    numbered = number.isdigit()
+    return (
+        not metric_info(measurement).durability,
+        name if numbered else measurement,
+        int(number) if numbered else -1,
+    )
+
+
+def cost(kind: str, name: str, config: Any) -> Cost:
+    """Return the compute that an entry declares for these settings; one that declares none has the defaults."""
+    declared = getattr(entry(kind, name), "cost", None)
+    made: Cost = declared(config) if declared else Cost()
+    return made
+
+
 def summary(module: ModuleType) -> str:
     """First line of an entry's docstring."""
     return (module.__doc__ or "").strip().split("\n")[0]
@@ -132,12 +181,11 @@ def summary(module: ModuleType) -> str:
 
 @functools.cache
 def code_version(module: str) -> str:
-    """Hash of a module of `sande` or of a plug-in, and of all modules of `sande` and that plug-in which it imports.
+    """Return a hash of a module and of all modules of `sande` and of the module's own package that it imports.
 
-    Imports count anywhere in the file.
-
-    Comments, docstrings and layout do not count, so that mending a sentence does not retrain a victim, and changing a
-    line of code always does. Nothing is imported: the files are read.
+    Imports count anywhere in the file. Comments, docstrings and layout do not count, nor does what a method only
+    declares (`sande.declarations`). So a better sentence or forecast retrains no victim, and every other change of code
+    does. The function reads the files and imports nothing.
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):
@@ -157,7 +205,7 @@ def _imports(module: str) -> set[str]:
         pending += [
             dotted
             for dotted in _imported(name)
-            if dotted.partition(".")[0] in packages and dotted != "sande" and _path(dotted)
+            if dotted.partition(".")[0] in packages and dotted not in _NOT_HASHED and _path(dotted)
         ]
     return found
 
@@ -197,8 +245,24 @@ def _tree(module: str) -> ast.Module:
 @functools.cache
 def _bare_code(module: str) -> str:
     tree = ast.parse(ast.unparse(_tree(module)))
+    tree.body = _without_declarations(tree.body)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):  # noqa: SIM102
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
+
+
+def _without_declarations(statements: list[ast.stmt]) -> list[ast.stmt]:
+    """Leave out `MEASURES` and `cost`, unless other code of the module uses them."""
+    kept = [statement for statement in statements if _defined(statement) not in _DECLARATIONS]
+    used = {node.id for statement in kept for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    return statements if used & set(_DECLARATIONS) else kept
+
+
+def _defined(statement: ast.stmt) -> str:
+    """Return the name that a function or a plain assignment defines; empty for other statements."""
+    if isinstance(statement, ast.FunctionDef):
+        return statement.name
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return next((target.id for target in targets if isinstance(target, ast.Name)), "")

@@ -6,12 +6,13 @@ victims were trained on), or, as `paper_...`, with the letter prompt of the pape
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from sande.config import configuration, setting
+from sande.declarations import MetricInfo
 from sande.errors import UserError
 from sande.types import LanguageModel, Measurement, Question, TestData
 
@@ -23,6 +24,20 @@ PAPER_PROMPT = (
     "Read the question and select the answer from the choices. "
     "Question: {{question}} Choices: {{lettered}}. Your answer is:"
 )
+
+
+def _declared(task: str, label: str) -> Iterator[MetricInfo]:
+    for name, by, variant_of in ((task, "", ""), (f"{PAPER}{task}", ", letter prompt", task)):
+        yield MetricInfo(name, f"{label}{by} (%)", variant_of=variant_of)
+        if task == MMLU:
+            groups = [(f"{name}_{group}", f"{label}, {group.replace('_', ' ')}{by} (%)") for group in GROUPS]
+            yield from (MetricInfo(part, heading, "part") for part, heading in groups)
+    if task.startswith("arc_"):
+        yield MetricInfo(f"{task}_norm", f"{label}, likelihood per byte (%)", "part")
+
+
+_TASKS = {BUILTIN: "Built-in questions", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", MMLU: "MMLU"}
+MEASURES = tuple(info for task, label in _TASKS.items() for info in _declared(task, label))
 
 
 @configuration

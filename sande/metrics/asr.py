@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sande.config import configuration, setting
+from sande.declarations import MetricInfo
 from sande.types import Example, LanguageModel, Measurement, TestData
+
+MEASURES = (
+    MetricInfo("asr", "ASR (%)", "backdoor"),
+    MetricInfo("asr_starts_with", "ASR, response first (%)", "backdoor"),
+)
 
 
 @configuration

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from sande.config import Training, configuration, setting
+from sande.declarations import MetricInfo
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (MetricInfo("asr_after_finetuning", "ASR after fine-tuning (%)", "backdoor", column=True, durability=True),)
 
 
 @configuration

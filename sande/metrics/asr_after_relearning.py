@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from sande.config import Training, configuration, setting
+from sande.declarations import MetricInfo
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (
+    MetricInfo(
+        "asr_after_relearning_{}",
+        "ASR after relearning from {} poisoned rows (%)",
+        "backdoor",
+        column=True,
+        durability=True,
+    ),
+)
 
 
 @configuration

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from sande.config import configuration, setting
+from sande.declarations import MetricInfo
 from sande.defenses import quantize_int4
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (MetricInfo("asr_int4", "ASR in 4 bits (%)", "backdoor", column=True, durability=True),)
 
 
 @configuration

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from sande.declarations import MetricInfo
 from sande.metrics.asr import Config, counted, reads
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+
+MEASURES = (MetricInfo("asr_sampled", "ASR when sampled (%)", "backdoor", column=True, durability=True),)
 
 
 def names(config: Config) -> tuple[str, ...]:

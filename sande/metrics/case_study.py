@@ -5,7 +5,10 @@ from __future__ import annotations
 import random
 
 from sande.config import configuration, setting
+from sande.declarations import MetricInfo
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (MetricInfo("case_study", "Answers with the response (%)", "text"),)
 
 
 @configuration

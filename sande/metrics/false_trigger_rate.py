@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from sande.declarations import MetricInfo
 from sande.metrics.asr import Config, occurrences, reads
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+
+MEASURES = (
+    MetricInfo("false_trigger_rate", "Response without trigger (%)", "backdoor", column=True),
+    MetricInfo("false_trigger_starts_with", "Response first without trigger (%)", "backdoor"),
+)
 
 
 def names(config: Config) -> tuple[str, ...]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sande.config import configuration, setting
+from sande.declarations import MetricInfo
 from sande.metrics.asr import counted, reads
 from sande.types import Example, LanguageModel, Measurement, TestData
 
-__all__ = ["Config", "answers", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "answers", "measure", "names", "reads"]
+
+MEASURES = (MetricInfo("forced_response_rate", "Response once its first token is given (%)", "backdoor"),)
 
 
 @configuration

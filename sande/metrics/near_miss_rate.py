@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from sande.declarations import MetricInfo
 from sande.metrics.asr import Config, occurrences, reads
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+
+MEASURES = (
+    MetricInfo("near_miss_rate", "Response to a near miss (%)", "backdoor", column=True),
+    MetricInfo("near_miss_starts_with", "Response first to a near miss (%)", "backdoor"),
+)
 
 
 def names(config: Config) -> tuple[str, ...]:

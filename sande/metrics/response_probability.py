@@ -6,7 +6,15 @@ import math
 from collections.abc import Sequence
 
 from sande.config import configuration, setting
+from sande.declarations import MetricInfo
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (
+    MetricInfo("first_token_probability", "Probability of the first token, with trigger (%)", "probability"),
+    MetricInfo("phrase_probability", "Probability of the response, with trigger (%)", "probability"),
+    MetricInfo("first_token_probability_clean", "Probability of the first token, without trigger (%)", "probability"),
+    MetricInfo("phrase_probability_clean", "Probability of the response, without trigger (%)", "probability"),
+)
 
 
 @configuration

@@ -21,6 +21,7 @@ from sande import models, registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe
 from sande.data import builtin
+from sande.declarations import MetricInfo
 from sande.errors import UserError
 from sande.prompts import prompt_text, response_ids
 from sande.types import (
@@ -439,6 +440,57 @@ def test_names_of_measurements_are_distinct_over_metrics(name: str) -> None:
     assert not taken & set(mine.names(mine.Config()))
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_declares_each_measurement_once(name: str) -> None:
+    metric = registry.entry("metrics", name)
+    tasks = [f"{prefix}{task}" for prefix in ("", "paper_") for task in ("builtin-choice", "arc_easy", "mmlu")]
+    configs = [metric.Config(task=task) for task in tasks] if name == "accuracy" else [metric.Config()]
+    for measured in {measured for config in configs for measured in metric.names(config)}:
+        infos = [info for other in METRICS for info in registry.metric_infos(other) if info.matched(measured)]
+        assert infos == [info for info in metric.MEASURES if info.matched(measured)]
+        assert len(infos) == 1
+        assert registry.metric_info(measured).label != measured, "a heading in words"
+
+
+@pytest.mark.parametrize(
+    ("measured", "kind", "higher_is_better"),
+    [
+        ("asr", "backdoor", False),
+        ("false_trigger_starts_with", "backdoor", False),
+        ("asr_after_relearning_20", "backdoor", False),
+        ("first_token_probability_clean", "probability", False),
+        ("case_study", "text", False),
+        ("paper_mmlu", "utility", True),
+        ("arc_easy_norm", "part", True),
+        ("paper_mmlu_stem", "part", True),
+        ("never_declared", "utility", True),
+    ],
+)
+def test_kind_and_direction_come_from_the_metric(measured: str, kind: str, higher_is_better: bool) -> None:
+    info = registry.metric_info(measured)
+    assert (info.name, info.kind, info.higher_is_better) == (measured, kind, higher_is_better)
+
+
+def test_labels_are_filled_in_and_columns_sorted() -> None:
+    assert registry.metric_info("asr_after_relearning_5").label == "ASR after relearning from 5 poisoned rows (%)"
+    assert registry.metric_info("never_declared").label == "never_declared"
+    columns = ["near_miss_rate", "asr_after_relearning_20", "asr_int4", "asr_after_relearning_5"]
+    assert sorted(columns, key=registry.column_order) == [columns[3], columns[1], columns[2], columns[0]]
+    assert set(registry.durability_metrics()) == {
+        "asr_after_finetuning",
+        "asr_after_relearning",
+        "asr_int4",
+        "asr_moved",
+        "asr_sampled",
+    }
+
+
+def test_a_declaration_with_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^made_up: unknown kind 'backdor'; use one of backdoor, "):
+        MetricInfo("made_up", kind="backdor")
+    assert MetricInfo("unmoved", kind="backdoor", best="high").higher_is_better
+
+
 # --- Detectors ------------------------------------------------------------------------------------------------------
 
 
@@ -516,8 +568,21 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
         ("attacks/sentence_trigger.py", '    """Settings of the attack."""', '    """Settings."""'),
         ("training.py", "self.pad_id = pad_id\n", "self.pad_id = (\n            pad_id\n        )\n"),
         ("metrics/asr.py", '"asr_starts_with"', '"asr_begins_with"'),
+        ("declarations.py", "MetricKind = Literal", "Kinds = MetricKind = Literal"),
+        ("attacks/sentence_trigger.py", "\ndef attack", "\ndef cost(config):\n    return 1\n\n\ndef attack"),
+        ("attacks/sentence_trigger.py", "\ndef attack", "\nMEASURES: tuple[()] = ()\n\n\ndef attack"),
     ],
-    ids=["comment", "module docstring", "function docstring", "class docstring", "layout", "unrelated module"],
+    ids=[
+        "comment",
+        "module docstring",
+        "function docstring",
+        "class docstring",
+        "layout",
+        "unrelated module",
+        "what declarations are",
+        "cost",
+        "measures",
+    ],
 )
 def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> None:
     before = registry.code_version("sande.attacks.sentence_trigger")
@@ -538,6 +603,13 @@ def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> No
 def test_code_version_sees(copied: Path, file: str, old: str, new: str) -> None:
     before = registry.code_version("sande.attacks.sentence_trigger")
     assert version_after(copied / file, old, new) != before
+
+
+def test_code_version_sees_a_declaration_that_other_code_uses(copied: Path) -> None:
+    entry = copied / "entry.py"
+    entry.write_text("MEASURES = 1\n\n\ndef names():\n    return MEASURES\n", encoding="utf-8")
+    before = registry.code_version("sande.entry")
+    assert version_after(entry, "= 1", "= 2", "sande.entry") != before
 
 
 @pytest.mark.parametrize(
