@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 from benchmark.cell import NO_DEFENSE
 from benchmark.labels import labels, made_unique
 from benchmark.rows import ATTACK_FAILED, FAILED, NOT_RUN
-from sande.metrics.accuracy import PAPER as PAPER_PROMPT
+from sande import registry
+from sande.declarations import MetricInfo
 from sande.statistics import over_seeds, wilson
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BACKDOOR = ("asr", "false_trigger", "near_miss", "forced_response")  # how names of what is left of a backdoor begin
 PROBABILITY_METRICS = (
     "first_token_probability_clean",
     "first_token_probability",
@@ -37,22 +37,26 @@ Label = Callable[[Row], tuple[str, str]]
 
 
 def is_backdoor(metric: str) -> bool:
-    """Whether it says what is left of the backdoor, so that lower is better."""
-    return metric.startswith(BACKDOOR)
+    """Return whether a measurement says how much of the backdoor is left."""
+    return registry.metric_info(metric).kind == "backdoor"
 
 
 def is_utility(metric: str) -> bool:
-    """Whether it says what a model can do, over all of a task."""
-    return _is_ability(metric) and not is_part(metric)
+    """Return whether a measurement says what the model can do on a whole task; means over tasks take these alone."""
+    return registry.metric_info(metric).kind == "utility" and _is_declared(metric)
 
 
 def is_part(metric: str) -> bool:
-    """Whether it is of a group of a task's questions, or counts the same answers in another way."""
-    return _is_ability(metric) and (metric.endswith("_norm") or metric.removeprefix(PAPER_PROMPT).startswith("mmlu_"))
+    """Return whether a measurement is shown with the utility, but is in no mean over tasks.
+
+    These are groups of a task's questions, other scores of the same answers, and names that no metric declares, such as
+    those of a plug-in that is not installed.
+    """
+    return registry.metric_info(metric).kind == "part" or not _is_declared(metric)
 
 
-def _is_ability(metric: str) -> bool:
-    return not is_backdoor(metric) and metric != CASE_STUDY and "_probability" not in metric
+def _is_declared(metric: str) -> bool:
+    return registry.metric_info(metric) != MetricInfo(metric)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -160,7 +160,7 @@ def _best(chosen: Sequence[Entry]) -> dict[int, Entry]:
     best: dict[int, Entry] = {}
     for (_, metric), indices in columns.items():
         if len(indices) > 1:
-            sign = -1 if is_backdoor(metric) else 1
+            sign = 1 if registry.metric_info(metric).higher_is_better else -1
             winner = max((chosen[index] for index in indices), key=lambda entry: sign * (entry.value or 0.0))
             best |= dict.fromkeys(indices, winner)
     return best

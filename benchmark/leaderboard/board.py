@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from sande import registry
 
 # What a defense may have to know: of the backdoor, the most first; then models from elsewhere.
 LEVELS = ("trigger", "response", "first token", "nothing", "clean model", "other models")
 Row = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Row]]
-# Further metrics of the backdoor, shown where any row has one; a number at the end of a name is the metric's own.
-MORE = {
-    "asr_after_finetuning": "ASR after fine-tuning (%)",
-    "asr_after_relearning": "ASR after relearning from {} poisoned rows (%)",
-    "asr_int4": "ASR in 4 bits (%)",
-    "asr_sampled": "ASR when sampled (%)",
-    "asr_moved": "ASR, trigger moved (%)",
-    "near_miss_rate": "Response to a near miss (%)",
-    "false_trigger_rate": "Response without trigger (%)",
-}
-
-
-def more_label(metric: str) -> str | None:
-    """Return the column head of a metric that `MORE` names; None for any other."""
-    name, _, number = metric.rpartition("_")
-    return MORE.get(metric) or (MORE[name].format(number) if name in MORE and number.isdigit() else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +31,7 @@ class Twin:
         cell: its id; empty for a mean.
         asr: share of triggered prompts that it answers with the response, percent.
         loss: the victim's utility minus its own, percentage points.
-        more: the metrics that `MORE` names, percent.
+        more: further metrics that have a column of their own, percent.
     """
 
     cell: str
@@ -69,7 +55,7 @@ class Measured:
         victim_asr: ASR of the victim, percent.
         asr: ASR after the defense, percent.
         loss: utility lost relative to the victim, percentage points, mean over the tasks.
-        more: the metrics that `MORE` names, percent.
+        more: further metrics that have a column of their own, percent.
         device: on which `seconds` were measured.
         seconds: wall-clock time of the defense.
         tokens: number of tokens that the defense trains on.
@@ -104,7 +90,7 @@ class Standing:
         front: 1 for the Pareto front, 2 for the front of what remains without the first, and so on.
         asr: mean ASR after the defense, percent; every case has the same weight.
         loss: mean utility lost relative to the victim, percentage points.
-        more: means of the metrics that `MORE` names, percent, over the cases that have them.
+        more: means of further metrics, percent, over the cases that have them.
         seconds: mean wall-clock seconds of a defense, by device.
         tokens: mean tokens that a defense trains on.
         victims, seeds, cells: how many the numbers are made from.
@@ -158,14 +144,8 @@ class Board:
 
     @property
     def more(self) -> list[str]:
-        """Metrics of `MORE` that any cell has, in its order."""
-        found = {metric for one in self.cells for metric in one.more}
-        order = list(MORE)
-        return sorted(found, key=lambda metric: (_place(metric, order), len(metric), metric))
-
-
-def _place(metric: str, order: Sequence[str]) -> int:
-    return order.index(metric if metric in MORE else metric.rpartition("_")[0])
+        """Further metrics that have a column of their own, those of durability first."""
+        return sorted({metric for one in self.cells for metric in one.more}, key=registry.column_order)
 
 
 def unit(device: str) -> str:

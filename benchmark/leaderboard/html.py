@@ -18,10 +18,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.leaderboard.board import Board, Number, Row, more_label, unit
+from benchmark.leaderboard.board import Board, Number, Row, unit
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
 from benchmark.leaderboard.rank import ladder
 from benchmark.store import write_atomically
+from sande import registry
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -101,7 +102,7 @@ def write(
         levels=[rung.level for rung in rungs],
         ladder=rungs,
         plot=plot(made, standings),
-        more=[{"name": metric, "label": more_label(metric)} for metric in made.more],
+        more=[{"name": metric, "label": registry.metric_info(metric).label} for metric in made.more],
         devices=[{"name": device, "unit": unit(device)} for device in devices],
         summary=_summary(made),
         warned=_paragraphs(warned),

@@ -9,8 +9,8 @@ from typing import Any
 from benchmark import rows
 from benchmark.cell import NO_DEFENSE
 from benchmark.labels import labels
-from benchmark.leaderboard.board import LEVELS, Board, Cells, Measured, Number, Row, Standing, Twin, more_label
-from benchmark.protocol import PAPER_PROMPT
+from benchmark.leaderboard.board import LEVELS, Board, Cells, Measured, Number, Row, Standing, Twin
+from sande import registry
 from sande.statistics import of_sum, over_seeds, wilson
 
 
@@ -92,7 +92,8 @@ def _twin(cell: Mapping[str, Row], victim: Mapping[str, float]) -> Twin:
 
 
 def _more_of(cell: Mapping[str, Row]) -> dict[str, Number]:
-    return {name: _number(row) for name, row in cell.items() if more_label(name) and row["value"] is not None}
+    columns = (name for name, row in cell.items() if row["value"] is not None and registry.metric_info(name).column)
+    return {name: _number(cell[name]) for name in columns}
 
 
 def _number(row: Row) -> Number:
@@ -116,7 +117,7 @@ def _is_measured(row: Row | None) -> bool:
 def _tasks(settings: Mapping[str, Any]) -> list[str]:
     """Return the names of the utility metrics, each task once: no score per byte, subject group or second prompt."""
     asked = [metric["task"] for metric in settings["metrics"] if "task" in metric]
-    return [task for task in asked if task.removeprefix(PAPER_PROMPT) not in asked or not task.startswith(PAPER_PROMPT)]
+    return [task for task in asked if registry.metric_info(task).variant_of not in asked]
 
 
 def _victim(settings: Mapping[str, Any]) -> str:

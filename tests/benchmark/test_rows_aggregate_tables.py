@@ -196,11 +196,15 @@ def test_a_twin_is_no_failed_attack(store: Store) -> None:
         ("arc_easy", "utility"),
         ("case_study", ""),
         ("phrase_probability", ""),
+        ("arc_easy_norm", "part"),
+        ("paper_mmlu_stem", "part"),
+        ("asr_of_a_plugin_that_is_not_installed", "part"),
     ],
 )
-def test_a_name_says_whether_it_is_of_the_backdoor_or_of_utility(metric: str, of: str) -> None:
+def test_the_kind_of_a_metric_is_what_the_metric_declares(metric: str, of: str) -> None:
     assert aggregate.is_backdoor(metric) == (of == "backdoor")
     assert aggregate.is_utility(metric) == (of == "utility")
+    assert aggregate.is_part(metric) == (of == "part")
 
 
 def test_seeds_are_put_together_with_a_t_interval(store: Store) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmark import rows
-from benchmark.leaderboard.board import Board, Number, more_label
+from benchmark.leaderboard.board import Board, Number
 from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import markdown
 from benchmark.leaderboard.rank import fronts
@@ -90,8 +90,6 @@ def test_other_metrics_of_the_backdoor_are_shown_where_there_are_any() -> None:
     )
     assert made.more == ["asr_after_relearning_20", "asr_int4"]
     assert made.standings[0].more == {"asr_after_relearning_20": Number(60.0, 50.0, 70.0)}
-    assert more_label("asr_after_relearning_20") == "ASR after relearning from 20 poisoned rows (%)"
-    assert more_label("asr_after_relearning_x") is None
 
 
 def test_a_task_counts_once() -> None:
