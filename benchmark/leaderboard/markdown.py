@@ -121,7 +121,7 @@ def notes(made: Board) -> list[str]:
         for count, noun, why in (
             (made.attack_failed, "victim", "whose attack failed"),
             (made.failed, "cell", "that failed"),
-            (made.not_run, "cell", "not run to its end"),
+            (made.not_run, "cell", "not finished"),
             (made.unmeasured, "cell", "without a measured utility"),
         )
         if count

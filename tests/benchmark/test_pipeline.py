@@ -112,7 +112,7 @@ def test_an_interrupted_run_shows_what_is_measured_and_says_not_run_of_the_rest(
     assert "| `sft` | builtin-choice | not run |" in page
     assert "| `sft` | 14.0 (" in page
     assert "## Not run\n\nThe run was interrupted: 2 of 3 cells are not measured to their end." in page
-    assert "Cells: 3, of which failed: 0, not run to their end: 2" in page
+    assert "Cells: 3, of which failed: 0, not finished: 2" in page
     assert "## Failed" not in page
     assert not rows.is_complete(place)
 
@@ -218,6 +218,6 @@ def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: Store,
     folder = report_folder(store, tmp_path / "r", of("none"), sft, errors={stage(sft, "evaluate").key: UNFINISHED})
     board = rank(by_cell(rows.read(folder).to_pylist()))
     assert (board.standings, board.failed, board.not_run) == ((), 0, 1)
-    assert "1 cell not run to its end" in notes(board)[-1]
+    assert "1 cell not finished" in notes(board)[-1]
     with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):
         submission.make(folder, "sft", rehearsal=True)
