@@ -146,7 +146,7 @@ class Entry:
         return bool(self.row["defense"] == NO_DEFENSE)
 
     def against(self, other: Trials | None) -> Pair | None:
-        """Return the outcomes of another and of this entry on the trials that they share; None without shared trials."""
+        """Return the outcomes of another entry and of this one on the trials that both have; None without any."""
         if self.trials is None or other is None:
             return None
         import numpy as np

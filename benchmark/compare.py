@@ -213,7 +213,7 @@ def _page(compared: Sequence[Compared], grid: str, warned: Sequence[str] = ()) -
         "paper's, this applies to an ASR and to the change of a utility. The level of a utility is then not "
         "comparable, as another model has another level.",
         f"- **in kind**: outside our interval, but of the same kind. An ASR is removed (at most {REMOVED:g} %), kept "
-        f"(at least {KEPT:g} %) or partly removed. A utility is lost or gained (by {CHANGED:g} points or more) or kept.",
+        f"(at least {KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
         "- **differs**: neither. A number that agrees can still differ in kind, if our interval is wide; the last "
         "column then has two kinds.",
         "- **attack failed**: our victim's ASR is under the floor of its grid, so its defenses cannot be judged. "

@@ -119,7 +119,7 @@ IN_EVERY_RUN = (
     "Questions with five choices or numeric keys are scored unchanged. The published code cuts the choices after the "
     "fourth, and numeric keys never match.",
     "The paper does not say which 200,000 rows of OpenOrca it uses; here they are the first rows of its GPT-4 replies.",
-    "The code of NAD and DPO is not published; here they follow the papers that proposed them.",
+    "The paper does not give its settings of NAD and DPO; here they follow the papers that proposed them.",
 )
 """Differences from the paper or its code in every run, which no setting changes."""
 
@@ -235,5 +235,5 @@ def written(path: str, value: Any) -> str:
     if last in ("rows", "test_rows", "questions", "prompts", "pairs", "response_tokens"):
         return "all"
     if last == "max_steps":
-        return "as epochs ask"
+        return "set by epochs"
     return "no bound" if last.startswith("max_") else "none"
