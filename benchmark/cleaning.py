@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import clean_report, stages
+from benchmark import clean_report, logs, stages
 from benchmark.grid import settings_of
 from sande import cleaning, compute, registry
 from sande.cleaning import Config, Known
@@ -69,8 +69,6 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
     _check_new(out)
     models.identify(model)  # reports a wrong model or data set before libraries are loaded
     sources.fingerprint(config.removal.name)
-    from benchmark import logs
-
     logs.quiet()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -215,7 +215,7 @@ def _page(compared: Sequence[Compared], grid: str, warned: Sequence[str] = ()) -
         f"- **in kind**: outside our interval, but of the same kind. An ASR is removed (at most {REMOVED:g} %), kept "
         f"(at least {KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
         "- **differs**: neither. A number that agrees can still differ in kind, if our interval is wide; the last "
-        "column then has two kinds.",
+        "column shows both kinds.",
         "- **attack failed**: our victim's ASR is under the floor of its grid, so its defenses cannot be judged. "
         "**not run**: this run has no number to compare.",
         "",

@@ -138,8 +138,8 @@ def _origin(made: Record, *, with_outcomes: bool) -> str:
     if made.recorded:
         return f"Made by `sande-bench report` from {files}, which {code(made.command)} makes."
     return (
-        f"Made by `sande-bench report` from {files}. Their run recorded no command; judging by the name of the grid it "
-        f"was {code(made.command)}."
+        f"Made by `sande-bench report` from {files}. Their run recorded no command; the name of the grid "
+        f"suggests {code(made.command)}."
     )
 
 
