@@ -79,7 +79,7 @@ def test_what_is_published_is_rows_and_what_follows_from_them(folder: Path, to: 
         assert (target / name).read_bytes() == (folder / name).read_bytes()
     assert not (target / "unfinished").exists()
     assert not (target / "notes.txt").exists()
-    assert f"`{COMMAND}` makes those." in (target / "README.md").read_text()
+    assert f"which `{COMMAND}` makes." in (target / "README.md").read_text()
     assert f"Made by `sande-bench leaderboard {target}`." in (target / "leaderboard/leaderboard.md").read_text()
     assert (to / publishing.MARKER).is_file()
     assert publishing.is_published(target)
@@ -99,7 +99,7 @@ def test_only_what_the_run_has_is_made(folder: Path, to: Path) -> None:
 
 
 def test_a_folder_without_rows_is_refused(tmp_path: Path, to: Path) -> None:
-    assert sentence(tmp_path / "absent", to).startswith(f"{tmp_path}/absent holds no rows.parquet; ")
+    assert sentence(tmp_path / "absent", to).startswith(f"{tmp_path}/absent: no rows.parquet; ")
 
 
 REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {

@@ -374,7 +374,7 @@ def sentence(folder: Path) -> str:
 
 
 def test_a_folder_without_rows_is_one_sentence(tmp_path: Path) -> None:
-    assert f"{tmp_path} holds no rows.parquet" in sentence(tmp_path)
+    assert f"{tmp_path}: no rows.parquet" in sentence(tmp_path)
 
 
 def test_damaged_rows_are_one_sentence(store: Store, tmp_path: Path) -> None:
@@ -382,12 +382,12 @@ def test_damaged_rows_are_one_sentence(store: Store, tmp_path: Path) -> None:
     whole = rows.read_bytes()
     for damaged in (b"", b"PAR1", whole[: len(whole) // 2], whole[:-20] + bytes(20)):
         rows.write_bytes(damaged)
-        assert "rows.parquet is damaged" in sentence(tmp_path / "r")
+        assert "rows.parquet: the file is damaged" in sentence(tmp_path / "r")
 
 
 def test_rows_of_another_schema_are_one_sentence(tmp_path: Path) -> None:
     pq.write_table(pa.table({"cell": ["a"]}), tmp_path / "rows.parquet")
-    assert "rows.parquet is damaged or of another version" in sentence(tmp_path)
+    assert "rows.parquet: the file is damaged or of another version" in sentence(tmp_path)
 
 
 def test_rows_without_a_single_row_are_one_sentence(tmp_path: Path) -> None:

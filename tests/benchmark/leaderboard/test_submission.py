@@ -160,7 +160,7 @@ def test_other_files_are_refused(results: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"entry\.txt: not a \.json or \.parquet file; "):
         submission.examine(tmp_path / "entry.txt")
     (tmp_path / "entry.parquet").write_text("{}")
-    with pytest.raises(UserError, match="is damaged or of another version"):
+    with pytest.raises(UserError, match="the file is damaged or of another version"):
         submission.examine(tmp_path / "entry.parquet")
     (problem,) = submission.examine(results / "rows.parquet")[1]
     assert problem.startswith("rows: they are of 2 methods (forget, sft); ")
