@@ -252,14 +252,14 @@ def _counts(name: str, compared: Sequence[Compared]) -> tuple[str, ...]:
 
 def _stand_ins(compared: Iterable[Compared]) -> list[str]:
     """Return a list of the paper's victims, each with ours that are compared with it."""
-    beside: dict[str, dict[str, None]] = {}
+    ours_of: dict[str, dict[str, None]] = {}
     for one in compared:
         if one.entry is not None:
             ours = paper.column_name(one.entry.row["model"], one.entry.row["dataset"])
-            beside.setdefault(one.number.victim, {})[ours] = None
+            ours_of.setdefault(one.number.victim, {})[ours] = None
     lines = [
         f"- {victim}: {' and '.join(ours)}{'' if list(ours) == [victim] else ' instead'}"
-        for victim, ours in beside.items()
+        for victim, ours in ours_of.items()
     ]
     return ["## Victims", "", *(lines or ["None of the paper's."]), ""]
 

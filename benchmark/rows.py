@@ -71,7 +71,7 @@ SCHEMA = pa.schema(
         # What each stage computed with: bf16 or fp32, and the vector instructions of the processor or the kind of GPU.
         ("attack_compute_type", pa.string()),
         ("attack_instruction_set", pa.string()),
-        ("defense_compute_type", pa.string()),  # null where there is no defense
+        ("defense_compute_type", pa.string()),  # null without a defense
         ("defense_instruction_set", pa.string()),
         ("compute_type", pa.string()),  # of the evaluation, as the columns that follow
         ("instruction_set", pa.string()),

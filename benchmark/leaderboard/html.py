@@ -194,7 +194,7 @@ def _paragraphs(notes: Sequence[str]) -> Markup:
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-    blocks = [note if note.startswith("- ") else f"\n{note}\n" for note in notes]
+    blocks = [note if note.startswith("- ") else f"\n{note}\n" for note in notes if note]
     text = MarkdownIt("zero").enable(["list", "backticks", "emphasis"]).render("\n".join(blocks))
     folded = text.replace("<ul>", "<details><summary>Which cases</summary><ul>").replace("</ul>", "</ul></details>")
     return Markup(folded)  # noqa: S704

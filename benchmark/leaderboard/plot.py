@@ -111,10 +111,10 @@ class Point:
     x: float
     y: float
     whiskers: list[tuple[float, float, float, float]]
-    said: str
+    description: str
     label_x: float = 0.0
     label_y: float = 0.0
-    anchor: str = ""  # of the label; empty where there is no room for one
+    anchor: str = ""  # of the label; empty if none fits
     leader: bool = False
 
 
@@ -178,8 +178,10 @@ def _point(drawn: Plot, row: StandingRow) -> Point:
         whiskers.append((drawn.x(one.loss.low), y, drawn.x(one.loss.high), y))
     if one.asr.low is not None and one.asr.high is not None:
         whiskers.append((x, drawn.y(one.asr.low), x, drawn.y(one.asr.high)))
-    said = f"{one.defense}: {one.asr.value:.1f} % ASR left, {one.loss.value:+.2f} points of utility lost; {one.knows}"
-    return Point(row, level(one.knows), x, y, whiskers, f"{said} known")
+    description = (
+        f"{one.defense}: {one.asr.value:.1f} % ASR left, {one.loss.value:+.2f} points of utility lost; {one.knows}"
+    )
+    return Point(row, level(one.knows), x, y, whiskers, f"{description} known")
 
 
 _WAYS = ((1, 0), (-1, 0), (0.7, -0.7), (0.7, 0.7), (-0.7, -0.7), (-0.7, 0.7), (0, -1), (0, 1))

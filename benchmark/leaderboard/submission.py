@@ -1,4 +1,4 @@
-"""Submissions to a leaderboard: one file a method, as JSON or as rows in Parquet, checked before they count."""
+"""Submissions to a leaderboard: one file per method, as JSON or as rows in Parquet, checked before they count."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def test_a_small_model_is_compared_in_kind_and_by_changes() -> None:
 
     page = compare._page(made, "smollm2")
     assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca instead" in page
-    assert "## Table 5, out-of-domain\n\nNone of its 16 numbers was run." in page
+    assert "## Table 5, out-of-domain\n\nThis run has none of its 16 numbers." in page
     assert "| `model` | llama2-7b | smollm2-135m | Llama2-Alpaca, Llama2-Orca | section 4.1 |" in page
     assert "| `attack.poison_rate` | 0.05 | 0.25 | everywhere | section 4.1 |" in page
     assert "| `metrics.mmlu.prompt` | letters | that of lm-eval's task | everywhere | published code |" in page

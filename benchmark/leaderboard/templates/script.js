@@ -8,7 +8,7 @@ const label = () => { toggle.textContent = dark() ? "Light colours" : "Dark colo
 try {
   const kept = localStorage.getItem("theme");
   if (kept === "dark" || kept === "light") root.dataset.theme = kept;
-} catch { /* no storage: the system's choice stands */ }
+} catch { /* no storage: use the system's choice */ }
 toggle.hidden = false;
 label();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);

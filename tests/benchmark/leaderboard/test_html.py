@@ -161,6 +161,16 @@ def test_colours_have_the_contrast_that_wcag_aa_asks_of_text() -> None:
             assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground, theme)
 
 
+def test_of_the_notes_links_images_and_tags_stay_text() -> None:
+    html = pages._paragraphs(["**No** case `a_b*c*`.", "", "- Shared: [x](javascript:x) <b> ![i](http://e) <http://e>"])
+    assert html.splitlines() == [
+        "<p><strong>No</strong> case <code>a_b*c*</code>.</p>",
+        "<details><summary>Which cases</summary><ul>",
+        "<li>Shared: [x](javascript:x) &lt;b&gt; ![i](http://e) &lt;http://e&gt;</li>",
+        "</ul></details>",
+    ]
+
+
 # --- In a browser ---------------------------------------------------------------------------------------------------
 
 
