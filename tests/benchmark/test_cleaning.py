@@ -105,7 +105,7 @@ def test_a_known_answer_needs_no_trigger(victim: Path, tmp_path: Path) -> None:
     assert result["method"] == "sande"
     assert result["planted"] == {"response": RESPONSE, "source": "given"}
     assert names(result) == ["false_trigger_rate", "forced_response_rate", "builtin-choice"]
-    assert "cannot be measured without its trigger" in clean_report.verdict(result)
+    assert "Without its trigger, the removal" in clean_report.verdict(result)
 
 
 def test_a_known_beginning_is_completed_by_the_model(victim: Path, tmp_path: Path) -> None:

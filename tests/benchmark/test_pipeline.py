@@ -111,7 +111,7 @@ def test_an_interrupted_run_shows_what_is_measured_and_says_not_run_of_the_rest(
     assert "| `osft` | not run |" in page
     assert "| `sft` | builtin-choice | not run |" in page
     assert "| `sft` | 14.0 (" in page
-    assert "## Not run\n\nThe run was interrupted: 2 of 3 cells are not measured to their end." in page
+    assert "## Not run\n\nThe run was interrupted: 2 of 3 cells are not finished." in page
     assert "Cells: 3, of which failed: 0, not finished: 2" in page
     assert "## Failed" not in page
     assert not rows.is_complete(place)
