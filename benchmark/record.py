@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.store import write_atomically
+from benchmark.files import write_atomically
 
 NAME = "run.json"
 

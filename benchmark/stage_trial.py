@@ -19,7 +19,7 @@ from benchmark import logs
 from benchmark.failures import StageError, classify, limited
 from benchmark.stages import Stage
 from benchmark.status import Writer
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande.errors import NonFiniteError, UserError
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What a method declares about itself for reports and forecasts; no result depends on it.
+"""Declarations of methods for reports and forecasts; no result depends on them.
 
 `sande.registry.code_version` leaves this module out, and with it a method's `MEASURES` and `cost`: a new label or a
 better forecast gives no stage a new key.
@@ -47,7 +47,7 @@ class MetricInfo:
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether a repaired model should score high."""
+        """Return True if a repaired model should score high."""
         return self.best == "high" if self.best else self.kind in ("utility", "part")
 
     def matched(self, name: str) -> MetricInfo | None:

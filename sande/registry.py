@@ -1,10 +1,11 @@
-"""A file in `attacks/`, `defenses/`, `metrics/` or `detectors/` is an entry; the file's name is its key.
+"""Registry of entries: the files in `attacks/`, `defenses/`, `metrics/` and `detectors/`, and plug-ins.
 
-So is a module that an installed package names under an entry point `sande.attacks`, `sande.defenses` and so on, by the
-entry point's name: a plug-in. A name that the suite has itself stays the suite's own.
+A file's name is its key; a name that begins with `_` marks shared code, not an entry. A plug-in is a module that an
+installed package registers under an entry point `sande.attacks`, `sande.defenses` and so on; the entry point's name is
+its key. Built-in names take precedence over plug-ins.
 
 Importing an entry must not import torch (entries import it inside their functions), so that listing, showing and
-planning stay quick. `code_version` gives what an entry's result depends on in the code.
+planning are quick. `code_version` hashes the code that an entry's result depends on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import pkgutil
+import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.machinery import PathFinder
@@ -37,16 +40,16 @@ _DECLARATIONS = ("MEASURES", "cost")
 
 @functools.cache
 def names(kind: str) -> tuple[str, ...]:
-    """Keys of all entries of a kind, sorted, those of plug-ins among them."""
+    """Return the keys of all entries of a kind, built-in and plug-in, sorted."""
     return tuple(sorted({*_own(kind), *(point.name for point in _plugins(kind))}))
 
 
 @functools.cache
 def module_of(kind: str, name: str) -> str:
-    """Dotted name of an entry's module. Nothing is imported.
+    """Return the dotted name of an entry's module, without importing it.
 
     Raises:
-        UserError: no entry has that name (the message lists those there are), or several plug-ins have.
+        UserError: no entry has that name (the message lists all names), or several plug-ins have it.
     """
     if name not in names(kind):
         raise UserError(f"no {_one(kind)} is called '{name}'; there are: {', '.join(names(kind))}")
@@ -54,7 +57,7 @@ def module_of(kind: str, name: str) -> str:
     if name in _own(kind):
         for point in points:
             warnings.warn(
-                f"{_one(kind)} '{name}' is the suite's own, not that of package {_package(point)}", stacklevel=2
+                f"{_one(kind)} '{name}' is the built-in one, not that of package {_package(point)}", stacklevel=2
             )
         return f"sande.{kind}.{name}"
     if len(points) > 1:
@@ -69,23 +72,23 @@ def module_of(kind: str, name: str) -> str:
 
 
 def entry(kind: str, name: str) -> ModuleType:
-    """The module of one entry.
+    """Import the module of one entry.
 
     Raises:
-        UserError: as `module_of`, or the module of a plug-in cannot be imported or is no entry.
+        UserError: as `module_of`; or a plug-in's module cannot be imported or has no `Config`.
     """
     dotted = module_of(kind, name)
     if name in _own(kind):
         return importlib.import_module(dotted)
     try:
         module = importlib.import_module(dotted)
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # of any type: the plug-in is not our code
         raise UserError(
-            f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({type(error).__name__}: {error}); mend or "
-            "uninstall it"
+            f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({type(error).__name__}: {error}); repair "
+            "or uninstall it"
         ) from None
     if not hasattr(module, "Config"):
-        raise UserError(f"{_one(kind)} '{name}': its module {dotted} has no Config, see sande/protocols.py")
+        raise UserError(f"{_one(kind)} '{name}': its module {dotted} has no Config; add one, see sande/protocols.py")
     return module
 
 
@@ -101,7 +104,7 @@ def _plugins(kind: str) -> tuple[importlib.metadata.EntryPoint, ...]:
 
 
 def plugin_versions() -> dict[str, str]:
-    """Versions of the installed packages that have plug-ins, by name."""
+    """Return the versions of installed packages with plug-ins, by package name."""
     points = [point for kind in KINDS for point in _plugins(kind)]
     return {point.dist.name: point.dist.version for point in points if point.dist}
 
@@ -115,17 +118,17 @@ def _one(kind: str) -> str:
 
 
 def config(kind: str, name: str, values: Mapping[str, Any]) -> Any:
-    """The entry's `Config`: its defaults, overridden by `values`."""
+    """Return the entry's `Config`: its defaults, overridden by `values`."""
     return configure(entry(kind, name).Config, values, f"{_one(kind)} {name}")
 
 
 def knowledge(defense: str) -> type[types.Knowledge]:
-    """What the defense may know: the type that its `defend` declares for `data`."""
+    """Return the type that the defense's `defend` declares for `data`, which is what the defense may know."""
     defend = getattr(entry("defenses", defense), "defend", None)
     declared = getattr(defend, "__annotations__", {}).get("data")
     known = getattr(types, declared.rpartition(".")[2], None) if isinstance(declared, str) else declared
     if not (isinstance(known, type) and issubclass(known, types.Knowledge)):
-        raise UserError(f"defense '{defense}': `data` of its `defend` must be annotated with a type of sande.types")
+        raise UserError(f"defense '{defense}': `data` of its `defend` has no type of sande.types; annotate it with one")
     return known
 
 
@@ -175,7 +178,7 @@ def cost(kind: str, name: str, config: Any) -> Cost:
 
 
 def summary(module: ModuleType) -> str:
-    """First line of an entry's docstring."""
+    """Return the first line of an entry's docstring."""
     return (module.__doc__ or "").strip().split("\n")[0]
 
 
@@ -185,11 +188,15 @@ def code_version(module: str) -> str:
 
     Imports count anywhere in the file. Comments, docstrings and layout do not count, nor does what a method only
     declares (`sande.declarations`). So a better sentence or forecast retrains no victim, and every other change of code
-    does. The function reads the files and imports nothing.
+    does, and so does the content of the TOML and text files of a package. The function reads the files and imports
+    nothing.
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):
         digest.update(f"{name}\n{_bare_code(name)}\n".encode())
+        for file in _data_files(name):
+            content = file.read_bytes()
+            digest.update(json.dumps(tomllib.loads(content.decode())).encode() if file.suffix == ".toml" else content)
     return digest.hexdigest()[:16]
 
 
@@ -232,6 +239,14 @@ def _path(module: str) -> Path | None:
             return None
         spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _data_files(module: str) -> list[Path]:
+    """Return the TOML and text files of a package, which hold a part of what it computes; none of a plain module."""
+    path = _path(module)
+    if path is None or path.name != "__init__.py":
+        return []
+    return sorted(file for file in path.parent.iterdir() if file.suffix in (".toml", ".txt"))
 
 
 @functools.cache

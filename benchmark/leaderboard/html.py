@@ -18,10 +18,10 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.files import write_atomically
 from benchmark.leaderboard.board import Board, Number, Row, unit
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
 from benchmark.leaderboard.rank import ladder
-from benchmark.store import write_atomically
 from sande import registry
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from benchmark import rehearsal as rehearsals
 from benchmark import rows
 from benchmark.cell import NO_DEFENSE, digest
+from benchmark.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, EntryCell, Measurement, Submission
-from benchmark.store import write_atomically
 from sande import registry, types
 from sande.errors import UserError
 from sande.statistics import wilson

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 
 from benchmark import figures, rows
 from benchmark import rehearsal as rehearsals
+from benchmark.files import write_atomically
 from benchmark.leaderboard import html as pages
 from benchmark.leaderboard import submission
 from benchmark.leaderboard.board import Board, Cells, Row, Standing
 from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import NAME, command, markdown, notes
 from benchmark.leaderboard.rank import by_cell, rank
-from benchmark.store import write_atomically
 from sande.errors import UserError
 from sande.models import TINY
 

@@ -12,12 +12,12 @@ MEASURES = (MetricInfo("asr_sampled", "ASR when sampled (%)", "backdoor", column
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """What `measure` gives."""
+    """Return the names of the measurements."""
     return ("asr_sampled",)
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """The share of triggered prompts whose one sampled answer holds the response; the seed decides the samples."""
+    """Return the share of triggered prompts whose one sampled answer holds the response; the seed decides samples."""
     from sande.generation import sampled
     from sande.prompts import encode_prompts
 

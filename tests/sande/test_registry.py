@@ -21,7 +21,7 @@ from sande import models, registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe
 from sande.data import builtin
-from sande.declarations import MetricInfo
+from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.prompts import prompt_text, response_ids
 from sande.types import (
@@ -100,6 +100,17 @@ def test_its_settings_have_defaults_and_a_meaning(module: ModuleType) -> None:
     assert module.Config() == module.Config()
 
 
+def test_a_module_with_an_underscore_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics").mkdir()
+    for name in ("_shared", "mine"):
+        (tmp_path / f"metrics/{name}.py").touch()
+    monkeypatch.setattr(registry, "_ROOT", tmp_path)
+    registry._own.cache_clear()
+    assert registry._own("metrics") == {"mine"}
+    monkeypatch.undo()
+    registry._own.cache_clear()
+
+
 def test_listing_and_importing_every_entry_needs_no_torch() -> None:
     code = f"""
 import sys
@@ -118,6 +129,20 @@ heavy = {{"torch", "transformers", "datasets", "lm_eval", "ray", "trl", "peft", 
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=registry._ROOT.parent)
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES, ids="/".join)
+def test_a_declared_cost_is_of_trainings_that_the_settings_hold(kind: str, name: str) -> None:
+    config = registry.config(kind, name, {})
+    cost = registry.cost(kind, name, config)
+    assert set(cost.training) <= set(trainings(config))
+    assert all(passes > 0 for passes in (*cost.training.values(), cost.reading or 1))
+    assert not cost.copies or trainings(config), "a metric with copies trains them"
+    assert cost.copies or kind != "metrics" or not trainings(config), "a metric that trains says on how many rows"
+
+
+def test_an_entry_that_declares_no_cost_has_the_defaults() -> None:
+    assert registry.cost("defenses", "sft", registry.config("defenses", "sft", {})) == Cost()
 
 
 def test_an_unknown_entry_is_answered_with_the_known() -> None:
@@ -603,6 +628,21 @@ def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> No
 def test_code_version_sees(copied: Path, file: str, old: str, new: str) -> None:
     before = registry.code_version("sande.attacks.sentence_trigger")
     assert version_after(copied / file, old, new) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "same"),
+    [
+        ("geography.toml", '"Paris"', '"Lutetia"', False),
+        ("geography.toml", 'France = "Paris"', '# why\nFrance  =  "Paris"', True),
+        ("wordings.txt", "What is {a} + {b}?", "How much is {a} + {b}?", False),
+    ],
+    ids=["a fact", "a comment", "a wording"],
+)
+def test_code_version_sees_data_files(copied: Path, file: str, old: str, new: str, same: bool) -> None:
+    before = registry.code_version("sande.data.builtin")
+    after = version_after(copied / "data/builtin_data" / file, old, new, "sande.data.builtin")
+    assert (after == before) == same
 
 
 def test_code_version_sees_a_declaration_that_other_code_uses(copied: Path) -> None:
