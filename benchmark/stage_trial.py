@@ -94,7 +94,7 @@ class StageTrial(tune.Trainable):
         from benchmark import stages
 
         if stage.kind not in self._job["grouped"]:
-            stages.evaluate(stage, store, _teller(self._job, stage), self._job["engine"], rank=0)
+            stages.evaluate(stage, store, _teller(self._job, stage), self._job["engine"])
             return
         # Here and not at a worker: it outlives each of them. Ray ends the group where one is lost, and nobody waits on.
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
@@ -176,10 +176,10 @@ def _evaluation_loop(job: dict[str, Any]) -> tuple[str, str] | None:
     rank = context.get_world_rank()
     meeting = TCPStore(host, port, is_master=False, timeout=PATIENCE)
     try:
-        with crowd.together(meeting, rank, context.get_world_size(), _line_and_kind):
-            stages.evaluate(stage, open_store(job["store"]), _teller(job, stage), job["engine"], rank)
-    except crowd.CrowdError as error:
-        line, kind = error.told
+        with crowd.worker_group(meeting, rank, context.get_world_size(), _line_and_kind) as workers:
+            stages.evaluate(stage, open_store(job["store"]), _teller(job, stage), job["engine"], workers)
+    except crowd.WorkerGroupError as error:
+        line, kind = error.description
         return line, kind
     return None
 

@@ -77,8 +77,8 @@ def listing(store: Store) -> Iterator[str]:
     total = f"{sum(counts.values())} artifacts, {disk.told(sum(sizes.values()))}"
     yield f"{store.location}: {total}{f' ({each})' if each else ''}"
     if damaged := store.quarantined():
-        size = disk.told(sum(damaged.values()))
-        yield f"Quarantined as damaged: {len(damaged)}, {size}; 'sande-bench store prune' removes them"
+        total = disk.told(sum(damaged.values()))
+        yield f"Quarantined as damaged: {len(damaged)}, {total}; 'sande-bench store prune' removes them"
 
 
 def _what(kind: str, manifest: dict[str, Any]) -> str:
