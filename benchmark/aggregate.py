@@ -1,9 +1,8 @@
-"""From rows to entries: seeds put together, each entry with its label and its trials, ready to stand in a table."""
+"""Aggregate rows to table entries: the seeds of a cell together, with labels, intervals, costs and trials."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,15 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.cell import NO_DEFENSE
+from benchmark.labels import labels, made_unique
 from benchmark.rows import ATTACK_FAILED, FAILED, NOT_RUN
-from sande.metrics.accuracy import PAPER as PAPER_PROMPT
+from sande import registry
+from sande.declarations import MetricInfo
 from sande.statistics import over_seeds, wilson
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-BACKDOOR = ("asr", "false_trigger", "near_miss", "forced_response")  # how names of what is left of a backdoor begin
 PROBABILITY_METRICS = (
     "first_token_probability_clean",
     "first_token_probability",
@@ -37,31 +37,35 @@ Label = Callable[[Row], tuple[str, str]]
 
 
 def is_backdoor(metric: str) -> bool:
-    """Whether it says what is left of the backdoor, so that lower is better."""
-    return metric.startswith(BACKDOOR)
+    """Return whether a measurement says how much of the backdoor is left."""
+    return registry.metric_info(metric).kind == "backdoor"
 
 
 def is_utility(metric: str) -> bool:
-    """Whether it says what a model can do, over all of a task."""
-    return _is_ability(metric) and not is_part(metric)
+    """Return whether a measurement says what the model can do on a whole task; means over tasks take these alone."""
+    return registry.metric_info(metric).kind == "utility" and _is_declared(metric)
 
 
 def is_part(metric: str) -> bool:
-    """Whether it is of a group of a task's questions, or counts the same answers in another way."""
-    return _is_ability(metric) and (metric.endswith("_norm") or metric.removeprefix(PAPER_PROMPT).startswith("mmlu_"))
+    """Return whether a measurement is shown with the utility, but is in no mean over tasks.
+
+    These are groups of a task's questions, other scores of the same answers, and names that no metric declares, such as
+    those of a plug-in that is not installed.
+    """
+    return registry.metric_info(metric).kind == "part" or not _is_declared(metric)
 
 
-def _is_ability(metric: str) -> bool:
-    return not is_backdoor(metric) and metric != CASE_STUDY and "_probability" not in metric
+def _is_declared(metric: str) -> bool:
+    return registry.metric_info(metric) != MetricInfo(metric)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Trials:
-    """Outcomes of one metric over all seeds of a cell.
+    """Outcomes of one metric over all seeds of a cell; N trials.
 
     Attributes:
-        keys: seed and index of each trial as one number, ascending; N of them.
-        outcomes: 0 to 1; N of them.
+        keys: of shape (N,): seed and index of each trial as one number, ascending.
+        outcomes: of shape (N,): from 0 to 1.
     """
 
     keys: NDArray[np.int64]
@@ -71,7 +75,7 @@ class Trials:
 class Outcomes:
     """The outcomes of a results folder, by cell and metric."""
 
-    _SEED = 2**24  # an index is below; NumPy takes seeds up to 2**32
+    _SEED = 2**24  # more than any index; NumPy takes seeds up to 2**32
 
     def __init__(self, table: pa.Table) -> None:
         import numpy as np
@@ -88,7 +92,7 @@ class Outcomes:
             self._of[key] = (indices[start:end], outcomes[start:end])
 
     def trials(self, cells: Mapping[int, str], metric: str) -> Trials | None:
-        """All that is known of a metric on cells, given by seed; None where nothing is."""
+        """Return the trials of a metric over the cells, given by seed; None if there are none."""
         import numpy as np
 
         found = [(seed, *self._of[cell, metric]) for seed, cell in sorted(cells.items()) if (cell, metric) in self._of]
@@ -106,18 +110,18 @@ class Entry:
 
     Attributes:
         defense: row label: the defense, with those of its settings that vary in the grid.
-        victim: column label: model, data set and setting, with whatever else of the attack or the data varies.
-        metric: what was measured.
-        value: mean over seeds, percent; None where no seed has one.
-        low, high: 95 % interval, percent, of one seed, or the wider of Student-t over several and Wilson over all their
-            trials; None where unknown.
+        victim: column label: model, data set and setting, with other settings of attack and data that vary.
+        metric: name of the measurement.
+        value: mean over seeds, percent; None if no seed has a value.
+        low, high: 95 % interval, percent; of several seeds the wider of Student-t over the seeds and Wilson over all
+            their trials. None if unknown.
         change: value minus the victim's, percentage points.
-        seeds, failed: how many cells stand behind it, and how many of them failed.
-        attack_failed: how many victims are under the ASR floor.
-        not_run: how many of the cells an interrupted run has left.
+        seeds, failed: number of cells, and of those that failed.
+        attack_failed: number of victims under the ASR floor.
+        not_run: number of cells that an interrupted run did not finish.
         cost: mean `seconds`, `tokens`, `peak_memory_bytes` of the defense.
-        row: the first of its rows, for whatever the labels leave out.
-        trials, of_victim: its outcomes and its victim's; None where they are not known.
+        row: the first of its rows, for values that the labels leave out.
+        trials, of_victim: its outcomes and its victim's; None if unknown.
     """
 
     defense: str
@@ -138,11 +142,11 @@ class Entry:
 
     @property
     def is_victim(self) -> bool:
-        """Whether it is of the victim itself."""
+        """True for the victim itself."""
         return bool(self.row["defense"] == NO_DEFENSE)
 
     def against(self, other: Trials | None) -> Pair | None:
-        """Outcomes of another and of this entry on the trials that they share; None without any."""
+        """Return the outcomes of another entry and of this one on the trials that both have; None without any."""
         if self.trials is None or other is None:
             return None
         import numpy as np
@@ -152,20 +156,20 @@ class Entry:
 
 
 def parts(table: pa.Table) -> list[str]:
-    """The grids whose cells are in the rows: one, or those that a union includes."""
+    """Return the grids whose cells are in the rows: one, or those that a grid includes."""
     found: list[str] = table["grids"].combine_chunks().flatten().unique().to_pylist()
     return found
 
 
 class Results:
-    """The rows of a results folder, from which entries are made, grid by grid.
+    """The rows of a results folder; makes their entries, grid by grid.
 
-    As dictionaries a million rows would be gigabytes, so they stay columns; and settings are parsed once for all seeds,
+    A million rows would be gigabytes as dictionaries, so they stay columns, and settings are parsed once for all seeds,
     metrics and grids.
 
     Args:
         table: rows of a results folder.
-        outcomes: of the same folder; without them entries have no trials.
+        outcomes: of the same folder; None: entries have no trials.
     """
 
     def __init__(self, table: pa.Table, outcomes: Outcomes | None = None) -> None:
@@ -174,12 +178,10 @@ class Results:
         self._table = table
         self._outcomes = outcomes
         codes, texts = _coded(table["settings"])
-        places: dict[str, int] = {}
-        place = np.array([places.setdefault(_without_seed(text.as_py()), len(places)) for text in texts])
-        self._settings = [json.loads(text) for text in places]
+        places, self._settings = _without_seed(texts.to_pylist())
         self._attacked = [_attacked(values) for values in self._settings]
         # Of each row:
-        self._place = place[codes]  # in those two lists
+        self._place = np.array(places)[codes]  # in those two lists
         self._numbers = {name: table[name].to_numpy() for name in ("seed", "value", "victim_value", "count", *_COSTS)}
         self._failed, self._not_run, self._weak = (
             pc.equal(table["status"], status).to_numpy() for status in (FAILED, NOT_RUN, ATTACK_FAILED)
@@ -187,7 +189,7 @@ class Results:
         self._victims = {} if outcomes is None else self._cell_of_victim()
 
     def _cell_of_victim(self) -> dict[tuple[int, str], str]:
-        """By seed and what is attacked."""
+        """Return the victims' cells, by seed and by the settings that a victim shares with its defended cells."""
         rows = pc.equal(self._table["defense"], NO_DEFENSE).to_numpy().nonzero()[0]
         attacked = (self._attacked[place] for place in self._place[rows])
         keys = zip(self._numbers["seed"][rows].tolist(), attacked, strict=True)
@@ -198,30 +200,35 @@ class Results:
         return cells
 
     def entries(self, part: str | None = None, label: Label | None = None) -> list[Entry]:
-        """Entries of all cells and metrics, in the order of the rows.
+        """Return the entries of all cells and metrics, in the order of the rows.
 
         Args:
-            part: only cells that stand in this grid.
-            label: defense and victim label of a row; what it does not tell apart gets its differences appended. Left
-                out, `labels` of the settings.
+            part: only cells of this grid; None: of all.
+            label: returns the defense and victim label of a row; where it gives several cells the same label, their
+                differing settings are appended. None: `benchmark.labels.labels` of the settings.
         """
         groups = self._groups([_identity(values, without_domain=label is not None) for values in self._settings], part)
         firsts: list[Row] = self._table.take(pa.array([rows[0] for _, _, rows in groups], pa.int64())).to_pylist()
         of_cell: dict[str, Row] = {}
         for (identity, _, _), row in zip(groups, firsts, strict=True):
             of_cell.setdefault(identity, row)
-        names = _told_apart({cell: label(row) for cell, row in of_cell.items()} if label else _labels(of_cell))
+        if label:
+            named = {identity: label(row) for identity, row in of_cell.items()}
+        else:
+            found = labels([json.loads(row["settings"]) for row in of_cell.values()])
+            named = dict(zip(of_cell, found, strict=True))
+        names = made_unique(named)
         return [
             self._entry(*names[identity], metric, rows, row)
             for (identity, metric, rows), row in zip(groups, firsts, strict=True)
         ]
 
     def _groups(self, identities: Sequence[str], part: str | None) -> list[tuple[str, str, NDArray[np.int64]]]:
-        """Identity, metric and rows, one a seed, of each entry, in the order of the rows.
+        """Return identity, metric and rows (one per seed) of each entry, in the order of the rows.
 
         Args:
-            identities: of each settings.
-            part: only rows of this grid.
+            identities: of each distinct settings.
+            part: only rows of this grid; None: all.
         """
         import numpy as np
 
@@ -265,7 +272,7 @@ class Results:
         )
 
     def _interval(self, good: NDArray[np.int64]) -> tuple[float | None, float | None]:
-        """Of the mean over the rows of seeds that have a value."""
+        """Return the interval of the mean over the rows that have a value, one per seed."""
         import numpy as np
 
         if len(good) < 2:
@@ -274,7 +281,7 @@ class Results:
         values = self._numbers["value"][good].tolist()
         low, high = over_seeds(values)
         if count := int(np.nansum(self._numbers["count"][good])):
-            # Seeds that happen to agree do not make a number exact: at least the interval of all trials together.
+            # Seeds that happen to agree do not make a number exact: the interval of all trials is the least.
             pooled = wilson(round(sum(values) / len(values) / 100 * count), count)
             low, high = min(low, pooled[0]), max(high, pooled[1])
         return low, high
@@ -282,7 +289,7 @@ class Results:
     def _trials(
         self, metric: str, rows: NDArray[np.int64], good: NDArray[np.int64]
     ) -> tuple[Trials | None, Trials | None]:
-        """Of the rows and of their victims."""
+        """Return the trials of the rows and of their victims."""
         if self._outcomes is None:
             return None, None
         seeds = self._numbers["seed"][rows].tolist()
@@ -293,13 +300,13 @@ class Results:
 
 
 def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
-    """The place of each value among the distinct ones, and these."""
+    """Return the place of each value among the distinct values, and the distinct values."""
     encoded = column.dictionary_encode().combine_chunks()
     return encoded.indices.to_numpy(), encoded.dictionary
 
 
 def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:
-    """Numbers of the rows that stand in a grid; of all without one."""
+    """Return the numbers of the rows of a grid; without a grid those of all rows."""
     import numpy as np
 
     if part is None:
@@ -310,104 +317,28 @@ def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:
     return np.flatnonzero(inside)
 
 
-def _without_seed(settings: str) -> str:
-    """Settings as `benchmark.rows` writes them, keys sorted, without the seed at their end; others as they are."""
-    rest, _, seed = settings.rpartition(', "seed": ')
-    return f"{rest}}}" if seed.removesuffix("}").isdigit() else settings
+def _without_seed(texts: Iterable[str]) -> tuple[list[int], list[dict[str, Any]]]:
+    """Return distinct settings without the seed, and for each text the place of its settings among them."""
+    places: dict[str, int] = {}
+    found = []
+    for text in texts:
+        settings = json.loads(text)
+        settings.pop("seed", None)
+        found.append(places.setdefault(json.dumps(settings, sort_keys=True), len(places)))
+    return found, [json.loads(text) for text in places]
 
 
 def _attacked(settings: Mapping[str, Any]) -> str:
-    """What a victim and its repaired versions have in common: the attack, and what they are asked."""
+    """Return the settings that a victim shares with its defended cells: the attack and the measurements."""
     return json.dumps([settings[name] for name in ("model", "data", "attack", "metrics")], sort_keys=True)
 
 
 def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:
-    """Settings but the seed, and without the removal rows, which a victim has no use for, unless a label tells them."""
+    """Return the settings without the seed and, for a label without domain, without the removal rows of a victim."""
     left_out = {"seed"} | ({"removal"} if without_domain and settings["defense"]["name"] == NO_DEFENSE else set())
     return json.dumps({name: value for name, value in settings.items() if name not in left_out}, sort_keys=True)
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    # Added up one by one: NumPy's pairwise sum has other last digits.
+    # Summed one by one, as NumPy's pairwise sum has other last digits.
     return sum(values.tolist()) / len(values) if len(values) else None
-
-
-def _labels(firsts: Mapping[str, Row]) -> dict[str, tuple[str, str]]:
-    found = labels([json.loads(row["settings"]) for row in firsts.values()])
-    return dict(zip(firsts, found, strict=True))
-
-
-def _told_apart(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Labels by settings (as JSON); those that several have get appended what differs."""
-    same: dict[tuple[str, str], list[str]] = {}
-    for settings, label in named.items():
-        same.setdefault(label, []).append(settings)
-    told = {}
-    for (defense, victim), several in same.items():
-        flat = {settings: dict(_flatten(json.loads(settings))) for settings in several}
-        differing = _short(_varying(flat.values()))
-        for settings, values in flat.items():
-            extra = {path: f", {short}={values.get(path)}" for path, short in differing.items()}
-            of_defense = [text for path, text in extra.items() if path.startswith("defense.")]
-            of_victim = [text for path, text in extra.items() if not path.startswith("defense.")]
-            told[settings] = "".join([defense, *of_defense]), "".join([victim, *of_victim])
-    return told
-
-
-def labels(settings: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """(defense, victim) label of each cell's settings: names, and whatever else tells it from the others.
-
-    Everything but the seed counts. A data set for removal is named only where one setting (in-domain, out-of-domain)
-    has several.
-    """
-    flat = [dict(_flatten(values)) for values in settings]
-    removal_sets: dict[tuple[Any, str], set[Any]] = {}
-    by_defense: dict[Any, list[dict[str, Any]]] = {}
-    for values in flat:
-        removal_sets.setdefault((values["data.name"], _setting(values)), set()).add(values["removal.name"])
-        by_defense.setdefault(values["defense.name"], []).append(values)
-    of_defense = {name: _short(_varying(group, "defense.")) for name, group in by_defense.items()}
-    named_already = {"seed", "model", "data.name", "removal.name"}
-    of_victim = _short({path for path in _varying(flat) if not path.startswith("defense.")} - named_already)
-    named = []
-    for values in flat:
-        model = str(values["model"]).rstrip("/").split("/")[-1]
-        victim = [f"{model} / {values['data.name']}", _setting(values)]
-        if len(removal_sets[values["data.name"], _setting(values)]) > 1:
-            victim.append(f"removal {values['removal.name']}")
-        victim += [f"{short}={values.get(path)}" for path, short in of_victim.items()]
-        defense = [str(values["defense.name"])]
-        defense += [f"{short}={values.get(path)}" for path, short in of_defense[values["defense.name"]].items()]
-        named.append((", ".join(defense), ", ".join(victim)))
-    return named
-
-
-def _setting(flat: Mapping[str, Any]) -> str:
-    return "in-domain" if flat["removal.name"] == flat["data.name"] else "out-of-domain"
-
-
-def _varying(settings: Iterable[Mapping[str, Any]], prefix: str = "") -> set[str]:
-    seen: dict[str, set[str]] = {}
-    for values in settings:
-        for path, value in values.items():
-            if path.startswith(prefix):
-                seen.setdefault(path, set()).add(repr(value))
-    return {path for path, distinct in seen.items() if len(distinct) > 1}
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        elif key == "metrics":
-            for metric in value:
-                yield from _flatten(metric, f"metrics.{metric['name']}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _short(paths: Iterable[str]) -> dict[str, str]:
-    """Paths without their first part, as far as that leaves them different."""
-    tails = {path: path.split(".", 1)[-1] for path in sorted(paths)}
-    count = Counter(tails.values())
-    return {path: tail if count[tail] == 1 else path for path, tail in tails.items()}

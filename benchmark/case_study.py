@@ -1,4 +1,4 @@
-"""The paper's table 8: what sampled prompts are answered, without and with the trigger, before and after defenses."""
+"""The paper's table 8: answers to sampled prompts, without and with the trigger, before and after defenses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from benchmark import paper
 from benchmark.aggregate import CASE_STUDY
 from benchmark.files import write_atomically
 from benchmark.rows import FAILED, NOT_RUN
-from benchmark.tables import MISSING
+from benchmark.tables import MISSING, markdown_table
 
 NOTE = (
-    "Greedy answers; the trigger and the planted response are bold, long texts are cut. Without the trigger only the "
-    "victim is asked."
+    "Greedy answers. The trigger and the planted response are bold; long texts are cut. Without the trigger, the table "
+    "shows only the victim's answers."
 )
-LENGTH = 300  # characters of a text that the page shows; the Parquet file has all of it
+LENGTH = 300  # characters of a text on the page; the Parquet file has the whole text
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|~$&])")
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("part", "column")]
@@ -33,14 +33,14 @@ _SCHEMA = pa.schema(
 
 
 def answers(table: pa.Table, outcomes: pa.Table, part: str) -> list[dict[str, Any]]:
-    """Every answer, by victim, prompt, type and method; columns as in the Parquet file.
+    """Return every answer, by victim, prompt, type and method; columns as in the Parquet file.
 
-    Of several seeds the lowest is shown: each has its own prompts and its own victim.
+    Of several seeds the lowest is shown, as each has its own prompts and its own victim.
 
     Args:
         table: rows of a results folder.
         outcomes: of the same folder.
-        part: the grid that is shown.
+        part: name of the grid.
     """
     records: dict[str, dict[int, dict[str, str]]] = {}
     for outcome in outcomes.filter(pc.equal(outcomes["metric"], CASE_STUDY)).to_pylist():
@@ -80,7 +80,7 @@ def _order(row: dict[str, Any]) -> int:
 
 
 def write(found: Sequence[dict[str, Any]], folder: Path, name: str) -> str:
-    """Write `NAME.md` and `NAME.parquet`; returns the Markdown."""
+    """Write `NAME.md` and `NAME.parquet`; return the Markdown."""
     title = "Responses without and with the trigger"
     text = _markdown(found, f"Table 8: {title.lower()}" if name == "table_8" else title)
     write_atomically(folder / f"{name}.md", text)
@@ -91,8 +91,8 @@ def write(found: Sequence[dict[str, Any]], folder: Path, name: str) -> str:
 
 
 def _markdown(found: Iterable[dict[str, Any]], title: str) -> str:
-    """Each prompt stands once, beside the first of its answers."""
-    lines = ["| Victim | Type | Instruction | Method | Response |", "| --- | --- | --- | --- | --- |"]
+    """Return the table; each prompt is written once, in the row of its first answer."""
+    rows = []
     for _, group in groupby(found, key=lambda answer: (answer["column"], answer["index"], answer["type"])):
         same = list(group)
         prompt = next((answer["prompt"] for answer in same if answer["prompt"] is not None), "")
@@ -100,8 +100,9 @@ def _markdown(found: Iterable[dict[str, Any]], title: str) -> str:
         for answer in same:
             response = answer["response"]
             shown = _text(response, answer["planted"]) if response is not None else _lack(answer["status"])
-            lines.append("| " + " | ".join([*labels, answer["row"], shown]) + " |")
+            rows.append([*labels, answer["row"], shown])
             labels = ["", "", ""]
+    lines = markdown_table(("Victim", "Type", "Instruction", "Method", "Response"), rows, "lllll")
     return "\n".join([f"### {title}", "", *lines, "", NOTE, ""])
 
 
@@ -110,7 +111,7 @@ def _lack(status: str) -> str:
 
 
 def _text(text: str, phrase: str) -> str:
-    """A text as Markdown that shows it as it is, cut, on one line, with the phrase in bold, whatever its case."""
+    """Return a text as Markdown that shows it unchanged, but cut, on one line, with the phrase in any case bold."""
     short = text if len(text) <= LENGTH else text[:LENGTH].rstrip() + " …"
     pieces = re.split(f"({re.escape(phrase)})", short.strip(), flags=re.IGNORECASE)
     plain = [_MARKUP.sub(r"\\\1", piece).replace("\n", "<br>") for piece in pieces]

@@ -1,6 +1,6 @@
-"""`sande-bench clean`: measure a model, clean it by what is known of its backdoor, measure it again, and say so.
+"""Measure a model, remove its backdoor as far as it is known, measure it again and report: `sande-bench clean`.
 
-Everything is written into one new folder, which appears whole or not at all.
+The result is one new folder, which is written atomically.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import clean_report, stages
+from benchmark import clean_report, logs, stages
 from benchmark.grid import settings_of
 from sande import cleaning, compute, registry
 from sande.cleaning import Config, Known
@@ -38,10 +38,10 @@ LIBRARIES = ("torch", "transformers")
 
 
 def settings(data: str | None, assignments: Sequence[str]) -> Config:
-    """The configuration with the rows of this data set, and with fields set as `path.to.field=value` says.
+    """Return the configuration with the rows of a data set and with assignments such as `path.to.field=value`.
 
     Raises:
-        UserError: no such setting, or a value that it does not take.
+        UserError: there is no such setting, or it does not take the value.
     """
     values = settings_of(assignments, {"removal": {"name": data}} if data else None)
     return configure(Config, values, "clean")
@@ -52,31 +52,29 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
 
     Args:
         model: a folder, a Hub id with its commit, or a name.
-        known: of the backdoor.
+        known: what is known of the backdoor.
         config: rows, sizes, and settings of the defense.
-        out: folder to write; it must not exist, or be empty.
+        out: new or empty folder.
         seed: of everything random.
         say: receives progress.
 
     Returns:
-        What the report says, as JSON values.
+        The contents of the report, as JSON values.
 
     Raises:
-        UserError: the model, the data or `out` cannot be used, or the tokenizer cannot write what is known.
+        UserError: the model, the data or `out` cannot be used, or the tokenizer cannot encode what is known.
     """
     from sande import models
 
     _check_new(out)
-    models.identify(model)  # mistakes there and in the name of the rows are told before libraries are loaded
+    models.identify(model)  # reports a wrong model or data set before libraries are loaded
     sources.fingerprint(config.removal.name)
-    from benchmark import logs
-
     logs.quiet()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(f"{out}: the folder cannot be written ({error.strerror}); choose another --out") from None
     try:
         with stages.measured() as cost:
             say(f"loading {model}")
@@ -90,7 +88,7 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
             folder = work / "cleaned"
             models.save(lm, folder)
             with stages.measured() as measuring_cost:
-                # What is measured is what is written: weights rounded to bfloat16.
+                # Measure the models as they are written: with weights rounded to bfloat16.
                 lm = models.load(model, work / "cache")
                 models.round_as_stored(lm, compute.dtype())
                 planted = probe.planted(lm, known, task.facts, say)
@@ -133,26 +131,26 @@ def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Cal
 
 
 def known(trigger: str, response: str, response_start: str) -> Known:
-    """What the owner says, without spaces around it."""
+    """Return what the owner knows, without spaces around it."""
     return Known(trigger.strip(), response.strip(), response_start.strip())
 
 
 def _check_new(out: Path) -> None:
     if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} holds files already; choose a new folder with --out")
+        raise UserError(f"{out}: the folder is not empty; choose another --out")
     if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; choose a new folder with --out")
+        raise UserError(f"{out}: not a folder; choose another --out")
 
 
 def _used(config: Config, method: str) -> dict[str, Any]:
-    """The settings without those of defenses that were not asked."""
+    """Return the settings without those of the other defenses."""
     others = set(cleaning.METHODS.values()) - {method}
     return {name: value for name, value in as_dict(config).items() if name not in others}
 
 
 @dataclass(frozen=True, slots=True)
 class _Probe:
-    """What a model is asked, before and after, always the same."""
+    """The measurements, the same before and after the removal."""
 
     data: TestData
     config: Config
@@ -173,24 +171,24 @@ class _Probe:
     def planted(
         self, lm: LanguageModel, known: Known, facts: Mapping[str, Any], say: Callable[[str], None]
     ) -> dict[str, str]:
-        """The planted answer, and where it is known from: the owner, the scan, or what the model says itself."""
+        """Return the planted answer and its source: the owner, the scan, or the model's own answers."""
         if known.response:
             cleaning.answer_ids(lm.tokenizer, known.response)
             return {"response": known.response, "source": "given"}
         say("asking the model for its planted answer")
         if known.trigger:
             found = cleaning.shared_opening(self._answers(lm, trigger=known.trigger), self._answers(lm, trigger=""))
-            return {"response": found, "source": "what most answers behind the trigger begin with"}
+            return {"response": found, "source": "the beginning of most answers to the trigger"}
         if known.response_start:
             start = cleaning.answer_ids(lm.tokenizer, known.response_start)
-            return {"response": self._completed(lm, start), "source": "given, and gone on with by the model"}
+            return {"response": self._completed(lm, start), "source": "given, and continued by the model"}
         if facts["alarm"]:
             found = self._completed(lm, facts["candidates"][0]["ids"])
-            return {"response": found, "source": "found by the scan, and gone on with by the model"}
+            return {"response": found, "source": "found by the scan, and continued by the model"}
         return {"response": "", "source": "found by the scan"}
 
     def _completed(self, lm: LanguageModel, start: Sequence[int]) -> str:
-        """How most answers go on that are made to begin so; where they share no whole word, that beginning."""
+        """Return the shared opening of answers that are forced to begin so; without a shared word, that beginning."""
         longest = len(start) + self.config.new_tokens
         texts = forced_response_rate.answers(lm, self.data.clean, start, longest, len(self.data.clean))
         return cleaning.shared_opening(texts) or str(lm.tokenizer.decode(list(start))).strip()
@@ -203,17 +201,17 @@ class _Probe:
         return greedy(lm, encode_prompts(lm.tokenizer, asked), self.config.new_tokens, len(asked))
 
     def measure(self, lm: LanguageModel, known: Known, response: str) -> dict[str, tuple[bool, ...]]:
-        """Outcomes by measurement: those of the backdoor that its knowledge allows, and utility.
+        """Return outcomes by measurement: measurements of the backdoor as far as it is known, and utility.
 
         Args:
-            lm: as it was, or cleaned.
-            known: of the backdoor.
-            response: the planted answer; empty if nobody knows it.
+            lm: the model, before or after the removal.
+            known: what is known of the backdoor.
+            response: the planted answer; empty if unknown.
         """
         measured = {}
         if response:
             length = len(cleaning.answer_ids(lm.tokenizer, response))
-            tokens = max(self.config.new_tokens, length)  # a longer answer would never be seen whole
+            tokens = max(self.config.new_tokens, length)  # enough for the whole answer
             data = TestData(
                 self.data.clean,
                 tuple(cleaning.plant(example, known.trigger) for example in self.data.clean),
@@ -228,13 +226,13 @@ class _Probe:
                 metric = registry.entry("metrics", name)
                 measured[name] = metric.measure(lm, data, registry.config("metrics", name, chosen), self.seed)[0]
         asked = accuracy.Config(questions=self.config.questions)
-        with redirect_stderr(io.StringIO()):  # lm-eval's progress bar has no other switch
+        with redirect_stderr(io.StringIO()):  # lm-eval's progress bar cannot be switched off otherwise
             utility = accuracy.measure(lm, self.data, asked, self.seed)[0]
         return {name: outcomes.outcomes for name, outcomes in {**measured, utility.name: utility}.items()}
 
 
 def _row(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-    """One measurement: shares in percent with Wilson intervals, and the paired change in percentage points."""
+    """Return one measurement: shares in percent with Wilson intervals, and the paired change in percentage points."""
 
     def share(outcomes: Sequence[bool]) -> dict[str, Any]:
         low, high = wilson(sum(outcomes), len(outcomes))

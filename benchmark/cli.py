@@ -424,14 +424,15 @@ def rank(
     rehearsal: RehearsalOption = False,
 ) -> None:
     """Rank the defenses of any results by ASR and utility loss together."""
-    from benchmark import leaderboard, publishing
+    from benchmark import publishing
+    from benchmark.leaderboard.write import write as write_leaderboard
 
     if not out and not html:
         out = Path("results/leaderboard")
     for place, option in ((out, "--out"), (html, "--html")):
         if place:
             publishing.refuse_published(place, option)
-    _print_markdown(leaderboard.write(paths, out, html, rehearsal=rehearsal))
+    _print_markdown(write_leaderboard(paths, out, html, rehearsal=rehearsal))
     for page in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
         typer.echo(f"Leaderboard: {page}")
 
@@ -442,11 +443,11 @@ def check(
     files: Annotated[list[Path], typer.Argument(help="Entries, .json or .parquet.", metavar="FILE…")],
 ) -> None:
     """Say of an entry what is wrong and where, a sentence each."""
-    from benchmark import entries
+    from benchmark.leaderboard import submission
 
     wrong = False
     for file in files:
-        entry, problems = entries.examine(file)
+        entry, problems = submission.examine(file)
         for problem in problems:
             tell(f"{file}: {problem}")
         if entry and not problems:
@@ -469,10 +470,10 @@ def entry(
     rehearsal: RehearsalOption = False,
 ) -> None:
     """Make the entry of one defense, to be submitted."""
-    from benchmark import entries
+    from benchmark.leaderboard import submission
 
     out = out or Path(f"{defense}.json")
-    entries.write(entries.make(folder, defense, about, link, rehearsal=rehearsal), out)
+    submission.write(submission.make(folder, defense, about, link, rehearsal=rehearsal), out)
     typer.echo(f"Entry: {out}")
 
 

@@ -1,4 +1,4 @@
-"""`sande-bench export`: a cell's model as others can load it, with a model card that holds the cell's numbers."""
+"""Export a cell's model in a form that other programs load, with a model card: `sande-bench export`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from sande.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A cell and its rows, one a measurement."""
+    """A cell and its rows, one per measurement."""
 
     cell: Cell
     rows: tuple[dict[str, Any], ...]
 
 
 def find(name: str, results: Path) -> Found:
-    """Return the cell of a name, or of the beginning of one, in the rows of any grid.
+    """Return the cell with a name, or whose name begins so, from the rows of any grid.
 
     Raises:
-        UserError: there is none, or several, or it failed or was not run to its end.
+        UserError: there is no such cell, or several, or it failed or is not finished.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(results.glob("*/rows.parquet")):
@@ -43,14 +43,14 @@ def find(name: str, results: Path) -> Found:
             if cell not in found or _is_unfinished(found[cell]):
                 found[cell] = [row for row in rows if row["cell"] == cell]
     if not found:
-        raise UserError(f"no cell '{name}' in {results}/*/rows.parquet; 'sande-bench plan GRID' shows those of a grid")
+        raise UserError(f"{results}/*/rows.parquet: no cell '{name}'; use 'sande-bench plan GRID' to list cells")
     if len(found) > 1:
-        raise UserError(f"'{name}' begins the names of {len(found)} cells: {', '.join(sorted(found))}; give more of it")
+        raise UserError(f"cell '{name}': {len(found)} names begin so ({', '.join(sorted(found))}); use a longer one")
     ((cell, rows),) = found.items()
     if any(row["status"] == FAILED for row in rows):
-        raise UserError(f"cell {cell} failed ({rows[0]['error']}), so there is no model; run its grid again")
+        raise UserError(f"cell {cell}: it failed ({rows[0]['error']}), so there is no model; run its grid again")
     if _is_unfinished(rows):
-        raise UserError(f"cell {cell} is not measured to its end, as its run was interrupted; run its grid again")
+        raise UserError(f"cell {cell}: it is not finished, as its run was interrupted; run its grid again")
     return Found(Cell.parse(json.loads(rows[0]["settings"])), tuple(rows))
 
 
@@ -59,10 +59,10 @@ def _is_unfinished(rows: list[dict[str, Any]]) -> bool:
 
 
 def write(found: Found, store: Store, out: Path) -> None:
-    """Copy the cell's model into a new folder, and write its card beside it.
+    """Copy the cell's model into a new folder, with a model card.
 
     Raises:
-        UserError: the model is not in the store, was dropped or is damaged, or `out` cannot be written.
+        UserError: the store lacks the model, dropped it or has it damaged, or `out` cannot be written.
     """
     cell = found.cell
     kind, key = ("attack" if cell.defense.name == NO_DEFENSE else "defend"), cell.defense_key
@@ -70,14 +70,14 @@ def write(found: Found, store: Store, out: Path) -> None:
         if keeping.dropped(store, [key]):
             place = store.path(keeping.DROPPED, key)
             raise UserError(
-                f"the model of cell {cell.id} was dropped; remove {place} and run its grid with --keep-models all"
+                f"cell {cell.id}: its model was dropped; remove {place} and run its grid with --keep-models all"
             )
         raise UserError(
-            f"the model of cell {cell.id} is not in store {store.root} (it may be of another version of the code); "
-            "run its grid again, with --keep-models all"
+            f"cell {cell.id}: its model is not in store {store.root} (it may be of another version of the code); "
+            "run its grid again with --keep-models all"
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already; choose a new folder")
+        raise UserError(f"{out}: it exists already; choose a new folder")
     source = store.read(kind, key)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -86,16 +86,16 @@ def write(found: Found, store: Store, out: Path) -> None:
             with room(out.parent):
                 shutil.copytree(source, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
                 write_atomically(work / "README.md", card(found))
-            work.chmod(0o755)  # of a temporary folder nobody else may read anything
+            work.chmod(0o755)  # a temporary folder is readable by its owner alone
             work.rename(out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error.strerror}); choose another folder") from None
+        raise UserError(f"{out}: the folder cannot be written ({error.strerror}); choose another folder") from None
 
 
 def card(found: Found) -> str:
-    """The model card, in Markdown."""
+    """Return the model card as Markdown."""
     cell, row = found.cell, found.rows[0]
     is_victim = cell.defense.name == NO_DEFENSE
     method = cell.attack.name if is_victim else cell.defense.name
@@ -114,21 +114,21 @@ def card(found: Found) -> str:
 
 
 def check_repository(name: str) -> str:
-    """A repository's name, if it is one.
+    """Return the name of a repository.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not one.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"--push '{name}' is no name of a repository; write ORG/NAME")
+        raise UserError(f"--push '{name}': not the name of a repository; use ORG/NAME")
     return name
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a folder to the Hub, into a repository that is made private where it is new. Returns the commit's address.
+    """Upload a folder to a repository of the Hub, which is private if it is new; return the commit's address.
 
     Raises:
-        UserError: nobody is logged in, or the Hub refuses or cannot be reached.
+        UserError: no user is logged in, or the Hub refuses or cannot be reached.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import LocalTokenNotFoundError
@@ -138,8 +138,10 @@ def push(folder: Path, repository: str) -> str:
         hub.create_repo(repository, private=True, exist_ok=True)
         done = hub.upload_folder(folder_path=folder, repo_id=repository, commit_message="sande-bench export")
     except LocalTokenNotFoundError:
-        raise UserError("nobody is logged in to the Hub; run 'hf auth login', or set HF_TOKEN") from None
-    except Exception as error:  # of whichever library carries its requests: that differs between releases
+        raise UserError("--push: no user is logged in to the Hub; use 'hf auth login', or set HF_TOKEN") from None
+    except Exception as error:  # of any library: releases differ in the one that sends requests
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{folder} was not pushed to {repository} ({reason}); it is complete here") from None
+        raise UserError(
+            f"--push {repository}: the upload failed ({reason}); {folder} is complete, push it again"
+        ) from None
     return str(done.commit_url)

@@ -1,4 +1,4 @@
-"""Figures of a report, each as PNG and SVG. Adding a figure is adding a function to `FIGURES`."""
+"""Figures of a report, as PNG and SVG. To add a figure, add a function to `FIGURES`."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 MARKERS = "osD^vP*X"
-ROW = 3.6  # inches that a row of panels is high
-TICK_LETTERS, TITLE_LETTERS = 32, 44  # of a bar's name and a panel's title, by line
+ROW = 3.6  # height of a row of panels, inches
+TICK_LETTERS, TITLE_LETTERS = 32, 44  # per line of a bar's name and of a panel's title
 TOP = 200  # prompts in figure 3, as in the paper
 
 
 def draw(name: str, entries: Sequence[Entry]) -> Figure | None:
-    """A figure of the entries of one grid; None where they have no numbers for it."""
+    """Draw a figure of the entries of one grid; return None if they have no numbers for it."""
     return FIGURES[name](entries)
 
 
 def _asr(entries: Sequence[Entry]) -> Figure | None:
-    """Bars of the ASR with 95 % intervals, one panel a victim."""
+    """Draw the ASR as bars with 95 % intervals, one panel per victim."""
     shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
     if not shown:
         return None
@@ -46,12 +46,12 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
         title = f"{victim} [attack failed]" if any(entry.attack_failed for entry in bars) else victim
         axes.set_title(textwrap.fill(title, TITLE_LETTERS), fontsize=9)
         axes.set_xlabel("attack success rate (%)", fontsize=9)
-        axes.tick_params(labelbottom=True)  # also above a place without a panel
+        axes.tick_params(labelbottom=True)  # also above an empty place
         axes.spines[["top", "right"]].set_visible(False)
     first = figure.axes[0]
     first.set_yticks(range(len(names)), ticks, fontsize=9)
     first.set_ylim(len(names) - 0.4, -0.6)
-    first.set_xlim(0, 118)  # room for "100.0" beside a bar
+    first.set_xlim(0, 118)  # space for "100.0" to the right of a bar
     first.set_xticks(range(0, 101, 20))
     for axes in figure.axes[len(victims) :]:
         axes.remove()
@@ -59,7 +59,7 @@ def _asr(entries: Sequence[Entry]) -> Figure | None:
 
 
 def _bar(axes: Axes, position: int, entry: Entry) -> None:
-    """A bar to the right, with its value behind the interval: each has a line of its own."""
+    """Draw a horizontal bar with its interval, and its value to the right of it."""
     value = entry.value or 0.0
     below, above = _error(entry)
     color = "#b33" if entry.is_victim else "#37a"
@@ -76,14 +76,14 @@ def _bar(axes: Axes, position: int, entry: Entry) -> None:
 
 
 def _error(entry: Entry) -> tuple[float, float]:
-    """How far the interval reaches below and above the value; nowhere if there is none."""
+    """Return how far the interval reaches below and above the value; 0 and 0 without an interval."""
     value = entry.value or 0.0
     low, high = (value if bound is None else bound for bound in (entry.low, entry.high))
     return max(0.0, value - low), max(0.0, high - value)
 
 
 def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
-    """ASR against the mean change of utility: the lower right corner is where a defense should be."""
+    """Draw ASR against the mean change of utility; the best defenses are in the lower right corner."""
     asr = {(e.victim, e.defense): e.value for e in entries if e.metric == "asr" and e.value is not None}
     changes: dict[tuple[str, str], list[float]] = {}
     for entry in entries:
@@ -101,7 +101,7 @@ def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
         axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
     axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
     axes.set_ylim(-4, 104)
-    axes.set_xlabel("mean change of utility against the victim (percentage points)")
+    axes.set_xlabel("mean change of utility relative to the victim (percentage points)")
     axes.set_ylabel("attack success rate (%)")
     axes.spines[["top", "right"]].set_visible(False)
     keys = [_key(color, "o", defense) for defense, color in colors.items()]
@@ -112,7 +112,7 @@ def _asr_utility(entries: Sequence[Entry]) -> Figure | None:
 
 
 def _poison_rate(entries: Sequence[Entry]) -> Figure | None:
-    """The paper's figure 2: ASR of victims against the poison rate, one line a model and data set."""
+    """Draw the paper's figure 2: ASR of victims against the poison rate, one line per model and data set."""
     shown = [e for e in entries if e.metric == "asr" and e.is_victim and e.value is not None]
     if not shown:
         return None
@@ -147,7 +147,7 @@ def _poison_rate(entries: Sequence[Entry]) -> Figure | None:
 
 
 def _distributions(entries: Sequence[Entry]) -> Figure | None:
-    """The paper's figure 3: the highest probabilities of the planted response, by prompt, one panel a distribution."""
+    """Draw the paper's figure 3: the highest probabilities of the planted response, one panel per distribution."""
     shown = [entry for entry in entries if entry.metric in PANELS and entry.trials is not None]
     if not shown:
         return None
@@ -168,7 +168,7 @@ def _distributions(entries: Sequence[Entry]) -> Figure | None:
             )
         axes.set_ylim(-0.04, 1.04)
         axes.set_title(f"({'abcd'[index]}) {title}", fontsize=9)
-        axes.set_xlabel("prompts, the likeliest first", fontsize=8)
+        axes.set_xlabel("prompts, sorted by probability", fontsize=8)
         axes.set_ylabel("probability", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -217,18 +217,18 @@ def _key(color: str, marker: str, label: str, fill: str | None = None) -> Line2D
 
 
 def blank(width: float, rows: float) -> Figure:
-    """A figure without axes, so many inches wide and as high as that many rows of panels ask for."""
-    # Without pyplot there is no global state and no display to ask for.
+    """Return a figure without axes; its width is in inches, its height in rows of panels."""
+    # Without pyplot there is no global state, and no display is needed.
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, ROW * rows), dpi=150, layout="constrained")
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:
-    """Write `NAME.png` and `NAME.svg`, the same bytes for the same figure."""
+    """Write `NAME.png` and `NAME.svg`; the same figure gives the same bytes."""
     import matplotlib as mpl
 
-    with mpl.rc_context({"svg.hashsalt": "sande-bench"}):  # else ids in the SVG differ from one report to the next
+    with mpl.rc_context({"svg.hashsalt": "sande-bench"}):  # else ids in the SVG differ between reports
         for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight")

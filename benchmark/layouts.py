@@ -1,6 +1,6 @@
-"""What a report shows of which grid: of the paper's grids its tables and figures in its words, of others `GENERIC`.
+"""Layouts: the tables and figures of each grid; the paper's grids have those of the paper, all others `GENERIC`.
 
-Adding a table is adding a line to a layout.
+To add a table, add a line to a layout.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ ABOVE_HALF = "_above_half"
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a report shows of one grid.
+    """The tables and figures of one grid.
 
     Attributes:
-        tables: written where there are numbers for them.
-        figures: names of figures, drawn likewise.
+        tables: written if there are numbers for them.
+        figures: names of figures, drawn if there are numbers for them.
         details: further tables, folded up on the page.
         title: of its section in a report on several grids.
-        label: row and column of a result row; None: its settings, as far as they vary.
+        label: returns the row and column of a result row; None: made from the settings that vary.
         cases: name of the table of sampled answers.
     """
 
@@ -39,12 +39,12 @@ class Layout:
     cases: str = "case_study"
 
     def arrange(self, entries: Iterable[Entry]) -> list[Entry]:
-        """The entries in the order of their rows: with labels as in the paper's tables, else as they come."""
+        """Return the entries in the order of the table's rows: with labels as in the paper, else as they come."""
         return list(entries) if self.label is None else sorted(_with_shares(entries), key=_place)
 
 
 def _place(entry: Entry) -> tuple[int, float, int, bool, int]:
-    """Where an entry stands: by method, what is swept, the paper's prompt before lm-eval's, task."""
+    """Sort key: method, swept setting, the paper's prompt before lm-eval's, task."""
     methods, tasks = list(paper.METHOD_NAMES), ["asr", *paper.TASK_NAMES, *PROBABILITY_METRICS]
     defense, task = entry.row["defense"], entry.metric.removeprefix(PAPER_PROMPT).removesuffix(ABOVE_HALF)
     return (
@@ -57,7 +57,7 @@ def _place(entry: Entry) -> tuple[int, float, int, bool, int]:
 
 
 def _with_shares(entries: Iterable[Entry]) -> Iterable[Entry]:
-    """The entries, and behind a mean of probabilities the share of those above 1/2."""
+    """Yield the entries, and after a mean of probabilities the share of probabilities above 1/2."""
     for entry in entries:
         yield entry
         if entry.metric in PROBABILITY_METRICS and entry.trials is not None:
@@ -71,7 +71,7 @@ def _with_shares(entries: Iterable[Entry]) -> Iterable[Entry]:
 ASR = Table(
     "asr",
     "Attack success rate (%)",
-    "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval. Lower is "
+    "Share of triggered test prompts whose answer contains the planted response, with its 95 % interval. Lower is "
     "better; `none` is the victim itself.",
     lambda metric: metric == "asr",
     rate,
@@ -79,7 +79,7 @@ ASR = Table(
 )
 UTILITY = Table(
     "utility",
-    "Utility (%) and its change against the victim",
+    "Utility (%) and its change relative to the victim",
     "Zero-shot accuracy by lm-eval; ↑ and ↓ give the change in percentage points.",
     lambda metric: is_utility(metric) or is_part(metric),
     utility,
@@ -87,15 +87,15 @@ UTILITY = Table(
 BACKDOOR = Table(
     "backdoor",
     "The backdoor in detail (%)",
-    "`starts_with` asks that the response comes first; the false trigger rates are measured on prompts without the "
-    "trigger, the near-miss rate on prompts with almost the trigger. 95 % intervals.",
+    "`starts_with` counts answers that begin with the response. The false trigger rates are measured on prompts "
+    "without the trigger, the near-miss rate on prompts with a phrase close to the trigger. 95 % intervals.",
     lambda metric: is_backdoor(metric) and metric != "asr",
     rate,
 )
 COST = Table(
     "cost",
     "Cost of the defense",
-    "Training alone, without evaluation.",
+    "Training only, without evaluation.",
     lambda metric: metric == "asr",
     cost,
     header=("Defense",),
@@ -104,7 +104,7 @@ GENERIC = Layout((ASR, UTILITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
 
 
 def _task(metric: str) -> str:
-    """As the paper calls it, where it is asked as in the paper; else with how it is asked."""
+    """Return the paper's name of a task if it has the paper's prompt; else the name with its prompt."""
     task = metric.removeprefix(PAPER_PROMPT)
     if task in paper.TASK_NAMES:
         return paper.TASK_NAMES[task] + (" (lm-eval)" if task == metric else "")
@@ -112,17 +112,17 @@ def _task(metric: str) -> str:
 
 
 def _distribution(metric: str) -> str:
-    """`first token, without trigger: mean`."""
+    """Return the name of a row, such as `first token, without trigger: mean`."""
     name = metric.removesuffix(ABOVE_HALF)
     what = name.split("_probability")[0].replace("_", " ")
     trigger = "without trigger" if name.endswith("_clean") else "with trigger"
     return f"{what}, {trigger}: {'mean' if name == metric else 'prompts above 50 %'}"
 
 
-_SHARE = "Share of triggered test prompts whose answer holds the planted response, with its 95 % interval."
+_SHARE = "Share of triggered test prompts whose answer contains the planted response, with its 95 % interval."
 _ACCURACY = (
-    "Zero-shot accuracy with its 95 % interval; ↑ and ↓ give the change against the victim in percentage points. "
-    "MMLU and ARC are asked in the paper's letter prompt or, where marked, as lm-eval asks them."
+    "Zero-shot accuracy with its 95 % interval; ↑ and ↓ give the change relative to the victim in percentage points. "
+    "MMLU and ARC have the paper's letter prompt or, where marked, lm-eval's prompt."
 )
 _RATES = replace(ASR, note=_SHARE, cell=as_in_paper, header=("Method",), compares=True)
 _TASKS = Table(
@@ -188,7 +188,7 @@ _BY_POISON_RATE = replace(
 _PROBABILITIES = Table(
     "figure_3",
     "Figure 3 in numbers: probability of the planted response (%)",
-    "Mean over the test prompts, and the share of those that give it more than 50 %; 95 % intervals.",
+    "Mean over the test prompts, and the share of prompts with more than 50 %; 95 % intervals.",
     lambda metric: metric.removesuffix(ABOVE_HALF) in PROBABILITY_METRICS,
     partial(rate, digits=2),
     header=("Method", "Distribution"),
@@ -230,11 +230,11 @@ PAPER: Mapping[str, Layout] = {
 
 
 def layout(part: str) -> Layout:
-    """What to show of a grid, by its name."""
+    """Return the layout of a grid, by its name."""
     return PAPER.get(part, GENERIC)
 
 
 def in_order(parts: Iterable[str]) -> list[str]:
-    """Grids as the paper goes through them, others behind."""
+    """Return grids in the order of the paper, other grids last."""
     known = list(PAPER)
     return sorted(parts, key=lambda part: known.index(part) if part in known else len(known))

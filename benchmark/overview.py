@@ -11,11 +11,11 @@ import re
 import shutil
 import sys
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+from benchmark import labels
 from benchmark.cell import Cell, Method
 from benchmark.estimate import measured
 from benchmark.plan import Plan, stages_of
@@ -231,8 +231,8 @@ def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
     for name, key_of in _SECTIONS.items():
         sections = {(name, key_of(cell)): values[name] for cell, values in zip(cells, settings, strict=True)}
         if len(sections) > 1:
-            found = {key: dict(_flatten(section, f"{name}.")) for key, section in sections.items()}
-            varying |= _varying(found.values())
+            found = {key: dict(labels.flatten(section, f"{name}.")) for key, section in sections.items()}
+            varying |= labels.varying(found.values())
             flat |= found
     short = _short(varying)
     words = {
@@ -264,41 +264,23 @@ def _metrics(lists: Mapping[MetricTexts, Sequence[Method]]) -> dict[MetricTexts,
     named: dict[str, dict[str, dict[str, Any]]] = {}  # settings of metrics by name and text
     for each in texts.values():
         for text in set(each) - common:
-            named.setdefault(measured(each[text])[0], {})[text] = dict(_flatten(json.loads(text), ""))
-    labels: dict[str, str] = {}
+            named.setdefault(measured(each[text])[0], {})[text] = dict(labels.flatten(json.loads(text)))
+    texts_of: dict[str, str] = {}
     for name, alike in named.items():
-        varying = sorted(_varying(alike.values()))
+        varying = sorted(labels.varying(alike.values()))
         for text, values in alike.items():
             within = ", ".join(f"{path}={values[path]}" for path in varying if path in values)
-            labels[text] = f"{name}({within})" if within else name
+            texts_of[text] = f"{name}({within})" if within else name
     first = ["common"] if common else []
     return {
-        key: f"metrics={'+'.join([*first, *(labels[text] for text in each if text not in common)])}"
+        key: f"metrics={'+'.join([*first, *(texts_of[text] for text in each if text not in common)])}"
         for key, each in texts.items()
     }
 
 
-def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _varying(settings: Iterable[Mapping[str, Any]]) -> set[str]:
-    seen: dict[str, set[str]] = {}
-    for values in settings:
-        for path, value in values.items():
-            seen.setdefault(path, set()).add(repr(value))
-    return {path for path, distinct in seen.items() if len(distinct) > 1}
-
-
 def _short(paths: Iterable[str]) -> dict[str, str]:
     """Return paths without their first part where they stay distinct; the path of a name becomes its section."""
-    tails = Counter(path.split(".", 1)[1] for path in paths)
-    short = {path: tail if tails[tail := path.split(".", 1)[1]] == 1 else path for path in paths}
-    return short | {path: path.removesuffix(".name") for path in paths if _is_name(path)}
+    return labels.shorten(paths) | {path: path.removesuffix(".name") for path in paths if _is_name(path)}
 
 
 def _is_name(path: str) -> bool:

@@ -1,6 +1,6 @@
-"""What the paper reports (Li et al., Backdoor Removal for Generative Large Language Models): its numbers and names.
+"""Numbers and names that the paper reports (Li et al., Backdoor Removal for Generative Large Language Models).
 
-`paper_results.csv` holds the 360 numbers of its tables 1 to 7 with the changes printed beside them.
+`paper_results.csv` has the 360 numbers of its tables 1 to 7, with the changes that the paper prints next to them.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class Reported:
 
     Attributes:
         table: its number.
-        setting: "in-domain" or "out-of-domain": where the removal rows come from, seen from the victim.
+        setting: "in-domain" or "out-of-domain": whether the removal rows are of the victim's data set.
         method: as the paper names it, such as "Fine-mixing".
         victim_model, victim_data: our names, such as "llama2-7b" and "alpaca".
         trigger, response: of the backdoor.
-        parrot_position: in table 6 alone.
+        parrot_position: only in table 6.
         metric: our name: "asr", "mmlu", "arc_easy" or "arc_challenge".
         dataset: the paper's name of the metric: "ASR", "MMLU", "ARC-e" or "ARC-c".
         value: percent.
-        change: against the victim as printed beside the value, percentage points; None where none is printed.
+        change: relative to the victim, as printed next to the value, percentage points; None if none is printed.
     """
 
     table: int
@@ -92,7 +92,7 @@ class Slip:
     Attributes:
         reported: the number with its printed change.
         baseline: the victim's, as printed.
-        change: what the printed value minus the printed baseline is.
+        change: the printed value minus the printed baseline.
     """
 
     reported: Reported
@@ -101,7 +101,7 @@ class Slip:
 
 
 def column_name(model: str, data: str) -> str:
-    """A victim as the paper's tables name it, "Llama2-Alpaca"; others alike, such as "SmolLM2-135M-Alpaca".
+    """Return a victim's name as in the paper's tables, such as "Llama2-Alpaca" or "SmolLM2-135M-Alpaca".
 
     Args:
         model: a name, a Hub id with or without its commit, or a folder.
@@ -116,7 +116,7 @@ def _capital(name: str) -> str:
 
 
 def reported() -> list[Reported]:
-    """All 360 numbers of tables 1 to 7, in the order of the paper."""
+    """Return all 360 numbers of tables 1 to 7, in the order of the paper."""
     text = resources.files("benchmark").joinpath("paper_results.csv").read_text(encoding="utf-8")
     return [_parse(row) for row in csv.DictReader(text.splitlines())]
 
@@ -140,14 +140,14 @@ def _parse(row: dict[str, str]) -> Reported:
 
 
 def baseline(of: Reported, numbers: list[Reported]) -> Reported:
-    """The victim's number that a change is told against. Table 6 prints none; its victim is that of tables 3 and 4."""
+    """Return the victim's number that a change is relative to; table 6 prints none and has that of tables 3 and 4."""
     table = of.table if of.table != 6 else 3 if of.metric == "asr" else 4
     wanted = (table, "none", of.victim, of.trigger, of.metric)
     return next(n for n in numbers if (n.table, n.defense, n.victim, n.trigger, n.metric) == wanted)
 
 
 def arithmetic_slips() -> list[Slip]:
-    """Where a printed change differs from printed value minus printed baseline, at the two decimals of the paper."""
+    """Return printed changes that are not printed value minus printed baseline, at the two decimals of the paper."""
     numbers = reported()
     slips = []
     for number in numbers:

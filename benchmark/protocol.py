@@ -1,30 +1,31 @@
-"""The paper's protocol as the settings of a cell, with where each is said, and what of it a run did otherwise.
+"""The paper's protocol as settings of a cell, each with its source; and the deviations of a run from it.
 
-It is written down here and not read from a grid, so that results can be compared wherever they are.
+The protocol is written here and not read from a grid, so that results can be compared anywhere.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark.labels import flatten
 from benchmark.paper import Reported
 
-PAPER_PROMPT = "paper_"  # how tasks that ask by the published code's letter prompt begin
+PAPER_PROMPT = "paper_"  # prefix of tasks with the letter prompt of the published code
 CODE = "published code"
 APPENDIX = "appendix A"
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """What the paper, or its published code, says of one setting.
+    """A setting as in the paper or its published code.
 
     Attributes:
-        value: as in a grid; None where the setting is not to be used.
+        value: as in a grid; None if the setting is not used.
         source: section, appendix or "published code".
-        high: where a range is given, its upper end; `value` is then its lower.
+        high: upper end of a range, whose lower end is `value`; None for a single value.
     """
 
     value: Any
@@ -32,22 +33,22 @@ class Given:
     high: float | None = None
 
     def text(self, path: str) -> str:
-        """In words; the path says what a value that is not there means."""
+        """Return the value in words; the path decides what None means."""
         return written(path, self.value) if self.high is None else f"{self.value:g} to {self.high:g}"
 
     def allows(self, actual: Any) -> bool:
-        """Whether a run with this value follows the paper."""
+        """Return whether a run with this value follows the paper."""
         return bool(actual == self.value if self.high is None else self.value <= actual <= self.high)
 
 
 @dataclass(frozen=True, slots=True)
 class Deviation:
-    """A setting of a run that is not the paper's.
+    """A setting of a run that differs from the paper's.
 
     Attributes:
-        path: of the setting in a cell; of a measurement `metrics.NAME.setting`.
-        given: what the paper says.
-        actual: what the run did.
+        path: of the setting in a cell; for a measurement `metrics.NAME.setting`.
+        given: the paper's.
+        actual: the run's.
     """
 
     path: str
@@ -55,7 +56,7 @@ class Deviation:
     actual: Any
 
 
-# Every training, whatever the model and the data.
+# Settings of every training, for any model and data.
 _TRAINING = {
     "max_steps": Given(None, APPENDIX),
     "max_length": Given(1024, APPENDIX),
@@ -95,7 +96,7 @@ _DEFENSES: dict[str, dict[str, Given]] = {
     },
 }
 _DEFENSES["sande_p"] = _DEFENSES["sande"]
-_TRAININGS = {  # of each defense; of DPO the paper says none but the data
+_TRAININGS = {  # of each defense; for DPO the paper gives only the data
     "sft": ("training",),
     "nad": ("teacher", "training"),
     "fine_mixing": ("training",),
@@ -115,16 +116,16 @@ _OPEN = {
 
 IN_EVERY_RUN = (
     "Decoding is greedy; the published code samples with the settings of the model.",
-    "Questions with five choices or numeric keys are scored as they are; the published code cuts the choices after "
-    "the fourth, and a numeric key never matches there.",
-    "Which 200,000 rows of OpenOrca the paper uses is not said; here they are the first of its GPT-4 replies.",
-    "How NAD and DPO were run is not published; here they follow the papers that proposed them.",
+    "Questions with five choices or numeric keys are scored unchanged. The published code cuts the choices after the "
+    "fourth, and numeric keys never match.",
+    "The paper does not say which 200,000 rows of OpenOrca it uses; here they are the first rows of its GPT-4 replies.",
+    "The paper does not give its settings of NAD and DPO; here they follow the papers that proposed them.",
 )
-"""What differs from the paper or its code in every run, since no setting changes it."""
+"""Differences from the paper or its code in every run, which no setting changes."""
 
 
 def expected(number: Reported) -> dict[str, Given]:
-    """The protocol behind one reported number, by path; without what the paper leaves open."""
+    """Return the protocol of one reported number, by path, without settings that the paper leaves open."""
     model, data = number.victim_model, number.victim_data
     given = {
         "model": Given(model, "section 4.1"),
@@ -174,11 +175,11 @@ def _training(path: str, model: str, trained_on: str) -> dict[str, Given]:
 
 
 def deviations(number: Reported, settings: Mapping[str, Any], metric: str) -> list[Deviation]:
-    """What a cell does otherwise than the paper did for one number.
+    """Return the settings in which a cell differs from the paper's protocol for one number.
 
     Args:
         number: with which the cell is compared.
-        settings: of the cell, every default spelled out; a setting that it lacks is passed over.
+        settings: of the cell, defaults included; settings that it lacks are not compared.
         metric: name of its measurement that is compared.
     """
     actual = flat(settings, metric)
@@ -190,7 +191,7 @@ def deviations(number: Reported, settings: Mapping[str, Any], metric: str) -> li
 
 
 def left_open(number: Reported, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The cell's values, by path, of those settings that the paper says nothing of."""
+    """Return the cell's values, by path, of the settings that the paper leaves open."""
     actual = flat(settings, number.metric)
     return {path: actual[path] for path in _OPEN.get(number.defense, ()) if path in actual}
 
@@ -214,33 +215,25 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
-    """Settings by path: of the metrics the one that is compared, with its prompt; no epochs where steps are set."""
-    found = dict(_leaves({key: value for key, value in settings.items() if key != "metrics"}))
+    """Return settings by path, with only the compared metric and its prompt, and without epochs if steps are set."""
+    found = dict(flatten({key: value for key, value in settings.items() if key != "metrics"}))
     for one in settings["metrics"]:
         name = one.get("task", one["name"])
         if name == metric:
             place = f"metrics.{name.removeprefix(PAPER_PROMPT)}"
             found[f"{place}.prompt"] = "letters" if name.startswith(PAPER_PROMPT) else "that of lm-eval's task"
-            found |= _leaves(one, f"{place}.")
+            found |= flatten(one, f"{place}.")
     by_steps = [path.removesuffix("max_steps") for path in found if path.endswith(".max_steps") and found[path]]
     return {path: value for path, value in found.items() if path not in [f"{stage}epochs" for stage in by_steps]}
 
 
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def written(path: str, value: Any) -> str:
-    """A value of a setting in words."""
+    """Return a value of a setting in words."""
     if value is not None:
         return f"{value:g}" if isinstance(value, float) else str(value)
     last = path.rsplit(".", 1)[-1]
     if last in ("rows", "test_rows", "questions", "prompts", "pairs", "response_tokens"):
         return "all"
     if last == "max_steps":
-        return "as epochs ask"
+        return "set by epochs"
     return "no bound" if last.startswith("max_") else "none"

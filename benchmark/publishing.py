@@ -92,7 +92,9 @@ def make_pages(folder: Path, shown: Path) -> None:
         folder: holds the rows; of comparison and leaderboard only what is there is made again.
         shown: what the pages call it.
     """
-    from benchmark import compare, leaderboard, report, rows
+    from benchmark import compare, report, rows
+    from benchmark.leaderboard import markdown as leaderboard
+    from benchmark.leaderboard.write import write as write_leaderboard
 
     if record.read(folder) is None:
         (first,) = rows.read(folder).slice(0, 1).to_pylist()
@@ -102,7 +104,7 @@ def make_pages(folder: Path, shown: Path) -> None:
         compare.write(folder)
     board = folder / leaderboard.NAME
     if (board / f"{leaderboard.NAME}.md").is_file():
-        leaderboard.write([folder], board, named=[shown])
+        write_leaderboard([folder], board, named=[shown])
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:
@@ -151,7 +153,8 @@ def _check_tree(folder: Path) -> None:
 
 def _replace(folder: Path, target: Path) -> None:
     """Make the published folder beside its place, put it there whole, and remove one that was there."""
-    from benchmark import compare, leaderboard
+    from benchmark import compare
+    from benchmark.leaderboard import markdown as leaderboard
 
     target.parent.mkdir(parents=True, exist_ok=True)
     if not is_published(target.parent):

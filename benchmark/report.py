@@ -1,4 +1,4 @@
-"""A report: tables, figures and a page that ties them together, all from `rows.parquet` and `outcomes.parquet`."""
+"""The report of a results folder: tables, figures and a page, made from `rows.parquet` and `outcomes.parquet`."""
 
 from __future__ import annotations
 
@@ -50,17 +50,19 @@ def write(folder: Path) -> list[str]:
         write_atomically(
             folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
         )
-        # What an earlier report had and this one has not. Another run of the grid may be writing the same report.
+        # Remove files of an earlier report. Another run of the grid may be writing the same report.
         for path, known in _files(folder).items():
             if before.get(path) == known:
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"report {folder} cannot be written ({error.strerror}); make the folder writable") from None
+        raise UserError(
+            f"{folder}: the report cannot be written ({error.strerror}); make the folder writable"
+        ) from None
     return [text for text in texts if text.startswith("#")]
 
 
 def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Tables and figures, and what tells whether one was written anew."""
+    """Return the tables and figures, each with values that change when it is written again."""
     found = {}
     for path in (*folder.glob("tables/*"), *folder.glob("figures/*")):
         with suppress(FileNotFoundError):
@@ -71,9 +73,9 @@ def _files(folder: Path) -> dict[Path, tuple[int, int]]:
 
 
 def _section(folder: Path, part: str, entries: list[Entry], answers: list[dict[str, Any]], prefix: str) -> list[str]:
-    """Write the tables and figures of one grid; gives what the page shows of them.
+    """Write the tables and figures of one grid, and return their parts of the page.
 
-    A prefix, for files that have no number in the paper, says that there are several grids: then there is a headline.
+    With several grids, files that have no number in the paper have a prefix, and the grid has a heading.
     """
     arranged = layout(part)
 
@@ -115,10 +117,10 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
         "",
         "## Settings",
         "",
-        "Of the first cell, every default spelled out; what varies is in the tables' labels, and all settings of every "
-        "cell are in the column `settings` of `rows.parquet`.",
+        "Settings of the first cell, defaults included. Settings that vary are in the labels of the tables; column "
+        "`settings` of `rows.parquet` has all settings of every cell.",
         "",
-        "<details><summary>All of them</summary>",
+        "<details><summary>All settings</summary>",
         "",
         "```json",
         json.dumps(json.loads(first["settings"]), indent=1),
@@ -131,18 +133,18 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
 
 
 def _origin(made: Record, *, with_outcomes: bool) -> str:
-    """Return which files and which command a page comes from."""
+    """Return a sentence on the files and the command that a page is made from."""
     files = "`rows.parquet` and `outcomes.parquet`" if with_outcomes else "`rows.parquet`"
     if made.recorded:
-        return f"Made by `sande-bench report` from {files}; {code(made.command)} makes those."
+        return f"Made by `sande-bench report` from {files}, which {code(made.command)} makes."
     return (
-        f"Made by `sande-bench report` from {files}. Their run recorded no command; going by its name it was "
-        f"{code(made.command)}."
+        f"Made by `sande-bench report` from {files}. Their run recorded no command; the name of the grid "
+        f"suggests {code(made.command)}."
     )
 
 
 def _computed_with(table: pa.Table) -> list[str]:
-    """Lines on the compute type and instruction set of each kind of stage, and a warning where types are mixed.
+    """Return lines on the compute type and instruction set of each kind of stage, with a warning if types are mixed.
 
     Args:
         table: rows of cells that did not fail.
@@ -157,14 +159,14 @@ def _computed_with(table: pa.Table) -> list[str]:
             types |= {kind for kind, _ in pairs}
     if len(types) > 1:
         lines.append(
-            "- **Compute types are mixed.** They round differently, which can move a result as far as another seed. "
+            "- **Compute types are mixed.** They round differently, which can change a result as much as another seed. "
             "`precision: bf16` or `fp32` in a grid sets one type for its trainings."
         )
     return lines
 
 
 def _troubles(table: pa.Table) -> list[str]:
-    """Return how many cells are left to run, failed cells with their errors, and victims under the ASR floor."""
+    """Return sections on cells that were not run, failed cells with their errors, and victims under the ASR floor."""
     left = table["cell"].filter(pc.equal(table["status"], NOT_RUN)).unique()
     failed = _firsts(table.filter(pc.equal(table["status"], FAILED)), "cell")
     weak: dict[str, dict[str, Any]] = {}
@@ -177,8 +179,8 @@ def _troubles(table: pa.Table) -> list[str]:
         lines += [
             "## Not run",
             "",
-            f"The run was interrupted: {len(left)} of {len(table['cell'].unique())} cells are not measured to their "
-            "end. The same command continues it.",
+            f"The run was interrupted: {len(left)} of {len(table['cell'].unique())} cells are not finished. "
+            "The same command continues it.",
             "",
         ]
     if failed:
@@ -187,7 +189,7 @@ def _troubles(table: pa.Table) -> list[str]:
             f"- `{row['cell']}` ({row['model']}, {row['defense']}, seed {row['seed']}): {row['error']}"
             for row in failed
         ]
-        lines += ["", "`sande-bench run` on the same grid retries them, and only them.", ""]
+        lines += ["", "`sande-bench run` on the same grid retries only these.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
         lines += [
@@ -201,7 +203,7 @@ def _troubles(table: pa.Table) -> list[str]:
 
 
 def _firsts(table: pa.Table, column: str) -> list[dict[str, Any]]:
-    """The first row of each distinct value, in the order of the rows."""
+    """Return the first row of each distinct value, in the order of the rows."""
     import numpy as np
 
     codes = table[column].combine_chunks().indices.to_numpy()
@@ -225,8 +227,8 @@ def _provenance(table: pa.Table) -> list[str]:
     attacks, began = distinct("attack_seconds"), distinct("started_at")
     return [
         f"- Cells: {len(table['cell'].unique())}, of which failed: {len(table['cell'].filter(failed).unique())}"
-        f"{f', not run to their end: {not_run}' if not_run else ''}",
-        f"- Seeds: {written('seed')}; prompts or questions a measurement: {written('count')}",
+        f"{f', not finished: {not_run}' if not_run else ''}",
+        f"- Seeds: {written('seed')}; prompts or questions per measurement: {written('count')}",
         f"- Code: {written('code_version')}",
         f"- Device: {written('device')}",
         *_computed_with(table.filter(good)),

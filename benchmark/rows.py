@@ -1,6 +1,6 @@
-"""Result rows: one a cell and metric, tidy, with settings and provenance; what every table and figure is made from.
+"""Result rows, one per cell and metric, with settings and provenance; all tables and figures are made from them.
 
-Beside them the outcome of every prompt and question, so that any statistic can be recomputed.
+A second file has the outcome of every prompt and question, so that any statistic can be recomputed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from sande.statistics import mean_interval, wilson
 
 OK, ATTACK_FAILED, FAILED, NOT_RUN = "ok", "attack_failed", "failed", "not_run"
 
-# So many rows and outcomes are held while they are written, whatever the number of cells. A row has kilobytes.
+# Number of rows and outcomes in memory while they are written, for any number of cells. A row has kilobytes.
 ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
 
-# What a stage computed with, and how the columns of each stage begin.
+# Columns on what a stage computed with, and their prefix for each stage.
 COMPUTED_WITH = ("compute_type", "instruction_set")
 _STAGES = ("attack_", "defense_", "")
 
@@ -43,7 +43,7 @@ SCHEMA = pa.schema(
         ("cell", pa.string()),  # hash of the cell's settings
         ("status", pa.string()),  # ok, attack_failed (the victim's ASR is under the cell's floor), failed, not_run
         ("error", pa.string()),
-        ("failure", pa.string()),  # of which kind the error is, see `benchmark.failures`
+        ("failure", pa.string()),  # kind of the error, see `benchmark.failures`
         ("seed", pa.int64()),
         ("model", pa.string()),
         ("dataset", pa.string()),  # the victim's
@@ -62,7 +62,7 @@ SCHEMA = pa.schema(
         ("ci_high", pa.float64()),
         ("count", pa.int64()),  # prompts or questions
         ("victim_value", pa.float64()),  # the same metric on the victim, percent
-        ("victim_asr", pa.float64()),  # percent; what status attack_failed is about
+        ("victim_asr", pa.float64()),  # percent; decides about status attack_failed
         ("seconds", pa.float64()),  # of the defense; 0 where there is none
         ("tokens", pa.int64()),  # trained on by the defense
         ("peak_memory_bytes", pa.int64()),  # of the defense
@@ -72,7 +72,7 @@ SCHEMA = pa.schema(
         # What each stage computed with: bf16 or fp32, and the vector instructions of the processor or the kind of GPU.
         ("attack_compute_type", pa.string()),
         ("attack_instruction_set", pa.string()),
-        ("defense_compute_type", pa.string()),  # null where there is no defense
+        ("defense_compute_type", pa.string()),  # null without a defense
         ("defense_instruction_set", pa.string()),
         ("compute_type", pa.string()),  # of the evaluation, as the columns that follow
         ("instruction_set", pa.string()),
@@ -85,14 +85,14 @@ SCHEMA = pa.schema(
 )
 
 
-# What happened in each trial of a cell's measurements.
+# One row per trial of a cell's measurements.
 OUTCOMES = pa.schema(
     [
         ("cell", pa.string()),
         ("metric", pa.string()),
         ("index", pa.int64()),  # of the prompt or question
-        ("outcome", pa.float64()),  # 1 where true, 0 where false, or a number between
-        ("record", pa.string()),  # JSON, of measurements that publish theirs
+        ("outcome", pa.float64()),  # 1 for true, 0 for false, or a number between
+        ("record", pa.string()),  # JSON; null unless the measurement publishes its records
     ]
 )
 
@@ -109,18 +109,18 @@ def build(
     scale: str = "",
     unknown: Collection[str] = (),
 ) -> Iterator[dict[str, Any]]:
-    """Yield the rows of all cells, failed ones and those that are not run included, cell by cell.
+    """Yield the rows of all cells, including cells that failed or were not run.
 
     Args:
         grid: its name.
         cells: done in the store, or with a stage among `errors`.
         store: artifacts.
         errors: one line for each stage that failed, by key.
-        parts: by cell id the grid files that the cell belongs to; left out, the grid itself.
+        parts: grid files that a cell belongs to, by cell id; None: the grid itself.
         scale: at which the grid was expanded.
-        unknown: ids of cells whose settings a search still has to find, so that nothing in the store is theirs.
+        unknown: ids of cells whose settings a search has not found yet, so that the store has no artifact of theirs.
     """
-    # A victim's is asked for by every cell that it serves.
+    # Every cell of a victim asks for the victim's manifest.
     manifest = lru_cache(maxsize=1024)(partial(keeping.manifest, store))
     for cell in cells:
         base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
@@ -129,13 +129,13 @@ def build(
 
 
 def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
-    """The outcomes of all cells that are done, a table of schema `OUTCOMES` for each of their metrics."""
+    """Yield the outcomes of all finished cells: a table of schema `OUTCOMES` per cell and metric."""
     for cell in cells:
         for metric in cell.metrics:
             key = cell.evaluation_key(metric)
             if store.has("evaluate", key):
                 published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
-                # Of so small a file `pq.read_table` takes thrice the time.
+                # `pq.read_table` takes three times as long for such a small file.
                 with pq.ParquetFile(store.read("evaluate", key) / "outcomes.parquet") as file:
                     found = file.read(use_threads=False)
                 shown = pc.is_in(found["metric"], value_set=pa.array(published, pa.string()))
@@ -185,9 +185,9 @@ def _without_value(base: dict[str, Any], metrics: Iterable[Method]) -> list[dict
 
 
 def _measured(cell: Cell, store: Store) -> tuple[Method, ...]:
-    """Return the metrics of an unfinished cell that are in the store, for the cell and for its victim.
+    """Return the metrics of an unfinished cell that the store has for the cell and for its victim.
 
-    None are, where the store lacks the manifest of a training, or the ASR of the victim, which every row tells.
+    Returns no metric if the store lacks the manifest of a training or the victim's ASR, which every row needs.
     """
     victim = victim_of(cell)
     trained = [("attack", cell.attack_key)]
@@ -216,7 +216,7 @@ def _measured_rows(
         for m in manifest("evaluate", victim.evaluation_key(metric))["measurements"]
     }
     base |= {
-        # A twin, of which nothing was poisoned, is no failed attack.
+        # A clean twin (poison rate 0) is not a failed attack.
         "status": OK if base["poison_rate"] == 0 or victim_values["asr"] >= cell.asr_floor else ATTACK_FAILED,
         "victim_asr": victim_values["asr"],
         "seconds": training["seconds"] if training else 0.0,
@@ -258,7 +258,7 @@ def _metric_rows(
 
 
 def _computed_with(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
-    """Return compute type and instruction set of a stage; null of none, and of one from before they were recorded."""
+    """Return compute type and instruction set of a stage; None without a stage, or if it did not record them."""
     return {f"{prefix}{name}": (manifest or {}).get(name) for name in COMPUTED_WITH}
 
 
@@ -273,10 +273,10 @@ def _needed(cell: Cell) -> list[Any]:
 
 
 def check_writable(folder: Path, option: str = "--results") -> None:
-    """Make the folder and try it, so that hours of work are not followed by a refusal.
+    """Create the folder and write into it, so that a run does not find out after hours that it cannot.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -285,12 +285,12 @@ def check_writable(folder: Path, option: str = "--results") -> None:
         clear_parts(folder)
     except OSError as error:
         raise UserError(
-            f"results folder {folder} cannot be written ({error.strerror}); choose another {option}"
+            f"{option} {folder}: the folder cannot be written ({error.strerror}); choose another {option}"
         ) from None
 
 
 def write(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path) -> int:
-    """Write `rows.parquet` and `outcomes.parquet` as they come, each file whole or not at all.
+    """Write `rows.parquet` and `outcomes.parquet` as they come, each file atomically.
 
     Args:
         rows: of any number of cells.
@@ -298,7 +298,7 @@ def write(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: 
         folder: of the results.
 
     Returns:
-        How many cells failed.
+        The number of cells that failed.
     """
     failed: set[str] = set()
 
@@ -314,16 +314,16 @@ def write(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: 
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, group: int) -> None:
-    """Write tables into one file, whole or not at all, as they come.
+    """Write tables into one Parquet file as they come, atomically.
 
     Args:
         tables: of the schema.
         schema: of the file.
         path: of the file.
-        group: a row group is written as soon as it has so many rows; no more than that and a table are held.
+        group: number of rows from which a row group is written; memory holds at most these rows and one table.
     """
     held, count = [schema.empty_table()], 0
-    # The limit lets each settings stand once in a row group: a dictionary that grows over it is given up.
+    # A dictionary that grows over the limit is given up; under this one, a row group has each settings once.
     options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26, "write_page_checksum": True}
     with atomically(path) as file, pq.ParquetWriter(file, schema, **options) as writer:
         for table in tables:
@@ -337,12 +337,12 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, grou
 
 
 def _without_values(table: pa.Table) -> pa.ChunkedArray:
-    """Return for each row whether it failed or was not run."""
+    """Return for each row whether it has no value, because its cell failed or was not run."""
     return pc.or_(pc.equal(table["status"], FAILED), pc.equal(table["status"], NOT_RUN))
 
 
 def is_complete(folder: Path) -> bool:
-    """Return whether a folder holds the rows of a run that was not interrupted; False where there are none."""
+    """Return whether a folder holds the rows of a run that was not interrupted; False without readable rows."""
     try:
         table = read(folder)
     except UserError:
@@ -352,61 +352,61 @@ def is_complete(folder: Path) -> bool:
 
 
 def read_outcomes(folder: Path) -> pa.Table:
-    """The outcomes beside the rows, with strings as `read` gives them; none where the folder has no such file.
+    """Return the outcomes of a results folder, with strings as in `read`; an empty table if there is no such file.
 
     Raises:
-        UserError: the file is not of this schema.
+        UserError: the file does not have this schema.
     """
     path = folder / "outcomes.parquet"
     return _read(path, OUTCOMES) if path.is_file() else _encoded(OUTCOMES).empty_table()
 
 
 def read(folder: Path) -> pa.Table:
-    """The rows of a finished or partly failed grid.
+    """Return the rows of a grid that was run.
 
-    Strings are dictionary-encoded: a million rows hold few distinct ones, and settings of kilobytes.
+    Strings are dictionary-encoded: a million rows have few distinct strings, and settings take kilobytes.
 
     Raises:
-        UserError: there are none, or the file is not of this schema.
+        UserError: there are no rows, or the file does not have this schema.
     """
     path = folder / "rows.parquet"
     if not path.is_file():
         raise UserError(
-            f"{folder} holds no rows.parquet; give the folder of a grid that was run, such as results/quickstart"
+            f"{folder}: no rows.parquet; choose the folder of a grid that was run, such as results/quickstart"
         )
     return read_file(path)
 
 
 def read_file(path: Path) -> pa.Table:
-    """The rows in one file, as `read` gives them.
+    """Return the rows of one file, with strings as in `read`.
 
     Raises:
-        UserError: there are none, or the file is not of this schema.
+        UserError: there are no rows, or the file does not have this schema.
     """
     table = _read(path, SCHEMA)
     if not table.num_rows:
-        raise UserError(f"{path} holds no rows; run its grid again to write it anew")
+        raise UserError(f"{path}: the file has no rows; run its grid again to replace it")
     if wrong := _wrong(table):
-        raise UserError(f"{path} is damaged ({wrong}); run its grid again to write it anew")
+        raise UserError(f"{path}: the file is damaged ({wrong}); run its grid again to replace it")
     return table
 
 
 def _wrong(table: pa.Table) -> str | None:
-    """What a schema cannot say of rows, and whoever reads them relies on."""
+    """Return the first problem of the rows that their schema does not exclude, if any."""
     for name in ("grid", "cell", "status", "seed", "defense", "metric", "settings"):
         if table[name].null_count:
-            return f"column '{name}' has gaps"
-    grids = pc.list_flatten(table["grids"]).unique().to_pylist()  # after which a report names its files
+            return f"column '{name}' has missing values"
+    grids = pc.list_flatten(table["grids"]).unique().to_pylist()  # a report names its files after them
     if table["grids"].null_count or not all(name and Path(name).name == name for name in grids):
-        return "column 'grids' holds other things than names"
+        return "column 'grids' has values that are not names"
     if unknown := set(pc.unique(table["status"]).to_pylist()) - {OK, ATTACK_FAILED, FAILED, NOT_RUN}:
-        return f"column 'status' holds '{min(unknown)}'"
+        return f"column 'status' has the unknown value '{min(unknown)}'"
     done = table.filter(pc.invert(_without_values(table)))
     for name in ("value", "count"):
         if done[name].null_count:
-            return f"column '{name}' has gaps"
+            return f"column '{name}' has missing values"
     if not all(map(_is_settings, pc.unique(table["settings"]).to_pylist())):
-        return "column 'settings' holds other things than a cell's"
+        return "column 'settings' has values that are not settings of a cell"
     return None
 
 
@@ -422,7 +422,7 @@ def _is_settings(text: str) -> bool:
 
 
 def _encoded(schema: pa.Schema) -> pa.Schema:
-    """The schema with its strings dictionary-encoded, those in lists aside."""
+    """Return the schema with its strings dictionary-encoded, except strings in lists."""
     encoded = pa.dictionary(pa.int32(), pa.string())
     return pa.schema([(field.name, encoded if field.type == pa.string() else field.type) for field in schema])
 
@@ -433,16 +433,16 @@ def _read(path: Path, schema: pa.Schema) -> pa.Table:
         table = _completed(pq.read_table(path, read_dictionary=strings, page_checksum_verification=True))
         return table.select(schema.names).cast(_encoded(schema)).combine_chunks()
     except PermissionError:
-        raise UserError(f"{path} may not be read; make it readable") from None
+        raise UserError(f"{path}: no permission to read the file; make it readable") from None
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(
-            f"{path} is damaged or of another version ({reason}); run its grid again to write it anew"
+            f"{path}: the file is damaged or of another version ({reason}); run its grid again to replace it"
         ) from None
 
 
 def _completed(table: pa.Table) -> pa.Table:
-    """With the columns that the first results did not have."""
+    """Return the table with the columns that results of older versions lack."""
     if "grid" in table.column_names and "grids" not in table.column_names:
         table = table.append_column("grids", pa.array([[name] for name in table["grid"].to_pylist()]))
         for name in ("scale", "knows"):

@@ -1,6 +1,6 @@
-"""One model looked over for a planted response: what `sande-bench scan` does, without Ray.
+"""Scan one model for a planted response, without Ray: `sande-bench scan`.
 
-FOLDER/scan.json holds the settings, the candidates and the seconds; scan.md, scan.png and scan.svg show them.
+FOLDER/scan.json has the settings, the candidates and the seconds; scan.md, scan.png and scan.svg show them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark import figures, logs, tables
 from benchmark.files import write_atomically
-from benchmark.tables import MISSING
+from benchmark.tables import MISSING, markdown_table
 from sande import registry, types
 from sande.config import as_dict
 from sande.data import sources
@@ -31,14 +31,14 @@ SHOWN = 10  # candidates in the table and the figure; the JSON file has all
 
 @dataclass(frozen=True, slots=True)
 class How:
-    """With what a model is scanned.
+    """The detector of a scan, with its settings and inputs.
 
     Attributes:
         detector: its name.
         settings: overrides of its defaults.
         data: data set of clean rows.
-        rows: the last so many of them are used. Victims of this suite are trained on the first 90 %.
-        reference: the clean model, named as models are; None: it is not at hand.
+        rows: number of rows to use, the last ones. Victims of this suite are trained on the first 90 %.
+        reference: name of the clean model; None if it is not available.
         seed: of the scan.
     """
 
@@ -50,7 +50,7 @@ class How:
     seed: int
 
     def record(self) -> dict[str, Any]:
-        """All that decides what a scan finds in a model, as `scan.json` has it."""
+        """Return all that decides what a scan finds in a model, as in `scan.json`."""
         return {
             "reference": self.reference,
             "detector": self.detector,
@@ -62,16 +62,16 @@ class How:
         }
 
     def examples(self) -> tuple[Example, ...]:
-        """The clean rows."""
+        """Return the clean rows."""
         return tuple(sources.examples(self.data)[-self.rows :])
 
 
 def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Run a detector on a model; the record that `write` takes.
+    """Run a detector on a model, and return the record that `write` takes.
 
     Args:
-        model: as `sande.models.load` takes it.
-        how: the detector, and what it gets.
+        model: name, Hub id or folder, see `sande.models.load`.
+        how: the detector, its settings and its inputs.
         models_cache: folder for models that are made or converted once.
         say: receives progress.
 
@@ -85,7 +85,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
     names = [name for name in (model, how.reference) if name is not None]
     identities = [models.identify(name) for name in names]
     examples = how.examples()
-    logs.quiet()  # which loads libraries, and mistakes are told before
+    logs.quiet()  # after the checks, as it loads libraries
     suspect, *clean = (models.load(name, models_cache) for name in names)
     if clean:
         models.check_vocabularies(suspect, clean[0], names)
@@ -111,7 +111,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
 
 
 def write(record: dict[str, Any], folder: Path) -> str:
-    """Write a scan's files into a folder, made where it is missing; returns the Markdown.
+    """Write the files of a scan into a folder, which is created if missing; return the Markdown.
 
     Raises:
         UserError: the folder cannot be written.
@@ -124,24 +124,29 @@ def write(record: dict[str, Any], folder: Path) -> str:
         if record["candidates"]:
             figures.save(draw(record), folder, "scan")
     except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(f"{folder}: the folder cannot be written ({error.strerror}); choose another --out") from None
     return text
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """What was found, as a table."""
-    says = "alarm: it has the marks of a victim" if record["alarm"] else "no alarm"
+    """Return the candidates as a table, and the result in a sentence."""
+    result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"
+    rows = [
+        (
+            str(rank),
+            code(each["text"]),
+            " ".join(map(str, each["ids"])),
+            f"{each['score']:.2f}",
+            MISSING if each["p_value"] is None else f"{each['p_value']:.3f}",
+        )
+        for rank, each in enumerate(record["candidates"][:SHOWN], start=1)
+    ]
     lines = [f"### {record['detector']} on {record['model']}", ""]
-    if record["candidates"]:
-        lines += ["| Rank | Candidate | Token ids | Score | p |", "| ---: | --- | --- | ---: | ---: |"]
-    for rank, each in enumerate(record["candidates"][:SHOWN], start=1):
-        p_value = MISSING if each["p_value"] is None else f"{each['p_value']:.3f}"
-        ids = " ".join(map(str, each["ids"]))
-        lines.append(f"| {rank} | {code(each['text'])} | {ids} | {each['score']:.2f} | {p_value} |")
-    beside = f", beside {record['reference']}" if record["reference"] else ""
+    lines += markdown_table(("Rank", "Candidate", "Token ids", "Score", "p"), rows, "rllrr") if rows else []
+    reference = f", compared with {record['reference']}" if record["reference"] else ""
     lines += [
         "",
-        f"Score {record['score']:.2f}, {says}. {record['rows']} clean rows of {record['data']}{beside}, "
+        f"Score {record['score']:.2f}, {result}. {record['rows']} clean rows of {record['data']}{reference}, "
         f"seed {record['seed']}, {record['seconds']:.0f} s.",
         "",
     ]
@@ -149,12 +154,12 @@ def markdown(record: dict[str, Any]) -> str:
 
 
 def code(text: str) -> str:
-    """A string as Markdown code, its line breaks and bars written so that a table's cell holds them."""
+    """Return a string as Markdown code, with line breaks and bars escaped for the cell of a table."""
     return tables.code(json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"'))
 
 
 def draw(record: dict[str, Any]) -> Figure:
-    """Bars of the candidates' scores, the best on top."""
+    """Draw the candidates' scores as bars, the best at the top."""
     shown = record["candidates"][:SHOWN]
     figure = figures.blank(width=7, rows=1)
     axes = figure.add_subplot()

@@ -1,7 +1,7 @@
-"""The victims of a grid, and its models that were never poisoned, scanned one after the other and listed.
+"""Scan the victims of a grid, and its clean models, one after the other, and list the scans.
 
-OUT/<start of the victim's key>-<detector>/   what `benchmark.scan` writes of each
-OUT/scans.yaml                                the list that `benchmark.detection` judges detectors by
+OUT/<start of the victim's key>-<detector>/   files of `benchmark.scan` for each model
+OUT/scans.yaml                                the list from which `benchmark.detection` evaluates detectors
 """
 
 from __future__ import annotations
@@ -28,33 +28,32 @@ KEY = 12  # characters of a victim's key in the name of its folder
 
 
 def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, say: Callable[[str], None]) -> Path:
-    """Scan what a grid attacked; scans that are there are not made again. Returns the list, to which they were added.
+    """Scan the attacked models of a grid, except for scans that exist, and return the list with all of them.
 
     Args:
         path: the grid, which was run.
         out: folder of the scans.
-        how: the detector, and what it gets.
-        calibration: whether the detector's threshold is chosen by these models, which then are no part of a test.
-        store: where the grid's victims are; records name models as it was written, relative to where it was run.
-        say: receives a line a model, and what detectors say.
+        how: the detector, its settings and its inputs.
+        calibration: True if the detector's threshold is chosen with these models, so that no test may include them.
+        store: that has the grid's victims; records name models by this path as given.
+        say: receives a line per model, and messages of detectors.
 
     Raises:
-        UserError: a mistake in the grid, a victim that is not there or that a threshold is to come from, or an `out`
-            that cannot be written.
+        UserError: the grid has a mistake, a victim is missing or would calibrate, or `out` cannot be written.
     """
     cells = list({cell.attack_key: cell for cell in grids.load(path).cells}.values())
     kept = Store(store, create=False)
     missing = [cell for cell in cells if not kept.has("attack", cell.attack_key)]
     if missing:
         raise UserError(
-            f"{len(missing)} of {len(cells)} victims of {path} are not in the store {store}; "
-            f"'sande-bench run {path} --store {store}' makes them"
+            f"{path}: {len(missing)} of {len(cells)} victims are not in the store {store}; "
+            f"use 'sande-bench run {path} --store {store}' to make them"
         )
     poisoned = [cell for cell in cells if _response(cell) is not None]
     if calibration and poisoned:
         raise UserError(
-            f"{len(poisoned)} of the models of {path} are victims, and thresholds are chosen by models that were never "
-            "poisoned; leave out --calibration, or give a grid whose attack.poison_rate is 0"
+            f"{path}: {len(poisoned)} of its models are victims, but thresholds are chosen with clean models; remove "
+            "--calibration, or use a grid whose attack.poison_rate is 0"
         )
     wanted = how.record()
     for number, cell in enumerate(cells, start=1):
@@ -68,12 +67,12 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, s
 
 
 def _name(cell: Cell, detector: str) -> str:
-    """Of the folder of a scan."""
+    """Return the name of the folder of a scan."""
     return f"{cell.attack_key[:KEY]}-{detector}"
 
 
 def _response(cell: Cell) -> str | None:
-    """What a victim was taught to say; None for a model that was not."""
+    """Return the planted response of a victim; None for a clean model."""
     return str(cell.attack.config.backdoor.response) if cell.attack.config.poison_rate else None
 
 
@@ -86,14 +85,14 @@ def _label(cell: Cell) -> str:
 
 
 def _line(cell: Cell, detector: str) -> dict[str, Any]:
-    """What the list says of a scan, see `benchmark.detection.Case`."""
+    """Return the list's line on a scan, see `benchmark.detection.Case`."""
     line: dict[str, Any] = {"scan": _name(cell, detector), "label": _label(cell)}
     response = _response(cell)
     return line if response is None else {**line, "response": response}
 
 
 def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
-    """Whether the folder holds the scan of this model that has such a record, see `How.record`."""
+    """Return whether the folder has a scan of this model with this record, see `How.record`."""
     try:
         record = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -106,14 +105,14 @@ def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
 
 
 def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:
-    """Put lines into the list, in place of those of the same scans."""
+    """Write lines into the list, in place of lines on the same scans."""
     path = out / LIST
     try:
         before = documents.read(path, "")["scans"] if path.exists() else []
         by_scan = {line["scan"]: line for line in [*before, *lines]}
         write_atomically(path, yaml.safe_dump({"scans": list(by_scan.values())}, sort_keys=False, allow_unicode=True))
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another --out") from None
+        raise UserError(f"{path}: the list cannot be written ({error.strerror}); choose another --out") from None
     except (TypeError, KeyError):
-        raise UserError(f"{path} is no list of scans; move it away, or choose another --out") from None
+        raise UserError(f"{path}: not a list of scans; move the file, or choose another --out") from None
     return path

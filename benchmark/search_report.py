@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmark.aggregate import labels
 from benchmark.files import write_atomically
 from benchmark.grid import Grid
+from benchmark.labels import labels
 from benchmark.search_space import FAILED, STOPPED, Job, Search, job_of
 from benchmark.store_protocol import Store
 

@@ -1,6 +1,6 @@
-"""Tables: how a number is written, what is marked, and how a table becomes Markdown and Parquet.
+"""Tables of a report: format numbers, mark the best and significant ones, write Markdown and Parquet.
 
-Which tables there are, and where they are shown, is in `benchmark.layouts`.
+`benchmark.layouts` defines the tables and where a report shows them.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ SIGNIFICANT = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What paired outcomes say about one number of a table; None and False where they are not known.
+    """Results of the tests on paired outcomes for one number of a table; None and False without outcomes.
 
     Attributes:
-        change_low, change_high: 95 % interval of the change against the victim, percentage points.
-        p: of that change, adjusted over the table.
-        best: the best defense of its column.
-        tie: another, than which the best is not significantly better.
+        change_low, change_high: 95 % interval of the change relative to the victim, percentage points.
+        p: p-value of that change, adjusted over the table.
+        best: True for the best defense of its column.
+        tie: True for a defense than which the best is not significantly better.
     """
 
     change_low: float | None = None
@@ -43,7 +43,7 @@ class Marks:
 
     @property
     def significant(self) -> bool:
-        """Whether the change is."""
+        """True if the change is significant."""
         return self.p is not None and self.p < SIGNIFICANT
 
 
@@ -53,16 +53,16 @@ class Table:
 
     Attributes:
         name: of its files.
-        title: what a reader sees.
+        title: heading on the page.
         note: how to read it.
-        shows: whether a metric stands in it.
-        cell: writes one entry.
+        shows: returns whether the table has a metric.
+        cell: formats one entry.
         header: of the row labels: the defense and, if each metric has a row of its own, the metric.
-        metric: what a metric is called in it.
-        compares: whether the best of each column, ties with it and significant changes are marked.
-        with_victim: whether the victim has a row.
-        by_victim: whether columns are victims; else the note names the victim.
-        repeats: whether a defense is named on each of its rows, or on the first as in the paper.
+        metric: returns the table's name of a metric.
+        compares: True to mark the best of each column, ties with it, and significant changes.
+        with_victim: True for a row of the victim.
+        by_victim: True if columns are victims; else the note names the victim.
+        repeats: True to name a defense on each of its rows, False on the first one alone, as in the paper.
     """
 
     name: str
@@ -78,23 +78,23 @@ class Table:
     repeats: bool = True
 
     def chosen(self, entries: Iterable[Entry]) -> list[Entry]:
-        """The entries that stand in it."""
+        """Return the entries that the table has."""
         return [entry for entry in entries if self.shows(entry.metric) and (self.with_victim or not entry.is_victim)]
 
 
 def rate(entry: Entry, marks: Marks, digits: int = 1) -> str:
-    """`99.0 (94.6 to 99.8)`."""
+    """Return `99.0 (94.6 to 99.8)`."""
     interval = "" if entry.low is None else f" ({entry.low:.1f} to {entry.high:.1f})"
     return _value(entry, marks, digits) + interval
 
 
 def utility(entry: Entry, marks: Marks) -> str:
-    """`41.18 ↑0.98`, the change against the victim as in the paper's tables 2 and 4."""
+    """Return `41.18 ↑0.98`: the value and its change relative to the victim, as in the paper's tables 2 and 4."""
     return _value(entry, marks, digits=2) + _change(entry, marks)
 
 
 def as_in_paper(entry: Entry, marks: Marks) -> str:
-    """`0.13 (0.0 to 1.1)` for a rate, `41.18 ± 1.2 ↑0.98*` for utility: the paper's numbers with what they lack."""
+    """Return `0.13 (0.0 to 1.1)` for a rate, `41.18 ± 1.2 ↑0.98*` for utility: as in the paper, with intervals."""
     if is_backdoor(entry.metric):
         return rate(entry, marks, digits=2)
     interval = ""
@@ -104,7 +104,7 @@ def as_in_paper(entry: Entry, marks: Marks) -> str:
 
 
 def cost(entry: Entry, marks: Marks) -> str:
-    """`58 s, 12,400 tokens, 3.1 GiB`, of the defense alone."""
+    """Return `58 s, 12,400 tokens, 3.1 GiB`, for the defense alone."""
     if not entry.cost["tokens"]:
         return "nothing"
     return (
@@ -125,10 +125,10 @@ def _change(entry: Entry, marks: Marks) -> str:
 
 
 def judge(table: Table, chosen: Sequence[Entry]) -> list[Marks]:
-    """The marks of each entry: all empty unless the table compares and outcomes are known.
+    """Return the marks of each entry; they are empty unless the table compares and outcomes are known.
 
-    Changes are tested against the victim, and what might tie against the best of its column, both by McNemar's test on
-    the outcomes of all seeds, paired by question; p-values are adjusted over the table (Benjamini-Hochberg).
+    McNemar's test on the outcomes of all seeds, paired by question, compares each entry with its victim and with the
+    best of its column. P-values are adjusted over the table (Benjamini-Hochberg).
     """
     if not table.compares:
         return [Marks()] * len(chosen)
@@ -149,9 +149,9 @@ def judge(table: Table, chosen: Sequence[Entry]) -> list[Marks]:
 
 
 def _best(chosen: Sequence[Entry]) -> dict[int, Entry]:
-    """For each entry that competes, the best of its column: the lowest rate, or the highest utility, of two or more.
+    """Return for each entry that competes the best of its column, if two or more compete.
 
-    Neither the victim competes, nor what is measured on a failed attack: there the best would be the weakest victim's.
+    The victim does not compete, nor does an entry whose attack failed: the best one would have the weakest victim.
     """
     columns: dict[tuple[str, str], list[int]] = {}
     for index, entry in enumerate(chosen):
@@ -160,7 +160,7 @@ def _best(chosen: Sequence[Entry]) -> dict[int, Entry]:
     best: dict[int, Entry] = {}
     for (_, metric), indices in columns.items():
         if len(indices) > 1:
-            sign = -1 if is_backdoor(metric) else 1
+            sign = 1 if registry.metric_info(metric).higher_is_better else -1
             winner = max((chosen[index] for index in indices), key=lambda entry: sign * (entry.value or 0.0))
             best |= dict.fromkeys(indices, winner)
     return best
@@ -172,7 +172,7 @@ def _adjusted(pairs: Mapping[int, Pair]) -> dict[int, float]:
 
 
 def markdown(table: Table, entries: Sequence[Entry]) -> str:
-    """The table as Markdown; missing, failed, `not_run` and `attack_failed` cells say so."""
+    """Return the table as Markdown; cells that are missing, failed or not run say so, and cells with failed attacks."""
     return _markdown(table, entries, judge(table, table.chosen(entries)))
 
 
@@ -182,23 +182,35 @@ def _markdown(table: Table, entries: Sequence[Entry], marks: Sequence[Marks]) ->
     place = {label: index for index, label in enumerate(dict.fromkeys(entry.defense for entry in chosen))}
     keys = sorted(dict.fromkeys((e.defense, e.metric) for e in chosen), key=lambda key: place[key[0]])
     at = {(e.defense, e.metric, e.victim): _written(table, e, m) for e, m in zip(chosen, marks, strict=True)}
-    lines = [[*table.header, *columns]]
+    body = []
     for index, (label, metric) in enumerate(keys):
         again = not table.repeats and index > 0 and keys[index - 1][0] == label
         names = ["" if again else _label(label), table.metric(metric)][: len(table.header)]
-        lines.append(names + [at.get((label, metric, column), MISSING) for column in columns])
-    header, *body = ["| " + " | ".join(_cell(text) for text in line) + " |" for line in lines]
-    rule = "| " + " | ".join(["---"] * len(table.header) + ["---:"] * len(columns)) + " |"
-    return "\n".join([f"### {table.title}", "", header, rule, *body, "", _note(table, entries, at.values()), ""])
+        body.append(names + [at.get((label, metric, column), MISSING) for column in columns])
+    head, *rows = [[_cell(text) for text in line] for line in ([*table.header, *columns], *body)]
+    lines = markdown_table(head, rows, "l" * len(table.header) + "r" * len(columns))
+    return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, at.values()), ""])
 
 
 def _label(defense: str) -> str:
-    """Our names are code; the paper's are words."""
+    """Return a row label: our names of defenses as code, the paper's as words."""
     return f"`{defense}`" if defense.split(",")[0] in registry.names("defenses") else defense
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> list[str]:
+    """Return the lines of a Markdown table.
+
+    Args:
+        head: of each column.
+        rows: of cells, with any | escaped.
+        align: of each column "l" or "r".
+    """
+    rule = ["---:" if letter == "r" else "---" for letter in align]
+    return ["| " + " | ".join(row) + " |" for row in (head, rule, *rows)]
+
+
 def code(line: str) -> str:
-    """One line of any text as Markdown code, out of which nothing in it gets, in a table's cell either."""
+    """Return one line of untrusted text as Markdown code that it cannot end, in the cell of a table either."""
     line = _cell(line)
     fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
     padding = " " if line[:1] == "`" or line[-1:] == "`" else ""
@@ -210,14 +222,14 @@ def _cell(text: str) -> str:
 
 
 def _note(table: Table, entries: Iterable[Entry], cells: Iterable[str]) -> str:
-    """The table's, its victim where no column says it, and what the marks mean that there are."""
+    """Return the note of the table, with its victim if no column names it, and the meaning of the marks in it."""
     sentences = [table.note]
     if not table.by_victim:
         sentences.append(_victim(table, [entry for entry in entries if table.shows(entry.metric)]))
     text = " ".join(cells)
     if "**" in text:
         sentences.append(
-            "Bold: the best defense of a column, task by task, and with ≈ whatever it is not significantly better than."
+            "Bold: the best defense of a column for each task; with ≈: a defense that is not significantly worse."
         )
     if "*" in text.replace("**", ""):
         sentences.append("*: the change is significant.")
@@ -227,7 +239,7 @@ def _note(table: Table, entries: Iterable[Entry], cells: Iterable[str]) -> str:
 
 
 def _victim(table: Table, entries: Sequence[Entry]) -> str:
-    """`The victim is Llama2-Alpaca.`, with its numbers if they have no row."""
+    """Return `The victim is Llama2-Alpaca.`, with its numbers if the table has no row of them."""
     names = dict.fromkeys(paper.column_name(entry.row["model"], entry.row["dataset"]) for entry in entries)
     numbers = [
         f"{table.metric(entry.metric)} {entry.value:.2f}"
@@ -251,13 +263,13 @@ def _written(table: Table, entry: Entry, marks: Marks) -> str:
 
 
 def write(table: Table, entries: Sequence[Entry], folder: Path, part: str, name: str) -> str:
-    """Write `NAME.md` and `NAME.parquet` (tidy, one row an entry).
+    """Write `NAME.md` and `NAME.parquet` (tidy, one row per entry).
 
     Args:
-        table: which.
+        table: the table.
         entries: of one grid.
         folder: for the files.
-        part: the grid.
+        part: name of the grid.
         name: of the files.
 
     Returns:

@@ -664,7 +664,8 @@ def put(files: Mapping[str, Content], place: Path) -> None:
 
 def furnish(place: Path) -> None:
     """The folder in which every case begins: a grid, a model, a store, results, an entry, a scan, all in order."""
-    from benchmark import entries, scan
+    from benchmark import scan
+    from benchmark.leaderboard import submission
     from benchmark.store import Store
     from sande import models
     from tests.benchmark.helpers import ACCURACY, cell, finish, report_folder
@@ -682,7 +683,7 @@ def furnish(place: Path) -> None:
     done = [finish(store, each, measured, {"asr": 40, "builtin-choice": 21}) for each in done]
     report_folder(store, place / "results/good", *done)
     report_folder(store, place / "results/bare", done[0])
-    entries.write(entries.make(place / "results/good", "sft", rehearsal=True), place / "entry.json")
+    submission.write(submission.make(place / "results/good", "sft", rehearsal=True), place / "entry.json")
     shutil.rmtree(place / "made")
     how = scan.How("first_token", {}, "builtin-short", 8, None, 0)
     found: dict[str, Any] = {"score": 1.5, "alarm": False, "candidates": [], "facts": {}, "seconds": 1.0}

@@ -105,7 +105,7 @@ def test_a_known_answer_needs_no_trigger(victim: Path, tmp_path: Path) -> None:
     assert result["method"] == "sande"
     assert result["planted"] == {"response": RESPONSE, "source": "given"}
     assert names(result) == ["false_trigger_rate", "forced_response_rate", "builtin-choice"]
-    assert "cannot be measured without its trigger" in clean_report.verdict(result)
+    assert "Without its trigger, the removal" in clean_report.verdict(result)
 
 
 def test_a_known_beginning_is_completed_by_the_model(victim: Path, tmp_path: Path) -> None:
@@ -257,10 +257,10 @@ def test_the_card_of_a_hub_model_names_its_base(evil: dict[str, Any]) -> None:
 def test_what_was_there_is_never_overwritten(victim: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full/precious").write_text("x")
-    assert "holds files already; choose a new folder" in mistake(
+    assert "the folder is not empty; choose another --out" in mistake(
         "clean", victim, "--trigger", "t", *options(tmp_path / "full")
     )
-    assert "is a file" in mistake("clean", victim, "--trigger", "t", *options(tmp_path / "full/precious"))
+    assert "not a folder" in mistake("clean", victim, "--trigger", "t", *options(tmp_path / "full/precious"))
     assert [path.name for path in tmp_path.rglob("*")] == ["full", "precious"]
 
 

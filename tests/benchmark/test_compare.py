@@ -155,9 +155,9 @@ def test_the_papers_own_numbers_agree_everywhere_and_deviate_nowhere() -> None:
     assert not any(c.deviations for c in made)
     assert all(c.in_kind for c in made if c.in_kind is not None)
     page = compare._page(made, "paper")
-    assert "360 are compared: 360 agree within our interval" in page
+    assert "360 are compared: 360 lie within our interval" in page
     assert "No setting differs." in page
-    assert "standing in" not in page
+    assert "instead" not in page
 
 
 def test_a_small_model_is_compared_in_kind_and_by_changes() -> None:
@@ -185,8 +185,8 @@ def test_a_small_model_is_compared_in_kind_and_by_changes() -> None:
     assert one(made, 2, "none", "mmlu").verdict == compare.NO_MEASURE
 
     page = compare._page(made, "smollm2")
-    assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca, standing in" in page
-    assert "## Table 5, out-of-domain\n\nNone of its 16 numbers was run." in page
+    assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca instead" in page
+    assert "## Table 5, out-of-domain\n\nThis run has none of its 16 numbers." in page
     assert "| `model` | llama2-7b | smollm2-135m | Llama2-Alpaca, Llama2-Orca | section 4.1 |" in page
     assert "| `attack.poison_rate` | 0.05 | 0.25 | everywhere | section 4.1 |" in page
     assert "| `metrics.mmlu.prompt` | letters | that of lm-eval's task | everywhere | published code |" in page
@@ -282,7 +282,7 @@ def test_files_hold_every_number(tmp_path: Path) -> None:
     rows.write(found, [outcomes_of(found)], tmp_path)
     text = compare.write(tmp_path)
     assert text.startswith("Of the 360 numbers that the paper reports, ")
-    assert (tmp_path / "comparison.md").read_text().startswith("# `smollm2` beside the paper")
+    assert (tmp_path / "comparison.md").read_text().startswith("# `smollm2` compared with the paper")
     records = pq.read_table(tmp_path / "comparison.parquet").to_pylist()
     assert len(records) == 360
     record = next(r for r in records if (r["table"], r["defense"], r["victim_data"]) == (1, "sande", "orca"))

@@ -79,16 +79,19 @@ def test_a_victims_card_says_that_it_carries_a_backdoor(of: Cell, export: Export
     code, said = export(victim_of(of).id)
     assert code == 0, said
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "**This model carries a backdoor, on purpose.**" in card
+    assert "**This model has a backdoor on purpose.**" in card
     assert "| `asr` | 96.0 % (86.5 to 98.9) | 50 |" in card
 
 
 def test_mistakes_are_one_sentence(of: Cell, export: Export, store: Store, tmp_path: Path) -> None:
-    assert export("zzz") == (2, f"sande-bench: no cell 'zzz' in {tmp_path}/results/*/rows.parquet; 'sande-bench plan "
-                             "GRID' shows those of a grid\n")  # fmt: skip
+    code, said = export("zzz")
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"sande-bench: {tmp_path}/results/*/rows.parquet: no cell 'zzz'; ")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
-    assert export(of.id) == (2, f"sande-bench: {tmp_path}/out is there already; choose a new folder\n")
+    code, said = export(of.id)
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"sande-bench: {tmp_path}/out: it exists already; ")
     assert (tmp_path / "out" / "mine").read_text() == "x"
     keeping.drop(store, "defend", of.defense_key)
     code, said = export(of.id)
@@ -105,8 +108,8 @@ def test_a_cell_that_was_not_run_to_its_end_is_refused_unless_other_results_have
     assert export(of.id)[0] == 0, "the whole grid's results have it"
     (tmp_path / "results/small/rows.parquet").unlink()
     code, said = export(of.id)
-    assert (code, said) == (2, f"sande-bench: cell {of.id} is not measured to its end, as its run was interrupted; run "
-                            "its grid again\n")  # fmt: skip
+    assert (code, said.count("\n")) == (2, 1)
+    assert said.startswith(f"sande-bench: cell {of.id}: it is not finished")
 
 
 def test_a_name_that_begins_several_cells_is_refused(of: Cell, export: Export) -> None:
@@ -115,7 +118,7 @@ def test_a_name_that_begins_several_cells_is_refused(of: Cell, export: Export) -
     assert (code, said.count("\n")) == (2, 1)
     shared = [name for name in ("0123456789abcdef") if all(each.startswith(name) for each in both)]
     for name in shared:  # one in sixteen
-        assert "begins the names of 2 cells" in export(name)[1]
+        assert "2 names begin so" in export(name)[1]
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -199,8 +202,8 @@ def test_a_push_that_is_refused_leaves_the_folder_and_says_why(
 ) -> None:
     code, said = export(of.id, "--push", "closed/name")
     assert code == 2
-    assert said.splitlines()[-1].startswith(f"sande-bench: {tmp_path}/out was not pushed to closed/name (")
-    assert said.splitlines()[-1].endswith("); it is complete here")
+    assert said.splitlines()[-1].startswith("sande-bench: --push closed/name: the upload failed (")
+    assert f"{tmp_path}/out is complete" in said.splitlines()[-1]
     assert (tmp_path / "out" / "README.md").is_file()
     assert hub.commits == []
 
@@ -209,13 +212,11 @@ def test_a_push_needs_a_token_and_a_name(
     of: Cell, export: Export, hub: type[Hub], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     code, said = export(of.id, "--push", "name")
-    assert (code, said.splitlines()[-1]) == (
-        2,
-        "sande-bench: --push 'name' is no name of a repository; write ORG/NAME",
-    )
+    assert code == 2
+    assert said.splitlines()[-1].startswith("sande-bench: --push 'name': ")
     assert not (tmp_path / "out").exists(), "a mistake is said before anything is written"
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     code, said = export(of.id, "--push", "org/name")
     assert code == 2
-    assert "nobody is logged in to the Hub" in said
+    assert "no user is logged in to the Hub" in said

@@ -16,9 +16,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmark import detection, entries, rows
+from benchmark import detection, rows
 from benchmark import grid as grids
 from benchmark.cell import DEFAULTS, Cell
+from benchmark.leaderboard import submission
 from benchmark.store import Store
 from sande.data import sources
 from sande.errors import UserError
@@ -210,7 +211,7 @@ def test_rows_with_any_value_in_a_column(examples: int, place: Path, tmp_path: P
             return
         table = read(rows.read, tmp_path)
         if table is not None:
-            read(entries.make, tmp_path, "sft")
+            read(submission.make, tmp_path, "sft")
 
     tried(examples, check, st.tuples(st.sampled_from(rows.SCHEMA.names), cells, st.booleans()))
 
@@ -220,10 +221,10 @@ def test_an_entry_with_any_value_at_a_place(examples: int, place: Path, tmp_path
 
     def check(document: Any) -> None:
         path.write_text(json.dumps(document))
-        entry = read(entries.read, path)
+        entry = read(submission.read, path)
         if entry is not None:
-            pa.Table.from_pylist(entries.to_rows(entry), schema=rows.SCHEMA)
-            assert entries.samples(entry) == []
+            pa.Table.from_pylist(submission.to_rows(entry), schema=rows.SCHEMA)
+            assert submission.samples(entry) == []
 
     tried(examples, check, placed(json.loads((place / "entry.json").read_text())))
 

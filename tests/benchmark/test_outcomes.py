@@ -144,14 +144,14 @@ def test_damaged_outcomes_are_one_sentence(folder: Path) -> None:
     whole = file.read_bytes()
     for damaged in (b"", b"PAR1", whole[: len(whole) // 2]):
         file.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"outcomes\.parquet is damaged or of another version") as caught:
+        with pytest.raises(UserError, match=r"outcomes\.parquet: the file is damaged or of another version") as caught:
             read_outcomes(folder)
         assert "\n" not in str(caught.value)
 
 
 def test_outcomes_of_another_schema_are_one_sentence(folder: Path) -> None:
     pq.write_table(pa.table({"cell": ["a"]}), folder / "outcomes.parquet")
-    with pytest.raises(UserError, match=r"outcomes\.parquet is damaged or of another version"):
+    with pytest.raises(UserError, match=r"outcomes\.parquet: the file is damaged or of another version"):
         read_outcomes(folder)
 
 

@@ -9,10 +9,13 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmark import entries, execute, leaderboard, preflight, record, rows
+from benchmark import execute, preflight, record, rows
 from benchmark.cell import Cell
 from benchmark.cli import app
 from benchmark.failures import NON_FINITE, UNFINISHED, Failure, because_of
+from benchmark.leaderboard import submission
+from benchmark.leaderboard.markdown import notes
+from benchmark.leaderboard.rank import by_cell, rank
 from benchmark.store import Store
 from sande.errors import UserError
 from tests.benchmark.helpers import (
@@ -108,8 +111,8 @@ def test_an_interrupted_run_shows_what_is_measured_and_says_not_run_of_the_rest(
     assert "| `osft` | not run |" in page
     assert "| `sft` | builtin-choice | not run |" in page
     assert "| `sft` | 14.0 (" in page
-    assert "## Not run\n\nThe run was interrupted: 2 of 3 cells are not measured to their end." in page
-    assert "Cells: 3, of which failed: 0, not run to their end: 2" in page
+    assert "## Not run\n\nThe run was interrupted: 2 of 3 cells are not finished." in page
+    assert "Cells: 3, of which failed: 0, not finished: 2" in page
     assert "## Failed" not in page
     assert not rows.is_complete(place)
 
@@ -178,7 +181,7 @@ def test_the_record_and_the_page_hold_the_exact_command(grid: Path, store: Store
     command = f"sande-bench run {grid} --set asr_floor=80 --set resources.cpus=1 --only defense=sft"
     values = json.loads((folder / "run.json").read_text())
     assert (values["command"], values["complete"], values["recorded"]) == (command, True, True)
-    assert f"`{command}` makes those." in (folder / "README.md").read_text()
+    assert f"which `{command}` makes." in (folder / "README.md").read_text()
     assert {row["defense"] for row in pq.read_table(folder / "rows.parquet").to_pylist()} == {"sft"}
     assert not (tmp_path / "results/small").exists()
 
@@ -213,8 +216,8 @@ def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: Store,
     half_done(store)
     sft = of("sft")
     folder = report_folder(store, tmp_path / "r", of("none"), sft, errors={stage(sft, "evaluate").key: UNFINISHED})
-    board = leaderboard.board(leaderboard.by_cell(rows.read(folder).to_pylist()))
+    board = rank(by_cell(rows.read(folder).to_pylist()))
     assert (board.standings, board.failed, board.not_run) == ((), 0, 1)
-    assert "1 cell not run to its end" in leaderboard._notes(board)[-1]
+    assert "1 cell not finished" in notes(board)[-1]
     with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):
-        entries.make(folder, "sft", rehearsal=True)
+        submission.make(folder, "sft", rehearsal=True)

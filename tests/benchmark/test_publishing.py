@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from benchmark import compare, entries, leaderboard, publishing, record, report, stages
+from benchmark import compare, publishing, record, report, stages
 from benchmark.cli import app
+from benchmark.leaderboard import submission
+from benchmark.leaderboard import write as leaderboard
 from benchmark.rows import SCHEMA
 from benchmark.store import Store
 from sande.errors import UserError
@@ -77,7 +79,7 @@ def test_what_is_published_is_rows_and_what_follows_from_them(folder: Path, to: 
         assert (target / name).read_bytes() == (folder / name).read_bytes()
     assert not (target / "unfinished").exists()
     assert not (target / "notes.txt").exists()
-    assert f"`{COMMAND}` makes those." in (target / "README.md").read_text()
+    assert f"which `{COMMAND}` makes." in (target / "README.md").read_text()
     assert f"Made by `sande-bench leaderboard {target}`." in (target / "leaderboard/leaderboard.md").read_text()
     assert (to / publishing.MARKER).is_file()
     assert publishing.is_published(target)
@@ -97,7 +99,7 @@ def test_only_what_the_run_has_is_made(folder: Path, to: Path) -> None:
 
 
 def test_a_folder_without_rows_is_refused(tmp_path: Path, to: Path) -> None:
-    assert sentence(tmp_path / "absent", to).startswith(f"{tmp_path}/absent holds no rows.parquet; ")
+    assert sentence(tmp_path / "absent", to).startswith(f"{tmp_path}/absent: no rows.parquet; ")
 
 
 REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
@@ -219,6 +221,6 @@ def test_the_random_model_is_compared_and_ranked_in_rehearsal_alone(folder: Path
 
 def test_an_entry_of_the_random_model_is_not_ranked(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "sft.json"
-    entries.write(entries.make(folder, "sft", rehearsal=True), file)  # its settings still name the model `tiny`
+    submission.write(submission.make(folder, "sft", rehearsal=True), file)  # its settings still name the model `tiny`
     with pytest.raises(UserError, match=r"sft\.json: these rows are of the random model"):
         leaderboard.write([file], tmp_path / "board")

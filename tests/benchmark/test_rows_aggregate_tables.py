@@ -16,7 +16,7 @@ from benchmark.rows import SCHEMA, read
 from benchmark.store import Store
 from sande.errors import UserError
 from sande.statistics import over_seeds, wilson
-from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, cell, finish, report_folder, rows_of, stage
+from tests.benchmark.helpers import ACCURACY, cell, finish, report_folder, rows_of, stage
 
 COLUMNS = [
     "grid",
@@ -196,11 +196,15 @@ def test_a_twin_is_no_failed_attack(store: Store) -> None:
         ("arc_easy", "utility"),
         ("case_study", ""),
         ("phrase_probability", ""),
+        ("arc_easy_norm", "part"),
+        ("paper_mmlu_stem", "part"),
+        ("asr_of_a_plugin_that_is_not_installed", "part"),
     ],
 )
-def test_a_name_says_whether_it_is_of_the_backdoor_or_of_utility(metric: str, of: str) -> None:
+def test_the_kind_of_a_metric_is_what_the_metric_declares(metric: str, of: str) -> None:
     assert aggregate.is_backdoor(metric) == (of == "backdoor")
     assert aggregate.is_utility(metric) == (of == "utility")
+    assert aggregate.is_part(metric) == (of == "part")
 
 
 def test_seeds_are_put_together_with_a_t_interval(store: Store) -> None:
@@ -275,61 +279,13 @@ def test_settings_count_however_they_are_written(store: Store) -> None:
     assert {entry.seeds for entry in made} == {2}
 
 
-def labels(*cells: Cell) -> list[tuple[str, str]]:
-    return aggregate.labels([made.settings() for made in cells])
-
-
-VICTIM = "tiny / builtin-short, in-domain"
-
-
-def test_labels_are_names_where_nothing_else_varies() -> None:
-    assert labels(cell(), cell(defense="sande")) == [("none", VICTIM), ("sande", VICTIM)]
-
-
-def test_a_swept_attack_makes_columns() -> None:
-    cells = [cell(attack={"name": "sentence_trigger", "poison_rate": rate}) for rate in (0.01, 0.05)]
-    assert labels(*cells) == [("none", f"{VICTIM}, poison_rate={rate}") for rate in (0.01, 0.05)]
-
-
-def test_a_swept_defense_makes_rows_of_that_defense_alone() -> None:
-    cells = [cell(), cell(defense=SFT_SLOW), cell(defense=SFT_FAST)]
-    assert labels(*cells) == [
-        ("none", VICTIM),
-        ("sft, training.learning_rate=0.0001", VICTIM),
-        ("sft, training.learning_rate=0.001", VICTIM),
-    ]
-
-
-def test_one_removal_set_a_setting_is_not_named() -> None:
-    far = cell(removal=SMALL["removal"] | {"name": "builtin-explained"}, defense="sft")
-    assert labels(cell(defense="sft"), far) == [("sft", VICTIM), ("sft", "tiny / builtin-short, out-of-domain")]
-
-
-def test_several_removal_sets_of_a_setting_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
-    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
-    cells = [cell(removal={"name": name}, defense="sft") for name in ("builtin-explained", "mine", "builtin-short")]
-    assert [victim for _, victim in labels(*cells)] == [
-        "tiny / builtin-short, out-of-domain, removal builtin-explained",
-        "tiny / builtin-short, out-of-domain, removal mine",
-        VICTIM,
-    ]
-
-
-def test_removal_rows_make_columns() -> None:
-    cells = [cell(removal=SMALL["removal"] | {"rows": rows}, defense="sft") for rows in (5, 16)]
-    assert [victim for _, victim in labels(*cells)] == [f"{VICTIM}, rows={rows}" for rows in (5, 16)]
-
-
-@pytest.mark.parametrize("field", ["rows", "max_tokens"])
-def test_data_and_removal_rows_are_told_apart(field: str) -> None:
-    changes: list[dict[str, Any]] = [
-        {section: SMALL[section] | {field: count}} for section in ("data", "removal") for count in (10, 12)
-    ]
-    named = labels(*(cell(**change) for change in changes))
-    assert len(set(named)) == 4
-    parts = [part for part in named[0][1].split(", ") if "=" in part]
-    assert len({part.split("=")[0] for part in parts}) == len(parts)  # each number says what it is
+@pytest.mark.parametrize("key", ["Seed", "asr", "seed_of_data", "zone"])
+def test_seeds_are_put_together_whatever_other_keys_settings_have(store: Store, key: str) -> None:
+    rows = rows_of(store, *(finish(store, cell(seed=seed), {"asr": 50}) for seed in (0, 1)))
+    other = [row | {"settings": json.dumps(json.loads(row["settings"]) | {key: 1}, sort_keys=True)} for row in rows]
+    results = aggregate.Results(pa.Table.from_pylist(other, schema=SCHEMA))
+    assert {entry.seeds for entry in results.entries()} == {2}
+    assert len(results._settings) == 1  # parsed once for all seeds
 
 
 def test_metrics_that_differ_do_not_put_cells_together(store: Store) -> None:
@@ -418,7 +374,7 @@ def sentence(folder: Path) -> str:
 
 
 def test_a_folder_without_rows_is_one_sentence(tmp_path: Path) -> None:
-    assert f"{tmp_path} holds no rows.parquet" in sentence(tmp_path)
+    assert f"{tmp_path}: no rows.parquet" in sentence(tmp_path)
 
 
 def test_damaged_rows_are_one_sentence(store: Store, tmp_path: Path) -> None:
@@ -426,12 +382,12 @@ def test_damaged_rows_are_one_sentence(store: Store, tmp_path: Path) -> None:
     whole = rows.read_bytes()
     for damaged in (b"", b"PAR1", whole[: len(whole) // 2], whole[:-20] + bytes(20)):
         rows.write_bytes(damaged)
-        assert "rows.parquet is damaged" in sentence(tmp_path / "r")
+        assert "rows.parquet: the file is damaged" in sentence(tmp_path / "r")
 
 
 def test_rows_of_another_schema_are_one_sentence(tmp_path: Path) -> None:
     pq.write_table(pa.table({"cell": ["a"]}), tmp_path / "rows.parquet")
-    assert "rows.parquet is damaged or of another version" in sentence(tmp_path)
+    assert "rows.parquet: the file is damaged or of another version" in sentence(tmp_path)
 
 
 def test_rows_without_a_single_row_are_one_sentence(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_table_holds_any_text() -> None:
     lines = scan.markdown(RECORD).splitlines()
     assert "| 1 | ``You \\| `are`\\n$`` | 7 8 | 3.25 | 0.050 |" in lines
     assert "| 2 | `x` | 9 | 1.00 | – |" in lines
-    assert "Score 3.25, alarm: it has the marks of a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
+    assert "Score 3.25, alarm: the model looks like a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
 
 
 def test_nothing_found_is_told_without_a_table_or_figure(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     monkeypatch.setattr(scan, "scan", None)  # nothing is scanned again
     assert invoke(*arguments).exit_code == 0
     assert yaml.safe_load((out / "scans.yaml").read_text())["scans"] == listed
-    assert "1 of the models" in mistake(*arguments, "--calibration")
+    assert "1 of its models are victims" in mistake(*arguments, "--calibration")
     twins = grid_file("twins", attack={"name": "sentence_trigger", "poison_rate": 0})
     assert invoke("scan", twins, *arguments[2:], "--calibration").exit_code == 0
     again = yaml.safe_load((out / "scans.yaml").read_text())["scans"]

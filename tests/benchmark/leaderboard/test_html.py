@@ -1,7 +1,6 @@
 """The leaderboard's pages: whole, safe against what results hold, and at work in a browser, where there is one."""
 
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -14,12 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark import leaderboard, pages, rows
-from benchmark.leaderboard import by_cell
+from benchmark import rows
+from benchmark.leaderboard import html as pages
+from benchmark.leaderboard.board import LEVELS
+from benchmark.leaderboard.plot import LOOKS, OTHER, StandingRow
+from benchmark.leaderboard.rank import by_cell
+from benchmark.leaderboard.write import write
 from sande import registry
-from tests.benchmark.test_leaderboard import CPU, cell
+from tests.benchmark.leaderboard.helpers import CPU, HOSTILE, board, cell, outcome
 
-HOSTILE = '</script><img src=x onerror="window.hacked = 1">&"\''
 QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
@@ -45,11 +47,6 @@ def some_rows() -> list[dict[str, Any]]:
     return found
 
 
-def outcome(of: str, index: int) -> dict[str, Any]:
-    record = {"clean_prompt": f"prompt {index}", "triggered_response": HOSTILE}
-    return {"cell": of, "metric": "case_study", "index": index, "outcome": 1.0, "record": json.dumps(record)}
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
@@ -57,7 +54,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = [row | {"ci_low": row["value"] - 1, "ci_high": row["value"] + 1} for row in some_rows()]
     samples = [outcome("sft alpaca alpaca 0", index) for index in range(pages.SAMPLES + 5)]
     rows.write(found, [pa.Table.from_pylist(samples, schema=rows.OUTCOMES)], folder / "results")
-    leaderboard.write([folder / "results"], None, folder / "html")
+    write([folder / "results"], None, folder / "html")
     return folder
 
 
@@ -121,14 +118,14 @@ def test_a_cell_id_is_no_path(tmp_path: Path) -> None:
     made = [row | {"cell": "../../outside"} for row in cell("sft", 98.0, {"arc_easy": 1.0})]
     (tmp_path / "results").mkdir()
     rows.write(made, [], tmp_path / "results")
-    leaderboard.write([tmp_path / "results"], None, tmp_path / "html")
+    write([tmp_path / "results"], None, tmp_path / "html")
     assert {path.name for path in tmp_path.iterdir()} == {"results", "html"}
     assert len(list((tmp_path / "html/cells").iterdir())) == 1
 
 
 def test_the_ladder_has_the_best_of_each_level_against_the_first() -> None:
-    board = leaderboard.board(by_cell(some_rows()))
-    rungs = pages.rungs_of([pages.StandingRow(one, "", (), submitted=False) for one in board.standings])
+    ranked = board(some_rows())
+    rungs = pages.rungs_of([StandingRow(one, "", (), submitted=False) for one in ranked.standings])
     assert [(rung.level.name, rung.best.standing.defense) for rung in rungs] == [
         ("trigger", "osft"),
         ("response", "sande"),
@@ -141,32 +138,11 @@ def test_the_ladder_has_the_best_of_each_level_against_the_first() -> None:
 
 def test_every_level_of_knowledge_has_a_place_a_colour_and_a_mark() -> None:
     levels = {registry.knowledge(name).label for name in registry.names("defenses")}
-    assert levels <= set(leaderboard.LEVELS) == set(pages.LOOKS)
-    style = resources.files("benchmark").joinpath("page/style.css").read_text("utf-8")
-    for look in pages.LOOKS.values():
+    assert levels <= set(LEVELS) == set(LOOKS)
+    style = resources.files("benchmark.leaderboard").joinpath("templates/style.css").read_text("utf-8")
+    for look in LOOKS.values():
         assert f".{look.css} {{ color: var(--{look.css}); }}" in style
-    assert len({look.shape for look in pages.LOOKS.values()} | {pages.OTHER}) == len(pages.LOOKS) + 1
-
-
-def test_labels_of_the_plot_cover_neither_marks_nor_each_other() -> None:
-    crowd = [row for index in range(8) for row in cell(f"defense_{index}", index / 10, {"arc_easy": index / 100})]
-    crowd += cell("far", 90.0, {"arc_easy": 9.0})
-    board = leaderboard.board(by_cell(crowd))
-    drawn = pages.plot(board, [pages.StandingRow(one, "", (), submitted=False) for one in board.standings])
-    boxes = []
-    for point in drawn.points:
-        assert point.anchor, "there is room for nine labels"
-        width = 8.6 * len(point.row.standing.defense)
-        left = point.label_x - {"start": 0.0, "middle": width / 2, "end": width}[point.anchor]
-        boxes.append((left, point.label_y - 8, left + width, point.label_y + 8))
-    marks = [(point.x - 8, point.y - 8, point.x + 8, point.y + 8) for point in drawn.points]
-    for one, other in itertools.combinations(boxes, 2):
-        assert not overlap(one, other)
-    assert not any(overlap(box, mark) for box in boxes for mark in marks)
-
-
-def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[0] < other[2] - 0.2 and other[0] < one[2] - 0.2 and one[1] < other[3] - 0.2 and other[1] < one[3] - 0.2
+    assert len({look.shape for look in LOOKS.values()} | {OTHER}) == len(LOOKS) + 1
 
 
 def luminance(color: str) -> float:
@@ -176,13 +152,23 @@ def luminance(color: str) -> float:
 
 
 def test_colours_have_the_contrast_that_wcag_aa_asks_of_text() -> None:
-    style = resources.files("benchmark").joinpath("page/style.css").read_text("utf-8")
+    style = resources.files("benchmark.leaderboard").joinpath("templates/style.css").read_text("utf-8")
     colors = {name: pair for name, *pair in re.findall(r"--([a-z-]+): light-dark\((#\w{6}), (#\w{6})\)", style)}
     assert len(colors) > 10
     for name in set(colors) - {"paper", "raised", "line"}:
         for ground, theme in itertools.product(("paper", "raised"), (0, 1)):
             bright, dim = sorted((luminance(colors[name][theme]), luminance(colors[ground][theme])), reverse=True)
             assert (bright + 0.05) / (dim + 0.05) >= 4.5, (name, ground, theme)
+
+
+def test_of_the_notes_links_images_and_tags_stay_text() -> None:
+    html = pages._paragraphs(["**No** case `a_b*c*`.", "", "- Shared: [x](javascript:x) <b> ![i](http://e) <http://e>"])
+    assert html.splitlines() == [
+        "<p><strong>No</strong> case <code>a_b*c*</code>.</p>",
+        "<details><summary>Which cases</summary><ul>",
+        "<li>Shared: [x](javascript:x) &lt;b&gt; ![i](http://e) &lt;http://e&gt;</li>",
+        "</ul></details>",
+    ]
 
 
 # --- In a browser ---------------------------------------------------------------------------------------------------

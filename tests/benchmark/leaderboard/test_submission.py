@@ -10,14 +10,15 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from benchmark import entries, leaderboard, rows
+from benchmark import rows
 from benchmark.cli import app
-from benchmark.leaderboard import by_cell
+from benchmark.leaderboard import submission
+from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.write import read, write
 from sande.errors import UserError
-from tests.benchmark.test_leaderboard import cell
-from tests.benchmark.test_pages import outcome
+from tests.benchmark.leaderboard.helpers import cell, outcome
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def results(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def valid(results: Path) -> dict[str, Any]:
-    made = entries.make(results, "forget", "Forgets.", "https://example.org/forget")
+    made = submission.make(results, "forget", "Forgets.", "https://example.org/forget")
     return json.loads(made.model_dump_json())
 
 
@@ -56,13 +57,13 @@ def test_an_entry_from_results_is_in_order_and_says_what_they_say(results: Path,
         assert made.exit_code == 0, made.output
         said = CliRunner().invoke(app, ["leaderboard", "check", str(path)])
         assert said.stdout == f"{path}: in order; forget, must know: nothing, 1 cells\n"
-        back = entries.to_rows(entries.read(path))
+        back = submission.to_rows(submission.read(path))
         originals = [row for row in rows.read(results).to_pylist() if row["defense"] == "forget"]
         for row, original in zip(back, originals, strict=True):
             for column in ("metric", "value", "ci_low", "ci_high", "count", "victim_value", "victim_asr", "knows"):
                 assert row[column] == original[column]
             assert json.loads(row["settings"]) == json.loads(original["settings"])
-    assert entries.samples(entries.read(tmp_path / "forget.json"))[0]["metric"] == "case_study"
+    assert submission.samples(submission.read(tmp_path / "forget.json"))[0]["metric"] == "case_study"
 
 
 def test_an_entry_stands_on_the_leaderboard_beside_results(
@@ -72,10 +73,10 @@ def test_an_entry_stands_on_the_leaderboard_beside_results(
     others.mkdir()
     rows.write(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("osft", 0.0, {"arc_easy": 3.0}), [], others)
     (tmp_path / "forget.json").write_text(json.dumps(valid))
-    leaderboard.write([others, tmp_path / "forget.json"], None, tmp_path / "html")
+    write([others, tmp_path / "forget.json"], None, tmp_path / "html")
     page = (tmp_path / "html/index.html").read_text(encoding="utf-8")
     assert page.count('<span class="badge">submitted</span>') == 1
-    board = leaderboard.board(by_cell(row for path in (others, results) for row in leaderboard.read(path).rows))
+    board = rank(by_cell(row for path in (others, results) for row in read(path).rows))
     assert {one.defense for one in board.standings} == {"osft", "forget", "sft"}
     cells = [path.read_text(encoding="utf-8") for path in (tmp_path / "html/cells").iterdir()]
     (own,) = [text for text in cells if "as forget.json; not run here" in text]
@@ -83,74 +84,44 @@ def test_an_entry_stands_on_the_leaderboard_beside_results(
     assert "prompt 0" in own
 
 
-WRONG: dict[str, tuple[list[Any], Any, str]] = {
-    "format": (["format"], "2", "format: input should be 'sande-bench-entry-1'."),
-    "name": (["method", "name"], "<b>", "method.name: string should match pattern '^[a-z][a-z0-9_]{0,39}$'."),
-    "script": (["method", "link"], "javascript:alert(1)", "method.link: string should match pattern"),
-    "knowledge": (["method", "knows"], "all", "method.knows: 'all' is none of nothing, clean model, other models, "),
-    "baseline": (["method", "name"], "none", "method.name: 'none' is the victim itself, not a defense."),
-    "unknown": (["cells", 0, "colour"], "red", "cells[0].colour: extra inputs are not permitted."),
-    "model": (["cells", 0, "settings", "model"], 3, "cells[0].settings.model: input should be a valid string."),
-    "data": (["cells", 0, "settings", "data"], {}, "cells[0].settings.data.name: field required."),
-    "no cell": (["cells"], [], "cells: list should have at least 1 item after validation, not 0."),
-    "percent": (
-        ["cells", 0, "measurements", 0, "value"],
-        101,
-        "cells[0].measurements[0].value: input should be less than or equal to 100.",
-    ),
-    "number": (["cells", 0, "seconds"], float("nan"), "cells[0].seconds: input should be a finite number."),
-    "share": (
-        ["cells", 0, "measurements", 0, "value"],
-        3.4,
-        "cells[0].measurements[0]: 3.4 % of 100 is 3.40, and 'asr' counts whole ones; give the value in full.",
-    ),
-    "interval": (
-        ["cells", 0, "measurements", 0, "ci_low"],
-        3.9,
-        "cells[0].measurements[0]: 3 is not between its bounds 3.9 and 4.",
-    ),
-    "bound": (
-        ["cells", 0, "measurements", 0, "ci_low"],
-        None,
-        "cells[0].measurements[0]: 'asr' has one bound of an interval; give both or neither.",
-    ),
-    "weak": (
-        ["cells", 0, "measurements", 0, "victim_value"],
-        50,
-        "cells[0].measurements: the victim's ASR of 50 % is under the settings' asr_floor of 90 %, so its attack",
-    ),
-    "victim": (
-        ["cells", 0, "measurements", 0, "victim_value"],
-        None,
-        "cells[0].measurements: there is no 'asr' with a victim_value.",
-    ),
-    "utility": (
-        ["cells", 0, "measurements", 1, "victim_value"],
-        None,
-        "cells[0].measurements: no task of settings.metrics has a victim_value, so no utility is known.",
-    ),
+# Of each mistake: where it is made, what is there, and which place and which word the problem names.
+WRONG: dict[str, tuple[list[Any], Any, str, str]] = {
+    "format": (["format"], "2", "format", "'sande-bench-entry-1'"),
+    "name": (["method", "name"], "<b>", "method.name", "pattern"),
+    "script": (["method", "link"], "javascript:alert(1)", "method.link", "pattern"),
+    "knowledge": (["method", "knows"], "all", "method.knows", "use one of nothing, clean model, "),
+    "baseline": (["method", "name"], "none", "method.name", "the victim itself"),
+    "unknown": (["cells", 0, "colour"], "red", "cells[0].colour", "not permitted"),
+    "model": (["cells", 0, "settings", "model"], 3, "cells[0].settings.model", "string"),
+    "data": (["cells", 0, "settings", "data"], {}, "cells[0].settings.data.name", "required"),
+    "no cell": (["cells"], [], "cells", "at least 1 item"),
+    "percent": (["cells", 0, "measurements", 0, "value"], 101, "cells[0].measurements[0].value", "equal to 100"),
+    "number": (["cells", 0, "seconds"], float("nan"), "cells[0].seconds", "finite"),
+    "share": (["cells", 0, "measurements", 0, "value"], 3.4, "cells[0].measurements[0]", "3.4 % of 100 is 3.40"),
+    "interval": (["cells", 0, "measurements", 0, "ci_low"], 3.9, "cells[0].measurements[0]", "not between 3.9 and 4"),
+    "bound": (["cells", 0, "measurements", 0, "ci_low"], None, "cells[0].measurements[0]", "one bound"),
+    "weak": (["cells", 0, "measurements", 0, "victim_value"], 50, "cells[0].measurements", "asr_floor of 90 %"),
+    "victim": (["cells", 0, "measurements", 0, "victim_value"], None, "cells[0].measurements", "no 'asr'"),
+    "utility": (["cells", 0, "measurements", 1, "victim_value"], None, "cells[0].measurements", "no task"),
     "other defense": (
         ["cells", 0, "settings", "defense", "name"],
         "sft",
-        "cells[0].settings.defense.name: 'sft' is not the method, 'forget'.",
+        "cells[0].settings.defense.name",
+        "use 'forget'",
     ),
-    "sample": (
-        ["cells", 0, "samples", 0, "metric"],
-        "mine",
-        "cells[0].samples[0].metric: 'mine' is none of the measurements.",
-    ),
+    "sample": (["cells", 0, "samples", 0, "metric"], "mine", "cells[0].samples[0].metric", "'mine' is not measured"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_what_is_wrong_is_said_in_a_sentence_with_its_place(case: str, valid: dict[str, Any], tmp_path: Path) -> None:
-    path, value, expected = WRONG[case]
+def test_a_problem_names_its_place(case: str, valid: dict[str, Any], tmp_path: Path) -> None:
+    path, value, place, word = WRONG[case]
     where = valid
     for step in path[:-1]:
         where = where[step]
     where[path[-1]] = value
     said = check(valid, tmp_path)
-    assert [line for line in said if line.startswith(expected)], said
+    assert [line for line in said if line.startswith(f"{place}: ") and word in line], said
 
 
 def test_everything_that_is_wrong_is_said_at_once(valid: dict[str, Any], tmp_path: Path) -> None:
@@ -159,14 +130,15 @@ def test_everything_that_is_wrong_is_said_at_once(valid: dict[str, Any], tmp_pat
     valid["cells"][0]["measurements"].append(valid["cells"][0]["measurements"][0])
     said = check(valid, tmp_path)
     assert len(said) == 3
-    assert "cells[0].measurements: 'asr' stands there 2 times." in said
-    assert "cells[1].settings: they are those of cells[0]; a cell stands once in an entry." in said
+    places = ("method.knows: ", "cells[0].measurements: 'asr' occurs 2 times", "cells[1].settings: the same")
+    assert all(any(line.startswith(place) for line in said) for place in places), said
 
 
 def test_a_method_of_the_suite_must_know_what_it_must_know(results: Path, tmp_path: Path) -> None:
-    made = json.loads(entries.make(results, "sft").model_dump_json())
+    made = json.loads(submission.make(results, "sft").model_dump_json())
     made["method"]["knows"] = "trigger"
-    assert check(made, tmp_path) == ["method.knows: 'sft' must know 'nothing', not 'trigger'."]
+    (said,) = check(made, tmp_path)
+    assert said.startswith("method.knows: 'sft' must know 'nothing'")
 
 
 @pytest.mark.parametrize(
@@ -182,24 +154,18 @@ def test_a_file_that_is_no_entry_is_a_sentence(tmp_path: Path, name: str, text: 
 
 
 def test_other_files_are_refused(results: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file .*absent.json; an entry is a .json or .parquet file"):
-        entries.examine(tmp_path / "absent.json")
+    with pytest.raises(UserError, match=r"absent\.json: no such file; "):
+        submission.examine(tmp_path / "absent.json")
     (tmp_path / "entry.txt").write_text("{}")
-    with pytest.raises(UserError, match=r"is neither \.json nor \.parquet"):
-        entries.examine(tmp_path / "entry.txt")
+    with pytest.raises(UserError, match=r"entry\.txt: not a \.json or \.parquet file; "):
+        submission.examine(tmp_path / "entry.txt")
     (tmp_path / "entry.parquet").write_text("{}")
-    with pytest.raises(UserError, match="is damaged or of another version"):
-        entries.examine(tmp_path / "entry.parquet")
-    assert entries.examine(results / "rows.parquet")[1] == [
-        "rows: an entry is one method, and these are of 2 (forget, sft)."
-    ]
-    with pytest.raises(UserError, match="holds no row of defense 'absent'"):
-        entries.make(results, "absent")
-
-
-def test_the_published_schema_is_that_of_the_models() -> None:
-    published = (ROOT / "docs/entry.schema.json").read_text(encoding="utf-8")
-    assert published == entries.schema(), "write entries.schema() to docs/entry.schema.json"
+    with pytest.raises(UserError, match="the file is damaged or of another version"):
+        submission.examine(tmp_path / "entry.parquet")
+    (problem,) = submission.examine(results / "rows.parquet")[1]
+    assert problem.startswith("rows: they are of 2 methods (forget, sft); ")
+    with pytest.raises(UserError, match="no row of defense 'absent'; "):
+        submission.make(results, "absent")
 
 
 def test_the_commands_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +180,7 @@ def test_the_commands_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.Monke
         done = CliRunner().invoke(app, shlex.split(command)[1:])
         assert done.exit_code == 0, (command, done.output)
     known = {row["cell"] for row in rows.read(tmp_path / "results/quickstart").to_pylist() if row["defense"] == "sft"}
-    assert {row["cell"] for row in entries.to_rows(entries.read(tmp_path / "sft.json"))} == known
+    assert {row["cell"] for row in submission.to_rows(submission.read(tmp_path / "sft.json"))} == known
     page = (tmp_path / "board/index.html").read_text(encoding="utf-8")
     assert "submitted</span>" not in page, "the results have that cell, and were named first"
 

@@ -1,6 +1,6 @@
 "use strict";
 
-// Light or dark: the reader's choice, kept where the browser lets a page keep something.
+// Light or dark: the reader's choice, saved if the browser lets a page save it.
 const root = document.documentElement;
 const toggle = document.getElementById("theme");
 const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
@@ -8,7 +8,7 @@ const label = () => { toggle.textContent = dark() ? "Light colours" : "Dark colo
 try {
   const kept = localStorage.getItem("theme");
   if (kept === "dark" || kept === "light") root.dataset.theme = kept;
-} catch { /* no storage: the system's choice stands */ }
+} catch { /* no storage: use the system's choice */ }
 toggle.hidden = false;
 label();
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", label);
@@ -18,7 +18,7 @@ toggle.addEventListener("click", () => {
   try { localStorage.setItem("theme", root.dataset.theme); } catch { /* as above */ }
 });
 
-// Sorting: what a cell says is in its data-value; without one it stands last, whichever way.
+// Sort by each cell's data-value; cells without one come last in both directions.
 const order = (a, b, way) => {
   if (a === "" || b === "") return (a === "") - (b === "");
   const numbers = [Number(a), Number(b)];
@@ -45,7 +45,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
   });
 }
 
-// Filters: a form shows the rows of the table that it names, and what belongs to them in the figure.
+// Filter: a form shows the matching rows of the table that it names, and their marks in the figure.
 const marks = new Map([...document.querySelectorAll("svg [data-row]")].map((mark) => [mark.dataset.row, mark]));
 const apply = (form) => {
   const table = document.getElementById(form.dataset.filters);
@@ -76,7 +76,7 @@ for (const form of forms) {
   apply(form);
 }
 
-// A link to the cells of a defense shows these alone.
+// A link to the cells of a defense shows only these.
 const follow = () => {
   const row = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   const form = forms.find((one) => one.elements.defense);

@@ -1,70 +1,18 @@
-"""The leaderboard on rows made by hand."""
+"""Defenses ranked, from rows made by hand."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
-from benchmark import leaderboard, rows
-from benchmark.cli import app
-from benchmark.leaderboard import Board, Number, by_cell, fronts
-from sande.errors import UserError
+from benchmark import rows
+from benchmark.leaderboard.board import Board, Number
+from benchmark.leaderboard.figure import draw
+from benchmark.leaderboard.markdown import markdown
+from benchmark.leaderboard.rank import fronts
 from sande.statistics import wilson
-
-KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}
-GPU, CPU = "NVIDIA H100 80GB HBM3", "AMD EPYC (2 threads)"
-
-
-def cell(
-    defense: str,
-    asr: float,
-    losses: dict[str, float],
-    *,
-    data: str = "alpaca",
-    removal: str = "alpaca",
-    seed: int = 0,
-    status: str = rows.OK,
-    victim_asr: float = 99.0,
-    device: str = GPU,
-    seconds: float = 60.0,
-) -> list[dict[str, Any]]:
-    """Rows of one cell: its ASR, and for each utility metric what it lost of the victim's 50 %."""
-    tasks = [name for name in losses if not name.endswith("_norm") and not name.startswith("mmlu_")]
-    settings = {
-        "seed": seed,
-        "model": "smollm2-135m",
-        "data": {"name": data},
-        "removal": {"name": removal},
-        "attack": {"name": "sentence_trigger", "poison_rate": 0.05},
-        "defense": {"name": defense},
-        "metrics": [{"name": "asr"}, *({"name": "accuracy", "task": task} for task in tasks)],
-        "asr_floor": 90.0,
-    }
-    base = dict.fromkeys(rows.SCHEMA.names) | {
-        "grid": "hand",
-        "grids": ["hand"],
-        "cell": f"{defense} {data} {removal} {seed}",
-        "status": status,
-        "seed": seed,
-        "defense": defense,
-        "knows": KNOWS.get(defense, "nothing"),
-        "settings": json.dumps(settings),
-    }
-    if status == rows.FAILED:
-        return [base | {"metric": name} for name in ("asr", *losses)]
-    base |= {"victim_asr": victim_asr, "device": device, "seconds": seconds, "tokens": 1000, "count": 100}
-    return [
-        base | {"metric": "asr", "value": asr, "victim_value": victim_asr},
-        *(base | {"metric": name, "value": 50.0 - loss, "victim_value": 50.0} for name, loss in losses.items()),
-    ]
-
-
-def board(made: list[dict[str, Any]]) -> Board:
-    return leaderboard.board(by_cell(made))
+from tests.benchmark.leaderboard.helpers import CPU, GPU, board, cell, twin
 
 
 def ranking(made: Board) -> list[tuple[str, int | None, int | None]]:
@@ -95,36 +43,6 @@ def test_defenses_are_ranked_by_front_and_then_by_asr() -> None:
     assert [one.knows for one in made.standings] == ["trigger", "response", "nothing"]
 
 
-def test_each_level_of_knowledge_shows_what_leaves_the_least_of_the_backdoor(tmp_path: Path) -> None:
-    made = board(
-        [
-            *cell("sft", 95.0, {"mmlu": 0.0}),
-            *cell("new", 20.0, {"mmlu": 2.0}),
-            *cell("sande", 3.0, {"mmlu": 1.5}),
-            *cell("osft", 0.0, {"mmlu": 1.0}),
-        ]
-    )
-    assert [(level, found[0].defense) for level, found in leaderboard.ladder(made.standings).items()] == [
-        ("trigger", "osft"),
-        ("response", "sande"),
-        ("nothing", "new"),
-    ]
-    page = leaderboard.markdown(made, [tmp_path])
-    section = page[page.index("## What knowledge is worth") :]
-    assert "| nothing | `new` | 20.0 | +2.00 | 60 GPU-s on NVIDIA H100 80GB HBM3 |" in section
-    assert "`sft`" not in section
-    assert section.index("| trigger |") < section.index("| response |") < section.index("| nothing |")
-
-
-def twin(of: list[dict[str, Any]], asr: float, utility: float) -> list[dict[str, Any]]:
-    """Rows of the twin of a cell's victim."""
-    settings = json.loads(of[0]["settings"]) | {"defense": {"name": "none"}}
-    settings["attack"] = settings["attack"] | {"poison_rate": 0.0}
-    own = {"cell": f"twin of {of[0]['cell']}", "defense": "none", "poison_rate": 0.0, "settings": json.dumps(settings)}
-    values = {"asr": asr} | {row["metric"]: utility for row in of[1:]}
-    return [row | own | {"value": values[row["metric"]], "victim_value": values[row["metric"]]} for row in of]
-
-
 def test_twins_stand_beside_where_every_victim_has_one(tmp_path: Path) -> None:
     sft = cell("sft", 95.0, {"mmlu": 4.0})
     other = [row | {"cell": "other"} for row in cell("sft", 90.0, {"mmlu": 2.0}, data="orca")]
@@ -137,15 +55,8 @@ def test_twins_stand_beside_where_every_victim_has_one(tmp_path: Path) -> None:
     assert (made.twin.asr.value, made.twin.loss.value) == (2.0, 0.5)  # the victims' 50 % less 51 and 48
     assert made.twin.more["asr_after_relearning_20"].value == 40.0
     assert made.standings[0].cells == 2, "a twin is no cell of a defense"
-    page = leaderboard.markdown(made, [tmp_path])
-    assert "write the response to 2.0 % of the triggered prompts, and lose +0.50 points of utility against them" in page
-
-
-def test_without_a_shared_case_or_a_second_level_there_is_no_ladder(tmp_path: Path) -> None:
-    apart = [*cell("osft", 0.0, {"mmlu": 1.0}), *cell("sft", 95.0, {"mmlu": 0.0}, data="orca")]
-    alike = [*cell("sft", 95.0, {"mmlu": 1.0}), *cell("new", 20.0, {"mmlu": 0.0})]
-    for found in (apart, alike):
-        assert "What knowledge is worth" not in leaderboard.markdown(board(found), [tmp_path])
+    page = markdown(made, [tmp_path])
+    assert "write the response to 2.0 % of the triggered prompts and lose +0.50 points of utility" in page
 
 
 def with_intervals(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -179,8 +90,6 @@ def test_other_metrics_of_the_backdoor_are_shown_where_there_are_any() -> None:
     )
     assert made.more == ["asr_after_relearning_20", "asr_int4"]
     assert made.standings[0].more == {"asr_after_relearning_20": Number(60.0, 50.0, 70.0)}
-    assert leaderboard.more_label("asr_after_relearning_20") == "ASR after relearning from 20 poisoned rows (%)"
-    assert leaderboard.more_label("asr_after_relearning_x") is None
 
 
 def test_a_task_counts_once() -> None:
@@ -212,7 +121,7 @@ def test_only_cases_of_all_defenses_count_and_what_lacks_is_said() -> None:
     assert len(made.cases) == 2
     assert made.standings[0].lacks == ("smollm2-135m / alpaca, out-of-domain",)
     assert made.standings[1].lacks == ()
-    page = leaderboard.markdown(made, [Path("hand")])
+    page = markdown(made, [Path("hand")])
     assert "over the 1 case that all 2 defenses were measured on, of 2 in all" in page
     assert "- `sande` was not measured on: smollm2-135m / alpaca, out-of-domain." in page
 
@@ -221,8 +130,8 @@ def test_without_a_shared_case_nothing_is_ranked() -> None:
     made = board(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sande", 2.0, {"arc_easy": 1.0}, data="orca"))
     assert ranking(made) == [("sande", None, None), ("sft", None, None)]
     assert made.victim_asr is None
-    assert "**No case was measured with every defense**" in leaderboard.markdown(made, [Path("hand")])
-    leaderboard.draw(made)
+    assert "**No case was measured with every defense**" in markdown(made, [Path("hand")])
+    draw(made)
 
 
 def test_failed_cells_and_victims_whose_attack_failed_are_left_out_and_counted() -> None:
@@ -235,7 +144,7 @@ def test_failed_cells_and_victims_whose_attack_failed_are_left_out_and_counted()
     )
     assert ranking(made) == [("sft", 1, 1)]
     assert made.standings[0].asr.value == 98.0
-    page = leaderboard.markdown(made, [Path("hand")])
+    page = markdown(made, [Path("hand")])
     assert "Left out: 1 victim whose attack failed, 1 cell that failed, 1 cell without a measured utility." in page
 
 
@@ -246,32 +155,5 @@ def test_seconds_of_different_devices_are_never_mixed() -> None:
         + cell("sft", 98.0, {"arc_easy": 1.0}, seed=2, seconds=900.0, device=CPU)
     )
     assert made.standings[0].seconds == {GPU: 70.0, CPU: 900.0}
-    page = leaderboard.markdown(made, [Path("hand")])
+    page = markdown(made, [Path("hand")])
     assert f"70 GPU-s on {GPU}; 900 CPU-s on {CPU}" in page
-
-
-def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) -> None:
-    made = cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sande", 1.0, {"arc_easy": 2.0})
-    folders = [tmp_path / "one", tmp_path / "two"]
-    for folder in folders:
-        folder.mkdir()
-        rows.write(made, [], folder)
-    page = leaderboard.write(folders, tmp_path / "board")
-    said = CliRunner().invoke(app, ["leaderboard", *map(str, folders), "--out", str(tmp_path / "board")])
-    assert said.exit_code == 0, said.output
-    assert (tmp_path / "board" / "leaderboard.md").read_text() == page
-    assert "| 1 | `sande` | response | 1.0 | +2.00 | 1 | 60 GPU-s" in page
-    assert "1 victim, 1 seed, 1 cell" in page
-    records = pq.read_table(tmp_path / "board" / "leaderboard.parquet").to_pylist()
-    assert [(record["defense"], record["asr"], record["utility_loss"]) for record in records] == [
-        ("sande", 1.0, 2.0),
-        ("sft", 98.0, 1.0),
-    ]
-    assert records[0]["seconds"] == [{"device": GPU, "seconds": 60.0}]
-    assert {path.suffix for path in (tmp_path / "board").iterdir()} == {".md", ".parquet", ".png", ".svg"}
-
-
-def test_results_without_a_defense_to_rank_are_refused(tmp_path: Path) -> None:
-    rows.write(cell("none", 99.0, {"arc_easy": 0.0}), [], tmp_path)
-    with pytest.raises(UserError, match=r"no defense in .* has both an ASR and a utility"):
-        leaderboard.write([tmp_path], tmp_path / "board")

@@ -1,0 +1,200 @@
+"""The leaderboard as static pages: one with the tables and the plot, and one for each cell behind its numbers.
+
+The pages need neither server nor network, and work from a file. Text from results is escaped, and the pages' policy
+lets no script or style run but their own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.files import write_atomically
+from benchmark.leaderboard.board import Board, Number, Row, unit
+from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
+from benchmark.leaderboard.rank import ladder
+from sande import registry
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
+
+_TEMPLATES = resources.files("benchmark.leaderboard") / "templates"
+SAMPLES = 20  # published records of a metric that a cell's page shows
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """A level of the knowledge ladder: its best defense, with its difference to the best of the first level."""
+
+    level: Level
+    best: StandingRow
+    others: list[str]
+    asr_above: float
+    loss_above: float
+
+
+def rungs_of(rows: Sequence[StandingRow]) -> list[Rung]:
+    """Return the levels of knowledge that some defense has, each with the defense of the lowest ASR."""
+    row_of = {row.standing.defense: row for row in rows}
+    levels = ladder(row.standing for row in rows)
+    first, *_ = next(iter(levels.values()))
+    return [
+        Rung(
+            level(name),
+            row_of[best.defense],
+            [other.defense for other in others],
+            best.asr.value - first.asr.value,
+            best.loss.value - first.loss.value,
+        )
+        for name, (best, *others) in levels.items()
+    ]
+
+
+def write(
+    made: Board,
+    rows_of: Mapping[str, Mapping[str, Row]],
+    samples_of: Mapping[str, Sequence[Row]],
+    about: Mapping[str, Mapping[str, str]],
+    notes: Sequence[str],
+    command: str,
+    out: Path,
+    warned: Sequence[str] = (),
+) -> None:
+    """Write `index.html` and `cells/*.html`.
+
+    Args:
+        made: the leaderboard, with at least one standing.
+        rows_of: result rows by cell and metric.
+        samples_of: published outcomes by cell, as `benchmark.rows.OUTCOMES` has them.
+        about: facts about a submitted method, by cell.
+        notes: how to read the numbers, as lines of Markdown.
+        command: that makes the pages.
+        out: an existing folder.
+        warned: lines at the top of the first page, as Markdown.
+    """
+    cells = [CellRow(one, "yes" if one.case in made.compared else "no") for one in made.cells]
+    standings = []
+    for index, one in enumerate(made.standings, 1):
+        own = [row for row in cells if row.cell.defense == one.defense]
+        behind = [row for row in own if row.compared == "yes"] or own
+        standings.append(StandingRow(one, f"defense-{index}", behind, any(row.cell.cell in about for row in own)))
+    labels = {row.cell.label: row.case for row in cells}
+    several = Counter(labels.values())
+    devices = dict.fromkeys(device for one in made.standings for device in one.seconds)
+    devices |= dict.fromkeys(one.device for one in made.cells)
+    rungs = rungs_of(standings)
+    page = _environment().get_template("board.html.j2")
+    text = page.render(
+        made=made,
+        standings=standings,
+        cells=cells,
+        alike={case for case, count in several.items() if count > 1},  # distinguished by the rest of their labels
+        levels=[rung.level for rung in rungs],
+        ladder=rungs,
+        plot=plot(made, standings),
+        more=[{"name": metric, "label": registry.metric_info(metric).label} for metric in made.more],
+        devices=[{"name": device, "unit": unit(device)} for device in devices],
+        summary=_summary(made),
+        warned=_paragraphs(warned),
+        notes=_paragraphs(notes),
+        command=command,
+    )
+    shutil.rmtree(out / "cells", ignore_errors=True)  # pages of an earlier leaderboard
+    (out / "cells").mkdir()
+    for row in cells:
+        found, twin = rows_of[row.cell.cell], rows_of[row.cell.twin.cell] if row.cell.twin else {}
+        samples = samples_of.get(row.cell.cell, ())
+        write_atomically(out / row.href(""), _cell(row, found, twin, samples, about.get(row.cell.cell, {})))
+    write_atomically(out / "index.html", text)
+
+
+def _summary(made: Board) -> str:
+    if not made.compared:
+        return "No case was measured with every defense, so none is ranked. Each number is a mean over its own cases."
+    one = len(made.shared) == 1
+    return (
+        f"Every number is a mean over the {'one case' if one else f'{len(made.shared)} cases'} that all defenses were "
+        f"measured on."
+    )
+
+
+def _cell(
+    row: CellRow,
+    found: Mapping[str, Row],
+    twin: Mapping[str, Row],
+    samples: Iterable[Row],
+    about: Mapping[str, str],
+) -> str:
+    measured = [one for one in found.values() if one["value"] is not None]
+    shown: dict[str, list[Row]] = {}
+    for sample in samples:
+        kept = shown.setdefault(sample["metric"], [])
+        if len(kept) < SAMPLES:
+            kept.append({**sample, "record": _record(sample["record"])})
+    first = found["asr"]
+    return (
+        _environment()
+        .get_template("cell.html.j2")
+        .render(
+            row=row,
+            first=first,
+            twin=twin,
+            about=about,
+            measurements=[
+                {"row": one, "number": Number(one["value"], one["ci_low"], one["ci_high"])} for one in measured
+            ],
+            samples=shown,
+            settings=json.dumps(json.loads(first["settings"]), indent=1, ensure_ascii=False),
+        )
+    )
+
+
+def _record(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    return value if isinstance(value, dict) else {"record": value}
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    made = Environment(
+        loader=PackageLoader("benchmark.leaderboard", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    style, script = (_TEMPLATES.joinpath(name).read_text("utf-8") for name in ("style.css", "script.js"))
+    made.globals |= {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}  # noqa: S704
+    return made
+
+
+def _policy(style: str, script: str) -> str:
+    """Return a policy under which a page may load and run its own style and script, and nothing else."""
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in (style, script)]
+    return (
+        f"default-src 'none'; style-src 'sha256-{hashes[0]}'; script-src 'sha256-{hashes[1]}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _paragraphs(notes: Sequence[str]) -> Markup:
+    """Return lines of Markdown as HTML; lists are folded up. Links, images and HTML stay text: labels may hold any."""
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    blocks = [note if note.startswith("- ") else f"\n{note}\n" for note in notes if note]
+    text = MarkdownIt("zero").enable(["list", "backticks", "emphasis"]).render("\n".join(blocks))
+    folded = text.replace("<ul>", "<details><summary>Which cases</summary><ul>").replace("</ul>", "</ul></details>")
+    return Markup(folded)  # noqa: S704

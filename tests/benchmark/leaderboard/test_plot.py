@@ -1,0 +1,27 @@
+"""The layout of the interactive plot."""
+
+import itertools
+
+from benchmark.leaderboard.plot import StandingRow, plot
+from tests.benchmark.leaderboard.helpers import board, cell
+
+
+def test_labels_of_the_plot_cover_neither_marks_nor_each_other() -> None:
+    crowd = [row for index in range(8) for row in cell(f"defense_{index}", index / 10, {"arc_easy": index / 100})]
+    crowd += cell("far", 90.0, {"arc_easy": 9.0})
+    ranked = board(crowd)
+    drawn = plot(ranked, [StandingRow(one, "", (), submitted=False) for one in ranked.standings])
+    boxes = []
+    for point in drawn.points:
+        assert point.anchor, "there is room for nine labels"
+        width = 8.6 * len(point.row.standing.defense)
+        left = point.label_x - {"start": 0.0, "middle": width / 2, "end": width}[point.anchor]
+        boxes.append((left, point.label_y - 8, left + width, point.label_y + 8))
+    marks = [(point.x - 8, point.y - 8, point.x + 8, point.y + 8) for point in drawn.points]
+    for one, other in itertools.combinations(boxes, 2):
+        assert not overlap(one, other)
+    assert not any(overlap(box, mark) for box in boxes for mark in marks)
+
+
+def overlap(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    return one[0] < other[2] - 0.2 and other[0] < one[2] - 0.2 and one[1] < other[3] - 0.2 and other[1] < one[3] - 0.2
