@@ -25,6 +25,7 @@ from urllib.parse import urlsplit
 import benchmark
 import sande
 from benchmark import grid as grids
+from benchmark import shipped
 from benchmark.stages import CODE_VERSION, code_version
 from sande.errors import UserError
 
@@ -49,6 +50,7 @@ STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is 
 MOST_MIB = 50.0  # of what travels, which is 1.5 MiB; Ray's dashboard takes 100
 PORT = 8265
 INTERRUPTED, STOPPED = 130, 143
+COLUMNS = ("job", "state", "began", "took", "command")  # of the table of jobs
 EXIT_CODES = (0, 1, 2, INTERRUPTED, STOPPED)  # of `sande-bench run`
 
 
@@ -112,7 +114,7 @@ def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for file in files:
-        target = folder / grids.FOLDER / file.relative_to(files[0].parent)
+        target = folder / shipped.FOLDER / file.relative_to(files[0].parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     sizes = {path: path.stat().st_size / 2**20 for path in folder.rglob("*") if path.is_file()}
@@ -122,7 +124,7 @@ def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
             f"program and grid have {sum(sizes.values()):.0f} MiB, and a job takes {MOST_MIB:.0f}; "
             f"{largest.relative_to(folder)} alone has {sizes[largest]:.0f}: take it out"
         )
-    return str(grids.FOLDER / files[0].name)
+    return str(shipped.FOLDER / files[0].name)
 
 
 def _environment(passed: Iterable[str]) -> dict[str, str]:
@@ -262,19 +264,20 @@ def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
     return details
 
 
-def status(address: str, job: str | None = None) -> list[str]:
-    """A line for a job, or for each that was submitted: id, state, when it began, how long it took, what it does."""
+def status(address: str, job: str | None = None) -> dict[str, list[str]]:
+    """Return a table, by head, of one job or of all that were submitted, the earliest first."""
     client = connect(address)
     with _answering(address, job or ""):
         found = [client.get_job_info(job)] if job else client.list_jobs()
     submitted = sorted((one for one in found if one.submission_id), key=lambda one: one.start_time or 0)
-    return [_line(one) for one in submitted]
+    rows = [_row(one) for one in submitted]
+    return {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
 
 
-def _line(details: Any) -> str:
+def _row(details: Any) -> tuple[str, ...]:
     begin, end = ((stamp or time.time() * 1000) / 1000 for stamp in (details.start_time, details.end_time))
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begin))
-    return f"{details.submission_id}  {details.status.value}  {began}  {end - begin:.0f} s  {details.entrypoint}"
+    return str(details.submission_id), str(details.status.value), began, f"{end - begin:.0f} s", details.entrypoint
 
 
 def stop(address: str, job: str) -> str:

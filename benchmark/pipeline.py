@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmark import costs, here, keeping, publishing, record, uptodate
+from benchmark import costs, here, keeping, publishing, record, shipped, uptodate
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import rows as result_rows
@@ -57,7 +57,7 @@ class Request:
     @property
     def command(self) -> str:
         """Return the command with the options that decide what is computed."""
-        return record.command(grids.named(self.grid), self.assignments, self.only, self.scale)
+        return record.command(shipped.named(self.grid), self.assignments, self.only, self.scale)
 
     @property
     def whole_command(self) -> str:

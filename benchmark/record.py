@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmark import shipped
 from benchmark.store import write_atomically
 
 NAME = "run.json"
@@ -36,9 +37,7 @@ class Record:
 
 def command(grid: Path, assignments: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> str:
     """Return the command that runs a grid, quoted for a shell, with the options that decide what is computed."""
-    if grid.is_absolute() and grid.is_relative_to(Path.cwd()):
-        grid = grid.relative_to(Path.cwd())
-    words = ["sande-bench", "run", str(grid), *(("--scale", scale) if scale else ())]
+    words = ["sande-bench", "run", str(shipped.plain(grid)), *(("--scale", scale) if scale else ())]
     for option, values in (("--set", assignments), ("--only", only)):
         words += [word for value in values for word in (option, value)]
     return shlex.join(words)

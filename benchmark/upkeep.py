@@ -57,9 +57,9 @@ def opened(place: str) -> Store:
     return store
 
 
-def listing(store: Store) -> Iterator[str]:
-    """A line for each artifact, and the sums."""
-    lines, sizes, counts = [COLUMNS], Counter[str](), Counter[str]()
+def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the artifacts as columns of a table by head, and lines with the sums."""
+    rows, sizes, counts = [], Counter[str](), Counter[str]()
     for kind, key in artifacts(store):
         size = store.size(kind, key)
         sizes[kind] += size
@@ -69,16 +69,15 @@ def listing(store: Store) -> Iterator[str]:
             about = manifest["settings"]["model"], _what(kind, manifest), _made(manifest)
         except (DamagedError, KeyError, TypeError):
             about = ("", "damaged" if store.problem(kind, key) else "", "")
-        lines.append((kind, key[:12], disk.told(size), *about))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
+        rows.append((kind, key[:12], disk.told(size), *about))
+    columns = {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
     each = ", ".join(f"{counts[kind]} {kind} {disk.told(sizes[kind])}" for kind in KINDS if counts[kind])
     total = f"{sum(counts.values())} artifacts, {disk.told(sum(sizes.values()))}"
-    yield f"{store.location}: {total}{f' ({each})' if each else ''}"
+    lines = [f"{store.location}: {total}{f' ({each})' if each else ''}"]
     if aside := store.set_aside():
         bytes_ = disk.told(sum(aside.values()))
-        yield f"Set aside as damaged: {len(aside)}, {bytes_}; 'sande-bench store prune' clears them"
+        lines.append(f"Set aside as damaged: {len(aside)}, {bytes_}; 'sande-bench store prune' clears them")
+    return columns, lines
 
 
 def _what(kind: str, manifest: dict[str, Any]) -> str:

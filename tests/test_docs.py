@@ -22,7 +22,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmark.cli import app
+from benchmark.cli.main import app
 from sande import models
 
 ROOT = Path(__file__).parent.parent

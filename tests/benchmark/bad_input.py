@@ -727,7 +727,9 @@ def _digests(place: Path) -> dict[str, bytes | str]:
 def processes() -> Any:
     """Makes processes that begin with the libraries already imported, and with nothing else of this one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmark.cli", "benchmark.execute", "sande.models", "transformers.models.auto"])
+    context.set_forkserver_preload(
+        ["benchmark.cli.main", "benchmark.execute", "sande.models", "transformers.models.auto"]
+    )
     multiprocessing.forkserver.ensure_running()
     return context
 
@@ -742,7 +744,7 @@ def _type(arguments: list[str], place: Path, env: Mapping[str, str], printed: tu
     _bound_by_permissions()
     sys.dont_write_bytecode = True
     sys.argv = ["sande-bench", *arguments]
-    from benchmark.cli import main
+    from benchmark.cli.main import main
 
     main()
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmark.cli import app
+from benchmark.cli.main import app
 from sande import registry
 from sande.config import describe
 from sande.data import sources
@@ -20,7 +20,7 @@ from tests.benchmark.helpers import GridFile, cell, finish, report_folder
 ROOT = Path(__file__).parents[2]
 LOOK = """
 import sys
-from benchmark.cli import app
+from benchmark.cli.main import app
 app(sys.argv[1:], standalone_mode=False)
 assert not {"ray", "torch", "transformers"} & set(sys.modules), "something heavy was imported"
 """

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import entries, leaderboard, rows
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.leaderboard import by_cell
 from sande.errors import UserError
 from tests.benchmark.test_leaderboard import cell

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import leaderboard, rows
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.leaderboard import Board, Number, by_cell, fronts
 from sande.errors import UserError
 from sande.statistics import wilson

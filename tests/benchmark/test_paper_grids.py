@@ -24,7 +24,7 @@ EPOCHS = {"alpaca": 2.0, "orca": 1.0}
 
 PLAN = """
 import sys
-from benchmark.cli import app
+from benchmark.cli.main import app
 app(["plan", "grids/paper.yaml", "--store", sys.argv[1]], standalone_mode=False)
 heavy = {"ray", "torch", "transformers", "lm_eval", "datasets"} & set(sys.modules)
 assert not heavy, heavy

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import compare, entries, leaderboard, publishing, record, report, stages
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.rows import SCHEMA
 from benchmark.store import Store
 from sande.errors import UserError

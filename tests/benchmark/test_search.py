@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import search, stages
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.grid import Grid
 from benchmark.search import FAILED, FINISHED, STOPPED, Job
 from benchmark.store import Store

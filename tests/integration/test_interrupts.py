@@ -73,9 +73,10 @@ def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
 BEFORE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
-from benchmark import cli, grid
+from benchmark import grid
+from benchmark.cli.main import app
 grid.load = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-cli.app(["run", "grids/smoke.yaml"])
+app(["run", "grids/smoke.yaml"])
 """
 
 
@@ -98,7 +99,7 @@ def test_before_anything_runs_it_is_the_same_sentence(name: str, sigint: str, co
 STARTING = """
 import os, signal, sys
 import ray
-from benchmark import cli
+from benchmark.cli.main import app
 
 def start(**_):
     if sys.argv[1] == "SIGTERM":
@@ -106,7 +107,7 @@ def start(**_):
     os.kill(os.getpid(), signal.SIGINT)
 
 ray.init = start
-cli.app(sys.argv[2:])
+app(sys.argv[2:])
 """
 SEARCH = {"trials": 2, "held_out_rows": 2, "space": {"defense.training.learning_rate": [1e-5, 1e-3]}}
 

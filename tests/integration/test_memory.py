@@ -20,7 +20,8 @@ import functools, json, os, signal, sys, time
 from pathlib import Path
 
 import ray
-from benchmark import cli, execute
+from benchmark import execute
+from benchmark.cli.main import app
 from benchmark.stages import Stage
 
 class Logged(execute.StageTrial):
@@ -63,7 +64,7 @@ class Greedy(Logged):
 
 execute.StageTrial = Greedy
 ray.init = functools.partial(ray.init, num_cpus=2)
-cli.app(sys.argv[3:])
+app(sys.argv[3:])
 """
 )
 
