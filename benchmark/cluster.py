@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -11,9 +10,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
-from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
-from benchmark import interrupts
+from benchmark import interrupts, ray_env
 from benchmark.cell import Resources
 from benchmark.jobs import shared_environment, unreachable
 from sande.errors import UserError
@@ -31,6 +29,7 @@ def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
     Raises:
         UserError: the cluster cannot be reached.
     """
+    ray_env.keep_keys_private()
     if ray.is_initialized():
         yield
         return
@@ -110,7 +109,7 @@ def at_once(resources: Resources, per_worker: dict[str, float]) -> int:
 
 
 def environment(address: str | None) -> dict[str, Any] | None:
-    """What workers on other machines need to know; local ones inherit it, and a job's have what it was given."""
-    given = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}")).get("runtime_env", {}).get("env_vars", {})
+    """Return the environment for workers on other machines; those here inherit it, a job's have what it was given."""
+    given = ray_env.job_variables()
     passed = {name: value for name, value in shared_environment().items() if name not in given}
     return {"env_vars": passed} if address and passed else None

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ray import tune
-from ray.tune.execution import class_cache
 
 from benchmark import deepspeed, interrupts, keeping, preflight, tracking
 from benchmark import plan as plans
@@ -40,13 +39,10 @@ from benchmark.progress import Progress
 from benchmark.remote import is_uri
 from benchmark.schedule import Queue, side_by_side, whole
 from benchmark.searcher import Gate, StageSearcher, Witness
-from benchmark.stage_trial import StageTrial
+from benchmark.stage_trial import StageJob, StageTrial, TrialSettings
 from benchmark.stages import Stage
 from benchmark.store import Store, full
 from sande import engines
-
-# Tune would hand keys of a bucket to its workers, as settings that Ray writes into its logs. Nodes have their own.
-class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
 
 # Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
 # hold no CPU, so that the group can always be placed.
@@ -227,21 +223,9 @@ def _tuner(
     status: Path | None,
     checked: Callable[[], None],
 ) -> tune.Tuner:
-    common = {
-        "store": store.location,
-        "status": str(status) if status else None,
-        "workers": resources.workers,
-        "grouped": [kind for kind in get_args(Kind) if resources.grouped(kind)],
-        "sharding": deepspeed.sharding(resources),
-        "per_worker": per_worker,
-        "engine": resources.engine,
-        "timeout": resources.timeout,
-        "report_to": resources.report_to,
-        "checkpoint_minutes": resources.checkpoint_minutes,
-    }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
-        param_space=common,
+        param_space={"settings": _settings(resources, per_worker, store.location, status)},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=Witness(searcher.witnessed),
@@ -252,6 +236,22 @@ def _tuner(
             reuse_actors=True,
         ),
         run_config=run_config(folder, [Gate(checked)]),
+    )
+
+
+def _settings(resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None) -> TrialSettings:
+    """Return the settings that all trials of a run share."""
+    return TrialSettings(
+        store=store,
+        status=str(status) if status else None,
+        workers=resources.workers,
+        grouped=tuple(kind for kind in get_args(Kind) if resources.grouped(kind)),
+        sharding=deepspeed.sharding(resources),
+        per_worker=per_worker,
+        engine=resources.engine,
+        timeout=resources.timeout,
+        report_to=resources.report_to,
+        checkpoint_minutes=resources.checkpoint_minutes,
     )
 
 
@@ -266,12 +266,13 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
     )
 
 
-def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
-    if resources.grouped(Stage.from_json(job["stage"]).kind):
+def _trial_resources(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what a trial's process holds: its share of what a worker gets; next to nothing where a group does it."""
+    job = StageJob.of(config)
+    if job.grouped:
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
-    held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
-    if resources.cpus is not None and "GPU" in held:  # of a GPU it has a share, of CPUs what the user said
+    held = {name: amount * job.share for name, amount in job.settings.per_worker.items()}
+    if resources.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
         held["CPU"] = float(resources.cpus)
     return tune.PlacementGroupFactory([held])
 

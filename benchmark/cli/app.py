@@ -144,10 +144,10 @@ def print_table(columns: Mapping[str, Sequence[str]]) -> None:
     """Print a table with a head: folded to the width of a terminal; in a pipe or file one line a row.
 
     Args:
-        columns: by head, equally many values; columns without any value are left out.
+        columns: by head, equally many values.
     """
     from benchmark import overview
 
     room = overview.width() if sys.stdout.isatty() else UNFOLDED
-    for line in overview.fitted({head: values for head, values in columns.items() if any(values)}, room):
+    for line in overview.fitted(columns, room):
         typer.echo(line)

@@ -13,8 +13,9 @@ import pytest
 import torch
 from ray import cloudpickle
 from ray.exceptions import RayActorError
+from ray.tune.execution import class_cache
 
-from benchmark import cluster, execute, failures, searcher
+from benchmark import cluster, execute, failures, ray_env, searcher
 from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.failures import kind_of, out_of_memory
@@ -24,6 +25,7 @@ from benchmark.memory import Peaks
 from benchmark.progress import Progress
 from benchmark.schedule import Queue, whole
 from benchmark.searcher import GONE, KILLED, Gate, StageSearcher, Witness
+from benchmark.stage_trial import StageJob
 from benchmark.stages import Stage
 from benchmark.store import DamagedError, FullError, Store
 from sande.errors import NonFiniteError, UserError
@@ -335,6 +337,25 @@ def test_an_error_has_a_kind_and_no_traceback(error: Exception, kind: str, capsy
 PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 
 
+def config(resources: Resources, per_worker: dict[str, float], of: Stage, share: float) -> dict[str, Any]:
+    """What Tune gives to a trial."""
+    settings = execute._settings(resources, per_worker, "store", None)
+    return {"settings": settings, "stage": of.to_json(), "share": share}
+
+
+def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
+    given = config(Resources(workers=2, timeout=9), PER_WORKER, stage("a"), 0.5)
+    job = StageJob.of(cloudpickle.loads(cloudpickle.dumps(given)))
+    assert (job.stage, job.share, job.settings.timeout, job.grouped) == (stage("a"), 0.5, 9, True)
+    assert not StageJob.of(config(Resources(), PER_WORKER, stage("a"), 1.0)).grouped
+
+
+def test_tune_passes_no_keys_of_a_bucket_to_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", {"AWS_SECRET_ACCESS_KEY", "RAY_TRAIN_V2_ENABLED"})
+    ray_env.keep_keys_private()
+    assert class_cache.ENV_VARS_TO_PROPAGATE == {"RAY_TRAIN_V2_ENABLED"}
+
+
 @pytest.mark.parametrize(
     ("resources", "kind", "share", "expected"),
     [
@@ -351,8 +372,7 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 def test_a_trial_holds_its_share_of_a_worker(
     resources: Resources, kind: str, share: float, expected: dict[str, float]
 ) -> None:
-    job = {"per_worker": PER_WORKER, "share": share, "stage": replace(stage("a"), kind=kind).to_json()}
-    held = execute._trial_resources(resources, job)
+    held = execute._trial_resources(resources, config(resources, PER_WORKER, replace(stage("a"), kind=kind), share))
     assert held.bundles == [expected]
 
 
@@ -370,8 +390,8 @@ def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
     _, share = execute._sharing(resources, per_worker, store)
     for kind, expected in (("attack", per_worker), ("defend", defense)):
         of = stage("s", kind=kind)
-        job = {"per_worker": per_worker, "share": share(of), "stage": of.to_json()}
-        assert execute._trial_resources(resources, job).bundles == [expected]
+        given = config(resources, per_worker, of, share(of))
+        assert execute._trial_resources(resources, given).bundles == [expected]
 
 
 def test_vllm_shares_no_gpu(store: Store) -> None:

@@ -203,7 +203,7 @@ def test_interrupting_leaves_the_job_running_and_says_how_to_go_on(monkeypatch: 
     done = invoke("logs", "g-1", "--address", "http://head:8265")
     assert done.exit_code == 130
     assert done.stderr == (
-        "g-1 goes on; 'sande-bench logs g-1 --address http://head:8265' follows it again, and "
+        "g-1 is still running; 'sande-bench logs g-1 --address http://head:8265' follows it again, and "
         "'sande-bench stop g-1 --address http://head:8265' ends it\n"
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.cli.app import GO_ON
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, by_defense, end, processes_with, wait_until
 
 ENDLESS = TRAINING | {"max_steps": 10**6, "learning_rate": 1e-6}
@@ -93,7 +94,7 @@ def test_before_anything_runs_it_is_the_same_sentence(name: str, sigint: str, co
         [sys.executable, "-c", BEFORE, name, sigint], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == code
-    assert done.stderr == "interrupted; what is done is kept, and the same command goes on\n"
+    assert done.stderr == f"{GO_ON}\n"
 
 
 STARTING = """

@@ -199,7 +199,7 @@ def test_interrupted_it_goes_on_until_it_is_stopped(head: Head, tmp_path: Path) 
     following.send_signal(signal.SIGINT)
     _, said = following.communicate(timeout=60)
     assert following.returncode == 130
-    assert said.startswith(f"{job} goes on; 'sande-bench logs {job} --address {head.address}'")
+    assert said.startswith(f"{job} is still running; 'sande-bench logs {job} --address {head.address}'")
     assert "  RUNNING  " in head.bench("status", job).stdout
     assert head.bench("stop", job).stdout == f"{job} ended: STOPPED\n"
     told = head.bench("logs", job)
