@@ -4,9 +4,11 @@ The wheel is built and installed without a network: its dependencies are those o
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -67,6 +69,26 @@ def test_the_wheel_holds_every_file_of_the_packages_and_every_grid(wheel: Path) 
     assert wanted - inside == set()
     tops = {name.split("/")[0] for name in inside}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"sande", "benchmark"}
+
+
+def pinned(file: str) -> list[str]:
+    """Normal names of the packages in a file of constraints."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    return [normal(line.split("==")[0]) for line in lines]
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_dependency_is_pinned_once() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    runtime, development = pinned("constraints.txt"), pinned("constraints-dev.txt")
+    assert len({*runtime, *development}) == len(runtime) + len(development)
+    for wanted, found in ((project["dependencies"], runtime), (project["optional-dependencies"]["dev"], development)):
+        names = {normal(re.split(r"[\[<>=]", text)[0]) for text in wanted} - {"types-pyyaml"}
+        assert names - {*found, "ray"} == set()
 
 
 def test_grids_have_plain_names_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
