@@ -936,7 +936,7 @@ _HEAD = f"""# Error messages
 
 An error is one line on the standard error: `sande-bench: `, then the place, the problem and a fix. The exit code is 2.
 Nothing is lost or half done. Here are {len(FROZEN)} of {len(EVERY)} mistakes that the tests make, in a folder with a
-grid, a model, a store, results, an entry and a scan. The command `python -m tests.benchmark.bad_input` writes this page.
+grid, a model, a store, results, an entry and a scan. `python -m tests.benchmark.bad_input` writes this page.
 """
 
 

@@ -197,12 +197,12 @@ def test_what_another_run_is_doing_is_left_to_it_and_other_work_done_first(
     assert [fake.ask(), fake.ask()] == ["b", None]
     fake.end(0, OK)
     assert [fake.ask(), fake.ask()] == [FINISHED, FINISHED]  # of this Tuner, whose processes the other run may need
-    assert fake.said[0].startswith("attack m x a: left to process ")
+    assert fake.said[0].startswith("attack m x a: process ")
     assert fake.said[1:] == [f"[1/2] attack m x b: done in {fake.said[1].split()[-2]} s"]
     put(store, "attack", "a", MANIFEST)
     fake.searcher.wait()
     assert fake.ask() == FINISHED
-    assert fake.said[2:] == ["[2/2] attack m x a: done meanwhile"]
+    assert fake.said[2:] == ["[2/2] attack m x a: done by another run"]
 
 
 def test_what_another_run_gave_up_is_done_here(
@@ -488,7 +488,7 @@ def test_where_the_user_interrupts_tune_no_other_tuner_starts(
 ) -> None:
     monkeypatch.setattr(FakeTuner, "fit", lambda self: self.searcher.suggest("0"))
     errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0, ALL)
-    assert errors == dict.fromkeys("ab", "not finished, the run was interrupted; run again to go on")
+    assert errors == dict.fromkeys("ab", failures.UNFINISHED)
     assert len(tuners) == 1
 
 
@@ -501,7 +501,7 @@ def test_where_tune_ends_for_another_reason_it_is_not_started_again(
 
     monkeypatch.setattr(FakeTuner, "fit", fit)
     errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0, ALL)
-    assert errors == dict.fromkeys("ab", "not finished, RuntimeError: no disk space left; run again to go on")
+    assert errors == dict.fromkeys("ab", "not finished, RuntimeError: no disk space left; run again to continue")
     assert len(tuners) == 1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli.app import GO_ON
+from benchmark.failures import UNFINISHED
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, by_defense, end, processes_with, wait_until
 
 ENDLESS = TRAINING | {"max_steps": 10**6, "learning_rate": 1e-6}
@@ -67,7 +68,7 @@ def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
     rows = by_defense(place.rows(grid))
     assert {row["status"] for row in rows["none"]} == {"ok"}
     assert {(row["status"], row["failure"]) for row in rows["sft"]} == {("not_run", "interrupted")}
-    assert rows["sft"][0]["error"] == "not finished, the run was interrupted; run again to go on"
+    assert rows["sft"][0]["error"] == UNFINISHED
     assert place.unfinished() == []
 
 
