@@ -480,7 +480,7 @@ def test_while_all_that_is_left_is_done_by_another_run_no_tuner_keeps_its_proces
     assert execute._do(plan(stage("a")), store, Resources(), said.append, 0.0, ALL) == {}
     other.close()
     assert ended == [1]  # the one Tuner had returned
-    assert [line.split(": ")[-1].split(" ")[0] for line in said] == ["left", "done"]
+    assert [line.split(": ")[-1].split(" ")[0] for line in said] == ["process", "done"]
 
 
 def test_where_the_user_interrupts_tune_no_other_tuner_starts(

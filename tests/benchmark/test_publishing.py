@@ -112,8 +112,8 @@ REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "the random model": (set_all(model="tiny"), ": these rows are of the random model 'tiny', whose numbers mean "),
     "changes beside a commit": (
         set_all(code_version=f"{VERSION}-dirty"),
-        f": its rows are of the code {VERSION}-dirty, which is not a commit; commit the changes, and run its grid again "
-        "with a new --store",
+        f": its rows are of the code {VERSION}-dirty, which is not a commit; commit the changes, and run its grid "
+        "again with a new --store",
     ),
     "code of no commit": (set_all(code_version="0.1.0"), ": its rows are of the code 0.1.0, which is not a commit; "),
     "code that is not known": (
@@ -140,7 +140,7 @@ def test_a_checkout_with_changes_is_refused(folder: Path, to: Path, monkeypatch:
         f"{folder}: the checkout has changes (sande/a.py, b, c and 1 more); commit them, and publish again"
     )
     monkeypatch.setattr(stages, "changed_files", lambda: None)
-    assert sentence(folder, to).endswith("outside a git checkout; use one to publish results")
+    assert sentence(folder, to).endswith("outside a git checkout; use a checkout to publish results")
 
 
 def test_what_is_published_is_replaced_only_where_that_is_said(folder: Path, to: Path) -> None:
