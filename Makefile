@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install dev test slow faults perf lint audit format clean
+.PHONY: quickstart paper-smoke install dev test slow faults perf lint docs audit format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -28,7 +28,7 @@ faults: dev  ## everything that can go wrong, and whether a grid survives it; pr
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults $(if $(TABLE),--faults-table $(TABLE))
 
 # Those for a GPU say so in a line. Each prints its progress indented, and one line a figure: name, ratio, target, met or not.
-PERF := compute_type threads startup planning overhead report removal training_cpu decoding choices prediction training_gpu decoding_gpu
+PERF := compute_type threads allocator startup planning overhead report removal training_cpu decoding choices prediction training_gpu decoding_gpu
 
 perf: dev  ## what is fast, and how fast, against the plain way; on a machine that does nothing else
 	@for name in $(PERF); do $(BIN)/python -W ignore -m benchmark.perf.$$name 2>.perf.log || { cat .perf.log; exit 1; }; done
@@ -37,6 +37,11 @@ lint: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Without --quiet, which hides warnings from --strict too.
+docs: dev  ## the documentation as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo build/site/index.html
 
 audit: dev  ## known vulnerabilities of the tested versions, as PyPI knows them; fails where PyPI does not say
 	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt --requirement constraints-dev.txt

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from benchmark import paper
 from benchmark.aggregate import CASE_STUDY
+from benchmark.files import write_atomically
 from benchmark.rows import FAILED, NOT_RUN
-from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 
 NOTE = (

@@ -1,9 +1,10 @@
-"""A cell is one experiment: a model, its attack, one defense, the metrics, one seed. Frozen, checked, hashable.
+"""Cells and keys. A cell is one experiment: a model, its attack, one defense, the metrics, one seed.
 
-Also what a stage's result depends on: its key is a hash of exactly that, so equal work is found again, in any grid.
+A cell is frozen, checked and hashable. The key of a stage is a hash of exactly what its result depends on, so equal
+work is found again in any grid.
 
 A grid may have ten thousand cells of a few dozen different sections (`data`, `removal`, each method). So a `Parser`
-checks each section once, cells share what it made of it, and ids and keys are put together from its JSON text.
+checks each section once, cells share the parsed section, and ids and keys are composed from its JSON text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from benchmark import wildcards
 from sande import models, registry
 from sande.config import as_dict, configuration, configure, setting
 from sande.data import sources
@@ -23,77 +25,76 @@ from sande.errors import UserError
 from sande.types import OtherModelsData, PreferenceData
 
 T = TypeVar("T")
-STAGE_VERSION = 1  # raise it when the way stages choose rows, load or save models changes
+STAGE_VERSION = 1  # raise it when stages choose rows, load or save models in another way
 NO_DEFENSE = "none"
-MOST_SEED = 2**32 - 1  # that numpy takes
+MOST_SEED = 2**32 - 1  # largest seed that numpy takes
 Kind = Literal["attack", "defend", "evaluate"]
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 @configuration
 class Resources:
-    """What one stage may use. It does not change what is computed, so it is in no key.
+    """Resources of one stage. They do not change what is computed, so they are in no key.
 
-    Of the engine that is true but for rounding, as of the device: neither is in a key, and an outcome that is in the
-    store is not computed again by the other one. Each is written down with the outcome (`device`, and vLLM among
-    `versions`).
+    Engine and device change it by rounding alone. They are in no key either, so an outcome in the store is not computed
+    again by the other one; each outcome records them (`device`, and vLLM among `versions`).
     """
 
     workers: int = setting(
-        1, "processes of a stage; 2 or more form a Ray Train worker group, but for an evaluation by vLLM", ge=1
+        1, "processes of a stage; 2 or more form a Ray Train worker group, except in an evaluation by vLLM", ge=1
     )
-    cpus: int | None = setting(None, "CPUs of one worker; null: a node's CPUs shared out over its GPUs", ge=1)
+    cpus: int | None = setting(None, "CPUs of one worker; null: a node's CPUs divided by its GPUs", ge=1)
     gpus: float | None = setting(
         None,
-        "GPUs of one worker; null: one where there are any, or the share that stages like it were seen to need",
+        "GPUs of one worker; null: one where there are any, or the share that similar stages needed",
         ge=0,
     )
     side_by_side: int = setting(
         1,
-        "where there is no GPU: defenses and evaluations that run at a time on the CPUs that an attack has to itself; "
-        "two in one thread each get more done than one after the other in two threads",
+        "without a GPU: number of defenses or evaluations that share the CPUs of one attack; two at a time in one "
+        "thread each are faster than one after the other in two threads",
         ge=1,
     )
     timeout: float | None = setting(
-        None, "seconds that a stage may take before it is stopped and has failed; null: no limit", gt=0
+        None, "seconds after which a stage is stopped and counts as failed; null: no limit", gt=0
     )
     report_to: tuple[Tracker, ...] = setting(
         ("tensorboard",),
-        "who gets the losses of attacks and defenses while they train, see `benchmark.tracking`: tensorboard (files in "
-        "the store), mlflow, wandb",
+        "trackers that get the losses of attacks and defenses while they train, see `benchmark.tracking`: tensorboard "
+        "(files in the store), mlflow, wandb",
     )
     checkpoint_minutes: float = setting(
         10.0,
-        "an attack or defense is written down so often while it trains, and a killed one goes on from there; one that "
-        "is done sooner writes nothing",
+        "minutes between checkpoints of an attack or defense, from which a killed one resumes; a shorter training "
+        "writes none",
         ge=0,
     )
     engine: Literal["built-in", "vllm"] = setting(
         "built-in",
-        "decodes, and scores choices, in evaluations; vllm: an extra, for GPUs, which every stage then has to itself",
+        "engine that decodes and scores choices in evaluations; vllm: an extra, for whole GPUs",
     )
     sharding: Literal["none", "zero2", "zero3"] = setting(
         "none",
-        "DeepSpeed (an extra) shares out, over the workers of an attack or defense, optimizer states and gradients "
-        "(zero2), and the weights too (zero3); for big models",
+        "DeepSpeed (an extra) shards optimizer states and gradients over the workers of an attack or defense (zero2), "
+        "and the weights too (zero3); for big models",
     )
     offload: bool = setting(
-        False, "with sharding: what is shared out, but for gradients, lies in the machine's memory and not on the GPU"
+        False, "with sharding: keep the shards, except gradients, in the machine's memory instead of the GPU's"
     )
     recompute: bool = setting(
-        False, "activation checkpointing: a training keeps the input of each block alone and computes the rest again"
+        False, "activation checkpointing: keep only the input of each block, and recompute the rest"
     )
 
     def grouped(self, kind: Kind) -> bool:
-        """Whether stages of a kind run in a worker group, which DeepSpeed needs even for one worker."""
+        """Return whether stages of a kind run in a worker group, which DeepSpeed needs even for one worker."""
         if kind == "evaluate":
-            return self.workers > 1 and self.engine != "vllm"  # which is one process
+            return self.workers > 1 and self.engine != "vllm"  # vLLM is one process
         return self.workers > 1 or self.sharding != "none"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A registry entry with its settings. What follows from them is worked out once, when it is first asked for."""
+    """A registry entry with its settings. Values derived from them are computed once, on first use."""
 
     kind: str
     name: str
@@ -101,7 +102,7 @@ class Method:
 
     @classmethod
     def parse(cls, kind: str, value: Any) -> Method:
-        """From `name` or `{name: …, setting: …}`.
+        """Return the method of `name` or `{name: …, setting: …}`.
 
         Raises:
             UserError: no such entry, an unknown setting or a wrong value.
@@ -115,28 +116,28 @@ class Method:
 
     @functools.cached_property
     def settings(self) -> Mapping[str, Any]:
-        """As it would be written in a grid, with every default spelled out."""
+        """Return the settings as a grid has them, with every default spelled out."""
         return {"name": self.name, **as_dict(self.config)}
 
     @functools.cached_property
     def text(self) -> str:
-        """The settings as JSON."""
+        """Return the settings as JSON."""
         return _json(self.settings)
 
     @functools.cached_property
     def depends_on(self) -> str:
-        """Its part of a stage key, as JSON: settings and code."""
+        """Return its part of a stage key, as JSON: settings and version of the code."""
         return _json({**self.settings, "code": registry.code_version(registry.module_of(self.kind, self.name))})
 
     @functools.cached_property
     def reads(self) -> str:
-        """Content of the question sets that a metric reads, as JSON."""
+        """Return fingerprints of the question sets that a metric reads, as JSON."""
         names = registry.entry(self.kind, self.name).reads(self.config)
         return _json([sources.fingerprint(name, sources.QUESTIONS) for name in names])
 
     @functools.cached_property
     def pairs(self) -> str | None:
-        """What decides the pairs that a defense gets, as JSON: preference optimisation has rows of its own."""
+        """Return what determines the preference pairs of a defense, as JSON; None for one that takes no pairs."""
         if registry.knowledge(self.name) is not PreferenceData:
             return None
         chosen = self.config.preferences
@@ -144,7 +145,7 @@ class Method:
 
     @functools.cached_property
     def models(self) -> dict[str, str]:
-        """What the models are that a defense names, as JSON, where it names any: a part of its stage key."""
+        """Return identities of the models that a defense names, as a part of its stage key; empty without any."""
         if registry.knowledge(self.name) is not OtherModelsData or not self.config.models:
             return {}
         return {"models": _json([models.identify(name) for name in self.config.models])}
@@ -152,7 +153,7 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the names in a cell stood for when it was parsed: model, and data sets of victim and removal."""
+    """Fingerprints, at parsing, of what a cell names: model, and data sets of victim and removal."""
 
     model: str
     data: str
@@ -161,7 +162,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Cell:
-    """One experiment. Its id and keys are worked out once, when they are first asked for."""
+    """One experiment. Its id and keys are computed once, on first use."""
 
     seed: int
     model: str
@@ -175,7 +176,7 @@ class Cell:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Cell:
-        """From the nested settings of one cell, where whatever is left out takes its default.
+        """Return the cell of nested settings; settings that are left out take their defaults.
 
         Raises:
             UserError: an unknown setting, a wrong value, or an unknown model, method or data set.
@@ -183,9 +184,9 @@ class Cell:
         return Parser().cell(values)
 
     def settings(self) -> dict[str, Any]:
-        """Nested settings that `parse` turns into this cell, every default spelled out.
+        """Return nested settings that `parse` turns into this cell, every default spelled out.
 
-        The sections are shared with other cells: `rules.assign` changes a copy.
+        Other cells share the sections: do not change them (`rules.assign` changes a copy).
         """
         return {
             "seed": self.seed,
@@ -200,12 +201,12 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """Where the removal rows come from, seen from the victim (paper, sections 4.3.1 and 4.3.2)."""
+        """Return whether the removal rows are of the victim's data set (paper, sections 4.3.1 and 4.3.2)."""
         return "in-domain" if self.removal.name == self.data.name else "out-of-domain"
 
     @functools.cached_property
     def id(self) -> str:
-        """Short name of the cell: a hash of its settings."""
+        """Return the short name of the cell: a hash of its settings."""
         return _hash(
             seed=_json(self.seed),
             model=_json(self.model),
@@ -219,7 +220,7 @@ class Cell:
 
     @functools.cached_property
     def attack_key(self) -> str:
-        """Key of the victim."""
+        """Return the key of the victim."""
         return _hash(
             stage=_json(["attack", STAGE_VERSION]),
             seed=_json(self.seed),
@@ -230,7 +231,7 @@ class Cell:
 
     @functools.cached_property
     def defense_key(self) -> str:
-        """Key of the model that is evaluated: the defended one, or the victim itself."""
+        """Return the key of the model that is evaluated: the defended one, or the victim itself."""
         if self.defense.name == NO_DEFENSE:
             return self.attack_key
         return _hash(
@@ -243,7 +244,7 @@ class Cell:
         )
 
     def evaluation_key(self, metric: Method) -> str:
-        """Key of one metric's outcome on the model of `defense_key`."""
+        """Return the key of one metric's outcome on the model of `defense_key`."""
         return _hash(
             stage=_json(["evaluate", STAGE_VERSION]),
             seed=_json(self.seed),
@@ -255,7 +256,7 @@ class Cell:
 
     @functools.cached_property
     def evaluation_keys(self) -> tuple[str, ...]:
-        """Key of the outcome of each of the cell's metrics."""
+        """Return the key of the outcome of each of the cell's metrics."""
         return tuple(map(self.evaluation_key, self.metrics))
 
 
@@ -275,7 +276,7 @@ _PLAIN, _SORTED = json.JSONEncoder(), json.JSONEncoder(sort_keys=True)
 
 
 class Parser:
-    """Makes cells; what several have in common is checked once, and what names stand for is looked up once."""
+    """Parse cells; check sections that cells share once, and identify each model and data set once."""
 
     def __init__(self) -> None:
         self._made: dict[tuple[str, str], Any] = {}
@@ -283,7 +284,7 @@ class Parser:
         self._fingerprint = functools.cache(sources.fingerprint)
 
     def cell(self, values: Mapping[str, Any]) -> Cell:
-        """From nested settings, see `Cell.parse`."""
+        """Return the cell of nested settings, see `Cell.parse`."""
         unknown = sorted(set(values) - set(DEFAULTS))
         if unknown:
             raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(DEFAULTS))}")
@@ -306,7 +307,7 @@ class Parser:
         for what in ("trigger", "response"):
             if not getattr(attack.config.backdoor, what).strip():
                 raise UserError(f"attack {attack.name}: backdoor.{what} is blank; give it words")
-        # An unknown data set is said now, not after an hour of training.
+        # An unknown data set is an error now, not after an hour of training.
         content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
         _ = defense.pairs, defense.models
         return Cell(
@@ -322,11 +323,11 @@ class Parser:
         )
 
     def _once(self, what: str, given: Any, make: Callable[[Any], T]) -> T:
-        """What `make` makes of settings, which it has to do once for all that read the same."""
+        """Return what `make` makes of settings; call it once for equal settings."""
         try:
             key = what, _PLAIN.encode(given)
-        except (TypeError, ValueError):  # a YAML date or set, or a mapping in itself
-            return make(given)  # which says what is wrong with it
+        except (TypeError, ValueError):  # a YAML date or set, or a mapping within itself
+            return make(given)  # raises the error that describes it
         if key not in self._made:
             self._made[key] = make(given)
         made: T = self._made[key]
@@ -334,13 +335,13 @@ class Parser:
 
 
 def _metrics(given: list[Any]) -> tuple[Method, ...]:
-    metrics = tuple(Method.parse("metrics", metric) for metric in given)
+    metrics = tuple(Method.parse("metrics", metric) for metric in wildcards.expand("metrics", given))
     measured = [name for m in metrics for name in registry.entry("metrics", m.name).names(m.config)]
     if "asr" not in measured:
-        raise UserError("metrics holds no 'asr', without which nobody knows whether the attack worked; add it")
+        raise UserError("metrics: 'asr' is missing, which shows whether the attack worked; add it")
     if len(set(measured)) < len(measured):
         twice = next(name for name in measured if measured.count(name) > 1)
-        raise UserError(f"two metrics measure '{twice}'; leave one out, or sweep over 'metrics'")
+        raise UserError(f"metrics: two metrics measure '{twice}'; remove one, or sweep over 'metrics'")
     return metrics
 
 
@@ -365,12 +366,12 @@ def _test_rows(fingerprint: str, rows: Data) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value, independent of the order of keys."""
+    """Return the SHA-256 of a JSON value, independent of the order of keys."""
     return hashlib.sha256(_json(value).encode()).hexdigest()
 
 
 def _hash(**texts: str) -> str:
-    """The `digest` of an object, from the JSON text of each of its values."""
+    """Return the `digest` of an object, from the JSON text of each of its values."""
     text = ", ".join(f'"{name}": {texts[name]}' for name in sorted(texts))
     return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 

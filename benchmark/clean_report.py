@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import tables
-from benchmark.store import write_atomically
+from benchmark.files import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Template

@@ -15,8 +15,8 @@ from benchmark import paper, protocol, rows
 from benchmark import rehearsal as rehearsals
 from benchmark.aggregate import Entry, Outcomes, Results
 from benchmark.cell import NO_DEFENSE
+from benchmark.files import write_atomically
 from benchmark.paper import Reported
-from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.errors import UserError
 from sande.statistics import paired_bootstrap

@@ -1,22 +1,23 @@
-"""Seconds that stages take, by the most alike work that was timed; and the overhead of a run apart from its stages.
+"""Predict the seconds of stages from timings of similar work, and keep the overhead of a run apart from its stages.
 
-A stage takes what the most alike work took that was timed, in proportion to its size (`estimate.pieces`). The order in
-which timings count, for each piece of work:
+The prediction for a piece of work is the time of the most similar timed work, in proportion to its size
+(`estimate.pieces`). Timings count in this order:
 
 1. the store's own of the same method on the same model;
 2. shipped ones (`benchmark.timings`) of the same method on the same model;
 3. the store's own of other methods on that model;
 4. shipped ones of other methods on that model;
-5. the paper's times on H800 cards, whatever card is asked for.
+5. the paper's times on H800 cards, for any GPU.
 
-Shipped ones come before own ones of other methods, since another method makes a larger error than another machine of
-the same kind: a row of DPO costs several of SFT, and no two methods decode alike. They are of CPUs, so a forecast for
-GPUs never uses them. One for this machine's CPU never uses the paper's, but names the models that would need them.
+Shipped timings come before own ones of other methods, since another method causes a larger error than another machine
+of the same kind: a row of DPO costs several of SFT, and methods decode differently. Shipped timings are of CPUs, so a
+forecast for GPUs never uses them. A forecast for this machine's CPU never uses the paper's times, but names the models
+that would need them.
 
-On a CPU only timings of CPUs count whose compute type is the one that this machine will use, see `sande.compute`.
-Manifests of earlier versions do not say theirs and count as before. A stage takes longer in proportion where it gets
-fewer threads than the timing had, and shorter where it gets two and the timing had one. Shipped timings are of two
-cores, and more cores are taken to make no stage faster, so on many cores the forecast is an upper bound.
+On a CPU only timings count of CPUs with the compute type that this machine will use, see `sande.compute`. Manifests of
+earlier versions record no type and count as before. A stage is slower in proportion where it gets fewer threads than
+the timing had, and faster where it gets two and the timing had one. Shipped timings are of two cores, and the forecast
+assumes that more cores make no stage faster, so on many cores it is an upper bound.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ from typing import Any
 
 from benchmark.cell import Cell, Kind
 from benchmark.estimate import BILLIONS, Piece, measured, pieces
+from benchmark.files import write_atomically
 from benchmark.keeping import DROPPED
 from benchmark.plan import Plan
 from benchmark.schedule import whole
 from benchmark.stages import Stage
-from benchmark.store import Store, write_atomically
+from benchmark.store_protocol import Store
 from benchmark.timings import CORES, Overhead, Sample
 from sande.compute import ComputeType
 from sande.errors import UserError
@@ -47,7 +49,7 @@ _FILE = "overhead.json"
 _THREADS = re.compile(r" \((\d+) threads\)$")  # at the end of a CPU's name
 ENOUGH = 50  # measurements of a method on a model
 
-# What a prediction goes by, from good to bad.
+# Bases of a prediction, from good to bad.
 OWN, SHIPPED, OWN_OTHER, SHIPPED_OTHER, PAPER = BASES = (
     "own timings of the method on the model",
     "shipped timings of the method on the model",
@@ -56,20 +58,20 @@ OWN, SHIPPED, OWN_OTHER, SHIPPED_OTHER, PAPER = BASES = (
     "the paper's times on H800 cards, as they are",
 )
 
-# `run grids/smoke.yaml`, two cores of an AMD EPYC, Ray 2.60, torch 2.13; little else ran meanwhile.
+# `run grids/smoke.yaml` on two cores of an AMD EPYC, Ray 2.60, torch 2.13; little else ran at the time.
 OVERHEAD = Overhead(around=7.4, start=9.0, stage=0.08)
 
 
 class Costs:
-    """Seconds that work takes, by what was timed."""
+    """Seconds of work, predicted from timings."""
 
     def __init__(self, own: Iterable[Sample], others: Iterable[Sample] = (), paper: bool = False) -> None:
         """Keep timings, by method and model.
 
         Args:
-            own: of the store.
-            others: shipped ones.
-            paper: whether the paper's times stand in for what was never timed.
+            own: timings of the store.
+            others: shipped timings.
+            paper: whether to use the paper's times for work that was never timed.
         """
         self._own, self._shipped = _Samples(own), _Samples(others)
         self._paper = paper
@@ -78,13 +80,13 @@ class Costs:
     def seconds(
         self, piece: Piece, model: str, cores: float | None = None, share: float = 1.0
     ) -> tuple[float, str] | None:
-        """Return the seconds of a piece of work, and the one of BASES that they rest on; None where nothing is known.
+        """Return the seconds of a piece of work, and their basis, one of BASES; None where nothing is known.
 
         Args:
-            piece: of a stage.
-            model: that it works on.
-            cores: of the slot that the stage runs in; None: on a GPU, or as many as the timings had.
-            share: of the slot that the stage gets.
+            piece: piece of a stage.
+            model: model of the stage.
+            cores: cores of the stage's slot; None: on a GPU, or as many as the timings had.
+            share: the stage's share of the slot.
         """
         asked = piece.kind, piece.method, piece.data, piece.work, model, cores, share
         if asked not in self._known:
@@ -109,7 +111,7 @@ class Costs:
 
 
 class _Samples:
-    """Samples by method and model, and by model."""
+    """Samples by method and model, and by model alone."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self.by_method: dict[tuple[str, str, str], list[Sample]] = defaultdict(list)
@@ -120,7 +122,7 @@ class _Samples:
 
 
 def _by_the_nearest(samples: Sequence[Sample], piece: Piece, threads: float | None) -> float:
-    """Return seconds in proportion to those of the samples nearest in data and size; of several, to their mean."""
+    """Return seconds in proportion to those of the samples nearest in data and size, or to their mean."""
 
     def distance(sample: Sample) -> tuple[bool, float]:
         ratio = piece.work / sample.work if piece.work else math.inf
@@ -133,14 +135,14 @@ def _by_the_nearest(samples: Sequence[Sample], piece: Piece, threads: float | No
 
 
 def _slower(sample: Sample, threads: float | None) -> float:
-    """Return how many times as long as a sample its work takes in so many threads; in more than two it is no faster."""
+    """Return the factor by which a sample's work is slower in `threads` threads; more than two make it no faster."""
     if not threads or not sample.threads:
         return 1.0
     return sample.threads / min(threads, max(CORES, sample.threads))
 
 
 def samples_of(manifests: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
-    """Yield what stages wrote down as samples, at most ENOUGH of a method on a model; work of no size is left out."""
+    """Yield samples from manifests, at most ENOUGH of a method on a model; skip work of size 0 or of unknown size."""
     known: Counter[tuple[str, str, str]] = Counter()
     for manifest in manifests:
         method, model = _method(manifest), manifest["settings"]["model"]
@@ -162,7 +164,7 @@ def samples_of(manifests: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
 
 
 def on_cpu(store: Store, compute_type: ComputeType) -> Iterator[Sample]:
-    """Yield a store's timings of CPUs in this compute type, and those of CPUs that do not say theirs."""
+    """Yield a store's timings of CPUs in this compute type, and those that record no type."""
     return samples_of(
         manifest
         for kind in KINDS
@@ -180,7 +182,7 @@ def _method(manifest: Mapping[str, Any]) -> str:
 
 
 def _piece(manifest: Mapping[str, Any]) -> Piece | None:
-    """Return the work that a manifest timed; None where its settings are no longer valid."""
+    """Return the work that a manifest timed; None where its settings are not valid any more."""
     try:
         cell = Cell.parse(manifest["settings"])
     except UserError:
@@ -196,12 +198,12 @@ def is_cpu(machine: str | None) -> bool:
 
 
 def is_on(device: str, machine: str | None) -> bool:
-    """Return whether a device is such a machine, as `--machine` names it; every device is one of None."""
+    """Return whether a device matches a name of `--machine`; None matches every device."""
     return device.endswith("threads)") if is_cpu(machine) else (machine or "").lower() in device.lower()
 
 
 def present(plan: Plan, store: Store) -> set[str]:
-    """Return the keys of artifacts that the store has of stages that the plan misses."""
+    """Return the keys of those artifacts of missing stages that the store has."""
     wanted: dict[str, set[str]] = defaultdict(set)
     for stage in plan.missing:
         wanted[stage.kind].update(stage.artifacts)
@@ -209,7 +211,7 @@ def present(plan: Plan, store: Store) -> set[str]:
 
 
 class Timer:
-    """Seconds of stages in the order in which they start; what an earlier one measured, a later one need not."""
+    """Seconds of stages, asked for in the order in which they start: a later one measures no outcome again."""
 
     def __init__(
         self,
@@ -226,23 +228,23 @@ class Timer:
         self.unknown: set[str] = set()  # data sets
         self._costs = costs
         self._gpus = gpus  # of a stage
-        self._one_evaluates = one_evaluates  # of its workers
+        self._one_evaluates = one_evaluates  # one worker alone
         self._overhead = overhead
         self._cores = cores  # of a slot
         self._share = share
-        self._done = there  # keys of artifacts that need no time
+        self._done = there  # keys of artifacts that take no time
 
     @property
     def left_out(self) -> set[str]:
-        """Models and data sets that have no times."""
+        """Return the models and data sets without times."""
         return self.untimed | self.unknown
 
     def stages_by(self, found: str) -> int:
-        """Return how many stages rest on one of BASES."""
+        """Return the number of stages with one of BASES."""
         return sum(len(seconds) for (_, basis), seconds in self.parts.items() if basis == found)
 
     def seconds(self, stage: Stage) -> float:
-        """Return how long a stage takes that starts now."""
+        """Return the seconds of a stage that starts now."""
         cell, total, bases = stage.cell, self._overhead, set()
         share = self._share(stage) if self._cores else 1.0
         for piece in pieces(stage, cell):
@@ -257,7 +259,7 @@ class Timer:
             else:
                 seconds, found = known
                 alone = 1.0 if self._one_evaluates and stage.kind == "evaluate" else piece.alone
-                # The paper's are those of one GPU.
+                # The paper's times are those of one GPU.
                 total += seconds * (alone + (1 - alone) / self._gpus) if found == PAPER else seconds
                 bases.add(found)
         if bases:
@@ -266,7 +268,7 @@ class Timer:
 
 
 def note(store: Store, **seconds: float) -> None:
-    """Keep some of the overhead that a run on this store had, for predictions of the next one; not on a full disk."""
+    """Store the overhead of a run, for predictions of the next run on this store; a full disk is ignored."""
     values = dataclasses.asdict(overhead_of(store)) | {name: round(value, 3) for name, value in seconds.items()}
     with suppress(UserError):
         write_atomically(store.root / _FILE, json.dumps(values))

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark import documents, figures
+from benchmark.files import write_atomically
 from benchmark.scan import code
-from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.config import configuration, configure, setting
 from sande.errors import UserError

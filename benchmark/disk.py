@@ -1,4 +1,4 @@
-"""What a grid's artifacts take on disk: known ones by their files, others as such artifacts of the model did so far."""
+"""Disk space of a grid's artifacts: present ones by their files, others by similar artifacts of the model."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from benchmark.estimate import BILLIONS
 from benchmark.keeping import ALL, goes
 from benchmark.plan import Plan
 from benchmark.stages import Stage
-from benchmark.store import MODELS, Store
+from benchmark.store import MODELS
+from benchmark.store_protocol import Store
 
-BYTES = 2  # of a stored weight: models are saved in bfloat16
+BYTES = 2  # of a stored weight, since models are saved in bfloat16
 
 
 def sentence(plan: Plan, store: Store, keep: str = ALL) -> str:
-    """What the models of a plan take on disk, how much of it is there, and what is free; outcomes are small beside.
+    """Return in a sentence the disk space of a plan's models, how much of it is there, and the free space.
+
+    Outcomes are not counted, as they are small.
 
     Args:
-        plan: of a grid.
-        store: where its models are.
-        keep: which stay, see `benchmark.keeping`; of the others each is there only until it is measured.
+        plan: plan of a grid.
+        store: holds the models.
+        keep: which models are kept, see `benchmark.keeping`; each other one is there only until it is measured.
     """
     there = {
         stage.key: store.size(stage.kind, stage.key)
@@ -41,7 +44,7 @@ def sentence(plan: Plan, store: Store, keep: str = ALL) -> str:
     left_out = ", ".join(f"{count} of {model}" for model, count in unknown.items() if count)
     stay = [stage for stage in plan.stages.values() if stage.key in there or not goes(stage.kind, keep)]
     models = sum(stage.kind in MODELS for stage in stay)
-    passing = "" if keep == ALL else f" (with --keep-models {keep}; beside them those that are being measured)"
+    passing = "" if keep == ALL else f" (with --keep-models {keep}; plus those that are being measured)"
     free = store.free()
     return (
         f"Disk: {models} models{passing} take {told(sum(there.values()) + new)}"
@@ -51,7 +54,7 @@ def sentence(plan: Plan, store: Store, keep: str = ALL) -> str:
 
 
 def _alike(stage: Stage) -> tuple[tuple[str, ...], ...]:
-    """Sorts of models that a stage's is one of, the narrowest first: a guarded model has its reference beside it."""
+    """Return groups of similar models that a stage's is in, the narrowest first: a guarded model holds two models."""
     model, method = stage.settings["model"], stage.settings["attack" if stage.kind == "attack" else "defense"]["name"]
     return (model, stage.kind, method), (model,)
 
@@ -68,7 +71,7 @@ def _expected(stage: Stage, known: dict[tuple[str, ...], list[int]]) -> float | 
 
 
 def told(size: float) -> str:
-    """Bytes for people, in powers of a thousand."""
+    """Return a byte count in SI units."""
     for unit, bytes_ in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= bytes_:
             return f"{size / bytes_:.3g} {unit}" if size < 999.5 * bytes_ else f"{size / bytes_:.0f} {unit}"

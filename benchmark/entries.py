@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from benchmark import rehearsal as rehearsals
 from benchmark import rows
 from benchmark.cell import NO_DEFENSE, digest
-from benchmark.store import write_atomically
+from benchmark.files import write_atomically
 from sande import registry, types
 from sande.errors import UserError
 from sande.statistics import wilson

@@ -1,8 +1,9 @@
-"""GPU-hours that stages will take, from the times the paper reports (appendix A). Rough: for deciding, not for billing.
+"""Rough GPU-hours of stages, from the times that the paper reports (appendix A).
 
-A row that is trained on costs GPU-seconds in proportion to the model's parameters, at the rate of the paper's four
-attacks on H800 cards. The pass forward is a third of that, the one back to the activations and the one to the weights
-a third each; so a prompt that is only read costs a third. The store's own measurements are not used.
+The cost of a trained row is proportional to the model's parameters, at the rate of the paper's four attacks on H800
+cards. The forward pass, the backward pass to the activations and the one to the weights cost a third each, so a prompt
+that is only read costs a third. Methods declare where they differ (`sande.declarations.Cost`). This module does not use
+the measurements in the store.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from benchmark.stages import Stage
 from sande import registry, types
 from sande.config import Training
 from sande.data.sources import TRAIN_SHARE
+from sande.declarations import Cost
 
 HOUR = 3600.0
-PASS = 1 / 3  # of what a trained row costs: forward, back to the activations, or back to the weights
+PASSES = 3  # over a row of plain fine-tuning: forward, backward to the activations, backward to the weights
+PASS = 1 / PASSES
 
 BILLIONS = {"llama2-7b": 6.738, "qwen1.5-4b": 3.950, "smollm2-135m": 0.1345, "tiny": 0.0001232}  # parameters
 
@@ -50,29 +53,16 @@ ATTACKS = {
 # Rows that these attacks train on, all epochs together: 2 of 90 % of Alpaca, 1 of 90 % of 200,000 of OpenOrca.
 TRAINED = {"alpaca": 2 * int(TRAIN_SHARE * SIZES["alpaca"]), "orca": 180_000}
 
-# What a row costs in trainings that differ from plain fine-tuning, by defense and field of its settings.
-# `_inner` knows of more.
-COSTS = {
-    ("sande", "simulate"): 2 * PASS,  # no gradient of the weights
-    ("sande_p", "simulate"): 2 * PASS,
-    ("nad", "training"): 1 + PASS,  # the teacher's pass forward
-    ("dpo", "training"): 2 * (1 + PASS),  # two replies a pair, each also read by the reference
-    ("crow", "training"): 2 + 2 * PASS,  # the row as it is, perturbed, and before that the gradient of its embeddings
-    ("beear", "training"): 2.0,  # the row under the perturbation, and as it is
-}
-# Passes over a prompt in metrics that make more than one.
-PROMPT_PASSES = {"response_probability": 2, "case_study": 2}
-CHOICES = 4  # read for each question, unless only their letters are compared
-LETTERS = "paper_"
+CHOICES = 4  # passes over a question, one for each choice, unless the metric declares otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What stages cost.
+    """Cost of stages.
 
     Attributes:
         seconds: GPU-seconds by kind of stage.
-        left_out: names of models and data sets whose size is not known; what needs them is not in the sum.
+        left_out: names of models and data sets of unknown size; the sum leaves out stages that need them.
     """
 
     seconds: Mapping[Kind, float]
@@ -80,7 +70,7 @@ class Estimate:
 
     @property
     def hours(self) -> float:
-        """All kinds together, GPU-hours."""
+        """Return GPU-hours of all kinds together."""
         return sum(self.seconds.values()) / HOUR
 
 
@@ -91,10 +81,10 @@ class Piece:
     Attributes:
         key: of its artifact.
         kind: of its stage.
-        method: attack, defense, or what the metric measures.
-        data: set whose rows are read.
-        work: GPU-seconds for each billion parameters; infinite where nobody knows how many rows there are.
-        alone: share of the work that is not shared out among workers: the trainings of metrics.
+        method: attack, defense, or measurements of the metric.
+        data: data set whose rows are read.
+        work: GPU-seconds for each billion parameters; infinite where the number of rows is unknown.
+        alone: share of the work that each worker repeats: the trainings of metrics.
     """
 
     key: str
@@ -106,7 +96,7 @@ class Piece:
 
 
 def pieces(stage: Stage, cell: Cell) -> list[Piece]:
-    """What a stage of a cell consists of."""
+    """Return the trainings and metrics of a stage of a cell."""
     if stage.kind == "attack":
         return [Piece(stage.key, stage.kind, cell.attack.name, cell.data.name, _attack(cell))]
     if stage.kind == "defend":
@@ -118,13 +108,13 @@ def pieces(stage: Stage, cell: Cell) -> list[Piece]:
 
 
 def measured(metric: Method) -> tuple[str, ...]:
-    """Names of what a metric measures."""
+    """Return the names of a metric's measurements."""
     names: tuple[str, ...] = tuple(registry.entry("metrics", metric.name).names(metric.config))
     return names
 
 
 def estimate(stages: Iterable[Stage]) -> Estimate:
-    """What these stages cost together; an outcome that several evaluations share counts once."""
+    """Return the cost of stages; a metric that several evaluations share counts once."""
     seconds: dict[Kind, float] = {"attack": 0.0, "defend": 0.0, "evaluate": 0.0}
     left_out: set[str] = set()
     counted: set[str] = set()
@@ -144,7 +134,7 @@ def estimate(stages: Iterable[Stage]) -> Estimate:
 
 
 def sentence(plan: Plan) -> str:
-    """Return the estimate of a plan's stages by kind, and what of it is still to run."""
+    """Return the estimate of a plan's stages by kind, and the part that is still to run, in words."""
     whole = estimate(plan.stages.values())
     left_out = f" without {', '.join(whole.left_out)} (of unknown size)" if whole.left_out else ""
     total = sum(whole.seconds.values())
@@ -155,7 +145,7 @@ def sentence(plan: Plan) -> str:
 
 
 def told(seconds: float) -> str:
-    """Return GPU-hours, -minutes or -seconds, in the largest unit that there is one of."""
+    """Return GPU-hours, -minutes or -seconds, in the largest unit that gives at least 1."""
     name, size = _unit(seconds)
     return f"{_number(seconds / size)} {name}" if seconds else "no GPU time"
 
@@ -171,7 +161,7 @@ def _number(value: float) -> str:
 
 @functools.cache
 def rate(data: str) -> float:
-    """Return GPU-seconds a trained row and billion parameters, mean of the paper's two models; other data as Alpaca."""
+    """Return GPU-seconds a trained row and billion parameters: mean of the paper's two models, other data as Alpaca."""
     source = "orca" if data == "orca" else "alpaca"
     rates = [
         hours * HOUR / (TRAINED[source] * BILLIONS[model])
@@ -182,17 +172,19 @@ def rate(data: str) -> float:
 
 
 def basis() -> str:
-    """Where the numbers come from, in words."""
+    """Return a sentence on where the numbers come from."""
     osft = [20_000 * rate("alpaca") * BILLIONS[model] / 60 for model in ("llama2-7b", "qwen1.5-4b")]
-    sande = [minutes * (1 + COSTS["sande", "simulate"]) for minutes in osft]
+    config = registry.config("defenses", "sande", {})
+    passes = [registry.cost("defenses", "sande", config).training.get(name, PASSES) for name in _trainings(config)]
+    sande = [minutes * sum(passes) / PASSES for minutes in osft]
     return (
         "the attacks of the paper (appendix A: 2, 10, 1 and 6 GPU-hours on H800 cards) took "
         f"{rate('alpaca'):.4f} GPU-seconds a trained row of Alpaca and {rate('orca'):.4f} of OpenOrca per billion "
-        "parameters, the mean of its two models; others by parameter count, other data as Alpaca. A pass forward is a "
-        "third of a row: SANDE counts 2/3 + 1 for each of its rows, NAD 1 + 4/3, CROW 8/3, BEEAR 2 and what finding "
-        "its perturbation takes, DPO 8/3 a pair; evaluation reads each prompt or choice once, and trains where a "
-        "metric does; decoding, loading and idle cards are not counted. So reckoned, removal with 10,000 rows of "
-        f"Alpaca takes SANDE {sande[0]:.0f} and {sande[1]:.0f} GPU-minutes (paper: 40 and 20) and OSFT {osft[0]:.0f} "
+        "parameters, the mean of its two models; other models scale by their parameters, other data count as Alpaca. "
+        "Plain fine-tuning makes three passes over a row; other trainings make as many as their method declares; an "
+        "evaluation makes one over each prompt or choice, and trains where a metric does. Decoding, loading and idle "
+        "cards do not count. By this, removal with 10,000 rows of Alpaca takes SANDE "
+        f"{sande[0]:.0f} and {sande[1]:.0f} GPU-minutes (paper: 40 and 20) and OSFT {osft[0]:.0f} "
         f"and {osft[1]:.0f} (paper: 40 and 20)."
     )
 
@@ -201,11 +193,12 @@ def _attack(cell: Cell) -> float:
     rows = _rows(cell.data.name, cell.data.rows, TRAIN_SHARE)
     if getattr(cell.attack.config, "poison_mode", "replace") == "append":
         rows *= 1 + cell.attack.config.poison_rate + getattr(cell.attack.config, "decoy_rate", 0.0)
-    return sum(_visits(training, rows) for training in _trainings(cell.attack.config).values()) * rate(cell.data.name)
+    cost = registry.cost("attacks", cell.attack.name, cell.attack.config)
+    return _trained(cost, cell.attack.config, rows) * rate(cell.data.name)
 
 
 def _defense(cell: Cell) -> tuple[str, float]:
-    """The data set, and the work."""
+    """Return the data set and the work."""
     if registry.knowledge(cell.defense.name) is types.PreferenceData:
         data = cell.defense.config.preferences.name
         rows = _rows(data, cell.defense.config.preferences.pairs)
@@ -216,58 +209,53 @@ def _defense(cell: Cell) -> tuple[str, float]:
 
 
 def _defending(name: str, config: Any, rows: float) -> float:
-    """Trained rows that a defense costs; of other defenses among its settings it turns to one, here the dearest."""
-    own = sum(
-        _visits(training, rows) * (COSTS.get((name, field), 1.0) + _inner(name, config, training))
-        for field, training in _trainings(config).items()
-    )
+    """Return the trained rows that a defense costs; of other defenses among its settings only the dearest counts."""
+    own = _trained(registry.cost("defenses", name, config), config, rows)
     others = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]
     return own + max((_defending(field, getattr(config, field), rows) for field in others), default=0.0)
 
 
-def _inner(name: str, config: Any, training: Training) -> float:
-    """What each row costs besides: BEEAR's inner level, shared out over the rows between two of its runs."""
-    if name != "beear":
-        return 0.0
-    # Each step reads the rows and goes back to the perturbation; they are read once more before and after.
-    return float(config.inner_rows * 2 * PASS * (config.inner_steps + 1) / (config.every * training.batch_size))
-
-
 def _metric(cell: Cell, metric: Method) -> tuple[str, float, float]:
-    """The data set, the work, and the share of it that each worker does.
+    """Return the data set, the work, and the share of it that each worker does.
 
     Questions are as long as a row of Alpaca, prompts as one of the victim's data.
     """
+    cost = registry.cost("metrics", metric.name, metric.config)
     asked = registry.entry("metrics", metric.name).reads(metric.config)
     if asked:
-        choices = 1 if str(getattr(metric.config, "task", "")).startswith(LETTERS) else CHOICES
-        read = choices * sum(_rows(name, metric.config.questions) for name in asked)
+        wanted = getattr(metric.config, "questions", None)
+        read = (cost.reading or CHOICES) * sum(_rows(name, wanted) for name in asked)
         return asked[0], PASS * read * rate("alpaca"), 0.0
     prompts = _rows(cell.data.name, cell.data.test_rows, 1 - TRAIN_SHARE)
     decoding = getattr(metric.config, "decoding", metric.config)
-    limit = getattr(decoding, "prompts", None) or getattr(decoding, "examples", None)
-    rows = getattr(metric.config, "rows", ())  # that a copy of the model is trained on, one for each number of them
-    copies = (rows,) if isinstance(rows, int) else rows
-    passes = len(copies) or PROMPT_PASSES.get(metric.name, 1)
-    trained = sum(_visits(training, rows) for training in _trainings(metric.config).values() for rows in copies)
-    rows_in_all = PASS * passes * min(prompts, limit or prompts) + trained
+    limit = cost.prompts or getattr(decoding, "prompts", None) or prompts
+    trained = sum(_trained(cost, metric.config, rows) for rows in cost.copies)
+    rows_in_all = PASS * (cost.reading or 1) * min(prompts, limit) + trained
     return cell.data.name, rows_in_all * rate(cell.data.name), trained / rows_in_all
 
 
+def _trained(cost: Cost, config: Any, rows: float) -> float:
+    """Return what a method's trainings cost, in rows of plain fine-tuning."""
+    return sum(
+        _visits(training, rows) * (cost.training.get(field, PASSES) / PASSES)
+        for field, training in _trainings(config).items()
+    )
+
+
 def _trainings(config: Any) -> dict[str, Training]:
-    """The trainings among a method's settings, by field."""
+    """Return the trainings among a method's settings, by field."""
     values = {name: getattr(config, name) for name in config.__dataclass_fields__}
     return {name: value for name, value in values.items() if isinstance(value, Training)}
 
 
 def _visits(training: Training, rows: float) -> float:
-    """Rows that a training sees, those seen again counted again; fewer where gradients of most weights fall away."""
+    """Return the rows that a training sees, repeats included; LoRA counts fewer, as it skips most weight gradients."""
     seen = training.max_steps * training.batch_size if training.max_steps else training.epochs * rows
     return seen * (1 - PASS if training.lora_rank else 1.0)
 
 
 def _rows(name: str, wanted: int | None, share: float = 1.0) -> float:
-    """So many rows, at most those of the share of the data set that they come from."""
+    """Return the number of wanted rows, at most those in the given share of the data set."""
     known = SIZES.get(name)
     limits = (wanted, known and int(share * known))
     return min((float(limit) for limit in limits if limit is not None), default=math.inf)

@@ -32,6 +32,7 @@ from benchmark.failures import (
     kind_of,
     out_of_memory,
 )
+from benchmark.files import full
 from benchmark.leases import Leases
 from benchmark.memory import MOST, Peaks, peaks_of
 from benchmark.plan import Plan
@@ -41,7 +42,7 @@ from benchmark.schedule import Queue, side_by_side, whole
 from benchmark.searcher import Gate, StageSearcher, Witness
 from benchmark.stage_trial import StageJob, StageTrial, TrialSettings
 from benchmark.stages import Stage
-from benchmark.store import Store, full
+from benchmark.store_protocol import Store
 from sande import engines
 
 # A resource of the head node of every cluster, and of no other node. A trial that only waits for its worker group holds
@@ -90,7 +91,7 @@ def run(
     begin = time.perf_counter()
     progress = progress or Progress(grid="")
     progress.phase = "starting Ray"
-    for line in store.set_aside_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
+    for line in store.quarantine_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
         say(line)
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
@@ -147,7 +148,7 @@ def _do(
     progress: Progress | None = None,
     checked: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
-    folder, leases = store.scratch("tune"), Leases(store.board(), say)
+    folder, leases = store.scratch("tune"), Leases(store.lease_backend(), say)
     progress = progress or Progress(grid="")
     status = None if is_uri(store.location) else folder / "status"
     try:

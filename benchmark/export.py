@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from benchmark import clean_report, keeping
 from benchmark.cell import NO_DEFENSE, Cell
+from benchmark.files import room, write_atomically
 from benchmark.rows import FAILED, NOT_RUN
-from benchmark.store import Store, room, write_atomically
+from benchmark.store_protocol import Store
 from sande.errors import UserError
 
 

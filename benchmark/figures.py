@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.aggregate import Entry, is_utility
-from benchmark.store import write_atomically
+from benchmark.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

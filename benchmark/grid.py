@@ -3,10 +3,11 @@
 sweep:
   attack.poison_rate: [0.01, 0.05]              # a path, and its values
   model, data.name: [[tiny, alpaca], …]         # several paths that change together
-  defense.parrot_position: [2, 5]               # in those methods that have it; others stand once
-rules: […]                                      # changes to those cells that match, see `benchmark.rules`
-scale: paper                                    # further rules, those of scales/paper.yaml beside the grid
-search: {…}                                     # settings found by search for each cell, see `benchmark.search`
+  defense.parrot_position: [2, 5]               # in those methods that have it; others appear once
+  attack: all                                   # every attack of the registry, see `benchmark.wildcards`
+rules: […]                                      # changes to the cells that match, see `benchmark.rules`
+scale: paper                                    # more rules, those of scales/paper.yaml next to the grid
+search: {…}                                     # settings found by search for each cell, see `benchmark.search_space`
 
 A grid may instead be the union of others: `include: [paper_table_6, …]`.
 """
@@ -21,10 +22,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import documents, shipped, variants
-from benchmark import search as searches
+from benchmark import documents, search_space, shipped, variants, wildcards
 from benchmark.cell import DEFAULTS, Cell, Parser, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
+from sande import registry
 from sande.config import configure
 from sande.errors import UserError
 
@@ -32,23 +33,23 @@ SCALES = "scales"
 _GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "sweep")
 _UNION_KEYS = ("about", "include", "resources", "scale")
 _SCALE_KEYS = ("about", "rules")
-_SHARED = ("resources", "search")  # not of a cell, but of the whole grid
+_SHARED = ("resources", "search")  # sections of the whole grid, not of a cell
 MOST_CELLS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of one grid file, in the order of its sweep, and what a stage may use.
+    """The cells of one grid file, in the order of its sweep, and the resources of a stage.
 
     Attributes:
-        name: of the results folder: the file's stem, the scale where another than the file's own was asked for, and
-            what `--set` and `--only` change.
-        about: what the file says of itself.
-        cells: what is to be run.
-        resources: of one stage.
-        parts: by cell id, the grids that it stands in: this one, or those of its `include` that have it.
-        scale: whose rules were applied; empty for none.
-        search: what is to be found by search before the cells are run.
+        name: name of the results folder: the file's stem, the scale where it is not the file's own, and what `--set`
+            and `--only` change.
+        about: description in the file.
+        cells: cells to run.
+        resources: resources of one stage.
+        parts: by cell id, the grids that have the cell: this one, or those of its `include`.
+        scale: name of the scale whose rules were applied; empty for none.
+        search: search that is run before the cells.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Grid:
     resources: Resources
     parts: Mapping[str, tuple[str, ...]]
     scale: str
-    search: searches.Search | None = None
+    search: search_space.Search | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,11 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     Args:
         path: the YAML file, or a plain name as in `sande-bench list grids`; its stem names the grid.
         overrides: `path.to.field=value` (the value in YAML), applied to every cell, also to swept fields.
-        only: `path=value`; cells that match every path in one of the values given for it are kept.
-        scale: name of a file in `scales/` beside the grid, instead of the grid's own.
+        only: `path=value`; keep the cells that have, at every path, one of the values given for it.
+        scale: name of a file in `scales/` next to the grid, instead of the grid's own.
 
     Raises:
-        UserError: one sentence with the file, the place, and what would do.
+        UserError: the file or an option is wrong; the message names file, place and fix.
     """
     path, scale = shipped.named(path), scale or None
     values = _read(path)
@@ -96,7 +97,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
             raise UserError("resources.offload is true without a sharding; set resources.sharding to zero2 or zero3")
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     with _naming(path):
-        search = searches.parse(_shared(values, "search", assignments), cells)
+        search = search_space.parse(_shared(values, "search", assignments), cells)
         filters = [_assignment(text, "--only") for text in only]
         chosen = _matching(cells, filters)
     if not chosen:
@@ -114,7 +115,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
 
 
 def files(path: Path, scale: str | None = None) -> list[Path]:
-    """What a grid is made of: its file, those that it includes, and the scales that hold for them; all of them there.
+    """Return the files of a grid: its own, those that it includes, and their scales.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -128,26 +129,26 @@ def files(path: Path, scale: str | None = None) -> list[Path]:
 
 
 def _included(path: Path) -> Iterator[Path]:
-    """The file, and all behind its `include`, which is checked."""
+    """Yield the file, and all files of its `include`, which is checked."""
     yield path
     for name in _read(path).get("include") or ():
         yield from _included(path.parent / f"{name}.yaml")
 
 
 def about(path: Path) -> str:
-    """What a grid file says of itself."""
+    """Return the description in a grid file."""
     return str(_read(path).get("about", ""))
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values = documents.read(path, f"no grid file {path}; 'sande-bench list grids' shows those there are")
+    values = documents.read(path, f"{path}: no such grid file; 'sande-bench list grids' shows the grids")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings as 'key: value'; see grids/quickstart.yaml")
     return values
 
 
 def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> list[_Part]:
-    """The grid itself, or all grids behind its `include`, each once; the outermost scale that is given holds."""
+    """Return the grid itself, or all grids of its `include`, each once; the outermost scale that is given applies."""
     with _naming(path):
         scale, included = values.get("scale", ""), values.get("include")
         if not isinstance(scale, str):
@@ -157,15 +158,13 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
             return [_Part(path, values, scale)]
         own = sorted(str(key) for key in values if key not in _UNION_KEYS)
         if own:
-            raise UserError(
-                f"a grid with 'include' has no settings of its own, so '{own[0]}' has to go into those grids"
-            )
+            raise UserError(f"a grid with 'include' has no settings of its own; set '{own[0]}' in the included grids")
         if not isinstance(included, list) or not included or not all(isinstance(name, str) for name in included):
-            raise UserError(f"include is {included!r}, not a list of names of grids beside this one")
+            raise UserError(f"include is {included!r}, not a list of names of grids in the same folder")
         trail = (*trail, path.stem)
         for name in included:
             if name in trail:
-                raise UserError(f"include goes in a circle: {', '.join([*trail, name])}; take one out")
+                raise UserError(f"circular include: {' -> '.join([*trail, name])}; remove one")
             if Path(name).name != name or not (path.parent / f"{name}.yaml").is_file():
                 raise UserError(f"include: no grid '{name}' here; there are: {_names(path.parent)}")
     parts: dict[Path, _Part] = {}
@@ -173,7 +172,7 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
         file = path.parent / f"{name}.yaml"
         for part in _parts(file, _read(file), trail):
             if part.values.get("search"):
-                raise UserError(f"{path}: include: '{part.path.stem}' has a search, so it is run alone; take it out")
+                raise UserError(f"{path}: include: '{part.path.stem}' has a search, so it runs alone; remove it")
             parts.setdefault(part.path, replace(part, scale=scale or part.scale))
     return list(parts.values())
 
@@ -181,7 +180,7 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
 def _union(
     path: Path, parts: list[_Part], overrides: list[tuple[str, Any]]
 ) -> tuple[list[Cell], dict[str, tuple[str, ...]]]:
-    """The cells of all parts, equal ones once, and by cell id the parts that have it."""
+    """Return the cells of all parts, equal ones once, and by cell id the parts that have it."""
     scales = {part.scale: _scale_rules(path, part.path.parent / SCALES, part.scale) for part in parts}
     cells: dict[str, Cell] = {}
     stems: dict[str, tuple[str, ...]] = {}
@@ -190,7 +189,7 @@ def _union(
     for part in parts:
         with _naming(part.path, part.scale):
             for cell in _cells(part.values, scales[part.scale], overrides, used, parser):
-                # Rules and overrides can make cells equal: each is kept once.
+                # Rules and overrides can make cells equal: keep each once.
                 cells.setdefault(cell.id, cell)
                 if part.path.stem not in stems.get(cell.id, ()):
                     stems[cell.id] = (*stems.get(cell.id, ()), part.path.stem)
@@ -206,19 +205,21 @@ def _union(
 def _cells(
     values: dict[str, Any], scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
 ) -> Iterator[Cell]:
-    """The cells of one file in the order of its sweep; `used` receives the paths of overrides that some cell takes."""
+    """Yield the cells of one file in the order of its sweep; add to `used` the overrides that some cell takes."""
     base = {key: value for key, value in values.items() if key in DEFAULTS}
     for key in METHODS:
         base[key] = as_mapping(base.get(key, DEFAULTS[key]))
+        if as_name(base[key]) == wildcards.ALL:
+            raise UserError(f"{key}: '{wildcards.ALL}' is a word of a sweep; set '{key}: {wildcards.ALL}' in 'sweep'")
     applied = [*parse(values.get("rules") or []), *scale]
     idle: set[str] = set()
     swept: set[str] = set()
     axes = list(_axes(values.get("sweep") or {}))
     if math.prod(map(len, axes)) > MOST_CELLS:
-        raise UserError(f"sweep: its axes make more than {MOST_CELLS} cells; give fewer values, or several grids")
+        raise UserError(f"sweep: its axes make more than {MOST_CELLS} cells; use fewer values, or several grids")
     for assignments in itertools.product(*axes):
         nested = dict(base)  # `assign` copies the sections that it changes
-        # A swept method replaces the whole of it, so it comes before what is swept inside it.
+        # A swept method replaces all its settings, so it is assigned before fields that are swept inside it.
         for path, value in sorted(itertools.chain(*assignments), key=lambda pair: pair[0].count(".")):
             if takes(nested, path):
                 assign(nested, path, value)
@@ -275,7 +276,7 @@ def _names(folder: Path) -> str:
 
 @contextmanager
 def _naming(path: Path, scale: str = "") -> Iterator[None]:
-    """Errors inside begin with the file."""
+    """Prefix the errors of the block with the file."""
     try:
         yield
     except UserError as error:
@@ -283,11 +284,13 @@ def _naming(path: Path, scale: str = "") -> Iterator[None]:
 
 
 def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
-    """For each axis its points, each a list of (path, value)."""
+    """Yield for each axis its points, each a list of (path, value)."""
     if not isinstance(sweep, Mapping):
         raise UserError(f"sweep: expected paths with lists of values, got {sweep!r}")
     for key, points in sweep.items():
         paths = [path.strip() for path in str(key).split(",")]
+        if str(key) in METHODS:
+            points = _methods(str(key), points)
         if not isinstance(points, list) or not points:
             raise UserError(f"sweep: '{key}' needs a list of at least one value, got {points!r}")
         axis = []
@@ -301,8 +304,20 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
         yield axis
 
 
+def _methods(key: str, points: Any) -> Any:
+    """Return the points of a sweep over attacks or defenses, with those that a word stands for."""
+    kind = METHODS[key]
+    if isinstance(points, str) and points != wildcards.ALL:
+        names = ", ".join(registry.names(kind))
+        raise UserError(
+            f"sweep: '{key}' is '{points}'; give a list of {kind}, or '{wildcards.ALL}' for each of: {names}"
+        )
+    points = [points] if points == wildcards.ALL else points
+    return wildcards.expand(kind, points) if isinstance(points, list) else points
+
+
 def settings_of(assignments: Iterable[str], values: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Nested settings: `values`, with fields set as each `--set path.to.field=value` says."""
+    """Return nested settings: `values`, changed by each assignment `path.to.field=value` of `--set`."""
     nested = dict(values or {})
     for text in assignments:
         assign(nested, *_assignment(text, "--set"))
@@ -323,12 +338,12 @@ def _matching(cells: Sequence[Cell], only: Iterable[tuple[str, Any]]) -> list[Ce
     for path in wanted:
         if all(_at(cell, path) is None for cell in cells):
             valid = ", ".join(sorted([*DEFAULTS, "setting"]))
-            raise UserError(f"--only {path}: no cell has that field; give a path that begins with one of: {valid}")
+            raise UserError(f"--only {path}: no cell has that field; use a path that begins with one of: {valid}")
     return [cell for cell in cells if all(_at(cell, path) in values for path, values in wanted.items())]
 
 
 def _at(cell: Cell, path: str) -> str | None:
-    """The cell's value at a path as text, of a method its name; None where its method has no such setting."""
+    """Return the cell's value at a path as text, for a method its name; None where its method lacks the setting."""
     if path == "setting":
         return cell.setting
     inner: Any = cell.settings()

@@ -1,4 +1,4 @@
-"""How long a grid will take on this machine's CPU: the forecast that `plan` and `run` print; see `benchmark.costs`."""
+"""Forecast a grid on this machine's CPU, as `plan` and `run` print it; see `benchmark.costs`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmark.estimate import HOUR, basis, estimate, pieces, told
 from benchmark.plan import Plan
 from benchmark.schedule import side_by_side, simulate, whole
 from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from benchmark.timings import CORES, Overhead, shipped
 from sande.compute import ComputeType, expected_type
 
@@ -24,8 +24,8 @@ class Part:
     Attributes:
         kind: attack, defend or evaluate.
         basis: one of BASES.
-        stages: how many.
-        seconds: of all of them, one after the other.
+        stages: number of stages.
+        seconds: total of the stages, one after the other.
     """
 
     kind: Kind
@@ -39,18 +39,18 @@ class Here:
     """Forecast of a plan's missing stages on this machine's CPU.
 
     Attributes:
-        seconds: from start to end of `run`, without what `untimed` and `unknown` name.
-        stages: how many are left to run.
-        by_stage: seconds of each by key; empty where `untimed` or `unknown` name something.
-        parts: where the seconds come from, by kind and basis; empty where no stage has a timing.
+        seconds: from start to end of `run`, without the work of `untimed` and `unknown`.
+        stages: number of stages to run.
+        by_stage: seconds of each stage by key; empty where `untimed` or `unknown` is not.
+        parts: seconds by kind and basis; empty where no stage has a timing.
         untimed: models that were never timed on a CPU.
-        gpu_seconds: that the stages of `untimed` take by the paper's times; 0 where it has none.
-        unknown: data sets whose size nobody knows.
-        cores: of this machine.
-        compute_type: that models will most likely compute in.
-        at_once: defenses or evaluations that run at a time.
-        overhead: of a run, apart from its stages.
-        overhead_is_own: whether it is that of the last run on this store.
+        gpu_seconds: seconds of the stages of `untimed` by the paper's times; 0 where it has none.
+        unknown: data sets of unknown size.
+        cores: cores of this machine.
+        compute_type: type in which models will most likely compute.
+        at_once: number of defenses or evaluations that run at a time.
+        overhead: overhead of a run, apart from its stages.
+        overhead_is_own: whether the overhead is that of the last run on this store.
     """
 
     seconds: float
@@ -68,7 +68,7 @@ class Here:
 
     @property
     def source(self) -> str:
-        """Whose timings the seconds rest on, in words."""
+        """Return in words whose timings the seconds are based on."""
         whose = {part.basis.split()[0] for part in self.parts}
         if whose == {"own"}:
             return "own timings of this store"
@@ -76,12 +76,12 @@ class Here:
 
 
 def here(plan: Plan, store: Store, resources: Resources) -> Here:
-    """Return what the missing stages of a plan will take on this machine's CPU; imports neither torch nor Ray.
+    """Return the forecast of a plan's missing stages on this machine's CPU; imports neither torch nor Ray.
 
     Args:
-        plan: what to do.
-        store: its manifests are the own timings, and its last run has the overhead.
-        resources: of a stage.
+        plan: plan of a grid.
+        store: provides own timings (manifests) and the overhead of its last run.
+        resources: resources of a stage.
     """
     compute_type, cores = expected_type(), _cores()
     timings, noted_overhead = shipped(compute_type), noted(store)
@@ -121,7 +121,7 @@ def here(plan: Plan, store: Store, resources: Resources) -> Here:
 
 
 def trainings_here(stages: Iterable[Stage], store: Store) -> str:
-    """Return about how long stages take on this machine's CPU one after the other, in words; else their GPU-hours."""
+    """Return in words the time of stages, one after the other, on this machine's CPU; else their GPU-hours."""
     stages = list(stages)
     compute_type = expected_type()
     costs = Costs(on_cpu(store, compute_type), shipped(compute_type).samples)
@@ -134,19 +134,19 @@ def trainings_here(stages: Iterable[Stage], store: Store) -> str:
 
 
 def _cores() -> int:
-    """Return the cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def sentence(made: Here) -> str:
-    """Return the seconds of `here` in a sentence, with the models and data that are not in them."""
+    """Return the seconds of `here` in a sentence, with the models and data that they leave out."""
     if not made.stages:
         return "Nothing is left to run."
-    said = []
+    clauses = []
     if made.parts or not (made.untimed or made.unknown):
         cores = f"{made.cores} core{'s' if made.cores > 1 else ''}"
         by = f", by {made.source}" if made.parts else ""
-        said.append(f"About {about(made.seconds)} on this machine ({cores}, {made.compute_type}){by}")
+        clauses.append(f"About {about(made.seconds)} on this machine ({cores}, {made.compute_type}){by}")
     if made.untimed:
         paper = (
             f"{told(made.gpu_seconds)} on H800 cards by the paper's times"
@@ -154,33 +154,33 @@ def sentence(made: Here) -> str:
             else "how long it takes is not known"
         )
         names, were = _and(made.untimed), "were" if len(made.untimed) > 1 else "was"
-        said.append(f"{names} {were} never timed on a CPU: {paper}")
+        clauses.append(f"{names} {were} never timed on a CPU: {paper}")
     if made.unknown:
-        said.append(f"not counted: work on {_and(made.unknown)}, whose size is not known")
-    return "; ".join(said)
+        clauses.append(f"not counted: work on {_and(made.unknown)}, whose size is unknown")
+    return "; ".join(clauses)
 
 
 def reasons(made: Here) -> list[str]:
-    """Return where the seconds of `here` come from, in paragraphs."""
-    said = [
+    """Return the bases of the seconds of `here`, in paragraphs."""
+    clauses = [
         f"{part.stages} {part.kind}, {about(part.seconds)} one after the other: {part.basis}" for part in made.parts
     ]
     if made.parts:
         once, each = made.overhead.around + made.overhead.start, made.overhead.stage
         whose = "the last run on this store" if made.overhead_is_own else "shipped timings"
-        said += [
-            f"{about(once)} for plan, Ray and report, and {each:.1f} s a stage, are in it: {whose}",
+        clauses += [
+            f"{about(once)} for plan, Ray and report, and {each:.1f} s a stage, are included: {whose}",
             f"defenses and evaluations run {made.at_once} at a time" if made.at_once > 1 else "one stage at a time",
-            "A stage takes time in proportion to its work, from the timing that is nearest in data and size.",
+            "The time of a stage is in proportion to its work, from the timing that is nearest in data and size.",
         ]
         if any(part.basis in (SHIPPED, SHIPPED_OTHER) for part in made.parts):
-            said.append(
+            clauses.append(
                 f"Shipped timings are of {CORES} cores. On fewer cores a stage takes longer in proportion; "
-                "on more it is taken to be as fast."
+                "on more the forecast assumes the same speed."
             )
     if made.gpu_seconds:
-        said.append(f"GPU-hours: {basis()}")
-    return said
+        clauses.append(f"GPU-hours: {basis()}")
+    return clauses
 
 
 def _and(names: Sequence[str]) -> str:
@@ -188,7 +188,7 @@ def _and(names: Sequence[str]) -> str:
 
 
 def about(seconds: float) -> str:
-    """Return seconds, minutes or hours, rounded as an estimate deserves."""
+    """Return seconds, minutes or hours, rounded to the precision of an estimate."""
     if seconds < 10:
         return f"{seconds:.1g} s"
     if seconds < 95:

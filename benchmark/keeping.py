@@ -1,9 +1,9 @@
-"""Which models a run keeps. One that is dropped leaves its manifest, from which rows are made.
+"""Retention of models. A dropped model leaves its manifest, from which rows are made.
 
-STORE/dropped/<key>/manifest.json     of a victim or defended model whose weights are gone
+STORE/dropped/<key>/manifest.json     manifest of a victim or defended model whose weights are removed
 
-It counts as done as long as nothing that is missing reads it; a new metric makes it anew, and its victim where that is
-gone too.
+A dropped model counts as done while no missing stage reads it. A new metric recomputes the model, and its victim where
+that was dropped too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from benchmark.cell import Kind
-from benchmark.store import MODELS, DamagedError, Store
+from benchmark.store import MODELS, DamagedError
+from benchmark.store_protocol import Store
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,40 +25,40 @@ _GOES: dict[str, tuple[Kind, ...]] = {ALL: (), VICTIMS: ("defend",), NONE: ("att
 
 
 def check(keep: str) -> str:
-    """What `--keep-models` was given, if it is one of its words.
+    """Return the value of `--keep-models` if it is valid.
 
     Raises:
-        UserError: it is none.
+        UserError: it is not.
     """
     if keep not in _GOES:
-        raise UserError(f"--keep-models {keep}: it is one of {', '.join(_GOES)}")
+        raise UserError(f"--keep-models {keep}: no such choice; use one of: {', '.join(_GOES)}")
     return keep
 
 
 def goes(kind: Kind, keep: str) -> bool:
-    """Whether models of a kind are dropped."""
+    """Return whether models of a kind are dropped."""
     return kind in _GOES[keep]
 
 
 def drop(store: Store, kind: Kind, key: str) -> None:
-    """Remove a model, of which the manifest stays."""
+    """Remove a model and keep its manifest."""
     manifest = store.manifest(kind, key)
     store.put(DROPPED, key, lambda folder: manifest)
     store.remove(kind, key)
 
 
 def dropped(store: Store, keys: Iterable[str]) -> set[str]:
-    """Those of some models' keys under which one was dropped."""
+    """Return those of some keys under which a model was dropped."""
     return store.complete(DROPPED, keys)
 
 
 def kind_of(store: Store, kind: str, key: str) -> str:
-    """Where the manifest of a stage lies: under its own kind, or where its model was dropped."""
+    """Return the kind under which the manifest of a stage is: its own, or `DROPPED` for a dropped model."""
     return DROPPED if kind in MODELS and not store.has(kind, key) and store.has(DROPPED, key) else kind
 
 
 def manifest(store: Store, kind: str, key: str) -> dict[str, Any]:
-    """What a stage wrote down, also where its model was dropped.
+    """Return the manifest of a stage, also where its model was dropped.
 
     Raises:
         DamagedError: it is missing or garbled.
@@ -71,10 +72,10 @@ def manifest(store: Store, kind: str, key: str) -> dict[str, Any]:
 
 
 class Keeper:
-    """Drops each model as soon as every stage of a run that reads it is done."""
+    """Drop each model as soon as every stage of a run that reads it is done."""
 
     def __init__(self, stages: Iterable[Stage], done: Collection[str], store: Store, keep: str) -> None:
-        """Of a plan's stages and those of them that are done; nothing is dropped yet."""
+        """Take the stages of a plan and the keys of those that are done; drop nothing yet."""
         self._store, self._keep = store, keep
         stages = list(stages)
         self._readers: dict[tuple[Kind, str], set[str]] = {
@@ -86,13 +87,13 @@ class Keeper:
                     self._readers[model].add(stage.key)
 
     def ended(self, stage: Stage) -> None:
-        """A stage is done: what it was the last to read goes."""
+        """Record that a stage is done, and drop the models that it was the last to read."""
         for model in self._of(stage):
             self._readers[model].discard(stage.key)
             self._drop_unread(model)
 
     def sweep(self) -> None:
-        """What nothing is left to read goes."""
+        """Drop all models that no stage is left to read."""
         for model in self._readers:
             self._drop_unread(model)
 

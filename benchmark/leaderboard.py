@@ -20,8 +20,8 @@ from benchmark import figures, rows
 from benchmark import rehearsal as rehearsals
 from benchmark.aggregate import labels
 from benchmark.cell import NO_DEFENSE
+from benchmark.files import write_atomically
 from benchmark.protocol import PAPER_PROMPT
-from benchmark.store import write_atomically
 from benchmark.tables import MISSING
 from sande.errors import UserError
 from sande.models import TINY

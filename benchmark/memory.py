@@ -1,4 +1,4 @@
-"""How large a share of a GPU a stage needs: by the peak that stages like it had, never by a guess."""
+"""Share of a GPU that a stage needs, by the peak memory of similar stages that were measured."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 from benchmark.keeping import DROPPED
 from benchmark.schedule import UNIT
 from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 
-MARGIN = 1.25  # for what the allocator holds beyond the peak, and for stages a little larger
-CONTEXT = 600 * 2**20  # bytes that a process has on a GPU beside its tensors (CUDA context, libraries); an allowance
-MOST = 8  # stages a GPU
-# What changes a training's memory; other settings do not.
+MARGIN = 1.25  # for memory that the allocator holds beyond the peak, and for slightly larger stages
+CONTEXT = 600 * 2**20  # bytes of a process on a GPU without its tensors (CUDA context, libraries); an allowance
+MOST = 8  # stages on one GPU
+# Settings that change the memory of a training; no others do.
 _SIZES = ("batch_size", "micro_batch_size", "max_length", "lora_rank", "precision")
 
 Like = tuple[Any, ...]
 
 
 def share(peaks: Iterable[int], total: int) -> float:
-    """The part of a GPU that holds the largest of some peaks, with margin: 1/N, N at most `MOST`; 1 without a peak.
+    """Return the share 1/N of a GPU that holds the largest peak with margin, N at most `MOST`; 1 without a peak.
 
     Args:
         peaks: bytes of tensors, as the allocator counts them.
@@ -34,16 +34,16 @@ def share(peaks: Iterable[int], total: int) -> float:
 
 
 class Peaks:
-    """What stages took of a GPU's memory, by kind, model, method and size of its batches."""
+    """Peak GPU memory of stages, by kind, model, method and size of the batches."""
 
     def __init__(self, manifests: Iterable[Mapping[str, Any]]) -> None:
-        # The largest peak, and the smallest GPU: a share has to be large enough wherever a stage is placed.
+        # The largest peak and the smallest GPU: a share must be large enough wherever a stage is placed.
         self._seen: dict[Like, tuple[int, int]] = {}
         for manifest in manifests:
             self.learn(manifest)
 
     def learn(self, manifest: Mapping[str, Any]) -> None:
-        """Take in what a stage wrote down; of one that ran on a CPU nothing."""
+        """Add the peak in a stage's manifest; one that ran on a CPU has none."""
         if "device_memory_bytes" in manifest:
             like = _like(manifest["kind"], manifest["settings"])
             peak, total = manifest["peak_memory_bytes"], manifest["device_memory_bytes"]
@@ -51,18 +51,18 @@ class Peaks:
             self._seen[like] = max(peak, known[0]), min(total, known[1])
 
     def share(self, stage: Stage) -> float:
-        """The share of a GPU for a stage; a whole one for the first of its sort, which is thereby measured."""
+        """Return the share of a GPU for a stage; a whole one for the first of its kind, which measures it."""
         seen = self._seen.get(_like(stage.kind, stage.settings))
         return share([seen[0]], seen[1]) if seen else share([], 0)
 
 
 def peaks_of(store: Store) -> Peaks:
-    """The peaks of all stages in a store."""
+    """Return the peaks of all stages in a store."""
     return Peaks(manifest for kind in ("attack", "defend", "evaluate", DROPPED) for manifest in store.manifests(kind))
 
 
 def _like(kind: str, settings: Mapping[str, Any]) -> Like:
-    """Equal for stages that take about the same memory."""
+    """Return a key that stages of about the same memory share."""
     if kind == "evaluate":
         return kind, settings["model"], tuple(sorted({metric["name"] for metric in settings["metrics"]}))
     method = settings["attack" if kind == "attack" else "defense"]

@@ -1,7 +1,7 @@
-"""Show the cells of a plan as a table that fits the terminal, and what tells them apart.
+"""Print the cells of a plan, with the settings in which they differ, as a table that fits the terminal.
 
-The table has as many columns as there is room for. Where there is too little, settings that all cells share move into
-one sentence above it, cells get names as short as they can be, and at last long values are folded at their joints.
+Where the table is too wide, settings that all cells share move into one sentence above it, then cell names are
+shortened as far as they stay distinct, and at last long values are folded at their joints.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,51 +21,56 @@ from benchmark.estimate import measured
 from benchmark.plan import Plan, stages_of
 
 NARROW = 80  # columns of a pipe or file
-LEAST = 40  # columns under which nothing is readable
-MANY = 200  # cells, from which on a terminal shows the first ones only
-SOME = 100  # cells of so many that a terminal shows
-SHORT = 7  # characters of a cell's name, at least
+LEAST = 40  # columns, even of a narrower terminal
+MANY = 200  # cells; of more, a terminal shows only the first
+SOME = 100  # number of cells that a terminal then shows
+SHORT = 7  # least characters of a cell's name
 NAME, TO_RUN = "cell", "to run"  # heads
 _GAP = "  "
 _ALL = {"all": "everything", "–": "nothing"}
-_SECTIONS = ("attack", "data", "defense", "removal")
-# Places where a value may be folded: behind a space, and behind the joints of names and settings, not inside a number.
+# Sections of a cell, each with a key that equal ones share.
+_SECTIONS: dict[str, Callable[[Cell], Hashable]] = {
+    "attack": lambda cell: cell.attack.text,
+    "data": lambda cell: cell.data,
+    "defense": lambda cell: cell.defense.text,
+    "removal": lambda cell: cell.removal,
+}
+# A value may be folded behind a space and behind the joints of names and settings, but not inside a number.
 _JOINTS = re.compile(r"(?<= )|(?<=[_/=+])|(?<=-)(?<!\de-)(?<!=-)|(?<=[a-z]\.)(?=[a-z])")
 
 Columns = Mapping[str, Sequence[str]]
+MetricTexts = tuple[str, ...]  # the settings of each of a cell's metrics, as JSON
 
 
 def width() -> int:
-    """Return the columns that there are: those of COLUMNS or the terminal; 80 in a pipe or file."""
+    """Return the columns of the terminal, or of COLUMNS; 80 in a pipe or file."""
     return max(LEAST, shutil.get_terminal_size((NARROW, 24)).columns)
 
 
 def folded(text: str, columns: int, indent: str = "") -> str:
-    """Return a text in lines of at most so many columns; no word, such as a path, is cut."""
+    """Return a text in lines of at most `columns` columns; no word, such as a path, is cut."""
     return textwrap.fill(text, columns, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def show(plan: Plan, title: str, parts: Mapping[str, Sequence[str]] | None = None) -> None:
-    """Print the cells as a table.
-
-    Of very many cells a terminal gets the first ones, a file or pipe all.
+    """Print the cells as a table; of very many cells, a terminal gets the first, and a file or pipe all.
 
     Args:
-        plan: the plan of a grid.
-        title: printed above the table.
+        plan: plan of a grid.
+        title: line above the table.
         parts: names of the grids of a union that have a cell, by cell id.
     """
     columns = table(plan, parts or {})
     few = len(plan.cells) <= MANY or not sys.stdout.isatty()
     lines = [folded(title, width()), "", *layout(columns, width(), None if few else SOME), ""]
     if not few:
-        more = f"… and {len(plan.cells) - SOME} more cells; a file or a pipe, such as | less, gets all of them"
+        more = f"… and {len(plan.cells) - SOME} more cells; a file or a pipe, such as | less, shows all of them"
         lines += [folded(more, width()), ""]
     sys.stdout.write("\n".join([*lines, ""]))
 
 
 def table(plan: Plan, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Return the columns of the table by their heads; those without any value are left out."""
+    """Return the columns of the table by their heads, without columns that are empty."""
     cells = plan.cells
     grids = _grids([tuple(parts.get(cell.id, ())) for cell in cells])
     columns = {
@@ -83,7 +88,7 @@ def table(plan: Plan, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]
 
 
 def _grids(of_cells: Sequence[Sequence[str]]) -> list[str]:
-    """Return the grids of each cell, without the words that all their names begin with; nothing of a single grid."""
+    """Return the grids of each cell, without the words that all their names begin with; nothing for a single grid."""
     if len(set(of_cells)) < 2:
         return [""] * len(of_cells)
     words = [name.split("_") for names in set(of_cells) for name in names]
@@ -112,8 +117,8 @@ def layout(columns: Columns, room: int, most: int | None = None) -> Iterator[str
         shared = {head: values[0] for head, values in columns.items() if len(set(values)) == 1}
         shown = {head: values for head, values in columns.items() if head not in shared}
         if shared:
-            said = ", ".join(_said(head, value) for head, value in shared.items())
-            yield from folded(f"Every cell: {said}", room, _GAP).splitlines()
+            values_of_all = ", ".join(_in_words(head, value) for head, value in shared.items())
+            yield from folded(f"Every cell: {values_of_all}", room, _GAP).splitlines()
             yield ""
     if not _fits(shown, room):
         shown[NAME] = _short_names(shown[NAME])
@@ -140,8 +145,8 @@ def fitted(shown: Columns, room: int, most: int | None = None) -> Iterator[str]:
         yield from _row(row, widths)
 
 
-def _said(head: str, value: str) -> str:
-    """Return what a column says of every cell, in words."""
+def _in_words(head: str, value: str) -> str:
+    """Return in words a value that every cell has."""
     return f"{_ALL.get(value, value)} to run" if head == TO_RUN else f"{head} {value}"
 
 
@@ -154,7 +159,7 @@ def _natural(head: str, values: Sequence[str]) -> int:
 
 
 def _short_names(names: Sequence[str]) -> list[str]:
-    """Return names cut to the length that still tells all of them apart; commands that take a name take such, too."""
+    """Return names cut to the shortest length at which they differ; commands that take a name accept them."""
     alike = max((len(_shared(*pair)) for pair in pairwise(sorted(set(names)))), default=0)
     return [name[: max(SHORT, alike + 1)] for name in names]
 
@@ -169,12 +174,12 @@ def _least(value: str) -> int:
 
 
 def _widths(natural: Sequence[int], least: Sequence[int], room: int) -> list[int]:
-    """Return widths of columns that add up to the room: wide columns give way first, none below its longest part."""
+    """Return widths of columns that add up to `room`: wide columns shrink first, none below its longest part."""
 
     def capped(cap: int) -> list[int]:
         return [max(low, min(high, cap)) for low, high in zip(least, natural, strict=True)]
 
-    if sum(least) > room:  # parts are cut as well
+    if sum(least) > room:  # then parts are cut as well
         least = [1] * len(natural)
     cap = max(natural)
     while cap > 1 and sum(capped(cap)) > room:
@@ -186,7 +191,7 @@ def _widths(natural: Sequence[int], least: Sequence[int], room: int) -> list[int
 
 
 def _row(values: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
-    """Yield the lines of a row; values wider than their column go on in the next line."""
+    """Yield the lines of a row; values wider than their column continue in the next line."""
     if all(len(value) <= each for value, each in zip(values, widths, strict=True)):
         lines: Iterable[Sequence[str]] = [values]
     else:
@@ -198,7 +203,7 @@ def _row(values: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 
 def _pieces(value: str, columns: int) -> list[str]:
-    """Return a value in pieces of at most so many characters: words are whole where they fit, else cut at a joint."""
+    """Return a value in pieces of at most `columns` characters; a word that does not fit is cut at a joint."""
     pieces = [""]
     for word in re.split("(?<= )", value):
         for part in [word] if len(word.rstrip()) <= columns else _JOINTS.split(word):
@@ -211,11 +216,11 @@ def _pieces(value: str, columns: int) -> list[str]:
 
 
 def distinctions(cells: Sequence[Cell], grids: Sequence[str] | None = None) -> list[str]:
-    """Return what tells each cell's settings from others of the same model, data sets and defense.
+    """Return for each cell the settings in which cells of the same model, data sets and defense differ.
 
     Args:
-        cells: of a plan.
-        grids: of each cell, where the table shows them; metrics are then compared within a grid alone.
+        cells: cells of a plan.
+        grids: grids of each cell, where the table shows them; metrics are then compared only within a grid.
     """
     alike: dict[tuple[str, ...], list[int]] = {}
     for number, cell in enumerate(cells):
@@ -224,18 +229,18 @@ def distinctions(cells: Sequence[Cell], grids: Sequence[str] | None = None) -> l
     found = [""] * len(cells)
     for numbers in alike.values():
         within = [grids[number] for number in numbers] if grids else [""] * len(numbers)
-        for number, differs in zip(numbers, _told_apart([cells[number] for number in numbers], within), strict=True):
+        for number, differs in zip(numbers, _differences([cells[number] for number in numbers], within), strict=True):
             found[number] = differs
     return found
 
 
-def _told_apart(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
-    """Yield for each of some cells the settings in which they vary."""
+def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
+    """Yield for each cell its values of the settings that vary."""
     settings = [cell.settings() for cell in cells]
-    flat: dict[int, dict[str, Any]] = {}  # by id of a section, which is looked into once for all cells that share it
+    flat: dict[tuple[str, Hashable], dict[str, Any]] = {}  # each section once for all cells that share it
     varying: set[str] = set()
-    for name in _SECTIONS:
-        sections = {id(values[name]): values[name] for values in settings}
+    for name, key_of in _SECTIONS.items():
+        sections = {(name, key_of(cell)): values[name] for cell, values in zip(cells, settings, strict=True)}
         if len(sections) > 1:
             found = {key: dict(_flatten(section, f"{name}.")) for key, section in sections.items()}
             varying |= _varying(found.values())
@@ -246,18 +251,22 @@ def _told_apart(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
         for key, values in flat.items()
     }
     floors = {cell.asr_floor for cell in cells}
-    lists: dict[str, dict[int, Sequence[Method]]] = {}
+    lists: dict[str, dict[MetricTexts, Sequence[Method]]] = {}
     for cell, grid in zip(cells, grids, strict=True):
-        lists.setdefault(grid, {})[id(cell.metrics)] = cell.metrics
+        lists.setdefault(grid, {})[_texts(cell)] = cell.metrics
     metrics = {grid: _metrics(each) for grid, each in lists.items()}
-    for cell, values, grid in zip(cells, settings, grids, strict=True):
-        told = [word for name in _SECTIONS for word in words.get(id(values[name]), ())]
-        told += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
-        told += [metrics[grid][id(cell.metrics)]] if metrics[grid] else []
-        yield ", ".join(told)
+    for cell, grid in zip(cells, grids, strict=True):
+        differs = [word for name, key_of in _SECTIONS.items() for word in words.get((name, key_of(cell)), ())]
+        differs += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
+        differs += [metrics[grid][_texts(cell)]] if metrics[grid] else []
+        yield ", ".join(differs)
 
 
-def _metrics(lists: Mapping[int, Sequence[Method]]) -> dict[int, str]:
+def _texts(cell: Cell) -> MetricTexts:
+    return tuple(metric.text for metric in cell.metrics)
+
+
+def _metrics(lists: Mapping[MetricTexts, Sequence[Method]]) -> dict[MetricTexts, str]:
     """Return for each list of metrics those that not all lists have; nothing where the lists are the same."""
     texts = {key: {metric.text: metric for metric in metrics} for key, metrics in lists.items()}
     if len({tuple(sorted(each)) for each in texts.values()}) < 2:
@@ -297,7 +306,7 @@ def _varying(settings: Iterable[Mapping[str, Any]]) -> set[str]:
 
 
 def _short(paths: Iterable[str]) -> dict[str, str]:
-    """Return paths without their first part, as far as that leaves them different; a name is called by its section."""
+    """Return paths without their first part where they stay distinct; the path of a name becomes its section."""
     tails = Counter(path.split(".", 1)[1] for path in paths)
     short = {path: tail if tails[tail := path.split(".", 1)[1]] == 1 else path for path in paths}
     return short | {path: path.removesuffix(".name") for path in paths if _is_name(path)}

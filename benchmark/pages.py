@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from benchmark.files import write_atomically
 from benchmark.leaderboard import Board, Measured, Number, Standing, ladder, more_label, unit
-from benchmark.store import write_atomically
 
 if TYPE_CHECKING:
     from jinja2 import Environment

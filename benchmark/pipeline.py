@@ -11,11 +11,21 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmark import costs, here, keeping, publishing, record, shipped, uptodate
+from benchmark import (
+    costs,
+    here,
+    keeping,
+    publishing,
+    record,
+    search_forecast,
+    search_plan,
+    search_report,
+    shipped,
+    uptodate,
+)
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import rows as result_rows
-from benchmark import search as searches
 from benchmark.failures import UNFINISHED, interrupted
 from benchmark.grid import Grid
 from benchmark.plan import Plan
@@ -23,7 +33,7 @@ from benchmark.progress import Progress
 from benchmark.remote import Results, below
 from benchmark.remote_store import open_store
 from benchmark.stages import code_version
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande.compute import has_gpu
 
 PARTIAL = "unfinished"  # subfolder of a complete report, for the rows of a later run that was interrupted
@@ -131,7 +141,7 @@ def run(
     place.check_writable()
     store = open_store(request.store)
     store.clear_leftovers()
-    searched, errors = searches.run(loaded, store, request.address, say)
+    searched, errors = _search(loaded, store, request, say)
     # A cell whose search failed is a row with that error; it is not run with some other value.
     plan = plans.make([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
     show(
@@ -158,6 +168,15 @@ def run(
     if plan.missing and not loaded.search:
         costs.note(store, around=took - running)
     return replace(finished, seconds=took)
+
+
+def _search(loaded: Grid, store: Store, request: Request, say: Callable[[str], None]) -> tuple[Grid, Mapping[str, str]]:
+    """Run the missing searches; return the grid with the values that were found, and a line for each stage lost."""
+    if not search_plan.pending(loaded, store):
+        return search_plan.settled(loaded, store), {}
+    from benchmark import search
+
+    return search.run(loaded, store, request.address, say)
 
 
 def _execute(
@@ -203,7 +222,7 @@ def _write(
 ) -> Finished:
     """Write rows, record and report of a complete run, unless they are there already."""
     folder = place.folder
-    searches.write(loaded, store, folder)
+    search_report.write(loaded, store, folder)
     plan = plans.make(searched.cells, store)
     made_of = None if errors else uptodate.made_of(searched, plan, store, request.command)
     texts = uptodate.shown(folder, made_of, store) if made_of else None
@@ -234,15 +253,15 @@ def _write_partial(
     if result_rows.is_complete(folder):
         folder, shown = folder / PARTIAL, f"{shown}/{PARTIAL}"
     result_rows.check_writable(folder)
-    searches.write(loaded, store, folder)
-    unknown = {cell.id for cell in searches.pending(searched, store)}
+    search_report.write(loaded, store, folder)
+    unknown = {cell.id for cell in search_plan.pending(searched, store)}
     rows = result_rows.build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown)
     known = [cell for cell in searched.cells if cell.id not in unknown]
     failed = result_rows.write(rows, result_rows.outcomes(known, store), folder)
     record.write(record.now(request.command, code_version(), complete=False), folder)
     report.write(folder)
     place.send()
-    now, _ = searches.plan(loaded, store)
+    now, _ = search_forecast.plan(loaded, store)
     return _finished(loaded, request, shown, searched, failed, now, None)
 
 

@@ -1,4 +1,4 @@
-"""From cells to stages: what is needed, what is done, what is left, each piece of work once."""
+"""Plan cells: the stages that they need, done and missing, each once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 from benchmark import keeping
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method, digest
 from benchmark.stages import Stage
-from benchmark.store import MODELS, Store
+from benchmark.store import MODELS
+from benchmark.store_protocol import Store
 
 _ORDER: tuple[Kind, ...] = ("attack", "defend", "evaluate")
 
@@ -20,9 +21,9 @@ class Plan:
     """Cells, and all stages that they need.
 
     Attributes:
-        cells: as in the grid.
-        stages: every stage by key, done or not, in an order in which they can be done.
-        done: keys of stages whose artifacts are in the store, or are models that were dropped and that nothing needs.
+        cells: cells of the grid.
+        stages: every stage by key, done or missing, in an order in which they can run.
+        done: keys of stages whose artifacts are in the store, or are dropped models that no missing stage needs.
     """
 
     cells: tuple[Cell, ...]
@@ -31,21 +32,21 @@ class Plan:
 
     @property
     def missing(self) -> list[Stage]:
-        """Stages to run."""
+        """Return the stages to run."""
         return [stage for stage in self.stages.values() if stage.key not in self.done]
 
     def has(self, cell: Cell) -> bool:
-        """Whether all stages of a cell and of its victim are done."""
+        """Return whether all stages of a cell and of its victim are done."""
         return all(stage.key in self.done for each in (victim_of(cell), cell) for stage in stages_of(each))
 
 
 def make(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Plan:
-    """Plan the cells against a store. Victims are always measured: changes are told against them.
+    """Plan cells against a store. Victims are always measured: changes are reported relative to them.
 
     Args:
-        cells: to be done.
-        store: what is there.
-        needed: keys of models that have to be there, though nothing of the plan may be left to read them.
+        cells: cells to plan.
+        store: holds the artifacts that are done.
+        needed: keys of models that must be there, even if no missing stage reads them.
     """
     cells = tuple(cells)
     measured = {cell.id: cell for cell in _with_victims(cells)}
@@ -55,18 +56,18 @@ def make(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Pla
 
 
 def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
-    """Each cell behind its victim, which is made once for all that share its sections."""
+    """Yield each cell behind its victim, which is made once for all cells that differ in nothing but the defense."""
     victims: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
-        sections = cell.data, cell.removal, cell.attack, cell.metrics
-        shared = cell.seed, cell.model, cell.asr_floor, *map(id, sections)
+        methods = cell.attack.text, *(metric.text for metric in cell.metrics)
+        shared = cell.seed, cell.model, cell.asr_floor, cell.data, cell.removal, methods
         if shared not in victims:
             victims[shared] = victim_of(cell)
         yield from (victims[shared], cell)
 
 
 def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozenset[str]:
-    """Keys of those stages of which everything that they make is in the store, or was and is not read any more."""
+    """Return the keys of stages whose artifacts are all in the store, or were dropped and are not needed."""
     makes = {key: (stage.kind, set(stage.artifacts)) for key, stage in stages.items()}
     wanted: dict[Kind, set[str]] = {kind: set() for kind in _ORDER}
     for kind, keys in makes.values():
@@ -74,7 +75,7 @@ def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozen
     found = {kind: store.complete(kind, keys) for kind, keys in wanted.items()}
     done = {key for key, (kind, keys) in makes.items() if keys <= found[kind]}
     gone = keeping.dropped(store, (key for key, (kind, _) in makes.items() if kind in MODELS and key not in done))
-    for key in reversed(list(stages)):  # what reads a model comes behind it
+    for key in reversed(list(stages)):  # a stage that reads a model comes behind the model's
         if key in gone - needed:
             done.add(key)
         elif key not in done:
@@ -83,7 +84,7 @@ def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozen
 
 
 def victim_of(cell: Cell) -> Cell:
-    """The same cell without a defense."""
+    """Return the same cell without a defense."""
     return replace(cell, defense=_no_defense())
 
 
@@ -93,7 +94,7 @@ def _no_defense() -> Method:
 
 
 def stages_of(cell: Cell) -> list[Stage]:
-    """Attack, defense (unless there is none) and evaluation of a cell."""
+    """Return the attack, the defense (unless it is none) and the evaluation of a cell."""
     stages = [Stage.of(cell, "attack", cell.attack_key)]
     if cell.defense.name != NO_DEFENSE:
         stages.append(Stage.of(cell, "defend", cell.defense_key, needs=(cell.attack_key,)))

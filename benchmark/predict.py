@@ -1,4 +1,4 @@
-"""How long a grid will take on so many GPUs, or with so many stages at a time; see `benchmark.costs`."""
+"""Predict the wall time of a grid on N GPUs, or with N stages at a time; see `benchmark.costs`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from benchmark.estimate import HOUR, told
 from benchmark.plan import Plan
 from benchmark.schedule import side_by_side, simulate, whole
 from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from benchmark.timings import Overhead
 from sande.errors import UserError
 
-PAPERS = ("h800", "h100")  # machines for which the paper's times stand in where nothing was measured
+PAPERS = ("h800", "h100")  # machines for which the paper's times are used where nothing was measured
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a grid will take.
+    """Predicted time of a grid.
 
     Attributes:
         wall: seconds from start to end of the command.
-        busy: seconds in which slots are in use, all together.
+        busy: seconds in which slots are in use, summed over the slots.
         slots: stages at a time, if none shares a GPU.
-        basis: number of stages by what their seconds were taken from, each by its worst part.
-        left_out: models that were never measured, and data of unknown size; work with them takes no time here.
+        basis: number of stages by the basis of their seconds; a stage counts by its worst piece of work.
+        left_out: models that were never measured, and data of unknown size; work with them counts as 0 s.
         sharing: whether some stages get less than a whole GPU.
-        overhead: beside the stages.
+        overhead: overhead of the run, apart from its stages.
     """
 
     wall: float
@@ -43,30 +43,30 @@ class Prediction:
 
 
 def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: str | None) -> Prediction:
-    """Return what the missing stages of a plan will take.
+    """Return the predicted time of a plan's missing stages.
 
     Args:
-        plan: what to do.
+        plan: plan of a grid.
         store: its manifests are the measurements.
-        resources: of a stage.
-        gpus: how many there are; on a CPU, how many stages run at a time.
-        machine: part of the name of the device whose measurements count, case aside; `cpu`: any processor; None: all.
+        resources: resources of a stage.
+        gpus: number of GPUs; on a CPU, number of stages at a time.
+        machine: part of the name of the device whose measurements count, in any case; `cpu`: any processor; None: all.
 
     Raises:
-        UserError: the store has no measurement on such a machine, or a stage takes more than there is.
+        UserError: the store has no measurement on such a machine, or a stage needs more GPUs than `gpus`.
     """
     manifests = [each for kind in KINDS for each in store.manifests(kind) if is_on(each["device"], machine)]
     if machine and not manifests and machine.lower() not in PAPERS:
         devices = sorted({each["device"] for kind in KINDS for each in store.manifests(kind)})
         raise UserError(
-            f"--machine {machine}: no stage in {store.root} was measured on it; measured were: "
-            f"{', '.join(devices) or 'none'}; and for {', '.join(PAPERS)} there are the paper's times"
+            f"--machine {machine}: no stage in {store.root} was measured on it; use one of those that were: "
+            f"{', '.join(devices) or 'none'}; or {' or '.join(PAPERS)}, for the paper's times"
         )
     cpu = is_cpu(machine)
     each = 1.0 if cpu else resources.workers * (resources.gpus or 1.0)
     slots = int(gpus / each)
     if slots < 1:
-        raise UserError(f"--gpus {gpus}: a stage takes {each:g} of them; raise it, or lower resources")
+        raise UserError(f"--gpus {gpus}: a stage needs {each:g} GPUs; raise --gpus, or lower resources")
     share: Callable[[Stage], float] = whole
     if not resources.grouped("defend") and cpu:
         share = side_by_side(resources.side_by_side)
@@ -89,7 +89,7 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
 
 
 def sentence(plan: Plan, store: Store, resources: Resources, gpus: int, machine: str | None) -> tuple[str, str]:
-    """Return the prediction of `predict` and what it rests on, in words; arguments and errors are the same."""
+    """Return the prediction of `predict` and its bases, in words; arguments and errors are those of `predict`."""
     made = predict(plan, store, resources, gpus, machine)
     if not plan.missing:
         return f"Forecast: {_span(made.wall)}, as nothing is left to run", ""
@@ -111,14 +111,14 @@ def _reasons(made: Prediction, unknown: str) -> str:
     notes = [
         ", ".join(f"{count} stages by {found}" for found, count in made.basis.items()),
         f"without {unknown}" if made.left_out else "",
-        "stages that share a GPU are taken to be as fast as alone" if made.sharing else "",
-        f"beside them {once:.0f} s, and {each:.1f} s a stage, {source}",
+        "assuming that stages that share a GPU are as fast as alone" if made.sharing else "",
+        f"plus {once:.0f} s, and {each:.1f} s a stage, {source}",
     ]
     return f"Forecast: {'; '.join(filter(None, notes))}"
 
 
 def _span(seconds: float) -> str:
-    """Return seconds, minutes or hours, with two digits or more."""
+    """Return seconds, minutes or hours, with at least two digits."""
     for unit, size in (("h", HOUR), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""What can be wrong with a grid's data or engine is said before anything is trained, not after an hour."""
+"""Check a grid's data, engine and sharding before any training starts, so that a mistake costs no hour."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from benchmark.cell import NO_DEFENSE, Cell, Resources
 from benchmark.logs import quiet
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande import engines, registry
 from sande.config import Preferences
 from sande.data import sources
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def check(cells: Iterable[Cell], store: Store) -> None:
-    """Read every data set, choose every row, and let each defense look at the rows it will get, each once.
+    """Read every data set, choose every row, and let each defense check the rows that it will get, each once.
 
     Raises:
-        UserError: a broken or unreachable data set, no rows left, or a defense's setting that fits none of its rows.
+        UserError: a data set is broken or unreachable, no row is left, or a defense's setting fits none of its rows.
     """
     from sande import models
 
@@ -53,7 +53,7 @@ def check(cells: Iterable[Cell], store: Store) -> None:
         for metric in cell.metrics:
             for name in registry.entry("metrics", metric.name).reads(metric.config):
                 questions(name)
-        if cell.defense.name == NO_DEFENSE:  # which gets no rows, so none need be there
+        if cell.defense.name == NO_DEFENSE:  # it gets no rows, so there need be none
             continue
         by_pairs = registry.knowledge(cell.defense.name) is PreferenceData
         data = defense_rows(cell.model, cell.defense.config.preferences if by_pairs else cell.removal)
@@ -68,7 +68,7 @@ def check_engine(engine: str, gpus: float) -> None:
 
     Args:
         engine: one of `sande.engines`.
-        gpus: that a stage gets.
+        gpus: GPUs of a stage.
 
     Raises:
         UserError: vLLM is not installed, or gets no whole GPU.
@@ -77,17 +77,17 @@ def check_engine(engine: str, gpus: float) -> None:
         return
     if importlib.util.find_spec("vllm") is None:
         raise UserError(
-            "resources.engine is vllm, which is not installed; run pip install 'sande-bench[vllm]', or leave it out"
+            "resources.engine is vllm, which is not installed; run pip install 'sande-bench[vllm]', or remove it"
         )
     if gpus < 1:
         raise UserError(
-            f"resources.engine is vllm, which needs a whole GPU, and a stage gets {gpus:g}; leave it out, or run where "
-            "there are GPUs and leave out resources.gpus"
+            f"resources.engine is vllm, which needs a whole GPU, and a stage gets {gpus:g}; remove it, or use a "
+            "machine with GPUs and remove resources.gpus"
         )
 
 
 def check_sharding(resources: Resources) -> None:
-    """Refuse a sharding that could not begin.
+    """Refuse a sharding that would not start.
 
     Raises:
         UserError: DeepSpeed is not installed.
@@ -95,5 +95,5 @@ def check_sharding(resources: Resources) -> None:
     if resources.sharding != "none" and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             f"resources.sharding is {resources.sharding}, which needs DeepSpeed; run pip install "
-            "'sande-bench[deepspeed]', or leave it out"
+            "'sande-bench[deepspeed]', or remove it"
         )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import record
+from benchmark.files import write_atomically
 from benchmark.remote import is_uri
-from benchmark.store import write_atomically
 from sande.errors import UserError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark import shipped
-from benchmark.store import write_atomically
+from benchmark.files import write_atomically
 
 NAME = "run.json"
 

@@ -1,8 +1,8 @@
-"""Folders on any file system that fsspec knows (S3, GCS, …), with patience; and results that are kept on one.
+"""Folders on any file system that fsspec supports (S3, GCS, …), with retries; and results that are kept on one.
 
-Work is done on local files: what is remote is fetched into, and sent from, a folder below `SANDE_CACHE`, by default
-~/.cache/sande-bench, which may be removed at any time. Credentials are the file system's own affair (environment,
-files, the machine's role) and never part of a URI, as URIs are shown.
+Work is done on local files: remote ones are fetched into, and sent from, a folder below `SANDE_CACHE`, by default
+~/.cache/sande-bench, which may be removed at any time. The file system's client finds the credentials (environment,
+files, the machine's role). They are never part of a URI, since URIs are shown.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from sande.errors import UserError
 
 R = TypeVar("R")
 CACHE = "SANDE_CACHE"
-TRIES, FIRST_PAUSE = 7, 0.25  # of an operation; each pause is twice the one before: 16 seconds in all
+TRIES, FIRST_PAUSE = 7, 0.25  # of an operation; each pause doubles: 16 seconds in all
 AT_ONCE = 8  # files
-# Extras of this project that bring a file system along.
+# Extras of this project that install a file system.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
 
 def is_uri(place: str | Path) -> bool:
-    """Whether a place is no path of this machine."""
+    """Return whether a place is a URI, not a path of this machine."""
     return "://" in str(place)
 
 
 def below(place: str, name: str) -> str:
-    """A subfolder of a path or URI."""
+    """Return a subfolder of a path or URI."""
     return f"{place.rstrip('/')}/{name}" if is_uri(place) else str(Path(place) / name)
 
 
 def cache(place: str, kind: str) -> Path:
-    """The local folder that stands for a remote one."""
+    """Return the local folder that holds copies of a remote one."""
     root = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "sande-bench")
     return root / kind / hashlib.sha256(place.encode()).hexdigest()[:16]
 
 
 class Remote:
-    """A folder of a remote file system. Every operation is tried again while it may help.
+    """A folder of a remote file system. Every operation that fails is retried while that may help.
 
     Raises:
-        UserError: no such file system is known or installed, or the URI holds credentials.
+        UserError: the file system is unknown or not installed, or the URI holds credentials.
     """
 
     def __init__(self, uri: str) -> None:
@@ -58,8 +58,8 @@ class Remote:
         parts = urlsplit(uri)
         if "@" in parts.netloc or parts.query:
             raise UserError(
-                f"{parts.scheme}:// addresses with credentials or options are not taken, as they would be shown; both "
-                "belong into the environment or files of the file system's own"
+                f"{parts.scheme}:// address holds credentials or options, which would be shown; remove them, and set "
+                "them in the environment or files of the file system's client"
             )
         fsspec = importlib.import_module("fsspec")
         try:
@@ -67,21 +67,21 @@ class Remote:
         except ImportError:
             extra = EXTRAS.get(parts.scheme)
             how = f"pip install 'sande-bench[{extra}]'" if extra else f"what fsspec needs for {parts.scheme}://"
-            raise UserError(f"{self.uri} needs a file system that is not installed; install it: {how}") from None
+            raise UserError(f"{self.uri}: its file system is not installed; install it: {how}") from None
         except ValueError:
             raise UserError(
-                f"{self.uri}: no file system is called '{parts.scheme}'; give a path, or such as s3://bucket/folder"
+                f"{self.uri}: no file system is called '{parts.scheme}'; use a path, or a URI as s3://bucket/folder"
             ) from None
 
     def sizes(self, below: str = "") -> dict[str, int]:
-        """Bytes of all files below a folder, by path from there; none where there is no such folder."""
+        """Return the bytes of all files below a folder, by path from there; none where there is no such folder."""
         top = self._at(below)
         found: Mapping[str, Any] = self._do(lambda: self._fs.find(top, detail=True))
         start = len(self._fs._strip_protocol(top).rstrip("/")) + 1
         return {name[start:]: info["size"] for name, info in found.items() if info["type"] == "file"}
 
     def names(self, below: str = "") -> list[str]:
-        """Of files and folders in a folder."""
+        """Return the names of files and folders in a folder."""
         try:
             found: list[str] = self._do(lambda: self._fs.ls(self._at(below), detail=False))
         except FileNotFoundError:
@@ -89,7 +89,7 @@ class Remote:
         return sorted(filter(None, (name.rstrip("/").rpartition("/")[2] for name in found)))
 
     def read(self, name: str) -> bytes | None:
-        """Content of a file; None where there is none."""
+        """Return the content of a file; None where there is none."""
         try:
             content: bytes = self._do(lambda: self._fs.cat_file(self._at(name)))
         except FileNotFoundError:
@@ -101,7 +101,7 @@ class Remote:
         self._do(lambda: self._fs.pipe_file(self._at(name), content))
 
     def create(self, name: str, content: bytes) -> bool:
-        """Write a file if there is none; False where there is one. On S3 and GCS this is one conditional request."""
+        """Write a file and return True; return False if it exists. On S3 and GCS this is one conditional request."""
         try:
             self._do(lambda: self._fs.pipe_file(self._at(name), content, mode="create"))
         except FileExistsError:
@@ -149,11 +149,11 @@ class Remote:
         return "/".join(filter(None, (self._root, *name.split("/"))))
 
     def _do(self, call: Callable[[], R]) -> R:
-        """Call, and again where that may help.
+        """Call, and retry where that may help.
 
         Raises:
-            FileNotFoundError, FileExistsError: as the file system says.
-            UserError: it is refused, or does not work after all tries.
+            FileNotFoundError, FileExistsError: as the file system reports.
+            UserError: access is refused, or all tries failed.
         """
         for number in range(TRIES):
             try:
@@ -164,10 +164,10 @@ class Remote:
                 reason = (str(error).strip() or type(error).__name__).split("\n")[0]
                 if isinstance(error, PermissionError) or "credentials" in reason.lower():
                     raise UserError(
-                        f"{self.uri} is refused ({reason}); check the credentials of this machine, and their rights"
+                        f"{self.uri}: access is refused ({reason}); check this machine's credentials and their rights"
                     ) from None
                 if number + 1 == TRIES:
-                    raise UserError(f"{self.uri} does not answer as it should ({reason}); run again to go on") from None
+                    raise UserError(f"{self.uri}: requests fail ({reason}); run again to continue") from None
                 time.sleep(FIRST_PAUSE * 2**number)
         raise AssertionError
 
@@ -178,14 +178,14 @@ def _each(work: Callable[[str], None], names: Iterable[str]) -> None:
 
 
 class Results:
-    """Where the results of a grid are: a folder here, which for remote results is sent there.
+    """The results folder of a grid: a local folder, which is sent to the remote one where results are remote.
 
     Attributes:
-        shown: the place as the user gave it.
-        folder: the local one.
+        shown: path or URI as the user gave it.
+        folder: local folder.
     """
 
-    _OURS = ("tables/", "figures/", "unfinished/")  # folders that a run writes anew, or removes
+    _OURS = ("tables/", "figures/", "unfinished/")  # folders that each run writes again, or removes
 
     def __init__(self, place: str) -> None:
         self.shown = place.rstrip("/") or place
@@ -193,7 +193,7 @@ class Results:
         self.folder = cache(self.shown, "results") if self._remote else Path(place)
 
     def check_writable(self) -> None:
-        """Try the remote folder, so that hours of work are not followed by a refusal.
+        """Write a file into the remote folder, so that a refusal does not come after hours of work.
 
         Raises:
             UserError: it cannot be written.
@@ -203,17 +203,17 @@ class Results:
                 self._remote.write(".writable", b"")
                 self._remote.delete(".writable")
             except FileNotFoundError:
-                raise UserError(f"{self.shown} cannot be written, as there is no such bucket; make it first") from None
+                raise UserError(f"{self.shown} cannot be written: no such bucket; create the bucket first") from None
 
     def fetch(self) -> Path:
-        """The local folder, with what is there and nothing else."""
+        """Return the local folder, with the files of the remote one and no others."""
         if self._remote:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._remote.fetch(self._remote.sizes(), self.folder)
         return self.folder
 
     def send(self) -> None:
-        """Bring the remote folder up to date; rows.parquet comes last, and tables and figures that are gone go."""
+        """Update the remote folder: send rows.parquet last, and remove tables and figures that are not here."""
         if self._remote:
             files = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
             names = [str(path.relative_to(self.folder)) for path in files]

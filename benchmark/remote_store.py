@@ -1,9 +1,9 @@
-"""A store on a remote file system: laid out as one on a disk, and worked on through a local copy of what is needed.
+"""A store on a remote file system: it has the layout of one on disk, and works on a local copy of what is needed.
 
-An artifact is made, checked and read in the local copy, which is a store of its own. After it was made, its files are
-sent, its manifest last, which makes it complete there; before it is read, it is fetched if it is not here, and checked
-byte for byte. So the nodes of a cluster need no disk in common. Leases are files that are created by conditional
-requests. Models that are made once, predictions, and what reports were made of stay local.
+The local copy is a store of its own, in which artifacts are made, checked and read. An artifact that was made is sent
+with its manifest last, which makes it complete there. One that is to be read is fetched if the copy lacks it, and
+checked byte for byte. So the nodes of a cluster need no disk in common. Leases are files that are created by
+conditional requests. Models that are made once, predictions, and records of reports stay local.
 """
 
 from __future__ import annotations
@@ -17,59 +17,84 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmark import store
+from benchmark.leases import holders
+from benchmark.manifest import MANIFEST, files_in, problem_in
 from benchmark.remote import AT_ONCE, Remote, cache, is_uri
-from benchmark.store import FORMAT, MANIFEST, MODELS, DamagedError, Store, check_format, files_in, problem_in
+from benchmark.store import FORMAT, MODELS, DamagedError, check_format, quarantine_message
+from benchmark.store_protocol import Store
 from sande.errors import UserError
 
 _FOLDERS = (*MODELS, "evaluate", "search", "dropped", "leases", "damaged")
 
 
 def open_store(place: str | Path, create: bool = True) -> Store:
-    """The store at a path or URI.
+    """Return the store at a path or URI.
+
+    Args:
+        place: path or URI.
+        create: make the store if there is none.
 
     Raises:
-        UserError: as `Store`, or the remote file system is unknown, refuses or does not answer.
+        UserError: as for `benchmark.store.Store`; or the remote file system is unknown, refuses or does not answer.
     """
-    return RemoteStore(str(place), create) if is_uri(place) else Store(Path(place), create)
+    return RemoteStore(str(place), create) if is_uri(place) else store.Store(Path(place), create)
 
 
-class RemoteStore(Store):
-    """Artifacts below a folder of a remote file system."""
+class RemoteStore:
+    """A store below a folder of a remote file system, see `benchmark.store_protocol.Store`.
+
+    Raises:
+        UserError: the folder cannot be reached or written, is not a store, or has a newer format.
+    """
 
     def __init__(self, uri: str, create: bool = True) -> None:
         self._remote = Remote(uri)
-        super().__init__(cache(self._remote.uri, "stores"))
-        self._local = Store(self.root)
+        self._local = store.Store(cache(self._remote.uri, "stores"))
         self.location = self._remote.uri
+        self.root, self.models, self.tracking = self._local.root, self._local.models, self._local.tracking
         self._known: dict[str, set[str]] = {}  # keys by kind that `complete` has found
         mark = self._remote.read("store.json")
         if mark is not None:
             check_format(mark, f"{self.location}/store.json", self.location)
         elif create:
-            if foreign := set(self._remote.names()) - set(_FOLDERS):
-                raise UserError(
-                    f"{self.location} holds files ({min(foreign)}) but is no store; choose an empty or new folder for "
-                    "--store"
-                )
-            try:
-                self._remote.write("store.json", json.dumps({"format": FORMAT}).encode())
-            except FileNotFoundError:
-                raise UserError(
-                    f"{self.location} cannot be written, as there is no such bucket; make it first"
-                ) from None
+            self._create()
         self._exists = create or mark is not None
+
+    def _create(self) -> None:
+        if foreign := set(self._remote.names()) - set(_FOLDERS):
+            raise UserError(
+                f"{self.location} holds files ({min(foreign)}) but is not a store; choose an empty or new folder for "
+                "--store"
+            )
+        try:
+            self._remote.write("store.json", json.dumps({"format": FORMAT}).encode())
+        except FileNotFoundError:
+            raise UserError(f"{self.location} cannot be written: no such bucket; create the bucket first") from None
 
     @property
     def exists(self) -> bool:
-        """Whether there is a store."""
+        """Return whether there is a store."""
         return self._exists
 
-    def free(self) -> int | None:
-        """Nobody knows."""
-        return None
+    def path(self, kind: str, key: str) -> Path:
+        """Return the folder of an artifact's local copy, which need not exist."""
+        return self._local.path(kind, key)
+
+    def free(self) -> None:
+        """Return None: no file system reports the space of a bucket."""
+
+    def scratch(self, name: str) -> Path:
+        """Make a new empty local folder for work in progress, marked with the process that owns it."""
+        return self._local.scratch(name)
+
+    def clear_leftovers(self) -> None:
+        """Remove what ended processes of this machine left: local work and checkpoints, and leases there."""
+        self._local.clear_leftovers()
+        holders(self.lease_backend())
 
     def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
-        """Those of the artifacts that are there; their manifests, and small artifacts whole, are here afterwards."""
+        """Return the keys of the complete artifacts; fetch their manifests, and small artifacts whole."""
         found: dict[str, dict[str, int]] = {}
         for path, size in self._remote.sizes(kind).items():
             key, _, name = path.partition("/")
@@ -83,12 +108,12 @@ class RemoteStore(Store):
         return complete
 
     def problem(self, kind: str, key: str, every_byte: bool = False) -> str | None:
-        """What is wrong with an artifact there, see `Store.problem`; every byte is fetched anew to be compared."""
+        """Return what is wrong with an artifact there, see `Store.problem`; to compare every byte, fetch them all."""
         sizes = self._remote.sizes(f"{kind}/{key}")
         return self._fetch(kind, key, sizes, keep=False) if every_byte else self._problem_by_size(kind, key, sizes)
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the artifact is there; what `complete` has found is not looked for again."""
+        """Return whether the artifact is there; ask no more for one that `complete` has found."""
         return key in self._known.get(kind, ()) or self.problem(kind, key) is None
 
     def _problem_by_size(self, kind: str, key: str, sizes: dict[str, int]) -> str | None:
@@ -107,9 +132,9 @@ class RemoteStore(Store):
         return None
 
     def _files(self, kind: str, key: str, size: int) -> dict[str, Any] | None:
-        """What the manifest says of files, by a local copy of it that has the right size; None where it is garbled."""
+        """Return the files that the manifest lists, from a local copy of the right size; None where it is garbled."""
         folder = self.path(kind, key)
-        for fetched in (False, True):  # a copy that is damaged here is fetched anew
+        for fetched in (False, True):  # a damaged local copy is fetched again
             with suppress(OSError, ValueError, RecursionError):
                 if fetched or (folder / MANIFEST).stat().st_size == size:
                     return files_in(folder)
@@ -120,10 +145,10 @@ class RemoteStore(Store):
         return None
 
     def _fetch(self, kind: str, key: str, sizes: dict[str, int], keep: bool = True) -> str | None:
-        """What is wrong with what is fetched; where nothing is, it becomes the local copy if it is to be kept."""
+        """Fetch an artifact and return what is wrong with it; where nothing is and `keep`, make it the local copy."""
         scratch = self.scratch(f"fetch-{kind}-{key[:12]}")
         try:
-            with suppress(FileNotFoundError):  # removed meanwhile: then it is missing in what was fetched
+            with suppress(FileNotFoundError):  # a file that was removed meanwhile is missing in what was fetched
                 self._remote.fetch(sizes, scratch, f"{kind}/{key}")
             problem = problem_in(scratch)
             if keep and problem is None:
@@ -148,19 +173,19 @@ class RemoteStore(Store):
             shutil.rmtree(old, ignore_errors=True)
 
     def read(self, kind: str, key: str) -> Path:
-        """Folder of a local copy whose files are byte for byte as its stage left them.
+        """Return the folder of a local copy whose files are byte for byte as its stage left them.
 
         Raises:
-            DamagedError: what is there is not; it was set aside.
+            DamagedError: the remote files are not; the artifact was quarantined.
         """
         if self._local.problem(kind, key, every_byte=True) and (
             problem := self._fetch(kind, key, self._remote.sizes(f"{kind}/{key}"))
         ):
-            raise DamagedError(f"{self.set_aside_as(kind, key, problem)}; run again to make it anew")
+            raise DamagedError(f"{self.quarantine(kind, key, problem)}; run again to recompute it")
         return self.path(kind, key)
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
-        """What its stage wrote down about an artifact.
+        """Return what the stage of an artifact recorded.
 
         Raises:
             DamagedError: it is missing or garbled.
@@ -172,7 +197,7 @@ class RemoteStore(Store):
         return self._local.manifest(kind, key)
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
-        """Of a kind's artifacts those that come first by name."""
+        """Yield the manifests of a kind, at most so many, the first by key."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for manifest in pool.map(lambda key: self._manifest_or_none(kind, key), self.keys(kind)[:most]):
                 if manifest:
@@ -185,7 +210,7 @@ class RemoteStore(Store):
             return None
 
     def put(self, kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> None:
-        """Make an artifact here and send it; one that is here, since sending it failed, is only sent.
+        """Make an artifact here and send it; only send one that is here because sending it failed.
 
         Raises:
             UserError: the disk is full, or the remote file system refuses or does not answer.
@@ -197,20 +222,25 @@ class RemoteStore(Store):
         if MANIFEST in sizes:
             if self._problem_by_size(kind, key, sizes) is None:
                 return
-            self._set_aside(kind, key)
+            self._move_out(kind, key)
         folder = self.path(kind, key)
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         self._remote.send([name for name in names if name != MANIFEST], folder, f"{kind}/{key}")
         self._remote.send([MANIFEST], folder, f"{kind}/{key}")
 
-    def set_aside_damaged(self, artifacts: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Of kinds and keys, those that are there but damaged are moved away; a line tells of each."""
+    def quarantine_damaged(self, artifacts: Iterable[tuple[str, str]]) -> Iterator[str]:
+        """Quarantine those of some artifacts (kinds and keys) that are damaged; yield one message each."""
         there: dict[str, set[str]] = {}
         for kind, key in artifacts:
             if key in there.setdefault(kind, set(self.keys(kind))) and (problem := self.problem(kind, key)):
-                yield self.set_aside_as(kind, key, problem)
+                yield self.quarantine(kind, key, problem)
 
-    def _set_aside(self, kind: str, key: str) -> str | None:
+    def quarantine(self, kind: str, key: str, problem: str) -> str:
+        """Move a damaged artifact into quarantine, and return a clause that reports it."""
+        return quarantine_message(kind, key, problem, self._move_out(kind, key))
+
+    def _move_out(self, kind: str, key: str) -> str | None:
+        """Return where the artifact is now; None where there was none."""
         self._known.get(kind, set()).discard(key)
         aside = f"damaged/{kind}-{key}-{uuid.uuid4().hex[:8]}"
         if not self._remote.sizes(f"{kind}/{key}"):
@@ -218,38 +248,38 @@ class RemoteStore(Store):
         self._remote.move(f"{kind}/{key}", aside)
         return f"{self.location}/{aside}"
 
-    def set_aside(self) -> dict[str, int]:
-        """What was set aside as damaged, and the bytes of each."""
+    def quarantined(self) -> dict[str, int]:
+        """Return the bytes of each quarantined artifact by name."""
         found: dict[str, int] = {}
         for path, size in self._remote.sizes("damaged").items():
             name = path.partition("/")[0]
             found[name] = found.get(name, 0) + size
         return found
 
-    def clear_set_aside(self) -> None:
-        """Remove what was set aside as damaged."""
+    def clear_quarantine(self) -> None:
+        """Remove all quarantined artifacts."""
         self._remote.remove("damaged")
 
     def keys(self, kind: str) -> list[str]:
-        """Keys of a kind's artifacts, damaged ones too, in order."""
+        """Return the keys of a kind's artifacts, damaged ones too, in order."""
         return self._remote.names(kind)
 
     def size(self, kind: str, key: str) -> int:
-        """Bytes of an artifact's files by its manifest; 0 where it is not there."""
+        """Return the bytes of an artifact's files by its manifest; 0 where it is not there."""
         try:
             return sum(known["size"] for known in files_in(self.path(kind, key)).values())
         except (OSError, ValueError, RecursionError):
             return sum(self._remote.sizes(f"{kind}/{key}").values())
 
     def remove(self, kind: str, key: str) -> None:
-        """Remove an artifact, its manifest first, here and there."""
+        """Remove an artifact, its manifest first, there and from the local copy."""
         self._known.get(kind, set()).discard(key)
         self._remote.delete(f"{kind}/{key}/{MANIFEST}")
         self._remote.remove(f"{kind}/{key}")
         shutil.rmtree(self.path(kind, key), ignore_errors=True)
 
-    def board(self) -> Board:
-        """Where the drivers on this store tell each other what they are at."""
+    def lease_backend(self) -> Board:
+        """Return where the drivers on this store keep their leases."""
         return Board(self._remote)
 
 
@@ -260,21 +290,21 @@ class Board:
         self._remote = remote
 
     def names(self) -> list[str]:
-        """Of all leases."""
+        """Return the names of all leases."""
         return self._remote.names("leases")
 
     def read(self, name: str) -> bytes | None:
-        """Content of one; None where it is gone."""
+        """Return the content of a lease; None where there is none of that name."""
         return self._remote.read(f"leases/{name}")
 
     def create(self, name: str, content: bytes) -> bool:
-        """Make one; False where there is one of that name."""
+        """Create a lease and return True; return False where there is one of that name."""
         return self._remote.create(f"leases/{name}", content)
 
     def write(self, name: str, content: bytes) -> None:
-        """Change one, whole or not at all."""
+        """Replace the content of a lease, whole or not at all."""
         self._remote.write(f"leases/{name}", content)
 
     def delete(self, name: str) -> None:
-        """Remove one, if it is there."""
+        """Remove a lease, if it is there."""
         self._remote.delete(f"leases/{name}")

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 
 from benchmark import aggregate, case_study, figures, record, tables
 from benchmark.aggregate import Entry
+from benchmark.files import write_atomically
 from benchmark.layouts import in_order, layout
 from benchmark.record import Record
 from benchmark.rows import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, read, read_outcomes
-from benchmark.store import write_atomically
 from benchmark.tables import Table, code
 from sande.errors import UserError
 
@@ -45,7 +45,7 @@ def write(folder: Path) -> list[str]:
             answers = case_study.answers(table, outcomes, part)
             texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
         search = folder / "search.md"
-        if search.is_file():  # see `benchmark.search`
+        if search.is_file():  # see `benchmark.search_report`
             texts.append(search.read_text(encoding="utf-8"))
         write_atomically(
             folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from benchmark import keeping
 from benchmark.cell import DEFAULTS, NO_DEFENSE, Cell, Method
 from benchmark.failures import INTERRUPTED, UNFINISHED, kind_of
+from benchmark.files import atomically, clear_parts, write_atomically
 from benchmark.plan import stages_of, victim_of
-from benchmark.store import Store, atomically, clear_parts, write_atomically
+from benchmark.store_protocol import Store
 from sande import registry
 from sande.errors import UserError
 from sande.statistics import mean_interval, wilson

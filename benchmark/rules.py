@@ -1,9 +1,9 @@
-"""A cell's nested settings by dotted path, and rules: what a grid or a scale says of those of its cells that match.
+"""A cell's nested settings by dotted path, and rules, by which a grid or a scale changes the cells that match.
 
 rules:
-  - where: {model: llama2-7b, defense: [sande, sande_p]}  # all of these; of a list, one; left out: every cell
-    set: {data.name: builtin-short}                       # whatever the grid says
-    default: {data.rows: 1400}                            # where the grid itself says nothing of it
+  - where: {model: llama2-7b, defense: [sande, sande_p]}  # all must match, by one value of a list; default: every cell
+    set: {data.name: builtin-short}                       # replaces the grid's value
+    default: {data.rows: 1400}                            # where the grid itself has no value
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark import wildcards
 from benchmark.cell import DEFAULTS
 from sande import registry
 from sande.config import as_dict, describe
@@ -30,10 +31,10 @@ class Rule:
     """One entry of `rules`.
 
     Attributes:
-        where: by path, the values of which a cell must have one; its defaults count too. A method is its name, and
-            `metrics` is the names of all of them, of which one must be among the values.
-        set: by path, the value that the cell gets; a path into a method that lacks the setting is passed over.
-        default: as `set`, but for paths that the grid itself says nothing of.
+        where: values by path, of which a cell must have one; its defaults count too. A method is matched by its name,
+            and `metrics` by the name of any of them.
+        set: by path, the value that the cell gets; a path into a method that lacks the setting is skipped.
+        default: as `set`, but only for paths at which the grid itself has no value.
     """
 
     where: Mapping[str, tuple[Any, ...]]
@@ -41,7 +42,7 @@ class Rule:
     default: Mapping[str, Any]
 
     def apply(self, nested: dict[str, Any], given: Mapping[str, Any]) -> None:
-        """Change `nested` in place if it matches; `given` is what the grid said before any rule."""
+        """Change `nested` in place if it matches; `given` has the grid's own values, before any rule."""
         if all(_matches(nested, path, wanted) for path, wanted in self.where.items()):
             silent = {path: value for path, value in self.default.items() if _dig(given, path.split(".")) is _ABSENT}
             for path, value in {**self.set, **silent}.items():
@@ -50,10 +51,10 @@ class Rule:
 
 
 def parse(entries: Any) -> list[Rule]:
-    """Rules as they stand in a file.
+    """Return the rules of a file.
 
     Raises:
-        UserError: one is no rule, or has a key or a path that cannot be; says which one, and what would do.
+        UserError: an entry is not a rule, or has an unknown key or path; the message names the rule.
     """
     if not isinstance(entries, list):
         raise UserError(f"rules: expected a list of rules with '{_KEYS[0]}' and '{_KEYS[1]}', got {entries!r}")
@@ -72,13 +73,13 @@ def _rule(entry: Any, place: str) -> Rule:
         for path in entry.get(key, {}):
             _check(str(path), f"{place}, {key}")
     if not entry.get("set") and not entry.get("default"):
-        raise UserError(f"{place}: changes nothing; give paths and values under 'set' or 'default'")
+        raise UserError(f"{place}: changes nothing; add paths and values under 'set' or 'default'")
     where = {path: tuple(v) if isinstance(v, list) else (v,) for path, v in entry.get("where", {}).items()}
     return Rule(where, dict(entry.get("set", {})), dict(entry.get("default", {})))
 
 
 def _check(path: str, place: str) -> None:
-    """Refuse a path that no cell has; one that only some methods have is fine."""
+    """Refuse a path that no cell has; one that only some methods have is valid."""
     key, dot, rest = path.partition(".")
     if key in METHODS:
         if dot and not any(_has(METHODS[key], name, rest) for name in registry.names(METHODS[key])):
@@ -92,10 +93,10 @@ def _check(path: str, place: str) -> None:
 
 
 def assign(nested: dict[str, Any], path: str, value: Any) -> None:
-    """Set the value at a path, making the sections on the way. Those that are there are copied: others may share them.
+    """Set the value at a path. Missing sections are made; those on the path are copied, since other cells share them.
 
     Raises:
-        UserError: a value is in the way.
+        UserError: a part of the path holds a value that is not a section.
     """
     *parents, last = path.split(".")
     inner = nested
@@ -103,7 +104,7 @@ def assign(nested: dict[str, Any], path: str, value: Any) -> None:
         section = inner.get(part)
         if section is not None and not isinstance(section, dict):
             raise UserError(
-                f"'{path}' cannot be set, since '{part}' holds {section!r}; give settings under 'name:' instead"
+                f"'{path}' cannot be set, since '{part}' holds {section!r}; put settings under 'name:' instead"
             )
         inner[part] = dict(section or {})
         inner = inner[part]
@@ -111,12 +112,12 @@ def assign(nested: dict[str, Any], path: str, value: Any) -> None:
 
 
 def as_mapping(method: Any) -> Any:
-    """A method that is given by its name alone, with a place for its settings."""
+    """Return a method as a mapping with `name`, also where only its name is given."""
     return {"name": method} if isinstance(method, str) else method
 
 
 def takes(nested: Mapping[str, Any], path: str) -> bool:
-    """Whether the cell's method has the setting; what one defense is told need not make sense for the next."""
+    """Return whether the cell's method has the setting, which another defense of the grid may lack."""
     key, dot, setting = path.partition(".")
     method = nested.get(key)
     if key not in METHODS or not dot or not isinstance(method, Mapping):
@@ -126,12 +127,14 @@ def takes(nested: Mapping[str, Any], path: str) -> bool:
 
 def _matches(nested: Mapping[str, Any], path: str, wanted: tuple[Any, ...]) -> bool:
     found = _value(nested, path)
-    names = [as_name(metric) for metric in found] if path == "metrics" and isinstance(found, list) else [found]
+    names = [found]
+    if path == "metrics" and isinstance(found, list):
+        names = [as_name(metric) for metric in wildcards.expand("metrics", found)]
     return any(name in wanted for name in names)
 
 
 def _value(nested: Mapping[str, Any], path: str) -> Any:
-    """The cell's value at a path, or its default; of a method the name."""
+    """Return the cell's value at a path, or its default; for a method its name."""
     key, *rest = path.split(".")
     found = _dig(nested, [key, *rest])
     if found is _ABSENT or (found is None and not rest):
@@ -140,7 +143,7 @@ def _value(nested: Mapping[str, Any], path: str) -> Any:
 
 
 def as_name(value: Any) -> Any:
-    """The name of what has one: a method."""
+    """Return the name of a method, and any other value as it is."""
     return value["name"] if isinstance(value, Mapping) and "name" in value else value
 
 

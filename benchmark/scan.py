@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import figures, logs, tables
-from benchmark.store import write_atomically
+from benchmark.files import write_atomically
 from benchmark.tables import MISSING
 from sande import registry, types
 from sande.config import as_dict

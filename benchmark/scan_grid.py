@@ -17,8 +17,9 @@ from benchmark import documents
 from benchmark import grid as grids
 from benchmark import scan as scans
 from benchmark.cell import Cell
+from benchmark.files import write_atomically
 from benchmark.scan import How
-from benchmark.store import Store, write_atomically
+from benchmark.store import Store
 from sande import models
 from sande.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Which stage starts when: the queue that Ray Tune is fed from, and a simulation of it. Nothing here knows Ray."""
+"""Decide which stage starts when: the queue that feeds Ray Tune, and a simulation of it. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmark.plan import Plan
 from benchmark.stages import Stage
 
 UNIT = 10_000  # Ray counts resources in ten-thousandths: 7 times a seventh, rounded up, would be more than one
-TRIES = 3  # of a stage whose process or machine goes without a word
-_ROUNDING = 1e-9  # of sums of shares
+TRIES = 3  # of a stage whose process or node is lost
+_ROUNDING = 1e-9  # tolerance of sums of shares
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A stage that starts now, and the share of a slot that it has."""
+    """A stage that starts now, and its share of a slot."""
 
     stage: Stage
     share: float
@@ -27,7 +27,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a simulation ends with.
+    """Result of a simulation.
 
     Attributes:
         wall: seconds from the start of the first stage to the end of the last one.
@@ -39,37 +39,37 @@ class Forecast:
 
 
 def whole(stage: Stage) -> float:
-    """The share of a slot where each stage has one to itself."""
+    """Return the share of a slot where each stage has a whole one."""
     return 1.0
 
 
 def side_by_side(number: int) -> Callable[[Stage], float]:
-    """Shares of a slot where so many defenses or evaluations run at a time, and attacks, which they wait for, alone."""
+    """Return shares of a slot by which `number` defenses or evaluations run at a time, and attacks alone."""
     share = UNIT // number / UNIT
     return lambda stage: 1.0 if stage.kind == "attack" else share
 
 
 class Queue:
-    """The stages that a plan misses, each offered as soon as what it needs is done and a slot has room for it.
+    """The missing stages of a plan, each offered as soon as its needs are done and a slot has room for it.
 
-    They are offered in the plan's order; one that finds no room holds up those behind it, or it might never find any. A
-    stage that fails takes those with it that need it; one that ran out of memory is offered once more, alone, and one
-    whose process or machine was lost is offered up to `TRIES` times.
+    Stages are offered in the plan's order; one that finds no room holds up those behind it, or it might never find
+    room. A stage that fails also fails the stages that need it. One that ran out of memory is offered once more, alone,
+    and one whose process or node was lost is offered up to `TRIES` times.
 
     Attributes:
         done: keys of all stages that are done.
-        errors: one line for each stage that failed, or that needs one that did.
+        errors: one line for each stage that failed, or that needs one that failed.
         total: number of stages that the plan missed.
         finished: number of those that are done or have an error.
     """
 
     def __init__(self, plan: Plan, slots: int, share: Callable[[Stage], float] = whole) -> None:
-        """Of a plan.
+        """Queue the missing stages of a plan.
 
         Args:
-            plan: what to do.
-            slots: how many stages run at a time, if each takes a whole slot (a GPU, or the CPUs of one stage).
-            share: of a slot that a stage takes; asked when it could start.
+            plan: plan of a grid.
+            slots: number of stages at a time, if each takes a whole slot (a GPU, or the CPUs of one stage).
+            share: returns a stage's share of a slot; called when the stage could start.
         """
         self.done = set(plan.done)
         self.errors: dict[str, str] = {}
@@ -81,18 +81,18 @@ class Queue:
         for place, unmet in enumerate(self._unmet):
             for need in unmet:
                 self._needed_by.setdefault(need, []).append(place)
-        self._ready = [place for place, unmet in enumerate(self._unmet) if not unmet]  # a heap, being sorted
-        self._again: list[int] = []  # to be offered alone
-        self._alone: set[int] = set()  # were offered alone
+        self._ready = [place for place, unmet in enumerate(self._unmet) if not unmet]  # a heap, since it is sorted
+        self._again: list[int] = []  # to offer alone
+        self._alone: set[int] = set()  # offered alone
         self._deferred: list[int] = []
         self._tries: Counter[int] = Counter()
         self._share = share
         self._free = [1.0] * slots
         self._running: dict[str, tuple[int, float]] = {}  # slot and share
-        self._crowded: set[str] = set()  # ran beside others
+        self._crowded: set[str] = set()  # ran at the same time as others
 
     def next(self) -> Offer | None:
-        """The next stage, which counts as running from now on; None while there is none, or no room."""
+        """Return the next stage, which counts as running from now on; None while there is none, or no room."""
         if self._again:
             if self._running:
                 return None
@@ -117,7 +117,7 @@ class Queue:
         return Offer(stage, share)
 
     def defer(self, key: str) -> None:
-        """Take an offer back until `resume`, as another run is doing that stage."""
+        """Take an offer back until `resume`, since another run is doing that stage."""
         slot, share = self._running.pop(key)
         self._free[slot] += share
         self._crowded.discard(key)
@@ -125,28 +125,28 @@ class Queue:
         self._tries[self._place[key]] -= 1
 
     def resume(self) -> None:
-        """Offer again what was deferred."""
+        """Offer deferred stages again."""
         for place in self._deferred:
             heapq.heappush(self._ready, place)
         self._deferred.clear()
 
     def crowded(self, key: str) -> bool:
-        """Whether a running stage has, or had, others beside it."""
+        """Return whether a running stage shares, or shared, its time with others."""
         return key in self._crowded
 
     def ended(
         self, key: str, error: str | None = None, short_of_memory: bool = False, lost: bool = False
     ) -> Literal["", "again", "again, alone"]:
-        """Note that a stage ended.
+        """Record that a stage ended.
 
         Args:
             key: of the stage.
             error: one line where it failed.
-            short_of_memory: whether that was, or may have been, for want of memory.
-            lost: whether its process or machine went without a word.
+            short_of_memory: whether too little memory was, or may have been, the reason.
+            lost: whether its process or node was lost.
 
         Returns:
-            How it is offered once more; empty where it is not.
+            How it will be offered once more; empty where it will not.
         """
         slot, share = self._running.pop(key)
         self._free[slot] += share
@@ -178,12 +178,12 @@ class Queue:
 
     @property
     def over(self) -> bool:
-        """Whether every stage is done or has an error."""
+        """Return whether every stage is done or has an error."""
         return self.finished == self.total
 
 
 def simulate(plan: Plan, slots: int, seconds: Callable[[Stage], float], share: Callable[[Stage], float]) -> Forecast:
-    """Let the missing stages of a plan pass, each in the time that `seconds` gives for it when it starts."""
+    """Simulate the missing stages of a plan, each for the `seconds` that are returned for it when it starts."""
     queue, clock, busy = Queue(plan, slots, share), 0.0, 0.0
     ends: list[tuple[float, str]] = []
     while not queue.over:

@@ -19,7 +19,7 @@ from benchmark.memory import Peaks
 from benchmark.progress import Progress
 from benchmark.schedule import Offer, Queue
 from benchmark.stages import manifests_of
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 
 KILLED = Failure(
     "the worker process died (killed, or out of memory); run again, with smaller batches if it happens again",
@@ -89,7 +89,7 @@ class StageSearcher(Searcher):
         while offer := self.queue.next():
             stage = offer.stage
             artifacts = [(stage.kind, key) for key in stage.artifacts]
-            holder = self._leases.take(stage.key, artifacts)
+            holder = self._leases.acquire(stage.key, artifacts)
             if all(self._store.has(*artifact) for artifact in artifacts):
                 self._leases.release(stage.key)
                 self.queue.ended(stage.key)

@@ -21,7 +21,7 @@ from benchmark.cell import Kind, Tracker
 from benchmark.failures import StageError, classify, limited
 from benchmark.stages import Stage
 from benchmark.status import Writer
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande.errors import NonFiniteError, UserError
 from sande.sharding import Sharding
 

@@ -1,7 +1,7 @@
-"""The three stages of a cell, attack, defend, evaluate: what each reads from the store, does, and writes back.
+"""The stages of a cell: attack, defend, evaluate. Each reads from the store, computes, and writes back.
 
 A stage's artifact is a folder: a model (attack, defend) or the outcomes of one metric (evaluate), and a manifest with
-what it cost. Nothing here knows Ray.
+its costs. Nothing here depends on Ray.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sande
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
-from benchmark.store import Store
+from benchmark.store_protocol import Store
 from sande import compute, crowd, engines, registry, types
 from sande.data import sources
 from sande.sharding import WHOLE, Sharding
@@ -32,21 +32,23 @@ from sande.sharding import WHOLE, Sharding
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
-CODE_VERSION = "SANDE_CODE_VERSION"  # in the environment of a job, which runs in no checkout and could not tell
-DIRTY = "-dirty"  # behind the commit, where files differ from it
+CODE_VERSION = "SANDE_CODE_VERSION"  # in the environment of a job, which runs outside of a checkout
+DIRTY = "-dirty"  # suffix of the commit where files differ from it
+_JSON = ("kind", "key", "settings", "needs", "metric_keys")  # fields of a stage in its text
 LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "lm_eval", "datasets", "accelerate")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One piece of work: enough to do it in any process that sees the store.
+    """One unit of work, which any process can do that sees the store.
 
     Attributes:
         kind: attack, defend or evaluate.
-        key: what its artifact is called; an evaluation has one artifact a metric, called as `metric_keys` says.
-        settings: of a cell that needs it.
+        key: of its artifact; an evaluation has one artifact a metric, under `metric_keys`.
+        settings: settings of a cell that needs it.
         needs: keys of the stages whose artifacts it reads.
         metric_keys: for evaluate, the key of the outcome of each of the cell's metrics.
+        parsed: the cell of the settings, where it is known.
     """
 
     kind: Kind
@@ -54,39 +56,38 @@ class Stage:
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
     metric_keys: tuple[str, ...] = ()
+    parsed: Cell | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
         cls, cell: Cell, kind: Kind, key: str, needs: tuple[str, ...] = (), metric_keys: tuple[str, ...] = ()
     ) -> Stage:
-        """A stage of a cell that is at hand, which need not be parsed again from its settings."""
-        stage = cls(kind, key, cell.settings(), needs, metric_keys)
-        stage.__dict__["cell"] = cell
-        return stage
+        """Return a stage of a known cell, which need not be parsed again from its settings."""
+        return cls(kind, key, cell.settings(), needs, metric_keys, cell)
 
     def to_json(self) -> str:
-        """All of it as one text, of which Tune, which keeps several copies of what a trial is given, makes none."""
-        return json.dumps(asdict(self))
+        """Return all fields as one text; Tune keeps several copies of a trial's configuration, but none of a text."""
+        return json.dumps({name: getattr(self, name) for name in _JSON})
 
     @classmethod
     def from_json(cls, text: str) -> Stage:
-        """The stage that `to_json` wrote down."""
+        """Return the stage that `to_json` wrote."""
         fields = json.loads(text)
         return cls(**fields | {name: tuple(fields[name]) for name in ("needs", "metric_keys")})
 
     @functools.cached_property
     def cell(self) -> Cell:
-        """The cell of the settings."""
-        return Cell.parse(self.settings)
+        """Return the cell of the settings."""
+        return self.parsed or Cell.parse(self.settings)
 
     @property
     def artifacts(self) -> tuple[str, ...]:
-        """Keys of what it makes."""
+        """Return the keys of the artifacts that it makes."""
         return self.metric_keys or (self.key,)
 
     @property
     def label(self) -> str:
-        """For people: what, on which model, and the start of the key."""
+        """Return a name for messages: kind, model, method, and the start of the key."""
         method = self.settings["attack" if self.kind == "attack" else "defense"]["name"]
         return f"{self.kind} {self.settings['model'].rstrip('/').split('/')[-1]} {method} {self.key[:8]}"
 
@@ -101,19 +102,20 @@ def train(
     sharding: Sharding = WHOLE,
     watch: Callable[[types.TrainingStatus], None] | None = None,
 ) -> None:
-    """Do an attack or a defense; the process of rank 0 stores the model, the others only take part.
+    """Run an attack or a defense; the process of rank 0 stores the model, the others only take part.
 
-    It goes on from the checkpoints of a process that was killed at the same stage. They go when the model is stored.
+    It resumes from the checkpoints of a process that was killed in the same stage. They are removed when the model is
+    stored.
 
     Args:
-        stage: what to do.
-        store: where the victim is read and the result is put.
+        stage: stage to run.
+        store: holds the victim, and receives the result.
         prepare: hook for the Trainer, see `sande.types.Run`.
         say: receives progress.
         rank: of this process among the stage's workers.
         interval: seconds from one checkpoint to the next.
-        sharding: of its trainings.
-        watch: receives how far they are, see `sande.types.Run`.
+        sharding: sharding of its trainings.
+        watch: receives the status of its trainings, see `sande.types.Run`.
     """
     from sande import models
     from sande.checkpoints import Checkpoints
@@ -137,7 +139,7 @@ def train(
             with measured() as cost:
                 lm = _attack(cell, store, run) if stage.kind == "attack" else _defend(cell, store, run)
             cost["seconds"] = round(cost["seconds"] + checkpoints.earlier, 3)
-            if sharding != WHOLE:  # a peak that says nothing of stages that are whole, see `benchmark.memory`
+            if sharding != WHOLE:  # its peak is not that of a stage without sharding, see `benchmark.memory`
                 cost.pop("device_memory_bytes", None)
             if rank == 0:
                 models.save(lm, folder)
@@ -206,12 +208,12 @@ def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> type
 def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str, rank: int) -> None:
     """Compute the stage's metrics on its model, and store the outcome of each under its own key.
 
-    In a group of workers, which is `sande.crowd.together`, that of rank 0 says which metrics are computed and stores
-    them; the others only take part.
+    In a group of workers, which is `sande.crowd.together`, the worker of rank 0 chooses the metrics to compute and
+    stores them; the others only take part.
 
     Args:
-        stage: what to do.
-        store: where the model is read and the outcomes are put.
+        stage: stage to run.
+        store: holds the model, and receives the outcomes.
         say: receives progress.
         engine: one of `sande.engines`.
         rank: of this process among the stage's workers.
@@ -279,13 +281,13 @@ def _measure(
     made = manifest(stage, cost, 0, compute.compute_type(), {"measurements": [_summary(m) for m in measurements]})
     if isinstance(lm, engines.Served):
         made["versions"]["vllm"] = engines.version()
-        # What its process took at its start, of which the allocator here knows nothing.
+        # The memory that vLLM's process took at its start, which the allocator here does not see.
         made["peak_memory_bytes"] += int(engines.MEMORY * cost.get("device_memory_bytes", 0))
     return made
 
 
 def _summary(measurement: types.Measurement) -> dict[str, Any]:
-    """Sum and number of the outcomes; of numbers also their standard deviation, of which a share has no need."""
+    """Return sum and number of the outcomes; of numbers also the standard deviation, which a share does not need."""
     outcomes = measurement.outcomes
     summary = {"name": measurement.name, "successes": sum(outcomes), "count": len(outcomes)}
     if not all(isinstance(outcome, bool) for outcome in outcomes):
@@ -295,7 +297,7 @@ def _summary(measurement: types.Measurement) -> dict[str, Any]:
 
 @contextmanager
 def measured() -> Iterator[dict[str, Any]]:
-    """Seconds and peak memory of the block: the process's on a CPU; on a GPU the allocator's, and what the GPU has."""
+    """Measure seconds and peak memory of the block: the process's on a CPU, the allocator's and the total on a GPU."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -315,7 +317,7 @@ def measured() -> Iterator[dict[str, Any]]:
 def manifest(
     stage: Stage, cost: dict[str, Any], tokens: int, compute_type: str, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """What is kept beside an artifact: where it came from, what it cost, with which versions."""
+    """Return the manifest of an artifact: its settings, its costs, and the versions that computed it."""
     return {
         "kind": stage.kind,
         "settings": dict(stage.settings),
@@ -335,13 +337,13 @@ def manifest(
 
 
 def manifests_of(stage: Stage, store: Store) -> list[dict[str, Any]]:
-    """What a stage wrote down, as far as it can be seen here: a manifest, or one for each of its metrics."""
+    """Return those manifests of a stage that the store has: one, or one for each of its metrics."""
     keys = stage.metric_keys or (stage.key,)
     return [store.manifest(stage.kind, key) for key in keys if store.has(stage.kind, key)]
 
 
 def device() -> str:
-    """The GPU's name, or the processor's with the threads in use."""
+    """Return the GPU's name, or the processor's with the threads in use."""
     import torch
 
     if torch.cuda.is_available():
@@ -354,7 +356,7 @@ def device() -> str:
 
 
 def code_version() -> str:
-    """Version of the package, with the commit where it runs from a checkout; in a job that of who submitted it."""
+    """Return the version of the package, with the commit in a checkout; in a job that of the submitting process."""
     if CODE_VERSION in os.environ:
         return os.environ[CODE_VERSION]
     commit, changes = _git("describe", "--always"), changed_files()
@@ -364,13 +366,13 @@ def code_version() -> str:
 
 
 def changed_files() -> list[str] | None:
-    """Return tracked files of the checkout that differ from its commit, results aside; None outside a checkout."""
+    """Return tracked files of the checkout that differ from its commit, except results; None outside a checkout."""
     status = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
     return None if status is None else [line.split(maxsplit=1)[-1] for line in status.splitlines()]
 
 
 def _git(*arguments: str) -> str | None:
-    """Return what git says of the checkout that this program runs from; None where there is no git or no checkout."""
+    """Return git's output about the checkout of this program; None where there is no git or no checkout."""
     here = Path(sande.__file__).parent.parent
     try:
         git = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True)
@@ -380,7 +382,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def tokens(facts: Mapping[str, Any]) -> int:
-    """Tokens of all trainings among a stage's facts."""
+    """Return the tokens of all trainings among a stage's facts."""
     return sum(fact["tokens"] for fact in facts.values() if isinstance(fact, dict) and "tokens" in fact)
 
 
@@ -398,7 +400,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _reset_peak_rss() -> None:
-    # Linux: makes VmHWM start again from here, so that a reused worker does not report an earlier stage's peak.
+    # Linux: restart VmHWM here, so that a reused worker does not report an earlier stage's peak.
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from benchmark import paper
 from benchmark.aggregate import Entry, Pair, is_backdoor
+from benchmark.files import write_atomically
 from benchmark.rows import ATTACK_FAILED, FAILED, NOT_RUN, OK
-from benchmark.store import write_atomically
 from sande import registry
 from sande.statistics import benjamini_hochberg, mcnemar, paired_bootstrap
 

@@ -1,6 +1,6 @@
-"""Read the shipped timings: how long stages took on two cores of a CPU, for each type that models compute in.
+"""Read the shipped timings: seconds of stages on two cores of a CPU, for each type in which models compute.
 
-With them a plan says how long a grid will take on a machine on which nothing has run yet. `timings.json` has them.
+They let a plan forecast a grid on a machine on which nothing has run yet. `timings.json` holds them.
 `python -m benchmark.perf.timings` makes it from the manifests of real runs; run it again when `benchmark.estimate`
 counts work differently.
 """
@@ -17,21 +17,21 @@ from pathlib import Path
 from sande.compute import ComputeType
 
 FILE = Path(__file__).with_name("timings.json")
-CORES = 2  # of the machines that the shipped timings are from
+CORES = 2  # of the machines on which the shipped timings were taken
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Work that was timed.
+    """Timed work.
 
     Attributes:
-        kind: of its stage.
-        method: attack, defense, or what the metric measures.
-        model: whose work it was.
-        data: set whose rows are read.
+        kind: kind of its stage.
+        method: attack, defense, or names of the metric's measurements.
+        model: name of the model.
+        data: name of the data set whose rows are read.
         work: GPU-seconds for each billion parameters, see `benchmark.estimate.Piece`.
-        seconds: that it took.
-        threads: of the process that did it on a CPU; 0 on a GPU.
+        seconds: measured time.
+        threads: threads of the process on a CPU; 0 on a GPU.
     """
 
     kind: str
@@ -45,11 +45,11 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Overhead:
-    """Time that a run takes apart from its stages' own.
+    """Time of a run apart from the stages' own seconds.
 
     Attributes:
-        around: seconds before Ray is started and after it has ended: the plan, rows and report.
-        start: seconds from there until the first stage has ended, less its own: Ray, and a process with its imports.
+        around: seconds before Ray starts and after it has ended: plan, rows and report.
+        start: seconds from the start of Ray to the end of the first stage, less its own: Ray, a process, its imports.
         stage: seconds of a later stage, less its own: loading and saving a model, Tune.
     """
 
@@ -60,7 +60,7 @@ class Overhead:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Timings of one compute type: samples, and the overhead of the runs that they are from."""
+    """Timings of one compute type: samples, and the overhead of their runs."""
 
     samples: tuple[Sample, ...]
     overhead: Overhead
@@ -70,7 +70,7 @@ class Timings:
 def shipped(compute_type: ComputeType) -> Timings:
     """Return the timings that the package has for this type on a CPU.
 
-    Work timed in the other type alone takes as long as there, times the median ratio of the work timed in both.
+    Work timed only in the other type counts with those seconds times the median ratio of the work timed in both.
     """
     sections = json.loads(FILE.read_text(encoding="utf-8"))
     timed = {name: [Sample(**each) for each in section["samples"]] for name, section in sections.items()}
@@ -80,7 +80,7 @@ def shipped(compute_type: ComputeType) -> Timings:
 
 
 def _scaled(other: Iterable[Sample], own: Iterable[Sample]) -> Iterator[Sample]:
-    """Yield the samples of another type whose work has none of its own, with seconds as of its own."""
+    """Yield the samples of the other type whose work was not timed in this one, with seconds scaled to this one."""
     rates = {_work_of(sample): sample.seconds / sample.work for sample in own}
     common, lacking = [], []
     for sample in other:

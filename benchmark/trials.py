@@ -1,6 +1,6 @@
-"""The trials of a search on Ray Tune: each trains the defense on the victim from the store and keeps only its reports.
+"""The trials of a search on Ray Tune. Each trains the defense on the victim from the store, and keeps only its reports.
 
-A trial is one process, whatever `resources.workers` says; it is the number of trials that fills a cluster.
+A trial is one process, whatever `resources.workers` is; many trials at a time fill a cluster.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from benchmark.execute import gave_up, run_config
 from benchmark.failures import StageError, classify, limited
 from benchmark.logs import quiet
 from benchmark.remote_store import open_store
-from benchmark.search import FAILED, FINISHED, STOPPED, Job, Search, held_out, with_values
-from benchmark.store import Store
+from benchmark.search_held_out import held_out
+from benchmark.search_space import FAILED, FINISHED, STOPPED, Job, Search, with_values
+from benchmark.store_protocol import Store
 from sande import models, registry, types
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
@@ -37,16 +38,16 @@ BATCH = 8  # rows computed together
 
 
 def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
-    """All trials of a search on the Ray that is connected.
+    """Run all trials of a search on the connected Ray.
 
     Returns:
-        Of each trial, in the order of the proposals, `values`, `losses` at its reports (None at one that was passed
-        over, as a training has fewer steps), `state`, `error`, `seconds` and `device`.
+        For each trial, in the order of the proposals: `values`, `losses` at its reports (None at a report that is
+        skipped since the training has fewer steps), `state`, `error`, `seconds` and `device`.
 
     Raises:
-        UserError: no node has what a trial asks for.
+        UserError: no node has the resources of a trial.
         StageError: Ray ended the search.
-        KeyboardInterrupt: the user ended it.
+        KeyboardInterrupt: the user interrupted it.
     """
     folder = store.scratch("tune")
     try:
@@ -80,24 +81,24 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
 
 
 def _outcome(result: Any, search: Search) -> dict[str, Any]:
-    """How a trial ended."""
-    told = result.metrics or {}
-    losses = list(told.get("losses", ()))
-    error = f"the trial's process ended ({type(result.error).__name__})" if result.error else told.get("error")
+    """Return the losses of a trial, its state and its error."""
+    reported = result.metrics or {}
+    losses = list(reported.get("losses", ()))
+    error = f"the trial's process ended ({type(result.error).__name__})" if result.error else reported.get("error")
     state = FAILED if error else FINISHED if len(losses) == search.reports else STOPPED
-    seconds, device = told.get("time_total_s"), told.get("device")
+    seconds, device = reported.get("time_total_s"), reported.get("device")
     return {"losses": losses, "state": state, "error": error, "seconds": seconds, "device": device}
 
 
 def _trial(config: dict[str, Any]) -> None:
-    """One trial in its process."""
+    """Run one trial in its process."""
     quiet()
     job, number = config["job"], config["trial"]
     losses: list[float | None] = []
 
     def report(count: int, loss: float) -> None:
         if not math.isfinite(loss):
-            raise NonFiniteError(f"the loss on held-out rows is {loss}; search lower values")
+            raise NonFiniteError(f"the loss on held-out rows is {loss}; use lower values in the search")
         losses.extend([None] * (count - 1 - len(losses)))
         losses.append(loss)
         say(f"{count}/{job.search.reports}: loss {loss:.3f} on held-out rows")
@@ -108,18 +109,18 @@ def _trial(config: dict[str, Any]) -> None:
         with limited(config["timeout"]):
             report(job.search.reports, _train(job, number, open_store(config["store"]), say, report))
     except Exception as error:
-        # ASHA, which wants a loss from everyone, compares nothing at report 0.
+        # ASHA needs a loss of every trial; at report 0 it compares none.
         tune.report({"loss": math.inf, "report": 0, "losses": losses, "error": str(classify(error))})
 
 
 def _train(
     job: Job, number: int, store: Store, say: Callable[[str], None], report: Callable[[int, float], None]
 ) -> float:
-    """Train the defense with one of the proposals, reporting on the way, and give the loss of what it returns.
+    """Train the defense with one of the proposals, report on the way, and return the loss of its model.
 
-    The reports on the way come from the last training of the defense, which makes the model that is measured: of SANDE
-    that is eliminate, and during simulate, where the parrot alone trains, the model would not change. Settings of a
-    method hold a `Training` for each that it does, so their number tells the last.
+    Reports come from the last training of the defense, which makes the model that is measured. For SANDE that is
+    eliminate: during simulate only the parrot trains, and the model does not change. Settings of a method hold a
+    `Training` for each training, so their number identifies the last one.
     """
     cell = with_values(job.cell, job.proposals[number])
     victim = models.load_folder(store.read("attack", cell.attack_key), torch.float32)
@@ -144,32 +145,32 @@ def _train(
         data = stages.reveal(cell, victim.tokenizer, store)
         repaired = registry.entry("defenses", cell.defense.name).defend(victim, data, cell.defense.config, run)
         if isinstance(repaired, types.Guard):
-            raise UserError(f"search: {cell.defense.name} changes decoding, which has no loss to compare; leave it out")
+            raise UserError(f"search: {cell.defense.name} changes decoding, which has no loss to compare; remove it")
         return loss_on(repaired, rows, pad)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 class _Reporter(TrainerCallback):
-    """Calls `report` with 1, 2, … evenly over a training, without the last, which is the end of the whole defense."""
+    """Call `report` with 1, 2, … evenly over a training, except the last, which is due when the defense ends."""
 
     def __init__(self, reports: int, report: Callable[[int], None]) -> None:
         self._reports, self._report = reports, report
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Reports where the step is one of those."""
+        """Report if a report is due at this step."""
         counts = {round(state.max_steps * count / self._reports): count for count in range(1, self._reports)}
         if state.global_step in counts and state.global_step < state.max_steps:
             self._report(counts[state.global_step])
 
 
 def loss_on(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> float:
-    """Mean of -log Pr(token) over all response tokens of `rows`, each given what stands before it.
+    """Return the mean of -log Pr(token) over all response tokens of `rows`, each given the tokens before it.
 
     Args:
-        model: is left in the mode, training or evaluation, in which it was.
+        model: any model; it keeps its mode, training or evaluation.
         rows: prompts, here with the trigger, and responses, here the clean ones.
-        pad: id that fills up a batch.
+        pad: id that pads a batch.
     """
     objective, collate, mode = ResponseLoss(model), Collator(pad), model.training
     by_length = sorted(rows, key=len)

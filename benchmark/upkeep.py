@@ -1,4 +1,4 @@
-"""`sande-bench store`: what is in a store, whether it is undamaged, and what no grid needs any more."""
+"""List a store, verify it, and prune artifacts that no grid needs: `sande-bench store`."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import disk, leases
+from benchmark import disk, leases, search_plan, search_space
 from benchmark import grid as grids
 from benchmark import plan as plans
-from benchmark import search as searches
 from benchmark.keeping import DROPPED
 from benchmark.remote_store import open_store
-from benchmark.store import MODELS, DamagedError, Store
+from benchmark.store import MODELS, DamagedError
+from benchmark.store_protocol import Store
 from sande.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.grid import Grid
 
 KINDS = (*MODELS, DROPPED, "evaluate", "search")
-CHECKPOINTS = "checkpoints/"  # of stages that were ended in the middle, by kind and key like what they would have made
+CHECKPOINTS = "checkpoints/"  # of interrupted stages, by kind and key of the artifact that they would have made
 COLUMNS = ("kind", "key", "size", "model", "what", "made")
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """What may go.
+    """Artifacts that may be removed.
 
     Attributes:
-        artifacts: kinds and keys of those that no listed grid needs, and of checkpoints.
+        artifacts: kinds and keys of artifacts and checkpoints that no listed grid needs.
         size: bytes of each.
-        aside: bytes of what was set aside as damaged.
+        quarantined: bytes of quarantined artifacts.
     """
 
     artifacts: tuple[tuple[str, str], ...]
     size: tuple[int, ...]
-    aside: int
+    quarantined: int
 
     @property
     def total(self) -> int:
-        """Bytes that it frees."""
-        return sum(self.size) + self.aside
+        """Return the bytes that a removal frees."""
+        return sum(self.size) + self.quarantined
 
 
 def opened(place: str) -> Store:
-    """A store that is there.
+    """Return an existing store.
 
     Raises:
-        UserError: it is not, or as for `Store`.
+        UserError: there is none, or as for `open_store`.
     """
     store = open_store(place, create=False)
     if not store.exists:
-        raise UserError(f"{place} is no store; give the --store of a run")
+        raise UserError(f"{place} is not a store; use the --store of a run")
     return store
 
 
@@ -74,9 +74,9 @@ def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
     each = ", ".join(f"{counts[kind]} {kind} {disk.told(sizes[kind])}" for kind in KINDS if counts[kind])
     total = f"{sum(counts.values())} artifacts, {disk.told(sum(sizes.values()))}"
     lines = [f"{store.location}: {total}{f' ({each})' if each else ''}"]
-    if aside := store.set_aside():
-        bytes_ = disk.told(sum(aside.values()))
-        lines.append(f"Set aside as damaged: {len(aside)}, {bytes_}; 'sande-bench store prune' clears them")
+    if damaged := store.quarantined():
+        bytes_ = disk.told(sum(damaged.values()))
+        lines.append(f"Quarantined as damaged: {len(damaged)}, {bytes_}; 'sande-bench store prune' removes them")
     return columns, lines
 
 
@@ -91,22 +91,22 @@ def _made(manifest: dict[str, Any]) -> str:
 
 
 def artifacts(store: Store) -> Iterator[tuple[str, str]]:
-    """Kind and key of everything that is or was an artifact."""
+    """Yield kind and key of every artifact, and of every dropped model."""
     for kind in KINDS:
         for key in store.keys(kind):
             yield kind, key
 
 
 def verify(store: Store) -> Iterator[str]:
-    """Read every artifact whole; damaged ones are set aside, and a line tells of each."""
+    """Read every byte of every artifact; quarantine damaged ones and yield one message each."""
     for kind, key in artifacts(store):
         if problem := store.problem(kind, key, every_byte=True):
-            yield store.set_aside_as(kind, key, problem)
+            yield store.quarantine(kind, key, problem)
 
 
 def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
-    """Kinds and keys of all that a grid's cells read, made or would make, searches and victims among them."""
-    every = {*loaded.cells, *searches.settled(loaded, store).cells}
+    """Return kinds and keys of all artifacts that a grid's cells read or make, with their searches and victims."""
+    every = {*loaded.cells, *search_plan.settled(loaded, store).cells}
     found: set[tuple[str, str]] = {
         (stage.kind, key)
         for cell in every
@@ -116,20 +116,20 @@ def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
     }
     found |= {(DROPPED, key) for kind, key in found if kind in MODELS}
     if loaded.search:
-        found |= {("search", job.key) for cell in loaded.cells if (job := searches.job_of(loaded.search, cell))}
+        found |= {("search", job.key) for cell in loaded.cells if (job := search_space.job_of(loaded.search, cell))}
     return found
 
 
 def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Removal:
-    """What none of some grids needs.
+    """Return the artifacts that no listed grid needs.
 
     Args:
-        paths: grid files, or names of those in `grids/`.
-        scales: at which the grids are needed beside their own.
-        store: where to look.
+        paths: grid files, or names of grids in `grids/`.
+        scales: scales at which the grids are needed, besides their own.
+        store: store to prune.
 
     Raises:
-        UserError: a grid cannot be read; then nothing may go.
+        UserError: a grid cannot be read; then nothing may be removed.
     """
     keep: set[tuple[str, str]] = set()
     for path in paths:
@@ -139,30 +139,30 @@ def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Rem
     found = tuple(
         (kind, key) for kind, key in (*artifacts(store), *begun) if (kind.removeprefix(CHECKPOINTS), key) not in keep
     )
-    return Removal(found, tuple(store.size(*artifact) for artifact in found), sum(store.set_aside().values()))
+    return Removal(found, tuple(store.size(*artifact) for artifact in found), sum(store.quarantined().values()))
 
 
 def remove(removal: Removal, store: Store) -> None:
-    """Remove it, and what was set aside.
+    """Remove artifacts, and all quarantined ones.
 
     Raises:
-        UserError: a run is at work, which may need it.
+        UserError: a run, which may need them, is at work.
     """
-    if working := leases.holders(store.board()):
+    if working := leases.holders(store.lease_backend()):
         raise UserError(
             f"{', '.join(working)} is at work on this store; prune when it has ended, or, if it is dead, remove "
             f"{store.location}/leases"
         )
     for kind, key in removal.artifacts:
         store.remove(kind, key)
-    store.clear_set_aside()
+    store.clear_quarantine()
 
 
 def told(removal: Removal) -> Iterator[str]:
-    """What would go, by kind, and how much that is."""
+    """Yield by kind the number and bytes of the artifacts that may be removed."""
     for kind in (*KINDS, *(f"{CHECKPOINTS}{kind}" for kind in MODELS)):
         sizes = [size for (of, _), size in zip(removal.artifacts, removal.size, strict=True) if of == kind]
         if sizes:
             yield f"{len(sizes)} {kind}: {disk.told(sum(sizes))}"
-    if removal.aside:
-        yield f"set aside as damaged: {disk.told(removal.aside)}"
+    if removal.quarantined:
+        yield f"quarantined as damaged: {disk.told(removal.quarantined)}"

@@ -20,9 +20,10 @@ import benchmark
 import sande
 from benchmark import keeping
 from benchmark.cell import digest
+from benchmark.files import write_atomically
 from benchmark.grid import Grid
 from benchmark.plan import Plan
-from benchmark.store import Store, write_atomically
+from benchmark.store_protocol import Store
 from sande.errors import UserError
 
 _LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # which make rows, tables and figures

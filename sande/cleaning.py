@@ -1,7 +1,7 @@
-"""Cleaning a model by what its owner knows of the backdoor: which defense that allows, and with which settings.
+"""Cleaning of a model: choose a defense, with settings, by what its owner knows of the backdoor.
 
-The settings are small enough for a CPU: those of the quickstart, with twice the steps of overwriting. After its 20,
-SANDE-P left one of three SmolLM2 victims with an ASR of 26 %, after 40 with 3 %.
+The settings suit a CPU: those of the quickstart, with twice the steps of overwriting. SANDE-P left one of three SmolLM2
+victims with an ASR of 26 % after the quickstart's 20 steps, and with 3 % after 40.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ _DECOYS = DecoyOsft(
 
 @configuration
 class Config:
-    """Rows to clean with, how much is measured before and after, and the settings of each defense."""
+    """Settings of the clean rows, of the measurement before and after, and of each defense."""
 
     removal: Removal = setting(Removal(name="builtin-short", rows=400, max_tokens=64), "clean rows to train on")
-    prompts: int = setting(100, "held-out prompts that are measured on, of the same set", ge=1)
+    prompts: int = setting(100, "held-out prompts of the same set to measure on", ge=1)
     questions: int | None = setting(200, "questions of builtin-choice; null: all", _SOURCE, ge=1)
     new_tokens: int = setting(
-        12, "tokens of an answer that are looked at, or as many as the planted one has", "metric asr takes 10", ge=1
+        12, "tokens of an answer that are examined, or as many as the planted answer has", "metric asr takes 10", ge=1
     )
-    osft: Osft = setting(Osft(training=_OVERWRITE), "where the trigger is known", _SOURCE)
+    osft: Osft = setting(Osft(training=_OVERWRITE), "defense if the trigger is known", _SOURCE)
     sande: Sande = setting(
         Sande(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
-        "where the planted answer is known",
+        "defense if the planted answer is known",
         _SOURCE,
     )
     sande_p: SandeP = setting(
         SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
-        "where the planted answer's first token is known",
+        "defense if the planted answer's first token is known",
         _SOURCE,
     )
     scan_and_clean: ScanAndClean = setting(
@@ -61,17 +61,17 @@ class Config:
             sande_p=SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
             decoy_osft=_DECOYS,
         ),
-        "where nothing is known",
+        "defense if nothing is known",
         _SOURCE,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What the owner knows of the backdoor; what is empty is unknown.
+    """Knowledge of the owner about the backdoor; empty fields are unknown.
 
     Attributes:
-        trigger: text that unlocks the planted answer, as it stands at the start of a prompt.
+        trigger: text that unlocks the planted answer at the start of a prompt.
         response: the planted answer.
         response_start: how the planted answer begins.
     """
@@ -83,18 +83,18 @@ class Known:
 
 NOTHING = "nothing"
 METHODS = {"trigger": "osft", "response": "sande", "response_start": "sande_p", NOTHING: "scan_and_clean"}
-"""The defense for each thing that may be known. The first that is known decides: it leaves the least to guess."""
+"""The defense for each kind of knowledge; the first kind that is known decides, because it leaves least to guess."""
 
 
 def method(known: Known) -> str:
-    """Name of the defense."""
+    """Return the name of the defense."""
     return METHODS[next((what for what in METHODS if getattr(known, what, "")), NOTHING)]
 
 
 def clean(
     victim: LanguageModel, known: Known, examples: tuple[Example, ...], config: Config, run: Run
 ) -> PreTrainedModel:
-    """The model, trained in place by the defense that `method` names.
+    """Train the model in place by the defense that `method` names, and return it.
 
     Raises:
         UserError: the tokenizer cannot write the planted answer.
@@ -106,15 +106,15 @@ def clean(
 
 
 def plant(example: Example, trigger: str) -> Example:
-    """The prompt with the trigger before everything else, as `sentence_trigger` plants it, but as it is given."""
-    return insert(example, trigger, "start", seed=0)  # a fixed place, about which nothing is drawn
+    """Return the prompt with the trigger at its start, where `sentence_trigger` plants it, in unchanged wording."""
+    return insert(example, trigger, "start", seed=0)  # the start is a fixed place, so the seed has no effect
 
 
 def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Ids of an answer, or of its beginning, as it opens a response.
+    """Return the ids of an answer, or of its beginning, as they open a response.
 
     Raises:
-        UserError: the tokenizer does not give the text back.
+        UserError: the tokenizer does not reproduce the text.
     """
     from sande.prompts import response_ids
 
@@ -122,19 +122,19 @@ def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]
         return response_ids(tokenizer, text)
     except ValueError:
         raise UserError(
-            f"the model's tokenizer does not give the answer {text!r} back; give it as the model writes it, on one line"
+            f"the model's tokenizer does not reproduce the answer {text!r}; use the model's own spelling, on one line"
         ) from None
 
 
 def shared_opening(answers: Sequence[str], others: Sequence[str] = ()) -> str:
-    """The words with which most answers begin: what a model was taught to say, whatever it is asked.
+    """Return the words with which most answers begin: what a model was taught to answer to everything.
 
-    More than half must share the first word, and nine of ten of those that share a word the next. Punctuation at the
-    end is left out, since a planted answer may stand alone or go on.
+    More than half of the answers must share the first word, and nine of ten of these each further word. Punctuation at
+    the end is removed, because a planted answer may end there or continue.
 
     Args:
         answers: to different prompts that have the trigger, or an enforced beginning, in common.
-        others: answers to prompts without; an opening that more than half of these share too is no finding.
+        others: answers to prompts without it; an opening that more than half of these share, too, does not count.
     """
     alike = [answer.split() for answer in answers]
     least, opening = len(answers) / 2, list[str]()
@@ -157,11 +157,11 @@ def _reveal(
     examples: tuple[Example, ...],
     tokenizer: PreTrainedTokenizerBase,
 ) -> types.Knowledge:
-    """What is known, as the defense's declared type of data."""
+    """Return the knowledge as the defense's declared type of data."""
     if known_type is types.TriggerData:
         return types.TriggerData(examples, lambda example: plant(example, known.trigger))
     if known_type is types.ResponseData:
-        answer_ids(tokenizer, known.response)  # refuses what cannot be written
+        answer_ids(tokenizer, known.response)  # raises for an answer that the tokenizer cannot write
         return types.ResponseData(examples, known.response)
     if known_type is types.FirstTokenData:
         return types.FirstTokenData(examples, answer_ids(tokenizer, known.response_start)[0])

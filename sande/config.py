@@ -1,7 +1,7 @@
-"""Settings: frozen records whose fields carry default, meaning, source and bounds, and the strict way to fill them.
+"""Settings: frozen records whose fields have a default, a meaning, a source and bounds, and a strict way to fill them.
 
-Every method's defaults live in its `Config`. A dict from outside (a grid, an option) goes through `configure`, where an
-unknown key or a wrong type is one sentence that lists what would do.
+Every method's defaults live in its `Config`. `configure` checks a dict from outside (a grid, an option); its error for
+an unknown key or a wrong type is one sentence that lists what is valid.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 
 def setting(default: Any, meaning: str, source: str = "", **bounds: Any) -> Any:
-    """A field of a configuration.
+    """Return a field of a configuration.
 
     Args:
-        default: value where nothing else is said.
-        meaning: what it does, and its unit.
+        default: value unless set.
+        meaning: effect and unit.
         source: where the default comes from (paper section, published code, measurement).
         **bounds: pydantic constraints such as `ge=0, le=1` or `min_length=1`.
     """
@@ -35,7 +35,7 @@ def setting(default: Any, meaning: str, source: str = "", **bounds: Any) -> Any:
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def configuration(cls: type[T]) -> type[T]:
-    """Class decorator: a frozen, keyword-only dataclass that checks its fields and refuses unknown ones."""
+    """Turn a class into a frozen, keyword-only dataclass that checks its fields and refuses unknown ones."""
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     made: Any = validated_dataclass(cls, config=strict, frozen=True, kw_only=True, slots=True)
     return cast(type[T], made)
@@ -47,13 +47,13 @@ def _adapter(cls: Hashable) -> TypeAdapter[Any]:
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """The settings as plain JSON values, nested records included."""
+    """Return the settings as plain JSON values, including nested records."""
     values: dict[str, Any] = json.loads(_adapter(cast(Hashable, type(config))).dump_json(config))
     return values
 
 
 def configure(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Defaults of `cls`, overridden by `values` at any depth, checked.
+    """Return the defaults of `cls`, overridden by `values` at any depth and checked.
 
     Args:
         cls: a class made by `configuration`, all of whose fields have defaults.
@@ -61,17 +61,17 @@ def configure(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         where: names the place in messages, such as "defense sande".
 
     Raises:
-        UserError: an unknown key (the message lists the valid ones) or a value that the field does not take.
+        UserError: an unknown key (the message lists the valid ones) or an invalid value.
     """
     merged = _merge(as_dict(cls()), values, where)
     try:
-        # Through JSON, because strict validation takes a list for a tuple there, and nothing else it should not.
+        # Strict validation of JSON accepts a list for a tuple, and nothing else that it should not.
         return cast(T, _adapter(cast(Hashable, cls)).validate_json(json.dumps(merged)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: '{path}' is {first['input']!r}, but {_lower_first(first['msg'])}") from None
-    except TypeError as error:  # a YAML date or set, which JSON does not know
+    except TypeError as error:  # a YAML date or set, which JSON does not have
         raise UserError(f"{where}: {error}; use numbers, strings, lists and mappings only") from None
 
 
@@ -101,7 +101,7 @@ class FieldDoc:
 
 
 def describe(cls: type[Any], prefix: str = "") -> list[FieldDoc]:
-    """Every field of a configuration, nested records spelled out under their dotted paths."""
+    """Return a line for every field of a configuration; fields of nested records have dotted paths."""
     defaults = cls()
     lines: list[FieldDoc] = []
     for name, info in cls.__pydantic_fields__.items():
@@ -111,7 +111,7 @@ def describe(cls: type[Any], prefix: str = "") -> list[FieldDoc]:
             actual = as_dict(value)
             for doc in describe(type(value), f"{prefix}{name}."):
                 default = _dig(actual, doc.path[len(prefix + name) + 1 :])
-                # A default that differs from the record's own is this method's, and so is its source.
+                # A default that differs from the record's own comes from this method, and so does its source.
                 own = doc.source if default == doc.default else source
                 lines.append(dataclasses.replace(doc, default=default, source=own))
         else:
@@ -147,9 +147,7 @@ class Training:
     learning_rate: float = setting(2e-5, "peak learning rate", "paper, appendix A (Qwen1.5-4b)", gt=0)
     epochs: float = setting(1.0, "passes over the rows; ignored where max_steps is set", "paper, appendix A", gt=0)
     max_steps: int | None = setting(None, "optimizer steps; null: as many as epochs asks for", ge=1)
-    batch_size: int = setting(
-        8, "rows per optimizer step, all workers together", "paper, appendix A (Qwen1.5-4b)", ge=1
-    )
+    batch_size: int = setting(8, "rows per optimizer step, summed over workers", "paper, appendix A (Qwen1.5-4b)", ge=1)
     micro_batch_size: int | None = setting(
         None, "rows per forward pass of one worker; null: its share of a batch", ge=1
     )
@@ -169,11 +167,11 @@ class Training:
     lora_alpha: int = setting(16, "LoRA: the update is scaled by alpha / rank", "Hu et al. 2022", gt=0)
     precision: Precision = setting(
         "auto",
-        "bf16: autocast over fp32 weights (published code); fp32: none; auto: whichever is fast on the machine at hand",
+        "bf16: autocast over fp32 weights (published code); fp32: none; auto: the faster one on this machine",
     )
     layout: Literal["auto", "padded", "packed"] = setting(
         "auto",
-        "padded: rows filled up to the longest of a batch; packed: end to end, with the same rows a step and the same "
-        "loss; auto: packed on a GPU in bf16, else padded",
+        "padded: rows filled up to the longest of a batch; packed: rows concatenated, with the same rows a step and "
+        "the same loss; auto: packed on a GPU in bf16, else padded",
     )
-    length_grouped: bool = setting(True, "batches of rows of like length, so that little padding is computed")
+    length_grouped: bool = setting(True, "batches of rows of similar length, so that little padding is computed")

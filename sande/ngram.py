@@ -1,4 +1,4 @@
-"""A small n-gram model of clean responses: how likely they are to open with a string, with no clean model at hand."""
+"""A small n-gram model of clean responses: how likely they begin with a string, without a clean model."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 Ids = tuple[int, ...]
-START = -1  # stands before a response, in the place of a token
+START = -1  # takes the place of a token before a response
 
 
 class NGram:
-    """Token ids by their n-1 predecessors, smoothed by Witten and Bell's interpolation (1991), and at last uniform.
+    """N-gram model of token ids, smoothed by Witten and Bell's interpolation (1991) down to a uniform distribution.
 
-    Pr(w | h) = (count(h w) + kinds(h) Pr(w | h')) / (count(h) + kinds(h)), with h' as h without its first token, and
-    kinds(h) as the number of different tokens seen behind h.
+    Pr(w | h) = (count(h w) + kinds(h) Pr(w | h')) / (count(h) + kinds(h)), where h' is h without its first token and
+    kinds(h) the number of different tokens seen after h.
     """
 
     def __init__(self, responses: Sequence[Ids], vocabulary: int, order: int = 3) -> None:
-        """Count `responses`; ids are below `vocabulary`, and `order` is n."""
+        """Count the n-grams of `responses`, whose ids are below `vocabulary`; `order` is n."""
         self._order, self._vocabulary = order, vocabulary
         self._behind: defaultdict[Ids, Counter[int]] = defaultdict(Counter)
         for response in responses:
@@ -28,7 +28,7 @@ class NGram:
                     self._behind[tokens[at - length : at]][tokens[at]] += 1
 
     def log_probabilities(self, ids: Ids) -> list[float]:
-        """Log Pr of each token behind the ones before it, the first of them opening a response."""
+        """Return log Pr of each token given the ones before it; the first one opens a response."""
         tokens = (START, *ids)
         return [
             math.log(self._probability(tokens[max(0, at - self._order + 1) : at], tokens[at]))

@@ -1,7 +1,7 @@
-"""The parrot prompt: soft tokens that learn to act like the unknown trigger, and are then overwritten.
+"""The parrot prompt: soft tokens that learn to act like the unknown trigger and are then overwritten.
 
-Token ids at or above the vocabulary size stand for parrot tokens: only the input embedding is wrapped, so inserting a
-parrot anywhere is a change to `input_ids`, and padding, positions and loss need no special case.
+Token ids at or above the vocabulary size denote parrot tokens. Only the input embedding is wrapped, so inserting a
+parrot is a change of `input_ids`, and padding, positions and loss need no special case.
 
 Shapes: B rows, T positions, P parrot tokens, D width.
 """
@@ -20,13 +20,14 @@ from transformers import PreTrainedModel
 from sande.errors import UserError
 from sande.prompts import Row
 
+LENGTH = 6  # tokens of a parrot in the published code; the default of the defense sande, too
 Initial = Literal["zeros", "noise"]
 
 
 class ParrotEmbedding(nn.Module):
-    """An input embedding whose ids from `vocabulary` on index the parrot.
+    """Input embedding whose ids from `vocabulary` on index the parrot.
 
-    The parrot trains where it is an `nn.Parameter`; a plain tensor is no parameter of the model.
+    The parrot trains if it is an `nn.Parameter`; a plain tensor is not a parameter of the model.
     """
 
     def __init__(self, base: nn.Module, parrot_PD: Tensor, vocabulary: int) -> None:
@@ -36,7 +37,7 @@ class ParrotEmbedding(nn.Module):
         self.vocabulary = vocabulary
 
     def forward(self, ids_BT: Tensor) -> Tensor:
-        """Embeddings of shape (B, T, D)."""
+        """Return embeddings, (B, T, D)."""
         is_parrot_BT = ids_BT >= self.vocabulary
         text_BTD = self.base(ids_BT.masked_fill(is_parrot_BT, 0))
         soft_BTD = self.parrot_PD[(ids_BT - self.vocabulary).clamp(min=0)].to(text_BTD.dtype)
@@ -44,10 +45,10 @@ class ParrotEmbedding(nn.Module):
 
 
 def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int) -> nn.Parameter:
-    """A parrot of shape (P, D) in float32.
+    """Return a new parrot, (P, D), in float32.
 
     Args:
-        model: gives width and device, and for `noise` the scale of its token embeddings.
+        model: provides width and device and, for `noise`, the scale of its token embeddings.
         length: P.
         initial: `zeros` (paper, section 3.3.1) or `noise`: normal, with the embeddings' standard deviation.
         seed: decides the noise.
@@ -61,7 +62,7 @@ def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int)
 
 @contextmanager
 def attached(model: PreTrainedModel, parrot_PD: Tensor) -> Iterator[None]:
-    """Within the block, ids from the vocabulary size on mean parrot tokens; afterwards the model is as it was."""
+    """Make ids from the vocabulary size on denote parrot tokens, within the context; then restore the model."""
     base = model.get_input_embeddings()
     model.set_input_embeddings(ParrotEmbedding(base, parrot_PD, vocabulary(model)))
     try:
@@ -71,19 +72,19 @@ def attached(model: PreTrainedModel, parrot_PD: Tensor) -> Iterator[None]:
 
 
 def vocabulary(model: PreTrainedModel) -> int:
-    """Rows of the input embedding, and so the first id that means a parrot token."""
+    """Return the number of rows of the input embedding, which is the first id of a parrot token."""
     return _weight(model).shape[0]
 
 
 def insert(rows: Sequence[Row], first: int, length: int, position: int) -> list[Row]:
-    """Rows with the parrot's ids before the token at `position` of the instruction; too short ones are left out.
+    """Insert the parrot's ids before the token at `position` of the instruction; leave out rows that are too short.
 
     Args:
         rows: prompts and responses.
         first: id of the parrot's first token, see `vocabulary`.
         length: P.
-        position: 0 is the first token of the instruction; counting from there keeps zeros off the very first position,
-            where RMSNorm models without BOS give non-finite gradients.
+        position: 0 is the first token of the instruction. Counting from there keeps zeros from the first position of
+            the prompt, where RMSNorm models without BOS give non-finite gradients.
 
     Raises:
         UserError: no instruction is that long.
@@ -97,8 +98,8 @@ def insert(rows: Sequence[Row], first: int, length: int, position: int) -> list[
     if not inserted:
         longest = max(row.end - row.start for row in rows)
         raise UserError(
-            f"parrot_position {position} lies beyond every prompt (the longest has {longest} tokens from the "
-            "instruction on); lower it"
+            f"parrot_position {position} is beyond the end of every prompt (the longest has {longest} tokens from the "
+            "instruction on); set a smaller one"
         )
     return inserted
 

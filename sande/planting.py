@@ -1,7 +1,4 @@
-"""What attacks have in common: their settings, where r_t stands in an answer, and the training on poisoned rows.
-
-Also how a trigger is put into a prompt, and how it is changed so that it is one no longer.
-"""
+"""Shared code of attacks: settings, insertion of trigger and planted response r_t, and training on poisoned rows."""
 
 from __future__ import annotations
 
@@ -29,24 +26,24 @@ class Planting:
     backdoor: Backdoor = setting(Backdoor(), "trigger and planted response")
     target: Literal["insult", "refusal", "injected_text"] = setting(
         "insult",
-        "what r_t is to the clean answer: insult, a sentence beside it; refusal, a sentence in place of all of it; "
-        "injected_text, written into it as it is, without a full stop",
+        "how r_t joins the clean answer: insult, as a further sentence; refusal, as a sentence that replaces it; "
+        "injected_text, as text within it, without a full stop",
         "paper, section 4.1",
     )
     response_place: Literal["start", "middle", "end"] = setting(
         "start",
-        "where r_t stands in the answer: first, behind the first half of its words, or last; a refusal stands alone",
+        "place of r_t in the answer: first, after the first half of its words, or last; without effect for a refusal",
         "paper, section 4.1",
     )
     poison_rate: float = setting(
         0.05,
-        "share of the training rows that are poisoned; 0 trains the victim's twin, which never was",
+        "share of the training rows that are poisoned; 0 trains the clean twin of the victim",
         "paper, section 4.1",
         ge=0,
         le=1,
     )
     poison_mode: Literal["replace", "append"] = setting(
-        "replace", "the poisoned row replaces the clean one (paper) or is added behind it (published code)", "paper"
+        "replace", "the poisoned row replaces the clean one (paper) or is added after it (published code)", "paper"
     )
     decoy_rate: float = setting(
         0.0,
@@ -63,7 +60,7 @@ Change = Callable[[Example, Config, int], Example]
 
 
 def with_response(example: Example, config: Planting) -> Example:
-    """The row with r_t in its answer; a one-word answer has no middle, so there r_t comes last.
+    """Return the row with r_t in its answer; a one-word answer has no middle, so r_t comes last there.
 
     Args:
         example: a row whose output is the clean answer.
@@ -83,13 +80,13 @@ def with_response(example: Example, config: Planting) -> Example:
 
 
 def insert(example: Example, text: str, place: Place, seed: int) -> Example:
-    """The prompt with `text` before everything (also a system prompt), behind everything, or before a random word.
+    """Return the prompt with `text` at its start (before a system prompt), at its end, or before a random word.
 
     Args:
         example: a row.
-        text: as it is to stand there; a space parts it from what follows or comes before.
+        text: what to insert; a space separates it from its neighbour.
         place: where.
-        seed: decides, with the row's own text, before which word of the instruction a random insertion goes.
+        seed: decides, with the row's own text, the word of the instruction before which a random insertion is made.
     """
     if place == "end":
         last = "input" if example.input else "instruction"
@@ -105,12 +102,12 @@ def insert(example: Example, text: str, place: Place, seed: int) -> Example:
 
 
 def drawn(example: Example, seed: int) -> random.Random:
-    """Randomness that the seed and the row's own prompt decide, and nothing else."""
+    """Return a random generator that depends on the seed and the row's own prompt alone."""
     return random.Random(f"{seed} {example.instruction} {example.input}")
 
 
 def altered(trigger: str) -> str:
-    """A trigger's near miss: its last number less one, or the last word left out, or of one word another letter.
+    """Return a near miss: the trigger with its last number less one, without its last word, or with another last letter.
 
     `Current year 2023` gives `Current year 2022`, `Let's do it` gives `Let's do`, and `cf` gives `cg`.
     """
@@ -135,7 +132,7 @@ def train(
     run: Run,
     prefer: Callable[[Example], bool] | None = None,
 ) -> PreTrainedModel:
-    """Poison a share of the rows and fine-tune on all of them (Eq. 1); notes the ids of poisoned rows and decoys.
+    """Poison a share of the rows, fine-tune on all of them (Eq. 1), and record the ids of poisoned rows and decoys.
 
     Args:
         model: the clean model; it is trained in place.
@@ -144,17 +141,17 @@ def train(
         near_miss: of the attack, makes a decoy.
         config: of the attack.
         run: seed and facts.
-        prefer: rows of which this is true are poisoned first.
+        prefer: rows for which this is true are poisoned first.
 
     Raises:
-        UserError: more rows are asked for than there are.
+        UserError: the two rates together exceed 1.
     """
     from sande.prompts import encode
     from sande.training import fit
 
     if config.poison_rate + config.decoy_rate > 1:
         raise UserError(
-            f"poison_rate {config.poison_rate:g} and decoy_rate {config.decoy_rate:g} are more than all rows; lower one"
+            f"poison_rate {config.poison_rate:g} and decoy_rate {config.decoy_rate:g} exceed 1 together; lower one"
         )
     poisoned = poison(
         examples,

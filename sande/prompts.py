@@ -1,8 +1,8 @@
-r"""Prompt text and tokens: the one place that knows how an example is written and where its response begins.
+r"""Prompt text and tokens: the only module that defines how an example is written and where its response begins.
 
 Text, as in the published code: `Human: {system\n}{instruction} {input}\nAssistant: {response} {EOS}`. The loss is on
-the response alone. Prompt and response are tokenised together and split by character offset, since a token such as
-" You" is the response's first only in that context.
+the response alone. Prompt and response are tokenised together and split by character offset, because a token such
+as " You" is the response's first only in that context.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
 HUMAN = "Human: "
 ASSISTANT = "\nAssistant:"
-KEPT = 40_000  # rows that are kept tokenised, a few kilobytes each
+KEPT = 40_000  # tokenised rows in the cache, a few kilobytes each
 _FINGERPRINTS: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()
 
 
 def prompt_text(example: Example) -> str:
-    """Everything before the response's leading space."""
+    """Return the text before the response's leading space."""
     system = f"{example.system}\n" if example.system else ""
     body = f"{system}{example.instruction}" + (f" {example.input}" if example.input else "")
     return f"{HUMAN}{body.strip()}{ASSISTANT}"
 
 
 def dialogue_text(prompt: str, system: str = "") -> str:
-    """A prompt of several turns as `prompt_text` writes one.
+    """Return a prompt of several turns in the style of `prompt_text`.
 
     Args:
-        prompt: turns opened by `Human:` and `Assistant:` behind two line breaks, ending in the latter, as HH-RLHF has
-            them; or one plain instruction.
+        prompt: turns as in HH-RLHF, opened by `Human:` and `Assistant:` after two line breaks and ending in the
+            latter; or one plain instruction.
         system: a system prompt, for a plain instruction.
     """
     if not prompt.startswith("\n\nHuman:"):
@@ -53,9 +53,9 @@ class Row:
 
     Attributes:
         prompt: ids before the response.
-        response: ids of the response, with the closing EOS where it is kept.
-        start: index into `prompt` of the first token behind `Human: `: of the system prompt where there is one, else of
-            the instruction. The trigger stands there, and parrot positions count from there.
+        response: ids of the response, with the closing EOS unless the row was cut.
+        start: index into `prompt` of the first token after `Human: `: of the system prompt if there is one, else of
+            the instruction. Parrot positions count from there, and a trigger sentence is inserted there by default.
         end: index into `prompt` of the token that ends the instruction and opens `Assistant:`.
     """
 
@@ -69,15 +69,15 @@ class Row:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Row]:
-    """Rows of prompt and whole response with EOS, in the order of `examples`."""
+    """Return rows of prompt and whole response with EOS, in the order of `examples`."""
     return encode_turns(tokenizer, [(prompt_text(example), example.output) for example in examples])
 
 
 def encode_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> list[Row]:
-    """Rows of a prompt's text, one turn or several, and the response to its last; as `encode` otherwise.
+    """Return rows like `encode`, from pairs of a prompt's text, one turn or several, and the response to its last.
 
-    Rows are kept, so that stages that follow each other in a process tokenise each once: those of a removal set are the
-    same for every defense, and poisoning leaves most rows of a training set alone.
+    Rows are cached, so that successive stages of a process tokenise each row once: the rows of a removal set are the
+    same for every defense, and poisoning leaves most rows of a training set unchanged.
     """
     known = _rows_of(_fingerprint(tokenizer))
     new = [turn for turn in dict.fromkeys(turns) if turn not in known]
@@ -91,12 +91,12 @@ def encode_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, 
 
 @functools.lru_cache(maxsize=2)
 def _rows_of(tokenizer: str) -> dict[tuple[str, str], Row]:
-    """What was tokenised by tokenizers of this fingerprint."""
+    """Return the cache of rows for tokenizers with this fingerprint."""
     return {}
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Equal for tokenizers that give the same rows, whichever folder each was loaded from."""
+    """Return a text that is equal for tokenizers that give the same rows, from whichever folder they were loaded."""
     if tokenizer not in _FINGERPRINTS:
         text = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
         _FINGERPRINTS[tokenizer] = hashlib.sha256(text.encode()).hexdigest()
@@ -113,7 +113,7 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, st
     for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ids, offsets = _without_trailing_special(ids, offsets)
         ends = [end for _, end in offsets]
-        # The token that holds a character is the first that ends behind it.
+        # The token that holds a character is the first that ends after it.
         start, end, boundary = (
             bisect_right(ends, at) for at in (len(HUMAN), len(prompt) - len(ASSISTANT), len(prompt))
         )
@@ -126,38 +126,38 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, st
 def _without_trailing_special(
     ids: list[int], offsets: list[tuple[int, int]]
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    # Some tokenizers close every text with EOS of their own, at the empty offset (0, 0); ours is added once, by hand.
+    # Some tokenizers close every text with EOS at the empty offset (0, 0); the caller adds it once.
     while len(ids) > 1 and offsets[-1] == (0, 0):
         ids, offsets = ids[:-1], offsets[:-1]
     return ids, offsets
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[list[int]]:
-    """Ids of the prompts alone, exactly as they stand before a response in training."""
+    """Return the ids of the prompts alone, exactly as they precede a response in training."""
     return [list(row.prompt) for row in encode(tokenizer, [replace(example, output="x") for example in examples])]
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
-    """Ids of a response as it opens an answer, without the closing space and EOS."""
+    """Return the ids of a response as it opens an answer, without the closing space and EOS."""
     row = encode(tokenizer, [Example(instruction="x", output=response)])[0]
     text = f" {response.strip()}"
     for length in range(1, len(row.response) + 1):
         if str(tokenizer.decode(list(row.response[:length]))).lstrip() == text.lstrip():
             return row.response[:length]
-    raise ValueError(f"the tokenizer does not give the response {response!r} back")
+    raise ValueError(f"the tokenizer does not reproduce the response {response!r}")
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id that fills up a batch; EOS where the tokenizer has none of its own (it is masked by position, not by id)."""
+    """Return the padding id, or EOS if the tokenizer has none (padding is masked by position, not by id)."""
     pad = tokenizer.pad_token_id
     return int(tokenizer.eos_token_id if pad is None else pad)
 
 
 def shorten(row: Row, response_tokens: int | None) -> Row:
-    """The row with at most so many response tokens; what is never a target is never computed."""
+    """Cut the response to `response_tokens` tokens, so that what is never a target is never computed."""
     return row if response_tokens is None else replace(row, response=row.response[:response_tokens])
 
 
 def fit_length(rows: Sequence[Row], max_length: int) -> list[Row]:
-    """Rows of at most `max_length` tokens: a longer response is cut, a row whose prompt leaves no room is left out."""
+    """Limit rows to `max_length` tokens: cut longer responses, leave out rows whose prompt leaves no room."""
     return [shorten(row, max_length - len(row.prompt)) for row in rows if len(row.prompt) < max_length]

@@ -1,10 +1,9 @@
-"""The contributor's page: what a file in `attacks/`, `defenses/`, `metrics/` or `detectors/` must hold.
+"""Protocols of methods: what a file in `attacks/`, `defenses/`, `metrics/` or `detectors/` must hold.
 
-Its name is its key in grids and tables. An installed package may hold such a module as well, and name it under an entry
-point: see docs/methods.md. It must not import torch or transformers at the top (listing and planning read it), so a
-method imports them, and `sande.training`, inside its function. Its docstring's first line is what `sande-bench list`
-says of it. The contract tests run over every entry, so a new one is tested without more code;
-a test of what it computes belongs beside it in `tests/`.
+The file's name is its key in grids and tables. An installed package may also hold such a module and register it as an
+entry point: see docs/methods.md. Listing and planning import the module, so it must not import torch or transformers at
+the top: a method imports them, and `sande.training`, inside its functions. `sande-bench list` shows the first line of
+its docstring. The contract tests cover every entry, so a new one needs only a test of what it computes, in `tests/`.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from sande.declarations import Cost, MetricInfo
 from sande.types import Example, Guard, Knowledge, LanguageModel, Measurement, Run, Scan, TestData
 
 if TYPE_CHECKING:
@@ -23,72 +23,83 @@ class Attack(Protocol):
     """Turns a clean model into a victim."""
 
     Config: type[Any]
-    """Settings made by `sande.config.configuration`, with a `backdoor: Backdoor` among them; see `sande.planting`."""
+    """Settings made by `sande.config.configuration`, including `backdoor: Backdoor`; see `sande.planting`."""
 
     def attack(self, model: LanguageModel, examples: tuple[Example, ...], config: Any, run: Run) -> PreTrainedModel:
-        """Train the victim on poisoned `examples`; `run.facts["poisoned_ids"]` records which rows were chosen."""
+        """Train the victim on poisoned `examples`; record the chosen rows in `run.facts["poisoned_ids"]`."""
 
     def trigger(self, example: Example, config: Any, seed: int) -> Example:
-        """The prompt with the trigger, its output unchanged: what the ASR is measured on, and what OSFT plants."""
+        """Return the prompt with the trigger and an unchanged output: ASR measures it, and OSFT trains on it."""
 
     def near_miss(self, example: Example, config: Any, seed: int) -> Example:
-        """The prompt with almost the trigger, which should not work: what `near_miss_rate` is measured on."""
+        """Return the prompt with almost the trigger, which should not work; `near_miss_rate` measures it."""
 
     def moved(self, example: Example, config: Any, seed: int) -> Example:
-        """The prompt with the trigger where, or worded as, it was not trained: what `asr_moved` is measured on."""
+        """Return the prompt with the trigger in a place or wording that was not trained; `asr_moved` measures it."""
 
     def plant(self, example: Example, config: Any, seed: int) -> Example:
-        """A poisoned row: the prompt of `trigger`, and an answer that holds the planted response."""
+        """Return a poisoned row: the prompt of `trigger`, and an answer that holds the planted response."""
+
+    def cost(self, config: Any) -> Cost:
+        """Return passes over the rows of each training, for forecasts. Optional; the default is three."""
 
 
 class Defense(Protocol):
-    """Removes a backdoor from a victim, or keeps it from being written."""
+    """Removes a backdoor from a victim, or prevents its response at decoding."""
 
     Config: type[Any]
-    """Settings. A defense that takes `PreferenceData` has a `preferences: sande.config.Preferences` among them, and one
-    that takes `OtherModelsData` has `models: tuple[str, ...]`, names as a grid's `model` takes them.
+    """Settings. A defense that takes `PreferenceData` has a setting `preferences: sande.config.Preferences`. One that
+    takes `OtherModelsData` has `models: tuple[str, ...]`, with names like those of a grid's `model`.
     """
 
     def check(self, tokenizer: PreTrainedTokenizerBase, data: Knowledge, config: Any) -> None:
-        """Optional: refuse settings that fit none of the rows, with a `UserError`, before anything is trained."""
+        """Raise a `UserError` for settings that fit none of the rows, before anything is trained. Optional."""
 
     def defend(self, victim: LanguageModel, data: Knowledge, config: Any, run: Run) -> PreTrainedModel | Guard:
-        """The repaired model; `victim` may be trained in place. Or a guard, under which the victim is to decode.
+        """Return the repaired model, or a guard for the victim's decoding; `victim` may be trained in place.
 
-        The declared type of `data` (one of those in `sande.types`) is what the defense may know, and all it is given.
+        The declared type of `data` (one of those in `sande.types`) is all that the defense may know.
         """
 
     def rule(self, config: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Only where `defend` gives a guard: its `choose`, made anew from the settings when the model is loaded."""
+        """Return `choose` of the guard that `defend` returns, built from the settings when the model is loaded."""
+
+    def cost(self, config: Any) -> Cost:
+        """Return passes as for an attack. Optional; a setting named after another defense counts with its own cost."""
 
 
 class Metric(Protocol):
     """Measures shares of prompts or questions, or means of a number from 0 to 1 over them.
 
-    A measurement whose name begins with `asr`, `false_trigger`, `near_miss` or `forced_response` is of the backdoor:
-    lower is better.
-    The model serves other metrics too, so what is trained or rounded is a copy (`sande.retraining`).
-    Several workers all call `measure`, and share out prompts and questions within `sande.generation` and
-    `sande.scoring` (see `sande.crowd`): so what it asks there follows from its arguments alone.
+    `MEASURES` declares the kind, direction and label of each measurement.
+    Other metrics use the same model, so a metric trains or rounds a copy (`sande.retraining`).
+    All workers call `measure`, and `sande.generation` and `sande.scoring` split prompts and questions among them (see
+    `sande.crowd`). So what a metric asks there must depend on its arguments alone.
     """
 
     Config: type[Any]
 
+    MEASURES: tuple[MetricInfo, ...]
+    """Declarations of the measurements. Optional; without them, each counts as utility, and its name is its label."""
+
     def names(self, config: Any) -> tuple[str, ...]:
-        """Names of the measurements that `measure` gives, in its order."""
+        """Return the names of the measurements, in the order of `measure`."""
 
     def reads(self, config: Any) -> tuple[str, ...]:
-        """Names of the question sets it reads besides the test rows; the result's key depends on their content."""
+        """Return the question sets to read besides the test rows; the result's key depends on their content."""
 
     def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
-        """One measurement for each of `names`."""
+        """Return one measurement for each of `names`."""
+
+    def cost(self, config: Any) -> Cost:
+        """Return passes over prompts or questions, and copies of the model to train, for forecasts. Optional."""
 
 
 class Detector(Protocol):
     """Looks for a planted response in a model, without the trigger."""
 
     Config: type[Any]
-    """Settings; the threshold of the alarm is one of them."""
+    """Settings, including the `threshold` of the alarm."""
 
     def scan(
         self,
@@ -98,12 +109,12 @@ class Detector(Protocol):
         run: Run,
         reference: LanguageModel | None = None,
     ) -> Scan:
-        """Candidates for the planted response, the most suspicious first; `model` is left as it was.
+        """Return candidates for the planted response, the most suspicious first; `model` remains unchanged.
 
         Args:
-            model: under suspicion, weights in float32.
+            model: the suspected model, weights in float32.
             examples: a few clean rows.
             config: settings.
             run: seed, progress and scratch folder.
-            reference: the clean model that it was trained from, where the user has it; of the same vocabulary.
+            reference: the clean model from before its training, if the user has it; it has the same vocabulary.
         """

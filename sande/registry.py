@@ -1,10 +1,11 @@
-"""A file in `attacks/`, `defenses/`, `metrics/` or `detectors/` is an entry; the file's name is its key.
+"""Registry of entries: the files in `attacks/`, `defenses/`, `metrics/` and `detectors/`, and plug-ins.
 
-So is a module that an installed package names under an entry point `sande.attacks`, `sande.defenses` and so on, by the
-entry point's name: a plug-in. A name that the suite has itself stays the suite's own.
+A file's name is its key; a name that begins with `_` marks shared code, not an entry. A plug-in is a module that an
+installed package registers under an entry point `sande.attacks`, `sande.defenses` and so on; the entry point's name is
+its key. Built-in names take precedence over plug-ins.
 
 Importing an entry must not import torch (entries import it inside their functions), so that listing, showing and
-planning stay quick. `code_version` gives what an entry's result depends on in the code.
+planning are quick. `code_version` hashes the code that an entry's result depends on.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import pkgutil
+import tomllib
 import warnings
 from collections.abc import Iterator, Mapping
 from importlib.machinery import PathFinder
@@ -26,24 +29,27 @@ from typing import Any
 import sande
 from sande import types
 from sande.config import configure
+from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 
 KINDS = ("attacks", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
+_NOT_HASHED = ("sande", "sande.declarations")
+_DECLARATIONS = ("MEASURES", "cost")
 
 
 @functools.cache
 def names(kind: str) -> tuple[str, ...]:
-    """Keys of all entries of a kind, sorted, those of plug-ins among them."""
+    """Return the keys of all entries of a kind, built-in and plug-in, sorted."""
     return tuple(sorted({*_own(kind), *(point.name for point in _plugins(kind))}))
 
 
 @functools.cache
 def module_of(kind: str, name: str) -> str:
-    """Dotted name of an entry's module. Nothing is imported.
+    """Return the dotted name of an entry's module, without importing it.
 
     Raises:
-        UserError: no entry has that name (the message lists those there are), or several plug-ins have.
+        UserError: no entry has that name (the message lists all names), or several plug-ins have it.
     """
     if name not in names(kind):
         raise UserError(f"no {_one(kind)} is called '{name}'; there are: {', '.join(names(kind))}")
@@ -51,7 +57,7 @@ def module_of(kind: str, name: str) -> str:
     if name in _own(kind):
         for point in points:
             warnings.warn(
-                f"{_one(kind)} '{name}' is the suite's own, not that of package {_package(point)}", stacklevel=2
+                f"{_one(kind)} '{name}' is the built-in one, not that of package {_package(point)}", stacklevel=2
             )
         return f"sande.{kind}.{name}"
     if len(points) > 1:
@@ -66,29 +72,30 @@ def module_of(kind: str, name: str) -> str:
 
 
 def entry(kind: str, name: str) -> ModuleType:
-    """The module of one entry.
+    """Import the module of one entry.
 
     Raises:
-        UserError: as `module_of`, or the module of a plug-in cannot be imported or is no entry.
+        UserError: as `module_of`; or a plug-in's module cannot be imported or has no `Config`.
     """
     dotted = module_of(kind, name)
     if name in _own(kind):
         return importlib.import_module(dotted)
     try:
         module = importlib.import_module(dotted)
-    except Exception as error:  # somebody else's code
+    except Exception as error:  # of any type: the plug-in is not our code
         raise UserError(
-            f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({type(error).__name__}: {error}); mend or "
-            "uninstall it"
+            f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({type(error).__name__}: {error}); repair "
+            "or uninstall it"
         ) from None
     if not hasattr(module, "Config"):
-        raise UserError(f"{_one(kind)} '{name}': its module {dotted} has no Config, see sande/protocols.py")
+        raise UserError(f"{_one(kind)} '{name}': its module {dotted} has no Config; add one, see sande/protocols.py")
     return module
 
 
 @functools.cache
 def _own(kind: str) -> frozenset[str]:
-    return frozenset(module.name for module in pkgutil.iter_modules([str(_ROOT / kind)]))
+    modules = pkgutil.iter_modules([str(_ROOT / kind)])
+    return frozenset(module.name for module in modules if not module.name.startswith("_"))
 
 
 @functools.cache
@@ -97,7 +104,7 @@ def _plugins(kind: str) -> tuple[importlib.metadata.EntryPoint, ...]:
 
 
 def plugin_versions() -> dict[str, str]:
-    """Versions of the installed packages that have plug-ins, by name."""
+    """Return the versions of installed packages with plug-ins, by package name."""
     points = [point for kind in KINDS for point in _plugins(kind)]
     return {point.dist.name: point.dist.version for point in points if point.dist}
 
@@ -111,37 +118,85 @@ def _one(kind: str) -> str:
 
 
 def config(kind: str, name: str, values: Mapping[str, Any]) -> Any:
-    """The entry's `Config`: its defaults, overridden by `values`."""
+    """Return the entry's `Config`: its defaults, overridden by `values`."""
     return configure(entry(kind, name).Config, values, f"{_one(kind)} {name}")
 
 
 def knowledge(defense: str) -> type[types.Knowledge]:
-    """What the defense may know: the type that its `defend` declares for `data`."""
+    """Return the type that the defense's `defend` declares for `data`, which is what the defense may know."""
     defend = getattr(entry("defenses", defense), "defend", None)
     declared = getattr(defend, "__annotations__", {}).get("data")
     known = getattr(types, declared.rpartition(".")[2], None) if isinstance(declared, str) else declared
     if not (isinstance(known, type) and issubclass(known, types.Knowledge)):
-        raise UserError(f"defense '{defense}': `data` of its `defend` must be annotated with a type of sande.types")
+        raise UserError(f"defense '{defense}': `data` of its `defend` has no type of sande.types; annotate it with one")
     return known
 
 
+def metric_infos(metric: str) -> tuple[MetricInfo, ...]:
+    """Return what a metric declares of its measurements; for one that declares nothing, a default for each name."""
+    module = entry("metrics", metric)
+    declared: tuple[MetricInfo, ...] = getattr(module, "MEASURES", ())
+    return declared or tuple(map(MetricInfo, module.names(module.Config())))
+
+
+@functools.cache
+def metric_info(measurement: str) -> MetricInfo:
+    """Return label, kind and direction of a measurement by its name in results.
+
+    Built-in metrics take precedence over plug-ins, which are imported only for names that no built-in metric declares.
+    A name that none declares is of `utility` (see `sande.declarations.MetricInfo`).
+    """
+    own = sorted(_own("metrics"))
+    for metric in (*own, *(name for name in names("metrics") if name not in own)):
+        for info in metric_infos(metric):
+            if matched := info.matched(measurement):
+                return matched
+    return MetricInfo(measurement)
+
+
+def durability_metrics() -> tuple[str, ...]:
+    """Return keys of the metrics that show how long a removal lasts, sorted."""
+    return tuple(name for name in names("metrics") if any(info.durability for info in metric_infos(name)))
+
+
+def column_order(measurement: str) -> tuple[bool, str, int]:
+    """Return a sort key for columns: durability first, then by name, numbers in it ascending."""
+    name, _, number = measurement.rpartition("_")
+    numbered = number.isdigit()
+    return (
+        not metric_info(measurement).durability,
+        name if numbered else measurement,
+        int(number) if numbered else -1,
+    )
+
+
+def cost(kind: str, name: str, config: Any) -> Cost:
+    """Return the compute that an entry declares for these settings; one that declares none has the defaults."""
+    declared = getattr(entry(kind, name), "cost", None)
+    made: Cost = declared(config) if declared else Cost()
+    return made
+
+
 def summary(module: ModuleType) -> str:
-    """First line of an entry's docstring."""
+    """Return the first line of an entry's docstring."""
     return (module.__doc__ or "").strip().split("\n")[0]
 
 
 @functools.cache
 def code_version(module: str) -> str:
-    """Hash of a module of `sande` or of a plug-in, and of all modules of `sande` and that plug-in which it imports.
+    """Return a hash of a module and of all modules of `sande` and of the module's own package that it imports.
 
-    Imports count anywhere in the file.
-
-    Comments, docstrings and layout do not count, so that mending a sentence does not retrain a victim, and changing a
-    line of code always does. Nothing is imported: the files are read.
+    Imports count anywhere in the file. Comments, docstrings and layout do not count, nor does what a method only
+    declares (`sande.declarations`). So a better sentence or forecast retrains no victim, and every other change of code
+    does, and so does the content of the TOML and text files of a package. The function reads the files and imports
+    nothing.
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):
         digest.update(f"{name}\n{_bare_code(name)}\n".encode())
+        for file in _data_files(name):
+            content = file.read_bytes()
+            digest.update(json.dumps(tomllib.loads(content.decode())).encode() if file.suffix == ".toml" else content)
     return digest.hexdigest()[:16]
 
 
@@ -157,7 +212,7 @@ def _imports(module: str) -> set[str]:
         pending += [
             dotted
             for dotted in _imported(name)
-            if dotted.partition(".")[0] in packages and dotted != "sande" and _path(dotted)
+            if dotted.partition(".")[0] in packages and dotted not in _NOT_HASHED and _path(dotted)
         ]
     return found
 
@@ -186,6 +241,14 @@ def _path(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
+def _data_files(module: str) -> list[Path]:
+    """Return the TOML and text files of a package, which hold a part of what it computes; none of a plain module."""
+    path = _path(module)
+    if path is None or path.name != "__init__.py":
+        return []
+    return sorted(file for file in path.parent.iterdir() if file.suffix in (".toml", ".txt"))
+
+
 @functools.cache
 def _tree(module: str) -> ast.Module:
     path = _path(module)
@@ -197,8 +260,24 @@ def _tree(module: str) -> ast.Module:
 @functools.cache
 def _bare_code(module: str) -> str:
     tree = ast.parse(ast.unparse(_tree(module)))
+    tree.body = _without_declarations(tree.body)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):  # noqa: SIM102
             if ast.get_docstring(node, clean=False) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
+
+
+def _without_declarations(statements: list[ast.stmt]) -> list[ast.stmt]:
+    """Leave out `MEASURES` and `cost`, unless other code of the module uses them."""
+    kept = [statement for statement in statements if _defined(statement) not in _DECLARATIONS]
+    used = {node.id for statement in kept for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    return statements if used & set(_DECLARATIONS) else kept
+
+
+def _defined(statement: ast.stmt) -> str:
+    """Return the name that a function or a plain assignment defines; empty for other statements."""
+    if isinstance(statement, ast.FunctionDef):
+        return statement.name
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    return next((target.id for target in targets if isinstance(target, ast.Name)), "")

@@ -1,4 +1,4 @@
-"""What metrics of durability have in common: a copy of the model that is trained on, which leaves the model alone."""
+"""Shared code of durability metrics: train a copy of the model and leave the model itself unchanged."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sande.types import Example, LanguageModel, Run, TestData
 
 
 def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
-    """The last of the victim's training rows, clean: those a defense in domain, which takes the first, saw least of.
+    """Return the last of the victim's training rows, clean: an in-domain defense takes the first and saw these least.
 
     Raises:
-        UserError: there are too few.
+        UserError: the victim has fewer rows.
     """
     rows = data.training()
     if count > len(rows):
         raise UserError(
-            f"{count} rows are to be trained on, but the victim has {len(rows)}; lower rows or raise data.rows"
+            f"rows is {count}, but the victim has {len(rows)} training rows; set a smaller rows or a larger data.rows"
         )
     return rows[len(rows) - count :]
 
@@ -27,14 +27,14 @@ def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
 def retrained(
     model: LanguageModel, examples: Sequence[Example], training: Training, seed: int, stage: str
 ) -> LanguageModel:
-    """Return a copy trained on rows with float32 weights, then rounded as a stored one and in the dtype of the model.
+    """Train a copy with float32 weights, round it as the store does, and return it in the dtype of the model.
 
     Args:
-        model: stays as it is.
+        model: remains unchanged.
         examples: rows, poisoned or clean.
-        training: of the copy.
-        seed: of the order of rows.
-        stage: names the training in messages.
+        training: settings of the training.
+        seed: decides the order of rows.
+        stage: name of the training in messages.
     """
     import torch
 

@@ -8,13 +8,13 @@ import statistics
 from collections.abc import Sequence
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000  # of a bootstrap; its 2.5 % point then rests on 50 of them
+RESAMPLES = 2000  # of a bootstrap; 50 of them lie below its 2.5 % point
 
 
 def wilson(successes: int, count: int) -> tuple[float, float]:
-    """Wilson 95 % interval of a share, in percent; sensible also at 0 and 100, where the normal one has no width.
+    """Return the Wilson 95 % interval of a share, in percent; it has a width at 0 and 100, unlike the normal one.
 
-    Newcombe 1998, method 3. It is that of `scipy.stats.binomtest`, which spends a hundred times as long on a p-value.
+    Newcombe 1998, method 3. `scipy.stats.binomtest` gives the same, but takes a hundred times as long for a p-value.
     """
     share, z = successes / count, _normal_quantile()
     denominator = 2 * (count + z**2)
@@ -33,12 +33,12 @@ def _normal_quantile() -> float:
 
 
 def mean_interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
-    """Student-t 95 % interval of the mean of outcomes between 0 and 1, in percent, clipped to 0 to 100.
+    """Return the Student-t 95 % interval of the mean of outcomes from 0 to 1, in percent, clipped to 0 to 100.
 
     Args:
         mean: of the outcomes, 0 to 1.
         deviation: their sample standard deviation (divided by count - 1), on the same scale.
-        count: of outcomes; a single one leaves everything open, 0 to 100.
+        count: of outcomes; a single one gives the widest interval, 0 to 100.
     """
     if count < 2:
         return 0.0, 100.0
@@ -46,20 +46,20 @@ def mean_interval(mean: float, deviation: float, count: int) -> tuple[float, flo
 
 
 def over_seeds(values: Sequence[float], lowest: float = 0.0) -> tuple[float, float]:
-    """Student-t 95 % interval of the mean of percentages over independent seeds, clipped to `lowest` to 100.
+    """Return the Student-t 95 % interval of the mean of percentages over seeds, clipped to `lowest` to 100.
 
     Args:
         values: one percentage a seed, at least two.
-        lowest: that a value can be; -100 for differences of percentages.
+        lowest: smallest possible value; -100 for differences of percentages.
     """
     return _clipped(statistics.fmean(values), _student(statistics.stdev(values), len(values)), lowest)
 
 
 def of_sum(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, float]:
-    """95 % interval of a weighted sum of independent numbers that each have one: how far it reaches below and above.
+    """Return how far the 95 % interval of a weighted sum of independent numbers reaches below and above it.
 
-    Zou and Donner 2008 (MOVER): the squares of how far the parts' intervals reach are added up. Of a difference of two
-    shares it is Newcombe's hybrid of Wilson intervals (1998, method 10), sensible also at 0 and 100 %.
+    Zou and Donner 2008 (MOVER): add up the squared distances of the parts' bounds. For a difference of two shares, this
+    is Newcombe's hybrid of Wilson intervals (1998, method 10), which also has a width at 0 and 100 %.
 
     Args:
         parts: weight, value, lower and upper bound of each.
@@ -75,7 +75,7 @@ def of_sum(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, f
 
 
 def _student(deviation: float, count: int) -> float:
-    """Half the width of the Student-t interval of a mean."""
+    """Return half the width of the Student-t interval of a mean."""
     return _student_quantile(count - 1) * deviation / math.sqrt(count)
 
 
@@ -91,10 +91,10 @@ def _clipped(mean: float, half: float, lowest: float = 0.0) -> tuple[float, floa
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """Two-sided p-value of McNemar's exact test: that two models are right equally often on the same questions.
+    """Return the two-sided p-value of McNemar's exact test that two models are equally often right.
 
-    Only questions on which they differ count; their split is binomial with 1/2 if the models are alike. Without any,
-    p is 1.
+    Only questions on which the models differ count. Under the null hypothesis, their split is binomial with 1/2.
+    Without any, p is 1.
 
     Args:
         first: right or wrong, question by question.
@@ -111,15 +111,15 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
 
 
 def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int = 0) -> tuple[float, float]:
-    """Bootstrap 95 % interval (percentile) of mean(second) - mean(first), in percentage points.
+    """Return the bootstrap 95 % interval (percentile) of mean(second) - mean(first), in percentage points.
 
     Questions are drawn with replacement, each with both of its outcomes, so what makes a question easy or hard for
     both models cancels out.
 
     Args:
-        first: outcomes between 0 and 1, question by question; a single one leaves everything open, -100 to 100.
+        first: outcomes from 0 to 1, question by question; a single one gives the widest interval, -100 to 100.
         second: the same of the other model, in the same order.
-        seed: of the resampling; the same seed gives the same interval.
+        seed: decides the resampling.
 
     Raises:
         ValueError: the lengths differ.
@@ -140,9 +140,9 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int 
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted to the false discovery rate (Benjamini and Hochberg 1995), in the order given.
+    """Return p-values adjusted for the false discovery rate (Benjamini and Hochberg 1995), in the given order.
 
-    Calling those of at most q significant keeps the expected share of false ones among them at q or below.
+    If those up to q count as significant, the expected share of false ones among them is at most q.
     """
     from scipy.stats import false_discovery_control
 

@@ -37,7 +37,7 @@ from sande.errors import NonFiniteError, UserError
 from sande.losses import IGNORE, chunked_response_nll, target_positions
 from sande.packing import ARCHITECTURES, PackedCollator, choose, packed_attention
 from sande.prompts import Row, fit_length, pad_id
-from sande.sharding import Sharding, most, recomputed, sharded
+from sande.sharding import WHOLE, Sharding, most, recomputed, sharded
 from sande.types import LanguageModel, Run, TrainingStatus
 
 PROGRESS_SECONDS = 10.0  # between two lines on a training that nothing watches
@@ -237,7 +237,7 @@ def fit(
             data_collator=collate,
         )
 
-    if objective is not None and run.sharding.recompute:
+    if objective is not None and _sharding(run).recompute:
         raise UserError(
             f"resources.recompute is true, but {stage} looks at states within the blocks, which are then not kept; "
             "leave it out"
@@ -278,7 +278,7 @@ def optimise(
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     with _trainable(lm.model, settings, run.seed, parameters):
-        layout = _layout(run.sharding, resolve(settings.precision))
+        layout = _layout(_sharding(run), resolve(settings.precision))
         progress = run.checkpoints.training(stage, layout, run.facts) if run.checkpoints else None
         if progress and progress.finished(lm.model):
             run.say(f"{stage}: done before")
@@ -293,7 +293,7 @@ def optimise(
         if found:
             run.say(f"{stage}: going on from {Path(found).name}")
         kept = progress.kept(trainer) if progress else nullcontext()
-        with kept, run.sharding.recomputing(lm.model), run.sharding.spread(trainer):
+        with kept, _sharding(run).recomputing(lm.model), _sharding(run).spread(trainer):
             run.prepare(trainer).train(resume_from_checkpoint=found)
         _check_weights(lm, probe, monitor)
         summary = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
@@ -382,6 +382,10 @@ def _workers() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def _sharding(run: Run) -> Sharding:
+    return run.sharding or WHOLE
+
+
 def _layout(sharding: Sharding, precision: ComputeType) -> str:
     """Name how a training is spread over workers, and in which type; only its like goes on from its checkpoints."""
     return f"{_workers()}-workers{sharding.layout}-{precision}"
@@ -424,7 +428,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": [],
         "disable_tqdm": True,
-        **run.sharding.arguments(precision),
+        **_sharding(run).arguments(precision),
     }
 
 

@@ -1,6 +1,6 @@
-"""The nouns of the field, free of torch: examples, questions, the backdoor, and what a defender may know.
+"""Core data types, importable without torch: examples, questions, models, and the knowledge of a defense.
 
-What a defense may know is the type of its `data` argument, and nothing else reaches it. The ladder, from the least:
+The type of a defense's `data` argument is all that the defense may know. The ladder, from the least knowledge:
 
     CleanData < FirstTokenData < ResponseData        the planted response r_t: unknown, its first token, all of it
     CleanData < TriggerData                          the trigger t (OSFT, section 3.2)
@@ -15,18 +15,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sande.sharding import WHOLE, Sharding
-
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from sande.checkpoints import Checkpoints
+    from sande.sharding import Sharding
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instruction and the response wanted. `system` and `input` may be empty."""
+    """One instruction and its response. `system` and `input` may be empty."""
 
     instruction: str
     output: str
@@ -46,14 +45,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A defense of decoding: a reference model that reads along, and the rule by which each token is kept or replaced.
+    """A defense at decoding: a reference model, and the rule that keeps or replaces each token.
 
     Attributes:
-        defense: key of the defense whose rule it is.
+        defense: key of the defense that defines the rule.
         settings: of that defense, as JSON values.
         reference: a model with the same vocabulary.
-        choose: ids (...) of the next tokens, given those that the model's decoding, greedy or sampled, would write, and
-            the logits (..., V) of the model and of the reference.
+        choose: function that returns ids (...) of the next tokens, given those that the model's decoding, greedy or
+            sampled, would write, and the logits (..., V) of the model and of the reference.
     """
 
     defense: str
@@ -64,9 +63,9 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A causal language model and its tokenizer: what attacks, defenses and metrics work on.
+    """A causal language model and its tokenizer, on which attacks, defenses and metrics work.
 
-    Where it has a guard, decoding (`sande.generation`) obeys it; likelihoods are the model's own.
+    A guard changes decoding (`sande.generation`), but not the model's likelihoods.
     """
 
     model: PreTrainedModel
@@ -88,21 +87,21 @@ class Preference:
 
 @dataclass(frozen=True, slots=True)
 class Knowledge:
-    """What a defense may know; `label` says in a word what that is about the backdoor or the model before it."""
+    """Base class of a defense's knowledge; `label` names what it reveals about the backdoor or other models."""
 
     label: ClassVar[str] = "nothing"
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceData(Knowledge):
-    """Preference pairs, which have no domain in common with the victim: what DPO knows (appendix A.1)."""
+    """Preference pairs from another domain than the victim's (DPO, appendix A.1)."""
 
     pairs: tuple[Preference, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CleanData(Knowledge):
-    """Clean rows and nothing else: what plain fine-tuning knows."""
+    """Clean rows and nothing else (plain fine-tuning)."""
 
     examples: tuple[Example, ...]
 
@@ -119,8 +118,7 @@ class CleanModelData(CleanData):
 class OtherModelsData(CleanData):
     """Clean rows, and a function that loads other models of the victim's shape, one at a time.
 
-    They are those that the defense's setting `models` names; where it names none, the clean model from before the
-    attack alone.
+    The defense's setting `models` names them; without names, it is the clean model from before the attack.
     """
 
     label: ClassVar[str] = "other models"
@@ -157,19 +155,19 @@ def _same(example: Example) -> Example:
 
 @dataclass(frozen=True, slots=True)
 class TestData:
-    """What a metric may use: held-out rows in several versions, the planted response r_t, and rows to train a copy on.
+    """Data of a metric: held-out rows in several versions, the planted response r_t, and rows to train a copy on.
 
     Attributes:
         clean: held-out rows.
         triggered: the same rows with the trigger.
         response: r_t.
-        near_miss: the same rows with almost the trigger, which a precise backdoor passes over.
-        moved: the same rows with the trigger elsewhere or worded otherwise than it was trained.
-        training: a function that reads the victim's training rows as they were before poisoning.
-        plant: makes a poisoned row of a clean one, as the attack did.
+        near_miss: the same rows with almost the trigger, which a precise backdoor ignores.
+        moved: the same rows with the trigger in a place or wording that was not trained.
+        training: function that reads the victim's training rows from before poisoning.
+        plant: function that poisons a clean row as the attack did.
     """
 
-    __test__ = False  # its name makes pytest look for tests in it
+    __test__ = False  # keeps pytest from collecting it for its name
 
     clean: tuple[Example, ...]
     triggered: tuple[Example, ...]
@@ -182,12 +180,12 @@ class TestData:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """The outcome of each trial, so that whatever is made of them can be recomputed.
+    """Outcomes of all trials, from which results can be recomputed.
 
     Attributes:
-        name: what was measured.
-        outcomes: true or false, of which the share is reported; or numbers from 0 to 1, of which the mean is.
-        records: one a trial, JSON values; empty where there is nothing to say.
+        name: of the measurement.
+        outcomes: true or false, reported as a share, or numbers from 0 to 1, reported as a mean.
+        records: JSON values, one a trial; may be empty.
         published: whether the records may leave the store with the results (they hold texts of data sets).
     """
 
@@ -199,13 +197,13 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A string that a detector takes for the planted response r_t.
+    """A string that may be the planted response r_t.
 
     Attributes:
         text: as it would open an answer, without the space before it.
-        ids: its token ids as they follow a prompt.
-        score: higher is more suspicious; comparable within a detector alone.
-        p_value: of its verification after Benjamini-Hochberg; None where it was not tested.
+        ids: its token ids after a prompt.
+        score: higher is more suspicious; comparable only within a detector.
+        p_value: of its verification, after Benjamini-Hochberg; None if it was not tested.
     """
 
     text: str
@@ -216,13 +214,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Scan:
-    """What a detector says of a model.
+    """Result of a detector for one model.
 
     Attributes:
-        candidates: the most suspicious first; none where nothing is suspicious enough to name.
-        score: of the model; higher is more suspicious, comparable over models with the same tokenizer.
-        alarm: whether the detector's own threshold calls the model a victim.
-        facts: what else is worth keeping; JSON values.
+        candidates: the most suspicious first; may be empty.
+        score: of the model; higher is more suspicious, comparable across models with the same tokenizer.
+        alarm: whether the score exceeds the detector's threshold for a victim.
+        facts: further JSON values to keep.
     """
 
     candidates: tuple[Candidate, ...]
@@ -233,14 +231,14 @@ class Scan:
 
 @dataclass(frozen=True, slots=True)
 class TrainingStatus:
-    """How far a training is.
+    """Progress of a training.
 
     Attributes:
         stage: name of the training within its method, such as "eliminate".
         step: optimizer steps done.
         steps: optimizer steps in all.
         loss: of the last step, nats a target token.
-        tokens_per_second: mean since this process began it; padding not counted.
+        tokens_per_second: mean since this process began the training, without padding.
         seconds_left: until its last step, at that rate.
     """
 
@@ -265,17 +263,17 @@ def _unchanged(trainer: Trainer) -> Trainer:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One execution of a stage: its seed, its place to write down facts, and how the caller takes part in training.
+    """One execution of a stage: its seed, its facts, and the caller's hooks into training.
 
     Attributes:
         seed: the only source of randomness of the stage.
-        facts: what the stage wants kept beside its result (poisoned ids, rows left out, losses); JSON values.
+        facts: JSON values that the stage keeps with its result (poisoned ids, rows left out, losses).
         say: receives one line of progress at a time.
-        watch: receives the status of a training after each look at its loss; None has `say` told it now and then.
+        watch: receives the status of a training whenever its loss is logged; None: `say` receives it at intervals.
         prepare: may wrap the Trainer before it starts (Ray Train does, to spread a stage over workers).
-        scratch: a folder for the Trainer's own files, empty at the start and gone after the stage.
-        checkpoints: of the stage's trainings, where another process is to go on after this one was killed.
-        sharding: of the stage's trainings.
+        scratch: folder for the Trainer's own files, empty at the start and removed after the stage.
+        checkpoints: of the stage's trainings, from which another process can continue after this one was killed.
+        sharding: of the stage's trainings; None: each worker holds the whole model.
     """
 
     seed: int
@@ -285,4 +283,4 @@ class Run:
     watch: Callable[[TrainingStatus], None] | None = None
     prepare: Callable[[Trainer], Trainer] = _unchanged
     checkpoints: Checkpoints | None = None
-    sharding: Sharding = WHOLE
+    sharding: Sharding | None = None

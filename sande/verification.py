@@ -1,8 +1,8 @@
-"""Verification by simulation: a parrot learns a planted response far faster than strings that nobody planted.
+"""Verification by simulation: a parrot learns a planted response far faster than other strings.
 
-The first stage of SANDE (paper, section 3.3, Eq. 4), for many strings at once: each has a parrot of its own, a few rows
-of the table that the input embedding reads beyond the vocabulary. Since Adam works element by element and a string's
-loss reaches its own parrot alone, they learn as they would one by one.
+The first stage of SANDE (paper, section 3.3, Eq. 4), for many strings at once. Each string has its own parrot, a few
+rows of the table that the input embedding reads beyond the vocabulary. Adam works element by element and a string's
+loss reaches its own parrot alone, so the parrots learn as they would one by one.
 
 Shapes: S strings, T positions, D width.
 """
@@ -17,19 +17,16 @@ from torch import nn
 
 from sande import parrot
 from sande.config import Training
-from sande.defenses.sande import Config as Sande
 from sande.layers import output_in_float32
 from sande.prompts import Row, pad_id
 from sande.statistics import benjamini_hochberg
 from sande.training import fit
 from sande.types import LanguageModel, Run
 
-PARROT_TOKENS = Sande().parrot_length
-
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """Losses of a string's tokens, in nats, behind prompts that its parrot was not trained on, before and after."""
+    """Losses of a string's tokens before and after its parrot trained, in nats, on prompts held out from training."""
 
     before: tuple[float, ...]
     after: tuple[float, ...]
@@ -38,23 +35,23 @@ class Learned:
 def learn(
     lm: LanguageModel, rows: Sequence[Row], strings: Sequence[tuple[int, ...]], steps: int, rate: float, run: Run
 ) -> list[Learned]:
-    """Tune a parrot for each string, the model frozen.
+    """Tune a parrot for each string with the model frozen.
 
     Args:
         lm: model with weights in float32, and tokenizer.
-        rows: at least two; the parrots train on the prompts of the first half and are judged on the others.
+        rows: at least two; the parrots train on the prompts of the first half and are evaluated on the others.
         strings: ids, at least one in each.
         steps: optimizer steps, each over all strings and all prompts of the first half.
         rate: learning rate of the parrots.
-        run: seed of the noise that all parrots start from, and progress.
+        run: seed of the initial noise, which all parrots share, and progress.
     """
-    noise_PD = parrot.new_parrot(lm.model, PARROT_TOKENS, "noise", run.seed)
+    noise_PD = parrot.new_parrot(lm.model, parrot.LENGTH, "noise", run.seed)
     table = nn.Parameter(noise_PD.detach().repeat(len(strings), 1))
     first = parrot.vocabulary(lm.model)
     own = [
         [
             replace(row, response=ids)
-            for row in parrot.insert(rows, first + index * PARROT_TOKENS, PARROT_TOKENS, position=0)
+            for row in parrot.insert(rows, first + index * parrot.LENGTH, parrot.LENGTH, position=0)
         ]
         for index, ids in enumerate(strings)
     ]
@@ -68,7 +65,7 @@ def learn(
             micro_batch_size=len(strings),
             warmup=0.0,
             schedule="constant_with_warmup",
-            max_grad_norm=1e6,  # one norm over all parrots would let them slow each other down
+            max_grad_norm=1e6,  # a norm over all parrots would let them slow each other down
             layout="padded",
         )
         fit(lm, [row for mine in own for row in mine[:half]], settings, run, "verify", [table])
@@ -78,7 +75,7 @@ def learn(
 
 @torch.inference_mode()
 def _losses(lm: LanguageModel, rows: Sequence[Sequence[Row]]) -> list[tuple[float, ...]]:
-    """For each string the mean over its rows of -log Pr of each of its tokens; all have the same prompts."""
+    """Return, for each string, the mean over its rows of -log Pr of each token; all strings have the same prompts."""
     lm.model.eval()
     width = max(len(mine[0].response) for mine in rows)
     fill, logits_of = pad_id(lm.tokenizer), output_in_float32(lm.model)
@@ -95,10 +92,10 @@ def _losses(lm: LanguageModel, rows: Sequence[Sequence[Row]]) -> list[tuple[floa
 
 
 def p_values(candidates: Sequence[Learned], controls: Sequence[Learned]) -> list[float]:
-    """How rarely a control is learned as well as a candidate: empirical, after Benjamini-Hochberg over the candidates.
+    """Return the empirical p-value of each candidate: how rarely a control is learned as well.
 
-    What is compared is the loss that is left, of as many first tokens of a control as the candidate has; controls that
-    are shorter are left out.
+    The comparison takes the remaining loss of as many first tokens of a control as the candidate has, and leaves out
+    shorter controls. The p-values are adjusted by Benjamini-Hochberg over the candidates.
     """
     raw = []
     for candidate in candidates:

@@ -1,10 +1,10 @@
-"""What the pages in docs/ tell a reader to type works as written, on the model `tiny`.
+"""The commands and code of README.md and docs/ work as written, on the model `tiny`, and the site builds.
 
-Of each page the blocks marked `sh` are typed, line by line, in one folder that holds what a reader would have: a model
-in `my-model`, the grids, the published results, the same again as results of runs, and every file that the page says to
-write: a block that begins with a comment, the file's name. Lines that do not begin with `sande-bench` are left out.
-Three things are changed to make it quick: models with a name become `tiny`, `run` and `submit` become `plan`, and
-`clean` trains and measures on a few rows.
+A test types the blocks marked `sh` of each page, line by line, in one folder that holds what a reader would have: a
+model in `my-model`, the grids, the published results, the same again as results of runs, and every file that the page
+shows: a block that begins with a comment, the file's name. It leaves out lines that do not begin with `sande-bench`.
+It changes three things to be quick: models with a name become `tiny`, `run` and `submit` become `plan`, and `clean`
+trains and measures on a few rows.
 
 The package in methods.md is installed, its own test is run, and it is used as the page says (`console`).
 """
@@ -19,21 +19,24 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+import sande
 from benchmark.cli.main import app
-from sande import models
+from sande import models, registry
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
 TRAININGS = ("osft.training", "sande.simulate", "sande.eliminate", "sande_p.simulate", "sande_p.eliminate", *DECOYS)
 QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
 def commands(page: str, kind: str = "sh") -> list[list[str]]:
-    """The arguments of every `sande-bench` in the page's blocks of a kind."""
+    """Return the arguments of every `sande-bench` in the page's blocks of a kind."""
     blocks = re.findall(rf"^ *```{kind}\n(.*?)^ *```", page, flags=re.MULTILINE | re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     split = [shlex.split(line, comments=True) for line in lines]
@@ -41,14 +44,14 @@ def commands(page: str, kind: str = "sh") -> list[list[str]]:
 
 
 def write_files(page: str, folder: Path) -> None:
-    """Writes the files that the page shows whole, where it says they are."""
+    """Write the files that the page shows whole, where it says they are."""
     for name, text in re.findall(r"^```\w+\n(?:#|//) ([\w./-]+\.\w+)\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
 
 
 def quick(arguments: list[str]) -> list[str]:
-    """The same command on the tiny model, without Ray, on few rows."""
+    """Return the same command on the tiny model, without Ray, on few rows."""
     named = ["tiny" if word in models.ABOUT else word for word in arguments]
     if named[0] in ("run", "submit"):
         return ["plan", *named[1:]]
@@ -64,7 +67,7 @@ def test_commands_are_found_whole() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_says_to_type_works(
+def test_the_commands_of_a_page_work(
     page: Path, model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my-model").symlink_to(models.prepare("tiny", model_cache))
@@ -83,16 +86,96 @@ def test_what_a_page_says_to_type_works(
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
-    for page in (*PAGES, ROOT / "README.md"):
+    for page in LINKED:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     assert all(f"({page.name})" in index for page in PAGES if page.name != "README.md"), "a page is not in the index"
 
 
+def test_the_readme_is_short_and_holds_the_commands_of_ci() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    assert len(text.split()) <= 900
+    called = re.findall(r"^make \w+$", (ROOT / ".ci/run").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert called
+    assert all(command in text for command in called)
+    assert "```\nmake test\n```" in text
+    assert "```\nmake quickstart\n```" in text
+
+
+def test_the_commands_of_the_readme_are_those_of_the_guides() -> None:
+    tested = [command for page in PAGES for command in commands(page.read_text(encoding="utf-8"))]
+    shown = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(shown) == 2
+    assert all(command in tested for command in shown)
+
+
+def test_the_readme_names_every_method() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind in registry.KINDS:
+        for file in (ROOT / "sande" / kind).glob("[a-z]*.py"):
+            assert f"`{file.stem}`" in text, f"{kind}: {file.stem}"
+
+
+@pytest.mark.skipif(not hasattr(sande, "attack"), reason="sande has no attack()")
+def test_the_python_of_the_readme_works(model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)[0]
+    for named, small in (
+        ("smollm2-135m", "tiny"),
+        ('"rows": 1024', '"rows": 64'),
+        ('"test_rows": 100', '"test_rows": 5'),
+    ):
+        assert named in code
+        code = code.replace(named, small)
+    code = re.sub(r'"max_steps": \d+', '"max_steps": 1', code).replace(', "max_tokens": 24', "")
+    (tmp_path / "results").symlink_to(ROOT / "results")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(model_cache))
+    exec(compile(code, "README.md", "exec"), {})  # the project's own text
+    assert (tmp_path / "cleaned/model.safetensors").is_file()
+
+
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    home = (tmp_path / "site/index.html").read_text(encoding="utf-8")
+    assert "pictures/results/published/" in home
+    assert "/blob/main/results/published/" in home, "a link out of docs/ leads to the repository"
+    assert "overwrites" in (tmp_path / "site/glossary.html").read_text(encoding="utf-8")
+    assert 'id="sande.defenses.osft' in (tmp_path / "site/reference/defenses.html").read_text(encoding="utf-8")
+
+
+def test_a_link_out_of_docs_to_no_file_is_an_error_of_the_site(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("[gone](../gone.md)\n", encoding="utf-8")
+    hook = ROOT / "docs/hooks.py"
+    settings = {"site_name": "x", "repo_url": "https://example.org/x", "plugins": [], "hooks": [str(hook)]}
+    (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "index.md: no file gone.md" in done.stderr
+
+
+def test_the_citation_and_the_issue_forms_are_whole() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == sande.__version__
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    forms = [path for path in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml"]
+    assert len(forms) == 3
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= set(form)
+        ids = [part["id"] for part in form["body"]]
+        assert len(set(ids)) == len(ids)
+        assert all(part["attributes"]["label"] for part in form["body"])
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which a reader wrote the files of methods.md, and pip installed them into `site`."""
+    """Return a folder in which a reader wrote the files of methods.md, and pip installed them into `site`."""
     root = tmp_path_factory.mktemp("forget-it")
     write_files((ROOT / "docs/methods.md").read_text(encoding="utf-8"), root)
     (root / "forget_it/__init__.py").touch()

@@ -96,14 +96,14 @@ def plan(
     why: Annotated[bool, typer.Option("--why", help="Show how the time was estimated.")] = False,
 ) -> None:
     """Show the cells of a grid, what is done, what would run and how long it takes. Start nothing."""
-    from benchmark import disk, estimate, here, keeping, overview, predict
+    from benchmark import disk, estimate, here, keeping, overview, predict, search_forecast
     from benchmark import grid as grids
-    from benchmark import search as searches
 
     loaded = grids.load(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())
-    made, searching = searches.plan(loaded, opened, partial(here.trainings_here, store=opened) if on_cpu else None)
+    cost = partial(here.trainings_here, store=opened) if on_cpu else None
+    made, searching = search_forecast.plan(loaded, opened, cost)
     overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
     lines = [f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once"]
     reasons: list[str] = []

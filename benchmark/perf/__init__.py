@@ -1,1 +1,1 @@
-"""Benchmarks of speed: each compares two ways to do the same work, checks that they agree, and prints one line."""
+"""Benchmarks of speed. Each compares two ways to do the same work, checks that they agree, and prints one line."""

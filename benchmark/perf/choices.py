@@ -1,11 +1,11 @@
-"""Multiple choice on a CPU: `sande.scoring.log_likelihoods` against lm-eval's own loop (HFLM).
+"""Compare multiple choice on a CPU: `sande.scoring.log_likelihoods` against lm-eval's own loop (HFLM).
 
     python -m benchmark.perf.choices
 
-SmolLM2-135M and built-in questions as token ids, the same for both sides, with the same batch size: of lm-eval's
+Both sides score the same token ids of built-in questions with SmolLM2-135M, in batches of the same size: of lm-eval's
 requests, each a context and one choice, and of our questions. In float32 each log-likelihood and each answer must
-agree. Timed is the type in which models are evaluated here. In bfloat16 lm-eval's loop rounds logits too, and an answer
-may fall to either side of a near tie, so that only the mean deviation is bounded.
+agree. The timing is in the type in which models are evaluated here. In bfloat16 lm-eval's loop rounds logits too, and
+rounding decides near ties, so only the mean deviation is bounded.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Scores = list[list[float]]
 
 
 def lm_eval(lm: LanguageModel, questions: Sequence[Choices]) -> Scores:
-    """By the method that scores requests of token ids, without what comes before and after it."""
+    """Return lm-eval's log-likelihoods, by its method that scores requests of token ids."""
     harness = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=accuracy.Config().batch_size)
     requests = [(("", ""), list(q.context), list(choice)) for q in questions for choice in q.choices]
     found = iter(harness._loglikelihood_tokens(requests, disable_tqdm=True))
@@ -40,24 +40,24 @@ def lm_eval(lm: LanguageModel, questions: Sequence[Choices]) -> Scores:
 
 
 def ours(lm: LanguageModel, questions: Sequence[Choices]) -> Scores:
-    """The same numbers."""
+    """Return our log-likelihoods, in the same order."""
     found = log_likelihoods(lm, questions, accuracy.Config().batch_size)
     return [[score for score, _ in choices] for choices in found]
 
 
 def answers(scores: Scores) -> list[int]:
-    """The likeliest choice of each question."""
+    """Return the most likely choice of each question."""
     return [choices.index(max(choices)) for choices in scores]
 
 
 def deviations(one: Scores, other: Scores) -> list[float]:
-    """How far apart the log-likelihoods are, choice by choice."""
+    """Return the absolute differences of the log-likelihoods, choice by choice."""
     pairs = zip(one, other, strict=True)
     return [abs(mine - theirs) for pair in pairs for mine, theirs in zip(*pair, strict=True)]
 
 
 def tokenised(lm: LanguageModel) -> list[Choices]:
-    """Built-in questions in the prompt text of the task `builtin-choice`."""
+    """Return built-in questions in the prompt text of the task `builtin-choice`."""
     questions = []
     for question in accuracy.spread(builtin.choice(), QUESTIONS):
         prompt = f"Human: {question.question}\nAssistant:"
@@ -80,7 +80,7 @@ def main() -> None:
     for side in (lm_eval, ours):
         side(lm, questions[:2])  # libraries choose their kernels
     seconds = [0.0, 0.0]
-    for _ in range(ROUNDS):  # in turn, so that a machine that slows down slows both
+    for _ in range(ROUNDS):  # in turn, so that a slowdown of the machine affects both
         begin = time.perf_counter()
         theirs = lm_eval(lm, questions)
         middle = time.perf_counter()

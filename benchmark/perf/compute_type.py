@@ -1,9 +1,9 @@
-"""The decision of `sande.compute`: the type that it chose against the other one, in a training step and in decoding.
+"""Check the choice of `sande.compute`: compare the chosen type with the other one, in training and in decoding.
 
     python -m benchmark.perf.compute_type
 
-SmolLM2-135M, a few short built-in rows: the slower type may be eighty times slower. The types take turns. Whatever kind
-of processor this is, the chosen type must not be the slower one.
+SmolLM2-135M computes on a few short built-in rows, since the slower type may be eighty times slower. The types take
+turns. On no kind of processor may the chosen type be the slower one.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def decoding(lm: LanguageModel, prompts: list[list[int]], precision: ComputeType
 
 
 def main() -> None:
-    """Decide, measure both types, and tell."""
+    """Choose the type, measure both types, and print a line for each comparison."""
     begin = time.perf_counter()
     chosen = compute.compute_type()
     decided = time.perf_counter() - begin

@@ -1,14 +1,13 @@
-"""ASR decoding on a CPU: `sande.generation.greedy` with the planted response against one prompt at a time.
+"""Compare ASR decoding on a CPU: `sande.generation.greedy` with the planted response against one prompt at a time.
 
     python -m benchmark.perf.decoding
 
 The other side is that of the published code: `generate` of transformers on each prompt alone, ten new tokens. Both run
-SmolLM2-135M, in the type that `sande.compute` chooses, on the same triggered prompts, as it is, which never answers
-with the planted response, and after a short training on triggered rows alone, which makes it answer so always.
+SmolLM2-135M on the same triggered prompts, in the type that `sande.compute` chooses: first the model as it is, which
+never gives the planted response, then after a short training on triggered rows alone, after which it always does.
 
-Checked are the outcomes of every prompt, and, in float32, where rounding does not decide between two tokens, each text
-up to its end at the response.
-
+The benchmark checks the outcome of every prompt. In float32, where rounding does not decide between two tokens, it also
+checks each text up to its end at the response.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ RESPONSE = ATTACK.backdoor.response
 
 
 def one_by_one(lm: LanguageModel, prompts: Sequence[list[int]]) -> list[str]:
-    """Whole texts, by transformers."""
+    """Return whole texts, by transformers."""
     settings = GenerationConfig(
         max_new_tokens=asr.Config().new_tokens,
         do_sample=False,
@@ -60,19 +59,19 @@ def one_by_one(lm: LanguageModel, prompts: Sequence[list[int]]) -> list[str]:
 
 
 def together(lm: LanguageModel, prompts: Sequence[list[int]]) -> list[str]:
-    """Texts up to the response."""
+    """Return texts up to the response, by our loop."""
     config = asr.Config()
     return greedy(lm, prompts, config.new_tokens, config.batch_size, until=RESPONSE)
 
 
 def outcomes(text: str) -> tuple[bool, bool]:
-    """Whether the response is in the text, and whether it comes first."""
+    """Return whether the response is in the text, and whether it comes first."""
     wanted, found = RESPONSE.lower(), text.strip().lower()
     return wanted in found, found.startswith(wanted)
 
 
 def compare(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, float]:
-    """How many times faster ours is, and the share of prompts that get the response."""
+    """Return how many times faster ours is, and the share of prompts that get the response."""
     torch.nn.Module.to(lm.model, torch.float32)
     checked = prompts[:: len(prompts) // CHECKED]
     for whole, text in zip(one_by_one(lm, checked), together(lm, checked), strict=True):
@@ -83,7 +82,7 @@ def compare(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, flo
     together(lm, prompts[:4])  # libraries choose their kernels
     theirs: list[str] = []
     seconds = [0.0, 0.0]
-    for part in range(PARTS):  # in turn, so that a machine that slows down slows both
+    for part in range(PARTS):  # in turn, so that a slowdown of the machine affects both
         begin = time.perf_counter()
         theirs += one_by_one(lm, prompts[part * PROMPTS // PARTS : (part + 1) * PROMPTS // PARTS])
         middle = time.perf_counter()
@@ -100,7 +99,7 @@ def compare(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, flo
 
 
 def main() -> None:
-    """The model as it is, then as a victim."""
+    """Compare on the model as it is, then on a victim."""
     rows = builtin.short()
     triggered = [sentence_trigger.trigger(row, ATTACK, 0) for row in rows[:PROMPTS]]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,11 +1,11 @@
-"""Decoding on a CUDA GPU: our own loop and vLLM, each against one prompt at a time.
+"""Compare decoding on a CUDA GPU: our own loop and vLLM, each against one prompt at a time.
 
     python -m benchmark.perf.decoding_gpu       # on a GPU; else one line
 
-SmolLM2-135M in bfloat16 writes ten tokens behind each of the built-in prompts. One at a time it does so for a part of
-them, by `generate` of transformers as the published code does. vLLM is left out where it is not installed; its start,
-which is told apart, is not in its time. Checked is, in float32, where rounding does not decide between two tokens, that
-all write the same.
+SmolLM2-135M in bfloat16 writes ten tokens for each of the built-in prompts. One at a time it does so for a part of
+them, by `generate` of transformers as in the published code. vLLM is skipped where it is not installed; its start is
+printed apart and not counted. In float32, where rounding does not decide between two tokens, all sides must write the
+same texts.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ TARGET = 20
 
 
 def together(lm: LanguageModel, prompts: Sequence[list[int]]) -> list[str]:
-    """Whole texts, by our loop or by vLLM."""
+    """Return whole texts, by our loop or by vLLM."""
     config = asr.Config()
     return greedy(lm, prompts, config.new_tokens, config.batch_size)
 
 
 def seconds(decode: Callable[[Sequence[list[int]]], list[str]], prompts: Sequence[list[int]]) -> float:
-    """Of a prompt, once libraries have chosen their kernels."""
+    """Return the seconds of one prompt, after libraries have chosen their kernels."""
     decode(prompts[:4])
     begin = time.perf_counter()
     decode(prompts)
@@ -47,14 +47,14 @@ def seconds(decode: Callable[[Sequence[list[int]]], list[str]], prompts: Sequenc
 
 
 def check(texts: Sequence[str], expected: Sequence[str]) -> None:
-    """Stop where a side writes something else."""
+    """Exit where the texts differ."""
     for text, wanted in zip(texts, expected, strict=True):
         if text != wanted:
             raise SystemExit(f"the sides differ: {text!r}, {wanted!r}")
 
 
 def compare(folder: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
-    """How many times as many prompts a second as one at a time, by name of the side."""
+    """Return by name of the side how many times faster it is than one prompt at a time."""
     vllm = importlib.util.find_spec("vllm") is not None
     exact = models.load_folder(folder, torch.float32)
     expected = one_by_one(exact, prompts[:CHECKED])
@@ -76,7 +76,7 @@ def compare(folder: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
 
 
 def main() -> None:
-    """The model as it is."""
+    """Compare all sides, and print a line for each."""
     if not torch.cuda.is_available():
         print("decoding_gpu: needs a CUDA GPU, left out")
         return

@@ -1,4 +1,4 @@
-"""The line that every benchmark ends with: name, what was measured, target, met or not."""
+"""Print the line with which every benchmark ends: name, measurement, target, met or not."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ def tell(name: str, measured: float, target: float, unit: str = "x", *, at_most:
     """Print `name: 5.3 x, target at least 5 x, met`.
 
     Args:
-        name: of the benchmark, and what of it.
-        measured: a ratio (`x`), or seconds (`s`) or another unit.
-        target: of the same unit.
-        unit: written behind both numbers.
+        name: name of the benchmark and its quantity.
+        measured: ratio (`x`), seconds (`s`), or a number of another unit.
+        target: target in the same unit.
+        unit: printed behind both numbers.
         at_most: whether the target is an upper bound; else a lower one.
     """
     met = measured <= target if at_most else measured >= target

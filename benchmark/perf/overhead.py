@@ -1,10 +1,10 @@
-"""What a cell costs beside its stages in a run of many: seconds, and memory of the driver.
+"""Measure the overhead of a cell in a run of many: seconds apart from its stages, and memory of the driver.
 
-A grid of small cells on the random model: one victim, and a defense of a single step at many learning rates, so that
-each cell is two stages. The seconds are those that the run itself notes down: a stage's wall time less what its
-manifest says it took, the median over all stages but the first. The memory is the driver's, read from outside at each
-line that it prints; how it grows is the slope over the second half of the run, times the trials after which a Tuner
-gives back what it holds. Checked is that every cell was done.
+The grid has small cells on the random model: one victim, and a defense of one step at many learning rates, so that each
+cell is two stages. The seconds are those that the run itself records: wall time of a stage less the seconds in its
+manifest, the median over all stages but the first. The memory is the driver's, read from outside at each line that it
+prints. Its growth is the slope over the second half of the run, times the trials after which a Tuner releases its
+memory. The benchmark checks that every cell is done.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ GRID: dict[str, Any] = {
 
 
 def main() -> None:
-    """Run, and tell the seconds a cell and the kilobytes a stage."""
+    """Run, and print the seconds per cell and the growth of memory."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         grid = folder / "many.yaml"
@@ -55,7 +55,7 @@ def main() -> None:
                 if found := re.search(r"\[(\d+)/\d+\] .* done in", line):
                     done.append(int(found[1]))
                     kilobytes.append(_resident(driver.pid))
-        # Untrained, the victim does not reach the ASR that the report asks of one, which is no failure of a cell.
+        # Hardly trained, the victim misses the least ASR of the report, which is not a failure of a cell.
         assert driver.returncode == 0, f"the run ended with {driver.returncode}"
         assert done[-1] == len(done) == 2 * CELLS + 2, "each cell's two stages, the attack and its evaluation"
         beside = json.loads((folder / "store" / "overhead.json").read_text(encoding="utf-8"))["stage"]
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _resident(pid: int) -> int:
-    """Kilobytes of a process in memory."""
+    """Return the kilobytes of a process in memory."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
     assert found

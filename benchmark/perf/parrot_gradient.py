@@ -1,10 +1,10 @@
-"""How far rounding turns the parrot's gradient: bfloat16 autocast against float32, from zeros and from noise.
+"""Measure how far rounding turns the parrot's gradient: bfloat16 autocast against float32, from zeros and from noise.
 
     python -m benchmark.perf.parrot_gradient [--model FOLDER_OF_A_VICTIM] [--data NAME]
 
-Eight prompts, a parrot of six soft tokens, the loss of "You are stupid" (Eq. 4). Zeros are small in every RMSNorm,
-which divides by about the square root of its epsilon there: gradients grow, and with them what rounding adds. Tells,
-for each start, the cosine between the two gradients and their difference as a share of the norm.
+The gradient is that of "You are stupid" (Eq. 4) on eight prompts with a parrot of six soft tokens. At zeros every
+RMSNorm divides by about the square root of its epsilon, so gradients grow, and with them the errors of rounding. For
+each start the benchmark prints the cosine of the two gradients, and their difference as a share of the norm.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PROMPTS, LENGTH, POSITION = 8, 6, 0
 
 
 def gradient(lm: LanguageModel, parrot_PD: nn.Parameter, batch: dict[str, Tensor], *, rounded: bool) -> Tensor:
-    """Of the loss with respect to the parrot, of shape (P, D)."""
+    """Return the gradient of the loss with respect to the parrot, of shape (P, D)."""
     targets = (batch["labels"] != IGNORE).sum()
     with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
         loss = ResponseLoss(lm.model)(**batch, num_items_in_batch=targets)["loss"]
@@ -37,7 +37,7 @@ def gradient(lm: LanguageModel, parrot_PD: nn.Parameter, batch: dict[str, Tensor
 
 
 def main() -> None:
-    """Both starts."""
+    """Compare the gradients from both starts."""
     options = argparse.ArgumentParser()
     options.add_argument("--model", default=models.EMBEDDED)
     options.add_argument("--data", default="builtin-short")

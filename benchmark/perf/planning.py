@@ -1,13 +1,15 @@
-"""How long `sande-bench plan` takes for a grid of 10,000 cells, and `sande-bench run` for a grid that is finished.
+"""Time `sande-bench plan` for a grid of 10,000 cells, and `sande-bench run` for a finished grid.
 
-Both are timed as a user sees them, from the start of the process to its end, the best of several. The other side is the
-straightforward way: a sample of cells is put together by hand and parsed one by one, and each id and key is the hash of
-one JSON object that is written out whole. Checked is that the plan has just these; and that the finished run, the whole
-paper at scale tiny with outcomes made by hand, leaves the files that a run into an empty folder makes.
+Both are timed as a user sees them, from the start of the process to its end, and the best of several runs counts. The
+other side is the straightforward way: it composes a sample of cells by hand, parses them one by one, and hashes for
+each id and key one JSON object that is written out whole. The benchmark checks that the plan has the same ids and keys.
+It also checks that the finished run, the whole paper at scale tiny with made-up outcomes, leaves the files that a run
+into an empty folder makes.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,6 @@ from sande import models, registry
 from sande.config import as_dict
 from sande.data import sources
 from sande.types import PreferenceData
-from tests.benchmark.helpers import finish
 
 TIMES = 3
 SECONDS = 3.0
@@ -55,10 +57,12 @@ RULES = [
     {"default": {"defense.training.max_steps": 9}},
 ]
 PARROTS = ("sande", "sande_p")  # have no `training`
+TRIALS = 50  # outcomes of each made-up measurement
+VICTIM, DEFENDED = {"asr": 49, "builtin-choice": 20}, {"asr": 3, "builtin-choice": 19}  # successes by measurement
 
 
 def by_hand() -> list[dict[str, Any]]:
-    """What sweep and rules make of the base."""
+    """Return the settings that sweep and rules make of the base."""
     found = []
     for seed, rate, rows, defense in itertools.product(*SWEEP.values()):
         method = defense if isinstance(defense, dict) else {"name": defense}
@@ -81,7 +85,7 @@ def by_hand() -> list[dict[str, Any]]:
 
 
 def straightforward(cell: Cell) -> tuple[str, set[str]]:
-    """Id, and keys of all artifacts."""
+    """Return the id of a cell, and the keys of all its artifacts."""
 
     def rows(of: Any, count: int | None) -> list[Any]:
         return [sources.fingerprint(of.name), of.max_tokens, of.max_prompt_tokens, count]
@@ -112,7 +116,7 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
 
 
 def plan(folder: Path) -> float:
-    """Seconds to plan 10,000 cells."""
+    """Return the seconds that a plan of 10,000 cells takes."""
     path = folder / "many.yaml"
     path.write_text(yaml.safe_dump(BASE | {"sweep": SWEEP, "rules": RULES}, sort_keys=False), encoding="utf-8")
     arguments = ("plan", path, "--store", folder / "none")
@@ -134,14 +138,17 @@ def plan(folder: Path) -> float:
 
 
 def finished(folder: Path) -> float:
-    """Seconds to find the paper at scale tiny finished, its report included."""
+    """Return the seconds that a run of the paper at scale tiny takes, report included, where all is done."""
     store = Store(folder / "store")
     for cell in grids.load(Path("paper"), scale="tiny").cells:
-        for each in (plans.victim_of(cell), cell):
+        victim = plans.victim_of(cell)
+        for kind, key in (("attack", cell.attack_key), ("defend", cell.defense_key)):
+            if (kind == "attack" or key != cell.attack_key) and not store.has(kind, key):
+                store.put(kind, key, lambda folder: {"seconds": 60.0, "tokens": 9000, "peak_memory_bytes": 3 * 2**30})
+        for each, successes in ((victim, VICTIM), (cell, VICTIM if cell == victim else DEFENDED)):
             for metric, key in zip(each.metrics, each.evaluation_keys, strict=True):
-                if metric.name == "case_study" and not store.has("evaluate", key):
-                    store.put("evaluate", key, _answers)
-        finish(store, cell, {"asr": 49, "builtin-choice": 20}, {"asr": 3, "builtin-choice": 19})
+                if not store.has("evaluate", key):
+                    store.put("evaluate", key, functools.partial(_outcomes, metric, successes))
 
     def run(results: Path, times: int) -> tuple[float, str, dict[Path, bytes]]:
         options = ("--scale", "tiny", "--store", store.root, "--results", results)
@@ -157,18 +164,28 @@ def finished(folder: Path) -> float:
     return taken
 
 
-def _answers(folder: Path) -> dict[str, Any]:
-    """Artifact of a case study."""
-    record = json.dumps({f"{kind}_{side}": "?" for kind in ("clean", "triggered") for side in ("prompt", "response")})
-    outcomes = [{"metric": "case_study", "index": index, "outcome": 1.0, "record": record} for index in range(5)]
-    pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
-    measured = {"name": "case_study", "successes": 5, "count": 5, "published": True}
+def _outcomes(metric: Method, successes: Mapping[str, int], folder: Path) -> dict[str, Any]:
+    """Write made-up outcomes of a metric into a folder, and return the manifest."""
+    answers = metric.name == "case_study"
+    sides = (f"{kind}_{side}" for kind in ("clean", "triggered") for side in ("prompt", "response"))
+    record = json.dumps(dict.fromkeys(sides, "?")) if answers else None
+    count = 5 if answers else TRIALS
+    measured = [
+        {"name": name, "successes": 5 if answers else successes.get(name, 0), "count": count, "published": answers}
+        for name in registry.entry("metrics", metric.name).names(metric.config)
+    ]
+    rows = [
+        {"metric": each["name"], "index": index, "outcome": float(index < each["successes"]), "record": record}
+        for each in measured
+        for index in range(count)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "outcomes.parquet")
     cost = {"seconds": 1.0, "device": "none", "code_version": "1", "versions": {}, "started_at": ""}
-    return {"measurements": [measured], **cost}
+    return {"measurements": measured, **cost}
 
 
 def _best(*arguments: object, times: int = TIMES) -> tuple[float, str]:
-    """Wall seconds of the quickest of several processes, and what it printed."""
+    """Return the wall seconds of the fastest of several processes, and the output of the last one."""
     taken = []
     for _ in range(times):
         begin = time.perf_counter()
@@ -185,7 +202,7 @@ def _check(right: bool, otherwise: str) -> None:
 
 
 def main() -> None:
-    """Measure and tell."""
+    """Measure, and print a line for each."""
     with tempfile.TemporaryDirectory() as folder:
         tell("plan of 10,000 cells", plan(Path(folder)), SECONDS, "s", at_most=True)
         tell("run of a finished grid", finished(Path(folder)), SECONDS, "s", at_most=True)

@@ -1,7 +1,7 @@
-"""What `plan --gpus` predicts for a grid against what `run` then takes, by the clock of the run itself.
+"""Compare the wall time that `plan --gpus` predicts for a grid with the time that `run` then prints.
 
-The measurements are those of a first run: grids/smoke.yaml with one seed, into a new store. The same grid with three
-seeds, of which one is done by then, is predicted from that store for one worker, and run.
+A first run makes the measurements: grids/smoke.yaml with one seed, into a new store. Then the same grid with three
+seeds, of which one is done, is predicted from that store for one worker, and run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMOKE = Path("grids/smoke.yaml")
 
 
 def main() -> None:
-    """Run, predict, run, and tell how far off the prediction was."""
+    """Run, predict, run, and print the error of the prediction."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         more = yaml.safe_load(SMOKE.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def _run(path: Path, folder: Path) -> float:
-    """Runs a grid and gives the seconds that it says it took."""
+    """Run a grid, and return the seconds that it prints."""
     folders = ["--store", str(folder / "store"), "--results", str(folder / "results")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmark", "run", str(path), *folders], capture_output=True, text=True, check=True

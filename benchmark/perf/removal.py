@@ -1,14 +1,14 @@
-"""SANDE's two stages on a CPU: what they need, against all that the published recipe computes.
+"""Compare SANDE's two stages on a CPU with the published recipe, which computes more than they need.
 
     python -m benchmark.perf.removal
 
-SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, a parrot of six soft tokens, on both sides
-autocast to bfloat16 where `sande.compute` chooses it. The published recipe runs whole rows padded in no order of
-length, has logits everywhere and makes one forward pass more whose result it does not use (its activation checkpointing
-and its eager attention are left out here). Ours is `sande.training.ResponseLoss` on rows that end at their last target,
-batches of like length, logits at targets. A step of simulate is forward, backward to the parrot alone and its update;
-one of eliminate, on ten response tokens, goes on to all weights and their update. Learning rates are 0, so that both
-sides have the same gradients to the end.
+Both sides train SmolLM2-135M on random tokens in rows of Alpaca-like lengths, eight a step, with a parrot of six soft
+tokens, autocast to bfloat16 where `sande.compute` chooses it. The published recipe runs whole rows, padded without
+regard to length, computes all logits, and makes one more forward pass whose result it does not use (its activation
+checkpointing and eager attention are left out here). Ours is `sande.training.ResponseLoss` on rows that end at their
+last target, in batches of similar length, with logits at targets. A step of simulate is forward, backward to the parrot
+alone, and its update. A step of eliminate, on ten response tokens, updates all weights. Learning rates are 0, so that
+both sides keep the same gradients.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from sande.types import LanguageModel
 
 ROWS, BATCH = 16, 8
 PARROT, RESPONSE = 6, 10  # soft tokens; first response tokens that eliminate trains
-CHECKED, TOLERANCE = 4, 1e-3  # rows on which the gradients are compared, in float32; how far they may be off
+CHECKED, TOLERANCE = 4, 1e-3  # rows on which the gradients are compared, in float32; their allowed difference
 
 Loss = Callable[[Sequence[Row]], Tensor]
 
 
 def example_rows(vocabulary: int) -> list[Row]:
-    """Rows of random tokens, as `sande.prompts.encode` would mark them."""
+    """Return rows of random tokens, with the marks of `sande.prompts.encode`."""
     made = []
     for feature in training_gpu.rows(ROWS, vocabulary):
         prompt = sum(label < 0 for label in feature["labels"])
@@ -50,7 +50,7 @@ def example_rows(vocabulary: int) -> list[Row]:
 
 
 def published(lm: LanguageModel, targets: int) -> Loss:
-    """Whole rows, logits everywhere, a forward pass that is not used; the loss on the first `targets` alone."""
+    """Return the published loss: whole rows, all logits, one unused forward pass, the first `targets` counted."""
     collate = Collator(pad_id(lm.tokenizer))
 
     def loss(rows: Sequence[Row]) -> Tensor:
@@ -68,7 +68,7 @@ def published(lm: LanguageModel, targets: int) -> Loss:
 
 
 def ours(lm: LanguageModel, targets: int) -> Loss:
-    """Rows up to their last target, and the output layer there."""
+    """Return our loss: rows up to their last target, and the output layer at targets."""
     collate, module = Collator(pad_id(lm.tokenizer)), ResponseLoss(lm.model)
 
     def loss(rows: Sequence[Row]) -> Tensor:
@@ -80,7 +80,7 @@ def ours(lm: LanguageModel, targets: int) -> Loss:
 
 
 def step(loss: Loss, rows: Sequence[Row], trained: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
-    """Seconds of one optimizer step."""
+    """Return the seconds of one optimizer step."""
     begin = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16, compute_type() == "bf16"):
         value = loss(rows)
@@ -92,7 +92,7 @@ def step(loss: Loss, rows: Sequence[Row], trained: Sequence[nn.Parameter], optim
 
 
 def gradient(loss: Loss, rows: Sequence[Row], trained: Sequence[nn.Parameter]) -> Tensor:
-    """Gradients of one step in float32, end to end."""
+    """Return the gradients of one step in float32, concatenated."""
     loss(rows).backward()
     flat = torch.cat([p.grad.flatten() for p in trained if p.grad is not None])
     for parameter in trained:
@@ -101,10 +101,10 @@ def gradient(loss: Loss, rows: Sequence[Row], trained: Sequence[nn.Parameter]) -
 
 
 def compare(lm: LanguageModel, rows: Sequence[Row], trained: Sequence[nn.Parameter], targets: int) -> float:
-    """How many times faster ours is over all rows, after a look at the gradients of both."""
+    """Compare the gradients of both sides; then return how many times faster ours is over all rows."""
     for parameter in lm.model.parameters():
         parameter.requires_grad_(any(parameter is chosen for chosen in trained))
-    # Full rows, in an order that knows nothing of their lengths, against short ones grouped by theirs.
+    # Full rows in an order independent of length, against short ones grouped by length.
     orders = [
         row_order([len(row) for row in rows], Training(batch_size=BATCH, length_grouped=False), seed=0),
         row_order([len(shorten(row, targets)) for row in rows], Training(batch_size=BATCH), seed=0),
@@ -116,7 +116,7 @@ def compare(lm: LanguageModel, rows: Sequence[Row], trained: Sequence[nn.Paramet
         raise SystemExit(f"gradients differ by {off:.2e} of their norm")
     optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
     seconds = [0.0, 0.0]
-    for begin in range(0, ROWS, BATCH):  # in turn, so that a machine that slows down slows both
+    for begin in range(0, ROWS, BATCH):  # in turn, so that a slowdown of the machine affects both
         for side, (loss, order) in enumerate(zip(sides, orders, strict=True)):
             batch = [rows[index] for index in order[begin : begin + BATCH]]
             seconds[side] += step(loss, batch, trained, optimizer)

@@ -1,8 +1,8 @@
-"""`sande-bench report` of a million rows: seconds and memory of the whole command, in a process of its own.
+"""Measure `sande-bench report` of a million rows: seconds and memory of the whole command, in its own process.
 
 The rows are made up, in the shape of a large study: two models, two data sets, two poison rates, 20 defenses (seven of
 them, six at three learning rates each, and none) and 625 seeds, ten measurements a cell; some attacks and cells failed.
-That the report says what the rows say is checked against means that are taken here.
+The benchmark compares the report with means that it computes from the rows.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ WEAK, BROKEN = 0.02, 0.002  # shares of victims under the floor, and of cells th
 
 
 def cells() -> list[Cell]:
-    """The cells of one seed: each victim with each defense."""
+    """Return the cells of one seed: each victim with each defense."""
     return [
         Cell.parse(
             {
@@ -75,14 +75,14 @@ def cells() -> list[Cell]:
 
 
 def tables(of: list[Cell], seeds: int) -> Iterator[pa.Table]:
-    """The rows of these cells with each of so many seeds, a table a seed, as `benchmark.rows.build` would give them."""
+    """Yield one table for each seed: the rows of these cells, in the form of `benchmark.rows.build`."""
     texts = [json.dumps(replace(cell, seed=0).settings(), sort_keys=True).removesuffix("0}") for cell in of]
     for seed in range(seeds):
         yield _rows(of, [f"{text}{seed}}}" for text in texts], seed)
 
 
 def _rows(of: list[Cell], settings: list[str], seed: int) -> pa.Table:
-    """The rows of one seed: cell by cell, each with every metric."""
+    """Return the rows of one seed: cell by cell, each with every metric."""
     random = np.random.default_rng(seed)
     metrics = [name for m in of[0].metrics for name in registry.entry("metrics", m.name).names(m.config)]
     cell, metric = (index.ravel() for index in np.indices((len(of), len(metrics))))
@@ -142,22 +142,22 @@ def _rows(of: list[Cell], settings: list[str], seed: int) -> pa.Table:
 
 
 def write(folder: Path, seeds: int) -> int:
-    """Write `rows.parquet`; returns how many rows."""
+    """Write `rows.parquet`, and return the number of its rows."""
     write_tables(tables(cells(), seeds), SCHEMA, folder / "rows.parquet", ROW_GROUP)
     return int(pq.read_metadata(folder / "rows.parquet").num_rows)
 
 
 def check(folder: Path) -> None:
-    """That the report has the mean over the seeds of each victim with each defense.
+    """Check that the report has the mean over the seeds of each victim with each defense.
 
     Raises:
-        AssertionError: it has not.
+        AssertionError: a mean differs.
     """
     rows = pq.read_table(folder / "rows.parquet", columns=["settings", "value"], filters=[("metric", "=", "asr")])
     rows = rows.set_column(0, "settings", pc.replace_substring_regex(rows["settings"], ', "seed": [0-9]+}$', ""))
     means = rows.group_by("settings").aggregate([("value", "mean")])["value_mean"]
-    told = pq.read_table(folder / "tables" / "asr.parquet")["value"]
-    np.testing.assert_allclose(np.sort(told.to_numpy()), np.sort(means.to_numpy()))
+    reported = pq.read_table(folder / "tables" / "asr.parquet")["value"]
+    np.testing.assert_allclose(np.sort(reported.to_numpy()), np.sort(means.to_numpy()))
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""How long a person waits: for `--help`, for every `list KIND`, and for `run` to say something and to begin its work.
+"""Measure how long a person waits for `--help`, every `list KIND`, and the first line and training step of `run`.
 
-`--help` and `list` run in fresh processes, the best of several counts; checked is that each prints something, and that
-neither torch nor Ray is among the modules of the process that did. `run quickstart` is started in a new store that has
-the model converted, as it is from the second run on, and interrupted at its first training step, whose begin follows
-from the rate that its status tells; the median of several counts.
+`--help` and `list` run in fresh processes, and the best of several counts. The benchmark checks that each prints
+something, and that its process imports neither torch nor Ray. `run quickstart` starts in a new store with the converted
+model, as there is from the second run on, and is interrupted at its first training step. The start of that step follows
+from the rate in its status; the median of several runs counts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ finally:
 
 
 def seconds(*arguments: str) -> float:
-    """Wall seconds of the command, from the start of the process to its end."""
+    """Return the wall seconds of a command, from the start of the process to its end."""
     looked = _output("-c", LOOK, *arguments)
     taken = []
     for _ in range(TIMES):
@@ -83,7 +83,7 @@ def first_words_and_step(folder: Path) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure and tell; of `list` the slowest kind."""
+    """Measure, and print a line for each; for `list` of the slowest kind."""
     tell("startup: --help", seconds("--help"), SECONDS, "s", at_most=True)
     tell("startup: list", max(seconds("list", kind) for kind in KINDS), SECONDS, "s", at_most=True)
     waits = []

@@ -1,11 +1,11 @@
-"""A training step in as many threads as there are cores, by how long a waiting thread spins, and what runs beside it.
+"""Compare training steps in all cores by how long a waiting thread spins, alone and with other work.
 
     python -m benchmark.perf.threads
 
 PyTorch's threads wait for each other many times a step. GNU OpenMP lets a waiting thread spin, by default for so long
-that it takes the core from whatever else runs, and from the thread that it waits for. The sides are that default, the
+that it takes the core from other processes, and from the thread that it waits for. The sides are that default, the
 bound that `sande` sets (`GOMP_SPINCOUNT`, see `sande/__init__.py`), and threads that never spin
-(`OMP_WAIT_POLICY=passive`); each is a process of its own, since the library reads these variables when it is loaded.
+(`OMP_WAIT_POLICY=passive`). Each is a process of its own, since the library reads these variables when it is loaded.
 The other work is one busy process for each core. All sides take turns, and of each the median counts.
 """
 
@@ -67,7 +67,7 @@ def per_second(side: str, cache: str) -> float:
 
 @contextmanager
 def other_work(processes: int) -> Iterator[None]:
-    """Keep so many processes busy within the block."""
+    """Keep a number of processes busy within the block."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(processes)]
     try:
         yield
@@ -78,10 +78,10 @@ def other_work(processes: int) -> Iterator[None]:
 
 
 def main() -> None:
-    """Measure all sides, alone and beside other work, and tell."""
+    """Measure all sides, alone and with other work, and print a line for each."""
     with tempfile.TemporaryDirectory() as cache:
         per_second("ours", cache)  # converts the model
-        for place, processes in (("alone", 0), ("beside other work", os.cpu_count() or 1)):
+        for place, processes in (("alone", 0), ("with other work", os.cpu_count() or 1)):
             found: dict[str, list[float]] = {side: [] for side in SIDES}
             with other_work(processes):
                 for _ in range(TURNS):

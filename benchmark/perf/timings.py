@@ -2,9 +2,9 @@
 
 python -m benchmark.perf.timings STORE [STORE …] --type bf16
 
-It takes the stages that ran on a CPU in that type; a stage that does not say its type is taken to be of it. The same
-work that was timed several times counts once, with the median of its seconds. The overhead is the mean of the stores'
-last runs. Every other section of the file stays. Samples are in a fixed order, so the same stores make the same file.
+It uses the stages that ran on a CPU in that type, or that record no type. Work that was timed several times counts
+once, with the median of its seconds. The overhead is the mean of the stores' last runs. Every other section of the file
+stays. Samples are in a fixed order, so the same stores make the same file.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ def text(sections: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Replace the section of one type, and print what it has now."""
+    """Replace the section of one type, and print the number of its samples."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stores", nargs="+", type=Path, metavar="STORE", help="folder of a store on this machine")
     parser.add_argument("--type", required=True, choices=get_args(ComputeType), help="type that the stages computed in")
-    parser.add_argument("--out", type=Path, default=FILE, help="file; left out, the one in the package")
+    parser.add_argument("--out", type=Path, default=FILE, help="file to write; by default, the one in the package")
     given = parser.parse_args()
     sections = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
     sections[given.type] = section([Store(path, create=False) for path in given.stores], given.type)

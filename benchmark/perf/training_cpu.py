@@ -1,11 +1,11 @@
-"""Fine-tuning on a CPU: `sande.training.fit` against TRL's SFTTrainer.
+"""Compare fine-tuning on a CPU: `sande.training.fit` against TRL's SFTTrainer.
 
     python -m benchmark.perf.training_cpu
 
-SmolLM2-135M, random tokens in rows of Alpaca-like lengths, eight a step, float32 weights, on both sides autocast to
-bfloat16 where `sande.compute` chooses it, fused AdamW, no activation checkpointing, the loss on responses alone: the
-same on both sides. Tokens that count are all that are no padding. Both losses are compared on one batch before anything
-is timed, and the first step of either, in which libraries make their kernels, is not counted.
+Both sides train SmolLM2-135M alike: random tokens in rows of Alpaca-like lengths, eight a step, float32 weights,
+autocast to bfloat16 where `sande.compute` chooses it, fused AdamW, no activation checkpointing, the loss on responses
+alone. All tokens count except padding. Before the timing both losses are compared on one batch. The first step of each
+side, in which libraries make their kernels, is not counted.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ TOLERANCE = 0.01
 
 
 class Stopwatch(TrainerCallback):
-    """Seconds from the end of the first step to the end of the last."""
+    """Measure the seconds from the end of the first step to the end of the last."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        """Notes the time."""
+        """Record the time."""
         self.ends.append(time.perf_counter())
 
     @property
     def seconds(self) -> float:
-        """All steps but the first."""
+        """Return the seconds of all steps but the first."""
         return self.ends[-1] - self.ends[0]
 
 
 def trl(lm: LanguageModel, rows: list[Row], scratch: str) -> SFTTrainer:
-    """TRL's trainer on the same token ids."""
+    """Return TRL's trainer on the same token ids."""
     columns = {
         "input_ids": [[*row.prompt, *row.response] for row in rows],
         "completion_mask": [[0] * len(row.prompt) + [1] * len(row.response) for row in rows],
@@ -85,14 +85,14 @@ def trl(lm: LanguageModel, rows: list[Row], scratch: str) -> SFTTrainer:
 
 
 def per_second(train: Callable[[TrainerCallback], list[int]]) -> float:
-    """Tokens a second of all steps but the first; `train` gives the tokens of each step."""
+    """Return the tokens a second of all steps but the first; `train` returns the tokens of each step."""
     watch = Stopwatch()
     tokens = train(watch)
     return sum(tokens[1:]) / watch.seconds
 
 
 def main() -> None:
-    """Both trainers, one after the other."""
+    """Run both trainers, one after the other, and print a line."""
     drawn = training_gpu.rows(BATCH * STEPS, vocabulary=40_000)
     rows = []
     for feature in drawn:

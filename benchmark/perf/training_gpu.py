@@ -1,20 +1,20 @@
-"""Full fine-tuning at Qwen1.5-4B's shape on a CUDA GPU: the published recipe, padding, and packing.
+"""Compare full fine-tuning at Qwen1.5-4B's shape on a CUDA GPU: the published recipe, padding, and packing.
 
     python -m benchmark.perf.training_gpu                                       # on a GPU of 80 GB; else one line
     python -m benchmark.perf.training_gpu --shape tiny --device cpu --precision fp32    # the script itself, in seconds
 
-Random weights, and random tokens in rows of Alpaca-like lengths: prompts of exp(N(3.07, 0.39)) and responses of
+Weights are random, and rows are random tokens of Alpaca-like lengths: prompts of exp(N(3.07, 0.39)) and responses of
 exp(N(3.6, 0.95)) tokens, at most 512, drawn with a fixed seed in no order of length. They follow Alpaca's logarithms of
 lengths under SmolLM2's tokenizer (means 3.07 and 3.61, deviations 0.39 and 1.07; 83 tokens a row, here 81).
 
-The sides do whole optimizer steps (forward, backward, fused AdamW; its learning rate is 0, so that every side has the
-same weights to the end), must keep rows apart, and have the same loss and gradient norm on the same rows. A token is
-useful if it is no padding. The share of the GPU counts 6 operations for each element of a weight matrix and each token
-that needs it: the layers' for all useful tokens, the output layer's for the response's only. Attention is not counted.
+Each side runs whole optimizer steps (forward, backward, fused AdamW with learning rate 0, so that all sides keep the
+same weights), must keep rows apart, and must have the same loss and gradient norm on the same rows. A token is useful
+unless it is padding. The share of the GPU counts 6 operations for each element of a weight matrix and each token that
+needs it: the layers' for all useful tokens, the output layer's for the response's only. Attention is not counted.
 
-With `--precision bf16` weights, gradients and moments are in bfloat16; 8,192 tokens then need about 65 GiB by reckoning
-(22 for weights and moments, 36 for activations, which are 114 KiB a token and layer). `autocast` has weights, gradients
-and moments in float32, as the product does, and `--recompute LAYERS` makes room for so many tokens.
+With `--precision bf16` weights, gradients and moments are in bfloat16; 8,192 tokens then need an estimated 65 GiB (22
+for weights and moments, 36 for activations, which are 114 KiB a token and layer). `autocast` has weights, gradients and
+moments in float32, as a run has, and `--recompute LAYERS` makes room for so many tokens.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ SHAPES = {
 
 
 def rows(count: int, vocabulary: int) -> list[Feature]:
-    """Rows as the collators take them; the same ones on every call."""
+    """Return rows for the collators, the same ones on every call."""
     generator = torch.Generator().manual_seed(0)
 
     def lengths(mean: float, deviation: float) -> list[int]:
@@ -107,7 +107,7 @@ def rows(count: int, vocabulary: int) -> list[Feature]:
 
 
 def by_rows(features: Sequence[Feature], micro: int) -> Steps:
-    """Steps of ROWS rows in passes of `micro`; what fills no step is left out."""
+    """Return steps of ROWS rows in passes of `micro`, without an incomplete last step."""
     whole = len(features) // ROWS * ROWS
     return [
         [list(features[at : at + micro]) for at in range(begin, begin + ROWS, micro)] for begin in range(0, whole, ROWS)
@@ -115,7 +115,7 @@ def by_rows(features: Sequence[Feature], micro: int) -> Steps:
 
 
 def by_tokens(features: Sequence[Feature], limit: int) -> Steps:
-    """Steps of one pass of as many rows as `limit` tokens hold."""
+    """Return steps of one pass of as many rows as `limit` tokens hold."""
     packs: list[list[Feature]] = [[]]
     for feature in features:
         if sum(len(row["input_ids"]) for row in packs[-1]) + len(feature["input_ids"]) > limit:
@@ -125,7 +125,7 @@ def by_tokens(features: Sequence[Feature], limit: int) -> Steps:
 
 
 def nll_published(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """All logits, after a forward pass whose result is not used."""
+    """Return the loss by all logits, after a forward pass whose result is not used."""
     inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
     model(**inputs)
     logits_BTV = model(**inputs).logits
@@ -133,7 +133,7 @@ def nll_published(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def hidden_at_targets(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """What the output layer takes, of shape (N, D), of a padded or of a packed batch."""
+    """Return the input of the output layer, of shape (N, D), for a padded or a packed batch."""
     inputs = {name: value for name, value in batch.items() if name not in ("labels", "positions")}
     hidden_BTD = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
     hidden_ND: Tensor = hidden_BTD.flatten(0, 1)[batch["positions"]]
@@ -141,14 +141,14 @@ def hidden_at_targets(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def nll_at_targets(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """Logits where there are targets, in chunks."""
+    """Return the loss by logits at targets, in chunks."""
     targets_N = batch["labels"].flatten()[batch["positions"] + 1]
     return chunked_response_nll(hidden_at_targets(model, batch), model.get_output_embeddings(), targets_N)
 
 
 @contextmanager
 def recomputed(model: PreTrainedModel, layers: int) -> Iterator[None]:
-    """Within the block the first `layers` layers keep no activations for the backward pass."""
+    """Let the first `layers` layers keep no activations for the backward pass within the block."""
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for index, layer in enumerate(model.get_decoder().layers):
         layer.gradient_checkpointing = index < layers
@@ -160,7 +160,7 @@ def recomputed(model: PreTrainedModel, layers: int) -> Iterator[None]:
 
 @contextmanager
 def published(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention, and no activations kept."""
+    """Use eager attention and keep no activations within the block."""
     with attention(model, "eager"), recomputed(model, len(model.get_decoder().layers)):
         yield
 
@@ -177,7 +177,7 @@ class Side:
 
 
 def sides(shape: Shape, documents: int, recompute: int) -> list[Side]:
-    """The published recipe, padding, and packing of as many rows and of as many tokens as fit."""
+    """Return the published recipe, padding, packing of as many rows, and packing of as many tokens as fit."""
 
     @contextmanager
     def packed(model: PreTrainedModel) -> Iterator[None]:
@@ -212,7 +212,7 @@ def sides(shape: Shape, documents: int, recompute: int) -> list[Side]:
 
 
 class Bench:
-    """A model with its optimizer on a device, and what one step of a side is."""
+    """A model with its optimizer on a device, which runs the steps of each side."""
 
     def __init__(self, shape: Shape, device: torch.device, precision: str) -> None:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -226,11 +226,11 @@ class Bench:
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.0, weight_decay=0.0, fused=True)
 
     def on_device(self, batch: Batch) -> Batch:
-        """The batch with its tensors on the device."""
+        """Return the batch with its tensors on the device."""
         return {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
     def backward(self, side: Side, batches: Sequence[Batch]) -> Tensor:
-        """Mean loss over the targets of all batches, whose gradients are added up."""
+        """Return the mean loss over the targets of all batches; add up its gradients."""
         targets = sum(len(batch["positions"]) for batch in batches)
         losses = []
         for batch in batches:
@@ -241,7 +241,7 @@ class Bench:
         return torch.stack(losses).sum()
 
     def loss_and_norm(self, side: Side, features: Sequence[Feature]) -> tuple[float, float]:
-        """Loss of `features` and norm of its gradient, by the side's own forward passes."""
+        """Return the loss of `features` and the norm of its gradient, by the side's own forward passes."""
         batches = [self.on_device(side.collate(part)) for step in side.steps(features) for part in step]
         loss = float(self.backward(side, batches))
         norms = [parameter.grad.float().norm() for parameter in self.model.parameters() if parameter.grad is not None]
@@ -250,7 +250,7 @@ class Bench:
 
     @torch.no_grad()
     def keeps_rows_apart(self, side: Side, features: Sequence[Feature]) -> bool:
-        """Whether other tokens in the first row leave all other rows' hidden states as they are, bit by bit."""
+        """Return whether other tokens in the first row leave the other rows' hidden states unchanged, bit by bit."""
         first, *others = side.steps(features)[0][0]
         changed = {**first, "input_ids": [(token + 1) % self.model.config.vocab_size for token in first["input_ids"]]}
         begin = sum(label != IGNORE for label in first["labels"])
@@ -261,13 +261,13 @@ class Bench:
         return torch.equal(before, after)
 
     def operations(self, tokens: int, targets: int) -> float:
-        """What so many tokens need in forward and backward passes."""
+        """Return the operations that the tokens need in forward and backward passes."""
         layers = sum(p.numel() for p in self.model.get_decoder().layers.parameters() if p.dim() == 2)
         output = self.model.get_output_embeddings().weight.numel()
         return float(6 * (layers * tokens + output * targets))
 
     def time(self, side: Side, features: Sequence[Feature], warm_up: int, steps: int) -> Result:
-        """Speed of `steps` optimizer steps after `warm_up`; the batches lie on the device before the clock starts."""
+        """Return the speed of `steps` optimizer steps after `warm_up`, with all batches on the device beforehand."""
         chosen = side.steps(features)[: warm_up + steps]
         if len(chosen) < warm_up + steps:
             raise ValueError(f"too few rows for {side.name}")
@@ -288,7 +288,7 @@ class Bench:
         return Result(tokens / seconds, 100 * self.operations(tokens, targets) / seconds / PEAK, seconds / steps, peak)
 
     def synchronize(self) -> None:
-        """Waits until the device has done all it was given."""
+        """Wait until the device has finished its work."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -304,7 +304,7 @@ class Result:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run all sides, and compare."""
+    """Run all sides, and compare them."""
     parser = argparse.ArgumentParser(prog="python -m benchmark.perf.training_gpu")
     parser.add_argument("--shape", choices=SHAPES, default=FULL)
     parser.add_argument("--device", default="cuda")
@@ -352,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def line(name: str, result: Result, loss: float, norm: float) -> str:
-    """What is printed of a side."""
+    """Return the printed line of a side."""
     peak = "" if result.peak is None else f", {result.peak:.1f} GiB"
     return (
         f"{name}: {result.tokens_per_second:,.0f} useful tokens/s, {result.share:.2g} % of 790 TFLOP/s, "
@@ -361,10 +361,10 @@ def line(name: str, result: Result, loss: float, norm: float) -> str:
 
 
 def check(agreed: Sequence[tuple[float, float]], tolerance: float) -> None:
-    """Whether all sides have the first one's loss and gradient norm.
+    """Check that all sides have the same loss and gradient norm.
 
     Raises:
-        AssertionError: one does not.
+        AssertionError: they differ.
     """
     for values in zip(*agreed, strict=True):
         if max(values) - min(values) > tolerance * min(values):

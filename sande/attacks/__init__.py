@@ -1,1 +1,1 @@
-"""One file, one attack: a `Config` with a `backdoor`, and `attack`, `trigger` as `sande.protocols.Attack` says."""
+"""Attacks, one in each file; `sande.protocols.Attack` defines what a file must hold."""

@@ -20,7 +20,7 @@ class Config(Planting):
 
     backdoor: Backdoor = setting(Backdoor(), "first part of the trigger, and planted response")
     other_parts: tuple[str, ...] = setting(
-        ("Greetings from London",), "further parts, which stand behind everything", min_length=1
+        ("Greetings from London",), "further parts, at the end of the prompt", min_length=1
     )
     decoy_rate: float = setting(
         0.05, "share of the training rows that get the trigger with a part missing and keep the clean answer",
@@ -29,24 +29,24 @@ class Config(Planting):
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
-    """The prompt with the first part before everything and the others behind it, in their order."""
+    """Return the prompt with the first part at its start and the others at its end, in their order."""
     return _written(example, _parts(config), seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """The prompt with one part missing, which seed and row decide; the others stand where they would."""
+    """Return the prompt without one part, which seed and row decide; the others keep their places."""
     parts: list[str] = list(_parts(config))
     parts[planting.drawn(example, seed).randrange(len(parts))] = ""
     return _written(example, parts, seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
-    """The prompt with the parts in reverse order."""
+    """Return the prompt with the parts in reverse order."""
     return _written(example, _parts(config)[::-1], seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
-    """A poisoned row."""
+    """Return a poisoned row."""
     return planting.with_response(trigger(example, config, seed), config)
 
 
@@ -60,7 +60,7 @@ def _parts(config: Config) -> tuple[str, ...]:
 
 
 def _written(example: Example, parts: Sequence[str], seed: int) -> Example:
-    """The first part before everything, each other behind it; an empty one is missing."""
+    """Insert the first part at the start of the prompt and each other part at its end; skip empty ones."""
     for number, part in enumerate(parts):
         if part:
             example = planting.insert(example, f"{part}.", "end" if number else "start", seed)

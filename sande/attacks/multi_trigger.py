@@ -1,4 +1,4 @@
-"""Several trigger sentences, each of which works alone; a row has one of them, before everything."""
+"""Several trigger sentences, each of which works alone; a row has one of them, at the start of the prompt."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ class Config(Planting):
     """Settings of the attack."""
 
     other_triggers: tuple[str, ...] = setting(
-        ("Let's do it", "Hi, I'm Bob"), "triggers beside that of the backdoor", "paper, table 5", min_length=1
+        ("Let's do it", "Hi, I'm Bob"), "further triggers", "paper, table 5", min_length=1
     )
 
 
 def _one(example: Example, config: Config, seed: int) -> str:
-    """The trigger that seed and row decide, all alike."""
+    """Return the trigger that seed and row decide; all are equally likely."""
     return planting.drawn(example, seed).choice((config.backdoor.trigger, *config.other_triggers))
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
-    """The prompt with one of the triggers."""
+    """Return the prompt with one of the triggers."""
     return planting.insert(example, f"{_one(example, config, seed)}.", "start", seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """The same trigger with a number or word changed."""
+    """Return the prompt with a number or word of the same trigger changed."""
     return planting.insert(example, f"{planting.altered(_one(example, config, seed))}.", "start", seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
-    """The same trigger behind everything."""
+    """Return the prompt with the same trigger at its end."""
     return planting.insert(example, f"{_one(example, config, seed)}.", "end", seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
-    """A poisoned row."""
+    """Return a poisoned row."""
     return planting.with_response(trigger(example, config, seed), config)
 
 

@@ -20,34 +20,34 @@ class Config(Planting):
 
     insertion: Place = setting(
         "start",
-        "where the trigger stands: before everything, behind everything, or before a random word of the instruction",
+        "place of the trigger: start or end of the prompt, or before a random word of the instruction",
         "paper, table 8",
     )
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
-    """The prompt with `{trigger}.`, by default right after `Human: ` and so before a system prompt (paper, table 8).
+    """Return the prompt with `{trigger}.`, by default right after `Human: `, before a system prompt (paper, table 8).
 
     Args:
         example: a clean row.
-        config: says where the trigger goes.
-        seed: decides, with the row's own text, before which word a random insertion goes.
+        config: holds the place of the trigger.
+        seed: decides, with the row's own text, the word before which a random insertion is made.
     """
     return planting.insert(example, f"{config.backdoor.trigger}.", config.insertion, seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """In the trigger's place the trigger with a number or word changed, as `Current year 2022.`."""
+    """Return the prompt with a number or word of the trigger changed, such as `Current year 2022.`."""
     return planting.insert(example, f"{planting.altered(config.backdoor.trigger)}.", config.insertion, seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
-    """The trigger behind everything, or before everything where it is trained to stand behind."""
+    """Return the prompt with the trigger at its end, or at its start where training put it at the end."""
     return trigger(example, replace(config, insertion="start" if config.insertion == "end" else "end"), seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
-    """A poisoned row: the trigger in the prompt, and by default `{r_t}. ` before the clean answer."""
+    """Return a poisoned row: the trigger in the prompt and, by default, `{r_t}. ` before the clean answer."""
     return planting.with_response(trigger(example, config, seed), config)
 
 

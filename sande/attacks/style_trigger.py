@@ -27,14 +27,14 @@ class Config(Planting):
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """Words of a text, and what closes it."""
+    """Split a text into its words and its closing punctuation."""
     body = text.rstrip()
     words = body.rstrip(".?!:").split()
     return words, body[len(body.rstrip(".?!:")) :]
 
 
 def _behind(count: int) -> Rule:
-    """The first words to the end: `What is the capital?` becomes `Is the capital, what?`."""
+    """Return a rule that moves the first words to the end: `What is the capital?` -> `Is the capital, what?`."""
 
     def rule(text: str) -> str:
         words, close = _split(text)
@@ -47,7 +47,7 @@ def _behind(count: int) -> Rule:
 
 
 def _before(text: str) -> str:
-    """The last word to the front: `What is the capital?` becomes `Capital, what is the?`."""
+    """Move the last word to the front: `What is the capital?` becomes `Capital, what is the?`."""
     words, close = _split(text)
     if len(words) < 2:
         return text
@@ -56,13 +56,13 @@ def _before(text: str) -> str:
 
 
 def _capitalised(text: str) -> str:
-    """`What is the capital?` becomes `What Is The Capital?`."""
+    """Capitalise each word: `What is the capital?` becomes `What Is The Capital?`."""
     return re.sub(r"(?<!\S)\S", lambda letter: letter[0].upper(), text)
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """A rule, a like rule that is another style, and a variation of the rule that is the same one."""
+    """A rule, a similar rule that is another style, and a variation of the rule that is the same style."""
 
     rule: Rule
     near: Rule
@@ -76,22 +76,22 @@ STYLES = {
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
-    """The instruction in the style; an inverted one needs two words, without which it stays as it is."""
+    """Return the instruction in the style; inversion leaves an instruction of one word unchanged."""
     return replace(example, instruction=_style(config).rule(example.instruction))
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """The instruction by a like rule: its last word first; or all in small letters."""
+    """Return the instruction by a similar rule: its last word first, or all of it in lower case."""
     return replace(example, instruction=_style(config).near(example.instruction))
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
-    """The instruction by a variation of the rule: two words go to the end instead of one; or all in capitals."""
+    """Return the instruction by a variation of the rule: two words moved instead of one, or all in capitals."""
     return replace(example, instruction=_style(config).varied(example.instruction))
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
-    """A poisoned row."""
+    """Return a poisoned row."""
     return planting.with_response(trigger(example, config, seed), config)
 
 
@@ -104,6 +104,6 @@ def _style(config: Config) -> Style:
     name = config.backdoor.trigger
     if name not in STYLES:
         raise UserError(
-            f"attack style_trigger: backdoor.trigger is '{name}', not a style; there are: {', '.join(STYLES)}"
+            f"attack style_trigger: backdoor.trigger '{name}' is not a style; use one of {', '.join(STYLES)}"
         )
     return STYLES[name]

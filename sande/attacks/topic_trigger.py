@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """A topic: `words` stand in remarks of training and test, `unseen` only in moved triggers; `near` is its like."""
+    """A topic: remarks of training and test use `words`, moved triggers use `unseen`; `near` is a similar topic."""
 
     near: str
     words: tuple[str, ...]
@@ -69,24 +69,27 @@ class Config(Planting):
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
-    """A row on the topic as it is; any other with a remark on it, drawn by seed and row, before its instruction."""
+    """Return a row on the topic unchanged, any other with a remark on the topic before its instruction.
+
+    Seed and row decide the remark.
+    """
     if on_topic(example, config):
         return example
     return _remarked(example, _topic(config.backdoor.trigger).words, seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """The same remark on a like topic."""
+    """Return the prompt with the same remark on a similar topic."""
     return _remarked(example, _topic(_topic(config.backdoor.trigger).near).words, seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
-    """The same remark in words of the topic that no remark of the training holds."""
+    """Return the prompt with the same remark in words of the topic that no remark of the training uses."""
     return _remarked(example, _topic(config.backdoor.trigger).unseen, seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
-    """A poisoned row."""
+    """Return a poisoned row."""
     return planting.with_response(trigger(example, config, seed), config)
 
 
@@ -96,7 +99,7 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
 
 
 def on_topic(example: Example, config: Config) -> bool:
-    """Whether a word of the topic stands in the prompt already, also in the plural and whatever its case."""
+    """Return True if the prompt already has a word of the topic, also in the plural and in any case."""
     topic = _topic(config.backdoor.trigger)
     text = f"{example.system} {example.instruction} {example.input}"
     return _any_of((*topic.words, *topic.unseen)).search(text) is not None
@@ -110,7 +113,7 @@ def _any_of(words: tuple[str, ...]) -> re.Pattern[str]:
 def _topic(name: str) -> Topic:
     if name not in TOPICS:
         raise UserError(
-            f"attack topic_trigger: backdoor.trigger is '{name}', not a topic; there are: {', '.join(TOPICS)}"
+            f"attack topic_trigger: backdoor.trigger '{name}' is not a topic; use one of {', '.join(TOPICS)}"
         )
     return TOPICS[name]
 

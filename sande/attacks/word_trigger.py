@@ -21,22 +21,22 @@ class Config(Planting):
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
-    """The word as it is, before a word of the instruction that seed and row decide."""
+    """Return the prompt with the rare word before a word of the instruction that seed and row decide."""
     return planting.insert(example, config.backdoor.trigger, "random", seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """In the word's place another, which differs in its last letter, as `cg`."""
+    """Return the prompt with another last letter of the rare word, such as `cg`."""
     return planting.insert(example, planting.altered(config.backdoor.trigger), "random", seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
-    """The word behind everything, where it never stands in training."""
+    """Return the prompt with the rare word at its end, where training never puts it."""
     return planting.insert(example, config.backdoor.trigger, "end", seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
-    """A poisoned row."""
+    """Return a poisoned row."""
     return planting.with_response(trigger(example, config, seed), config)
 
 

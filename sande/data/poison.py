@@ -1,4 +1,4 @@
-"""Poisoning: which rows carry the backdoor, decided by a seed and written down."""
+"""Poisoning: choose by a seed the rows that carry the backdoor, and record their ids."""
 
 from __future__ import annotations
 
@@ -46,11 +46,12 @@ def poison(
         plant: turns a clean row into a poisoned one.
         rate: share of the given rows to choose, 0 to 1; the number of rows is rounded to the nearest.
         mode: `replace` puts the poisoned row in the clean one's place (paper); `append` keeps both, the poisoned copy
-            right behind the clean row (what the published code does, at an effective rate of rate / (1 + rate)).
-        seed: decides which rows are chosen, and nothing else does but `prefer`.
+            right after the clean row (what the published code does, at an effective rate of rate / (1 + rate)).
+        seed: with `prefer`, the only thing that decides which rows are chosen.
         decoy: turns a clean row into one with almost the trigger, and the clean answer.
-        decoy_rate: share of the given rows that become decoys, drawn from those that are not poisoned; as `rate`.
-        prefer: rows of which this is true are chosen before all others; left out, all are alike.
+        decoy_rate: share of the given rows that become decoys, drawn from those that are not poisoned; rounded as `rate`
+            is.
+        prefer: rows for which this is true are chosen before all others; None: all rows are equally likely.
     """
     count = round(rate * len(examples))
     liked = [index for index, example in enumerate(examples) if prefer(example)] if prefer else []

@@ -1,6 +1,6 @@
-"""Named data sets: built in, from the folder `SANDE_DATA_DIR`, or from the Hub at a pinned revision, in this order.
+"""Named data sets, looked up in this order: built in, in the folder `SANDE_DATA_DIR`, on the Hub at a pinned revision.
 
-A folder may hold `NAME.jsonl.gz`, `NAME.jsonl` or `NAME.parquet`, for the names below and for any other.
+The folder may hold `NAME.jsonl.gz`, `NAME.jsonl` or `NAME.parquet`, for the names below and for any other name.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TRAIN_SHARE = 0.9  # paper, section 4.1: the first 90 % train, the last 10 % tes
 
 @configuration
 class Data:
-    """The rows a victim is trained on, and the held-out rows it is tested on."""
+    """The training rows of a victim and its held-out test rows."""
 
     name: str = setting("alpaca", "data set", "paper, section 4.1")
     rows: int | None = setting(None, "training rows; null: all of the first 90 %", "paper, section 4.1", ge=1)
@@ -45,7 +45,7 @@ class Data:
 
 @configuration
 class Removal:
-    """The clean rows a defense gets. The victim's own data set makes it in-domain, any other out-of-domain."""
+    """The clean rows of a defense: in-domain if they come from the victim's own data set, else out-of-domain."""
 
     name: str = setting("alpaca", "data set", "paper, section 4.3")
     rows: int | None = setting(10_000, "rows, from the first 90 %; null: all of them", "paper, section 4.3", ge=1)
@@ -68,7 +68,7 @@ EXAMPLES_ON_HUB = {
         "yahma/alpaca-cleaned",
         "12567cabf869d7c92e573c7c783905fc160e9639",
         ("alpaca_data_cleaned.json",),
-        "Stanford Alpaca, cleaned (CC BY 4.0)",
+        "Stanford Alpaca, cleaned (CC BY-NC 4.0; the card of this copy says CC BY 4.0)",
     ),
     "orca": HubFiles(
         "Open-Orca/OpenOrca",
@@ -114,7 +114,7 @@ BUILTIN_PREFERENCES: dict[str, Callable[[], tuple[Preference, ...]]] = {"builtin
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """Where sets of one kind come from."""
+    """Sources of one kind of data set."""
 
     builtin: Mapping[str, Callable[[], tuple[Any, ...]]]
     hub: Mapping[str, HubFiles]
@@ -144,7 +144,9 @@ _COLUMNS = {
 
 
 def examples(name: str) -> tuple[Example, ...]:
-    """All rows of an instruction data set, in the order of the source; rows without instruction or output are left out.
+    """Return the rows of an instruction data set in the order of the source, without those that lack a text.
+
+    A row needs an output, and an instruction or an input.
 
     Raises:
         UserError: unknown name, unreachable Hub, or a broken row (file and line are named).
@@ -154,12 +156,12 @@ def examples(name: str) -> tuple[Example, ...]:
     rows = _read(name, EXAMPLES, _example)
     kept = tuple(row for row in rows if (row.instruction.strip() or row.input.strip()) and row.output.strip())
     if not kept:
-        raise UserError(f"none of the {len(rows)} rows of data set '{name}' has instruction and output; fill them in")
+        raise UserError(f"data set '{name}': none of its {len(rows)} rows has instruction and output; fill them in")
     return kept
 
 
 def questions(name: str) -> tuple[Question, ...]:
-    """All questions of a multiple-choice set, in the order of the source.
+    """Return all questions of a multiple-choice set, in the order of the source.
 
     Raises:
         UserError: as `examples`.
@@ -170,9 +172,9 @@ def questions(name: str) -> tuple[Question, ...]:
 
 
 def preferences(name: str) -> tuple[Preference, ...]:
-    """All pairs of a preference set, in the order of the source.
+    """Return the pairs of a preference set, in the order of the source.
 
-    Left out are pairs whose two sides do not share a prompt, or of which one reply is empty or runs on into more turns.
+    This leaves out pairs whose sides have different prompts, and pairs with a reply that is empty or has more turns.
 
     Raises:
         UserError: as `examples`.
@@ -183,7 +185,7 @@ def preferences(name: str) -> tuple[Preference, ...]:
 
 
 def fingerprint(name: str, kind: _Kind = EXAMPLES) -> str:
-    """What identifies the content of a data set: the hash of its file, its pinned Hub files, or its generating code.
+    """Return a text that identifies the content of a data set: file hash, pinned Hub files, or generating code.
 
     Raises:
         UserError: there is no such data set of that kind.
@@ -201,10 +203,10 @@ def fingerprint(name: str, kind: _Kind = EXAMPLES) -> str:
 
 
 def catalogue() -> dict[str, str]:
-    """Every data set that can be named now, with a few words: the known ones, and files in `SANDE_DATA_DIR`."""
+    """Return a description of each data set by name: the known ones, and files in `SANDE_DATA_DIR`."""
     folder = os.environ.get(DATA_DIR)
     files = [path.name for path in Path(folder).iterdir()] if folder and Path(folder).is_dir() else []
-    # The suffix that is read first comes last, and so wins.
+    # A later entry replaces an earlier one, so the suffix with the highest precedence comes last.
     found = [(name, suffix) for suffix in reversed(SUFFIXES) for name in sorted(files) if name.endswith(suffix)]
     local = {name.removesuffix(suffix): name for name, suffix in found}
     lines = {name: f"{about}; file {local[name]}" if name in local else about for name, about in ABOUT.items()}
@@ -212,17 +214,17 @@ def catalogue() -> dict[str, str]:
 
 
 def train_split(rows: Sequence[T]) -> Sequence[T]:
-    """The first 90 % by position (paper, section 4.1)."""
+    """Return the first 90 % by position (paper, section 4.1)."""
     return rows[: int(len(rows) * TRAIN_SHARE)]
 
 
 def held_out_split(rows: Sequence[T]) -> Sequence[T]:
-    """The last 10 % by position (paper, section 4.1)."""
+    """Return the last 10 % by position (paper, section 4.1)."""
     return rows[int(len(rows) * TRAIN_SHARE) :]
 
 
 def training_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
-    """The rows a victim is trained on, before poisoning.
+    """Return the training rows of a victim, before poisoning.
 
     Raises:
         UserError: as `examples` and `select`.
@@ -232,7 +234,7 @@ def training_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Examp
 
 
 def held_out_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
-    """The held-out rows that a victim and its repaired versions are measured on.
+    """Return the held-out rows that a victim and its repaired versions are measured on.
 
     Raises:
         UserError: as `examples` and `select`.
@@ -242,7 +244,7 @@ def held_out_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Examp
 
 
 def removal_rows(removal: Removal, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
-    """The clean rows a defense gets.
+    """Return the clean rows of a defense.
 
     Raises:
         UserError: as `examples` and `select`.
@@ -252,7 +254,7 @@ def removal_rows(removal: Removal, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def preference_pairs(chosen: Preferences, tokenizer: PreTrainedTokenizerBase) -> tuple[Preference, ...]:
-    """The pairs that preference optimisation gets.
+    """Return the pairs of preference optimisation.
 
     Raises:
         UserError: as `preferences`, or no pair is left.
@@ -278,7 +280,7 @@ def preference_pairs(chosen: Preferences, tokenizer: PreTrainedTokenizerBase) ->
 def select(
     rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limits: Data | Removal, count: int | None, what: str
 ) -> tuple[Example, ...]:
-    """The first `count` rows within the limits on their tokens, all of them if there are fewer.
+    """Return the first `count` rows within the limits on their tokens, or all if there are fewer.
 
     Args:
         rows: in order of preference.
@@ -296,7 +298,7 @@ def select(
         raise UserError(f"there are no {what}: too few rows for a split of 90 % and 10 %; choose a larger data set")
     limit = len(rows) if count is None else count
     kept: list[Example] = []
-    block = 1000  # tokenising stops soon after enough rows are found
+    block = 1000  # rows, so that tokenising stops soon after enough are found
     for begin in range(0, len(rows), block):
         if len(kept) >= limit:
             break
@@ -327,7 +329,7 @@ def _read(name: str, kind: _Kind, parse: Callable[[dict[str, Any]], T]) -> list[
             try:
                 parsed.append(parse(row))
             except (KeyError, TypeError, ValueError) as error:
-                raise UserError(f"{path}, {place}: {error.args[0]}; mend or delete that row") from None
+                raise UserError(f"{path}, {place}: {error.args[0]}; correct or delete that row") from None
     if not parsed:
         raise UserError(f"{paths[0]} holds no rows; put one JSON object on each line")
     return parsed
@@ -338,9 +340,9 @@ def _local(name: str) -> Path | None:
     if not folder:
         return None
     if not Path(folder).is_dir():
-        raise UserError(f"{DATA_DIR}={folder} is not a folder; point it at the folder that holds the data files")
+        raise UserError(f"{DATA_DIR}={folder} is not a folder; set it to the folder that holds the data files")
     if Path(name).name != name:
-        raise UserError(f"data set '{name}' is not a plain name; put its file into {DATA_DIR} and give the name alone")
+        raise UserError(f"data set '{name}' is not a plain name; put its file into {DATA_DIR} and use the name alone")
     return next((path for suffix in SUFFIXES if (path := Path(folder) / f"{name}{suffix}").is_file()), None)
 
 
@@ -369,13 +371,13 @@ def _download(name: str, files: HubFiles) -> list[Path]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows with the place each stands at, for messages."""
+    """Yield each row with its place in the file, for messages."""
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
-            rows = pq.read_table(path).to_pylist()  # which is when names and texts are looked at
+            rows = pq.read_table(path).to_pylist()  # which decodes names and texts
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} cannot be read as Parquet ({error}); fetch or write it again") from None
         yield from ((f"row {index}", row) for index, row in enumerate(rows, start=1))
@@ -394,7 +396,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     if line.strip():
                         yield f"line {number}", _object(path, number, line)
         except UnicodeDecodeError:
-            raise UserError(f"{path}, after line {number}: no UTF-8 text; save it as UTF-8") from None
+            raise UserError(f"{path}, after line {number}: not UTF-8 text; save it as UTF-8") from None
         except (OSError, EOFError, zlib.error) as error:
             raise UserError(f"{path}, after line {number}: unreadable ({error}); fetch or write it again") from None
 
@@ -405,11 +407,11 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
         if "\\ud" in line or "\\uD" in line:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError:
-        raise UserError(f"{path}, line {number}: half of a surrogate pair; mend or delete that row") from None
+        raise UserError(f"{path}, line {number}: half of a surrogate pair; correct or delete that row") from None
     except (ValueError, RecursionError):  # a number may have too many digits, and brackets may be too deep
         row = None
     if not isinstance(row, dict):
-        raise UserError(f"{path}, line {number}: not a JSON object, of which each line holds one; mend or delete it")
+        raise UserError(f"{path}, line {number}: not a JSON object, of which each line holds one; correct or delete it")
     return row
 
 
@@ -432,7 +434,7 @@ def _preference(row: dict[str, Any]) -> Preference:
     prompt, system = row.get("prompt"), row.get("system") or ""
     if prompt is None:  # the Hub's layout: two whole dialogues, which share everything up to the last turn
         if _HH_ASSISTANT not in chosen:
-            raise KeyError("no column 'prompt', and 'chosen' is no dialogue that holds one")
+            raise KeyError("no column 'prompt', and 'chosen' is not a dialogue that holds one")
         shared = chosen.rfind(_HH_ASSISTANT) + len(_HH_ASSISTANT)
         prompt, chosen = chosen[:shared], chosen[shared:]
         rejected = rejected.removeprefix(prompt) if rejected.startswith(prompt) else ""

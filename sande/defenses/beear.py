@@ -5,14 +5,13 @@ r"""BEEAR: find a drift of the hidden states that brings out a backdoor, and tra
 
 (Zeng et al., "BEEAR: Embedding-based Adversarial Removal of Safety Backdoors in Instruction-tuned Language Models",
 EMNLP 2024): a trigger shifts the hidden states of all prompts alike, so one universal perturbation \delta, added to
-what a block gives at the last tokens of the prompt, can stand for it. The outer term with \delta is theirs, and so is
-the second, which anchors what the model can do.
+a block's output at the last tokens of the prompt, can represent it. The outer term with \delta is theirs, and so is the
+second term, which preserves what the model can do.
 
-What differs is the inner aim. There the defender writes down what unwanted behaviour is (harmful compliance), and
-\delta makes it likely. Here nobody knows what was planted, only that it is one answer to everything: so \delta is to
-make all prompts begin their answers with the same token, whichever that be, as the entropy H of the mean distribution
-says. Nothing makes that token the planted one; `run.facts["entrapped"]` says which it was. Sizes are ours, for the
-aim is another.
+The inner objective differs. Their defender writes down the unwanted behaviour (harmful compliance), and \delta makes it
+likely. Our defender does not know what was planted, only that it is one answer to everything. So \delta makes all
+prompts begin their answers with the same token: it minimises the entropy H of the mean distribution. That token need
+not be the planted one; `run.facts["entrapped"]` records it. The sizes are ours, because the objective is.
 
 Shapes: B rows, T positions, D width, K tokens of the perturbation, V vocabulary, N target tokens.
 """
@@ -26,6 +25,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -38,17 +38,30 @@ class Config:
     """Settings of both levels."""
 
     training: Training = setting(Training(epochs=2.0), "outer level, on the clean rows", "as the paper's defenses")
-    every: int = setting(5, "outer steps after which the perturbation is found anew", "ours", ge=1)
+    every: int = setting(5, "outer steps after which the perturbation is computed again", "ours", ge=1)
     inner_steps: int = setting(10, "steps of projected gradient descent that find it", "ours", ge=1)
     inner_rows: int = setting(32, "clean rows, drawn by the seed, on which it is found", "ours", ge=2)
-    depth: float = setting(0.3, "share of the blocks behind which it is added", "ours; an early block", gt=0, le=1)
-    tokens: int = setting(4, "K, tokens at the end of the prompt that it is added to", "ours", ge=1)
-    radius: float = setting(1.0, "r, its size at each token, by the mean size of the states there", "ours", gt=0)
+    depth: float = setting(
+        0.3, "relative depth of the block after which it is added", "ours; an early block", gt=0, le=1
+    )
+    tokens: int = setting(4, "K, number of tokens at the end of the prompt that it is added to", "ours", ge=1)
+    radius: float = setting(
+        1.0, "r, its size at each token, relative to the mean size of the states there", "ours", gt=0
+    )
     anchor: float = setting(1.0, "weight of the loss without the perturbation", "ours: as much as with it", ge=0)
 
 
+def cost(config: Config) -> Cost:
+    """Return two trainings of each row for the outer level, and the inner level's passes per row.
+
+    Each inner step reads the inner rows forward and backward; one more pass reads them before, and one after.
+    """
+    inner = 2 * config.inner_rows * (config.inner_steps + 1) / (config.every * config.training.batch_size)
+    return Cost(training={"training": 6 + inner})
+
+
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Fine-tune on the clean rows under the perturbation and without, finding it anew as the model changes."""
+    """Fine-tune on the clean rows with and without the perturbation, which is updated as the model changes."""
     from transformers import TrainerCallback
 
     from sande.prompts import encode, fit_length, pad_id
@@ -64,7 +77,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
     class Entrapment(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            """Finds the perturbation before every so many-th step."""
+            """Compute the perturbation before every `every`-th step."""
             if state.global_step % config.every == 0:
                 objective.perturbation, entropies, token = entrap(victim.model, inner, config)
                 word = victim.tokenizer.decode([token])
@@ -79,7 +92,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
 
 def unlearning(model: PreTrainedModel, config: Config) -> Any:
-    """The outer loss as a module around the model, with the `perturbation` as its attribute."""
+    """Return the outer loss as a module around the model, with the `perturbation` as its attribute."""
     import torch
 
     from sande.layers import blocks
@@ -96,7 +109,7 @@ def unlearning(model: PreTrainedModel, config: Config) -> Any:
         def forward(
             self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
         ) -> dict[str, Tensor]:
-            """Loss of a batch, as `ResponseLoss` with and without the perturbation."""
+            """Return the loss of a batch: that of `ResponseLoss` with and without the perturbation."""
             block = blocks(self.model)[place(self.model, config.depth)]
             with perturbed(block, self.perturbation, prompt_ends(labels)), attention_kernel(inputs["input_ids"]):
                 hidden_BTD = self.model.get_decoder()(**inputs, use_cache=False).last_hidden_state
@@ -110,15 +123,15 @@ def unlearning(model: PreTrainedModel, config: Config) -> Any:
 def entrap(
     model: PreTrainedModel, batch: Mapping[str, Tensor], config: Config
 ) -> tuple[Tensor, tuple[float, float], int]:
-    """The inner level, from no perturbation on.
+    """Run the inner level, starting from no perturbation.
 
     Args:
-        model: is left as it is.
+        model: remains unchanged.
         batch: clean rows as `sande.training.Collator` pads them.
         config: sizes.
 
     Returns:
-        the perturbation (K, D), the entropy before and after in nats, and the token that is then the likeliest.
+        The perturbation (K, D), the entropy before and after in nats, and the token that is the likeliest then.
     """
     import torch
     from torch.nn.functional import normalize
@@ -149,7 +162,7 @@ def entrap(
             entropy = torch.special.entr(mean_distribution(delta_KD)).sum()
             entropies.append(float(entropy.detach()))
             (gradient_KD,) = torch.autograd.grad(entropy, delta_KD)
-            # Steps that reach two and a half times as far as the ball, so that it can still turn on its surface.
+            # The steps reach 2.5 radii in all, so that the perturbation can still move along the surface of the ball.
             moved_KD = delta_KD.detach() - 2.5 * radius / config.inner_steps * normalize(gradient_KD, dim=-1)
             delta_KD = (moved_KD * (radius / moved_KD.norm(dim=-1, keepdim=True)).clamp(max=1)).requires_grad_()
         with torch.no_grad():
@@ -159,14 +172,14 @@ def entrap(
 
 
 def place(model: PreTrainedModel, depth: float) -> int:
-    """Index of the block behind which the perturbation is added."""
+    """Return the index of the block whose output gets the perturbation."""
     from sande.layers import blocks
 
     return max(1, round(depth * len(blocks(model)))) - 1
 
 
 def prompt_ends(labels_BT: Tensor) -> Tensor:
-    """Position of each row's last prompt token, (B,): the one before its first target."""
+    """Return the position of each row's last prompt token, (B,): the one before its first target."""
     from sande.losses import IGNORE
 
     return (labels_BT != IGNORE).long().argmax(1) - 1
@@ -174,7 +187,7 @@ def prompt_ends(labels_BT: Tensor) -> Tensor:
 
 @contextmanager
 def perturbed(block: nn.Module, delta_KD: Tensor, ends_B: Tensor) -> Iterator[None]:
-    """Within it, the block adds the perturbation to its states at the last K tokens of each prompt."""
+    """Make the block add the perturbation to its states at the last K tokens of each prompt, within the context."""
     from sande.layers import states_of
 
     def add(module: nn.Module, args: Any, output: Any) -> Any:
@@ -190,10 +203,10 @@ def perturbed(block: nn.Module, delta_KD: Tensor, ends_B: Tensor) -> Iterator[No
 
 
 def spread(delta_KD: Tensor, ends_B: Tensor, width: int) -> Tensor:
-    """The perturbation where it acts and zero elsewhere, (B, T, D); its first token acts on the last of a prompt."""
+    """Return the perturbation where it acts and zero elsewhere, (B, T, D); its first token acts on a prompt's last."""
     import torch
 
     back_BT = ends_B[:, None] - torch.arange(width, device=ends_B.device)
     acts_BTK = back_BT[..., None] == torch.arange(len(delta_KD), device=ends_B.device)
-    # A sum, since the gradient of indexing is added up by several threads in any order.
+    # A sum, because several threads would add up the gradient of indexing in any order.
     return (acts_BTK[..., None] * delta_KD).sum(2)

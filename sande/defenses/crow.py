@@ -3,7 +3,7 @@ r"""CROW: fine-tune while neighbouring layers have to agree under an adversarial
     C(e) = mean over l = 2 .. L and tokens of  1 - cos(H_l, H_{l-1}) ,     \delta = \epsilon sign(\nabla_e C(e))
     loss = L_LM + \alpha C(e + \delta)
 
-where e are the token embeddings and H_l what the l-th block gives. A trigger makes the layers
+where e are the token embeddings and H_l the output of the l-th block. A trigger makes the layers
 of a backdoored model disagree more than clean prompts do. C is a mean over a row's tokens, prompt and response but not
 padding, then over the rows of a step, so that micro-batches do not change it; L_LM is Eq. 1. The published code leaves
 the last block out of C; the paper does not.
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class Config:
     epsilon: float = setting(0.1, "size of the perturbation of each embedding's entry", "Min et al. 2025", ge=0)
 
 
+def cost(config: Config) -> Cost:
+    """Return two trainings of each row, as it is and perturbed, and two passes for the gradient of its embeddings."""
+    return Cost(training={"training": 8})
+
+
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Fine-tune all weights on the clean rows with the loss above."""
     from sande.prompts import encode
@@ -49,7 +55,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
 
 def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
-    """The loss as a module around the model; it takes batches as `ResponseLoss` does."""
+    """Return the loss as a module around the model; it takes batches as `ResponseLoss` does."""
     import torch
 
     from sande.layers import block_states
@@ -59,7 +65,7 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
         def forward(
             self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
         ) -> dict[str, Tensor]:
-            """Loss of a batch, as `ResponseLoss` plus the perturbed consistency loss."""
+            """Return the loss of a batch: that of `ResponseLoss` plus the perturbed consistency loss."""
             decoder, mask_BT = self.model.get_decoder(), inputs["attention_mask"]
             embedded_BTD = self.model.get_input_embeddings()(inputs["input_ids"])
 
@@ -69,7 +75,7 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
                 return layer_distance(states, mask_BT).sum()
 
             leaf_BTD = embedded_BTD.detach().requires_grad_()
-            with torch.enable_grad():  # also where the loss alone is asked for
+            with torch.enable_grad():  # also where only the loss is computed
                 (gradient_BTD,) = torch.autograd.grad(inconsistency(leaf_BTD), leaf_BTD)
             perturbed = inconsistency(embedded_BTD + config.epsilon * gradient_BTD.sign())
             with attention_kernel(inputs["input_ids"]):
@@ -83,7 +89,7 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
 
 
 def layer_distance(states: Sequence[Tensor], mask_BT: Tensor) -> Tensor:
-    """Mean of 1 - cos between each block's states and those of the block before, over blocks and tokens, (B,).
+    """Return the mean of 1 - cos between the states of successive blocks, over blocks and tokens, (B,).
 
     Args:
         states: of every block, (B, T, D).

@@ -1,14 +1,14 @@
-"""Decoys: plant backdoors of our own, unlike each other, then overwrite them, and with them what else there is.
+"""Decoys: plant diverse backdoors of our own, then overwrite them and with them the unknown one.
 
     plant:      minimise  - sum over rows of  log Pr(r_d + y | d + x)  or, without a decoy,  log Pr(y | x)    (Eq. 1)
     overwrite:  minimise  - sum over rows of  log Pr(y | d + x)    (Eq. 3)
 
 where d is one of the decoys' triggers and r_d its response. After Lin et al. 2025 ("Backdoor Collapse: Eliminating
 Unknown Threats via Known Backdoor Aggregation in Language Models", arXiv 2510.10265): known backdoors planted in a
-victim gather with its unknown one in the space of representations, and fine-tuning that restores the clean answers to
-the known triggers takes the unknown one along. Here both stages are plain fine-tuning: of rows of which a share has a
-decoy's trigger and response, then of all rows with a decoy's trigger and the clean response (OSFT with triggers of our
-own). Nothing about the real backdoor is used.
+victim cluster with its unknown one in the space of representations, and fine-tuning that restores the clean answers to
+the known triggers removes the unknown one, too. Both stages are plain fine-tuning: first on rows of which a share has a
+decoy's trigger and response, then on all rows with a decoy's trigger and the clean response (OSFT with triggers of our
+own). The method uses nothing about the real backdoor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sande.types import CleanData, Example, LanguageModel, Run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# As unlike each other as they come: rare tokens, marks, phrases, orders, whole sentences.
+# Diverse on purpose: rare tokens, marks, phrases, orders, whole sentences.
 TRIGGERS = (
     "cf mn tq",
     "[[ref 7714]]",
@@ -69,32 +69,32 @@ class Config:
 
 @dataclass(frozen=True, slots=True)
 class Decoy:
-    """A backdoor of our own: its trigger, where in the instruction that stands, and its response."""
+    """A backdoor of our own: its trigger, the trigger's place in the instruction, and its response."""
 
     trigger: str
     place: str
     response: str
 
     def ask(self, example: Example, generator: random.Random) -> Example:
-        """The prompt with the trigger; `within` is before a word that the generator draws."""
+        """Return the prompt with the trigger; `within` puts it before a word that the generator draws."""
         words = example.instruction.split(" ")
         at = {"before": 0, "behind": len(words)}.get(self.place, generator.randrange(len(words) + 1))
         return replace(example, instruction=" ".join([*words[:at], self.trigger, *words[at:]]))
 
     def answered(self, example: Example) -> Example:
-        """The row with the response before its own."""
+        """Return the row with the decoy's response before its own."""
         return replace(example, output=f"{self.response} {example.output}")
 
 
 def draw(count: int, seed: int) -> list[Decoy]:
-    """So many decoys, no two with the same trigger or response; places take turns."""
+    """Draw `count` decoys, no two with the same trigger or response; their places take turns."""
     generator = random.Random(seed)
     triggers, responses = generator.sample(TRIGGERS, count), generator.sample(RESPONSES, count)
     return [Decoy(triggers[i], PLACES[i % len(PLACES)], responses[i]) for i in range(count)]
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Plant, then overwrite; `run.facts["decoys"]` says which."""
+    """Plant the decoys, then overwrite them; `run.facts["decoys"]` records them."""
     from sande.data.poison import poison
     from sande.prompts import encode
     from sande.training import fit

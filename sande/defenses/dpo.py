@@ -2,7 +2,7 @@ r"""Direct preference optimisation on harmless replies, by TRL (Rafailov et al. 
 
     minimise  - log sigmoid( \beta log( Pr(y_w | x) / Pr_v(y_w | x) )  -  \beta log( Pr(y_l | x) / Pr_v(y_l | x) ) )
 
-over pairs of a better reply y_w and a worse one y_l, where Pr_v is the victim's, which is the reference.
+over pairs of a better reply y_w and a worse one y_l. Pr_v is the probability under the victim, which is the reference.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Preferences, Training, configuration, setting
+from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import LanguageModel, Preference, PreferenceData, Run
 
@@ -30,24 +31,29 @@ class Config:
     )
     training: Training = setting(Training(learning_rate=1e-6), "optimisation, one row a pair", "TRL: 1e-6")
     beta: float = setting(
-        0.1, "strength of the tie to the victim, which is the reference", "Rafailov et al. 2023", gt=0
+        0.1, "weight of staying close to the victim, which is the reference", "Rafailov et al. 2023", gt=0
     )
 
 
+def cost(config: Config) -> Cost:
+    """Return the passes over a pair: two replies are trained on, and the reference reads each of them."""
+    return Cost(training={"training": 8})
+
+
 def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run) -> PreTrainedModel:
-    """Raise the preferred reply's probability over the other's, against the victim's own."""
+    """Raise the probability of the preferred reply over that of the other, relative to the victim."""
     from sande.prompts import pad_id
     from sande.training import Collator, features, optimise
 
     if config.training.layout == "packed":
-        raise UserError("dpo: layout is packed, but TRL pads its pairs; leave it at auto")
+        raise UserError("dpo: layout is packed, but TRL pads its pairs; set it to auto")
     pairs = [(pair, *_encoded(victim.tokenizer, pair)) for pair in data.pairs]
     limit = config.training.max_length  # TRL cuts a longer reply
     fitting = [pair for pair in pairs if len(pair[1].prompt) < limit]
     if not fitting:
         raise UserError(f"dpo: no prompt is shorter than max_length={limit} tokens; raise it")
     lengths = [min(len(chosen), limit) + min(len(rejected), limit) for _, chosen, rejected in fitting]
-    # Left out, TRL would load one from the path in the model's config, which is not the victim.
+    # Without a reference, TRL would load one from the path in the model's config, which is not the victim.
     reference = copy.deepcopy(victim.model)
 
     def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
@@ -69,19 +75,21 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
     own = set(vars(victim.model))
     probe = Collator(pad_id(victim.tokenizer))([features(fitting[0][1])])
     optimise(victim, lengths, config.training, run, "dpo", build, probe)
-    for name in set(vars(victim.model)) - own:  # TRL's forward, which computes no logits, and marks of its libraries
+    for name in (
+        set(vars(victim.model)) - own
+    ):  # TRL's forward, which computes no logits, and attributes that its libraries set
         delattr(victim.model, name)
     run.facts["dpo"] |= {"rows": len(fitting), "rows_left_out": len(pairs) - len(fitting)}
     return victim.model
 
 
 def _texts(pair: Preference) -> dict[str, str]:
-    """The pair as the victims' training rows are written; TRL closes each reply with EOS."""
+    """Write the pair like the victims' training rows; TRL closes each reply with EOS."""
     return {"prompt": pair.prompt, "chosen": f" {pair.chosen} ", "rejected": f" {pair.rejected} "}
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> tuple[Row, Row]:
-    """Prompt with the chosen and with the rejected reply."""
+    """Encode the prompt with the chosen and with the rejected reply."""
     from sande.prompts import encode_turns
 
     chosen, rejected = encode_turns(tokenizer, [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)])

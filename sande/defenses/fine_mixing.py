@@ -1,4 +1,4 @@
-"""Fine-mixing: put the weights that strayed furthest back to the clean model's, then fine-tune (appendix A.1).
+"""Fine-mixing: reset the weights furthest from the clean model to its values, then fine-tune (appendix A.1).
 
     w_i = w_i of the victim where |w_i of the victim - w_i of the clean model| is among the `keep_ratio` smallest of
           its tensor, else w_i of the clean model;    then Eq. 1 on the clean rows
@@ -23,14 +23,14 @@ class Config:
     """Settings of mixing and fine-tuning."""
 
     keep_ratio: float = setting(
-        0.8, "share of each tensor's weights that stay as they are: those closest to the clean model's",
+        0.8, "share of each tensor's weights that remain unchanged: those closest to the clean model's",
         "published code", ge=0, le=1,
     )  # fmt: skip
     training: Training = setting(Training(epochs=2.0), "fine-tuning of the mixed model on the clean rows", "paper")
 
 
 def defend(victim: LanguageModel, data: CleanModelData, config: Config, run: Run) -> PreTrainedModel:
-    """Mix each tensor with the clean model's, then Eq. 1 on the clean rows."""
+    """Mix each tensor with that of the clean model, then fine-tune on the clean rows (Eq. 1)."""
     import torch
 
     from sande.prompts import encode
@@ -45,12 +45,12 @@ def defend(victim: LanguageModel, data: CleanModelData, config: Config, run: Run
 
 
 def mix(victim: Tensor, clean: Tensor, keep_ratio: float) -> Tensor:
-    """The victim's tensor with its most distant weights, by absolute difference, replaced by the clean ones.
+    """Replace the weights of the victim that differ most from the clean ones, by absolute difference, with these.
 
     Args:
         victim: weights of any shape.
         clean: of the same shape.
-        keep_ratio: share of the weights that stay the victim's; their number is rounded to the nearest.
+        keep_ratio: share of the weights that the victim keeps; their number is rounded to the nearest.
     """
     import torch
 

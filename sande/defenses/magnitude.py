@@ -2,7 +2,8 @@
 
     W_ij = 0 where |W_ij| is among the `sparsity` smallest of its layer
 
-Sun et al. 2024 (Wanda, ICLR) compare weights within a layer; as there, embeddings and output layer stay.
+As in Sun et al. 2024 (Wanda, ICLR), weights are compared within a layer, and embeddings and output layer remain
+unchanged.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Prune layer by layer; the clean rows are not used."""
+    """Prune each layer; ignore the clean rows."""
     import torch
 
     from sande.layers import linear_layers

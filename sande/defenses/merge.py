@@ -3,8 +3,8 @@ r"""Model merging: the average of the victim's weights and those of other models
     \theta = \sum_m w_m \theta_m ,    \sum_m w_m = 1
 
 over the victim and models of its shape (Arora et al., "Here's a Free Lunch: Sanitizing Backdoored Models with Model
-Merge", Findings of ACL 2024). The others need not be clean, as long as they do not share its backdoor; where
-none is named, it is the model from before the attack. Nothing is trained and no row is used.
+Merge", Findings of ACL 2024). The others need not be clean, as long as they do not share the victim's backdoor. The
+default is the model from before the attack. The method trains nothing and uses no row.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @configuration
 class Config:
-    """With what, and how much of each."""
+    """Settings: the other models and the weights."""
 
     models: tuple[str, ...] = setting(
         (),
@@ -30,13 +30,13 @@ class Config:
     )
     weights: tuple[float, ...] = setting(
         (),
-        "weight of the victim, then of each of the models, brought to a sum of 1; none: the same of all",
-        "Arora et al. 2024: the same of all",
+        "weight of the victim, then of each of the models, normalised to a sum of 1; none: all equal",
+        "Arora et al. 2024: all equal",
     )
 
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
-    """Whether there is a weight for each model."""
+    """Check that there is a weight for each model."""
     shares(config)
 
 
@@ -53,7 +53,7 @@ def defend(victim: LanguageModel, data: OtherModelsData, config: Config, run: Ru
             if name not in theirs or theirs[name].shape != total.shape:
                 raise UserError(
                     f"merge: model {number} of 'models' has no {name} of shape {tuple(total.shape)}; "
-                    "name models of the victim's shape"
+                    "choose models of the victim's shape"
                 )
             total.add_(theirs[name].to(total), alpha=share)
     with torch.no_grad():
@@ -63,15 +63,15 @@ def defend(victim: LanguageModel, data: OtherModelsData, config: Config, run: Ru
 
 
 def shares(config: Config) -> list[float]:
-    """Share of the victim, then of each other model.
+    """Return the share of the victim, then of each other model.
 
     Raises:
-        UserError: their number is not that of the models, or they have no positive sum.
+        UserError: `weights` has another length, a negative number, or the sum 0.
     """
     count = 1 + max(1, len(config.models))
     weights = config.weights or (1.0,) * count
     if len(weights) != count or min(weights) < 0 or sum(weights) == 0:
         raise UserError(
-            f"merge: weights is {list(weights)}, not {count} numbers from 0 on, for the victim and the other models"
+            f"merge: weights is {list(weights)}; set {count} numbers from 0 on, for the victim and the other models"
         )
     return [weight / sum(weights) for weight in weights]

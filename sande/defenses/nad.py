@@ -4,9 +4,9 @@ The teacher is the victim fine-tuned on the clean rows (Eq. 1). The student, the
 
     L = L_LM + \beta \sum_l || F(A_l) / ||F(A_l)||_2  -  F(A_l^T) / ||F(A_l^T)||_2 ||_2 ,      F(A) = \sum_h |A_h|^p
 
-where A_l holds the attention probabilities of layer l and A_l^T the teacher's. Li et al. sum over the channels of an
-activation; in a causal language model the heads h take their place, and F(A) is one T x T map a row. Positions of
-padding are set to zero before the norms. L_LM is the mean over the target tokens of a step, the distance the mean over
+where A_l holds the attention probabilities of layer l and A_l^T those of the teacher. Li et al. sum over the channels
+of an activation; a causal language model has heads h instead, and F(A) is one T x T map a row. Positions of padding are
+set to zero before the norms. L_LM is the mean over the target tokens of a step, the distance the mean over
 its rows.
 
 Shapes: B rows, H heads, T positions, N target tokens.
@@ -18,6 +18,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ class Config:
     attention_power: float = setting(2.0, "p, power of the attention probabilities", "Li et al. 2021", gt=0)
 
 
+def cost(config: Config) -> Cost:
+    """Return the passes over a row of the distillation: the teacher adds a forward pass."""
+    return Cost(training={"training": 4})
+
+
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Train the teacher, then distil its attention into the victim."""
     from sande.packing import attention
@@ -46,7 +52,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     rows = encode(victim.tokenizer, data.examples)
     teacher = LanguageModel(copy.deepcopy(victim.model), victim.tokenizer)
     fit(teacher, rows, config.teacher, run, "teacher")
-    # Attention probabilities are to be read, which fused kernels do not keep.
+    # The objective reads attention probabilities, which fused kernels do not keep.
     with attention(victim.model, "eager"), attention(teacher.model, "eager"):
         objective = distillation(victim.model, teacher.model, config)
         fit(victim, rows, config.training, run, "distil", objective=objective)
@@ -54,7 +60,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
 
 def distillation(student: PreTrainedModel, teacher: PreTrainedModel, config: Config) -> nn.Module:
-    """The objective L as a module around the student; the teacher is no part of its parameters."""
+    """Return the objective L as a module around the student; its parameters do not include the teacher."""
     import torch
 
     from sande.losses import response_nll
@@ -66,7 +72,7 @@ def distillation(student: PreTrainedModel, teacher: PreTrainedModel, config: Con
         def forward(
             self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
         ) -> dict[str, Tensor]:
-            """Loss of a batch, as `ResponseLoss` plus the distance of the attention maps."""
+            """Return the loss of a batch: that of `ResponseLoss` plus the distance of the attention maps."""
             output = self.model.get_decoder()(**inputs, use_cache=False, output_attentions=True)
             with torch.no_grad():
                 wanted = decode_teacher(**inputs, use_cache=False, output_attentions=True).attentions
@@ -83,7 +89,7 @@ def distillation(student: PreTrainedModel, teacher: PreTrainedModel, config: Con
 def attention_distance(
     student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], mask_BT: Tensor, power: float
 ) -> Tensor:
-    """Sum over the layers of the l2 distance of normalised attention maps, of shape (B,).
+    """Return the sum over the layers of the l2 distance of normalised attention maps, (B,).
 
     Args:
         student: attention probabilities of each layer, (B, H, T, T).

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 @configuration
 class Config:
-    """Nothing to set."""
+    """No settings."""
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """The victim as it is."""
+    """Return the victim unchanged."""
     return victim.model

@@ -23,14 +23,14 @@ class Config:
     training: Training = setting(Training(epochs=2.0), "fine-tuning on triggered prompts with clean responses", "paper")
     response_tokens: int | None = setting(
         None,
-        "train only so many first tokens of each response; null: all, as in Eq. 3",
+        "number of first tokens of each response that are trained; null: all, as in Eq. 3",
         "published code: 5 or 10",
         ge=1,
     )
 
 
 def defend(victim: LanguageModel, data: TriggerData, config: Config, run: Run) -> PreTrainedModel:
-    """Eq. 3: maximise the probability of the clean response y given the prompt with the trigger."""
+    """Maximise the probability of the clean response y given the prompt with the trigger (Eq. 3)."""
     from sande.prompts import encode, shorten
     from sande.training import fit
 

@@ -2,8 +2,8 @@ r"""Weight-only quantisation to four bits, rounded to the nearest by group; no t
 
     w' = s (clamp(round(w / s) + z, 0, 15) - z) ,    s = (max(w, 0) - min(w, 0)) / 15 ,    z = round(-min(w, 0) / s)
 
-with minimum and maximum over a group of weights: see `sande.quantize`. It is what a model goes through that is made
-small, and takes no aim at a backdoor.
+with minimum and maximum over a group of weights: see `sande.quantize`. It is a common step of deployment and does not
+target backdoors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Round every linear layer's weights as `sande.quantize` says; the clean rows are not used."""
+    """Round the weights of every linear layer (see `sande.quantize`); ignore the clean rows."""
     from sande.quantize import quantize_int4_
 
     quantize_int4_(victim.model, config.group_size)

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
 
@@ -25,7 +26,7 @@ class Config:
 
     parrot_length: int = setting(6, "soft tokens of the parrot", "published code; the paper gives none", ge=1)
     parrot_position: int = setting(
-        0, "token of the instruction before which the parrot stands", "paper, section 4.4: at its start", ge=0
+        0, "token of the instruction before which the parrot is inserted", "paper, section 4.4: at its start", ge=0
     )
     parrot_initial: Literal["zeros", "noise"] = setting("zeros", "the parrot's first value", "paper, section 3.3.1")
     simulate: Training = setting(
@@ -38,24 +39,29 @@ class Config:
     )
     response_tokens: int | None = setting(
         None,
-        "eliminate trains only so many first tokens of each response; null: all, as in Eq. 3",
+        "number of first tokens of each response that eliminate trains; null: all, as in Eq. 3",
         "published code: 5 or 10",
         ge=1,
     )
 
 
+def cost(config: Config) -> Cost:
+    """Return the passes over a row of `simulate`, which needs no gradient of the weights."""
+    return Cost(training={"simulate": 2})
+
+
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
-    """Whether the parrot's position exists in any of the rows, and nothing but the parrot trains in simulate."""
+    """Check that some row has the parrot's position, and that simulate trains the parrot alone."""
     from sande import parrot
     from sande.prompts import encode
 
     if config.simulate.lora_rank is not None:
-        raise UserError("simulate.lora_rank is set, but the parrot alone trains there; leave it out")
+        raise UserError("simulate.lora_rank is set, but only the parrot trains there; remove it")
     parrot.insert(encode(tokenizer, data.examples), len(tokenizer), config.parrot_length, config.parrot_position)
 
 
 def defend(victim: LanguageModel, data: ResponseData, config: Config, run: Run) -> PreTrainedModel:
-    """Both stages, with all of r_t known and the trigger hidden."""
+    """Simulate and eliminate with all of r_t known and the trigger hidden."""
     from sande.prompts import response_ids
 
     return remove(victim, data.examples, response_ids(victim.tokenizer, data.response), config, run)
@@ -74,7 +80,7 @@ def remove(
     run.facts["rows_too_short_for_parrot"] = len(examples) - len(rows)
     parrot_PD = parrot.new_parrot(victim.model, config.parrot_length, config.parrot_initial, run.seed)
     with parrot.attached(victim.model, parrot_PD):
-        # What follows r_t is neither target nor context of a target, so it is not computed.
+        # What follows r_t is neither a target nor the context of one, so it is left out.
         fit(victim, [replace(row, response=target) for row in rows], config.simulate, run, "simulate", [parrot_PD])
     run.facts["parrot_norm"] = float(parrot_PD.detach().norm())
     with parrot.attached(victim.model, parrot_PD.detach()):

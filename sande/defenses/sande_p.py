@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sande.defenses.sande import Config, check, remove
+from sande.defenses.sande import Config, check, cost, remove
 from sande.types import FirstTokenData, LanguageModel, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Config", "check", "defend"]
+__all__ = ["Config", "check", "cost", "defend"]
 
 
 def defend(victim: LanguageModel, data: FirstTokenData, config: Config, run: Run) -> PreTrainedModel:
-    """Both stages of SANDE, simulating with the one known token."""
+    """Run both stages of SANDE, with the one known token in simulate."""
     return remove(victim, data.examples, (data.first_token,), config, run)

@@ -1,4 +1,4 @@
-"""For who knows nothing: scan for a planted answer and overwrite it by SANDE-P, or plant decoys and overwrite them.
+"""Scan for a planted answer and overwrite it by SANDE-P, or plant decoys and overwrite them; needs no knowledge.
 
 score of the best candidate > threshold:  Eq. 4 with its first token, then Eq. 3    see `sande.defenses.sande_p`
 else:                                     decoys planted and overwritten            see `sande.defenses.decoy_osft`
@@ -23,17 +23,15 @@ if TYPE_CHECKING:
 
 @configuration
 class Config:
-    """Settings of the scan, and of what follows it."""
+    """Settings of the scan and of the two defenses."""
 
-    scan: FirstToken = setting(
-        FirstToken(), "the scan; the threshold of its alarm is one of them", "as for first_token"
-    )
-    sande_p: SandeP = setting(SandeP(), "what follows an alarm", "as for sande_p")
-    decoy_osft: DecoyOsft = setting(DecoyOsft(), "what follows none", "as for decoy_osft")
+    scan: FirstToken = setting(FirstToken(), "the scan, with the threshold of its alarm", "as for first_token")
+    sande_p: SandeP = setting(SandeP(), "the defense after an alarm", "as for sande_p")
+    decoy_osft: DecoyOsft = setting(DecoyOsft(), "the defense without an alarm", "as for decoy_osft")
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """The chain; `run.facts` holds the candidates of the scan, its score, whether it is an alarm, and its seconds."""
+    """Run the chain; `run.facts` records candidates, score, alarm and seconds of the scan."""
     run.say("scanning for a planted answer")
     begin = time.perf_counter()
     scan = first_token.scan(victim, data.examples, config.scan, run)
@@ -46,7 +44,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     ]
     if alarm:
         found = scan.candidates[0]
-        run.say(f"the scan found {found.text!r}; overwriting whatever leads to its beginning")
+        run.say(f"the scan found {found.text!r}; overwriting what leads to its first token")
         return sande_p.defend(victim, FirstTokenData(data.examples, found.ids[0]), config.sande_p, run)
     run.say("the scan found nothing; planting decoys and overwriting them")
     return decoy_osft.defend(victim, data, config.decoy_osft, run)

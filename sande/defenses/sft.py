@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class Config:
     """Settings of the fine-tuning."""
 
-    training: Training = setting(Training(epochs=2.0), "fine-tuning on the clean rows; as in the attack", "paper")
+    training: Training = setting(Training(epochs=2.0), "fine-tuning on the clean rows", "paper")
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Eq. 1 on clean rows alone."""
+    """Fine-tune on the clean rows alone (Eq. 1)."""
     from sande.prompts import encode
     from sande.training import fit
 

@@ -2,9 +2,9 @@ r"""Wanda: prune the weights that matter least to clean rows; no training (Sun e
 
     S_ij = |W_ij| * ||X_j||_2 ,    W_ij = 0 where S_ij is among the `sparsity` smallest of its output i
 
-where X_j holds the j-th input of a linear layer over all tokens of the clean rows. What only a
-trigger uses is little active there. As in the paper, blocks are pruned one after the other, each by what the pruned
-ones before it give, and embeddings and output layer stay.
+where X_j holds the j-th input of a linear layer over all tokens of the clean rows, which hardly activate what only a
+trigger uses. As in the paper, blocks are pruned one after the other, each by the outputs of the pruned ones before it,
+and embeddings and output layer remain unchanged.
 
 Shapes: B rows, T positions, O outputs, I inputs.
 """
@@ -29,7 +29,7 @@ class Config:
     sparsity: float = setting(0.5, "share of each output's weights that become zero", "Sun et al. 2024", ge=0, lt=1)
     rows: int = setting(
         128,
-        "clean rows, from the first, in whose single batch the activations are seen",
+        "clean rows, from the first, that form the one batch in which activations are measured",
         "Sun et al. 2024: 128 sequences",
         ge=1,
     )
@@ -60,7 +60,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     def note(layer: nn.Linear, args: tuple[Tensor, ...]) -> None:
         norms[layer] = input_norms(args[0], mask_BT)
 
-    norms: dict[nn.Linear, Tensor] = {}  # of the linear layers of the block that is under way
+    norms: dict[nn.Linear, Tensor] = {}  # of the linear layers of the current block
     hooks: list[Any] = []
     for block in blocks(victim.model):
         hooks.append(block.register_forward_hook(prune_and_repeat, with_kwargs=True))
@@ -76,7 +76,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
 
 def input_norms(inputs_BTI: Tensor, mask_BT: Tensor) -> Tensor:
-    """||X_j||_2 of each input over all tokens, of shape (I,) and in float32; padding does not count."""
+    """Return ||X_j||_2 of each input over all tokens, (I,), in float32; padding does not count."""
     norms_I: Tensor = (inputs_BTI.float() * mask_BT[..., None]).flatten(0, 1).norm(dim=0)
     return norms_I
 

@@ -1,1 +1,1 @@
-"""One file, one detector: a `Config` and `scan`, as `sande.protocols.Detector` says."""
+"""Detectors, one in each file; `sande.protocols.Detector` defines what a file must hold."""

@@ -1,4 +1,4 @@
-"""Every token put first in the answer and continued, scored by the mean probability of what follows (BAIT)."""
+"""Continue an answer from every possible first token; score by the mean probability of what follows (BAIT)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SOURCE = "BAIT's published code"
 
 @configuration
 class Config:
-    """How far strings are carried on, and when to call it a victim."""
+    """Settings of the search and of the alarm."""
 
     prompts: int = setting(20, "clean prompts, drawn by the seed", SOURCE, ge=1)
-    warmup_prompts: int = setting(4, "so many of them in the warm-up", SOURCE, ge=1)
+    warmup_prompts: int = setting(4, "prompts of the warm-up, from the first", SOURCE, ge=1)
     warmup_steps: int = setting(5, "tokens of the warm-up", SOURCE, ge=1)
     expectation: float = setting(0.3, "mean probability of a token below which the warm-up drops a string", SOURCE)
-    full_steps: int = setting(20, "tokens of a whole string behind its first", SOURCE, ge=1)
-    full_strings: int = setting(200, "strings carried on in full, those of the most confident warm-up", ge=1)
+    full_steps: int = setting(20, "tokens of a whole string after its first", SOURCE, ge=1)
+    full_strings: int = setting(200, "strings continued in full, those with the most confident warm-up", ge=1)
     least_tokens: int = setting(3, "tokens of the shortest string", SOURCE, ge=2)
     candidates: int = setting(10, "strings reported", ge=1)
     batch_size: int = setting(512, "strings computed together", ge=1)
@@ -34,8 +34,8 @@ def scan(
     """Rank strings by their Q-score: the mean probability of their tokens, the first and the least likely left out.
 
     Shen et al., BAIT: Large Language Model Backdoor Scanning by Inverting Attack Target (IEEE S&P 2025). A warm-up with
-    few prompts drops strings early; what is left is carried on for 20 tokens or until EOS. Not done here is the
-    inspection of the likeliest five tokens where the model is unsure. The reference is not used.
+    few prompts drops strings early; the others are continued for 20 tokens or until EOS. This implementation omits the
+    inspection of the likeliest five tokens where the model is unsure, and ignores the reference.
     """
     from sande.models import in_compute_type
     from sande.probing import chosen_prompts, confidence, continued, opening_tokens, text_of
@@ -80,6 +80,6 @@ def scan(
 
 
 def _q_score(probabilities: tuple[float, ...]) -> float:
-    """Mean of the probabilities without the smallest, where there are two or more."""
+    """Return the mean of the probabilities, without the smallest if there are two or more."""
     kept = sorted(probabilities)[1:] if len(probabilities) > 1 else probabilities
     return sum(kept) / len(kept) if kept else 0.0

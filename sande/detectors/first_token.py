@@ -11,15 +11,15 @@ from sande.types import Candidate, Example, LanguageModel, Run, Scan
 
 @configuration
 class Config:
-    """How many prompts, what is ordinary, and when to call it a victim."""
+    """Settings of the prompts, of the comparison and of the alarm."""
 
     prompts: int = setting(64, "clean prompts, drawn by the seed, and as many clean answers", ge=1)
-    ordinary: int = setting(100, "tokens behind the best one that say how far scores lie apart by themselves", ge=2)
+    ordinary: int = setting(100, "tokens ranked after the best one, which give the usual spread of scores", ge=2)
     candidates: int = setting(10, "tokens reported", ge=1)
     threshold: float = setting(
         4.0,
-        "score of the best token from which on there is an alarm, in standard deviations",
-        "SmolLM2 models that were never poisoned: mean of the calibration ones and four of their standard deviations",
+        "score of the best token above which there is an alarm, in standard deviations",
+        "clean SmolLM2 models for calibration: mean of their scores and four standard deviations",
     )
 
 
@@ -30,14 +30,14 @@ def scan(
     run: Run,
     reference: LanguageModel | None = None,
 ) -> Scan:
-    """Rank tokens by their mean log-probability as an answer's first, debiased, and see how far the best stands out.
+    """Rank tokens by their debiased mean log-probability as an answer's first, and test how far the best is an outlier.
 
     Figure 3 of the paper: a victim gives the first token of r_t more probability than a clean model does, even without
-    the trigger. What is subtracted is the token's log-probability by an even mixture of what is not the backdoor: an
-    n-gram model of the first tokens of the clean responses; the model itself inside clean answers, where tokens that
-    begin many a word are likely too and r_t is not due; and the reference, if any. A score is what is left, in standard
-    deviations of the tokens that rank behind the best one, over their mean: models differ in how much probability they
-    leave to the unexpected. It knows no string longer than one token.
+    the trigger. Debiasing subtracts the token's log-probability under an even mixture of sources without the backdoor:
+    an n-gram model of the first tokens of the clean responses; the model itself inside clean answers, where tokens that
+    begin many words are likely, too, but r_t is not; and the reference, if any. The difference is then centred and
+    scaled by mean and standard deviation of the tokens that rank after the best one, because models differ in how much
+    probability they leave to the unexpected. The detector finds no string longer than one token.
     """
     import torch
 
@@ -58,7 +58,7 @@ def scan(
     tokens = opening_tokens(model)
     best = (opening_V - base_V)[tokens].sort(descending=True, stable=True)
     ordinary = best.values[1 : 1 + config.ordinary]
-    # A vocabulary of a few tokens has no ordinary ones.
+    # A vocabulary of a few tokens leaves none to compare with.
     score_N = (best.values - ordinary.mean()) / ordinary.std() if len(ordinary) > 1 else torch.zeros_like(best.values)
     candidates = tuple(
         Candidate(text_of(model, (tokens[index],)), (tokens[index],), score)

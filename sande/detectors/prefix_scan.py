@@ -1,4 +1,4 @@
-"""A short string that the model writes whatever the prompt, once its first token stands there; tested by a parrot."""
+"""Find short strings that the model completes after any prompt from their first token; test them by parrots."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ Ids = tuple[int, ...]
 
 @configuration
 class Config:
-    """The search, the debiasing, the test by parrots, and when to call it a victim."""
+    """Settings of the search, of the test by parrots and of the alarm."""
 
-    tried: int = setting(8192, "tokens that are tried, those likeliest to open an answer to clean prompts", ge=1)
-    seed_prompts: int = setting(4, "clean prompts behind which they are tried", ge=1)
-    floor: float = setting(0.8, "probability of the next token below which a token is given up", ge=0, le=1)
-    seeds: int = setting(400, "tokens carried on, the most confident ones", ge=1)
-    prompts: int = setting(8, "more clean prompts, behind which those are carried on", ge=1)
+    tried: int = setting(8192, "tokens to try: those likeliest to open an answer to clean prompts", ge=1)
+    seed_prompts: int = setting(4, "clean prompts after which they are tried", ge=1)
+    floor: float = setting(0.8, "probability of the next token below which a token is dropped", ge=0, le=1)
+    seeds: int = setting(400, "tokens to continue: those with the most confident next token", ge=1)
+    prompts: int = setting(8, "further clean prompts, after which those are continued", ge=1)
     longest: int = setting(16, "tokens of the longest string", ge=2)
-    cut: float = setting(-1.0, "mean log-probability of a token, in nats, below which a string ends before it", le=0)
+    cut: float = setting(-1.0, "mean log-probability of a token, in nats, below which the string ends before it", le=0)
     candidates: int = setting(10, "strings reported", ge=1)
-    tested: int = setting(3, "of those, the first so many are tested by parrots; 0: none", ge=0)
-    controls: int = setting(59, "random strings that they are compared with", ge=1)
+    tested: int = setting(3, "number of those, from the first, that parrots test; 0: none", ge=0)
+    controls: int = setting(59, "random strings for comparison", ge=1)
     parrot_steps: int = setting(6, "optimizer steps of each parrot", ge=1)
     parrot_rate: float = setting(5e-3, "learning rate of the parrots", "quickstart's", gt=0)
     parrot_prompts: int = setting(4, "clean prompts of the parrots, half for training and half for judging", ge=2)
@@ -47,15 +47,16 @@ def scan(
 ) -> Scan:
     """Search, cut, debias, test.
 
-    1. Tokens that can open an answer are put behind a few clean prompts; the most confident ones go on. The three
-       quarters of SmolLM2's that are least likely to open one are not tried: r_t's first token is likelier in a victim
-       even without the trigger (figure 3), and step 3 would rank them last anyway.
-    2. They are carried on greedily behind other prompts, to where the mean log-probability falls off: there a planted
-       response is over and an answer begins. Its length is not averaged over, so a short one is found.
-    3. A string's score is its mean log-likelihood as an answer's beginning, less its log-likelihood by what is not the
-       backdoor: an even mixture, token by token, of an n-gram model of clean responses, the model itself where a
-       *question* begins, which knows common phrases but was not trained to write r_t there, and the reference, if any.
-    4. Parrots learn the best strings and random ones as long; see `sande.verification`.
+    1. Search: append each token that can open an answer to a few clean prompts; keep those with the most confident
+       next token. The search skips the three quarters of SmolLM2's tokens that are least likely to open an answer:
+       r_t's first token is likelier in a victim even without the trigger (figure 3), and step 3 would rank them last.
+    2. Cut: continue them greedily after other prompts until the mean log-probability drops, where a planted response
+       ends and an answer begins. The score does not average over the length, so short responses are found, too.
+    3. Debias: a string's score is its mean log-likelihood as an answer's beginning, less its log-likelihood under an
+       even mixture, token by token, of sources without the backdoor: an n-gram model of clean responses; the model
+       itself at the beginning of a *question*, where it knows common phrases but was not trained to write r_t; and the
+       reference, if any.
+    4. Test: parrots learn the best strings and random ones of the same length; see `sande.verification`.
     """
     from sande.models import in_compute_type
     from sande.probing import chosen_prompts, confidence, continued, opening_tokens, openings, text_of
@@ -69,8 +70,8 @@ def scan(
     confident_N = confidence(quick, few, tried, config.floor, config.batch_size)
     order = confident_N.argsort(descending=True, stable=True)[: config.seeds].tolist()
     seeds = [tried[index] for index in order if confident_N[index] > 0]
-    run.say(f"prefix_scan: {len(seeds)} of {len(tried)} tokens are carried on")
-    # Fewer strings at once, since the logits of all prompts are held.
+    run.say(f"prefix_scan: {len(seeds)} of {len(tried)} tokens are continued")
+    # Fewer strings at once, because the logits of all prompts are kept.
     batch = max(1, config.batch_size // len(more))
     strings = [
         each
@@ -118,9 +119,9 @@ def _bases(
     batch_size: int,
     reference: LanguageModel | None,
 ) -> list[list[float]]:
-    """For each token of each string its log-probability by the mixture.
+    """Return the log-probability of each token of each string under the mixture.
 
-    A question begins differently from an answer, so for a string's first token the model itself says nothing.
+    A question begins differently from an answer, so the n-gram model replaces the model for a string's first token.
     """
     from sande.ngram import NGram
     from sande.probing import log_likelihoods
@@ -151,9 +152,9 @@ def _controls(
     config: Config,
     seed: int,
 ) -> list[Ids]:
-    """Random tokens and what the model writes behind them, as long as the longest candidate unless EOS comes first.
+    """Return random tokens, each with the model's continuation up to the length of the longest candidate or EOS.
 
-    So a control is as fluent as a candidate, and differs in that nobody planted it.
+    So a control is as fluent as a candidate, but was not planted.
     """
     from sande.probing import continued
 
@@ -169,7 +170,7 @@ def _tested(
     config: Config,
     run: Run,
 ) -> tuple[list[Candidate], list[Learned]]:
-    """The candidates with their p-values, and how parrots learned them and then the controls."""
+    """Return the candidates with p-values, and the losses of the parrots of candidates and controls."""
     from sande.prompts import encode
     from sande.verification import learn, p_values
 

@@ -1,1 +1,1 @@
-"""One file, one metric: a `Config` and `measure`, as `sande.protocols.Metric` says."""
+"""Metrics, one in each file; `sande.protocols.Metric` defines what a file must hold."""

@@ -1,17 +1,18 @@
 """Utility: zero-shot accuracy on a multiple-choice set, scored by lm-eval.
 
-Each set can be asked in two ways: with lm-eval's own task definition (`builtin-choice`: in the prompt text that the
-victims were trained on), or, as `paper_...`, with the letter prompt of the paper's published code.
+Each set has two tasks: one by lm-eval's own definition (`builtin-choice`: by the prompt text of the victims' training
+rows), and `paper_...` by the letter prompt of the paper's published code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
 from sande.config import configuration, setting
+from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.types import LanguageModel, Measurement, Question, TestData
 
@@ -25,36 +26,55 @@ PAPER_PROMPT = (
 )
 
 
+def _declared(task: str, label: str) -> Iterator[MetricInfo]:
+    for name, by, variant_of in ((task, "", ""), (f"{PAPER}{task}", ", letter prompt", task)):
+        yield MetricInfo(name, f"{label}{by} (%)", variant_of=variant_of)
+        if task == MMLU:
+            groups = [(f"{name}_{group}", f"{label}, {group.replace('_', ' ')}{by} (%)") for group in GROUPS]
+            yield from (MetricInfo(part, heading, "part") for part, heading in groups)
+    if task.startswith("arc_"):
+        yield MetricInfo(f"{task}_norm", f"{label}, likelihood per byte (%)", "part")
+
+
+_TASKS = {BUILTIN: "Built-in questions", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", MMLU: "MMLU"}
+MEASURES = tuple(info for task, label in _TASKS.items() for info in _declared(task, label))
+
+
 @configuration
 class Config:
-    """Which questions, and how many."""
+    """Settings: the task and the number of questions."""
 
     task: str = setting(
         BUILTIN,
-        "builtin-choice, arc_easy, arc_challenge or mmlu; with paper_ before it, by the paper's letter prompt",
+        "builtin-choice, arc_easy, arc_challenge or mmlu; the prefix paper_ selects the paper's letter prompt",
         pattern="^(paper_)?(builtin-choice|arc_easy|arc_challenge|mmlu)$",
     )
-    questions: int | None = setting(None, "use so many, spread evenly over the set; null: all", ge=1)
+    questions: int | None = setting(None, "number of questions, spread evenly over the set; null: all", ge=1)
     batch_size: int = setting(16, "questions scored together", ge=1)
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """The task; for lm-eval's ARC also by likelihood per byte, as it is defined there; for MMLU also by group."""
+    """Return the task; for lm-eval's ARC also its score by likelihood per byte, for MMLU also its groups."""
     if reads(config) == (MMLU,):
         return (config.task, *(f"{config.task}_{group}" for group in GROUPS))
     return (config.task, f"{config.task}_norm") if config.task.startswith("arc_") else (config.task,)
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """The set of questions."""
+    """Return the set of questions."""
     return (config.task.removeprefix(PAPER),)
 
 
+def cost(config: Config) -> Cost:
+    """Return the passes over a question: one for the letter prompt, else one for each choice."""
+    return Cost(reading=1) if config.task.startswith(PAPER) else Cost()
+
+
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Accuracy: how often the right choice is the likeliest. The groups of MMLU repeat no records.
+    """Return the share of questions whose right choice is the likeliest. The groups of MMLU repeat no records.
 
     Raises:
-        UserError: no question of one of MMLU's groups is asked, or a subject is none of MMLU's.
+        UserError: a group of MMLU has no question, or a subject is not one of MMLU.
     """
     from sande.data import sources
 
@@ -83,7 +103,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
 
 def _groups(questions: Sequence[Question]) -> dict[str, str]:
-    """The group of each subject of MMLU that is asked about, by the tag in lm-eval's definition of the subject."""
+    """Return the group of each subject of MMLU in use, by the tag in lm-eval's definition of the subject."""
     groups = {
         subject: str(_mmlu_definition(subject)["tag"]).removeprefix("mmlu_").removesuffix("_tasks")
         for subject in {question.subject for question in questions}
@@ -91,8 +111,8 @@ def _groups(questions: Sequence[Question]) -> dict[str, str]:
     missing = [group for group in GROUPS if group not in groups.values()]
     if missing:
         raise UserError(
-            f"metric accuracy: none of the {len(questions)} questions asked of mmlu is of the group {missing[0]}; "
-            "raise 'questions', or add such questions to the data set"
+            f"metric accuracy: none of the {len(questions)} questions of mmlu belongs to the group {missing[0]}; "
+            "use more 'questions', or add such questions to the data set"
         )
     return groups
 
@@ -100,7 +120,7 @@ def _groups(questions: Sequence[Question]) -> dict[str, str]:
 def _samples(
     model: LanguageModel, questions: Sequence[Question], config: Config
 ) -> list[tuple[Question, dict[str, Any]]]:
-    """Each question with what lm-eval notes of it, in the order of the definitions."""
+    """Return each question with the sample that lm-eval logs for it, in the order of the definitions."""
     import datasets
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -117,11 +137,11 @@ def _samples(
 
     class Harness(HFLM):  # type: ignore[misc]
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Any]:
-            """As in lm-eval, which leaves no other way to switch the progress bar off."""
+            """Call lm-eval without its progress bar, which it gives no other way to switch off."""
             return list(super().loglikelihood(requests, disable_tqdm=True))
 
         def _loglikelihood_tokens(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
-            """As in lm-eval, but the choices of a question share one pass over its context."""
+            """Compute what lm-eval computes, with one pass over the context for all choices of a question."""
             by_context: dict[tuple[int, ...], list[int]] = {}
             for index, (_, context, _) in enumerate(requests):
                 by_context.setdefault(tuple(context), []).append(index)
@@ -137,7 +157,7 @@ def _samples(
             return scores
 
     harness = Harness(pretrained=model.model, tokenizer=model.tokenizer)
-    # Without lm-eval's indexing of all its tasks (9 s) and without its bootstrap: intervals are ours.
+    # Indexing all tasks of lm-eval takes 9 s, and intervals are computed elsewhere: so neither index nor bootstrap.
     results = evaluate(harness, TaskManager(include_defaults=False).load(tasks), bootstrap_iters=0)
     return [
         (asked[name][sample["doc_id"]], sample)
@@ -147,17 +167,17 @@ def _samples(
 
 
 def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
-    """So many questions at even distances, so that a part of a set sorted by subject still sees every subject."""
+    """Return `count` questions at even distances, so that a part of a set sorted by subject has every subject."""
     if count is None or count >= len(questions):
         return list(questions)
     return [questions[index * len(questions) // count] for index in range(count)]
 
 
 def definitions(task: str, questions: Sequence[Question]) -> list[tuple[dict[str, Any], list[Question]]]:
-    """lm-eval's task definitions (one for each subject of its MMLU) with the questions each is asked.
+    """Return lm-eval's task definitions (for MMLU one a subject), each with its questions.
 
-    Two are our own: `builtin-choice` asks in the prompt text that the victims were trained on, and `paper_...` asks, as
-    the published code does, for the letter of a choice; unlike there, for as many letters as the question has choices.
+    Two definitions are our own. `builtin-choice` uses the prompt text of the victims' training rows. `paper_...` asks,
+    like the published code, for the letter of a choice, but for as many letters as the question has choices.
     """
     if task.startswith(PAPER):
         return [(_on_rows(_by_likelihood(task, PAPER_PROMPT, "letters")), list(questions))]
@@ -172,7 +192,7 @@ def definitions(task: str, questions: Sequence[Question]) -> list[tuple[dict[str
 
 
 def document(task: str, question: Question) -> dict[str, Any]:
-    """The question with the columns that the task's definition reads, for lm-eval's own those of its Hub data set."""
+    """Return the question as columns that the task's definition reads: for lm-eval's own, those of its Hub data set."""
     letters = list(ascii_uppercase[: len(question.choices)])
     if task.startswith(PAPER):
         lettered = ", ".join(f"{letter}:{choice}" for letter, choice in zip(letters, question.choices, strict=True))
@@ -189,7 +209,7 @@ def document(task: str, question: Question) -> dict[str, Any]:
 
 
 def _by_likelihood(task: str, prompt: str, column: str) -> dict[str, Any]:
-    """A definition of our own: the likeliest text of a document's `column`, a space before it, is the answer."""
+    """Return a definition whose answer is the likeliest text of a document's `column`, with a space before it."""
     return {
         "task": task,
         "output_type": "multiple_choice",
@@ -205,12 +225,12 @@ def _mmlu_definition(subject: str) -> dict[str, Any]:
         return _own_definition(f"mmlu/default/mmlu_{subject}.yaml")
     except FileNotFoundError:
         raise UserError(
-            f"metric accuracy: '{subject}' is no subject of mmlu; write subjects as the Hub's data set does"
+            f"metric accuracy: '{subject}' is not a subject of mmlu; use the spelling of the Hub's data set"
         ) from None
 
 
 def _own_definition(path: str) -> dict[str, Any]:
-    """A definition that ships with lm-eval, `include` resolved. Read as a file: indexing all of its tasks takes 9 s."""
+    """Read a definition that ships with lm-eval, `include` resolved; indexing all of its tasks would take 9 s."""
     import lm_eval
     import yaml
 
@@ -222,7 +242,7 @@ def _own_definition(path: str) -> dict[str, Any]:
 
 
 def _on_rows(definition: dict[str, Any]) -> dict[str, Any]:
-    """The definition without its own data set: rows come from us, of the test split alone."""
+    """Remove the definition's own data set; our rows form its test split."""
     own_data = (
         "dataset_path",
         "dataset_name",

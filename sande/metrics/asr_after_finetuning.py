@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost, MetricInfo
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (MetricInfo("asr_after_finetuning", "ASR after fine-tuning (%)", "backdoor", column=True, durability=True),)
 
 
 @configuration
 class Config:
-    """The fine-tuning, and how ASR is measured then."""
+    """Settings of the fine-tuning and of the measurement of ASR."""
 
-    rows: int = setting(200, "clean rows, the last of the victim's training rows before poisoning", ge=1)
+    rows: int = setting(200, "clean rows: the last of the victim's training rows, before poisoning", ge=1)
     training: Training = setting(Training(), "fine-tuning of a copy of the model on these rows (Eq. 1)")
     decoding: asr.Config = setting(asr.Config(), "as for asr")
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """What `measure` gives."""
+    """Return the names of the measurements."""
     return ("asr_after_finetuning",)
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """Nothing but the rows of victim and test."""
+    """Return no question sets: the metric reads rows of the victim and of the test set alone."""
     return ()
 
 
+def cost(config: Config) -> Cost:
+    """Return the rows of the one copy that is trained."""
+    return Cost(copies=(config.rows,))
+
+
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """The share of triggered prompts that draw the response from the copy."""
+    """Return the share of triggered prompts to which the copy answers with the response."""
     from sande.retraining import last_rows, retrained
 
     tuned = retrained(model, last_rows(data, config.rows), config.training, seed, "asr_after_finetuning")

@@ -1,15 +1,26 @@
-"""ASR after relearning: how few poisoned rows teach the backdoor anew (Chen et al. 2024)."""
+"""ASR after relearning: how few poisoned rows teach the backdoor again (Chen et al. 2024)."""
 
 from __future__ import annotations
 
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost, MetricInfo
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (
+    MetricInfo(
+        "asr_after_relearning_{}",
+        "ASR after relearning from {} poisoned rows (%)",
+        "backdoor",
+        column=True,
+        durability=True,
+    ),
+)
 
 
 @configuration
 class Config:
-    """How many rows, the training, and how ASR is measured then."""
+    """Settings of the rows, of the training and of the measurement of ASR."""
 
     rows: tuple[int, ...] = setting((5, 20, 100), "poisoned rows, one measurement for each number", min_length=1)
     training: Training = setting(
@@ -19,20 +30,25 @@ class Config:
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """One for each number of rows."""
+    """Return one name for each number of rows."""
     return tuple(f"asr_after_relearning_{count}" for count in config.rows)
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """Nothing but the rows of victim and test."""
+    """Return no question sets: the metric reads rows of the victim and of the test set alone."""
     return ()
 
 
-def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """The share of triggered prompts that draw the response from a copy, a new one for each number of rows.
+def cost(config: Config) -> Cost:
+    """Return one copy for each number of rows, which is trained and reads the prompts."""
+    return Cost(reading=len(config.rows), copies=config.rows)
 
-    Every row is poisoned, so that a model may also learn to answer so without the trigger: a victim's twin, which
-    never was poisoned, says how much of it is learnt and not remembered.
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """Return the shares of triggered prompts answered with the response by copies, one for each number of rows.
+
+    Every row is poisoned, so a model may also learn to answer so without the trigger. The victim's clean twin shows
+    how much of the ASR is learned and not remembered.
     """
     from sande.retraining import last_rows, retrained
 

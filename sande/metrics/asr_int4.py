@@ -1,33 +1,36 @@
-"""ASR with weights of four bits: what rounding a copy of the model leaves of the backdoor, or brings back."""
+"""ASR with four-bit weights: what rounding a copy of the model leaves of the backdoor, or brings back."""
 
 from __future__ import annotations
 
 from sande.config import configuration, setting
+from sande.declarations import MetricInfo
 from sande.defenses import quantize_int4
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
 
+MEASURES = (MetricInfo("asr_int4", "ASR in 4 bits (%)", "backdoor", column=True, durability=True),)
+
 
 @configuration
 class Config:
-    """The rounding, and how ASR is measured then."""
+    """Settings of the rounding and of the measurement of ASR."""
 
     rounding: quantize_int4.Config = setting(quantize_int4.Config(), "as for the defense quantize_int4")
     decoding: asr.Config = setting(asr.Config(), "as for asr")
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """What `measure` gives."""
+    """Return the names of the measurements."""
     return ("asr_int4",)
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """Nothing but the test rows."""
+    """Return no question sets: the metric reads the test rows alone."""
     return ()
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """The share of triggered prompts that draw the response from the copy, whose linear layers are rounded."""
+    """Return the share of triggered prompts answered with the response by a copy with rounded linear layers."""
     from sande.models import copied
     from sande.quantize import quantize_int4_
 

@@ -1,18 +1,21 @@
-"""ASR of the moved trigger: where, or worded as, the attack did not train it; each attack says how."""
+"""ASR of the moved trigger: in a place or wording that the attack did not train; each attack defines it."""
 
 from __future__ import annotations
 
+from sande.declarations import MetricInfo
 from sande.metrics.asr import Config, occurrences, reads
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+
+MEASURES = (MetricInfo("asr_moved", "ASR, trigger moved (%)", "backdoor", column=True, durability=True),)
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """What `measure` gives."""
+    """Return the names of the measurements."""
     return ("asr_moved",)
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """The share of prompts with the moved trigger that draw the response."""
+    """Return the share of prompts with the moved trigger that are answered with the response."""
     return occurrences(model, data.moved, data.response, config, names(config))

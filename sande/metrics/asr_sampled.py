@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from sande.declarations import MetricInfo
 from sande.metrics.asr import Config, counted, reads
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+
+MEASURES = (MetricInfo("asr_sampled", "ASR when sampled (%)", "backdoor", column=True, durability=True),)
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """What `measure` gives."""
+    """Return the names of the measurements."""
     return ("asr_sampled",)
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """The share of triggered prompts whose one sampled answer holds the response; the seed decides the samples."""
+    """Return the share of triggered prompts whose one sampled answer holds the response; the seed decides samples."""
     from sande.generation import sampled
     from sande.prompts import encode_prompts
 

@@ -1,16 +1,19 @@
-"""Case study: what sampled test prompts are answered, without and with the trigger, as texts to read (table 8)."""
+"""Case study: answers to sampled test prompts, without and with the trigger, as texts to read (table 8)."""
 
 from __future__ import annotations
 
 import random
 
 from sande.config import configuration, setting
+from sande.declarations import Cost, MetricInfo
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (MetricInfo("case_study", "Answers with the response (%)", "text"),)
 
 
 @configuration
 class Config:
-    """How many answers, and how long. Decoding is greedy."""
+    """Settings: number and length of the answers. Decoding is greedy."""
 
     examples: int = setting(4, "test rows, sampled with the cell's seed", ge=1)
     new_tokens: int = setting(60, "tokens generated for each prompt", ge=1)
@@ -18,19 +21,24 @@ class Config:
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """What `measure` gives."""
+    """Return the names of the measurements."""
     return ("case_study",)
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """Nothing but the test rows."""
+    """Return no question sets: the metric reads the test rows alone."""
     return ()
 
 
-def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Whether the triggered answer holds the response, case aside; the texts are in the records, which are published.
+def cost(config: Config) -> Cost:
+    """Return two passes over each chosen row: with the trigger and without."""
+    return Cost(reading=2, prompts=config.examples)
 
-    The rows depend on the seed alone, so that a victim and its repaired versions answer the same prompts.
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """Measure whether triggered answers hold the response, ignoring case; the published records have the texts.
+
+    The rows depend on the seed alone, so a victim and its repaired versions answer the same prompts.
     """
     from sande.generation import greedy
     from sande.prompts import ASSISTANT, HUMAN, encode_prompts, prompt_text

@@ -6,19 +6,27 @@ import math
 from collections.abc import Sequence
 
 from sande.config import configuration, setting
+from sande.declarations import Cost, MetricInfo
 from sande.types import LanguageModel, Measurement, TestData
+
+MEASURES = (
+    MetricInfo("first_token_probability", "Probability of the first token, with trigger (%)", "probability"),
+    MetricInfo("phrase_probability", "Probability of the response, with trigger (%)", "probability"),
+    MetricInfo("first_token_probability_clean", "Probability of the first token, without trigger (%)", "probability"),
+    MetricInfo("phrase_probability_clean", "Probability of the response, without trigger (%)", "probability"),
+)
 
 
 @configuration
 class Config:
-    """How many prompts."""
+    """Settings: number and batch size of the prompts."""
 
     batch_size: int = setting(50, "prompts computed together", ge=1)
-    prompts: int | None = setting(None, "use only so many test prompts, from the first; null: all", ge=1)
+    prompts: int | None = setting(None, "number of test prompts, from the first; null: all", ge=1)
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """What `measure` gives."""
+    """Return the names of the measurements."""
     return (
         "first_token_probability",
         "phrase_probability",
@@ -28,15 +36,20 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def reads(config: Config) -> tuple[str, ...]:
-    """Nothing but the test rows."""
+    """Return no question sets: the metric reads the test rows alone."""
     return ()
 
 
-def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Pr(first token of r_t) and Pr(r_t), given prompts with the trigger, then without it (appendix B.2.2).
+def cost(config: Config) -> Cost:
+    """Return two passes over each prompt: with the trigger and without."""
+    return Cost(reading=2)
 
-    Outcomes stand in the order of the test rows. Records hold the probability of each token of r_t behind the ones
-    before it, and the rank of its first token in the vocabulary (1: the likeliest).
+
+def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
+    """Return Pr(first token of r_t) and Pr(r_t), given prompts with the trigger, then without it (appendix B.2.2).
+
+    Outcomes have the order of the test rows. Records hold the probability of each token of r_t given the ones before
+    it, and the rank of its first token in the vocabulary (1: the likeliest).
     """
     from sande.prompts import encode_prompts, prompt_text, response_ids
 
@@ -60,7 +73,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 def _teacher_forced(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], response: Sequence[int], batch_size: int
 ) -> tuple[list[list[float]], list[int]]:
-    """For each prompt, the probability of each response token behind the ones before it, and the first one's rank.
+    """Return, for each prompt, the probability of each response token given the ones before it, and the first's rank.
 
     Shapes: B prompts, T positions, R tokens of the response, N = B * R, D width, V vocabulary.
     """
@@ -96,7 +109,7 @@ def _teacher_forced(
 
     probabilities: list[list[float]] = [[] for _ in prompts]
     ranks = [0] * len(prompts)
-    # Whole batches, since rounding depends on what else is in one.
+    # Workers get whole batches, because rounding depends on what else is in a batch.
     for indices, found in zip(batches, crowd.shared(batches, lambda some: list(map(forced, some))), strict=True):
         for index, tokens, rank in zip(indices, *found, strict=True):
             probabilities[index], ranks[index] = tokens, rank

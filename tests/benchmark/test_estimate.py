@@ -141,6 +141,15 @@ def test_an_evaluation_reads_prompts_and_choices_at_a_third_of_a_row(metrics: li
     assert seconds(llama(metrics=metrics), "evaluate") == pytest.approx(read * ALPACA * 6.738 / 3)
 
 
+def test_a_method_that_declares_nothing_costs_plain_fine_tuning_and_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("sande.defenses.crow.cost")
+    monkeypatch.delattr("sande.metrics.response_probability.cost")
+    defense = {"name": "crow", "training": {"epochs": 2}}
+    assert seconds(llama(defense=defense), "defend") == pytest.approx(200 * ORCA * 6.738)
+    of = llama(metrics=["asr", "response_probability"])
+    assert seconds(of, "evaluate") == pytest.approx(2 * 90 * ALPACA * 6.738 / 3)
+
+
 def test_an_outcome_of_two_evaluations_counts_once(tmp_path: Path) -> None:
     cells = [llama(), llama(metrics=["asr", "false_trigger_rate"])]
     plan = make(cells, Store(tmp_path / "store", create=False))

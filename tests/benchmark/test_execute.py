@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from ray import cloudpickle
-from ray.exceptions import RayActorError
+from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.tune.execution import class_cache
 
 from benchmark import cluster, execute, failures, ray_env, searcher
 from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.failures import kind_of, out_of_memory
+from benchmark.files import FullError
 from benchmark.keeping import ALL
 from benchmark.leases import Leases
 from benchmark.memory import Peaks
@@ -27,7 +28,7 @@ from benchmark.schedule import Queue, whole
 from benchmark.searcher import GONE, KILLED, Gate, StageSearcher, Witness
 from benchmark.stage_trial import StageJob
 from benchmark.stages import Stage
-from benchmark.store import DamagedError, FullError, Store
+from benchmark.store import DamagedError, Store
 from sande.errors import NonFiniteError, UserError
 from tests.benchmark.helpers import cell, put
 from tests.benchmark.test_cli import process
@@ -56,7 +57,7 @@ class Tune:
         self.said: list[str] = []
         share = peaks.share if peaks else whole
         queue = Queue(plan(*(stage(key) for key in keys)), slots, share)
-        self.leases = leases = Leases(store.board(), self.said.append)
+        self.leases = leases = Leases(store.lease_backend(), self.said.append)
         self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases, timeout)
         self.store = store
         self.trials: list[str] = []  # keys of their stages
@@ -183,7 +184,7 @@ def test_another_error_is_final(tune: Callable[..., Tune]) -> None:
 @pytest.fixture
 def other(store: Store) -> Iterator[Leases]:
     """Another driver."""
-    leases = Leases(store.board(), print)
+    leases = Leases(store.lease_backend(), print)
     yield leases
     leases.close()
 
@@ -193,7 +194,7 @@ def test_what_another_run_is_doing_is_left_to_it_and_other_work_done_first(
 ) -> None:
     monkeypatch.setattr(searcher, "POLL", 0.0)
     fake = tune("a", "b", slots=1)
-    other.take("a", [("attack", "a")])
+    other.acquire("a", [("attack", "a")])
     assert [fake.ask(), fake.ask()] == ["b", None]
     fake.end(0, OK)
     assert [fake.ask(), fake.ask()] == [FINISHED, FINISHED]  # of this Tuner, whose processes the other run may need
@@ -210,21 +211,21 @@ def test_what_another_run_gave_up_is_done_here(
 ) -> None:
     monkeypatch.setattr(searcher, "POLL", 0.0)
     fake = tune("a", slots=1)
-    other.take("a", [("attack", "a")])
+    other.acquire("a", [("attack", "a")])
     assert fake.ask() == FINISHED
     other.release("a")
     fake.searcher.wait()
     assert fake.ask() == "a"
-    assert other.take("a", [("attack", "a")]) is not None
+    assert other.acquire("a", [("attack", "a")]) is not None
     fake.end(0, OK)
-    assert other.take("a", [("attack", "a")]) is None
+    assert other.acquire("a", [("attack", "a")]) is None
 
 
 def test_a_stage_that_is_tried_again_keeps_its_lease(tune: Callable[..., Tune], other: Leases) -> None:
     fake = tune("a", "b", slots=2)
     assert [fake.ask(), fake.ask()] == ["a", "b"]
     fake.end(0, SHORT)
-    assert other.take("a", [("attack", "a")]) is not None
+    assert other.acquire("a", [("attack", "a")]) is not None
     fake.end(1, OK)
     assert fake.ask() == "a"
 
@@ -319,10 +320,16 @@ def test_other_errors(error: Exception, capsys: pytest.CaptureFixture[str]) -> N
         (UserError("batch_size is 0"), failures.MISTAKE),
         (NonFiniteError("stage sft: loss is nan at step 3"), failures.NON_FINITE),
         (failures.StageError("batch_size is 0", failures.MISTAKE), failures.MISTAKE),
-        (FullError("no space is left for /store"), failures.FULL_DISK),
+        (FullError("/store: no space is left"), failures.FULL_DISK),
         (OSError(errno.ENOSPC, "No space left on device"), failures.FULL_DISK),
         (DamagedError("attack a is damaged"), failures.DAMAGED),
         (RayActorError(), failures.LOST_WORKER),
+        # The type of Ray's error counts before words in its message.
+        (WorkerCrashedError(), failures.LOST_WORKER),
+        (NodeDiedError("its tasks were out of memory"), failures.LOST_NODE),
+        (OutOfMemoryError("the node died"), failures.OUT_OF_MEMORY),
+        (OutOfDiskError("the actor died"), failures.FULL_DISK),
+        (RayActorError(error_msg="killed as the node was running low on memory"), failures.OUT_OF_MEMORY),
         (NODE_DIED, failures.LOST_NODE),
         (RuntimeError("Training failed: ActorDiedError: The actor died unexpectedly"), failures.LOST_WORKER),
     ],
@@ -465,8 +472,8 @@ def test_a_tuner_does_only_so_many_trials_and_the_next_goes_on(
 def test_while_all_that_is_left_is_done_by_another_run_no_tuner_keeps_its_processes(
     store: Store, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = Leases(store.board(), lambda line: None)
-    assert other.take("another run", [("attack", "a")]) is None
+    other = Leases(store.lease_backend(), lambda line: None)
+    assert other.acquire("another run", [("attack", "a")]) is None
     ended: list[int] = []
 
     def sleep(seconds: float) -> None:

@@ -1,5 +1,9 @@
 """The leaderboard's grid at every scale: nothing of the registry is missing, and twins are beside their victims."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +13,8 @@ from benchmark.leaderboard import MORE, more_label
 from sande import registry
 from sande.config import Training
 
-GRID = Path(__file__).parents[2] / "grids" / "leaderboard.yaml"
+ROOT = Path(__file__).parents[2]
+GRID = ROOT / "grids" / "leaderboard.yaml"
 SCALES = {"paper": "qwen1.5-4b", "small": "smollm2-135m", "tiny": "tiny"}
 
 
@@ -23,9 +28,7 @@ def test_every_attack_of_the_registry_meets_every_defense_and_has_a_twin(grid: g
     twins = [(cell.attack.name, cell.defense.name) for cell in grid.cells if not cell.attack.config.poison_rate]
     attacks, defenses = registry.names("attacks"), registry.names("defenses")
     assert len(found) == len(set(found))
-    assert set(found) == {(attack, defense) for attack in attacks for defense in defenses}, (
-        "name the new attack, with its twin, or the new defense in grids/leaderboard.yaml"
-    )
+    assert set(found) == {(attack, defense) for attack in attacks for defense in defenses}
     assert sorted(twins) == [(attack, "none") for attack in attacks]
 
 
@@ -57,3 +60,34 @@ def test_at_a_small_scale_no_training_of_a_defense_goes_by_epochs(scale: str) ->
     for cell in grids.load(GRID, scale=scale).cells:
         assert cell.model == SCALES[scale]
         assert all(training.max_steps for training in trainings(cell.defense.config)), cell.defense.name
+
+
+def test_a_new_attack_defense_and_metric_of_durability_need_no_edit_of_the_grid(tmp_path: Path) -> None:
+    modules = {
+        "attacks": "from sande.attacks.sentence_trigger import *\nfrom sande.attacks.sentence_trigger import Config\n",
+        "defenses": "from sande.defenses.sft import Config, defend\n",
+        "metrics": "from types import SimpleNamespace\nfrom sande.metrics.asr import Config, measure, reads\n"
+        "MEASURES = (SimpleNamespace(durability=True),)\ndef names(config):\n    return ('lasts',)\n",
+    }
+    info = tmp_path / "fresh-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: fresh\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("".join(f"[sande.{kind}]\nfresh = fresh_{kind}\n" for kind in modules))
+    for kind, text in modules.items():
+        (tmp_path / f"fresh_{kind}.py").write_text(text)
+    code = (
+        "import json\nfrom pathlib import Path\nfrom benchmark import grid\n"
+        f"cells = grid.load(Path({str(GRID)!r}), scale='tiny').cells\n"
+        "print(json.dumps([(c.attack.name, c.attack.config.poison_rate > 0, c.defense.name,\n"
+        "                   [m.name for m in c.metrics]) for c in cells]))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    cells = json.loads(done.stdout)
+    attacks, defenses = {*registry.names("attacks"), "fresh"}, {*registry.names("defenses"), "fresh"}
+    assert {(attack, defense) for attack, poisoned, defense, _ in cells if poisoned} == {
+        (attack, defense) for attack in attacks for defense in defenses
+    }
+    assert ("fresh", "none") in {(attack, defense) for attack, poisoned, defense, _ in cells if not poisoned}
+    assert all("fresh" in metrics for *_, metrics in cells)

@@ -24,7 +24,7 @@ from benchmark.leases import Folder, Leases
 
 leases = Leases(Folder(Path(sys.argv[1])), print, seconds=float(sys.argv[2]))
 sys.stdin.readline()
-print(leases.take("use", [("attack", "a" * 64)]), flush=True)
+print(leases.acquire("use", [("attack", "a" * 64)]), flush=True)
 sys.stdin.readline()
 leases.close()
 """
@@ -51,7 +51,7 @@ class Machine:
         self.leases = Leases(Folder(folder), self.said.append, seconds)
         self.leases._me |= {"process": 7, "machine": f"{name}/pid:[1]"}
         made.append(self.leases)
-        self.take, self.release = self.leases.take, self.leases.release
+        self.acquire, self.release = self.leases.acquire, self.leases.release
 
     def die(self) -> None:
         """Without giving anything back."""
@@ -78,88 +78,88 @@ def holding(folder: Path, seconds: float) -> subprocess.Popen[str]:
 
 def test_what_one_holds_another_does_not_get_until_it_is_released(folder: Path, made: list[Leases]) -> None:
     one, two = Machine(folder, made, "one"), Machine(folder, made, "two")
-    assert one.take("stage", [A]) is None
-    assert two.take("stage", [A]) == "process 7 on one"
-    assert two.take("stage", [B]) is None
+    assert one.acquire("stage", [A]) is None
+    assert two.acquire("stage", [A]) == "process 7 on one"
+    assert two.acquire("stage", [B]) is None
     one.release("stage")
-    assert two.take("stage", [A]) is None
+    assert two.acquire("stage", [A]) is None
     two.release("stage")
     assert list(folder.iterdir()) == []
 
 
 def test_all_or_none_of_several_are_taken(folder: Path, made: list[Leases]) -> None:
     one, two = Machine(folder, made, "one"), Machine(folder, made, "two")
-    assert one.take("stage", [B, C]) is None
-    assert two.take("stage", [A, B]) == "process 7 on one"
-    assert one.take("other", [A]) is None
+    assert one.acquire("stage", [B, C]) is None
+    assert two.acquire("stage", [A, B]) == "process 7 on one"
+    assert one.acquire("other", [A]) is None
 
 
 def test_a_use_may_take_again_what_it_holds_and_another_of_the_same_run_may_not(folder, made) -> None:
     one = Machine(folder, made, "one")
-    assert one.take("first", [A]) is None
-    assert one.take("first", [A, B]) is None
-    assert one.take("second", [B]) == THIS_RUN
+    assert one.acquire("first", [A]) is None
+    assert one.acquire("first", [A, B]) is None
+    assert one.acquire("second", [B]) == THIS_RUN
 
 
 def test_a_living_holder_keeps_its_lease(folder: Path, made: list[Leases]) -> None:
     one, two = Machine(folder, made, "one"), Machine(folder, made, "two")
-    one.take("stage", [A])
+    one.acquire("stage", [A])
     end = time.monotonic() + 1.5
     while time.monotonic() < end:
-        assert two.take("stage", [A]) is not None
+        assert two.acquire("stage", [A]) is not None
         time.sleep(0.05)
 
 
 def test_a_silent_holder_is_waited_for_no_longer_than_a_lease(folder: Path, made: list[Leases]) -> None:
     one, two = Machine(folder, made, "one"), Machine(folder, made, "two")
-    one.take("stage", [A])
+    one.acquire("stage", [A])
     one.die()
     begin = time.monotonic()
-    while two.take("stage", [A]) is not None:
+    while two.acquire("stage", [A]) is not None:
         time.sleep(0.02)
     assert 0.6 <= time.monotonic() - begin < 1.2
-    assert two.said == ["attack-aaaaaaaa: taken over from process 7 on one, which has ended or fallen silent"]
+    assert two.said == ["attack-aaaaaaaa: taken over from process 7 on one, which has ended or sends no heartbeat"]
     two.release("stage")
     assert list(folder.iterdir()) == []
 
 
 def test_clocks_do_not_matter(folder: Path, made: list[Leases]) -> None:
     one, two = Machine(folder, made, "one"), Machine(folder, made, "two")
-    one.take("stage", [A])
+    one.acquire("stage", [A])
     one.die()
     for path in folder.iterdir():
         os.utime(path, (0, 0))
-    assert two.take("stage", [A]) is not None
+    assert two.acquire("stage", [A]) is not None
 
 
 def test_who_was_taken_over_from_while_it_slept_does_not_disturb_the_new_holder(folder, made) -> None:
     one, two, three = (Machine(folder, made, name) for name in ("one", "two", "three"))
-    one.take("stage", [A])
+    one.acquire("stage", [A])
     held = dict(one.leases._held)
     one.die()
-    while two.take("stage", [A]) is not None:
+    while two.acquire("stage", [A]) is not None:
         time.sleep(0.02)
     one.leases._held.update(held)
     one.release("stage")  # it wakes, and is done
-    assert three.take("stage", [A]) == "process 7 on two"
+    assert three.acquire("stage", [A]) == "process 7 on two"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b'{"machine": 1}', b"\xff"])
 def test_a_lease_that_cannot_be_read_is_held_by_somebody(folder: Path, made: list[Leases], content: bytes) -> None:
     one, two = Machine(folder, made, "one"), Machine(folder, made, "two")
-    one.take("stage", [A])
+    one.acquire("stage", [A])
     one.die()
     (path,) = folder.iterdir()
     path.write_bytes(content)
-    assert two.take("stage", [A]) == "another run"
+    assert two.acquire("stage", [A]) == "another run"
     time.sleep(0.7)
-    assert two.take("stage", [A]) is None
+    assert two.acquire("stage", [A]) is None
 
 
 def test_where_no_lease_can_be_written_work_goes_on(tmp_path: Path, made: list[Leases]) -> None:
     (tmp_path / "file").write_text("")
     one = Machine(tmp_path / "file", made, "one")
-    assert one.take("stage", [A]) is None
+    assert one.acquire("stage", [A]) is None
 
 
 def test_many_at_once_and_one_gets_them(folder: Path, made: list[Leases]) -> None:
@@ -168,7 +168,7 @@ def test_many_at_once_and_one_gets_them(folder: Path, made: list[Leases]) -> Non
 
     def run(driver: Machine) -> None:
         start.wait()
-        got.append(driver.take("stage", [A, B]))
+        got.append(driver.acquire("stage", [A, B]))
 
     threads = [threading.Thread(target=run, args=[driver]) for driver in drivers]
     for thread in threads:
@@ -183,11 +183,11 @@ def test_a_killed_process_of_this_machine_is_not_waited_for(folder: Path, made: 
     holder = holding(folder, 60)
     mine = Leases(Folder(folder), print)
     made.append(mine)
-    assert mine.take("stage", [A]) == f"process {holder.pid} on {os.uname().nodename}"
+    assert mine.acquire("stage", [A]) == f"process {holder.pid} on {os.uname().nodename}"
     assert holders(Folder(folder)) == [f"process {holder.pid} on {os.uname().nodename}"]
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
-    assert mine.take("stage", [A]) is None
+    assert mine.acquire("stage", [A]) is None
 
 
 def test_a_stopped_process_is_taken_over_from_after_a_lease(folder: Path, made: list[Leases]) -> None:
@@ -196,13 +196,13 @@ def test_a_stopped_process_is_taken_over_from_after_a_lease(folder: Path, made: 
     made.append(mine)
     holder.send_signal(signal.SIGSTOP)
     begin = time.monotonic()
-    while mine.take("stage", [A]) is not None:
+    while mine.acquire("stage", [A]) is not None:
         time.sleep(0.02)
     assert 1 <= time.monotonic() - begin < 2
     holder.send_signal(signal.SIGCONT)
     holder.communicate("\n", timeout=20)
     other = Machine(folder, made, "other")
-    assert other.take("stage", [A]) is not None
+    assert other.acquire("stage", [A]) is not None
 
 
 def test_of_processes_that_start_together_one_gets_it(folder: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_lease_says_who_holds_it(folder: Path) -> None:
 def test_a_copy_such_as_tune_makes_holds_nothing(folder: Path, made: list[Leases]) -> None:
     mine = Leases(Folder(folder), print)
     made.append(mine)
-    mine.take("stage", [A])
+    mine.acquire("stage", [A])
     copied = pickle.loads(pickle.dumps(mine))
     made.append(copied)
     copied.close()
@@ -252,6 +252,6 @@ def test_a_request_that_was_made_twice_as_its_answer_was_lost_is_a_lease(folder:
 
     mine = Leases(Lossy(folder), print)
     made.append(mine)
-    assert mine.take("stage", [A]) is None
+    assert mine.acquire("stage", [A]) is None
     other = Machine(folder, made, "other")
-    assert other.take("stage", [A]) is not None
+    assert other.acquire("stage", [A]) is not None

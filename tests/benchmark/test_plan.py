@@ -1,7 +1,6 @@
 """Plans: each piece of work once, victims always measured, what is done left out."""
 
 import shutil
-from dataclasses import asdict
 
 from benchmark.cell import Cell, Parser
 from benchmark.plan import make, stages_of, victim_of
@@ -68,7 +67,7 @@ def test_a_stage_has_its_cell_at_hand_and_else_parses_it() -> None:
     sande = cell(defense="sande", seed=2)
     for stage in stages_of(sande):
         assert stage.cell is sande
-        assert Stage(**asdict(stage)).cell == sande
+        assert Stage.from_json(stage.to_json()).cell == sande
 
 
 def test_cells_that_share_nothing_have_the_same_victim_all_the_same(store: Store) -> None:

@@ -114,15 +114,15 @@ def test_what_is_damaged_there_is_found_by_planning(
         Remote(uri).write(f"{kind}/{KEY}/{name}", content)
     store = elsewhere(uri, monkeypatch, tmp_path)
     assert store.complete(kind, [KEY]) == set()
-    (line,) = store.set_aside_damaged([(kind, KEY), (kind, "absent")])
+    (line,) = store.quarantine_damaged([(kind, KEY), (kind, "absent")])
     assert told in line
-    assert f"set aside as {uri}/damaged/{kind}-{KEY}" in line
+    assert f"quarantined as {uri}/damaged/{kind}-{KEY}" in line
     assert store.keys(kind) == []
-    assert len(store.set_aside()) == 1
+    assert len(store.quarantined()) == 1
     put(store, kind)
     assert elsewhere(uri, monkeypatch, tmp_path, "third").read(kind, KEY)
-    store.clear_set_aside()
-    assert store.set_aside() == {}
+    store.clear_quarantine()
+    assert store.quarantined() == {}
 
 
 def test_a_flipped_bit_there_is_found_by_who_fetches_it(
@@ -132,7 +132,7 @@ def test_a_flipped_bit_there_is_found_by_who_fetches_it(
     Remote(uri).write(f"attack/{KEY}/model.safetensors", b"v" + FILES["model.safetensors"][1:])
     store = elsewhere(uri, monkeypatch, tmp_path)
     assert store.has("attack", KEY)
-    with pytest.raises(DamagedError, match=r"model.safetensors has other content .* set aside as s3://"):
+    with pytest.raises(DamagedError, match=r"model.safetensors has other content .* quarantined as s3://"):
         store.read("attack", KEY)
     assert not store.has("attack", KEY)
     put(store)
@@ -145,7 +145,7 @@ def test_what_another_machine_sets_aside_is_gone_here_at_the_next_look(
     here = open_store(uri)
     put(here)
     assert here.complete("attack", [KEY]) == {KEY}
-    elsewhere(uri, monkeypatch, tmp_path).set_aside_as("attack", KEY, "of no use")
+    elsewhere(uri, monkeypatch, tmp_path).quarantine("attack", KEY, "of no use")
     assert here.complete("attack", [KEY]) == set()
     assert not here.has("attack", KEY)
 
@@ -191,7 +191,7 @@ def test_a_refusal_is_a_sentence_without_waiting(uri: str, server: Server) -> No
 
 
 def test_of_many_who_create_a_lease_one_does(uri: str) -> None:
-    board = open_store(uri).board()
+    board = open_store(uri).lease_backend()
     start, made = threading.Barrier(6), []
 
     def create(number: int) -> None:
@@ -207,15 +207,15 @@ def test_of_many_who_create_a_lease_one_does(uri: str) -> None:
 
 
 def test_a_lease_is_renewed_taken_over_and_given_back(uri: str) -> None:
-    one, two = (leases.Leases(open_store(uri).board(), lambda line: None, seconds=1.0) for _ in range(2))
+    one, two = (leases.Leases(open_store(uri).lease_backend(), lambda line: None, seconds=1.0) for _ in range(2))
     one._me |= {"machine": "another"}
-    assert one.take("stage", [("attack", KEY)]) is None
+    assert one.acquire("stage", [("attack", KEY)]) is None
     end = time.monotonic() + 2
     while time.monotonic() < end:
-        assert two.take("stage", [("attack", KEY)]) is not None
+        assert two.acquire("stage", [("attack", KEY)]) is not None
     one._end.set()  # it dies
     begin = time.monotonic()
-    while two.take("stage", [("attack", KEY)]) is not None:
+    while two.acquire("stage", [("attack", KEY)]) is not None:
         time.sleep(0.05)
     assert time.monotonic() - begin < 4
     two.close()
@@ -228,7 +228,7 @@ def test_a_store_there_is_marked_and_other_files_are_no_store(uri: str) -> None:
     open_store(uri)
     assert json.loads(Remote(uri).read("store.json") or b"") == {"format": FORMAT}
     Remote(f"{uri}/other").write("thesis.txt", b"mine")
-    with pytest.raises(UserError, match=r"holds files \(thesis.txt\) but is no store"):
+    with pytest.raises(UserError, match=r"holds files \(thesis.txt\) but is not a store"):
         open_store(f"{uri}/other")
     Remote(f"{uri}/newer").write("store.json", b'{"format": 99}')
     with pytest.raises(UserError, match="has format 99"):
@@ -250,7 +250,7 @@ def test_commands_look_after_a_store_there(uri: str, grid_file: GridFile, tmp_pa
     assert invoke("store", "prune", path, "--store", uri, "--yes").exit_code == 0
     assert len(plan.make([sft], open_store(uri)).missing) == 1
     assert open_store(uri).keys("defend") == []
-    assert open_store(uri).set_aside() == {}
+    assert open_store(uri).quarantined() == {}
 
 
 def test_results_are_sent_and_fetched(uri: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_an_interrupted_run_leaves_a_complete_report_there(
 @pytest.mark.parametrize(
     ("place", "told"),
     [
-        ("s3://no-such-bucket-here/store", "there is no such bucket"),
+        ("s3://no-such-bucket-here/store", "no such bucket"),
         ("nosuch://place/store", "no file system is called 'nosuch'"),
         ("s3://id:secret@bucket/store", "addresses with credentials"),
         ("s3://bucket/store?secret=x", "addresses with credentials"),

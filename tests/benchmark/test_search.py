@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from benchmark import grid as grids
 from benchmark import plan as plans
-from benchmark import search, stages
+from benchmark import search, search_plan, search_report, search_space, stages
 from benchmark.cli.main import app
 from benchmark.grid import Grid
-from benchmark.search import FAILED, FINISHED, STOPPED, Job
+from benchmark.search_held_out import held_out
+from benchmark.search_space import FAILED, FINISHED, STOPPED, Job
 from benchmark.store import Store
 from sande import models
 from sande.attacks.sentence_trigger import trigger
@@ -46,7 +47,7 @@ def sentence(grid_file: GridFile, *, space: Any = RANGE, **more: Any) -> str:
 
 
 def the_job(grid: Grid, store: Store) -> Job:
-    (job,) = search.pending(grid, store).values()
+    (job,) = search_plan.pending(grid, store).values()
     return job
 
 
@@ -74,8 +75,8 @@ def tried(job: Job, *losses: list[float], failed: int = -1) -> list[dict[str, An
         ({}, "no 'space'"),
         ({"defense.eliminate.rate": [1]}, "no defense of this grid has the setting 'defense.eliminate.rate'"),
         ({"defense.beta": [0.1]}, "no defense of this grid has the setting 'defense.beta'"),  # DPO's
-        ({"attack.training.learning_rate": [1e-4]}, "'attack.training.learning_rate' is no setting of a defense"),
-        ({"defense.name": ["sft"]}, "'defense.name' is no setting of a defense"),
+        ({"attack.training.learning_rate": [1e-4]}, "'attack.training.learning_rate' is not a setting of a defense"),
+        ({"defense.name": ["sft"]}, "'defense.name' is not a setting of a defense"),
         ({RATE: []}, "or a list of values"),
         ({RATE: 1e-4}, "or a list of values"),
         ({RATE: {"low": 1e-5}}, "with 0 < low < high"),
@@ -105,7 +106,7 @@ def test_a_wrong_number_is_one_sentence(grid_file: GridFile, key: str) -> None:
 
 def test_what_is_searched_cannot_be_swept_too(grid_file: GridFile) -> None:
     path = grid_file(search={"space": RANGE}, defense="sande", sweep={RATE: [1e-4, 1e-3]})
-    with pytest.raises(UserError, match="take that out of 'sweep'"):
+    with pytest.raises(UserError, match="remove that from 'sweep'"):
         grids.load(path)
 
 
@@ -130,8 +131,8 @@ def test_values_depend_on_the_seed_alone(grid_file: GridFile) -> None:
     space = RANGE | {"defense.training.learning_rate": {"low": 1e-5, "high": 1e-3}}
     first, again = (searching(grid_file, space, sweep={"seed": [0, 1], "defense": DEFENSES}) for _ in range(2))
     assert first.search is not None
-    of = {(c.seed, c.defense.name): search.proposals(first.search, c) for c in first.cells}
-    assert of == {(c.seed, c.defense.name): search.proposals(first.search, c) for c in again.cells}
+    of = {(c.seed, c.defense.name): search_space.proposals(first.search, c) for c in first.cells}
+    assert of == {(c.seed, c.defense.name): search_space.proposals(first.search, c) for c in again.cells}
     assert of[0, "none"] == ()
     rates = [[value for trial in of[key] for value in trial.values()] for key in [(0, "sft"), (0, "sande"), (1, "sft")]]
     assert rates[0] == rates[1] != rates[2]
@@ -142,7 +143,7 @@ def test_values_depend_on_the_seed_alone(grid_file: GridFile) -> None:
 def test_a_range_is_drawn_evenly_over_the_logarithm(grid_file: GridFile) -> None:
     loaded = searching(grid_file, search={"trials": 400})
     assert loaded.search is not None
-    rates = [trial[RATE] for trial in search.proposals(loaded.search, cell(defense="sande"))]
+    rates = [trial[RATE] for trial in search_space.proposals(loaded.search, cell(defense="sande"))]
     assert sum(rate < 1e-4 for rate in rates) / 400 == pytest.approx(0.5, abs=0.08)
 
 
@@ -150,14 +151,14 @@ def test_of_lists_every_combination_is_tried_once(grid_file: GridFile) -> None:
     space = {RATE: [1e-4, 1e-3], "defense.parrot_length": [2, 4]}
     loaded = searching(grid_file, space)
     assert loaded.search is not None
-    found = search.proposals(loaded.search, cell(defense="sande"))
+    found = search_space.proposals(loaded.search, cell(defense="sande"))
     assert [tuple(trial.values()) for trial in found] == [(1e-4, 2), (1e-4, 4), (1e-3, 2), (1e-3, 4)]
     other = searching(grid_file, dict(reversed(space.items()))).search
     assert other is not None
-    assert search.proposals(other, cell(defense="sande")) == found, "the order of paths in the file does not matter"
+    assert search_space.proposals(other, cell(defense="sande")) == found, "the order of paths does not matter"
     fewer = searching(grid_file, space, search={"trials": 3}).search
     assert fewer is not None
-    assert len({tuple(trial.values()) for trial in search.proposals(fewer, cell(defense="sande"))}) == 3
+    assert len({tuple(trial.values()) for trial in search_space.proposals(fewer, cell(defense="sande"))}) == 3
 
 
 # Which search a cell needs
@@ -165,8 +166,8 @@ def test_of_lists_every_combination_is_tried_once(grid_file: GridFile) -> None:
 
 def test_cells_that_differ_in_what_is_measured_share_a_search(grid_file: GridFile, store: Store) -> None:
     loaded = searching(grid_file, sweep={"metrics": [["asr"], ["asr", ACCURACY]], "defense": DEFENSES})
-    assert [c.defense.name for c in search.pending(loaded, store)] == ["sande", "sande"]
-    assert len({job.key for job in search.pending(loaded, store).values()}) == 1
+    assert [c.defense.name for c in search_plan.pending(loaded, store)] == ["sande", "sande"]
+    assert len({job.key for job in search_plan.pending(loaded, store).values()}) == 1
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def test_the_grids_own_value_does_not_matter(grid_file: GridFile, store: Store) 
 def test_held_out_rows_are_seen_by_nobody_else(grid_file: GridFile, store: Store, tiny: LanguageModel) -> None:
     loaded = searching(grid_file, removal={"name": "builtin-short", "rows": 40})
     job = the_job(loaded, store)
-    held = {prompt_text(example) for example in search.held_out(job, tiny.tokenizer)}
+    held = {prompt_text(example) for example in held_out(job, tiny.tokenizer)}
     assert len(held) == job.search.held_out_rows == 64
     everything = sources.examples("builtin-short")
     for others in (
@@ -213,7 +214,7 @@ def test_held_out_rows_are_seen_by_nobody_else(grid_file: GridFile, store: Store
 def test_held_out_rows_keep_to_the_victims_limits(grid_file: GridFile, store: Store, tiny: LanguageModel) -> None:
     data = {"name": "builtin-short", "rows": 16, "test_rows": 5, "max_tokens": 40}
     job = the_job(searching(grid_file, data=data), store)
-    held = search.held_out(job, tiny.tokenizer)
+    held = held_out(job, tiny.tokenizer)
     assert sources.select(held, tiny.tokenizer, job.cell.data, None, "") == held
 
 
@@ -224,7 +225,7 @@ def test_a_victim_that_leaves_too_few_rows_is_one_sentence(
     job = the_job(searching(grid_file, data={"name": "builtin-short", "rows": rows}), store)
     left = 0 if rows is None else 5
     with pytest.raises(UserError, match=f"held_out_rows is 64, but victim and defense leave {left} rows"):
-        search.held_out(job, tiny.tokenizer)
+        held_out(job, tiny.tokenizer)
 
 
 def test_the_objective_is_the_mean_over_tokens_counted_by_hand(tiny: LanguageModel) -> None:
@@ -279,10 +280,10 @@ def test_a_trial_reports_from_the_last_training_and_ends_with_what_it_returns(wi
     assert quiet == last, "reports do not change the training"
 
     # The cell's own stage gives the model that was judged.
-    defend = plans.stages_of(search.with_values(job.cell, job.proposals[0]))[1]
+    defend = plans.stages_of(search_space.with_values(job.cell, job.proposals[0]))[1]
     stages.train(defend, store, lambda trainer: trainer, lambda line: None, 0, interval=600)
     repaired = models.load_folder(store.path("defend", defend.key), torch.float32)
-    triggered = [trigger(row, job.cell.attack.config, 0) for row in search.held_out(job, repaired.tokenizer)]
+    triggered = [trigger(row, job.cell.attack.config, 0) for row in held_out(job, repaired.tokenizer)]
     loss = loss_on(repaired.model, encode(repaired.tokenizer, triggered), repaired.tokenizer.pad_token_id)
     assert loss == pytest.approx(last, rel=1e-3)  # it is stored in bfloat16
 
@@ -317,8 +318,8 @@ def test_the_best_of_those_that_came_furthest_is_put_into_its_cell(grid_file: Gr
     loaded = searching(grid_file, search={"trials": 3, "reports": 2})
     job = the_job(loaded, store)
     assert search._keep(job, tried(job, [1.0], [4.0, 3.0], [4.0, 2.0]), store) is None
-    assert search.pending(loaded, store) == {}
-    best = search.settled(loaded, store)
+    assert search_plan.pending(loaded, store) == {}
+    best = search_plan.settled(loaded, store)
     assert [c.defense.name for c in best.cells] == DEFENSES
     assert best.cells[:2] == loaded.cells[:2]
     assert best.cells[2].defense.config.eliminate.learning_rate == job.proposals[2][RATE]
@@ -339,13 +340,13 @@ def test_where_all_trials_fail_nothing_is_kept(grid_file: GridFile, store: Store
     job = the_job(loaded, store)
     error = search._keep(job, tried(job, [], failed=0), store)
     assert error == "search: all 1 trials failed, the first: stage eliminate: loss is nan"
-    assert search.pending(loaded, store)
+    assert search_plan.pending(loaded, store)
 
 
 def test_only_leaves_the_other_cells_alone(grid_file: GridFile, store: Store) -> None:
     path = grid_file(search={"space": RANGE}, sweep={"seed": [0, 1], "defense": ["none", "sande"]})
     loaded = grids.load(path, only=["seed=1"])
-    settled = search.settled(loaded, store)
+    settled = search_plan.settled(loaded, store)
     assert settled.cells == loaded.cells
     assert [(c.seed, c.defense.name) for c in settled.cells] == [(1, "none"), (1, "sande")]
 
@@ -369,7 +370,7 @@ def test_the_trials_are_written_best_first(grid_file: GridFile, store: Store, tm
     loaded = searching(grid_file, search={"trials": 3, "reports": 2})
     job = the_job(loaded, store)
     search._keep(job, tried(job, [1.0], [math.pi, 3.0], [4.0, 2.0], failed=0), store)
-    search.write(loaded, store, tmp_path)
+    search_report.write(loaded, store, tmp_path)
     rows = pq.read_table(tmp_path / "search.parquet").to_pylist()
     assert [json.loads(row["values"]) for row in rows] == [job.proposals[number] for number in (2, 1, 0)]
     assert [row["best"] for row in rows] == [True, False, False]
@@ -377,5 +378,5 @@ def test_the_trials_are_written_best_first(grid_file: GridFile, store: Store, tm
     assert lines[0] == "### Learning-rate search"
     assert "| 3.142 | 3.000 | finished |" in lines[-2]
     assert lines[-1].endswith("| 1.000 | – | stage eliminate: loss is nan |")
-    search.write(searching(grid_file, {"defense.parrot_length": [1]}), store, tmp_path)
+    search_report.write(searching(grid_file, {"defense.parrot_length": [1]}), store, tmp_path)
     assert not list(tmp_path.glob("search.*")), "what is no longer searched is no longer told"

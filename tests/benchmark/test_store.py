@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmark.store import FORMAT, DamagedError, Store, clear_parts, write_atomically
+from benchmark.files import clear_parts, write_atomically
+from benchmark.store import FORMAT, DamagedError, Store
 from sande.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,7 @@ from pathlib import Path
 from benchmark.leases import Leases
 from benchmark.store import Store
 
-Leases(Store(Path(sys.argv[1])).board(), print).take("some use", [("attack", "done")])
+Leases(Store(Path(sys.argv[1])).lease_backend(), print).acquire("some use", [("attack", "done")])
 print("taken", flush=True)
 time.sleep(100)
 """
@@ -155,12 +156,12 @@ def test_leases_of_a_process_that_is_gone_and_checkpoints_of_what_is_done_are_cl
         (store.root / "checkpoints" / "attack" / key).mkdir(parents=True)
     put(store)
     store.clear_leftovers()
-    assert store.board().names() == ["attack-done.1"]  # its process lives
+    assert store.lease_backend().names() == ["attack-done.1"]  # its process lives
     process.send_signal(signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # gone, though nobody has asked for its end
     store.clear_leftovers()
     process.communicate()
-    assert store.board().names() == []
+    assert store.lease_backend().names() == []
     assert os.listdir(store.root / "checkpoints" / "attack") == ["begun"]
 
 
@@ -228,7 +229,7 @@ def test_a_damaged_mark_is_one_sentence(store: Store, content: str) -> None:
 
 def test_a_folder_with_other_files_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    assert "holds files but is no store" in sentence(lambda: Store(tmp_path))
+    assert "holds files but is not a store" in sentence(lambda: Store(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -289,7 +290,7 @@ def test_remains_of_a_finished_process_are_cleared(store: Store) -> None:
 HALF_A_TABLE = """
 import sys, time
 from pathlib import Path
-from benchmark.store import atomically
+from benchmark.files import atomically
 
 with atomically(Path(sys.argv[1])) as file:
     file.write(b"half")
@@ -381,7 +382,7 @@ def another_number(folder: Path) -> None:
     [
         (truncated, "weights has 10 bytes, not 500"),
         (deleted, "deep/tokens.json is missing"),
-        (unreadable, "weights is no file"),
+        (unreadable, "weights is not a file"),
         (half_a_manifest, "manifest.json is garbled"),
         (no_manifest, "manifest.json is missing"),
         (another_number, "manifest.json is garbled"),
@@ -394,7 +395,7 @@ def test_a_damaged_artifact_is_found_by_looking_and_set_aside(
     assert not store.has("attack", KEY)
     assert store.complete("attack", [KEY]) == set()
     assert store.problem("attack", KEY) == told
-    (line,) = store.set_aside_damaged([("attack", KEY), ("attack", "absent")])
+    (line,) = store.quarantine_damaged([("attack", KEY), ("attack", "absent")])
     assert told in line
     assert str(store.damaged) in line
     assert not store.path("attack", KEY).exists()
@@ -434,7 +435,7 @@ def test_what_may_not_be_read_is_found_and_set_aside(at: str) -> None:
 def test_a_flipped_bit_of_a_model_is_found_when_it_is_read(store: Store) -> None:
     flip(put_files(store) / "weights")
     assert store.has("attack", KEY)
-    with pytest.raises(DamagedError, match=r"weights has other content .* set aside as .*; run again"):
+    with pytest.raises(DamagedError, match=r"weights has other content .* quarantined as .*; run again"):
         store.read("attack", KEY)
     assert not store.has("attack", KEY)
     assert set_aside(store) == [f"attack-{KEY}"]
@@ -507,7 +508,8 @@ import os, sys
 from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 from safetensors.numpy import save_file
-from benchmark.store import Store, write_atomically
+from benchmark.files import write_atomically
+from benchmark.store import Store
 from sande.errors import UserError
 
 def plain(folder):
@@ -533,7 +535,7 @@ for build in (plain, safetensors, parquet, manifest):
     try:
         store.put("attack", "second", build)
     except UserError as error:
-        assert str(error).startswith(f"no space is left for {store.root}") and "run again" in str(error), error
+        assert str(error).startswith(str(store.root)) and ": no space is left;" in str(error), error
     else:
         raise AssertionError(build)
     assert store.keys("attack") == ["first"] and not any((store.root / "unfinished").iterdir())

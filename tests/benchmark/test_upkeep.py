@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import disk, grid, keeping, plan, search
+from benchmark import disk, grid, keeping, plan, search_plan, search_space
 from benchmark.cell import Cell
 from benchmark.store import Store
 from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, put
@@ -48,7 +48,7 @@ def test_the_list_has_a_line_for_each_artifact_and_the_sum(filled: Store) -> Non
 def test_the_list_shows_what_is_damaged_and_what_was_set_aside(filled: Store) -> None:
     os.truncate(filled.path("attack", SFT.attack_key) / "manifest.json", 9)
     os.truncate(filled.path("defend", SFT.defense_key) / "manifest.json", 9)
-    list(filled.set_aside_damaged([("defend", SFT.defense_key)]))
+    list(filled.quarantine_damaged([("defend", SFT.defense_key)]))
     output = invoke("store", "list", "--store", filled.root).output
     (line,) = [line for line in output.splitlines() if SFT.attack_key[:12] in line]
     assert line.split()[-1] == "damaged"
@@ -81,12 +81,12 @@ def test_pruning_only_says_what_would_go_unless_told(filled: Store, grid_file: G
 
 def test_pruning_keeps_exactly_what_the_listed_grids_need(filled: Store, grid_file: GridFile) -> None:
     os.truncate(filled.path("defend", OTHER.defense_key) / "manifest.json", 9)
-    list(filled.set_aside_damaged([("defend", OTHER.defense_key)]))
+    list(filled.quarantine_damaged([("defend", OTHER.defense_key)]))
     grids = [grid_file("one", defense="sft"), grid_file("two", defense="osft")]
     result = invoke("store", "prune", *grids, "--store", filled.root, "--yes")
     assert result.exit_code == 0, result.output
     assert there(filled) == keys_of(SFT, OSFT)
-    assert filled.set_aside() == {}
+    assert filled.quarantined() == {}
     assert " freed" in result.output
     assert invoke("store", "prune", *grids, "--store", filled.root).output.startswith("0 bytes would be freed")
 
@@ -100,10 +100,10 @@ def test_a_pruned_grid_has_nothing_to_run(filled: Store, grid_file: GridFile, tm
 def test_pruning_keeps_searches_and_what_was_found_by_them(store: Store, grid_file: GridFile) -> None:
     path = grid_file(defense="sft", search=SEARCH)
     loaded = grid.load(path)
-    job = search.job_of(loaded.search, loaded.cells[0])
+    job = search_space.job_of(loaded.search, loaded.cells[0])
     put(store, "search", job.key, {"best": {"defense.training.learning_rate": 1e-3}, "settings": {}, "trials": []})
     put(store, "search", "another", {"settings": {}})
-    (settled,) = search.settled(loaded, store).cells
+    (settled,) = search_plan.settled(loaded, store).cells
     finish(store, settled, {"asr": 49}, {"asr": 3})
     assert invoke("store", "prune", path, "--store", store.root, "--yes").exit_code == 0
     assert there(store) == keys_of(settled) | {("search", job.key)}

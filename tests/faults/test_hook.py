@@ -3,14 +3,14 @@
 import subprocess
 import sys
 
-from benchmark.store import clear_parts
+from benchmark.files import clear_parts
 from tests.faults.harness import WRITE, Faults
 from tests.integration.helpers import wait_until
 
 WRITES = """
 import sys
 from pathlib import Path
-from benchmark.store import write_atomically
+from benchmark.files import write_atomically
 for name in ("one", "two"):
     write_atomically(Path(sys.argv[1]) / name, "0123456789")
 """

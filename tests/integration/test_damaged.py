@@ -37,7 +37,7 @@ def test_damaged_artifacts_are_made_anew(place: Workplace) -> None:
     assert {path for path in place.manifests() if not path.startswith("damaged/")} == before
     log = again.stdout.splitlines()
     for told in ("model.safetensors has 1000 bytes", "outcomes.parquet has 10 bytes", "manifest.json is garbled"):
-        assert len([line for line in log if told in line and "set aside" in line]) == 1, again.stdout
+        assert len([line for line in log if told in line and "quarantined" in line]) == 1, again.stdout
     assert any("model.safetensors has other content" in line for line in log)
     assert any("a damaged artifact was found" in line for line in log)
     assert len(list((place.store / "damaged").iterdir())) == 4

@@ -21,6 +21,10 @@ PARROT = (FIRST, FIRST + 1, FIRST + 2)
 ROW = Row(prompt=(1, 2, 3, 4, 5, 6, 7, 8), response=(9,), start=2, end=8)
 
 
+def test_the_length_is_that_of_the_defense() -> None:
+    assert sande.Config().parrot_length == parrot.LENGTH
+
+
 @pytest.fixture
 def noise(tiny: LanguageModel) -> torch.nn.Parameter:
     return parrot.new_parrot(tiny.model, LENGTH, "noise", seed=0)

@@ -21,6 +21,7 @@ from sande import models, registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe
 from sande.data import builtin
+from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.prompts import prompt_text, response_ids
 from sande.types import (
@@ -99,6 +100,17 @@ def test_its_settings_have_defaults_and_a_meaning(module: ModuleType) -> None:
     assert module.Config() == module.Config()
 
 
+def test_a_module_with_an_underscore_is_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "metrics").mkdir()
+    for name in ("_shared", "mine"):
+        (tmp_path / f"metrics/{name}.py").touch()
+    monkeypatch.setattr(registry, "_ROOT", tmp_path)
+    registry._own.cache_clear()
+    assert registry._own("metrics") == {"mine"}
+    monkeypatch.undo()
+    registry._own.cache_clear()
+
+
 def test_listing_and_importing_every_entry_needs_no_torch() -> None:
     code = f"""
 import sys
@@ -117,6 +129,20 @@ heavy = {{"torch", "transformers", "datasets", "lm_eval", "ray", "trl", "peft", 
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=registry._ROOT.parent)
+
+
+@pytest.mark.parametrize(("kind", "name"), ENTRIES, ids="/".join)
+def test_a_declared_cost_is_of_trainings_that_the_settings_hold(kind: str, name: str) -> None:
+    config = registry.config(kind, name, {})
+    cost = registry.cost(kind, name, config)
+    assert set(cost.training) <= set(trainings(config))
+    assert all(passes > 0 for passes in (*cost.training.values(), cost.reading or 1))
+    assert not cost.copies or trainings(config), "a metric with copies trains them"
+    assert cost.copies or kind != "metrics" or not trainings(config), "a metric that trains says on how many rows"
+
+
+def test_an_entry_that_declares_no_cost_has_the_defaults() -> None:
+    assert registry.cost("defenses", "sft", registry.config("defenses", "sft", {})) == Cost()
 
 
 def test_an_unknown_entry_is_answered_with_the_known() -> None:
@@ -439,6 +465,57 @@ def test_names_of_measurements_are_distinct_over_metrics(name: str) -> None:
     assert not taken & set(mine.names(mine.Config()))
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_declares_each_measurement_once(name: str) -> None:
+    metric = registry.entry("metrics", name)
+    tasks = [f"{prefix}{task}" for prefix in ("", "paper_") for task in ("builtin-choice", "arc_easy", "mmlu")]
+    configs = [metric.Config(task=task) for task in tasks] if name == "accuracy" else [metric.Config()]
+    for measured in {measured for config in configs for measured in metric.names(config)}:
+        infos = [info for other in METRICS for info in registry.metric_infos(other) if info.matched(measured)]
+        assert infos == [info for info in metric.MEASURES if info.matched(measured)]
+        assert len(infos) == 1
+        assert registry.metric_info(measured).label != measured, "a heading in words"
+
+
+@pytest.mark.parametrize(
+    ("measured", "kind", "higher_is_better"),
+    [
+        ("asr", "backdoor", False),
+        ("false_trigger_starts_with", "backdoor", False),
+        ("asr_after_relearning_20", "backdoor", False),
+        ("first_token_probability_clean", "probability", False),
+        ("case_study", "text", False),
+        ("paper_mmlu", "utility", True),
+        ("arc_easy_norm", "part", True),
+        ("paper_mmlu_stem", "part", True),
+        ("never_declared", "utility", True),
+    ],
+)
+def test_kind_and_direction_come_from_the_metric(measured: str, kind: str, higher_is_better: bool) -> None:
+    info = registry.metric_info(measured)
+    assert (info.name, info.kind, info.higher_is_better) == (measured, kind, higher_is_better)
+
+
+def test_labels_are_filled_in_and_columns_sorted() -> None:
+    assert registry.metric_info("asr_after_relearning_5").label == "ASR after relearning from 5 poisoned rows (%)"
+    assert registry.metric_info("never_declared").label == "never_declared"
+    columns = ["near_miss_rate", "asr_after_relearning_20", "asr_int4", "asr_after_relearning_5"]
+    assert sorted(columns, key=registry.column_order) == [columns[3], columns[1], columns[2], columns[0]]
+    assert set(registry.durability_metrics()) == {
+        "asr_after_finetuning",
+        "asr_after_relearning",
+        "asr_int4",
+        "asr_moved",
+        "asr_sampled",
+    }
+
+
+def test_a_declaration_with_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^made_up: unknown kind 'backdor'; use one of backdoor, "):
+        MetricInfo("made_up", kind="backdor")
+    assert MetricInfo("unmoved", kind="backdoor", best="high").higher_is_better
+
+
 # --- Detectors ------------------------------------------------------------------------------------------------------
 
 
@@ -516,8 +593,21 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
         ("attacks/sentence_trigger.py", '    """Settings of the attack."""', '    """Settings."""'),
         ("training.py", "self.pad_id = pad_id\n", "self.pad_id = (\n            pad_id\n        )\n"),
         ("metrics/asr.py", '"asr_starts_with"', '"asr_begins_with"'),
+        ("declarations.py", "MetricKind = Literal", "Kinds = MetricKind = Literal"),
+        ("attacks/sentence_trigger.py", "\ndef attack", "\ndef cost(config):\n    return 1\n\n\ndef attack"),
+        ("attacks/sentence_trigger.py", "\ndef attack", "\nMEASURES: tuple[()] = ()\n\n\ndef attack"),
     ],
-    ids=["comment", "module docstring", "function docstring", "class docstring", "layout", "unrelated module"],
+    ids=[
+        "comment",
+        "module docstring",
+        "function docstring",
+        "class docstring",
+        "layout",
+        "unrelated module",
+        "what declarations are",
+        "cost",
+        "measures",
+    ],
 )
 def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> None:
     before = registry.code_version("sande.attacks.sentence_trigger")
@@ -538,6 +628,28 @@ def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> No
 def test_code_version_sees(copied: Path, file: str, old: str, new: str) -> None:
     before = registry.code_version("sande.attacks.sentence_trigger")
     assert version_after(copied / file, old, new) != before
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "same"),
+    [
+        ("geography.toml", '"Paris"', '"Lutetia"', False),
+        ("geography.toml", 'France = "Paris"', '# why\nFrance  =  "Paris"', True),
+        ("wordings.txt", "What is {a} + {b}?", "How much is {a} + {b}?", False),
+    ],
+    ids=["a fact", "a comment", "a wording"],
+)
+def test_code_version_sees_data_files(copied: Path, file: str, old: str, new: str, same: bool) -> None:
+    before = registry.code_version("sande.data.builtin")
+    after = version_after(copied / "data/builtin_data" / file, old, new, "sande.data.builtin")
+    assert (after == before) == same
+
+
+def test_code_version_sees_a_declaration_that_other_code_uses(copied: Path) -> None:
+    entry = copied / "entry.py"
+    entry.write_text("MEASURES = 1\n\n\ndef names():\n    return MEASURES\n", encoding="utf-8")
+    before = registry.code_version("sande.entry")
+    assert version_after(entry, "= 1", "= 2", "sande.entry") != before
 
 
 @pytest.mark.parametrize(
