@@ -52,7 +52,7 @@ HEAD = "node:__internal_head__"
 # Tune keeps some 60 kB for each of its trials, so a Tuner does at most this many, and the next one continues.
 TRIALS_OF_A_TUNER = 2000
 
-# How often a run repeats stages whose artifacts it finds damaged; a disk that damages more needs a person.
+# How often a run repeats stages whose artifacts it finds damaged; a disk that damages more needs attention.
 REPAIRS = 2
 
 
