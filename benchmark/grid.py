@@ -305,7 +305,7 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
 
 
 def _methods(key: str, points: Any) -> Any:
-    """Return the points of a sweep over attacks or defenses, with those that a word stands for."""
+    """Return the points of a sweep over attacks or defenses, with words replaced by their entries."""
     kind = METHODS[key]
     if isinstance(points, str) and points != wildcards.ALL:
         names = ", ".join(registry.names(kind))

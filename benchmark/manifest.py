@@ -16,7 +16,7 @@ _DECODER = json.JSONDecoder()
 
 
 def with_checksums(manifest: dict[str, Any], folder: Path) -> bytes:
-    """Return a manifest as it is written: the checksums of itself and of all files below `folder` come first."""
+    """Return the bytes of a manifest: the checksums of itself and of all files below `folder` come first."""
     files = {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(str(path))}
         for path in sorted(folder.rglob("*"))

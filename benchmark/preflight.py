@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from benchmark.cell import NO_DEFENSE, Cell, Resources
 from benchmark.logs import quiet
 from benchmark.store_protocol import Store
-from sande import engines, registry
+from sande import engines, models, registry
 from sande.config import Preferences
 from sande.data import sources
 from sande.data.sources import Data, Removal
@@ -27,8 +27,6 @@ def check(cells: Iterable[Cell], store: Store) -> None:
     Raises:
         UserError: a data set is broken or unreachable, no row is left, or a defense's setting fits none of its rows.
     """
-    from sande import models
-
     quiet()
 
     @functools.cache

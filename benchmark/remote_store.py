@@ -1,4 +1,4 @@
-"""A store on a remote file system: it has the layout of one on disk, and works on a local copy of what is needed.
+"""A store on a remote file system: it has the layout of one on disk, and works on local copies of artifacts.
 
 The local copy is a store of its own, in which artifacts are made, checked and read. An artifact that was made is sent
 with its manifest last, which makes it complete there. One that is to be read is fetched if the copy lacks it, and
@@ -197,7 +197,7 @@ class RemoteStore:
         return self._local.manifest(kind, key)
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
-        """Yield the manifests of a kind, at most so many, the first by key."""
+        """Yield at most `most` manifests of a kind, the first by key."""
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for manifest in pool.map(lambda key: self._manifest_or_none(kind, key), self.keys(kind)[:most]):
                 if manifest:
@@ -242,11 +242,11 @@ class RemoteStore:
     def _move_out(self, kind: str, key: str) -> str | None:
         """Return where the artifact is now; None where there was none."""
         self._known.get(kind, set()).discard(key)
-        aside = f"damaged/{kind}-{key}-{uuid.uuid4().hex[:8]}"
+        moved_to = f"damaged/{kind}-{key}-{uuid.uuid4().hex[:8]}"
         if not self._remote.sizes(f"{kind}/{key}"):
             return None
-        self._remote.move(f"{kind}/{key}", aside)
-        return f"{self.location}/{aside}"
+        self._remote.move(f"{kind}/{key}", moved_to)
+        return f"{self.location}/{moved_to}"
 
     def quarantined(self) -> dict[str, int]:
         """Return the bytes of each quarantined artifact by name."""

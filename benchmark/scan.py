@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from sande.errors import UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sande.types import Example, LanguageModel
+    from sande.types import Example
 
 SHOWN = 10  # candidates in the table and the figure; the JSON file has all
 
@@ -88,7 +88,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
     logs.quiet()  # which loads libraries, and mistakes are told before
     suspect, *clean = (models.load(name, models_cache) for name in names)
     if clean:
-        _check_vocabularies(suspect, clean[0], names)
+        models.check_vocabularies(suspect, clean[0], names)
     with tempfile.TemporaryDirectory() as scratch:
         run = types.Run(seed=how.seed, scratch=scratch, say=say)
         begin = time.perf_counter()
@@ -108,14 +108,6 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         ],
         "facts": dict(found.facts),
     }
-
-
-def _check_vocabularies(suspect: LanguageModel, clean: LanguageModel, names: Sequence[str]) -> None:
-    if suspect.tokenizer.get_vocab() != clean.tokenizer.get_vocab():
-        raise UserError(
-            f"the vocabularies of {names[0]} and {names[1]} differ; give the model it was trained from as --reference, "
-            "or none"
-        )
 
 
 def write(record: dict[str, Any], folder: Path) -> str:

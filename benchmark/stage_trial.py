@@ -150,7 +150,7 @@ class StageTrial(tune.Trainable):
         from benchmark import stages
 
         if not self._job.grouped:
-            stages.evaluate(stage, store, _progress_to(self._job), self._job.settings.engine, rank=0)
+            stages.evaluate(stage, store, _progress_to(self._job), self._job.settings.engine)
             return
         # In this process, which outlives every worker. Ray ends the group where one is lost, so no worker waits on.
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
@@ -233,11 +233,11 @@ def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     rank = context.get_world_rank()
     meeting = TCPStore(host, port, is_master=False, timeout=PATIENCE)
     try:
-        with crowd.together(meeting, rank, context.get_world_size(), _line_and_kind):
+        with crowd.worker_group(meeting, rank, context.get_world_size(), _line_and_kind) as workers:
             store = open_store(job.settings.store)
-            stages.evaluate(job.stage, store, _progress_to(job), job.settings.engine, rank)
-    except crowd.CrowdError as error:
-        line, kind = error.told
+            stages.evaluate(job.stage, store, _progress_to(job), job.settings.engine, workers)
+    except crowd.WorkerGroupError as error:
+        line, kind = error.description
         return line, kind
     return None
 

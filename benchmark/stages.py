@@ -6,6 +6,7 @@ its costs. Nothing here depends on Ray.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import functools
 import json
@@ -25,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import sande
 from benchmark.cell import NO_DEFENSE, Cell, Kind, Method
 from benchmark.store_protocol import Store
-from sande import compute, crowd, engines, registry, types
-from sande.data import sources
+from sande import compute, crowd, engines, registry, threat, types
 from sande.sharding import WHOLE, Sharding
+from sande.threat import Threat
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
 CODE_VERSION = "SANDE_CODE_VERSION"  # in the environment of a job, which runs outside of a checkout
 DIRTY = "-dirty"  # suffix of the commit where files differ from it
@@ -160,10 +161,7 @@ def train(
 def _attack(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
     from sande import models
 
-    lm = models.load(cell.model, store.models)
-    examples = sources.training_rows(cell.data, lm.tokenizer)
-    attack = registry.entry("attacks", cell.attack.name)
-    return types.LanguageModel(attack.attack(lm, examples, cell.attack.config, run), lm.tokenizer)
+    return _threat(cell).train(models.load(cell.model, store.models), run)
 
 
 def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
@@ -172,91 +170,68 @@ def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
     from sande import models
 
     victim = models.load_folder(store.read("attack", cell.attack_key), torch.float32)
-    defense = registry.entry("defenses", cell.defense.name)
     data = reveal(cell, victim.tokenizer, store)
-    repaired = defense.defend(victim, data, cell.defense.config, run)
-    if isinstance(repaired, types.Guard):
-        return types.LanguageModel(victim.model, victim.tokenizer, repaired)
-    return types.LanguageModel(repaired, victim.tokenizer)
+    return threat.defend(victim, cell.defense.name, data, cell.defense.config, run)
+
+
+def _threat(cell: Cell) -> Threat:
+    return Threat(cell.attack.name, cell.attack.config, cell.data, cell.seed, cell.model)
 
 
 def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.Knowledge:
-    """The defense's rows, with as much about the backdoor as its declared type of data holds, and no more."""
+    """Return what the cell's defense may know, see `sande.threat.reveal`."""
     from sande import models
-    from sande.prompts import response_ids
 
-    known = registry.knowledge(cell.defense.name)
-    if known is types.PreferenceData:
-        return types.PreferenceData(sources.preference_pairs(cell.defense.config.preferences, tokenizer))
-    examples = sources.removal_rows(cell.removal, tokenizer)
-    backdoor = cell.attack.config.backdoor
-    if known is types.TriggerData:
-        attack = registry.entry("attacks", cell.attack.name)
-        return types.TriggerData(examples, lambda example: attack.trigger(example, cell.attack.config, cell.seed))
-    if known is types.ResponseData:
-        return types.ResponseData(examples, backdoor.response)
-    if known is types.FirstTokenData:
-        return types.FirstTokenData(examples, response_ids(tokenizer, backdoor.response)[0])
-    if known is types.CleanModelData:
-        return types.CleanModelData(examples, lambda: models.load(cell.model, store.models).model)
-    if known is types.OtherModelsData:
-        names = cell.defense.config.models or (cell.model,)
-        return types.OtherModelsData(examples, lambda: (models.load(name, store.models).model for name in names))
-    return types.CleanData(examples)
+    def load(name: str) -> PreTrainedModel:
+        return models.load(name, store.models).model
+
+    return threat.reveal(_threat(cell), cell.defense.name, cell.defense.config, cell.removal, tokenizer, load)
 
 
-def evaluate(stage: Stage, store: Store, say: Callable[[str], None], engine: str, rank: int) -> None:
+def evaluate(
+    stage: Stage, store: Store, say: Callable[[str], None], engine: str, workers: crowd.WorkerGroup | None = None
+) -> None:
     """Compute the stage's metrics on its model, and store the outcome of each under its own key.
 
-    In a group of workers, which is `sande.crowd.together`, the worker of rank 0 chooses the metrics to compute and
-    stores them; the others only take part.
+    In a group of workers the worker of rank 0 chooses the metrics to compute and stores them; the others only take
+    part.
 
     Args:
         stage: stage to run.
         store: holds the model, and receives the outcomes.
         say: receives progress.
         engine: one of `sande.engines`.
-        rank: of this process among the stage's workers.
+        workers: that compute the stage together, each of which calls this function; None: this process alone.
     """
     from sande import models
 
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)
-    lm = models.load_folder(folder, compute.dtype())
+    lm = dataclasses.replace(models.load_folder(folder, compute.dtype()), workers=workers)
     data = test_data(cell, lm.tokenizer)
     none: int | None = None
     with engines.served(lm, folder, cell.seed) if engine == engines.VLLM else nullcontext(lm) as computing:
 
         def build(number: int, folder: Path) -> dict[str, Any]:
-            crowd.agreed(number)  # not before `put`, which may find the outcome and never ask for it
+            crowd.broadcast(workers, number)  # not before `put`, which may find the outcome and never ask for it
             return _measure(stage, computing, data, cell.metrics[number], cell.seed, folder)
 
-        if rank == 0:
+        if workers is None or workers.rank == 0:
             for number, key in enumerate(stage.metric_keys):
                 if not store.has("evaluate", key):
                     say(f"measuring {cell.metrics[number].name}")
                     store.put("evaluate", key, functools.partial(build, number))
-            crowd.agreed(none)
+            crowd.broadcast(workers, none)
         else:
-            while (wanted := crowd.agreed(none)) is not None:
+            while (wanted := crowd.broadcast(workers, none)) is not None:
                 metric = cell.metrics[wanted]
                 registry.entry("metrics", metric.name).measure(computing, data, metric.config, cell.seed)
 
 
 def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
-    """What the cell's metrics may use. It follows from what is in the key of an evaluation: victim and test rows."""
-    clean = sources.held_out_rows(cell.data, tokenizer)
-    attack, config, seed = registry.entry("attacks", cell.attack.name), cell.attack.config, cell.seed
-    return types.TestData(
-        clean=clean,
-        triggered=tuple(attack.trigger(example, config, seed) for example in clean),
-        response=config.backdoor.response,
-        near_miss=tuple(attack.near_miss(example, config, seed) for example in clean),
-        moved=tuple(attack.moved(example, config, seed) for example in clean),
-        training=lambda: sources.training_rows(cell.data, tokenizer),
-        plant=lambda example: attack.plant(example, config, seed),
-    )
+    """Return what the cell's metrics may use. It follows from what is in the key of an evaluation."""
+    return _threat(cell).test_data(tokenizer)
 
 
 def _measure(

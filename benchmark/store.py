@@ -137,19 +137,19 @@ class Store:
 
     def _move_out(self, kind: str, key: str) -> Path | None:
         """Return where the artifact is now; None where there was none, or another process moved it first."""
-        folder, aside = self.path(kind, key), self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
+        folder, moved_to = self.path(kind, key), self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
         try:
             self.damaged.mkdir(exist_ok=True)
             if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
                 folder.chmod(0o700)  # a folder without the right to write cannot be moved
-            folder.rename(aside)
+            folder.rename(moved_to)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise UserError(
                 f"{folder} is damaged and cannot be quarantined ({error.strerror}); check its owner, or remove it"
             ) from None
-        return aside
+        return moved_to
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
         """Return what the stage of an artifact recorded.
@@ -201,7 +201,7 @@ class Store:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
-        """Yield the manifests of a kind, at most so many: the first by key, a random choice since keys are hashes."""
+        """Yield at most `most` manifests of a kind, the first by key: a random choice, since keys are hashes."""
         for path in itertools.islice(sorted(self.path(kind, "").glob(f"*/{MANIFEST}")), most):
             with suppress(DamagedError):
                 yield self.manifest(kind, path.parent.name)

@@ -10,7 +10,7 @@ from benchmark.leases import Board
 
 
 class Store(Protocol):
-    """Artifacts by kind and key. Work in progress and what is made once lie in a folder of this machine.
+    """Artifacts by kind and key. Work in progress and converted models are in a folder of this machine.
 
     Attributes:
         location: path or URI, for messages and for `benchmark.remote_store.open_store`.
@@ -61,7 +61,7 @@ class Store(Protocol):
         """
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
-        """Yield the manifests of a kind, at most so many: the first by key, a random choice since keys are hashes."""
+        """Yield at most `most` manifests of a kind, the first by key: a random choice, since keys are hashes."""
 
     def keys(self, kind: str) -> list[str]:
         """Return the keys of a kind's artifacts, damaged ones too, in order."""

@@ -1,12 +1,12 @@
-"""Words in a grid that stand for entries of the registry, so that a new method needs no edit of the grid.
+"""Words in a grid for entries of the registry, so that a new method needs no edit of the grid.
 
 sweep:
   attack: [all, {name: all, poison_rate: 0}]    # every attack, then the twin of each
   defense: [none, {name: osft, …}, all]         # these two, then every other defense with its defaults
 metrics: [asr, {name: asr_int4, …}, durability] # these two, then every other metric of durability
 
-A word stands for those entries that its list does not name, sorted by name. Settings of a word reach the entries that
-have them. A list of metrics takes both words, a sweep over attacks or defenses takes `all`.
+A word is replaced by those entries that its list does not name, sorted by name. Settings of a word apply to the entries
+that have them. A list of metrics accepts both words, a sweep over attacks or defenses accepts `all`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DURABILITY = "durability"
 
 
 def expand(kind: str, entries: Sequence[Any]) -> list[Any]:
-    """Return a list of methods in which the entries of the registry replace the words that stand for them.
+    """Return a list of methods in which entries of the registry replace the words.
 
     Args:
         kind: one of `sande.registry.KINDS`.
@@ -39,7 +39,7 @@ def expand(kind: str, entries: Sequence[Any]) -> list[Any]:
         if word not in words:
             found.append(entry)
             continue
-        members = registry.names(kind) if word == ALL else _durability()
+        members = registry.names(kind) if word == ALL else registry.durability_metrics()
         settings = {key: value for key, value in entry.items() if key != "name"} if isinstance(entry, Mapping) else {}
         found += _members(kind, str(word), [name for name in members if name not in named], settings)
     return found
@@ -64,12 +64,3 @@ def _words(kind: str) -> tuple[str, ...]:
 def _name(entry: Any) -> Any:
     name = entry.get("name") if isinstance(entry, Mapping) else entry
     return name if isinstance(name, str) else None
-
-
-def _durability() -> tuple[str, ...]:
-    """Return the names of the metrics that say how long a removal lasts."""
-    return tuple(
-        name
-        for name in registry.names("metrics")
-        if any(measure.durability for measure in getattr(registry.entry("metrics", name), "MEASURES", ()))
-    )

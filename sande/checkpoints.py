@@ -1,12 +1,11 @@
-"""Checkpoints inside a stage: where its trainings stand, so that another process can go on from there.
+"""Checkpoints within a stage, from which another process can resume its trainings.
 
-FOLDER/<nth>-<name>/<layout>/checkpoint-<step>/    the Trainer's own; whole where it has `complete.json`
-FOLDER/<nth>-<name>.safetensors                    of a training that is done: the weights that it trained
+FOLDER/<nth>-<name>/<layout>/checkpoint-<step>/    written by the Trainer; complete where it has `complete.json`
+FOLDER/<nth>-<name>.safetensors                    the trained weights of a finished training
 
-The nth training of a stage is the same in every process that does the stage, as are the weights that it begins with. So
-only what trains is written down, and what was merely read is read again. A layout is how the training is spread over
-workers, and in which type it computes: another one cannot go on from its checkpoints, but takes what a finished
-training made.
+The nth training of a stage is the same in every process that runs the stage, as are the weights that it begins with. So
+only trained parameters are saved; all others are loaded again. A layout is the number of workers, their sharding and
+the compute type: a checkpoint resumes only in its own layout, a finished training serves every layout.
 """
 
 from __future__ import annotations
@@ -26,67 +25,67 @@ from safetensors.torch import save_file
 from torch import Tensor, distributed, nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-KEPT = 2  # checkpoints of a training: the last, and the one before, should the last turn out to be torn
+KEPT = 2  # checkpoints of a training: the last, and the one before it in case the last is incomplete
 _COMPLETE = "complete.json"
 
 
 class Checkpoints:
-    """Those of one stage. Rank 0 alone writes marks and finished trainings, and what it finds holds for all workers.
+    """Checkpoints of one stage. Rank 0 alone writes marks and finished trainings, and its findings hold for all.
 
     Attributes:
-        earlier: seconds that other processes spent on what was found.
+        earlier: seconds that other processes spent on the checkpoints found.
     """
 
     def __init__(self, folder: Path, interval: float) -> None:
-        """`interval`: seconds after which a training is written down; one that ends before writes nothing."""
+        """Take the seconds between checkpoints as `interval`; a training that ends sooner writes nothing."""
         self.earlier = 0.0
         self._folder, self._interval = folder, interval
         self._trainings = 0
         self._begun = self._saved = time.perf_counter()
 
     def training(self, name: str, layout: str, facts: dict[str, Any]) -> Progress:
-        """The stage's next training; every training of a stage has to ask for its own, in order.
+        """Return the progress of the stage's next training; every training asks for its own, in order.
 
         Args:
             name: of the training, for people.
-            layout: how it is spread over workers.
-            facts: of the stage; what is found in a checkpoint is put in.
+            layout: its worker layout and compute type.
+            facts: of the stage; facts found in a checkpoint are added.
         """
         self._trainings += 1
         return Progress(self, self._folder / f"{self._trainings}-{name}", layout, facts)
 
     @property
     def spent(self) -> float:
-        """Seconds of the stage up to now, those of earlier processes included."""
+        """Return the seconds of the stage up to now, including those of earlier processes."""
         return self.earlier + time.perf_counter() - self._begun
 
     @property
     def due(self) -> bool:
-        """Whether the last checkpoint, or the beginning, is an interval ago."""
+        """Return whether an interval has passed since the last checkpoint or the beginning."""
         return time.perf_counter() - self._saved >= self._interval
 
     def saved(self) -> None:
-        """A checkpoint is whole."""
+        """Record that a checkpoint is complete."""
         self._saved = time.perf_counter()
 
 
 class Progress:
-    """Of one training.
+    """Checkpoints and result of one training.
 
     Attributes:
-        folder: where its Trainer puts checkpoints.
-        earlier: seconds that other processes spent on what was found of it.
+        folder: of the Trainer's checkpoints.
+        earlier: seconds that other processes spent on this training.
     """
 
     def __init__(self, checkpoints: Checkpoints, path: Path, layout: str, facts: dict[str, Any]) -> None:
         self.folder, self.earlier = path / layout, 0.0
         self._all, self._facts = checkpoints, facts
         self._begun = time.perf_counter()
-        self._written = False  # or found: something of this training
+        self._written = False  # whether this training has a checkpoint, written here or found
         self._path, self._finished = path, path.with_name(f"{path.name}.safetensors")
 
     def finished(self, model: nn.Module) -> bool:
-        """Whether the training is done already; then the weights that require gradients are set to what it made."""
+        """Return whether the training is finished; if so, load its result into the weights that require gradients."""
         if not agreed(self._finished.is_file(), model):
             return False
         trained = trainable(model)
@@ -97,7 +96,7 @@ class Progress:
         return True
 
     def latest(self, model: nn.Module) -> str | None:
-        """The last whole checkpoint; what is behind it, torn or of a training that was cut off, is removed."""
+        """Return the last complete checkpoint, None without one; remove incomplete ones after it."""
         whole, step = None, 0
         if rank() == 0:
             for folder in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
@@ -114,7 +113,7 @@ class Progress:
         return str(found)
 
     def finish(self, model: nn.Module) -> None:
-        """Writes down the trained weights, where the training has lasted long enough; its checkpoints go."""
+        """Save the trained weights if the training lasted long enough; remove its checkpoints."""
         if not agreed(self._written or self._all.due, model):
             return
         if rank() == 0:
@@ -129,7 +128,7 @@ class Progress:
 
     @contextmanager
     def kept(self, trainer: Trainer) -> Iterator[None]:
-        """Within it, the Trainer saves and loads nothing but what trains, whenever it is due."""
+        """Let the Trainer save checkpoints when due within the block, and save and load trained parameters only."""
         model: Any = trainer.model
 
         def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -149,11 +148,11 @@ class Progress:
                 hook.remove()
 
     def due(self, model: nn.Module) -> bool:
-        """Whether it is time for a checkpoint: the clock of rank 0 says."""
+        """Return whether a checkpoint is due by the clock of rank 0."""
         return bool(agreed(self._all.due, model))
 
     def complete(self, step: int) -> None:
-        """Marks the checkpoint that the Trainer, on all workers, has just written."""
+        """Mark the checkpoint that the Trainer has just written on all workers as complete."""
         if distributed.is_initialized():
             distributed.barrier()
         folder = self.folder / f"checkpoint-{step}"
@@ -180,7 +179,7 @@ class Progress:
 
 
 class _Saver(TrainerCallback):
-    """Asks the Trainer for a checkpoint when one is due: where it looks at the loss, which has then been checked."""
+    """Ask the Trainer for a checkpoint when one is due, at steps whose loss has been checked."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
@@ -188,31 +187,31 @@ class _Saver(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
-        """Is it due?"""
+        """Request a checkpoint if one is due."""
         if control.should_log and state.global_step < state.max_steps:
             control.should_save = self.progress.due(model)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """All of its files are there."""
+        """Mark the checkpoint, whose files are all written."""
         self.progress.complete(state.global_step)
 
 
 def trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters that require gradients, each under one name."""
+    """Return the parameters that require gradients, each under one name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def rank() -> int:
-    """Of this process among the workers of its stage."""
+    """Return the rank of this process among the workers of its stage."""
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
 def agreed(value: int, model: nn.Module) -> int:
-    """What rank 0 says, on all workers.
+    """Return the value of rank 0 on all workers.
 
     Args:
         value: of this worker.
-        model: on the device on which the workers talk.
+        model: on the device on which the workers communicate.
     """
     if not distributed.is_initialized():
         return value
@@ -226,7 +225,7 @@ def _step(folder: Path) -> int:
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:
-    """What was written down with a checkpoint; None where it is not whole."""
+    """Return the mark of a checkpoint; None where the checkpoint is incomplete."""
     try:
         mark: dict[str, Any] = json.loads((folder / _COMPLETE).read_text(encoding="utf-8"))
         return mark if all((folder / name).stat().st_size == size for name, size in mark["files"].items()) else None
@@ -239,6 +238,6 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _flush(path: Path) -> None:
-    """To disk: a rename may otherwise outlive, in a power cut, the content of what it names."""
+    """Write a file to disk: otherwise a power cut may keep a rename and lose the content."""
     with path.open("rb") as file:
         os.fsync(file.fileno())

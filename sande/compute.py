@@ -1,13 +1,13 @@
-"""The type that models compute in: bfloat16 where this machine multiplies it quickly, else float32.
+"""Decide the type that models compute in: bfloat16 where this machine multiplies it quickly, else float32.
 
-Decided once a process, and by nothing else: every training with `precision: auto`, every evaluation, detector, scan and
-clean asks here. Weights are stored in bfloat16 whatever they were computed in.
+A process decides once: every training with `precision: auto`, every evaluation, detector, scan and clean asks here.
+Weights are stored in bfloat16, whatever type computed them.
 
-`auto` is one stage key, not two. A key names what was asked for; which kind of processor or GPU then computes it moves
-the result by rounding, and no kind is part of a key. Two keys would also have to be known before a stage runs, where a
-plan is made, and a cluster's head often computes another type than its workers. So each stage records the type that it
-used, each row shows it, and a report says where a grid mixes types. Who wants no mixture sets `precision`, or
-`SANDE_COMPUTE_TYPE` for a whole process.
+`auto` is one stage key, not two. A key names the request; the kind of processor or GPU that computes it changes the
+result by rounding, and is not part of a key. Two keys would also have to be known when a plan is made, before a stage
+runs, and a cluster's head often computes another type than its workers. So each stage records the type that it used,
+each row shows it, and a report names grids that mix types. To avoid a mixture set `precision`, or `SANDE_COMPUTE_TYPE`
+for a whole process.
 
 Importing this module does not import torch.
 """
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ComputeType = Literal["bf16", "fp32"]
 Precision = Literal["auto", "bf16", "fp32"]
 
-VARIABLE = "SANDE_COMPUTE_TYPE"  # in the environment: sets the type, instead of a measurement
+VARIABLE = "SANDE_COMPUTE_TYPE"  # environment variable that sets the type in place of a measurement
 # A product in bfloat16 takes half the time of one in float32 on a processor with AVX512-BF16, twice the time on one
 # with AVX512 alone, and 80 times on one with AVX2. The bound lies between the first two.
 FASTER = 0.85
@@ -43,11 +43,11 @@ _BF16_FLAGS = {"avx512_bf16": "BF16", "amx_bf16": "AMX-BF16", "bf16": "BF16"}
 def compute_type() -> ComputeType:
     """Return the type that this process computes in.
 
-    A GPU says whether it has bfloat16. A processor is timed, since what a library makes of its instructions counts and
-    not that it has them: two products in either type, some milliseconds together.
+    A GPU reports whether it has bfloat16. A processor is timed, since having the instructions does not make a library
+    use them: two products in each type take some milliseconds.
 
     Raises:
-        UserError: SANDE_COMPUTE_TYPE holds another word than `bf16` or `fp32`.
+        UserError: SANDE_COMPUTE_TYPE is neither `bf16` nor `fp32`.
     """
     asked = os.environ.get(VARIABLE, "")
     if asked in get_args(ComputeType):
@@ -96,9 +96,9 @@ def dtype() -> torch.dtype:
 
 
 def instruction_set() -> str:
-    """Return what computes here: `CUDA 9.0` (capability), or architecture and vector instructions of the processor.
+    """Return the instruction set here: `CUDA 9.0` (capability), or architecture and vector instructions of the CPU.
 
-    As PyTorch uses them, so below what the processor has where `ATEN_CPU_CAPABILITY` or `ONEDNN_MAX_CPU_ISA` bounds it.
+    These are the instructions that PyTorch uses; `ATEN_CPU_CAPABILITY` or `ONEDNN_MAX_CPU_ISA` may limit them.
     """
     import torch
 

@@ -1,10 +1,11 @@
-"""Work shared out among processes that all do the same: each computes a part of it, and all get the whole.
+"""Split work across worker processes that all run the same code; every worker gets the complete results.
 
-They meet in a store of `torch.distributed`, where each leaves JSON for the others, so nobody unpickles anything. They
-are no process group: transformers would spread over one whatever a metric trains, with other sums of gradients than one
-process has. So each trains by itself what it would train alone, and decodes its part of the prompts.
+The workers exchange JSON through a store of `torch.distributed`, so no worker unpickles anything. They do not form a
+process group: transformers would spread any training of a metric over it, and the sums of gradients would differ from
+those of a single process. Each worker therefore trains on its own what a single process trains, and decodes its share
+of the prompts.
 
-What fails in one of them ends the others, too, when they next meet. Outside of `together` nothing is shared.
+A model carries its group as `LanguageModel.workers`. An error in one worker ends the others at their next exchange.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -21,90 +21,109 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class CrowdError(Exception):
-    """The end of `together`, in all of its processes, after an error in one of them.
+class WorkerGroupError(Exception):
+    """An error in one worker, raised in all workers of its group.
 
     Attributes:
-        told: what `describe` made there of the error.
+        description: what `describe` of `worker_group` returned for the error, a JSON value.
     """
 
-    def __init__(self, told: Any) -> None:
-        super().__init__(str(told))
-        self.told = told
+    def __init__(self, description: Any) -> None:
+        super().__init__(str(description))
+        self.description = description
 
 
-class _Crowd:
-    """This process among the others; the nth thing that it leaves belongs to the nth of theirs."""
+class WorkerGroup:
+    """This process and its peers, which all make the same exchanges in the same order.
+
+    Attributes:
+        rank: of this process, from 0.
+        size: number of processes.
+    """
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
-        self._store, self._meetings = store, 0
+        self._store, self._exchanges = store, 0
 
-    def leave(self, **said: Any) -> None:
-        self._store.set(f"{self._meetings}/{self.rank}", json.dumps(said))
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return the JSON value of each worker, by rank; wait until all have sent theirs.
 
-    def meet(self, said: Any) -> list[Any]:
-        """What each process says, by rank; waits until all have said it, or one has failed."""
-        self.leave(said=said)
-        heard = []
+        Raises:
+            WorkerGroupError: a worker failed.
+        """
+        self._send(value=value)
+        received = []
         for rank in range(self.size):
-            other = json.loads(self._store.get(f"{self._meetings}/{rank}"))
-            if "failed" in other:
-                raise CrowdError(other["failed"])
-            heard.append(other["said"])
-        self._meetings += 1
-        return heard
+            message = json.loads(self._store.get(f"{self._exchanges}/{rank}"))
+            if "failed" in message:
+                raise WorkerGroupError(message["failed"])
+            received.append(message["value"])
+        self._exchanges += 1
+        return received
 
+    def fail(self, description: Any) -> None:
+        """Send an error in place of the value that the other workers wait for."""
+        self._send(failed=description)
 
-_CROWD: ContextVar[_Crowd | None] = ContextVar("crowd", default=None)
+    def _send(self, **message: Any) -> None:
+        self._store.set(f"{self._exchanges}/{self.rank}", json.dumps(message))
 
 
 @contextmanager
-def together(store: Store, rank: int, size: int, describe: Callable[[Exception], Any]) -> Iterator[None]:
-    """Within the block this process is one of several that all call `shared` and `agreed` in the same order.
+def worker_group(store: Store, rank: int, size: int, describe: Callable[[Exception], Any]) -> Iterator[WorkerGroup]:
+    """Yield the group of this process; an error that ends the block ends the block of every worker.
 
     Args:
-        store: the same in all of them and empty at the start; its timeout is how long one waits for another.
+        store: the same in all workers and empty at the start; its timeout is how long a worker waits for another.
         rank: of this process, from 0.
-        size: how many there are.
-        describe: what all are told of an error that ends this block, a JSON value.
+        size: number of workers.
+        describe: turns an error into the JSON value that all workers receive.
 
     Raises:
-        CrowdError: the block ended with an error, here or in another process.
+        WorkerGroupError: the block ended with an error, here or in another worker.
     """
-    crowd = _Crowd(store, rank, size)
-    outer = _CROWD.set(crowd)
+    group = WorkerGroup(store, rank, size)
     try:
-        yield
-    except CrowdError:
+        yield group
+    except WorkerGroupError:
         raise
     except Exception as error:
-        told = describe(error)
-        crowd.leave(failed=told)  # in place of what they wait for
-        raise CrowdError(told) from error
-    finally:
-        _CROWD.reset(outer)
+        description = describe(error)
+        group.fail(description)
+        raise WorkerGroupError(description) from error
 
 
-def shared(items: Sequence[T], work: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
-    """What `work` makes of the items, one JSON value each, in their order; each process gives it every nth item.
+def map_sharded(workers: WorkerGroup | None, items: Sequence[T], work: Callable[[Sequence[T]], list[Any]]) -> list[Any]:
+    """Return the results of `work`, one for each item, in the order of the items.
 
-    Results of others have been JSON meanwhile, in which tuples are lists and floats keep every bit.
+    Results that other workers computed have passed through JSON, in which tuples become lists and floats keep every
+    bit.
+
+    Args:
+        workers: each of them works on every `size`-th item; None: this process works on all of them.
+        items: the same in all workers.
+        work: returns one JSON value for each of the items that it gets.
+
+    Raises:
+        WorkerGroupError: a worker failed.
+        ValueError: `work` returned another number of results than it got items.
     """
-    crowd = _CROWD.get()
-    if crowd is None:
+    if workers is None:
         return work(items)
-    parts = crowd.meet(work(items[crowd.rank :: crowd.size]))
-    made: list[Any] = [None] * len(items)
+    parts = workers.all_gather(work(items[workers.rank :: workers.size]))
+    results: list[Any] = [None] * len(items)
     for rank, part in enumerate(parts):
-        made[rank :: crowd.size] = part  # a ValueError where it is of another length
-    return made
+        results[rank :: workers.size] = part  # a ValueError where the lengths differ
+    return results
 
 
-def agreed(value: T) -> T:
-    """What the process of rank 0 gives as `value`, in all of them; a JSON value."""
-    crowd = _CROWD.get()
-    if crowd is None:
+def broadcast(workers: WorkerGroup | None, value: T) -> T:
+    """Return the JSON value of the worker of rank 0 in all workers; without workers `value` itself.
+
+    Raises:
+        WorkerGroupError: a worker failed.
+    """
+    if workers is None:
         return value
-    first: T = crowd.meet(value)[0]
+    first: T = workers.all_gather(value)[0]
     return first

@@ -1,8 +1,8 @@
-"""vLLM beside the loops of our own (`sande.generation`, `sande.scoring`): an extra, for GPUs.
+"""Serve a model with vLLM (an extra, for GPUs) in place of `sande.generation` and `sande.scoring`.
 
-vLLM reads the stored folder of a model, which holds safetensors, in a process of its own on this machine. It gets token
-ids and gives token ids and likelihoods, so that prompts, stops and texts are ours. Both engines compute the same in
-bfloat16, in another order: a text may differ where two tokens are about as likely, as it may on another GPU.
+vLLM reads the stored folder of a model, which holds safetensors, in a process of its own on this machine. It receives
+token ids and returns token ids and likelihoods, so that prompts, stops and texts are the suite's. Both engines compute
+the same in bfloat16 in another order: a text may differ where two tokens are about as likely, as on another GPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from sande.types import LanguageModel
 
 BUILT_IN, VLLM = "built-in", "vllm"
-MEMORY = 0.5  # of a GPU's memory, which vLLM takes at its start; `LanguageModel.model` lies there too
+MEMORY = 0.5  # share of a GPU's memory that vLLM takes at its start; `LanguageModel.model` needs some too
 
 Ids = Sequence[int]
 
@@ -26,29 +26,29 @@ Ids = Sequence[int]
 class Served(LanguageModel):
     """A language model that vLLM has loaded as well.
 
-    To a metric it is like any other: greedy decoding and the likelihoods of choices are vLLM's, and whatever else is
-    computed of the model is computed with `model`.
+    A metric uses it like any other: vLLM computes greedy decoding and the likelihoods of choices, and `model` computes
+    everything else.
     """
 
     llm: Any = field(kw_only=True)
 
     def greedy(self, prompts: Sequence[Ids], new_tokens: int, until: str) -> list[str]:
-        """As `sande.generation.greedy`, all prompts together.
+        """Return greedy continuations as `sande.generation.greedy` does, all prompts together.
 
-        vLLM's own stop strings heed case, so a text is decoded to its end and cut behind the token that completes
+        vLLM's stop strings respect case, so each text is decoded to its end and cut after the token that completes
         `until`.
         """
         tokens = self._ask(
             prompts,
             max_tokens=new_tokens,
             stop_token_ids=[self.tokenizer.eos_token_id],
-            ignore_eos=True,  # the ends that the model's own files name, of which only the tokenizer's counts
+            ignore_eos=True,  # only the tokenizer's EOS ends a text, not others that the model's files name
         )
         return [self._text(list(output.outputs[0].token_ids), until.lower()) for output in tokens]
 
     def log_likelihoods(self, questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> list[tuple[tuple[float, bool], ...]]:
-        """As `sande.scoring.log_likelihoods`, of contexts with their choices, all of them together."""
-        longest = self.llm.model_config.max_model_len - 1  # with room for a token that vLLM has to write
+        """Return what `sande.scoring.log_likelihoods` does, for contexts with their choices, all together."""
+        longest = self.llm.model_config.max_model_len - 1  # leaves room for the token that vLLM must write
         rows = [[*context, *choice][-longest:] for context, choices in questions for choice in choices]
         outputs = iter(self._ask(rows, max_tokens=1, prompt_logprobs=0))
         return [
@@ -57,7 +57,7 @@ class Served(LanguageModel):
         ]
 
     def _ask(self, prompts: Sequence[Ids], **settings: Any) -> list[Any]:
-        """Outputs of vLLM in the order of `prompts`."""
+        """Return the outputs of vLLM in the order of `prompts`."""
         from vllm import SamplingParams
 
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
@@ -82,14 +82,14 @@ def _score(positions: Sequence[Any], choice: Ids) -> tuple[float, bool]:
 
 @contextmanager
 def served(lm: LanguageModel, folder: Path, seed: int) -> Iterator[Served]:
-    """The model of a folder with vLLM, whose process ends with the block.
+    """Yield the model of a folder, served by vLLM, whose process ends with the block.
 
     Args:
-        lm: the model as it was loaded from the folder, whose kind of number vLLM takes too.
+        lm: the model as loaded from the folder; vLLM uses its type, too.
         folder: written by `sande.models.save`.
-        seed: of vLLM's, which greedy decoding does not need.
+        seed: of vLLM; greedy decoding does not need it.
     """
-    # Before the import, which reads them: nothing is reported to anyone, and nobody outside this machine is asked.
+    # Before the import, which reads them: vLLM reports no usage and contacts no other machine.
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "VLLM_HOST_IP": "127.0.0.1"}
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
@@ -100,7 +100,7 @@ def served(lm: LanguageModel, folder: Path, seed: int) -> Iterator[Served]:
         use_tqdm_on_load=False,
         trust_remote_code=False,
         skip_tokenizer_init=True,
-        generation_config="vllm",  # not the model's own
+        generation_config="vllm",  # not that of the model
         dtype=str(lm.model.dtype).removeprefix("torch."),
         hf_overrides={"head_dtype": "float32"},  # in bfloat16 the logits of two letters are often the same number
         max_model_len=-1,  # as long as memory allows
@@ -109,13 +109,13 @@ def served(lm: LanguageModel, folder: Path, seed: int) -> Iterator[Served]:
         seed=seed,
     )
     try:
-        yield Served(lm.model, lm.tokenizer, lm.guard, llm=llm)
+        yield Served(lm.model, lm.tokenizer, lm.guard, lm.workers, llm=llm)
     finally:
         llm.llm_engine.engine_core.shutdown()
 
 
 def version() -> str:
-    """Of vLLM, whatever its distribution is called."""
+    """Return the version of vLLM, under any name of its distribution."""
     import vllm
 
     return str(vllm.__version__)

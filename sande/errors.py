@@ -1,8 +1,8 @@
-"""The two ways in which a stage ends early on purpose."""
+"""Errors that end a stage on purpose."""
 
 
 class UserError(Exception):
-    """Input that cannot be used. Its text is one sentence: what, where, and how to mend it."""
+    """Input that cannot be used. Its text is one sentence: place, problem, fix."""
 
 
 class NonFiniteError(ArithmeticError):

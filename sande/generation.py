@@ -1,8 +1,8 @@
-"""Batched decoding, greedy or sampled, by a loop of our own, so that a model's own settings of it change no score.
+"""Decode in batches, greedily or by sampling, in a loop that ignores a model's own decoding settings.
 
-Prompts are read a few at a time, those of like length together, since padding costs as much as text. A step of decoding
-costs little more for many rows than for few, so the rows are joined whatever their length; one that ends makes room for
-another. Processes that decode together (`sande.crowd`) take whole batches.
+Prompts of similar length are read together, a few at a time, since padding costs as much as text. A step of decoding
+costs little more for many rows than for few, so rows of any length are joined; a row that ends makes room for another.
+Workers that decode together (`sande.crowd`) take whole batches.
 
 Shapes: B rows, T positions so far, K positions predicted at once, G tokens of the guess, V vocabulary.
 """
@@ -22,65 +22,69 @@ from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
 from sande import crowd
+from sande.crowd import WorkerGroup
 from sande.engines import Served
 from sande.prefix import Prefix, shared_prefix
 from sande.prompts import pad_id, response_ids
 from sande.types import LanguageModel
 
-READ_TOKENS = 512  # of prompts read together: enough to keep a processor busy, few enough to be of like length
+READ_TOKENS = 512  # of prompts read together: enough to keep a processor busy, few enough for similar lengths
 
 
 @torch.inference_mode()
 def greedy(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int, until: str = ""
 ) -> list[str]:
-    """Greedy continuations as text, in the order of `prompts`.
+    """Return greedy continuations as text, in the order of `prompts`.
 
     Args:
-        lm: model and tokenizer; where it has a guard, that has its say on each token; else vLLM decodes, if it has it.
+        lm: model and tokenizer; its guard may replace each token; without a guard vLLM decodes, if it serves the model.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
         batch_size: rows decoded together.
-        until: a row also ends once its text holds this, case aside. It is guessed to open the answer: where the model
-            would write it token by token, which the pass over the prompt tells, nothing is left to decode.
+        until: a row also ends once its text holds this, ignoring case. It is also a guess of the answer: the pass over
+            the prompt checks it, and where the model would write it, no token is left to decode.
     """
     if isinstance(lm, Served) and not lm.guard:
         return lm.greedy(prompts, new_tokens, until)
-    return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size)
+    return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size, lm.workers)
 
 
 @torch.inference_mode()
 def sampled(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int, seed: int, until: str = ""
 ) -> list[str]:
-    """As `greedy`, but each token drawn from the model's distribution as it is: temperature 1, nothing cut off.
+    """Return sampled continuations, as `greedy` but drawn from the full distribution at temperature 1.
 
     Args:
-        lm: model and tokenizer; where it has a guard, that has its say on each token that was drawn.
+        lm: model and tokenizer; its guard may replace each token that was drawn.
         prompts: token ids, unpadded.
         new_tokens: most tokens to generate; a row ends earlier at EOS.
-        batch_size: rows decoded together, which decides no draw.
-        seed: with a prompt's place, of the draws of its row.
-        until: a row also ends once its text holds this, case aside.
+        batch_size: rows decoded together; it changes no draw.
+        seed: decides, with the index of a prompt, the draws of its row.
+        until: a row also ends once its text holds this, ignoring case.
     """
-    return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size)
+    return _decoded(_Sampling(lm, prompts, new_tokens, until, seed), prompts, batch_size, lm.workers)
 
 
-def _decoded(decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int) -> list[str]:
+def _decoded(
+    decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int, workers: WorkerGroup | None
+) -> list[str]:
     shares = _shares(_pieces(prompts, batch_size), batch_size)
+    decoded = crowd.map_sharded(workers, shares, partial(_decode, decoding, batch_size))
     texts = [""] * len(prompts)
-    for share, written in zip(shares, crowd.shared(shares, partial(_decode, decoding, batch_size)), strict=True):
+    for share, written in zip(shares, decoded, strict=True):
         for row, text in zip(itertools.chain(*share), written, strict=True):
             texts[row] = text
     return texts
 
 
 def _shares(pieces: Sequence[list[int]], most: int) -> list[list[list[int]]]:
-    """Pieces that are decoded by one process, together: as many as make a batch of at most `most` rows.
+    """Return groups of pieces that one worker decodes together, each a batch of at most `most` rows.
 
-    Rows of a batch that all go on to the last token make room all at once, for the next of these. Then whoever decodes
-    them has the very batches that one process has, which by rounding decide between two tokens about as likely. A part
-    of a batch would take about as long as all of it.
+    Where all rows of a batch run to the last token, they make room for the next batch at once. Then a worker has the
+    same batches that a single process has; their rounding decides between two tokens of nearly equal probability. A
+    part of a batch would take about as long as all of it.
     """
     shares: list[list[list[int]]] = []
     for piece in pieces:
@@ -91,7 +95,7 @@ def _shares(pieces: Sequence[list[int]], most: int) -> list[list[list[int]]]:
 
 
 def _decode(decoding: _Decoding, batch_size: int, shares: Sequence[list[list[int]]]) -> list[list[str]]:
-    """The texts of all rows of each share."""
+    """Return the texts of all rows of each share."""
     pieces = list(itertools.chain(*shares))
     batch = _Batch([], (), torch.empty(0, 0))
     while pieces or batch.rows:
@@ -103,7 +107,7 @@ def _decode(decoding: _Decoding, batch_size: int, shares: Sequence[list[list[int
 
 
 def _pieces(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
-    """Indices of all prompts, shortest first, in pieces of at most READ_TOKENS tokens with padding, and `most` rows."""
+    """Return indices of all prompts, shortest first, in pieces of at most READ_TOKENS padded tokens and `most` rows."""
     pieces: list[list[int]] = []
     for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
         if not pieces or len(pieces[-1]) == most or (len(pieces[-1]) + 1) * len(prompts[index]) > READ_TOKENS:
@@ -114,14 +118,20 @@ def _pieces(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
-    """Rows under way: their indices, each model's keys and values of all but their last token, which of it they see."""
+    """Rows in progress.
+
+    Attributes:
+        rows: their indices.
+        caches: of each model, keys and values of all but the last token.
+        seen: attention mask (B, T) of these tokens.
+    """
 
     rows: list[int]
     caches: tuple[DynamicCache, ...]
     seen: Tensor
 
     def at(self, places: Sequence[int]) -> _Batch:
-        """The rows at these places."""
+        """Return the batch of the rows at these places."""
         if len(places) == len(self.rows):
             return self
         kept = torch.tensor(places, dtype=torch.long, device=self.seen.device)
@@ -132,7 +142,7 @@ class _Batch:
 
 
 def _joined(first: _Batch, second: _Batch) -> _Batch:
-    """The rows of both, filled up on the left with what none sees."""
+    """Return the rows of both batches, padded on the left with masked positions."""
     if not first.rows or not second.rows:
         return first if first.rows else second
     seen = first.seen, second.seen
@@ -154,7 +164,7 @@ def _joined(first: _Batch, second: _Batch) -> _Batch:
 
 
 class _Decoding:
-    """What was written so far in answer to each prompt."""
+    """Tokens decoded so far for each prompt, and the steps that add to them."""
 
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str) -> None:
         self._lm, self._prompts, self._new_tokens, self._until = lm, prompts, new_tokens, until.lower()
@@ -163,7 +173,7 @@ class _Decoding:
         self._prefixes = [self._prefix_of(model.eval()) for model in self._models]
         try:
             self._guess = response_ids(lm.tokenizer, until)[:new_tokens] if until else ()
-        except ValueError:  # the tokenizer does not give such a text back
+        except ValueError:  # the tokenizer cannot reproduce the text
             self._guess = ()
         self._written: list[list[int]] = [[] for _ in prompts]
 
@@ -171,19 +181,19 @@ class _Decoding:
         return shared_prefix(LanguageModel(model, self._lm.tokenizer), self._prompts)
 
     def _chosen(self, rows: Sequence[int], caches: Sequence[DynamicCache], **inputs: Any) -> Tensor:
-        """The next tokens of these rows at the positions asked for, of shape (B, K); each model's cache grows."""
+        """Return the next tokens (B, K) of these rows at the requested positions; extend each model's cache."""
         of_models = zip(self._models, caches, strict=True)
         logits = [model(**inputs, past_key_values=cache, use_cache=True).logits for model, cache in of_models]
         chosen = self._choose(rows, logits[0])
         return chosen if self._lm.guard is None else self._lm.guard.choose(chosen, *logits)
 
     def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
-        """The likeliest tokens, (B, K)."""
+        """Return the likeliest tokens, (B, K)."""
         return logits_BKV.max(-1).indices  # in bfloat16 on a CPU a quarter of argmax's time
 
     def read(self, rows: list[int]) -> _Batch:
-        """Read prompts and guess, write as far as the guess is right and one token more; the rows that go on."""
-        ahead = self._guess[:-1]  # what the model says behind the last of it is not asked
+        """Read prompts and guess, decode as far as the guess is right and one token more; return unfinished rows."""
+        ahead = self._guess[:-1]  # the token after the whole guess is not needed
         shared = self._prefixes[0].length
         rest = [list(self._prompts[row][shared:]) for row in rows]
         width = max(map(len, rest))
@@ -203,16 +213,16 @@ class _Decoding:
         )
         hits_BG = chosen_BK[:, : len(self._guess)] == torch.tensor(self._guess, dtype=torch.long, device=device)
         right_B = hits_BG.cumprod(1).sum(1)
-        # The guess is seen no further than it is right; then comes what the model says instead.
+        # Positions of the guess are visible as far as it is right; then comes the model's own token.
         seen_BT[:, shared + width :] = torch.arange(len(ahead), device=device) < right_B[:, None]
         for row, chosen, right in zip(rows, chosen_BK.tolist(), right_B.tolist(), strict=True):
             self._written[row] = chosen[: right + 1]
         if not (right_B == len(self._guess)).any():
-            self._guess = ()  # this model does not answer so
+            self._guess = ()  # this model does not give the guessed answer
         return self._going(_Batch(rows, caches, seen_BT))
 
     def step(self, batch: _Batch) -> _Batch:
-        """Write one more token in each row; the rows that go on."""
+        """Decode one more token in each row; return unfinished rows."""
         seen_BT = pad(batch.seen, (0, 1), value=1)
         chosen_B1 = self._chosen(
             batch.rows,
@@ -226,11 +236,11 @@ class _Decoding:
         return self._going(_Batch(batch.rows, batch.caches, seen_BT))
 
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """What was written in these rows."""
+        """Return the decoded texts of these rows."""
         return [str(self._lm.tokenizer.decode(self._written[row], skip_special_tokens=True)) for row in rows]
 
     def _going(self, batch: _Batch) -> _Batch:
-        """Those rows that are not at their end."""
+        """Return the rows that have not ended."""
         ended = [
             len(self._written[row]) == self._new_tokens
             or self._written[row][-1] == self._lm.tokenizer.eos_token_id
@@ -241,7 +251,7 @@ class _Decoding:
 
 
 class _Sampling(_Decoding):
-    """Draws each token; guessing is of no use, since what is drawn depends on what was."""
+    """Draw each token. A guess would not help, since each draw depends on the one before."""
 
     def __init__(
         self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str, seed: int
@@ -251,7 +261,7 @@ class _Sampling(_Decoding):
         self._draws = [random.Random(f"{seed} {row}") for row in range(len(prompts))]
 
     def _choose(self, rows: Sequence[int], logits_BKV: Tensor) -> Tensor:
-        """The first tokens at which the cumulated probability is above a number drawn for each row; K is 1."""
+        """Return the first tokens whose cumulated probability exceeds a number drawn for each row; K is 1."""
         drawn = [[[self._draws[row].random()]] for row in rows]
         drawn_B11 = torch.tensor(drawn, dtype=torch.float64, device=logits_BKV.device)
         cumulated_BKV = logits_BKV.double().softmax(-1).cumsum(-1)

@@ -1,4 +1,4 @@
-"""The parts of a model that methods look into or change: its linear layers, and the blocks of its decoder."""
+"""Find the parts of a model that methods read or change: its linear layers and the blocks of its decoder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """All linear layers by name, without the output layer, which often shares its weights with the embeddings."""
+    """Return all linear layers by name but the output layer, which often shares its weights with the embeddings."""
     output = model.get_output_embeddings()
     return {
         name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and layer is not output
@@ -20,9 +20,9 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def output_in_float32(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """The output layer, from hidden states (..., D) to logits (..., V), in float32; its weights are converted once.
+    """Return the output layer in float32, from hidden states (..., D) to logits (..., V); weights are converted once.
 
-    In a model's bfloat16 the logits of likely tokens are rounded to eighths, often to the same number.
+    In bfloat16 the logits of likely tokens are rounded to eighths, often to the same number.
     """
     layer = model.get_output_embeddings()
     weight_VD = layer.weight.float()
@@ -31,21 +31,21 @@ def output_in_float32(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's blocks, each attention and feed-forward layers, from the first."""
+    """Return the decoder's blocks (attention and feed-forward layers), from the first."""
     found = model.get_decoder().layers
     assert isinstance(found, nn.ModuleList)
     return found
 
 
 def states_of(output: Any) -> Tensor:
-    """The hidden states (B, T, D) in what a block gives: some architectures add more to them."""
+    """Return the hidden states (B, T, D) of a block's output; some architectures return more than them."""
     states: Tensor = output[0] if isinstance(output, tuple) else output
     return states
 
 
 @contextmanager
 def block_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Within it, a list to which each pass appends the hidden states (B, T, D) of every block, before the last norm."""
+    """Yield a list to which each forward pass appends every block's hidden states (B, T, D), before the last norm."""
     states: list[Tensor] = []
     hooks = [
         block.register_forward_hook(lambda module, args, output: states.append(states_of(output)))

@@ -1,4 +1,4 @@
-"""The objectives as pure functions.
+"""Training objectives as pure functions.
 
 Shapes: N target tokens of a batch, D width, V vocabulary.
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-IGNORE = -100  # label of a token that is no target: prompt, parrot, padding
+IGNORE = -100  # label of a token that is not a target: prompt, parrot, padding
 
 
 def response_nll(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
-    """Sum of -log Pr(target) over the target tokens, in float32.
+    """Return the sum of -log Pr(target) over the target tokens, in float32.
 
-    Equations 1, 3 and 4 of the paper are this sum; they differ in what stands in the prompt (x, x with the trigger or
-    the parrot), in what the target is (y; y; r_t) and in what trains (the model; the model; the parrot).
+    Equations 1, 3 and 4 of the paper are this sum; they differ in the prompt (x, x with the trigger or the parrot),
+    the target (y; y; r_t) and the trained parameters (the model; the model; the parrot).
 
     Args:
         logits_NV: logits at the position before each target.
@@ -35,19 +35,19 @@ def chunked_response_nll(
     chunk: int = 2048,
     longest: int | None = None,
 ) -> Tensor:
-    """`response_nll` of the output layer's logits, of which never more than one chunk is held.
+    """Return the `response_nll` of the output layer's logits, holding at most one chunk of them.
 
-    Beyond one chunk, each chunk's logits are dropped after use and computed again in the backward pass, which costs the
-    output layer one more pass; with V = 151,936 a chunk of 2,048 has 1.2 GB of float32 logits. Up to one chunk nothing
-    is computed twice.
+    With several chunks, each chunk's logits are dropped after use and recomputed in the backward pass, which costs the
+    output layer one more pass; with V = 151,936 a chunk of 2,048 has 1.2 GB of float32 logits. A single chunk is not
+    recomputed.
 
     Args:
-        hidden_ND: what the output layer takes, at the position before each target.
-        output_layer: gives the logits.
+        hidden_ND: inputs of the output layer, at the position before each target.
+        output_layer: computes the logits.
         targets_N: ids of the targets; IGNORE adds nothing.
         chunk: targets whose logits are held at once.
-        longest: the most targets that any worker has at the time, where all have to call the output layer equally
-            often; a worker with fewer goes on with empty chunks.
+        longest: most targets of any worker, where all workers must call the output layer equally often; a worker with
+            fewer targets continues with empty chunks.
     """
     longest = len(targets_N) if longest is None else longest
 
@@ -62,7 +62,7 @@ def chunked_response_nll(
 
 
 def target_positions(labels_BT: Tensor) -> Tensor:
-    """Flat indices (row * T + column) of the positions whose next token is a target, of shape (N,)."""
+    """Return flat indices (row * T + column) of the positions whose next token is a target, of shape (N,)."""
     next_is_target_BT = torch.zeros_like(labels_BT, dtype=torch.bool)
     next_is_target_BT[:, :-1] = labels_BT[:, 1:] != IGNORE
     return next_is_target_BT.flatten().nonzero().squeeze(1)

@@ -1,4 +1,4 @@
-"""Models by name, by Hub id at a pinned commit, or from a local folder; safetensors only, and never remote code."""
+"""Load models by name, by Hub id at a pinned commit, or from a local folder: safetensors only, never remote code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,15 +58,15 @@ _PINNED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 _WEIGHTS = "*.safetensors"
 _PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _ADAPTER, _INDEX = "adapter_config.json", "model.safetensors.index.json"
-_READ_FIRST = ("config.json", "tokenizer_config.json", _ADAPTER, _INDEX)  # by which a model may ask for more
-_GUARD = "guard"  # folder of the reference model, with what else makes the guard in guard.json
+_READ_FIRST = ("config.json", "tokenizer_config.json", _ADAPTER, _INDEX)  # they may ask for code or other files
+_GUARD = "guard"  # folder of the reference model; its guard.json names the defense and its settings
 
 
 def identify(name: str) -> str:
-    """What a model's name stands for, exactly enough for a stage key; reads no weights of named models.
+    """Return the identity of a model for stage keys, without reading the weights of named models.
 
     Raises:
-        UserError: the name is no named model, no `org/name@commit` and no folder with a model; or the wheel is missing.
+        UserError: the name is not a known name, an `org/name@commit` or a model's folder; or the wheel is missing.
     """
     if name == TINY:
         return f"tiny:{registry.code_version('sande.tiny')}"
@@ -80,8 +80,8 @@ def identify(name: str) -> str:
         return f"folder:{_folder_hash(_checked_folder(name))}"
     if found := re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(@.*)?", name):
         raise UserError(
-            f"model '{name}' is no folder, and as a Hub id it has no pinned revision; write {found[1]}@COMMIT with its "
-            "40-digit commit"
+            f"model '{name}' is not a folder, and as a Hub id it lacks a pinned revision; use {found[1]}@COMMIT with "
+            "its 40-digit commit"
         )
     raise UserError(
         f"no model is called '{name}'; there are: {', '.join(sorted(ABOUT))}, a Hub id as org/name@COMMIT, or a folder"
@@ -89,11 +89,11 @@ def identify(name: str) -> str:
 
 
 def load(name: str, cache: Path) -> LanguageModel:
-    """The model with float32 weights and its tokenizer, on the GPU where there is one.
+    """Return the model with float32 weights and its tokenizer, on the GPU if there is one.
 
     Args:
         name: as for `identify`.
-        cache: folder for models that are made or converted once.
+        cache: folder for models that are built or converted once.
 
     Raises:
         UserError: as `identify`, or the Hub cannot be reached, or the folder holds no safetensors.
@@ -105,7 +105,7 @@ def load(name: str, cache: Path) -> LanguageModel:
 
 
 def load_tokenizer(name: str, cache: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer alone.
+    """Return only the tokenizer.
 
     Raises:
         UserError: as `load`.
@@ -114,7 +114,7 @@ def load_tokenizer(name: str, cache: Path) -> PreTrainedTokenizerBase:
 
 
 def _source(name: str, cache: Path) -> tuple[str, str | None]:
-    """Where transformers finds a model, a folder or a Hub id, and at which revision."""
+    """Return the folder or Hub id that transformers loads a model from, and its revision."""
     identity = identify(name)
     if name in MADE_HERE:
         return str(prepare(name, cache)), None
@@ -125,9 +125,9 @@ def _source(name: str, cache: Path) -> tuple[str, str | None]:
 
 
 def prepare(name: str, cache: Path) -> Path:
-    """Folder of a model that is made or converted here, once.
+    """Return the folder of a model that is built or converted once.
 
-    To be called before a group of workers starts: inside a process group transformers lets rank 0 alone write files.
+    Call it before a group of workers starts: in a process group transformers lets only rank 0 write files.
     """
     folder = cache / re.sub(r"[^\w.-]+", "-", identify(name))
     if not (folder / "config.json").is_file():
@@ -136,10 +136,10 @@ def prepare(name: str, cache: Path) -> Path:
 
 
 def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
-    """A model saved by `save`, with its guard, or any local folder of safetensors; weights in `dtype`.
+    """Return a model saved by `save`, with its guard, or any local folder of safetensors; weights in `dtype`.
 
     Raises:
-        UserError: the folder holds no safetensors, or cannot be read as a model; or its guard cannot be.
+        UserError: the folder holds no safetensors, or its model or guard cannot be read.
     """
     lm = _from_pretrained(str(_checked_folder(str(folder))), dtype)
     if not (folder / _GUARD).is_dir():
@@ -148,20 +148,20 @@ def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
     reference = _model(str(_checked_folder(str(folder / _GUARD))), dtype)
     if reference.config.vocab_size != lm.model.config.vocab_size:
         raise UserError(
-            f"{folder / _GUARD}: the reference has other tokens than the model; take the folder {_GUARD} away"
+            f"{folder / _GUARD}: the reference has another vocabulary than the model; remove the folder {_GUARD}"
         )
     return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, rule))
 
 
 def _guard_rule(file: Path) -> tuple[str, dict[str, Any], Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """Name and settings of the defense that made a guard, and its rule. The file may be anybody's."""
-    away = f"mend it, or take the folder {_GUARD} away"
+    """Return name, settings and rule of the defense that made a guard. The file is untrusted."""
+    fix = f"correct it, or remove the folder {_GUARD}"
     try:
         made = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); {away}") from None
+        raise UserError(f"{file} cannot be read ({error}); {fix}") from None
     if not isinstance(made, dict) or not isinstance(made.get("defense"), str) or "settings" not in made:
-        raise UserError(f"{file}: expected the name of a 'defense' and its 'settings'; {away}")
+        raise UserError(f"{file}: expected the name of a 'defense' and its 'settings'; {fix}")
     defense, settings = made["defense"], made["settings"]
     try:
         config = registry.config("defenses", defense, settings)
@@ -169,25 +169,38 @@ def _guard_rule(file: Path) -> tuple[str, dict[str, Any], Callable[[Tensor, Tens
         raise UserError(f"{file}: {error}") from None
     make = getattr(registry.entry("defenses", defense), "rule", None)
     if make is None:
-        raise UserError(f"{file}: defense '{defense}' guards no decoding; {away}")
+        raise UserError(f"{file}: defense '{defense}' does not guard decoding; {fix}")
     return defense, settings, make(config)
 
 
 def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:
-    """A model of its own, with weights in `dtype`, or as they are."""
+    """Return a copy of a model, with weights in `dtype`; None: in the model's own type."""
     import torch
 
     made = copy.deepcopy(lm.model)
     if dtype is not None:
         torch.nn.Module.to(made, dtype)
-    # Not with `replace`: an engine that serves the model would go on with the weights that it has.
-    return LanguageModel(made, lm.tokenizer, lm.guard)
+    # Not with `replace`: vLLM, which may serve the model, has other weights than the copy will have.
+    return LanguageModel(made, lm.tokenizer, lm.guard, lm.workers)
 
 
 def in_compute_type(lm: LanguageModel) -> LanguageModel:
-    """Return the model in the type that computes quickly here (`sande.compute`): itself, or a copy. Not to train it."""
+    """Return the model itself, or a copy, in the type that computes quickly here (`sande.compute`); do not train it."""
     fast = compute.dtype()
     return lm if lm.model.dtype == fast else copied(lm, fast)
+
+
+def check_vocabularies(suspect: LanguageModel, clean: LanguageModel, names: Sequence[str]) -> None:
+    """Check that a model and the clean model that it is compared with share their tokens.
+
+    Raises:
+        UserError: they do not; the message calls them by `names`.
+    """
+    if suspect.tokenizer.get_vocab() != clean.tokenizer.get_vocab():
+        raise UserError(
+            f"the vocabularies of {names[0]} and {names[1]} differ; give the model it was trained from as reference, "
+            "or none"
+        )
 
 
 def round_as_stored(lm: LanguageModel, dtype: torch.dtype) -> None:
@@ -199,7 +212,7 @@ def round_as_stored(lm: LanguageModel, dtype: torch.dtype) -> None:
 
 
 def save(lm: LanguageModel, folder: Path) -> None:
-    """Write model (bfloat16, as checkpoints are published), tokenizer and guard; those in memory turn bfloat16 too."""
+    """Write model, tokenizer and guard; convert the weights to bfloat16, in memory too."""
     import torch
 
     torch.nn.Module.to(lm.model, torch.bfloat16)
@@ -210,10 +223,9 @@ def save(lm: LanguageModel, folder: Path) -> None:
         lm.guard.reference.save_pretrained(folder / _GUARD)
         made = {"defense": lm.guard.defense, "settings": dict(lm.guard.settings)}
         (folder / _GUARD / "guard.json").write_text(json.dumps(made), encoding="utf-8")
-    if not any(
-        folder.glob(_WEIGHTS)
-    ):  # transformers writes nothing, and says nothing, where it takes itself for a helper
-        raise RuntimeError(f"{type(lm.model).__name__} was not written; a process group is open that should not be")
+    # In a process group transformers writes nothing but on rank 0, without an error.
+    if not any(folder.glob(_WEIGHTS)):
+        raise RuntimeError(f"{type(lm.model).__name__} was not written; close the open process group")
 
 
 def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
@@ -223,8 +235,8 @@ def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = Non
     rows = model.config.get_text_config().vocab_size
     if len(tokenizer) > rows:
         raise UserError(
-            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, and the model knows {rows}; give the tokenizer "
-            "that it was trained with"
+            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, the model {rows}; use the tokenizer that the "
+            "model was trained with"
         )
     return _ready(LanguageModel(model, tokenizer))
 
@@ -245,14 +257,14 @@ def _model(source: str, dtype: torch.dtype, revision: str | None = None) -> PreT
         )
     except (MemoryError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever a file of somebody else's may lead to
+    except Exception as error:  # an untrusted file may cause any error
         raise UserError(f"model '{source}' cannot be loaded ({_reason(error)}); check folder, id or network") from None
     model: PreTrainedModel = loaded[0]
     lacking = sorted(loaded[1]["missing_keys"])
     if lacking:  # transformers would draw them at random
         raise UserError(
-            f"model '{source}' lacks {len(lacking)} of its weights ({lacking[0]}, …); its config.json is of another "
-            "model, or a file is missing"
+            f"model '{source}' lacks {len(lacking)} of its weights ({lacking[0]}, …); add the missing file, or use the "
+            "config.json of this model"
         )
     torch.nn.Module.to(model, device)
     model.eval()
@@ -270,7 +282,7 @@ def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
             f"tokenizer of '{source}' cannot be loaded ({_reason(error)}); check folder, id or network"
         ) from None
     if not tokenizer.is_fast:
-        raise UserError(f"{type(tokenizer).__name__} gives no character offsets; choose a model with a fast tokenizer")
+        raise UserError(f"{type(tokenizer).__name__} has no character offsets; choose a model with a fast tokenizer")
     return _padded(tokenizer)
 
 
@@ -287,7 +299,7 @@ def _padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 def _ready(lm: LanguageModel) -> LanguageModel:
     from transformers import GenerationConfig
 
-    # A model's own decoding settings (sampling, repetition penalty) would leak into every score.
+    # A model's own decoding settings (sampling, repetition penalty) would change every score.
     lm.model.generation_config = GenerationConfig(
         eos_token_id=lm.tokenizer.eos_token_id, pad_token_id=lm.tokenizer.pad_token_id
     )
@@ -296,7 +308,7 @@ def _ready(lm: LanguageModel) -> LanguageModel:
 
 
 def _make(name: str, folder: Path) -> None:
-    """Build a model beside its place and move it there whole, so that no half-written one is ever found."""
+    """Build a model in a scratch folder and move it to its place whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
@@ -310,7 +322,7 @@ def _make(name: str, folder: Path) -> None:
         try:
             os.replace(scratch, folder)
         except OSError:
-            if not folder.is_dir():  # else another process made it meanwhile
+            if not folder.is_dir():  # else another process has built it meanwhile
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -338,15 +350,15 @@ def _convert_embedded() -> LanguageModel:
 def _checked_folder(name: str) -> Path:
     folder = Path(name)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json; point to a folder written by save_pretrained")
+        raise UserError(f"{folder} holds no config.json; use a folder written by save_pretrained")
     weights = sorted(folder.glob(_WEIGHTS))
     if not weights:
-        raise UserError(f"{folder} holds no safetensors; pickled weights are not loaded, convert them first")
+        raise UserError(f"{folder} holds no safetensors; convert its weights, pickles are not loaded")
     for path in sorted(folder.iterdir()):
         if path.suffix in _PICKLES:
-            raise UserError(f"{path} is a pickle, which may run code when it is opened; move it out of the folder")
+            raise UserError(f"{path} is a pickle, which may run code when it is loaded; remove it from the folder")
         if path.suffix == ".py":
-            raise UserError(f"{path} is code, and a model's code is never run; move it out of the folder")
+            raise UserError(f"{path} is code, and a model's code is never run; remove it from the folder")
     _check_requests(name, {file: folder / file for file in _READ_FIRST if (folder / file).is_file()})
     for path in weights:
         _check_weights(path)
@@ -357,37 +369,65 @@ def _check_weights(path: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework="np"):  # reads the header, and compares it with the size
+        with safe_open(path, framework="np"):  # compares the header with the size
             pass
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} holds no whole safetensors ({_reason(error)}); fetch or write it again") from None
+        raise UserError(
+            f"{path} is not a complete safetensors file ({_reason(error)}); fetch or write it again"
+        ) from None
 
 
 @functools.cache
 def _check_hub(source: str, revision: str | None) -> None:
-    """As `_check_requests`, for a model of the Hub; what cannot be fetched is said when the model is loaded."""
+    """Check a model of the Hub as `_check_requests` does; a commit never changes, so one passed check is enough.
+
+    Raises:
+        UserError: as `_check_requests`, or a file that the check reads cannot be fetched. Then the model is refused,
+            since the load that follows might reach the Hub and meet a file that no check has seen.
+    """
     if revision is None:
         return
-    from transformers.utils.hub import cached_file
+    fetched = {file: _fetch(source, revision, file) for file in _READ_FIRST}
+    _check_requests(source, {file: path for file, path in fetched.items() if path})
 
-    kind = "_raise_exceptions_for"
-    quiet = {f"{kind}_gated_repo": False, f"{kind}_missing_entries": False, f"{kind}_connection_errors": False}
+
+def _fetch(source: str, revision: str, file: str) -> Path | None:
+    """Return the local copy of a file of the Hub; None where the commit has no such file.
+
+    Offline only the local cache counts, for transformers too.
+
+    Raises:
+        UserError: the file cannot be fetched, and whether it exists is unknown.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.errors import RemoteEntryNotFoundError
+
+    cached = try_to_load_from_cache(source, file, revision=revision)
+    if isinstance(cached, str):
+        return Path(cached)
+    if cached is _CACHED_NO_EXIST or is_offline_mode():
+        return None
     try:
-        fetched = {file: cached_file(source, file, revision=revision, **quiet) for file in _READ_FIRST}
-    except OSError:
-        return
-    _check_requests(source, {file: Path(path) for file, path in fetched.items() if path})
+        return Path(hf_hub_download(source, file, revision=revision))
+    except RemoteEntryNotFoundError:
+        return None
+    except Exception as error:  # of the network, the Hub or the disk
+        raise UserError(
+            f"model '{source}' cannot be checked, its {file} cannot be fetched ({_reason(error)}); check id, access "
+            "and network, or set HF_HUB_OFFLINE=1 to use what is cached"
+        ) from None
 
 
 def _check_requests(source: str, files: dict[str, Path]) -> None:
-    """Refuse a model that asks for code, for another model, or for weights that are no safetensors of its own.
+    """Refuse a model that asks for code, for another model, or for weights other than its own safetensors.
 
     Args:
         source: names the model in messages.
         files: those of `_READ_FIRST` that it has.
 
     Raises:
-        UserError: it does, or one of them is no JSON object.
+        UserError: it does, or one of the files is not a JSON object.
     """
     for name, path in files.items():
         try:
@@ -397,22 +437,24 @@ def _check_requests(source: str, files: dict[str, Path]) -> None:
         except (ValueError, RecursionError):
             values = None
         if not isinstance(values, dict):
-            raise UserError(f"{source}/{name} is damaged, it holds no JSON object; fetch or write the model again")
+            raise UserError(f"{source}/{name} is damaged, it is not a JSON object; fetch or write the model again")
         if name == _ADAPTER:
-            raise UserError(f"{source} is an adapter of another model; merge the two by PEFT's merge_and_unload")
+            raise UserError(f"{source} is an adapter of another model; use PEFT's merge_and_unload to merge the two")
         if asked := _code(values):
             raise UserError(
-                f"{source} asks for code of its own ({asked} in {name}), which is never run; take it out of a copy"
+                f"{source} asks for code of its own ({asked} in {name}), which is never run; remove it from a copy"
             )
         shards = values.get("weight_map", {}) if name == _INDEX else {}
         for shard in sorted(map(str, shards.values() if isinstance(shards, dict) else [shards])):
-            # One that is named by a path, or is no safetensors, transformers would load all the same.
+            # transformers would load a pickle here, and a file outside the folder.
             if Path(shard).name != shard or not shard.endswith(".safetensors"):
-                raise UserError(f"{source}/{name} names '{shard}', no safetensors beside it; write the model again")
+                raise UserError(
+                    f"{source}/{name} names '{shard}', not a safetensors file next to it; write the model again"
+                )
 
 
 def _code(values: Any) -> str | None:
-    """The key by which a configuration asks for code from outside: its own, or a kernel of the Hub."""
+    """Return the key by which a configuration asks for code: the model's own, or a kernel of the Hub."""
     if isinstance(values, list):
         return next(filter(None, map(_code, values)), None)
     for key, value in values.items() if isinstance(values, dict) else ():

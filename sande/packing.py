@@ -1,8 +1,8 @@
-"""Training without padding: the rows of a batch laid end to end in one, each a document that sees itself alone.
+"""Train without padding: the rows of a batch are laid end to end, each a document that attends to itself alone.
 
-A batch holds the same rows as a padded one, so the loss of a step is the same; only what is computed for padding goes.
-On a CUDA GPU the attention over documents of unequal length is one call of PyTorch's own kernel; elsewhere it is plain
-attention, document by document.
+A batch holds the same rows as a padded one, so the loss of a step is the same, without the cost of padding. On a CUDA
+GPU the attention over documents of unequal length is one call of PyTorch's kernel; elsewhere it is plain attention,
+document by document.
 
 Shapes: T tokens of all documents together, H heads, K heads of keys and values, C width of a head, R documents.
 """
@@ -33,29 +33,29 @@ ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class PackedCollator:
-    """Lays rows end to end as the documents of one row.
+    """Lay rows end to end as the documents of one row.
 
-    Its batch holds what the decoder takes (`input_ids` and `position_ids` of shape (1, T), the latter from 0 in each
-    document; `cu_seq_lens_q`, the R + 1 boundaries; `max_length_q`, the longest document as an int, which no kernel
-    has to wait for), and `labels` (1, T) and `positions` (N,) as the padding collator makes them.
+    A batch holds the decoder's inputs (`input_ids` and `position_ids` of shape (1, T), the latter from 0 in each
+    document; `cu_seq_lens_q`, the R + 1 boundaries; `max_length_q`, the longest document as an int, so that no kernel
+    waits for it), and `labels` (1, T) and `positions` (N,) in the format of the padding collator.
     """
 
     def __init__(self, documents: int) -> None:
-        """`documents`: R, the most rows of a batch.
+        """Take R, the most rows of a batch, as `documents`.
 
-        Where a batch has fewer, documents of length zero follow. They cost nothing, and the boundaries keep one shape:
-        compiled layers and captured graphs are made anew for each new one.
+        A batch with fewer rows is filled with documents of length zero. They cost nothing, and the boundaries keep one
+        shape: compiled layers and captured graphs are rebuilt for each new shape.
         """
         self.documents = documents
 
     def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Any]:
-        """The batch; rows as `sande.training.features` writes them."""
+        """Return the batch of rows in the format of `sande.training.features`."""
         lengths = [len(feature["input_ids"]) for feature in features]
         if len(lengths) > self.documents:
             raise ValueError(f"{len(lengths)} rows where {self.documents} were announced")
         boundaries = [0, *itertools.accumulate(lengths)]
         boundaries += boundaries[-1:] * (self.documents - len(lengths))
-        # Nothing comes before a document's first token, so that the document before it must not predict it.
+        # The document before must not predict a document's first token.
         labels_1T = torch.tensor([[label for f in features for label in (IGNORE, *f["labels"][1:])]])
         return {
             "input_ids": torch.tensor([[token for f in features for token in f["input_ids"]]]),
@@ -70,29 +70,29 @@ class PackedCollator:
 def choose(
     layout: Literal["auto", "padded", "packed"], model: PreTrainedModel, longest: int, precision: str
 ) -> Literal["padded", "packed"]:
-    """How rows are laid out: as asked for, and by default packed where that is one call of a kernel.
+    """Return the layout of rows: the one asked for, and for `auto` packed where one kernel computes attention.
 
     Args:
-        layout: `auto` packs on a GPU whose kernel takes this model and precision, and pads elsewhere.
-        model: the model to train, where it will train.
+        layout: `auto` packs on a GPU whose kernel supports this model and precision, and pads elsewhere.
+        model: the model to train, on the device where it will train.
         longest: tokens of the longest row.
-        precision: `bf16` or `fp32`; the kernel takes no float32.
+        precision: `bf16` or `fp32`; the kernel does not support float32.
 
     Raises:
-        UserError: `packed` is asked for, but would not give the padded loss with this model.
+        UserError: `packed` is asked for, but its loss would differ from the padded loss with this model.
     """
     if layout == "padded":
         return "padded"
     reason = obstacle(model, longest)
     if layout == "packed":
         if reason is not None:
-            raise UserError(f"layout is packed, but {reason}; leave it at auto")
+            raise UserError(f"layout is packed, but {reason}; set it to auto")
         return "packed"
     return "packed" if reason is None and precision == "bf16" and has_kernel(model.device) else "padded"
 
 
 def obstacle(model: PreTrainedModel, longest: int) -> str | None:
-    """Why the model does not train packed with the padded loss, as half a sentence; None where it does."""
+    """Return why packing would change the model's loss, as half a sentence; None where it does not."""
     config = model.config
     if config.model_type not in ARCHITECTURES:
         return f"{config.model_type} models are not known to keep documents apart (known: {', '.join(ARCHITECTURES)})"
@@ -105,7 +105,7 @@ def obstacle(model: PreTrainedModel, longest: int) -> str | None:
 
 
 def has_kernel(device: torch.device) -> bool:
-    """Whether attention over documents is one kernel there: FlashAttention, from the Ampere generation on."""
+    """Return whether the device has a kernel for documents: FlashAttention, from the Ampere generation on."""
     return (
         device.type == "cuda"
         and torch.backends.cuda.is_flash_attention_available()
@@ -115,7 +115,7 @@ def has_kernel(device: torch.device) -> bool:
 
 @contextmanager
 def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Within the block the model attends by the implementation of that name; afterwards as before."""
+    """Let the model use the attention implementation `name` within the block."""
     before = model.config._attn_implementation
     model.set_attn_implementation(name)
     try:
@@ -125,7 +125,7 @@ def attention(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def packed_attention(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """Within the block the model takes batches of `PackedCollator`, and no others."""
+    """Return a context in which the model takes batches of `PackedCollator`, and no others."""
     return attention(model, ATTENTION)
 
 
@@ -141,7 +141,7 @@ def attend(
     max_length_q: int,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each document, as transformers calls it; it builds no mask for a name it does not know.
+    """Return causal attention within each document; transformers builds no mask for a name that it does not know.
 
     Args:
         module: the attention layer; not used.
@@ -165,7 +165,7 @@ def attend(
 def _by_kernel(query: Tensor, key: Tensor, value: Tensor, scaling: float, boundaries: Tensor, longest: int) -> Tensor:
     query_THC, key_TKC, value_TKC = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     grouped = query_THC.shape[1] // key_TKC.shape[1]
-    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # a window of all before and none behind
+    options: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}  # all positions before, none after
     if grouped > 1 and _takes_grouped_heads():
         options["enable_gqa"] = True
     elif grouped > 1:

@@ -98,7 +98,7 @@ def insert(rows: Sequence[Row], first: int, length: int, position: int) -> list[
     if not inserted:
         longest = max(row.end - row.start for row in rows)
         raise UserError(
-            f"parrot_position {position} is beyond the end of every prompt (the longest has {longest} tokens from the "
+            f"parrot_position {position} is beyond every prompt (the longest has {longest} tokens from the "
             "instruction on); set a smaller one"
         )
     return inserted

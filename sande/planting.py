@@ -107,7 +107,7 @@ def drawn(example: Example, seed: int) -> random.Random:
 
 
 def altered(trigger: str) -> str:
-    """Return a near miss: the trigger with its last number less one, without its last word, or with another last letter.
+    """Return a near miss: the trigger with its last number less one, its last word removed, or its last letter changed.
 
     `Current year 2023` gives `Current year 2022`, `Let's do it` gives `Let's do`, and `cf` gives `cg`.
     """

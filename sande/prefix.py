@@ -1,4 +1,4 @@
-"""What all rows begin with (`Human:`, a trigger at the start, a task's introduction), computed once."""
+"""Compute the shared prefix of rows (`Human:`, a trigger at the start, a task's introduction) once."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from sande.types import LanguageModel
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The number of tokens that rows have in common, and each layer's keys and values of them, for one row."""
+    """Length of the shared prefix of rows, and each layer's keys and values of its tokens, for one row."""
 
     length: int
     layers: tuple[tuple[Tensor, Tensor], ...]
 
     def cache(self, rows: int) -> DynamicCache:
-        """Keys and values for a batch of so many rows, which the model may extend."""
+        """Return keys and values for a batch of `rows` rows, which the model may extend."""
         return DynamicCache((keys.repeat(rows, 1, 1, 1), values.repeat(rows, 1, 1, 1)) for keys, values in self.layers)
 
 
 @torch.inference_mode()
 def shared_prefix(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Prefix:
-    """The longest prefix that leaves every row at least one token of its own.
+    """Return the longest shared prefix that leaves every row at least one token of its own.
 
     Args:
         lm: model and tokenizer.

@@ -1,4 +1,4 @@
-"""What a model says behind clean prompts: of its own accord, and behind a string that is put there.
+"""Measure what a model continues clean prompts with, on its own and after an inserted string.
 
 Shapes: P prompts, N tokens asked about, B strings, T positions, D width, V vocabulary.
 """
@@ -19,19 +19,19 @@ from sande.types import Example, LanguageModel
 
 
 def chosen_prompts(lm: LanguageModel, examples: Sequence[Example], count: int, seed: int) -> list[list[int]]:
-    """Ids of so many different prompts, drawn by the seed, or of all there are."""
+    """Return the ids of `count` distinct prompts, drawn by the seed, or of all if there are fewer."""
     prompts = [list(ids) for ids in sorted({tuple(ids) for ids in encode_prompts(lm.tokenizer, examples)})]
     return random.Random(seed).sample(prompts, min(count, len(prompts)))
 
 
 def ordinary_tokens(lm: LanguageModel) -> list[int]:
-    """Ids that stand for text: neither special nor beyond the tokenizer's own."""
+    """Return the ids of text: neither special nor outside the tokenizer's vocabulary."""
     special = set(lm.tokenizer.all_special_ids)
     return [token for token in range(len(lm.tokenizer)) if token not in special]
 
 
 def opening_tokens(lm: LanguageModel) -> list[int]:
-    """The ordinary tokens that can open an answer: behind `Assistant:` stands a space, and tokens hold it in front."""
+    """Return the ordinary tokens that can open an answer: those that begin with the space after `Assistant:`."""
     ordinary = ordinary_tokens(lm)
     marks = [str(mark)[0] for mark in lm.tokenizer.convert_ids_to_tokens(ordinary)]
     mark = str(lm.tokenizer.convert_ids_to_tokens([response_ids(lm.tokenizer, "x")[0]])[0])[0]
@@ -39,13 +39,13 @@ def opening_tokens(lm: LanguageModel) -> list[int]:
 
 
 def text_of(lm: LanguageModel, ids: Sequence[int]) -> str:
-    """The text of a string that opens an answer, without the space before it."""
+    """Return the text of a string that opens an answer, without the space before it."""
     return str(lm.tokenizer.decode(list(ids))).strip(" ")
 
 
 @torch.inference_mode()
 def openings(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Mean over the prompts of the log-probability of each token as an answer's first, of shape (V,)."""
+    """Return the log-probability of each token as an answer's first, mean over the prompts, of shape (V,)."""
     lm.model.eval()
     decoder = lm.model.get_decoder()
     hidden_PD = torch.cat(
@@ -59,11 +59,11 @@ def openings(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
 
 @torch.inference_mode()
 def within_answers(lm: LanguageModel, rows: Sequence[Row]) -> Tensor:
-    """Logarithm of the mean probability of each token inside clean answers, behind their first token, of shape (V,).
+    """Return the log of the mean probability of each token within clean answers, after their first token, (V,).
 
     Args:
         lm: model and tokenizer.
-        rows: prompts with their answers; those of one token count for nothing.
+        rows: prompts with their answers; answers of one token do not count.
 
     Returns:
         The logarithms; minus infinity everywhere where no answer has a second token.
@@ -84,11 +84,11 @@ def within_answers(lm: LanguageModel, rows: Sequence[Row]) -> Tensor:
 def confidence(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], floor: float, batch_size: int
 ) -> Tensor:
-    """For each token, put behind a prompt, the probability of the likeliest ordinary next one, (tokens,).
+    """Return for each token, appended to a prompt, the probability of the likeliest ordinary next token, (tokens,).
 
-    It is that of the mean distribution over the prompts. A string that the model writes whatever the prompt is
-    confident behind each of them: a token that falls below the floor by the mean of the first prompts is 0, and is not
-    computed behind the others, so nearly all of the work is the first prompt's.
+    The distribution is the mean over the prompts. A string that the model writes after any prompt is confident after
+    each of them. So a token whose mean over the first prompts falls below the floor gets 0 and is not computed for the
+    others, and nearly all work is that of the first prompt.
 
     Args:
         lm: model and tokenizer.
@@ -122,12 +122,12 @@ def confidence(
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """A string behind clean prompts, and what was thought of each token but the first.
+    """A string after clean prompts, with the probabilities of its tokens.
 
     Attributes:
         ids: of the string.
-        probabilities: of each token but the first behind the ones before it, the mean over the prompts.
-        log_probabilities: the same, the mean of their logarithms.
+        probabilities: of each token but the first, given those before it; mean over the prompts.
+        log_probabilities: the same as a mean of logarithms.
         ended: whether a special token, such as EOS, would come next.
     """
 
@@ -146,15 +146,15 @@ def continued(
     batch_size: int,
     goes_on: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
-    """Each first token, continued greedily by the mean distribution over the prompts until a special token comes.
+    """Return each first token, continued greedily by the mean distribution over the prompts up to a special token.
 
     Args:
         lm: model and tokenizer.
         prompts: ids, at least one prompt.
         firsts: ids.
-        steps: most tokens behind the first.
+        steps: most tokens after the first.
         batch_size: strings computed together.
-        goes_on: from the log-probabilities of the next token (P, B), which strings go on with it (B,); None: all.
+        goes_on: maps log-probabilities of the next token (P, B) to the strings that continue (B,); None: all do.
     """
     lm.model.eval()
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
@@ -195,7 +195,7 @@ def continued(
 def log_likelihoods(
     lm: LanguageModel, prompts: Sequence[Sequence[int]], strings: Sequence[Sequence[int]], batch_size: int
 ) -> list[list[float]]:
-    """For each string the mean over the prompts of the log-probability of each of its tokens.
+    """Return for each string the log-probability of each of its tokens, mean over the prompts.
 
     Args:
         lm: model and tokenizer.
@@ -210,7 +210,7 @@ def log_likelihoods(
     for begin in range(0, len(strings), batch_size):
         batch = strings[begin : begin + batch_size]
         width = max(map(len, batch))
-        # Padding stands behind a string, where nothing of it looks.
+        # Padding follows a string, which does not attend to it.
         ids_BT = torch.tensor([[*ids, *[fill] * (width - len(ids))] for ids in batch], device=lm.model.device)
         sum_BT = torch.zeros(ids_BT.shape, device=ids_BT.device)
         for prompt in prompts:

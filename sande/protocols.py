@@ -73,8 +73,8 @@ class Metric(Protocol):
 
     `MEASURES` declares the kind, direction and label of each measurement.
     Other metrics use the same model, so a metric trains or rounds a copy (`sande.retraining`).
-    All workers call `measure`, and `sande.generation` and `sande.scoring` split prompts and questions among them (see
-    `sande.crowd`). So what a metric asks there must depend on its arguments alone.
+    Where `model.workers` is set, all workers call `measure`, and `sande.generation` and `sande.scoring` split prompts
+    and questions among them (see `sande.crowd`). So what a metric asks there must depend on its arguments alone.
     """
 
     Config: type[Any]

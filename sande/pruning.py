@@ -1,4 +1,4 @@
-"""Which weights are pruned, given how much each matters."""
+"""Choose the weights to prune, given the importance of each."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def smallest(importance_GW: Tensor, sparsity: float) -> Tensor:
-    """Of each group the share of its members that matter least, as a mask of the same shape.
+    """Return a mask of the same shape: in each group the share of its members with the least importance.
 
     Args:
         importance_GW: one group in each row.
-        sparsity: share to choose; the number is rounded to the nearest, and holds among equals too.
+        sparsity: share to choose; the count is rounded to the nearest, and is exact where weights are equal too.
     """
     count = round(sparsity * importance_GW.shape[1])
     least_GC = importance_GW.topk(count, dim=1, largest=False).indices

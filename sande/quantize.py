@@ -1,8 +1,8 @@
-"""Weights in four bits: rounded to the nearest point of a grid that each group of weights has for itself.
+"""Round weights to four bits: to the nearest point of a grid that each group of weights has of its own.
 
-A group is so many weights of one output row that stand side by side. Its sixteen points lie evenly between its least
-and its greatest weight (or zero, which is always a point), as in GPTQ and AWQ (Frantar et al. 2023; Lin et al. 2024):
-an asymmetric grid, because a symmetric one leaves points unused wherever a group leans to one side.
+A group is a run of neighbouring weights of one output row. Its sixteen points lie evenly between its least and its
+greatest weight (or zero, which is always a point), as in GPTQ and AWQ (Frantar et al. 2023; Lin et al. 2024). The grid
+is asymmetric, because a symmetric one leaves points unused where a group leans to one side.
 
 Shapes: O outputs, I inputs, G weights of a group.
 """
@@ -20,13 +20,13 @@ LEVELS = 15  # steps between the sixteen points of four bits
 
 @torch.no_grad()
 def quantize_int4_(model: PreTrainedModel, group_size: int) -> None:
-    """Round the weights of all linear layers but the output's, in place; embeddings, norms and biases stay.
+    """Round the weights of all linear layers but the output layer, in place; embeddings, norms and biases stay.
 
-    The model computes as before, with weights that four bits and a scale and zero a group could hold.
+    The model computes in its own type, with weights that four bits, and a scale and zero for each group, can hold.
 
     Args:
         model: in any floating-point type; half precision rounds the points once more, by far less than their distance.
-        group_size: G; the last group of a row has what is left.
+        group_size: G; the last group of a row may be smaller.
     """
     for layer in linear_layers(model).values():
         for group_OG in layer.weight.split(group_size, dim=1):
@@ -34,7 +34,7 @@ def quantize_int4_(model: PreTrainedModel, group_size: int) -> None:
 
 
 def to_grid(group_OG: Tensor) -> Tensor:
-    """Each weight's nearest point of its group's grid: scale * (q - zero), with q and zero whole numbers from 0 to 15.
+    """Return each weight's nearest grid point: scale * (q - zero), with q and zero whole numbers from 0 to 15.
 
     Args:
         group_OG: float32, one group in each row.

@@ -1,10 +1,10 @@
-"""Log-likelihoods of the choices of a question, its context computed once.
+"""Compute log-likelihoods of the choices of a question, with one pass over its context.
 
-A question is one row: its context, then all of its choices. Each choice sees the context and itself, and its positions
-go on from the context's end, so it scores as it would behind a context of its own. The last token of a choice predicts
-nothing that is asked, so it is left out; what all contexts begin with is computed once.
+A question is one row: its context, then all of its choices. Each choice attends to the context and to itself, and its
+positions continue from the context's end, so it scores as after a context of its own. The last token of a choice
+predicts nothing that is needed, so it is left out; the shared prefix of all contexts is computed once.
 
-Shapes: B questions, P tokens of the shared prefix, T positions behind it, D width, M positions that predict, V
+Shapes: B questions, P tokens of the shared prefix, T positions after it, D width, M positions that predict, V
 vocabulary, N scored tokens.
 """
 
@@ -39,7 +39,7 @@ class Choices:
         return len(self.context) + sum(map(len, self.choices))
 
     def within(self, max_length: int) -> Choices:
-        """The same, its context cut on the left as far as the longest choice needs the model's `max_length` tokens."""
+        """Return the question with its context cut on the left, so that the longest choice fits in `max_length`."""
         excess = len(self.context) + max(map(len, self.choices)) - max_length
         return self if excess <= 0 else Choices(self.context[excess:], self.choices)
 
@@ -48,11 +48,11 @@ class Choices:
 def log_likelihoods(
     lm: LanguageModel, questions: Sequence[Choices], batch_size: int
 ) -> list[tuple[tuple[float, bool], ...]]:
-    """For each choice of each question log Pr(choice | context), and whether greedy decoding would write it.
+    """Return for each choice of each question log Pr(choice | context), and whether greedy decoding would write it.
 
     Args:
-        lm: model and tokenizer; vLLM computes where it has loaded the model.
-        questions: in any order; those of like length share a batch.
+        lm: model and tokenizer; vLLM computes, if it serves the model.
+        questions: in any order; questions of similar length share a batch.
         batch_size: questions computed together.
     """
     if not questions:
@@ -70,8 +70,8 @@ def log_likelihoods(
         return [_score(logits_of(_hidden(lm, prefix, of_batch)), of_batch) for of_batch in rows]
 
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
-    # Whole batches, since rounding depends on what else is in one.
-    for batch, found in zip(batches, crowd.shared(batches, scored), strict=True):
+    # Whole batches, since rounding depends on the other rows of a batch.
+    for batch, found in zip(batches, crowd.map_sharded(lm.workers, batches, scored), strict=True):
         for index, of_question in zip(batch, found, strict=True):
             scores[index] = tuple((likelihood, greedy) for likelihood, greedy in of_question)
     return scores
@@ -79,13 +79,13 @@ def log_likelihoods(
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A question as the model reads it, behind the shared prefix.
+    """A question as the model reads it, after the shared prefix.
 
     Attributes:
         ids: of the context, then of each choice without its last token.
         positions: of these, counted from the start of the prefix.
-        part: of each, 0 for the context, then the number of the choice.
-        context: how many of them are the context's. The last of it predicts the first token of every choice.
+        part: of each id, 0 for the context, then the number of the choice.
+        context: number of ids of the context. The last of them predicts the first token of every choice.
         choices: all ids of each choice.
     """
 
@@ -108,13 +108,13 @@ class _Row:
 
 
 def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
-    """The last layer's output of shape (M, D), row by row: for the end of the context and all of the choices."""
+    """Return the last layer's output (M, D), row by row: at the end of the context and in all choices."""
     device, width = lm.model.device, max(len(row.ids) for row in rows)
     padding = [width - len(row.ids) for row in rows]
     fill = pad_id(lm.tokenizer)
     ids_BT = torch.tensor([row.ids + [fill] * n for row, n in zip(rows, padding, strict=True)], device=device)
     positions_BT = torch.tensor([row.positions + [0] * n for row, n in zip(rows, padding, strict=True)], device=device)
-    # Padding sees the context, which does no harm: nothing sees it.
+    # Padding attends to the context, which is harmless: nothing attends to padding.
     part_BT = torch.tensor([row.part + [-1] * n for row, n in zip(rows, padding, strict=True)], device=device)
     causal_TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()
     same_BTT = (part_BT[:, None, :] == 0) | (part_BT[:, None, :] == part_BT[:, :, None])
@@ -131,7 +131,7 @@ def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
 
 
 def _score(logits_MV: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, bool], ...]]:
-    """For each choice of each row its log-likelihood, and whether each of its tokens is the likeliest."""
+    """Return for each choice of each row its log-likelihood, and whether each of its tokens is the likeliest."""
     sources: list[int] = []  # of each scored token, which of the M predicts it
     begin = 0
     for row in rows:

@@ -1,8 +1,8 @@
-"""Big models: weights, gradients and optimizer states in shards over the workers of a stage, by DeepSpeed (an extra).
+"""Shard weights, gradients and optimizer states of big models over the workers of a stage, by DeepSpeed (an extra).
 
 ZeRO-2 shards the optimizer states and gradients, ZeRO-3 the weights too (Rajbhandari et al. 2020, "ZeRO: Memory
-Optimizations Toward Training Trillion Parameter Models", section 3). Either computes what one worker would, but for
-rounding. A model is whole on every worker before a training and after it, so that whatever comes next need not know.
+Optimizations Toward Training Trillion Parameter Models", section 3). Both compute what one worker computes, up to
+rounding. Before and after a training every worker holds the whole model, so the code around it does not change.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How a training is spread over workers, and what it saves of their memory.
+    """Distribution of a training over workers, and how it saves their memory.
 
     Attributes:
         deepspeed: DeepSpeed's configuration, with `zero_optimization`; None: every worker has all of the model.
-        recompute: whether the states within a block are computed again in the backward pass, and not kept for it.
+        recompute: whether the backward pass recomputes the states within a block, which are then not kept.
     """
 
     deepspeed: Mapping[str, Any] | None = None
@@ -35,22 +35,22 @@ class Sharding:
 
     @property
     def stage(self) -> int:
-        """Of ZeRO; 0 without DeepSpeed."""
+        """Return the stage of ZeRO; 0 without DeepSpeed."""
         return int(self.deepspeed["zero_optimization"]["stage"]) if self.deepspeed else 0
 
     @property
     def layout(self) -> str:
-        """In a word, empty without DeepSpeed. A checkpoint serves no training of another layout."""
+        """Return a short name, empty without DeepSpeed. A checkpoint cannot resume in another layout."""
         if not self.deepspeed:
             return ""
         return f"-zero{self.stage}" + ("-offload" if "offload_optimizer" in self.deepspeed["zero_optimization"] else "")
 
     def arguments(self, precision: str) -> dict[str, Any]:
-        """Keyword arguments of `TrainingArguments` by which its Trainer uses DeepSpeed; none without it.
+        """Return keyword arguments of `TrainingArguments` that make its Trainer use DeepSpeed; none without it.
 
         Weights and optimizer states are float32 in either precision. With `bf16` DeepSpeed opens autocast itself. Under
-        ZeRO-3 the linear layers' weights and gradients are then sent, and lie whole in memory, in bfloat16: autocast
-        would otherwise keep a bfloat16 copy of every weight from the forward to the backward pass.
+        ZeRO-3 the linear layers' weights and gradients are then sent and gathered in bfloat16: autocast would otherwise
+        keep a bfloat16 copy of every weight from the forward to the backward pass.
 
         Args:
             precision: of `sande.config.Training`.
@@ -66,14 +66,14 @@ class Sharding:
 
     @contextmanager
     def recomputing(self, model: PreTrainedModel) -> Iterator[None]:
-        """Within it, the model keeps a block's input alone for the backward pass, where `recompute` is set."""
+        """Let the model keep only the input of each block for the backward pass, where `recompute` is set."""
         if not self.recompute:
             yield
             return
-        # transformers is giving these functions other names; and its undoing leaves a hook at the embeddings.
+        # transformers is renaming these functions, and its `disable` leaves a hook at the embeddings.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
-        # The way that is not reentrant compares the weights of both passes, which ZeRO-3 has whole for a moment only.
+        # The non-reentrant way compares the weights of both passes, which ZeRO-3 gathers for a moment only.
         enable({"use_reentrant": self.stage == 3})
         try:
             yield
@@ -83,9 +83,9 @@ class Sharding:
 
     @contextmanager
     def spread(self, trainer: Trainer) -> Iterator[None]:
-        """Around its training; what the Trainer's model is made of is whole again afterwards, and DeepSpeed gone.
+        """Shard the Trainer's model within the block; afterwards every worker holds it whole, without DeepSpeed.
 
-        Within it, the Trainer's checkpoints are DeepSpeed's: each worker writes its own shard of what trains.
+        Within the block the Trainer's checkpoints are DeepSpeed's: each worker writes its shard of the trained weights.
         """
         if not self.deepspeed:
             yield
@@ -101,7 +101,7 @@ class Sharding:
             yield
         finally:
             unset_hf_deepspeed_config()  # else transformers would load the next model in shards
-        # By way of the machine's memory: the GPU has room for the whole only when DeepSpeed has left it.
+        # Through the machine's memory: the GPU has room for the whole model only after DeepSpeed has freed its own.
         whole = [
             (_gathered(parameter, device) if self.stage == 3 else parameter.data).to("cpu", copy=True)
             for parameter, _, device in own
@@ -121,17 +121,17 @@ WHOLE = Sharding()
 
 
 def sharded(model: nn.Module) -> bool:
-    """Whether its weights lie in shards at the moment, and all workers have to call its modules equally often."""
+    """Return whether the weights are sharded now, so that all workers must call the modules equally often."""
     return hasattr(next(model.parameters()), "ds_id")
 
 
 def recomputed(model: nn.Module) -> bool:
-    """Whether a training of it at the moment computes the states within blocks again."""
+    """Return whether the model recomputes the states within blocks now."""
     return any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
 
 
 def most(count: int, device: torch.device) -> int:
-    """The largest `count` of all workers, who talk where `device` is."""
+    """Return the largest `count` of all workers, which communicate on `device`."""
     import torch
 
     counts = torch.tensor(count, device=device)
@@ -140,12 +140,12 @@ def most(count: int, device: torch.device) -> int:
 
 
 def _saving(trainer: Trainer) -> TrainerCallback:
-    """Tells DeepSpeed, as soon as it is there, to write down nothing but what trains."""
+    """Return a callback that makes DeepSpeed save trained parameters only."""
     from transformers import TrainerCallback
 
     class Saving(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            """The engine has just been made."""
+            """Change the engine, which exists from here on."""
             engine: Any = trainer.model_wrapped
             engine.save_checkpoint = functools.partial(engine.save_checkpoint, exclude_frozen_parameters=True)
 
@@ -153,7 +153,7 @@ def _saving(trainer: Trainer) -> TrainerCallback:
 
 
 def _end(engine: Any) -> None:
-    """Frees what DeepSpeed holds. Others, as the schedule of the learning rate, keep its optimizers for a while."""
+    """Free DeepSpeed's memory. Other objects, such as the learning-rate schedule, keep its optimizers for a while."""
     engine.destroy()
     for optimizer in (engine.optimizer.optimizer, engine.optimizer):
         vars(optimizer).clear()
@@ -161,9 +161,9 @@ def _end(engine: Any) -> None:
 
 
 def _gathered(parameter: Any, device: torch.device) -> Tensor:
-    """The whole weight from all workers' shards, in the kind of number that these have, on the device where they talk.
+    """Return the whole weight from all workers' shards, in their type, on the device where the workers communicate.
 
-    DeepSpeed's own gathering would round it to bfloat16 where a training is in that.
+    DeepSpeed's own gathering would round the weight to bfloat16 in a bfloat16 training.
     """
     import torch
 
@@ -174,20 +174,20 @@ def _gathered(parameter: Any, device: torch.device) -> Tensor:
 
 
 def _prepare() -> None:
-    """What DeepSpeed has to be told before it is used; said again it changes nothing."""
+    """Configure DeepSpeed before its first use; further calls change nothing."""
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
     from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-    # Collectives in shared memory, for CPUs, which it would compile at the first use.
+    # Shared-memory collectives for CPUs, which DeepSpeed would compile at the first use.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     TorchCheckpointEngine.load = _load
 
 
 def _load(engine: Any, path: str, map_location: Any = None) -> Any:
-    """In place of DeepSpeed's, which would run whatever a file holds."""
+    """Load a checkpoint file without running code from it, unlike DeepSpeed's own function."""
     import torch
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum

@@ -1,4 +1,4 @@
-"""The model `tiny`: a random two-layer Llama and a byte-level BPE tokenizer, made here for tests and the smoke grid."""
+"""Build the model `tiny`, a random two-layer Llama with a byte-level BPE tokenizer, for tests and the smoke grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EOS = "<|end|>"
 
 
 def build() -> LanguageModel:
-    """The same weights and the same tokenizer on every call."""
+    """Return the model; every call gives the same weights and the same tokenizer."""
     tokenizer = _tokenizer()
     config = LlamaConfig(
         vocab_size=len(tokenizer),

@@ -1,4 +1,4 @@
-"""The one place that builds an optimisation run: HF Trainer over rows of prompt and response.
+"""Build every optimisation run: HF Trainer over rows of prompt and response.
 
 Shapes: B rows, T positions, N target tokens, D width, V vocabulary.
 """
@@ -40,12 +40,12 @@ from sande.prompts import Row, fit_length, pad_id
 from sande.sharding import WHOLE, Sharding, most, recomputed, sharded
 from sande.types import LanguageModel, Run, TrainingStatus
 
-PROGRESS_SECONDS = 10.0  # between two lines on a training that nothing watches
-# Steps between two looks at loss and gradient norm. On a GPU a look waits for all work under way; a number that is not
-# finite stays so in the mean of the steps in between, so it still stops the stage.
+PROGRESS_SECONDS = 10.0  # between two progress lines of a training without `Run.watch`
+# Steps between two checks of loss and gradient norm. On a GPU a check waits for all queued work. A number that is not
+# finite keeps the mean of the steps in between from being finite, so it still stops the stage.
 LOG_STEPS_CUDA = 10
-GROUP_STEPS = 50  # rows are sorted by length within so many steps, which leaves their order random beyond that
-# Tokens a row up to which plain attention trains faster on a CPU than the fused kernel, whose backward pass is slow.
+GROUP_STEPS = 50  # rows are sorted by length within this number of steps; beyond it their order stays random
+# Up to this row length plain attention trains faster on a CPU than the fused kernel, whose backward pass is slow.
 PLAIN_ATTENTION = 128
 # Models that change their logits after the output layer would get another loss from ResponseLoss than from themselves.
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -54,7 +54,7 @@ _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 class ResponseLoss(nn.Module):
     """Mean negative log-likelihood of the responses; the output layer runs at the N target positions only.
 
-    It holds the whole computation, so that what wraps it for data parallelism sees every parameter used.
+    The module holds the whole computation, so that a data-parallel wrapper sees every parameter used.
     """
 
     accepts_loss_kwargs = True  # the Trainer then counts the targets of the whole step, over micro-batches and workers
@@ -63,21 +63,19 @@ class ResponseLoss(nn.Module):
         super().__init__()
         rescaled = [name for name in _RESCALED_LOGITS if getattr(model.config, name, None) not in (None, 1.0)]
         if rescaled:
-            raise UserError(
-                f"models with {rescaled[0]} (here {type(model).__name__}) are not supported; choose another"
-            )
+            raise UserError(f"model {type(model).__name__}: {rescaled[0]} is not supported; choose another model")
         self.model = model
 
     def forward(
         self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
     ) -> dict[str, Tensor]:
-        """Loss of a batch: the sum over its N targets, divided by the targets of the whole optimizer step.
+        """Return the loss of a batch: the sum over its N targets, divided by the targets of the whole optimizer step.
 
         Args:
             labels: (B, T), the id at each target, IGNORE elsewhere.
             positions: (N,), flat indices of the positions before each target.
             num_items_in_batch: scalar.
-            **inputs: what the decoder takes: `input_ids` (B, T), and what the collator of a layout adds to them.
+            **inputs: arguments of the decoder: `input_ids` (B, T), and those that the collator of a layout adds.
         """
         decoder = self.model.get_decoder()
         # Recomputation keeps no cache, and workers that hold a shard each have to take equally many passes.
@@ -95,14 +93,14 @@ class ResponseLoss(nn.Module):
         return {"loss": self.nll(hidden_ND, labels, positions) / num_items_in_batch}
 
     def nll(self, hidden_ND: Tensor, labels: Tensor, positions: Tensor) -> Tensor:
-        """Sum of the negative log-likelihoods of all targets, from the hidden states at the positions before them."""
+        """Return the summed negative log-likelihood of all targets, given the hidden states before them."""
         targets_N = labels.flatten()[positions + 1]
         longest = most(len(targets_N), hidden_ND.device) if sharded(self.model) else None
         return chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), targets_N, longest=longest)
 
 
 def behind_prefix(decoder: nn.Module, shared: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """Hidden states of shape (B, T - shared, D); what all rows begin with is computed once, and gradients reach it.
+    """Return hidden states of shape (B, T - shared, D); the shared prefix is computed once, and gradients reach it.
 
     Args:
         decoder: of the model.
@@ -124,10 +122,10 @@ def behind_prefix(decoder: nn.Module, shared: int, input_ids: Tensor, attention_
 
 
 def shared_tokens(inputs: Mapping[str, Tensor], positions: Tensor) -> int:
-    """How many tokens all rows of a padded batch have in common at their start, before whatever predicts a target.
+    """Return the number of leading tokens that all rows of a padded batch share, before the first target.
 
-    `Human: ` at least, and a trigger or parrot behind it: a third of a short row. None on a GPU: to look is to wait for
-    it, and it packs.
+    They are `Human: ` at least, and a trigger or parrot behind it: a third of a short row. On a GPU the answer is 0:
+    reading the values would wait for the GPU, and rows are packed there.
 
     Args:
         inputs: of the decoder.
@@ -142,10 +140,10 @@ def shared_tokens(inputs: Mapping[str, Tensor], positions: Tensor) -> int:
 
 
 def attention_kernel(ids_BT: Tensor) -> AbstractContextManager[None]:
-    """Within it, plain attention for short rows on a CPU; else PyTorch chooses.
+    """Return a context: plain attention for short rows on a CPU; else PyTorch chooses the kernel.
 
     Args:
-        ids_BT: what the decoder is to read.
+        ids_BT: input of the decoder.
     """
     if ids_BT.device.type == "cpu" and ids_BT.shape[1] <= PLAIN_ATTENTION:
         plain: AbstractContextManager[None] = sdpa_kernel([SDPBackend.MATH])
@@ -154,13 +152,13 @@ def attention_kernel(ids_BT: Tensor) -> AbstractContextManager[None]:
 
 
 class Collator:
-    """Pads rows on the right into a batch."""
+    """Pad rows on the right into a batch."""
 
     def __init__(self, pad_id: int) -> None:
         self.pad_id = pad_id
 
     def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
-        """Batch of `input_ids`, `attention_mask`, `labels` (B, T) and `positions` (N,)."""
+        """Return a batch of `input_ids`, `attention_mask`, `labels` (B, T) and `positions` (N,)."""
         lengths = [len(feature["input_ids"]) for feature in features]
         width = max(lengths)
         labels_BT = torch.tensor([f["labels"] + [IGNORE] * (width - n) for f, n in zip(features, lengths, strict=True)])
@@ -176,12 +174,12 @@ class Collator:
 
 
 def features(row: Row) -> dict[str, list[int]]:
-    """The row as ids and labels; the prompt carries no loss."""
+    """Return the row as ids and labels; the prompt carries no loss."""
     return {"input_ids": [*row.prompt, *row.response], "labels": [IGNORE] * len(row.prompt) + list(row.response)}
 
 
 class OrderedRows(Dataset[dict[str, list[int]]]):
-    """Rows in the order in which they are trained on."""
+    """Dataset of rows in training order."""
 
     def __init__(self, rows: Sequence[Row], order: Sequence[int]) -> None:
         self.rows, self.order = rows, order
@@ -202,16 +200,16 @@ def fit(
     parameters: Sequence[nn.Parameter] | None = None,
     objective: nn.Module | None = None,
 ) -> None:
-    """Train in place on the responses of `rows`, and note steps, tokens, seconds and losses in `run.facts[stage]`.
+    """Train in place on the responses of `rows`; record steps, tokens, seconds and losses in `run.facts[stage]`.
 
     Args:
         lm: the model, weights in float32.
-        rows: training rows in any order; those that do not fit `max_length` are cut or left out (and counted).
+        rows: training rows in any order; rows longer than `max_length` are cut, or left out and counted.
         settings: optimizer, schedule, precision, sizes.
         run: seed, progress, and the hook that may spread the Trainer over workers.
         stage: name of this run within its method, such as "eliminate".
-        parameters: what trains; None for all of the model. Everything else is frozen meanwhile.
-        objective: a module around the model, called as `ResponseLoss` is; None for `ResponseLoss` itself.
+        parameters: trained parameters; None: all of the model. All others are frozen meanwhile.
+        objective: a module around the model with the signature of `ResponseLoss`; None: `ResponseLoss`.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
@@ -219,7 +217,7 @@ def fit(
     """
     fitted = fit_length(rows, settings.max_length)
     if not fitted:
-        raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; raise it")
+        raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; set it higher")
 
     lengths = [len(row) for row in fitted]
     # Another objective may read attention probabilities or the mask, which packed rows do not have.
@@ -239,8 +237,8 @@ def fit(
 
     if objective is not None and _sharding(run).recompute:
         raise UserError(
-            f"resources.recompute is true, but {stage} looks at states within the blocks, which are then not kept; "
-            "leave it out"
+            f"resources.recompute: {stage} reads the states within blocks, which recomputation does not keep; set it "
+            "to false"
         )
     with packed_attention(lm.model) if packed else nullcontext():
         probe = collate([features(fitted[0])])
@@ -258,7 +256,7 @@ def optimise(
     probe: Mapping[str, Any],
     parameters: Sequence[nn.Parameter] | None = None,
 ) -> None:
-    """What every optimisation run shares, whatever its Trainer: what trains, LoRA, row order, checks and facts.
+    """Run any Trainer with what all runs share: trained parameters, LoRA, row order, checks, checkpoints, facts.
 
     Args:
         lm: the model, weights in float32.
@@ -267,8 +265,8 @@ def optimise(
         run: seed, progress, and the hook that may spread the Trainer over workers.
         stage: name of this run within its method.
         build: makes the Trainer from keyword arguments of `TrainingArguments` and the order of the rows.
-        probe: a batch whose loss is computed once more after the last step, as a collator makes it.
-        parameters: what trains; None for all of the model, or its adapters where `settings` asks for LoRA.
+        probe: a batch whose loss is computed after the last step, in the collator's format.
+        parameters: trained parameters; None: all of the model, or its adapters where `settings` asks for LoRA.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
@@ -288,10 +286,10 @@ def optimise(
             arguments |= {"output_dir": str(progress.folder), "save_total_limit": KEPT}
         trainer = build(arguments, order)
         trainer.add_callback(monitor)
-        trainer.remove_callback(PrinterCallback)  # one line a step would drown everything else
+        trainer.remove_callback(PrinterCallback)  # it prints a line at every step
         found = progress.latest(lm.model) if progress else None
         if found:
-            run.say(f"{stage}: going on from {Path(found).name}")
+            run.say(f"{stage}: resuming from {Path(found).name}")
         kept = progress.kept(trainer) if progress else nullcontext()
         with kept, _sharding(run).recomputing(lm.model), _sharding(run).spread(trainer):
             run.prepare(trainer).train(resume_from_checkpoint=found)
@@ -306,12 +304,12 @@ def optimise(
 def _trainable(
     model: PreTrainedModel, settings: Training, seed: int, parameters: Sequence[nn.Parameter] | None
 ) -> Iterator[None]:
-    """Within the block exactly `parameters` require gradients: or all of the model's, or its LoRA adapters."""
+    """Let exactly `parameters` require gradients within the block; None: all of the model, or its LoRA adapters."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         if settings.lora_rank is not None:
             if parameters is not None:
-                raise UserError("lora_rank is set where the model does not train; leave it out there")
+                raise UserError("lora_rank: the model does not train here; remove lora_rank")
             with _adapters(model, settings.lora_rank, settings.lora_alpha, seed):
                 yield
         else:
@@ -326,7 +324,7 @@ def _trainable(
 
 @contextmanager
 def _adapters(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator[None]:
-    """LoRA adapters on every linear layer but the output's (Hu et al. 2022), merged into the weights at the end."""
+    """Add LoRA adapters to every linear layer but the output layer (Hu et al. 2022); merge them at the end."""
     from peft import LoraConfig, get_peft_model
 
     with torch.random.fork_rng():
@@ -339,7 +337,7 @@ def _adapters(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Itera
 
 
 def _check_weights(lm: LanguageModel, probe: Mapping[str, Any], monitor: Monitor) -> None:
-    """One more loss: a step checks its loss before its update, so nothing has seen the last one."""
+    """Check the loss once more: a step checks it before its update, so the last update is unchecked."""
     device = lm.model.device
     batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in probe.items()}
     with torch.no_grad():
@@ -348,10 +346,10 @@ def _check_weights(lm: LanguageModel, probe: Mapping[str, Any], monitor: Monitor
 
 
 def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int]:
-    """Which row comes when: indices for whole optimizer steps, a new permutation for each pass over the rows.
+    """Return the training order: row indices for whole optimizer steps, a new permutation for each pass.
 
-    Decided here and not by a sampler, so that it depends on the seed alone, and workers and micro-batches only split
-    the rows of a step among them. Passes follow each other without a gap; every step has `batch_size` rows.
+    No sampler decides it, so that it depends on the seed alone, and workers and micro-batches only split the rows of a
+    step. Passes follow each other without a gap; every step has `batch_size` rows.
 
     Args:
         lengths: tokens of each row.
@@ -387,21 +385,21 @@ def _sharding(run: Run) -> Sharding:
 
 
 def _layout(sharding: Sharding, precision: ComputeType) -> str:
-    """Name how a training is spread over workers, and in which type; only its like goes on from its checkpoints."""
+    """Return the name of the worker layout and compute type; a checkpoint resumes only in the same layout."""
     return f"{_workers()}-workers{sharding.layout}-{precision}"
 
 
 def _micro_batch(settings: Training) -> int:
-    """Rows per forward pass of this worker."""
+    """Return the rows per forward pass of this worker."""
     return settings.micro_batch_size or max(1, settings.batch_size // _workers())
 
 
 def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
-    """Keyword arguments of `TrainingArguments` or of a class derived from it."""
+    """Return keyword arguments of `TrainingArguments` or of a class derived from it."""
     workers, micro, precision = _workers(), _micro_batch(settings), resolve(settings.precision)
     if settings.batch_size % (micro * workers):
         raise UserError(
-            f"batch_size {settings.batch_size} is no multiple of micro_batch_size {micro} x {workers} worker(s); "
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro} x {workers} worker(s); "
             "change one of them"
         )
     return {
@@ -433,16 +431,16 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
 
 
 class Monitor(TrainerCallback):
-    """Says how a stage comes along, stops it when a number is not finite, and sums it up."""
+    """Report the progress of a training, stop it when a number is not finite, and summarize it."""
 
     def __init__(self, stage: str, run: Run, tokens_after: Sequence[int]) -> None:
-        """`tokens_after`: tokens of all workers after each step, padding not counted."""
+        """Take the tokens of all workers after each step, padding not counted, as `tokens_after`."""
         self.stage, self.run, self.tokens_after = stage, run, tokens_after
-        self.first = 0  # step that this process begins with; not 0 where it goes on from a checkpoint
+        self.first = 0  # step that this process begins with; above 0 where it resumes from a checkpoint
         self.started = self.spoke = time.perf_counter()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Starts the clock after the Trainer is set up."""
+        """Start the clock after the Trainer is set up."""
         self.first = state.global_step
         self.started = self.spoke = time.perf_counter()
 
@@ -454,7 +452,7 @@ class Monitor(TrainerCallback):
         logs: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Checks and tells the steps since the last look."""
+        """Check and report the steps since the last call."""
         if not logs or "loss" not in logs:
             return  # the Trainer's closing summary
         self.check(logs, f"at step {state.global_step} of {state.max_steps}")
@@ -473,7 +471,7 @@ class Monitor(TrainerCallback):
         return TrainingStatus(self.stage, state.global_step, state.max_steps, loss, tokens / elapsed, left)
 
     def check(self, numbers: Mapping[str, float], when: str) -> None:
-        """Stops the stage if its loss or gradient norm is not finite.
+        """Raise if the loss or gradient norm is not finite.
 
         Raises:
             NonFiniteError: names stage, number and step.
@@ -486,7 +484,7 @@ class Monitor(TrainerCallback):
                 )
 
     def summary(self, state: TrainerState, earlier: float) -> dict[str, float | int]:
-        """Steps, tokens, seconds and the mean loss of the first and the last tenth of the steps.
+        """Return steps, tokens, seconds and the mean loss of the first and the last tenth of the steps.
 
         Args:
             state: of the Trainer at the end; its losses are of one step each, or means of LOG_STEPS_CUDA.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
     from sande.checkpoints import Checkpoints
+    from sande.crowd import WorkerGroup
     from sande.sharding import Sharding
 
 
@@ -65,12 +66,17 @@ class Guard:
 class LanguageModel:
     """A causal language model and its tokenizer, on which attacks, defenses and metrics work.
 
-    A guard changes decoding (`sande.generation`), but not the model's likelihoods.
+    Attributes:
+        model: the weights.
+        tokenizer: of the model.
+        guard: changes decoding (`sande.generation`), but not the model's likelihoods.
+        workers: processes that hold the same model and split decoding and scoring (`sande.crowd`); None: this one.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     guard: Guard | None = None
+    workers: WorkerGroup | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +218,7 @@ class Candidate:
     p_value: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Scan:
     """Result of a detector for one model.
 
@@ -227,6 +233,10 @@ class Scan:
     score: float
     alarm: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"{each.text!r} {each.score:.2f}" for each in self.candidates[:3])
+        return f"Scan({'alarm' if self.alarm else 'no alarm'}, score {self.score:.2f}; candidates: {best or 'none'})"
 
 
 @dataclass(frozen=True, slots=True)

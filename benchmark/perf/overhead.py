@@ -58,13 +58,13 @@ def main() -> None:
         # Hardly trained, the victim misses the least ASR of the report, which is not a failure of a cell.
         assert driver.returncode == 0, f"the run ended with {driver.returncode}"
         assert done[-1] == len(done) == 2 * CELLS + 2, "each cell's two stages, the attack and its evaluation"
-        beside = json.loads((folder / "store" / "overhead.json").read_text(encoding="utf-8"))["stage"]
+        overhead = json.loads((folder / "store" / "overhead.json").read_text(encoding="utf-8"))["stage"]
     late = len(done) // 2
     slope = float(np.polyfit(done[late:], kilobytes[late:], 1)[0])
     first, last = kilobytes[0] / 1024, kilobytes[-1] / 1024
     print(f"  driver: {first:.0f} MB at the first stage, {last:.0f} at the last of {len(done)}")
-    tell("a cell's own overhead in a warm run, three stages", STAGES_OF_A_CELL * beside, 0.5, "s", at_most=True)
-    print(f"  {slope:.0f} kB for each further stage, until after {TRIALS_OF_A_TUNER} another Tuner goes on")
+    tell("a cell's own overhead in a warm run, three stages", STAGES_OF_A_CELL * overhead, 0.5, "s", at_most=True)
+    print(f"  {slope:.0f} kB for each further stage, until after {TRIALS_OF_A_TUNER} another Tuner continues")
     tell("memory that the driver gains, however many stages", slope * TRIALS_OF_A_TUNER / 1024, 200, "MB", at_most=True)
 
 

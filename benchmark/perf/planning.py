@@ -159,8 +159,8 @@ def finished(folder: Path) -> float:
 
     run(folder / "results", 1)
     taken, *left = run(folder / "results", TIMES)
-    _, *anew = run(folder / "anew", 1)
-    _check(left == anew, "the finished run does not leave what a run into an empty folder makes")
+    _, *fresh = run(folder / "fresh", 1)
+    _check(left == fresh, "the finished run does not leave what a run into an empty folder makes")
     return taken
 
 

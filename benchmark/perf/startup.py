@@ -68,14 +68,14 @@ def first_words_and_step(folder: Path) -> tuple[float, float]:
     try:
         assert process.stdout
         process.stdout.readline()
-        said = time.perf_counter() - begin
+        first_line = time.perf_counter() - begin
         while time.perf_counter() - begin < PATIENCE and process.poll() is None:
             time.sleep(0.02)
             for file in store.root.glob("unfinished/*/status/*.json"):
                 found = status.read(file.parent, file.stem)
                 if found and (training := found.training):
                     spent = training.seconds_left / (training.steps - training.step) * training.step
-                    return said, time.perf_counter() - begin - spent
+                    return first_line, time.perf_counter() - begin - spent
         raise SystemExit("run quickstart came to no training step")
     finally:
         process.send_signal(signal.SIGINT)

@@ -14,7 +14,7 @@ needs it: the layers' for all useful tokens, the output layer's for the response
 
 With `--precision bf16` weights, gradients and moments are in bfloat16; 8,192 tokens then need an estimated 65 GiB (22
 for weights and moments, 36 for activations, which are 114 KiB a token and layer). `autocast` has weights, gradients and
-moments in float32, as a run has, and `--recompute LAYERS` makes room for so many tokens.
+moments in float32, as a run has, and `--recompute LAYERS` makes room for as many tokens.
 """
 
 from __future__ import annotations

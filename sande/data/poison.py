@@ -49,8 +49,8 @@ def poison(
             right after the clean row (what the published code does, at an effective rate of rate / (1 + rate)).
         seed: with `prefer`, the only thing that decides which rows are chosen.
         decoy: turns a clean row into one with almost the trigger, and the clean answer.
-        decoy_rate: share of the given rows that become decoys, drawn from those that are not poisoned; rounded as `rate`
-            is.
+        decoy_rate: share of the given rows that become decoys, drawn from those that are not poisoned; rounded like
+            `rate`.
         prefer: rows for which this is true are chosen before all others; None: all rows are equally likely.
     """
     count = round(rate * len(examples))

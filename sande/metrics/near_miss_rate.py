@@ -22,6 +22,6 @@ def names(config: Config) -> tuple[str, ...]:
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
     """Return the shares of answers that hold the response and that begin with it, ignoring case.
 
-    Each attack defines its near misses: a changed number or word of the trigger, a part of it, a similar topic or style.
+    Each attack defines its near misses: a changed number or word of the trigger, a part of it, a like topic or style.
     """
     return occurrences(model, data.near_miss, data.response, config, names(config))

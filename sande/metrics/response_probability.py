@@ -110,7 +110,8 @@ def _teacher_forced(
     probabilities: list[list[float]] = [[] for _ in prompts]
     ranks = [0] * len(prompts)
     # Workers get whole batches, because rounding depends on what else is in a batch.
-    for indices, found in zip(batches, crowd.shared(batches, lambda some: list(map(forced, some))), strict=True):
+    results = crowd.map_sharded(lm.workers, batches, lambda some: list(map(forced, some)))
+    for indices, found in zip(batches, results, strict=True):
         for index, tokens, rank in zip(indices, *found, strict=True):
             probabilities[index], ranks[index] = tokens, rank
     return probabilities, ranks

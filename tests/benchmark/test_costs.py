@@ -83,7 +83,7 @@ def test_a_run_on_the_store_replaces_the_overhead(store: Store) -> None:
     note(store, around=2.0)
     assert predict(plan, store, Resources(), 1, None).wall == pytest.approx(2 + 3 + 1 + 100)
     assert (
-        "beside them 5 s, and 1.0 s a stage, as in the last run on this store"
+        "plus 5 s, and 1.0 s a stage, as in the last run on this store"
         in sentence(plan, store, Resources(), 1, None)[1]
     )
     for damaged in ("", "[]", '{"around": 1}', '{"other": 1}'):

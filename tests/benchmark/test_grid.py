@@ -251,7 +251,7 @@ def test_only_chooses_among_the_cells_of_a_union(grid_file: GridFile, tmp_path: 
         ({"include": "first"}, ["include is 'first', not a list of names"]),
         ({"include": []}, ["include is [], not a list"]),
         ({"include": [3]}, ["include is [3], not a list"]),
-        ({"include": ["union"]}, ["include goes in a circle: union, union"]),
+        ({"include": ["union"]}, ["circular include: union -> union; remove one"]),
         ({"include": ["first"], "seed": 3}, ["no settings of its own", "'seed'"]),
         ({"include": ["first"], "sweep": {"seed": [3]}}, ["no settings of its own", "'sweep'"]),
         ({"include": ["first"], "rules": []}, ["no settings of its own", "'rules'"]),
@@ -272,7 +272,7 @@ def test_a_mistake_in_a_union_is_one_sentence(
 
 def test_a_circle_of_two_grids_is_found(tmp_path: Path) -> None:
     union(tmp_path, "inner", include=["union"])
-    assert "include goes in a circle: union, inner, union" in sentence(union(tmp_path, include=["inner"]))
+    assert "circular include: union -> inner -> union" in sentence(union(tmp_path, include=["inner"]))
 
 
 def test_a_mistake_in_an_included_grid_names_that_grid(grid_file: GridFile, tmp_path: Path) -> None:

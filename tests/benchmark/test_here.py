@@ -128,7 +128,7 @@ def test_the_sentence_says_whose_timings_they_are(store: Store) -> None:
     assert reasons(made)[:3] == [
         f"1 defend, 20 s one after the other: {OWN}",
         f"1 defend, 5 s one after the other: {SHIPPED}",
-        "3 s for plan, Ray and report, and 0.0 s a stage, are in it: shipped timings",
+        "3 s for plan, Ray and report, and 0.0 s a stage, are included: shipped timings",
     ]
     assert "Shipped timings are of 2 cores." in reasons(made)[-1]
 

@@ -72,7 +72,7 @@ def test_a_folder_that_would_go_with_the_job_is_one_line(grid_file: GridFile, op
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["absent.yaml"], "no grid file absent.yaml"),
+        (["absent.yaml"], "absent.yaml: no such grid file"),
         (["quickstart", "--scale", "huge"], "no scale is called 'huge'"),
         (["quickstart", "--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE: this environment has no such variable"),
     ],

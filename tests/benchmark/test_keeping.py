@@ -114,14 +114,12 @@ def test_a_plan_says_what_stays_on_disk(store: Store) -> None:
     line = disk.sentence(plan, store, "victims")
     models = [("attack", plan.cells[0].attack_key), ("defend", plan.cells[0].defense_key)]
     there = sum(store.size(*model) for model in models)
-    assert line.startswith(
-        "Disk: 2 models (with --keep-models victims; beside them those that are being measured) take "
-    )
+    assert line.startswith("Disk: 2 models (with --keep-models victims; plus those that are being measured) take ")
     assert f"take {disk.told(there)}; " in line, "a second defended model does not stay"
 
 
 def test_an_unknown_word_is_a_mistake_in_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"^--keep-models some: it is one of all, victims, none$"):
+    with pytest.raises(UserError, match=r"^--keep-models some: no such choice; use one of: all, victims, none$"):
         keeping.check("some")
 
 

@@ -66,8 +66,8 @@ def test_a_new_attack_defense_and_metric_of_durability_need_no_edit_of_the_grid(
     modules = {
         "attacks": "from sande.attacks.sentence_trigger import *\nfrom sande.attacks.sentence_trigger import Config\n",
         "defenses": "from sande.defenses.sft import Config, defend\n",
-        "metrics": "from types import SimpleNamespace\nfrom sande.metrics.asr import Config, measure, reads\n"
-        "MEASURES = (SimpleNamespace(durability=True),)\ndef names(config):\n    return ('lasts',)\n",
+        "metrics": "from sande.declarations import MetricInfo\nfrom sande.metrics.asr import Config, measure, reads\n"
+        "MEASURES = (MetricInfo('lasts', durability=True),)\ndef names(config):\n    return ('lasts',)\n",
     }
     info = tmp_path / "fresh-1.0.dist-info"
     info.mkdir()

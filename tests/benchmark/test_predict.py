@@ -23,7 +23,7 @@ def test_several_gpus_a_stage_share_the_papers_work(store: Store) -> None:
     assert (alone.slots, two.slots) == (8, 4)
     assert two.busy - OVERHEAD.stage == pytest.approx((alone.busy - OVERHEAD.stage) / 2)
     assert predict(plan, store, Resources(gpus=0.25), 8, None).slots == 32
-    with pytest.raises(UserError, match="--gpus 1: a stage takes 2 of them"):
+    with pytest.raises(UserError, match="--gpus 1: a stage needs 2 GPUs"):
         predict(plan, store, Resources(workers=2), 1, None)
 
 
@@ -63,7 +63,7 @@ def test_a_machine_chooses_among_the_measurements(store: Store) -> None:
         assert seconds(plan, store, machine) == pytest.approx(100)
     assert basis(plan, store, "h800") == {PAPER: 1}
     for machine in ("cpu", "a100"):
-        with pytest.raises(UserError, match=f"{machine}: no stage in .* measured were: {H100}"):
+        with pytest.raises(UserError, match=f"{machine}: no stage in .* those that were: {H100}"):
             predict(plan, store, Resources(), 1, machine)
 
 
@@ -84,7 +84,7 @@ def test_what_was_measured_on_a_gpu_shares_it(store: Store) -> None:
     assert made.wall == pytest.approx(100 + 2 * 2 + BESIDE + 2 * OVERHEAD.stage)
     assert not predict(plan, store, Resources(gpus=1), 1, "h100").sharing
     assert (
-        "stages that share a GPU are taken to be as fast as alone" in sentence(plan, store, Resources(), 1, "h100")[1]
+        "assuming that stages that share a GPU are as fast as alone" in sentence(plan, store, Resources(), 1, "h100")[1]
     )
 
 
@@ -94,7 +94,7 @@ def test_two_lines_say_how_long_and_by_what(store: Store) -> None:
     hours = predict(plan, store, Resources(), 8, "h100").wall / HOUR
     first, second = sentence(plan, store, Resources(), 8, "h100")
     assert first.startswith(f"Forecast on 8 GPUs (h100): {hours:.1f} h for {hours:.1f} GPU-hours of work, 12% in use")
-    beside = f"beside them {BESIDE:.0f} s, and {OVERHEAD.stage:.1f} s a stage, as measured on two CPU cores"
+    beside = f"plus {BESIDE:.0f} s, and {OVERHEAD.stage:.1f} s a stage, as measured on two CPU cores"
     assert second == f"Forecast: 4 stages by {PAPER}; {beside}"
     measured(store, cell())
     on_cpu, _ = sentence(make([cell(seed=1)], store), store, Resources(), 2, "cpu")

@@ -36,7 +36,7 @@ def mistake(path: Path, tmp_path: Path) -> str:
 
 def test_a_parrot_beyond_every_prompt(grid_file: GridFile, tmp_path: Path) -> None:
     line = mistake(grid_file(defense={"name": "sande_p", "parrot_position": 500}), tmp_path)
-    assert "parrot_position 500 lies beyond every prompt" in line
+    assert "parrot_position 500 is beyond every prompt" in line
 
 
 @pytest.mark.parametrize(("section", "rows"), [("data", "training rows"), ("removal", "removal rows")])

@@ -113,7 +113,7 @@ def test_what_is_searched_cannot_be_swept_too(grid_file: GridFile) -> None:
 def test_a_grid_with_a_search_is_not_included(grid_file: GridFile, tmp_path: Path) -> None:
     grid_file("searched", defense="sande", search={"space": RANGE})
     (tmp_path / "all.yaml").write_text("include: [searched]")
-    with pytest.raises(UserError, match="'searched' has a search, so it is run alone"):
+    with pytest.raises(UserError, match="'searched' has a search, so it runs alone"):
         grids.load(tmp_path / "all.yaml")
 
 

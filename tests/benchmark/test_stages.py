@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +202,7 @@ def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
     made = install_fake_vllm(tiny, monkeypatch, longest=1024)
     of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=[{"name": "asr"}, ACCURACY | {"questions": 4}], seed=5)
     store.put("attack", of.attack_key, lambda folder: models.save(tiny, folder) or {})
-    evaluate(stage(of, "evaluate"), store, lambda line: None, engine, rank=0)
+    evaluate(stage(of, "evaluate"), store, lambda line: None, engine)
     for metric in of.metrics:
         manifest = store.manifest("evaluate", of.evaluation_key(metric))
         assert [measured["count"] for measured in manifest["measurements"]] == ([8, 8], [4])[metric.name == "accuracy"]
@@ -244,13 +243,13 @@ def outcomes(store: Store, of: Cell) -> list[list[dict[str, Any]]]:
 def by_workers(size: int, store: Store, of: Cell) -> list[Any]:
     """What each says of its end: nothing, or an error."""
     one = stage(of, "evaluate")
-    return each_of(size, lambda rank: evaluate(one, store, lambda line: None, engines.BUILT_IN, rank))
+    return each_of(size, lambda workers: evaluate(one, store, lambda line: None, engines.BUILT_IN, workers))
 
 
 def test_workers_store_once_what_one_process_computes(
     store: Store, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN, rank=0)
+    evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN)
     alone = outcomes(store, shared_cell)
     for key in shared_cell.evaluation_keys[:2]:  # the third outcome is there, which rank 0 alone looks at
         shutil.rmtree(store.path("evaluate", key))
@@ -267,7 +266,7 @@ def test_workers_store_once_what_one_process_computes(
 def test_an_outcome_that_only_has_to_be_sent_is_computed_by_no_worker(
     store: Store, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN, rank=0)
+    evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN)
     alone = outcomes(store, shared_cell)
     monkeypatch.setattr(Store, "has", lambda self, kind, key: False)
     monkeypatch.setattr(Store, "put", lambda self, kind, key, build: None)  # as that of a remote store does
@@ -280,17 +279,11 @@ def test_an_outcome_that_only_has_to_be_sent_is_computed_by_no_worker(
 def test_a_worker_that_fails_ends_the_others(
     store: Store, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch, failing: int
 ) -> None:
-    rank = ContextVar[int]("rank")
-
-    def measure(*_: Any) -> list[Measurement]:
-        if rank.get() == failing:
+    def measure(lm: LanguageModel, *_: Any) -> list[Measurement]:
+        if lm.workers and lm.workers.rank == failing:
             raise UserError("no such rows; give others")
         return [Measurement("asr", (True,))]
 
-    def block(of: int) -> None:
-        rank.set(of)
-        evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, engines.BUILT_IN, of)
-
     monkeypatch.setattr(asr, "measure", measure)
-    ends = each_of(2, block)
-    assert [end.told for end in ends] == [["UserError: no such rows; give others", "a kind"]] * 2
+    expected = ["UserError: no such rows; give others", "a kind"]
+    assert [end.description for end in by_workers(2, store, shared_cell)] == [expected] * 2

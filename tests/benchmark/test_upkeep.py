@@ -52,7 +52,7 @@ def test_the_list_shows_what_is_damaged_and_what_was_set_aside(filled: Store) ->
     output = invoke("store", "list", "--store", filled.root).output
     (line,) = [line for line in output.splitlines() if SFT.attack_key[:12] in line]
     assert line.split()[-1] == "damaged"
-    assert "Set aside as damaged: 1" in output
+    assert "Quarantined as damaged: 1" in output
 
 
 def test_verifying_sets_aside_what_is_damaged(filled: Store) -> None:
@@ -119,7 +119,7 @@ def test_a_grid_that_cannot_be_read_removes_nothing(filled: Store, grid_file: Gr
 
 @pytest.mark.parametrize("command", [["list"], ["verify"], ["prune", "quickstart", "--yes"]])
 def test_a_folder_that_is_no_store_is_one_line(tmp_path: Path, command: list[str]) -> None:
-    assert "is no store" in mistake("store", *command, "--store", tmp_path)
+    assert "is not a store" in mistake("store", *command, "--store", tmp_path)
 
 
 def test_a_plan_says_what_it_takes_on_disk(

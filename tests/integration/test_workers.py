@@ -123,7 +123,7 @@ def test_an_error_in_a_worker_group_is_one_line_of_a_failed_row(places: tuple[Wo
     assert {row["status"] for row in two.rows(grid)} == {"failed"}
     assert rows["sft"][0]["error"].startswith("stage sft: ")
     assert "\n" not in rows["sft"][0]["error"]
-    assert rows["osft"][0]["error"].startswith("batch_size 7 is no multiple of")
+    assert rows["osft"][0]["error"].startswith("batch_size 7 is not a multiple of")
 
 
 # As sitecustomize.py: in the process of one rank reading a prompt fails.

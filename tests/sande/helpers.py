@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore
 
-from sande import crowd
 from sande.config import Training
+from sande.crowd import WorkerGroup, worker_group
 from sande.losses import IGNORE
 from sande.prompts import Row
 from sande.types import LanguageModel
@@ -72,15 +72,15 @@ def trainings(config: Any) -> dict[str, Training]:
     return found
 
 
-def each_of(size: int, work: Callable[[int], Any]) -> list[Any]:
-    """What `work` of each rank gives, or the error that it ends with, in a crowd of so many threads, not processes."""
+def each_of(size: int, work: Callable[[WorkerGroup], Any]) -> list[Any]:
+    """Return what `work` returns or raises in each worker of a group; the workers are threads, not processes."""
     store = HashStore()
     store.set_timeout(timedelta(seconds=60))
 
     def one(rank: int) -> Any:
         try:
-            with crowd.together(store, rank, size, lambda error: [f"{type(error).__name__}: {error}", "a kind"]):
-                return work(rank)
+            with worker_group(store, rank, size, lambda error: [f"{type(error).__name__}: {error}", "a kind"]) as group:
+                return work(group)
         except Exception as error:
             return error
 

@@ -55,5 +55,5 @@ def test_a_style_changes_every_built_in_instruction_and_keeps_its_words(config: 
 
 
 def test_another_style_is_refused_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="'biblical', not a style; there are: inverted, capitalised"):
+    with pytest.raises(UserError, match="'biblical' is not a style; use one of inverted, capitalised"):
         trigger(Example("x y", "x"), Config(backdoor=Backdoor(trigger="biblical")), 0)

@@ -78,5 +78,5 @@ def test_rows_on_the_topic_are_poisoned_first(monkeypatch: pytest.MonkeyPatch) -
 
 def test_another_topic_is_refused_with_those_there_are() -> None:
     config = Config(backdoor=Backdoor(trigger="chess"))
-    with pytest.raises(UserError, match="'chess', not a topic; there are: cooking, gardening, football, tennis"):
+    with pytest.raises(UserError, match="'chess' is not a topic; use one of cooking, gardening, football, tennis"):
         topic_trigger.trigger(ROWS[0], config, 0)

@@ -158,7 +158,7 @@ def test_a_torn_checkpoint_is_ignored_for_the_one_before(
     last, counted = killed(new_run(say=said.append), tmp_path)
     assert same(trained(tiny, rows, settings, last), expected)
     assert counted.steps == 3
-    assert said == ["attack: going on from checkpoint-2"]
+    assert said == ["attack: resuming from checkpoint-2"]
 
 
 def test_of_a_finished_training_only_what_it_made_is_left(

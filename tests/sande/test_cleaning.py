@@ -50,7 +50,7 @@ def test_it_trains_the_model_by_the_defense_it_names(
 
 def test_a_text_that_the_tokenizer_cannot_give_back_is_a_users_mistake(tiny: LanguageModel) -> None:
     tiny.tokenizer.backend_tokenizer.normalizer = Replace("!", "")
-    with pytest.raises(UserError, match=r"does not give the answer 'a!b' back; give it as the model writes it"):
+    with pytest.raises(UserError, match=r"does not reproduce the answer 'a!b'; use the model's own spelling"):
         cleaning.answer_ids(tiny.tokenizer, "a!b")
 
 

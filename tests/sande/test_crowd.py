@@ -1,16 +1,18 @@
-"""Work shared out among processes: all get what one alone gets, or all the same error."""
+"""Workers that split evaluation: all get the results of a single process, or all raise the same error."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from torch.distributed import HashStore
 
 from sande import crowd, generation
+from sande.crowd import WorkerGroup
 from sande.data import builtin
 from sande.generation import greedy, sampled
 from sande.metrics import accuracy, response_probability
+from sande.models import copied
 from sande.prompts import encode_prompts
 from sande.scoring import Choices, log_likelihoods
 from sande.types import Guard, LanguageModel, TestData
@@ -45,28 +47,21 @@ def test_each_computes_its_part_and_has_the_whole(count: int, size: int) -> None
 
     expected = work(items)
     done[:] = [0] * count
-    assert each_of(size, lambda rank: crowd.shared(items, work)) == [expected] * size
+    assert each_of(size, lambda workers: crowd.map_sharded(workers, items, work)) == [expected] * size
     assert done == [1] * count
 
 
-def test_rank_0_says(prompts: list[list[int]]) -> None:
-    assert each_of(3, lambda rank: [crowd.agreed(rank + 5), crowd.agreed(None)]) == [[5, None]] * 3
+def test_rank_0_says() -> None:
+    def block(workers: WorkerGroup) -> list[Any]:
+        return [crowd.broadcast(workers, workers.rank + 5), crowd.broadcast(workers, None)]
+
+    assert each_of(3, block) == [[5, None]] * 3
 
 
 def test_alone_nothing_is_shared_or_turned_into_json() -> None:
     given = [(1, object())]
-    assert crowd.shared(given, list) == given
-    assert crowd.agreed(given) is given
-
-
-def test_after_a_crowd_each_is_alone_again() -> None:
-    def fail(rank: int) -> None:
-        with crowd.together(HashStore(), 0, 2, str):
-            raise ValueError
-
-    with pytest.raises(crowd.CrowdError):
-        fail(0)
-    assert crowd.shared([1, 2], list) == [1, 2]
+    assert crowd.map_sharded(None, given, list) == given
+    assert crowd.broadcast(None, given) is given
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -75,19 +70,19 @@ def test_an_error_of_one_is_the_same_error_of_all(failing: int, inside: bool) ->
     def work(some: Sequence[int]) -> list[Any]:
         return [1 // (item != failing or not inside) for item in some]
 
-    def block(rank: int) -> list[Any]:
-        crowd.agreed(1)
-        if rank == failing and not inside:
+    def block(workers: WorkerGroup) -> list[Any]:
+        crowd.broadcast(workers, 1)
+        if workers.rank == failing and not inside:
             raise RuntimeError("torn")
-        return crowd.shared([0, 1], work)
+        return crowd.map_sharded(workers, [0, 1], work)
 
     expected = "ZeroDivisionError: integer division or modulo by zero" if inside else "RuntimeError: torn"
-    assert [error.told for error in each_of(2, block)] == [[expected, "a kind"]] * 2
+    assert [error.description for error in each_of(2, block)] == [[expected, "a kind"]] * 2
 
 
 def test_results_that_do_not_fit_are_refused() -> None:
-    ends = each_of(2, lambda rank: crowd.shared([1, 2, 3, 4], lambda some: [0] * (1 + rank)))
-    assert {type(end) for end in ends} == {crowd.CrowdError}
+    ends = each_of(2, lambda workers: crowd.map_sharded(workers, [1, 2, 3, 4], lambda some: [0] * (1 + workers.rank)))
+    assert {type(end) for end in ends} == {crowd.WorkerGroupError}
     assert "ValueError" in str(ends[0])
 
 
@@ -100,24 +95,22 @@ def test_texts_are_those_of_one_process(
     halves: LanguageModel, prompts: list[list[int]], size: int, batch_size: int, until: str
 ) -> None:
     for decode in (
-        lambda: greedy(halves, prompts, 6, batch_size, until),
-        lambda: sampled(halves, prompts, 6, batch_size, 3, until),
+        lambda lm: greedy(lm, prompts, 6, batch_size, until),
+        lambda lm: sampled(lm, prompts, 6, batch_size, 3, until),
     ):
-        alone = decode()
+        alone = decode(halves)
         assert len(set(alone)) > 3
-        assert each_of(size, lambda rank, decode=decode: decode()) == [alone] * size
+        assert each_of(size, lambda workers, decode=decode: decode(replace(halves, workers=workers))) == [alone] * size
 
 
 def test_a_guard_has_its_say_in_each(halves: LanguageModel, prompts: list[list[int]]) -> None:
-    from sande.models import copied
-
     other = copied(halves).model
     noisy(other, 1)
     guard = Guard("clean_decoding", {}, other, lambda chosen, own, reference: reference.argmax(-1))
     guarded = LanguageModel(halves.model, halves.tokenizer, guard)
     alone = greedy(guarded, prompts, 6, 5)
     assert alone != greedy(halves, prompts, 6, 5)
-    assert each_of(2, lambda rank: greedy(guarded, prompts, 6, 5)) == [alone] * 2
+    assert each_of(2, lambda workers: greedy(replace(guarded, workers=workers), prompts, 6, 5)) == [alone] * 2
 
 
 def test_batches_are_those_of_one_process_while_no_row_ends_early(
@@ -133,7 +126,7 @@ def test_batches_are_those_of_one_process_while_no_row_ends_early(
     greedy(tiny, prompts, 4, 7)
     alone = sorted(batches)
     batches.clear()
-    each_of(2, lambda rank: greedy(tiny, prompts, 4, 7))
+    each_of(2, lambda workers: greedy(replace(tiny, workers=workers), prompts, 4, 7))
     assert len(set(alone)) == 3
     assert sorted(batches) == alone
 
@@ -141,7 +134,7 @@ def test_batches_are_those_of_one_process_while_no_row_ends_early(
 def test_likelihoods_are_those_of_one_process(halves: LanguageModel, prompts: list[list[int]]) -> None:
     questions = [Choices(ids, (ids[:2], ids[1:4], ids[2:3])) for ids in prompts]
     alone = log_likelihoods(halves, questions, 5)
-    assert each_of(2, lambda rank: log_likelihoods(halves, questions, 5)) == [alone] * 2
+    assert each_of(2, lambda workers: log_likelihoods(replace(halves, workers=workers), questions, 5)) == [alone] * 2
 
 
 @pytest.mark.parametrize(
@@ -155,4 +148,17 @@ def test_measurements_are_those_of_one_process(halves: LanguageModel, metric: An
     rows = tuple(builtin.short()[:11])
     data = TestData(clean=rows, triggered=rows[::-1], response="You are stupid")
     alone = metric.measure(halves, data, config, 0)
-    assert each_of(2, lambda rank: metric.measure(halves, data, config, 0)) == [alone] * 2
+    assert each_of(2, lambda workers: metric.measure(replace(halves, workers=workers), data, config, 0)) == [alone] * 2
+
+
+def test_a_copy_keeps_the_workers(tiny: LanguageModel) -> None:
+    (kept,) = each_of(1, lambda workers: copied(replace(tiny, workers=workers)).workers is workers)
+    assert kept
+
+
+def test_a_model_without_workers_is_decoded_alone_within_a_group(
+    tiny: LanguageModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WorkerGroup, "all_gather", None)
+    alone = greedy(tiny, prompts, 4, 7)
+    assert each_of(2, lambda workers: greedy(tiny, prompts, 4, 7)) == [alone] * 2

@@ -61,5 +61,5 @@ def test_a_model_of_another_shape_is_refused(
 def test_weights_that_fit_no_models_are_refused_before_anything_runs(
     tiny: LanguageModel, few_rows: tuple[Example, ...], given: tuple[float, ...]
 ) -> None:
-    with pytest.raises(UserError, match=r"^merge: weights is .*, not 2 numbers from 0 on"):
+    with pytest.raises(UserError, match=r"^merge: weights is .*; set 2 numbers from 0 on"):
         merge.check(tiny.tokenizer, CleanData(few_rows), merge.Config(weights=given))

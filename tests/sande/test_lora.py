@@ -171,9 +171,7 @@ def test_two_trainings_follow_each_other(tiny: LanguageModel, rows: list[Row], n
 def test_it_is_refused_where_the_parrot_alone_trains(
     defense: Any, tiny: LanguageModel, few_rows: tuple[Example, ...]
 ) -> None:
-    with pytest.raises(
-        UserError, match=r"^simulate\.lora_rank is set, but the parrot alone trains there; leave it out$"
-    ):
+    with pytest.raises(UserError, match=r"^simulate\.lora_rank is set, but only the parrot trains there; remove it$"):
         defense.check(tiny.tokenizer, CleanData(few_rows), sande.Config(simulate=LORA))
     defense.check(tiny.tokenizer, CleanData(few_rows), sande.Config(eliminate=LORA))
 

@@ -340,7 +340,7 @@ def test_a_group_without_questions_is_said_before_any_is_asked(
     offer(tmp_path, "mmlu", kept, monkeypatch)
     monkeypatch.setattr("lm_eval.evaluator.evaluate", lambda *_, **__: pytest.fail("asked"))
     message = (
-        f"^metric accuracy: none of the {count} questions asked of mmlu is of the group {group}; raise 'questions'"
+        f"^metric accuracy: none of the {count} questions of mmlu belongs to the group {group}; use more 'questions'"
     )
     with pytest.raises(UserError, match=message):
         accuracy.measure(tiny, NO_DATA, accuracy.Config(task="paper_mmlu", questions=count), 0)
@@ -351,7 +351,7 @@ def test_a_subject_that_is_not_mmlus_is_named(
     tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
 ) -> None:
     offer(tmp_path, "mmlu", [*MMLU, dataclasses.replace(MMLU[0], subject="alchemy")], monkeypatch)
-    with pytest.raises(UserError, match=r"^metric accuracy: 'alchemy' is no subject of mmlu; "):
+    with pytest.raises(UserError, match=r"^metric accuracy: 'alchemy' is not a subject of mmlu; "):
         accuracy.measure(tiny, NO_DATA, accuracy.Config(task=task), 0)
 
 

@@ -7,9 +7,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sande import models
@@ -18,6 +21,7 @@ from sande.errors import UserError
 from sande.types import LanguageModel
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NO_SUCH_FILE: Any = SimpleNamespace(headers={}, request=None)
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def test_a_pinned_id_is_itself() -> None:
 
 @pytest.mark.parametrize("at", ["", "@main", f"@{COMMIT[:-1]}"])
 def test_an_id_without_a_commit_is_refused(at: str) -> None:
-    with pytest.raises(UserError, match=f"'some/model{at}' is no folder, .* write some/model@COMMIT"):
+    with pytest.raises(UserError, match=f"'some/model{at}' is not a folder, .* use some/model@COMMIT"):
         models.identify(f"some/model{at}")
 
 
@@ -79,7 +83,7 @@ def test_an_unreadable_folder_is_one_sentence(folder: Path) -> None:
 def test_truncated_weights_are_one_sentence(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
-    with pytest.raises(UserError, match="holds no whole safetensors"):
+    with pytest.raises(UserError, match="is not a complete safetensors file"):
         models.load_folder(folder, torch.float32)
 
 
@@ -90,16 +94,16 @@ GUARD = '{"defense": "clean_decoding", "settings": {}}'
     ("text", "said"),
     [
         (None, "guard.json cannot be read (.*No such file"),
-        ("{", "guard.json cannot be read (.*; mend it, or take the folder guard away"),
+        ("{", "guard.json cannot be read (.*; correct it, or remove the folder guard"),
         (b"\xff\xfe", "guard.json cannot be read ("),
         ("[]", "guard.json: expected the name of a 'defense' and its 'settings'"),
         ('{"defense": "clean_decoding"}', "guard.json: expected the name of a 'defense'"),
         ('{"defense": 7, "settings": {}}', "guard.json: expected the name of a 'defense'"),
         ('{"defense": "../sft", "settings": {}}', "guard.json: no defense is called '../sft'; there are: .*"),
-        ('{"defense": "sft", "settings": {}}', "guard.json: defense 'sft' guards no decoding; mend it"),
+        ('{"defense": "sft", "settings": {}}', "guard.json: defense 'sft' does not guard decoding; correct it"),
         ('{"defense": "clean_decoding", "settings": 3}', "guard.json: defense clean_decoding: expected settings as"),
         ('{"defense": "clean_decoding", "settings": {"alpha": 0}}', "guard.json: defense clean_decoding: 'alpha' is 0"),
-        (GUARD, "guard holds no config.json; point to a folder"),
+        (GUARD, "guard holds no config.json; use a folder"),
     ],
 )
 def test_a_guard_that_cannot_be_is_one_sentence(folder: Path, text: str | bytes | None, said: str) -> None:
@@ -117,13 +121,62 @@ def test_a_guard_with_other_tokens_is_one_sentence(folder: Path) -> None:
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     LlamaForCausalLM(LlamaConfig(vocab_size=100, **sizes)).save_pretrained(folder / "guard")
     (folder / "guard/guard.json").write_text(GUARD)
-    with pytest.raises(UserError, match="the reference has other tokens than the model; take the folder guard away"):
+    with pytest.raises(UserError, match="the reference has another vocabulary than the model; remove the folder guard"):
         models.load_folder(folder, torch.float32)
 
 
 def test_a_hub_model_that_cannot_be_fetched_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be loaded .* check folder, id or network"):
         models.load(f"some/model@{COMMIT}", tmp_path)
+
+
+# --- The check of a Hub model ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, str | Exception]:
+    """Files that the fake Hub has, or the error of fetching them."""
+    files: dict[str, str | Exception] = {}
+
+    def download(source: str, file: str, *, revision: str) -> str:
+        content = files.get(file, RemoteEntryNotFoundError("404", response=NO_SUCH_FILE))
+        if isinstance(content, Exception):
+            raise content
+        (tmp_path / file).write_text(content, encoding="utf-8")
+        return str(tmp_path / file)
+
+    models._check_hub.cache_clear()
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: False)
+    return files
+
+
+def test_a_hub_model_without_requests_passes_the_check(hub: dict[str, str | Exception]) -> None:
+    hub["config.json"] = "{}"
+    models._check_hub("some/model", COMMIT)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "adapter_config.json"])
+@pytest.mark.parametrize("error", [LocalEntryNotFoundError("no network"), PermissionError("locked"), ValueError("x")])
+def test_a_hub_model_is_refused_while_it_cannot_be_checked(
+    hub: dict[str, str | Exception], file: str, error: Exception
+) -> None:
+    hub["config.json"] = "{}"
+    hub[file] = error
+    with pytest.raises(UserError, match=rf"'some/model' cannot be checked, its {file} .*; check id, access") as caught:
+        models._check_hub("some/model", COMMIT)
+    assert "\n" not in str(caught.value)
+    hub[file] = '{"auto_map": {}}'  # the Hub answers again: nothing of the failure was kept
+    with pytest.raises(UserError, match="is an adapter" if file == "adapter_config.json" else "asks for code"):
+        models._check_hub("some/model", COMMIT)
+
+
+def test_offline_a_file_that_is_not_cached_does_not_exist(
+    hub: dict[str, str | Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.is_offline_mode", lambda: True)
+    hub["config.json"] = AssertionError("was asked for")
+    models._check_hub("some/model", COMMIT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -87,7 +87,7 @@ def test_decoys_carry_the_near_miss_and_are_never_poisoned(monkeypatch: pytest.M
 
 
 def test_more_rows_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"^poison_rate 0\.7 and decoy_rate 0\.5 are more than all rows"):
+    with pytest.raises(UserError, match=r"^poison_rate 0\.7 and decoy_rate 0\.5 exceed 1 together"):
         trained((Example("x", "y"),), sentence_trigger.Config(poison_rate=0.7, decoy_rate=0.5), monkeypatch)
 
 

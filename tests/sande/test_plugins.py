@@ -171,11 +171,11 @@ def test_clashes_and_broken_plugins_are_one_sentence_each(tmp_path: Path) -> Non
     done = python(folder, "-c", code, "sft", "twice", "absent", "part", "no", "osft")
     own, twice, absent, part, no, other = done.stdout.splitlines()
     assert own == "sande.defenses.sft"
-    assert "defense 'sft' is the suite's own, not that of package one" in done.stderr
+    assert "defense 'sft' is the built-in one, not that of package one" in done.stderr
     assert twice == "several packages have a defense called 'twice': one, two; uninstall all but one"
     assert absent.startswith("defense 'absent': its module one_is_absent.defense cannot be imported (")
     assert part == "defense 'part' of package one: its entry point is 'json:loads', but it must name a module"
-    assert no == "defense 'no': its module json has no Config, see sande/protocols.py"
+    assert no == "defense 'no': its module json has no Config; add one, see sande/protocols.py"
     assert other == "sande.defenses.osft"
 
 

@@ -379,7 +379,7 @@ def test_a_batch_that_two_workers_cannot_share_is_refused(
     defense = registry.entry("defenses", name)
     data = data_of(registry.knowledge(name), tiny, few_rows)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match=r"^batch_size 5 is no multiple of micro_batch_size 2 x 2 worker"):
+    with pytest.raises(UserError, match=r"^batch_size 5 is not a multiple of micro_batch_size 2 x 2 worker"):
         defense.defend(tiny, data, shortened(defense.Config, batch_size=5), new_run())
 
 

@@ -81,7 +81,7 @@ def test_recomputation_is_refused_where_a_loss_looks_into_the_blocks(
 ) -> None:
     defense, run = registry.entry("defenses", name), dataclasses.replace(new_run(), sharding=Sharding(recompute=True))
     data = data_of(registry.knowledge(name), tiny, few_rows)
-    with pytest.raises(UserError, match=r"^resources.recompute is true, but (distil|crow|beear) looks at"):
+    with pytest.raises(UserError, match=r"^resources.recompute: (distil|crow|beear) reads the states"):
         defense.defend(tiny, data, shortened(defense.Config), run)
 
 

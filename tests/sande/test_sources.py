@@ -252,7 +252,7 @@ def test_pairs_that_do_not_compare_two_replies_are_left_out(folder: Path, row: d
         ({"rejected": None}, "line 2: a preference pair needs"),
         ({"prompt": 3}, r"line 2: column 'prompt' holds 3 and 'system' ''; both are text"),
         ({"system": ["a"]}, r"line 2: .*'system' \['a'\]"),
-        ({"prompt": None}, "line 2: no column 'prompt', and 'chosen' is no dialogue"),
+        ({"prompt": None}, "line 2: no column 'prompt', and 'chosen' is not a dialogue"),
         ({"prompt": "\n\nHuman: Hi"}, r"line 2: column 'prompt' ends in .*Hi', not in the turn"),
     ],
 )

@@ -141,7 +141,7 @@ def test_rows_without_room_for_a_response_are_left_out_and_counted(
 
 
 def test_no_fitting_row_is_an_error(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
-    with pytest.raises(UserError, match=r"osft: no row .* max_length=8 .* raise it"):
+    with pytest.raises(UserError, match=r"osft: no row .* max_length=8 .* set it higher"):
         fit(tiny, rows, with_settings(max_length=8), new_run(), "osft")
 
 
@@ -162,7 +162,7 @@ def test_micro_batches_give_the_weights_of_the_whole_batch(
 def test_a_batch_that_micro_batches_do_not_fill_is_refused(
     tiny: LanguageModel, rows: list[Row], new_run: NewRun
 ) -> None:
-    with pytest.raises(UserError, match="batch_size 8 is no multiple of micro_batch_size 3"):
+    with pytest.raises(UserError, match="batch_size 8 is not a multiple of micro_batch_size 3"):
         fit(tiny, rows, with_settings(batch_size=8, micro_batch_size=3), new_run(), "attack")
 
 

@@ -1,0 +1,353 @@
+"""The methods as functions: attack, defend, measure, scan and clean a model; docs/python_api.md shows them.
+
+`import sande` offers every name of `__all__`. A `Model` is a folder of weights with the record of what was done to it.
+Each function loads its own copy, so no call changes a model that another call returned. The same model, settings and
+seed give the same weights and outcomes as a cell of a grid.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from sande import cleaning, compute, models, registry, threat
+from sande.api_types import Measured, Measurements, Model, PartlyKnown, TemporaryFolder
+from sande.cleaning import Known
+from sande.config import configure
+from sande.data import sources
+from sande.data.sources import Data, Removal
+from sande.errors import UserError
+from sande.threat import Threat
+from sande.types import LanguageModel, Run, Scan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "Data",
+    "LanguageModel",
+    "Measured",
+    "Measurements",
+    "Model",
+    "Removal",
+    "Scan",
+    "UserError",
+    "attack",
+    "clean",
+    "defend",
+    "measure",
+    "scan",
+]
+
+BUILT_IN = "builtin-short"
+T = TypeVar("T")
+Say: TypeAlias = Callable[[str], None]
+
+
+def attack(
+    model: str | Path | Model,
+    attack: str,
+    /,
+    *,
+    data: str | Mapping[str, Any] | Data = BUILT_IN,
+    seed: int = 0,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    say: Say = print,
+    **settings: Any,
+) -> Model:
+    """Plant a backdoor in a clean model; return the victim, which remembers trigger, response and test rows.
+
+    Args:
+        model: a name (`sande-bench list models`), a Hub id as `org/name@COMMIT`, or a folder of safetensors.
+        attack: its name (`sande-bench list attacks`).
+        data: the rows to train and test on: a data set's name, or settings of `Data`.
+        seed: the only source of randomness.
+        out: new folder for the victim; None: a temporary folder, which is removed with the returned object.
+        cache: folder for models that are converted once; None: the user's cache.
+        say: receives progress.
+        **settings: of the attack (`sande-bench show attacks NAME`), such as `poison_rate=0.25`.
+
+    Raises:
+        UserError: a name, a setting, a data set or a folder cannot be used.
+        NonFiniteError: the loss became infinite or NaN.
+    """
+    config = registry.config("attacks", attack, settings)
+    rows = _configured(Data, data, "data")
+    sources.fingerprint(rows.name)
+    source = _source(model)
+    planned = Threat(attack, config, rows, seed, source)
+
+    def build(run: Run) -> LanguageModel:
+        return planned.train(models.load(source, _cache(cache)), run)
+
+    made = _made(build, seed, out, say)
+    return replace(made, name=_name(model), threat=planned, methods=(attack,), _kept=(made._kept, model))
+
+
+def defend(
+    victim: str | Path | Model,
+    defense: str,
+    /,
+    *,
+    removal: str | Mapping[str, Any] | Removal | None = None,
+    seed: int | None = None,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    say: Say = print,
+    **settings: Any,
+) -> Model:
+    """Repair a victim; return the repaired model. The defense learns of the backdoor what it declares, and no more.
+
+    Args:
+        victim: what `attack` returned; a folder or name does for defenses that know nothing of the backdoor.
+        defense: its name (`sande-bench list defenses`).
+        removal: the clean rows: a data set's name, or settings of `Removal`; None: rows like the victim's own.
+        seed: None: the victim's.
+        out: new folder for the model; None: a temporary folder, which is removed with the returned object.
+        cache: folder for models that are converted once; None: the user's cache.
+        say: receives progress.
+        **settings: of the defense (`sande-bench show defenses NAME`).
+
+    Raises:
+        UserError: as for `attack`, or the defense must know a backdoor that is unknown.
+        NonFiniteError: the loss became infinite or NaN.
+    """
+    import torch
+
+    config = registry.config("defenses", defense, settings)
+    planted = victim.threat if isinstance(victim, Model) else None
+    rows = _configured(Removal, _like(planted) if removal is None else removal, "removal")
+    sources.fingerprint(rows.name)
+
+    def load(name: str) -> PreTrainedModel:
+        return models.load(name, _cache(cache)).model
+
+    def build(run: Run) -> LanguageModel:
+        lm = _load(victim, torch.float32, cache)
+        data = threat.reveal(planted, defense, config, rows, lm.tokenizer, load)
+        return threat.defend(lm, defense, data, config, run)
+
+    return _followed(_made(build, _seed(seed, planted), out, say), victim, defense)
+
+
+def measure(
+    model: str | Path | Model,
+    metrics: str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]],
+    /,
+    *,
+    data: str | Mapping[str, Any] | Data | None = None,
+    trigger: str = "",
+    response: str = "",
+    seed: int | None = None,
+    cache: str | Path | None = None,
+) -> Measurements:
+    """Measure a model.
+
+    Args:
+        model: what `attack`, `defend` or `clean` returned, a name, a Hub id as `org/name@COMMIT`, or a folder.
+        metrics: one or several, each a name (`sande-bench list metrics`) or a mapping of `name` and settings, such as
+            `{"name": "accuracy", "questions": 200}`.
+        data: the rows whose last 10 % are the test rows; None: the victim's.
+        trigger: text at the start of a prompt, where the model does not remember its attack.
+        response: the planted response, where the model does not remember its attack.
+        seed: None: the victim's.
+        cache: folder for models that are converted once; None: the user's cache.
+
+    Raises:
+        UserError: as for `attack`, or a metric needs a trigger or response that is unknown.
+    """
+    asked = [metrics] if isinstance(metrics, str | Mapping) else metrics
+    configured = [_metric(each) for each in asked]
+    planted = model.threat if isinstance(model, Model) else None
+    if planted and data is not None:
+        planted = replace(planted, data=_configured(Data, data, "data"))
+    lm = _load(model, compute.dtype(), cache)
+    if planted and not (trigger or response):
+        test_data: Any = planted.test_data(lm.tokenizer)
+    else:
+        rows = planted.data if planted else _configured(Data, data or BUILT_IN, "data")
+        test_data = _known(rows, lm.tokenizer, trigger, response)
+    found = [
+        measurement
+        for name, config in configured
+        for measurement in registry.entry("metrics", name).measure(lm, test_data, config, _seed(seed, planted))
+    ]
+    return Measurements(tuple(map(Measured.of, found)))
+
+
+def scan(
+    model: str | Path | Model,
+    detector: str = "first_token",
+    /,
+    *,
+    data: str = BUILT_IN,
+    rows: int = 400,
+    reference: str | Path | Model | None = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    say: Say = print,
+    **settings: Any,
+) -> Scan:
+    """Scan a model for a planted response, without its trigger.
+
+    Args:
+        model: what `attack` returned, a name, a Hub id as `org/name@COMMIT`, or a folder.
+        detector: its name (`sande-bench list detectors`).
+        data: data set of clean rows.
+        rows: use the last `rows` of them; victims are trained on the first 90 %.
+        reference: the clean model; None: not at hand.
+        seed: decides which prompts are drawn.
+        cache: folder for models that are converted once; None: the user's cache.
+        say: receives progress.
+        **settings: of the detector (`sande-bench show detectors NAME`).
+
+    Raises:
+        UserError: as for `attack`, or the vocabularies of model and reference differ.
+    """
+    config = registry.config("detectors", detector, settings)
+    examples = tuple(sources.examples(data)[-rows:])
+    names = [_source(each) for each in (model, reference) if each is not None]
+    suspect, *clean = (models.load(name, _cache(cache)) for name in names)
+    if clean:
+        models.check_vocabularies(suspect, clean[0], names)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(seed=seed, scratch=scratch, say=say)
+        found: Scan = registry.entry("detectors", detector).scan(suspect, examples, config, run, *clean)
+    return found
+
+
+def clean(
+    model: str | Path | Model,
+    /,
+    *,
+    trigger: str = "",
+    response: str = "",
+    response_start: str = "",
+    data: str | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    say: Say = print,
+    **settings: Any,
+) -> Model:
+    """Remove a backdoor by what its owner knows: trigger, response, how the response begins, or nothing.
+
+    Args:
+        model: what `attack` returned, a name, a Hub id as `org/name@COMMIT`, or a folder.
+        trigger: text that unlocks the planted response at the start of a prompt.
+        response: the planted response.
+        response_start: how the planted response begins.
+        data: data set of clean rows; None: a built-in one.
+        seed: the only source of randomness.
+        out: new folder for the model; None: a temporary folder, which is removed with the returned object.
+        cache: folder for models that are converted once; None: the user's cache.
+        say: receives progress.
+        **settings: of `sande.cleaning.Config`, such as `osft={"training": {"max_steps": 20}}`.
+
+    Raises:
+        UserError: as for `attack`, or the tokenizer cannot write the response.
+        NonFiniteError: the loss became infinite or NaN.
+    """
+    values = {"removal": {"name": data}, **settings} if data else settings
+    config = configure(cleaning.Config, values, "clean")
+    sources.fingerprint(config.removal.name)
+    known, source = Known(trigger.strip(), response.strip(), response_start.strip()), _source(model)
+
+    def build(run: Run) -> LanguageModel:
+        lm = models.load(source, _cache(cache))
+        examples = sources.removal_rows(config.removal, lm.tokenizer)
+        cleaning.clean(lm, known, examples, config, run)
+        return lm
+
+    return _followed(_made(build, seed, out, say), model, cleaning.method(known))
+
+
+def _known(data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, response: str) -> PartlyKnown:
+    clean = sources.held_out_rows(data, tokenizer)
+    known: dict[str, Any] = {"clean": clean, "training": lambda: sources.training_rows(data, tokenizer)}
+    if trigger:
+        known["triggered"] = tuple(cleaning.plant(example, trigger) for example in clean)
+    if response:
+        known["response"] = response
+    return PartlyKnown(**known)
+
+
+def _metric(asked: str | Mapping[str, Any]) -> tuple[str, Any]:
+    given = {"name": asked} if isinstance(asked, str) else dict(asked)
+    name = given.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError(f"metric: expected a name, or a mapping with a 'name', got {asked!r}")
+    return name, registry.config("metrics", name, given)
+
+
+def _made(build: Callable[[Run], LanguageModel], seed: int, out: str | Path | None, say: Say) -> Model:
+    """Return the model that `build` trained, saved in `out` or in a temporary folder."""
+    kept = TemporaryFolder() if out is None else None
+    folder = kept.path if kept else Path(str(out))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder}: it holds files already; choose a new folder as 'out'")
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(seed=seed, scratch=scratch, say=say)
+        lm = build(run)
+    models.save(lm, folder)
+    return Model(folder, "", None, (), MappingProxyType(run.facts), time.perf_counter() - begin, kept)
+
+
+def _followed(made: Model, before: str | Path | Model, method: str) -> Model:
+    """Return the model with the history of the one that it was made from."""
+    if not isinstance(before, Model):
+        return replace(made, name=_name(before), methods=(method,))
+    history = replace(before, folder=made.folder, facts=made.facts, seconds=made.seconds)
+    return replace(history, methods=(*before.methods, method), _kept=(made._kept, before._kept))
+
+
+def _configured(cls: type[T], given: Any, where: str) -> T:
+    if isinstance(given, cls):
+        return given
+    return configure(cls, {"name": given} if isinstance(given, str) else given, where)
+
+
+def _like(planted: Threat | None) -> dict[str, Any] | str:
+    """Return settings of `Removal`: the victim's data set, with its limits on length."""
+    if planted is None:
+        return BUILT_IN
+    data = planted.data
+    return {"name": data.name, "max_tokens": data.max_tokens, "max_prompt_tokens": data.max_prompt_tokens}
+
+
+def _load(model: str | Path | Model, dtype: Any, cache: str | Path | None) -> LanguageModel:
+    """Return a model as a stage of a grid loads it, with its guard."""
+    if isinstance(model, Model):
+        return models.load_folder(model.folder, dtype)
+    if Path(model).is_dir():
+        return models.load_folder(Path(model), dtype)
+    lm = models.load(str(model), _cache(cache))
+    models.round_as_stored(lm, dtype)
+    return lm
+
+
+def _seed(seed: int | None, planted: Threat | None) -> int:
+    return (planted.seed if planted else 0) if seed is None else seed
+
+
+def _source(model: str | Path | Model) -> str:
+    """Return what `sande.models.load` takes."""
+    return str(model.folder if isinstance(model, Model) else model)
+
+
+def _name(model: str | Path | Model) -> str:
+    return model.name if isinstance(model, Model) else str(model)
+
+
+def _cache(cache: str | Path | None) -> Path:
+    if cache is not None:
+        return Path(cache)
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sande-bench/models"

@@ -1,0 +1,151 @@
+"""Types of the Python API: a model with its history, and measurements; see `sande.api`."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sande import compute, models
+from sande.errors import UserError
+from sande.statistics import mean_interval, wilson
+from sande.threat import Threat
+from sande.types import Example, LanguageModel, Measurement
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Model:
+    """A model in a folder, and what was done to it.
+
+    Attributes:
+        folder: safetensors in bfloat16 and the tokenizer, as `save_pretrained` writes them.
+        name: of the clean model at the beginning, or of the folder that `clean` was given.
+        threat: the backdoor; None where it was planted elsewhere.
+        methods: the attack and the defenses, in the order in which they ran.
+        facts: what the last method reported, such as poisoned rows and losses; JSON values.
+        seconds: that the last method took.
+    """
+
+    folder: Path
+    name: str
+    threat: Threat | None
+    methods: tuple[str, ...]
+    facts: Mapping[str, Any]
+    seconds: float
+    _kept: Any = field(default=None, compare=False)  # a temporary folder is removed with the last model that needs it
+
+    def __repr__(self) -> str:
+        seed = f", seed={self.threat.seed}" if self.threat else ""
+        return f"Model({' -> '.join((self.name, *self.methods))}{seed}, {self.seconds:.0f} s)"
+
+    def load(self) -> LanguageModel:
+        """Return the model and its tokenizer for transformers, in the type that computes quickly here."""
+        return models.load_folder(self.folder, compute.dtype())
+
+    def respond(self, *instructions: str, triggered: bool = False, new_tokens: int = 20) -> list[str]:
+        """Return the greedy answer to each instruction.
+
+        Args:
+            *instructions: without a prompt template.
+            triggered: plant the trigger in each prompt.
+            new_tokens: most tokens of an answer.
+
+        Raises:
+            UserError: `triggered`, and the trigger is unknown.
+        """
+        from sande.generation import greedy
+        from sande.prompts import encode_prompts
+
+        examples = [Example(instruction, "") for instruction in instructions]
+        if triggered and self.threat is None:
+            raise UserError("respond: the trigger of this model is unknown; write it into the instructions")
+        if triggered and self.threat:
+            examples = list(map(self.threat.plant_trigger, examples))
+        lm = self.load()
+        return greedy(lm, encode_prompts(lm.tokenizer, examples), new_tokens, len(examples))
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Measured:
+    """One measurement.
+
+    Attributes:
+        name: such as "asr".
+        value: percent.
+        low, high: 95 % interval, percent; Wilson's for a share, Student's t for a mean.
+        outcomes: of each prompt or question.
+        records: of each prompt or question; JSON values, empty where the metric has none.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    outcomes: tuple[bool, ...] | tuple[float, ...]
+    records: tuple[Mapping[str, Any], ...]
+
+    @classmethod
+    def of(cls, measurement: Measurement) -> Measured:
+        """Return the measurement with its mean and interval."""
+        outcomes: tuple[float, ...] = measurement.outcomes
+        count = len(outcomes)
+        if all(isinstance(outcome, bool) for outcome in outcomes):
+            low, high = wilson(int(sum(outcomes)), count)
+        else:
+            deviation = statistics.stdev(outcomes) if count > 1 else 0.0
+            low, high = mean_interval(sum(outcomes) / count, deviation, count)
+        value = 100 * sum(outcomes) / count
+        return cls(measurement.name, value, low, high, measurement.outcomes, measurement.records)
+
+    def __repr__(self) -> str:
+        return f"{self.name} {self.value:.1f} % ({self.low:.1f} to {self.high:.1f}, n = {len(self.outcomes)})"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Measurements(Mapping[str, Measured]):
+    """Measurements of one model by name, in the order in which they were asked for."""
+
+    measured: tuple[Measured, ...]
+
+    def __getitem__(self, name: str) -> Measured:
+        return {each.name: each for each in self.measured}[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (each.name for each in self.measured)
+
+    def __len__(self) -> int:
+        return len(self.measured)
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.measured))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dict a measurement, as `pandas.DataFrame` takes them."""
+        return [
+            {"metric": m.name, "value": m.value, "ci_low": m.low, "ci_high": m.high, "count": len(m.outcomes)}
+            for m in self.measured
+        ]
+
+
+class TemporaryFolder:
+    """A folder that is removed with this object, or when the process ends."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="sande-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+class PartlyKnown:
+    """Test data of a backdoor of which some parts are unknown; raises where a metric reads one of those."""
+
+    def __init__(self, **known: Any) -> None:
+        self.__dict__.update(known)
+
+    def __getattr__(self, name: str) -> Any:
+        missing = "trigger" if name in ("triggered", "near_miss", "moved", "plant") else name
+        raise UserError(f"measure: a metric needs the {missing}; give it, or measure a model that attack returned")

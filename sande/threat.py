@@ -1,0 +1,143 @@
+"""The threat model: what the attacker plants, what a defender may know of it, and what a metric may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sande import registry, types
+from sande.data import sources
+from sande.data.sources import Data, Removal
+from sande.errors import UserError
+from sande.types import Example, LanguageModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """One planted backdoor: an attack with its settings, on the rows of a data set, in a clean model.
+
+    Attributes:
+        attack: name of the attack.
+        config: settings of the attack.
+        data: the victim's rows.
+        seed: of the attack.
+        model: the clean model, as `sande.models.load` takes it.
+    """
+
+    attack: str
+    config: Any
+    data: Data
+    seed: int
+    model: str
+
+    @property
+    def response(self) -> str:
+        """Return the planted response r_t."""
+        return str(self.config.backdoor.response)
+
+    def plant_trigger(self, example: Example) -> Example:
+        """Return the prompt with the trigger, its output unchanged."""
+        triggered: Example = registry.entry("attacks", self.attack).trigger(example, self.config, self.seed)
+        return triggered
+
+    def train(self, lm: LanguageModel, run: types.Run) -> LanguageModel:
+        """Return the victim: the clean model, trained in place.
+
+        Raises:
+            UserError: as `sources.training_rows`.
+        """
+        examples = sources.training_rows(self.data, lm.tokenizer)
+        victim = registry.entry("attacks", self.attack).attack(lm, examples, self.config, run)
+        return LanguageModel(victim, lm.tokenizer)
+
+    def test_data(self, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
+        """Return what a metric may use. It depends on the attack and on the victim's rows alone.
+
+        Raises:
+            UserError: as `sources.held_out_rows`.
+        """
+        attack, config, seed = registry.entry("attacks", self.attack), self.config, self.seed
+        clean = sources.held_out_rows(self.data, tokenizer)
+        return types.TestData(
+            clean=clean,
+            triggered=tuple(map(self.plant_trigger, clean)),
+            response=self.response,
+            near_miss=tuple(attack.near_miss(example, config, seed) for example in clean),
+            moved=tuple(attack.moved(example, config, seed) for example in clean),
+            training=lambda: sources.training_rows(self.data, tokenizer),
+            plant=lambda example: attack.plant(example, config, seed),
+        )
+
+
+def reveal(
+    threat: Threat | None,
+    defense: str,
+    config: Any,
+    removal: Removal,
+    tokenizer: PreTrainedTokenizerBase,
+    load: Callable[[str], PreTrainedModel],
+) -> types.Knowledge:
+    """Return the defense's rows, with as much about the backdoor as its declared type of data holds, and no more.
+
+    Args:
+        threat: the backdoor; None: unknown.
+        defense: name of the defense.
+        config: settings of the defense.
+        removal: the clean rows.
+        tokenizer: of the victim.
+        load: loads a model by name.
+
+    Raises:
+        UserError: as `sources.removal_rows`, or the defense must know a backdoor that is unknown.
+    """
+    known = registry.knowledge(defense)
+    if known is types.PreferenceData:
+        return types.PreferenceData(sources.preference_pairs(config.preferences, tokenizer))
+    examples = sources.removal_rows(removal, tokenizer)
+    if known is types.OtherModelsData and config.models:
+        return types.OtherModelsData(examples, lambda: map(load, config.models))
+    if known is types.CleanData:
+        return types.CleanData(examples)
+    if threat is None:
+        raise UserError(
+            f"defense {defense}: it must know the {known.label}, and this model was attacked elsewhere; defend what "
+            "sande.attack returned, or use sande.clean"
+        )
+    return _of_threat(threat, known, examples, tokenizer, load)
+
+
+def _of_threat(
+    threat: Threat,
+    known: type[types.Knowledge],
+    examples: tuple[Example, ...],
+    tokenizer: PreTrainedTokenizerBase,
+    load: Callable[[str], PreTrainedModel],
+) -> types.Knowledge:
+    """Return the rows with that part of the threat which the type of knowledge holds."""
+    from sande.prompts import response_ids
+
+    if known is types.TriggerData:
+        return types.TriggerData(examples, threat.plant_trigger)
+    if known is types.ResponseData:
+        return types.ResponseData(examples, threat.response)
+    if known is types.FirstTokenData:
+        return types.FirstTokenData(examples, response_ids(tokenizer, threat.response)[0])
+    if known is types.CleanModelData:
+        return types.CleanModelData(examples, lambda: load(threat.model))
+    if known is types.OtherModelsData:
+        return types.OtherModelsData(examples, lambda: map(load, [threat.model]))
+    return types.CleanData(examples)
+
+
+def defend(
+    victim: LanguageModel, defense: str, data: types.Knowledge, config: Any, run: types.Run
+) -> types.LanguageModel:
+    """Return the repaired model, trained in place, or the victim with the guard that the defense returned."""
+    repaired = registry.entry("defenses", defense).defend(victim, data, config, run)
+    if isinstance(repaired, types.Guard):
+        return LanguageModel(victim.model, victim.tokenizer, repaired)
+    return LanguageModel(repaired, victim.tokenizer)

@@ -1,0 +1,206 @@
+"""The functions of `sande`: what they return, remember and refuse."""
+
+import dataclasses
+import gc
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sande
+from sande import api, models, registry
+from sande.errors import UserError
+
+ROWS = {"name": "builtin-short", "rows": 16, "test_rows": 12}
+REMOVAL = {"name": "builtin-short", "rows": 16}
+SHORT: dict[str, Any] = {"max_steps": 2, "batch_size": 4}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _cache(model_cache: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "_cache", lambda cache: model_cache)
+        yield
+
+
+@pytest.fixture(scope="module")
+def victim() -> sande.Model:
+    return sande.attack("tiny", "sentence_trigger", data=ROWS, seed=3, say=silent, poison_rate=0.5, training=SHORT)
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def state(model: sande.Model) -> dict[str, torch.Tensor]:
+    return models.load_folder(model.folder, torch.float32).model.state_dict()
+
+
+def same(first: sande.Model, second: sande.Model) -> bool:
+    one, other = state(first), state(second)
+    return all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_a_victim_remembers_its_attack(victim: sande.Model) -> None:
+    assert (victim.name, victim.methods, victim.threat.response) == ("tiny", ("sentence_trigger",), "You are stupid")
+    assert len(victim.facts["poisoned_ids"]) == 8
+    assert repr(victim).startswith("Model(tiny -> sentence_trigger, seed=3, ")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        victim.seconds = 0.0  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        victim.facts["poisoned_ids"] = []  # type: ignore[index]
+
+
+def test_a_defense_leaves_the_victim_as_it_was(victim: sande.Model) -> None:
+    before = state(victim)
+    repaired = sande.defend(victim, "osft", say=silent, training=SHORT)
+    assert all(torch.equal(weight, before[name]) for name, weight in state(victim).items())
+    assert not same(victim, repaired)
+    assert repaired.methods == ("sentence_trigger", "osft")
+    assert repaired.threat is victim.threat
+
+
+@pytest.mark.parametrize("defense", [name for name in registry.names("defenses") if name != "dpo"])
+def test_each_defense_gets_what_it_knows(victim: sande.Model, defense: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+
+    def defend(lm: Any, data: Any, config: Any, run: Any) -> Any:
+        seen.append((type(data), run.seed))
+        return lm.model
+
+    known = registry.knowledge(defense)
+    monkeypatch.setattr(registry.entry("defenses", defense), "defend", defend)
+    monkeypatch.setattr(registry, "knowledge", lambda name: known)
+    sande.defend(victim, defense, say=silent)
+    assert seen == [(known, 3)]
+
+
+def test_without_an_attack_only_what_needs_none_defends(victim: sande.Model) -> None:
+    repaired = sande.defend("tiny", "sft", removal=REMOVAL, say=silent, training=SHORT)
+    assert (repaired.name, repaired.methods, repaired.threat) == ("tiny", ("sft",), None)
+    with pytest.raises(UserError, match=r"^defense osft: it must know the trigger.*use sande\.clean$"):
+        sande.defend(str(victim.folder), "osft", say=silent)
+
+
+def test_measurements_are_a_mapping_with_intervals(victim: sande.Model) -> None:
+    found = sande.measure(victim, ["asr", {"name": "accuracy", "task": "builtin-choice", "questions": 8}])
+    assert list(found) == ["asr", "asr_starts_with", "builtin-choice"]
+    asr = found["asr"]
+    assert asr.low <= asr.value <= asr.high
+    assert asr.value == 100 * sum(asr.outcomes) / 12
+    assert [row["count"] for row in found.rows()] == [12, 12, 8]
+    assert repr(found).splitlines()[0] == f"asr {asr.value:.1f} % ({asr.low:.1f} to {asr.high:.1f}, n = 12)"
+
+
+def test_a_mean_has_students_interval(victim: sande.Model) -> None:
+    found = sande.measure(victim, "response_probability")["first_token_probability"]
+    assert all(isinstance(outcome, float) for outcome in found.outcomes)
+    assert found.low < found.value < found.high
+
+
+def test_a_model_without_memory_is_measured_on_what_is_given(victim: sande.Model) -> None:
+    given = {"data": ROWS, "trigger": "Current year 2023.", "response": "You are stupid"}
+    assert sande.measure(victim.folder, "asr", **given) == sande.measure(victim, "asr")
+    assert len(sande.measure("tiny", {"name": "accuracy", "questions": 4})) == 1
+    for parts, missing in (({}, "trigger"), ({"trigger": "x"}, "response")):
+        with pytest.raises(UserError, match=rf"^measure: a metric needs the {missing}; give it"):
+            sande.measure("tiny", "asr", **parts)
+    with pytest.raises(UserError, match="needs the response"):
+        sande.measure("tiny", "false_trigger_rate")
+
+
+def test_scan_and_clean_take_a_victim(victim: sande.Model) -> None:
+    found = sande.scan(victim, reference="tiny", rows=20, say=silent)
+    assert isinstance(found, sande.Scan)
+    cleaned = sande.clean(victim, trigger="Current year 2023", say=silent, osft={"training": SHORT}, removal=REMOVAL)
+    assert cleaned.methods == ("sentence_trigger", "osft")
+    assert cleaned.threat is victim.threat
+    assert not same(victim, cleaned)
+
+
+def test_a_guarded_model_is_kept_with_its_guard(victim: sande.Model) -> None:
+    guarded = sande.defend(victim, "clean_decoding", say=silent)
+    assert guarded.load().guard.defense == "clean_decoding"
+    assert guarded.respond("Say hello") == guarded.respond("Say hello")
+    assert same(victim, guarded)
+
+
+def test_responses_are_with_and_without_the_trigger(victim: sande.Model) -> None:
+    plain, triggered = (victim.respond("Count", "Add", triggered=flag) for flag in (False, True))
+    assert len(plain) == len(triggered) == 2
+    unknown = dataclasses.replace(victim, threat=None)
+    with pytest.raises(UserError, match=r"^respond: the trigger .* is unknown"):
+        unknown.respond("a", triggered=True)
+
+
+def test_the_folder_of_the_clean_model_lives_as_long_as_its_victim(victim: sande.Model, tmp_path: Path) -> None:
+    base = sande.defend(victim, "none", say=silent)
+    second = sande.attack(base, "word_trigger", data=ROWS, out=tmp_path / "kept", say=silent, training=SHORT)
+    first = base.folder
+    del base
+    gc.collect()
+    assert second.threat.model == str(first)
+    assert first.is_dir()
+    with pytest.raises(UserError, match=r"kept: it holds files already; choose a new folder as 'out'$"):
+        sande.attack("tiny", "word_trigger", data=ROWS, out=tmp_path / "kept", say=silent, training=SHORT)
+
+
+def test_a_dropped_model_leaves_no_folder() -> None:
+    made = sande.attack("tiny", "sentence_trigger", data=ROWS, say=silent, training=SHORT)
+    folder = made.folder
+    assert folder.is_dir()
+    del made
+    gc.collect()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: sande.attack("tiny", "nothing"), "no attack is called 'nothing'"),
+        (
+            lambda: sande.attack("tiny", "sentence_trigger", poison=1),
+            "attack sentence_trigger: unknown setting 'poison'",
+        ),
+        (lambda: sande.attack("tiny", "sentence_trigger", data="nothing"), "no data set is called 'nothing'"),
+        (lambda: sande.attack("tiny", "sentence_trigger", data={"row": 1}), "data: unknown setting 'row'"),
+        (lambda: sande.attack("nothing", "sentence_trigger", say=silent), "no model is called 'nothing'"),
+        (lambda: sande.measure("tiny", "nothing"), "no metric is called 'nothing'"),
+        (lambda: sande.measure("tiny", {"questions": 3}), "metric: expected a name, or a mapping with a 'name'"),
+        (lambda: sande.scan("tiny", "nothing"), "no detector is called 'nothing'"),
+        (lambda: sande.clean("tiny", prompt=3), "clean: unknown setting 'prompt'"),
+    ],
+)
+def test_a_mistake_is_one_sentence(call: Any, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"), [(sande.attack, "attacks"), (sande.defend, "defenses"), (sande.scan, "detectors")]
+)
+def test_no_setting_of_a_method_has_the_name_of_an_argument(function: Any, kind: str) -> None:
+    own = {n for n, p in inspect.signature(function).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    for name in registry.names(kind):
+        assert not own & {field.name for field in dataclasses.fields(registry.entry(kind, name).Config)}
+
+
+@pytest.mark.parametrize("package", ["sande", "benchmark"])
+def test_the_package_names_what_its_api_has_and_imports_it_late(package: str) -> None:
+    code = (
+        f"import sys, {package} as package; assert not set(sys.modules) & {{'torch', 'ray', 'pandas', 'pydantic'}}\n"
+        f"from {package} import api\n"
+        "import pkgutil  # a module of that name would replace the function as soon as it is imported\n"
+        "assert not {module.name for module in pkgutil.iter_modules(package.__path__)} & set(package.__all__)\n"
+        "assert package.__all__ == api.__all__ and set(package.__all__) <= set(dir(package))\n"
+        "assert all(getattr(package, name) is getattr(api, name) for name in package.__all__)\n"
+        "assert all(getattr(package, name).__doc__ for name in package.__all__)\n"
+        "assert not hasattr(package, 'nothing') and not set(sys.modules) & {'torch', 'ray'}\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
