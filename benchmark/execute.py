@@ -1,8 +1,8 @@
-"""Stages on Ray. Tune is the scheduler: every stage is a trial, offered as soon as what it needs is done.
+"""Run the stages of a plan on Ray. Tune schedules them: each is a trial, offered once the stages it needs are done.
 
-One warm worker process does stage after stage (a Tune class trainable with reused actors). Each attack and each defense
-is a Ray Train run inside it: with one worker in Train's local mode, in that very process, which costs nothing; with two
-or more as a worker group of its own. So is each evaluation with two or more workers, unless vLLM computes it.
+A warm worker process does one stage after another (a Tune class trainable with reused actors). Each attack and each
+defense is a Ray Train run in it: with one worker in Train's local mode, in the same process, which costs nothing; with
+two or more in a worker group of its own. So is an evaluation by two or more workers, unless vLLM computes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ray import tune
-from ray.tune.execution import class_cache
 
 from benchmark import deepspeed, interrupts, keeping, preflight, tracking
 from benchmark import plan as plans
@@ -41,22 +40,19 @@ from benchmark.progress import Progress
 from benchmark.remote import is_uri
 from benchmark.schedule import Queue, side_by_side, whole
 from benchmark.searcher import Gate, StageSearcher, Witness
-from benchmark.stage_trial import StageTrial
+from benchmark.stage_trial import StageJob, StageTrial, TrialSettings
 from benchmark.stages import Stage
 from benchmark.store_protocol import Store
 from sande import engines
 
-# Tune would hand keys of a bucket to its workers, as settings that Ray writes into its logs. Nodes have their own.
-class_cache.ENV_VARS_TO_PROPAGATE = {name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")}
-
-# Present on the head node of every cluster, and on no other node: lets a trial that only waits for its own worker group
-# hold no CPU, so that the group can always be placed.
+# A resource of the head node of every cluster, and of no other node. A trial that only waits for its worker group holds
+# a bit of it and no CPU, so that the group can always be placed.
 HEAD = "node:__internal_head__"
 
-# Tune keeps some 60 kB of each of its trials, so a Tuner does no more than so many; then the next one goes on.
+# Tune keeps some 60 kB for each of its trials, so a Tuner does at most this many, and the next one continues.
 TRIALS_OF_A_TUNER = 2000
 
-# Times that a run makes anew what it finds damaged; a disk that damages more has to be seen to.
+# How often a run repeats stages whose artifacts it finds damaged; a disk that damages more needs attention.
 REPAIRS = 2
 
 
@@ -70,7 +66,7 @@ def run(
     progress: Progress | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
-    """Do all missing stages of a plan, and those again whose artifacts turn out to be damaged.
+    """Do all missing stages of a plan, and repeat those whose artifacts turn out to be damaged.
 
     Args:
         plan: what to do, in which order.
@@ -79,16 +75,16 @@ def run(
         address: a running cluster; None starts Ray here (or joins the one a submitted job runs in).
         say: receives a line at the end of each stage.
         keep: which models stay, see `benchmark.keeping`.
-        progress: is told what runs.
-        check: looks for the user's mistakes, in a thread, while the first worker starts; it ends before any training.
+        progress: receives which stages run.
+        check: looks for the user's mistakes in a thread while the first worker starts; it ends before any training.
 
     Returns:
-        One line for each stage that failed, that could not run because one it needs failed, or that is not finished as
-        the run was interrupted.
+        By stage key, one line for each stage that failed, that could not run because one it needs failed, or that is
+        not finished since the run was interrupted.
 
     Raises:
-        UserError: the cluster cannot be reached, or has not what a stage asks for; or what `check` raises.
-        KeyboardInterrupt: the user ended it before a stage began, or insisted.
+        UserError: the cluster cannot be reached, or lacks what a stage asks for; or what `check` raises.
+        KeyboardInterrupt: the user ended it before a stage began, or pressed Ctrl-C twice.
     """
     if not plan.missing:
         return {}
@@ -99,20 +95,20 @@ def run(
         say(line)
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
-        checked = _beside(check)  # not before: Ray's own processes take both cores of a small machine
+        checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
             if not repair.missing or interrupted(errors):
                 break
-            say(f"a damaged artifact was found; {len(repair.missing)} stages are done again")
+            say(f"found a damaged artifact; {len(repair.missing)} stages are done again")
             kept = {key: error for key, error in errors.items() if key in repair.done}
             errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep, progress)
         return errors
 
 
 def _beside(work: Callable[[], None]) -> Callable[[], None]:
-    """Start work in a thread; return a function that waits for its end, and raises what it raised."""
+    """Start work in a thread; return a function that waits for its end and raises its error."""
     raised: list[Exception] = []
 
     def caught() -> None:
@@ -133,10 +129,10 @@ def _beside(work: Callable[[], None]) -> Callable[[], None]:
 
 
 def _repair(plan: Plan, errors: Mapping[str, str], store: Store) -> Plan:
-    """What is left to do of a plan that was done with some errors: artifacts that are gone, and what failed for it."""
+    """Return the plan of a repair: the stages whose artifacts are gone, and those that failed for it."""
     now = plans.make(plan.cells, store) if errors else plan
     wanted = (set(plan.stages) - now.done - set(errors)) if errors else set()
-    for key in errors:  # of two stages that failed, the one that needs the other comes behind it
+    for key in errors:  # of two stages that failed, the one that needs the other comes later
         if wanted.intersection(plan.stages[key].needs):
             wanted.add(key)
     return Plan(plan.cells, plan.stages, frozenset(set(plan.stages) - wanted))
@@ -169,8 +165,7 @@ def _do(
         progress.folder = status
         queue = Queue(plan, slots, share)
         searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress)
-        # By the user: Tune then returns early, without an exception.
-        ended = UNFINISHED
+        ended = UNFINISHED  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             begun = searcher.begun
             try:
@@ -185,14 +180,14 @@ def _do(
             except OSError as error:
                 if not full(error):
                     raise
-                ended = Failure("not finished, the disk is full; run again to go on", FULL_DISK)
+                ended = Failure("not finished, the disk is full; run again to continue", FULL_DISK)
                 break
             except RuntimeError as error:  # Tune ends where Ray kills its worker
                 checked()
-                ended = Failure(f"not finished, {gave_up(error)}; run again to go on", kind_of(classify(error)))
+                ended = Failure(f"not finished, {gave_up(error)}; run again to continue", kind_of(classify(error)))
                 if not (out_of_memory(error) and searcher.killed()):
                     break
-            except KeyboardInterrupt:  # beside Tune, or a second time
+            except KeyboardInterrupt:  # outside Tune, or a second time
                 break
         searcher.note_overhead()
         queue = searcher.queue
@@ -206,12 +201,12 @@ def _do(
 def _sharing(
     resources: Resources, per_worker: Mapping[str, float], store: Store
 ) -> tuple[Peaks | None, Callable[[Stage], float]]:
-    """How stages share a slot, and on GPUs the peaks of memory by which they do."""
+    """Return the peaks of memory by which stages share a GPU, if they do, and the share of a slot that each gets."""
     if resources.grouped("defend"):  # two ranks of a worker group may not be on one GPU
         return None, whole
     if not per_worker.get("GPU"):
         return None, side_by_side(resources.side_by_side)
-    # A share that the user set is the user's; vLLM takes its memory at its start, whatever others were seen to need.
+    # A share that the user set is kept. vLLM takes its memory at its start, so it shares with no other stage.
     if resources.gpus is not None or resources.engine != engines.BUILT_IN:
         return None, whole
     peaks = peaks_of(store)
@@ -228,21 +223,9 @@ def _tuner(
     status: Path | None,
     checked: Callable[[], None],
 ) -> tune.Tuner:
-    common = {
-        "store": store.location,
-        "status": str(status) if status else None,
-        "workers": resources.workers,
-        "grouped": [kind for kind in get_args(Kind) if resources.grouped(kind)],
-        "sharding": deepspeed.sharding(resources),
-        "per_worker": per_worker,
-        "engine": resources.engine,
-        "timeout": resources.timeout,
-        "report_to": resources.report_to,
-        "checkpoint_minutes": resources.checkpoint_minutes,
-    }
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
-        param_space=common,
+        param_space={"settings": _settings(resources, per_worker, store.location, status)},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=Witness(searcher.witnessed),
@@ -256,8 +239,24 @@ def _tuner(
     )
 
 
+def _settings(resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None) -> TrialSettings:
+    """Return the settings that all trials of a run share."""
+    return TrialSettings(
+        store=store,
+        status=str(status) if status else None,
+        workers=resources.workers,
+        grouped=tuple(kind for kind in get_args(Kind) if resources.grouped(kind)),
+        sharding=deepspeed.sharding(resources),
+        per_worker=per_worker,
+        engine=resources.engine,
+        timeout=resources.timeout,
+        report_to=resources.report_to,
+        checkpoint_minutes=resources.checkpoint_minutes,
+    )
+
+
 def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.RunConfig:
-    """Of a Tuner that works below this folder, in silence; what failed is ours to try again."""
+    """Return the RunConfig of a Tuner that writes below `folder`, logs nothing and leaves retries to the queue."""
     return tune.RunConfig(
         name=uuid.uuid4().hex[:8],
         storage_path=str(folder),
@@ -267,16 +266,17 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
     )
 
 
-def _trial_resources(resources: Resources, job: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """What the process of a trial holds: its share of what a worker gets, unless it waits for a group of workers."""
-    if resources.grouped(Stage.from_json(job["stage"]).kind):
+def _trial_resources(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what a trial's process holds: its share of what a worker gets; next to nothing where a group does it."""
+    job = StageJob.of(config)
+    if job.grouped:
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
-    held = {name: amount * job["share"] for name, amount in job["per_worker"].items()}
-    if resources.cpus is not None and "GPU" in held:  # of a GPU it has a share, of CPUs what the user said
+    held = {name: amount * job.share for name, amount in job.settings.per_worker.items()}
+    if resources.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
         held["CPU"] = float(resources.cpus)
     return tune.PlacementGroupFactory([held])
 
 
 def gave_up(error: RuntimeError) -> str:
-    """Why Tune did not go on: it ends where Ray kills its worker."""
+    """Return why Tune ended: it does where Ray kills its worker."""
     return "memory ran out and Ray ended the worker" if out_of_memory(error) else classify(error)

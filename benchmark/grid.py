@@ -22,14 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import documents, search_space, variants, wildcards
+from benchmark import documents, search_space, shipped, variants, wildcards
 from benchmark.cell import DEFAULTS, Cell, Parser, Resources
 from benchmark.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
 from sande import registry
 from sande.config import configure
 from sande.errors import UserError
 
-FOLDER = Path("grids")
 SCALES = "scales"
 _GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "sweep")
 _UNION_KEYS = ("about", "include", "resources", "scale")
@@ -75,7 +74,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     """Read, expand, scale, override, filter and check a grid.
 
     Args:
-        path: the YAML file, or the name of one in `grids/`; its stem names the grid.
+        path: the YAML file, or a plain name as in `sande-bench list grids`; its stem names the grid.
         overrides: `path.to.field=value` (the value in YAML), applied to every cell, also to swept fields.
         only: `path=value`; keep the cells that have, at every path, one of the values given for it.
         scale: name of a file in `scales/` next to the grid, instead of the grid's own.
@@ -83,7 +82,7 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     Raises:
         UserError: the file or an option is wrong; the message names file, place and fix.
     """
-    path, scale = named(path), scale or None
+    path, scale = shipped.named(path), scale or None
     values = _read(path)
     parts = _parts(path, values)
     own = sorted({part.scale for part in parts})
@@ -115,19 +114,13 @@ def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), sc
     )
 
 
-def named(path: Path) -> Path:
-    """Return the grid file of a bare name such as `quickstart`, and any other path as it is."""
-    known = FOLDER / f"{path}.yaml"
-    return known if not path.exists() and path.name == str(path) and known.is_file() else path
-
-
 def files(path: Path, scale: str | None = None) -> list[Path]:
     """Return the files of a grid: its own, those that it includes, and their scales.
 
     Raises:
         UserError: a file is missing or cannot be read.
     """
-    path = named(path)
+    path = shipped.named(path)
     parts = _parts(path, _read(path))
     scales = {scale} if scale else {part.scale for part in parts if part.scale}
     for name in scales:

@@ -1,4 +1,4 @@
-"""SIGTERM ends a run as Ctrl-C does: in order, with the rows of what is done, and a sentence how to go on."""
+"""Let SIGTERM end a run as Ctrl-C does: orderly, with the rows of what is done and a sentence on how to continue."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ _received: list[int] = []
 
 def _as_ctrl_c(number: int, frame: Any) -> None:
     _received.append(number)
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell leaves it to what a script starts with `&`
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell sets it for a script's commands with `&`
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)  # whose handler is Python's, or Tune's while that runs
 
 
 def take() -> None:
-    """From now on SIGTERM does what SIGINT does; Ray puts a handler of its own there whenever it starts."""
+    """Let SIGTERM do what SIGINT does from now on; Ray sets its own handler whenever it starts."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _as_ctrl_c)
 
 
 @contextmanager
 def orderly() -> Iterator[None]:
-    """The same within a block."""
+    """Let SIGTERM do what SIGINT does within the block."""
     before = signal.getsignal(signal.SIGTERM)
     _received.clear()
     take()
@@ -39,7 +39,7 @@ def orderly() -> Iterator[None]:
 
 @contextmanager
 def sigint_kept() -> Iterator[None]:
-    """Around what puts a handler for SIGINT and leaves it there, as Tune does."""
+    """Restore the handler of SIGINT after the block, where code such as Tune leaves its own."""
     before = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -50,10 +50,10 @@ def sigint_kept() -> Iterator[None]:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Around Ray's start, which cannot be broken off in its middle: the first SIGINT waits for the block's end.
+    """Hold the first SIGINT until the end of the block; Ray's start cannot be interrupted in the middle.
 
     Raises:
-        KeyboardInterrupt: at the end, for that; at once for a second one, or for SIGTERM, whose handler is Ray's here.
+        KeyboardInterrupt: at the end for the held one; at once for a second one, or for SIGTERM, which Ray handles.
     """
     came: list[int] = []
 
@@ -78,5 +78,5 @@ def held() -> Iterator[None]:
 
 
 def exit_code() -> int:
-    """As a shell has it for the signal that came: 143 for SIGTERM, else 130."""
+    """Return the exit code of a shell for the signal: 143 for SIGTERM, else 130."""
     return 128 + (signal.SIGTERM if _received else signal.SIGINT)

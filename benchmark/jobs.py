@@ -1,7 +1,7 @@
-"""A grid as a job on a running Ray cluster, by Ray's job API: submit it, follow it, stop it.
+"""Submit, follow and stop a grid as a job on a running Ray cluster, by Ray's job API.
 
-What travels is a folder made for the purpose: the program's own modules and the files that the grid is made of. The
-environment that they need is the cluster's; store and results lie where its nodes reach them.
+Ray uploads a folder with the program's own modules and the files of the grid. The libraries are those of the cluster;
+its nodes have to reach the store and the results.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from urllib.parse import urlsplit
 import benchmark
 import sande
 from benchmark import grid as grids
+from benchmark import shipped
 from benchmark.stages import CODE_VERSION, code_version
 from sande.errors import UserError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
 
-# What a run reads from the environment, if it is set here. Ray writes the environment of a job into its logs and shows
-# it in its dashboard, so no secret is among them: a token of the Hub, or keys of a bucket, are for the nodes to have.
+# Variables that a run reads, which a job gets if they are set here. Ray writes the environment of a job into its logs
+# and shows it in its dashboard, so none is a secret: nodes have their own token of the Hub and keys of a bucket.
 PASSED = (
     *(
         "SANDE_DATA_DIR",
@@ -42,13 +43,14 @@ PASSED = (
         "MLFLOW_EXPERIMENT_NAME",
         "WANDB_PROJECT",
     ),
-    *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),  # where a store is
+    *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),  # address of a store
 )
 _WITH_PASSWORD = re.compile(r"://[^/]*@")
-STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is done. Ray's own are 3
-MOST_MIB = 50.0  # of what travels, which is 1.5 MiB; Ray's dashboard takes 100
+STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is done; Ray's default is 3
+MOST_MIB = 50.0  # of an upload, which has 1.5 MiB; Ray's dashboard takes 100
 PORT = 8265
 INTERRUPTED, STOPPED = 130, 143
+COLUMNS = ("job", "state", "began", "took", "command")  # of the table of jobs
 EXIT_CODES = (0, 1, 2, INTERRUPTED, STOPPED)  # of `sande-bench run`
 
 
@@ -64,13 +66,13 @@ def submit(
     """Start `sande-bench run` of a grid on a cluster.
 
     Args:
-        grid: file, or the name of one in `grids/`.
-        address: of the cluster's dashboard, http://host:8265.
+        grid: file, or a plain name as in `sande-bench list grids`.
+        address: the cluster's dashboard, http://host:8265.
         store: absolute path that every node sees, or a URI.
         results: the same.
-        options: further ones of `run`, as words of a command line.
+        options: further options of `run`, as words of a command line.
         scale: as for `run`.
-        passed: names of variables of this environment that the job gets beside `PASSED`.
+        passed: names of variables of this environment that the job gets on top of `PASSED`.
 
     Returns:
         The job's submission id.
@@ -99,42 +101,42 @@ def submit(
 
 
 def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
-    """Copy what a job needs into an empty folder: the two packages, the grid, the grids it includes, their scales.
+    """Copy the files of a job into an empty folder: the two packages, the grid, the grids it includes, their scales.
 
     Returns:
         Path of the grid below the folder.
 
     Raises:
-        UserError: a file of the grid is missing, or there is too much of it.
+        UserError: a file of the grid is missing, or the folder is too large to upload.
     """
     files = grids.files(grid, scale)
     for package in (sande, benchmark):
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     for file in files:
-        target = folder / grids.FOLDER / file.relative_to(files[0].parent)
+        target = folder / shipped.FOLDER / file.relative_to(files[0].parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
     sizes = {path: path.stat().st_size / 2**20 for path in folder.rglob("*") if path.is_file()}
     largest = max(sizes, key=sizes.__getitem__)
     if sum(sizes.values()) > MOST_MIB:
         raise UserError(
-            f"program and grid have {sum(sizes.values()):.0f} MiB, and a job takes {MOST_MIB:.0f}; "
-            f"{largest.relative_to(folder)} alone has {sizes[largest]:.0f}: take it out"
+            f"{largest.relative_to(folder)}: program and grid have {sum(sizes.values()):.0f} MiB, "
+            f"{sizes[largest]:.0f} of them in this file, and a job takes {MOST_MIB:.0f}; remove it"
         )
-    return str(grids.FOLDER / files[0].name)
+    return str(shipped.FOLDER / files[0].name)
 
 
 def _environment(passed: Iterable[str]) -> dict[str, str]:
     missing = [name for name in passed if name not in os.environ]
     if missing:
-        raise UserError(f"--env {missing[0]}: there is no such variable in this environment; set it, or leave it out")
+        raise UserError(f"--env {missing[0]}: this environment has no such variable; set it, or remove the option")
     wanted = shared_environment() | {name: os.environ[name] for name in passed}
     return wanted | {CODE_VERSION: code_version(), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 
 
 def shared_environment() -> dict[str, str]:
-    """Those of `PASSED` that are set, without an address that holds a password."""
+    """Return the variables of `PASSED` that are set, without addresses that hold a password."""
     found = {name: os.environ[name] for name in PASSED if name in os.environ}
     return {name: value for name, value in found.items() if not _WITH_PASSWORD.search(value)}
 
@@ -142,16 +144,16 @@ def shared_environment() -> dict[str, str]:
 def _refuse_if_lost(option: str, place: str) -> None:
     if not place.startswith("/") and "://" not in place:
         raise UserError(
-            f"{option} {place}: a job runs in a copy of this program that goes when it ends; give a folder that every "
-            "node sees, as an absolute path, or a URI such as s3://bucket/folder"
+            f"{option} {place}: a job runs in a copy of this program that is removed at its end; choose a folder that "
+            "every node sees, as an absolute path, or a URI such as s3://bucket/folder"
         )
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """A client of the cluster's job server, with the user's token (`RAY_AUTH_TOKEN`, or what Ray keeps in ~/.ray).
+    """Return a client of the cluster's job server, with the user's token (`RAY_AUTH_TOKEN`, or Ray's file in ~/.ray).
 
     Raises:
-        UserError: it cannot be reached, is no Ray head, or does not take the token.
+        UserError: the server cannot be reached, is not a Ray head, or refuses the token.
     """
     parts = urlsplit(address if "://" in address else f"http://{address}")
     try:
@@ -159,24 +161,24 @@ def connect(address: str) -> JobSubmissionClient:
     except ValueError:
         host = None
     if parts.scheme not in ("http", "https") or not host:
-        raise UserError(f"--address {address}: expected that of a Ray dashboard, such as http://host:{PORT}")
+        raise UserError(f"--address {address}: not the address of a Ray dashboard; use one such as http://host:{PORT}")
     if reason := unreachable(host, port):
         raise UserError(
             f"no Ray cluster at '{address}' ({reason}); check --address, and that its dashboard listens there"
         )
     url = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path}"
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it on import
-    os.environ["RAY_API_SERVER_ADDRESS"] = url  # else RAY_ADDRESS, which is no dashboard's, takes its place
+    os.environ["RAY_API_SERVER_ADDRESS"] = url  # else Ray takes RAY_ADDRESS, which is not a dashboard
     from ray.job_submission import JobSubmissionClient
 
     for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.ERROR)  # of uploads and tokens we speak ourselves
+        handler.setLevel(logging.ERROR)  # this module reports uploads and tokens itself
     with _answering(address):
         return JobSubmissionClient(url)
 
 
 def unreachable(host: str, port: int) -> str:
-    """Why nobody can be reached there within five seconds; empty where somebody listens. Ray would try for minutes."""
+    """Return why a server does not answer within five seconds, or an empty text; Ray would try for minutes."""
     try:
         socket.create_connection((host, port), timeout=5).close()
     except (OSError, OverflowError) as error:
@@ -186,10 +188,10 @@ def unreachable(host: str, port: int) -> str:
 
 @contextmanager
 def _answering(address: str, job: str = "") -> Iterator[None]:
-    """What a job server answers, or does not, as the user's mistake.
+    """Raise errors of Ray's client as mistakes of the user.
 
     Raises:
-        UserError: in place of any error of Ray's client.
+        UserError: instead of any error of the client.
     """
     import requests
     from ray.exceptions import AuthenticationError
@@ -197,33 +199,34 @@ def _answering(address: str, job: str = "") -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        said = "does not take this token" if "invalid" in str(error).lower() else "wants a token"
+        answer = "refuses this token" if "invalid" in str(error).lower() else "requires a token"
         raise UserError(
-            f"the cluster at '{address}' {said}; put the one that 'ray get-auth-token' shows on its head into "
-            "RAY_AUTH_TOKEN or ~/.ray/auth_token"
+            f"--address {address}: the cluster {answer}; set RAY_AUTH_TOKEN, or ~/.ray/auth_token, to the one that "
+            "'ray get-auth-token' shows on its head"
         ) from None
     except (requests.RequestException, ConnectionError, RuntimeError, KeyError) as error:
         reason = str(error).strip().split("\n")[0]
         if job and "404" in reason:
             raise UserError(
-                f"the cluster at '{address}' knows no job '{job}'; 'sande-bench status --address {address}' lists them"
+                f"job {job}: not known to the cluster at {address}; use one that 'sande-bench status --address "
+                f"{address}' lists"
             ) from None
         raise UserError(
-            f"the job server at '{address}' cannot be used ({reason}); check --address, and that the head has "
+            f"--address {address}: no usable job server ({reason}); check the address, and that the head has "
             "ray[default]"
         ) from None
 
 
 def follow(job: str, address: str, write: Callable[[str], None]) -> int:
-    """Pass a job's log on until the job ends.
+    """Follow a job's log until the job ends.
 
     Args:
         job: its submission id.
-        address: of the cluster's dashboard.
-        write: receives pieces of the log, from its begin.
+        address: the cluster's dashboard.
+        write: receives pieces of the log, from its beginning.
 
     Returns:
-        The exit code of the run; 143 where the job was stopped; 1 where it never came to an exit code of its own.
+        The exit code of the run; 143 where the job was stopped; 1 where it has no exit code of its own.
     """
     client = connect(address)
 
@@ -235,14 +238,14 @@ def follow(job: str, address: str, write: Callable[[str], None]) -> int:
         details = client.get_job_info(job)
         asyncio.run(tail())
         details = _ended(client, job)
-    code, said = outcome(details)
-    if said:
-        write(f"{said}\n")
+    code, reason = outcome(details)
+    if reason:
+        write(f"{reason}\n")
     return code
 
 
 def outcome(details: JobDetails) -> tuple[int, str]:
-    """Exit code for a job that ended, and what the log does not say about its end."""
+    """Return the exit code for a job that ended, and a sentence on its end where the log has none."""
     status = str(details.status.value)
     if status == "STOPPED":
         return STOPPED, f"{details.submission_id} was stopped"
@@ -262,26 +265,27 @@ def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
     return details
 
 
-def status(address: str, job: str | None = None) -> list[str]:
-    """A line for a job, or for each that was submitted: id, state, when it began, how long it took, what it does."""
+def status(address: str, job: str | None = None) -> dict[str, list[str]]:
+    """Return a table, by head, of one job or of all that were submitted, the earliest first."""
     client = connect(address)
     with _answering(address, job or ""):
         found = [client.get_job_info(job)] if job else client.list_jobs()
     submitted = sorted((one for one in found if one.submission_id), key=lambda one: one.start_time or 0)
-    return [_line(one) for one in submitted]
+    rows = [_row(one) for one in submitted]
+    return {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
 
 
-def _line(details: Any) -> str:
+def _row(details: Any) -> tuple[str, ...]:
     begin, end = ((stamp or time.time() * 1000) / 1000 for stamp in (details.start_time, details.end_time))
     began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begin))
-    return f"{details.submission_id}  {details.status.value}  {began}  {end - begin:.0f} s  {details.entrypoint}"
+    return str(details.submission_id), str(details.status.value), began, f"{end - begin:.0f} s", details.entrypoint
 
 
 def stop(address: str, job: str) -> str:
-    """Ask a job to end, which leaves it a minute for the rows of what is done, and wait until it has.
+    """Ask a job to end, which leaves it a minute to write the rows of what is done; wait for its end.
 
     Returns:
-        What became of it.
+        A sentence with the job's final state.
     """
     client = connect(address)
     with _answering(address, job):

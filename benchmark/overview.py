@@ -122,6 +122,17 @@ def layout(columns: Columns, room: int, most: int | None = None) -> Iterator[str
             yield ""
     if not _fits(shown, room):
         shown[NAME] = _short_names(shown[NAME])
+    yield from fitted(shown, room, most)
+
+
+def fitted(shown: Columns, room: int, most: int | None = None) -> Iterator[str]:
+    """Yield the lines of a table with a head; values that have no room in their column are folded at their joints.
+
+    Args:
+        shown: equally many values for each head.
+        room: columns of the terminal.
+        most: number of rows, the first ones; None: all.
+    """
     natural = [_natural(head, values) for head, values in shown.items()]
     if not _fits(shown, room):
         least = [max(_least(value) for value in {head, *values}) for head, values in shown.items()]

@@ -1,4 +1,4 @@
-"""A run of a grid from its file to its report; what the command `run` shows is in its result."""
+"""Run a grid, from its file to its report: the body of `sande-bench run` as a function with a typed result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmark import costs, here, keeping, publishing, record, search_forecast, search_plan, search_report, uptodate
+from benchmark import (
+    costs,
+    here,
+    keeping,
+    publishing,
+    record,
+    search_forecast,
+    search_plan,
+    search_report,
+    shipped,
+    uptodate,
+)
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import rows as result_rows
@@ -25,22 +36,22 @@ from benchmark.stages import code_version
 from benchmark.store_protocol import Store
 from sande.compute import has_gpu
 
-PARTIAL = "unfinished"  # subfolder of a complete report, for what a later run that was interrupted has measured
+PARTIAL = "unfinished"  # subfolder of a complete report, for the rows of a later run that was interrupted
 STORE, RESULTS = ".store", "results"
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a run is asked to do.
+    """Options of a run.
 
     Attributes:
-        grid: file, or the name of one in `grids/`.
+        grid: file, or a plain name as in `sande-bench list grids`.
         store: folder or URI of artifacts.
         results: folder or URI that gets a subfolder for the grid.
-        address: of a running Ray cluster; None starts Ray here.
+        address: a running Ray cluster; None starts Ray here.
         assignments: `path.to.field=value`, for every cell.
-        only: `path=value`, which cells.
-        scale: instead of the grid's own.
+        only: `path=value`, to choose cells.
+        scale: replaces the grid's own.
         keep: which models stay, see `benchmark.keeping`.
     """
 
@@ -56,11 +67,11 @@ class Request:
     @property
     def command(self) -> str:
         """Return the command with the options that decide what is computed."""
-        return record.command(grids.named(self.grid), self.assignments, self.only, self.scale)
+        return record.command(shipped.named(self.grid), self.assignments, self.only, self.scale)
 
     @property
     def whole_command(self) -> str:
-        """Return the command with the options that decide where and how, too."""
+        """Return the command with the options of place and machine, too."""
         options = {
             "--store": self.store if self.store != STORE else None,
             "--results": self.results if self.results != RESULTS else None,
@@ -73,17 +84,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """How a run ended.
+    """Result of a run.
 
     Attributes:
         name: of the results folder.
-        page: where the report is, as the user gave the place.
-        command: that was run, to be run again.
-        cells, failed: how many cells there are, and how many of them failed.
-        stages, done: how many stages they need, and how many of those are done.
-        interrupted: whether the user ended it.
+        page: path of the report, below the place that the user gave.
+        command: the whole command, to continue or repeat the run.
+        cells: number of cells.
+        failed: number of cells that failed.
+        stages: number of stages that the cells need.
+        done: number of stages that are done.
+        interrupted: whether the user ended the run.
         texts: tables as Markdown.
-        seconds: that it took.
+        seconds: wall time.
     """
 
     name: str
@@ -108,15 +121,15 @@ def run(
     """Run what is missing of a grid; write its rows and report.
 
     Args:
-        request: what to do.
-        say: receives a line of progress, whenever something happened.
-        show: receives a line on the whole.
-        progress: is told what is to be done, and what runs.
-        shown: makes the context in which stages run and progress is on view.
+        request: options.
+        say: receives a line whenever a stage ends or something else happens.
+        show: receives lines about the whole run.
+        progress: receives which stages are left, and which run.
+        shown: returns a context that displays the progress; stages run in it.
 
     Raises:
-        UserError: the grid, a folder or the cluster is not as it has to be.
-        KeyboardInterrupt: the user ended it before there was anything to write, or insisted.
+        UserError: the grid is wrong, a folder cannot be written, or the cluster cannot be reached.
+        KeyboardInterrupt: the user ended it before there was anything to write, or pressed Ctrl-C twice.
     """
     begin, progress = time.perf_counter(), progress or Progress("")
     keeping.check(request.keep)
@@ -176,7 +189,7 @@ def _execute(
     *,
     ended: bool,
 ) -> tuple[dict[str, str], float]:
-    """Do what is missing, unless the run has ended; return a line for each stage left or failed, and the seconds."""
+    """Do the missing stages, unless the run has ended; return a line for each left or failed, and the seconds."""
     unfinished: dict[str, str] = dict.fromkeys((stage.key for stage in plan.missing), UNFINISHED)
     if ended:
         return unfinished, 0.0
@@ -192,7 +205,7 @@ def _execute(
             errors = execute.run(
                 plan, store, loaded.resources, request.address, say, request.keep, progress=progress, check=check
             )
-        except KeyboardInterrupt:  # not while a stage was done: it still gets its rows
+        except KeyboardInterrupt:  # before the first stage; the rows are still written
             errors = unfinished
     return errors, time.perf_counter() - begin
 
@@ -207,7 +220,7 @@ def _write(
     *,
     computed: bool,
 ) -> Finished:
-    """Write rows, record and report of a run that came to its end, unless they are there already."""
+    """Write rows, record and report of a complete run, unless they are there already."""
     folder = place.folder
     search_report.write(loaded, store, folder)
     plan = plans.make(searched.cells, store)
@@ -233,7 +246,7 @@ def _write(
 def _write_partial(
     loaded: Grid, searched: Grid, place: Results, store: Store, errors: Mapping[str, str], request: Request
 ) -> Finished:
-    """Write what is measured; where a complete report is, into a subfolder of its own, and the report stays."""
+    """Write what is measured; next to a complete report, into a subfolder, so that the report is kept."""
     from benchmark import report
 
     folder, shown = place.fetch(), place.shown
@@ -255,7 +268,7 @@ def _write_partial(
 def _finished(
     loaded: Grid, request: Request, shown: str, searched: Grid, failed: int, plan: Plan, texts: Sequence[str] | None
 ) -> Finished:
-    """Return how a run ended, but for its seconds; without texts it was interrupted."""
+    """Return the result of a run, without its seconds; `texts` is None where it was interrupted."""
     return Finished(
         loaded.name,
         f"{shown}/README.md",

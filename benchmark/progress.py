@@ -1,6 +1,6 @@
-"""How a run comes along, for the person who waits: a live view on a terminal, plain lines in a pipe or a log.
+"""Show the progress of a run: a live view on a terminal, plain lines in a pipe or a log.
 
-The stages that run write their status into files (`benchmark.status`); a thread looks at them.
+Running stages write their status into files (`benchmark.status`); a thread reads them.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Running: TypeAlias = "tuple[Stage, float, Status | None]"  # with the seconds si
 
 @dataclass
 class Progress:
-    """What is done, what runs, and about how long the rest takes.
+    """State of a run: what is done, what runs, and about how long the rest takes.
 
     Attributes:
-        grid: its name.
-        expected: seconds of each stage by key, as forecast; empty where no forecast is possible.
+        grid: name of the grid.
+        expected: predicted seconds of each stage by key; empty where no prediction is possible.
         at_once: stages that run at a time.
     """
 
@@ -45,7 +45,7 @@ class Progress:
     expected: Mapping[str, float] = field(default_factory=dict)
     at_once: int = 1
     phase: str = ""
-    folder: Path | None = None  # of the statuses
+    folder: Path | None = None  # of the status files
     total: int = 0
     done: int = 0
     _began: float = field(default_factory=time.monotonic)
@@ -65,7 +65,7 @@ class Progress:
         self._running[stage.key] = stage, time.monotonic()
 
     def ended(self, stage: Stage, again: bool = False) -> None:
-        """Note that a stage no longer runs: it is done, or has failed, or is to be tried once more."""
+        """Note that a stage no longer runs: it is done, has failed, or will be tried again."""
         _, began = self._running.pop(stage.key, (stage, time.monotonic()))
         if again:
             self._waiting[stage.key] = stage
@@ -76,14 +76,14 @@ class Progress:
         self._took[stage.kind].append((took, self.expected.get(stage.key, 0.0)))
 
     def dropped(self, keys: Collection[str]) -> None:
-        """Note stages that will not run, since one that they need failed."""
+        """Note stages that will not run since one that they need failed."""
         for key in keys:
             if self._waiting.pop(key, None):
                 self.done += 1
 
     @property
     def running(self) -> list[Running]:
-        """Stages that run, the seconds since each began, and its status."""
+        """Return the stages that run, the seconds since each began, and its status."""
         now = time.monotonic()
         return [
             (stage, now - began, read(self.folder, key) if self.folder else None)
@@ -92,17 +92,17 @@ class Progress:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began."""
+        """Return the seconds since the run began."""
         return time.monotonic() - self._began
 
     def seconds_left(self, running: Sequence[Running] | None = None) -> float | None:
-        """Return about how long the stages still take; None while nothing is known of some of them.
+        """Return about how many seconds the stages still take; None while some of them cannot be predicted.
 
-        Forecasts are corrected by how long stages of the same kind took here; a stage without one takes as long as
-        those of its kind did.
+        Predictions are scaled by how long stages of the same kind took here; a stage without one takes as long as
+        the others of its kind did.
 
         Args:
-            running: as the property gives it, where it is at hand: it reads a file for each stage.
+            running: value of that property, if the caller has it: the property reads a file for each stage.
         """
         left = [self._seconds(stage) for stage in list(self._waiting.values())]
         longest = 0.0
@@ -127,12 +127,12 @@ class Progress:
 
 
 class Lines:
-    """Plain lines: one at a stage's end, and one a minute for each that runs."""
+    """Print plain lines: one at a stage's end, and one a minute for each that runs."""
 
     def __init__(self, progress: Progress, echo: Callable[[str], None]) -> None:
         self.progress = progress
         self._echo = echo
-        self._told: dict[str, float] = {}
+        self._printed: dict[str, float] = {}
 
     def show(self, line: str) -> None:
         """Print a line as it is."""
@@ -143,12 +143,12 @@ class Lines:
         self._echo(f"{time.strftime('%H:%M:%S')} {line}")
 
     def refresh(self) -> None:
-        """Print a line for each stage on which there has been none for a minute."""
+        """Print a line for each stage that has had none for a minute."""
         running = self.progress.running
         left = self.progress.seconds_left(running)
         for stage, since, status in running:
-            if since - self._told.get(stage.key, 0.0) >= LINE_SECONDS:
-                self._told[stage.key] = since
+            if since - self._printed.get(stage.key, 0.0) >= LINE_SECONDS:
+                self._printed[stage.key] = since
                 rest = f"; about {clock(left)} left for the grid" if left is not None else ""
                 self.say(f"{stage.label}: {status or STARTING}{rest}")
 
@@ -160,7 +160,7 @@ class Lines:
 
 
 class Live:
-    """A view that is drawn anew twice a second below the lines: the grid, and each stage that runs."""
+    """Draw the grid and each running stage below the lines, twice a second."""
 
     def __init__(self, progress: Progress, console: Console) -> None:
         self.progress = progress
@@ -176,7 +176,7 @@ class Live:
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Draw the view within the block; what anything prints meanwhile appears above it."""
+        """Draw the view within the block; other output appears above it."""
         from rich.live import Live as RichLive
 
         with RichLive(
@@ -240,7 +240,7 @@ def clock(seconds: float) -> str:
 
 @contextmanager
 def _repeated(work: Callable[[], Any], every: float) -> Iterator[None]:
-    """Do something in a thread of its own, again and again, until the block ends."""
+    """Repeat some work in a thread of its own until the block ends."""
     over = threading.Event()
 
     def repeat() -> None:

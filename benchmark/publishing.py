@@ -1,7 +1,7 @@
-"""`sande-bench publish`: results that are tracked, apart from those that runs write.
+"""Publish results: `sande-bench publish` copies them to a tracked folder, apart from those that runs write.
 
-A folder of published results has a marker, `published.json`; what lies below it is published, and no other command
-writes there. Published rows are those of a run, untouched; pages, tables and figures are made from them.
+A folder of published results has a marker, `published.json`; everything below it is published, and no other command
+writes there. The rows are copied unchanged from a run; pages, tables and figures are made from them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 FOLDER = Path("results/published")
 MARKER = "published.json"
 _MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
-# Of a grid's results, what is copied as it is; the rest is made from it.
+# Files of a grid's results that are copied unchanged; all others are made from them.
 _COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
 _MOST_NAMED = 3  # files or versions in a sentence
 
 
 def is_published(place: str | Path) -> bool:
-    """Return whether a path of this machine lies in a folder of published results, or is one."""
+    """Return whether a path of this machine is a folder of published results, or lies in one."""
     if is_uri(place):
         return False
     path = Path(place).resolve()
@@ -40,34 +40,34 @@ def refuse_published(place: str | Path, option: str = "") -> None:
     """Refuse to write into published results.
 
     Args:
-        place: where something is to be written.
-        option: of the command line that gave it, if any.
+        place: path that is to be written.
+        option: option of the command line that gave it, if any.
 
     Raises:
         UserError: the place is published.
     """
     if is_published(place):
         if option:
-            how = f"choose another {option}, and publish what is there then"
+            how = f"choose another {option}, and publish the results from there"
         else:
-            how = f"use 'sande-bench publish {place}' to make its pages again, or a copy of the folder"
-        raise UserError(f"{place}: published results are written by 'sande-bench publish' alone; {how}")
+            how = f"use 'sande-bench publish {place}' to write its pages again, or a copy of the folder"
+        raise UserError(f"{place}: only 'sande-bench publish' writes published results; {how}")
 
 
 def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
-    """Publish the results of a grid; of published ones, make the pages again from their rows.
+    """Publish the results of a grid; of published ones, write the pages again from their rows.
 
     Args:
         folder: results of a grid.
         to: folder of published results, which gets a subfolder of the same name.
-        replace: whether that may replace one that is there.
+        replace: whether that may replace an existing one.
 
     Returns:
         The published folder.
 
     Raises:
-        UserError: the results are not complete, or not of one known version of the code, or of the random model; or the
-            published folder is there, or cannot be written.
+        UserError: the results are incomplete, of the random model, or not of one known version of the code; or the
+            published folder exists, or cannot be written.
     """
     from benchmark import rows
 
@@ -86,11 +86,11 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
 
 
 def make_pages(folder: Path, shown: Path) -> None:
-    """Make everything in a published folder that follows from its rows: report, comparison, leaderboard, record.
+    """Write everything in a published folder that follows from its rows: report, comparison, leaderboard, record.
 
     Args:
-        folder: holds the rows; of comparison and leaderboard only what is there is made again.
-        shown: what the pages call it.
+        folder: holds the rows; comparison and leaderboard are written only where they exist already.
+        shown: path of the folder in the pages.
     """
     from benchmark import compare, report, rows
     from benchmark.leaderboard import markdown as leaderboard
@@ -108,16 +108,16 @@ def make_pages(folder: Path, shown: Path) -> None:
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:
-    """Refuse rows that are not all measured, by one known commit, on a model that means something."""
+    """Refuse rows that are not all measured, are not of one known commit, or are of the random model."""
     import pyarrow.compute as pc
 
     from benchmark import rehearsal, rows, stages
 
     cells = len(table["cell"].unique())
-    for status, problem in ((rows.FAILED, "failed"), (rows.NOT_RUN, "not measured to their end")):
+    for status, problem in ((rows.FAILED, "failed"), (rows.NOT_RUN, "are unfinished")):
         if count := len(table["cell"].filter(pc.equal(table["status"], status)).unique()):
             raise UserError(
-                f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it when all are done"
+                f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it once all are done"
             )
     rehearsal.refuse_random(table, folder, "")
     versions = sorted(str(version or "unknown") for version in pc.unique(table["code_version"]).to_pylist())
@@ -129,30 +129,30 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
     (version,) = versions
     if "+" not in version or version.endswith(stages.DIRTY):
         raise UserError(
-            f"{folder}: its rows are of the code {version}, which is no commit; commit the changes, and run its grid "
-            "again with a new --store"
+            f"{folder}: its rows are of the code {version}, which is not a commit; commit the changes, and run its "
+            "grid again with a new --store"
         )
 
 
 def _check_place(to: Path) -> None:
-    """Refuse a folder of other things, which would count as published from then on."""
+    """Refuse a folder with other files, which would all count as published."""
     if to.is_dir() and any(to.iterdir()) and not is_published(to):
-        raise UserError(f"--to {to}: the folder holds other things than published results; choose a new one")
+        raise UserError(f"--to {to}: the folder holds other files than published results; choose a new one")
 
 
 def _check_tree(folder: Path) -> None:
-    """Refuse while the code is not that of a commit."""
+    """Refuse while the code differs from its commit."""
     from benchmark import stages
 
     changed = stages.changed_files()
     if changed is None:
-        raise UserError(f"{folder}: this program runs outside a git checkout; use one to publish results")
+        raise UserError(f"{folder}: this program runs outside a git checkout; use a checkout to publish results")
     if changed:
         raise UserError(f"{folder}: the checkout has changes ({_named(changed)}); commit them, and publish again")
 
 
 def _replace(folder: Path, target: Path) -> None:
-    """Make the published folder beside its place, put it there whole, and remove one that was there."""
+    """Make the published folder in a temporary place, move it to its own as a whole, and remove an older one."""
     from benchmark import compare
     from benchmark.leaderboard import markdown as leaderboard
 
@@ -166,7 +166,7 @@ def _replace(folder: Path, target: Path) -> None:
         for path in sorted(path for pattern in _COPIED for path in folder.glob(pattern)):
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / path.name)
         for name in (f"{compare.NAME}.md", f"{leaderboard.NAME}/{leaderboard.NAME}.md"):
-            if (folder / name).is_file():  # which says that it is to be made
+            if (folder / name).is_file():  # `make_pages` writes pages that exist
                 (new / name).parent.mkdir(exist_ok=True)
                 (new / name).touch()
         make_pages(new, target)
@@ -183,7 +183,7 @@ def _replace(folder: Path, target: Path) -> None:
 
 
 def _writing(place: Path, work: Callable[[], Any]) -> None:
-    """Write, and say in a sentence if that is not possible."""
+    """Do the work; raise UserError where the place cannot be written."""
     try:
         work()
     except OSError as error:

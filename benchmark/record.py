@@ -1,4 +1,4 @@
-"""`run.json`, the record of a run in its results folder: exact command, code, time, and whether it is complete."""
+"""Record of a run, `run.json` in its results folder: exact command, code, time, and whether it is complete."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from benchmark import shipped
 from benchmark.files import write_atomically
 
 NAME = "run.json"
@@ -17,13 +18,13 @@ NAME = "run.json"
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What is known of the run behind some rows.
+    """Facts about the run behind some rows.
 
     Attributes:
-        command: that makes the rows again, quoted for a shell; without options that change no number.
-        code_version: of the program that ran.
-        ended_at: in UTC, ISO 8601.
-        complete: whether every cell was tried to its end.
+        command: reproduces the rows; quoted for a shell, without options that change no number.
+        code_version: version of the program.
+        ended_at: time in UTC, ISO 8601.
+        complete: whether every cell was measured or failed.
         recorded: False where the run wrote no record and the command was derived from the rows.
     """
 
@@ -36,16 +37,14 @@ class Record:
 
 def command(grid: Path, assignments: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> str:
     """Return the command that runs a grid, quoted for a shell, with the options that decide what is computed."""
-    if grid.is_absolute() and grid.is_relative_to(Path.cwd()):
-        grid = grid.relative_to(Path.cwd())
-    words = ["sande-bench", "run", str(grid), *(("--scale", scale) if scale else ())]
+    words = ["sande-bench", "run", str(shipped.plain(grid)), *(("--scale", scale) if scale else ())]
     for option, values in (("--set", assignments), ("--only", only)):
         words += [word for value in values for word in (option, value)]
     return shlex.join(words)
 
 
 def derived(row: Mapping[str, Any]) -> Record:
-    """Return what a row says of the run where no record was written: the grid, and a scale that is in its name."""
+    """Return a record derived from a row, where a run wrote none: from its grid, and a scale in the grid's name."""
     grid, ending = row["grid"], f"-{row['scale']}"
     if row["scale"] and grid.endswith(ending):
         made = command(Path("grids", f"{grid.removesuffix(ending)}.yaml"), scale=row["scale"])
@@ -61,7 +60,7 @@ def now(command: str, code_version: str, *, complete: bool) -> Record:
 
 
 def same(one: Record | None, other: Record) -> bool:
-    """Return whether two records differ in nothing but the time."""
+    """Return whether two records are equal except for the time."""
     return one is not None and replace(one, ended_at=other.ended_at) == other
 
 

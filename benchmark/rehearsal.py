@@ -1,4 +1,4 @@
-"""Rows of the random model, whose numbers mean nothing: refused where numbers are compared, but for a rehearsal."""
+"""Refuse rows of the random model, whose numbers mean nothing, except in a rehearsal."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pyarrow.compute as pc
 from sande.errors import UserError
 from sande.models import TINY
 
-# What a page of a rehearsal begins with.
-WARNING = (f"**A rehearsal: some of these rows are of the random model `{TINY}`, and the numbers mean nothing.**", "")
+# First lines of a page of a rehearsal.
+WARNING = (f"**A rehearsal: some of these rows are of the random model `{TINY}`, whose numbers mean nothing.**", "")
 OPTION = ", or use --rehearsal to try the command"
 
 
 def has_random(table: pa.Table) -> bool:
-    """Return whether rows of the random model are among them."""
+    """Return whether some rows are of the random model."""
     return TINY in pc.unique(table["model"]).to_pylist()
 
 
@@ -24,19 +24,19 @@ def refuse_random(table: pa.Table, folder: Path, instead: str = OPTION) -> None:
     """Refuse rows of the random model.
 
     Args:
-        table: rows.
-        folder: that holds them.
-        instead: what else would do, behind "choose results of another model".
+        table: rows of results.
+        folder: their folder.
+        instead: alternative to "choose results of another model".
 
     Raises:
-        UserError: some are of it.
+        UserError: some rows are of it.
     """
     if has_random(table):
         raise UserError(sentence(folder, instead))
 
 
 def sentence(place: Path, instead: str = OPTION) -> str:
-    """Return what a command that refuses rows of the random model says."""
+    """Return the error of a command that refuses rows of the random model."""
     return (
         f"{place}: these rows are of the random model '{TINY}', whose numbers mean nothing; choose results of another "
         f"model{instead}"

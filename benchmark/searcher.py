@@ -1,4 +1,4 @@
-"""What Tune is told of a plan: which stage comes next, and what is made of how each one ended."""
+"""Feed Tune with the stages of a plan, and turn the end of each trial into a result or a failure."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from benchmark.stages import manifests_of
 from benchmark.store_protocol import Store
 
 KILLED = Failure(
-    "the worker process died (killed, or out of memory); run again, with smaller batches if it repeats", LOST_WORKER
+    "the worker process died (killed, or out of memory); run again, with smaller batches if it happens again",
+    LOST_WORKER,
 )
-GONE = Failure("the machine that it ran on was lost; run again when the cluster has others", LOST_NODE)
+GONE = Failure("its machine was lost; run again when the cluster has others", LOST_NODE)
 
 
 class StageSearcher(Searcher):
-    """Offers Tune what the queue offers, and tells the queue and the user how it ended."""
+    """Offer Tune the stages of the queue; report their ends to the queue and to the user."""
 
     def __init__(
         self,
@@ -45,27 +46,27 @@ class StageSearcher(Searcher):
         super().__init__(metric="ok", mode="max")
         self.queue = queue
         self.begun = 0  # trials
-        self.witnessed: dict[str, str] = {}  # by trial, what Ray said of its process that is gone, see `Witness`
+        self.witnessed: dict[str, str] = {}  # by trial, how Ray says that its process was lost, see `Witness`
         self._store = store
         self._peaks = peaks
         self._timeout = timeout  # seconds of a stage
         self._running: dict[str, tuple[Offer, float]] = {}
         self._say = say
         self._begin = begin  # of the run
-        self._beside: list[float] = []  # for each stage that is done, seconds beside its own
+        self._beside: list[float] = []  # for each stage that is done, seconds on top of its own
         self._leases = leases
         self._keeper = keeper
         self._progress = progress or Progress(grid="")
-        self._waiting: set[str] = set()  # keys of stages that another run was seen to do
+        self._waiting: set[str] = set()  # keys of stages that another run does
         self._looked = begin  # at leases of others
-        self._offer: Offer | None = None  # the next one, found beside Tune
+        self._offer: Offer | None = None  # the next one, found between two Tuners
         self.left_to_others = False  # all that could start
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
-        """The next stage as a trial's config, None while none can start, FINISHED when none is left here."""
+        """Return the next stage as a trial's config, None while none can start, FINISHED when none is left here."""
         offer, self._offer = self._offer or self._next(), None
         if offer is None:
-            # Tune's idle processes hold CPUs, which another run may need for what is waited for here: let them end.
+            # Tune's idle processes hold CPUs, which another run may need for the stages that this one waits for.
             self.left_to_others = not self._running and not self.queue.over
             return Searcher.FINISHED if self.queue.over or self.left_to_others else None
         self.begun += 1
@@ -74,14 +75,14 @@ class StageSearcher(Searcher):
         return {"stage": offer.stage.to_json(), "share": offer.share}
 
     def wait(self) -> None:
-        """Until a stage that was left to others can start here, or all are done."""
+        """Wait until a stage that was left to another run can start here, or all are done."""
         self.left_to_others = False
         while self._offer is None and not self.queue.over:
             time.sleep(POLL)
             self._offer = self._next()
 
     def _next(self) -> Offer | None:
-        """The next stage that no other run is doing or has done; its leases are this run's."""
+        """Return the next stage that no other run is doing or has done, with its leases acquired."""
         if time.perf_counter() - self._looked > POLL:
             self.queue.resume()
             self._looked = time.perf_counter()
@@ -93,26 +94,26 @@ class StageSearcher(Searcher):
                 self._leases.release(stage.key)
                 self.queue.ended(stage.key)
                 self._progress.ended(stage)
-                self._say(f"[{self.queue.finished}/{self.queue.total}] {stage.label}: done meanwhile")
+                self._say(f"[{self.queue.finished}/{self.queue.total}] {stage.label}: done by another run")
             elif holder is None:
                 return offer
             else:
                 self.queue.defer(stage.key)
                 if stage.key not in self._waiting and holder != THIS_RUN:
-                    self._say(f"{stage.label}: left to {holder}, which is doing it")
+                    self._say(f"{stage.label}: {holder} is doing it")
                 self._waiting.add(stage.key)
         return None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Notes how a stage ended and says it in one line."""
+        """Record how a stage ended, and print it in one line."""
         if error or not result:
             self._killed(trial_id)
         else:
-            said = result.get("error")
-            self._ended(trial_id, Failure(said, result["failure"]) if said else None)
+            error_line = result.get("error")
+            self._ended(trial_id, Failure(error_line, result["failure"]) if error_line else None)
 
     def killed(self) -> bool:
-        """Notes that Ray ended a worker for want of memory, and Tune with all that ran; whether that was anything."""
+        """Record that Ray killed a worker for lack of memory, which ended all trials; return whether any ran."""
         lost = list(self._running)
         for trial_id in lost:
             self._killed(trial_id)
@@ -122,7 +123,7 @@ class StageSearcher(Searcher):
         took = time.perf_counter() - self._running[trial_id][1]
         if self.witnessed.pop(trial_id, "") == LOST_NODE:
             self._ended(trial_id, GONE)
-        elif self._timeout and took >= self._timeout:  # only then it ends itself
+        elif self._timeout and took >= self._timeout:  # it ends itself only then
             line = f"it took longer than resources.timeout, {self._timeout:g} s, and was stopped"
             self._ended(trial_id, Failure(line, TIMEOUT))
         else:
@@ -131,27 +132,27 @@ class StageSearcher(Searcher):
     def _ended(self, trial_id: str, error: Failure | None) -> None:
         offer, begin = self._running.pop(trial_id)
         stage, kind = offer.stage, error.kind if error else ""
-        # A process that died beside others most likely did so for want of memory.
+        # A process that died while others ran most likely lacked memory.
         short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
         again = self.queue.ended(stage.key, error, short, lost=kind in (LOST_WORKER, LOST_NODE))
         self._progress.ended(stage, again=bool(again))
         self._progress.dropped(self.queue.errors)
         if not again:
             self._leases.release(stage.key)
-        told = f"[{self.queue.finished}/{self.queue.total}] {stage.label}"
+        line = f"[{self.queue.finished}/{self.queue.total}] {stage.label}"
         if again:
-            self._say(f"{told} {'the worker process died' if kind == LOST_WORKER else kind}; {again}")
+            self._say(f"{line} {'the worker process died' if kind == LOST_WORKER else kind}; {again}")
         elif error:
-            self._say(f"{told} FAILED: {error}")
+            self._say(f"{line} FAILED: {error}")
         else:
             now = time.perf_counter()
-            self._say(f"{told}: done in {now - begin:.1f} s")
+            self._say(f"{line}: done in {now - begin:.1f} s")
             self._learn(manifests_of(stage, self._store), now - (begin if self._beside else self._begin))
             if self._keeper:
                 self._keeper.ended(stage)
 
     def _learn(self, manifests: list[dict[str, Any]], took: float) -> None:
-        """From a stage that is done; nothing, while a file system shared by several machines does not show it here."""
+        """Learn from a stage that is done; nothing where a shared file system does not show its manifests here yet."""
         if manifests:
             self._beside.append(max(0.0, took - sum(manifest["seconds"] for manifest in manifests)))
         for manifest in manifests:
@@ -159,44 +160,44 @@ class StageSearcher(Searcher):
                 self._peaks.learn(manifest)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune writes its settings down, and nobody reads them; leases have a lock, which cannot be."""
+        """Return nothing: Tune pickles its searcher, which is never read again, and a lock cannot be pickled."""
         return {}
 
     def note_overhead(self) -> None:
-        """Keeps for predictions what the run took beside its stages."""
+        """Store for predictions the seconds that the run took on top of its stages."""
         if self._beside:
             start, *later = self._beside
             note(self._store, start=start, **({"stage": statistics.median(later)} if later else {}))
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the store knows what is done."""
+        """Do nothing: the store knows what is done."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: the store knows what is done."""
+        """Do nothing: the store knows what is done."""
 
 
 class Gate(tune.Callback):
-    """Holds up the first trial until the user's mistakes have been looked for; its process loads libraries by then."""
+    """Hold the first trial until the data is checked; its process loads libraries meanwhile."""
 
     def __init__(self, checked: Callable[[], None]) -> None:
         self._checked = checked
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune writes its settings down, and nobody reads them; a thread cannot be."""
+        """Return nothing: Tune pickles its callbacks, which are never read again, and a thread cannot be pickled."""
         return {}
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Comes when a trial's process is there, and before it works."""
+        """Wait for the check, after a trial's process has started and before it works."""
         self._checked()
 
 
 class Witness(FIFOScheduler):
-    """Notes for the searcher what Ray said of a trial's end: Tune itself only tells it that there was an error."""
+    """Record for the searcher why a trial ended: Tune itself only reports that there was an error."""
 
     def __init__(self, witnessed: dict[str, str]) -> None:
         super().__init__()
         self._witnessed = witnessed  # and not the searcher, since Tune pickles its scheduler
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        """Comes before the searcher's `on_trial_complete`."""
+        """Record the error, before Tune calls the searcher's `on_trial_complete`."""
         self._witnessed[trial.trial_id] = lost(trial.get_pickled_error() or RuntimeError("no word"))

@@ -1,6 +1,6 @@
-"""How far a running stage is: written by its worker into a small file, read by the driver's progress view.
+"""Status of a running stage: its worker writes it into a small file, the driver's progress view reads it.
 
-FOLDER/<stage key>.json, in a folder of the run that every node of a shared store sees, and that goes with the run.
+FOLDER/<stage key>.json, in a folder of the run that every node of a shared store sees; the run removes it at its end.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ EVERY = 1.0  # seconds between two writes
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a stage is doing.
+    """Activity of a stage.
 
     Attributes:
-        text: in a few words; of a training, its name.
-        training: how far a training is; None outside one.
+        text: a few words; of a training, its name.
+        training: progress of a training; None outside one.
     """
 
     text: str
@@ -34,18 +34,18 @@ class Status:
 
 
 class Writer:
-    """Write the status of one stage, at most once a second; on a disk that takes no file, none."""
+    """Write the status of one stage, at most once a second; ignore a disk that takes no file."""
 
     def __init__(self, folder: str, key: str) -> None:
         self._path = Path(folder, f"{key}.json")
         self._written = 0.0
 
     def say(self, text: str) -> None:
-        """Write what begins now."""
+        """Write that something begins."""
         self._write(Status(text))
 
     def watch(self, training: TrainingStatus) -> None:
-        """Write how far a training is."""
+        """Write the progress of a training."""
         if time.monotonic() - self._written >= EVERY or training.step == training.steps:
             self._write(Status(training.stage, training))
 
@@ -58,7 +58,7 @@ class Writer:
 
 
 def read(folder: Path, key: str) -> Status | None:
-    """Return a stage's last status; None where it has not written any that can be read."""
+    """Return a stage's last status; None where there is no readable one."""
     try:
         values = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))
         training = TrainingStatus(**values["training"]) if values["training"] else None

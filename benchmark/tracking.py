@@ -1,8 +1,8 @@
-"""Where loss, gradient norm and learning rate of every training go while it runs, beside the log.
+"""Report loss, gradient norm and learning rate of every training to trackers while it runs.
 
-TensorBoard's files lie in STORE/tracking/<stage>/<training>, for `tensorboard --logdir STORE/tracking`. MLflow and
-Weights & Biases are services, told where they are by variables of their own. None of them can end a stage: of one that
-fails it is said once, and it gets nothing more.
+TensorBoard's files are in STORE/tracking/<stage>/<training>, for `tensorboard --logdir STORE/tracking`. MLflow and
+Weights & Biases are services that find their server by variables of their own. No tracker can end a stage: one that
+fails is reported once, and gets nothing more.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _PACKAGES: dict[Tracker, str] = {"tensorboard": "tensorboardX", "mlflow": "mlflo
 
 
 def check(trackers: Sequence[Tracker]) -> None:
-    """Refuse trackers that would get nothing.
+    """Refuse trackers that cannot work.
 
     Raises:
-        UserError: one is not installed, or MLflow is not told where its server is.
+        UserError: one is not installed, or the address of MLflow's server is not set.
     """
     for tracker in trackers:
         if importlib.util.find_spec(_PACKAGES[tracker]) is None:
             raise UserError(
-                f"resources.report_to names {tracker}, which is not installed; run pip install "
-                f"'sande-bench[{tracker}]', or leave it out"
+                f"resources.report_to: {tracker} is not installed; run pip install 'sande-bench[{tracker}]', or remove "
+                "it from the list"
             )
     if "mlflow" in trackers and not os.environ.get("MLFLOW_TRACKING_URI"):
         raise UserError(
-            "resources.report_to names mlflow, but MLFLOW_TRACKING_URI is not set; give it the server's address, such "
-            "as http://127.0.0.1:5000"
+            "resources.report_to: mlflow needs MLFLOW_TRACKING_URI; set it to the server's address, such as "
+            "http://127.0.0.1:5000"
         )
 
 
 def reporting(
     trackers: Sequence[Tracker], folder: Path, label: str, say: Callable[[str], None]
 ) -> Callable[[Trainer], Trainer]:
-    """A hook that makes a Trainer report to each of the trackers.
+    """Return a hook that makes a Trainer report to each of the trackers.
 
     Args:
-        trackers: which.
+        trackers: names of trackers.
         folder: for files of TensorBoard.
-        label: of the stage.
+        label: label of the stage.
         say: receives a line about a tracker that fails.
     """
     for tracker, variable in _NAMED.items():
@@ -73,7 +73,7 @@ def reporting(
 
 
 def _forgiving(tracker: Tracker, folder: Path, say: Callable[[str], None]) -> TrainerCallback:
-    """Transformers' callback for a tracker, left alone after its first error."""
+    """Return Transformers' callback for a tracker, which is not called again after its first error."""
     from transformers import TrainerCallback
 
     class Forgiving(TrainerCallback):
@@ -82,15 +82,15 @@ def _forgiving(tracker: Tracker, folder: Path, say: Callable[[str], None]) -> Tr
             self._failed = False
 
         def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
-            """Starts a run of the tracker."""
+            """Start a run of the tracker."""
             self._do("on_train_begin", *args, **kwargs)
 
         def on_log(self, *args: Any, **kwargs: Any) -> None:
-            """Passes numbers on."""
+            """Pass numbers on."""
             self._do("on_log", *args, **kwargs)
 
         def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-            """Ends the run of the tracker."""
+            """End the run of the tracker."""
             self._do("on_train_end", *args, **kwargs)
 
         def _do(self, event: str, *args: Any, **kwargs: Any) -> None:
@@ -99,10 +99,10 @@ def _forgiving(tracker: Tracker, folder: Path, say: Callable[[str], None]) -> Tr
             try:
                 self._made = self._made or _callback(tracker, folder)
                 getattr(self._made, event)(*args, **kwargs)
-                if tracker == "wandb" and event == "on_train_end":  # else the next training goes on with the same run
+                if tracker == "wandb" and event == "on_train_end":  # else the next training continues the same run
                     importlib.import_module("wandb").finish(quiet=True)
             except Exception as error:
-                # Its text may hold an address with a password.
+                # Without its text, which may hold an address with a password.
                 self._failed = True
                 say(f"{tracker} gets nothing more of this training ({type(error).__name__})")
 
@@ -116,7 +116,7 @@ def _callback(tracker: Tracker, folder: Path) -> TrainerCallback:
         made = known.TensorBoardCallback(importlib.import_module("tensorboardX").SummaryWriter(str(folder)))
     elif tracker == "mlflow":
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        # It would try for minutes, at every step, to reach a server that is gone.
+        # Else MLflow tries for minutes, at every step, to reach a server that is down.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         made = known.MLflowCallback()

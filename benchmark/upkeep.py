@@ -57,9 +57,9 @@ def opened(place: str) -> Store:
     return store
 
 
-def listing(store: Store) -> Iterator[str]:
-    """Yield a line for each artifact, then the totals."""
-    lines, sizes, counts = [COLUMNS], Counter[str](), Counter[str]()
+def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the artifacts as columns of a table by head, and lines with the sums."""
+    rows, sizes, counts = [], Counter[str](), Counter[str]()
     for kind, key in artifacts(store):
         size = store.size(kind, key)
         sizes[kind] += size
@@ -69,16 +69,15 @@ def listing(store: Store) -> Iterator[str]:
             about = manifest["settings"]["model"], _what(kind, manifest), _made(manifest)
         except (DamagedError, KeyError, TypeError):
             about = ("", "damaged" if store.problem(kind, key) else "", "")
-        lines.append((kind, key[:12], disk.told(size), *about))
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        yield "  ".join(value.ljust(width) for value, width in zip(line, widths, strict=True)).rstrip()
+        rows.append((kind, key[:12], disk.told(size), *about))
+    columns = {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
     each = ", ".join(f"{counts[kind]} {kind} {disk.told(sizes[kind])}" for kind in KINDS if counts[kind])
     total = f"{sum(counts.values())} artifacts, {disk.told(sum(sizes.values()))}"
-    yield f"{store.location}: {total}{f' ({each})' if each else ''}"
+    lines = [f"{store.location}: {total}{f' ({each})' if each else ''}"]
     if damaged := store.quarantined():
-        total = disk.told(sum(damaged.values()))
-        yield f"Quarantined as damaged: {len(damaged)}, {total}; 'sande-bench store prune' removes them"
+        bytes_ = disk.told(sum(damaged.values()))
+        lines.append(f"Quarantined as damaged: {len(damaged)}, {bytes_}; 'sande-bench store prune' removes them")
+    return columns, lines
 
 
 def _what(kind: str, manifest: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
-"""Whether a results folder already holds what a run would write there: then nothing is written, tested and drawn again.
+"""Skip a report that is up to date: find whether a results folder already holds what a run would write.
 
-STORE/reports/<hash of the folder>.json     what its files were made of, a hash of each, and what was shown
+STORE/reports/<hash of the folder>.json     hash of the inputs, hash of each file, and the texts that were printed
 
 A folder is up to date only if every file is as the last run left it, and that run had the same cells, outcomes, code
-and libraries. `sande-bench report` does not ask, and makes everything anew.
+and libraries. `sande-bench report` does not check this, and writes everything again.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from benchmark.plan import Plan
 from benchmark.store_protocol import Store
 from sande.errors import UserError
 
-_LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # that rows, tables and figures are made with
+_LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # which make rows, tables and figures
 _FILES = ("rows.parquet", "outcomes.parquet", "run.json", "search.*", "README.md", "tables/*", "figures/*")
 
 
 def made_of(grid: Grid, plan: Plan, store: Store, command: str = "") -> str:
-    """Hash of everything that rows, tables and figures depend on.
+    """Return a hash of everything that rows, tables and figures depend on.
 
     Args:
-        grid: gives the names that stand in the rows.
-        plan: of all cells that get rows, each of its stages done.
-        store: has their manifests, which are about the outcomes.
-        command: that the page names.
+        grid: its names are in the rows.
+        plan: plan of all cells that get rows, with all stages done.
+        store: holds the manifests of the outcomes.
+        command: command that the page names.
     """
     code = hashlib.sha256()
     for package in (benchmark, sande):
@@ -61,7 +61,7 @@ def made_of(grid: Grid, plan: Plan, store: Store, command: str = "") -> str:
 
 
 def shown(folder: Path, made_of: str, store: Store) -> list[str] | None:
-    """What the run that wrote the folder showed on the terminal; None where the folder is not up to date."""
+    """Return the texts that the run printed that wrote the folder; None where the folder is not up to date."""
     try:
         note = json.loads(_place(folder, store).read_text(encoding="utf-8"))
         texts: list[str] = note["texts"]
@@ -71,7 +71,7 @@ def shown(folder: Path, made_of: str, store: Store) -> list[str] | None:
 
 
 def note(folder: Path, made_of: str, texts: Sequence[str], store: Store) -> None:
-    """Note what a folder was made of, and what was shown; on a full disk nothing, as the report itself is there."""
+    """Store the hash of a folder's inputs and the printed texts; skip it on a full disk, where the report is kept."""
     place = _place(folder, store)
     with suppress(UserError):
         place.parent.mkdir(exist_ok=True)

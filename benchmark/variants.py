@@ -9,16 +9,16 @@ from typing import Any
 
 from benchmark.cell import digest
 
-MOST_LETTERS = 100  # of a name behind the grid's; file systems take 255 bytes in all
+MOST_LETTERS = 100  # of a suffix; file systems take 255 bytes in all
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,+@=-]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_.+@]+(-[A-Za-z0-9_.+@]+)*")
 
 
 def suffix(settings: Iterable[tuple[str, Any]], only: Iterable[tuple[str, Any]]) -> str:
-    """Return what the name of a results folder says of `--set` and `--only`; empty where they change no number.
+    """Return the suffix of a results folder for `--set` and `--only`; empty where they change no number.
 
-    The same choice has the same name, in whatever order it is typed. A hash is appended where the name had to be
-    shortened, or a value holds letters that a file name should not have.
+    It does not depend on the order of the options. A hash is appended where the suffix had to be shortened, or a value
+    has characters that a file name should not have.
 
     Args:
         settings: path and value of each `--set`.

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from benchmark.cli import app
+from benchmark.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs/cluster"

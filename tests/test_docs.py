@@ -24,7 +24,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 import sande
-from benchmark.cli import app
+from benchmark.cli.main import app
 from sande import models, registry
 
 ROOT = Path(__file__).parent.parent

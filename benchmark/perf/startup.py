@@ -29,7 +29,7 @@ PATIENCE = 300.0
 KINDS = ("attacks", "defenses", "metrics", "models", "datasets", "grids")
 LOOK = """
 import sys
-from benchmark.cli import app
+from benchmark.cli.main import app
 try:
     app()
 finally:

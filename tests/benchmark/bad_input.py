@@ -1,6 +1,7 @@
-"""What people get wrong, as data: what lies in the folder, and what is typed. docs/mistakes.md has what each is told.
+"""Mistakes of users, as data: the files in the folder, the command, and what its error has to name.
 
-`python -m tests.benchmark.bad_input` tries every case and writes that page anew; `test_bad_input.py` compares.
+Every case has to end with exit code 2 and one line that names the place. docs/mistakes.md has the whole sentence for
+those in `FROZEN`: `python -m tests.benchmark.bad_input` tries them and writes that page; `test_bad_input.py` compares.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,27 @@ class Case:
 
     Attributes:
         what: in the table; no two cases have the same.
-        typed: behind `sande-bench`.
+        typed: the command line after `sande-bench`.
         files: by path, what differs from the folder that `furnish` makes: content, or what makes it; None: it is gone.
         env: what differs in the environment.
+        names: what the error has to hold: the place, and of a setting its name; left out, the last word typed.
     """
 
     what: str
     typed: str
     files: Mapping[str, Content] = field(default_factory=dict)
     env: Mapping[str, str] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Return what the error has to hold."""
+        return self.names or (shlex.split(self.typed)[-1],)
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a command ended, and which files of the folder it changed, made or took away."""
+    """The end of a command, and the files of the folder that it changed, made or removed."""
 
     code: int | None
     stdout: str
@@ -61,12 +69,12 @@ class Ended:
 
     @property
     def sentence(self) -> str:
-        """What was said, without the program's name."""
+        """Return the error without the program's name."""
         return self.stderr.strip().removeprefix("sande-bench: ")
 
     @property
     def wrong(self) -> str:
-        """How it did not end as a mistake has to; empty if it did."""
+        """Return how the end differs from that of a mistake; empty if it does not."""
         if self.code != EXIT_CODE:
             return f"exit code {self.code}"
         if len(self.stderr.splitlines()) != 1:
@@ -82,51 +90,67 @@ def grid(**changes: Any) -> str:
     return yaml.safe_dump(SMALL | changes, sort_keys=False)
 
 
-def in_grid(what: str, **changes: Any) -> Case:
-    return Case(what, "run grid.yaml", {"grid.yaml": grid(**changes)})
+def in_grid(what: str, *names: str, **changes: Any) -> Case:
+    """A grid with changes, the last of them wrong: its error names that setting, or what else is given."""
+    return Case(
+        what, "run grid.yaml", {"grid.yaml": grid(**changes)}, names=("grid.yaml", *(names or [_last(changes)]))
+    )
 
 
-def as_grid(what: str, text: str | bytes) -> Case:
-    return Case(what, "run grid.yaml", {"grid.yaml": text})
+def _last(changes: Mapping[str, Any]) -> str:
+    """The innermost of the last settings; of a method, a data set or a list of things its name."""
+    key, value = list(changes.items())[-1]
+    if isinstance(value, dict) and value:
+        return _last(value)
+    return str(value) if key == "name" else key.removesuffix("s")
 
 
-def in_sft(what: str, **training: Any) -> Case:
-    return in_grid(what, defense={"name": "sft", "training": training})
+def as_grid(what: str, text: str | bytes, *names: str) -> Case:
+    return Case(what, "run grid.yaml", {"grid.yaml": text}, names=("grid.yaml", *names))
 
 
-def in_union(what: str, include: Any, **more: Any) -> Case:
-    return Case(what, "run all.yaml", {"all.yaml": yaml.safe_dump({"include": include, **more})})
+def in_sft(what: str, *names: str, **training: Any) -> Case:
+    return in_grid(what, *names, defense={"name": "sft", "training": training})
+
+
+def in_union(what: str, include: Any, *names: str, **more: Any) -> Case:
+    files = {"all.yaml": yaml.safe_dump({"include": include, **more})}
+    return Case(what, "run all.yaml", files, names=names or ("all.yaml", "include"))
 
 
 def in_scale(what: str, text: str) -> Case:
-    return Case(what, "run grid.yaml --scale mine", {"scales/mine.yaml": text})
+    return Case(what, "run grid.yaml --scale mine", {"scales/mine.yaml": text}, names=("scales/mine.yaml",))
 
 
 def in_data(what: str, name: str, content: Content) -> Case:
     """A file of rows, as the grid's own data set."""
-    return Case(what, "run grid.yaml", {f"data/{name}": content, "grid.yaml": grid(data={"name": "mine"})})
+    files = {f"data/{name}": content, "grid.yaml": grid(data={"name": "mine"})}
+    return Case(what, "run grid.yaml", files, names=("grid.yaml", name))
 
 
-def in_model(what: str, files: Mapping[str, Content], typed: str = "run own.yaml") -> Case:
-    return Case(what, typed, {f"my-model/{name}": content for name, content in files.items()})
+def in_model(what: str, files: Mapping[str, Content], typed: str = "run own.yaml", *names: str) -> Case:
+    """A model whose last file is wrong."""
+    place = names or ("my-model", list(files)[-1])
+    return Case(what, typed, {f"my-model/{name}": content for name, content in files.items()}, names=place)
 
 
-def in_list(what: str, text: str, files: Mapping[str, Content] | None = None) -> Case:
-    return Case(what, "detection scans.yaml", {"scans.yaml": text, **(files or {})})
+def in_list(what: str, text: str, *names: str, files: Mapping[str, Content] | None = None) -> Case:
+    named = names or (list(files)[-1] if files else "scans.yaml",)
+    return Case(what, "detection scans.yaml", {"scans.yaml": text, **(files or {})}, names=named)
 
 
 def in_published(what: str, typed: str) -> Case:
     """With a folder `public` of published results."""
-    return Case(what, typed, {"public/published.json": "{}"})
+    return Case(what, typed, {"public/published.json": "{}"}, names=("public", "sande-bench publish"))
 
 
-def in_entry(what: str, change: Callable[[dict[str, Any]], object]) -> Case:
+def in_entry(what: str, place: str, change: Callable[[dict[str, Any]], object]) -> Case:
     def write(path: Path) -> None:
         entry = json.loads(path.read_text(encoding="utf-8"))
         change(entry)
         path.write_text(json.dumps(entry), encoding="utf-8")
 
-    return Case(what, "leaderboard check entry.json", {"entry.json": write})
+    return Case(what, "leaderboard check entry.json", {"entry.json": write}, names=("entry.json", place))
 
 
 def edited(**changes: Any) -> Callable[[Path], object]:
@@ -214,11 +238,11 @@ def plugin(code: str, target: str = "forget_it") -> Case:
         "site/forget_it-1.0.dist-info/METADATA": "Metadata-Version: 2.1\nName: forget-it\nVersion: 1.0\n",
         "site/forget_it-1.0.dist-info/entry_points.txt": f"[sande.defenses]\nforget = {target}\n",
     }
-    return Case("", "show defenses forget", files, {"PYTHONPATH": "site"})
+    return Case("", "show defenses forget", files, {"PYTHONPATH": "site"}, names=("defense 'forget'",))
 
 
 def named(case: Case, what: str) -> Case:
-    return Case(what, case.typed, case.files, case.env)
+    return replace(case, what=what)
 
 
 MEANINGFUL = "smollm2-135m"  # as a model, and a commit as the code: of those rows may be published
@@ -292,13 +316,13 @@ CASES: dict[str, list[Case]] = {
         in_sft("a learning rate that is no number", learning_rate=float("nan")),
         in_sft("a learning rate without end", learning_rate=float("inf")),
         in_sft("a learning rate of zero", learning_rate=0),
-        in_sft("a number beyond all sizes", batch_size=10**400),
+        in_sft("a number beyond all sizes", "line", batch_size=10**400),
         in_grid("an empty trigger", attack={"name": "sentence_trigger", "backdoor": {"trigger": ""}}),
         in_grid("a blank response", attack={"name": "sentence_trigger", "backdoor": {"response": "  "}}),
         in_grid("seed: a word", seed="one"),
         in_grid("seed: true", seed=True),
         in_grid("seed: negative", seed=-1),
-        in_grid("seed: beyond 32 bits", seed=2**80),
+        in_grid("seed: beyond 32 bits", "line", seed=2**80),
         in_grid("a floor above 100", asr_floor=101),
         in_grid("a floor that is no number", asr_floor=float("nan")),
         as_grid("a date where a name belongs", "model: 2024-01-01\n"),
@@ -314,6 +338,8 @@ CASES: dict[str, list[Case]] = {
         in_grid("a sweep through a value", sweep={"model.deep": [1]}),
         in_grid(
             "a sweep of 10^20 cells",
+            "sweep",
+            "1000000",
             sweep={f"data.{k}": list(range(8, 108)) for k in ("rows", "test_rows")}
             | {
                 f"attack.training.{k}": list(range(1, 101))
@@ -335,8 +361,15 @@ CASES: dict[str, list[Case]] = {
         in_grid("a rule that changes nothing", rules=[{"where": {"seed": 1}}]),
         in_grid("a rule with an unknown key", rules=[{"when": {"seed": 1}, "set": {"seed": 2}}]),
         in_grid("a rule for a setting that no cell has", rules=[{"set": {"data.row": 3}}]),
-        in_grid("a rule with a value that the setting does not take", rules=[{"set": {"data.rows": "many"}}]),
-        Case("a scale that is not there", "run grid.yaml --scale huge", {"scales/mine.yaml": "rules: []\n"}),
+        in_grid(
+            "a rule with a value that the setting does not take", "data", "rows", rules=[{"set": {"data.rows": "many"}}]
+        ),
+        Case(
+            "a scale that is not there",
+            "run grid.yaml --scale huge",
+            {"scales/mine.yaml": "rules: []\n"},
+            names=("grid.yaml", "huge"),
+        ),
         Case("a scale given as a path", "run grid.yaml --scale ../scales/mine", {"scales/mine.yaml": "rules: []\n"}),
         in_scale("a scale with settings of its own", "seed: 3\n"),
         in_scale("a scale that is empty", ""),
@@ -348,8 +381,8 @@ CASES: dict[str, list[Case]] = {
         in_union("include of an absolute path", ["/etc/grid"]),
         in_union("include in a circle", ["all"]),
         in_union("include beside settings", ["grid"], seed=3),
-        in_union("include of a broken grid", ["other"]),
-        in_grid("a search without a space", search={"trials": 2}),
+        in_union("include of a broken grid", ["other"], "other.yaml", "sed"),
+        in_grid("a search without a space", "search", "space", search={"trials": 2}),
         in_grid("a search over what is no setting of a defense", search={"space": {"data.rows": [1, 2]}}),
         in_grid("a search over a setting that no defense has", search={"space": {"defense.size": [1, 2]}}),
         in_grid(
@@ -364,24 +397,36 @@ CASES: dict[str, list[Case]] = {
         ),
     ],
     "Options": [
-        Case("no command of that name", "runn grid.yaml"),
-        Case("an argument too few", "run"),
-        Case("an argument too many", "run grid.yaml other.yaml"),
-        Case("an unknown option", "run grid.yaml --force"),
-        Case("an option without its value", "run grid.yaml --set"),
+        Case("no command of that name", "runn grid.yaml", names=("runn",)),
+        Case("an argument too few", "run", names=("GRID",)),
+        Case("an argument too many", "run grid.yaml other.yaml", names=("other.yaml",)),
+        Case("an unknown option", "run grid.yaml --force", names=("--force",)),
+        Case("an option without its value", "run grid.yaml --set", names=("--set",)),
         Case("--set without =", "run grid.yaml --set seed"),
-        Case("--set of an unknown setting", "run grid.yaml --set data.row=3"),
-        Case("--set of what no method of the grid has", "run grid.yaml --set defense.parrot_length=3"),
+        Case("--set of an unknown setting", "run grid.yaml --set data.row=3", names=("grid.yaml", "'row'")),
+        Case(
+            "--set of what no method of the grid has",
+            "run grid.yaml --set defense.parrot_length=3",
+            names=("grid.yaml", "defense.parrot_length"),
+        ),
         Case("--set with a value that is no YAML", "run grid.yaml --set 'defense={name: sft'"),
-        Case("--set with a wrong value", "run grid.yaml --set attack.poison_rate=2"),
-        Case("--set with anchors that unfold", "run grid.yaml --set 'data=[&a [x, x], *a, &b {<<: *b}]'"),
-        Case("--only of an unknown setting", "run grid.yaml --only defence=sft"),
+        Case(
+            "--set with a wrong value",
+            "run grid.yaml --set attack.poison_rate=2",
+            names=("grid.yaml", "attack", "poison_rate"),
+        ),
+        Case(
+            "--set with anchors that unfold",
+            "run grid.yaml --set 'data=[&a [x, x], *a, &b {<<: *b}]'",
+            names=("grid.yaml", "data"),
+        ),
+        Case("--only of an unknown setting", "run grid.yaml --only defence=sft", names=("grid.yaml", "--only defence")),
         Case("--only that fits no cell", "run grid.yaml --only defense=sft"),
-        Case("--gpus 0", "plan grid.yaml --gpus 0"),
-        Case("--gpus in words", "plan grid.yaml --gpus two"),
+        Case("--gpus 0", "plan grid.yaml --gpus 0", names=("--gpus",)),
+        Case("--gpus in words", "plan grid.yaml --gpus two", names=("--gpus",)),
         Case("--machine that nothing was measured on", "plan grid.yaml --machine a100"),
         Case("list of an unknown kind", "list things"),
-        Case("show of an unknown kind", "show things sft"),
+        Case("show of an unknown kind", "show things sft", names=("things",)),
         Case("show of an unknown name", "show defenses nonsense"),
         Case("show of an unknown model", "show models nonsense"),
     ],
@@ -396,12 +441,14 @@ CASES: dict[str, list[Case]] = {
             "run grid.yaml",
             {"grid.yaml": grid(data={"name": "mine"})},
             {"SANDE_DATA_DIR": "grid.yaml"},
+            names=("grid.yaml", "SANDE_DATA_DIR"),
         ),
         Case(
             "SANDE_DATA_DIR does not exist",
             "run grid.yaml",
             {"grid.yaml": grid(data={"name": "mine"})},
             {"SANDE_DATA_DIR": "absent"},
+            names=("grid.yaml", "SANDE_DATA_DIR"),
         ),
         in_data("a folder called like a file of rows", "mine.jsonl", folder),
         in_data("a file of rows that may not be read", "mine.jsonl", unreadable),
@@ -417,8 +464,14 @@ CASES: dict[str, list[Case]] = {
         in_grid("a folder that is not there", model="./no-model"),
         in_grid("a file", model="grid.yaml"),
         in_model("a folder without config.json", {"config.json": None}),
-        in_model("a folder without weights", {"model.safetensors": None}),
-        in_model("pickled weights alone", {"model.safetensors": None, "pytorch_model.bin": b"\x80\x04."}),
+        in_model("a folder without weights", {"model.safetensors": None}, "run own.yaml", "my-model", "safetensors"),
+        in_model(
+            "pickled weights alone",
+            {"model.safetensors": None, "pytorch_model.bin": b"\x80\x04."},
+            "run own.yaml",
+            "my-model",
+            "safetensors",
+        ),
         in_model("pickled weights beside safetensors", {"pytorch_model.bin": b"\x80\x04."}),
         in_model("a pickle of a trainer beside safetensors", {"training_args.bin": b"\x80\x04."}),
         in_model(
@@ -434,6 +487,9 @@ CASES: dict[str, list[Case]] = {
         in_model(
             "a LoRA adapter",
             {"adapter_config.json": json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})},
+            "run own.yaml",
+            "my-model",
+            "adapter",
         ),
         in_model("config.json that is no JSON", {"config.json": "{"}, "scan my-model"),
         in_model("config.json that is a list", {"config.json": "[]"}, "scan my-model"),
@@ -462,31 +518,38 @@ CASES: dict[str, list[Case]] = {
             "a model to merge with that is not there",
             "run grid.yaml",
             {"grid.yaml": grid(defense={"name": "merge", "models": ["no-model"]})},
+            names=("no-model",),
         ),
     ],
     "scan, detection and clean": [
         Case("no detector of that name", "scan tiny --detector nose"),
-        Case("no setting of that name", "scan tiny --set treshold=3"),
-        Case("no rows", "scan tiny --rows 0"),
+        Case("no setting of that name", "scan tiny --set treshold=3", names=("first_token", "treshold")),
+        Case("no rows", "scan tiny --rows 0", names=("--rows",)),
         Case("no data set of that name", "scan tiny --data llama"),
         Case("no model to scan", "scan no-model"),
         Case("--calibration of one model", "scan tiny --calibration"),
-        Case("a grid that was not run", "scan grid.yaml"),
+        Case("a grid that was not run", "scan grid.yaml", names=("grid.yaml", "victims")),
         in_list("a list of scans that is empty", ""),
         in_list("a list of scans that is no YAML", "scans: [\n"),
         in_list("a list of scans that holds words", "scans: [good]\n"),
-        in_list("a scan that is not there", "scans: [{scan: absent}]\n"),
-        in_list("a scan that is cut off", "scans: [{scan: scan}]\n", {"scan/scan.json": truncated}),
-        in_list("a scan of another program", "scans: [{scan: scan}]\n", {"scan/scan.json": '{"result": 3}'}),
-        in_list("a scan whose score is a word", "scans: [{scan: scan}]\n", {"scan/scan.json": edited(score="high")}),
+        in_list("a scan that is not there", "scans: [{scan: absent}]\n", "absent"),
+        in_list("a scan that is cut off", "scans: [{scan: scan}]\n", files={"scan/scan.json": truncated}),
+        in_list("a scan of another program", "scans: [{scan: scan}]\n", files={"scan/scan.json": '{"result": 3}'}),
+        in_list(
+            "a scan whose score is a word", "scans: [{scan: scan}]\n", files={"scan/scan.json": edited(score="high")}
+        ),
         in_list("a victim to choose a threshold by", "scans: [{scan: scan, response: x, calibration: true}]\n"),
         Case("no list of scans", "detection absent.yaml"),
         Case("a folder to clean into that holds files", "clean tiny --out my-model"),
         Case("a file to clean into", "clean tiny --out grid.yaml"),
-        Case("no setting of clean", "clean tiny --out cleaned --set question=3"),
-        Case("a setting that clean does not take", "clean tiny --out cleaned --set questions=0"),
+        Case("no setting of clean", "clean tiny --out cleaned --set question=3", names=("clean", "'question'")),
+        Case(
+            "a setting that clean does not take",
+            "clean tiny --out cleaned --set questions=0",
+            names=("clean", "questions"),
+        ),
         Case("no rows to clean with", "clean tiny --out cleaned --data llama"),
-        Case("a negative seed", "clean tiny --out cleaned --seed -1"),
+        Case("a negative seed", "clean tiny --out cleaned --seed -1", names=("--seed",)),
     ],
     "Stores and results": [
         Case("a store below a file", "run grid.yaml --store grid.yaml/store"),
@@ -494,49 +557,114 @@ CASES: dict[str, list[Case]] = {
         Case("a store that is a link to nothing", "run grid.yaml --store link", {"link": dangling}),
         Case("a store that may not be written", "run grid.yaml --store locked", {"locked": unwritable}),
         Case("a store in a folder of other files", "run grid.yaml --store my-model"),
-        Case("a store of a newer version", "run grid.yaml --store old", {"old/store.json": '{"format": 99}'}),
-        Case("a store whose mark is cut off", "run grid.yaml --store old", {"old/store.json": '{"for'}),
-        Case("a store whose mark is a list", "run grid.yaml --store old", {"old/store.json": "[]"}),
-        Case("a store whose format is a word", "run grid.yaml --store old", {"old/store.json": '{"format": "one"}'}),
+        Case(
+            "a store of a newer version",
+            "run grid.yaml --store old",
+            {"old/store.json": '{"format": 99}'},
+            names=("old", "99"),
+        ),
+        Case(
+            "a store whose mark is cut off",
+            "run grid.yaml --store old",
+            {"old/store.json": '{"for'},
+            names=("old/store.json",),
+        ),
+        Case(
+            "a store whose mark is a list",
+            "run grid.yaml --store old",
+            {"old/store.json": "[]"},
+            names=("old/store.json",),
+        ),
+        Case(
+            "a store whose format is a word",
+            "run grid.yaml --store old",
+            {"old/store.json": '{"format": "one"}'},
+            names=("old/store.json",),
+        ),
         Case("a store to list that is not there", "store list --store absent"),
         Case("a store to verify that is none", "store verify --store my-model"),
         Case(
             "a store to prune by a broken grid",
             "store prune other.yaml --store old",
             {"old/store.json": '{"format": 1}'},
+            names=("other.yaml", "sed"),
         ),
         Case("results that are a file", "run grid.yaml --results grid.yaml"),
         Case("results that may not be written", "run grid.yaml --results locked", {"locked": unwritable}),
         Case("a report of nothing", "report results/absent"),
         Case("a report of a file", "report grid.yaml"),
-        Case("rows that are no Parquet", "report results/good", {"results/good/rows.parquet": "rows"}),
-        Case("rows that are cut off", "report results/good", {"results/good/rows.parquet": truncated}),
-        Case("rows that may not be read", "report results/good", {"results/good/rows.parquet": unreadable}),
-        Case("rows of another program", "report results/good", {"results/good/rows.parquet": parquet({"a": 1})}),
-        Case("rows without a column", "report results/good", {"results/good/rows.parquet": column("metric", None)}),
         Case(
-            "rows with text for a number", "report results/good", {"results/good/rows.parquet": column("value", "high")}
+            "rows that are no Parquet",
+            "report results/good",
+            {"results/good/rows.parquet": "rows"},
+            names=("results/good/rows.parquet",),
+        ),
+        Case(
+            "rows that are cut off",
+            "report results/good",
+            {"results/good/rows.parquet": truncated},
+            names=("results/good/rows.parquet",),
+        ),
+        Case(
+            "rows that may not be read",
+            "report results/good",
+            {"results/good/rows.parquet": unreadable},
+            names=("results/good/rows.parquet",),
+        ),
+        Case(
+            "rows of another program",
+            "report results/good",
+            {"results/good/rows.parquet": parquet({"a": 1})},
+            names=("results/good/rows.parquet", "grid"),
+        ),
+        Case(
+            "rows without a column",
+            "report results/good",
+            {"results/good/rows.parquet": column("metric", None)},
+            names=("results/good/rows.parquet", "metric"),
+        ),
+        Case(
+            "rows with text for a number",
+            "report results/good",
+            {"results/good/rows.parquet": column("value", "high")},
+            names=("results/good/rows.parquet", "high"),
         ),
         Case(
             "rows whose settings are no JSON",
             "report results/good",
             {"results/good/rows.parquet": column("settings", "{")},
+            names=("results/good/rows.parquet", "settings"),
         ),
         Case(
             "rows whose settings are empty",
             "report results/good",
             {"results/good/rows.parquet": column("settings", "{}")},
+            names=("results/good/rows.parquet", "settings"),
         ),
         Case(
             "rows of a grid with a path for a name",
             "report results/good",
             {"results/good/rows.parquet": column("grids", ["../../x"])},
+            names=("results/good/rows.parquet", "grids"),
         ),
         Case(
-            "rows of an unknown status", "report results/good", {"results/good/rows.parquet": column("status", "fine")}
+            "rows of an unknown status",
+            "report results/good",
+            {"results/good/rows.parquet": column("status", "fine")},
+            names=("results/good/rows.parquet", "status"),
         ),
-        Case("no rows in the file", "report results/good", {"results/good/rows.parquet": no_rows}),
-        Case("outcomes that are no Parquet", "report results/good", {"results/good/outcomes.parquet": "outcomes"}),
+        Case(
+            "no rows in the file",
+            "report results/good",
+            {"results/good/rows.parquet": no_rows},
+            names=("results/good/rows.parquet",),
+        ),
+        Case(
+            "outcomes that are no Parquet",
+            "report results/good",
+            {"results/good/outcomes.parquet": "outcomes"},
+            names=("results/good/outcomes.parquet",),
+        ),
         Case(
             "results that a report may not write",
             "report results/good",
@@ -544,13 +672,19 @@ CASES: dict[str, list[Case]] = {
         ),
         Case("a comparison of nothing", "compare results"),
         Case("a leaderboard of nothing", "leaderboard results/absent"),
-        Case("a leaderboard of victims alone", "leaderboard results/bare --rehearsal"),
+        Case(
+            "a leaderboard of victims alone", "leaderboard results/bare --rehearsal", names=("results/bare", "accuracy")
+        ),
         Case(
             "a leaderboard of broken rows",
             "leaderboard results/good",
             {"results/good/rows.parquet": column("settings", "{")},
         ),
-        Case("a leaderboard into a file", "leaderboard results/good --html grid.yaml --rehearsal"),
+        Case(
+            "a leaderboard into a file",
+            "leaderboard results/good --html grid.yaml --rehearsal",
+            names=("grid.yaml", "--html"),
+        ),
         Case("a comparison of the random model", "compare results/good"),
         Case("a leaderboard of the random model", "leaderboard results/good"),
     ],
@@ -560,6 +694,7 @@ CASES: dict[str, list[Case]] = {
             "publishing failed cells",
             "publish results/good",
             {"results/good/rows.parquet": column("status", "failed")},
+            names=("results/good", "failed"),
         ),
         Case(
             "publishing what an interrupted run left",
@@ -567,22 +702,30 @@ CASES: dict[str, list[Case]] = {
             {"results/good/rows.parquet": column("status", "not_run")},
         ),
         Case("publishing the random model", "publish results/good"),
-        Case("publishing rows of two commits", "publish results/good", {"results/good/rows.parquet": two_versions}),
+        Case(
+            "publishing rows of two commits",
+            "publish results/good",
+            {"results/good/rows.parquet": two_versions},
+            names=("results/good", "0.1.0+fffffff"),
+        ),
         Case(
             "publishing rows of changes beside a commit",
             "publish results/good",
             {"results/good/rows.parquet": columns(model=MEANINGFUL, code_version="0.1.0+abc1234-dirty")},
+            names=("results/good", "-dirty"),
         ),
         Case(
             "publishing rows of no known commit",
             "publish results/good",
             {"results/good/rows.parquet": columns(model=MEANINGFUL)},
+            names=("results/good", "1.2.3"),
         ),
         Case("publishing into a folder of other things", "publish results/good --to my-model", PUBLISHABLE),
         Case(
             "publishing over published results",
             "publish results/good",
             PUBLISHABLE | {"results/published/published.json": "{}", "results/published/good/rows.parquet": "rows"},
+            names=("results/published/good", "--replace"),
         ),
         in_published("a run into published results", "run grid.yaml --results public"),
         in_published("a report of published results", "report public/good"),
@@ -607,20 +750,31 @@ CASES: dict[str, list[Case]] = {
             "leaderboard results/good entry.json",
             {"entry.json": edited(method=3)},
         ),
-        in_entry("an entry with an unknown field", lambda entry: entry.update(colour="red")),
-        in_entry("an entry of another format", lambda entry: entry.update(format="2")),
+        in_entry("an entry with an unknown field", "colour", lambda entry: entry.update(colour="red")),
+        in_entry("an entry of another format", "format", lambda entry: entry.update(format="2")),
         in_entry(
-            "an entry with a link that runs code", lambda entry: entry["method"].update(link="javascript:alert(1)")
+            "an entry with a link that runs code",
+            "method.link",
+            lambda entry: entry["method"].update(link="javascript:alert(1)"),
         ),
-        in_entry("an entry with NaN", lambda entry: entry["cells"][0].update(seconds=float("nan"))),
-        in_entry("an entry without cells", lambda entry: entry.update(cells=[])),
-        in_entry("an entry with an ASR of 101 %", lambda entry: entry["cells"][0]["measurements"][0].update(value=101)),
-        Case("an entry of a defense that the results do not have", "leaderboard entry results/good osft --rehearsal"),
+        in_entry("an entry with NaN", "cells[0].seconds", lambda entry: entry["cells"][0].update(seconds=float("nan"))),
+        in_entry("an entry without cells", "cells", lambda entry: entry.update(cells=[])),
+        in_entry(
+            "an entry with an ASR of 101 %",
+            "cells[0].measurements[0].value",
+            lambda entry: entry["cells"][0]["measurements"][0].update(value=101),
+        ),
+        Case(
+            "an entry of a defense that the results do not have",
+            "leaderboard entry results/good osft --rehearsal",
+            names=("results/good", "osft"),
+        ),
         Case(
             "an entry into a place that is not there",
             "leaderboard entry results/good sft --out absent/sft.json --rehearsal",
+            names=("absent/sft.json", "--out"),
         ),
-        Case("an entry of the random model", "leaderboard entry results/good sft"),
+        Case("an entry of the random model", "leaderboard entry results/good sft", names=("results/good", "tiny")),
     ],
     "Plug-ins": [
         named(plugin("import no_such_library\n"), "its library is missing"),
@@ -637,12 +791,26 @@ CASES: dict[str, list[Case]] = {
 }
 EVERY = [case for cases in CASES.values() for case in cases]
 
+# Two or three of each section, whose whole sentences are on the page.
+FROZEN = (
+    *("no such file", "a tab before a key", "a tag that would run code"),
+    *("an unknown key of a method", "an unknown defense", "rows: none", "offload without sharding"),
+    *("a rule that changes nothing", "a scale that is not there", "include in a circle", "a search of no trials"),
+    *("no command of that name", "an argument too few", "--only that fits no cell", "list of an unknown kind"),
+    *("no set of that name", "SANDE_DATA_DIR does not exist"),
+    *("a Hub id at a branch", "pickled weights beside safetensors", "remote code for the model"),
+    *("no detector of that name", "a grid that was not run", "a folder to clean into that holds files"),
+    *("a store of a newer version", "rows of an unknown status", "a comparison of the random model"),
+    *("publishing failed cells", "a run into published results"),
+    *("an entry with an ASR of 101 %", "it fails on import"),
+)
+
 
 # Where they are tried.
 
 
 def publish(model: Path, home: Path) -> None:
-    """Models as huggingface_hub keeps them that it fetched, in a folder for `HF_HOME`."""
+    """Put models into a folder for `HF_HOME`, as huggingface_hub caches them."""
     for name, (_, files) in PUBLISHED.items():
         snapshot = home / f"hub/models--org--{name}/snapshots/{COMMIT}"
         shutil.copytree(model, snapshot)
@@ -650,7 +818,7 @@ def publish(model: Path, home: Path) -> None:
 
 
 def put(files: Mapping[str, Content], place: Path) -> None:
-    """Write, change or take away files."""
+    """Write, change or remove files."""
     for name, content in files.items():
         path = place / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -663,7 +831,7 @@ def put(files: Mapping[str, Content], place: Path) -> None:
 
 
 def furnish(place: Path) -> None:
-    """The folder in which every case begins: a grid, a model, a store, results, an entry, a scan, all in order."""
+    """Make the folder in which every case begins: a grid, a model, a store, results, an entry and a scan, all valid."""
     from benchmark import scan
     from benchmark.leaderboard import submission
     from benchmark.store import Store
@@ -691,7 +859,7 @@ def furnish(place: Path) -> None:
 
 
 def try_out(case: Case, furnished: Path, place: Path) -> Ended:
-    """Type a case's command in a copy of the folder that has the case's mistake, in a process of its own."""
+    """Run a case's command in a process of its own, in a copy of the folder that has the case's mistake."""
     shutil.copytree(furnished, place, symlinks=True)
     put(case.files, place)
     before = _digests(place)
@@ -712,7 +880,7 @@ def try_out(case: Case, furnished: Path, place: Path) -> Ended:
 
 
 def _digests(place: Path) -> dict[str, bytes | str]:
-    """Every file by its path, with what it holds."""
+    """Return the content of every file by its path."""
     found: dict[str, bytes | str] = {}
     for path in place.rglob("*"):
         name = str(path.relative_to(place))
@@ -726,9 +894,11 @@ def _digests(place: Path) -> dict[str, bytes | str]:
 
 @functools.cache
 def processes() -> Any:
-    """Makes processes that begin with the libraries already imported, and with nothing else of this one."""
+    """Return a context whose processes begin with the libraries imported, and with nothing else of this one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["benchmark.cli", "benchmark.execute", "sande.models", "transformers.models.auto"])
+    context.set_forkserver_preload(
+        ["benchmark.cli.main", "benchmark.execute", "sande.models", "transformers.models.auto"]
+    )
     multiprocessing.forkserver.ensure_running()
     return context
 
@@ -743,13 +913,13 @@ def _type(arguments: list[str], place: Path, env: Mapping[str, str], printed: tu
     _bound_by_permissions()
     sys.dont_write_bytecode = True
     sys.argv = ["sande-bench", *arguments]
-    from benchmark.cli import main
+    from benchmark.cli.main import main
 
     main()
 
 
 def _bound_by_permissions() -> None:
-    """Root in a container passes over permissions by two capabilities; without them it is like anybody else."""
+    """Drop the two capabilities by which root ignores permissions."""
     if os.geteuid():
         return
     libc = ctypes.CDLL(None, use_errno=True)
@@ -763,52 +933,51 @@ def _bound_by_permissions() -> None:
 
 # The page.
 
-_HEAD = """# Mistakes, and what is said of them
+_HEAD = f"""# Error messages
 
-Each was made in a folder that holds a grid, a model, a store, results, an entry and a scan, all in order but for the
-mistake. Each ends with exit code 2 and one line on the standard error: `sande-bench: `, and what stands here. What was
-there stays as it was, and nothing is half done. `python -m tests.benchmark.bad_input` makes all of them and writes this
-page; the tests compare.
+An error is one line on the standard error: `sande-bench: `, then the place, the problem and a fix. The exit code is 2.
+Nothing is lost or half done. Here are {len(FROZEN)} of {len(EVERY)} mistakes that the tests make, in a folder with a
+grid, a model, a store, results, an entry and a scan. `python -m tests.benchmark.bad_input` writes this page.
 """
 
 
 def render(sentences: Mapping[str, str]) -> str:
-    """The page, from the sentence of each case."""
+    """Return the page, from the sentence of each frozen case."""
     lines = [_HEAD]
     for section, cases in CASES.items():
-        lines += [f"## {section}\n", "| mistake | typed | said |", "| --- | --- | --- |"]
-        lines += [f"| {case.what} | `{_cell(case.typed)}` | {_cell(sentences.get(case.what, ''))} |" for case in cases]
+        lines += [f"## {section}\n", "| mistake | command | error |", "| --- | --- | --- |"]
+        shown = [case for case in cases if case.what in FROZEN]
+        lines += [f"| {case.what} | `{_cell(case.typed)}` | {_cell(sentences.get(case.what, ''))} |" for case in shown]
         lines.append("")
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    """Text as it stands in a table's cell."""
+    """Return text for a cell of a table."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def said() -> dict[str, str]:
-    """The sentences on the page, by mistake."""
+    """Return the sentences of the page, by mistake."""
     rows = [re.split(r" \| ", line[2:-2]) for line in PAGE.read_text(encoding="utf-8").splitlines()]
     return {row[0]: row[2].replace("&lt;", "<").replace("\\|", "|") for row in rows if len(row) == 3}
 
 
 def main() -> None:
-    """Try the cases, all or those of the sections that are named, and write the page anew."""
+    """Try the frozen cases and write the page; report cases that do not end as a mistake has to."""
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    found = said() if PAGE.is_file() else {}
+    found = {}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         os.environ["HF_HOME"] = f"{name}/home"
         furnish(place / "furnished")
         publish(place / "furnished/my-model", place / "home")
-        for section in sys.argv[1:] or CASES:
-            for case in CASES[section]:
-                ended = try_out(case, place / "furnished", place / str(EVERY.index(case)))
-                found[case.what] = ended.sentence
-                if ended.wrong:
-                    sys.stderr.write(f"{case.what} ({case.typed}): {ended.wrong}\n{ended.stdout}{ended.stderr}")
-            PAGE.write_text(render(found), encoding="utf-8")
+        for number, case in enumerate(case for case in EVERY if case.what in FROZEN):
+            ended = try_out(case, place / "furnished", place / str(number))
+            found[case.what] = ended.sentence
+            if ended.wrong:
+                sys.stderr.write(f"{case.what} ({case.typed}): {ended.wrong}\n{ended.stdout}{ended.stderr}")
+    PAGE.write_text(render(found), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmark.cli import app
-from sande import registry
+from benchmark.cli.app import print_table
+from benchmark.cli.main import app
+from sande import __version__, registry
 from sande.config import describe
 from sande.data import sources
 from tests.benchmark.helpers import GridFile, cell, finish, report_folder
@@ -20,7 +21,7 @@ from tests.benchmark.helpers import GridFile, cell, finish, report_folder
 ROOT = Path(__file__).parents[2]
 LOOK = """
 import sys
-from benchmark.cli import app
+from benchmark.cli.main import app
 app(sys.argv[1:], standalone_mode=False)
 assert not {"ray", "torch", "transformers"} & set(sys.modules), "something heavy was imported"
 """
@@ -62,47 +63,99 @@ def test_show_of_an_unknown_name_lists_those_there_are(kind: str) -> None:
     assert "is called 'nonsense'; there are: " in line
 
 
+def listed(kind: str) -> dict[str, str]:
+    """What is listed by name; every row has a sentence."""
+    head, rule, *rows = invoke("list", kind).stdout.splitlines()
+    assert head.split()[1:] == ["about"]
+    assert set(rule) == {"─", " "}
+    assert all(len(row.split()) > 2 for row in rows)
+    return dict(row.split(maxsplit=1) for row in rows)
+
+
 @pytest.mark.parametrize("kind", registry.KINDS)
-def test_list_has_a_line_for_every_entry_that_begins_with_its_name(kind: str) -> None:
-    lines = invoke("list", kind).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list(registry.names(kind))
-    assert all(len(line.split()) > 2 for line in lines)
+def test_list_has_a_row_for_every_entry(kind: str) -> None:
+    assert list(listed(kind)) == list(registry.names(kind))
 
 
 @pytest.mark.parametrize(
     ("kind", "some"), [("models", {"tiny", "smollm2-135m"}), ("datasets", {"alpaca", "builtin-short"})]
 )
 def test_list_names_models_and_data_sets(kind: str, some: set[str]) -> None:
-    lines = invoke("list", kind).stdout.splitlines()
-    assert {line.split()[0] for line in lines} >= some
-    assert all(len(line.split()) > 2 for line in lines)
+    assert set(listed(kind)) >= some
+
+
+@pytest.mark.parametrize("kind", [*registry.KINDS, "models", "datasets", "grids"])
+def test_a_kind_may_be_in_the_singular(kind: str) -> None:
+    assert listed(kind.removesuffix("s")) == listed(kind)
+    name = next(iter(listed(kind)))
+    assert invoke("show", kind.removesuffix("s"), name).stdout == invoke("show", kind, name).stdout
 
 
 def test_list_names_data_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.jsonl").write_text("{}\n")
     monkeypatch.setenv(sources.DATA_DIR, str(tmp_path))
-    assert "mine" in {line.split()[0] for line in invoke("list", "datasets").stdout.splitlines()}
+    assert "mine" in listed("datasets")
 
 
-def test_list_names_the_shipped_grids(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    lines = invoke("list", "grids").stdout.splitlines()
-    assert {line.split()[0] for line in lines} >= {"smoke", "quickstart"}
+def test_list_names_the_shipped_grids_and_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids/mine.yaml").write_text("about: one of mine\n")
+    (tmp_path / "grids/smoke.yaml").write_text("about: not this one\n")
+    monkeypatch.chdir(tmp_path)
+    assert set(listed("grids")) >= {"smoke", "quickstart", "mine"}
+    assert "not this one" not in listed("grids")["smoke"]
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)])
 def test_show_prints_every_field_with_default_and_source(kind: str, name: str) -> None:
-    shown = invoke("show", kind, name).stdout
-    lines = shown.splitlines()
+    lines = invoke("show", kind, name).stdout.splitlines()
     assert lines[0] == f"{name}: {registry.summary(registry.entry(kind, name))}"
     for field in describe(registry.entry(kind, name).Config):
-        (line,) = [line for line in lines if line.startswith(f"  {field.path} = {field.default!r}  ")]
+        (line,) = [line for line in lines if line.split()[:1] == [field.path]]
+        assert line.removeprefix(field.path).lstrip().startswith(f"{field.default!r} ")
         assert field.meaning in line
-        assert field.source in line
+        assert line.endswith(field.source)
 
 
 def test_show_says_what_a_defense_may_know() -> None:
     assert "knows: Clean rows and the planted response" in invoke("show", "defenses", "sande").stdout
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert invoke("--version").stdout == f"sande-bench {__version__}\n"
+
+
+@pytest.mark.parametrize("group", [(), ("leaderboard",), ("store",)])
+def test_a_group_without_a_command_prints_its_help_and_no_error(group: tuple[str, ...]) -> None:
+    shown = invoke(*group)
+    assert shown.exit_code == 2
+    assert "Usage: " in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_the_help_groups_every_command() -> None:
+    shown = invoke("--help").stdout
+    assert shown.index("Grids of experiments") < shown.index("Results") < shown.index("Single models")
+    assert "─ Commands ─" not in shown
+
+
+def test_a_shell_completes_commands() -> None:
+    env = {"_SANDE_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": "sande-bench lead", "COMP_CWORD": "1"}
+    assert process("-m", "benchmark", env=env).stdout.split() == ["leaderboard"]
+
+
+def test_a_table_is_folded_to_the_width_of_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"name": ["a"], "about": ["many words " * 20]}
+    print_table(columns)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_table(columns)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 60
 
 
 @pytest.fixture
@@ -148,7 +201,7 @@ def test_plan_speaks_of_this_machine_where_it_has_no_gpu(
         (line,) = [line for line in shown.splitlines() if line.startswith("About ")]
         assert re.fullmatch(
             rf"About \d+ s on this machine \(\d+ cores?, {asked}\), by shipped timings; llama2-7b was never timed on a "
-            r"CPU: [\d.]+ GPU-seconds on H800 cards by the paper's times \(--why: how this was reckoned\)",
+            r"CPU: [\d.]+ GPU-seconds on H800 cards by the paper's times \(--why: how this was estimated\)",
             line,
         )
         assert "nearest in data and size" not in shown
@@ -159,7 +212,7 @@ def test_plan_speaks_of_this_machine_where_it_has_no_gpu(
 
 
 @pytest.mark.usefixtures("wide")
-def test_plan_says_on_demand_how_the_time_was_reckoned(grid_file: GridFile, tmp_path: Path) -> None:
+def test_plan_says_on_demand_how_the_time_was_estimated(grid_file: GridFile, tmp_path: Path) -> None:
     path = grid_file(sweep={"model": ["tiny", "llama2-7b"]})
     shown = invoke("plan", path, *run_options(tmp_path), "--why").stdout
     assert "(--why" not in shown

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from benchmark import compare, grid, paper, protocol, rows
 from benchmark.aggregate import Outcomes, Results
 from benchmark.cell import Cell
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.compare import Compared
 from benchmark.paper import Reported
 from sande import registry

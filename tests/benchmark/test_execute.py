@@ -13,8 +13,9 @@ import pytest
 import torch
 from ray import cloudpickle
 from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.tune.execution import class_cache
 
-from benchmark import cluster, execute, failures, searcher
+from benchmark import cluster, execute, failures, ray_env, searcher
 from benchmark import plan as plans
 from benchmark.cell import Resources
 from benchmark.failures import kind_of, out_of_memory
@@ -25,6 +26,7 @@ from benchmark.memory import Peaks
 from benchmark.progress import Progress
 from benchmark.schedule import Queue, whole
 from benchmark.searcher import GONE, KILLED, Gate, StageSearcher, Witness
+from benchmark.stage_trial import StageJob
 from benchmark.stages import Stage
 from benchmark.store import DamagedError, Store
 from sande.errors import NonFiniteError, UserError
@@ -196,12 +198,12 @@ def test_what_another_run_is_doing_is_left_to_it_and_other_work_done_first(
     assert [fake.ask(), fake.ask()] == ["b", None]
     fake.end(0, OK)
     assert [fake.ask(), fake.ask()] == [FINISHED, FINISHED]  # of this Tuner, whose processes the other run may need
-    assert fake.said[0].startswith("attack m x a: left to process ")
+    assert fake.said[0].startswith("attack m x a: process ")
     assert fake.said[1:] == [f"[1/2] attack m x b: done in {fake.said[1].split()[-2]} s"]
     put(store, "attack", "a", MANIFEST)
     fake.searcher.wait()
     assert fake.ask() == FINISHED
-    assert fake.said[2:] == ["[2/2] attack m x a: done meanwhile"]
+    assert fake.said[2:] == ["[2/2] attack m x a: done by another run"]
 
 
 def test_what_another_run_gave_up_is_done_here(
@@ -342,6 +344,25 @@ def test_an_error_has_a_kind_and_no_traceback(error: Exception, kind: str, capsy
 PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 
 
+def config(resources: Resources, per_worker: dict[str, float], of: Stage, share: float) -> dict[str, Any]:
+    """What Tune gives to a trial."""
+    settings = execute._settings(resources, per_worker, "store", None)
+    return {"settings": settings, "stage": of.to_json(), "share": share}
+
+
+def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
+    given = config(Resources(workers=2, timeout=9), PER_WORKER, stage("a"), 0.5)
+    job = StageJob.of(cloudpickle.loads(cloudpickle.dumps(given)))
+    assert (job.stage, job.share, job.settings.timeout, job.grouped) == (stage("a"), 0.5, 9, True)
+    assert not StageJob.of(config(Resources(), PER_WORKER, stage("a"), 1.0)).grouped
+
+
+def test_tune_passes_no_keys_of_a_bucket_to_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", {"AWS_SECRET_ACCESS_KEY", "RAY_TRAIN_V2_ENABLED"})
+    ray_env.keep_keys_private()
+    assert {"RAY_TRAIN_V2_ENABLED"} == class_cache.ENV_VARS_TO_PROPAGATE
+
+
 @pytest.mark.parametrize(
     ("resources", "kind", "share", "expected"),
     [
@@ -358,8 +379,7 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 def test_a_trial_holds_its_share_of_a_worker(
     resources: Resources, kind: str, share: float, expected: dict[str, float]
 ) -> None:
-    job = {"per_worker": PER_WORKER, "share": share, "stage": replace(stage("a"), kind=kind).to_json()}
-    held = execute._trial_resources(resources, job)
+    held = execute._trial_resources(resources, config(resources, PER_WORKER, replace(stage("a"), kind=kind), share))
     assert held.bundles == [expected]
 
 
@@ -377,8 +397,8 @@ def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
     _, share = execute._sharing(resources, per_worker, store)
     for kind, expected in (("attack", per_worker), ("defend", defense)):
         of = stage("s", kind=kind)
-        job = {"per_worker": per_worker, "share": share(of), "stage": of.to_json()}
-        assert execute._trial_resources(resources, job).bundles == [expected]
+        given = config(resources, per_worker, of, share(of))
+        assert execute._trial_resources(resources, given).bundles == [expected]
 
 
 def test_vllm_shares_no_gpu(store: Store) -> None:
@@ -467,7 +487,7 @@ def test_while_all_that_is_left_is_done_by_another_run_no_tuner_keeps_its_proces
     assert execute._do(plan(stage("a")), store, Resources(), said.append, 0.0, ALL) == {}
     other.close()
     assert ended == [1]  # the one Tuner had returned
-    assert [line.split(": ")[-1].split(" ")[0] for line in said] == ["left", "done"]
+    assert [line.split(": ")[-1].split(" ")[0] for line in said] == ["process", "done"]
 
 
 def test_where_the_user_interrupts_tune_no_other_tuner_starts(
@@ -475,7 +495,7 @@ def test_where_the_user_interrupts_tune_no_other_tuner_starts(
 ) -> None:
     monkeypatch.setattr(FakeTuner, "fit", lambda self: self.searcher.suggest("0"))
     errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0, ALL)
-    assert errors == dict.fromkeys("ab", "not finished, the run was interrupted; run again to go on")
+    assert errors == dict.fromkeys("ab", failures.UNFINISHED)
     assert len(tuners) == 1
 
 
@@ -488,7 +508,7 @@ def test_where_tune_ends_for_another_reason_it_is_not_started_again(
 
     monkeypatch.setattr(FakeTuner, "fit", fit)
     errors = execute._do(plan(stage("a"), stage("b")), store, Resources(), lambda line: None, 0.0, ALL)
-    assert errors == dict.fromkeys("ab", "not finished, RuntimeError: no disk space left; run again to go on")
+    assert errors == dict.fromkeys("ab", "not finished, RuntimeError: no disk space left; run again to continue")
     assert len(tuners) == 1
 
 

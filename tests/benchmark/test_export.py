@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from benchmark import keeping
 from benchmark.cell import Cell
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.failures import UNFINISHED
 from benchmark.plan import stages_of, victim_of
 from benchmark.store import Store

@@ -58,7 +58,7 @@ def test_too_large_a_package_is_refused_and_the_largest_file_named(
     with path.open("a") as file:
         file.write("#" * (3 * 2**20))
     (tmp_path / "job").mkdir()
-    with pytest.raises(UserError, match=r"grids/mine.yaml alone has 3: take it out"):
+    with pytest.raises(UserError, match=r"grids/mine.yaml: .* 4 MiB, 3 of them in this file"):
         jobs.pack(path, tmp_path / "job")
 
 
@@ -74,7 +74,7 @@ def test_a_folder_that_would_go_with_the_job_is_one_line(grid_file: GridFile, op
     [
         (["absent.yaml"], "absent.yaml: no such grid file"),
         (["quickstart", "--scale", "huge"], "no scale is called 'huge'"),
-        (["quickstart", "--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE: there is no such variable"),
+        (["quickstart", "--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE: this environment has no such variable"),
     ],
 )
 def test_what_cannot_be_sent_is_one_line_before_the_cluster_is_asked(
@@ -93,7 +93,7 @@ def test_an_address_where_nobody_listens_is_one_line(command: list[str], monkeyp
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://", "http://host:port", "auto:1:2"])
 def test_an_address_of_another_kind_is_one_line(address: str) -> None:
-    assert f"--address {address}: expected that of a Ray dashboard" in mistake("status", "--address", address)
+    assert f"--address {address}: not the address of a Ray dashboard" in mistake("status", "--address", address)
 
 
 class Head(http.server.BaseHTTPRequestHandler):
@@ -122,11 +122,11 @@ def server() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((401, "Unauthorized: Missing authentication token"), "wants a token; put the one that 'ray get-auth-token'"),
-        ((403, "Forbidden: Invalid authentication token"), "does not take this token; put the one"),
-        ((404, "nothing here"), "cannot be used (Version check returned 404."),
-        ((200, "<html>"), "cannot be used ("),
-        ((200, "{}"), "cannot be used ('ray_version')"),
+        ((401, "Unauthorized: Missing authentication token"), "the cluster requires a token; set RAY_AUTH_TOKEN"),
+        ((403, "Forbidden: Invalid authentication token"), "the cluster refuses this token; set RAY_AUTH_TOKEN"),
+        ((404, "nothing here"), "no usable job server (Version check returned 404."),
+        ((200, "<html>"), "no usable job server ("),
+        ((200, "{}"), "no usable job server ('ray_version')"),
     ],
 )
 def test_what_is_no_head_or_refuses_is_one_line(
@@ -135,7 +135,7 @@ def test_what_is_no_head_or_refuses_is_one_line(
     monkeypatch.setattr(Head, "answer", answer)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as in the shell of a node, and no dashboard's
     line = mistake("status", "--address", server)
-    assert f"at '{server}' {said}" in line
+    assert f"--address {server}: {said}" in line
 
 
 def test_without_a_token_nothing_is_asked_for(server: str, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_without_a_token_nothing_is_asked_for(server: str, tmp_path: Path) -> No
     done = process("-m", "benchmark", "status", "--address", server, env={"HOME": str(tmp_path), "RAY_AUTH_TOKEN": ""})
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert f"the cluster at '{server}' wants a token; put the one" in line
+    assert f"--address {server}: the cluster requires a token; set RAY_AUTH_TOKEN" in line
 
 
 def test_an_unknown_job_is_one_line(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,9 @@ def test_an_unknown_job_is_one_line(server: str, monkeypatch: pytest.MonkeyPatch
         self.wfile.write(json.dumps({"ray_version": "2.60.0"}).encode() if known else b"Job x does not exist")
 
     monkeypatch.setattr(Head, "do_GET", do_get)
-    assert f"knows no job 'x'; 'sande-bench status --address {server}'" in mistake("logs", "x", "--address", server)
+    line = mistake("logs", "x", "--address", server)
+    assert line.startswith("sande-bench: job x: not known to the cluster")
+    assert f"'sande-bench status --address {server}'" in line
 
 
 @pytest.mark.parametrize(
@@ -203,7 +205,7 @@ def test_interrupting_leaves_the_job_running_and_says_how_to_go_on(monkeypatch: 
     done = invoke("logs", "g-1", "--address", "http://head:8265")
     assert done.exit_code == 130
     assert done.stderr == (
-        "g-1 goes on; 'sande-bench logs g-1 --address http://head:8265' follows it again, and "
+        "g-1 is still running; 'sande-bench logs g-1 --address http://head:8265' follows it again, and "
         "'sande-bench stop g-1 --address http://head:8265' ends it\n"
     )
 

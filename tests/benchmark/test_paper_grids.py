@@ -24,7 +24,7 @@ EPOCHS = {"alpaca": 2.0, "orca": 1.0}
 
 PLAN = """
 import sys
-from benchmark.cli import app
+from benchmark.cli.main import app
 app(["plan", "grids/paper.yaml", "--store", sys.argv[1]], standalone_mode=False)
 heavy = {"ray", "torch", "transformers", "lm_eval", "datasets"} & set(sys.modules)
 assert not heavy, heavy
@@ -247,7 +247,7 @@ def test_plan_of_the_paper_gives_numbers_and_hours_with_neither_ray_nor_torch(tm
     assert stages == "192 distinct stages: 13 attack, 74 defend, 105 evaluate; each victim is trained once"
     assert hours == (
         "llama2-7b and qwen1.5-4b were never timed on a CPU: 80.8 GPU-hours on H800 cards by the paper's times "
-        "(--why: how this was reckoned)"
+        "(--why: how this was estimated)"
     )
     assert disk.startswith("Disk: 87 models take ")
     assert counts.startswith("113 cells, 192 stages, 0 done; to run: 13 attack, 74 defend, 105 evaluate")

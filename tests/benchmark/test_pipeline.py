@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from benchmark import execute, preflight, record, rows
 from benchmark.cell import Cell
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.failures import NON_FINITE, UNFINISHED, Failure, because_of
 from benchmark.leaderboard import submission
 from benchmark.leaderboard.markdown import notes

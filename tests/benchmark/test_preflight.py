@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from benchmark import preflight
 from benchmark.cell import Resources
-from benchmark.cli import USERS_MISTAKE, app
+from benchmark.cli.app import USERS_MISTAKE
+from benchmark.cli.main import app
 from benchmark.store import Store
 from sande import engines
 from sande.data import sources

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from benchmark import compare, publishing, record, report, stages
-from benchmark.cli import app
+from benchmark import compare, publishing, record, rehearsal, report, stages
+from benchmark.cli.main import app
 from benchmark.leaderboard import submission
 from benchmark.leaderboard import write as leaderboard
 from benchmark.rows import SCHEMA
@@ -105,20 +105,23 @@ def test_a_folder_without_rows_is_refused(tmp_path: Path, to: Path) -> None:
 REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "a cell that failed": (
         lambda found: found[0].update(status="failed", value=None),
-        ": 1 of 2 cells failed; run its grid again, and publish it when all are done",
+        ": 1 of 2 cells failed; run its grid again, and publish it once all are done",
     ),
     "a cell that was not run": (
         lambda found: found[0].update(status="not_run", value=None),
-        ": 1 of 2 cells not measured to their end; run its grid again, and publish it when all are done",
+        ": 1 of 2 cells are unfinished; run its grid again, and publish it once all are done",
     ),
     "the random model": (set_all(model="tiny"), ": these rows are of the random model 'tiny', whose numbers mean "),
     "changes beside a commit": (
         set_all(code_version=f"{VERSION}-dirty"),
-        f": its rows are of the code {VERSION}-dirty, which is no commit; commit the changes, and run its grid again "
-        "with a new --store",
+        f": its rows are of the code {VERSION}-dirty, which is not a commit; commit the changes, and run its grid "
+        "again with a new --store",
     ),
-    "code of no commit": (set_all(code_version="0.1.0"), ": its rows are of the code 0.1.0, which is no commit; "),
-    "code that is not known": (set_all(code_version=None), ": its rows are of the code unknown, which is no commit; "),
+    "code of no commit": (set_all(code_version="0.1.0"), ": its rows are of the code 0.1.0, which is not a commit; "),
+    "code that is not known": (
+        set_all(code_version=None),
+        ": its rows are of the code unknown, which is not a commit; ",
+    ),
     "several versions of the code": (
         lambda found: found[0].update(code_version="0.1.0+0000000"),
         f": its rows are of 2 versions of the code (0.1.0+0000000, {VERSION}); use a new --store to run its grid with "
@@ -139,7 +142,7 @@ def test_a_checkout_with_changes_is_refused(folder: Path, to: Path, monkeypatch:
         f"{folder}: the checkout has changes (sande/a.py, b, c and 1 more); commit them, and publish again"
     )
     monkeypatch.setattr(stages, "changed_files", lambda: None)
-    assert sentence(folder, to).endswith("outside a git checkout; use one to publish results")
+    assert sentence(folder, to).endswith("outside a git checkout; use a checkout to publish results")
 
 
 def test_what_is_published_is_replaced_only_where_that_is_said(folder: Path, to: Path) -> None:
@@ -156,7 +159,7 @@ def test_what_is_published_is_replaced_only_where_that_is_said(folder: Path, to:
 
 def test_a_folder_of_other_things_does_not_become_published(folder: Path) -> None:
     assert sentence(folder, folder.parent) == (
-        f"--to {folder.parent}: the folder holds other things than published results; choose a new one"
+        f"--to {folder.parent}: the folder holds other files than published results; choose a new one"
     )
     assert not publishing.is_published(folder)
 
@@ -176,13 +179,16 @@ def test_pages_of_published_results_are_made_again_without_a_commit(
 @pytest.mark.parametrize(
     ("command", "how"),
     [
-        ("report {place}", "use 'sande-bench publish {place}' to make its pages again, or a copy of the folder"),
-        ("compare {place}", "use 'sande-bench publish {place}' to make its pages again, or a copy of the folder"),
-        ("leaderboard {place} --out {place}/board", "choose another --out, and publish what is there then"),
-        ("leaderboard {place} --html {place}/board", "choose another --html, and publish what is there then"),
-        ("run {grid} --results {published}", "choose another --results, and publish what is there then"),
-        ("scan tiny --out {published}/scan", "choose another --out, and publish what is there then"),
-        ("detection scans.yaml --out {published}/detection", "choose another --out, and publish what is there then"),
+        ("report {place}", "use 'sande-bench publish {place}' to write its pages again, or a copy of the folder"),
+        ("compare {place}", "use 'sande-bench publish {place}' to write its pages again, or a copy of the folder"),
+        ("leaderboard {place} --out {place}/board", "choose another --out, and publish the results from there"),
+        ("leaderboard {place} --html {place}/board", "choose another --html, and publish the results from there"),
+        ("run {grid} --results {published}", "choose another --results, and publish the results from there"),
+        ("scan tiny --out {published}/scan", "choose another --out, and publish the results from there"),
+        (
+            "detection scans.yaml --out {published}/detection",
+            "choose another --out, and publish the results from there",
+        ),
     ],
 )
 def test_no_other_command_writes_there(command: str, how: str, folder: Path, to: Path, grid_file: GridFile) -> None:
@@ -192,14 +198,14 @@ def test_no_other_command_writes_there(command: str, how: str, folder: Path, to:
     done = CliRunner().invoke(app, [*typed.split(), *(["--store", f"{to}/../store"] if "run " in typed else [])])
     assert done.exit_code == 2, done.output
     (line,) = done.stderr.splitlines()
-    assert f": published results are written by 'sande-bench publish' alone; {how.format(place=target)}" in line
+    assert f": only 'sande-bench publish' writes published results; {how.format(place=target)}" in line
     assert {path: path.read_bytes() for path in to.rglob("*") if path.is_file()} == before
 
 
 def test_the_random_model_is_compared_and_ranked_in_rehearsal_alone(folder: Path, tmp_path: Path) -> None:
     changed(folder, set_all(model="tiny"))
     board, entry = tmp_path / "board", tmp_path / "sft.json"
-    warning = "**A rehearsal: some of these rows are of the random model `tiny`, and the numbers mean nothing.**"
+    warning = rehearsal.WARNING[0]
     for arguments in (
         ["compare", str(folder)],
         ["leaderboard", str(folder), "--out", str(board), "--html", str(board)],

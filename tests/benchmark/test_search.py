@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmark import grid as grids
 from benchmark import plan as plans
 from benchmark import search, search_plan, search_report, search_space, stages
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.grid import Grid
 from benchmark.search_held_out import held_out
 from benchmark.search_space import FAILED, FINISHED, STOPPED, Job

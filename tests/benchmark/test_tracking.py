@@ -91,14 +91,14 @@ def test_a_tracker_that_fails_is_told_once_and_the_training_goes_on(
 
 def test_a_tracker_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"names wandb, which is not installed; run pip install 'sande-bench\[wandb\]'"):
+    with pytest.raises(UserError, match=r"report_to: wandb is not installed; run pip install 'sande-bench\[wandb\]'"):
         tracking.check(("wandb",))
 
 
 def test_mlflow_without_an_address_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: True)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI is not set"):
+    with pytest.raises(UserError, match="mlflow needs MLFLOW_TRACKING_URI"):
         tracking.check(("mlflow",))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     tracking.check(("mlflow",))

@@ -38,7 +38,7 @@ def there(store: Store) -> set[tuple[str, str]]:
 def test_the_list_has_a_line_for_each_artifact_and_the_sum(filled: Store) -> None:
     result = invoke("store", "list", "--store", filled.root)
     assert result.exit_code == 0
-    head, *lines, total = result.output.splitlines()
+    head, _, *lines, total = result.output.splitlines()
     assert head.split() == ["kind", "key", "size", "model", "what", "made"]
     assert {(line.split()[0], line.split()[1]) for line in lines} == {(kind, key[:12]) for kind, key in there(filled)}
     assert f"{len(there(filled))} artifacts" in total

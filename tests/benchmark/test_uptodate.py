@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from benchmark import cli, report, uptodate
 from benchmark import grid as grids
+from benchmark import report, uptodate
 from benchmark.cell import Cell
+from benchmark.cli.main import app
 from benchmark.grid import Grid
 from benchmark.plan import make
 from benchmark.store import Store
@@ -119,7 +120,7 @@ def test_a_finished_run_says_the_same_and_draws_nothing(
     ]
 
     def run() -> list[str]:
-        made = CliRunner().invoke(cli.app, arguments)
+        made = CliRunner().invoke(app, arguments)
         assert made.exit_code == 0, made.output
         return [line for line in made.output.splitlines() if " took " not in line]
 

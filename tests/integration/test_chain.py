@@ -48,7 +48,7 @@ COUNTS = {
 }
 WITHOUT_RAY = """
 import sys
-from benchmark.cli import app
+from benchmark.cli.main import app
 app(sys.argv[1:], standalone_mode=False)
 assert not {"ray", "torch"} & set(sys.modules), "ray or torch was imported"
 """

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.cli.app import GO_ON
+from benchmark.failures import UNFINISHED
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, by_defense, end, processes_with, wait_until
 
 ENDLESS = TRAINING | {"max_steps": 10**6, "learning_rate": 1e-6}
@@ -66,16 +68,17 @@ def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
     rows = by_defense(place.rows(grid))
     assert {row["status"] for row in rows["none"]} == {"ok"}
     assert {(row["status"], row["failure"]) for row in rows["sft"]} == {("not_run", "interrupted")}
-    assert rows["sft"][0]["error"] == "not finished, the run was interrupted; run again to go on"
+    assert rows["sft"][0]["error"] == UNFINISHED
     assert place.unfinished() == []
 
 
 BEFORE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
-from benchmark import cli, grid
+from benchmark import grid
+from benchmark.cli.main import app
 grid.load = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-cli.app(["run", "grids/smoke.yaml"])
+app(["run", "grids/smoke.yaml"])
 """
 
 
@@ -92,13 +95,13 @@ def test_before_anything_runs_it_is_the_same_sentence(name: str, sigint: str, co
         [sys.executable, "-c", BEFORE, name, sigint], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == code
-    assert done.stderr == "interrupted; what is done is kept, and the same command goes on\n"
+    assert done.stderr == f"{GO_ON}\n"
 
 
 STARTING = """
 import os, signal, sys
 import ray
-from benchmark import cli
+from benchmark.cli.main import app
 
 def start(**_):
     if sys.argv[1] == "SIGTERM":
@@ -106,7 +109,7 @@ def start(**_):
     os.kill(os.getpid(), signal.SIGINT)
 
 ray.init = start
-cli.app(sys.argv[2:])
+app(sys.argv[2:])
 """
 SEARCH = {"trials": 2, "held_out_rows": 2, "space": {"defense.training.learning_rate": [1e-5, 1e-3]}}
 

@@ -168,22 +168,23 @@ def test_a_mistake_on_the_cluster_is_the_jobs_exit_code(head: Head, tmp_path: Pa
 
 def test_status_and_logs_of_a_job_that_ended(head: Head, submitted) -> None:
     job = submitted[0].stdout.split()[1].rstrip(";")
-    (line,) = head.bench("status", job).stdout.splitlines()
-    assert line.startswith(f"{job}  SUCCEEDED  ")
-    assert line in head.bench("status").stdout.splitlines()
+    names, _, line = head.bench("status", job).stdout.splitlines()
+    assert names.split() == ["job", "state", "began", "took", "command"]
+    assert line.split()[:2] == [job, "SUCCEEDED"]
+    assert line.split() in [each.split() for each in head.bench("status").stdout.splitlines()]
     told = head.bench("logs", job)
     assert told.returncode == 0
     assert "[10/10]" in told.stdout
     assert head.bench("stop", job).stdout == f"{job} had ended before: SUCCEEDED\n"
 
 
-@pytest.mark.parametrize(("token", "said"), [("", "wants a token"), ("0" * 32, "does not take this token")])
+@pytest.mark.parametrize(("token", "said"), [("", "requires a token"), ("0" * 32, "refuses this token")])
 def test_a_missing_or_wrong_token_is_one_line(head: Head, tmp_path: Path, token: str, said: str) -> None:
     # An empty variable counts as none, and the home folder has no token either.
     done = head.bench("submit", *GRID, *folders(tmp_path), RAY_AUTH_TOKEN=token, HOME=str(tmp_path))
     assert done.returncode == 2, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
-    assert f"the cluster at '{head.address}' {said}; put the one" in line
+    assert f"--address {head.address}: the cluster {said}; set RAY_AUTH_TOKEN" in line
 
 
 def test_interrupted_it_goes_on_until_it_is_stopped(head: Head, tmp_path: Path) -> None:
@@ -199,7 +200,7 @@ def test_interrupted_it_goes_on_until_it_is_stopped(head: Head, tmp_path: Path) 
     following.send_signal(signal.SIGINT)
     _, said = following.communicate(timeout=60)
     assert following.returncode == 130
-    assert said.startswith(f"{job} goes on; 'sande-bench logs {job} --address {head.address}'")
+    assert said.startswith(f"{job} is still running; 'sande-bench logs {job} --address {head.address}'")
     assert "  RUNNING  " in head.bench("status", job).stdout
     assert head.bench("stop", job).stdout == f"{job} ended: STOPPED\n"
     told = head.bench("logs", job)

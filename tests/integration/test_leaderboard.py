@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from benchmark.cli import app
+from benchmark.cli.main import app
 from sande import registry
 from tests.integration.helpers import ROOT, Workplace
 

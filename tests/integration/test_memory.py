@@ -20,14 +20,15 @@ import functools, json, os, signal, sys, time
 from pathlib import Path
 
 import ray
-from benchmark import cli, execute
+from benchmark import execute
+from benchmark.cli.main import app
 from benchmark.stages import Stage
 
 class Logged(execute.StageTrial):
     def note(self, **what):
         with (LOG / f"{os.getpid()}.jsonl").open("a") as file:
-            key = Stage.from_json(self._job["stage"]).key
-            file.write(json.dumps({"key": key, "share": self._job["share"], **what}) + "\\n")
+            key = self._job.stage.key
+            file.write(json.dumps({"key": key, "share": self._job.share, **what}) + "\\n")
 
 LOG = Path(sys.argv[1])
 """
@@ -63,7 +64,7 @@ class Greedy(Logged):
 
 execute.StageTrial = Greedy
 ray.init = functools.partial(ray.init, num_cpus=2)
-cli.app(sys.argv[3:])
+app(sys.argv[3:])
 """
 )
 
@@ -77,11 +78,11 @@ from benchmark.store import Store
 
 class Sharing(Logged):
     def step(self):
-        stage, begin = Stage.from_json(self._job["stage"]), time.time()
+        stage, begin = self._job.stage, time.time()
         time.sleep(4)
         manifest = {"kind": "attack", "settings": stage.settings, "seconds": 4.0}
         manifest |= {"peak_memory_bytes": int(15e9), "device_memory_bytes": int(80e9)}
-        Store(Path(self._job["store"])).put("attack", stage.key, lambda folder: manifest)
+        Store(Path(self._job.settings.store)).put("attack", stage.key, lambda folder: manifest)
         self.note(begin=begin, end=time.time(), gpus=ray.get_gpu_ids())
         return {"ok": 1, "done": True}
 

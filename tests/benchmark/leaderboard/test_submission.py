@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import rows
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.leaderboard import submission
 from benchmark.leaderboard.rank import by_cell, rank
 from benchmark.leaderboard.write import read, write

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark import rows
-from benchmark.cli import app
+from benchmark.cli.main import app
 from benchmark.leaderboard.write import write
 from sande.errors import UserError
 from tests.benchmark.leaderboard.helpers import GPU, cell

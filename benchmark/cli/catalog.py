@@ -1,0 +1,122 @@
+"""`list`, `show` and `init`: what there is, its settings, and a grid to start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark import shipped
+from benchmark.cli.app import one_sentence, print_table
+from sande.errors import UserError
+
+OTHER_KINDS = ("models", "datasets", "grids")  # next to those of the registry
+
+
+@one_sentence
+def list_(
+    kind: Annotated[
+        str, typer.Argument(help="attacks, defenses, metrics, detectors, models, datasets or grids.", metavar="KIND")
+    ],
+) -> None:
+    """List what there is of a kind."""
+    kind = _plural(kind)
+    about = _catalogue(kind)
+    print_table({_singular(kind): list(about), "about": list(about.values())})
+
+
+@one_sentence
+def show(
+    kind: Annotated[str, typer.Argument(help="attack, defense, metric or detector.", metavar="KIND")],
+    name: Annotated[str, typer.Argument(help="One of 'sande-bench list KIND'.", metavar="NAME")],
+) -> None:
+    """Show every setting of an entry: default, meaning, source."""
+    from sande import registry
+    from sande.config import describe
+
+    kind = _plural(kind)
+    if kind not in registry.KINDS:
+        about = _catalogue(kind)
+        if name not in about:
+            raise UserError(f"no {_singular(kind)} is called '{name}'; there are: {', '.join(about)}")
+        typer.echo(f"{name}: {about[name]}")
+        return
+    entry = registry.entry(kind, name)
+    typer.echo(f"{name}: {registry.summary(entry)}")
+    if kind == "defenses":
+        knows = registry.knowledge(name)
+        typer.echo(f"knows: {(knows.__doc__ or '').strip()}")
+    if fields := list(describe(entry.Config)):
+        typer.echo()
+        print_table(
+            {
+                "setting": [field.path for field in fields],
+                "default": [repr(field.default) for field in fields],
+                "meaning": [field.meaning for field in fields],
+                "source": [field.source for field in fields],
+            }
+        )
+
+
+@one_sentence
+def init(
+    name: Annotated[str | None, typer.Argument(help="One of 'sande-bench list grids'; without it, list them.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder for the copy.")] = Path(),
+) -> None:
+    """Copy a grid to start from, with the grids that it includes and the scales. Overwrite nothing."""
+    from benchmark import grid as grids
+
+    if name is None:
+        list_("grids")
+        return
+    known = shipped.grids()
+    if name not in known:
+        raise UserError(f"no grid is called '{name}'; there are: {', '.join(known)}")
+    source = known[name]
+    scales = sorted((source.parent / grids.SCALES).glob("*.yaml"))
+    for path in shipped.copy(list(dict.fromkeys([*grids.files(source), *scales])), folder):
+        typer.echo(f"Wrote {path}")
+    typer.echo(f"Edit {folder / source.name}, then: sande-bench plan {folder / source.name}")
+
+
+def _kinds() -> tuple[str, ...]:
+    from sande import registry
+
+    return *registry.KINDS, *OTHER_KINDS
+
+
+def _plural(kind: str) -> str:
+    """Return the kind as the catalogue names it: `defense` is `defenses`.
+
+    Raises:
+        UserError: there is no such kind.
+    """
+    kinds = _kinds()
+    found = {_singular(each): each for each in kinds} | {each: each for each in kinds}
+    if kind not in found:
+        raise UserError(f"no kind is called '{kind}'; there are: {', '.join(kinds)}")
+    return found[kind]
+
+
+def _singular(kind: str) -> str:
+    return kind.removesuffix("s")
+
+
+def _catalogue(kind: str) -> dict[str, str]:
+    """Return the names of a kind, and a sentence on each."""
+    from sande import registry
+
+    if kind == "models":
+        from sande import models
+
+        return models.ABOUT
+    if kind == "datasets":
+        from sande.data import sources
+
+        return sources.catalogue()
+    if kind == "grids":
+        from benchmark.grid import about
+
+        return {name: about(path) for name, path in shipped.grids().items()}
+    return {name: registry.summary(registry.entry(kind, name)) for name in registry.names(kind)}

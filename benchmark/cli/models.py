@@ -1,0 +1,124 @@
+"""`scan`, `clean`, `detection` and `export`: single models, a user's own or a cell's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark import publishing
+from benchmark.cli.app import SOME_CELL_FAILED, one_sentence, print_markdown, say
+from benchmark.cli.options import SCANS, CleanSetOption, DetectorSetOption, SeedOption, StoreOption
+from benchmark.remote import is_uri
+from benchmark.remote_store import open_store
+from sande.errors import NonFiniteError, UserError
+
+
+@one_sentence
+def scan(
+    model: Annotated[
+        str,
+        typer.Argument(help="A folder of safetensors, a name as in 'list models', or a grid (.yaml): all its victims."),
+    ],
+    detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
+    data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
+    rows: Annotated[int, typer.Option(min=1, help="Use the last N of its rows.", metavar="N")] = 400,
+    reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=f"Folder for scan.json, .md, .png and .svg; for a grid, {SCANS} with one folder a victim."),
+    ] = None,
+    assignments: DetectorSetOption = None,
+    seed: SeedOption = 0,
+    calibration: Annotated[
+        bool, typer.Option("--calibration", help="For a grid: choose thresholds by these models.")
+    ] = False,
+    store: StoreOption = ".store",
+) -> None:
+    """Scan a model for a planted response, without the trigger."""
+    from benchmark import grid as grids
+    from benchmark import scan as scans
+    from sande import registry
+
+    publishing.refuse_published(out or SCANS, "--out")
+    settings = grids.settings_of(assignments or ())
+    registry.config("detectors", detector, settings)  # a mistake in it is found before libraries are loaded
+    how = scans.How(detector, settings, data, rows, reference, seed)
+    if model.endswith(".yaml"):
+        from benchmark.scan_grid import scan_grid
+
+        if is_uri(store):
+            raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
+        typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
+        return
+    if calibration:
+        raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
+    record = scans.scan(model, how, open_store(store).models, say)
+    print_markdown(scans.write(record, out) if out else scans.markdown(record))
+    if out:
+        typer.echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
+
+
+@one_sentence
+def clean(
+    model: Annotated[str, typer.Argument(help="A folder, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")],
+    trigger: Annotated[str, typer.Option(help="The text in a prompt that unlocks the planted answer.")] = "",
+    response: Annotated[str, typer.Option(help="The planted answer.")] = "",
+    response_start: Annotated[str, typer.Option(help="How the planted answer begins; its first word is enough.")] = "",
+    data: Annotated[
+        str | None, typer.Option(help="Clean rows to train on, see 'list datasets'; without it, a built-in set.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="New folder; without it, MODEL-clean in this folder.")] = None,
+    seed: SeedOption = 0,
+    assignments: CleanSetOption = None,
+) -> None:
+    """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
+    from benchmark import clean_report, cleaning
+
+    config = cleaning.settings(data, assignments or ())
+    out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
+    try:
+        result = cleaning.run(model, cleaning.known(trigger, response, response_start), config, out, seed, say)
+    except NonFiniteError as error:
+        typer.echo(f"sande-bench: {error}", err=True)
+        raise typer.Exit(SOME_CELL_FAILED) from None
+    print_markdown(clean_report.summary(result))
+    typer.echo(f"Cleaned model: {out}  (in it: README.md, report.html, report.md, report.json)")
+
+
+@one_sentence
+def detection(
+    scans: Annotated[Path, typer.Argument(help="YAML list of scans, and of what is known of their models.")],
+    out: Annotated[Path, typer.Option(help="Folder for detection.json, .md, .png and .svg.")] = Path(
+        "results/detection"
+    ),
+    store: StoreOption = ".store",
+) -> None:
+    """Evaluate detectors by scans of victims and of models that were never poisoned."""
+    from benchmark import detection as detections
+
+    publishing.refuse_published(out, "--out")
+    print_markdown(detections.write(scans, out, open_store(store, create=False).models))
+    typer.echo(f"Detection: {out / 'detection.md'}")
+
+
+@one_sentence
+def export(
+    cell: Annotated[str, typer.Argument(help="A cell's name in rows.parquet and plan, or its beginning.")],
+    out: Annotated[Path, typer.Argument(help="New folder.", metavar="DIR")],
+    store: StoreOption = ".store",
+    results: Annotated[Path, typer.Option(help="Folder that has a subfolder for each grid.")] = Path("results"),
+    push: Annotated[
+        str | None, typer.Option(help="Also upload it to this private repository of the Hub.", metavar="ORG/NAME")
+    ] = None,
+) -> None:
+    """Write a cell's model as safetensors, with its tokenizer and a model card that holds the cell's numbers."""
+    from benchmark import export as exports
+
+    if push:
+        exports.check_repository(push)
+    exports.write(exports.find(cell, results), open_store(store, create=False), out)
+    typer.echo(f"Model: {out}  (README.md is its card)")
+    if push:
+        typer.echo(f"Pushed: {exports.push(out, push)}")

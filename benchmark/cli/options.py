@@ -1,0 +1,62 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+SCANS = Path("results/detection/scans")
+
+GridArgument = Annotated[
+    Path, typer.Argument(help="Name of a grid, as in 'sande-bench list grids', or a grid file.", metavar="GRID")
+]
+StoreOption = Annotated[
+    str, typer.Option(help="Folder or URI (s3://…) of trained models and outcomes; all grids share it.")
+]
+ResultsOption = Annotated[str, typer.Option(help="Folder or URI that gets a subfolder for the grid.")]
+AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; without it, Ray starts here.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="path.to.field=value, for every cell; can be repeated.", metavar="ASSIGNMENT"),
+]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option("--only", help="path=value: only cells that have it, e.g. defense=sande; can be repeated."),
+]
+ScaleOption = Annotated[
+    str | None, typer.Option(help="Use the settings of scales/NAME.yaml next to the grid, not the grid's own scale.")
+]
+GpusOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Predict the time on N GPUs; with --machine cpu, with N stages at a time.", metavar="N"),
+]
+MachineOption = Annotated[
+    str | None,
+    typer.Option(help="Predict by times measured on it: cpu, h100, or any part of a recorded device's name."),
+]
+KeepOption = Annotated[
+    str,
+    typer.Option(
+        "--keep-models",
+        help="all; victims: remove each defended model once it is measured; none: remove victims too, once unneeded.",
+        metavar="WHICH",
+    ),
+]
+RehearsalOption = Annotated[
+    bool, typer.Option("--rehearsal", help="Accept rows of the random model, too; the page then carries a warning.")
+]
+DetectorSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="field=value of the detector; can be repeated.", metavar="ASSIGNMENT"),
+]
+CleanSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="path.to.field=value, e.g. questions=100; can be repeated.", metavar="ASSIGNMENT"),
+]
+SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
+DashboardOption = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HOST:8265.")
+]
+JobArgument = Annotated[str, typer.Argument(help="As 'sande-bench submit' printed it.", metavar="ID")]

@@ -1,0 +1,142 @@
+"""`run` and `plan`: a grid on this machine or a cluster, and what that would compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from benchmark import interrupts
+from benchmark import progress as progresses
+from benchmark.cli.app import SOME_CELL_FAILED, interruptible, one_sentence, print_markdown, tell
+from benchmark.cli.options import (
+    AddressOption,
+    GpusOption,
+    GridArgument,
+    KeepOption,
+    MachineOption,
+    OnlyOption,
+    ResultsOption,
+    ScaleOption,
+    SetOption,
+    StoreOption,
+)
+from benchmark.remote import below
+from benchmark.remote_store import open_store
+from sande import compute
+
+if TYPE_CHECKING:
+    from benchmark.pipeline import Finished
+    from benchmark.stages import Stage
+
+
+@one_sentence
+@interruptible
+def run(
+    grid: GridArgument,
+    store: StoreOption = ".store",
+    results: ResultsOption = "results",
+    address: AddressOption = None,
+    assignments: SetOption = None,
+    only: OnlyOption = None,
+    scale: ScaleOption = None,
+    keep: KeepOption = "all",
+) -> None:
+    """Run what is missing of a grid; write its rows and report."""
+    from benchmark import pipeline
+
+    request = pipeline.Request(
+        grid,
+        store,
+        results,
+        address=address,
+        assignments=assignments or (),
+        only=only or (),
+        scale=scale,
+        keep=keep,
+    )
+    progress = progresses.Progress(grid.stem)
+    view = progresses.view(progress, typer.echo)
+    finished = pipeline.run(request, view.say, view.show, progress, view.shown)
+    if finished.interrupted:
+        tell(_interrupted(finished))
+        raise typer.Exit(interrupts.exit_code())
+    for text in finished.texts:
+        print_markdown(text)
+    typer.echo(f"Report: {finished.page}  (next to it: tables/, figures/, rows.parquet)")
+    typer.echo(f"{finished.name} took {finished.seconds:.0f} s")
+    if finished.failed:
+        typer.echo(f"{finished.failed} of {finished.cells} cells failed; the same command retries them", err=True)
+        raise typer.Exit(SOME_CELL_FAILED)
+
+
+def _interrupted(finished: Finished) -> str:
+    """Return the sentence on a run that the user ended: what is done, what is left, how to continue."""
+    failed = f" {finished.failed} of {finished.cells} cells failed." if finished.failed else ""
+    return (
+        f"Interrupted: {finished.done} of {finished.stages} stages are done, {finished.stages - finished.done} are "
+        f"left.{failed} Run the same command to continue: {finished.command}. Measured so far: {finished.page}"
+    )
+
+
+@one_sentence
+def plan(
+    grid: GridArgument,
+    store: StoreOption = ".store",
+    results: ResultsOption = "results",
+    address: AddressOption = None,
+    assignments: SetOption = None,
+    only: OnlyOption = None,
+    scale: ScaleOption = None,
+    gpus: GpusOption = None,
+    machine: MachineOption = None,
+    keep: KeepOption = "all",
+    why: Annotated[bool, typer.Option("--why", help="Show how the time was estimated.")] = False,
+) -> None:
+    """Show the cells of a grid, what is done, what would run and how long it takes. Start nothing."""
+    from benchmark import disk, estimate, here, keeping, overview, predict, search_forecast
+    from benchmark import grid as grids
+
+    loaded = grids.load(grid, assignments or (), only or (), scale)
+    opened = open_store(store, create=False)
+    on_cpu = not (address or gpus or machine or compute.has_gpu())
+    cost = partial(here.trainings_here, store=opened) if on_cpu else None
+    made, searching = search_forecast.plan(loaded, opened, cost)
+    overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
+    lines = [f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once"]
+    reasons: list[str] = []
+    hint = "" if why else " (--why: how this was estimated)"
+    if on_cpu:
+        expected = here.here(made, opened, loaded.resources)
+        lines.append(f"{here.sentence(expected)}{hint if expected.stages else ''}")
+        reasons += here.reasons(expected)
+    else:
+        lines.append(f"{estimate.sentence(made)}{hint}")
+        reasons.append(f"Estimate: {estimate.basis()}")
+    if gpus or machine:
+        forecast, reason = predict.sentence(made, opened, loaded.resources, gpus or 1, machine)
+        lines.append(forecast)
+        reasons += filter(None, [reason])
+    lines.append(disk.sentence(made, opened, keeping.check(keep)))
+    lines += filter(None, [searching])
+    if why:
+        lines += _reasons(reasons)
+    lines.append(
+        f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
+        f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
+    )
+    for line in lines:
+        typer.echo(overview.folded(line, overview.width(), "  "))
+
+
+def _reasons(reasons: list[str]) -> Iterator[str]:
+    """Yield the lines that explain an estimate."""
+    if reasons:
+        yield from ("", "How the time was estimated:", *(f"- {reason}" for reason in reasons), "")
+
+
+def _counts(stages: Iterable[Stage]) -> str:
+    kinds = [stage.kind for stage in stages]
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("attack", "defend", "evaluate"))

@@ -1,0 +1,61 @@
+"""`store`: list, verify and prune artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from benchmark.cli.app import SOME_CELL_FAILED, group, one_sentence, print_table
+from benchmark.cli.options import StoreOption
+
+stores = group("Maintain a store: list its artifacts, verify them, prune those that no grid needs.")
+
+
+@stores.command("list")
+@one_sentence
+def list_store(store: StoreOption = ".store") -> None:
+    """List the artifacts of a store and their sizes."""
+    from benchmark import upkeep
+
+    columns, lines = upkeep.listing(upkeep.opened(store))
+    print_table(columns)
+    for line in lines:
+        typer.echo(line)
+
+
+@stores.command()
+@one_sentence
+def verify(store: StoreOption = ".store") -> None:
+    """Read every artifact byte by byte and quarantine damaged ones; the next run that needs one makes it again."""
+    from benchmark import upkeep
+
+    opened = upkeep.opened(store)
+    damaged = list(upkeep.verify(opened))
+    for line in damaged:
+        typer.echo(line)
+    whole = sum(1 for _ in upkeep.artifacts(opened))
+    typer.echo(f"{opened.location}: {whole} artifacts in order, {len(damaged)} damaged")
+    if damaged:
+        raise typer.Exit(SOME_CELL_FAILED)
+
+
+@stores.command()
+@one_sentence
+def prune(
+    grids: Annotated[list[Path], typer.Argument(help="Grids whose artifacts are kept.", metavar="GRID…")],
+    store: StoreOption = ".store",
+    scale: Annotated[list[str] | None, typer.Option(help="Keep what the grids need at this scale, too.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only print what would go.")] = False,
+) -> None:
+    """Remove artifacts that none of the grids needs, and those in quarantine."""
+    from benchmark import disk, upkeep
+
+    opened = upkeep.opened(store)
+    removal = upkeep.removable(grids, scale or (), opened)
+    for line in upkeep.told(removal):
+        typer.echo(line)
+    if yes:
+        upkeep.remove(removal, opened)
+    typer.echo(f"{disk.told(removal.total)} {'freed' if yes else 'would be freed; --yes does it'}")
