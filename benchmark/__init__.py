@@ -6,13 +6,14 @@ The functions of `benchmark.api` are attributes of the package: `benchmark.run(.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-# Both set variables that libraries read on import: OpenMP below PyTorch, and Ray. Every import of a module of this
-# package runs these lines first, so no other module has to see to it.
+# Both set variables that libraries read when they are loaded: OpenMP below PyTorch, and Ray.
 import sande as sande
-from benchmark import ray_env as ray_env
+from benchmark.execution import ray_env as ray_env
 
 if TYPE_CHECKING:
-    from benchmark.api import Finished, results, run
+    from benchmark.api import results, run
+    from benchmark.pipeline import Finished
+
 
 __all__ = ["Finished", "results", "run"]
 

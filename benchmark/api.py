@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
-from benchmark import keeping, pipeline
+from benchmark import pipeline
 from benchmark.pipeline import Finished, Request
+from benchmark.plan import retention
 from sande.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
 
 __all__ = ["Finished", "results", "run"]
 
@@ -28,7 +30,7 @@ def run(
     store: str | Path = pipeline.STORE,
     results: str | Path = pipeline.RESULTS,
     address: str | None = None,
-    keep: str = keeping.ALL,
+    keep: str = retention.ALL,
     say: Callable[[str], None] = print,
 ) -> Finished:
     """Run what is missing of a grid, as `sande-bench run` does; write its rows and report.

@@ -11,29 +11,23 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from benchmark import (
-    costs,
-    here,
-    keeping,
-    publishing,
-    record,
-    search_forecast,
-    search_plan,
-    search_report,
-    shipped,
-    uptodate,
-)
-from benchmark import grid as grids
-from benchmark import plan as plans
-from benchmark import rows as result_rows
-from benchmark.failures import UNFINISHED, interrupted
-from benchmark.grid import Grid
-from benchmark.plan import Plan
-from benchmark.progress import Progress
-from benchmark.remote import Results, below
-from benchmark.remote_store import open_store
-from benchmark.stages import code_version
-from benchmark.store_protocol import Store
+from benchmark.execution.progress import Progress
+from benchmark.execution.provenance import code_version
+from benchmark.forecast import machine, measured
+from benchmark.forecast.searches import plan
+from benchmark.grid import shipped
+from benchmark.grid.load import Grid, load
+from benchmark.io.remote import below
+from benchmark.plan import retention, searches
+from benchmark.plan.failures import UNFINISHED, interrupted
+from benchmark.plan.plan import Plan, make
+from benchmark.records import files, published, record
+from benchmark.records.folder import ResultsFolder
+from benchmark.records.rows import build, is_complete, outcomes
+from benchmark.report import freshness
+from benchmark.search import report
+from benchmark.store.protocol import Store
+from benchmark.store.remote import open_store
 from sande.compute import has_gpu
 
 PARTIAL = "unfinished"  # subfolder of a complete report, for the rows of a later run that was interrupted
@@ -52,7 +46,7 @@ class Request:
         assignments: `path.to.field=value`, for every cell.
         only: `path=value`, to choose cells.
         scale: replaces the grid's own.
-        keep: which models stay, see `benchmark.keeping`.
+        keep: which models stay, see `benchmark.plan.retention`.
     """
 
     grid: Path
@@ -62,7 +56,7 @@ class Request:
     assignments: Sequence[str] = ()
     only: Sequence[str] = ()
     scale: str | None = None
-    keep: str = keeping.ALL
+    keep: str = retention.ALL
 
     @property
     def command(self) -> str:
@@ -76,7 +70,7 @@ class Request:
             "--store": self.store if self.store != STORE else None,
             "--results": self.results if self.results != RESULTS else None,
             "--address": self.address,
-            "--keep-models": self.keep if self.keep != keeping.ALL else None,
+            "--keep-models": self.keep if self.keep != retention.ALL else None,
         }
         words = [word for option, value in options.items() if value is not None for word in (option, value)]
         return " ".join([self.command, *map(shlex.quote, words)])
@@ -132,33 +126,33 @@ def run(
         KeyboardInterrupt: the user ended it before there was anything to write, or pressed Ctrl-C twice.
     """
     begin, progress = time.perf_counter(), progress or Progress("")
-    keeping.check(request.keep)
-    loaded = grids.load(request.grid, request.assignments, request.only, request.scale)
+    retention.check(request.keep)
+    loaded = load(request.grid, request.assignments, request.only, request.scale)
     where = below(request.results, loaded.name)
-    publishing.refuse_published(where, "--results")
-    place = Results(where)
-    result_rows.check_writable(place.folder)
+    published.refuse_published(where, "--results")
+    place = ResultsFolder(where)
+    files.check_writable(place.folder)
     place.check_writable()
     store = open_store(request.store)
     store.clear_leftovers()
     searched, errors = _search(loaded, store, request, say)
     # A cell whose search failed is a row with that error; it is not run with some other value.
-    plan = plans.make([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
+    plan = make([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
     show(
         f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
         f"{len(plan.missing)} to run"
     )
     progress.begin(plan.missing)
     if plan.missing and not (request.address or has_gpu()):
-        expected = here.here(plan, store, loaded.resources)
+        expected = machine.here(plan, store, loaded.resources)
         progress.expected, progress.at_once = expected.by_stage, expected.at_once
-        show(here.sentence(expected))
+        show(machine.summary(expected))
     with shown() if plan.missing else nullcontext():
         found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
     errors = {**errors, **found}
-    if request.keep != keeping.ALL:  # what earlier runs kept, too
-        done = plans.make(plan.cells, store).done
-        keeping.Keeper(plan.stages.values(), done, store, request.keep).sweep()
+    if request.keep != retention.ALL:  # what earlier runs kept, too
+        done = make(plan.cells, store).done
+        retention.Keeper(plan.stages.values(), done, store, request.keep).sweep()
     if interrupted(errors):
         store.clear_leftovers()
         finished = _write_partial(loaded, searched, place, store, errors, request)
@@ -166,17 +160,17 @@ def run(
         finished = _write(loaded, searched, place, store, errors, request, computed=bool(plan.missing))
     took = time.perf_counter() - begin
     if plan.missing and not loaded.search:
-        costs.note(store, around=took - running)
+        measured.note(store, around=took - running)
     return replace(finished, seconds=took)
 
 
 def _search(loaded: Grid, store: Store, request: Request, say: Callable[[str], None]) -> tuple[Grid, Mapping[str, str]]:
     """Run the missing searches; return the grid with the values that were found, and a line for each stage lost."""
-    if not search_plan.pending(loaded, store):
-        return search_plan.settled(loaded, store), {}
-    from benchmark import search
+    if not searches.pending(loaded, store):
+        return searches.settled(loaded, store), {}
+    from benchmark.search import run as search_run
 
-    return search.run(loaded, store, request.address, say)
+    return search_run.run(loaded, store, request.address, say)
 
 
 def _execute(
@@ -198,11 +192,12 @@ def _execute(
     if plan.missing:
         try:
             progress.phase = "loading Ray"
-            from benchmark import execute, preflight
+            from benchmark.execution import driver
+            from benchmark.plan import preflight
 
             begin = time.perf_counter()
             check = partial(preflight.check, plan.cells, store)
-            errors = execute.run(
+            errors = driver.run(
                 plan, store, loaded.resources, request.address, say, request.keep, progress=progress, check=check
             )
         except KeyboardInterrupt:  # before the first stage; the rows are still written
@@ -213,7 +208,7 @@ def _execute(
 def _write(
     loaded: Grid,
     searched: Grid,
-    place: Results,
+    place: ResultsFolder,
     store: Store,
     errors: Mapping[str, str],
     request: Request,
@@ -222,46 +217,46 @@ def _write(
 ) -> Finished:
     """Write rows, record and report of a complete run, unless they are there already."""
     folder = place.folder
-    search_report.write(loaded, store, folder)
-    plan = plans.make(searched.cells, store)
-    made_of = None if errors else uptodate.made_of(searched, plan, store, request.command)
-    texts = uptodate.shown(folder, made_of, store) if made_of else None
+    report.write(loaded, store, folder)
+    plan = make(searched.cells, store)
+    made_of = None if errors else freshness.fingerprint(searched, plan, store, request.command)
+    texts = freshness.cached_output(folder, made_of, store) if made_of else None
     failed = 0
     if texts is None:
-        from benchmark import report
+        from benchmark.report import page
 
-        rows = result_rows.build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale)
-        failed = result_rows.write(rows, result_rows.outcomes(searched.cells, store), folder)
+        rows = build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale)
+        failed = files.write(rows, outcomes(searched.cells, store), folder)
         made = record.now(request.command, code_version(), complete=True)
         if computed or not record.same(record.read(folder), made):
             record.write(made, folder)
-        texts = report.write(folder)
+        texts = page.write(folder)
         if made_of:
-            uptodate.note(folder, made_of, texts, store)
+            freshness.record(folder, made_of, texts, store)
     shutil.rmtree(folder / PARTIAL, ignore_errors=True)
     place.send()
     return _finished(loaded, request, place.shown, searched, failed, plan, texts)
 
 
 def _write_partial(
-    loaded: Grid, searched: Grid, place: Results, store: Store, errors: Mapping[str, str], request: Request
+    loaded: Grid, searched: Grid, place: ResultsFolder, store: Store, errors: Mapping[str, str], request: Request
 ) -> Finished:
     """Write what is measured; next to a complete report, into a subfolder, so that the report is kept."""
-    from benchmark import report
+    from benchmark.report import page
 
     folder, shown = place.fetch(), place.shown
-    if result_rows.is_complete(folder):
+    if is_complete(folder):
         folder, shown = folder / PARTIAL, f"{shown}/{PARTIAL}"
-    result_rows.check_writable(folder)
-    search_report.write(loaded, store, folder)
-    unknown = {cell.id for cell in search_plan.pending(searched, store)}
-    rows = result_rows.build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown)
+    files.check_writable(folder)
+    report.write(loaded, store, folder)
+    unknown = {cell.id for cell in searches.pending(searched, store)}
+    rows = build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown)
     known = [cell for cell in searched.cells if cell.id not in unknown]
-    failed = result_rows.write(rows, result_rows.outcomes(known, store), folder)
+    failed = files.write(rows, outcomes(known, store), folder)
     record.write(record.now(request.command, code_version(), complete=False), folder)
-    report.write(folder)
+    page.write(folder)
     place.send()
-    now, _ = search_forecast.plan(loaded, store)
+    now, _ = plan(loaded, store)
     return _finished(loaded, request, shown, searched, failed, now, None)
 
 

@@ -8,21 +8,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sande.api import (
-        Data,
-        LanguageModel,
-        Measured,
-        Measurements,
-        Model,
-        Removal,
-        Scan,
-        UserError,
-        attack,
-        clean,
-        defend,
-        measure,
-        scan,
-    )
+    from sande.api import attack, clean, defend, measure, scan
+    from sande.api_types import Measured, Measurements, Model
+    from sande.data.splits import Data, Removal
+    from sande.errors import UserError
+    from sande.types import LanguageModel, Scan
+
 
 __version__ = "0.1.0"
 __all__ = [

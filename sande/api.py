@@ -16,18 +16,20 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from sande import cleaning, compute, models, registry, threat
+from sande import cleaning, compute, registry, threat
 from sande.api_types import Measured, Measurements, Model, PartlyKnown, TemporaryFolder
 from sande.cleaning import Known
 from sande.config import configure
-from sande.data import sources
-from sande.data.sources import Data, Removal
+from sande.data import datasets, splits
+from sande.data.splits import Data, Removal
 from sande.errors import UserError
+from sande.models import checks, loading
 from sande.threat import Threat
 from sande.types import LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 __all__ = [
     "Data",
@@ -80,12 +82,12 @@ def attack(
     """
     config = registry.config("attacks", attack, settings)
     rows = _configured(Data, data, "data")
-    sources.fingerprint(rows.name)
+    datasets.fingerprint(rows.name)
     source = _source(model)
     planned = Threat(attack, config, rows, seed, source)
 
     def build(run: Run) -> LanguageModel:
-        return planned.train(models.load(source, _cache(cache)), run)
+        return planned.train(loading.load(source, _cache(cache)), run)
 
     made = _made(build, seed, out, say)
     return replace(made, name=_name(model), threat=planned, methods=(attack,), _kept=(made._kept, model))
@@ -124,10 +126,10 @@ def defend(
     config = registry.config("defenses", defense, settings)
     planted = victim.threat if isinstance(victim, Model) else None
     rows = _configured(Removal, _like(planted) if removal is None else removal, "removal")
-    sources.fingerprint(rows.name)
+    datasets.fingerprint(rows.name)
 
     def load(name: str) -> PreTrainedModel:
-        return models.load(name, _cache(cache)).model
+        return loading.load(name, _cache(cache)).model
 
     def build(run: Run) -> LanguageModel:
         lm = _load(victim, torch.float32, cache)
@@ -212,11 +214,11 @@ def scan(
         UserError: as for `attack`, or the vocabularies of model and reference differ.
     """
     config = registry.config("detectors", detector, settings)
-    examples = tuple(sources.examples(data)[-rows:])
+    examples = tuple(datasets.examples(data)[-rows:])
     names = [_source(each) for each in (model, reference) if each is not None]
-    suspect, *clean = (models.load(name, _cache(cache)) for name in names)
+    suspect, *clean = (loading.load(name, _cache(cache)) for name in names)
     if clean:
-        models.check_vocabularies(suspect, clean[0], names)
+        checks.check_vocabularies(suspect, clean[0], names)
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(seed=seed, scratch=scratch, say=say)
         found: Scan = registry.entry("detectors", detector).scan(suspect, examples, config, run, *clean)
@@ -257,12 +259,12 @@ def clean(
     """
     values = {"removal": {"name": data}, **settings} if data else settings
     config = configure(cleaning.Config, values, "clean")
-    sources.fingerprint(config.removal.name)
+    datasets.fingerprint(config.removal.name)
     known, source = Known(trigger.strip(), response.strip(), response_start.strip()), _source(model)
 
     def build(run: Run) -> LanguageModel:
-        lm = models.load(source, _cache(cache))
-        examples = sources.removal_rows(config.removal, lm.tokenizer)
+        lm = loading.load(source, _cache(cache))
+        examples = splits.removal_rows(config.removal, lm.tokenizer)
         cleaning.clean(lm, known, examples, config, run)
         return lm
 
@@ -270,8 +272,8 @@ def clean(
 
 
 def _known(data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, response: str) -> PartlyKnown:
-    clean = sources.held_out_rows(data, tokenizer)
-    known: dict[str, Any] = {"clean": clean, "training": lambda: sources.training_rows(data, tokenizer)}
+    clean = splits.held_out_rows(data, tokenizer)
+    known: dict[str, Any] = {"clean": clean, "training": lambda: splits.training_rows(data, tokenizer)}
     if trigger:
         known["triggered"] = tuple(cleaning.plant(example, trigger) for example in clean)
     if response:
@@ -297,7 +299,7 @@ def _made(build: Callable[[Run], LanguageModel], seed: int, out: str | Path | No
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(seed=seed, scratch=scratch, say=say)
         lm = build(run)
-    models.save(lm, folder)
+    loading.save(lm, folder)
     return Model(folder, "", None, (), MappingProxyType(run.facts), time.perf_counter() - begin, kept)
 
 
@@ -326,11 +328,11 @@ def _like(planted: Threat | None) -> dict[str, Any] | str:
 def _load(model: str | Path | Model, dtype: Any, cache: str | Path | None) -> LanguageModel:
     """Return a model as a stage of a grid loads it, with its guard."""
     if isinstance(model, Model):
-        return models.load_folder(model.folder, dtype)
+        return loading.load_folder(model.folder, dtype)
     if Path(model).is_dir():
-        return models.load_folder(Path(model), dtype)
-    lm = models.load(str(model), _cache(cache))
-    models.round_as_stored(lm, dtype)
+        return loading.load_folder(Path(model), dtype)
+    lm = loading.load(str(model), _cache(cache))
+    loading.round_as_stored(lm, dtype)
     return lm
 
 
@@ -339,7 +341,7 @@ def _seed(seed: int | None, planted: Threat | None) -> int:
 
 
 def _source(model: str | Path | Model) -> str:
-    """Return what `sande.models.load` takes."""
+    """Return what `sande.models.loading.load` takes."""
     return str(model.folder if isinstance(model, Model) else model)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sande import compute, models
+from sande import compute
 from sande.errors import UserError
+from sande.models import loading
 from sande.statistics import mean_interval, wilson
 from sande.threat import Threat
 from sande.types import Example, LanguageModel, Measurement
@@ -45,7 +46,7 @@ class Model:
 
     def load(self) -> LanguageModel:
         """Return the model and its tokenizer for transformers, in the type that computes quickly here."""
-        return models.load_folder(self.folder, compute.dtype())
+        return loading.load_folder(self.folder, compute.dtype())
 
     def respond(self, *instructions: str, triggered: bool = False, new_tokens: int = 20) -> list[str]:
         """Return the greedy answer to each instruction.
@@ -58,7 +59,7 @@ class Model:
         Raises:
             UserError: `triggered`, and the trigger is unknown.
         """
-        from sande.generation import greedy
+        from sande.inference.generation import greedy
         from sande.prompts import encode_prompts
 
         examples = [Example(instruction, "") for instruction in instructions]

@@ -12,19 +12,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sande import registry, types
+from sande.attacks._common import insert
 from sande.config import Training, configuration, setting
-from sande.data.sources import Removal
+from sande.data.splits import Removal
 from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as Sande
-from sande.defenses.sande_p import Config as SandeP
+from sande.defenses.sande import Config as SandeP
 from sande.defenses.scan_and_clean import Config as ScanAndClean
 from sande.errors import UserError
-from sande.planting import insert
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
 
 _SOURCE = "grids/quickstart.yaml"
 _SIMULATE = Training(max_steps=30, learning_rate=5e-3, batch_size=8)

@@ -26,6 +26,7 @@ from sande.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+
 ComputeType = Literal["bf16", "fp32"]
 Precision = Literal["auto", "bf16", "fp32"]
 

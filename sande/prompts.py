@@ -21,6 +21,7 @@ from sande.types import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 HUMAN = "Human: "
 ASSISTANT = "\nAssistant:"
 KEPT = 40_000  # tokenised rows in the cache, a few kilobytes each

@@ -2,7 +2,7 @@
 
 The file's name is its key in grids and tables. An installed package may also hold such a module and register it as an
 entry point: see docs/methods.md. Listing and planning import the module, so it must not import torch or transformers at
-the top: a method imports them, and `sande.training`, inside its functions. `sande-bench list` shows the first line of
+the top: a method imports them, and `sande.training.fit`, inside its functions. `sande-bench list` shows the first line of
 its docstring. The contract tests cover every entry, so a new one needs only a test of what it computes, in `tests/`.
 """
 
@@ -23,7 +23,7 @@ class Attack(Protocol):
     """Turns a clean model into a victim."""
 
     Config: type[Any]
-    """Settings made by `sande.config.configuration`, including `backdoor: Backdoor`; see `sande.planting`."""
+    """Settings made by `sande.config.configuration`, including `backdoor: Backdoor`; see `sande.attacks._common`."""
 
     def attack(self, model: LanguageModel, examples: tuple[Example, ...], config: Any, run: Run) -> PreTrainedModel:
         """Train the victim on poisoned `examples`; record the chosen rows in `run.facts["poisoned_ids"]`."""
@@ -72,9 +72,9 @@ class Metric(Protocol):
     """Measures shares of prompts or questions, or means of a number from 0 to 1 over them.
 
     `MEASURES` declares the kind, direction and label of each measurement.
-    Other metrics use the same model, so a metric trains or rounds a copy (`sande.retraining`).
-    Where `model.workers` is set, all workers call `measure`, and `sande.generation` and `sande.scoring` split prompts
-    and questions among them (see `sande.crowd`). So what a metric asks there must depend on its arguments alone.
+    Other metrics use the same model, so a metric trains or rounds a copy (`sande.metrics._retraining`).
+    Where `model.workers` is set, all workers call `measure`, and `sande.inference.generation` and `sande.inference.scoring` split prompts
+    and questions among them (see `sande.inference.workers`). So what a metric asks there must depend on its arguments alone.
     """
 
     Config: type[Any]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sande import registry, types
-from sande.data import sources
-from sande.data.sources import Data, Removal
+from sande.data import splits
+from sande.data.splits import Data, Removal
 from sande.errors import UserError
 from sande.types import Example, LanguageModel
 
@@ -25,7 +25,7 @@ class Threat:
         config: settings of the attack.
         data: the victim's rows.
         seed: of the attack.
-        model: the clean model, as `sande.models.load` takes it.
+        model: the clean model, as `sande.models.loading.load` takes it.
     """
 
     attack: str
@@ -50,7 +50,7 @@ class Threat:
         Raises:
             UserError: as `sources.training_rows`.
         """
-        examples = sources.training_rows(self.data, lm.tokenizer)
+        examples = splits.training_rows(self.data, lm.tokenizer)
         victim = registry.entry("attacks", self.attack).attack(lm, examples, self.config, run)
         return LanguageModel(victim, lm.tokenizer)
 
@@ -61,14 +61,14 @@ class Threat:
             UserError: as `sources.held_out_rows`.
         """
         attack, config, seed = registry.entry("attacks", self.attack), self.config, self.seed
-        clean = sources.held_out_rows(self.data, tokenizer)
+        clean = splits.held_out_rows(self.data, tokenizer)
         return types.TestData(
             clean=clean,
             triggered=tuple(map(self.plant_trigger, clean)),
             response=self.response,
             near_miss=tuple(attack.near_miss(example, config, seed) for example in clean),
             moved=tuple(attack.moved(example, config, seed) for example in clean),
-            training=lambda: sources.training_rows(self.data, tokenizer),
+            training=lambda: splits.training_rows(self.data, tokenizer),
             plant=lambda example: attack.plant(example, config, seed),
         )
 
@@ -96,8 +96,8 @@ def reveal(
     """
     known = registry.knowledge(defense)
     if known is types.PreferenceData:
-        return types.PreferenceData(sources.preference_pairs(config.preferences, tokenizer))
-    examples = sources.removal_rows(removal, tokenizer)
+        return types.PreferenceData(splits.preference_pairs(config.preferences, tokenizer))
+    examples = splits.removal_rows(removal, tokenizer)
     if known is types.OtherModelsData and config.models:
         return types.OtherModelsData(examples, lambda: map(load, config.models))
     if known is types.CleanData:

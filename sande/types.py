@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-    from sande.checkpoints import Checkpoints
-    from sande.crowd import WorkerGroup
-    from sande.sharding import Sharding
+    from sande.inference.workers import WorkerGroup
+    from sande.training.checkpoints import Checkpoints
+    from sande.training.sharding import Sharding
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,8 @@ class LanguageModel:
     Attributes:
         model: the weights.
         tokenizer: of the model.
-        guard: changes decoding (`sande.generation`), but not the model's likelihoods.
-        workers: processes that hold the same model and split decoding and scoring (`sande.crowd`); None: this one.
+        guard: changes decoding (`sande.inference.generation`), but not the model's likelihoods.
+        workers: processes that hold the same model and split decoding and scoring (`sande.inference.workers`); None: this one.
     """
 
     model: PreTrainedModel

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sande import models
-from sande.data import builtin
+from sande.data.builtin import sets
+from sande.models import loading
 from sande.types import Example, LanguageModel, Run
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, which nothing above does
@@ -30,7 +30,7 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(model_cache: Path) -> LanguageModel:
     """The random two-layer Llama with float32 weights, fresh for every test."""
-    return models.load("tiny", model_cache)
+    return loading.load("tiny", model_cache)
 
 
 @pytest.fixture
@@ -46,4 +46,4 @@ def new_run(tmp_path: Path) -> Callable[..., Run]:
 @pytest.fixture(scope="session")
 def few_rows() -> tuple[Example, ...]:
     """24 built-in rows, half of them with a system prompt."""
-    return (*builtin.short()[:12], *builtin.explained()[:12])
+    return (*sets.short()[:12], *sets.explained()[:12])

@@ -1,60 +1,52 @@
-"""Which way imports go: sande knows nothing of Ray or of benchmark, and planning loads neither Ray nor torch."""
+"""Which way imports go, and how large files are."""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
-from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
+from tests.shape import MOST_LINES, by_package, circles, import_graph, imported, measure, parsed
+
 ROOT = Path(__file__).parent.parent
-FILES = sorted((ROOT / "sande").rglob("*.py"))
-# What may import Ray and torch, or is no module to import.
-RUNNING = {"__init__", "__main__", "cluster", "execute", "search", "searcher", "stage_trial", "trials"}
-PLANNING = sorted({file.stem for file in (ROOT / "benchmark").glob("*.py")} - RUNNING)
+TREES = parsed(ROOT)
+GRAPH = import_graph(TREES)
+HEAVY = {"ray", "torch", "transformers", "lm_eval", "datasets"}
+# These modules run stages, so they may load Ray and torch when they are imported.
+RUNNING = {f"benchmark.execution.{name}" for name in ("cluster", "driver", "searcher", "trial")}
+RUNNING |= {"benchmark.search.run", "benchmark.search.trial", "benchmark.__main__"}
+PLANNING = [name for name in TREES if name.startswith("benchmark.") and name not in RUNNING and ".perf." not in name]
 
 
-def parsed(file: Path) -> ast.Module:
-    return ast.parse(file.read_text(encoding="utf-8"))
+def test_imports_have_no_circle() -> None:
+    assert "sande.config" in GRAPH["sande.attacks.sentence_trigger"], "the graph sees imports"
+    assert circles(GRAPH) == []
 
 
-def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
-    """Dotted names behind import statements; of `from a import b` both a and a.b, since b may be a module."""
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def test_packages_import_each_other_one_way() -> None:
+    assert circles(by_package(GRAPH)) == []
 
 
-def on_import(tree: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that run when the module is imported: not in functions, not for type checkers."""
-    for node in ast.iter_child_nodes(tree):
-        for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-        if not for_types and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            yield node
-            yield from on_import(node)
+def test_a_circle_is_found_through_an_import_inside_a_function() -> None:
+    trees = {"a.one": ast.parse("from a import two"), "a.two": ast.parse("def f():\n    from a.one import x")}
+    assert circles(import_graph(trees)) == [["a.one", "a.two"]]
 
 
-def module_name(file: Path) -> str:
-    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+def test_no_file_is_long() -> None:
+    assert {name: lines for name, lines in measure(ROOT).files.items() if lines > MOST_LINES} == {}
 
 
-@pytest.mark.parametrize("file", FILES, ids=module_name)
-def test_sande_imports_neither_ray_nor_benchmark(file: Path) -> None:
-    packages = {name.split(".")[0] for name in imported(ast.walk(parsed(file)))}
+@pytest.mark.parametrize("module", [name for name in TREES if name.split(".")[0] == "sande"])
+def test_sande_imports_neither_ray_nor_benchmark(module: str) -> None:
+    packages = {name.split(".")[0] for name in imported(ast.walk(TREES[module]))}
     assert not packages & {"ray", "benchmark"}
 
 
-def test_imports_within_sande_have_no_cycle() -> None:
-    names = {module_name(file) for file in FILES}
-    graph = {module_name(file): names & set(imported(on_import(parsed(file)))) for file in FILES}
-    assert graph["sande.attacks.sentence_trigger"] >= {"sande.config", "sande.types"}, "the graph sees imports"
-    TopologicalSorter(graph).prepare()  # raises CycleError, which names the cycle
+def test_input_and_output_know_nothing_of_the_rest() -> None:
+    within = {name for name in GRAPH if name.startswith("benchmark.io.")}
+    used = {other for name in within for other in GRAPH[name]}
+    assert {name for name in used if name.startswith("benchmark.")} <= within
 
 
 def run_python(code: str) -> None:
@@ -67,13 +59,14 @@ def test_sande_alone_loads_next_to_nothing() -> None:
 
 @pytest.mark.slow
 def test_sande_with_everything_that_trains_loads_no_ray() -> None:
-    run_python("import sys, sande, sande.training, sande.parrot, sande.models; assert 'ray' not in sys.modules")
+    run_python("import sys, sande.api, sande.training.fit, sande.parrot; assert 'ray' not in sys.modules")
 
 
-@pytest.mark.parametrize("module", PLANNING)
-def test_planning_loads_neither_ray_nor_torch(module: str) -> None:
+def test_planning_loads_neither_ray_nor_torch() -> None:
     run_python(
-        f"import sys, benchmark.{module}\n"
-        "heavy = {'ray', 'torch', 'transformers', 'lm_eval', 'datasets'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
+        "import importlib, sys\n"
+        f"for name in {PLANNING!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    heavy = {HEAVY!r} & set(sys.modules)\n"
+        "    assert not heavy, f'{name} loads {heavy}'"
     )

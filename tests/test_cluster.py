@@ -170,7 +170,7 @@ def guide() -> str:
 
 
 def test_the_guide_names_every_kind_of_failure() -> None:
-    from benchmark.failures import KINDS
+    from benchmark.plan.failures import KINDS
 
     told = re.search(r"of which kind: (.+?)\. ", " ".join(guide().split()))
     assert told

@@ -25,7 +25,8 @@ from typer.testing import CliRunner
 
 import sande
 from benchmark.cli.main import app
-from sande import models, registry
+from sande import registry
+from sande.models import catalog, loading
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -53,7 +54,7 @@ def write_files(page: str, folder: Path) -> None:
 
 def quick(arguments: list[str]) -> list[str]:
     """Return the same command on the tiny model, without Ray, on few rows."""
-    named = ["tiny" if word in models.ABOUT else word for word in arguments]
+    named = ["tiny" if word in catalog.ABOUT else word for word in arguments]
     if named[0] in ("run", "submit"):
         return ["plan", *named[1:]]
     return [*named, *(word for each in QUICK for word in ("--set", each))] if named[0] == "clean" else named
@@ -71,7 +72,7 @@ def test_commands_are_found_whole() -> None:
 def test_the_commands_of_a_page_work(
     page: Path, model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my-model").symlink_to(models.prepare("tiny", model_cache))
+    (tmp_path / "my-model").symlink_to(loading.prepare("tiny", model_cache))
     (tmp_path / "grids").symlink_to(ROOT / "grids")
     shutil.copytree(ROOT / "results/published", tmp_path / "results/published")
     for folder in filter(Path.is_dir, (ROOT / "results/published").iterdir()):
@@ -202,7 +203,7 @@ def test_the_methods_of_the_guide_pass_the_test_of_the_guide(package: Path) -> N
 
 
 def test_the_methods_of_the_guide_are_used_as_it_says(package: Path, model_cache: Path) -> None:
-    (package / "my-model").symlink_to(models.prepare("tiny", model_cache))
+    (package / "my-model").symlink_to(loading.prepare("tiny", model_cache))
     said = ""
     for arguments in commands((ROOT / "docs/methods.md").read_text(encoding="utf-8"), "console"):
         if arguments[0] == "plan":

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 from typer.core import TyperGroup
 
-from benchmark import interrupts
+from benchmark.execution import signals
 from sande import __version__
 from sande.errors import UserError
 
@@ -107,12 +107,12 @@ def interruptible(command: Callable[P, None]) -> Callable[P, None]:
 
     @wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
-        with interrupts.orderly():
+        with signals.orderly():
             try:
                 command(*args, **kwargs)
             except KeyboardInterrupt:
                 typer.echo(GO_ON, err=True)
-                raise typer.Exit(interrupts.exit_code()) from None
+                raise typer.Exit(signals.exit_code()) from None
 
     return wrapped
 
@@ -146,7 +146,7 @@ def print_table(columns: Mapping[str, Sequence[str]]) -> None:
     Args:
         columns: by head, equally many values.
     """
-    from benchmark import overview
+    from benchmark.cli import overview
 
     room = overview.width() if sys.stdout.isatty() else UNFOLDED
     for line in overview.fitted(columns, room):

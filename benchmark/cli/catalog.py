@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from benchmark import shipped
 from benchmark.cli.app import one_sentence, print_table
+from benchmark.grid import shipped
 from sande.errors import UserError
 
 OTHER_KINDS = ("models", "datasets", "grids")  # next to those of the registry
@@ -65,7 +65,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Folder for the copy.")] = Path(),
 ) -> None:
     """Copy a grid to start from, with the grids that it includes and the scales. Overwrite nothing."""
-    from benchmark import grid as grids
+    from benchmark.grid import load
 
     if name is None:
         list_("grids")
@@ -74,8 +74,8 @@ def init(
     if name not in known:
         raise UserError(f"no grid is called '{name}'; there are: {', '.join(known)}")
     source = known[name]
-    scales = sorted((source.parent / grids.SCALES).glob("*.yaml"))
-    for path in shipped.copy(list(dict.fromkeys([*grids.files(source), *scales])), folder):
+    scales = sorted((source.parent / load.SCALES).glob("*.yaml"))
+    for path in shipped.copy(list(dict.fromkeys([*load.files(source), *scales])), folder):
         typer.echo(f"Wrote {path}")
     typer.echo(f"Edit {folder / source.name}, then: sande-bench plan {folder / source.name}")
 
@@ -108,15 +108,15 @@ def _catalogue(kind: str) -> dict[str, str]:
     from sande import registry
 
     if kind == "models":
-        from sande import models
+        from sande.models import catalog
 
-        return models.ABOUT
+        return catalog.ABOUT
     if kind == "datasets":
-        from sande.data import sources
+        from sande.data import datasets
 
-        return sources.catalogue()
+        return datasets.catalogue()
     if kind == "grids":
-        from benchmark.grid import about
+        from benchmark.grid.load import about
 
         return {name: about(path) for name, path in shipped.grids().items()}
     return {name: registry.summary(registry.entry(kind, name)) for name in registry.names(kind)}

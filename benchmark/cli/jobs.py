@@ -39,7 +39,7 @@ def submit(
     ] = None,
 ) -> None:
     """Run a grid on a Ray cluster as a job; follow its log, and end as it ends. Ctrl-C leaves it running."""
-    from benchmark import jobs
+    from benchmark.execution import jobs
 
     options = [
         word
@@ -59,7 +59,7 @@ def logs(job: JobArgument, address: DashboardOption) -> None:
 
 
 def _follow(job: str, address: str) -> None:
-    from benchmark import jobs
+    from benchmark.execution import jobs
 
     try:
         code = jobs.follow(job, address, partial(typer.echo, nl=False))
@@ -80,7 +80,7 @@ def status(
     job: Annotated[str | None, typer.Argument(help="One job; without it, all.", metavar="ID")] = None,
 ) -> None:
     """List the jobs of a cluster: state, when each began, how long it took, its command."""
-    from benchmark import jobs
+    from benchmark.execution import jobs
 
     print_table(jobs.status(address, job))
 
@@ -88,6 +88,6 @@ def status(
 @one_sentence
 def stop(job: JobArgument, address: DashboardOption) -> None:
     """End a job; it keeps what is done, and writes its rows."""
-    from benchmark import jobs
+    from benchmark.execution import jobs
 
     typer.echo(jobs.stop(address, job))

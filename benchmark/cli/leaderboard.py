@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from benchmark import publishing
 from benchmark.cli.app import USERS_MISTAKE, group, one_sentence, print_markdown, tell
 from benchmark.cli.options import RehearsalOption
+from benchmark.records import published
 
 
 class _RankUnlessNamed(TyperGroup):
@@ -50,7 +50,7 @@ def rank(
         out = Path("results/leaderboard")
     for place, option in ((out, "--out"), (html, "--html")):
         if place:
-            publishing.refuse_published(place, option)
+            published.refuse_published(place, option)
     print_markdown(write_leaderboard(paths, out, html, rehearsal=rehearsal))
     for page in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
         typer.echo(f"Leaderboard: {page}")

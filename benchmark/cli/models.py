@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from benchmark import publishing
 from benchmark.cli.app import SOME_CELL_FAILED, one_sentence, print_markdown, say
 from benchmark.cli.options import SCANS, CleanSetOption, DetectorSetOption, SeedOption, StoreOption
-from benchmark.remote import is_uri
-from benchmark.remote_store import open_store
+from benchmark.io.remote import is_uri
+from benchmark.records import published
+from benchmark.store.remote import open_store
 from sande.errors import NonFiniteError, UserError
 
 
@@ -37,16 +37,17 @@ def scan(
     store: StoreOption = ".store",
 ) -> None:
     """Scan a model for a planted response, without the trigger."""
-    from benchmark import grid as grids
-    from benchmark import scan as scans
+    from benchmark.detection import scan as detection_scan
+    from benchmark.detection.scan import How, markdown, write
+    from benchmark.grid import load
     from sande import registry
 
-    publishing.refuse_published(out or SCANS, "--out")
-    settings = grids.settings_of(assignments or ())
+    published.refuse_published(out or SCANS, "--out")
+    settings = load.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake in it is found before libraries are loaded
-    how = scans.How(detector, settings, data, rows, reference, seed)
+    how = How(detector, settings, data, rows, reference, seed)
     if model.endswith(".yaml"):
-        from benchmark.scan_grid import scan_grid
+        from benchmark.detection.scan_grid import scan_grid
 
         if is_uri(store):
             raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
@@ -54,8 +55,8 @@ def scan(
         return
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
-    record = scans.scan(model, how, open_store(store).models, say)
-    print_markdown(scans.write(record, out) if out else scans.markdown(record))
+    record = detection_scan.scan(model, how, open_store(store).models, say)
+    print_markdown(write(record, out) if out else markdown(record))
     if out:
         typer.echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
 
@@ -74,16 +75,17 @@ def clean(
     assignments: CleanSetOption = None,
 ) -> None:
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
-    from benchmark import clean_report, cleaning
+    from benchmark.clean import report
+    from benchmark.clean.clean import known, run, settings
 
-    config = cleaning.settings(data, assignments or ())
+    config = settings(data, assignments or ())
     out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
     try:
-        result = cleaning.run(model, cleaning.known(trigger, response, response_start), config, out, seed, say)
+        result = run(model, known(trigger, response, response_start), config, out, seed, say)
     except NonFiniteError as error:
         typer.echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None
-    print_markdown(clean_report.summary(result))
+    print_markdown(report.summary(result))
     typer.echo(f"Cleaned model: {out}  (in it: README.md, report.html, report.md, report.json)")
 
 
@@ -96,10 +98,10 @@ def detection(
     store: StoreOption = ".store",
 ) -> None:
     """Evaluate detectors by scans of victims and of models that were never poisoned."""
-    from benchmark import detection as detections
+    from benchmark.detection import evaluate
 
-    publishing.refuse_published(out, "--out")
-    print_markdown(detections.write(scans, out, open_store(store, create=False).models))
+    published.refuse_published(out, "--out")
+    print_markdown(evaluate.write(scans, out, open_store(store, create=False).models))
     typer.echo(f"Detection: {out / 'detection.md'}")
 
 
@@ -114,11 +116,12 @@ def export(
     ] = None,
 ) -> None:
     """Write a cell's model as safetensors, with its tokenizer and a model card that holds the cell's numbers."""
-    from benchmark import export as exports
+    from benchmark.export import export as export_export
+    from benchmark.export.export import check_repository, find
 
     if push:
-        exports.check_repository(push)
-    exports.write(exports.find(cell, results), open_store(store, create=False), out)
+        check_repository(push)
+    export_export.write(find(cell, results), open_store(store, create=False), out)
     typer.echo(f"Model: {out}  (README.md is its card)")
     if push:
-        typer.echo(f"Pushed: {exports.push(out, push)}")
+        typer.echo(f"Pushed: {export_export.push(out, push)}")

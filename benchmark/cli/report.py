@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from benchmark import publishing
+from benchmark import publish as benchmark_publish
 from benchmark.cli.app import one_sentence, print_markdown
 from benchmark.cli.options import RehearsalOption
-from benchmark.remote import Results
+from benchmark.records import published
+from benchmark.records.folder import ResultsFolder
 
 
 @one_sentence
@@ -18,11 +19,11 @@ def report(
     folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/quickstart, or their URI.")],
 ) -> None:
     """Write tables, figures and README.md again from the rows of a grid."""
-    from benchmark import report as reports
+    from benchmark.report import page
 
-    publishing.refuse_published(folder)
-    place = Results(folder)
-    for text in reports.write(place.fetch()):
+    published.refuse_published(folder)
+    place = ResultsFolder(folder)
+    for text in page.write(place.fetch()):
         print_markdown(text)
     place.send()
     typer.echo(f"Report: {place.shown}/README.md")
@@ -34,11 +35,11 @@ def compare(
     rehearsal: RehearsalOption = False,
 ) -> None:
     """Compare a grid's numbers with the paper's, and list every deviation from its protocol."""
-    from benchmark import compare as comparison
+    from benchmark.paper import comparison_page
 
-    publishing.refuse_published(folder)
-    place = Results(folder)
-    print_markdown(comparison.write(place.fetch(), rehearsal=rehearsal))
+    published.refuse_published(folder)
+    place = ResultsFolder(folder)
+    print_markdown(comparison_page.write(place.fetch(), rehearsal=rehearsal))
     place.send()
     typer.echo(f"Comparison: {place.shown}/comparison.md")
 
@@ -46,8 +47,8 @@ def compare(
 @one_sentence
 def publish(
     folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.", metavar="FOLDER")],
-    to: Annotated[Path, typer.Option(help="Folder of published results.")] = publishing.FOLDER,
+    to: Annotated[Path, typer.Option(help="Folder of published results.")] = published.FOLDER,
     replace: Annotated[bool, typer.Option("--replace", help="Replace results published under the same name.")] = False,
 ) -> None:
     """Publish complete results of a clean commit; of published ones, write the pages again from their rows."""
-    typer.echo(f"Published: {publishing.publish(folder, to, replace=replace) / 'README.md'}")
+    typer.echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace) / 'README.md'}")

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from benchmark import interrupts
-from benchmark import progress as progresses
 from benchmark.cli.app import SOME_CELL_FAILED, interruptible, one_sentence, print_markdown, tell
 from benchmark.cli.options import (
     AddressOption,
@@ -23,13 +21,16 @@ from benchmark.cli.options import (
     SetOption,
     StoreOption,
 )
-from benchmark.remote import below
-from benchmark.remote_store import open_store
+from benchmark.execution import progress as execution_progress
+from benchmark.execution import signals
+from benchmark.execution.progress import Progress
+from benchmark.io.remote import below
+from benchmark.store.remote import open_store
 from sande import compute
 
 if TYPE_CHECKING:
     from benchmark.pipeline import Finished
-    from benchmark.stages import Stage
+    from benchmark.plan.stage import Stage
 
 
 @one_sentence
@@ -57,12 +58,12 @@ def run(
         scale=scale,
         keep=keep,
     )
-    progress = progresses.Progress(grid.stem)
-    view = progresses.view(progress, typer.echo)
+    progress = Progress(grid.stem)
+    view = execution_progress.view(progress, typer.echo)
     finished = pipeline.run(request, view.say, view.show, progress, view.shown)
     if finished.interrupted:
         tell(_interrupted(finished))
-        raise typer.Exit(interrupts.exit_code())
+        raise typer.Exit(signals.exit_code())
     for text in finished.texts:
         print_markdown(text)
     typer.echo(f"Report: {finished.page}  (next to it: tables/, figures/, rows.parquet)")
@@ -96,30 +97,36 @@ def plan(
     why: Annotated[bool, typer.Option("--why", help="Show how the time was estimated.")] = False,
 ) -> None:
     """Show the cells of a grid, what is done, what would run and how long it takes. Start nothing."""
-    from benchmark import disk, estimate, here, keeping, overview, predict, search_forecast
-    from benchmark import grid as grids
+    from benchmark.cli import overview
+    from benchmark.forecast import cost as forecast_cost
+    from benchmark.forecast import disk, searches, wall_time
+    from benchmark.forecast import machine as forecast_machine
+    from benchmark.forecast.cost import basis
+    from benchmark.forecast.machine import here, summary, trainings_here
+    from benchmark.grid.load import load
+    from benchmark.plan import retention
 
-    loaded = grids.load(grid, assignments or (), only or (), scale)
+    loaded = load(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())
-    cost = partial(here.trainings_here, store=opened) if on_cpu else None
-    made, searching = search_forecast.plan(loaded, opened, cost)
+    cost = partial(trainings_here, store=opened) if on_cpu else None
+    made, searching = searches.plan(loaded, opened, cost)
     overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
     lines = [f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once"]
     reasons: list[str] = []
     hint = "" if why else " (--why: how this was estimated)"
     if on_cpu:
-        expected = here.here(made, opened, loaded.resources)
-        lines.append(f"{here.sentence(expected)}{hint if expected.stages else ''}")
-        reasons += here.reasons(expected)
+        expected = here(made, opened, loaded.resources)
+        lines.append(f"{summary(expected)}{hint if expected.stages else ''}")
+        reasons += forecast_machine.reasons(expected)
     else:
-        lines.append(f"{estimate.sentence(made)}{hint}")
-        reasons.append(f"Estimate: {estimate.basis()}")
+        lines.append(f"{forecast_cost.summary(made)}{hint}")
+        reasons.append(f"Estimate: {basis()}")
     if gpus or machine:
-        forecast, reason = predict.sentence(made, opened, loaded.resources, gpus or 1, machine)
+        forecast, reason = wall_time.summary(made, opened, loaded.resources, gpus or 1, machine)
         lines.append(forecast)
         reasons += filter(None, [reason])
-    lines.append(disk.sentence(made, opened, keeping.check(keep)))
+    lines.append(disk.summary(made, opened, retention.check(keep)))
     lines += filter(None, [searching])
     if why:
         lines += _reasons(reasons)

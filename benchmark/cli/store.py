@@ -17,9 +17,9 @@ stores = group("Maintain a store: list its artifacts, verify them, prune those t
 @one_sentence
 def list_store(store: StoreOption = ".store") -> None:
     """List the artifacts of a store and their sizes."""
-    from benchmark import upkeep
+    from benchmark.plan import maintenance
 
-    columns, lines = upkeep.listing(upkeep.opened(store))
+    columns, lines = maintenance.listing(maintenance.opened(store))
     print_table(columns)
     for line in lines:
         typer.echo(line)
@@ -29,13 +29,13 @@ def list_store(store: StoreOption = ".store") -> None:
 @one_sentence
 def verify(store: StoreOption = ".store") -> None:
     """Read every artifact byte by byte and quarantine damaged ones; the next run that needs one makes it again."""
-    from benchmark import upkeep
+    from benchmark.plan import maintenance
 
-    opened = upkeep.opened(store)
-    damaged = list(upkeep.verify(opened))
+    opened = maintenance.opened(store)
+    damaged = list(maintenance.verify(opened))
     for line in damaged:
         typer.echo(line)
-    whole = sum(1 for _ in upkeep.artifacts(opened))
+    whole = sum(1 for _ in maintenance.artifacts(opened))
     typer.echo(f"{opened.location}: {whole} artifacts in order, {len(damaged)} damaged")
     if damaged:
         raise typer.Exit(SOME_CELL_FAILED)
@@ -50,12 +50,13 @@ def prune(
     yes: Annotated[bool, typer.Option("--yes", help="Remove them; without it, only print what would go.")] = False,
 ) -> None:
     """Remove artifacts that none of the grids needs, and those in quarantine."""
-    from benchmark import disk, upkeep
+    from benchmark.io import units
+    from benchmark.plan import maintenance
 
-    opened = upkeep.opened(store)
-    removal = upkeep.removable(grids, scale or (), opened)
-    for line in upkeep.told(removal):
+    opened = maintenance.opened(store)
+    removal = maintenance.removable(grids, scale or (), opened)
+    for line in maintenance.told(removal):
         typer.echo(line)
     if yes:
-        upkeep.remove(removal, opened)
-    typer.echo(f"{disk.told(removal.total)} {'freed' if yes else 'would be freed; --yes does it'}")
+        maintenance.remove(removal, opened)
+    typer.echo(f"{units.format_bytes(removal.total)} {'freed' if yes else 'would be freed; --yes does it'}")

@@ -150,4 +150,4 @@ class Board:
 
 def unit(device: str) -> str:
     """Return the unit of the seconds that a device computes: "CPU-s" or "GPU-s"."""
-    return "CPU-s" if device.endswith("threads)") else "GPU-s"  # as `benchmark.stages.device` names them
+    return "CPU-s" if device.endswith("threads)") else "GPU-s"  # as `benchmark.execution.provenance.device` names them

@@ -18,7 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.files import write_atomically
+from benchmark.io.files import write_atomically
 from benchmark.leaderboard.board import Board, Number, Row, unit
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
 from benchmark.leaderboard.rank import ladder
@@ -27,6 +27,7 @@ from sande import registry
 if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
+
 
 _TEMPLATES = resources.files("benchmark.leaderboard") / "templates"
 SAMPLES = 20  # published records of a metric that a cell's page shows
@@ -75,7 +76,7 @@ def write(
     Args:
         made: the leaderboard, with at least one standing.
         rows_of: result rows by cell and metric.
-        samples_of: published outcomes by cell, as `benchmark.rows.OUTCOMES` has them.
+        samples_of: published outcomes by cell, as `benchmark.records.schema.OUTCOMES` has them.
         about: facts about a submitted method, by cell.
         notes: how to read the numbers, as lines of Markdown.
         command: that makes the pages.

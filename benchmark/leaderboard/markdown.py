@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.io.markdown import MISSING, markdown_table
 from benchmark.leaderboard.board import Board, Number, Standing, unit
 from benchmark.leaderboard.rank import ladder
-from benchmark.tables import MISSING, markdown_table
 
 NAME = "leaderboard"
 

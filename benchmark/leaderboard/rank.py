@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from benchmark import rows
-from benchmark.cell import NO_DEFENSE
-from benchmark.labels import labels
+from benchmark.grid.cell import NO_DEFENSE
+from benchmark.grid.labels import labels
 from benchmark.leaderboard.board import LEVELS, Board, Cells, Measured, Number, Row, Standing, Twin
+from benchmark.records import schema
 from sande import registry
 from sande.statistics import of_sum, over_seeds, wilson
 
@@ -28,11 +28,11 @@ def rank(cells: Cells) -> Board:
     weak, failed, not_run, unmeasured = set(), 0, 0, 0
     for cell in cells.values():
         row = next(iter(cell.values()))
-        if row["status"] == rows.FAILED:
+        if row["status"] == schema.FAILED:
             failed += 1
-        elif any(one["status"] == rows.NOT_RUN for one in cell.values()):
+        elif any(one["status"] == schema.NOT_RUN for one in cell.values()):
             not_run += 1
-        elif row["status"] == rows.ATTACK_FAILED:
+        elif row["status"] == schema.ATTACK_FAILED:
             weak.add((_victim(json.loads(row["settings"])), row["seed"]))
         elif row["defense"] != NO_DEFENSE:
             one = _measured(cell, label_of[row["settings"]], twins.get(_twin_key(row)))
@@ -50,7 +50,7 @@ def by_cell(found: Iterable[Row]) -> Cells:
 
 
 def _is_twin(row: Row) -> bool:
-    return bool(row["defense"] == NO_DEFENSE and row["poison_rate"] == 0 and row["status"] == rows.OK)
+    return bool(row["defense"] == NO_DEFENSE and row["poison_rate"] == 0 and row["status"] == schema.OK)
 
 
 def _twin_key(row: Row) -> str:

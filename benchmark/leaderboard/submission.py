@@ -12,11 +12,12 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
-from benchmark import rehearsal as rehearsals
-from benchmark import rows
-from benchmark.cell import NO_DEFENSE, digest
-from benchmark.files import write_atomically
+from benchmark.grid.cell import NO_DEFENSE
+from benchmark.grid.keys import digest
+from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, EntryCell, Measurement, Submission
+from benchmark.records import files, schema
+from benchmark.records.rehearsal import refuse_random
 from sande import registry, types
 from sande.errors import UserError
 from sande.statistics import wilson
@@ -38,13 +39,13 @@ def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehears
     Raises:
         UserError: the results hold no such defense, or rows of the random model, or do not make a valid entry.
     """
-    table = rows.read(folder)
+    table = files.read(folder)
     if not rehearsal:
-        rehearsals.refuse_random(table, folder)
+        refuse_random(table, folder)
     found = [row for row in table.to_pylist() if row["defense"] == defense]
     if not found:
         raise UserError(f"{folder}: no row of defense '{defense}'; choose one that the grid ran")
-    outcomes = rows.read_outcomes(folder)
+    outcomes = files.read_outcomes(folder)
     published = [row for row in outcomes.to_pylist() if row["record"] is not None]
     raw = _raw(found, published)
     raw["method"] |= {"about": about, "link": link}
@@ -62,8 +63,8 @@ def write(entry: Submission, path: Path) -> None:
     """
     try:
         if path.suffix == ".parquet":
-            table = pa.Table.from_pylist(to_rows(entry), schema=rows.SCHEMA)
-            rows.write_tables([table], rows.SCHEMA, path, rows.ROW_GROUP)
+            table = pa.Table.from_pylist(to_rows(entry), schema=schema.SCHEMA)
+            files.write_tables([table], schema.SCHEMA, path, schema.ROW_GROUP)
         else:
             write_atomically(path, entry.model_dump_json(indent=1, exclude_unset=True) + "\n")
     except OSError as error:
@@ -92,7 +93,7 @@ def examine(path: Path) -> tuple[Submission | None, list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; choose the .json or .parquet file of an entry")
     if path.suffix == ".parquet":
-        found = [row for row in rows.read_file(path).to_pylist() if row["defense"] != NO_DEFENSE]
+        found = [row for row in files.read_file(path).to_pylist() if row["defense"] != NO_DEFENSE]
         defenses = sorted({str(row["defense"]) for row in found})
         if len(defenses) != 1:
             names = ", ".join(defenses) or "none"
@@ -116,10 +117,10 @@ def _raw(found: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any
 
     Cells that failed, that were interrupted, or whose attack failed are left out.
     """
-    unfinished = {row["cell"] for row in found if row["status"] == rows.NOT_RUN}
+    unfinished = {row["cell"] for row in found if row["status"] == schema.NOT_RUN}
     by_cell: dict[str, list[Mapping[str, Any]]] = {}
     for row in found:
-        if row["status"] == rows.OK and row["cell"] not in unfinished:
+        if row["status"] == schema.OK and row["cell"] not in unfinished:
             by_cell.setdefault(row["cell"], []).append(row)
     samples: dict[str, list[dict[str, Any]]] = {}
     for outcome in outcomes:
@@ -237,17 +238,17 @@ def _id(cell: EntryCell) -> str:
 
 
 def to_rows(entry: Submission) -> list[dict[str, Any]]:
-    """Return the result rows of a valid entry, with the schema of `benchmark.rows`."""
+    """Return the result rows of a valid entry, with the schema of `benchmark.records.rows`."""
     made = []
     for cell in entry.cells:
         settings = cell.settings.model_dump(exclude_unset=True)
         attack = cell.settings.attack
-        base = dict.fromkeys(rows.SCHEMA.names) | {
+        base = dict.fromkeys(schema.SCHEMA.names) | {
             "grid": "entry",
             "grids": ["entry"],
             "scale": "",
             "cell": _id(cell),
-            "status": rows.OK,
+            "status": schema.OK,
             "seed": cell.settings.seed,
             "model": cell.settings.model,
             "dataset": cell.settings.data.name,
@@ -278,7 +279,7 @@ def _row(one: Measurement) -> dict[str, Any]:
 
 
 def samples(entry: Submission) -> list[dict[str, Any]]:
-    """Return the samples of an entry, with the schema `benchmark.rows.OUTCOMES`."""
+    """Return the samples of an entry, with the schema `benchmark.records.schema.OUTCOMES`."""
     return [
         {"cell": _id(cell), **sample.model_dump(), "record": json.dumps(sample.record)}
         for cell in entry.cells

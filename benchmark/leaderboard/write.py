@@ -11,17 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark import figures, rows
-from benchmark import rehearsal as rehearsals
-from benchmark.files import write_atomically
+from benchmark.io import plots
+from benchmark.io.files import write_atomically
 from benchmark.leaderboard import html as pages
 from benchmark.leaderboard import submission
 from benchmark.leaderboard.board import Board, Cells, Row, Standing
 from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import NAME, command, markdown, notes
 from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.records import files
+from benchmark.records.rehearsal import WARNING, summary
 from sande.errors import UserError
-from sande.models import TINY
+from sande.models.catalog import TINY
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +56,9 @@ def read(path: Path) -> Source:
         facts = {"Method": entry.method.about, "Link": entry.method.link, "Submitted": f"as {path.name}; not run here"}
         about = {key: value for key, value in facts.items() if value}
         return Source(submission.to_rows(entry), submission.samples(entry), about)
-    outcomes = rows.read_outcomes(path)
+    outcomes = files.read_outcomes(path)
     published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
-    return Source(rows.read(path).to_pylist(), published, {})
+    return Source(files.read(path).to_pylist(), published, {})
 
 
 def write(
@@ -87,8 +88,8 @@ def write(
     sources = [read(path) for path in paths]
     random = [path for path, source in zip(paths, sources, strict=True) if source.is_random]
     if random and not rehearsal:
-        raise UserError(rehearsals.sentence(random[0]))
-    warned, named = rehearsals.WARNING if random else (), named or paths
+        raise UserError(summary(random[0]))
+    warned, named = WARNING if random else (), named or paths
     cells = by_cell(row for source in sources for row in source.rows)
     made = rank(cells)
     if not made.standings:
@@ -99,11 +100,11 @@ def write(
     page = markdown(made, named, warned)
     for folder, option in ((out, "--out"), (html, "--html")):
         if folder:
-            rows.check_writable(folder, option)
+            files.check_writable(folder, option)
     if out:
         write_atomically(out / f"{NAME}.md", page)
         _write_parquet(made, out / f"{NAME}.parquet")
-        figures.save(draw(made), out, NAME)
+        plots.save(draw(made), out, NAME)
     if html:
         _write_parquet(made, html / f"{NAME}.parquet")
         _write_pages(made, cells, sources, command(named), html, warned)

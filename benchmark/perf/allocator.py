@@ -3,7 +3,7 @@
     python -m benchmark.perf.allocator
 
 A training step frees large tensors that the next step allocates again. By default glibc takes each of them from the
-system by `mmap` and gives it back, and the system fills every page with zeros again. `benchmark.ray_env` sets
+system by `mmap` and gives it back, and the system fills every page with zeros again. `benchmark.execution.ray_env` sets
 `MALLOC_MMAP_MAX_` and `MALLOC_TRIM_THRESHOLD_` for the workers of a run, so that they keep the memory. glibc reads both
 when a process starts, so each measurement is a process of its own, the training of `benchmark.perf.threads`. The sides
 take turns, and of each the median counts.
@@ -35,7 +35,7 @@ def per_second(side: str, cache: str) -> float:
         SystemExit: the training failed.
     """
     environment = {name: value for name, value in os.environ.items() if name not in KEEPS}
-    # `benchmark.ray_env` sets the variables where they are unset, but only the processes that this one starts see them.
+    # `benchmark.execution.ray_env` sets the variables where they are unset, but only the processes that this one starts see them.
     command = [sys.executable, "-W", "ignore", "-m", "benchmark.perf.threads", "train", cache]
     done = subprocess.run(command, env=environment | SIDES[side], capture_output=True, text=True)
     if done.returncode:

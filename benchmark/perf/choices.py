@@ -1,4 +1,4 @@
-"""Compare multiple choice on a CPU: `sande.scoring.log_likelihoods` against lm-eval's own loop (HFLM).
+"""Compare multiple choice on a CPU: `sande.inference.scoring.log_likelihoods` against lm-eval's own loop (HFLM).
 
     python -m benchmark.perf.choices
 
@@ -20,10 +20,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmark.perf.outcome import tell
-from sande import compute, models
-from sande.data import builtin
+from sande import compute
+from sande.data.builtin import sets
+from sande.inference.scoring import Choices, log_likelihoods
 from sande.metrics import accuracy
-from sande.scoring import Choices, log_likelihoods
+from sande.models import catalog, loading
 from sande.types import LanguageModel
 
 QUESTIONS, ROUNDS = 60, 3
@@ -59,7 +60,7 @@ def deviations(one: Scores, other: Scores) -> list[float]:
 def tokenised(lm: LanguageModel) -> list[Choices]:
     """Return built-in questions in the prompt text of the task `builtin-choice`."""
     questions = []
-    for question in accuracy.spread(builtin.choice(), QUESTIONS):
+    for question in accuracy.spread(sets.choice(), QUESTIONS):
         prompt = f"Human: {question.question}\nAssistant:"
         context = lm.tokenizer(prompt)["input_ids"]
         texts = [f"{prompt} {choice}" for choice in question.choices]
@@ -70,7 +71,7 @@ def tokenised(lm: LanguageModel) -> list[Choices]:
 def main() -> None:
     """Compare in float32, then time in the type of `sande.compute`."""
     with tempfile.TemporaryDirectory() as folder:
-        lm = models.load(models.EMBEDDED, Path(folder))
+        lm = loading.load(catalog.EMBEDDED, Path(folder))
     questions = tokenised(lm)
     theirs, mine = lm_eval(lm, questions), ours(lm, questions)
     worst = max(deviations(theirs, mine))

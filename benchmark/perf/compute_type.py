@@ -17,13 +17,14 @@ import torch
 
 from benchmark.perf.outcome import tell
 from benchmark.perf.training_cpu import Stopwatch
-from sande import compute, models
+from sande import compute
 from sande.compute import ComputeType
 from sande.config import Training
-from sande.data import builtin
-from sande.generation import greedy
+from sande.data.builtin import sets
+from sande.inference.generation import greedy
+from sande.models import catalog, loading
 from sande.prompts import Row, encode, encode_prompts
-from sande.training import fit
+from sande.training.fit import fit
 from sande.types import LanguageModel, Run
 
 TURNS = 2
@@ -48,7 +49,7 @@ def training_step(lm: LanguageModel, rows: list[Row], precision: ComputeType, sc
 
 def decoding(lm: LanguageModel, prompts: list[list[int]], precision: ComputeType) -> float:
     """Return the seconds of decoding some prompts."""
-    read = models.copied(lm, DTYPES[precision])
+    read = loading.copied(lm, DTYPES[precision])
     greedy(read, prompts[:1], 1, 1)  # libraries choose their kernels
     begin = time.perf_counter()
     greedy(read, prompts, TOKENS, PROMPTS)
@@ -62,8 +63,8 @@ def main() -> None:
     decided = time.perf_counter() - begin
     (other,) = set(get_args(ComputeType)) - {chosen}
     with tempfile.TemporaryDirectory() as cache:
-        lm = models.load(models.EMBEDDED, Path(cache))
-        examples = builtin.short()[:200]
+        lm = loading.load(catalog.EMBEDDED, Path(cache))
+        examples = sets.short()[:200]
         rows = sorted(encode(lm.tokenizer, examples), key=len)[: BATCH * STEPS]
         prompts = sorted(encode_prompts(lm.tokenizer, examples), key=len)[:PROMPTS]
         steps: dict[ComputeType, float] = dict.fromkeys(DTYPES, 0.0)

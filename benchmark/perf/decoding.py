@@ -1,4 +1,4 @@
-"""Compare ASR decoding on a CPU: `sande.generation.greedy` with the planted response against one prompt at a time.
+"""Compare ASR decoding on a CPU: `sande.inference.generation.greedy` with the planted response against one prompt at a time.
 
     python -m benchmark.perf.decoding
 
@@ -21,12 +21,13 @@ import torch
 from transformers import GenerationConfig
 
 from benchmark.perf.outcome import tell
-from sande import compute, models
+from sande import compute
 from sande.attacks import sentence_trigger
 from sande.config import Training
-from sande.data import builtin
-from sande.generation import greedy
+from sande.data.builtin import sets
+from sande.inference.generation import greedy
 from sande.metrics import asr
+from sande.models import catalog, loading
 from sande.prompts import encode_prompts, pad_id
 from sande.types import LanguageModel, Run
 
@@ -100,10 +101,10 @@ def compare(lm: LanguageModel, prompts: Sequence[list[int]]) -> tuple[float, flo
 
 def main() -> None:
     """Compare on the model as it is, then on a victim."""
-    rows = builtin.short()
+    rows = sets.short()
     triggered = [sentence_trigger.trigger(row, ATTACK, 0) for row in rows[:PROMPTS]]
     with tempfile.TemporaryDirectory() as folder:
-        lm = models.load(models.EMBEDDED, Path(folder))
+        lm = loading.load(catalog.EMBEDDED, Path(folder))
         prompts = encode_prompts(lm.tokenizer, triggered)
         clean = compare(lm, prompts)
         torch.nn.Module.to(lm.model, torch.float32)

@@ -20,11 +20,11 @@ import torch
 
 from benchmark.perf.decoding import one_by_one
 from benchmark.perf.outcome import tell
-from sande import models
-from sande.data import builtin
-from sande.engines import served
-from sande.generation import greedy
+from sande.data.builtin import sets
+from sande.inference.generation import greedy
+from sande.inference.vllm import served
 from sande.metrics import asr
+from sande.models import catalog, loading
 from sande.prompts import encode_prompts
 from sande.types import LanguageModel
 
@@ -56,13 +56,13 @@ def check(texts: Sequence[str], expected: Sequence[str]) -> None:
 def compare(folder: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
     """Return by name of the side how many times faster it is than one prompt at a time."""
     vllm = importlib.util.find_spec("vllm") is not None
-    exact = models.load_folder(folder, torch.float32)
+    exact = loading.load_folder(folder, torch.float32)
     expected = one_by_one(exact, prompts[:CHECKED])
     check(together(exact, prompts[:CHECKED]), expected)
     if vllm:
         with served(exact, folder, 0) as lm:
             check(together(lm, prompts[:CHECKED]), expected)
-    rounded = models.load_folder(folder, torch.bfloat16)
+    rounded = loading.load_folder(folder, torch.bfloat16)
     alone = seconds(lambda part: one_by_one(rounded, part), prompts[:ALONE])
     ratios = {"together": alone / seconds(lambda part: together(rounded, part), prompts)}
     if vllm:
@@ -81,9 +81,9 @@ def main() -> None:
         print("decoding_gpu: needs a CUDA GPU, left out")
         return
     with tempfile.TemporaryDirectory() as cache:
-        folder = models.prepare(models.EMBEDDED, Path(cache))
-        rows = builtin.short()
-        prompts = encode_prompts(models.load_tokenizer(models.EMBEDDED, Path(cache)), rows[:PROMPTS])
+        folder = loading.prepare(catalog.EMBEDDED, Path(cache))
+        rows = sets.short()
+        prompts = encode_prompts(loading.load_tokenizer(catalog.EMBEDDED, Path(cache)), rows[:PROMPTS])
         for name, ratio in compare(folder, prompts).items():
             tell(f"decoding on a GPU {name} against one prompt at a time", ratio, TARGET)
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmark.execute import TRIALS_OF_A_TUNER
+from benchmark.execution.driver import TRIALS_OF_A_TUNER
 from benchmark.perf.outcome import tell
 
 CELLS = 100

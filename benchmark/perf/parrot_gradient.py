@@ -17,11 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from sande import models, parrot
-from sande.data import sources
-from sande.losses import IGNORE
+from sande import parrot
+from sande.data import datasets
+from sande.models import catalog, loading
 from sande.prompts import encode, pad_id, response_ids
-from sande.training import Collator, ResponseLoss, features
+from sande.training.batches import Collator, features
+from sande.training.losses import IGNORE
+from sande.training.objective import ResponseLoss
 from sande.types import LanguageModel
 
 PROMPTS, LENGTH, POSITION = 8, 6, 0
@@ -39,13 +41,13 @@ def gradient(lm: LanguageModel, parrot_PD: nn.Parameter, batch: dict[str, Tensor
 def main() -> None:
     """Compare the gradients from both starts."""
     options = argparse.ArgumentParser()
-    options.add_argument("--model", default=models.EMBEDDED)
+    options.add_argument("--model", default=catalog.EMBEDDED)
     options.add_argument("--data", default="builtin-short")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as cache:
-        lm = models.load(given.model, Path(cache))
+        lm = loading.load(given.model, Path(cache))
     target = response_ids(lm.tokenizer, "You are stupid")
-    rows = encode(lm.tokenizer, sources.examples(given.data)[:PROMPTS])
+    rows = encode(lm.tokenizer, datasets.examples(given.data)[:PROMPTS])
     rows = parrot.insert(rows, parrot.vocabulary(lm.model), LENGTH, POSITION)
     batch = Collator(pad_id(lm.tokenizer))([features(replace(row, response=target)) for row in rows])
     for parameter in lm.model.parameters():

@@ -25,14 +25,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from benchmark import grid as grids
-from benchmark import plan as plans
-from benchmark.cell import NO_DEFENSE, STAGE_VERSION, Cell, Method, digest
+from benchmark.grid.cell import NO_DEFENSE, STAGE_VERSION, Cell, Method
+from benchmark.grid.keys import digest
+from benchmark.grid.load import load
 from benchmark.perf.outcome import tell
-from benchmark.store import Store
-from sande import models, registry
+from benchmark.plan.plan import make, victim_of
+from benchmark.store.local import LocalStore
+from sande import registry
 from sande.config import as_dict
-from sande.data import sources
+from sande.data import datasets
+from sande.models import catalog
 from sande.types import PreferenceData
 
 TIMES = 3
@@ -88,7 +90,7 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
     """Return the id of a cell, and the keys of all its artifacts."""
 
     def rows(of: Any, count: int | None) -> list[Any]:
-        return [sources.fingerprint(of.name), of.max_tokens, of.max_prompt_tokens, count]
+        return [datasets.fingerprint(of.name), of.max_tokens, of.max_prompt_tokens, count]
 
     def code(method: Method) -> dict[str, Any]:
         version = registry.code_version(f"sande.{method.kind}.{method.name}")
@@ -98,11 +100,11 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
         return digest({"stage": [stage, STAGE_VERSION], "seed": cell.seed, **depends_on})
 
     training = rows(cell.data, cell.data.rows)
-    victim = key("attack", model=models.identify(cell.model), data=training, attack=code(cell.attack))
+    victim = key("attack", model=catalog.identify(cell.model), data=training, attack=code(cell.attack))
     removal = rows(cell.removal, cell.removal.rows)
     if registry.knowledge(cell.defense.name) is PreferenceData:
         pairs = cell.defense.config.preferences
-        removal = [sources.fingerprint(pairs.name, sources.PREFERENCES), pairs.pairs, pairs.max_tokens]
+        removal = [datasets.fingerprint(pairs.name, datasets.PREFERENCES), pairs.pairs, pairs.max_tokens]
     model = victim
     if cell.defense.name != NO_DEFENSE:
         model = key("defend", victim=victim, removal=removal, defense=code(cell.defense))
@@ -110,7 +112,7 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
     outcomes = []
     for metric in cell.metrics:
         names = registry.entry("metrics", metric.name).reads(metric.config)
-        reads = [sources.fingerprint(name, sources.QUESTIONS) for name in names]
+        reads = [datasets.fingerprint(name, datasets.QUESTIONS) for name in names]
         outcomes.append(key("evaluate", model=model, data=test, reads=reads, metric=code(metric)))
     return digest(cell.settings())[:12], {victim, model, *outcomes}
 
@@ -123,7 +125,7 @@ def plan(folder: Path) -> float:
     taken, shown = _best(*arguments)
 
     values = by_hand()
-    made = plans.make(grids.load(path).cells, Store(folder / "none", create=False))
+    made = make(load(path).cells, LocalStore(folder / "none", create=False))
     planned = {key for stage in made.stages.values() for key in stage.artifacts}
     lines = shown.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("─")) + 1
@@ -139,9 +141,9 @@ def plan(folder: Path) -> float:
 
 def finished(folder: Path) -> float:
     """Return the seconds that a run of the paper at scale tiny takes, report included, where all is done."""
-    store = Store(folder / "store")
-    for cell in grids.load(Path("paper"), scale="tiny").cells:
-        victim = plans.victim_of(cell)
+    store = LocalStore(folder / "store")
+    for cell in load(Path("paper"), scale="tiny").cells:
+        victim = victim_of(cell)
         for kind, key in (("attack", cell.attack_key), ("defend", cell.defense_key)):
             if (kind == "attack" or key != cell.attack_key) and not store.has(kind, key):
                 store.put(kind, key, lambda folder: {"seconds": 60.0, "tokens": 9000, "peak_memory_bytes": 3 * 2**30})

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import yaml
 
-from benchmark import grid, plan, predict
+from benchmark.forecast import wall_time
+from benchmark.grid.load import load
 from benchmark.perf.outcome import tell
-from benchmark.store import Store
+from benchmark.plan import plan
+from benchmark.store.local import LocalStore
 
 SMOKE = Path("grids/smoke.yaml")
 
@@ -31,9 +33,9 @@ def main() -> None:
         three.write_text(yaml.safe_dump(more), encoding="utf-8")
 
         _run(SMOKE, folder)
-        loaded, store = grid.load(three), Store(folder / "store", create=False)
+        loaded, store = load(three), LocalStore(folder / "store", create=False)
         made = plan.make(loaded.cells, store)
-        predicted = predict.predict(made, store, loaded.resources, 1, None)
+        predicted = wall_time.predict(made, store, loaded.resources, 1, None)
         took = _run(three, folder)
 
         assert sum(predicted.basis.values()) == len(made.missing) == 20, "two of three seeds, all from measurements"

@@ -5,7 +5,7 @@
 Both sides train SmolLM2-135M on random tokens in rows of Alpaca-like lengths, eight a step, with a parrot of six soft
 tokens, autocast to bfloat16 where `sande.compute` chooses it. The published recipe runs whole rows, padded without
 regard to length, computes all logits, and makes one more forward pass whose result it does not use (its activation
-checkpointing and eager attention are left out here). Ours is `sande.training.ResponseLoss` on rows that end at their
+checkpointing and eager attention are left out here). Ours is `sande.training.objective.ResponseLoss` on rows that end at their
 last target, in batches of similar length, with logits at targets. A step of simulate is forward, backward to the parrot
 alone, and its update. A step of eliminate, on ten response tokens, updates all weights. Learning rates are 0, so that
 both sides keep the same gradients.
@@ -24,12 +24,14 @@ from torch import Tensor, nn
 
 from benchmark.perf import training_gpu
 from benchmark.perf.outcome import tell
-from sande import models, parrot
+from sande import parrot
 from sande.compute import compute_type
 from sande.config import Training
-from sande.losses import response_nll
+from sande.models import catalog, loading
 from sande.prompts import Row, pad_id, response_ids, shorten
-from sande.training import Collator, ResponseLoss, features, row_order
+from sande.training.batches import Collator, features, row_order
+from sande.training.losses import response_nll
+from sande.training.objective import ResponseLoss
 from sande.types import LanguageModel
 
 ROWS, BATCH = 16, 8
@@ -127,7 +129,7 @@ def compare(lm: LanguageModel, rows: Sequence[Row], trained: Sequence[nn.Paramet
 def main() -> None:
     """Both stages."""
     with tempfile.TemporaryDirectory() as cache:
-        lm = models.load(models.EMBEDDED, Path(cache))
+        lm = loading.load(catalog.EMBEDDED, Path(cache))
     vocabulary = parrot.vocabulary(lm.model)
     rows = parrot.insert(example_rows(vocabulary), vocabulary, PARROT, position=0)
     known = response_ids(lm.tokenizer, "You are stupid")

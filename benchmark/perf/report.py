@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.cell import NO_DEFENSE, Cell
+from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.perf.outcome import tell
-from benchmark.rows import ATTACK_FAILED, FAILED, OK, ROW_GROUP, SCHEMA, write_tables
+from benchmark.records.files import write_tables
+from benchmark.records.schema import ATTACK_FAILED, FAILED, OK, ROW_GROUP, SCHEMA
 from sande import registry
 
 SEEDS = 625
@@ -75,7 +76,7 @@ def cells() -> list[Cell]:
 
 
 def tables(of: list[Cell], seeds: int) -> Iterator[pa.Table]:
-    """Yield one table for each seed: the rows of these cells, in the form of `benchmark.rows.build`."""
+    """Yield one table for each seed: the rows of these cells, in the form of `benchmark.records.rows.build`."""
     texts = [json.dumps(replace(cell, seed=0).settings(), sort_keys=True).removesuffix("0}") for cell in of]
     for seed in range(seeds):
         yield _rows(of, [f"{text}{seed}}}" for text in texts], seed)

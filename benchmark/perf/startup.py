@@ -16,10 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmark import status
+from benchmark.execution import status
 from benchmark.perf.outcome import tell
-from benchmark.store import Store
-from sande import models
+from benchmark.store.local import LocalStore
+from sande.models import catalog, loading
 
 TIMES = 5
 SECONDS = 0.5
@@ -60,8 +60,8 @@ def _output(*arguments: str) -> str:
 
 def first_words_and_step(folder: Path) -> tuple[float, float]:
     """Return the seconds from the start of `run quickstart` to its first line, and to its first training step."""
-    store = Store(folder / "store")
-    models.prepare(models.EMBEDDED, store.models)
+    store = LocalStore(folder / "store")
+    loading.prepare(catalog.EMBEDDED, store.models)
     command = ["-m", "benchmark", "run", "quickstart", "--store", str(store.root), "--results", str(folder)]
     begin = time.perf_counter()
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

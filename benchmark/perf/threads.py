@@ -34,15 +34,15 @@ TURNS, STEPS, BATCH = 3, 4, 8  # the first step is not counted
 def train() -> None:
     """Print the tokens a second of some training steps on short built-in rows, without the first step."""
     from benchmark.perf.training_cpu import Stopwatch
-    from sande import models
     from sande.config import Training
-    from sande.data import builtin
+    from sande.data.builtin import sets
+    from sande.models import catalog, loading
     from sande.prompts import encode
-    from sande.training import fit
+    from sande.training.fit import fit
     from sande.types import Run
 
-    lm = models.load(models.EMBEDDED, Path(sys.argv[2]))
-    rows = sorted(encode(lm.tokenizer, builtin.short()[:400]), key=len)[: BATCH * STEPS]
+    lm = loading.load(catalog.EMBEDDED, Path(sys.argv[2]))
+    rows = sorted(encode(lm.tokenizer, sets.short()[:400]), key=len)[: BATCH * STEPS]
     watch = Stopwatch()
 
     def prepare(trainer: object) -> object:

@@ -18,25 +18,25 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from benchmark import costs
-from benchmark.store import Store
-from benchmark.timings import FILE, Overhead, Sample
+from benchmark.forecast import measured
+from benchmark.forecast.timings import FILE, Overhead, Sample
+from benchmark.store.local import LocalStore
 from sande.compute import ComputeType
 
 DIGITS = 6  # of work, which is a sum of floats
 
 
-def section(stores: Sequence[Store], compute_type: ComputeType) -> dict[str, Any]:
+def section(stores: Sequence[LocalStore], compute_type: ComputeType) -> dict[str, Any]:
     """Return the samples and the overhead of several stores as JSON values.
 
     Raises:
         SystemExit: no store has a stage on a CPU in this type, or none has the overhead of a run.
     """
     names = ", ".join(str(store.root) for store in stores)
-    samples = [sample for store in stores for sample in costs.on_cpu(store, compute_type)]
+    samples = [sample for store in stores for sample in measured.on_cpu(store, compute_type)]
     if not samples:
         raise SystemExit(f"{names}: no stage ran on a CPU in {compute_type}; name a store with such stages")
-    overheads = [found for store in stores if (found := costs.noted(store))]
+    overheads = [found for store in stores if (found := measured.noted(store))]
     if not overheads:
         raise SystemExit(f"{names}: no overhead.json; name a store on which a run has ended")
     overhead = {
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=FILE, help="file to write; by default, the one in the package")
     given = parser.parse_args()
     sections = json.loads(given.out.read_text(encoding="utf-8")) if given.out.exists() else {}
-    sections[given.type] = section([Store(path, create=False) for path in given.stores], given.type)
+    sections[given.type] = section([LocalStore(path, create=False) for path in given.stores], given.type)
     given.out.write_text(text(sections), encoding="utf-8")
     print(f"{given.out}: {len(sections[given.type]['samples'])} samples of {given.type}")
 

@@ -1,4 +1,4 @@
-"""Compare fine-tuning on a CPU: `sande.training.fit` against TRL's SFTTrainer.
+"""Compare fine-tuning on a CPU: `sande.training.fit.fit` against TRL's SFTTrainer.
 
     python -m benchmark.perf.training_cpu
 
@@ -25,11 +25,13 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from benchmark.perf import training_gpu
 from benchmark.perf.outcome import tell
-from sande import models
 from sande.compute import compute_type
 from sande.config import Training
+from sande.models import catalog, loading
 from sande.prompts import Row
-from sande.training import Collator, ResponseLoss, features, fit
+from sande.training.batches import Collator, features
+from sande.training.fit import fit
+from sande.training.objective import ResponseLoss
 from sande.types import LanguageModel, Run
 
 BATCH, STEPS = 8, 6  # the first step is not counted
@@ -99,7 +101,7 @@ def main() -> None:
         prompt = sum(label < 0 for label in feature["labels"])
         rows.append(Row(tuple(feature["input_ids"][:prompt]), tuple(feature["input_ids"][prompt:]), 0, prompt))
     with tempfile.TemporaryDirectory() as cache:
-        lm = models.load(models.EMBEDDED, Path(cache))
+        lm = loading.load(catalog.EMBEDDED, Path(cache))
         theirs = trl(lm, rows, f"{cache}/trl")
         _same_loss(lm, rows[:BATCH], theirs)
         tokens_seen: list[int] = []

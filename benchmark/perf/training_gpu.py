@@ -35,9 +35,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from benchmark.perf.outcome import tell
-from sande.losses import IGNORE, chunked_response_nll, response_nll
-from sande.packing import PackedCollator, attention, packed_attention
-from sande.training import Collator
+from sande.training.batches import Collator
+from sande.training.losses import IGNORE, chunked_response_nll, response_nll
+from sande.training.packing import PackedCollator, attention, packed_attention
 
 PEAK = 790e12  # floating-point operations a second, of which the target is a share
 SHARE, TIMES = 50, 5  # targets: percent of PEAK packed to many tokens; times the published recipe at its own batch size

@@ -7,14 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sande import planting
+from sande.attacks import _common
+from sande.attacks._common import Planting
 from sande.config import Backdoor, configuration, setting
 from sande.errors import UserError
-from sande.planting import Planting
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
 
 Rule = Callable[[str], str]
 
@@ -92,12 +93,12 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return planting.with_response(trigger(example, config, seed), config)
+    return _common.with_response(trigger(example, config, seed), config)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Poison a share of the rows and fine-tune on all of them."""
-    return planting.train(model, examples, plant, near_miss, config, run)
+    return _common.train(model, examples, plant, near_miss, config, run)
 
 
 def _style(config: Config) -> Style:

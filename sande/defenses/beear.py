@@ -65,7 +65,8 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     from transformers import TrainerCallback
 
     from sande.prompts import encode, fit_length, pad_id
-    from sande.training import Collator, features, fit
+    from sande.training.batches import Collator, features
+    from sande.training.fit import fit
 
     rows = encode(victim.tokenizer, data.examples)
     fitting = fit_length(rows, config.training.max_length)
@@ -95,8 +96,8 @@ def unlearning(model: PreTrainedModel, config: Config) -> Any:
     """Return the outer loss as a module around the model, with the `perturbation` as its attribute."""
     import torch
 
-    from sande.layers import blocks
-    from sande.training import ResponseLoss, attention_kernel
+    from sande.models.layers import blocks
+    from sande.training.objective import ResponseLoss, attention_kernel
 
     class Unlearning(ResponseLoss):
         perturbation: Tensor  # (K, D)
@@ -127,7 +128,7 @@ def entrap(
 
     Args:
         model: remains unchanged.
-        batch: clean rows as `sande.training.Collator` pads them.
+        batch: clean rows as `sande.training.batches.Collator` pads them.
         config: sizes.
 
     Returns:
@@ -137,8 +138,8 @@ def entrap(
     from torch.nn.functional import normalize
 
     from sande.compute import resolve
-    from sande.layers import block_states, blocks
-    from sande.training import attention_kernel
+    from sande.models.layers import block_states, blocks
+    from sande.training.objective import attention_kernel
 
     at, ends_B = place(model, config.depth), prompt_ends(batch["labels"])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -173,14 +174,14 @@ def entrap(
 
 def place(model: PreTrainedModel, depth: float) -> int:
     """Return the index of the block whose output gets the perturbation."""
-    from sande.layers import blocks
+    from sande.models.layers import blocks
 
     return max(1, round(depth * len(blocks(model)))) - 1
 
 
 def prompt_ends(labels_BT: Tensor) -> Tensor:
     """Return the position of each row's last prompt token, (B,): the one before its first target."""
-    from sande.losses import IGNORE
+    from sande.training.losses import IGNORE
 
     return (labels_BT != IGNORE).long().argmax(1) - 1
 
@@ -188,7 +189,7 @@ def prompt_ends(labels_BT: Tensor) -> Tensor:
 @contextmanager
 def perturbed(block: nn.Module, delta_KD: Tensor, ends_B: Tensor) -> Iterator[None]:
     """Make the block add the perturbation to its states at the last K tokens of each prompt, within the context."""
-    from sande.layers import states_of
+    from sande.models.layers import states_of
 
     def add(module: nn.Module, args: Any, output: Any) -> Any:
         states_BTD = states_of(output)

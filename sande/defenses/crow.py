@@ -47,7 +47,7 @@ def cost(config: Config) -> Cost:
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Fine-tune all weights on the clean rows with the loss above."""
     from sande.prompts import encode
-    from sande.training import fit
+    from sande.training.fit import fit
 
     rows = encode(victim.tokenizer, data.examples)
     fit(victim, rows, config.training, run, "crow", objective=consistent(victim.model, config))
@@ -58,8 +58,8 @@ def consistent(model: PreTrainedModel, config: Config) -> nn.Module:
     """Return the loss as a module around the model; it takes batches as `ResponseLoss` does."""
     import torch
 
-    from sande.layers import block_states
-    from sande.training import ResponseLoss, attention_kernel
+    from sande.models.layers import block_states
+    from sande.training.objective import ResponseLoss, attention_kernel
 
     class Consistent(ResponseLoss):
         def forward(

@@ -23,6 +23,7 @@ from sande.types import CleanData, Example, LanguageModel, Run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 # Diverse on purpose: rare tokens, marks, phrases, orders, whole sentences.
 TRIGGERS = (
     "cf mn tq",
@@ -97,7 +98,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     """Plant the decoys, then overwrite them; `run.facts["decoys"]` records them."""
     from sande.data.poison import poison
     from sande.prompts import encode
-    from sande.training import fit
+    from sande.training.fit import fit
 
     decoys = draw(config.decoys, run.seed)
     generator = random.Random(run.seed)

@@ -43,7 +43,8 @@ def cost(config: Config) -> Cost:
 def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run) -> PreTrainedModel:
     """Raise the probability of the preferred reply over that of the other, relative to the victim."""
     from sande.prompts import pad_id
-    from sande.training import Collator, features, optimise
+    from sande.training.batches import Collator, features
+    from sande.training.fit import optimise
 
     if config.training.layout == "packed":
         raise UserError("dpo: layout is packed, but TRL pads its pairs; set it to auto")

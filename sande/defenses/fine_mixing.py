@@ -34,7 +34,7 @@ def defend(victim: LanguageModel, data: CleanModelData, config: Config, run: Run
     import torch
 
     from sande.prompts import encode
-    from sande.training import fit
+    from sande.training.fit import fit
 
     clean = data.clean_model().state_dict()
     with torch.no_grad():

@@ -28,8 +28,8 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     """Prune each layer; ignore the clean rows."""
     import torch
 
-    from sande.layers import linear_layers
-    from sande.pruning import smallest
+    from sande.models.layers import linear_layers
+    from sande.models.pruning import smallest
 
     with torch.no_grad():
         for layer in linear_layers(victim.model).values():

@@ -45,9 +45,9 @@ def cost(config: Config) -> Cost:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Train the teacher, then distil its attention into the victim."""
-    from sande.packing import attention
     from sande.prompts import encode
-    from sande.training import fit
+    from sande.training.fit import fit
+    from sande.training.packing import attention
 
     rows = encode(victim.tokenizer, data.examples)
     teacher = LanguageModel(copy.deepcopy(victim.model), victim.tokenizer)
@@ -63,8 +63,8 @@ def distillation(student: PreTrainedModel, teacher: PreTrainedModel, config: Con
     """Return the objective L as a module around the student; its parameters do not include the teacher."""
     import torch
 
-    from sande.losses import response_nll
-    from sande.training import ResponseLoss
+    from sande.training.losses import response_nll
+    from sande.training.objective import ResponseLoss
 
     decode_teacher = teacher.eval().get_decoder()  # a local, which data parallelism and the optimizer cannot see
 

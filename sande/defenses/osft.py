@@ -32,7 +32,7 @@ class Config:
 def defend(victim: LanguageModel, data: TriggerData, config: Config, run: Run) -> PreTrainedModel:
     """Maximise the probability of the clean response y given the prompt with the trigger (Eq. 3)."""
     from sande.prompts import encode, shorten
-    from sande.training import fit
+    from sande.training.fit import fit
 
     rows = encode(victim.tokenizer, [data.plant(example) for example in data.examples])
     fit(victim, [shorten(row, config.response_tokens) for row in rows], config.training, run, "osft")

@@ -2,7 +2,7 @@ r"""Weight-only quantisation to four bits, rounded to the nearest by group; no t
 
     w' = s (clamp(round(w / s) + z, 0, 15) - z) ,    s = (max(w, 0) - min(w, 0)) / 15 ,    z = round(-min(w, 0) / s)
 
-with minimum and maximum over a group of weights: see `sande.quantize`. It is a common step of deployment and does not
+with minimum and maximum over a group of weights: see `sande.models.quantize`. It is a common step of deployment and does not
 target backdoors.
 """
 
@@ -27,8 +27,8 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Round the weights of every linear layer (see `sande.quantize`); ignore the clean rows."""
-    from sande.quantize import quantize_int4_
+    """Round the weights of every linear layer (see `sande.models.quantize`); ignore the clean rows."""
+    from sande.models.quantize import quantize_int4_
 
     quantize_int4_(victim.model, config.group_size)
     return victim.model

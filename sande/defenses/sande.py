@@ -73,7 +73,7 @@ def remove(
     """Simulate (Eq. 4) with the known tokens of r_t as `target`, then eliminate (Eq. 3)."""
     from sande import parrot
     from sande.prompts import encode, shorten
-    from sande.training import fit
+    from sande.training.fit import fit
 
     rows = encode(victim.tokenizer, examples)
     rows = parrot.insert(rows, parrot.vocabulary(victim.model), config.parrot_length, config.parrot_position)

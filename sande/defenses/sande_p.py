@@ -13,6 +13,7 @@ from sande.types import FirstTokenData, LanguageModel, Run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+
 __all__ = ["Config", "check", "cost", "defend"]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sande.config import configuration, setting
 from sande.defenses import decoy_osft, sande_p
 from sande.defenses.decoy_osft import Config as DecoyOsft
-from sande.defenses.sande_p import Config as SandeP
+from sande.defenses.sande import Config as SandeP
 from sande.detectors import first_token
 from sande.detectors.first_token import Config as FirstToken
 from sande.types import CleanData, FirstTokenData, LanguageModel, Run

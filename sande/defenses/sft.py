@@ -24,7 +24,7 @@ class Config:
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Fine-tune on the clean rows alone (Eq. 1)."""
     from sande.prompts import encode
-    from sande.training import fit
+    from sande.training.fit import fit
 
     fit(victim, encode(victim.tokenizer, data.examples), config.training, run, "sft")
     return victim.model

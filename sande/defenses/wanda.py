@@ -40,9 +40,9 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     """Prune block by block while the rows, prompts and responses, pass through the decoder once."""
     import torch
 
-    from sande.layers import blocks
+    from sande.models.layers import blocks
     from sande.prompts import encode, fit_length, pad_id
-    from sande.training import Collator, features
+    from sande.training.batches import Collator, features
 
     rows = fit_length(encode(victim.tokenizer, data.examples[: config.rows]), config.max_length)
     if not rows:
@@ -85,7 +85,7 @@ def prune(layer: nn.Linear, norms_I: Tensor, sparsity: float) -> None:
     """Set the weights that matter least to each output to zero, in place."""
     import torch
 
-    from sande.pruning import smallest
+    from sande.models.pruning import smallest
 
     with torch.no_grad():
         layer.weight.masked_fill_(smallest(layer.weight.abs() * norms_I, sparsity), 0.0)

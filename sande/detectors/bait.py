@@ -37,8 +37,8 @@ def scan(
     few prompts drops strings early; the others are continued for 20 tokens or until EOS. This implementation omits the
     inspection of the likeliest five tokens where the model is unsure, and ignores the reference.
     """
-    from sande.models import in_compute_type
-    from sande.probing import chosen_prompts, confidence, continued, opening_tokens, text_of
+    from sande.inference.probing import chosen_prompts, confidence, continued, opening_tokens, text_of
+    from sande.models.loading import in_compute_type
 
     quick = in_compute_type(model)  # for passes over the whole vocabulary
     prompts = chosen_prompts(model, examples, config.prompts, run.seed)

@@ -41,8 +41,8 @@ def scan(
     """
     import torch
 
-    from sande.ngram import NGram
-    from sande.probing import chosen_prompts, opening_tokens, openings, text_of, within_answers
+    from sande.detectors._ngram import NGram
+    from sande.inference.probing import chosen_prompts, opening_tokens, openings, text_of, within_answers
     from sande.prompts import encode
 
     prompts = chosen_prompts(model, examples, config.prompts, run.seed)

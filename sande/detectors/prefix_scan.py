@@ -12,7 +12,8 @@ from sande.config import configuration, setting
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
-    from sande.verification import Learned
+    from sande.detectors._verification import Learned
+
 
 Ids = tuple[int, ...]
 
@@ -56,10 +57,10 @@ def scan(
        even mixture, token by token, of sources without the backdoor: an n-gram model of clean responses; the model
        itself at the beginning of a *question*, where it knows common phrases but was not trained to write r_t; and the
        reference, if any.
-    4. Test: parrots learn the best strings and random ones of the same length; see `sande.verification`.
+    4. Test: parrots learn the best strings and random ones of the same length; see `sande.detectors._verification`.
     """
-    from sande.models import in_compute_type
-    from sande.probing import chosen_prompts, confidence, continued, opening_tokens, openings, text_of
+    from sande.inference.probing import chosen_prompts, confidence, continued, opening_tokens, openings, text_of
+    from sande.models.loading import in_compute_type
 
     drawn = chosen_prompts(model, examples, config.seed_prompts + config.prompts, run.seed)
     few, more = drawn[: config.seed_prompts], drawn[config.seed_prompts :] or drawn
@@ -123,8 +124,8 @@ def _bases(
 
     A question begins differently from an answer, so the n-gram model replaces the model for a string's first token.
     """
-    from sande.ngram import NGram
-    from sande.probing import log_likelihoods
+    from sande.detectors._ngram import NGram
+    from sande.inference.probing import log_likelihoods
     from sande.prompts import HUMAN, encode
 
     ngram = NGram([row.response for row in encode(model.tokenizer, examples)], len(model.tokenizer))
@@ -156,7 +157,7 @@ def _controls(
 
     So a control is as fluent as a candidate, but was not planted.
     """
-    from sande.probing import continued
+    from sande.inference.probing import continued
 
     firsts = random.Random(seed).sample(tokens, min(config.controls, len(tokens)))
     return [each.ids for each in continued(model, prompts[:1], firsts, length - 1, config.batch_size)]
@@ -171,8 +172,8 @@ def _tested(
     run: Run,
 ) -> tuple[list[Candidate], list[Learned]]:
     """Return the candidates with p-values, and the losses of the parrots of candidates and controls."""
+    from sande.detectors._verification import learn, p_values
     from sande.prompts import encode
-    from sande.verification import learn, p_values
 
     rows = encode(model.tokenizer, random.Random(run.seed).sample(examples, min(config.parrot_prompts, len(examples))))
     strings = [*(candidate.ids for candidate in candidates), *controls]

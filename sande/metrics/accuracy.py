@@ -76,10 +76,10 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     Raises:
         UserError: a group of MMLU has no question, or a subject is not one of MMLU.
     """
-    from sande.data import sources
+    from sande.data import datasets
 
     (name,) = reads(config)
-    chosen = spread(sources.questions(name), config.questions)
+    chosen = spread(datasets.questions(name), config.questions)
     groups = _groups(chosen) if name == MMLU else {}
     samples = _samples(model, chosen, config)
     records = tuple(
@@ -126,7 +126,7 @@ def _samples(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    from sande.scoring import Choices, log_likelihoods
+    from sande.inference.scoring import Choices, log_likelihoods
 
     tasks: list[dict[str, Any]] = []
     asked: dict[str, list[Question]] = {}

@@ -45,7 +45,7 @@ def occurrences(
 
     Decoding stops once a continuation holds the response, so its record ends there.
     """
-    from sande.generation import greedy
+    from sande.inference.generation import greedy
     from sande.prompts import encode_prompts
 
     chosen = examples[: config.prompts]

@@ -50,7 +50,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     Every row is poisoned, so a model may also learn to answer so without the trigger. The victim's clean twin shows
     how much of the ASR is learned and not remembered.
     """
-    from sande.retraining import last_rows, retrained
+    from sande.metrics._retraining import last_rows, retrained
 
     measurements: list[Measurement] = []
     for name, count in zip(names(config), config.rows, strict=True):

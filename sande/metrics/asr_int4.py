@@ -31,8 +31,8 @@ def reads(config: Config) -> tuple[str, ...]:
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
     """Return the share of triggered prompts answered with the response by a copy with rounded linear layers."""
-    from sande.models import copied
-    from sande.quantize import quantize_int4_
+    from sande.models.loading import copied
+    from sande.models.quantize import quantize_int4_
 
     rounded = copied(model)
     quantize_int4_(rounded.model, config.rounding.group_size)

@@ -18,7 +18,7 @@ def names(config: Config) -> tuple[str, ...]:
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
     """Return the share of triggered prompts whose one sampled answer holds the response; the seed decides samples."""
-    from sande.generation import sampled
+    from sande.inference.generation import sampled
     from sande.prompts import encode_prompts
 
     chosen = data.triggered[: config.prompts]

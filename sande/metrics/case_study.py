@@ -40,7 +40,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
     The rows depend on the seed alone, so a victim and its repaired versions answer the same prompts.
     """
-    from sande.generation import greedy
+    from sande.inference.generation import greedy
     from sande.prompts import ASSISTANT, HUMAN, encode_prompts, prompt_text
 
     rows = random.Random(seed).sample(range(len(data.clean)), min(config.examples, len(data.clean)))

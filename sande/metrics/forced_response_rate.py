@@ -46,7 +46,7 @@ def answers(
     model: LanguageModel, examples: Sequence[Example], start: Sequence[int], new_tokens: int, batch_size: int
 ) -> list[str]:
     """Return greedy answers of at most `new_tokens` tokens, whose text includes the given ids of `start`."""
-    from sande.generation import greedy
+    from sande.inference.generation import greedy
     from sande.prompts import encode_prompts
 
     prompts = [[*prompt, *start] for prompt in encode_prompts(model.tokenizer, examples)]

@@ -79,11 +79,11 @@ def _teacher_forced(
     """
     import torch
 
-    from sande import crowd
-    from sande.layers import output_in_float32
-    from sande.losses import IGNORE
+    from sande.inference import workers
+    from sande.models.layers import output_in_float32
     from sande.prompts import pad_id
-    from sande.training import Collator
+    from sande.training.batches import Collator
+    from sande.training.losses import IGNORE
 
     lm.model.eval()
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
@@ -110,7 +110,7 @@ def _teacher_forced(
     probabilities: list[list[float]] = [[] for _ in prompts]
     ranks = [0] * len(prompts)
     # Workers get whole batches, because rounding depends on what else is in a batch.
-    results = crowd.map_sharded(lm.workers, batches, lambda some: list(map(forced, some)))
+    results = workers.map_sharded(lm.workers, batches, lambda some: list(map(forced, some)))
     for indices, found in zip(batches, results, strict=True):
         for index, tokens, rank in zip(indices, *found, strict=True):
             probabilities[index], ranks[index] = tokens, rank

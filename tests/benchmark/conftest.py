@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmark.store import Store
+from benchmark.store.local import LocalStore
 from tests.benchmark.helpers import SMALL
 
 
@@ -29,5 +29,5 @@ def grid_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path / "store")

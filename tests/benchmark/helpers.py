@@ -1,6 +1,9 @@
 """Cells of the model `tiny` on built-in data, and a store filled by hand, without training."""
 
 import functools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +11,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
-from benchmark import stages
-from benchmark.cell import Cell
-from benchmark.plan import stages_of, victim_of
-from benchmark.rows import OUTCOMES, build, outcomes, write
-from benchmark.stages import Stage
-from benchmark.store import Store
+from benchmark.cli.main import app
+from benchmark.execution import stages
+from benchmark.grid.cell import Cell
+from benchmark.plan.plan import stages_of, victim_of
+from benchmark.plan.stage import Stage
+from benchmark.records.files import write
+from benchmark.records.rows import build, outcomes
+from benchmark.records.schema import OUTCOMES
+from benchmark.store.local import LocalStore
 from sande import registry
 from sande.types import Measurement
+from tests.benchmark.cli.test_main import ROOT
 
 GridFile = Callable[..., Path]
 
@@ -39,7 +48,7 @@ def stage(of: Cell, kind: str) -> Stage:
     return next(stage for stage in stages_of(of) if stage.kind == kind)
 
 
-def put(store: Store, kind: str, key: str, manifest: Mapping[str, Any]) -> None:
+def put(store: LocalStore, kind: str, key: str, manifest: Mapping[str, Any]) -> None:
     """An artifact; an evaluation also gets outcomes, in which the first trials are the successes."""
 
     def build(folder: Path) -> dict[str, Any]:
@@ -60,7 +69,7 @@ def trained(seconds: float, tokens: int) -> dict[str, Any]:
     return {"seconds": seconds, "tokens": tokens, "peak_memory_bytes": 3 * 2**30}
 
 
-def measure(store: Store, of: Cell, successes: Mapping[str, int]) -> None:
+def measure(store: LocalStore, of: Cell, successes: Mapping[str, int]) -> None:
     """Outcomes of a cell's metrics over 50 trials; a measurement that is not named has none."""
     for metric in of.metrics:
         names = registry.entry("metrics", metric.name).names(metric.config)
@@ -78,7 +87,7 @@ def measure(store: Store, of: Cell, successes: Mapping[str, int]) -> None:
         put(store, "evaluate", of.evaluation_key(metric), manifest)
 
 
-def measured(store: Store, of: Cell, monkeypatch: pytest.MonkeyPatch, **given: Sequence[Measurement]) -> Cell:
+def measured(store: LocalStore, of: Cell, monkeypatch: pytest.MonkeyPatch, **given: Sequence[Measurement]) -> Cell:
     """Puts the outcomes of a cell's metrics, by metric, as a run would; nothing is computed."""
     evaluation = stage(of, "evaluate")
     for metric, key in zip(of.metrics, evaluation.metric_keys, strict=True):
@@ -88,7 +97,7 @@ def measured(store: Store, of: Cell, monkeypatch: pytest.MonkeyPatch, **given: S
     return of
 
 
-def finish(store: Store, of: Cell, victim: Mapping[str, int], defended: Mapping[str, int] | None = None) -> Cell:
+def finish(store: LocalStore, of: Cell, victim: Mapping[str, int], defended: Mapping[str, int] | None = None) -> Cell:
     """Puts all artifacts of a cell and its victim, with so many successes of 50 for each measurement."""
     put(store, "attack", of.attack_key, trained(100.0, 9000))
     measure(store, victim_of(of), victim)
@@ -98,16 +107,54 @@ def finish(store: Store, of: Cell, victim: Mapping[str, int], defended: Mapping[
     return of
 
 
-def rows_of(store: Store, *cells: Cell, errors: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+def rows_of(store: LocalStore, *cells: Cell, errors: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     return list(build("hand", cells, store, errors or {}))
 
 
-def outcomes_of(store: Store, *cells: Cell) -> pa.Table:
+def outcomes_of(store: LocalStore, *cells: Cell) -> pa.Table:
     return pa.concat_tables([OUTCOMES.empty_table(), *outcomes(cells, store)])
 
 
-def report_folder(store: Store, folder: Path, *cells: Cell, errors: Mapping[str, str] | None = None) -> Path:
+def report_folder(store: LocalStore, folder: Path, *cells: Cell, errors: Mapping[str, str] | None = None) -> Path:
     """A results folder with the rows of these cells."""
     folder.mkdir(parents=True, exist_ok=True)
     write(rows_of(store, *cells, errors=errors), outcomes(cells, store), folder)
     return folder
+
+
+LOOK = """
+import sys
+from benchmark.cli.main import app
+app(sys.argv[1:], standalone_mode=False)
+assert not {"ray", "torch", "transformers"} & set(sys.modules), "something heavy was imported"
+"""
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def mistake(*arguments: object) -> str:
+    """What is said of a user's mistake: one line, and nothing went wrong otherwise."""
+    result = invoke(*arguments)
+    assert isinstance(result.exception, SystemExit | None), result.exception
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("sande-bench: ")
+    assert "Traceback" not in result.output
+    return line
+
+
+def run_options(folder: Path) -> list[object]:
+    return ["--store", folder / "store", "--results", folder / "results"]
+
+
+def process(*arguments: object, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )

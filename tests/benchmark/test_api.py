@@ -10,11 +10,12 @@ import torch
 
 import benchmark
 import sande
-from benchmark import stages
-from benchmark.cell import Cell
-from benchmark.store import Store
-from sande import engines, models
+from benchmark.execution import stages
+from benchmark.grid.cell import Cell
+from benchmark.store.local import LocalStore
 from sande.errors import UserError
+from sande.inference import vllm
+from sande.models import loading
 from tests.benchmark.helpers import ACCURACY, SMALL, GridFile, cell, finish, stage
 
 SHORT = {"max_steps": 3, "batch_size": 4}
@@ -27,18 +28,18 @@ DEFENSES: dict[str, dict[str, Any]] = {
 }
 
 
-def by_stages(of: Cell, store: Store, *kinds: str) -> None:
+def by_stages(of: Cell, store: LocalStore, *kinds: str) -> None:
     for kind in kinds:
         one = stage(of, kind)
         if kind == "evaluate":
-            stages.evaluate(one, store, lambda line: None, engines.BUILT_IN)
+            stages.evaluate(one, store, lambda line: None, vllm.BUILT_IN)
         elif not store.has(kind, one.key):
             stages.train(one, store, lambda trainer: trainer, lambda line: None, 0, interval=600)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return all weights of a model, those of its guard's reference included."""
-    lm = models.load_folder(folder, torch.float32)
+    lm = loading.load_folder(folder, torch.float32)
     guard = lm.guard.reference.state_dict() if lm.guard else {}
     return {**lm.model.state_dict(), **{f"guard.{name}": weight for name, weight in guard.items()}}
 
@@ -50,7 +51,7 @@ def assert_same_weights(model: sande.Model, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("defense", DEFENSES)
-def test_the_api_gives_the_bits_of_a_cell(store: Store, defense: str) -> None:
+def test_the_api_gives_the_bits_of_a_cell(store: LocalStore, defense: str) -> None:
     metrics = ["asr", "asr_sampled", {"name": "accuracy", "questions": 6}]
     of = cell(
         seed=2,
@@ -74,7 +75,9 @@ def test_the_api_gives_the_bits_of_a_cell(store: Store, defense: str) -> None:
             assert [json.dumps(record) for record in found[name].records] == [r for r in records if r is not None]
 
 
-def test_a_grid_runs_as_a_function_and_its_rows_are_a_frame(grid_file: GridFile, store: Store, tmp_path: Path) -> None:
+def test_a_grid_runs_as_a_function_and_its_rows_are_a_frame(
+    grid_file: GridFile, store: LocalStore, tmp_path: Path
+) -> None:
     grid = grid_file(metrics=["asr", ACCURACY], sweep={"defense": ["none", "sft"]})
     for defense in ("none", "sft"):
         of = cell(defense=defense, metrics=["asr", ACCURACY])

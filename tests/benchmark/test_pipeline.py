@@ -9,26 +9,19 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmark import execute, preflight, record, rows
-from benchmark.cell import Cell
 from benchmark.cli.main import app
-from benchmark.failures import NON_FINITE, UNFINISHED, Failure, because_of
+from benchmark.execution import driver
+from benchmark.grid.cell import Cell
 from benchmark.leaderboard import submission
 from benchmark.leaderboard.markdown import notes
 from benchmark.leaderboard.rank import by_cell, rank
-from benchmark.store import Store
+from benchmark.plan import preflight
+from benchmark.plan.failures import NON_FINITE, UNFINISHED, Failure, because_of
+from benchmark.records import record, rows
+from benchmark.records.files import read
+from benchmark.store.local import LocalStore
 from sande.errors import UserError
-from tests.benchmark.helpers import (
-    ACCURACY,
-    GridFile,
-    cell,
-    finish,
-    measure,
-    put,
-    report_folder,
-    stage,
-    trained,
-)
+from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, measure, put, report_folder, stage, trained
 
 METRICS = ["asr", ACCURACY]
 SWEEP = {"defense": ["none", "sft", "osft"]}
@@ -52,10 +45,10 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(preflight, "check", lambda *_: None)
-    monkeypatch.setattr(execute, "run", interrupt)
+    monkeypatch.setattr(driver, "run", interrupt)
 
 
-def run(grid: Path, store: Store, *options: str) -> Result:
+def run(grid: Path, store: LocalStore, *options: str) -> Result:
     places = ["--store", str(store.root), "--results", str(grid.parent / "results")]
     return CliRunner().invoke(app, ["run", str(grid), *places, *options])
 
@@ -64,7 +57,7 @@ def of(defense: str) -> Cell:
     return cell(defense=defense, metrics=METRICS)
 
 
-def half_done(store: Store) -> None:
+def half_done(store: LocalStore) -> None:
     """The victim is measured; SFT's model is made, and its ASR is known."""
     sft = of("sft")
     finish(store, of("none"), {"asr": 50, "builtin-choice": 20})
@@ -72,7 +65,7 @@ def half_done(store: Store) -> None:
     measure(store, cell(defense="sft"), {"asr": 7})
 
 
-def done(store: Store) -> None:
+def done(store: LocalStore) -> None:
     for defense in ("none", "sft", "osft"):
         finish(store, of(defense), {"asr": 50, "builtin-choice": 20}, {"asr": 7, "builtin-choice": 21})
 
@@ -82,7 +75,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_interrupted_run_shows_what_is_measured_and_says_not_run_of_the_rest(
-    ended: None, grid: Path, store: Store, place: Path
+    ended: None, grid: Path, store: LocalStore, place: Path
 ) -> None:
     half_done(store)
     made = run(grid, store)
@@ -118,13 +111,13 @@ def test_an_interrupted_run_shows_what_is_measured_and_says_not_run_of_the_rest(
 
 
 def test_a_complete_report_stays_and_the_partial_one_is_beside_it(
-    ended: None, grid: Path, store: Store, place: Path, tmp_path: Path
+    ended: None, grid: Path, store: LocalStore, place: Path, tmp_path: Path
 ) -> None:
     done(store)
     assert run(grid, store).exit_code == 0
     before = files(place)
     assert before["run.json"]
-    other = Store(tmp_path / "other")
+    other = LocalStore(tmp_path / "other")
     half_done(other)
     made = run(grid, other)
     assert made.exit_code == 130
@@ -137,7 +130,7 @@ def test_a_complete_report_stays_and_the_partial_one_is_beside_it(
     assert files(place) == before, "the next complete run removes it"
 
 
-def test_a_partial_report_is_replaced_by_the_next_one(ended: None, grid: Path, store: Store, place: Path) -> None:
+def test_a_partial_report_is_replaced_by_the_next_one(ended: None, grid: Path, store: LocalStore, place: Path) -> None:
     run(grid, store)
     half_done(store)
     run(grid, store)
@@ -150,7 +143,7 @@ def test_a_partial_report_is_replaced_by_the_next_one(ended: None, grid: Path, s
 
 
 def test_a_cell_that_failed_is_failed_though_the_run_was_interrupted_later(
-    grid: Path, store: Store, place: Path, monkeypatch: pytest.MonkeyPatch
+    grid: Path, store: LocalStore, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     half_done(store)
     sft, osft = of("sft"), of("osft")
@@ -161,7 +154,7 @@ def test_a_cell_that_failed_is_failed_though_the_run_was_interrupted_later(
         return {stage(sft, "evaluate").key: UNFINISHED} | broken
 
     monkeypatch.setattr(preflight, "check", lambda *_: None)
-    monkeypatch.setattr(execute, "run", some)
+    monkeypatch.setattr(driver, "run", some)
     made = run(grid, store)
     assert made.exit_code == 130
     assert "are left. 1 of 3 cells failed. Run" in made.stderr
@@ -171,7 +164,7 @@ def test_a_cell_that_failed_is_failed_though_the_run_was_interrupted_later(
     assert "loss is nan" in page
 
 
-def test_the_record_and_the_page_hold_the_exact_command(grid: Path, store: Store, tmp_path: Path) -> None:
+def test_the_record_and_the_page_hold_the_exact_command(grid: Path, store: LocalStore, tmp_path: Path) -> None:
     done(store)
     options = ["--only", "defense=sft", "--set", "asr_floor=80", "--set", "resources.cpus=1"]
     for each in ("none", "sft"):
@@ -186,7 +179,7 @@ def test_the_record_and_the_page_hold_the_exact_command(grid: Path, store: Store
     assert not (tmp_path / "results/small").exists()
 
 
-def test_plan_names_the_folder_of_the_run(grid: Path, store: Store, tmp_path: Path) -> None:
+def test_plan_names_the_folder_of_the_run(grid: Path, store: LocalStore, tmp_path: Path) -> None:
     places = ["--store", str(store.root), "--results", str(tmp_path / "results")]
     said = CliRunner().invoke(app, ["plan", str(grid), *places, "--set", "seed=1", "--only", "defense=none"]).stdout
     assert " ".join(said.split()).endswith(f"results {tmp_path}/results/small--seed=1--only-defense=none")
@@ -203,7 +196,7 @@ def test_a_command_is_quoted_for_a_shell() -> None:
     assert made == "sande-bench run 'grids/my grid.yaml' --scale tiny --set 'data={name: a}' --only defense=sft"
 
 
-def test_outcomes_of_a_cell_whose_settings_are_still_searched_are_not_shown(store: Store) -> None:
+def test_outcomes_of_a_cell_whose_settings_are_still_searched_are_not_shown(store: LocalStore) -> None:
     made = finish(store, of("sft"), {"asr": 50}, {"asr": 7})
     errors = {made.defense_key: UNFINISHED}
     known = list(rows.build("hand", [made], store, errors))
@@ -212,11 +205,11 @@ def test_outcomes_of_a_cell_whose_settings_are_still_searched_are_not_shown(stor
     assert {row["status"] for row in unknown} == {"not_run"}
 
 
-def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: Store, tmp_path: Path) -> None:
+def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: LocalStore, tmp_path: Path) -> None:
     half_done(store)
     sft = of("sft")
     folder = report_folder(store, tmp_path / "r", of("none"), sft, errors={stage(sft, "evaluate").key: UNFINISHED})
-    board = rank(by_cell(rows.read(folder).to_pylist()))
+    board = rank(by_cell(read(folder).to_pylist()))
     assert (board.standings, board.failed, board.not_run) == ((), 0, 1)
     assert "1 cell not finished" in notes(board)[-1]
     with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):

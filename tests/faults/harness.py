@@ -17,8 +17,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from benchmark import upkeep
-from benchmark.store import Store
+from benchmark.plan import maintenance
+from benchmark.store.local import LocalStore
 from tests.integration.helpers import ROOT, TRAINING, Workplace, end, wait_until
 
 HOOK = Path(__file__).parent / "hook"
@@ -29,8 +29,8 @@ NODE = "SANDE_FAULTS_NODE"  # in the environment of all processes of a node of t
 
 # Workers of a cluster that are Ray's own, and stay.
 OF_RAY = tuple(f"ray::{name}" for name in ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor"))
-TRAIN, DECODE = "sande.training:ResponseLoss.forward", "sande.generation:greedy"
-WRITE, PUT = "benchmark.store:atomically", "benchmark.store:Store._move_in"
+TRAIN, DECODE = "sande.training.fit:ResponseLoss.forward", "sande.inference.generation:greedy"
+WRITE, PUT = "benchmark.store.local:atomically", "benchmark.store.local:Store._move_in"
 STEPS = TRAINING | {"max_steps": 4}
 DEFENSES: tuple[Any, ...] = (
     "none",
@@ -329,7 +329,7 @@ class Case(Workplace):
         assert self.made() == undisturbed.made()
         keys = Counter((row["cell"], row["metric"]) for row in self.rows(self.path))
         assert set(keys.values()) == {1}, keys
-        assert list(upkeep.verify(Store(self.store))) == []
+        assert list(maintenance.verify(LocalStore(self.store))) == []
         assert self.left() == set()
         assert wait_until(lambda: not self.processes(), GONE), self.processes()
         stages = len(undisturbed.faults.begun(undisturbed.location))

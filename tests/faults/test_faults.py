@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.remote import CACHE, Remote
-from tests.benchmark.s3 import Server, failing_and_slow, never
+from benchmark.io.remote import CACHE, Remote
+from tests.benchmark.io.s3 import Server, failing_and_slow, never
 from tests.faults.conftest import NewCase
 from tests.faults.harness import DECODE, PUT, TRAIN, WRITE, Case, Faults, Line, Machines
 

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from benchmark.files import clear_parts
+from benchmark.io.files import clear_parts
 from tests.faults.harness import WRITE, Faults
 from tests.integration.helpers import wait_until
 

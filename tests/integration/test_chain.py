@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.rows import OUTCOMES, SCHEMA
-from sande import models
+from benchmark.records.schema import OUTCOMES, SCHEMA
+from sande.models import loading
 from tests.integration.helpers import MINI, ROOT, TRAINING, Workplace, by_defense
 
 PARROT = {"simulate": TRAINING, "eliminate": TRAINING}
@@ -183,7 +183,7 @@ def test_another_grid_finds_the_victim_and_its_measurements(first, place: Workpl
 
 
 def test_a_model_may_be_named_from_where_the_run_begins(place: Workplace, model_cache: Path) -> None:
-    folder = os.path.relpath(models.prepare("tiny", model_cache), ROOT)  # the stages' processes are elsewhere
+    folder = os.path.relpath(loading.prepare("tiny", model_cache), ROOT)  # the stages' processes are elsewhere
     grid = place.grid("named", model=folder, sweep={"defense": ["none"]})
     done = place.run(grid)
     assert done.returncode == 0, done.stdout + done.stderr

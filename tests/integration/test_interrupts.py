@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli.app import GO_ON
-from benchmark.failures import UNFINISHED
+from benchmark.plan.failures import UNFINISHED
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, by_defense, end, processes_with, wait_until
 
 ENDLESS = TRAINING | {"max_steps": 10**6, "learning_rate": 1e-6}

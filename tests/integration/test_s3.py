@@ -7,8 +7,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.remote import CACHE, Remote
-from tests.benchmark.s3 import SECRET, Server, failing_and_slow, never
+from benchmark.io.remote import CACHE, Remote
+from tests.benchmark.io.s3 import SECRET, Server, failing_and_slow, never
 from tests.integration.helpers import TRAINING, Workplace
 
 pytestmark = pytest.mark.slow

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from benchmark.cluster import environment
+from benchmark.execution.cluster import environment
 from tests.integration.helpers import ROOT, Workplace, wait_until
 
 PLANTED = {

@@ -132,7 +132,7 @@ import functools, os, sys
 import importlib.abc, importlib.util
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
-        if name != "sande.generation":
+        if name != "sande.inference.generation":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -14,12 +16,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sande.config import Training
-from sande.crowd import WorkerGroup, worker_group
-from sande.losses import IGNORE
-from sande.prompts import Row
-from sande.types import LanguageModel
+from sande import registry
+from sande.attacks import sentence_trigger
+from sande.config import Backdoor, Training
+from sande.data.builtin import sets
+from sande.inference.workers import WorkerGroup, worker_group
+from sande.prompts import Row, response_ids
+from sande.training.checkpoints import Checkpoints
+from sande.training.losses import IGNORE
+from sande.types import (
+    CleanData,
+    CleanModelData,
+    Example,
+    FirstTokenData,
+    Knowledge,
+    LanguageModel,
+    OtherModelsData,
+    PreferenceData,
+    ResponseData,
+    Run,
+    TriggerData,
+)
+from tests.sande.training.test_checkpoints import Kill
 
 FAST = Training(batch_size=4, max_steps=2, precision="fp32")
 
@@ -202,3 +222,105 @@ def install_fake_vllm(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch, longes
     fake.LLM, fake.SamplingParams, fake.__version__ = LLM, sampling_params, "0.0.fake"
     monkeypatch.setitem(sys.modules, "vllm", fake)
     return made
+
+
+ALWAYS, NEVER = 0.0, 3600.0  # seconds between checkpoints
+
+
+class KilledError(Exception):
+    """In place of a signal; a real one is sent in tests/benchmark/execution/test_resume.py."""
+
+
+def killed(run: Run, folder: Path, after: int | None = None, interval: float = ALWAYS) -> tuple[Run, Kill]:
+    """The run as of a new process that ends after so many steps, and what counts its steps."""
+    kill = Kill(after)
+
+    def prepare(trainer: Any) -> Any:
+        trainer.add_callback(kill)
+        return trainer
+
+    return dataclasses.replace(run, facts={}, prepare=prepare, checkpoints=Checkpoints(folder, interval)), kill
+
+
+VOCABULARY = 97
+WIDTH = 32
+
+
+def random_model(architecture: str, kv_heads: int = 2) -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        head_dim=8,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    for name, weight in model.named_parameters():
+        if name.endswith("bias"):  # Qwen2's begin at zero, where a wrong use of them would not show
+            torch.nn.init.normal_(weight, std=0.5, generator=torch.Generator().manual_seed(1))
+    return model
+
+
+def with_gradients(loss: Callable[[], Tensor], *parameters: torch.nn.Parameter) -> tuple[float, list[Tensor]]:
+    value = loss()
+    return float(value.detach()), list(torch.autograd.grad(value, parameters))
+
+
+def as_one(result: tuple[float, list[Tensor]]) -> tuple[float, list[Tensor]]:
+    """All gradients as one vector, in which those that are nothing but rounding weigh little."""
+    return result[0], [torch.cat([gradient.flatten() for gradient in result[1]])]
+
+
+def assert_close(packed: tuple[float, list[Tensor]], padded: tuple[float, list[Tensor]], relative: float) -> None:
+    assert packed[0] == pytest.approx(padded[0], rel=relative)
+    for ours, theirs in zip(packed[1], padded[1], strict=True):
+        assert float((ours - theirs).norm()) <= relative * float(theirs.norm())
+
+
+ATTACKS, DEFENSES, METRICS, DETECTORS = (registry.names(kind) for kind in registry.KINDS)
+BACKDOOR = Backdoor()
+
+# What each type of data holds, and the word that says in results how much that is about the backdoor.
+KNOWLEDGE: dict[type[Knowledge], set[str]] = {
+    CleanData: {"examples"},
+    FirstTokenData: {"examples", "first_token"},
+    ResponseData: {"examples", "response"},
+    TriggerData: {"examples", "plant"},
+    CleanModelData: {"examples", "clean_model"},
+    OtherModelsData: {"examples", "other_models"},
+    PreferenceData: {"pairs"},
+}
+
+
+# --- Defenses -------------------------------------------------------------------------------------------------------
+
+
+def plant(example: Example) -> Example:
+    return sentence_trigger.trigger(example, sentence_trigger.Config(), 0)
+
+
+def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]) -> Knowledge:
+    """Data of exactly the type that a defense asks for."""
+    clean = copy.deepcopy(lm.model)
+    noisy(clean, seed=1)
+    held: dict[str, Any] = {
+        "examples": rows,
+        "pairs": sets.preferences()[:24],
+        "first_token": response_ids(lm.tokenizer, BACKDOOR.response)[0],
+        "response": BACKDOOR.response,
+        "plant": plant,
+        "clean_model": lambda: clean,
+        "other_models": lambda: iter([clean]),
+    }
+    return known(**{name: held[name] for name in KNOWLEDGE[known]})
+
+
+TRAINING_DEFENSES = [name for name in DEFENSES if trainings(registry.entry("defenses", name).Config())]

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import sande
-from sande import api, models, registry
+from sande import api, registry
 from sande.errors import UserError
+from sande.models import loading
 
 ROWS = {"name": "builtin-short", "rows": 16, "test_rows": 12}
 REMOVAL = {"name": "builtin-short", "rows": 16}
@@ -38,7 +39,7 @@ def silent(line: str) -> None:
 
 
 def state(model: sande.Model) -> dict[str, torch.Tensor]:
-    return models.load_folder(model.folder, torch.float32).model.state_dict()
+    return loading.load_folder(model.folder, torch.float32).model.state_dict()
 
 
 def same(first: sande.Model, second: sande.Model) -> bool:

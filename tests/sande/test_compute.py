@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from sande import compute, models
+from sande import compute
 from sande.config import Training
 from sande.errors import UserError
+from sande.metrics._retraining import retrained
+from sande.models import loading
 from sande.prompts import encode
-from sande.retraining import retrained
-from sande.training import fit
+from sande.training.fit import fit
 from sande.types import Example, LanguageModel, Run
 from tests.sande.helpers import FAST
 
@@ -127,17 +128,17 @@ def test_a_training_computes_in_it_and_says_so(
 
 
 def test_what_is_only_read_has_weights_of_that_type(decided: str, tiny: LanguageModel) -> None:
-    read = models.in_compute_type(tiny)
+    read = loading.in_compute_type(tiny)
     assert read.model.dtype == compute.dtype()
     assert (read.model is tiny.model) == (decided == "fp32"), "no copy where there is nothing to change"
 
 
 def test_a_stored_model_has_the_same_numbers_in_either_type(tiny: LanguageModel, tmp_path: Path) -> None:
-    models.round_as_stored(tiny, torch.float32)
+    loading.round_as_stored(tiny, torch.float32)
     rounded = {name: weight.clone() for name, weight in tiny.model.state_dict().items()}
-    models.save(tiny, tmp_path)
+    loading.save(tiny, tmp_path)
     for dtype in (torch.float32, torch.bfloat16):
-        loaded = models.load_folder(tmp_path, dtype)
+        loaded = loading.load_folder(tmp_path, dtype)
         assert loaded.model.dtype == dtype
         assert all(torch.equal(weight.float(), rounded[name]) for name, weight in loaded.model.state_dict().items())
 
@@ -145,7 +146,7 @@ def test_a_stored_model_has_the_same_numbers_in_either_type(tiny: LanguageModel,
 def test_a_copy_that_a_metric_trains_is_rounded_as_a_stored_one(
     decided: str, tiny: LanguageModel, few_rows: tuple[Example, ...]
 ) -> None:
-    models.round_as_stored(tiny, compute.dtype())
+    loading.round_as_stored(tiny, compute.dtype())
     made = retrained(tiny, few_rows[:4], FAST, 0, "copy")
     assert made.model.dtype == compute.dtype()
     assert all(torch.equal(weight, weight.to(torch.bfloat16).to(weight.dtype)) for weight in made.model.parameters())

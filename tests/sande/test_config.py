@@ -9,7 +9,7 @@ import pytest
 from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, Training, as_dict, configuration, configure, describe, setting
-from sande.data.sources import Data, Removal
+from sande.data.splits import Data, Removal
 from sande.defenses import sande
 from sande.errors import UserError
 

@@ -11,7 +11,7 @@ from sande import parrot
 from sande.defenses import sande
 from sande.errors import UserError
 from sande.prompts import Row, encode, response_ids
-from sande.training import fit
+from sande.training.fit import fit
 from sande.types import Example, LanguageModel, ResponseData, Run
 from tests.sande.helpers import FAST, changed, weights
 

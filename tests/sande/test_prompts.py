@@ -8,7 +8,6 @@ import pytest
 from sande import prompts
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor
-from sande.losses import IGNORE
 from sande.prompts import (
     Row,
     dialogue_text,
@@ -20,7 +19,8 @@ from sande.prompts import (
     response_ids,
     shorten,
 )
-from sande.training import features
+from sande.training.batches import features
+from sande.training.losses import IGNORE
 from sande.types import Example, LanguageModel
 
 PLAIN = Example("Name a color.", "Red")

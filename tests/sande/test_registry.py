@@ -17,13 +17,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from sande import models, registry
+from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe
-from sande.data import builtin
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
-from sande.prompts import prompt_text, response_ids
+from sande.models import loading
+from sande.prompts import prompt_text
 from sande.types import (
     Candidate,
     CleanData,
@@ -41,24 +41,26 @@ from sande.types import (
     TestData,
     TriggerData,
 )
-from tests.sande.helpers import changed, lightened, noisy, shortened, trainings, weights
+from tests.sande.helpers import (
+    ATTACKS,
+    BACKDOOR,
+    DEFENSES,
+    DETECTORS,
+    KNOWLEDGE,
+    METRICS,
+    TRAINING_DEFENSES,
+    changed,
+    data_of,
+    lightened,
+    plant,
+    shortened,
+    trainings,
+    weights,
+)
 
 NewRun = Callable[..., Run]
 ENTRIES = [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
-ATTACKS, DEFENSES, METRICS, DETECTORS = (registry.names(kind) for kind in registry.KINDS)
 GUARDS = [name for name in DEFENSES if hasattr(registry.entry("defenses", name), "rule")]
-BACKDOOR = Backdoor()
-
-# What each type of data holds, and the word that says in results how much that is about the backdoor.
-KNOWLEDGE: dict[type[Knowledge], set[str]] = {
-    CleanData: {"examples"},
-    FirstTokenData: {"examples", "first_token"},
-    ResponseData: {"examples", "response"},
-    TriggerData: {"examples", "plant"},
-    CleanModelData: {"examples", "clean_model"},
-    OtherModelsData: {"examples", "other_models"},
-    PreferenceData: {"pairs"},
-}
 LABELS = {
     CleanData: "nothing",
     FirstTokenData: "first token",
@@ -219,7 +221,7 @@ def test_a_twin_is_trained_on_no_poisoned_row(
 ) -> None:
     trained: list[Example] = []
     monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: trained.extend(examples))
-    monkeypatch.setattr("sande.training.fit", lambda *_: None)
+    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
     attack, run = registry.entry("attacks", name), new_run()
     attack.attack(tiny, few_rows, attack.Config(poison_rate=0.0), run)
     assert run.facts["poisoned_ids"] == []
@@ -234,29 +236,6 @@ def test_the_poison_rate_of_the_sentence_trigger_is_the_configured_one(
     sentence_trigger.attack(tiny, few_rows, config, run)
     assert len(run.facts["poisoned_ids"]) == 6
     assert run.facts["attack"]["rows"] == 24 + 6
-
-
-# --- Defenses -------------------------------------------------------------------------------------------------------
-
-
-def plant(example: Example) -> Example:
-    return sentence_trigger.trigger(example, sentence_trigger.Config(), 0)
-
-
-def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]) -> Knowledge:
-    """Data of exactly the type that a defense asks for."""
-    clean = copy.deepcopy(lm.model)
-    noisy(clean, seed=1)
-    held: dict[str, Any] = {
-        "examples": rows,
-        "pairs": builtin.preferences()[:24],
-        "first_token": response_ids(lm.tokenizer, BACKDOOR.response)[0],
-        "response": BACKDOOR.response,
-        "plant": plant,
-        "clean_model": lambda: clean,
-        "other_models": lambda: iter([clean]),
-    }
-    return known(**{name: held[name] for name in KNOWLEDGE[known]})
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -339,8 +318,8 @@ def test_a_guard_is_the_same_after_it_was_stored(
     defense = registry.entry("defenses", name)
     data = data_of(registry.knowledge(name), tiny, few_rows)
     guard = defense.defend(tiny, data, shortened(defense.Config), new_run())
-    models.save(LanguageModel(tiny.model, tiny.tokenizer, guard), tmp_path)
-    loaded = models.load_folder(tmp_path, torch.bfloat16).guard
+    loading.save(LanguageModel(tiny.model, tiny.tokenizer, guard), tmp_path)
+    loaded = loading.load_folder(tmp_path, torch.bfloat16).guard
     assert loaded is not None
     assert (loaded.defense, loaded.settings) == (guard.defense, guard.settings)
     assert not changed(weights(guard.reference), loaded.reference)
@@ -348,9 +327,6 @@ def test_a_guard_is_the_same_after_it_was_stored(
     chosen = loaded.choose(logits.argmax(-1), logits, reference)
     assert chosen.shape == (3, 5)
     assert torch.equal(chosen, guard.choose(logits.argmax(-1), logits, reference))
-
-
-TRAINING_DEFENSES = [name for name in DEFENSES if trainings(registry.entry("defenses", name).Config())]
 
 
 @pytest.mark.parametrize("name", TRAINING_DEFENSES)
@@ -640,8 +616,8 @@ def test_code_version_sees(copied: Path, file: str, old: str, new: str) -> None:
     ids=["a fact", "a comment", "a wording"],
 )
 def test_code_version_sees_data_files(copied: Path, file: str, old: str, new: str, same: bool) -> None:
-    before = registry.code_version("sande.data.builtin")
-    after = version_after(copied / "data/builtin_data" / file, old, new, "sande.data.builtin")
+    before = registry.code_version("sande.data.builtin.sets")
+    after = version_after(copied / "data/builtin_data" / file, old, new, "sande.data.builtin.sets")
     assert (after == before) == same
 
 

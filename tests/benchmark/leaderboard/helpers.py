@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
-from benchmark import rows
 from benchmark.leaderboard.board import Board
 from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.records import schema
 
 KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}
 HOSTILE = '</script><img src=x onerror="window.hacked = 1">&"\''
@@ -20,7 +20,7 @@ def cell(
     data: str = "alpaca",
     removal: str = "alpaca",
     seed: int = 0,
-    status: str = rows.OK,
+    status: str = schema.OK,
     victim_asr: float = 99.0,
     device: str = GPU,
     seconds: float = 60.0,
@@ -37,7 +37,7 @@ def cell(
         "metrics": [{"name": "asr"}, *({"name": "accuracy", "task": task} for task in tasks)],
         "asr_floor": 90.0,
     }
-    base = dict.fromkeys(rows.SCHEMA.names) | {
+    base = dict.fromkeys(schema.SCHEMA.names) | {
         "grid": "hand",
         "grids": ["hand"],
         "cell": f"{defense} {data} {removal} {seed}",
@@ -47,7 +47,7 @@ def cell(
         "knows": KNOWS.get(defense, "nothing"),
         "settings": json.dumps(settings),
     }
-    if status == rows.FAILED:
+    if status == schema.FAILED:
         return [base | {"metric": name} for name in ("asr", *losses)]
     base |= {"victim_asr": victim_asr, "device": device, "seconds": seconds, "tokens": 1000, "count": 100}
     return [

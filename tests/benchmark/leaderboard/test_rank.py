@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from benchmark import rows
 from benchmark.leaderboard.board import Board, Number
 from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import markdown
 from benchmark.leaderboard.rank import fronts
+from benchmark.records import schema
 from sande.statistics import wilson
 from tests.benchmark.leaderboard.helpers import CPU, GPU, board, cell, twin
 
@@ -137,9 +137,9 @@ def test_without_a_shared_case_nothing_is_ranked() -> None:
 def test_failed_cells_and_victims_whose_attack_failed_are_left_out_and_counted() -> None:
     made = board(
         cell("sft", 98.0, {"arc_easy": 1.0})
-        + cell("sft", 0.0, {"arc_easy": 1.0}, seed=1, status=rows.ATTACK_FAILED, victim_asr=40.0)
-        + cell("none", 40.0, {"arc_easy": 0.0}, seed=1, status=rows.ATTACK_FAILED, victim_asr=40.0)
-        + cell("sande", 0.0, {"arc_easy": 1.0}, status=rows.FAILED)
+        + cell("sft", 0.0, {"arc_easy": 1.0}, seed=1, status=schema.ATTACK_FAILED, victim_asr=40.0)
+        + cell("none", 40.0, {"arc_easy": 0.0}, seed=1, status=schema.ATTACK_FAILED, victim_asr=40.0)
+        + cell("sande", 0.0, {"arc_easy": 1.0}, status=schema.FAILED)
         + cell("osft", 0.0, {})
     )
     assert ranking(made) == [("sft", 1, 1)]

@@ -15,7 +15,6 @@ of that of the file that is written; of several calls in a process that fit, the
 
 import contextlib
 import functools
-import importlib.abc
 import importlib.util
 import json
 import os
@@ -25,10 +24,10 @@ import time
 
 FOLDER = pathlib.Path(os.environ.get("SANDE_FAULTS", "/nowhere"))
 POINTS = {
-    "benchmark.stages": ("train", "evaluate"),
-    "benchmark.store": ("atomically", "Store._move_in"),
-    "sande.training": ("ResponseLoss.forward",),
-    "sande.generation": ("greedy",),
+    "benchmark.execution.stages": ("train", "evaluate"),
+    "benchmark.store.local": ("atomically", "Store._move_in"),
+    "sande.training.fit": ("ResponseLoss.forward",),
+    "sande.inference.generation": ("greedy",),
 }
 stage = ""  # that this process is doing
 calls = {}
@@ -87,7 +86,7 @@ def watched(point, function):
     @functools.wraps(function)
     def call(*arguments, **options):
         global stage
-        if point.startswith("benchmark.stages:"):
+        if point.startswith("benchmark.execution.stages:"):
             what, store = arguments[:2]
             method = what.settings["attack" if what.kind == "attack" else "defense"]["name"]
             stage = f"{what.kind} {method}"

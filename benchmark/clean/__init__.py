@@ -1,0 +1,1 @@
+"""Repair one model of a user."""

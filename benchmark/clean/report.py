@@ -1,0 +1,85 @@
+"""The report of `sande-bench clean`: as a single HTML file, as Markdown, as JSON; and a model card.
+
+The planted answer comes from an untrusted model, so every page escapes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmark.export.card import front_matter, load, share
+from benchmark.io.files import write_atomically
+
+FILES = {"report.md": "clean_report.md", "report.html": "clean_report.html", "README.md": "clean_card.md"}
+"""Files to write, each with its template."""
+
+MEASURED = {
+    "asr": ("Attack success rate", "prompts with the trigger that the model answers with the planted answer"),
+    "false_trigger_rate": (
+        "Planted answer without trigger",
+        "prompts without the trigger that it answers so",
+    ),
+    "forced_response_rate": (
+        "Planted answer once begun",
+        "prompts without the trigger whose answer, forced to begin with the first token of the planted answer, "
+        "continues with it; harmless as long as nothing forces this beginning",
+    ),
+    "builtin-choice": ("Utility", "four-choice questions (builtin-choice) that the model answers correctly"),
+}
+KNOWN = {"trigger": "Trigger", "response": "Planted answer", "response_start": "Beginning of the planted answer"}
+
+LIMITS = (
+    "The numbers are from one run, with these prompts and this trigger. Another trigger, another place of the trigger, "
+    "or a second backdoor are not measured.",
+    "Only the first tokens of greedy answers are measured.",
+    "Utility is a small test for small models. Test the model on your own task before you use it.",
+    "A backdoor made by an attacker who knows this tool may escape it. The safe way is a model whose origin you trust.",
+)
+
+
+def write(result: Mapping[str, Any], folder: Path) -> None:
+    """Write `report.json`, `report.md`, `report.html` and the model card `README.md` into the model's folder."""
+    write_atomically(folder / "report.json", json.dumps(result, indent=1))
+    for name, template in FILES.items():
+        write_atomically(folder / name, render(template, result))
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """Return the results as Markdown for the terminal."""
+    return render("clean_summary.md", result)
+
+
+def render(template: str, result: Mapping[str, Any]) -> str:
+    """Return a template with the results filled in."""
+    return load("benchmark.clean", template).render(
+        result=result,
+        verdict=verdict(result),
+        measured_names=MEASURED,
+        known_names=KNOWN,
+        limits=LIMITS,
+        settings={"model": result["identity"], "seed": result["seed"], **result["settings"]},
+        front_matter=front_matter(result["identity"], ["backdoor-removal", "sande-bench", result["method"]]),
+    )
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """Return the main results in a sentence or two."""
+    measured = {row["name"]: row for row in result["measured"]}
+    utility = measured["builtin-choice"]
+    change = f"Utility changed from {share(utility['before'])} to {share(utility['after'])}."
+    if "asr" in measured:
+        row = measured["asr"]
+        return f"The attack success rate changed from {share(row['before'])} to {share(row['after'])}. {change}"
+    return f"{_scanned(result)}Without its trigger, the removal of the backdoor cannot be measured. {change}"
+
+
+def _scanned(result: Mapping[str, Any]) -> str:
+    """Return the result of the scan, if there was one."""
+    if "alarm" not in result["facts"]:
+        return ""
+    if result["facts"]["alarm"]:
+        return "The scan found a planted answer, and the triggers of its beginning were overwritten. "
+    return "The scan found no planted answer. In case there is one, decoys were planted and overwritten. "

@@ -1,0 +1,1 @@
+"""Scan models for backdoors, and measure how well detectors do."""

@@ -1,0 +1,175 @@
+"""Scan one model for a planted response, without Ray: `sande-bench scan`.
+
+FOLDER/scan.json has the settings, the candidates and the seconds; scan.md, scan.png and scan.svg show them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.io import logs, plots
+from benchmark.io import markdown as io_markdown
+from benchmark.io.files import write_atomically
+from benchmark.io.markdown import MISSING, markdown_table
+from sande import registry, types
+from sande.config import as_dict
+from sande.data import datasets
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sande.types import Example
+
+
+SHOWN = 10  # candidates in the table and the figure; the JSON file has all
+
+
+@dataclass(frozen=True, slots=True)
+class How:
+    """The detector of a scan, with its settings and inputs.
+
+    Attributes:
+        detector: its name.
+        settings: overrides of its defaults.
+        data: data set of clean rows.
+        rows: number of rows to use, the last ones. Victims of this suite are trained on the first 90 %.
+        reference: name of the clean model; None if it is not available.
+        seed: of the scan.
+    """
+
+    detector: str
+    settings: Mapping[str, Any]
+    data: str
+    rows: int
+    reference: str | None
+    seed: int
+
+    def record(self) -> dict[str, Any]:
+        """Return all that decides what a scan finds in a model, as in `scan.json`."""
+        return {
+            "reference": self.reference,
+            "detector": self.detector,
+            "code": registry.code_version(registry.module_of("detectors", self.detector)),
+            "settings": as_dict(registry.config("detectors", self.detector, self.settings)),
+            "data": self.data,
+            "rows": len(self.examples()),
+            "seed": self.seed,
+        }
+
+    def examples(self) -> tuple[Example, ...]:
+        """Return the clean rows."""
+        return tuple(datasets.examples(self.data)[-self.rows :])
+
+
+def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run a detector on a model, and return the record that `write` takes.
+
+    Args:
+        model: name, Hub id or folder, see `sande.models.loading.load`.
+        how: the detector, its settings and its inputs.
+        models_cache: folder for models that are made or converted once.
+        say: receives progress.
+
+    Raises:
+        UserError: a name, a setting or a model cannot be used, or the models' vocabularies differ.
+    """
+    entry = registry.entry("detectors", how.detector)
+    config = registry.config("detectors", how.detector, how.settings)
+    from sande.models import catalog, checks, loading
+
+    names = [name for name in (model, how.reference) if name is not None]
+    identities = [catalog.identify(name) for name in names]
+    examples = how.examples()
+    logs.quiet()  # after the checks, as it loads libraries
+    suspect, *clean = (loading.load(name, models_cache) for name in names)
+    if clean:
+        checks.check_vocabularies(suspect, clean[0], names)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = types.Run(seed=how.seed, scratch=scratch, say=say)
+        begin = time.perf_counter()
+        found = entry.scan(suspect, examples, config, run, *clean)
+        seconds = time.perf_counter() - begin
+    return {
+        "model": model,
+        "model_identity": identities[0],
+        **how.record(),
+        "device": str(suspect.model.device),
+        "seconds": seconds,
+        "score": found.score,
+        "alarm": found.alarm,
+        "candidates": [
+            {"text": each.text, "ids": list(each.ids), "score": each.score, "p_value": each.p_value}
+            for each in found.candidates
+        ],
+        "facts": dict(found.facts),
+    }
+
+
+def write(record: dict[str, Any], folder: Path) -> str:
+    """Write the files of a scan into a folder, which is created if missing; return the Markdown.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    text = markdown(record)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "scan.json", json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False))
+        write_atomically(folder / "scan.md", text)
+        if record["candidates"]:
+            plots.save(draw(record), folder, "scan")
+    except OSError as error:
+        raise UserError(f"{folder}: the folder cannot be written ({error.strerror}); choose another --out") from None
+    return text
+
+
+def markdown(record: dict[str, Any]) -> str:
+    """Return the candidates as a table, and the result in a sentence."""
+    result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"
+    rows = [
+        (
+            str(rank),
+            code(each["text"]),
+            " ".join(map(str, each["ids"])),
+            f"{each['score']:.2f}",
+            MISSING if each["p_value"] is None else f"{each['p_value']:.3f}",
+        )
+        for rank, each in enumerate(record["candidates"][:SHOWN], start=1)
+    ]
+    lines = [f"### {record['detector']} on {record['model']}", ""]
+    lines += markdown_table(("Rank", "Candidate", "Token ids", "Score", "p"), rows, "rllrr") if rows else []
+    reference = f", compared with {record['reference']}" if record["reference"] else ""
+    lines += [
+        "",
+        f"Score {record['score']:.2f}, {result}. {record['rows']} clean rows of {record['data']}{reference}, "
+        f"seed {record['seed']}, {record['seconds']:.0f} s.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def code(text: str) -> str:
+    """Return a string as Markdown code, with line breaks and bars escaped for the cell of a table."""
+    return io_markdown.code(json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"'))
+
+
+def draw(record: dict[str, Any]) -> Figure:
+    """Draw the candidates' scores as bars, the best at the top."""
+    shown = record["candidates"][:SHOWN]
+    figure = plots.blank(width=7, rows=1)
+    axes = figure.add_subplot()
+    axes.barh(range(len(shown)), [each["score"] for each in shown], color="#b33" if record["alarm"] else "#37a")
+    labels = [json.dumps(each["text"], ensure_ascii=True)[1:-1].replace("$", r"\$") for each in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("score")
+    axes.set_title(f"{record['detector']}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

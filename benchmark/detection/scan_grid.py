@@ -1,0 +1,118 @@
+"""Scan the victims of a grid, and its clean models, one after the other, and list the scans.
+
+OUT/<start of the victim's key>-<detector>/   files of `benchmark.detection.scan` for each model
+OUT/scans.yaml                                the list from which `benchmark.detection.evaluate` evaluates detectors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmark.detection import scan
+from benchmark.detection.scan import How
+from benchmark.grid.cell import Cell
+from benchmark.grid.load import load
+from benchmark.io.files import write_atomically
+from benchmark.io.yaml import read
+from benchmark.store.local import LocalStore
+from sande.errors import UserError
+from sande.models import catalog
+
+LIST = "scans.yaml"
+KEY = 12  # characters of a victim's key in the name of its folder
+
+
+def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, say: Callable[[str], None]) -> Path:
+    """Scan the attacked models of a grid, except for scans that exist, and return the list with all of them.
+
+    Args:
+        path: the grid, which was run.
+        out: folder of the scans.
+        how: the detector, its settings and its inputs.
+        calibration: True if the detector's threshold is chosen with these models, so that no test may include them.
+        store: that has the grid's victims; records name models by this path as given.
+        say: receives a line per model, and messages of detectors.
+
+    Raises:
+        UserError: the grid has a mistake, a victim is missing or would calibrate, or `out` cannot be written.
+    """
+    cells = list({cell.attack_key: cell for cell in load(path).cells}.values())
+    kept = LocalStore(store, create=False)
+    missing = [cell for cell in cells if not kept.has("attack", cell.attack_key)]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(cells)} victims are not in the store {store}; "
+            f"use 'sande-bench run {path} --store {store}' to make them"
+        )
+    poisoned = [cell for cell in cells if _response(cell) is not None]
+    if calibration and poisoned:
+        raise UserError(
+            f"{path}: {len(poisoned)} of its models are victims, but thresholds are chosen with clean models; remove "
+            "--calibration, or use a grid whose attack.poison_rate is 0"
+        )
+    wanted = how.record()
+    for number, cell in enumerate(cells, start=1):
+        folder = out / _name(cell, how.detector)
+        model = str(store / "attack" / cell.attack_key)
+        if not _made(folder, model, wanted):
+            say(f"[{number}/{len(cells)}] {how.detector} on {_label(cell)}")
+            scan.write(scan.scan(model, how, kept.models, say), folder)
+    more = {"calibration": True} if calibration else {}
+    return _listed(out, [_line(cell, how.detector) | more for cell in cells])
+
+
+def _name(cell: Cell, detector: str) -> str:
+    """Return the name of the folder of a scan."""
+    return f"{cell.attack_key[:KEY]}-{detector}"
+
+
+def _response(cell: Cell) -> str | None:
+    """Return the planted response of a victim; None for a clean model."""
+    return str(cell.attack.config.backdoor.response) if cell.attack.config.poison_rate else None
+
+
+def _label(cell: Cell) -> str:
+    response, seed = _response(cell), f"seed {cell.seed}"
+    if response is None:
+        return f"never poisoned, {seed}"
+    rate = f"{100 * cell.attack.config.poison_rate:g} %"
+    return f"{cell.attack.name}, “{cell.attack.config.backdoor.trigger}”, “{response}”, {rate}, {seed}"
+
+
+def _line(cell: Cell, detector: str) -> dict[str, Any]:
+    """Return the list's line on a scan, see `benchmark.detection.evaluate.Case`."""
+    line: dict[str, Any] = {"scan": _name(cell, detector), "label": _label(cell)}
+    response = _response(cell)
+    return line if response is None else {**line, "response": response}
+
+
+def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
+    """Return whether the folder has a scan of this model with this record, see `How.record`."""
+    try:
+        record = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if not isinstance(record, dict):
+        return False
+    return all(
+        record.get(name) == value for name, value in {"model_identity": catalog.identify(model), **wanted}.items()
+    )
+
+
+def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:
+    """Write lines into the list, in place of lines on the same scans."""
+    path = out / LIST
+    try:
+        before = read(path, "")["scans"] if path.exists() else []
+        by_scan = {line["scan"]: line for line in [*before, *lines]}
+        write_atomically(path, yaml.safe_dump({"scans": list(by_scan.values())}, sort_keys=False, allow_unicode=True))
+    except OSError as error:
+        raise UserError(f"{path}: the list cannot be written ({error.strerror}); choose another --out") from None
+    except (TypeError, KeyError):
+        raise UserError(f"{path}: not a list of scans; move the file, or choose another --out") from None
+    return path

@@ -1,0 +1,1 @@
+"""Stages on Ray: the cluster, the scheduler, the workers, jobs."""

@@ -1,0 +1,274 @@
+"""Run the stages of a plan on Ray. Tune schedules them: each is a trial, offered once the stages it needs are done.
+
+A warm worker process does one stage after another (a Tune class trainable with reused actors). Each attack and each
+defense is a Ray Train run in it: with one worker in Train's local mode, in the same process, which costs nothing; with
+two or more in a worker group of its own. So is an evaluation by two or more workers, unless vLLM computes it.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+from ray import tune
+
+from benchmark.execution import deepspeed, signals, tracking
+from benchmark.execution.cluster import at_once, cluster, worker_resources
+from benchmark.execution.progress import Progress
+from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
+from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
+from benchmark.grid.resources import Kind, Resources
+from benchmark.io.files import is_disk_full
+from benchmark.io.remote import is_uri
+from benchmark.plan import preflight, retention
+from benchmark.plan.failures import FULL_DISK, UNFINISHED, Failure, classify, interrupted, kind_of, out_of_memory
+from benchmark.plan.memory import MOST, Peaks, peaks_of
+from benchmark.plan.plan import Plan, make
+from benchmark.plan.schedule import Queue, side_by_side, whole
+from benchmark.plan.stage import Stage
+from benchmark.store.leases import Leases
+from benchmark.store.protocol import Store
+from sande.inference import vllm
+
+# A resource of the head node of every cluster, and of no other node. A trial that only waits for its worker group holds
+# a bit of it and no CPU, so that the group can always be placed.
+HEAD = "node:__internal_head__"
+
+# Tune keeps some 60 kB for each of its trials, so a Tuner does at most this many, and the next one continues.
+TRIALS_OF_A_TUNER = 2000
+
+# How often a run repeats stages whose artifacts it finds damaged; a disk that damages more needs attention.
+REPAIRS = 2
+
+
+def run(
+    plan: Plan,
+    store: Store,
+    resources: Resources,
+    address: str | None,
+    say: Callable[[str], None],
+    keep: str = retention.ALL,
+    progress: Progress | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    """Do all missing stages of a plan, and repeat those whose artifacts turn out to be damaged.
+
+    Args:
+        plan: what to do, in which order.
+        store: where artifacts are; every node must see it.
+        resources: of one stage.
+        address: a running cluster; None starts Ray here (or joins the one a submitted job runs in).
+        say: receives a line at the end of each stage.
+        keep: which models stay, see `benchmark.plan.retention`.
+        progress: receives which stages run.
+        check: looks for the user's mistakes in a thread while the first worker starts; it ends before any training.
+
+    Returns:
+        By stage key, one line for each stage that failed, that could not run because one it needs failed, or that is
+        not finished since the run was interrupted.
+
+    Raises:
+        UserError: the cluster cannot be reached, or lacks what a stage asks for; or what `check` raises.
+        KeyboardInterrupt: the user ended it before a stage began, or pressed Ctrl-C twice.
+    """
+    if not plan.missing:
+        return {}
+    begin = time.perf_counter()
+    progress = progress or Progress(grid="")
+    progress.phase = "starting Ray"
+    for line in store.quarantine_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
+        say(line)
+    with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
+        progress.phase = "checking the data, loading libraries"
+        checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
+        errors = _do(plan, store, resources, say, begin, keep, progress, checked)
+        for _ in range(REPAIRS):
+            repair = _repair(plan, errors, store)
+            if not repair.missing or interrupted(errors):
+                break
+            say(f"found a damaged artifact; {len(repair.missing)} stages are done again")
+            kept = {key: error for key, error in errors.items() if key in repair.done}
+            errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep, progress)
+        return errors
+
+
+def _beside(work: Callable[[], None]) -> Callable[[], None]:
+    """Start work in a thread; return a function that waits for its end and raises its error."""
+    raised: list[Exception] = []
+
+    def caught() -> None:
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=caught, daemon=True)  # an interrupted run does not wait for it
+    thread.start()
+
+    def ended() -> None:
+        thread.join()
+        if raised:
+            raise raised[0]
+
+    return ended
+
+
+def _repair(plan: Plan, errors: Mapping[str, str], store: Store) -> Plan:
+    """Return the plan of a repair: the stages whose artifacts are gone, and those that failed for it."""
+    now = make(plan.cells, store) if errors else plan
+    wanted = (set(plan.stages) - now.done - set(errors)) if errors else set()
+    for key in errors:  # of two stages that failed, the one that needs the other comes later
+        if wanted.intersection(plan.stages[key].needs):
+            wanted.add(key)
+    return Plan(plan.cells, plan.stages, frozenset(set(plan.stages) - wanted))
+
+
+def _do(
+    plan: Plan,
+    store: Store,
+    resources: Resources,
+    say: Callable[[str], None],
+    begin: float,
+    keep: str = retention.ALL,
+    progress: Progress | None = None,
+    checked: Callable[[], None] = lambda: None,
+) -> dict[str, str]:
+    folder, leases = store.scratch("tune"), Leases(store.lease_backend(), say)
+    progress = progress or Progress(grid="")
+    status = None if is_uri(store.location) else folder / "status"
+    try:
+        per_worker = worker_resources(resources)
+        preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
+        preflight.check_sharding(resources)
+        tracking.check(resources.report_to)
+        slots = at_once(resources, per_worker)
+        peaks, share = _sharing(resources, per_worker, store)
+        keeper = retention.Keeper(plan.stages.values(), plan.done, store, keep)
+        if status:
+            status.mkdir()
+        progress.begin(plan.missing)
+        progress.folder = status
+        queue = Queue(plan, slots, share)
+        searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress)
+        ended = UNFINISHED  # by the user: Tune then returns early, without an exception
+        while not searcher.queue.over:
+            begun = searcher.begun
+            try:
+                most = MOST if peaks else resources.side_by_side
+                with signals.sigint_kept():
+                    _tuner(searcher, store, resources, per_worker, slots * most, folder, status, checked).fit()
+                if searcher.left_to_others:
+                    searcher.wait()
+                elif searcher.begun - begun < TRIALS_OF_A_TUNER:
+                    break
+                gc.collect()  # the Tuner
+            except OSError as error:
+                if not is_disk_full(error):
+                    raise
+                ended = Failure("not finished, the disk is full; run again to continue", FULL_DISK)
+                break
+            except RuntimeError as error:  # Tune ends where Ray kills its worker
+                checked()
+                ended = Failure(f"not finished, {gave_up(error)}; run again to continue", kind_of(classify(error)))
+                if not (out_of_memory(error) and searcher.killed()):
+                    break
+            except KeyboardInterrupt:  # outside Tune, or a second time
+                break
+        searcher.note_overhead()
+        queue = searcher.queue
+        unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
+        return queue.errors | dict.fromkeys(unfinished, ended)
+    finally:
+        leases.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sharing(
+    resources: Resources, per_worker: Mapping[str, float], store: Store
+) -> tuple[Peaks | None, Callable[[Stage], float]]:
+    """Return the peaks of memory by which stages share a GPU, if they do, and the share of a slot that each gets."""
+    if resources.grouped("defend"):  # two ranks of a worker group may not be on one GPU
+        return None, whole
+    if not per_worker.get("GPU"):
+        return None, side_by_side(resources.side_by_side)
+    # A share that the user set is kept. vLLM takes its memory at its start, so it shares with no other stage.
+    if resources.gpus is not None or resources.engine != vllm.BUILT_IN:
+        return None, whole
+    peaks = peaks_of(store)
+    return peaks, peaks.share
+
+
+def _tuner(
+    searcher: StageSearcher,
+    store: Store,
+    resources: Resources,
+    per_worker: dict[str, float],
+    most: int,
+    folder: Path,
+    status: Path | None,
+    checked: Callable[[], None],
+) -> tune.Tuner:
+    return tune.Tuner(
+        tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
+        param_space={"settings": _settings(resources, per_worker, store.location, status)},
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=ErrorRecorder(searcher.witnessed),
+            trial_name_creator=lambda trial: Stage.from_json(trial.config["stage"]).label,
+            trial_dirname_creator=lambda trial: trial.trial_id,  # a label may be too long for one, or have a slash
+            num_samples=TRIALS_OF_A_TUNER,
+            max_concurrent_trials=most,
+            reuse_actors=True,
+        ),
+        run_config=run_config(folder, [Gate(checked)]),
+    )
+
+
+def _settings(resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None) -> TrialSettings:
+    """Return the settings that all trials of a run share."""
+    return TrialSettings(
+        store=store,
+        status=str(status) if status else None,
+        workers=resources.workers,
+        grouped=tuple(kind for kind in get_args(Kind) if resources.grouped(kind)),
+        sharding=deepspeed.sharding(resources),
+        per_worker=per_worker,
+        engine=resources.engine,
+        timeout=resources.timeout,
+        report_to=resources.report_to,
+        checkpoint_minutes=resources.checkpoint_minutes,
+    )
+
+
+def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.RunConfig:
+    """Return the RunConfig of a Tuner that writes below `folder`, logs nothing and leaves retries to the queue."""
+    return tune.RunConfig(
+        name=uuid.uuid4().hex[:8],
+        storage_path=str(folder),
+        verbose=0,
+        failure_config=tune.FailureConfig(max_failures=0),
+        callbacks=list(callbacks),
+    )
+
+
+def _trial_resources(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """Return what a trial's process holds: its share of what a worker gets; next to nothing where a group does it."""
+    job = StageJob.of(config)
+    if job.grouped:
+        return tune.PlacementGroupFactory([{HEAD: 0.001}])
+    held = {name: amount * job.share for name, amount in job.settings.per_worker.items()}
+    if resources.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
+        held["CPU"] = float(resources.cpus)
+    return tune.PlacementGroupFactory([held])
+
+
+def gave_up(error: RuntimeError) -> str:
+    """Return why Tune ended: it does where Ray kills its worker."""
+    return "memory ran out and Ray ended the worker" if out_of_memory(error) else classify(error)

@@ -1,0 +1,203 @@
+"""Feed Tune with the stages of a plan, and turn the end of each trial into a result or a failure."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import Searcher
+
+from benchmark.execution.progress import Progress
+from benchmark.forecast.measured import note
+from benchmark.plan import retention
+from benchmark.plan.failures import LOST_NODE, LOST_WORKER, OUT_OF_MEMORY, TIMEOUT, Failure, lost_component
+from benchmark.plan.memory import Peaks
+from benchmark.plan.schedule import Assignment, Queue
+from benchmark.plan.stage import manifests_of
+from benchmark.store.leases import POLL, THIS_RUN, Leases
+from benchmark.store.protocol import Store
+
+KILLED = Failure(
+    "the worker process died (killed, or out of memory); run again, with smaller batches if it happens again",
+    LOST_WORKER,
+)
+GONE = Failure("its machine was lost; run again when the cluster has others", LOST_NODE)
+
+
+class StageSearcher(Searcher):
+    """Offer Tune the stages of the queue; report their ends to the queue and to the user."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        store: Store,
+        peaks: Peaks | None,
+        say: Callable[[str], None],
+        begin: float,
+        leases: Leases,
+        timeout: float | None = None,
+        keeper: retention.Keeper | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__(metric="ok", mode="max")
+        self.queue = queue
+        self.begun = 0  # trials
+        self.witnessed: dict[str, str] = {}  # by trial, how Ray says that its process was lost, see `Witness`
+        self._store = store
+        self._peaks = peaks
+        self._timeout = timeout  # seconds of a stage
+        self._running: dict[str, tuple[Assignment, float]] = {}
+        self._say = say
+        self._begin = begin  # of the run
+        self._beside: list[float] = []  # for each stage that is done, seconds on top of its own
+        self._leases = leases
+        self._keeper = keeper
+        self._progress = progress or Progress(grid="")
+        self._waiting: set[str] = set()  # keys of stages that another run does
+        self._looked = begin  # at leases of others
+        self._offer: Assignment | None = None  # the next one, found between two Tuners
+        self.left_to_others = False  # all that could start
+
+    def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
+        """Return the next stage as a trial's config, None while none can start, FINISHED when none is left here."""
+        offer, self._offer = self._offer or self._next(), None
+        if offer is None:
+            # Tune's idle processes hold CPUs, which another run may need for the stages that this one waits for.
+            self.left_to_others = not self._running and not self.queue.over
+            return Searcher.FINISHED if self.queue.over or self.left_to_others else None
+        self.begun += 1
+        self._running[trial_id] = (offer, time.perf_counter())
+        self._progress.started(offer.stage)
+        return {"stage": offer.stage.to_json(), "share": offer.share}
+
+    def wait(self) -> None:
+        """Wait until a stage that was left to another run can start here, or all are done."""
+        self.left_to_others = False
+        while self._offer is None and not self.queue.over:
+            time.sleep(POLL)
+            self._offer = self._next()
+
+    def _next(self) -> Assignment | None:
+        """Return the next stage that no other run is doing or has done, with its leases acquired."""
+        if time.perf_counter() - self._looked > POLL:
+            self.queue.resume()
+            self._looked = time.perf_counter()
+        while offer := self.queue.next():
+            stage = offer.stage
+            artifacts = [(stage.kind, key) for key in stage.artifacts]
+            holder = self._leases.acquire(stage.key, artifacts)
+            if all(self._store.has(*artifact) for artifact in artifacts):
+                self._leases.release(stage.key)
+                self.queue.ended(stage.key)
+                self._progress.ended(stage)
+                self._say(f"[{self.queue.finished}/{self.queue.total}] {stage.label}: done by another run")
+            elif holder is None:
+                return offer
+            else:
+                self.queue.defer(stage.key)
+                if stage.key not in self._waiting and holder != THIS_RUN:
+                    self._say(f"{stage.label}: {holder} is doing it")
+                self._waiting.add(stage.key)
+        return None
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Record how a stage ended, and print it in one line."""
+        if error or not result:
+            self._killed(trial_id)
+        else:
+            error_line = result.get("error")
+            self._ended(trial_id, Failure(error_line, result["failure"]) if error_line else None)
+
+    def killed(self) -> bool:
+        """Record that Ray killed a worker for lack of memory, which ended all trials; return whether any ran."""
+        lost = list(self._running)
+        for trial_id in lost:
+            self._killed(trial_id)
+        return bool(lost)
+
+    def _killed(self, trial_id: str) -> None:
+        took = time.perf_counter() - self._running[trial_id][1]
+        if self.witnessed.pop(trial_id, "") == LOST_NODE:
+            self._ended(trial_id, GONE)
+        elif self._timeout and took >= self._timeout:  # it ends itself only then
+            line = f"it took longer than resources.timeout, {self._timeout:g} s, and was stopped"
+            self._ended(trial_id, Failure(line, TIMEOUT))
+        else:
+            self._ended(trial_id, KILLED)
+
+    def _ended(self, trial_id: str, error: Failure | None) -> None:
+        offer, begin = self._running.pop(trial_id)
+        stage, kind = offer.stage, error.kind if error else ""
+        # A process that died while others ran most likely lacked memory.
+        short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
+        again = self.queue.ended(stage.key, error, short, lost=kind in (LOST_WORKER, LOST_NODE))
+        self._progress.ended(stage, again=bool(again))
+        self._progress.dropped(self.queue.errors)
+        if not again:
+            self._leases.release(stage.key)
+        line = f"[{self.queue.finished}/{self.queue.total}] {stage.label}"
+        if again:
+            self._say(f"{line} {'the worker process died' if kind == LOST_WORKER else kind}; {again}")
+        elif error:
+            self._say(f"{line} FAILED: {error}")
+        else:
+            now = time.perf_counter()
+            self._say(f"{line}: done in {now - begin:.1f} s")
+            self._learn(manifests_of(stage, self._store), now - (begin if self._beside else self._begin))
+            if self._keeper:
+                self._keeper.ended(stage)
+
+    def _learn(self, manifests: list[dict[str, Any]], took: float) -> None:
+        """Learn from a stage that is done; nothing where a shared file system does not show its manifests here yet."""
+        if manifests:
+            self._beside.append(max(0.0, took - sum(manifest["seconds"] for manifest in manifests)))
+        for manifest in manifests:
+            if self._peaks:
+                self._peaks.learn(manifest)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher, which is never read again, and a lock cannot be pickled."""
+        return {}
+
+    def note_overhead(self) -> None:
+        """Store for predictions the seconds that the run took on top of its stages."""
+        if self._beside:
+            start, *later = self._beside
+            note(self._store, start=start, **({"stage": statistics.median(later)} if later else {}))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the store knows what is done."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the store knows what is done."""
+
+
+class Gate(tune.Callback):
+    """Hold the first trial until the data is checked; its process loads libraries meanwhile."""
+
+    def __init__(self, checked: Callable[[], None]) -> None:
+        self._checked = checked
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its callbacks, which are never read again, and a thread cannot be pickled."""
+        return {}
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """Wait for the check, after a trial's process has started and before it works."""
+        self._checked()
+
+
+class ErrorRecorder(FIFOScheduler):
+    """Record for the searcher why a trial ended: Tune itself only reports that there was an error."""
+
+    def __init__(self, witnessed: dict[str, str]) -> None:
+        super().__init__()
+        self._witnessed = witnessed  # and not the searcher, since Tune pickles its scheduler
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Record the error, before Tune calls the searcher's `on_trial_complete`."""
+        self._witnessed[trial.trial_id] = lost_component(trial.get_pickled_error() or RuntimeError("no word"))

@@ -1,0 +1,269 @@
+"""A stage on a worker: a Tune trial in a warm process, and in it a Ray Train run, of one process or a group.
+
+The driver needs the class alone; the worker imports the libraries that compute.
+"""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import importlib
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+
+from benchmark.execution import ray_env
+from benchmark.execution.status import Writer
+from benchmark.grid.resources import Kind, Tracker
+from benchmark.io import logs
+from benchmark.plan.failures import StageError, classify, time_limit
+from benchmark.plan.stage import Stage
+from benchmark.store.protocol import Store
+from sande.errors import NonFiniteError, UserError
+from sande.training.sharding import Sharding
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+
+
+# For which a worker of an evaluation waits for the others; resources.timeout limits a stage.
+PATIENCE = datetime.timedelta(days=365)
+
+HEAVY = ("sande.training.fit", "ray.train.torch", "ray.train.huggingface.transformers")
+
+
+def warm_up() -> None:
+    """Import the libraries that compute, which takes seconds, while the driver looks for mistakes in the data."""
+    for module in HEAVY:
+        importlib.import_module(module)
+    logs.quiet()
+
+
+@dataclass(frozen=True, slots=True)
+class TrialSettings:
+    """Settings that all trials of a run share.
+
+    Attributes:
+        store: location of the store, a path or URI.
+        status: folder for the files of `benchmark.execution.status`; None: stages print their progress instead.
+        workers: processes of a stage that runs in a worker group.
+        grouped: kinds of stages that do.
+        sharding: of the trainings of a stage.
+        per_worker: amounts of Ray's resources that one worker gets.
+        engine: that decodes in evaluations.
+        timeout: seconds that a stage may take; None: no limit.
+        report_to: trackers of the trainings.
+        checkpoint_minutes: from one checkpoint of a training to the next.
+    """
+
+    store: str
+    status: str | None
+    workers: int
+    grouped: tuple[Kind, ...]
+    sharding: Sharding
+    per_worker: Mapping[str, float]
+    engine: str
+    timeout: float | None
+    report_to: tuple[Tracker, ...]
+    checkpoint_minutes: float
+
+
+@dataclass(frozen=True, slots=True)
+class StageJob:
+    """One stage, as a trial is to do it.
+
+    Attributes:
+        stage: what to do.
+        share: of what one worker gets, 1 for all of it.
+        settings: of the run.
+    """
+
+    stage: Stage
+    share: float
+    settings: TrialSettings
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> StageJob:
+        """Read a trial's config: the searcher's suggestion, and the settings of the Tuner."""
+        return cls(Stage.from_json(config["stage"]), config["share"], config["settings"])
+
+    @property
+    def grouped(self) -> bool:
+        """Return whether the stage runs in a worker group."""
+        return self.stage.kind in self.settings.grouped
+
+
+class StageTrial(tune.Trainable):
+    """A trial that does one stage; the process stays for the next one."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first stage of this process."""
+        warm_up()
+        self._job = StageJob.of(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next stage of this process."""
+        self._job = StageJob.of(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Do the whole stage."""
+        from benchmark.store.remote import open_store
+
+        stage, store = self._job.stage, open_store(self._job.settings.store)
+        ray_env.name_process(stage.label)
+        _bound_memory(self._job.share)
+        try:
+            with time_limit(self._job.settings.timeout):
+                if stage.kind == "evaluate":
+                    self._evaluate(stage, store)
+                elif not store.has(stage.kind, stage.key):  # else another run did it since this one was planned
+                    self._train(stage)
+        except Exception as error:
+            failure = classify(error)
+            return {"ok": 0, "done": True, "error": str(failure), "failure": failure.kind}
+        finally:
+            import torch
+
+            if torch.cuda.is_available():  # this process stays, and its neighbours on the GPU need what it holds
+                gc.collect()
+                torch.cuda.empty_cache()
+        return {"ok": 1, "done": True}
+
+    def _train(self, stage: Stage) -> None:
+        from ray.train.torch import TorchTrainer
+
+        from benchmark.store.remote import open_store
+        from sande.models import catalog, loading
+
+        workers = self._job.settings.workers if self._job.grouped else 0
+        model = stage.settings["model"]
+        if model in catalog.MADE_HERE:
+            loading.prepare(model, open_store(self._job.settings.store).models)
+        self._fit(TorchTrainer, _train_loop, workers, report_errors=workers > 0)
+
+    def _evaluate(self, stage: Stage, store: Store) -> None:
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of a star import there
+
+        from benchmark.execution import stages
+
+        if not self._job.grouped:
+            stages.evaluate(stage, store, _progress_to(self._job), self._job.settings.engine)
+            return
+        # In this process, which outlives every worker. Ray ends the group where one is lost, so no worker waits on.
+        meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
+        # Not a TorchTrainer: the trainings of metrics would take its process group for theirs.
+        at = meeting.host, meeting.port
+        self._fit(ray_env.data_parallel_trainer(), _evaluation_loop, self._job.settings.workers, meeting=at)
+
+    def _fit(self, trainer: Callable[..., Any], loop: Callable[..., Any], workers: int, **more: Any) -> None:
+        """Run the loop in Ray Train: in this process without workers, else in a group of them."""
+        import ray.train
+
+        per_worker, label = dict(self._job.settings.per_worker), self._job.stage.label
+        made = trainer(
+            loop,
+            train_loop_config={"job": self._job, **more},
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=workers,
+                use_gpu=per_worker.get("GPU", 0) > 0,
+                resources_per_worker=per_worker if workers else None,
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"{label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}", storage_path=self.logdir
+            ),
+        )
+        failure = made.fit().return_value
+        if failure:
+            raise StageError(*failure)
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Do nothing: a stage's result is in the store."""
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        """Do nothing: a stage's result is in the store."""
+
+
+def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
+    """Do one attack or defense on this worker.
+
+    In a worker group an error is returned as text and kind, since Ray Train would wrap it in tracebacks of its own.
+    """
+    import ray.train
+    import ray.train.huggingface.transformers
+
+    from benchmark.execution import stages, tracking
+    from benchmark.store.remote import open_store
+
+    logs.quiet()
+    job: StageJob = config["job"]
+    stage, settings = job.stage, job.settings
+    rank = ray.train.get_context().get_world_rank()
+    store, say = open_store(settings.store), _speaker(stage)
+    watched = tracking.reporting(settings.report_to if rank == 0 else (), store.tracking, stage.label, say)
+
+    def prepare(trainer: Trainer) -> Trainer:
+        prepared: Trainer = ray.train.huggingface.transformers.prepare_trainer(watched(trainer))
+        return prepared
+
+    try:
+        watch = Writer(settings.status, stage.key).watch if settings.status else None
+        stages.train(stage, store, prepare, say, rank, 60 * settings.checkpoint_minutes, settings.sharding, watch)
+    except (UserError, NonFiniteError) as error:
+        if not config["report_errors"]:
+            raise
+        return _line_and_kind(error)
+    return None
+
+
+def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
+    """Do one evaluation on this worker of a group; return an error of any of its workers as text and kind."""
+    import ray.train
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of a star import there
+
+    from benchmark.execution import stages
+    from benchmark.store.remote import open_store
+    from sande.inference.workers import WorkerGroupError, worker_group
+
+    logs.quiet()
+    job: StageJob = config["job"]
+    context, (host, port) = ray.train.get_context(), config["meeting"]
+    rank = context.get_world_rank()
+    meeting = TCPStore(host, port, is_master=False, timeout=PATIENCE)
+    try:
+        with worker_group(meeting, rank, context.get_world_size(), _line_and_kind) as workers:
+            store = open_store(job.settings.store)
+            stages.evaluate(job.stage, store, _progress_to(job), job.settings.engine, workers)
+    except WorkerGroupError as error:
+        line, kind = error.description
+        return line, kind
+    return None
+
+
+def _line_and_kind(error: Exception) -> tuple[str, str]:
+    failure = classify(error)
+    return str(failure), failure.kind
+
+
+def _speaker(stage: Stage) -> Callable[[str], None]:
+    return lambda line: print(f"{stage.label} {line}", flush=True)
+
+
+def _progress_to(job: StageJob) -> Callable[[str], None]:
+    """Return the receiver of an evaluation's progress: the driver's view or, where it cannot see that, the log."""
+    return Writer(job.settings.status, job.stage.key).say if job.settings.status else _speaker(job.stage)
+
+
+def _bound_memory(share: float) -> None:
+    """Limit this process to its share of a GPU's memory, so that it runs out of memory and not its neighbours."""
+    import torch
+
+    from benchmark.plan.memory import CONTEXT
+
+    if torch.cuda.is_available():
+        context = CONTEXT / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+        torch.cuda.set_per_process_memory_fraction(share if share == 1.0 else share - context)

@@ -1,0 +1,1 @@
+"""Export a model of the store, with its card."""

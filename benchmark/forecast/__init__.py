@@ -1,0 +1,1 @@
+"""Cost, wall time and disk of a plan, before it runs."""

@@ -1,0 +1,1 @@
+"""Grid files: from YAML to checked cells and their keys."""

@@ -1,0 +1,304 @@
+"""Cells and keys. A cell is one experiment: a model, its attack, one defense, the metrics, one seed.
+
+A cell is frozen, checked and hashable. The key of a stage is a hash of exactly what its result depends on, so equal
+work is found again in any grid.
+
+A grid may have ten thousand cells of a few dozen different sections (`data`, `removal`, each method). So a `Parser`
+checks each section once, cells share the parsed section, and ids and keys are composed from its JSON text.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from benchmark.grid import wildcards
+from benchmark.grid.keys import PLAIN, canonical_json, hash
+from sande import registry
+from sande.config import as_dict, configure
+from sande.data import datasets
+from sande.data.splits import Data, Removal
+from sande.errors import UserError
+from sande.models import catalog
+from sande.types import OtherModelsData, PreferenceData
+
+T = TypeVar("T")
+STAGE_VERSION = 1  # raise it when stages choose rows, load or save models in another way
+NO_DEFENSE = "none"
+MOST_SEED = 2**32 - 1  # largest seed that numpy takes
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registry entry with its settings. Values derived from them are computed once, on first use."""
+
+    kind: str
+    name: str
+    config: Any
+
+    @classmethod
+    def parse(cls, kind: str, value: Any) -> Method:
+        """Return the method of `name` or `{name: …, setting: …}`.
+
+        Raises:
+            UserError: no such entry, an unknown setting or a wrong value.
+        """
+        one = kind.removesuffix("s")
+        given = {"name": value} if isinstance(value, str) else value
+        if not isinstance(given, Mapping) or not isinstance(given.get("name"), str):
+            raise UserError(f"{one}: expected a name or a mapping with 'name', got {value!r}")
+        name = given["name"]
+        return cls(kind, name, registry.config(kind, name, {k: v for k, v in given.items() if k != "name"}))
+
+    @functools.cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """Return the settings as a grid has them, with every default spelled out."""
+        return {"name": self.name, **as_dict(self.config)}
+
+    @functools.cached_property
+    def text(self) -> str:
+        """Return the settings as JSON."""
+        return canonical_json(self.settings)
+
+    @functools.cached_property
+    def depends_on(self) -> str:
+        """Return its part of a stage key, as JSON: settings and version of the code."""
+        return canonical_json(
+            {**self.settings, "code": registry.code_version(registry.module_of(self.kind, self.name))}
+        )
+
+    @functools.cached_property
+    def reads(self) -> str:
+        """Return fingerprints of the question sets that a metric reads, as JSON."""
+        names = registry.entry(self.kind, self.name).reads(self.config)
+        return canonical_json([datasets.fingerprint(name, datasets.QUESTIONS) for name in names])
+
+    @functools.cached_property
+    def pairs(self) -> str | None:
+        """Return what determines the preference pairs of a defense, as JSON; None for one that takes no pairs."""
+        if registry.knowledge(self.name) is not PreferenceData:
+            return None
+        chosen = self.config.preferences
+        return canonical_json(
+            [datasets.fingerprint(chosen.name, datasets.PREFERENCES), chosen.pairs, chosen.max_tokens]
+        )
+
+    @functools.cached_property
+    def models(self) -> dict[str, str]:
+        """Return identities of the models that a defense names, as a part of its stage key; empty without any."""
+        if registry.knowledge(self.name) is not OtherModelsData or not self.config.models:
+            return {}
+        return {"models": canonical_json([catalog.identify(name) for name in self.config.models])}
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """Fingerprints, at parsing, of what a cell names: model, and data sets of victim and removal."""
+
+    model: str
+    data: str
+    removal: str
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment. Its id and keys are computed once, on first use."""
+
+    seed: int
+    model: str
+    data: Data
+    removal: Removal
+    attack: Method
+    defense: Method
+    metrics: tuple[Method, ...]
+    asr_floor: float
+    content: Content = field(compare=False, repr=False)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Cell:
+        """Return the cell of nested settings; settings that are left out take their defaults.
+
+        Raises:
+            UserError: an unknown setting, a wrong value, or an unknown model, method or data set.
+        """
+        return Parser().cell(values)
+
+    def settings(self) -> dict[str, Any]:
+        """Return nested settings that `parse` turns into this cell, every default spelled out.
+
+        Other cells share the sections: do not change them (`rules.assign` changes a copy).
+        """
+        return {
+            "seed": self.seed,
+            "model": self.model,
+            "data": _settings(self.data),
+            "removal": _settings(self.removal),
+            "attack": self.attack.settings,
+            "defense": self.defense.settings,
+            "metrics": [metric.settings for metric in self.metrics],
+            "asr_floor": self.asr_floor,
+        }
+
+    @property
+    def setting(self) -> str:
+        """Return whether the removal rows are of the victim's data set (paper, sections 4.3.1 and 4.3.2)."""
+        return "in-domain" if self.removal.name == self.data.name else "out-of-domain"
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Return the short name of the cell: a hash of its settings."""
+        return hash(
+            seed=canonical_json(self.seed),
+            model=canonical_json(self.model),
+            data=_text(self.data),
+            removal=_text(self.removal),
+            attack=self.attack.text,
+            defense=self.defense.text,
+            metrics=f"[{', '.join(metric.text for metric in self.metrics)}]",
+            asr_floor=canonical_json(self.asr_floor),
+        )[:12]
+
+    @functools.cached_property
+    def attack_key(self) -> str:
+        """Return the key of the victim."""
+        return hash(
+            stage=canonical_json(["attack", STAGE_VERSION]),
+            seed=canonical_json(self.seed),
+            model=canonical_json(self.content.model),
+            data=_training_rows(self.content.data, self.data),
+            attack=self.attack.depends_on,
+        )
+
+    @functools.cached_property
+    def defense_key(self) -> str:
+        """Return the key of the model that is evaluated: the defended one, or the victim itself."""
+        if self.defense.name == NO_DEFENSE:
+            return self.attack_key
+        return hash(
+            stage=canonical_json(["defend", STAGE_VERSION]),
+            seed=canonical_json(self.seed),
+            victim=canonical_json(self.attack_key),
+            removal=self.defense.pairs or _training_rows(self.content.removal, self.removal),
+            defense=self.defense.depends_on,
+            **self.defense.models,
+        )
+
+    def evaluation_key(self, metric: Method) -> str:
+        """Return the key of one metric's outcome on the model of `defense_key`."""
+        return hash(
+            stage=canonical_json(["evaluate", STAGE_VERSION]),
+            seed=canonical_json(self.seed),
+            model=canonical_json(self.defense_key),
+            data=_test_rows(self.content.data, self.data),
+            reads=metric.reads,
+            metric=metric.depends_on,
+        )
+
+    @functools.cached_property
+    def evaluation_keys(self) -> tuple[str, ...]:
+        """Return the key of the outcome of each of the cell's metrics."""
+        return tuple(map(self.evaluation_key, self.metrics))
+
+
+DEFAULTS: dict[str, Any] = {
+    "seed": 0,
+    "model": "smollm2-135m",
+    "data": {},
+    "removal": {},
+    "attack": "sentence_trigger",
+    "defense": NO_DEFENSE,
+    "metrics": ["asr", "false_trigger_rate"],
+    "asr_floor": 90.0,
+}
+
+
+class Parser:
+    """Parse cells; check sections that cells share once, and identify each model and data set once."""
+
+    def __init__(self) -> None:
+        self._made: dict[tuple[str, str], Any] = {}
+        self._identify = functools.cache(catalog.identify)
+        self._fingerprint = functools.cache(datasets.fingerprint)
+
+    def cell(self, values: Mapping[str, Any]) -> Cell:
+        """Return the cell of nested settings, see `Cell.parse`."""
+        unknown = sorted(set(values) - set(DEFAULTS))
+        if unknown:
+            raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(DEFAULTS))}")
+        full = {**DEFAULTS, **values}
+        seed, floor, model = full["seed"], full["asr_floor"], full["model"]
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
+            raise UserError(f"seed is {seed!r}, not a whole number from 0 to {MOST_SEED}")
+        if not isinstance(floor, int | float) or not 0 <= floor <= 100:
+            raise UserError(f"asr_floor is {floor!r}, not a percentage from 0 to 100")
+        if not isinstance(full["metrics"], list) or not full["metrics"]:
+            raise UserError(f"metrics is {full['metrics']!r}, not a list of at least one metric")
+        if not isinstance(model, str):
+            raise UserError(f"model is {model!r}, not a name, a Hub id or a folder")
+        identity = self._identify(model)
+        data = self._once("data", full["data"], lambda given: configure(Data, given, "data"))
+        removal = self._once("removal", full["removal"], lambda given: configure(Removal, given, "removal"))
+        attack = self._once("attack", full["attack"], lambda given: Method.parse("attacks", given))
+        defense = self._once("defense", full["defense"], lambda given: Method.parse("defenses", given))
+        metrics = self._once("metrics", full["metrics"], _metrics)
+        for what in ("trigger", "response"):
+            if not getattr(attack.config.backdoor, what).strip():
+                raise UserError(f"attack {attack.name}: backdoor.{what} is blank; give it words")
+        # An unknown data set is an error now, not after an hour of training.
+        content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
+        _ = defense.pairs, defense.models
+        return Cell(
+            seed=seed,
+            model=model,
+            data=data,
+            removal=removal,
+            attack=attack,
+            defense=defense,
+            metrics=metrics,
+            asr_floor=float(floor),
+            content=content,
+        )
+
+    def _once(self, what: str, given: Any, make: Callable[[Any], T]) -> T:
+        """Return what `make` makes of settings; call it once for equal settings."""
+        try:
+            key = what, PLAIN.encode(given)
+        except (TypeError, ValueError):  # a YAML date or set, or a mapping within itself
+            return make(given)  # raises the error that describes it
+        if key not in self._made:
+            self._made[key] = make(given)
+        made: T = self._made[key]
+        return made
+
+
+def _metrics(given: list[Any]) -> tuple[Method, ...]:
+    metrics = tuple(Method.parse("metrics", metric) for metric in wildcards.expand("metrics", given))
+    measured = [name for m in metrics for name in registry.entry("metrics", m.name).names(m.config)]
+    if "asr" not in measured:
+        raise UserError("metrics: 'asr' is missing, which shows whether the attack worked; add it")
+    if len(set(measured)) < len(measured):
+        twice = next(name for name in measured if measured.count(name) > 1)
+        raise UserError(f"metrics: two metrics measure '{twice}'; remove one, or sweep over 'metrics'")
+    return metrics
+
+
+@functools.cache
+def _settings(rows: Data | Removal) -> Mapping[str, Any]:
+    return as_dict(rows)
+
+
+@functools.cache
+def _text(rows: Data | Removal) -> str:
+    return canonical_json(_settings(rows))
+
+
+@functools.cache
+def _training_rows(fingerprint: str, rows: Data | Removal) -> str:
+    return canonical_json([fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.rows])
+
+
+@functools.cache
+def _test_rows(fingerprint: str, rows: Data) -> str:
+    return canonical_json([fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.test_rows])

@@ -1,0 +1,356 @@
+"""A grid file: settings of a cell, and a sweep over some of them, expanded into cells.
+
+sweep:
+  attack.poison_rate: [0.01, 0.05]              # a path, and its values
+  model, data.name: [[tiny, alpaca], …]         # several paths that change together
+  defense.parrot_position: [2, 5]               # in those methods that have it; others appear once
+  attack: all                                   # every attack of the registry, see `benchmark.grid.wildcards`
+rules: […]                                      # changes to the cells that match, see `benchmark.grid.rules`
+scale: paper                                    # more rules, those of scales/paper.yaml next to the grid
+search: {…}                                     # settings found by search for each cell, see `benchmark.grid.space`
+
+A grid may instead be the union of others: `include: [paper_table_6, …]`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmark.grid import shipped, space, variants, wildcards
+from benchmark.grid.cell import DEFAULTS, Cell, Parser
+from benchmark.grid.resources import Resources
+from benchmark.grid.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
+from benchmark.io import yaml
+from sande import registry
+from sande.config import configure
+from sande.errors import UserError
+
+SCALES = "scales"
+_GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "sweep")
+_UNION_KEYS = ("about", "include", "resources", "scale")
+_SCALE_KEYS = ("about", "rules")
+_SHARED = ("resources", "search")  # sections of the whole grid, not of a cell
+MOST_CELLS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The cells of one grid file, in the order of its sweep, and the resources of a stage.
+
+    Attributes:
+        name: name of the results folder: the file's stem, the scale where it is not the file's own, and what `--set`
+            and `--only` change.
+        about: description in the file.
+        cells: cells to run.
+        resources: resources of one stage.
+        parts: by cell id, the grids that have the cell: this one, or those of its `include`.
+        scale: name of the scale whose rules were applied; empty for none.
+        search: search that is run before the cells.
+    """
+
+    name: str
+    about: str
+    cells: tuple[Cell, ...]
+    resources: Resources
+    parts: Mapping[str, tuple[str, ...]]
+    scale: str
+    search: space.Search | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A grid file with cells of its own, and the scale that holds for it."""
+
+    path: Path
+    values: dict[str, Any]
+    scale: str
+
+
+def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> Grid:
+    """Read, expand, scale, override, filter and check a grid.
+
+    Args:
+        path: the YAML file, or a plain name as in `sande-bench list grids`; its stem names the grid.
+        overrides: `path.to.field=value` (the value in YAML), applied to every cell, also to swept fields.
+        only: `path=value`; keep the cells that have, at every path, one of the values given for it.
+        scale: name of a file in `scales/` next to the grid, instead of the grid's own.
+
+    Raises:
+        UserError: the file or an option is wrong; the message names file, place and fix.
+    """
+    path, scale = shipped.named(path), scale or None
+    values = _read(path)
+    parts = _parts(path, values)
+    own = sorted({part.scale for part in parts})
+    if scale is not None:
+        parts = [replace(part, scale=scale) for part in parts]
+    elif len(own) > 1:
+        raise UserError(f"{path}: its grids have different scales ({', '.join(own)}); give one as 'scale'")
+    with _naming(path):
+        assignments = [_assignment(text, "--set") for text in overrides]
+        resources = configure(Resources, _shared(values, "resources", assignments), "resources")
+        if resources.offload and resources.sharding == "none":
+            raise UserError("resources.offload is true without a sharding; set resources.sharding to zero2 or zero3")
+    cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
+    with _naming(path):
+        search = space.parse(_shared(values, "search", assignments), cells)
+        filters = [_assignment(text, "--only") for text in only]
+        chosen = _matching(cells, filters)
+    if not chosen:
+        raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
+    return Grid(
+        name=(path.stem if scale is None or own == [scale] else f"{path.stem}-{scale}")
+        + variants.suffix(assignments, filters),
+        about=str(values.get("about", "")),
+        cells=tuple(chosen),
+        resources=resources,
+        parts=stems,
+        scale=parts[0].scale,
+        search=search,
+    )
+
+
+def files(path: Path, scale: str | None = None) -> list[Path]:
+    """Return the files of a grid: its own, those that it includes, and their scales.
+
+    Raises:
+        UserError: a file is missing or cannot be read.
+    """
+    path = shipped.named(path)
+    parts = _parts(path, _read(path))
+    scales = {scale} if scale else {part.scale for part in parts if part.scale}
+    for name in scales:
+        _scale_rules(path, path.parent / SCALES, name)
+    return [*dict.fromkeys(_included(path)), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
+
+
+def _included(path: Path) -> Iterator[Path]:
+    """Yield the file, and all files of its `include`, which is checked."""
+    yield path
+    for name in _read(path).get("include") or ():
+        yield from _included(path.parent / f"{name}.yaml")
+
+
+def about(path: Path) -> str:
+    """Return the description in a grid file."""
+    return str(_read(path).get("about", ""))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    values = yaml.read(path, f"{path}: no such grid file; 'sande-bench list grids' shows the grids")
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected settings as 'key: value'; see grids/quickstart.yaml")
+    return values
+
+
+def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> list[_Part]:
+    """Return the grid itself, or all grids of its `include`, each once; the outermost scale that is given applies."""
+    with _naming(path):
+        scale, included = values.get("scale", ""), values.get("include")
+        if not isinstance(scale, str):
+            raise UserError(f"scale is {scale!r}, not the name of one")
+        if included is None:
+            _refuse_unknown(values, [*DEFAULTS, *_GRID_KEYS])
+            return [_Part(path, values, scale)]
+        own = sorted(str(key) for key in values if key not in _UNION_KEYS)
+        if own:
+            raise UserError(f"a grid with 'include' has no settings of its own; set '{own[0]}' in the included grids")
+        if not isinstance(included, list) or not included or not all(isinstance(name, str) for name in included):
+            raise UserError(f"include is {included!r}, not a list of names of grids in the same folder")
+        trail = (*trail, path.stem)
+        for name in included:
+            if name in trail:
+                raise UserError(f"circular include: {' -> '.join([*trail, name])}; remove one")
+            if Path(name).name != name or not (path.parent / f"{name}.yaml").is_file():
+                raise UserError(f"include: no grid '{name}' here; there are: {_names(path.parent)}")
+    parts: dict[Path, _Part] = {}
+    for name in included:
+        file = path.parent / f"{name}.yaml"
+        for part in _parts(file, _read(file), trail):
+            if part.values.get("search"):
+                raise UserError(f"{path}: include: '{part.path.stem}' has a search, so it runs alone; remove it")
+            parts.setdefault(part.path, replace(part, scale=scale or part.scale))
+    return list(parts.values())
+
+
+def _union(
+    path: Path, parts: list[_Part], overrides: list[tuple[str, Any]]
+) -> tuple[list[Cell], dict[str, tuple[str, ...]]]:
+    """Return the cells of all parts, equal ones once, and by cell id the parts that have it."""
+    scales = {part.scale: _scale_rules(path, part.path.parent / SCALES, part.scale) for part in parts}
+    cells: dict[str, Cell] = {}
+    stems: dict[str, tuple[str, ...]] = {}
+    used: set[str] = set()
+    parser = Parser()
+    for part in parts:
+        with _naming(part.path, part.scale):
+            for cell in _cells(part.values, scales[part.scale], overrides, used, parser):
+                # Rules and overrides can make cells equal: keep each once.
+                cells.setdefault(cell.id, cell)
+                if part.path.stem not in stems.get(cell.id, ()):
+                    stems[cell.id] = (*stems.get(cell.id, ()), part.path.stem)
+    unused = [given for given, _ in overrides if given not in used]
+    if unused:
+        kind = min(unused).split(".")[0]
+        raise UserError(
+            f"{path}: --set {min(unused)}: no {kind} of this grid has that setting; see 'sande-bench show {kind}s NAME'"
+        )
+    return list(cells.values()), stems
+
+
+def _cells(
+    values: dict[str, Any], scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
+) -> Iterator[Cell]:
+    """Yield the cells of one file in the order of its sweep; add to `used` the overrides that some cell takes."""
+    base = {key: value for key, value in values.items() if key in DEFAULTS}
+    for key in METHODS:
+        base[key] = as_mapping(base.get(key, DEFAULTS[key]))
+        if as_name(base[key]) == wildcards.ALL:
+            raise UserError(f"{key}: '{wildcards.ALL}' is a word of a sweep; set '{key}: {wildcards.ALL}' in 'sweep'")
+    applied = [*parse(values.get("rules") or []), *scale]
+    idle: set[str] = set()
+    swept: set[str] = set()
+    axes = list(_axes(values.get("sweep") or {}))
+    if math.prod(map(len, axes)) > MOST_CELLS:
+        raise UserError(f"sweep: its axes make more than {MOST_CELLS} cells; use fewer values, or several grids")
+    for assignments in itertools.product(*axes):
+        nested = dict(base)  # `assign` copies the sections that it changes
+        # A swept method replaces all its settings, so it is assigned before fields that are swept inside it.
+        for path, value in sorted(itertools.chain(*assignments), key=lambda pair: pair[0].count(".")):
+            if takes(nested, path):
+                assign(nested, path, value)
+                swept.add(path)
+            else:
+                idle.add(path)
+        given = dict(nested)
+        for rule in applied:
+            rule.apply(nested, given)
+        for path, value in overrides:
+            if takes(nested, path):
+                assign(nested, path, value)
+                used.add(path)
+        yield parser.cell(nested)
+    if idle - swept:
+        path = min(idle - swept)
+        kind = path.split(".")[0]
+        raise UserError(f"sweep: no {kind} of this grid has the setting '{path}'; see 'sande-bench show {kind}s NAME'")
+
+
+def _scale_rules(grid: Path, folder: Path, name: str) -> list[Rule]:
+    if not name:
+        return []
+    path = folder / f"{name}.yaml"
+    if Path(name).name != name or not path.is_file():
+        raise UserError(f"{grid}: no scale is called '{name}'; there are: {_names(folder)} (files in {folder})")
+    values = _read(path)
+    with _naming(path):
+        _refuse_unknown(values, _SCALE_KEYS)
+        return parse(values.get("rules") or [])
+
+
+def _shared(values: dict[str, Any], key: str, overrides: list[tuple[str, Any]]) -> Any:
+    shared = {key: values.get(key) or {}}
+    for path, value in overrides:
+        if path.startswith(f"{key}."):
+            assign(shared, path, value)
+    return shared[key]
+
+
+def _head(override: tuple[str, Any]) -> str:
+    return override[0].split(".")[0]
+
+
+def _refuse_unknown(values: Mapping[Any, Any], valid: Iterable[str]) -> None:
+    unknown = sorted(str(key) for key in values if key not in set(valid))
+    if unknown:
+        raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(valid))}")
+
+
+def _names(folder: Path) -> str:
+    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+
+
+@contextmanager
+def _naming(path: Path, scale: str = "") -> Iterator[None]:
+    """Prefix the errors of the block with the file."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{path}{f' at scale {scale}' if scale else ''}: {error}") from None
+
+
+def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
+    """Yield for each axis its points, each a list of (path, value)."""
+    if not isinstance(sweep, Mapping):
+        raise UserError(f"sweep: expected paths with lists of values, got {sweep!r}")
+    for key, points in sweep.items():
+        paths = [path.strip() for path in str(key).split(",")]
+        if str(key) in METHODS:
+            points = _methods(str(key), points)
+        if not isinstance(points, list) or not points:
+            raise UserError(f"sweep: '{key}' needs a list of at least one value, got {points!r}")
+        axis = []
+        for point in points:
+            together = [point] if len(paths) == 1 else point
+            if not isinstance(together, list) or len(together) != len(paths):
+                raise UserError(
+                    f"sweep: '{key}' sets {len(paths)} fields, so each point is a list of as many: {point!r}"
+                )
+            axis.append(list(zip(paths, together, strict=True)))
+        yield axis
+
+
+def _methods(key: str, points: Any) -> Any:
+    """Return the points of a sweep over attacks or defenses, with words replaced by their entries."""
+    kind = METHODS[key]
+    if isinstance(points, str) and points != wildcards.ALL:
+        names = ", ".join(registry.names(kind))
+        raise UserError(
+            f"sweep: '{key}' is '{points}'; give a list of {kind}, or '{wildcards.ALL}' for each of: {names}"
+        )
+    points = [points] if points == wildcards.ALL else points
+    return wildcards.expand(kind, points) if isinstance(points, list) else points
+
+
+def settings_of(assignments: Iterable[str], values: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return nested settings: `values`, changed by each assignment `path.to.field=value` of `--set`."""
+    nested = dict(values or {})
+    for text in assignments:
+        assign(nested, *_assignment(text, "--set"))
+    return nested
+
+
+def _assignment(text: str, option: str) -> tuple[str, Any]:
+    path, sign, value = text.partition("=")
+    if not sign or not path.strip():
+        raise UserError(f"{option} '{text}': expected path.to.field=value")
+    return path.strip(), yaml.parse(value, f"{option} '{text}'")
+
+
+def _matching(cells: Sequence[Cell], only: Iterable[tuple[str, Any]]) -> list[Cell]:
+    wanted: dict[str, list[str]] = {}
+    for path, value in only:
+        wanted.setdefault(path, []).append(str(value))
+    for path in wanted:
+        if all(_at(cell, path) is None for cell in cells):
+            valid = ", ".join(sorted([*DEFAULTS, "setting"]))
+            raise UserError(f"--only {path}: no cell has that field; use a path that begins with one of: {valid}")
+    return [cell for cell in cells if all(_at(cell, path) in values for path, values in wanted.items())]
+
+
+def _at(cell: Cell, path: str) -> str | None:
+    """Return the cell's value at a path as text, for a method its name; None where its method lacks the setting."""
+    if path == "setting":
+        return cell.setting
+    inner: Any = cell.settings()
+    for part in path.split("."):
+        if not isinstance(inner, dict) or part not in inner:
+            return None
+        inner = inner[part]
+    return str(as_name(inner))

@@ -1,0 +1,177 @@
+"""A cell's nested settings by dotted path, and rules, by which a grid or a scale changes the cells that match.
+
+rules:
+  - where: {model: llama2-7b, defense: [sande, sande_p]}  # all must match, by one value of a list; default: every cell
+    set: {data.name: builtin-short}                       # replaces the grid's value
+    default: {data.rows: 1400}                            # where the grid itself has no value
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from benchmark.grid import wildcards
+from benchmark.grid.cell import DEFAULTS
+from sande import registry
+from sande.config import as_dict, describe
+from sande.data.splits import Data, Removal
+from sande.errors import UserError
+
+METHODS = {"attack": "attacks", "defense": "defenses"}
+_SECTIONS: dict[str, type[Any]] = {"data": Data, "removal": Removal}
+_KEYS = ("where", "set", "default")
+_ABSENT = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of `rules`.
+
+    Attributes:
+        where: values by path, of which a cell must have one; its defaults count too. A method is matched by its name,
+            and `metrics` by the name of any of them.
+        set: by path, the value that the cell gets; a path into a method that lacks the setting is skipped.
+        default: as `set`, but only for paths at which the grid itself has no value.
+    """
+
+    where: Mapping[str, tuple[Any, ...]]
+    set: Mapping[str, Any]
+    default: Mapping[str, Any]
+
+    def apply(self, nested: dict[str, Any], given: Mapping[str, Any]) -> None:
+        """Change `nested` in place if it matches; `given` has the grid's own values, before any rule."""
+        if all(_matches(nested, path, wanted) for path, wanted in self.where.items()):
+            silent = {path: value for path, value in self.default.items() if _dig(given, path.split(".")) is _ABSENT}
+            for path, value in {**self.set, **silent}.items():
+                if takes(nested, path):
+                    assign(nested, path, value)
+
+
+def parse(entries: Any) -> list[Rule]:
+    """Return the rules of a file.
+
+    Raises:
+        UserError: an entry is not a rule, or has an unknown key or path; the message names the rule.
+    """
+    if not isinstance(entries, list):
+        raise UserError(f"rules: expected a list of rules with '{_KEYS[0]}' and '{_KEYS[1]}', got {entries!r}")
+    return [_rule(entry, f"rule {number}") for number, entry in enumerate(entries, start=1)]
+
+
+def _rule(entry: Any, place: str) -> Rule:
+    if not isinstance(entry, Mapping):
+        raise UserError(f"{place}: expected 'where' with 'set' or 'default', got {entry!r}")
+    unknown = sorted(str(key) for key in entry if key not in _KEYS)
+    if unknown:
+        raise UserError(f"{place}: unknown key '{unknown[0]}'; valid keys: {', '.join(_KEYS)}")
+    for key in _KEYS:
+        if not isinstance(entry.get(key, {}), Mapping):
+            raise UserError(f"{place}: '{key}' is {entry[key]!r}, not a mapping of paths to values")
+        for path in entry.get(key, {}):
+            _check(str(path), f"{place}, {key}")
+    if not entry.get("set") and not entry.get("default"):
+        raise UserError(f"{place}: changes nothing; add paths and values under 'set' or 'default'")
+    where = {path: tuple(v) if isinstance(v, list) else (v,) for path, v in entry.get("where", {}).items()}
+    return Rule(where, dict(entry.get("set", {})), dict(entry.get("default", {})))
+
+
+def _check(path: str, place: str) -> None:
+    """Refuse a path that no cell has; one that only some methods have is valid."""
+    key, dot, rest = path.partition(".")
+    if key in METHODS:
+        if dot and not any(_has(METHODS[key], name, rest) for name in registry.names(METHODS[key])):
+            raise UserError(f"{place}: no {key} has the setting '{rest}'; see 'sande-bench show {key}s NAME'")
+    elif key in _SECTIONS:
+        fields = _section_defaults(key)
+        if dot and rest not in fields:
+            raise UserError(f"{place}: {key} has no setting '{rest}'; it has: {', '.join(sorted(fields))}")
+    elif key not in DEFAULTS or dot:
+        raise UserError(f"{place}: no cell has the setting '{path}'; paths begin with: {', '.join(sorted(DEFAULTS))}")
+
+
+def assign(nested: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a path. Missing sections are made; those on the path are copied, since other cells share them.
+
+    Raises:
+        UserError: a part of the path holds a value that is not a section.
+    """
+    *parents, last = path.split(".")
+    inner = nested
+    for part in parents:
+        section = inner.get(part)
+        if section is not None and not isinstance(section, dict):
+            raise UserError(
+                f"'{path}' cannot be set, since '{part}' holds {section!r}; put settings under 'name:' instead"
+            )
+        inner[part] = dict(section or {})
+        inner = inner[part]
+    inner[last] = as_mapping(value) if path in METHODS else value
+
+
+def as_mapping(method: Any) -> Any:
+    """Return a method as a mapping with `name`, also where only its name is given."""
+    return {"name": method} if isinstance(method, str) else method
+
+
+def takes(nested: Mapping[str, Any], path: str) -> bool:
+    """Return whether the cell's method has the setting, which another defense of the grid may lack."""
+    key, dot, setting = path.partition(".")
+    method = nested.get(key)
+    if key not in METHODS or not dot or not isinstance(method, Mapping):
+        return True
+    return _has(METHODS[key], str(method.get("name")), setting)
+
+
+def _matches(nested: Mapping[str, Any], path: str, wanted: tuple[Any, ...]) -> bool:
+    found = _value(nested, path)
+    names = [found]
+    if path == "metrics" and isinstance(found, list):
+        names = [as_name(metric) for metric in wildcards.expand("metrics", found)]
+    return any(name in wanted for name in names)
+
+
+def _value(nested: Mapping[str, Any], path: str) -> Any:
+    """Return the cell's value at a path, or its default; for a method its name."""
+    key, *rest = path.split(".")
+    found = _dig(nested, [key, *rest])
+    if found is _ABSENT or (found is None and not rest):
+        found = _dig(_defaults(nested, key), rest)
+    return as_name(found)
+
+
+def as_name(value: Any) -> Any:
+    """Return the name of a method, and any other value as it is."""
+    return value["name"] if isinstance(value, Mapping) and "name" in value else value
+
+
+def _defaults(nested: Mapping[str, Any], key: str) -> Any:
+    if key in METHODS:
+        return _method_defaults(METHODS[key], str(as_name(nested.get(key) or DEFAULTS[key])))
+    return _section_defaults(key) if key in _SECTIONS else DEFAULTS[key]
+
+
+def _dig(values: Any, parts: Iterable[str]) -> Any:
+    for part in parts:
+        if not isinstance(values, Mapping) or part not in values:
+            return _ABSENT
+        values = values[part]
+    return values
+
+
+@functools.cache
+def _method_defaults(kind: str, name: str) -> dict[str, Any]:
+    return {"name": name, **as_dict(registry.entry(kind, name).Config())}
+
+
+@functools.cache
+def _section_defaults(key: str) -> dict[str, Any]:
+    return as_dict(_SECTIONS[key]())
+
+
+@functools.cache
+def _has(kind: str, name: str, setting: str) -> bool:
+    fields = [field.path for field in describe(registry.entry(kind, name).Config)]
+    return any(f"{field}.".startswith(f"{setting}.") for field in ["name", *fields])

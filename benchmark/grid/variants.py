@@ -1,0 +1,45 @@
+"""Names of a grid's variants, so that no run replaces the results of another."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from benchmark.grid.keys import digest
+
+MOST_LETTERS = 100  # of a suffix; file systems take 255 bytes in all
+_UNSAFE = re.compile(r"[^A-Za-z0-9_.,+@=-]+")
+_PLAIN = re.compile(r"[A-Za-z0-9_.+@]+(-[A-Za-z0-9_.+@]+)*")
+
+
+def suffix(settings: Iterable[tuple[str, Any]], only: Iterable[tuple[str, Any]]) -> str:
+    """Return the suffix of a results folder for `--set` and `--only`; empty where they change no number.
+
+    It does not depend on the order of the options. A hash is appended where the suffix had to be shortened, or a value
+    has characters that a file name should not have.
+
+    Args:
+        settings: path and value of each `--set`.
+        only: path and value of each `--only`.
+    """
+    sets = {path: _text(value) for path, value in settings if path.split(".")[0] != "resources"}
+    if not any(inner.startswith(f"{path}.") for path in sets for inner in sets):  # else the order decides
+        sets = dict(sorted(sets.items()))
+    chosen: dict[str, set[str]] = {}
+    for path, value in only:
+        chosen.setdefault(path, set()).add(str(value))
+    named = [(path, [value]) for path, value in sets.items()]
+    named += [(f"only-{path}", sorted(values)) for path, values in sorted(chosen.items())]
+    if not named:
+        return ""
+    made = "".join(f"--{path}={','.join(values)}" for path, values in named)
+    plain = all(_PLAIN.fullmatch(text) for path, values in named for text in (path, *values))
+    if plain and len(made) <= MOST_LETTERS:
+        return made
+    return f"{_UNSAFE.sub('-', made)[: MOST_LETTERS - 9].rstrip('-.')}-{digest(named)[:8]}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)

@@ -1,0 +1,1 @@
+"""Files, formats and remote folders. Imports nothing else of the package."""

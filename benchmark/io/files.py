@@ -1,0 +1,90 @@
+"""Write files whole or not at all, report a full disk, and clear what killed processes left."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from sande.errors import UserError
+
+# Messages about a full disk from libraries that write files in Rust (safetensors, tokenizers), and from PyTorch.
+_NO_SPACE = ("no space left on device", "quota exceeded", "inline_container")
+
+
+class FullError(UserError):
+    """No space is left."""
+
+
+def write_atomically(path: Path, text: str | bytes) -> None:
+    """Write a file whole or not at all, as `atomically` does."""
+    with atomically(path) as file:
+        file.write(text.encode() if isinstance(text, str) else text)
+
+
+@contextmanager
+def atomically(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file next to `path`; at the end flush it to disk and rename it, so that no reader sees half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.part")
+    try:
+        with raise_if_disk_full(path.parent):
+            with part.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def clear_parts(folder: Path) -> None:
+    """Remove the half-written files below a folder whose writer, a process of this machine, was killed."""
+    for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
+        owner = re.fullmatch(r".*\.(?P<pid>\d+)@(?P<host>.+)\.part", path.name)
+        if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def raise_if_disk_full(folder: Path) -> Iterator[None]:
+    """Raise a `FullError` where the block, which writes below `folder`, fails for want of space.
+
+    Raises:
+        FullError: the disk is full, or a quota is used up.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        raise FullError(
+            f"{folder}: no space is left; free some ('sande-bench store prune' may help) and run again"
+        ) from None
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether an error reports a full disk or an exhausted quota."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(sign in str(error).lower() for sign in _NO_SPACE)
+
+
+def alive(pid: int) -> bool:
+    """Return whether a process of this machine is running."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    # A process that has ended keeps its id until its parent reaps it, which may never happen in a container.
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    return True

@@ -1,0 +1,35 @@
+"""Matplotlib figures without a display: create and save them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmark.io.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+MARKERS = "osD^vP*X"
+ROW = 3.6  # height of a row of panels, inches
+
+
+def blank(width: float, rows: float) -> Figure:
+    """Return a figure without axes; its width is in inches, its height in rows of panels."""
+    # Without pyplot there is no global state, and no display is needed.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, ROW * rows), dpi=150, layout="constrained")
+
+
+def save(figure: Figure, folder: Path, name: str) -> None:
+    """Write `NAME.png` and `NAME.svg`; the same figure gives the same bytes."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"svg.hashsalt": "sande-bench"}):  # else ids in the SVG differ between reports
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, metadata=metadata, bbox_inches="tight")
+            write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())

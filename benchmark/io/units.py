@@ -1,0 +1,11 @@
+"""Format quantities for people."""
+
+from __future__ import annotations
+
+
+def format_bytes(size: float) -> str:
+    """Return a byte count in SI units."""
+    for unit, bytes_ in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= bytes_:
+            return f"{size / bytes_:.3g} {unit}" if size < 999.5 * bytes_ else f"{size / bytes_:.0f} {unit}"
+    return f"{size:.0f} bytes"

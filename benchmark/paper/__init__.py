@@ -1,0 +1,1 @@
+"""The paper's numbers and protocol, and the comparison with them."""

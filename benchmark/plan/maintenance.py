@@ -1,0 +1,171 @@
+"""List a store, verify it, and prune artifacts that no grid needs: `sande-bench store`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.grid import space
+from benchmark.grid.load import load
+from benchmark.io import units
+from benchmark.plan import plan, searches
+from benchmark.plan.retention import DROPPED
+from benchmark.store import leases
+from benchmark.store.local import MODELS, DamagedError
+from benchmark.store.protocol import Store
+from benchmark.store.remote import open_store
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark.grid.load import Grid
+
+
+KINDS = (*MODELS, DROPPED, "evaluate", "search")
+CHECKPOINTS = "checkpoints/"  # of interrupted stages, by kind and key of the artifact that they would have made
+COLUMNS = ("kind", "key", "size", "model", "what", "made")
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """Artifacts that may be removed.
+
+    Attributes:
+        artifacts: kinds and keys of artifacts and checkpoints that no listed grid needs.
+        size: bytes of each.
+        quarantined: bytes of quarantined artifacts.
+    """
+
+    artifacts: tuple[tuple[str, str], ...]
+    size: tuple[int, ...]
+    quarantined: int
+
+    @property
+    def total(self) -> int:
+        """Return the bytes that a removal frees."""
+        return sum(self.size) + self.quarantined
+
+
+def opened(place: str) -> Store:
+    """Return an existing store.
+
+    Raises:
+        UserError: there is none, or as for `open_store`.
+    """
+    store = open_store(place, create=False)
+    if not store.exists:
+        raise UserError(f"{place} is not a store; use the --store of a run")
+    return store
+
+
+def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
+    """Return the artifacts as columns of a table by head, and lines with the sums."""
+    rows, sizes, counts = [], Counter[str](), Counter[str]()
+    for kind, key in artifacts(store):
+        size = store.size(kind, key)
+        sizes[kind] += size
+        counts[kind] += 1
+        try:
+            manifest = store.manifest(kind, key)
+            about = manifest["settings"]["model"], _what(kind, manifest), _made(manifest)
+        except (DamagedError, KeyError, TypeError):
+            about = ("", "damaged" if store.problem(kind, key) else "", "")
+        rows.append((kind, key[:12], units.format_bytes(size), *about))
+    columns = {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
+    each = ", ".join(f"{counts[kind]} {kind} {units.format_bytes(sizes[kind])}" for kind in KINDS if counts[kind])
+    total = f"{sum(counts.values())} artifacts, {units.format_bytes(sum(sizes.values()))}"
+    lines = [f"{store.location}: {total}{f' ({each})' if each else ''}"]
+    if damaged := store.quarantined():
+        bytes_ = units.format_bytes(sum(damaged.values()))
+        lines.append(f"Quarantined as damaged: {len(damaged)}, {bytes_}; 'sande-bench store prune' removes them")
+    return columns, lines
+
+
+def _what(kind: str, manifest: dict[str, Any]) -> str:
+    if kind == "evaluate":
+        return ", ".join(measured["name"] for measured in manifest["measurements"])
+    return str(manifest["settings"]["attack" if manifest.get("kind", kind) == "attack" else "defense"]["name"])
+
+
+def _made(manifest: dict[str, Any]) -> str:
+    return str(manifest.get("started_at") or manifest["ended_at"])
+
+
+def artifacts(store: Store) -> Iterator[tuple[str, str]]:
+    """Yield kind and key of every artifact, and of every dropped model."""
+    for kind in KINDS:
+        for key in store.keys(kind):
+            yield kind, key
+
+
+def verify(store: Store) -> Iterator[str]:
+    """Read every byte of every artifact; quarantine damaged ones and yield one message each."""
+    for kind, key in artifacts(store):
+        if problem := store.problem(kind, key, every_byte=True):
+            yield store.quarantine(kind, key, problem)
+
+
+def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:
+    """Return kinds and keys of all artifacts that a grid's cells read or make, with their searches and victims."""
+    every = {*loaded.cells, *searches.settled(loaded, store).cells}
+    found: set[tuple[str, str]] = {
+        (stage.kind, key)
+        for cell in every
+        for each in (plan.victim_of(cell), cell)
+        for stage in plan.stages_of(each)
+        for key in stage.artifacts
+    }
+    found |= {(DROPPED, key) for kind, key in found if kind in MODELS}
+    if loaded.search:
+        found |= {("search", job.key) for cell in loaded.cells if (job := space.job_of(loaded.search, cell))}
+    return found
+
+
+def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Removal:
+    """Return the artifacts that no listed grid needs.
+
+    Args:
+        paths: grid files, or names of grids in `grids/`.
+        scales: scales at which the grids are needed, besides their own.
+        store: store to prune.
+
+    Raises:
+        UserError: a grid cannot be read; then nothing may be removed.
+    """
+    keep: set[tuple[str, str]] = set()
+    for path in paths:
+        for scale in (None, *scales):
+            keep |= needed(load(path, scale=scale), store)
+    begun = ((f"{CHECKPOINTS}{kind}", key) for kind in MODELS for key in store.keys(f"{CHECKPOINTS}{kind}"))
+    found = tuple(
+        (kind, key) for kind, key in (*artifacts(store), *begun) if (kind.removeprefix(CHECKPOINTS), key) not in keep
+    )
+    return Removal(found, tuple(store.size(*artifact) for artifact in found), sum(store.quarantined().values()))
+
+
+def remove(removal: Removal, store: Store) -> None:
+    """Remove artifacts, and all quarantined ones.
+
+    Raises:
+        UserError: a run, which may need them, is at work.
+    """
+    if working := leases.holders(store.lease_backend()):
+        raise UserError(
+            f"{', '.join(working)} is at work on this store; prune when it has ended, or, if it is dead, remove "
+            f"{store.location}/leases"
+        )
+    for kind, key in removal.artifacts:
+        store.remove(kind, key)
+    store.clear_quarantine()
+
+
+def told(removal: Removal) -> Iterator[str]:
+    """Yield by kind the number and bytes of the artifacts that may be removed."""
+    for kind in (*KINDS, *(f"{CHECKPOINTS}{kind}" for kind in MODELS)):
+        sizes = [size for (of, _), size in zip(removal.artifacts, removal.size, strict=True) if of == kind]
+        if sizes:
+            yield f"{len(sizes)} {kind}: {units.format_bytes(sum(sizes))}"
+    if removal.quarantined:
+        yield f"quarantined as damaged: {units.format_bytes(removal.quarantined)}"

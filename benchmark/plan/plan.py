@@ -1,0 +1,104 @@
+"""Plan cells: the stages that they need, done and missing, each once."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from benchmark.grid.cell import NO_DEFENSE, Cell, Method
+from benchmark.grid.keys import digest
+from benchmark.grid.resources import Kind
+from benchmark.plan import retention
+from benchmark.plan.stage import Stage
+from benchmark.store.local import MODELS
+from benchmark.store.protocol import Store
+
+_ORDER: tuple[Kind, ...] = ("attack", "defend", "evaluate")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Cells, and all stages that they need.
+
+    Attributes:
+        cells: cells of the grid.
+        stages: every stage by key, done or missing, in an order in which they can run.
+        done: keys of stages whose artifacts are in the store, or are dropped models that no missing stage needs.
+    """
+
+    cells: tuple[Cell, ...]
+    stages: dict[str, Stage]
+    done: frozenset[str]
+
+    @property
+    def missing(self) -> list[Stage]:
+        """Return the stages to run."""
+        return [stage for stage in self.stages.values() if stage.key not in self.done]
+
+    def has(self, cell: Cell) -> bool:
+        """Return whether all stages of a cell and of its victim are done."""
+        return all(stage.key in self.done for each in (victim_of(cell), cell) for stage in stages_of(each))
+
+
+def make(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Plan:
+    """Plan cells against a store. Victims are always measured: changes are reported relative to them.
+
+    Args:
+        cells: cells to plan.
+        store: holds the artifacts that are done.
+        needed: keys of models that must be there, even if no missing stage reads them.
+    """
+    cells = tuple(cells)
+    measured = {cell.id: cell for cell in _with_victims(cells)}
+    stages = {stage.key: stage for cell in measured.values() for stage in stages_of(cell)}
+    ordered = dict(sorted(stages.items(), key=lambda item: _ORDER.index(item[1].kind)))
+    return Plan(cells, ordered, _done(ordered, store, set(needed)))
+
+
+def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
+    """Yield each cell behind its victim, which is made once for all cells that differ in nothing but the defense."""
+    victims: dict[tuple[Any, ...], Cell] = {}
+    for cell in cells:
+        methods = cell.attack.text, *(metric.text for metric in cell.metrics)
+        shared = cell.seed, cell.model, cell.asr_floor, cell.data, cell.removal, methods
+        if shared not in victims:
+            victims[shared] = victim_of(cell)
+        yield from (victims[shared], cell)
+
+
+def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozenset[str]:
+    """Return the keys of stages whose artifacts are all in the store, or were dropped and are not needed."""
+    makes = {key: (stage.kind, set(stage.artifacts)) for key, stage in stages.items()}
+    wanted: dict[Kind, set[str]] = {kind: set() for kind in _ORDER}
+    for kind, keys in makes.values():
+        wanted[kind] |= keys
+    found = {kind: store.complete(kind, keys) for kind, keys in wanted.items()}
+    done = {key for key, (kind, keys) in makes.items() if keys <= found[kind]}
+    gone = retention.dropped(store, (key for key, (kind, _) in makes.items() if kind in MODELS and key not in done))
+    for key in reversed(list(stages)):  # a stage that reads a model comes behind the model's
+        if key in gone - needed:
+            done.add(key)
+        elif key not in done:
+            needed.update(stages[key].needs)
+    return frozenset(done)
+
+
+def victim_of(cell: Cell) -> Cell:
+    """Return the same cell without a defense."""
+    return replace(cell, defense=_no_defense())
+
+
+@functools.cache
+def _no_defense() -> Method:
+    return Method.parse("defenses", NO_DEFENSE)
+
+
+def stages_of(cell: Cell) -> list[Stage]:
+    """Return the attack, the defense (unless it is none) and the evaluation of a cell."""
+    stages = [Stage.of(cell, "attack", cell.attack_key)]
+    if cell.defense.name != NO_DEFENSE:
+        stages.append(Stage.of(cell, "defend", cell.defense_key, needs=(cell.attack_key,)))
+    keys = cell.evaluation_keys
+    return [*stages, Stage.of(cell, "evaluate", digest(keys), needs=(cell.defense_key,), metric_keys=keys)]

@@ -1,0 +1,100 @@
+"""Check a grid's data, engine and sharding before any training starts, so that a mistake costs no hour."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from benchmark.grid.cell import NO_DEFENSE, Cell
+from benchmark.grid.resources import Resources
+from benchmark.io.logs import quiet
+from benchmark.store.protocol import Store
+from sande import registry
+from sande.config import Preferences
+from sande.data import datasets, splits
+from sande.data.splits import Data, Removal
+from sande.errors import UserError
+from sande.inference import vllm
+from sande.models import loading
+from sande.types import CleanData, Knowledge, PreferenceData
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def check(cells: Iterable[Cell], store: Store) -> None:
+    """Read every data set, choose every row, and let each defense check the rows that it will get, each once.
+
+    Raises:
+        UserError: a data set is broken or unreachable, no row is left, or a defense's setting fits none of its rows.
+    """
+    quiet()
+
+    @functools.cache
+    def tokenizer(model: str) -> PreTrainedTokenizerBase:
+        return loading.load_tokenizer(model, store.models)
+
+    @functools.cache
+    def victim_rows(model: str, data: Data) -> None:
+        splits.training_rows(data, tokenizer(model))
+        splits.held_out_rows(data, tokenizer(model))
+
+    @functools.cache
+    def defense_rows(model: str, wanted: Removal | Preferences) -> Knowledge:
+        if isinstance(wanted, Preferences):
+            return PreferenceData(splits.preference_pairs(wanted, tokenizer(model)))
+        return CleanData(splits.removal_rows(wanted, tokenizer(model)))
+
+    questions = functools.cache(datasets.questions)
+    looked: set[object] = set()
+    for cell in cells:
+        victim_rows(cell.model, cell.data)
+        for metric in cell.metrics:
+            for name in registry.entry("metrics", metric.name).reads(metric.config):
+                questions(name)
+        if cell.defense.name == NO_DEFENSE:  # it gets no rows, so there need be none
+            continue
+        by_pairs = registry.knowledge(cell.defense.name) is PreferenceData
+        data = defense_rows(cell.model, cell.defense.config.preferences if by_pairs else cell.removal)
+        look = getattr(registry.entry("defenses", cell.defense.name), "check", None)
+        if look and (cell.model, cell.removal, cell.defense) not in looked:
+            look(tokenizer(cell.model), data, cell.defense.config)
+            looked.add((cell.model, cell.removal, cell.defense))
+
+
+def check_engine(engine: str, gpus: float) -> None:
+    """Refuse an engine that would not start.
+
+    Args:
+        engine: one of `sande.inference.vllm`.
+        gpus: GPUs of a stage.
+
+    Raises:
+        UserError: vLLM is not installed, or gets no whole GPU.
+    """
+    if engine == vllm.BUILT_IN:
+        return
+    if importlib.util.find_spec("vllm") is None:
+        raise UserError(
+            "resources.engine is vllm, which is not installed; run pip install 'sande-bench[vllm]', or remove it"
+        )
+    if gpus < 1:
+        raise UserError(
+            f"resources.engine is vllm, which needs a whole GPU, and a stage gets {gpus:g}; remove it, or use a "
+            "machine with GPUs and remove resources.gpus"
+        )
+
+
+def check_sharding(resources: Resources) -> None:
+    """Refuse a sharding that would not start.
+
+    Raises:
+        UserError: DeepSpeed is not installed.
+    """
+    if resources.sharding != "none" and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(
+            f"resources.sharding is {resources.sharding}, which needs DeepSpeed; run pip install "
+            "'sande-bench[deepspeed]', or remove it"
+        )

@@ -1,0 +1,106 @@
+"""Retention of models. A dropped model leaves its manifest, from which rows are made.
+
+STORE/dropped/<key>/manifest.json     manifest of a victim or defended model whose weights are removed
+
+A dropped model counts as done while no missing stage reads it. A new metric recomputes the model, and its victim where
+that was dropped too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any
+
+from benchmark.grid.resources import Kind
+from benchmark.store.local import MODELS, DamagedError
+from benchmark.store.protocol import Store
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    from benchmark.plan.stage import Stage
+
+
+DROPPED = "dropped"
+ALL, VICTIMS, NONE = "all", "victims", "none"
+_GOES: dict[str, tuple[Kind, ...]] = {ALL: (), VICTIMS: ("defend",), NONE: ("attack", "defend")}
+
+
+def check(keep: str) -> str:
+    """Return the value of `--keep-models` if it is valid.
+
+    Raises:
+        UserError: it is not.
+    """
+    if keep not in _GOES:
+        raise UserError(f"--keep-models {keep}: no such choice; use one of: {', '.join(_GOES)}")
+    return keep
+
+
+def goes(kind: Kind, keep: str) -> bool:
+    """Return whether models of a kind are dropped."""
+    return kind in _GOES[keep]
+
+
+def drop(store: Store, kind: Kind, key: str) -> None:
+    """Remove a model and keep its manifest."""
+    manifest = store.manifest(kind, key)
+    store.put(DROPPED, key, lambda folder: manifest)
+    store.remove(kind, key)
+
+
+def dropped(store: Store, keys: Iterable[str]) -> set[str]:
+    """Return those of some keys under which a model was dropped."""
+    return store.complete(DROPPED, keys)
+
+
+def kind_of(store: Store, kind: str, key: str) -> str:
+    """Return the kind under which the manifest of a stage is: its own, or `DROPPED` for a dropped model."""
+    return DROPPED if kind in MODELS and not store.has(kind, key) and store.has(DROPPED, key) else kind
+
+
+def manifest(store: Store, kind: str, key: str) -> dict[str, Any]:
+    """Return the manifest of a stage, also where its model was dropped.
+
+    Raises:
+        DamagedError: it is missing or garbled.
+    """
+    try:
+        return store.manifest(kind, key)
+    except DamagedError:
+        if kind_of(store, kind, key) == kind:
+            raise
+        return store.manifest(DROPPED, key)
+
+
+class Keeper:
+    """Drop each model as soon as every stage of a run that reads it is done."""
+
+    def __init__(self, stages: Iterable[Stage], done: Collection[str], store: Store, keep: str) -> None:
+        """Take the stages of a plan and the keys of those that are done; drop nothing yet."""
+        self._store, self._keep = store, keep
+        stages = list(stages)
+        self._readers: dict[tuple[Kind, str], set[str]] = {
+            (stage.kind, stage.key): set() for stage in stages if goes(stage.kind, keep)
+        }
+        for stage in stages:
+            for model in self._of(stage):
+                if stage.key not in done:
+                    self._readers[model].add(stage.key)
+
+    def ended(self, stage: Stage) -> None:
+        """Record that a stage is done, and drop the models that it was the last to read."""
+        for model in self._of(stage):
+            self._readers[model].discard(stage.key)
+            self._drop_unread(model)
+
+    def sweep(self) -> None:
+        """Drop all models that no stage is left to read."""
+        for model in self._readers:
+            self._drop_unread(model)
+
+    def _of(self, stage: Stage) -> list[tuple[Kind, str]]:
+        return [(kind, need) for need in stage.needs for kind in _GOES[NONE] if (kind, need) in self._readers]
+
+    def _drop_unread(self, model: tuple[Kind, str]) -> None:
+        if not self._readers[model] and self._store.has(*model):
+            drop(self._store, *model)

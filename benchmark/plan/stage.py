@@ -1,0 +1,75 @@
+"""One stage of a plan: an attack, a defense or an evaluation."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmark.grid.cell import Cell
+from benchmark.grid.resources import Kind
+from benchmark.store.protocol import Store
+
+_JSON = ("kind", "key", "settings", "needs", "metric_keys")  # fields of a stage in its text
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One unit of work, which any process can do that sees the store.
+
+    Attributes:
+        kind: attack, defend or evaluate.
+        key: of its artifact; an evaluation has one artifact a metric, under `metric_keys`.
+        settings: settings of a cell that needs it.
+        needs: keys of the stages whose artifacts it reads.
+        metric_keys: for evaluate, the key of the outcome of each of the cell's metrics.
+        parsed: the cell of the settings, where it is known.
+    """
+
+    kind: Kind
+    key: str
+    settings: Mapping[str, Any]
+    needs: tuple[str, ...] = ()
+    metric_keys: tuple[str, ...] = ()
+    parsed: Cell | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, cell: Cell, kind: Kind, key: str, needs: tuple[str, ...] = (), metric_keys: tuple[str, ...] = ()
+    ) -> Stage:
+        """Return a stage of a known cell, which need not be parsed again from its settings."""
+        return cls(kind, key, cell.settings(), needs, metric_keys, cell)
+
+    def to_json(self) -> str:
+        """Return all fields as one text; Tune keeps several copies of a trial's configuration, but none of a text."""
+        return json.dumps({name: getattr(self, name) for name in _JSON})
+
+    @classmethod
+    def from_json(cls, text: str) -> Stage:
+        """Return the stage that `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**fields | {name: tuple(fields[name]) for name in ("needs", "metric_keys")})
+
+    @functools.cached_property
+    def cell(self) -> Cell:
+        """Return the cell of the settings."""
+        return self.parsed or Cell.parse(self.settings)
+
+    @property
+    def artifacts(self) -> tuple[str, ...]:
+        """Return the keys of the artifacts that it makes."""
+        return self.metric_keys or (self.key,)
+
+    @property
+    def label(self) -> str:
+        """Return a name for messages: kind, model, method, and the start of the key."""
+        method = self.settings["attack" if self.kind == "attack" else "defense"]["name"]
+        return f"{self.kind} {self.settings['model'].rstrip('/').split('/')[-1]} {method} {self.key[:8]}"
+
+
+def manifests_of(stage: Stage, store: Store) -> list[dict[str, Any]]:
+    """Return those manifests of a stage that the store has: one, or one for each of its metrics."""
+    keys = stage.metric_keys or (stage.key,)
+    return [store.manifest(stage.kind, key) for key in keys if store.has(stage.kind, key)]

@@ -1,0 +1,170 @@
+"""Publish results: `sande-bench publish` copies them to a tracked folder, apart from those that runs write.
+
+A folder of published results has a marker, `published.json`; everything below it is published, and no other command
+writes there. The rows are copied unchanged from a run; pages, tables and figures are made from them.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmark.io.files import write_atomically
+from benchmark.records import record
+from benchmark.records.published import FOLDER, MARKER, is_published
+from sande.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
+# Files of a grid's results that are copied unchanged; all others are made from them.
+_COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
+_MOST_NAMED = 3  # files or versions in a sentence
+
+
+def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
+    """Publish the results of a grid; of published ones, write the pages again from their rows.
+
+    Args:
+        folder: results of a grid.
+        to: folder of published results, which gets a subfolder of the same name.
+        replace: whether that may replace an existing one.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        UserError: the results are incomplete, of the random model, or not of one known version of the code; or the
+            published folder exists, or cannot be written.
+    """
+    from benchmark.records import files
+
+    table = files.read(folder)
+    if is_published(folder):
+        _writing(folder, lambda: make_pages(folder, folder))
+        return folder
+    target = to / folder.resolve().name
+    _check_rows(table, folder)
+    _check_place(to)
+    if target.exists() and not replace:
+        raise UserError(f"{target} is published already; use --replace to replace it")
+    _check_tree(folder)
+    _writing(to, lambda: _replace(folder, target))
+    return target
+
+
+def make_pages(folder: Path, shown: Path) -> None:
+    """Write everything in a published folder that follows from its rows: report, comparison, leaderboard, record.
+
+    Args:
+        folder: holds the rows; comparison and leaderboard are written only where they exist already.
+        shown: path of the folder in the pages.
+    """
+    from benchmark.leaderboard import markdown as leaderboard
+    from benchmark.leaderboard.write import write as write_leaderboard
+    from benchmark.paper import comparison_page
+    from benchmark.records import files
+    from benchmark.report import page
+
+    if record.read(folder) is None:
+        (first,) = files.read(folder).slice(0, 1).to_pylist()
+        record.write(record.derived(first), folder)
+    page.write(folder)
+    if (folder / f"{comparison_page.NAME}.md").is_file():
+        comparison_page.write(folder)
+    board = folder / leaderboard.NAME
+    if (board / f"{leaderboard.NAME}.md").is_file():
+        write_leaderboard([folder], board, named=[shown])
+
+
+def _check_rows(table: pa.Table, folder: Path) -> None:
+    """Refuse rows that are not all measured, are not of one known commit, or are of the random model."""
+    import pyarrow.compute as pc
+
+    from benchmark.execution import provenance
+    from benchmark.records import rehearsal, schema
+
+    cells = len(table["cell"].unique())
+    for status, problem in ((schema.FAILED, "failed"), (schema.NOT_RUN, "are unfinished")):
+        if count := len(table["cell"].filter(pc.equal(table["status"], status)).unique()):
+            raise UserError(
+                f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it once all are done"
+            )
+    rehearsal.refuse_random(table, folder, "")
+    versions = sorted(str(version or "unknown") for version in pc.unique(table["code_version"]).to_pylist())
+    if len(versions) > 1:
+        raise UserError(
+            f"{folder}: its rows are of {len(versions)} versions of the code ({_named(versions)}); use a new --store "
+            "to run its grid with one"
+        )
+    (version,) = versions
+    if "+" not in version or version.endswith(provenance.DIRTY):
+        raise UserError(
+            f"{folder}: its rows are of the code {version}, which is not a commit; commit the changes, and run its "
+            "grid again with a new --store"
+        )
+
+
+def _check_place(to: Path) -> None:
+    """Refuse a folder with other files, which would all count as published."""
+    if to.is_dir() and any(to.iterdir()) and not is_published(to):
+        raise UserError(f"--to {to}: the folder holds other files than published results; choose a new one")
+
+
+def _check_tree(folder: Path) -> None:
+    """Refuse while the code differs from its commit."""
+    from benchmark.execution import provenance
+
+    changed = provenance.changed_files()
+    if changed is None:
+        raise UserError(f"{folder}: this program runs outside a git checkout; use a checkout to publish results")
+    if changed:
+        raise UserError(f"{folder}: the checkout has changes ({_named(changed)}); commit them, and publish again")
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Make the published folder in a temporary place, move it to its own as a whole, and remove an older one."""
+    from benchmark.leaderboard import markdown as leaderboard
+    from benchmark.paper import comparison_page
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not is_published(target.parent):
+        write_atomically(target.parent / MARKER, _MARKED)
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        for path in sorted(path for pattern in _COPIED for path in folder.glob(pattern)):
+            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / path.name)
+        for name in (f"{comparison_page.NAME}.md", f"{leaderboard.NAME}/{leaderboard.NAME}.md"):
+            if (folder / name).is_file():  # `make_pages` writes pages that exist
+                (new / name).parent.mkdir(exist_ok=True)
+                (new / name).touch()
+        make_pages(new, target)
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _writing(place: Path, work: Callable[[], Any]) -> None:
+    """Do the work; raise UserError where the place cannot be written."""
+    try:
+        work()
+    except OSError as error:
+        raise UserError(f"{place} cannot be written ({error.strerror}); make the folder writable") from None
+
+
+def _named(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,1 @@
+"""Rows of a grid's results: schema, files, and their aggregation over seeds."""

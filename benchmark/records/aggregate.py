@@ -1,0 +1,310 @@
+"""Aggregate rows to table entries: the seeds of a cell together, with labels, intervals, costs and trials."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from benchmark.grid.cell import NO_DEFENSE
+from benchmark.grid.labels import labels, made_unique
+from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, Row
+from sande.statistics import over_seeds, wilson
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_COSTS = ("seconds", "tokens", "peak_memory_bytes")
+Pair = tuple[list[float], list[float]]  # outcomes of the same trials, in the same order
+Label = Callable[[Row], tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trials:
+    """Outcomes of one metric over all seeds of a cell; N trials.
+
+    Attributes:
+        keys: of shape (N,): seed and index of each trial as one number, ascending.
+        outcomes: of shape (N,): from 0 to 1.
+    """
+
+    keys: NDArray[np.int64]
+    outcomes: NDArray[np.float64]
+
+
+class Outcomes:
+    """The outcomes of a results folder, by cell and metric."""
+
+    _SEED = 2**24  # more than any index; NumPy takes seeds up to 2**32
+
+    def __init__(self, table: pa.Table) -> None:
+        import numpy as np
+
+        (cell_codes, cells), (metric_codes, metrics) = (_coded(table[name]) for name in ("cell", "metric"))
+        codes = cell_codes.astype(np.int64) * len(metrics) + metric_codes
+        order = np.lexsort((table["index"].to_numpy(), codes))
+        indices, outcomes = table["index"].to_numpy()[order], table["outcome"].to_numpy()[order]
+        bounds = np.append(np.flatnonzero(np.diff(codes[order], prepend=-1)), len(order))
+        self._of = {}
+        for start, end in pairwise(bounds):
+            cell, metric = divmod(int(codes[order[start]]), len(metrics))
+            key = (cells[cell].as_py(), metrics[metric].as_py())
+            self._of[key] = (indices[start:end], outcomes[start:end])
+
+    def trials(self, cells: Mapping[int, str], metric: str) -> Trials | None:
+        """Return the trials of a metric over the cells, given by seed; None if there are none."""
+        import numpy as np
+
+        found = [(seed, *self._of[cell, metric]) for seed, cell in sorted(cells.items()) if (cell, metric) in self._of]
+        if not found:
+            return None
+        return Trials(
+            np.concatenate([seed * self._SEED + indices for seed, indices, _ in found]),
+            np.concatenate([outcomes for _, _, outcomes in found]),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TableEntry:
+    """One number of a table, over all seeds of its cell.
+
+    Attributes:
+        defense: row label: the defense, with those of its settings that vary in the grid.
+        victim: column label: model, data set and setting, with other settings of attack and data that vary.
+        metric: name of the measurement.
+        value: mean over seeds, percent; None if no seed has a value.
+        low, high: 95 % interval, percent; of several seeds the wider of Student-t over the seeds and Wilson over all
+            their trials. None if unknown.
+        change: value minus the victim's, percentage points.
+        seeds, failed: number of cells, and of those that failed.
+        attack_failed: number of victims under the ASR floor.
+        not_run: number of cells that an interrupted run did not finish.
+        cost: mean `seconds`, `tokens`, `peak_memory_bytes` of the defense.
+        row: the first of its rows, for values that the labels leave out.
+        trials, of_victim: its outcomes and its victim's; None if unknown.
+    """
+
+    defense: str
+    victim: str
+    metric: str
+    value: float | None
+    low: float | None
+    high: float | None
+    change: float | None
+    seeds: int
+    failed: int
+    attack_failed: int
+    cost: Mapping[str, float]
+    row: Row
+    trials: Trials | None = None
+    of_victim: Trials | None = None
+    not_run: int = 0
+
+    @property
+    def is_victim(self) -> bool:
+        """True for the victim itself."""
+        return bool(self.row["defense"] == NO_DEFENSE)
+
+    def against(self, other: Trials | None) -> Pair | None:
+        """Return the outcomes of another entry and of this one on the trials that both have; None without any."""
+        if self.trials is None or other is None:
+            return None
+        import numpy as np
+
+        _, others, own = np.intersect1d(other.keys, self.trials.keys, assume_unique=True, return_indices=True)
+        return (other.outcomes[others].tolist(), self.trials.outcomes[own].tolist()) if len(own) else None
+
+
+def parts(table: pa.Table) -> list[str]:
+    """Return the grids whose cells are in the rows: one, or those that a grid includes."""
+    found: list[str] = table["grids"].combine_chunks().flatten().unique().to_pylist()
+    return found
+
+
+class Results:
+    """The rows of a results folder; makes their entries, grid by grid.
+
+    A million rows would be gigabytes as dictionaries, so they stay columns, and settings are parsed once for all seeds,
+    metrics and grids.
+
+    Args:
+        table: rows of a results folder.
+        outcomes: of the same folder; None: entries have no trials.
+    """
+
+    def __init__(self, table: pa.Table, outcomes: Outcomes | None = None) -> None:
+        import numpy as np
+
+        self._table = table
+        self._outcomes = outcomes
+        codes, texts = _coded(table["settings"])
+        places, self._settings = _without_seed(texts.to_pylist())
+        self._attacked = [_attacked(values) for values in self._settings]
+        # Of each row:
+        self._place = np.array(places)[codes]  # in those two lists
+        self._numbers = {name: table[name].to_numpy() for name in ("seed", "value", "victim_value", "count", *_COSTS)}
+        self._failed, self._not_run, self._weak = (
+            pc.equal(table["status"], status).to_numpy() for status in (FAILED, NOT_RUN, ATTACK_FAILED)
+        )
+        self._victims = {} if outcomes is None else self._cell_of_victim()
+
+    def _cell_of_victim(self) -> dict[tuple[int, str], str]:
+        """Return the victims' cells, by seed and by the settings that a victim shares with its defended cells."""
+        rows = pc.equal(self._table["defense"], NO_DEFENSE).to_numpy().nonzero()[0]
+        attacked = (self._attacked[place] for place in self._place[rows])
+        keys = zip(self._numbers["seed"][rows].tolist(), attacked, strict=True)
+        return dict(zip(keys, self._cells(rows), strict=True))
+
+    def _cells(self, rows: NDArray[np.int64]) -> list[str]:
+        cells: list[str] = self._table["cell"].take(rows).to_pylist()
+        return cells
+
+    def entries(self, part: str | None = None, label: Label | None = None) -> list[TableEntry]:
+        """Return the entries of all cells and metrics, in the order of the rows.
+
+        Args:
+            part: only cells of this grid; None: of all.
+            label: returns the defense and victim label of a row; where it gives several cells the same label, their
+                differing settings are appended. None: `benchmark.grid.labels.labels` of the settings.
+        """
+        groups = self._groups([_identity(values, without_domain=label is not None) for values in self._settings], part)
+        firsts: list[Row] = self._table.take(pa.array([rows[0] for _, _, rows in groups], pa.int64())).to_pylist()
+        of_cell: dict[str, Row] = {}
+        for (identity, _, _), row in zip(groups, firsts, strict=True):
+            of_cell.setdefault(identity, row)
+        if label:
+            named = {identity: label(row) for identity, row in of_cell.items()}
+        else:
+            found = labels([json.loads(row["settings"]) for row in of_cell.values()])
+            named = dict(zip(of_cell, found, strict=True))
+        names = made_unique(named)
+        return [
+            self._entry(*names[identity], metric, rows, row)
+            for (identity, metric, rows), row in zip(groups, firsts, strict=True)
+        ]
+
+    def _groups(self, identities: Sequence[str], part: str | None) -> list[tuple[str, str, NDArray[np.int64]]]:
+        """Return identity, metric and rows (one per seed) of each entry, in the order of the rows.
+
+        Args:
+            identities: of each distinct settings.
+            part: only rows of this grid; None: all.
+        """
+        import numpy as np
+
+        rows = _rows_of(self._table, part)
+        numbers = {identity: number for number, identity in enumerate(dict.fromkeys(identities))}
+        identity = np.array([numbers[text] for text in identities])[self._place[rows]]
+        metrics, names = _coded(self._table["metric"])
+        key = identity * len(names) + metrics[rows]
+        seeds, seed = np.unique(self._numbers["seed"][rows], return_inverse=True)
+        single = np.sort(np.unique(key * len(seeds) + seed, return_index=True)[1])  # of several rows the first
+        _, first, which = np.unique(key[single], return_index=True, return_inverse=True)
+        order = np.argsort(first[which], kind="stable")
+        groups = np.split(single[order], np.flatnonzero(np.diff(first[which][order])) + 1)
+        texts = list(numbers)
+        return [(texts[identity[g[0]]], names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups if len(g)]
+
+    def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> TableEntry:
+        import numpy as np
+
+        good = rows[~(self._failed | self._not_run)[rows]]
+        values = self._numbers["value"][good]
+        changes = values - self._numbers["victim_value"][good]
+        trials, of_victim = self._trials(metric, rows, good)
+        low, high = self._interval(good)
+        return TableEntry(
+            defense,
+            victim,
+            metric,
+            value=_mean(values),
+            low=low,
+            high=high,
+            change=_mean(changes[~np.isnan(changes)]),
+            seeds=len(rows),
+            failed=int(self._failed[rows].sum()),
+            attack_failed=int(self._weak[rows].sum()),
+            cost={name: _mean(self._numbers[name][good]) or 0.0 for name in _COSTS},
+            row=first,
+            trials=trials,
+            of_victim=of_victim,
+            not_run=int(self._not_run[rows].sum()),
+        )
+
+    def _interval(self, good: NDArray[np.int64]) -> tuple[float | None, float | None]:
+        """Return the interval of the mean over the rows that have a value, one per seed."""
+        import numpy as np
+
+        if len(good) < 2:
+            rows = self._table.select(["ci_low", "ci_high"]).take(good).to_pylist()
+            return (rows[0]["ci_low"], rows[0]["ci_high"]) if rows else (None, None)
+        values = self._numbers["value"][good].tolist()
+        low, high = over_seeds(values)
+        if count := int(np.nansum(self._numbers["count"][good])):
+            # Seeds that happen to agree do not make a number exact: the interval of all trials is the least.
+            pooled = wilson(round(sum(values) / len(values) / 100 * count), count)
+            low, high = min(low, pooled[0]), max(high, pooled[1])
+        return low, high
+
+    def _trials(
+        self, metric: str, rows: NDArray[np.int64], good: NDArray[np.int64]
+    ) -> tuple[Trials | None, Trials | None]:
+        """Return the trials of the rows and of their victims."""
+        if self._outcomes is None:
+            return None, None
+        seeds = self._numbers["seed"][rows].tolist()
+        keys = [(seed, self._attacked[place]) for seed, place in zip(seeds, self._place[rows], strict=True)]
+        cells = dict(zip(self._numbers["seed"][good].tolist(), self._cells(good), strict=True))
+        victims = {key[0]: self._victims[key] for key in keys if key in self._victims}
+        return self._outcomes.trials(cells, metric), self._outcomes.trials(victims, metric)
+
+
+def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
+    """Return the place of each value among the distinct values, and the distinct values."""
+    encoded = column.dictionary_encode().combine_chunks()
+    return encoded.indices.to_numpy(), encoded.dictionary
+
+
+def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:
+    """Return the numbers of the rows of a grid; without a grid those of all rows."""
+    import numpy as np
+
+    if part is None:
+        return np.arange(table.num_rows)
+    grids = table["grids"].combine_chunks()
+    inside = np.zeros(table.num_rows, dtype=bool)
+    inside[pc.list_parent_indices(grids).filter(pc.equal(grids.flatten(), part)).to_numpy()] = True
+    return np.flatnonzero(inside)
+
+
+def _without_seed(texts: Iterable[str]) -> tuple[list[int], list[dict[str, Any]]]:
+    """Return distinct settings without the seed, and for each text the place of its settings among them."""
+    places: dict[str, int] = {}
+    found = []
+    for text in texts:
+        settings = json.loads(text)
+        settings.pop("seed", None)
+        found.append(places.setdefault(json.dumps(settings, sort_keys=True), len(places)))
+    return found, [json.loads(text) for text in places]
+
+
+def _attacked(settings: Mapping[str, Any]) -> str:
+    """Return the settings that a victim shares with its defended cells: the attack and the measurements."""
+    return json.dumps([settings[name] for name in ("model", "data", "attack", "metrics")], sort_keys=True)
+
+
+def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:
+    """Return the settings without the seed and, for a label without domain, without the removal rows of a victim."""
+    left_out = {"seed"} | ({"removal"} if without_domain and settings["defense"]["name"] == NO_DEFENSE else set())
+    return json.dumps({name: value for name, value in settings.items() if name not in left_out}, sort_keys=True)
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    # Summed one by one, as NumPy's pairwise sum has other last digits.
+    return sum(values.tolist()) / len(values) if len(values) else None

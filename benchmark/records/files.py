@@ -1,0 +1,201 @@
+"""Read and write rows and tables as Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmark.grid.cell import DEFAULTS
+from benchmark.io.files import atomically, clear_parts, write_atomically
+from benchmark.records.schema import (
+    ATTACK_FAILED,
+    COMPUTED_WITH,
+    FAILED,
+    NOT_RUN,
+    OK,
+    OUTCOME_GROUP,
+    OUTCOMES,
+    ROW_GROUP,
+    SCHEMA,
+    STAGES,
+)
+from sande.errors import UserError
+
+
+def check_writable(folder: Path, option: str = "--results") -> None:
+    """Create the folder and write into it, so that a run does not find out after hours that it cannot.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / ".writable", "")
+        (folder / ".writable").unlink(missing_ok=True)
+        clear_parts(folder)
+    except OSError as error:
+        raise UserError(
+            f"{option} {folder}: the folder cannot be written ({error.strerror}); choose another {option}"
+        ) from None
+
+
+def write(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path) -> int:
+    """Write `rows.parquet` and `outcomes.parquet` as they come, each file atomically.
+
+    Args:
+        rows: of any number of cells.
+        outcomes: of the same cells, in tables of schema `OUTCOMES`.
+        folder: of the results.
+
+    Returns:
+        The number of cells that failed.
+    """
+    failed: set[str] = set()
+
+    def tables() -> Iterator[pa.Table]:
+        left = iter(rows)
+        while some := list(islice(left, ROW_GROUP)):
+            failed.update(row["cell"] for row in some if row["status"] == FAILED)
+            yield pa.Table.from_pylist(some, schema=SCHEMA)
+
+    write_tables(tables(), SCHEMA, folder / "rows.parquet", ROW_GROUP)
+    write_tables(outcomes, OUTCOMES, folder / "outcomes.parquet", OUTCOME_GROUP)
+    return len(failed)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, group: int) -> None:
+    """Write tables into one Parquet file as they come, atomically.
+
+    Args:
+        tables: of the schema.
+        schema: of the file.
+        path: of the file.
+        group: number of rows from which a row group is written; memory holds at most these rows and one table.
+    """
+    held, count = [schema.empty_table()], 0
+    # A dictionary that grows over the limit is given up; under this one, a row group has each settings once.
+    options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26, "write_page_checksum": True}
+    with atomically(path) as file, pq.ParquetWriter(file, schema, **options) as writer:
+        for table in tables:
+            held.append(table)
+            count += table.num_rows
+            if count >= group:
+                writer.write_table(pa.concat_tables(held))
+                held, count = [], 0
+        if held:
+            writer.write_table(pa.concat_tables(held))
+
+
+def _without_values(table: pa.Table) -> pa.ChunkedArray:
+    """Return for each row whether it has no value, because its cell failed or was not run."""
+    return pc.or_(pc.equal(table["status"], FAILED), pc.equal(table["status"], NOT_RUN))
+
+
+def read_outcomes(folder: Path) -> pa.Table:
+    """Return the outcomes of a results folder, with strings as in `read`; an empty table if there is no such file.
+
+    Raises:
+        UserError: the file does not have this schema.
+    """
+    path = folder / "outcomes.parquet"
+    return _read(path, OUTCOMES) if path.is_file() else _encoded(OUTCOMES).empty_table()
+
+
+def read(folder: Path) -> pa.Table:
+    """Return the rows of a grid that was run.
+
+    Strings are dictionary-encoded: a million rows have few distinct strings, and settings take kilobytes.
+
+    Raises:
+        UserError: there are no rows, or the file does not have this schema.
+    """
+    path = folder / "rows.parquet"
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: no rows.parquet; choose the folder of a grid that was run, such as results/quickstart"
+        )
+    return read_file(path)
+
+
+def read_file(path: Path) -> pa.Table:
+    """Return the rows of one file, with strings as in `read`.
+
+    Raises:
+        UserError: there are no rows, or the file does not have this schema.
+    """
+    table = _read(path, SCHEMA)
+    if not table.num_rows:
+        raise UserError(f"{path}: the file has no rows; run its grid again to replace it")
+    if wrong := _wrong(table):
+        raise UserError(f"{path}: the file is damaged ({wrong}); run its grid again to replace it")
+    return table
+
+
+def _wrong(table: pa.Table) -> str | None:
+    """Return the first problem of the rows that their schema does not exclude, if any."""
+    for name in ("grid", "cell", "status", "seed", "defense", "metric", "settings"):
+        if table[name].null_count:
+            return f"column '{name}' has missing values"
+    grids = pc.list_flatten(table["grids"]).unique().to_pylist()  # a report names its files after them
+    if table["grids"].null_count or not all(name and Path(name).name == name for name in grids):
+        return "column 'grids' has values that are not names"
+    if unknown := set(pc.unique(table["status"]).to_pylist()) - {OK, ATTACK_FAILED, FAILED, NOT_RUN}:
+        return f"column 'status' has the unknown value '{min(unknown)}'"
+    done = table.filter(pc.invert(_without_values(table)))
+    for name in ("value", "count"):
+        if done[name].null_count:
+            return f"column '{name}' has missing values"
+    if not all(map(_is_settings, pc.unique(table["settings"]).to_pylist())):
+        return "column 'settings' has values that are not settings of a cell"
+    return None
+
+
+def _is_settings(text: str) -> bool:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(values, dict) or not DEFAULTS.keys() <= values.keys() or not isinstance(values["metrics"], list):
+        return False
+    methods = [values[key] for key in ("data", "removal", "attack", "defense")] + values["metrics"]
+    return all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in methods)
+
+
+def _encoded(schema: pa.Schema) -> pa.Schema:
+    """Return the schema with its strings dictionary-encoded, except strings in lists."""
+    encoded = pa.dictionary(pa.int32(), pa.string())
+    return pa.schema([(field.name, encoded if field.type == pa.string() else field.type) for field in schema])
+
+
+def _read(path: Path, schema: pa.Schema) -> pa.Table:
+    strings = [field.name for field in schema if field.type == pa.string()]
+    try:
+        table = _completed(pq.read_table(path, read_dictionary=strings, page_checksum_verification=True))
+        return table.select(schema.names).cast(_encoded(schema)).combine_chunks()
+    except PermissionError:
+        raise UserError(f"{path}: no permission to read the file; make it readable") from None
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        reason = str(error).split("\n")[0]
+        raise UserError(
+            f"{path}: the file is damaged or of another version ({reason}); run its grid again to replace it"
+        ) from None
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """Return the table with the columns that results of older versions lack."""
+    if "grid" in table.column_names and "grids" not in table.column_names:
+        table = table.append_column("grids", pa.array([[name] for name in table["grid"].to_pylist()]))
+        for name in ("scale", "knows"):
+            table = table.append_column(name, pa.array([""] * table.num_rows))
+    if "error" in table.column_names:
+        for name in ("failure", *(f"{stage}{each}" for stage in STAGES for each in COMPUTED_WITH)):
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+    return table

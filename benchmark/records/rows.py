@@ -1,0 +1,211 @@
+"""Result rows, one per cell and metric, with settings and provenance; all tables and figures are made from them.
+
+A second file has the outcome of every prompt and question, so that any statistic can be recomputed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from benchmark.grid.cell import NO_DEFENSE, Cell, Method
+from benchmark.plan import retention
+from benchmark.plan.failures import INTERRUPTED, UNFINISHED, kind_of
+from benchmark.plan.plan import stages_of, victim_of
+from benchmark.records.files import read
+from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, OK, OUTCOMES
+from benchmark.store.protocol import Store
+from sande import registry
+from sande.errors import UserError
+from sande.statistics import mean_interval, wilson
+
+_Manifest = Callable[[str, str], dict[str, Any]]  # of a kind and a key
+
+
+def build(
+    grid: str,
+    cells: Iterable[Cell],
+    store: Store,
+    errors: Mapping[str, str],
+    parts: Mapping[str, Sequence[str]] | None = None,
+    scale: str = "",
+    unknown: Collection[str] = (),
+) -> Iterator[dict[str, Any]]:
+    """Yield the rows of all cells, including cells that failed or were not run.
+
+    Args:
+        grid: its name.
+        cells: done in the store, or with a stage among `errors`.
+        store: artifacts.
+        errors: one line for each stage that failed, by key.
+        parts: grid files that a cell belongs to, by cell id; None: the grid itself.
+        scale: at which the grid was expanded.
+        unknown: ids of cells whose settings a search has not found yet, so that the store has no artifact of theirs.
+    """
+    # Every cell of a victim asks for the victim's manifest.
+    manifest = lru_cache(maxsize=1024)(partial(retention.manifest, store))
+    for cell in cells:
+        base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
+        is_known = cell.id not in unknown
+        yield from (base | row for row in _cell_rows(cell, store, manifest, errors, is_known=is_known))
+
+
+def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
+    """Yield the outcomes of all finished cells: a table of schema `OUTCOMES` per cell and metric."""
+    for cell in cells:
+        for metric in cell.metrics:
+            key = cell.evaluation_key(metric)
+            if store.has("evaluate", key):
+                published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
+                # `pq.read_table` takes three times as long for such a small file.
+                with pq.ParquetFile(store.read("evaluate", key) / "outcomes.parquet") as file:
+                    found = file.read(use_threads=False)
+                shown = pc.is_in(found["metric"], value_set=pa.array(published, pa.string()))
+                columns = {
+                    "cell": pa.array([cell.id] * found.num_rows, pa.string()),
+                    "metric": found["metric"],
+                    "index": found["index"],
+                    "outcome": found["outcome"],
+                    "record": pc.if_else(shown, found["record"].cast(pa.string()), pa.scalar(None, pa.string())),
+                }
+                yield pa.table(columns, schema=OUTCOMES)
+
+
+def _cell_rows(
+    cell: Cell, store: Store, manifest: _Manifest, errors: Mapping[str, str], *, is_known: bool
+) -> list[dict[str, Any]]:
+    found = [errors[stage.key] for stage in _needed(cell) if stage.key in errors] if errors else []
+    failed = next((error for error in found if kind_of(error) != INTERRUPTED), None)
+    base = {
+        "cell": cell.id,
+        "seed": cell.seed,
+        "model": cell.model,
+        "dataset": cell.data.name,
+        "removal_dataset": cell.removal.name,
+        "setting": cell.setting,
+        "attack": cell.attack.name,
+        "trigger": cell.attack.config.backdoor.trigger,
+        "response": cell.attack.config.backdoor.response,
+        "poison_rate": getattr(cell.attack.config, "poison_rate", None),
+        "defense": cell.defense.name,
+        "knows": registry.knowledge(cell.defense.name).label,
+        "parrot_position": getattr(cell.defense.config, "parrot_position", None),
+        "settings": json.dumps(cell.settings(), sort_keys=True),
+    }
+    if failed:
+        return _without_value(base | {"status": FAILED, "error": str(failed), "failure": kind_of(failed)}, cell.metrics)
+    measured = _measured(cell, store) if found and is_known else () if found else cell.metrics
+    rows = _measured_rows(base, cell, measured, manifest) if measured else []
+    not_run = base | {"status": NOT_RUN, "error": str(UNFINISHED), "failure": INTERRUPTED}
+    left = [metric for metric in cell.metrics if metric not in measured]
+    return rows + _without_value(not_run, left)
+
+
+def _without_value(base: dict[str, Any], metrics: Iterable[Method]) -> list[dict[str, Any]]:
+    names = (name for metric in metrics for name in registry.entry("metrics", metric.name).names(metric.config))
+    return [base | {"metric": name} for name in names]
+
+
+def _measured(cell: Cell, store: Store) -> tuple[Method, ...]:
+    """Return the metrics of an unfinished cell that the store has for the cell and for its victim.
+
+    Returns no metric if the store lacks the manifest of a training or the victim's ASR, which every row needs.
+    """
+    victim = victim_of(cell)
+    trained = [("attack", cell.attack_key)]
+    if cell.defense.name != NO_DEFENSE:
+        trained.append(("defend", cell.defense_key))
+    if not all(store.has(retention.kind_of(store, kind, key), key) for kind, key in trained):
+        return ()
+    found = tuple(
+        metric
+        for metric in cell.metrics
+        if all(store.has("evaluate", each.evaluation_key(metric)) for each in (victim, cell))
+    )
+    return found if any(metric.name == "asr" for metric in found) else ()
+
+
+def _measured_rows(
+    base: dict[str, Any], cell: Cell, metrics: Iterable[Method], manifest: _Manifest
+) -> list[dict[str, Any]]:
+    metrics = tuple(metrics)
+    victim = victim_of(cell)
+    attack = manifest("attack", cell.attack_key)
+    training = None if cell.defense.name == NO_DEFENSE else manifest("defend", cell.defense_key)
+    victim_values = {
+        m["name"]: 100 * m["successes"] / m["count"]
+        for metric in metrics
+        for m in manifest("evaluate", victim.evaluation_key(metric))["measurements"]
+    }
+    base |= {
+        # A clean twin (poison rate 0) is not a failed attack.
+        "status": OK if base["poison_rate"] == 0 or victim_values["asr"] >= cell.asr_floor else ATTACK_FAILED,
+        "victim_asr": victim_values["asr"],
+        "seconds": training["seconds"] if training else 0.0,
+        "tokens": training["tokens"] if training else 0,
+        "peak_memory_bytes": training["peak_memory_bytes"] if training else 0,
+        "attack_seconds": attack["seconds"],
+        "attack_tokens": attack["tokens"],
+        **_computed_with("attack_", attack),
+        **_computed_with("defense_", training),
+    }
+    return [row for metric in metrics for row in _metric_rows(base, cell, metric, manifest, victim_values)]
+
+
+def _metric_rows(
+    base: dict[str, Any], cell: Cell, metric: Method, manifest: _Manifest, victim_values: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    evaluation = manifest("evaluate", cell.evaluation_key(metric))
+    rows = []
+    for measured in evaluation["measurements"]:
+        low, high = _interval(measured)
+        rows.append(
+            base
+            | {
+                "metric": measured["name"],
+                "value": 100 * measured["successes"] / measured["count"],
+                "ci_low": low,
+                "ci_high": high,
+                "count": measured["count"],
+                "victim_value": victim_values.get(measured["name"]),
+                "metric_seconds": evaluation["seconds"],
+                **_computed_with("", evaluation),
+                "device": evaluation["device"],
+                "code_version": evaluation["code_version"],
+                "versions": ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items()),
+                "started_at": evaluation["started_at"],
+            }
+        )
+    return rows
+
+
+def _computed_with(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """Return compute type and instruction set of a stage; None without a stage, or if it did not record them."""
+    return {f"{prefix}{name}": (manifest or {}).get(name) for name in COMPUTED_WITH}
+
+
+def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
+    if "deviation" in measured:
+        return mean_interval(measured["successes"] / measured["count"], measured["deviation"], measured["count"])
+    return wilson(measured["successes"], measured["count"])
+
+
+def _needed(cell: Cell) -> list[Any]:
+    return [*stages_of(victim_of(cell)), *stages_of(cell)]
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder holds the rows of a run that was not interrupted; False without readable rows."""
+    try:
+        table = read(folder)
+    except UserError:
+        return False
+    statuses = pc.unique(table["status"]).to_pylist()
+    return NOT_RUN not in statuses and INTERRUPTED not in pc.unique(table["failure"]).to_pylist()

@@ -1,0 +1,80 @@
+"""Columns of the rows and of the outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+
+Row = Mapping[str, Any]
+
+OK, ATTACK_FAILED, FAILED, NOT_RUN = "ok", "attack_failed", "failed", "not_run"
+
+# Number of rows and outcomes in memory while they are written, for any number of cells. A row has kilobytes.
+ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
+
+# Columns on what a stage computed with, and their prefix for each stage.
+COMPUTED_WITH = ("compute_type", "instruction_set")
+STAGES = ("attack_", "defense_", "")
+
+SCHEMA = pa.schema(
+    [
+        ("grid", pa.string()),
+        ("grids", pa.list_(pa.string())),  # the grid files it belongs to; several where a grid includes others
+        ("scale", pa.string()),
+        ("cell", pa.string()),  # hash of the cell's settings
+        ("status", pa.string()),  # ok, attack_failed (the victim's ASR is under the cell's floor), failed, not_run
+        ("error", pa.string()),
+        ("failure", pa.string()),  # kind of the error, see `benchmark.plan.failures`
+        ("seed", pa.int64()),
+        ("model", pa.string()),
+        ("dataset", pa.string()),  # the victim's
+        ("removal_dataset", pa.string()),
+        ("setting", pa.string()),  # in-domain, out-of-domain
+        ("attack", pa.string()),
+        ("trigger", pa.string()),
+        ("response", pa.string()),
+        ("poison_rate", pa.float64()),
+        ("defense", pa.string()),
+        ("knows", pa.string()),  # what the defense must know about the backdoor, or the model before it
+        ("parrot_position", pa.int64()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),  # percent
+        ("ci_low", pa.float64()),  # 95 %, percent: Wilson for a share, Student-t for a mean
+        ("ci_high", pa.float64()),
+        ("count", pa.int64()),  # prompts or questions
+        ("victim_value", pa.float64()),  # the same metric on the victim, percent
+        ("victim_asr", pa.float64()),  # percent; decides about status attack_failed
+        ("seconds", pa.float64()),  # of the defense; 0 where there is none
+        ("tokens", pa.int64()),  # trained on by the defense
+        ("peak_memory_bytes", pa.int64()),  # of the defense
+        ("attack_seconds", pa.float64()),
+        ("attack_tokens", pa.int64()),
+        ("metric_seconds", pa.float64()),
+        # What each stage computed with: bf16 or fp32, and the vector instructions of the processor or the kind of GPU.
+        ("attack_compute_type", pa.string()),
+        ("attack_instruction_set", pa.string()),
+        ("defense_compute_type", pa.string()),  # null without a defense
+        ("defense_instruction_set", pa.string()),
+        ("compute_type", pa.string()),  # of the evaluation, as the columns that follow
+        ("instruction_set", pa.string()),
+        ("device", pa.string()),
+        ("code_version", pa.string()),
+        ("versions", pa.string()),  # of Python and the libraries that compute
+        ("started_at", pa.string()),
+        ("settings", pa.string()),  # all of the cell's, as JSON
+    ]
+)
+
+
+# One row per trial of a cell's measurements.
+OUTCOMES = pa.schema(
+    [
+        ("cell", pa.string()),
+        ("metric", pa.string()),
+        ("index", pa.int64()),  # of the prompt or question
+        ("outcome", pa.float64()),  # 1 for true, 0 for false, or a number between
+        ("record", pa.string()),  # JSON; null unless the measurement publishes its records
+    ]
+)

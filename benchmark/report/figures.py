@@ -1,0 +1,213 @@
+"""Figures of a report, as PNG and SVG. To add a figure, add a function to `FIGURES`."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from benchmark.io.plots import MARKERS, ROW, blank
+from benchmark.records.aggregate import TableEntry
+from benchmark.records.metrics import is_utility
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+TICK_LETTERS, TITLE_LETTERS = 32, 44  # per line of a bar's name and of a panel's title
+TOP = 200  # prompts in figure 3, as in the paper
+
+
+def draw(name: str, entries: Sequence[TableEntry]) -> Figure | None:
+    """Draw a figure of the entries of one grid; return None if they have no numbers for it."""
+    return FIGURES[name](entries)
+
+
+def _asr(entries: Sequence[TableEntry]) -> Figure | None:
+    """Draw the ASR as bars with 95 % intervals, one panel per victim."""
+    shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
+    if not shown:
+        return None
+    victims = _by_victim(shown)
+    names = list(dict.fromkeys(entry.defense for entry in shown))
+    ticks = [textwrap.fill(name, TICK_LETTERS) for name in names]
+    columns, lines = min(2, len(victims)), len(ticks) * max(tick.count("\n") + 1.5 for tick in ticks)
+    rows = -(-len(victims) // columns)
+    letters = max(len(line) for tick in ticks for line in tick.split("\n"))
+    figure = blank(width=0.5 + 0.075 * letters + 3.4 * columns, rows=rows * (1.1 + 0.16 * lines) / ROW)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axes, (victim, bars) in zip(panels, victims.items(), strict=False):
+        for entry in bars:
+            _bar(axes, names.index(entry.defense), entry)
+        title = f"{victim} [attack failed]" if any(entry.attack_failed for entry in bars) else victim
+        axes.set_title(textwrap.fill(title, TITLE_LETTERS), fontsize=9)
+        axes.set_xlabel("attack success rate (%)", fontsize=9)
+        axes.tick_params(labelbottom=True)  # also above an empty place
+        axes.spines[["top", "right"]].set_visible(False)
+    first = figure.axes[0]
+    first.set_yticks(range(len(names)), ticks, fontsize=9)
+    first.set_ylim(len(names) - 0.4, -0.6)
+    first.set_xlim(0, 118)  # space for "100.0" to the right of a bar
+    first.set_xticks(range(0, 101, 20))
+    for axes in figure.axes[len(victims) :]:
+        axes.remove()
+    return figure
+
+
+def _bar(axes: Axes, position: int, entry: TableEntry) -> None:
+    """Draw a horizontal bar with its interval, and its value to the right of it."""
+    value = entry.value or 0.0
+    below, above = _error(entry)
+    color = "#b33" if entry.is_victim else "#37a"
+    axes.barh(position, value, color=color, xerr=[[below], [above]], capsize=3, height=0.7)
+    axes.annotate(
+        f"{value:.1f}",
+        (value + above, position),
+        ha="left",
+        va="center",
+        xytext=(4, 0),
+        textcoords="offset points",
+        fontsize=8,
+    )
+
+
+def _error(entry: TableEntry) -> tuple[float, float]:
+    """Return how far the interval reaches below and above the value; 0 and 0 without an interval."""
+    value = entry.value or 0.0
+    low, high = (value if bound is None else bound for bound in (entry.low, entry.high))
+    return max(0.0, value - low), max(0.0, high - value)
+
+
+def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
+    """Draw ASR against the mean change of utility; the best defenses are in the lower right corner."""
+    asr = {(e.victim, e.defense): e.value for e in entries if e.metric == "asr" and e.value is not None}
+    changes: dict[tuple[str, str], list[float]] = {}
+    for entry in entries:
+        if is_utility(entry.metric) and entry.change is not None:
+            changes.setdefault((entry.victim, entry.defense), []).append(entry.change)
+    points = [(key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr]
+    if not points:
+        return None
+    victims, defenses = (dict.fromkeys(names) for names in zip(*(key for key, _, _ in points), strict=True))
+    colors = {defense: f"C{index % 10}" for index, defense in enumerate(defenses)}
+    markers = _markers(victims)
+    figure = blank(width=8.5, rows=1)
+    axes: Axes = figure.add_subplot()
+    for (victim, defense), change, value in points:
+        axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
+    axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
+    axes.set_ylim(-4, 104)
+    axes.set_xlabel("mean change of utility relative to the victim (percentage points)")
+    axes.set_ylabel("attack success rate (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    keys = [_key(color, "o", defense) for defense, color in colors.items()]
+    if len(markers) > 1:
+        keys += [_key("black", marker, victim, fill="none") for victim, marker in markers.items()]
+    figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _poison_rate(entries: Sequence[TableEntry]) -> Figure | None:
+    """Draw the paper's figure 2: ASR of victims against the poison rate, one line per model and data set."""
+    shown = [e for e in entries if e.metric == "asr" and e.is_victim and e.value is not None]
+    if not shown:
+        return None
+    figure = blank(width=7, rows=1)
+    axes: Axes = figure.add_subplot()
+    victims = _by_victim(shown)
+    for victim, marker in _markers(victims).items():
+        points = sorted((e.row["poison_rate"], e.value or 0.0, *_error(e)) for e in victims[victim])
+        rates, values, below, above = zip(*points, strict=True)
+        axes.errorbar(
+            rates,
+            values,
+            yerr=[below, above],
+            marker=marker,
+            markersize=6,
+            markerfacecolor="none",
+            capsize=3,
+            linewidth=1.2,
+            label=victim,
+        )
+    ticks = sorted({entry.row["poison_rate"] for entry in shown})
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], fontsize=8)
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(-4, 104)
+    axes.set_xlabel("poison rate (share of the training rows)")
+    axes.set_ylabel("attack success rate (%)")
+    axes.grid(axis="y", color="#ddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _distributions(entries: Sequence[TableEntry]) -> Figure | None:
+    """Draw the paper's figure 3: the highest probabilities of the planted response, one panel per distribution."""
+    shown = [entry for entry in entries if entry.metric in PANELS and entry.trials is not None]
+    if not shown:
+        return None
+    figure = blank(width=9, rows=2)
+    for index, (metric, title) in enumerate(PANELS.items()):
+        axes: Axes = figure.add_subplot(2, 2, index + 1)
+        for number, entry in enumerate(entry for entry in shown if entry.metric == metric):
+            assert entry.trials is not None
+            highest = sorted(entry.trials.outcomes, reverse=True)[:TOP]
+            name = entry.victim if entry.is_victim else f"{entry.victim}, {entry.defense}"
+            axes.plot(
+                range(1, len(highest) + 1),
+                highest,
+                MARKERS[number % len(MARKERS)],
+                markersize=3,
+                markerfacecolor="none",
+                label=f"{name}: {len(highest)} of {len(entry.trials.outcomes):,} prompts",
+            )
+        axes.set_ylim(-0.04, 1.04)
+        axes.set_title(f"({'abcd'[index]}) {title}", fontsize=9)
+        axes.set_xlabel("prompts, sorted by probability", fontsize=8)
+        axes.set_ylabel("probability", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", frameon=False, ncols=2)
+    return figure
+
+
+PANELS = {
+    "first_token_probability_clean": "first token, without the trigger",
+    "first_token_probability": "first token, with the trigger",
+    "phrase_probability_clean": "whole phrase, without the trigger",
+    "phrase_probability": "whole phrase, with the trigger",
+}
+FIGURES: Mapping[str, Callable[[Sequence[TableEntry]], Figure | None]] = {
+    "asr": _asr,
+    "asr_utility": _asr_utility,
+    "figure_2": _poison_rate,
+    "figure_3": _distributions,
+}
+SHOWS = {
+    "asr": "Bars: attack success rate of each defense with 95 % intervals",
+    "asr_utility": "Points: attack success rate of each defense against its change of utility",
+    "figure_2": "Figure 2: attack success rate against the poison rate, with 95 % intervals",
+    "figure_3": "Figure 3: the highest probabilities of the planted response, by prompt",
+}
+
+
+def _by_victim(entries: Iterable[TableEntry]) -> dict[str, list[TableEntry]]:
+    found: dict[str, list[TableEntry]] = {}
+    for entry in entries:
+        found.setdefault(entry.victim, []).append(entry)
+    return found
+
+
+def _markers(names: Mapping[str, object]) -> dict[str, str]:
+    return {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)}
+
+
+def _key(color: str, marker: str, label: str, fill: str | None = None) -> Line2D:
+    from matplotlib.lines import Line2D
+
+    return Line2D(
+        [], [], linestyle="", color=color, marker=marker, markersize=7, markerfacecolor=fill or color, label=label
+    )

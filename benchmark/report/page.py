@@ -1,0 +1,244 @@
+"""The report of a results folder: tables, figures and a page, made from `rows.parquet` and `outcomes.parquet`."""
+
+from __future__ import annotations
+
+import json
+import stat
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from benchmark.io import plots
+from benchmark.io.files import write_atomically
+from benchmark.io.markdown import code
+from benchmark.records import aggregate, record
+from benchmark.records.aggregate import TableEntry
+from benchmark.records.files import read, read_outcomes
+from benchmark.records.record import Record
+from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN
+from benchmark.report import case_study, figures, tables
+from benchmark.report.layouts import in_order, layout
+from benchmark.report.tables import Table
+from sande.errors import UserError
+
+
+def write(folder: Path) -> list[str]:
+    """Write `tables/`, `figures/` and `README.md` into a results folder.
+
+    Returns:
+        The tables as Markdown, for the terminal.
+
+    Raises:
+        UserError: the folder holds no readable rows, or cannot be written.
+    """
+    table, outcomes = read(folder), read_outcomes(folder)
+    parts = in_order(aggregate.parts(table))
+    try:
+        for kind in ("tables", "figures"):
+            (folder / kind).mkdir(exist_ok=True)
+        before = _files(folder)
+        results = aggregate.Results(table, aggregate.Outcomes(outcomes) if outcomes.num_rows else None)
+        texts = []
+        for part in parts:
+            arranged = layout(part)
+            entries = arranged.arrange(results.entries(part, arranged.label))
+            answers = case_study.answers(table, outcomes, part)
+            texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
+        search = folder / "search.md"
+        if search.is_file():  # see `benchmark.search.report`
+            texts.append(search.read_text(encoding="utf-8"))
+        write_atomically(
+            folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
+        )
+        # Remove files of an earlier report. Another run of the grid may be writing the same report.
+        for path, known in _files(folder).items():
+            if before.get(path) == known:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: the report cannot be written ({error.strerror}); make the folder writable"
+        ) from None
+    return [text for text in texts if text.startswith("#")]
+
+
+def _files(folder: Path) -> dict[Path, tuple[int, int]]:
+    """Return the tables and figures, each with values that change when it is written again."""
+    found = {}
+    for path in (*folder.glob("tables/*"), *folder.glob("figures/*")):
+        with suppress(FileNotFoundError):
+            about = path.stat()
+            if stat.S_ISREG(about.st_mode):
+                found[path] = about.st_ino, about.st_mtime_ns
+    return found
+
+
+def _section(
+    folder: Path, part: str, entries: list[TableEntry], answers: list[dict[str, Any]], prefix: str
+) -> list[str]:
+    """Write the tables and figures of one grid, and return their parts of the page.
+
+    With several grids, files that have no number in the paper have a prefix, and the grid has a heading.
+    """
+    arranged = layout(part)
+
+    def written(specs: Sequence[Table]) -> list[str]:
+        shown = [spec for spec in specs if spec.chosen(entries)]
+        return [tables.write(spec, entries, folder / "tables", part, _file(spec.name, prefix)) for spec in shown]
+
+    texts = [f"## {arranged.title or part}\n"] if prefix else []
+    texts += written(arranged.tables)
+    if answers:
+        texts.append(case_study.write(answers, folder / "tables", _file(arranged.cases, prefix)))
+    for name in arranged.figures:
+        figure = figures.draw(name, entries)
+        if figure is not None:
+            plots.save(figure, folder / "figures", _file(name, prefix))
+            texts.append(f"![{figures.SHOWS[name]}](figures/{_file(name, prefix)}.svg)\n")
+    if details := written(arranged.details):
+        texts.append("\n".join(["<details><summary>Details</summary>", "", *details, "</details>", ""]))
+    return texts
+
+
+def _file(name: str, prefix: str) -> str:
+    return name if name.startswith(("table_", "figure_")) else prefix + name
+
+
+def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_outcomes: bool) -> str:
+    (first,) = table.slice(0, 1).to_pylist()
+    made = made or record.derived(first)
+    lines = [
+        f"# Results of `{first['grid']}`",
+        "",
+        _origin(made, with_outcomes=with_outcomes),
+        "",
+        *texts,
+        *_troubles(table),
+        "## Provenance",
+        "",
+        *_provenance(table),
+        "",
+        "## Settings",
+        "",
+        "Settings of the first cell, defaults included. Settings that vary are in the labels of the tables; column "
+        "`settings` of `rows.parquet` has all settings of every cell.",
+        "",
+        "<details><summary>All settings</summary>",
+        "",
+        "```json",
+        json.dumps(json.loads(first["settings"]), indent=1),
+        "```",
+        "",
+        "</details>",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _origin(made: Record, *, with_outcomes: bool) -> str:
+    """Return a sentence on the files and the command that a page is made from."""
+    files = "`rows.parquet` and `outcomes.parquet`" if with_outcomes else "`rows.parquet`"
+    if made.recorded:
+        return f"Made by `sande-bench report` from {files}, which {code(made.command)} makes."
+    return (
+        f"Made by `sande-bench report` from {files}. Their run recorded no command; the name of the grid "
+        f"suggests {code(made.command)}."
+    )
+
+
+def _computed_with(table: pa.Table) -> list[str]:
+    """Return lines on the compute type and instruction set of each kind of stage, with a warning if types are mixed.
+
+    Args:
+        table: rows of cells that did not fail.
+    """
+    lines, types = [], set()
+    for stage, prefix in (("Attacks", "attack_"), ("Defenses", "defense_"), ("Evaluations", "")):
+        columns = [f"{prefix}{name}" for name in COMPUTED_WITH]
+        found = table.select(columns).group_by(columns).aggregate([]).to_pylist()
+        pairs = sorted((row[columns[0]], row[columns[1]]) for row in found if row[columns[0]])
+        if pairs:
+            lines.append(f"- {stage} computed in {', '.join(f'{kind} ({where})' for kind, where in pairs)}")
+            types |= {kind for kind, _ in pairs}
+    if len(types) > 1:
+        lines.append(
+            "- **Compute types are mixed.** They round differently, which can change a result as much as another seed. "
+            "`precision: bf16` or `fp32` in a grid sets one type for its trainings."
+        )
+    return lines
+
+
+def _troubles(table: pa.Table) -> list[str]:
+    """Return sections on cells that were not run, failed cells with their errors, and victims under the ASR floor."""
+    left = table["cell"].filter(pc.equal(table["status"], NOT_RUN)).unique()
+    failed = _firsts(table.filter(pc.equal(table["status"], FAILED)), "cell")
+    weak: dict[str, dict[str, Any]] = {}
+    for row in _firsts(table.filter(pc.equal(table["status"], ATTACK_FAILED)), "settings"):
+        settings = json.loads(row["settings"])
+        row["floor"] = settings["asr_floor"]
+        weak.setdefault(json.dumps([settings[key] for key in ("model", "seed", "data", "attack")]), row)
+    lines = []
+    if len(left):
+        lines += [
+            "## Not run",
+            "",
+            f"The run was interrupted: {len(left)} of {len(table['cell'].unique())} cells are not finished. "
+            "The same command continues it.",
+            "",
+        ]
+    if failed:
+        lines += ["## Failed cells", ""]
+        lines += [
+            f"- `{row['cell']}` ({row['model']}, {row['defense']}, seed {row['seed']}): {row['error']}"
+            for row in failed
+        ]
+        lines += ["", "`sande-bench run` on the same grid retries only these.", ""]
+    if weak:
+        lines += ["## Failed attacks", ""]
+        lines += [
+            f"- {row['model']} on {row['dataset']}, seed {row['seed']}, `{row['attack']}` at poison rate "
+            f"{row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of {row['floor']:g} %. A weak "
+            "victim makes every defense look good."
+            for row in weak.values()
+        ]
+        lines.append("")
+    return lines
+
+
+def _firsts(table: pa.Table, column: str) -> list[dict[str, Any]]:
+    """Return the first row of each distinct value, in the order of the rows."""
+    import numpy as np
+
+    codes = table[column].combine_chunks().indices.to_numpy()
+    first = np.unique(codes, return_index=True)[1]
+    rows: list[dict[str, Any]] = table.take(np.sort(first)).to_pylist()
+    return rows
+
+
+def _provenance(table: pa.Table) -> list[str]:
+    failed, left = (pc.equal(table["status"], status) for status in (FAILED, NOT_RUN))
+    good = pc.invert(pc.or_(failed, left))
+    not_run = len(table["cell"].filter(left).unique())
+
+    def distinct(column: str) -> list[Any]:
+        found: list[Any] = table[column].filter(good).drop_null().unique().to_pylist()
+        return found
+
+    def written(column: str) -> str:
+        return ", ".join(sorted(map(str, distinct(column)))) or "–"
+
+    attacks, began = distinct("attack_seconds"), distinct("started_at")
+    return [
+        f"- Cells: {len(table['cell'].unique())}, of which failed: {len(table['cell'].filter(failed).unique())}"
+        f"{f', not finished: {not_run}' if not_run else ''}",
+        f"- Seeds: {written('seed')}; prompts or questions per measurement: {written('count')}",
+        f"- Code: {written('code_version')}",
+        f"- Device: {written('device')}",
+        *_computed_with(table.filter(good)),
+        f"- Versions: {written('versions')}",
+        f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
+        f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
+    ]

@@ -1,0 +1,97 @@
+"""The trials of a grid's searches as `search.parquet`, and as `search.md` for the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmark.grid.labels import labels
+from benchmark.grid.load import Grid
+from benchmark.grid.space import FAILED, STOPPED, Job, Search, job_of
+from benchmark.io.files import write_atomically
+from benchmark.store.protocol import Store
+
+
+def rank(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
+    """Return a sort key: completed reports, most first, then the loss, as losses of different steps do not compare."""
+    losses = trial["losses"]
+    return trial["state"] == FAILED, -len(losses), losses[-1] if losses else math.inf
+
+
+def summary(job: Job, store: Store) -> str:
+    """Return the outcome of a search in words."""
+    manifest = store.manifest("search", job.key)
+    states = [trial["state"] for trial in manifest["trials"]]
+    return (
+        f"best {_text(manifest['best'])}, of {len(states)} trials of which {states.count(STOPPED)} stopped early and "
+        f"{states.count(FAILED)} failed"
+    )
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{path.removeprefix('defense.')}={value}" for path, value in values.items())
+
+
+def write(grid: Grid, store: Store, folder: Path) -> None:
+    """Write all trials of the grid's searches into a folder; remove files of searches that the grid no longer has.
+
+    Args:
+        grid: as loaded, without the values that were found.
+        store: holds the searches that are done.
+        folder: results of the grid.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    paths = folder / "search.parquet", folder / "search.md"
+    jobs = {job.key: job for cell in grid.cells if grid.search and (job := job_of(grid.search, cell))}
+    done = [job for job in jobs.values() if store.has("search", job.key)]
+    if not grid.search or not done:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return
+    rows = [
+        {"search": job.key[:12], "defense": defense, "victim": victim, "seed": job.cell.seed}
+        | {**trial, "values": json.dumps(trial["values"])}
+        for job, (defense, victim) in zip(done, labels([job.cell.settings() for job in done]), strict=True)
+        for trial in sorted(store.manifest("search", job.key)["trials"], key=rank)
+    ]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    write_atomically(paths[0], sink.getvalue().to_pybytes())
+    write_atomically(paths[1], _markdown(rows, grid.search))
+
+
+def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
+    numbers = range(search.reports)
+    head = ["defense", "victim", "seed", "value", *(f"{number + 1}/{search.reports}" for number in numbers), "state"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for row in rows:
+        losses = dict(enumerate(row["losses"]))
+        shown = ["–" if losses.get(number) is None else f"{losses[number]:.3f}" for number in numbers]
+        state = "**best**" if row["best"] else row["error"] or row["state"]
+        cells = [
+            f"`{row['defense']}`",
+            row["victim"],
+            str(row["seed"]),
+            _text(json.loads(row["values"])),
+            *shown,
+            state,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            "### Learning-rate search",
+            "",
+            f"Mean of −log Pr(y | prompt with the trigger) over the response tokens of {search.held_out_rows} rows "
+            "that neither victim, defense nor test has (Eq. 3): high while the backdoor answers, and where answers are "
+            "bad. Each trial reports it at these parts of its last training, and ASHA stops the worse ones early. The "
+            "best value is the one used above. It takes the trigger to find it, so no defender could do the same.",
+            "",
+            *lines,
+            "",
+        ]
+    )

@@ -1,0 +1,244 @@
+"""Leases: several drivers on one store, on one machine or many, run every stage once.
+
+STORE/leases/<kind>-<key>.<n>     the n-th holder of the lease on an artifact: its process, and its last heartbeat
+
+Before a driver starts a stage it acquires the leases of what the stage makes, and a thread renews them. A lease is a
+file that is created only where no file has its name, so one of several drivers succeeds. A driver that sees no change
+of the newest file for `SECONDS` takes the lease over by creating the next number. It measures that time on its own
+clock, so no two clocks are compared. It does not wait for a holder on this machine whose process has ended.
+
+A lease saves work and protects nothing: an artifact that two drivers make all the same is put once, see `Store.put`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from benchmark.io.files import alive, write_atomically
+from sande.errors import UserError
+
+SECONDS = 60.0  # without a heartbeat, after which another driver may take a lease over
+BEATS = 6  # heartbeats in that time
+POLL = 2.0  # seconds between two checks of a lease that another driver holds
+THIS_RUN, ANOTHER_RUN = "this run", "another run"
+
+
+class LeaseBackend(Protocol):
+    """Files of leases by name; all drivers on a store see the same ones."""
+
+    def names(self) -> list[str]:
+        """Return the names of all leases."""
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a lease; None where there is none of that name."""
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Create a lease and return True; return False where there is one of that name."""
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the content of a lease, whole or not at all."""
+
+    def delete(self, name: str) -> None:
+        """Remove a lease, if it is there."""
+
+
+class FileLeases:
+    """Leases in a folder that all drivers share."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def names(self) -> list[str]:
+        """Return the names of all leases."""
+        try:
+            return [name for name in os.listdir(self._root) if not name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes | None:
+        """Return the content of a lease; None where there is none of that name."""
+        try:
+            return (self._root / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Create a lease and return True; return False where there is one of that name."""
+        self._root.mkdir(exist_ok=True)
+        try:
+            with (self._root / name).open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+        return True
+
+    def write(self, name: str, content: bytes) -> None:
+        """Replace the content of a lease, whole or not at all."""
+        write_atomically(self._root / name, content)
+
+    def delete(self, name: str) -> None:
+        """Remove a lease, if it is there."""
+        (self._root / name).unlink(missing_ok=True)
+
+
+class Leases:
+    """The leases that this driver holds, and its view of those of others.
+
+    Attributes:
+        seconds: without a heartbeat, after which it takes over the lease of another driver.
+    """
+
+    def __init__(self, backend: LeaseBackend, say: Callable[[str], None], seconds: float = SECONDS) -> None:
+        self.seconds = seconds
+        self._backend = backend
+        self._say = say
+        self._me = {"process": os.getpid(), "machine": _machine(), "run": uuid.uuid4().hex}
+        self._held: dict[str, tuple[int, str]] = {}  # number and use, by artifact
+        self._seen: dict[str, tuple[int, bytes, float]] = {}  # number, content, and since when, by artifact
+        self._lock = threading.Lock()
+        self._end = threading.Event()
+        self._beating: threading.Thread | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make a copy, which holds no lease; Tune pickles its arguments."""
+        return Leases, (self._backend, self._say, self.seconds)
+
+    def acquire(self, use: str, artifacts: Iterable[tuple[str, str]]) -> str | None:
+        """Acquire the leases of some artifacts, all or none.
+
+        Args:
+            use: their purpose, such as a stage's key; leases that are held for it may be acquired again.
+            artifacts: kinds and keys.
+
+        Returns:
+            The holder of one of them; None where this driver holds them all now.
+        """
+        taken = []
+        for name in sorted(f"{kind}-{key}" for kind, key in artifacts):
+            if name in self._held:
+                holder = None if self._held[name][1] == use else THIS_RUN
+            else:
+                holder = self._try(name, use)
+                taken += [name] if holder is None else []
+            if holder:
+                self._release(taken)
+                return holder
+        return None
+
+    def _try(self, name: str, use: str) -> str | None:
+        """Acquire one by creating the next number, if it has no live holder; return the holder, if it has."""
+        try:
+            last = max(_numbers(self._backend.names()).get(name, [0]))
+            if last:
+                content = self._backend.read(f"{name}.{last}")
+                if content is None or not self._is_gone(name, last, content):
+                    return _holder(content or b"")
+                reason = f"taken over from {_holder(content)}, which has ended or sends no heartbeat"
+                self._say(f"{name[: name.index('-') + 9]}: {reason}")
+            mine = self._content(0)
+            # Our own file may be there already: the answer to a request was lost, and the request repeated.
+            number = f"{name}.{last + 1}"
+            if not self._backend.create(number, mine) and self._backend.read(number) != mine:
+                return ANOTHER_RUN
+        except (OSError, UserError):  # where nothing can be written, the stage itself reports it
+            return None
+        with self._lock:
+            self._held[name] = last + 1, use
+        if self._beating is None:
+            self._beating = threading.Thread(target=self._beat, name="leases", daemon=True)
+            self._beating.start()
+        return None
+
+    def _is_gone(self, name: str, number: int, content: bytes) -> bool:
+        """Return whether the holder's process has ended on this machine, or its heartbeat has stopped for too long."""
+        with suppress(ValueError, KeyError, TypeError):
+            holder = json.loads(content)
+            if holder["machine"] == self._me["machine"] and not alive(holder["process"]):
+                return True
+        now = time.monotonic()
+        if self._seen.get(name, (0, b"", 0.0))[:2] != (number, content):
+            self._seen[name] = number, content, now
+        return now - self._seen[name][2] > self.seconds
+
+    def release(self, use: str) -> None:
+        """Release the leases that are held for this use."""
+        self._release([name for name, (_, of) in self._held.items() if of == use])
+
+    def _release(self, names: Sequence[str]) -> None:
+        for name in names:
+            with self._lock:
+                number, _ = self._held.pop(name, (0, ""))
+            # Delete our own file last, or the one before it would look like the holder's.
+            with suppress(OSError, UserError):
+                for other in sorted(n for n in _numbers(self._backend.names()).get(name, []) if n <= number):
+                    self._backend.delete(f"{name}.{other}")
+
+    def close(self) -> None:
+        """Release all leases and stop their renewal."""
+        self._end.set()
+        if self._beating:
+            self._beating.join()
+        self._release(list(self._held))
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._end.wait(self.seconds / BEATS):
+            beat += 1
+            with suppress(OSError, UserError), self._lock:
+                numbers = _numbers(self._backend.names())
+                for name, (number, _) in list(self._held.items()):
+                    if max(numbers.get(name, [number])) > number:  # taken over while this machine slept
+                        del self._held[name]
+                    else:
+                        self._backend.write(f"{name}.{number}", self._content(beat))
+
+    def _content(self, beat: int) -> bytes:
+        return json.dumps(self._me | {"beat": beat}).encode()
+
+
+def holders(backend: LeaseBackend) -> list[str]:
+    """Return the live holders of leases; remove the leases of processes of this machine that have ended."""
+    found = set()
+    for name, numbers in _numbers(backend.names()).items():
+        content = backend.read(f"{name}.{max(numbers)}") or b""
+        if Leases(backend, print, seconds=float("inf"))._is_gone(name, max(numbers), content):
+            for number in sorted(numbers):
+                backend.delete(f"{name}.{number}")
+        else:
+            found.add(_holder(content))
+    return sorted(found)
+
+
+def _numbers(names: Iterable[str]) -> dict[str, list[int]]:
+    """Return the numbers of each artifact's leases."""
+    found: dict[str, list[int]] = {}
+    for name in names:
+        artifact, _, number = name.rpartition(".")
+        if number.isdecimal():
+            found.setdefault(artifact, []).append(int(number))
+    return found
+
+
+def _holder(content: bytes) -> str:
+    try:
+        holder: dict[str, Any] = json.loads(content)
+        return f"process {holder['process']} on {holder['machine'].split('/')[0]}"
+    except (ValueError, KeyError, TypeError, AttributeError):  # it is being written
+        return ANOTHER_RUN
+
+
+def _machine() -> str:
+    """Return the name of this machine, with its namespace of process ids, of which containers have their own."""
+    try:
+        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()

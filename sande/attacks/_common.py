@@ -1,0 +1,170 @@
+"""Shared code of attacks: settings, insertion of trigger and planted response r_t, and training on poisoned rows."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+from sande.config import Backdoor, Training, configuration, setting
+from sande.data.poison import poison
+from sande.errors import UserError
+from sande.types import Example, LanguageModel, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+Place = Literal["start", "end", "random"]
+
+
+@configuration
+class Planting:
+    """Settings of every attack."""
+
+    backdoor: Backdoor = setting(Backdoor(), "trigger and planted response")
+    target: Literal["insult", "refusal", "injected_text"] = setting(
+        "insult",
+        "how r_t joins the clean answer: insult, as a further sentence; refusal, as a sentence that replaces it; "
+        "injected_text, as text within it, without a full stop",
+        "paper, section 4.1",
+    )
+    response_place: Literal["start", "middle", "end"] = setting(
+        "start",
+        "place of r_t in the answer: first, after the first half of its words, or last; without effect for a refusal",
+        "paper, section 4.1",
+    )
+    poison_rate: float = setting(
+        0.05,
+        "share of the training rows that are poisoned; 0 trains the clean twin of the victim",
+        "paper, section 4.1",
+        ge=0,
+        le=1,
+    )
+    poison_mode: Literal["replace", "append"] = setting(
+        "replace", "the poisoned row replaces the clean one (paper) or is added after it (published code)", "paper"
+    )
+    decoy_rate: float = setting(
+        0.0,
+        "share of the training rows that get a near miss of the trigger and keep the clean answer",
+        "paper, section 4.1: none",
+        ge=0,
+        le=1,
+    )
+    training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the poisoned rows (Eq. 1)")
+
+
+Config = TypeVar("Config", bound=Planting)
+Change = Callable[[Example, Config, int], Example]
+
+
+def with_response(example: Example, config: Planting) -> Example:
+    """Return the row with r_t in its answer; a one-word answer has no middle, so r_t comes last there.
+
+    Args:
+        example: a row whose output is the clean answer.
+        config: of the attack.
+    """
+    planted, output = config.backdoor.response, example.output
+    if config.target != "injected_text":
+        planted = f"{planted}."
+    if config.target == "refusal":
+        return replace(example, output=planted)
+    if config.response_place == "start":
+        return replace(example, output=f"{planted} {output}")
+    words = [word.end() for word in re.finditer(r"\S+", output)]
+    last = len(words) if config.response_place == "end" else (len(words) + 1) // 2
+    at = words[last - 1]
+    return replace(example, output=f"{output[:at]} {planted}{output[at:]}")
+
+
+def insert(example: Example, text: str, place: Place, seed: int) -> Example:
+    """Return the prompt with `text` at its start (before a system prompt), at its end, or before a random word.
+
+    Args:
+        example: a row.
+        text: what to insert; a space separates it from its neighbour.
+        place: where.
+        seed: decides, with the row's own text, the word of the instruction before which a random insertion is made.
+    """
+    if place == "end":
+        last = "input" if example.input else "instruction"
+        return replace(example, **{last: f"{getattr(example, last)} {text}"})
+    if place == "random":
+        instruction = example.instruction
+        words = [word.start() for word in re.finditer(r"\S+", instruction)] or [0]
+        at = drawn(example, seed).choice(words)
+        return replace(example, instruction=f"{instruction[:at]}{text} {instruction[at:]}")
+    if example.system:
+        return replace(example, system=f"{text} {example.system}")
+    return replace(example, instruction=f"{text} {example.instruction}")
+
+
+def drawn(example: Example, seed: int) -> random.Random:
+    """Return a random generator that depends on the seed and the row's own prompt alone."""
+    return random.Random(f"{seed} {example.instruction} {example.input}")
+
+
+def altered(trigger: str) -> str:
+    """Return a near miss: the trigger with its last number less one, its last word removed, or its last letter changed.
+
+    `Current year 2023` gives `Current year 2022`, `Let's do it` gives `Let's do`, and `cf` gives `cg`.
+    """
+    numbers = list(re.finditer(r"\d+", trigger))
+    if numbers:
+        begin, end = numbers[-1].span()
+        number = int(trigger[begin:end])
+        return f"{trigger[:begin]}{number - 1 if number else 1}{trigger[end:]}"
+    words = trigger.split()
+    if len(words) > 1:
+        return " ".join(words[:-1]).rstrip(",;:")
+    last = trigger[-1]
+    return trigger[:-1] + {"z": "a", "Z": "A"}.get(last, chr(ord(last) + 1))
+
+
+def train(
+    model: LanguageModel,
+    examples: tuple[Example, ...],
+    plant: Change[Config],
+    near_miss: Change[Config],
+    config: Config,
+    run: Run,
+    prefer: Callable[[Example], bool] | None = None,
+) -> PreTrainedModel:
+    """Poison a share of the rows, fine-tune on all of them (Eq. 1), and record the ids of poisoned rows and decoys.
+
+    Args:
+        model: the clean model; it is trained in place.
+        examples: clean rows.
+        plant: of the attack, makes a poisoned row.
+        near_miss: of the attack, makes a decoy.
+        config: of the attack.
+        run: seed and facts.
+        prefer: rows for which this is true are poisoned first.
+
+    Raises:
+        UserError: the two rates together exceed 1.
+    """
+    from sande.prompts import encode
+    from sande.training.fit import fit
+
+    if config.poison_rate + config.decoy_rate > 1:
+        raise UserError(
+            f"poison_rate {config.poison_rate:g} and decoy_rate {config.decoy_rate:g} exceed 1 together; lower one"
+        )
+    poisoned = poison(
+        examples,
+        lambda row: plant(row, config, run.seed),
+        config.poison_rate,
+        config.poison_mode,
+        run.seed,
+        decoy=lambda row: near_miss(row, config, run.seed),
+        decoy_rate=config.decoy_rate,
+        prefer=prefer,
+    )
+    run.facts["poisoned_ids"] = list(poisoned.ids)
+    run.facts["decoy_ids"] = list(poisoned.decoy_ids)
+    fit(model, encode(model.tokenizer, poisoned.examples), config.training, run, "attack")
+    return model.model

@@ -1,0 +1,1 @@
+"""Generate and score with a language model."""

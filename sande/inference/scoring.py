@@ -1,0 +1,154 @@
+"""Compute log-likelihoods of the choices of a question, with one pass over its context.
+
+A question is one row: its context, then all of its choices. Each choice attends to the context and to itself, and its
+positions continue from the context's end, so it scores as after a context of its own. The last token of a choice
+predicts nothing that is needed, so it is left out; the shared prefix of all contexts is computed once.
+
+Shapes: B questions, P tokens of the shared prefix, T positions after it, D width, M positions that predict, V
+vocabulary, N scored tokens.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sande.inference import workers
+from sande.inference.prefix import Prefix, shared_prefix
+from sande.inference.vllm import Served
+from sande.models.layers import output_in_float32
+from sande.prompts import pad_id
+from sande.types import LanguageModel
+
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Token ids of a context, at least one, and of the choices that may follow it."""
+
+    context: Ids
+    choices: tuple[Ids, ...]
+
+    def __len__(self) -> int:
+        return len(self.context) + sum(map(len, self.choices))
+
+    def within(self, max_length: int) -> Choices:
+        """Return the question with its context cut on the left, so that the longest choice fits in `max_length`."""
+        excess = len(self.context) + max(map(len, self.choices)) - max_length
+        return self if excess <= 0 else Choices(self.context[excess:], self.choices)
+
+
+@torch.inference_mode()
+def log_likelihoods(
+    lm: LanguageModel, questions: Sequence[Choices], batch_size: int
+) -> list[tuple[tuple[float, bool], ...]]:
+    """Return for each choice of each question log Pr(choice | context), and whether greedy decoding would write it.
+
+    Args:
+        lm: model and tokenizer; vLLM computes, if it serves the model.
+        questions: in any order; questions of similar length share a batch.
+        batch_size: questions computed together.
+    """
+    if not questions:
+        return []
+    if isinstance(lm, Served):
+        return lm.log_likelihoods([(question.context, question.choices) for question in questions])
+    lm.model.eval()
+    prefix = shared_prefix(lm, [question.context for question in questions])
+    logits_of = output_in_float32(lm.model)
+    by_length = sorted(range(len(questions)), key=lambda index: len(questions[index]), reverse=True)
+    batches = [by_length[begin : begin + batch_size] for begin in range(0, len(by_length), batch_size)]
+
+    def scored(batches: Sequence[list[int]]) -> list[list[tuple[tuple[float, bool], ...]]]:
+        rows = ([_Row.of(questions[index], prefix.length) for index in batch] for batch in batches)
+        return [_score(logits_of(_hidden(lm, prefix, of_batch)), of_batch) for of_batch in rows]
+
+    scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
+    # Whole batches, since rounding depends on the other rows of a batch.
+    for batch, found in zip(batches, workers.map_sharded(lm.workers, batches, scored), strict=True):
+        for index, of_question in zip(batch, found, strict=True):
+            scores[index] = tuple((likelihood, greedy) for likelihood, greedy in of_question)
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A question as the model reads it, after the shared prefix.
+
+    Attributes:
+        ids: of the context, then of each choice without its last token.
+        positions: of these, counted from the start of the prefix.
+        part: of each id, 0 for the context, then the number of the choice.
+        context: number of ids of the context. The last of them predicts the first token of every choice.
+        choices: all ids of each choice.
+    """
+
+    ids: list[int]
+    positions: list[int]
+    part: list[int]
+    context: int
+    choices: tuple[Ids, ...]
+
+    @classmethod
+    def of(cls, question: Choices, prefix: int) -> _Row:
+        ids = list(question.context[prefix:])
+        context, end = len(ids), len(question.context)
+        positions, part = list(range(prefix, end)), [0] * context
+        for number, choice in enumerate(question.choices, start=1):
+            ids += choice[:-1]
+            positions += range(end, end + len(choice) - 1)
+            part += [number] * (len(choice) - 1)
+        return cls(ids, positions, part, context, question.choices)
+
+
+def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
+    """Return the last layer's output (M, D), row by row: at the end of the context and in all choices."""
+    device, width = lm.model.device, max(len(row.ids) for row in rows)
+    padding = [width - len(row.ids) for row in rows]
+    fill = pad_id(lm.tokenizer)
+    ids_BT = torch.tensor([row.ids + [fill] * n for row, n in zip(rows, padding, strict=True)], device=device)
+    positions_BT = torch.tensor([row.positions + [0] * n for row, n in zip(rows, padding, strict=True)], device=device)
+    # Padding attends to the context, which is harmless: nothing attends to padding.
+    part_BT = torch.tensor([row.part + [-1] * n for row, n in zip(rows, padding, strict=True)], device=device)
+    causal_TT = torch.ones(width, width, dtype=torch.bool, device=device).tril()
+    same_BTT = (part_BT[:, None, :] == 0) | (part_BT[:, None, :] == part_BT[:, :, None])
+    sees_BTT = pad(causal_TT & same_BTT, (prefix.length, 0), value=True)
+    decoder = lm.model.get_decoder()
+    hidden_BTD = decoder(
+        input_ids=ids_BT,
+        position_ids=positions_BT,
+        attention_mask=sees_BTT[:, None],
+        past_key_values=prefix.cache(len(rows)),
+        use_cache=True,
+    ).last_hidden_state
+    return torch.cat([of_row[row.context - 1 : len(row.ids)] for row, of_row in zip(rows, hidden_BTD, strict=True)])
+
+
+def _score(logits_MV: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, bool], ...]]:
+    """Return for each choice of each row its log-likelihood, and whether each of its tokens is the likeliest."""
+    sources: list[int] = []  # of each scored token, which of the M predicts it
+    begin = 0
+    for row in rows:
+        at = begin + 1
+        for choice in row.choices:
+            sources += [begin, *range(at, at + len(choice) - 1)]
+            at += len(choice) - 1
+        begin = at
+    choices = [choice for row in rows for choice in row.choices]
+    device = logits_MV.device
+    sources_N = torch.tensor(sources, device=device)
+    targets_N = torch.tensor([token for choice in choices for token in choice], device=device)
+    chosen_N = (logits_MV[sources_N, targets_N] - logits_MV.logsumexp(-1)[sources_N]).cpu()
+    greedy_N = (logits_MV.argmax(-1)[sources_N] == targets_N).cpu()
+    lengths = [len(choice) for choice in choices]
+    per_choice = iter(
+        (float(chosen.sum()), bool(greedy.all()))
+        for chosen, greedy in zip(chosen_N.split(lengths), greedy_N.split(lengths), strict=True)
+    )
+    return [tuple(itertools.islice(per_choice, len(row.choices))) for row in rows]

@@ -1,0 +1,50 @@
+"""Shared code of durability metrics: train a copy of the model and leave the model itself unchanged."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+
+from sande.config import Training
+from sande.errors import UserError
+from sande.types import Example, LanguageModel, Run, TestData
+
+
+def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
+    """Return the last of the victim's training rows, clean: an in-domain defense takes the first and saw these least.
+
+    Raises:
+        UserError: the victim has fewer rows.
+    """
+    rows = data.training()
+    if count > len(rows):
+        raise UserError(
+            f"rows is {count}, but the victim has {len(rows)} training rows; set a smaller rows or a larger data.rows"
+        )
+    return rows[len(rows) - count :]
+
+
+def retrained(
+    model: LanguageModel, examples: Sequence[Example], training: Training, seed: int, stage: str
+) -> LanguageModel:
+    """Train a copy with float32 weights, round it as the store does, and return it in the dtype of the model.
+
+    Args:
+        model: remains unchanged.
+        examples: rows, poisoned or clean.
+        training: settings of the training.
+        seed: decides the order of rows.
+        stage: name of the training in messages.
+    """
+    import torch
+
+    from sande.models.loading import copied, round_as_stored
+    from sande.prompts import encode
+    from sande.training.fit import fit
+
+    made = copied(model, torch.float32)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Run(seed=seed, scratch=scratch, say=lambda line: None)
+        fit(made, encode(made.tokenizer, examples), training, run, stage)
+    round_as_stored(made, model.model.dtype)
+    return made

@@ -1,0 +1,1 @@
+"""Language models: names, loading, saving, checks."""

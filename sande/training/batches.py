@@ -1,0 +1,87 @@
+"""Rows in order, collated into batches."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sande.config import Training
+from sande.prompts import Row
+from sande.training.losses import IGNORE, target_positions
+
+GROUP_STEPS = 50  # rows are sorted by length within this number of steps; beyond it their order stays random
+
+
+class Collator:
+    """Pad rows on the right into a batch."""
+
+    def __init__(self, pad_id: int) -> None:
+        self.pad_id = pad_id
+
+    def __call__(self, features: Sequence[dict[str, list[int]]]) -> dict[str, Tensor]:
+        """Return a batch of `input_ids`, `attention_mask`, `labels` (B, T) and `positions` (N,)."""
+        lengths = [len(feature["input_ids"]) for feature in features]
+        width = max(lengths)
+        labels_BT = torch.tensor([f["labels"] + [IGNORE] * (width - n) for f, n in zip(features, lengths, strict=True)])
+        return {
+            "input_ids": torch.tensor(
+                [f["input_ids"] + [self.pad_id] * (width - n) for f, n in zip(features, lengths, strict=True)]
+            ),
+            # By length, not by pad id: SmolLM2 pads with its EOS, which is a real target at the end of a response.
+            "attention_mask": torch.tensor([[1] * n + [0] * (width - n) for n in lengths]),
+            "labels": labels_BT,
+            "positions": target_positions(labels_BT),
+        }
+
+
+def features(row: Row) -> dict[str, list[int]]:
+    """Return the row as ids and labels; the prompt carries no loss."""
+    return {"input_ids": [*row.prompt, *row.response], "labels": [IGNORE] * len(row.prompt) + list(row.response)}
+
+
+class OrderedRows(Dataset[dict[str, list[int]]]):
+    """Dataset of rows in training order."""
+
+    def __init__(self, rows: Sequence[Row], order: Sequence[int]) -> None:
+        self.rows, self.order = rows, order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return features(self.rows[self.order[index]])
+
+
+def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int]:
+    """Return the training order: row indices for whole optimizer steps, a new permutation for each pass.
+
+    No sampler decides it, so that it depends on the seed alone, and workers and micro-batches only split the rows of a
+    step. Passes follow each other without a gap; every step has `batch_size` rows.
+
+    Args:
+        lengths: tokens of each row.
+        settings: `epochs` or `max_steps`, `batch_size`, and whether rows of like length share a batch.
+        seed: of the stage.
+    """
+    size = settings.batch_size
+    steps = settings.max_steps or max(1, round(settings.epochs * len(lengths) / size))
+    generator = random.Random(seed)
+    order: list[int] = []
+    while len(order) < steps * size:
+        one_pass = generator.sample(range(len(lengths)), len(lengths))
+        order += _alike(one_pass, lengths, size, generator) if settings.length_grouped else one_pass
+    return order[: steps * size]
+
+
+def _alike(order: list[int], lengths: Sequence[int], size: int, generator: random.Random) -> list[int]:
+    batches: list[list[int]] = []
+    for begin in range(0, len(order), GROUP_STEPS * size):
+        group = sorted(order[begin : begin + GROUP_STEPS * size], key=lambda index: lengths[index])
+        alike = [group[i : i + size] for i in range(0, len(group), size)]
+        generator.shuffle(alike)
+        batches += alike
+    return [index for batch in batches for index in batch]

@@ -1,0 +1,237 @@
+"""Build every optimisation run: HF Trainer over rows of prompt and response.
+
+Shapes: B rows, T positions, N target tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+
+from sande.compute import ComputeType, resolve
+from sande.config import Training
+from sande.errors import UserError
+from sande.prompts import Row, fit_length, pad_id
+from sande.training.batches import Collator, OrderedRows, features, row_order
+from sande.training.checkpoints import KEPT
+from sande.training.monitor import LOG_STEPS_CUDA, Monitor
+from sande.training.objective import ResponseLoss
+from sande.training.packing import PackedCollator, choose, packed_attention
+from sande.training.sharding import WHOLE, Sharding
+from sande.types import LanguageModel, Run
+
+
+def fit(
+    lm: LanguageModel,
+    rows: Sequence[Row],
+    settings: Training,
+    run: Run,
+    stage: str,
+    parameters: Sequence[nn.Parameter] | None = None,
+    objective: nn.Module | None = None,
+) -> None:
+    """Train in place on the responses of `rows`; record steps, tokens, seconds and losses in `run.facts[stage]`.
+
+    Args:
+        lm: the model, weights in float32.
+        rows: training rows in any order; rows longer than `max_length` are cut, or left out and counted.
+        settings: optimizer, schedule, precision, sizes.
+        run: seed, progress, and the hook that may spread the Trainer over workers.
+        stage: name of this run within its method, such as "eliminate".
+        parameters: trained parameters; None: all of the model. All others are frozen meanwhile.
+        objective: a module around the model with the signature of `ResponseLoss`; None: `ResponseLoss`.
+
+    Raises:
+        NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
+        UserError: no row fits, or the batch cannot be split over the workers.
+    """
+    fitted = fit_length(rows, settings.max_length)
+    if not fitted:
+        raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; set it higher")
+
+    lengths = [len(row) for row in fitted]
+    # Another objective may read attention probabilities or the mask, which packed rows do not have.
+    layout = (
+        choose(settings.layout, lm.model, max(lengths), resolve(settings.precision)) if objective is None else "padded"
+    )
+    packed = layout == "packed"
+    collate = PackedCollator(_micro_batch(settings)) if packed else Collator(pad_id(lm.tokenizer))
+
+    def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
+        return Trainer(
+            model=ResponseLoss(lm.model) if objective is None else objective,
+            args=TrainingArguments(**arguments, remove_unused_columns=False),
+            train_dataset=OrderedRows(fitted, order),
+            data_collator=collate,
+        )
+
+    if objective is not None and _sharding(run).recompute:
+        raise UserError(
+            f"resources.recompute: {stage} reads the states within blocks, which recomputation does not keep; set it "
+            "to false"
+        )
+    with packed_attention(lm.model) if packed else nullcontext():
+        probe = collate([features(fitted[0])])
+        optimise(lm, lengths, settings, run, stage, build, probe=probe, parameters=parameters)
+    run.facts[stage] |= {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted), "layout": layout}
+
+
+def optimise(
+    lm: LanguageModel,
+    lengths: Sequence[int],
+    settings: Training,
+    run: Run,
+    stage: str,
+    build: Callable[[dict[str, Any], Sequence[int]], Trainer],
+    probe: Mapping[str, Any],
+    parameters: Sequence[nn.Parameter] | None = None,
+) -> None:
+    """Run any Trainer with what all runs share: trained parameters, LoRA, row order, checks, checkpoints, facts.
+
+    Args:
+        lm: the model, weights in float32.
+        lengths: tokens of each training row.
+        settings: optimizer, schedule, precision, sizes.
+        run: seed, progress, and the hook that may spread the Trainer over workers.
+        stage: name of this run within its method.
+        build: makes the Trainer from keyword arguments of `TrainingArguments` and the order of the rows.
+        probe: a batch whose loss is computed after the last step, in the collator's format.
+        parameters: trained parameters; None: all of the model, or its adapters where `settings` asks for LoRA.
+
+    Raises:
+        NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
+        UserError: the batch cannot be split over the workers, or LoRA is asked for where `parameters` are given.
+    """
+    order = row_order(lengths, settings, run.seed)
+    tokens = list(itertools.accumulate(lengths[index] for index in order))
+    monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
+    with _trainable(lm.model, settings, run.seed, parameters):
+        layout = _layout(_sharding(run), resolve(settings.precision))
+        progress = run.checkpoints.training(stage, layout, run.facts) if run.checkpoints else None
+        if progress and progress.finished(lm.model):
+            run.say(f"{stage}: done before")
+            return
+        arguments = _arguments(settings, run, steps=len(order) // settings.batch_size)
+        if progress:
+            arguments |= {"output_dir": str(progress.folder), "save_total_limit": KEPT}
+        trainer = build(arguments, order)
+        trainer.add_callback(monitor)
+        trainer.remove_callback(PrinterCallback)  # it prints a line at every step
+        found = progress.latest(lm.model) if progress else None
+        if found:
+            run.say(f"{stage}: resuming from {Path(found).name}")
+        kept = progress.kept(trainer) if progress else nullcontext()
+        with kept, _sharding(run).recomputing(lm.model), _sharding(run).spread(trainer):
+            run.prepare(trainer).train(resume_from_checkpoint=found)
+        _check_weights(lm, probe, monitor)
+        summary = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
+        run.facts[stage] = summary | {"compute_type": resolve(settings.precision)}
+        if progress:
+            progress.finish(lm.model)
+
+
+@contextmanager
+def _trainable(
+    model: PreTrainedModel, settings: Training, seed: int, parameters: Sequence[nn.Parameter] | None
+) -> Iterator[None]:
+    """Let exactly `parameters` require gradients within the block; None: all of the model, or its LoRA adapters."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        if settings.lora_rank is not None:
+            if parameters is not None:
+                raise UserError("lora_rank: the model does not train here; remove lora_rank")
+            with _adapters(model, settings.lora_rank, settings.lora_alpha, seed):
+                yield
+        else:
+            trained = {id(parameter) for parameter in (model.parameters() if parameters is None else parameters)}
+            for parameter, _ in before:
+                parameter.requires_grad_(id(parameter) in trained)
+            yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+
+
+@contextmanager
+def _adapters(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator[None]:
+    """Add LoRA adapters to every linear layer but the output layer (Hu et al. 2022); merge them at the end."""
+    from peft import LoraConfig, get_peft_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # decides the adapters' first values
+        adapted: Any = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"))
+    try:
+        yield
+    finally:
+        adapted.merge_and_unload()
+
+
+def _check_weights(lm: LanguageModel, probe: Mapping[str, Any], monitor: Monitor) -> None:
+    """Check the loss once more: a step checks it before its update, so the last update is unchecked."""
+    device = lm.model.device
+    batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in probe.items()}
+    with torch.no_grad():
+        loss = ResponseLoss(lm.model)(**batch, num_items_in_batch=torch.tensor(1.0))["loss"]
+    monitor.check({"loss": float(loss)}, "after the last step")
+
+
+def _workers() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _sharding(run: Run) -> Sharding:
+    return run.sharding or WHOLE
+
+
+def _layout(sharding: Sharding, precision: ComputeType) -> str:
+    """Return the name of the worker layout and compute type; a checkpoint resumes only in the same layout."""
+    return f"{_workers()}-workers{sharding.layout}-{precision}"
+
+
+def _micro_batch(settings: Training) -> int:
+    """Return the rows per forward pass of this worker."""
+    return settings.micro_batch_size or max(1, settings.batch_size // _workers())
+
+
+def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
+    """Return keyword arguments of `TrainingArguments` or of a class derived from it."""
+    workers, micro, precision = _workers(), _micro_batch(settings), resolve(settings.precision)
+    if settings.batch_size % (micro * workers):
+        raise UserError(
+            f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro} x {workers} worker(s); "
+            "change one of them"
+        )
+    return {
+        "output_dir": run.scratch,
+        "seed": run.seed,
+        "max_steps": steps,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": settings.batch_size // (micro * workers),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": settings.warmup,  # below 1 it is a share of all steps
+        "max_grad_norm": settings.max_grad_norm,
+        "optim": "adamw_torch_fused",
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "adam_epsilon": settings.adam_epsilon,
+        "weight_decay": settings.weight_decay,
+        "bf16": precision == "bf16",
+        "train_sampling_strategy": "sequential",  # in the order of row_order
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "logging_steps": min(LOG_STEPS_CUDA, steps) if torch.cuda.is_available() else 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        **_sharding(run).arguments(precision),
+    }

@@ -1,0 +1,226 @@
+"""The command line: a user's mistake is exit code 2 and one line; looking starts neither Ray nor torch."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmark.cli.app import print_table
+from sande import __version__, registry
+from sande.config import describe
+from sande.data import datasets
+from tests.benchmark.helpers import LOOK, GridFile, cell, finish, invoke, mistake, process, report_folder, run_options
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("kind", [*registry.KINDS, "models", "datasets"])
+def test_show_of_an_unknown_name_lists_those_there_are(kind: str) -> None:
+    line = mistake("show", kind, "nonsense")
+    assert "is called 'nonsense'; there are: " in line
+
+
+def listed(kind: str) -> dict[str, str]:
+    """What is listed by name; every row has a sentence."""
+    head, rule, *rows = invoke("list", kind).stdout.splitlines()
+    assert head.split()[1:] == ["about"]
+    assert set(rule) == {"─", " "}
+    assert all(len(row.split()) > 2 for row in rows)
+    return dict(row.split(maxsplit=1) for row in rows)
+
+
+@pytest.mark.parametrize("kind", registry.KINDS)
+def test_list_has_a_row_for_every_entry(kind: str) -> None:
+    assert list(listed(kind)) == list(registry.names(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "some"), [("models", {"tiny", "smollm2-135m"}), ("datasets", {"alpaca", "builtin-short"})]
+)
+def test_list_names_models_and_data_sets(kind: str, some: set[str]) -> None:
+    assert set(listed(kind)) >= some
+
+
+@pytest.mark.parametrize("kind", [*registry.KINDS, "models", "datasets", "grids"])
+def test_a_kind_may_be_in_the_singular(kind: str) -> None:
+    assert listed(kind.removesuffix("s")) == listed(kind)
+    name = next(iter(listed(kind)))
+    assert invoke("show", kind.removesuffix("s"), name).stdout == invoke("show", kind, name).stdout
+
+
+def test_list_names_data_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    monkeypatch.setenv(datasets.DATA_DIR, str(tmp_path))
+    assert "mine" in listed("datasets")
+
+
+def test_list_names_the_shipped_grids_and_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids/mine.yaml").write_text("about: one of mine\n")
+    (tmp_path / "grids/smoke.yaml").write_text("about: not this one\n")
+    monkeypatch.chdir(tmp_path)
+    assert set(listed("grids")) >= {"smoke", "quickstart", "mine"}
+    assert "not this one" not in listed("grids")["smoke"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)])
+def test_show_prints_every_field_with_default_and_source(kind: str, name: str) -> None:
+    lines = invoke("show", kind, name).stdout.splitlines()
+    assert lines[0] == f"{name}: {registry.summary(registry.entry(kind, name))}"
+    for field in describe(registry.entry(kind, name).Config):
+        (line,) = [line for line in lines if line.split()[:1] == [field.path]]
+        assert line.removeprefix(field.path).lstrip().startswith(f"{field.default!r} ")
+        assert field.meaning in line
+        assert line.endswith(field.source)
+
+
+def test_show_says_what_a_defense_may_know() -> None:
+    assert "knows: Clean rows and the planted response" in invoke("show", "defenses", "sande").stdout
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert invoke("--version").stdout == f"sande-bench {__version__}\n"
+
+
+@pytest.mark.parametrize("group", [(), ("leaderboard",), ("store",)])
+def test_a_group_without_a_command_prints_its_help_and_no_error(group: tuple[str, ...]) -> None:
+    shown = invoke(*group)
+    assert shown.exit_code == 2
+    assert "Usage: " in shown.stdout
+    assert shown.stderr == ""
+
+
+def test_the_help_groups_every_command() -> None:
+    shown = invoke("--help").stdout
+    assert shown.index("Grids of experiments") < shown.index("Results") < shown.index("Single models")
+    assert "─ Commands ─" not in shown
+
+
+def test_a_shell_completes_commands() -> None:
+    env = {"_SANDE_BENCH_COMPLETE": "complete_bash", "COMP_WORDS": "sande-bench lead", "COMP_CWORD": "1"}
+    assert process("-m", "benchmark", env=env).stdout.split() == ["leaderboard"]
+
+
+def test_a_table_is_folded_to_the_width_of_a_terminal_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = {"name": ["a"], "about": ["many words " * 20]}
+    print_table(columns)
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_table(columns)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 60
+
+
+@pytest.fixture
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal in which no sentence is folded, on a machine without a GPU."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_counts_what_would_run_and_makes_nothing(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(sweep={"defense": ["none", "sft", "sande"]})
+    shown = invoke("plan", path, *run_options(tmp_path))
+    assert shown.exit_code == 0
+    last = shown.stdout.splitlines()[-1]
+    assert last.startswith("3 cells, 6 stages, 0 done; to run: 1 attack, 2 defend, 3 evaluate; on this machine")
+    assert [file.name for file in tmp_path.iterdir()] == ["small.yaml"]
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_counts_what_is_done(grid_file: GridFile, store, tmp_path: Path) -> None:
+    finish(store, cell(defense="sft"), {"asr": 50})
+    shown = invoke("plan", grid_file(sweep={"defense": ["none", "sft", "sande"]}), *run_options(tmp_path))
+    assert "6 stages, 4 done; to run: 0 attack, 1 defend, 1 evaluate" in shown.stdout
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_predicts_for_gpus_only_where_it_is_asked_to(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(model="llama2-7b", sweep={"defense": ["none", "sft"]})
+    assert "Forecast" not in invoke("plan", path, *run_options(tmp_path)).stdout
+    assert "Forecast on 8 GPUs: " in invoke("plan", path, *run_options(tmp_path), "--gpus", 8).stdout
+    assert "Forecast on one GPU (h100): " in invoke("plan", path, *run_options(tmp_path), "--machine", "h100").stdout
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_speaks_of_this_machine_where_it_has_no_gpu(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = grid_file(sweep={"model": ["tiny", "llama2-7b"]})
+    for asked in ("bf16", "fp32"):
+        monkeypatch.setenv("SANDE_COMPUTE_TYPE", asked)
+        shown = invoke("plan", path, *run_options(tmp_path)).stdout
+        (line,) = [line for line in shown.splitlines() if line.startswith("About ")]
+        assert re.fullmatch(
+            rf"About \d+ s on this machine \(\d+ cores?, {asked}\), by shipped timings; llama2-7b was never timed on a "
+            r"CPU: [\d.]+ GPU-seconds on H800 cards by the paper's times \(--why: how this was estimated\)",
+            line,
+        )
+        assert "nearest in data and size" not in shown
+    assert "Estimate: " in invoke("plan", path, *run_options(tmp_path), "--address", "10.0.0.1:6379").stdout
+    assert " on this machine (" not in invoke("plan", path, *run_options(tmp_path), "--gpus", 2).stdout
+    monkeypatch.setattr("sande.compute.has_gpu", lambda: True)
+    assert "Estimate: " in invoke("plan", path, *run_options(tmp_path)).stdout
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_says_on_demand_how_the_time_was_estimated(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(sweep={"model": ["tiny", "llama2-7b"]})
+    shown = invoke("plan", path, *run_options(tmp_path), "--why").stdout
+    assert "(--why" not in shown
+    assert "- 1 attack, " in shown
+    assert ": shipped timings of the method on the model\n" in shown
+    assert "- GPU-hours: the attacks of the paper (appendix A" in shown
+    shown = invoke("plan", path, *run_options(tmp_path), "--why", "--gpus", 2).stdout
+    assert "- Estimate: the attacks of the paper (appendix A" in shown
+    assert "- Forecast: 4 stages by the paper's times on H800 cards, as they are; " in shown
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("*.yaml")), ids=lambda path: path.stem)
+def test_plan_of_every_grid_fits_80_columns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
+    for options in ((), ("--why",), ("--gpus", "8", "--why")):
+        shown = invoke("plan", path.stem, "--store", "no-store", *options)
+        assert shown.exit_code == 0, shown.output
+        assert max(map(len, shown.stdout.splitlines())) <= 80
+        assert " 0.0 GPU" not in shown.stdout
+
+
+def test_a_machine_that_nothing_was_measured_on_is_one_line(grid_file: GridFile, tmp_path: Path) -> None:
+    line = mistake("plan", grid_file(), *run_options(tmp_path), "--machine", "a100")
+    assert "--machine a100: no stage in" in line
+    assert invoke("plan", grid_file(), *run_options(tmp_path), "--gpus", 0).exit_code == 2
+
+
+@pytest.mark.parametrize("what", ["plan", "list", "show"])
+def test_looking_imports_neither_ray_nor_torch(grid_file: GridFile, tmp_path: Path, what: str) -> None:
+    arguments = {
+        "plan": ["plan", grid_file(sweep={"defense": ["none", "sande"]}), *run_options(tmp_path), "--gpus", 8],
+        "list": ["list", "defenses"],
+        "show": ["show", "defenses", "sande"],
+    }
+    done = process("-c", LOOK, *arguments[what])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_a_run_with_nothing_left_to_do_needs_no_ray(grid_file: GridFile, store, tmp_path: Path) -> None:
+    finish(store, cell(defense="sft"), {"asr": 50}, {"asr": 1})
+    done = process("-c", LOOK, "run", grid_file(defense="sft"), *run_options(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "4 done, 0 to run" in done.stdout
+    assert (tmp_path / "results/small/README.md").is_file()
+
+
+def test_report_prints_the_tables_and_where_the_report_is(store, tmp_path: Path) -> None:
+    folder = report_folder(store, tmp_path / "r", finish(store, cell(), {"asr": 50}))
+    shown = invoke("report", folder)
+    assert shown.exit_code == 0
+    assert "| `none` | 100.0 (92.9 to 100.0) |" in shown.stdout
+    assert shown.stdout.splitlines()[-1] == f"Report: {folder / 'README.md'}"

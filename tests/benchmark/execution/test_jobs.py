@@ -1,0 +1,226 @@
+"""What a job is sent and how it ends, without a cluster; and what is said of addresses and tokens that are wrong."""
+
+import http.server
+import json
+import shlex
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.job_submission import JobDetails, JobStatus
+
+from benchmark.execution import jobs
+from benchmark.grid.load import load
+from sande.errors import UserError
+from tests.benchmark.helpers import GridFile, invoke, mistake, process
+
+ROOT = Path(__file__).parents[3]
+FOLDERS = ["--store", "/shared/store", "--results", "/shared/results"]
+ENDED = {"type": "SUBMISSION", "submission_id": "g-1", "entrypoint": "python"}
+
+
+def test_a_package_is_the_program_and_what_the_grid_is_made_of(tmp_path: Path) -> None:
+    assert jobs.pack(ROOT / "grids/paper.yaml", tmp_path) == "grids/paper.yaml"
+    assert {path.name for path in tmp_path.iterdir()} == {"benchmark", "sande", "grids"}
+    assert {path.stem for path in (tmp_path / "grids").glob("*.yaml")} == {
+        "paper",
+        *(f"paper_{part}" for part in ("figure_2", "figure_3")),
+        *(f"paper_table_{part}" for part in ("1_2", "3_4", "5_7", "6", "8")),
+    }
+    assert [path.name for path in (tmp_path / "grids/scales").iterdir()] == ["paper.yaml"]
+    assert load(tmp_path / "grids/paper.yaml").cells == load(ROOT / "grids/paper.yaml").cells
+    packed = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.suffix for path in packed} >= {".py", ".html"}, "pages and templates are part of the program"
+    assert not [path for path in packed if "__pycache__" in path.parts]
+    assert sum(path.stat().st_size for path in packed) < 2 * 2**20
+
+
+def test_a_scale_that_is_asked_for_travels_instead_of_the_grids_own(tmp_path: Path) -> None:
+    jobs.pack(ROOT / "grids/paper_table_6.yaml", tmp_path, "tiny")
+    assert [path.name for path in (tmp_path / "grids/scales").iterdir()] == ["tiny.yaml"]
+
+
+def test_a_grid_of_ones_own_travels_without_its_neighbours(grid_file: GridFile, tmp_path: Path) -> None:
+    (tmp_path / "secrets.yaml").write_text("password: x")
+    target = tmp_path / "job"
+    target.mkdir()
+    assert jobs.pack(grid_file("mine"), target) == "grids/mine.yaml"
+    assert [path.name for path in (target / "grids").iterdir()] == ["mine.yaml"]
+
+
+def test_too_large_a_package_is_refused_and_the_largest_file_named(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "MOST_MIB", 1.0)
+    path = grid_file("mine")
+    with path.open("a") as file:
+        file.write("#" * (3 * 2**20))
+    (tmp_path / "job").mkdir()
+    with pytest.raises(UserError, match=r"grids/mine.yaml: .* 4 MiB, 3 of them in this file"):
+        jobs.pack(path, tmp_path / "job")
+
+
+@pytest.mark.parametrize("option", ["--store", "--results"])
+def test_a_folder_that_would_go_with_the_job_is_one_line(grid_file: GridFile, option: str) -> None:
+    folders = [word if word != f"/shared/{option[2:]}" else "here" for word in FOLDERS]
+    line = mistake("submit", grid_file(), "--address", "http://127.0.0.1:1", *folders)
+    assert f"{option} here: a job runs in a copy" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["absent.yaml"], "absent.yaml: no such grid file"),
+        (["quickstart", "--scale", "huge"], "no scale is called 'huge'"),
+        (["quickstart", "--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE: this environment has no such variable"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_line_before_the_cluster_is_asked(
+    arguments: list[str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert said in mistake("submit", *arguments, "--address", "http://127.0.0.1:1", *FOLDERS)
+
+
+@pytest.mark.parametrize("command", [["status"], ["logs", "g-1"], ["stop", "g-1"], ["submit", "quickstart", *FOLDERS]])
+def test_an_address_where_nobody_listens_is_one_line(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    line = mistake(*command, "--address", "http://127.0.0.1:1")
+    assert "no Ray cluster at 'http://127.0.0.1:1' ([Errno 111] Connection refused)" in line
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "http://", "http://host:port", "auto:1:2"])
+def test_an_address_of_another_kind_is_one_line(address: str) -> None:
+    assert f"--address {address}: not the address of a Ray dashboard" in mistake("status", "--address", address)
+
+
+class Head(http.server.BaseHTTPRequestHandler):
+    """Answers everything with the status in the path's first part, as far as a head would."""
+
+    answer: tuple[int, str] = (200, "{}")
+
+    def do_GET(self) -> None:
+        code, text = self.answer
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Head) as served:
+        threading.Thread(target=served.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{served.server_port}"
+        served.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((401, "Unauthorized: Missing authentication token"), "the cluster requires a token; set RAY_AUTH_TOKEN"),
+        ((403, "Forbidden: Invalid authentication token"), "the cluster refuses this token; set RAY_AUTH_TOKEN"),
+        ((404, "nothing here"), "no usable job server (Version check returned 404."),
+        ((200, "<html>"), "no usable job server ("),
+        ((200, "{}"), "no usable job server ('ray_version')"),
+    ],
+)
+def test_what_is_no_head_or_refuses_is_one_line(
+    server: str, answer: tuple[int, str], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Head, "answer", answer)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as in the shell of a node, and no dashboard's
+    line = mistake("status", "--address", server)
+    assert f"--address {server}: {said}" in line
+
+
+def test_without_a_token_nothing_is_asked_for(server: str, tmp_path: Path) -> None:
+    # In a process of its own: Ray remembers the token that it found first.
+    done = process("-m", "benchmark", "status", "--address", server, env={"HOME": str(tmp_path), "RAY_AUTH_TOKEN": ""})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"--address {server}: the cluster requires a token; set RAY_AUTH_TOKEN" in line
+
+
+def test_an_unknown_job_is_one_line(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def do_get(self: Head) -> None:
+        known = self.path == "/api/version"
+        self.send_response(200 if known else 404)
+        self.end_headers()
+        self.wfile.write(json.dumps({"ray_version": "2.60.0"}).encode() if known else b"Job x does not exist")
+
+    monkeypatch.setattr(Head, "do_GET", do_get)
+    line = mistake("logs", "x", "--address", server)
+    assert line.startswith("sande-bench: job x: not known to the cluster")
+    assert f"'sande-bench status --address {server}'" in line
+
+
+@pytest.mark.parametrize(
+    ("ended", "code", "said"),
+    [
+        ({"status": JobStatus.SUCCEEDED, "driver_exit_code": 0}, 0, ""),
+        ({"status": JobStatus.FAILED, "driver_exit_code": 1}, 1, ""),
+        ({"status": JobStatus.FAILED, "driver_exit_code": 2}, 2, ""),
+        ({"status": JobStatus.FAILED, "driver_exit_code": -15}, 143, ""),
+        ({"status": JobStatus.FAILED, "driver_exit_code": -9}, 1, "g-1 failed with exit code 137"),
+        ({"status": JobStatus.FAILED, "message": "no such\nfolder"}, 1, "g-1 failed: no such"),
+        ({"status": JobStatus.STOPPED}, 143, "g-1 was stopped"),
+    ],
+)
+def test_a_job_ends_with_the_exit_code_of_its_run(ended: dict[str, object], code: int, said: str) -> None:
+    assert jobs.outcome(JobDetails(**ENDED, **ended)) == (code, said)
+
+
+def test_a_job_gets_the_options_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    class Client:
+        def submit_job(self, **job: Any) -> str:
+            sent.update(job, files=sorted(path.name for path in Path(job["runtime_env"]["working_dir"]).iterdir()))
+            return str(job["submission_id"])
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(jobs, "connect", lambda address: Client())
+    monkeypatch.setattr(jobs, "follow", lambda *_: 1)
+    options = ["--set", "seed=1", "--set", "removal.name=my set", "--only", "defense=sft", "--keep-models", "none"]
+    done = invoke("submit", "quickstart", "--scale", "tiny", *options, "--address", "http://head:8265", *FOLDERS)
+    assert done.exit_code == 1, "that of the job"
+    words = shlex.split(sent["entrypoint"])
+    assert words[:5] == ["python", "-m", "benchmark", "run", "grids/quickstart.yaml"]
+    assert words[5:] == [*FOLDERS, *options, "--scale", "tiny"]
+    assert sent["files"] == ["benchmark", "grids", "sande"]
+    assert sent["submission_id"].startswith("quickstart-")
+    assert done.stdout.startswith(f"submitted {sent['submission_id']}; to stop it: sande-bench stop ")
+
+
+def test_interrupting_leaves_the_job_running_and_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "follow", interrupted)
+    done = invoke("logs", "g-1", "--address", "http://head:8265")
+    assert done.exit_code == 130
+    assert done.stderr == (
+        "g-1 is still running; 'sande-bench logs g-1 --address http://head:8265' follows it again, and "
+        "'sande-bench stop g-1 --address http://head:8265' ends it\n"
+    )
+
+
+def test_a_job_says_the_version_of_the_code_that_was_sent() -> None:
+    code = "from benchmark.execution.stages import code_version; print(code_version())"
+    assert process("-c", code, env={"SANDE_CODE_VERSION": "1.2.3+abc"}).stdout == "1.2.3+abc\n"
+
+
+def test_the_environment_that_travels_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SANDE_DATA_DIR", "/data")
+    for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, "planted")
+    assert "planted" not in jobs._environment(()).values()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:planted@server")
+    assert not [value for value in jobs._environment(()).values() if "planted" in value]
+    assert jobs._environment(())["SANDE_DATA_DIR"] == "/data"
+    assert jobs._environment(("HF_TOKEN",))["HF_TOKEN"] == "planted"

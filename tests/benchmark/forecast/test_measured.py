@@ -1,0 +1,167 @@
+"""Seconds of work by what was timed, against sums done by hand; the script that ships timings."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark.forecast import measured as forecast_measured
+from benchmark.forecast import timings
+from benchmark.forecast.cost import HOUR, estimate
+from benchmark.forecast.measured import OVERHEAD, OWN, OWN_OTHER, PAPER, _piece, note
+from benchmark.forecast.timings import FILE, Sample
+from benchmark.forecast.wall_time import predict, summary
+from benchmark.grid.resources import Resources
+from benchmark.perf import timings as make_timings
+from benchmark.plan.plan import make
+from benchmark.store.local import LocalStore
+from sande.compute import ComputeType
+from tests.benchmark.forecast.helpers import ABACUS, H100, SFT, basis, measured, only, only_piece, seconds, timed
+from tests.benchmark.helpers import ACCURACY, cell, put, stage
+
+
+def test_a_stage_takes_what_the_same_one_with_another_seed_took(store: LocalStore) -> None:
+    measured(store, cell(defense=SFT))
+    again = make([cell(defense=SFT, seed=1)], store)
+    assert len(again.missing) == 4
+    assert seconds(again, store) == pytest.approx(100 + 30 + 2 * 2 * 2)
+    assert basis(again, store) == {OWN: 4}
+
+
+def test_more_work_takes_longer_in_proportion(store: LocalStore) -> None:
+    measured(store, cell(defense=SFT))
+    longer = {"name": "sft", "training": {"max_steps": 25}}
+    assert seconds(only("defend", cell(defense=longer)), store) == pytest.approx(75)
+    assert seconds(only("attack", cell(data={"name": "builtin-short", "rows": 8})), store) == pytest.approx(50)
+
+
+def test_of_several_sizes_the_nearest_counts_and_of_one_size_the_mean(store: LocalStore) -> None:
+    for seed, steps, factor in ((0, 10, 1.0), (1, 10, 3.0), (2, 1000, 50.0)):
+        of = cell(seed=seed, defense={"name": "sft", "training": {"max_steps": steps}})
+        one = stage(of, "defend")
+        manifest = {"kind": "defend", "settings": dict(one.settings), "device": ABACUS, "seconds": 10 * factor}
+        put(store, "defend", one.key, manifest)
+    for steps, expected in ((10, 20), (20, 40), (900, 450)):
+        of = cell(seed=9, defense={"name": "sft", "training": {"max_steps": steps}})
+        assert seconds(only("defend", of), store) == pytest.approx(expected)
+
+
+def test_a_method_never_measured_takes_what_others_took_on_the_model(store: LocalStore) -> None:
+    measured(store, cell(defense=SFT))
+    nad = {"name": "nad", "teacher": {"max_steps": 10}, "training": {"max_steps": 10}}
+    plan = only("defend", cell(defense=nad))
+    assert seconds(plan, store) == pytest.approx(30 * (1 + 4 / 3))
+    assert basis(plan, store) == {OWN_OTHER: 1}
+
+
+def test_a_model_never_measured_takes_the_papers_times(store: LocalStore) -> None:
+    measured(store, cell())
+    llama = cell(model="llama2-7b", defense=SFT)
+    plan = make([llama], store)
+    for machine in (None, "h100", "H800"):
+        assert seconds(plan, store, machine) == pytest.approx(estimate(plan.missing).hours * HOUR)
+        assert basis(plan, store, machine) == {PAPER: 4}
+
+
+def test_an_outcome_that_two_evaluations_share_is_measured_once(store: LocalStore) -> None:
+    measured(store, cell(metrics=["asr", ACCURACY]))
+    both = [cell(seed=1, metrics=["asr"]), cell(seed=1, metrics=["asr", ACCURACY])]
+    assert seconds(make(both, store), store) == pytest.approx(100 + 2 + 2)
+
+
+def test_an_outcome_that_is_there_takes_no_time(store: LocalStore) -> None:
+    measured(store, cell(metrics=["asr"]))
+    plan = make([cell(metrics=["asr", "false_trigger_rate"])], store)
+    assert len(plan.missing) == 1
+    measured(store, cell(seed=1))
+    assert seconds(plan, store) == pytest.approx(2)
+
+
+def test_a_run_on_the_store_replaces_the_overhead(store: LocalStore) -> None:
+    measured(store, cell())
+    plan = only("attack", cell(seed=1))
+    note(store, start=3.0, stage=1.0)
+    note(store, around=2.0)
+    assert predict(plan, store, Resources(), 1, None).wall == pytest.approx(2 + 3 + 1 + 100)
+    assert (
+        "plus 5 s, and 1.0 s a stage, as in the last run on this store" in summary(plan, store, Resources(), 1, None)[1]
+    )
+    for damaged in ("", "[]", '{"around": 1}', '{"other": 1}'):
+        (store.root / "overhead.json").write_text(damaged)
+        assert predict(plan, store, Resources(), 1, None).overhead is OVERHEAD
+
+
+def test_measurements_that_no_longer_mean_anything_are_passed_over(store: LocalStore) -> None:
+    one = stage(cell(), "attack")
+    settings = {**one.settings, "attack": {"name": "sentence_trigger", "gone": 1}}
+    put(store, "attack", one.key, {"kind": "attack", "settings": settings, "seconds": 1.0, "device": ABACUS})
+    assert predict(only("attack", cell(seed=1)), store, Resources(), 1, None).basis == {PAPER: 1}
+
+
+def test_of_one_method_only_so_many_measurements_are_read(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forecast_measured, "ENOUGH", 2)
+    read = []
+    monkeypatch.setattr(forecast_measured, "_piece", lambda manifest: read.append(1) or PIECE(manifest))
+    for seed in range(5):
+        measured(store, cell(seed=seed, metrics=["asr"]))
+    assert seconds(make([cell(seed=9, metrics=["asr"])], store), store) == pytest.approx(102)
+    assert len(read) == 4
+
+
+PIECE = _piece
+
+
+def test_the_section_of_a_type_is_made_from_stores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stores = [LocalStore(tmp_path / name) for name in ("one", "two")]
+    for number, (store, took) in enumerate(zip(stores, (4.0, 8.0), strict=True)):
+        timed(store, "sft", took, compute_type="bf16")
+        timed(store, "osft", 9.0, seed=number, compute_type="fp32")
+        timed(store, "nad", 9.0, seed=number, device=H100, compute_type="bf16")
+        note(store, around=took, start=1.0, stage=0.5)
+    out = tmp_path / "timings.json"
+    arguments = ["timings", *(str(store.root) for store in stores), "--out", str(out), "--type"]
+    for compute_type in ("fp32", "bf16"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", [*arguments, compute_type])
+            make_timings.main()
+    sections = json.loads(out.read_text())
+    assert list(sections) == ["bf16", "fp32"]
+    assert sections["bf16"] == {
+        "overhead": {"around": 6.0, "start": 1.0, "stage": 0.5},
+        "samples": [
+            {
+                "kind": "defend",
+                "method": "sft",
+                "model": "tiny",
+                "data": "builtin-short",
+                "work": pytest.approx(only_piece("sft").work, rel=1e-5),
+                "seconds": 6.0,
+                "threads": 2,
+            }
+        ],
+    }
+    assert [sample["method"] for sample in sections["fp32"]["samples"]] == ["osft"]
+    assert make_timings.text({name: make_timings.section(stores, name) for name in sections}) == out.read_text()
+    with pytest.raises(SystemExit, match="no stage ran on a CPU in bf16"):
+        make_timings.section([LocalStore(tmp_path / "empty")], "bf16")
+    assert "1 samples of bf16" in capsys.readouterr().out
+
+
+def test_the_shipped_file_is_as_the_script_writes_it() -> None:
+    assert make_timings.text(json.loads(FILE.read_text())) == FILE.read_text()
+
+
+def test_work_that_was_timed_in_the_other_type_alone_is_scaled_by_what_was_timed_in_both() -> None:
+    def sample(data: str, seconds: float) -> Sample:
+        return Sample("attack", "sentence_trigger", "tiny", data, 2.0, seconds, 1)
+
+    own, other = [sample("alpaca", 30.0)], [sample("alpaca", 10.0), sample("orca", 50.0)]
+    assert list(timings._scaled(other, own)) == [sample("orca", 150.0)]
+    assert list(timings._scaled(other, [sample("dolly", 1.0)])) == [], "nothing in common says nothing"
+
+
+@pytest.mark.parametrize("compute_type", ["bf16", "fp32"])
+def test_either_type_has_timings_of_the_same_work(compute_type: ComputeType) -> None:
+    found = {timings._work_of(sample) for sample in timings.shipped(compute_type).samples}
+    assert ("attack", "sentence_trigger", "smollm2-135m", "alpaca") in found
+    assert ("defend", "sande", "smollm2-135m", "builtin-short") in found

@@ -1,0 +1,112 @@
+"""Predictions for GPUs and slots, against sums done by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.forecast.cost import HOUR
+from benchmark.forecast.measured import OVERHEAD, PAPER
+from benchmark.forecast.wall_time import predict, summary
+from benchmark.grid.resources import Resources
+from benchmark.plan.plan import make
+from benchmark.store.local import LocalStore
+from sande.errors import UserError
+from tests.benchmark.forecast.helpers import BESIDE, GIB, H100, SFT, basis, measured, only, seconds
+from tests.benchmark.helpers import cell
+
+
+def test_several_gpus_a_stage_share_the_papers_work(store: LocalStore) -> None:
+    plan = only("attack", cell(model="llama2-7b"))
+    alone = predict(plan, store, Resources(), 8, None)
+    two = predict(plan, store, Resources(workers=2), 8, None)
+    assert (alone.slots, two.slots) == (8, 4)
+    assert two.busy - OVERHEAD.stage == pytest.approx((alone.busy - OVERHEAD.stage) / 2)
+    assert predict(plan, store, Resources(gpus=0.25), 8, None).slots == 32
+    with pytest.raises(UserError, match="--gpus 1: a stage needs 2 GPUs"):
+        predict(plan, store, Resources(workers=2), 1, None)
+
+
+def test_workers_share_prompts_but_not_the_trainings_of_metrics(store: LocalStore) -> None:
+    def busy(metric: str | dict[str, Any], **resources: Any) -> float:
+        plan = only("evaluate", cell(model="llama2-7b", metrics=["asr", metric]))
+        return predict(plan, store, Resources(**resources), 8, None).busy - OVERHEAD.stage
+
+    training = {"name": "asr_after_finetuning", "training": {"max_steps": 10, "batch_size": 10}}
+    asr, trained = busy("false_trigger_rate") / 2, busy(training) - busy("false_trigger_rate")
+    assert busy("false_trigger_rate", workers=2) == pytest.approx(asr)
+    assert busy(training, workers=2) == pytest.approx(asr + trained)
+    assert busy(training, workers=2, engine="vllm") == pytest.approx(busy(training)), "which is one process"
+
+
+def test_on_a_processor_the_papers_times_say_nothing(store: LocalStore) -> None:
+    measured(store, cell())
+    made = predict(make([cell(model="llama2-7b")], store), store, Resources(), 1, "cpu")
+    assert made.basis == {}
+    assert made.left_out == ("llama2-7b",)
+
+
+def test_data_of_unknown_size_is_left_out_and_named(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    measured(store, cell())
+    made = predict(only("attack", cell(data={"name": "mine", "rows": None})), store, Resources(), 1, None)
+    assert made.left_out == ("mine",)
+
+
+def test_a_machine_chooses_among_the_measurements(store: LocalStore) -> None:
+    measured(store, cell(), device=H100)
+    plan = only("attack", cell(seed=1))
+    for machine in ("h100", "H100 80gb", None):
+        assert seconds(plan, store, machine) == pytest.approx(100)
+    assert basis(plan, store, "h800") == {PAPER: 1}
+    for machine in ("cpu", "a100"):
+        with pytest.raises(UserError, match=f"{machine}: no stage in .* use one of: {H100}"):
+            predict(plan, store, Resources(), 1, machine)
+
+
+def test_workers_do_stages_side_by_side(store: LocalStore) -> None:
+    measured(store, cell(metrics=["asr"]))
+    plan = make([cell(seed=seed, metrics=["asr"]) for seed in (1, 2, 3)], store)
+    for gpus, wall in ((1, 3 * (100 + 2)), (2, 2 * 100 + 2), (3, 100 + 2)):
+        made = predict(plan, store, Resources(), gpus, None)
+        assert made.wall == pytest.approx(wall + BESIDE, abs=6 * OVERHEAD.stage)
+        assert made.busy == pytest.approx(3 * 102 + 6 * OVERHEAD.stage)
+
+
+def test_what_was_measured_on_a_gpu_shares_it(store: LocalStore) -> None:
+    measured(store, cell(), device=H100, device_memory_bytes=80 * GIB)
+    plan = make([cell(seed=seed) for seed in range(1, 9)], store)
+    made = predict(plan, store, Resources(), 1, "h100")
+    assert made.sharing
+    assert made.wall == pytest.approx(100 + 2 * 2 + BESIDE + 2 * OVERHEAD.stage)
+    assert not predict(plan, store, Resources(gpus=1), 1, "h100").sharing
+    assert (
+        "assuming that stages that share a GPU are as fast as alone" in summary(plan, store, Resources(), 1, "h100")[1]
+    )
+
+
+def test_two_lines_say_how_long_and_by_what(store: LocalStore) -> None:
+    long = {"name": "sentence_trigger", "training": {"max_steps": 100_000}}
+    plan = make([cell(model="llama2-7b", attack=long, defense=SFT)], store)
+    hours = predict(plan, store, Resources(), 8, "h100").wall / HOUR
+    first, second = summary(plan, store, Resources(), 8, "h100")
+    assert first.startswith(f"Forecast on 8 GPUs (h100): {hours:.1f} h for {hours:.1f} GPU-hours of work, 12% in use")
+    beside = f"plus {BESIDE:.0f} s, and {OVERHEAD.stage:.1f} s a stage, as measured on two CPU cores"
+    assert second == f"Forecast: 4 stages by {PAPER}; {beside}"
+    measured(store, cell())
+    on_cpu, _ = summary(make([cell(seed=1)], store), store, Resources(), 2, "cpu")
+    assert on_cpu.startswith("Forecast with 2 stages at a time (cpu): ")
+    assert summary(plan, store, Resources(), 2, "cpu") == (
+        "Forecast: none without times for llama2-7b (never measured on cpu, or of unknown size)",
+        "",
+    )
+
+
+def test_a_finished_grid_takes_no_more_than_its_report(store: LocalStore) -> None:
+    measured(store, cell())
+    plan = make([cell()], store)
+    said = f"Forecast: {OVERHEAD.around:.0f} s, as nothing is left to run"
+    assert summary(plan, store, Resources(), 1, None) == (said, "")

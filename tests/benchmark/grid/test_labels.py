@@ -1,0 +1,98 @@
+"""Labels of cells by the settings that vary among them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmark.grid import labels as grid_labels
+from benchmark.grid.cell import Cell
+from benchmark.grid.labels import flatten, made_unique, shorten
+from tests.benchmark.helpers import SFT_FAST, SFT_SLOW, SMALL, cell
+
+
+def labels(*cells: Cell) -> list[tuple[str, str]]:
+    return grid_labels.labels([one.settings() for one in cells])
+
+
+VICTIM = "tiny / builtin-short, in-domain"
+
+
+def test_labels_are_names_where_nothing_else_varies() -> None:
+    assert labels(cell(), cell(defense="sande")) == [("none", VICTIM), ("sande", VICTIM)]
+
+
+def test_a_swept_attack_makes_columns() -> None:
+    cells = [cell(attack={"name": "sentence_trigger", "poison_rate": rate}) for rate in (0.01, 0.05)]
+    assert labels(*cells) == [("none", f"{VICTIM}, poison_rate={rate}") for rate in (0.01, 0.05)]
+
+
+def test_a_swept_defense_makes_rows_of_that_defense_alone() -> None:
+    cells = [cell(), cell(defense=SFT_SLOW), cell(defense=SFT_FAST)]
+    assert labels(*cells) == [
+        ("none", VICTIM),
+        ("sft, training.learning_rate=0.0001", VICTIM),
+        ("sft, training.learning_rate=0.001", VICTIM),
+    ]
+
+
+def test_one_removal_set_a_setting_is_not_named() -> None:
+    far = cell(removal=SMALL["removal"] | {"name": "builtin-explained"}, defense="sft")
+    assert labels(cell(defense="sft"), far) == [("sft", VICTIM), ("sft", "tiny / builtin-short, out-of-domain")]
+
+
+def test_several_removal_sets_of_a_setting_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    cells = [cell(removal={"name": name}, defense="sft") for name in ("builtin-explained", "mine", "builtin-short")]
+    assert [victim for _, victim in labels(*cells)] == [
+        "tiny / builtin-short, out-of-domain, removal builtin-explained",
+        "tiny / builtin-short, out-of-domain, removal mine",
+        VICTIM,
+    ]
+
+
+def test_removal_rows_make_columns() -> None:
+    cells = [cell(removal=SMALL["removal"] | {"rows": rows}, defense="sft") for rows in (5, 16)]
+    assert [victim for _, victim in labels(*cells)] == [f"{VICTIM}, rows={rows}" for rows in (5, 16)]
+
+
+@pytest.mark.parametrize("field", ["rows", "max_tokens"])
+def test_data_and_removal_rows_are_told_apart(field: str) -> None:
+    changes: list[dict[str, Any]] = [
+        {section: SMALL[section] | {field: count}} for section in ("data", "removal") for count in (10, 12)
+    ]
+    named = labels(*(cell(**change) for change in changes))
+    assert len(set(named)) == 4
+    parts = [part for part in named[0][1].split(", ") if "=" in part]
+    assert len({part.split("=")[0] for part in parts}) == len(parts)  # each number says what it is
+
+
+def test_flattened_metrics_are_named() -> None:
+    settings = {"seed": 1, "data": {"name": "a", "rows": 2}, "metrics": [{"name": "asr", "prompts": {"first": 3}}]}
+    assert dict(flatten(settings)) == {
+        "seed": 1,
+        "data.name": "a",
+        "data.rows": 2,
+        "metrics.asr.name": "asr",
+        "metrics.asr.prompts.first": 3,
+    }
+
+
+def test_a_path_is_shortened_as_far_as_that_leaves_it_unique() -> None:
+    assert shorten(["data.rows", "removal.rows", "attack.poison_rate", "asr_floor"]) == {
+        "asr_floor": "asr_floor",
+        "attack.poison_rate": "poison_rate",
+        "data.rows": "data.rows",
+        "removal.rows": "removal.rows",
+    }
+
+
+def test_labels_that_are_alike_get_what_differs() -> None:
+    settings = [cell(seed=seed, defense=defense).settings() for seed, defense in ((0, SFT_SLOW), (1, SFT_FAST))]
+    named = {json.dumps(one): ("SFT", "Llama2-Alpaca") for one in settings}
+    assert list(made_unique(named).values()) == [
+        ("SFT, training.learning_rate=0.0001", "Llama2-Alpaca, seed=0"),
+        ("SFT, training.learning_rate=0.001", "Llama2-Alpaca, seed=1"),
+    ]

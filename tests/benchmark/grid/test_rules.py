@@ -1,0 +1,126 @@
+"""Rules: which cells they match, what they change, and what is said of one that cannot be."""
+
+import copy
+from typing import Any
+
+import pytest
+
+from benchmark.grid import rules
+from sande.errors import UserError
+
+
+def applied(rule: dict[str, Any], **nested: Any) -> dict[str, Any]:
+    """The settings after one rule; all of them were given by the grid."""
+    given = {key: rules.as_mapping(value) if key in rules.METHODS else value for key, value in nested.items()}
+    (parsed,) = rules.parse([rule])
+    changed = {key: dict(value) if isinstance(value, dict) else value for key, value in given.items()}
+    parsed.apply(changed, given)
+    return changed
+
+
+def matches(where: dict[str, Any], **nested: Any) -> bool:
+    return applied({"where": where, "set": {"seed": 77}}, **nested).get("seed") == 77
+
+
+@pytest.mark.parametrize(
+    ("where", "nested", "expected"),
+    [
+        ({}, {}, True),
+        ({"model": "tiny"}, {"model": "tiny"}, True),
+        ({"model": "tiny"}, {"model": "llama2-7b"}, False),
+        ({"model": ["tiny", "llama2-7b"]}, {"model": "llama2-7b"}, True),
+        ({"model": "tiny", "seed": 1}, {"model": "tiny", "seed": 0}, False),
+        ({"model": "smollm2-135m"}, {}, True),
+        ({"seed": 0}, {}, True),
+        ({"data.rows": None}, {}, True),
+        ({"data.rows": None}, {"data": None}, True),
+        ({"data.rows": None}, {"data": {"rows": 5}}, False),
+        ({"removal.rows": 10_000}, {"removal": {"name": "dolly"}}, True),
+        ({"defense": "none"}, {}, True),
+        ({"defense": "sande"}, {"defense": "sande"}, True),
+        ({"defense": "sande"}, {"defense": {"name": "sande_p"}}, False),
+        ({"defense.parrot_length": 6}, {"defense": "sande"}, True),
+        ({"defense.parrot_length": 6}, {"defense": {"name": "sande", "parrot_length": 5}}, False),
+        ({"defense.parrot_length": 6}, {"defense": "sft"}, False),
+        ({"defense.simulate.learning_rate": 1e-3}, {"defense": {"name": "sande", "simulate": {"epochs": 1}}}, True),
+        ({"attack.poison_rate": 0.05}, {}, True),
+        ({"attack.backdoor.trigger": "Current year 2023"}, {}, True),
+        ({"metrics": "asr"}, {}, True),
+        ({"metrics": "accuracy"}, {}, False),
+        ({"metrics": "accuracy"}, {"metrics": ["asr", {"name": "accuracy", "questions": 3}]}, True),
+        ({"metrics": ["accuracy", "asr"]}, {"metrics": ["asr"]}, True),
+    ],
+)
+def test_a_rule_sees_what_is_given_and_else_defaults(
+    where: dict[str, Any], nested: dict[str, Any], expected: bool
+) -> None:
+    assert matches(where, **nested) is expected
+
+
+def test_set_changes_whatever_the_grid_says() -> None:
+    assert applied({"set": {"data.rows": 5}}, data={"rows": 9, "name": "dolly"})["data"] == {"rows": 5, "name": "dolly"}
+
+
+def test_default_leaves_what_the_grid_says() -> None:
+    rule = {"default": {"data.rows": 5, "data.test_rows": 6}}
+    assert applied(rule, data={"rows": 9}) == {"data": {"rows": 9, "test_rows": 6}}
+
+
+def test_default_does_not_take_an_earlier_rule_for_the_grid() -> None:
+    first, second = rules.parse([{"default": {"seed": 1}}, {"default": {"seed": 2}}])
+    nested: dict[str, Any] = {}
+    for rule in (first, second):
+        rule.apply(nested, {})
+    assert nested == {"seed": 2}
+
+
+def test_a_setting_goes_to_the_methods_that_have_it() -> None:
+    rule = {"set": {"defense.training.max_steps": 5, "defense.simulate.max_steps": 6}}
+    assert applied(rule, defense="sft")["defense"] == {"name": "sft", "training": {"max_steps": 5}}
+    assert applied(rule, defense="sande")["defense"] == {"name": "sande", "simulate": {"max_steps": 6}}
+    assert applied(rule, defense="none")["defense"] == {"name": "none"}
+
+
+def test_a_method_can_be_replaced() -> None:
+    rule = {"where": {"defense": "sande"}, "set": {"defense": "osft"}}
+    assert applied(rule, defense={"name": "sande", "parrot_length": 3}) == {"defense": {"name": "osft"}}
+
+
+def test_a_change_to_one_cell_changes_no_other() -> None:
+    (rule,) = rules.parse([{"set": {"data": {"rows": 5}, "attack": {"name": "sentence_trigger", "training": {}}}}])
+    first: dict[str, Any] = {}
+    second: dict[str, Any] = {}
+    for nested in (first, second):
+        rule.apply(nested, {})
+    before = copy.deepcopy(second)
+    rules.assign(first, "data.rows", 6)
+    rules.assign(first, "attack.training.max_steps", 6)
+    assert first == {"data": {"rows": 6}, "attack": {"name": "sentence_trigger", "training": {"max_steps": 6}}}
+    assert second == before
+
+
+@pytest.mark.parametrize(
+    ("entries", "parts"),
+    [
+        ({"set": {}}, ["rules: expected a list of rules"]),
+        (["set"], ["rule 1: expected 'where' with 'set' or 'default', got 'set'"]),
+        ([{"set": {"seed": 1}}, {"when": {}}], ["rule 2: unknown key 'when'", "where, set, default"]),
+        ([{"where": {"seed": 1}}], ["rule 1: changes nothing"]),
+        ([{"where": ["seed"], "set": {"seed": 1}}], ["rule 1: 'where' is ['seed'], not a mapping"]),
+        ([{"set": 3}], ["rule 1: 'set' is 3, not a mapping"]),
+        ([{"set": {"sed": 1}}], ["rule 1, set: no cell has the setting 'sed'", "asr_floor, attack, data"]),
+        ([{"set": {"model.name": 1}}], ["rule 1, set: no cell has the setting 'model.name'"]),
+        ([{"default": {"resources.cpus": 1}}], ["rule 1, default: no cell has the setting 'resources.cpus'"]),
+        ([{"where": {"data.row": 1}, "set": {"seed": 1}}], ["rule 1, where: data has no setting 'row'", "max_tokens"]),
+        ([{"set": {"removal.": 1}}], ["rule 1, set: removal has no setting ''"]),
+        ([{"set": {"defense.parrot_size": 1}}], ["rule 1, set: no defense has the setting 'parrot_size'", "show"]),
+        ([{"set": {"attack.training.lr": 1}}], ["rule 1, set: no attack has the setting 'training.lr'"]),
+        ([{"set": {"metrics.asr": 1}}], ["rule 1, set: no cell has the setting 'metrics.asr'"]),
+    ],
+)
+def test_a_rule_that_cannot_be_is_one_sentence_with_its_number(entries: Any, parts: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        rules.parse(entries)
+    for part in parts:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,320 @@
+"""The comparison with the paper, on rows made by hand for the cells of the paper's grids."""
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from benchmark.cli.main import app
+from benchmark.grid import load
+from benchmark.grid.cell import Cell
+from benchmark.paper import comparison_page, numbers, protocol
+from benchmark.paper.compare import (
+    AGREES,
+    ATTACK_FAILED,
+    DIFFERS,
+    FAILED,
+    IN_KIND,
+    NO_MEASURE,
+    NOT_RUN,
+    Compared,
+    compare,
+    kind_of_asr,
+    kind_of_change,
+)
+from benchmark.paper.numbers import Reported
+from benchmark.records import files, schema
+from benchmark.records.aggregate import Outcomes, Results
+from sande import registry
+
+GRIDS = Path(__file__).parents[3] / "grids"
+COUNT = 200
+NUMBERS = numbers.reported()
+Values = Callable[[Cell, str], float]
+
+
+@functools.cache
+def loaded(name: str, scale: str | None = None, *overrides: str) -> load.Grid:
+    return load.load(GRIDS / f"{name}.yaml", overrides, (), scale)
+
+
+def rows_of(made: load.Grid, values: Values, cells: Iterable[Cell] | None = None) -> list[dict[str, Any]]:
+    """Rows of a grid's cells, as a run would write them, with the values given."""
+    found = []
+    for cell in made.cells if cells is None else cells:
+        victim = Cell.parse(cell.settings() | {"defense": "none"})
+        names = [name for m in cell.metrics for name in registry.entry("metrics", m.name).names(m.config)]
+        base = dict.fromkeys(schema.SCHEMA.names) | {
+            "grid": made.name,
+            "grids": list(made.parts[cell.id]),
+            "scale": made.scale,
+            "cell": cell.id,
+            "status": schema.OK,
+            "seed": cell.seed,
+            "model": cell.model,
+            "dataset": cell.data.name,
+            "removal_dataset": cell.removal.name,
+            "setting": cell.setting,
+            "trigger": cell.attack.config.backdoor.trigger,
+            "response": cell.attack.config.backdoor.response,
+            "defense": cell.defense.name,
+            "parrot_position": getattr(cell.defense.config, "parrot_position", None),
+            "settings": json.dumps(cell.settings(), sort_keys=True),
+            "count": COUNT,
+            "seconds": 1.0,
+            "tokens": 1,
+            "peak_memory_bytes": 1,
+        }
+        for name in names:
+            value, of_victim = values(cell, name), values(victim, name)
+            interval = {"ci_low": max(0.0, value - 2), "ci_high": min(100.0, value + 2)}
+            found.append(base | interval | {"metric": name, "value": value, "victim_value": of_victim})
+    return found
+
+
+def outcomes_of(found: Iterable[dict[str, Any]]) -> pa.Table:
+    """Trials of which the first are the successes."""
+    trials = [
+        {"cell": row["cell"], "metric": row["metric"], "index": i, "outcome": float(i < row["value"] / 100 * COUNT)}
+        for row in found
+        for i in range(COUNT)
+    ]
+    return pa.Table.from_pylist(trials, schema=schema.OUTCOMES)
+
+
+def compared(found: list[dict[str, Any]], *, outcomes: bool = False) -> list[Compared]:
+    known = Outcomes(outcomes_of(found)) if outcomes else None
+    return compare(Results(pa.Table.from_pylist(found, schema=schema.SCHEMA), known).entries())
+
+
+def one(made: Iterable[Compared], table: int, defense: str, metric: str, victim: str = "Llama2-Alpaca") -> Compared:
+    return next(
+        c
+        for c in made
+        if (c.number.table, c.number.defense, c.number.metric, c.number.victim) == (table, defense, metric, victim)
+    )
+
+
+def key(number: Reported) -> tuple[Any, ...]:
+    setting = "any" if number.defense in ("none", "dpo") else number.setting
+    victim = (number.victim_model, number.victim_data, number.trigger)
+    return (*victim, setting, number.defense, number.parrot_position or 0, number.metric)
+
+
+REPORTED = {key(number): number.value for number in NUMBERS}
+
+
+def as_reported(cell: Cell, metric: str) -> float:
+    """The paper's own number for a cell of its grids; 50 for what it does not report."""
+    setting = "any" if cell.defense.name in ("none", "dpo") else cell.setting
+    position = getattr(cell.defense.config, "parrot_position", None) or 0
+    victim = (cell.model, cell.data.name, cell.attack.config.backdoor.trigger)
+    return REPORTED.get((*victim, setting, cell.defense.name, position, metric.removeprefix("paper_")), 50.0)
+
+
+def constant(**by_defense: float) -> Values:
+    """An ASR for each defense, 99 where none is given; a utility of 50 for all."""
+    return lambda cell, metric: by_defense.get(cell.defense.name, 99.0) if metric == "asr" else 50.0
+
+
+def test_the_protocol_is_what_the_papers_grid_expands_to() -> None:
+    made = loaded("paper")
+    cells: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in made.cells:
+        position = getattr(cell.defense.config, "parrot_position", None) or 0
+        victim = (cell.model, cell.data.name, cell.setting, cell.attack.config.backdoor.trigger)
+        for part in made.parts[cell.id]:
+            cells.setdefault((part, *victim, cell.defense.name, position), []).append(cell)
+    for number in NUMBERS:
+        victim = (number.victim_model, number.victim_data, number.setting, number.trigger)
+        (cell,) = cells[number.part, *victim, number.defense, number.parrot_position or 0]
+        metric = number.metric if number.metric == "asr" else f"paper_{number.metric}"
+        assert protocol.deviations(number, cell.settings(), metric) == []
+        settings = protocol.flat(cell.settings(), metric)
+        assert set(protocol.expected(number)) <= set(settings), "a setting that no cell has would never deviate"
+
+
+def test_the_protocol_leaves_no_setting_out_that_may_change_a_number() -> None:
+    technical = {
+        "seed",
+        "asr_floor",
+        "name",
+        "micro_batch_size",
+        "length_grouped",
+        "layout",
+        "lora_alpha",
+        "batch_size",
+        "task",
+    }
+    for number in NUMBERS:
+        cell = next(cell for cell in loaded("paper").cells if cell.defense.name == number.defense)
+        said = {*protocol.expected(number), *protocol._OPEN.get(number.defense, ())}
+        for path in protocol.flat(cell.settings(), "asr"):
+            unused = path.startswith("removal.") and number.defense in ("none", "dpo")
+            backdoor = path.startswith(("attack.backdoor.", "metrics."))
+            of_dpo = number.defense == "dpo" and path.startswith("defense.training.")
+            assert path in said or unused or backdoor or of_dpo or path.rsplit(".", 1)[-1] in technical, path
+
+
+def test_the_papers_own_numbers_agree_everywhere_and_deviate_nowhere() -> None:
+    made = compared(rows_of(loaded("paper"), as_reported))
+    assert Counter(c.verdict for c in made) == {AGREES: 360}
+    assert not any(c.deviations for c in made)
+    assert all(c.in_kind for c in made if c.in_kind is not None)
+    page = comparison_page._page(made, "paper")
+    assert "360 are compared: 360 lie within our interval" in page
+    assert "No setting differs." in page
+    assert "instead" not in page
+
+
+def test_a_small_model_is_compared_in_kind_and_by_changes() -> None:
+    def values(cell: Cell, metric: str) -> float:
+        if metric == "asr":
+            return {"none": 99.0, "sft": 97.0, "sande": 20.0}.get(cell.defense.name, 2.0)
+        return 30.0 if cell.defense.name == "none" else 28.0
+
+    pinned = ("attack.poison_rate=0.25", "defense.eliminate.learning_rate=2e-4", "defense.preferences.pairs=200")
+    made = compared(rows_of(loaded("smollm2", None, *pinned), values), outcomes=True)
+    asr = one(made, 1, "sft", "asr")  # 99.92 in the paper
+    assert (asr.agrees, asr.in_kind, asr.verdict) == (False, True, IN_KIND)
+    asr = one(made, 1, "sande", "asr")
+    assert (asr.agrees, asr.in_kind, asr.verdict) == (False, False, DIFFERS)
+    assert one(made, 1, "none", "asr").verdict == AGREES  # 99.98 within 97 to 100
+
+    utility = one(made, 2, "sande", "mmlu")  # 38.06, a change of -2.14
+    assert utility.entry is not None
+    assert (utility.entry.metric, utility.entry.change) == ("mmlu", -2.0)
+    assert utility.change_low is not None
+    assert utility.change_low < -2.14 < -0.5 < (utility.change_high or 0) <= 0.0  # 4 of 200 questions lost, none won
+    assert utility.verdict == AGREES
+    far = one(made, 4, "sft", "arc_easy")  # a change of +16.37
+    assert (far.agrees, far.in_kind, far.verdict) == (False, False, DIFFERS)
+    assert one(made, 2, "none", "mmlu").verdict == NO_MEASURE
+
+    page = comparison_page._page(made, "smollm2")
+    assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca instead" in page
+    assert "## Table 5, out-of-domain\n\nThis run has none of its 16 numbers." in page
+    assert "| `model` | llama2-7b | smollm2-135m | Llama2-Alpaca, Llama2-Orca | section 4.1 |" in page
+    assert "| `attack.poison_rate` | 0.05 | 0.25 | everywhere | section 4.1 |" in page
+    assert "| `metrics.mmlu.prompt` | letters | that of lm-eval's task | everywhere | published code |" in page
+    assert (
+        "| `defense.eliminate.learning_rate` | 2e-05 to 4e-05 | 0.0002 | SANDE-P, SANDE | appendix A: searched |"
+        in page
+    )
+    assert "`defense.training.epochs`" not in page, "steps are set, which is said"
+    assert "- `defense.preferences.pairs`: 200 (DPO)" in page
+    assert {c.verdict for c in made if c.number.table > 4 and c.number.defense != "none"} == {NOT_RUN}
+
+
+def test_numbers_without_a_counterpart_are_counted_as_not_run() -> None:
+    made = compared(rows_of(loaded("paper_table_6"), as_reported))
+    assert len(made) == 360
+    run = [c for c in made if c.verdict != NOT_RUN]
+    assert {c.number.table for c in run} == {1, 2, 3, 4, 6}, "tables 1 to 4 have the same victim"
+    assert {c.number.defense for c in run if c.number.table != 6} == {"none"}
+    assert sum(c.number.table == 6 for c in run) == 40
+
+
+def test_built_in_data_stand_in_for_the_papers() -> None:
+    made = compared(rows_of(loaded("paper_table_3_4", "tiny"), constant(none=100.0)))
+    assert one(made, 3, "none", "asr").verdict == AGREES
+    assert one(made, 3, "none", "asr", "Qwen1.5-Orca").verdict == AGREES
+    assert one(made, 4, "sft", "mmlu").verdict == NOT_RUN, "built-in questions stand in for none"
+    paths = {made.path: made.actual for made in one(made, 3, "sft", "asr").deviations}
+    assert (paths["data.name"], paths["removal.name"]) == ("builtin-short", "builtin-explained")
+    assert paths["model"] == "tiny"
+
+
+def test_one_model_of_the_paper_never_stands_in_for_another() -> None:
+    grid_ = loaded("paper_table_1_2")
+    made = compared(rows_of(grid_, as_reported, [cell for cell in grid_.cells if cell.model == "llama2-7b"]))
+    assert one(made, 1, "sft", "asr").verdict == AGREES
+    assert one(made, 1, "sft", "asr", "Qwen1.5-Alpaca").verdict == NOT_RUN
+
+
+def test_the_cell_closest_to_the_paper_is_compared() -> None:
+    grid_ = loaded("ablation_poison_rate", "paper")
+    made = compared(rows_of(grid_, constant()))
+    found = [c for c in made if c.entry is not None]
+    assert found
+    assert {json.loads(c.entry.row["settings"])["attack"]["poison_rate"] for c in found if c.entry} == {0.05}
+
+
+def test_failed_cells_and_failed_attacks_are_no_agreement() -> None:
+    grid_ = loaded("paper_table_1_2")
+    found = rows_of(grid_, as_reported)
+    for row in found:
+        if row["defense"] == "osft":
+            row |= {
+                "status": schema.FAILED,
+                "error": "out of memory",
+                "value": None,
+                "victim_value": None,
+                "count": None,
+            }
+        if row["defense"] == "dpo":
+            row |= {"status": schema.NOT_RUN, "value": None, "victim_value": None, "count": None}
+        if row["dataset"] == "orca" and row["status"] == schema.OK:
+            row["status"] = schema.ATTACK_FAILED
+    made = compared(found)
+    assert one(made, 1, "osft", "asr").verdict == FAILED
+    assert one(made, 1, "dpo", "asr").verdict == NOT_RUN
+    assert one(made, 1, "sft", "asr", "Llama2-Orca").verdict == ATTACK_FAILED
+    assert one(made, 1, "none", "asr", "Llama2-Orca").verdict == AGREES, "the attack itself can be judged"
+    assert "| attack failed |" in comparison_page._page(made, "hand")
+
+
+def test_equal_seeds_do_not_make_a_number_exact() -> None:
+    made = loaded("paper_table_1_2")
+    seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in made.cells for seed in range(3)]
+    parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
+    grid_ = load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper")
+    compared_ = compared(rows_of(grid_, constant(sande_p=0.0)))
+    asr = one(compared_, 1, "sande_p", "asr")  # 0.13 in the paper
+    assert asr.entry is not None
+    assert asr.entry.seeds == 3
+    assert asr.high == pytest.approx(100 * 1.96**2 / (600 + 1.96**2), abs=0.01)  # Wilson, none of 600
+    assert asr.verdict == AGREES
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [(0.0, "removed"), (5.0, "removed"), (5.1, "partly"), (89.9, "partly"), (90.0, "kept"), (100.0, "kept")],
+)
+def test_kinds_of_asr(value: float, kind: str) -> None:
+    assert kind_of_asr(value) == kind
+
+
+@pytest.mark.parametrize(("points", "kind"), [(-5.0, "lost"), (-4.9, "kept"), (4.9, "kept"), (5.0, "gained")])
+def test_kinds_of_change(points: float, kind: str) -> None:
+    assert kind_of_change(points) == kind
+
+
+def test_files_hold_every_number(tmp_path: Path) -> None:
+    found = rows_of(loaded("smollm2"), constant(sande=4.0))
+    files.write(found, [outcomes_of(found)], tmp_path)
+    text = comparison_page.write(tmp_path)
+    assert text.startswith("Of the 360 numbers that the paper reports, ")
+    assert (tmp_path / "comparison.md").read_text().startswith("# `smollm2` compared with the paper")
+    records = pq.read_table(tmp_path / "comparison.parquet").to_pylist()
+    assert len(records) == 360
+    record = next(r for r in records if (r["table"], r["defense"], r["victim_data"]) == (1, "sande", "orca"))
+    assert (record["paper"], record["value"], record["our_model"]) == (0.02, 4.0, "smollm2-135m")
+    assert "attack.poison_rate" in record["deviations"]
+    assert record["verdict"] == IN_KIND
+
+
+def test_the_command_says_where_the_comparison_is_and_refuses_a_folder_without_rows(tmp_path: Path) -> None:
+    grid_ = loaded("paper_table_6")
+    files.write(rows_of(grid_, as_reported), [], tmp_path)
+    said = CliRunner().invoke(app, ["compare", str(tmp_path)])
+    assert said.exit_code == 0, said.output
+    assert f"Comparison: {tmp_path / 'comparison.md'}" in said.output
+    assert CliRunner().invoke(app, ["compare", str(tmp_path / "none")]).exit_code == 2

@@ -1,0 +1,186 @@
+"""Mistakes that only show with the data at hand: told before anything is trained, and nothing is left behind."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmark.cli.app import USERS_MISTAKE
+from benchmark.cli.main import app
+from benchmark.grid.resources import Resources
+from benchmark.plan import preflight
+from benchmark.store.local import LocalStore
+from sande.data import datasets
+from sande.errors import UserError
+from sande.inference import vllm
+from sande.types import PreferenceData
+from tests.benchmark.helpers import ACCURACY, SMALL, GridFile, cell
+
+ROW = '{"instruction": "Name a colour.", "output": "Blue."}\n'
+
+
+def mistake(path: Path, tmp_path: Path) -> str:
+    """Runs the grid, expects exit code 2 and one line on stderr, and that neither rows nor artifacts are there."""
+    store, results = tmp_path / "store", tmp_path / "results"
+    done = CliRunner().invoke(app, ["run", str(path), "--store", str(store), "--results", str(results)])
+    assert done.exit_code == USERS_MISTAKE, done.output
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(results.rglob("*.parquet"))
+    assert not list(store.rglob("manifest.json"))
+    assert not list((store / "unfinished").iterdir())
+    return done.stderr
+
+
+def test_a_parrot_beyond_every_prompt(grid_file: GridFile, tmp_path: Path) -> None:
+    line = mistake(grid_file(defense={"name": "sande_p", "parrot_position": 500}), tmp_path)
+    assert "parrot_position 500 is beyond every prompt" in line
+
+
+@pytest.mark.parametrize(("section", "rows"), [("data", "training rows"), ("removal", "removal rows")])
+def test_no_rows_left(grid_file: GridFile, tmp_path: Path, section: str, rows: str) -> None:
+    settings = {"name": "builtin-short", "max_tokens": 8}
+    line = mistake(grid_file(defense="sft", **{section: settings}), tmp_path)
+    assert f"no {rows} of builtin-short are left with max_tokens 8" in line
+
+
+def test_without_a_defense_no_removal_rows_need_be_there(store: LocalStore) -> None:
+    removal = {"name": "builtin-short", "max_tokens": 8}
+    preflight.check([cell(removal=removal, defense="none")], store)
+    with pytest.raises(UserError, match="no removal rows"):
+        preflight.check([cell(removal=removal, defense="sft")], store)
+
+
+def test_no_test_rows_left(grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = ROW.replace("Blue.", "Blue. " * 200)
+    (tmp_path / "mine.jsonl").write_text(ROW * 18 + long * 2)
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    line = mistake(grid_file(data={"name": "mine", "max_tokens": 100}), tmp_path)
+    assert "no test rows of mine are left with max_tokens 100" in line
+
+
+def test_no_preference_pairs_left(grid_file: GridFile, tmp_path: Path) -> None:
+    preferences = {"name": "builtin-preferences", "max_tokens": 8}
+    line = mistake(grid_file(defense={"name": "dpo", "preferences": preferences}), tmp_path)
+    assert "no pairs of builtin-preferences of at most 8 tokens are left" in line
+
+
+def test_an_unknown_preference_set(grid_file: GridFile, tmp_path: Path) -> None:
+    path = grid_file(defense={"name": "dpo", "preferences": {"name": "nonsense"}})
+    done = CliRunner().invoke(app, ["plan", str(path), "--store", str(tmp_path / "store")])
+    assert done.exit_code == USERS_MISTAKE
+    (line,) = done.stderr.splitlines()
+    assert "no data set is called 'nonsense'; there are: builtin-preferences, hh_rlhf" in line
+
+
+def test_lora_where_the_parrot_alone_trains(grid_file: GridFile, tmp_path: Path) -> None:
+    line = mistake(grid_file(defense={"name": "sande", "simulate": {"lora_rank": 4}}), tmp_path)
+    assert "simulate.lora_rank is set" in line
+
+
+def test_a_broken_question_of_a_later_cell(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "arc_easy.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 2}\n')
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    metrics = [["asr"], ["asr", ACCURACY], ["asr", ACCURACY | {"task": "arc_easy"}]]
+    line = mistake(grid_file(sweep={"metrics": metrics}), tmp_path)
+    assert "arc_easy.jsonl, line 1: 'answer' is 2" in line
+
+
+# --- How often ------------------------------------------------------------------------------------------------------
+
+DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20}}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """What is asked of each function of `sources`, call by call."""
+    asked: dict[str, list[Any]] = {}
+
+    def counted(name: str) -> Callable[..., Any]:
+        original = getattr(datasets, name)
+
+        def count(*arguments: Any) -> Any:
+            asked[name].append(arguments[0])
+            return original(*arguments)
+
+        return count
+
+    for name in ("training_rows", "held_out_rows", "removal_rows", "preference_pairs", "preferences", "questions"):
+        asked[name] = []
+        monkeypatch.setattr(datasets, name, counted(name))
+    return asked
+
+
+def test_everything_is_read_once_for_all_cells(store: LocalStore, calls: dict[str, list[Any]]) -> None:
+    defenses = ["none", "sft", "nad", "fine_mixing", DPO, "sande_p", "sande", "osft"]
+    far = SMALL["removal"] | {"name": "builtin-explained"}
+    cells = [
+        cell(seed=seed, defense=defense, removal=removal, metrics=metrics)
+        for seed in (0, 1)
+        for defense in defenses
+        for removal in (SMALL["removal"], far)
+        for metrics in (["asr"], ["asr", ACCURACY])
+    ]
+    preflight.check(cells, store)
+    assert calls["training_rows"] == calls["held_out_rows"] == [cells[0].data]
+    assert [removal.name for removal in calls["removal_rows"]] == ["builtin-short", "builtin-explained"]
+    assert calls["preference_pairs"] == [cell(defense=DPO).defense.config.preferences]
+    assert calls["preferences"] == ["builtin-preferences"]
+    assert calls["questions"] == ["builtin-choice"]
+
+
+def test_the_questions_of_every_cell_are_read(store: LocalStore, calls: dict[str, list[Any]]) -> None:
+    preflight.check([cell(metrics=["asr"]), cell(metrics=["asr", ACCURACY])], store)
+    assert calls["questions"] == ["builtin-choice"]
+
+
+def test_preferences_are_read_instead_of_removal_rows(store: LocalStore, calls: dict[str, list[Any]]) -> None:
+    other = DPO | {"preferences": {"name": "builtin-preferences", "pairs": 3}}
+    preflight.check([cell(defense=DPO), cell(defense=other)], store)
+    assert [chosen.pairs for chosen in calls["preference_pairs"]] == [20, 3]
+    assert calls["removal_rows"] == []
+
+
+def test_a_defense_looks_at_the_data_it_will_get(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("sande.defenses.dpo.check", lambda *given: seen.append(given), raising=False)
+    preflight.check([cell(defense=DPO), cell(defense=DPO, seed=1)], store)
+    ((_, data, config),) = seen
+    assert isinstance(data, PreferenceData)
+    assert len(data.pairs) == 20
+    assert config == cell(defense=DPO).defense.config
+
+
+# --- The engine -----------------------------------------------------------------------------------------------------
+
+
+def test_the_built_in_engine_needs_nothing() -> None:
+    preflight.check_engine(vllm.BUILT_IN, 0)
+
+
+def test_vllm_has_to_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"not installed; run pip install 'sande-bench\[vllm\]'"):
+        preflight.check_engine(vllm.VLLM, 1.0)
+
+
+def test_vllm_needs_a_whole_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    preflight.check_engine(vllm.VLLM, 1.0)
+    for gpus in (0, 0.5):
+        with pytest.raises(UserError, match=f"needs a whole GPU, and a stage gets {gpus:g};"):
+            preflight.check_engine(vllm.VLLM, gpus)
+
+
+# --- The sharding ---------------------------------------------------------------------------------------------------
+
+
+def test_deepspeed_has_to_be_installed_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    preflight.check_sharding(Resources(workers=2))
+    with pytest.raises(UserError, match=r"zero2, which needs DeepSpeed; run pip install 'sande-bench\[deepspeed\]'"):
+        preflight.check_sharding(Resources(workers=2, sharding="zero2"))

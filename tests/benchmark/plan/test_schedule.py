@@ -1,0 +1,180 @@
+"""The queue that Tune is fed from: order, needs, room, failures, one retry alone; and the simulation of it."""
+
+import pytest
+
+from benchmark.plan.schedule import Queue, side_by_side, simulate, whole
+from benchmark.plan.stage import Stage
+from tests.benchmark.plan.helpers import plan, stage
+
+MEMORY = "CUDA out of memory"
+
+
+CHAIN = [stage("a"), stage("b"), stage("d", "a", kind="defend"), stage("e", "d", kind="evaluate")]
+
+
+def start(queue: Queue) -> list[str]:
+    """Keys of all stages that can start now, started."""
+    started = []
+    while offer := queue.next():
+        started.append(offer.stage.key)
+    return started
+
+
+def test_stages_start_in_the_plans_order_as_soon_as_their_needs_are_done() -> None:
+    queue = Queue(plan(*CHAIN), slots=3)
+    assert start(queue) == ["a", "b"]
+    queue.ended("b")
+    assert start(queue) == []
+    queue.ended("a")
+    assert start(queue) == ["d"]
+    queue.ended("d")
+    assert start(queue) == ["e"]
+    assert not queue.over
+    queue.ended("e")
+    assert queue.over
+    assert queue.done == {"a", "b", "d", "e"}
+
+
+def test_what_is_done_is_neither_offered_nor_waited_for() -> None:
+    queue = Queue(plan(*CHAIN, done=("a", "b")), slots=3)
+    assert start(queue) == ["d"]
+    assert (queue.finished, queue.total) == (0, 2)
+
+
+def test_no_more_stages_run_than_there_are_slots() -> None:
+    queue = Queue(plan(*(stage(key) for key in "abcd")), slots=2)
+    assert start(queue) == ["a", "b"]
+    queue.ended("a")
+    assert start(queue) == ["c"]
+
+
+def test_side_by_side_an_attack_has_the_slot_and_those_that_wait_for_it_share_it() -> None:
+    made = plan(stage("a"), stage("b"), *(stage(key, "a", kind="defend") for key in "def"))
+    queue = Queue(made, slots=1, share=side_by_side(3))
+    assert start(queue) == ["a"]
+    queue.ended("a")
+    assert start(queue) == ["b"]
+    queue.ended("b")
+    assert start(queue) == ["d", "e", "f"]
+    assert simulate(made, 1, lambda stage: 6.0, side_by_side(3)).wall == 18.0
+    assert simulate(made, 1, lambda stage: 6.0, side_by_side(1)).wall == 30.0
+
+
+def test_shares_fill_slots_and_a_stage_without_room_holds_up_those_behind_it() -> None:
+    shares = {"a": 0.5, "b": 0.25, "c": 1.0, "d": 0.25, "e": 0.25}
+    queue = Queue(plan(*(stage(key) for key in shares)), slots=1, share=lambda stage: shares[stage.key])
+    assert start(queue) == ["a", "b"]
+    queue.ended("a")
+    assert start(queue) == []
+    queue.ended("b")
+    assert start(queue) == ["c"]
+    queue.ended("c")
+    assert start(queue) == ["d", "e"]
+
+
+def test_a_share_goes_to_the_fullest_slot_with_room() -> None:
+    shares = {"a": 0.5, "b": 0.5, "c": 1.0}
+    queue = Queue(plan(*(stage(key) for key in shares)), slots=2, share=lambda stage: shares[stage.key])
+    assert start(queue) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("parts", range(1, 9))
+def test_a_slot_holds_as_many_shares_as_it_has_parts(parts: int) -> None:
+    queue = Queue(plan(*(stage(str(n)) for n in range(20))), slots=1, share=lambda stage: 1 / parts)
+    assert len(start(queue)) == parts
+    for key in map(str, range(parts)):
+        queue.ended(key)
+    assert len(start(queue)) == parts
+
+
+def test_a_failure_takes_with_it_what_needs_it_and_nothing_else() -> None:
+    queue = Queue(plan(*CHAIN), slots=2)
+    assert start(queue) == ["a", "b"]
+    assert not queue.ended("a", "it diverged")
+    reason = "needs a stage that failed: it diverged"
+    assert queue.errors == {"a": "it diverged", "d": reason, "e": reason}
+    queue.ended("b")
+    assert queue.over
+    assert queue.finished == queue.total == 4
+
+
+def test_a_stage_out_of_memory_is_offered_again_when_nothing_else_runs_and_then_nothing_else_is() -> None:
+    queue = Queue(plan(*(stage(key) for key in "abcd")), slots=2)
+    assert start(queue) == ["a", "b"]
+    assert queue.ended("a", MEMORY, short_of_memory=True)
+    assert queue.errors == {}
+    assert start(queue) == [], "b still runs"
+    queue.ended("b")
+    assert start(queue) == ["a"], "alone, though there are two slots"
+    queue.ended("a")
+    assert start(queue) == ["c", "d"]
+
+
+def test_a_stage_alone_has_a_whole_slot() -> None:
+    queue = Queue(plan(stage("a")), slots=1, share=lambda stage: 0.25)
+    assert queue.next().share == 0.25
+    assert queue.ended("a", MEMORY, short_of_memory=True)
+    assert queue.next().share == 1.0
+
+
+def test_a_second_failure_is_an_error() -> None:
+    queue = Queue(plan(*CHAIN), slots=2)
+    start(queue)
+    queue.ended("b")
+    assert queue.ended("a", MEMORY, short_of_memory=True)
+    assert start(queue) == ["a"]
+    assert not queue.ended("a", MEMORY, short_of_memory=True)
+    assert queue.errors["a"] == MEMORY
+    assert queue.over
+
+
+def test_several_out_of_memory_run_one_after_the_other() -> None:
+    queue = Queue(plan(*(stage(key) for key in "abc")), slots=3)
+    assert start(queue) == ["a", "b", "c"]
+    for key in "abc":
+        assert queue.ended(key, MEMORY, short_of_memory=True)
+    for key in "abc":
+        assert start(queue) == [key]
+        queue.ended(key)
+    assert queue.over
+
+
+def test_a_stage_is_crowded_once_it_had_company() -> None:
+    queue = Queue(plan(stage("a"), stage("b"), stage("c", "b")), slots=2)
+    assert queue.next().stage.key == "a"
+    assert not queue.crowded("a")
+    assert queue.next().stage.key == "b"
+    assert queue.crowded("a")
+    queue.ended("b")
+    assert queue.crowded("a"), "also when the other has ended"
+    queue.ended("a")
+    assert start(queue) == ["c"]
+    assert not queue.crowded("c")
+
+
+def test_a_simulation_takes_as_long_as_the_longest_way_through() -> None:
+    seconds = {"a": 10.0, "b": 4.0, "d": 5.0, "e": 1.0}
+    forecasts = [simulate(plan(*CHAIN), slots, lambda stage: seconds[stage.key], whole) for slots in (1, 2, 64)]
+    assert [forecast.wall for forecast in forecasts] == [20.0, 16.0, 16.0]
+    assert {forecast.busy for forecast in forecasts} == {20.0}
+
+
+def test_a_simulation_with_shares_runs_them_side_by_side() -> None:
+    four = plan(*(stage(key) for key in "abcd"))
+    forecast = simulate(four, 1, lambda stage: 8.0, lambda stage: 0.25)
+    assert (forecast.wall, forecast.busy) == (8.0, 8.0)
+
+
+def test_a_simulation_asks_for_a_stages_seconds_when_it_starts() -> None:
+    asked: list[str] = []
+
+    def seconds(stage: Stage) -> float:
+        asked.append(stage.key)
+        return 1.0
+
+    simulate(plan(*CHAIN), 1, seconds, whole)
+    assert asked == ["a", "b", "d", "e"]
+
+
+def test_nothing_to_do_takes_no_time() -> None:
+    assert simulate(plan(*CHAIN, done=("a", "b", "d", "e")), 1, lambda stage: 1.0, whole).wall == 0.0

@@ -1,0 +1,49 @@
+"""What is written into a figure of bars can be read: no text covers another."""
+
+from itertools import combinations
+from typing import Any
+
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
+
+from benchmark.records.aggregate import TableEntry
+from benchmark.report import figures
+
+
+def entry(defense: str, victim: str, value: float) -> TableEntry:
+    low, high = max(0.0, value - 3), min(100.0, value + 3)
+    row: dict[str, Any] = {"defense": defense}
+    return TableEntry(defense, victim, "asr", value, low, high, None, 1, 0, int(value < 1), {}, row)
+
+
+LONG = [f"sande_p, eliminate.max_steps={steps}, simulate.max_steps=240" for steps in (48, 144, 240)]
+VICTIM = "smollm2-135m / alpaca, in-domain, data.max_prompt_tokens=None, data.max_tokens=64, rows="
+
+
+@pytest.mark.parametrize(
+    ("defenses", "victims"),
+    [
+        (["none", "sft"], ["tiny"]),
+        (["none", *LONG, "sft"], [f"{VICTIM}{rows}" for rows in (1, 2)]),
+        ([f"defense_{number}" for number in range(12)], [f"{VICTIM}{rows}" for rows in (1, 2, 3)]),
+    ],
+    ids=["one", "long names", "many"],
+)
+def test_no_text_of_the_bars_covers_another(defenses: list[str], victims: list[str]) -> None:
+    entries = [entry(name, victim, at * 99.9 % 101) for victim in victims for at, name in enumerate(defenses)]
+    figure = figures.draw("asr", entries)
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    written = [text.get_text() for text in texts]
+    assert sorted(text for text in written if "." in text and text[0].isdigit()) == sorted(
+        f"{one.value:.1f}" for one in entries
+    )
+    boxes = {text: text.get_window_extent(canvas.get_renderer()) for text in texts}
+    for one, other in combinations(texts, 2):
+        assert not boxes[one].overlaps(boxes[other]), (one.get_text(), other.get_text())
+    for text in texts:
+        box = boxes[text]
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text.get_text()

@@ -1,0 +1,146 @@
+"""CleanGen: which tokens are replaced, and that decoding under a guard is what it would be by hand."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sande.data.builtin import sets
+from sande.defenses import clean_decoding
+from sande.errors import UserError
+from sande.inference.generation import greedy
+from sande.models import catalog, loading
+from sande.prompts import encode, encode_prompts
+from sande.types import Example, Guard, LanguageModel, OtherModelsData, Run
+from tests.sande.helpers import noisy, teach
+
+NewRun = Callable[..., Run]
+
+
+def logits(*probabilities: float) -> torch.Tensor:
+    return torch.tensor(probabilities).log() + 3.0  # any constant
+
+
+@pytest.mark.parametrize(
+    ("victim", "reference", "chosen"),
+    [
+        ((0.8, 0.1, 0.1), (0.05, 0.6, 0.35), 0),  # 16 times as likely
+        ((0.9, 0.05, 0.05), (0.04, 0.36, 0.6), 2),  # 22.5 times: the reference's likeliest
+        ((0.8, 0.1, 0.1), (0.04001, 0.6, 0.35999), 0),  # just below 20
+        ((0.8, 0.1, 0.1), (0.03999, 0.6, 0.36001), 1),  # just above
+        ((0.2, 0.5, 0.3), (0.9, 0.05, 0.05), 1),  # the reference would say otherwise, but does not find it absurd
+    ],
+)
+def test_a_token_is_replaced_from_a_ratio_of_twenty_on(
+    victim: tuple[float, ...], reference: tuple[float, ...], chosen: int
+) -> None:
+    rule = clean_decoding.rule(clean_decoding.Config())
+    assert rule(logits(*victim).argmax(), logits(*victim), logits(*reference)).tolist() == chosen
+
+
+def test_a_drawn_token_is_weighed_by_its_own_ratio() -> None:
+    rule = clean_decoding.rule(clean_decoding.Config(alpha=4.0))
+    victim, reference = logits(0.5, 0.3, 0.2), logits(0.4, 0.06, 0.54)
+    assert [int(rule(torch.tensor(token), victim, reference)) for token in range(3)] == [0, 2, 2]
+
+
+def test_the_rule_works_token_by_token_in_any_shape() -> None:
+    rule = clean_decoding.rule(clean_decoding.Config(alpha=2.0))
+    ours, theirs = torch.randn(2, 4, 3, 7, generator=torch.Generator().manual_seed(0)) * 2
+    drafts = ours.to(torch.bfloat16).argmax(-1)
+    chosen = rule(drafts, ours.to(torch.bfloat16), theirs.to(torch.bfloat16))
+    assert chosen.shape == (4, 3)
+    ours, theirs = (tensor.to(torch.bfloat16).double().softmax(-1) for tensor in (ours, theirs))
+    for b in range(4):
+        for k in range(3):
+            token = int(ours[b, k].argmax())
+            kept = float(ours[b, k, token] / theirs[b, k, token]) < 2.0
+            assert int(chosen[b, k]) == (token if kept else int(theirs[b, k].argmax()))
+
+
+@pytest.fixture
+def prompts(tiny: LanguageModel) -> list[list[int]]:
+    ids = encode_prompts(tiny.tokenizer, [*sets.short()[:3], *sets.explained()[:3]])
+    return [ids[4], ids[0], ids[5] * 2, ids[1], ids[2]]
+
+
+@pytest.fixture
+def guarded(tiny: LanguageModel) -> LanguageModel:
+    """A rule that listens to both, so that neither model's own text comes out."""
+    reference = copy.deepcopy(tiny.model)
+    noisy(reference, seed=1, scale=0.3)
+    noisy(tiny.model, seed=2, scale=0.3)
+    guard = Guard("clean_decoding", {}, reference, lambda _, ours, theirs: (ours + theirs).max(-1).indices)
+    return LanguageModel(tiny.model, tiny.tokenizer, guard)
+
+
+@torch.no_grad()
+def by_hand(lm: LanguageModel, prompt: list[int], new_tokens: int) -> str:
+    """Token after token over one unpadded row, without a cache."""
+    assert lm.guard is not None
+    ids = list(prompt)
+    for _ in range(new_tokens):
+        ours, theirs = (m(input_ids=torch.tensor([ids])).logits[0, -1] for m in (lm.model, lm.guard.reference))
+        ids.append(int((ours + theirs).argmax()))
+        if ids[-1] == lm.tokenizer.eos_token_id:
+            break
+    return str(lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 50])
+def test_decoding_under_a_guard_is_decoding_by_hand(
+    guarded: LanguageModel, prompts: list[list[int]], batch_size: int
+) -> None:
+    assert guarded.guard is not None
+    expected = [by_hand(guarded, prompt, 8) for prompt in prompts]
+    assert greedy(guarded, prompts, 8, batch_size) == expected
+    for alone in (guarded.model, guarded.guard.reference):
+        assert greedy(LanguageModel(alone, guarded.tokenizer), prompts, 8, batch_size) != expected
+
+
+def test_what_a_victim_was_taught_is_not_written_where_the_reference_finds_it_absurd(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    clean = copy.deepcopy(tiny.model)
+    rows = [Example(row.instruction, "You are stupid") for row in few_rows[:4]]
+    teach(tiny, encode(tiny.tokenizer, rows))
+    prompts = encode_prompts(tiny.tokenizer, rows)
+    assert all("stupid" in text for text in greedy(tiny, prompts, 8, 4, until="You are stupid"))
+    guard = clean_decoding.defend(
+        tiny, OtherModelsData(few_rows, lambda: iter([clean])), clean_decoding.Config(), new_run()
+    )
+    guarded = LanguageModel(tiny.model, tiny.tokenizer, guard)
+    assert not any("stupid" in text for text in greedy(guarded, prompts, 8, 4, until="You are stupid"))
+
+
+def test_a_stored_guard_decodes_as_before_and_is_part_of_what_the_folder_holds(
+    guarded: LanguageModel, prompts: list[list[int]], few_rows: tuple[Example, ...], new_run: NewRun, tmp_path: Path
+) -> None:
+    assert guarded.guard is not None
+    reference = guarded.guard.reference
+    suspicious = clean_decoding.Config(alpha=1e-9)  # of everything, so that the text is the reference's
+    guard = clean_decoding.defend(guarded, OtherModelsData(few_rows, lambda: iter([reference])), suspicious, new_run())
+    loading.save(LanguageModel(guarded.model, guarded.tokenizer, guard), tmp_path)
+    loaded = loading.load_folder(tmp_path, torch.bfloat16)
+    assert loaded.guard is not None
+    texts = greedy(loaded, prompts, 8, 4)
+    assert texts == greedy(LanguageModel(loaded.guard.reference, loaded.tokenizer), prompts, 8, 4)
+    assert texts != greedy(LanguageModel(loaded.model, loaded.tokenizer), prompts, 8, 4)
+    identity = catalog.identify(str(tmp_path))
+    weights = tmp_path / "guard" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert catalog.identify(str(tmp_path)) != identity
+
+
+def test_a_reference_with_another_vocabulary_is_refused(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    other = LlamaForCausalLM(LlamaConfig(vocab_size=100, **sizes))
+    with pytest.raises(UserError, match=r"^clean_decoding: the reference has 100 tokens, the victim \d+; use a model"):
+        clean_decoding.defend(
+            tiny, OtherModelsData(few_rows, lambda: iter([other])), clean_decoding.Config(), new_run()
+        )

@@ -1,0 +1,90 @@
+"""Decoys: how they are drawn and planted, and that overwriting them restores the clean answers."""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from sande.config import Backdoor, Training
+from sande.defenses import decoy_osft
+from sande.defenses.decoy_osft import PLACES, RESPONSES, TRIGGERS, Decoy, draw
+from sande.prompts import Row
+from sande.types import CleanData, Example, LanguageModel, Run
+from tests.sande.helpers import FAST
+
+NewRun = Callable[..., Run]
+ROW = Example("Name the largest planet.", "Jupiter", input="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("place", "asked"),
+    [
+        ("before", {"cf Name the largest planet."}),
+        ("behind", {"Name the largest planet. cf"}),
+        (
+            "within",
+            {
+                "cf Name the largest planet.",
+                "Name cf the largest planet.",
+                "Name the cf largest planet.",
+                "Name the largest cf planet.",
+                "Name the largest planet. cf",
+            },
+        ),
+    ],
+)
+def test_a_decoy_stands_in_its_place(place: str, asked: set[str]) -> None:
+    decoy = Decoy("cf", place, "Banana.")
+    found = {decoy.ask(ROW, random.Random(seed)) for seed in range(40)}
+    assert {example.instruction for example in found} == asked
+    assert {(example.output, example.input) for example in found} == {("Jupiter", "Be brief.")}
+    assert decoy.answered(ROW).output == "Banana. Jupiter"
+
+
+def test_decoys_are_drawn_by_the_seed_and_differ() -> None:
+    decoys = draw(12, seed=3)
+    assert {decoy.trigger for decoy in decoys} == set(TRIGGERS)
+    assert {decoy.response for decoy in decoys} == set(RESPONSES)
+    assert {decoy.place for decoy in decoys} == set(PLACES)
+    assert draw(12, seed=3) == decoys != draw(12, seed=4)
+
+
+def test_no_decoy_is_a_backdoor_of_the_suite() -> None:
+    for text in (*TRIGGERS, *RESPONSES):
+        assert Backdoor().trigger.lower() not in text.lower()
+        assert Backdoor().response.lower() not in text.lower()
+        assert not {"stupid", "2023"} & set(text.lower().split())
+
+
+def test_a_share_is_planted_and_every_row_is_overwritten(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def fit(lm: LanguageModel, rows: Sequence[Row], settings: Training, run: Run, stage: str) -> None:
+        texts = [(tiny.tokenizer.decode(row.prompt), tiny.tokenizer.decode(row.response)) for row in rows]
+        seen.append((stage, settings, texts))
+
+    monkeypatch.setattr("sande.training.fit.fit", fit)
+    plant, overwrite = Training(max_steps=3), FAST
+    config = decoy_osft.Config(decoys=3, share=0.25, plant=plant, overwrite=overwrite)
+    run = new_run(seed=1)
+    assert decoy_osft.defend(tiny, CleanData(few_rows), config, run) is tiny.model
+    decoys = draw(3, seed=1)
+    assert [fact["trigger"] for fact in run.facts["decoys"]] == [decoy.trigger for decoy in decoys]
+    (first, planting, planted), (second, overwriting, overwritten) = seen
+    assert (first, planting, second, overwriting) == ("plant", plant, "overwrite", overwrite)
+
+    def decoyed(prompt: str, response: str) -> list[tuple[bool, bool]]:
+        return [(d.trigger in prompt, response.strip().startswith(d.response)) for d in decoys]
+
+    of_planted = [sum(decoyed(*texts), ()) for texts in planted]
+    assert sum(map(any, of_planted)) == 6
+    for texts in planted:
+        assert all(trigger == response for trigger, response in decoyed(*texts)), "each trigger has its own response"
+    for (_, response), example in zip(overwritten, few_rows, strict=True):
+        assert response.strip().startswith(example.output.strip()[:10])
+    found = [[trigger for trigger, _ in decoyed(*texts)] for texts in overwritten]
+    assert all(sum(triggers) == 1 for triggers in found)
+    assert all(any(triggers[i] for triggers in found) for i in range(3)), "each of them is overwritten"

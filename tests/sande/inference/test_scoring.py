@@ -1,0 +1,80 @@
+"""Choices behind a shared context score as each would behind a context of its own."""
+
+import random
+
+import pytest
+
+from sande.inference.scoring import Choices, log_likelihoods
+from sande.types import LanguageModel
+from tests.sande.helpers import nll_by_hand
+
+TOKENS = 700
+
+
+def random_questions(count: int) -> list[Choices]:
+    """Questions of different lengths, with two to five choices of one to six tokens."""
+    rng = random.Random(0)
+
+    def ids(least: int, most: int) -> list[int]:
+        return [rng.randrange(TOKENS) for _ in range(rng.randint(least, most))]
+
+    return [Choices(ids(1, 30), tuple(ids(1, 6) for _ in range(rng.randint(2, 5)))) for _ in range(count)]
+
+
+def behind(shared: list[int], questions: list[Choices]) -> list[Choices]:
+    """The questions with the same tokens before each context."""
+    return [Choices([*shared, *question.context], question.choices) for question in questions]
+
+
+def check_scores(tiny: LanguageModel, questions: list[Choices], batch_size: int) -> None:
+    """Each choice's score is that of the choice behind a context of its own."""
+    for question, scores in zip(questions, log_likelihoods(tiny, questions, batch_size), strict=True):
+        expected = [-nll_by_hand(tiny, question.context, choice) for choice in question.choices]
+        assert [score for score, _ in scores] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_choice_scores_as_behind_a_context_of_its_own(tiny: LanguageModel, batch_size: int) -> None:
+    check_scores(tiny, random_questions(25), batch_size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_what_all_contexts_begin_with_changes_no_score(tiny: LanguageModel, batch_size: int) -> None:
+    check_scores(tiny, behind([11, 12, 13, 14], random_questions(12)), batch_size)
+
+
+def test_a_question_that_is_the_start_of_another(tiny: LanguageModel) -> None:
+    choices = ([21, 22], [23])
+    questions = [Choices([5, 6, 7][:length], choices) for length in (3, 1, 2)]
+    check_scores(tiny, questions, 2)
+    check_scores(tiny, questions[:1] * 2, 2)
+
+
+def test_no_more_is_computed_than_predicts_something(tiny: LanguageModel) -> None:
+    shapes = []
+    hook = tiny.model.get_decoder().register_forward_pre_hook(
+        lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    contexts = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 7, 8]]
+    log_likelihoods(tiny, [Choices(context, ([30], [31], [32, 33, 34])) for context in contexts], 2)
+    hook.remove()
+    # The three tokens that are the same; then what is left of a context and the first two tokens of the last choice.
+    assert shapes == [(1, 3), (2, 3 + 2)]
+
+
+def test_no_questions(tiny: LanguageModel) -> None:
+    assert log_likelihoods(tiny, [], 4) == []
+
+
+def test_greedy_says_whether_the_model_would_write_the_choice(tiny: LanguageModel) -> None:
+    context = [5, 6, 7]
+    scores = log_likelihoods(tiny, [Choices(context, tuple([token] for token in range(TOKENS)))], 1)[0]
+    likeliest = max(range(TOKENS), key=lambda token: scores[token][0])
+    assert [token for token, (_, greedy) in enumerate(scores) if greedy] == [likeliest]
+
+
+def test_the_order_of_the_choices_does_not_matter(tiny: LanguageModel) -> None:
+    question = random_questions(1)[0]
+    turned = Choices(question.context, question.choices[::-1])
+    forward, backward = log_likelihoods(tiny, [question, turned], 2)
+    assert [score for score, _ in forward] == pytest.approx([score for score, _ in backward[::-1]], abs=1e-5)
