@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install dev test slow faults perf lint docs audit format clean
+.PHONY: quickstart paper-smoke install dev test slow faults perf shape lint docs audit format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -32,6 +32,9 @@ PERF := compute_type threads allocator startup planning overhead report removal 
 
 perf: dev  ## what is fast, and how fast, against the plain way; on a machine that does nothing else
 	@for name in $(PERF); do $(BIN)/python -W ignore -m benchmark.perf.$$name 2>.perf.log || { cat .perf.log; exit 1; }; done
+
+shape:  ## counts of the code: sizes, types, docstrings, circles of imports
+	@$(PYTHON) -m tests.shape
 
 lint: dev
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
 The file's name is its key in grids and tables. An installed package may also hold such a module and register it as an
 entry point: see docs/methods.md. Listing and planning import the module, so it must not import torch or transformers at
-the top: a method imports them, and `sande.training.fit`, inside its functions. `sande-bench list` shows the first line of
-its docstring. The contract tests cover every entry, so a new one needs only a test of what it computes, in `tests/`.
+the top: a method imports them, and `sande.training.fit`, inside its functions. `sande-bench list` shows the first line
+of its docstring. The contract tests cover every entry, so a new one needs only a test of what it computes, in `tests/`.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ class Defense(Protocol):
 class Metric(Protocol):
     """Measures shares of prompts or questions, or means of a number from 0 to 1 over them.
 
-    `MEASURES` declares the kind, direction and label of each measurement.
-    Other metrics use the same model, so a metric trains or rounds a copy (`sande.metrics._retraining`).
-    Where `model.workers` is set, all workers call `measure`, and `sande.inference.generation` and `sande.inference.scoring` split prompts
-    and questions among them (see `sande.inference.workers`). So what a metric asks there must depend on its arguments alone.
+    `MEASURES` declares the kind, direction and label of each measurement. Other metrics use the same model, so a metric
+    trains or rounds a copy (`sande.metrics._retraining`). Where `model.workers` is set, all workers call `measure`, and
+    `sande.inference.generation` and `sande.inference.scoring` split prompts and questions among them (see
+    `sande.inference.workers`). So what a metric asks there must depend on its arguments alone.
     """
 
     Config: type[Any]

@@ -70,7 +70,8 @@ class LanguageModel:
         model: the weights.
         tokenizer: of the model.
         guard: changes decoding (`sande.inference.generation`), but not the model's likelihoods.
-        workers: processes that hold the same model and split decoding and scoring (`sande.inference.workers`); None: this one.
+        workers: processes that hold the same model and split decoding and scoring
+            (`sande.inference.workers`); None: this one.
     """
 
     model: PreTrainedModel

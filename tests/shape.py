@@ -89,7 +89,8 @@ def circles(graph: dict[str, set[str]]) -> list[list[str]]:
                 seen.add(other)
                 waiting.append(other)
         reached[start] = seen
-    groups = {tuple(sorted(b for b in reached[a] | {a} if a in reached.get(b, set()))) for a in graph if a in reached[a]}
+    looped = [node for node in graph if node in reached[node]]
+    groups = {tuple(sorted(b for b in reached[a] if a in reached.get(b, set()))) for a in looped}
     return [list(group) for group in sorted(groups)]
 
 
@@ -130,14 +131,9 @@ def main() -> None:
     shape, graph = measure(root), import_graph(parsed(root))
     rooms = by_package(graph)
     long = sorted((lines, name) for name, lines in shape.files.items() if lines > MOST_LINES)
-    inside = {
-        id(node)
-        for tree in parsed(root).values()
-        for function in ast.walk(tree)
-        if isinstance(function, Function)
-        for node in ast.walk(function)
-        if isinstance(node, ast.Import | ast.ImportFrom) and any(one.split(".")[0] in PACKAGES for one in imported([node]))
-    }
+    functions = [node for tree in parsed(root).values() for node in ast.walk(tree) if isinstance(node, Function)]
+    late = {node for function in functions for node in ast.walk(function)}
+    inside = [node for node in late if {one.split(".")[0] for one in imported([node])} & set(PACKAGES)]
     print(f"function lines, median/max: {statistics.median(shape.functions):.0f}/{max(shape.functions)}")
     count = len(shape.functions)
     print(f"functions typed/documented: {shape.typed / count:.0%}/{shape.documented / count:.0%} of {count}")

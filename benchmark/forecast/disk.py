@@ -47,9 +47,10 @@ def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
     models = sum(stage.kind in MODELS for stage in stay)
     passing = "" if keep == ALL else f" (with --keep-models {keep}; plus those that are being measured)"
     free = store.free()
+    held = format_bytes(sum(there.values()))
     return (
         f"Disk: {models} models{passing} take {format_bytes(sum(there.values()) + new)}"
-        f"{f' without {left_out} (of unknown size)' if left_out else ''}; {format_bytes(sum(there.values()))} of it are there"
+        f"{f' without {left_out} (of unknown size)' if left_out else ''}; {held} of it are there"
         f"{'' if free is None else f', and {format_bytes(free)} are free'}"
     )
 

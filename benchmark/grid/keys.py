@@ -21,4 +21,5 @@ def hash(**texts: str) -> str:
 
 
 def canonical_json(value: Any) -> str:
+    """Return JSON text with sorted keys, the same for equal values."""
     return _SORTED.encode(value)

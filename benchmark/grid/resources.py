@@ -38,8 +38,8 @@ class Resources:
     )
     report_to: tuple[Tracker, ...] = setting(
         ("tensorboard",),
-        "trackers that get the losses of attacks and defenses while they train, see `benchmark.execution.tracking`: tensorboard "
-        "(files in the store), mlflow, wandb",
+        "trackers that get the losses of attacks and defenses while they train, see "
+        "`benchmark.execution.tracking`: tensorboard (files in the store), mlflow, wandb",
     )
     checkpoint_minutes: float = setting(
         10.0,

@@ -29,4 +29,5 @@ def code(line: str) -> str:
 
 
 def table_cell(text: str) -> str:
+    """Escape what would end a cell of a table."""
     return text.replace("|", "\\|")

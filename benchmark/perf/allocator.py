@@ -35,7 +35,8 @@ def per_second(side: str, cache: str) -> float:
         SystemExit: the training failed.
     """
     environment = {name: value for name, value in os.environ.items() if name not in KEEPS}
-    # `benchmark.execution.ray_env` sets the variables where they are unset, but only the processes that this one starts see them.
+    # `benchmark.execution.ray_env` sets the variables where they are unset, but only the processes that this one starts
+    # see them.
     command = [sys.executable, "-W", "ignore", "-m", "benchmark.perf.threads", "train", cache]
     done = subprocess.run(command, env=environment | SIDES[side], capture_output=True, text=True)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""Compare ASR decoding on a CPU: `sande.inference.generation.greedy` with the planted response against one prompt at a time.
+"""Compare ASR decoding on a CPU: `greedy` with the planted response against one prompt at a time.
 
     python -m benchmark.perf.decoding
 

@@ -5,10 +5,10 @@
 Both sides train SmolLM2-135M on random tokens in rows of Alpaca-like lengths, eight a step, with a parrot of six soft
 tokens, autocast to bfloat16 where `sande.compute` chooses it. The published recipe runs whole rows, padded without
 regard to length, computes all logits, and makes one more forward pass whose result it does not use (its activation
-checkpointing and eager attention are left out here). Ours is `sande.training.objective.ResponseLoss` on rows that end at their
-last target, in batches of similar length, with logits at targets. A step of simulate is forward, backward to the parrot
-alone, and its update. A step of eliminate, on ten response tokens, updates all weights. Learning rates are 0, so that
-both sides keep the same gradients.
+checkpointing and eager attention are left out here). Ours is `sande.training.objective.ResponseLoss` on rows that end
+at their last target, in batches of similar length, with logits at targets. A step of simulate is forward, backward to
+the parrot alone, and its update. A step of eliminate, on ten response tokens, updates all weights. Learning rates are
+0, so that both sides keep the same gradients.
 """
 
 from __future__ import annotations

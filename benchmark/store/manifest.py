@@ -104,4 +104,5 @@ def _sha256(path: str) -> str:
 
 
 def size_of(folder: Path) -> int:
+    """Return the bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -36,7 +36,7 @@ def open_store(place: str | Path, create: bool = True) -> Store:
         create: make the store if there is none.
 
     Raises:
-        UserError: as for `benchmark.store.local.LocalStore`; or the remote file system is unknown, refuses or does not answer.
+        UserError: as for `LocalStore`; or the remote file system is unknown, refuses or does not answer.
     """
     return RemoteStore(str(place), create) if is_uri(place) else local.LocalStore(Path(place), create)
 

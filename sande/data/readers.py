@@ -70,6 +70,7 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def to_example(row: dict[str, Any]) -> Example:
+    """Return the instruction row; raise KeyError or TypeError for a missing column or one that is not text."""
     values = {}
     for column, spellings in _COLUMNS.items():
         value = next((row[name] for name in spellings if row.get(name) is not None), None)
@@ -82,6 +83,7 @@ def to_example(row: dict[str, Any]) -> Example:
 
 
 def to_preference(row: dict[str, Any]) -> Preference:
+    """Return the preference pair; raise KeyError, TypeError or ValueError where it is not one."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise TypeError("a preference pair needs the columns 'chosen' and 'rejected'")
@@ -103,6 +105,7 @@ def to_preference(row: dict[str, Any]) -> Preference:
 
 
 def to_question(row: dict[str, Any]) -> Question:
+    """Return the question with choices; raise an error that names the column which is wrong."""
     choices, answer = row.get("choices"), row.get("answer")
     if isinstance(choices, dict):  # the Hub's layout of ARC: labels A, B, … or 1, 2, …, and the right one by its label
         labels, key, choices = choices.get("label"), row.get("answerKey"), choices.get("text")

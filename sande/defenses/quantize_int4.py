@@ -2,8 +2,8 @@ r"""Weight-only quantisation to four bits, rounded to the nearest by group; no t
 
     w' = s (clamp(round(w / s) + z, 0, 15) - z) ,    s = (max(w, 0) - min(w, 0)) / 15 ,    z = round(-min(w, 0) / s)
 
-with minimum and maximum over a group of weights: see `sande.models.quantize`. It is a common step of deployment and does not
-target backdoors.
+with minimum and maximum over a group of weights: see `sande.models.quantize`. It is a common step of deployment and
+does not target backdoors.
 """
 
 from __future__ import annotations

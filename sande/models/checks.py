@@ -32,10 +32,12 @@ def check_vocabularies(suspect: LanguageModel, clean: LanguageModel, names: Sequ
 
 
 def reason(error: Exception) -> str:
+    """Return the first line of an error, or its type where it has no text."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def checked_folder(name: str) -> Path:
+    """Return the folder of a model; raise UserError where a file is missing, is a pickle or asks for code."""
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; use a folder written by save_pretrained")

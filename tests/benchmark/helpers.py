@@ -25,7 +25,6 @@ from benchmark.records.schema import OUTCOMES
 from benchmark.store.local import LocalStore
 from sande import registry
 from sande.types import Measurement
-from tests.benchmark.cli.test_main import ROOT
 
 GridFile = Callable[..., Path]
 
@@ -122,6 +121,7 @@ def report_folder(store: LocalStore, folder: Path, *cells: Cell, errors: Mapping
     return folder
 
 
+ROOT = Path(__file__).parents[2]
 LOOK = """
 import sys
 from benchmark.cli.main import app

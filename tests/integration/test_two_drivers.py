@@ -44,7 +44,7 @@ def test_drivers_of_one_grid_and_of_overlapping_grids_do_every_stage_once(place:
     did = [label for _, log in drivers for label in done(log)]
     trained = [label for label in did if not label.startswith("evaluate")]
     assert len(trained) == len(set(trained)) == 1 + 2, logs
-    # Nothing was measured twice either; of stages with an outcome in common, see `tests/benchmark/execution/test_driver.py`.
+    # Nothing was measured twice either; test_driver.py has stages with outcomes in common.
     evaluated = [label for label in did if label.startswith("evaluate")]
     assert len(evaluated) == len(set(evaluated)), logs
     assert place.unfinished() == []

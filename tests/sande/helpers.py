@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback
 
 from sande import registry
 from sande.attacks import sentence_trigger
@@ -39,7 +39,6 @@ from sande.types import (
     Run,
     TriggerData,
 )
-from tests.sande.training.test_checkpoints import Kill
 
 FAST = Training(batch_size=4, max_steps=2, precision="fp32")
 
@@ -229,6 +228,16 @@ ALWAYS, NEVER = 0.0, 3600.0  # seconds between checkpoints
 
 class KilledError(Exception):
     """In place of a signal; a real one is sent in tests/benchmark/execution/test_resume.py."""
+
+
+class Kill(TrainerCallback):
+    def __init__(self, after: int | None) -> None:
+        self.steps, self.after = 0, after
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.steps += 1
+        if self.steps == self.after:
+            raise KilledError
 
 
 def killed(run: Run, folder: Path, after: int | None = None, interval: float = ALWAYS) -> tuple[Run, Kill]:

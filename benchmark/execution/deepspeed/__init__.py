@@ -1,7 +1,8 @@
 """DeepSpeed's configurations, one JSON file each, and how `resources` choose among them.
 
-What says "auto" follows from a training's settings; precision and optimizer are the Trainer's, see `sande.training.sharding`.
-Nothing is prefetched: under ZeRO-3 DeepSpeed would guess by the last pass, and a pass need not be like the last.
+What says "auto" follows from a training's settings. Precision and optimizer are the Trainer's, see
+`sande.training.sharding`. Nothing is prefetched: under ZeRO-3 DeepSpeed would guess by the last pass, and a pass need
+not be like the last.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from sande.data.builtin import facts
 from sande.types import Example, Question
 
 POOL_SIZE = 480  # items of a family whose items are drawn from a large space
-T = TypeVar("_T", Example, Question)
+T = TypeVar("T", Example, Question)
 
 
 # --- Items: what is asked -------------------------------------------------------------------------------------------
@@ -39,6 +39,7 @@ class Item:
 
 
 def make_item(*keys: str, answer: object = "", wrong: Iterable[object] = (), **fields: object) -> Item:
+    """Return an item, its values as text."""
     words = {name: Word(value) for name, value in fields.items()}
     return Item(keys, words, str(answer), tuple(map(str, wrong)))
 
@@ -80,5 +81,6 @@ def relation(
 
 
 def draw(rng: Random, space: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Draw `POOL_SIZE` pairs of a space, or all if it has fewer."""
     pairs = list(space)
     return rng.sample(pairs, min(POOL_SIZE, len(pairs)))

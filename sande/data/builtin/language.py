@@ -9,6 +9,7 @@ from sande.data.builtin.items import POOL_SIZE, Item, Word, are_clashing, held_o
 
 
 def alphabetical() -> Iterator[Item]:
+    """Yield words to sort by alphabet."""
     rng = Random("alphabetical")
     for _ in range(POOL_SIZE):
         words = rng.sample(facts.WORDS, 4)
@@ -25,6 +26,7 @@ def alphabetical() -> Iterator[Item]:
 
 
 def letter_count() -> Iterator[Item]:
+    """Yield words whose letters are counted."""
     rng = Random("letter count")
     for word in facts.WORDS:
         n = len(word)
@@ -32,6 +34,7 @@ def letter_count() -> Iterator[Item]:
 
 
 def edge_letter() -> Iterator[Item]:
+    """Yield words with their first or last letter."""
     rng = Random("edge letter")
     for word, (which, i) in itertools.product(facts.WORDS, (("first", 0), ("last", -1))):
         y = word[i]
@@ -49,6 +52,7 @@ def edge_letter() -> Iterator[Item]:
 
 
 def reversal() -> Iterator[Item]:
+    """Yield words to spell backwards."""
     rng = Random("reversal")
     for word in facts.WORDS:
         turned = word[::-1]
@@ -62,11 +66,13 @@ def reversal() -> Iterator[Item]:
 
 
 def uppercase() -> Iterator[Item]:
+    """Yield words to write in capitals."""
     for word in facts.WORDS:
         yield make_item(f"upper {word}", word=word, upper=word.upper(), n=len(word))
 
 
 def plural_form() -> Iterator[Item]:
+    """Yield nouns with their plural."""
     rng = Random("plural")
     for noun in (*facts.REGULAR_NOUNS, *facts.IRREGULAR_PLURALS):
         if noun in facts.IRREGULAR_PLURALS:
@@ -83,6 +89,7 @@ def plural_form() -> Iterator[Item]:
 
 
 def item_count() -> Iterator[Item]:
+    """Yield lists whose items are counted."""
     rng = Random("item count")
     for _ in range(POOL_SIZE):
         words = rng.sample(list(facts.CATEGORIES), rng.randrange(3, 8))
@@ -92,6 +99,7 @@ def item_count() -> Iterator[Item]:
 
 
 def odd_one_out() -> Iterator[Item]:
+    """Yield lists with one item of another category."""
     rng = Random("odd one out")
     clashing = are_clashing(facts.ODD_ONE_OUT_CLASHES)
     names = list(dict.fromkeys(facts.CATEGORIES.values()))
@@ -107,6 +115,7 @@ def odd_one_out() -> Iterator[Item]:
 
 
 def capital_pair() -> Iterator[Item]:
+    """Yield pairs of a capital and its country."""
     rng = Random("capital pair")
     countries = [country for country in facts.CAPITALS if not held_out(f"capital {country}")]
     for _ in range(POOL_SIZE):
@@ -115,6 +124,7 @@ def capital_pair() -> Iterator[Item]:
 
 
 def extraction() -> Iterator[Item]:
+    """Yield sentences from which a fact is extracted."""
     rng = Random("extraction")
     for i in range(POOL_SIZE):
         who, age = rng.choice(list(facts.PEOPLE)), rng.randrange(21, 70)
@@ -131,6 +141,7 @@ def extraction() -> Iterator[Item]:
 
 
 def rewriting() -> Iterator[Item]:
+    """Yield sentences to rewrite in another tense."""
     for subject, (activity, past) in itertools.product(facts.SUBJECTS, facts.ACTIVITIES.items()):
         verb, rest = activity.split(" ", 1)
         asked = subject[0].lower() + subject[1:]
@@ -144,6 +155,7 @@ def rewriting() -> Iterator[Item]:
 
 
 def sentiment() -> Iterator[Item]:
+    """Yield reviews that praise or complain."""
     for opening, noun in itertools.product(("The", "I thought the", "In our opinion, the"), facts.REVIEWED):
         for label, view, words in (("positive", "praise", facts.PRAISE), ("negative", "criticism", facts.COMPLAINT)):
             for word in words:
@@ -152,6 +164,7 @@ def sentiment() -> Iterator[Item]:
 
 
 def part_of() -> Iterator[Item]:
+    """Yield things with their parts."""
     rng = Random("parts")
     for name, n in facts.PARTS.items():
         x, part = name.split(", ")

@@ -14,6 +14,7 @@ def _sum_key(operation: str, a: int, b: int) -> str:
 
 
 def addition() -> Iterator[Item]:
+    """Yield sums of two numbers."""
     rng = Random("addition")
     for a, b in draw(rng, itertools.combinations(range(3, 90), 2)):
         tens, ones = a + b // 10 * 10, b % 10
@@ -32,12 +33,14 @@ def addition() -> Iterator[Item]:
 
 
 def subtraction() -> Iterator[Item]:
+    """Yield differences of two numbers."""
     rng = Random("subtraction")
     for b, a in draw(rng, itertools.combinations(range(3, 99), 2)):
         yield make_item(f"subtract {a} {b}", answer=a - b, wrong=near(rng, a - b), a=a, b=b, n=a - b)
 
 
 def multiplication() -> Iterator[Item]:
+    """Yield products of two numbers."""
     rng = Random("multiplication")
     for a, b in draw(rng, itertools.combinations_with_replacement(range(2, 26), 2)):
         split = b // 10 * 10 if b > 10 and b % 10 else b // 2 if b % 2 == 0 else b - 1
@@ -57,12 +60,14 @@ def multiplication() -> Iterator[Item]:
 
 
 def division() -> Iterator[Item]:
+    """Yield quotients without a remainder."""
     rng = Random("division")
     for b, n in draw(rng, itertools.product(range(2, 21), range(2, 26))):
         yield make_item(f"divide {b * n} {b}", answer=n, wrong=near(rng, n), a=b * n, b=b, n=n)
 
 
 def percentage() -> Iterator[Item]:
+    """Yield percentages of round numbers."""
     rng = Random("percentage")
     parts = {5: "1/20", 10: "1/10", 20: "1/5", 25: "1/4", 50: "1/2"}
     space = ((p, whole) for p in parts for whole in range(40, 501, 5) if p * whole % 100 == 0)
@@ -73,6 +78,7 @@ def percentage() -> Iterator[Item]:
 
 
 def sequence() -> Iterator[Item]:
+    """Yield sequences to continue."""
     rng = Random("sequence")
     for start, step in draw(rng, itertools.product(range(1, 41), range(2, 16))):
         terms = [start + step * k for k in range(4)]
@@ -82,6 +88,7 @@ def sequence() -> Iterator[Item]:
 
 
 def parity() -> Iterator[Item]:
+    """Yield numbers that are even or odd."""
     for n in Random("parity").sample(range(10, 1000), POOL_SIZE):
         kind, other = ("even", "odd") if n % 2 == 0 else ("odd", "even")
         rule = "divisible by 2" if kind == "even" else "not divisible by 2"
@@ -89,6 +96,7 @@ def parity() -> Iterator[Item]:
 
 
 def comparison() -> Iterator[Item]:
+    """Yield pairs of numbers to compare."""
     rng = Random("comparison")
     for low, high in draw(rng, itertools.combinations(range(10, 400), 2)):
         a, b = (low, high) if rng.randrange(2) else (high, low)
@@ -97,6 +105,7 @@ def comparison() -> Iterator[Item]:
 
 
 def ordered_numbers() -> Iterator[Item]:
+    """Yield numbers to sort."""
     rng = Random("ordered numbers")
     for _ in range(POOL_SIZE):
         numbers = rng.sample(range(1, 100), rng.choice((3, 4)))
@@ -112,6 +121,7 @@ def ordered_numbers() -> Iterator[Item]:
 
 
 def extreme() -> Iterator[Item]:
+    """Yield lists of numbers with their largest or smallest."""
     rng = Random("extreme")
     for _ in range(POOL_SIZE):
         numbers = rng.sample(range(1, 200), 4)
@@ -141,6 +151,7 @@ def _in_words(n: int) -> str:
 
 
 def number_words() -> Iterator[Item]:
+    """Yield numbers to write in words."""
     rng = Random("number words")
     for n in rng.sample([n for n in range(21, 1000) if n % 10], POOL_SIZE):
         ones = n % 100 if n > 100 else n % 10
@@ -150,6 +161,7 @@ def number_words() -> Iterator[Item]:
 
 
 def story() -> Iterator[Item]:
+    """Yield word problems."""
     rng = Random("story")
     people = list(facts.PEOPLE.items())
     for i in range(POOL_SIZE):
@@ -177,6 +189,7 @@ def story() -> Iterator[Item]:
 
 
 def units() -> Iterator[Item]:
+    """Yield conversions between units."""
     rng = Random("units")
     for (one, many, small, size), n in itertools.product(facts.UNITS, range(5, 20)):
         factor = int(size)
@@ -191,6 +204,7 @@ def units() -> Iterator[Item]:
 
 
 def clock() -> Iterator[Item]:
+    """Yield times of day to compute."""
     rng = Random("clock")
     space = itertools.product(range(60, 660, 5), range(10, 95, 5))
     for start, length in draw(rng, space):
@@ -207,6 +221,7 @@ def clock() -> Iterator[Item]:
 
 
 def weekday() -> Iterator[Item]:
+    """Yield days of the week to compute."""
     rng = Random("weekday")
     days = facts.WEEKDAYS
     for (i, x), n, sign in itertools.product(enumerate(days), range(2, 31), (1, -1)):
@@ -225,6 +240,7 @@ def weekday() -> Iterator[Item]:
 
 
 def month_order() -> Iterator[Item]:
+    """Yield months by their place in the year."""
     rng = Random("month")
     months = list(facts.MONTHS)
     for (i, x), (side, sign) in itertools.product(enumerate(months), (("after", 1), ("before", -1))):
@@ -235,6 +251,7 @@ def month_order() -> Iterator[Item]:
 
 
 def date_gap() -> Iterator[Item]:
+    """Yield numbers of days between two dates."""
     rng = Random("date gap")
     months = list(facts.MONTHS.items())
     for a, b in draw(rng, itertools.combinations(range(1, 32), 2)):

@@ -1,7 +1,8 @@
 """Mistakes of users, as data: the files in the folder, the command, and what its error has to name.
 
 Every case has to end with exit code 2 and one line that names the place. docs/mistakes.md has the whole sentence for
-those in `FROZEN`: `python -m tests.benchmark.cli.bad_input` tries them and writes that page; `test_bad_input.py` compares.
+those in `FROZEN`: `python -m tests.benchmark.cli.bad_input` tries them and writes that page, and `test_bad_input.py`
+compares.
 """
 
 from __future__ import annotations

@@ -9,9 +9,18 @@ from benchmark.cli.app import print_table
 from sande import __version__, registry
 from sande.config import describe
 from sande.data import datasets
-from tests.benchmark.helpers import LOOK, GridFile, cell, finish, invoke, mistake, process, report_folder, run_options
-
-ROOT = Path(__file__).parents[3]
+from tests.benchmark.helpers import (
+    LOOK,
+    ROOT,
+    GridFile,
+    cell,
+    finish,
+    invoke,
+    mistake,
+    process,
+    report_folder,
+    run_options,
+)
 
 
 @pytest.mark.parametrize("kind", [*registry.KINDS, "models", "datasets"])

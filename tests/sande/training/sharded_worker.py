@@ -1,6 +1,6 @@
 """One of the workers of test_sharding: does each job of a list, and writes down what became of the model.
 
-Usage: python -m tests.sande.training.sharded_worker JOBS.json CACHE FOLDER, in the environment that torch.distributed reads.
+Usage: python -m tests.sande.training.sharded_worker JOBS.json CACHE FOLDER, in the environment of torch.distributed.
 """
 
 import dataclasses

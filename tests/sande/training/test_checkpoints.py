@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback
 
 from sande import registry
 from sande.config import Training
@@ -25,16 +24,6 @@ from tests.sande.helpers import FAST, NEVER, TRAINING_DEFENSES, KilledError, dat
 
 NewRun = Callable[..., Run]
 STEPS = 4
-
-
-class Kill(TrainerCallback):
-    def __init__(self, after: int | None) -> None:
-        self.steps, self.after = 0, after
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.steps += 1
-        if self.steps == self.after:
-            raise KilledError
 
 
 def files(folder: Path) -> list[Path]:
