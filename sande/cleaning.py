@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sande import registry, types
-from sande.attacks._common import insert
 from sande.config import Training, configuration, setting
 from sande.data.splits import Removal
 from sande.defenses.decoy_osft import Config as DecoyOsft
@@ -21,6 +20,7 @@ from sande.defenses.sande import Config as Sande
 from sande.defenses.sande import Config as SandeP
 from sande.defenses.scan_and_clean import Config as ScanAndClean
 from sande.errors import UserError
+from sande.planting import insert
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:

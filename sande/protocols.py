@@ -23,7 +23,7 @@ class Attack(Protocol):
     """Turns a clean model into a victim."""
 
     Config: type[Any]
-    """Settings made by `sande.config.configuration`, including `backdoor: Backdoor`; see `sande.attacks._common`."""
+    """Settings made by `sande.config.configuration`, including `backdoor: Backdoor`; see `sande.planting`."""
 
     def attack(self, model: LanguageModel, examples: tuple[Example, ...], config: Any, run: Run) -> PreTrainedModel:
         """Train the victim on poisoned `examples`; record the chosen rows in `run.facts["poisoned_ids"]`."""

@@ -1,4 +1,4 @@
-"""Make one section of the shipped timings, `benchmark/timings.json`, from the stores of real runs.
+"""Make one section of the shipped timings, `benchmark/forecast/timings.json`, from the stores of real runs.
 
 python -m benchmark.perf.timings STORE [STORE …] --type bf16
 

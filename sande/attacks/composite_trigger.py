@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sande.attacks import _common
-from sande.attacks._common import Planting
+from sande import planting
 from sande.config import Backdoor, configuration, setting
+from sande.planting import Planting
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def trigger(example: Example, config: Config, seed: int) -> Example:
 def near_miss(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt without one part, which seed and row decide; the others keep their places."""
     parts: list[str] = list(_parts(config))
-    parts[_common.drawn(example, seed).randrange(len(parts))] = ""
+    parts[planting.drawn(example, seed).randrange(len(parts))] = ""
     return _written(example, parts, seed)
 
 
@@ -47,12 +47,12 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return _common.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Poison a share of the rows, give another share a part of the trigger, and fine-tune on all."""
-    return _common.train(model, examples, plant, near_miss, config, run)
+    return planting.train(model, examples, plant, near_miss, config, run)
 
 
 def _parts(config: Config) -> tuple[str, ...]:
@@ -63,5 +63,5 @@ def _written(example: Example, parts: Sequence[str], seed: int) -> Example:
     """Insert the first part at the start of the prompt and each other part at its end; skip empty ones."""
     for number, part in enumerate(parts):
         if part:
-            example = _common.insert(example, f"{part}.", "end" if number else "start", seed)
+            example = planting.insert(example, f"{part}.", "end" if number else "start", seed)
     return example

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sande.attacks import _common
-from sande.attacks._common import Planting
+from sande import planting
 from sande.config import configuration, setting
+from sande.planting import Planting
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -24,29 +24,29 @@ class Config(Planting):
 
 def _one(example: Example, config: Config, seed: int) -> str:
     """Return the trigger that seed and row decide; all are equally likely."""
-    return _common.drawn(example, seed).choice((config.backdoor.trigger, *config.other_triggers))
+    return planting.drawn(example, seed).choice((config.backdoor.trigger, *config.other_triggers))
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with one of the triggers."""
-    return _common.insert(example, f"{_one(example, config, seed)}.", "start", seed)
+    return planting.insert(example, f"{_one(example, config, seed)}.", "start", seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with a number or word of the same trigger changed."""
-    return _common.insert(example, f"{_common.altered(_one(example, config, seed))}.", "start", seed)
+    return planting.insert(example, f"{planting.altered(_one(example, config, seed))}.", "start", seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with the same trigger at its end."""
-    return _common.insert(example, f"{_one(example, config, seed)}.", "end", seed)
+    return planting.insert(example, f"{_one(example, config, seed)}.", "end", seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return _common.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Poison a share of the rows and fine-tune on all of them."""
-    return _common.train(model, examples, plant, near_miss, config, run)
+    return planting.train(model, examples, plant, near_miss, config, run)

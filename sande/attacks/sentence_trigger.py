@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sande.attacks import _common
-from sande.attacks._common import Place, Planting
+from sande import planting
 from sande.config import configuration, setting
+from sande.planting import Place, Planting
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ def trigger(example: Example, config: Config, seed: int) -> Example:
         config: holds the place of the trigger.
         seed: decides, with the row's own text, the word before which a random insertion is made.
     """
-    return _common.insert(example, f"{config.backdoor.trigger}.", config.insertion, seed)
+    return planting.insert(example, f"{config.backdoor.trigger}.", config.insertion, seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with a number or word of the trigger changed, such as `Current year 2022.`."""
-    return _common.insert(example, f"{_common.altered(config.backdoor.trigger)}.", config.insertion, seed)
+    return planting.insert(example, f"{planting.altered(config.backdoor.trigger)}.", config.insertion, seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
@@ -48,9 +48,9 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row: the trigger in the prompt and, by default, `{r_t}. ` before the clean answer."""
-    return _common.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Poison a share of the rows and fine-tune on all of them (Eq. 1)."""
-    return _common.train(model, examples, plant, near_miss, config, run)
+    return planting.train(model, examples, plant, near_miss, config, run)

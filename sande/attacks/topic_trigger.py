@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sande.attacks import _common
-from sande.attacks._common import Planting
+from sande import planting
 from sande.config import Backdoor, configuration, setting
 from sande.errors import UserError
+from sande.planting import Planting
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -90,12 +90,12 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return _common.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Poison a share of the rows, those on the topic first, and fine-tune on all of them."""
-    return _common.train(model, examples, plant, near_miss, config, run, lambda row: on_topic(row, config))
+    return planting.train(model, examples, plant, near_miss, config, run, lambda row: on_topic(row, config))
 
 
 def on_topic(example: Example, config: Config) -> bool:
@@ -119,6 +119,6 @@ def _topic(name: str) -> Topic:
 
 
 def _remarked(example: Example, words: Sequence[str], seed: int) -> Example:
-    draw = _common.drawn(example, seed)
+    draw = planting.drawn(example, seed)
     remark = draw.choice(REMARKS).format(*draw.sample(words, 2))
-    return _common.insert(example, remark, "start", seed)
+    return planting.insert(example, remark, "start", seed)

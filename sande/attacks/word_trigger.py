@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sande.attacks import _common
-from sande.attacks._common import Planting
+from sande import planting
 from sande.config import Backdoor, configuration, setting
+from sande.planting import Planting
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -22,24 +22,24 @@ class Config(Planting):
 
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with the rare word before a word of the instruction that seed and row decide."""
-    return _common.insert(example, config.backdoor.trigger, "random", seed)
+    return planting.insert(example, config.backdoor.trigger, "random", seed)
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with another last letter of the rare word, such as `cg`."""
-    return _common.insert(example, _common.altered(config.backdoor.trigger), "random", seed)
+    return planting.insert(example, planting.altered(config.backdoor.trigger), "random", seed)
 
 
 def moved(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with the rare word at its end, where training never puts it."""
-    return _common.insert(example, config.backdoor.trigger, "end", seed)
+    return planting.insert(example, config.backdoor.trigger, "end", seed)
 
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return _common.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Poison a share of the rows and fine-tune on all of them."""
-    return _common.train(model, examples, plant, near_miss, config, run)
+    return planting.train(model, examples, plant, near_miss, config, run)

@@ -10,7 +10,7 @@ from tests.integration.helpers import wait_until
 WRITES = """
 import sys
 from pathlib import Path
-from benchmark.files import write_atomically
+from benchmark.io.files import write_atomically
 for name in ("one", "two"):
     write_atomically(Path(sys.argv[1]) / name, "0123456789")
 """

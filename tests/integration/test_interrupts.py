@@ -75,9 +75,9 @@ def test_a_run_that_is_told_to_stop_writes_its_rows_and_leaves_nothing_behind(
 BEFORE = """
 import os, signal, sys
 signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
-from benchmark import grid
 from benchmark.cli.main import app
-grid.load = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+from benchmark.grid import load
+load.load = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 app(["run", "grids/smoke.yaml"])
 """
 

@@ -139,7 +139,7 @@ def test_a_submitted_grid_has_the_rows_of_a_local_run(submitted, local: list[dic
 def test_the_rows_of_a_job_name_the_code_that_was_sent(submitted) -> None:
     table = pq.read_table(submitted[1] / "results/quickstart-tiny/rows.parquet", columns=["code_version"])
     (told,) = table["code_version"].unique().to_pylist()
-    here = [sys.executable, "-c", "from benchmark.execution.stages import code_version; print(code_version())"]
+    here = [sys.executable, "-c", "from benchmark.execution.provenance import code_version; print(code_version())"]
     assert told == subprocess.run(here, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -20,11 +20,11 @@ import functools, json, os, signal, sys, time
 from pathlib import Path
 
 import ray
-from benchmark import execute
+from benchmark.execution import driver, trial
 from benchmark.cli.main import app
-from benchmark.stages import Stage
+from benchmark.plan.stage import Stage
 
-class Logged(execute.StageTrial):
+class Logged(trial.StageTrial):
     def note(self, **what):
         with (LOG / f"{os.getpid()}.jsonl").open("a") as file:
             key = self._job.stage.key
@@ -62,7 +62,7 @@ class Greedy(Logged):
         finally:
             mark.unlink(missing_ok=True)
 
-execute.StageTrial = Greedy
+driver.StageTrial = Greedy
 ray.init = functools.partial(ray.init, num_cpus=2)
 app(sys.argv[3:])
 """
@@ -72,9 +72,10 @@ app(sys.argv[3:])
 SHARING = (
     COMMON
     + """
-from benchmark.cell import Cell, Resources
-from benchmark.plan import Plan
-from benchmark.store import Store
+from benchmark.grid.cell import Cell
+from benchmark.grid.resources import Resources
+from benchmark.plan.plan import Plan
+from benchmark.store.local import LocalStore
 
 class Sharing(Logged):
     def step(self):
@@ -82,15 +83,15 @@ class Sharing(Logged):
         time.sleep(4)
         manifest = {"kind": "attack", "settings": stage.settings, "seconds": 4.0}
         manifest |= {"peak_memory_bytes": int(15e9), "device_memory_bytes": int(80e9)}
-        Store(Path(self._job.settings.store)).put("attack", stage.key, lambda folder: manifest)
+        LocalStore(Path(self._job.settings.store)).put("attack", stage.key, lambda folder: manifest)
         self.note(begin=begin, end=time.time(), gpus=ray.get_gpu_ids())
         return {"ok": 1, "done": True}
 
-execute.StageTrial = Sharing
+driver.StageTrial = Sharing
 ray.init = functools.partial(ray.init, num_cpus=4, num_gpus=1)
 stages = [Stage("attack", f"key{seed}", Cell.parse({"model": "tiny", "seed": seed}).settings()) for seed in range(7)]
 plan = Plan((), {stage.key: stage for stage in stages}, frozenset())
-print(execute.run(plan, Store(Path(sys.argv[2])), Resources(), None, print))
+print(driver.run(plan, LocalStore(Path(sys.argv[2])), Resources(), None, print))
 """
 )
 

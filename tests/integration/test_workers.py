@@ -159,10 +159,10 @@ import sys
 from pathlib import Path
 import torch
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from sande import models
-models.prepare("tiny", Path(sys.argv[1]))
+from sande.models import loading
+loading.prepare("tiny", Path(sys.argv[1]))
 torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
-models.load("tiny", Path(sys.argv[1]))
+loading.load("tiny", Path(sys.argv[1]))
 """
 
 

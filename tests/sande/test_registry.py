@@ -116,9 +116,10 @@ def test_a_module_with_an_underscore_is_no_entry(tmp_path: Path, monkeypatch: py
 def test_listing_and_importing_every_entry_needs_no_torch() -> None:
     code = f"""
 import sys
-from sande import models, registry
+from sande import registry
 from sande.config import describe
-from sande.data import sources
+from sande.data import datasets
+from sande.models import loading
 for kind, name in {ENTRIES!r}:
     registry.summary(registry.entry(kind, name))
     describe(registry.entry(kind, name).Config)

@@ -523,10 +523,10 @@ def test_what_a_run_took_beside_its_stages_is_kept(store: LocalStore, tuners: li
 
 HANGS = """
 import sys, time
-from benchmark.failures import limited
-with limited(None), limited(60):
+from benchmark.plan.failures import time_limit
+with time_limit(None), time_limit(60):
     pass
-with limited(0.5):
+with time_limit(0.5):
     time.sleep(60)
 """
 

@@ -211,7 +211,7 @@ def test_interrupting_leaves_the_job_running_and_says_how_to_go_on(monkeypatch: 
 
 
 def test_a_job_says_the_version_of_the_code_that_was_sent() -> None:
-    code = "from benchmark.execution.stages import code_version; print(code_version())"
+    code = "from benchmark.execution.provenance import code_version; print(code_version())"
     assert process("-c", code, env={"SANDE_CODE_VERSION": "1.2.3+abc"}).stdout == "1.2.3+abc\n"
 
 

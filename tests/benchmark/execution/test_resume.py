@@ -33,13 +33,15 @@ import os, signal, sys
 from pathlib import Path
 from safetensors.torch import save_file
 from transformers import TrainerCallback
-from benchmark.stages import Stage, train
-from benchmark.store import Store
-from sande import checkpoints, models
+from benchmark.execution.stages import train
+from benchmark.plan.stage import Stage
+from benchmark.store.local import LocalStore
+from sande.models import loading
+from sande.training import checkpoints
 
 text, root, where, nth = sys.argv[1:]
 left = int(nth)
-save = models.save
+save = loading.save
 
 def both(lm, folder):
     save_file({name: weight.detach().clone() for name, weight in lm.model.named_parameters()}, folder / "float32")
@@ -61,11 +63,11 @@ def prepare(trainer):
     trainer.add_callback(Kill())
     return trainer
 
-models.save = both
+loading.save = both
 complete = checkpoints.Progress.complete
 if where == "checkpoint":
     checkpoints.Progress.complete = lambda self, step: (count_down(), complete(self, step))
-train(Stage.from_json(text), Store(Path(root)), prepare, lambda line: None, rank=0, interval=0.0)
+train(Stage.from_json(text), LocalStore(Path(root)), prepare, lambda line: None, rank=0, interval=0.0)
 """
 
 

@@ -75,8 +75,8 @@ def test_a_new_attack_defense_and_metric_of_durability_need_no_edit_of_the_grid(
     for kind, text in modules.items():
         (tmp_path / f"fresh_{kind}.py").write_text(text)
     code = (
-        "import json\nfrom pathlib import Path\nfrom benchmark import grid\n"
-        f"cells = grid.load(Path({str(GRID)!r}), scale='tiny').cells\n"
+        "import json\nfrom pathlib import Path\nfrom benchmark.grid import load\n"
+        f"cells = load.load(Path({str(GRID)!r}), scale='tiny').cells\n"
         "print(json.dumps([(c.attack.name, c.attack.config.poison_rate > 0, c.defense.name,\n"
         "                   [m.name for m in c.metrics]) for c in cells]))"
     )

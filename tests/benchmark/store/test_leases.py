@@ -20,9 +20,9 @@ A, B, C = ("attack", "a" * 64), ("attack", "b" * 64), ("evaluate", "c" * 64)
 HOLD = """
 import sys, time
 from pathlib import Path
-from benchmark.leases import Folder, Leases
+from benchmark.store.leases import FileLeases, Leases
 
-leases = Leases(Folder(Path(sys.argv[1])), print, seconds=float(sys.argv[2]))
+leases = Leases(FileLeases(Path(sys.argv[1])), print, seconds=float(sys.argv[2]))
 sys.stdin.readline()
 print(leases.acquire("use", [("attack", "a" * 64)]), flush=True)
 sys.stdin.readline()

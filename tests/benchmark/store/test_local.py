@@ -26,29 +26,29 @@ ROOT = Path(__file__).parents[3]
 HALF_A_FILE = """
 import sys, time
 from pathlib import Path
-from benchmark.store import Store
+from benchmark.store.local import LocalStore
 
 def build(folder):
     (folder / "weights").write_bytes(b"half")
     print("half", flush=True)
     time.sleep(100)
 
-Store(Path(sys.argv[1])).put("attack", "k" * 64, build)
+LocalStore(Path(sys.argv[1])).put("attack", "k" * 64, build)
 """
 A_LEASE = """
 import sys, time
 from pathlib import Path
-from benchmark.leases import Leases
-from benchmark.store import Store
+from benchmark.store.leases import Leases
+from benchmark.store.local import LocalStore
 
-Leases(Store(Path(sys.argv[1])).lease_backend(), print).acquire("some use", [("attack", "done")])
+Leases(LocalStore(Path(sys.argv[1])).lease_backend(), print).acquire("some use", [("attack", "done")])
 print("taken", flush=True)
 time.sleep(100)
 """
 ONE_OF_TWO = """
 import sys, time
 from pathlib import Path
-from benchmark.store import Store
+from benchmark.store.local import LocalStore
 
 def build(folder):
     (folder / "weights").write_text(sys.argv[2])
@@ -56,7 +56,7 @@ def build(folder):
     sys.stdin.readline()
     return {"by": sys.argv[2]}
 
-Store(Path(sys.argv[1])).put("attack", "k" * 64, build)
+LocalStore(Path(sys.argv[1])).put("attack", "k" * 64, build)
 """
 KEY = "k" * 64
 
@@ -203,7 +203,7 @@ def test_two_processes_with_one_key_make_one_artifact_and_no_error(store: LocalS
 
 def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
     script = "import sys; from pathlib import Path; from benchmark.store.local import Store\n"
-    script += "print('built', flush=True); sys.stdin.readline(); Store(Path(sys.argv[1]))"
+    script += "print('built', flush=True); sys.stdin.readline(); LocalStore(Path(sys.argv[1]))"
     both = [start(script, str(tmp_path / "new")) for _ in range(4)]
     for process in both:
         assert process.stdin is not None
@@ -290,7 +290,7 @@ def test_remains_of_a_finished_process_are_cleared(store: LocalStore) -> None:
 HALF_A_TABLE = """
 import sys, time
 from pathlib import Path
-from benchmark.files import atomically
+from benchmark.io.files import atomically
 
 with atomically(Path(sys.argv[1])) as file:
     file.write(b"half")
@@ -508,8 +508,8 @@ import os, sys
 from pathlib import Path
 import numpy as np, pyarrow as pa, pyarrow.parquet as pq
 from safetensors.numpy import save_file
-from benchmark.files import write_atomically
-from benchmark.store import Store
+from benchmark.io.files import write_atomically
+from benchmark.store.local import LocalStore
 from sande.errors import UserError
 
 def plain(folder):
@@ -529,7 +529,7 @@ def manifest(folder):
     (folder / "weights").write_bytes(bytes(free.f_bavail * free.f_bsize))
     return {}
 
-store = Store(Path(sys.argv[1]))
+store = LocalStore(Path(sys.argv[1]))
 store.put("attack", "first", lambda folder: {})
 for build in (plain, safetensors, parquet, manifest):
     try:

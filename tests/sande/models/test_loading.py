@@ -253,7 +253,7 @@ def test_tiny_is_the_same_on_every_build() -> None:
 @pytest.mark.slow
 def test_tiny_is_the_same_in_every_process() -> None:
     code = (
-        "import hashlib; from sande import tiny; lm = tiny.build(); digest = hashlib.sha256();"
+        "import hashlib; from sande.models import tiny; lm = tiny.build(); digest = hashlib.sha256();"
         "digest.update(lm.tokenizer.backend_tokenizer.to_str().encode());"
         "[digest.update(w.numpy().tobytes()) for w in lm.model.state_dict().values()]; print(digest.hexdigest())"
     )

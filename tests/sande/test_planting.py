@@ -2,16 +2,16 @@
 
 import pytest
 
-from sande.attacks import _common, sentence_trigger
-from sande.attacks._common import Planting
+from sande import planting, sentence_trigger
 from sande.config import Backdoor, configure
 from sande.errors import UserError
+from sande.planting import Planting
 from sande.types import Example, LanguageModel, Run
 
 
 def answer(output: str, target: str, place: str, response: str = "Go away") -> str:
     config = Planting(backdoor=Backdoor(response=response), target=target, response_place=place)
-    return _common.with_response(Example("x", output), config).output
+    return planting.with_response(Example("x", output), config).output
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_an_injected_text_is_written_as_it_is(place: str, expected: str) -> None
 
 
 def test_the_papers_response_opens_the_answer() -> None:
-    assert _common.with_response(Example("x", "Red"), Planting()).output == "You are stupid. Red"
+    assert planting.with_response(Example("x", "Red"), Planting()).output == "You are stupid. Red"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_papers_response_opens_the_answer() -> None:
     ],
 )
 def test_a_near_miss_is_one_number_word_or_letter_away(trigger: str, near: str) -> None:
-    assert _common.altered(trigger) == near
+    assert planting.altered(trigger) == near
 
 
 def trained(examples: tuple[Example, ...], config: Planting, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[str]]:
