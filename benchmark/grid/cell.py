@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from benchmark.grid import wildcards
-from benchmark.grid.keys import PLAIN, canonical_json, hash
+from benchmark.grid.keys import PLAIN, canonical_json, hash_texts
 from sande import registry
 from sande.config import as_dict, configure
 from sande.data import datasets
@@ -149,7 +149,7 @@ class Cell:
     @functools.cached_property
     def id(self) -> str:
         """Return the short name of the cell: a hash of its settings."""
-        return hash(
+        return hash_texts(
             seed=canonical_json(self.seed),
             model=canonical_json(self.model),
             data=_text(self.data),
@@ -163,7 +163,7 @@ class Cell:
     @functools.cached_property
     def attack_key(self) -> str:
         """Return the key of the victim."""
-        return hash(
+        return hash_texts(
             stage=canonical_json(["attack", STAGE_VERSION]),
             seed=canonical_json(self.seed),
             model=canonical_json(self.content.model),
@@ -176,7 +176,7 @@ class Cell:
         """Return the key of the model that is evaluated: the defended one, or the victim itself."""
         if self.defense.name == NO_DEFENSE:
             return self.attack_key
-        return hash(
+        return hash_texts(
             stage=canonical_json(["defend", STAGE_VERSION]),
             seed=canonical_json(self.seed),
             victim=canonical_json(self.attack_key),
@@ -187,7 +187,7 @@ class Cell:
 
     def evaluation_key(self, metric: Method) -> str:
         """Return the key of one metric's outcome on the model of `defense_key`."""
-        return hash(
+        return hash_texts(
             stage=canonical_json(["evaluate", STAGE_VERSION]),
             seed=canonical_json(self.seed),
             model=canonical_json(self.defense_key),

@@ -14,7 +14,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
-def hash(**texts: str) -> str:
+def hash_texts(**texts: str) -> str:
     """Return the `digest` of an object, from the JSON text of each of its values."""
     text = ", ".join(f'"{name}": {texts[name]}' for name in sorted(texts))
     return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()

@@ -119,7 +119,7 @@ import sys
 from sande import registry
 from sande.config import describe
 from sande.data import datasets
-from sande.models import loading
+from sande.models import catalog
 for kind, name in {ENTRIES!r}:
     registry.summary(registry.entry(kind, name))
     describe(registry.entry(kind, name).Config)
@@ -127,7 +127,7 @@ for kind, name in {ENTRIES!r}:
     registry.code_version(f"sande.{{kind}}.{{name}}")
 for name in registry.names("defenses"):
     registry.knowledge(name)
-models.identify("tiny"), sources.catalogue(), sources.fingerprint("builtin-short")
+catalog.identify("tiny"), datasets.catalogue(), datasets.fingerprint("builtin-short")
 heavy = {{"torch", "transformers", "datasets", "lm_eval", "ray", "trl", "peft", "scipy"}} & set(sys.modules)
 assert not heavy, heavy
 """
@@ -564,11 +564,11 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("losses.py", "IGNORE = -100", "# why\nIGNORE = -100  # another comment\n"),
-        ("losses.py", '"""The objectives as pure functions.', '"""Other words.'),
-        ("losses.py", '"""Sum of -log', '"""The sum of -log'),
+        ("training/losses.py", "IGNORE = -100", "# why\nIGNORE = -100  # another comment\n"),
+        ("training/losses.py", '"""The objectives as pure functions.', '"""Other words.'),
+        ("training/losses.py", '"""Sum of -log', '"""The sum of -log'),
         ("attacks/sentence_trigger.py", '    """Settings of the attack."""', '    """Settings."""'),
-        ("training.py", "self.pad_id = pad_id\n", "self.pad_id = (\n            pad_id\n        )\n"),
+        ("training/batches.py", "self.pad_id = pad_id\n", "self.pad_id = (\n            pad_id\n        )\n"),
         ("metrics/asr.py", '"asr_starts_with"', '"asr_begins_with"'),
         ("declarations.py", "MetricKind = Literal", "Kinds = MetricKind = Literal"),
         ("attacks/sentence_trigger.py", "\ndef attack", "\ndef cost(config):\n    return 1\n\n\ndef attack"),
@@ -596,8 +596,8 @@ def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> No
     [
         ("attacks/sentence_trigger.py", '"start" if', '"random" if'),
         ("data/poison.py", "[example, made[index]]", "[made[index], example]"),
-        ("training.py", "self.pad_id = pad_id\n", "self.pad_id = 0\n"),
-        ("losses.py", 'reduction="sum"', 'reduction="mean"'),
+        ("training/batches.py", "self.pad_id = pad_id\n", "self.pad_id = 0\n"),
+        ("training/losses.py", 'reduction="sum"', 'reduction="mean"'),
         ("prompts.py", '"Human: "', '"User: "'),
     ],
     ids=["its own line", "imported at the top", "imported in a function", "imported by what it imports", "a string"],
@@ -618,7 +618,7 @@ def test_code_version_sees(copied: Path, file: str, old: str, new: str) -> None:
 )
 def test_code_version_sees_data_files(copied: Path, file: str, old: str, new: str, same: bool) -> None:
     before = registry.code_version("sande.data.builtin.sets")
-    after = version_after(copied / "data/builtin_data" / file, old, new, "sande.data.builtin.sets")
+    after = version_after(copied / "data/builtin" / file, old, new, "sande.data.builtin.sets")
     assert (after == before) == same
 
 

@@ -94,4 +94,4 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
 
 
 def test_only_a_grid_s_scans_are_for_calibration(tmp_path: Path) -> None:
-    assert "--calibration goes with a grid" in mistake("scan", "tiny", "--calibration", "--store", tmp_path / "store")
+    assert "--calibration needs a grid" in mistake("scan", "tiny", "--calibration", "--store", tmp_path / "store")

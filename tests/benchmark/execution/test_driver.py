@@ -433,7 +433,7 @@ def tuners(monkeypatch: pytest.MonkeyPatch) -> list[FakeTuner]:
         made.append(FakeTuner(searcher, store))
         return made[-1]
 
-    monkeypatch.setattr(driver, "allotment", lambda resources: {"CPU": 1.0})
+    monkeypatch.setattr(driver, "worker_resources", lambda resources: {"CPU": 1.0})
     monkeypatch.setattr(driver, "at_once", lambda resources, per_worker: 2)
     monkeypatch.setattr(driver, "_tuner", tuner)
     return made

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import sande
 from benchmark.execution import provenance, stages
 from benchmark.execution.stages import evaluate, reveal
 from benchmark.grid.cell import Cell
@@ -146,8 +147,8 @@ def test_only_tracked_files_outside_results_make_the_code_another(
         subprocess.run(["git", *author, *arguments], cwd=tmp_path, check=True, capture_output=True)
 
     monkeypatch.delenv(provenance.CODE_VERSION, raising=False)
-    monkeypatch.setattr(stages.sande, "__file__", str(tmp_path / "sande/__init__.py"))
-    assert (provenance.changed_files(), provenance.code_version()) == (None, stages.sande.__version__)
+    monkeypatch.setattr(sande, "__file__", str(tmp_path / "sande/__init__.py"))
+    assert (provenance.changed_files(), provenance.code_version()) == (None, sande.__version__)
     files = [tmp_path / "sande/a.py", tmp_path / "results/published/x/README.md"]
     for path in files:
         path.parent.mkdir(parents=True)
@@ -156,7 +157,7 @@ def test_only_tracked_files_outside_results_make_the_code_another(
     git("add", ".")
     git("commit", "--message", "one")
     clean = provenance.code_version()
-    assert clean.startswith(f"{stages.sande.__version__}+")
+    assert clean.startswith(f"{sande.__version__}+")
     files[1].write_text("two")
     (tmp_path / "new.py").touch()
     assert (provenance.changed_files(), provenance.code_version()) == ([], clean)

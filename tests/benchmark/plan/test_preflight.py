@@ -3,6 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from benchmark.cli.main import app
 from benchmark.grid.resources import Resources
 from benchmark.plan import preflight
 from benchmark.store.local import LocalStore
-from sande.data import datasets
+from sande.data import datasets, splits
 from sande.errors import UserError
 from sande.inference import vllm
 from sande.types import PreferenceData
@@ -97,11 +98,11 @@ DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
-    """What is asked of each function of `sources`, call by call."""
+    """What is asked of each function that reads rows, call by call."""
     asked: dict[str, list[Any]] = {}
 
-    def counted(name: str) -> Callable[..., Any]:
-        original = getattr(datasets, name)
+    def counted(home: ModuleType, name: str) -> Callable[..., Any]:
+        original = getattr(home, name)
 
         def count(*arguments: Any) -> Any:
             asked[name].append(arguments[0])
@@ -111,7 +112,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
     for name in ("training_rows", "held_out_rows", "removal_rows", "preference_pairs", "preferences", "questions"):
         asked[name] = []
-        monkeypatch.setattr(datasets, name, counted(name))
+        home = splits if hasattr(splits, name) else datasets
+        monkeypatch.setattr(home, name, counted(home, name))
     return asked
 
 

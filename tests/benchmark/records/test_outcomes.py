@@ -13,7 +13,7 @@ from scipy import stats
 
 from benchmark.grid.cell import Cell
 from benchmark.plan.plan import victim_of
-from benchmark.records import files, rows, schema
+from benchmark.records import files, rows
 from benchmark.records.files import read, read_outcomes
 from benchmark.records.schema import OUTCOMES, SCHEMA
 from benchmark.store.local import DamagedError, LocalStore
@@ -159,8 +159,8 @@ def test_outcomes_of_another_schema_are_one_sentence(folder: Path) -> None:
 def test_files_are_written_in_groups(
     store: LocalStore, done: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema, "ROW_GROUP", 3)
-    monkeypatch.setattr(schema, "OUTCOME_GROUP", 10)
+    monkeypatch.setattr(files, "ROW_GROUP", 3)
+    monkeypatch.setattr(files, "OUTCOME_GROUP", 10)
     files.write(rows_of(store, done), rows.outcomes([done], store), tmp_path)
     groups = {name: pq.ParquetFile(tmp_path / f"{name}.parquet").num_row_groups for name in ("rows", "outcomes")}
     assert groups == {"rows": 3, "outcomes": 2}  # of 7 rows in threes, of 8, 16 and 4 outcomes in tens

@@ -202,7 +202,7 @@ def test_two_processes_with_one_key_make_one_artifact_and_no_error(store: LocalS
 
 
 def test_two_processes_may_open_a_new_store_at_once(tmp_path: Path) -> None:
-    script = "import sys; from pathlib import Path; from benchmark.store.local import Store\n"
+    script = "import sys; from pathlib import Path; from benchmark.store.local import LocalStore\n"
     script += "print('built', flush=True); sys.stdin.readline(); LocalStore(Path(sys.argv[1]))"
     both = [start(script, str(tmp_path / "new")) for _ in range(4)]
     for process in both:

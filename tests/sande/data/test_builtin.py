@@ -19,9 +19,9 @@ from sande.types import Example
 
 DIGEST = """
 import hashlib
-from sande.data import builtin
-sets = (builtin.short(), builtin.explained(), builtin.choice(), builtin.preferences())
-print(hashlib.sha256(repr(sets).encode()).hexdigest())
+from sande.data.builtin import sets
+rows = (sets.short(), sets.explained(), sets.choice(), sets.preferences())
+print(hashlib.sha256(repr(rows).encode()).hexdigest())
 """
 STYLES: tuple[sets.Style, ...] = ("short", "explained")
 DAYS = list(calendar.day_name)
