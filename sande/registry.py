@@ -13,6 +13,8 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import importlib
+import importlib.metadata
 import importlib.util
 import json
 import pkgutil

@@ -29,6 +29,7 @@ class Probe:
 
     @classmethod
     def prepare(cls, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int) -> Probe:
+        """Return a probe over held-out rows of the removal's data set."""
         removal = config.removal
         held_out = Data(
             name=removal.name,

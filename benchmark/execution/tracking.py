@@ -7,6 +7,7 @@ fails is reported once, and gets nothing more.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os

@@ -30,7 +30,7 @@ NODE = "SANDE_FAULTS_NODE"  # in the environment of all processes of a node of t
 # Workers of a cluster that are Ray's own, and stay.
 OF_RAY = tuple(f"ray::{name}" for name in ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor"))
 TRAIN, DECODE = "sande.training.fit:ResponseLoss.forward", "sande.inference.generation:greedy"
-WRITE, PUT = "benchmark.store.local:atomically", "benchmark.store.local:Store._move_in"
+WRITE, PUT = "benchmark.io.files:atomically", "benchmark.store.local:LocalStore._move_in"
 STEPS = TRAINING | {"max_steps": 4}
 DEFENSES: tuple[Any, ...] = (
     "none",

@@ -565,8 +565,8 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
     ("file", "old", "new"),
     [
         ("training/losses.py", "IGNORE = -100", "# why\nIGNORE = -100  # another comment\n"),
-        ("training/losses.py", '"""The objectives as pure functions.', '"""Other words.'),
-        ("training/losses.py", '"""Sum of -log', '"""The sum of -log'),
+        ("training/losses.py", '"""Training objectives as pure functions.', '"""Other words.'),
+        ("training/losses.py", '"""Return the sum of -log', '"""Give the sum of -log'),
         ("attacks/sentence_trigger.py", '    """Settings of the attack."""', '    """Settings."""'),
         ("training/batches.py", "self.pad_id = pad_id\n", "self.pad_id = (\n            pad_id\n        )\n"),
         ("metrics/asr.py", '"asr_starts_with"', '"asr_begins_with"'),

@@ -15,6 +15,7 @@ of that of the file that is written; of several calls in a process that fit, the
 
 import contextlib
 import functools
+import importlib.abc
 import importlib.util
 import json
 import os
@@ -25,7 +26,8 @@ import time
 FOLDER = pathlib.Path(os.environ.get("SANDE_FAULTS", "/nowhere"))
 POINTS = {
     "benchmark.execution.stages": ("train", "evaluate"),
-    "benchmark.store.local": ("atomically", "Store._move_in"),
+    "benchmark.io.files": ("atomically",),
+    "benchmark.store.local": ("LocalStore._move_in",),
     "sande.training.fit": ("ResponseLoss.forward",),
     "sande.inference.generation": ("greedy",),
 }
