@@ -14,16 +14,16 @@ from pathlib import Path
 from benchmark.execution.progress import Progress
 from benchmark.execution.provenance import code_version
 from benchmark.forecast import machine, measured
-from benchmark.forecast.searches import plan
+from benchmark.forecast.searches import plan_searches
 from benchmark.grid import shipped
-from benchmark.grid.load import Grid, load
+from benchmark.grid.load import Grid, load_grid
 from benchmark.io.remote import below
 from benchmark.plan import retention, searches
 from benchmark.plan.failures import UNFINISHED, interrupted
-from benchmark.plan.plan import Plan, make
+from benchmark.plan.plan import Plan, make_plan
 from benchmark.records import files, published, record
 from benchmark.records.folder import ResultsFolder
-from benchmark.records.rows import build, is_complete, outcomes
+from benchmark.records.rows import build_outcomes, build_rows, is_complete
 from benchmark.report import freshness
 from benchmark.search import report
 from benchmark.store.protocol import Store
@@ -127,7 +127,7 @@ def run(
     """
     begin, progress = time.perf_counter(), progress or Progress("")
     retention.check(request.keep)
-    loaded = load(request.grid, request.assignments, request.only, request.scale)
+    loaded = load_grid(request.grid, request.assignments, request.only, request.scale)
     where = below(request.results, loaded.name)
     published.refuse_published(where, "--results")
     place = ResultsFolder(where)
@@ -137,7 +137,7 @@ def run(
     store.clear_leftovers()
     searched, errors = _search(loaded, store, request, say)
     # A cell whose search failed is a row with that error; it is not run with some other value.
-    plan = make([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
+    plan = make_plan([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
     show(
         f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
         f"{len(plan.missing)} to run"
@@ -151,7 +151,7 @@ def run(
         found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
     errors = {**errors, **found}
     if request.keep != retention.ALL:  # what earlier runs kept, too
-        done = make(plan.cells, store).done
+        done = make_plan(plan.cells, store).done
         retention.Keeper(plan.stages.values(), done, store, request.keep).sweep()
     if interrupted(errors):
         store.clear_leftovers()
@@ -160,7 +160,7 @@ def run(
         finished = _write(loaded, searched, place, store, errors, request, computed=bool(plan.missing))
     took = time.perf_counter() - begin
     if plan.missing and not loaded.search:
-        measured.note(store, around=took - running)
+        measured.keep_overhead(store, around=took - running)
     return replace(finished, seconds=took)
 
 
@@ -170,7 +170,7 @@ def _search(loaded: Grid, store: Store, request: Request, say: Callable[[str], N
         return searches.settled(loaded, store), {}
     from benchmark.search import run as search_run
 
-    return search_run.run(loaded, store, request.address, say)
+    return search_run.run_searches(loaded, store, request.address, say)
 
 
 def _execute(
@@ -218,15 +218,15 @@ def _write(
     """Write rows, record and report of a complete run, unless they are there already."""
     folder = place.folder
     report.write(loaded, store, folder)
-    plan = make(searched.cells, store)
+    plan = make_plan(searched.cells, store)
     made_of = None if errors else freshness.fingerprint(searched, plan, store, request.command)
     texts = freshness.cached_output(folder, made_of, store) if made_of else None
     failed = 0
     if texts is None:
         from benchmark.report import page
 
-        rows = build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale)
-        failed = files.write(rows, outcomes(searched.cells, store), folder)
+        rows = build_rows(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale)
+        failed = files.write_rows(rows, build_outcomes(searched.cells, store), folder)
         made = record.now(request.command, code_version(), complete=True)
         if computed or not record.same(record.read(folder), made):
             record.write(made, folder)
@@ -250,13 +250,13 @@ def _write_partial(
     files.check_writable(folder)
     report.write(loaded, store, folder)
     unknown = {cell.id for cell in searches.pending(searched, store)}
-    rows = build(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown)
+    rows = build_rows(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown)
     known = [cell for cell in searched.cells if cell.id not in unknown]
-    failed = files.write(rows, outcomes(known, store), folder)
+    failed = files.write_rows(rows, build_outcomes(known, store), folder)
     record.write(record.now(request.command, code_version(), complete=False), folder)
     page.write(folder)
     place.send()
-    now, _ = plan(loaded, store)
+    now, _ = plan_searches(loaded, store)
     return _finished(loaded, request, shown, searched, failed, now, None)
 
 

@@ -20,6 +20,7 @@ from sande.errors import UserError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+
 _MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
 # Files of a grid's results that are copied unchanged; all others are made from them.
 _COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
@@ -43,7 +44,7 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
     """
     from benchmark.records import files
 
-    table = files.read(folder)
+    table = files.read_rows(folder)
     if is_published(folder):
         _writing(folder, lambda: make_pages(folder, folder))
         return folder
@@ -71,7 +72,7 @@ def make_pages(folder: Path, shown: Path) -> None:
     from benchmark.report import page
 
     if record.read(folder) is None:
-        (first,) = files.read(folder).slice(0, 1).to_pylist()
+        (first,) = files.read_rows(folder).slice(0, 1).to_pylist()
         record.write(record.derived(first), folder)
     page.write(folder)
     if (folder / f"{comparison_page.NAME}.md").is_file():

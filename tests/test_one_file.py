@@ -151,7 +151,7 @@ import json, sys
 from pathlib import Path
 import benchmark, sande
 from benchmark.grid import load
-cells = load.load(Path(sys.argv[1]), scale=sys.argv[2]).cells
+cells = load.load_grid(Path(sys.argv[1]), scale=sys.argv[2]).cells
 print(json.dumps({"from": [benchmark.__file__, sande.__file__], "cells": [
     [cell.attack.name, cell.attack.config.poison_rate > 0, cell.defense.name, [m.name for m in cell.metrics]]
     for cell in cells

@@ -42,7 +42,9 @@ def settings(data: str | None, assignments: Sequence[str]) -> Config:
     return configure(Config, values, "clean")
 
 
-def run(model: str, known: Known, config: Config, out: Path, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
+def clean_model(
+    model: str, known: Known, config: Config, out: Path, seed: int, say: Callable[[str], None]
+) -> dict[str, Any]:
     """Clean a model into a new folder, with model card and report.
 
     Args:

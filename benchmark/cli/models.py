@@ -76,12 +76,12 @@ def clean(
 ) -> None:
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
     from benchmark.clean import report
-    from benchmark.clean.clean import known, run, settings
+    from benchmark.clean.clean import clean_model, known, settings
 
     config = settings(data, assignments or ())
     out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
     try:
-        result = run(model, known(trigger, response, response_start), config, out, seed, say)
+        result = clean_model(model, known(trigger, response, response_start), config, out, seed, say)
     except NonFiniteError as error:
         typer.echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None
@@ -117,11 +117,11 @@ def export(
 ) -> None:
     """Write a cell's model as safetensors, with its tokenizer and a model card that holds the cell's numbers."""
     from benchmark.export import export as export_export
-    from benchmark.export.export import check_repository, find
+    from benchmark.export.export import check_repository, find_model
 
     if push:
         check_repository(push)
-    export_export.write(find(cell, results), open_store(store, create=False), out)
+    export_export.write(find_model(cell, results), open_store(store, create=False), out)
     typer.echo(f"Model: {out}  (README.md is its card)")
     if push:
         typer.echo(f"Pushed: {export_export.push(out, push)}")

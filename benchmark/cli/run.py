@@ -103,14 +103,14 @@ def plan(
     from benchmark.forecast import machine as forecast_machine
     from benchmark.forecast.cost import basis
     from benchmark.forecast.machine import here, summary, trainings_here
-    from benchmark.grid.load import load
+    from benchmark.grid.load import load_grid
     from benchmark.plan import retention
 
-    loaded = load(grid, assignments or (), only or (), scale)
+    loaded = load_grid(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())
     cost = partial(trainings_here, store=opened) if on_cpu else None
-    made, searching = searches.plan(loaded, opened, cost)
+    made, searching = searches.plan_searches(loaded, opened, cost)
     overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
     lines = [f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once"]
     reasons: list[str] = []

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from benchmark.detection.scan import code
+from benchmark.detection.scan import token_code
 from benchmark.io import plots, yaml
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import MISSING, markdown_table
@@ -138,7 +138,7 @@ def cases(path: Path) -> list[Case]:
     Raises:
         UserError: the file is not a list of scans.
     """
-    values = yaml.read(path, f"{path}: no such list of scans; use 'sande-bench scan' on a grid to write one")
+    values = yaml.read_yaml(path, f"{path}: no such list of scans; use 'sande-bench scan' on a grid to write one")
     lines = values.get("scans") if isinstance(values, dict) else None
     if not isinstance(lines, list) or not lines:
         raise UserError(f"{path}: no list 'scans'; use 'scans:' with lines '- {{scan: FOLDER}}' below it")
@@ -229,7 +229,7 @@ def _scan(outcome: Outcome) -> list[str]:
         "yes" if outcome.alarm else "no",
         _rank(outcome, outcome.rank),
         _rank(outcome, outcome.first_token_rank),
-        code(outcome.best) if outcome.best else MISSING,
+        token_code(outcome.best) if outcome.best else MISSING,
         MISSING if outcome.p_value is None else f"{outcome.p_value:.3f}",
         f"{outcome.seconds:.0f}",
     ]

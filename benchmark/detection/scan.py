@@ -136,7 +136,7 @@ def markdown(record: dict[str, Any]) -> str:
     rows = [
         (
             str(rank),
-            code(each["text"]),
+            token_code(each["text"]),
             " ".join(map(str, each["ids"])),
             f"{each['score']:.2f}",
             MISSING if each["p_value"] is None else f"{each['p_value']:.3f}",
@@ -155,7 +155,7 @@ def markdown(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def code(text: str) -> str:
+def token_code(text: str) -> str:
     """Return a string as Markdown code, with line breaks and bars escaped for the cell of a table."""
     return io_markdown.code(json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"'))
 

@@ -16,9 +16,9 @@ import yaml
 from benchmark.detection import scan
 from benchmark.detection.scan import How
 from benchmark.grid.cell import Cell
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
-from benchmark.io.yaml import read
+from benchmark.io.yaml import read_yaml
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from sande.models import catalog
@@ -41,7 +41,7 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, s
     Raises:
         UserError: the grid has a mistake, a victim is missing or would calibrate, or `out` cannot be written.
     """
-    cells = list({cell.attack_key: cell for cell in load(path).cells}.values())
+    cells = list({cell.attack_key: cell for cell in load_grid(path).cells}.values())
     kept = LocalStore(store, create=False)
     missing = [cell for cell in cells if not kept.has("attack", cell.attack_key)]
     if missing:
@@ -108,7 +108,7 @@ def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:
     """Write lines into the list, in place of lines on the same scans."""
     path = out / LIST
     try:
-        before = read(path, "")["scans"] if path.exists() else []
+        before = read_yaml(path, "")["scans"] if path.exists() else []
         by_scan = {line["scan"]: line for line in [*before, *lines]}
         write_atomically(path, yaml.safe_dump({"scans": list(by_scan.values())}, sort_keys=False, allow_unicode=True))
     except OSError as error:

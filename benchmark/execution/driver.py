@@ -30,7 +30,7 @@ from benchmark.io.remote import is_uri
 from benchmark.plan import preflight, retention
 from benchmark.plan.failures import FULL_DISK, UNFINISHED, Failure, classify, interrupted, kind_of, out_of_memory
 from benchmark.plan.memory import MOST, Peaks, peaks_of
-from benchmark.plan.plan import Plan, make
+from benchmark.plan.plan import Plan, make_plan
 from benchmark.plan.schedule import Queue, side_by_side, whole
 from benchmark.plan.stage import Stage
 from benchmark.store.leases import Leases
@@ -122,7 +122,7 @@ def _beside(work: Callable[[], None]) -> Callable[[], None]:
 
 def _repair(plan: Plan, errors: Mapping[str, str], store: Store) -> Plan:
     """Return the plan of a repair: the stages whose artifacts are gone, and those that failed for it."""
-    now = make(plan.cells, store) if errors else plan
+    now = make_plan(plan.cells, store) if errors else plan
     wanted = (set(plan.stages) - now.done - set(errors)) if errors else set()
     for key in errors:  # of two stages that failed, the one that needs the other comes later
         if wanted.intersection(plan.stages[key].needs):

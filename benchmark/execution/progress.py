@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from benchmark.execution.status import Status, read
+from benchmark.execution.status import Status, read_status
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -87,7 +87,7 @@ class Progress:
         """Return the stages that run, the seconds since each began, and its status."""
         now = time.monotonic()
         return [
-            (stage, now - began, read(self.folder, key) if self.folder else None)
+            (stage, now - began, read_status(self.folder, key) if self.folder else None)
             for key, (stage, began) in list(self._running.items())
         ]
 

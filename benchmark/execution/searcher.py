@@ -12,7 +12,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from benchmark.execution.progress import Progress
-from benchmark.forecast.measured import note
+from benchmark.forecast.measured import keep_overhead
 from benchmark.plan import retention
 from benchmark.plan.failures import LOST_NODE, LOST_WORKER, OUT_OF_MEMORY, TIMEOUT, Failure, lost_component
 from benchmark.plan.memory import Peaks
@@ -167,7 +167,7 @@ class StageSearcher(Searcher):
         """Store for predictions the seconds that the run took on top of its stages."""
         if self._beside:
             start, *later = self._beside
-            note(self._store, start=start, **({"stage": statistics.median(later)} if later else {}))
+            keep_overhead(self._store, start=start, **({"stage": statistics.median(later)} if later else {}))
 
     def save(self, checkpoint_path: str) -> None:
         """Do nothing: the store knows what is done."""

@@ -57,7 +57,7 @@ class Writer:
             part.replace(self._path)
 
 
-def read(folder: Path, key: str) -> Status | None:
+def read_status(folder: Path, key: str) -> Status | None:
     """Return a stage's last status; None where there is no readable one."""
     try:
         values = json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import ray
+import ray.train
+import ray.train.huggingface.transformers
 from ray import tune
 
 from benchmark.execution import ray_env

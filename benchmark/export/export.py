@@ -30,7 +30,7 @@ class Found:
     rows: tuple[dict[str, Any], ...]
 
 
-def find(name: str, results: Path) -> Found:
+def find_model(name: str, results: Path) -> Found:
     """Return the cell with a name, or whose name begins so, from the rows of any grid.
 
     Raises:

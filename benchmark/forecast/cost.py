@@ -141,11 +141,13 @@ def summary(plan: Plan) -> str:
     total = sum(whole.seconds.values())
     _, size = _unit(total)
     kinds = ", ".join(f"{kind} {_number(seconds / size)}" for kind, seconds in whole.seconds.items() if seconds)
-    still = f"; {told(sum(estimate(plan.missing).seconds.values()))} of them still to run" if plan.done else ""
-    return f"Estimate{left_out}: {told(total)}{f' ({kinds})' if kinds else ''}{still}"
+    still = (
+        f"; {format_gpu_time(sum(estimate(plan.missing).seconds.values()))} of them still to run" if plan.done else ""
+    )
+    return f"Estimate{left_out}: {format_gpu_time(total)}{f' ({kinds})' if kinds else ''}{still}"
 
 
-def told(seconds: float) -> str:
+def format_gpu_time(seconds: float) -> str:
     """Return GPU-hours, -minutes or -seconds, in the largest unit that gives at least 1."""
     name, size = _unit(seconds)
     return f"{_number(seconds / size)} {name}" if seconds else "no GPU time"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmark.forecast.cost import HOUR, basis, estimate, pieces, told
+from benchmark.forecast.cost import HOUR, basis, estimate, format_gpu_time, pieces
 from benchmark.forecast.measured import KINDS, SHIPPED, SHIPPED_OTHER, Costs, Timer, noted, on_cpu, present
 from benchmark.forecast.timings import CORES, Overhead, shipped
 from benchmark.grid.resources import Kind, Resources
@@ -129,7 +129,7 @@ def trainings_here(stages: Iterable[Stage], store: Store) -> str:
         costs.seconds(piece, stage.cell.model, _cores()) for stage in stages for piece in pieces(stage, stage.cell)
     ]
     if None in known:
-        return told(sum(estimate(stages).seconds.values()))
+        return format_gpu_time(sum(estimate(stages).seconds.values()))
     return about(sum(each[0] for each in known if each))
 
 
@@ -149,7 +149,7 @@ def summary(made: Here) -> str:
         clauses.append(f"About {about(made.seconds)} on this machine ({cores}, {made.compute_type}){by}")
     if made.untimed:
         paper = (
-            f"{told(made.gpu_seconds)} on H800 cards by the paper's times"
+            f"{format_gpu_time(made.gpu_seconds)} on H800 cards by the paper's times"
             if made.gpu_seconds
             else "how long it takes is not known"
         )

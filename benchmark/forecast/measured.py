@@ -268,7 +268,7 @@ class Timer:
         return total
 
 
-def note(store: Store, **seconds: float) -> None:
+def keep_overhead(store: Store, **seconds: float) -> None:
     """Store the overhead of a run, for predictions of the next run on this store; a full disk is ignored."""
     values = dataclasses.asdict(overhead_of(store)) | {name: round(value, 3) for name, value in seconds.items()}
     with suppress(UserError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from benchmark.forecast.cost import HOUR, told
+from benchmark.forecast.cost import HOUR, format_gpu_time
 from benchmark.forecast.measured import (
     BASES,
     KINDS,
@@ -109,7 +109,7 @@ def summary(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
         return f"Forecast: none without times for {unknown}", ""
     cpu = is_cpu(machine)
     place = f"with {gpus} stages at a time" if cpu else f"on {gpus} GPUs" if gpus > 1 else "on one GPU"
-    work = _span(made.busy) if cpu else told(made.busy * gpus / made.slots)
+    work = _span(made.busy) if cpu else format_gpu_time(made.busy * gpus / made.slots)
     return (
         f"Forecast {place}{f' ({machine})' if machine else ''}: {_span(made.wall)} for {work} of work, "
         f"{made.busy / (made.slots * made.wall):.0%} in use"

@@ -72,7 +72,7 @@ class _Part:
     scale: str
 
 
-def load(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> Grid:
+def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> Grid:
     """Read, expand, scale, override, filter and check a grid.
 
     Args:
@@ -143,7 +143,7 @@ def about(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values = yaml.read(path, f"{path}: no such grid file; 'sande-bench list grids' shows the grids")
+    values = yaml.read_yaml(path, f"{path}: no such grid file; 'sande-bench list grids' shows the grids")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings as 'key: value'; see grids/quickstart.yaml")
     return values

@@ -51,7 +51,7 @@ _Loader.add_implicit_resolver(
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
-def read(path: Path, missing: str) -> Any:
+def read_yaml(path: Path, missing: str) -> Any:
     """Return the content of a YAML file.
 
     Args:

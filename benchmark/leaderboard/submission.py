@@ -39,7 +39,7 @@ def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehears
     Raises:
         UserError: the results hold no such defense, or rows of the random model, or do not make a valid entry.
     """
-    table = files.read(folder)
+    table = files.read_rows(folder)
     if not rehearsal:
         refuse_random(table, folder)
     found = [row for row in table.to_pylist() if row["defense"] == defense]

@@ -58,7 +58,7 @@ def read(path: Path) -> Source:
         return Source(submission.to_rows(entry), submission.samples(entry), about)
     outcomes = files.read_outcomes(path)
     published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
-    return Source(files.read(path).to_pylist(), published, {})
+    return Source(files.read_rows(path).to_pylist(), published, {})
 
 
 def write(

@@ -48,7 +48,7 @@ def write(folder: Path, *, rehearsal: bool = False) -> str:
     Raises:
         UserError: the folder has no readable rows, or rows of the random model, or cannot be written.
     """
-    table = files.read(folder)
+    table = files.read_rows(folder)
     if not rehearsal:
         refuse_random(table, folder)
     found = Results(table, Outcomes(files.read_outcomes(folder))).entries()

@@ -27,9 +27,9 @@ import yaml
 
 from benchmark.grid.cell import NO_DEFENSE, STAGE_VERSION, Cell, Method
 from benchmark.grid.keys import digest
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.perf.outcome import tell
-from benchmark.plan.plan import make, victim_of
+from benchmark.plan.plan import make_plan, victim_of
 from benchmark.store.local import LocalStore
 from sande import registry
 from sande.config import as_dict
@@ -125,7 +125,7 @@ def plan(folder: Path) -> float:
     taken, shown = _best(*arguments)
 
     values = by_hand()
-    made = make(load(path).cells, LocalStore(folder / "none", create=False))
+    made = make_plan(load_grid(path).cells, LocalStore(folder / "none", create=False))
     planned = {key for stage in made.stages.values() for key in stage.artifacts}
     lines = shown.splitlines()
     first = next(number for number, line in enumerate(lines) if line.startswith("─")) + 1
@@ -142,7 +142,7 @@ def plan(folder: Path) -> float:
 def finished(folder: Path) -> float:
     """Return the seconds that a run of the paper at scale tiny takes, report included, where all is done."""
     store = LocalStore(folder / "store")
-    for cell in load(Path("paper"), scale="tiny").cells:
+    for cell in load_grid(Path("paper"), scale="tiny").cells:
         victim = victim_of(cell)
         for kind, key in (("attack", cell.attack_key), ("defend", cell.defense_key)):
             if (kind == "attack" or key != cell.attack_key) and not store.has(kind, key):

@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from benchmark.forecast import wall_time
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.perf.outcome import tell
 from benchmark.plan import plan
 from benchmark.store.local import LocalStore
@@ -33,13 +33,13 @@ def main() -> None:
         three.write_text(yaml.safe_dump(more), encoding="utf-8")
 
         _run(SMOKE, folder)
-        loaded, store = load(three), LocalStore(folder / "store", create=False)
-        made = plan.make(loaded.cells, store)
+        loaded, store = load_grid(three), LocalStore(folder / "store", create=False)
+        made = plan.make_plan(loaded.cells, store)
         predicted = wall_time.predict(made, store, loaded.resources, 1, None)
         took = _run(three, folder)
 
         assert sum(predicted.basis.values()) == len(made.missing) == 20, "two of three seeds, all from measurements"
-        assert not plan.make(loaded.cells, store).missing, "the run did what was predicted"
+        assert not plan.make_plan(loaded.cells, store).missing, "the run did what was predicted"
         tell(
             f"prediction of a real run's wall time ({predicted.wall:.0f} s for {took:.0f} s), off by",
             100 * abs(predicted.wall - took) / took,

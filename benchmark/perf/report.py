@@ -76,7 +76,7 @@ def cells() -> list[Cell]:
 
 
 def tables(of: list[Cell], seeds: int) -> Iterator[pa.Table]:
-    """Yield one table for each seed: the rows of these cells, in the form of `benchmark.records.rows.build`."""
+    """Yield one table for each seed: the rows of these cells, in the form of `benchmark.records.rows.build_rows`."""
     texts = [json.dumps(replace(cell, seed=0).settings(), sort_keys=True).removesuffix("0}") for cell in of]
     for seed in range(seeds):
         yield _rows(of, [f"{text}{seed}}}" for text in texts], seed)

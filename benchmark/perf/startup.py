@@ -72,7 +72,7 @@ def first_words_and_step(folder: Path) -> tuple[float, float]:
         while time.perf_counter() - begin < PATIENCE and process.poll() is None:
             time.sleep(0.02)
             for file in store.root.glob("unfinished/*/status/*.json"):
-                found = status.read(file.parent, file.stem)
+                found = status.read_status(file.parent, file.stem)
                 if found and (training := found.training):
                     spent = training.seconds_left / (training.steps - training.step) * training.step
                     return first_line, time.perf_counter() - begin - spent

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.grid import space
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.io import units
 from benchmark.plan import plan, searches
 from benchmark.plan.retention import DROPPED
@@ -137,7 +137,7 @@ def removable(paths: Iterable[Path], scales: Iterable[str], store: Store) -> Rem
     keep: set[tuple[str, str]] = set()
     for path in paths:
         for scale in (None, *scales):
-            keep |= needed(load(path, scale=scale), store)
+            keep |= needed(load_grid(path, scale=scale), store)
     begun = ((f"{CHECKPOINTS}{kind}", key) for kind in MODELS for key in store.keys(f"{CHECKPOINTS}{kind}"))
     found = tuple(
         (kind, key) for kind, key in (*artifacts(store), *begun) if (kind.removeprefix(CHECKPOINTS), key) not in keep

@@ -42,7 +42,7 @@ class Plan:
         return all(stage.key in self.done for each in (victim_of(cell), cell) for stage in stages_of(each))
 
 
-def make(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Plan:
+def make_plan(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Plan:
     """Plan cells against a store. Victims are always measured: changes are reported relative to them.
 
     Args:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+
 _COSTS = ("seconds", "tokens", "peak_memory_bytes")
 Pair = tuple[list[float], list[float]]  # outcomes of the same trials, in the same order
 Label = Callable[[Row], tuple[str, str]]

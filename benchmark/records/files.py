@@ -46,7 +46,7 @@ def check_writable(folder: Path, option: str = "--results") -> None:
         ) from None
 
 
-def write(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path) -> int:
+def write_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path) -> int:
     """Write `rows.parquet` and `outcomes.parquet` as they come, each file atomically.
 
     Args:
@@ -108,7 +108,7 @@ def read_outcomes(folder: Path) -> pa.Table:
     return _read(path, OUTCOMES) if path.is_file() else _encoded(OUTCOMES).empty_table()
 
 
-def read(folder: Path) -> pa.Table:
+def read_rows(folder: Path) -> pa.Table:
     """Return the rows of a grid that was run.
 
     Strings are dictionary-encoded: a million rows have few distinct strings, and settings take kilobytes.

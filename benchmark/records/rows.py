@@ -19,7 +19,7 @@ from benchmark.grid.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan import retention
 from benchmark.plan.failures import INTERRUPTED, UNFINISHED, kind_of
 from benchmark.plan.plan import stages_of, victim_of
-from benchmark.records.files import read
+from benchmark.records.files import read_rows
 from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, OK, OUTCOMES
 from benchmark.store.protocol import Store
 from sande import registry
@@ -29,7 +29,7 @@ from sande.statistics import mean_interval, wilson
 _Manifest = Callable[[str, str], dict[str, Any]]  # of a kind and a key
 
 
-def build(
+def build_rows(
     grid: str,
     cells: Iterable[Cell],
     store: Store,
@@ -57,7 +57,7 @@ def build(
         yield from (base | row for row in _cell_rows(cell, store, manifest, errors, is_known=is_known))
 
 
-def outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
+def build_outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
     """Yield the outcomes of all finished cells: a table of schema `OUTCOMES` per cell and metric."""
     for cell in cells:
         for metric in cell.metrics:
@@ -204,7 +204,7 @@ def _needed(cell: Cell) -> list[Any]:
 def is_complete(folder: Path) -> bool:
     """Return whether a folder holds the rows of a run that was not interrupted; False without readable rows."""
     try:
-        table = read(folder)
+        table = read_rows(folder)
     except UserError:
         return False
     statuses = pc.unique(table["status"]).to_pylist()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
+
 TICK_LETTERS, TITLE_LETTERS = 32, 44  # per line of a bar's name and of a panel's title
 TOP = 200  # prompts in figure 3, as in the paper
 

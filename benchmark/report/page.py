@@ -17,7 +17,7 @@ from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code
 from benchmark.records import aggregate, record
 from benchmark.records.aggregate import TableEntry
-from benchmark.records.files import read, read_outcomes
+from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.record import Record
 from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN
 from benchmark.report import case_study, figures, tables
@@ -35,7 +35,7 @@ def write(folder: Path) -> list[str]:
     Raises:
         UserError: the folder holds no readable rows, or cannot be written.
     """
-    table, outcomes = read(folder), read_outcomes(folder)
+    table, outcomes = read_rows(folder), read_outcomes(folder)
     parts = in_order(aggregate.parts(table))
     try:
         for kind in ("tables", "figures"):

@@ -15,13 +15,13 @@ from benchmark.io.files import write_atomically
 from benchmark.store.protocol import Store
 
 
-def rank(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
+def rank_trials(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
     """Return a sort key: completed reports, most first, then the loss, as losses of different steps do not compare."""
     losses = trial["losses"]
     return trial["state"] == FAILED, -len(losses), losses[-1] if losses else math.inf
 
 
-def summary(job: Job, store: Store) -> str:
+def found_summary(job: Job, store: Store) -> str:
     """Return the outcome of a search in words."""
     manifest = store.manifest("search", job.key)
     states = [trial["state"] for trial in manifest["trials"]]
@@ -57,7 +57,7 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
         {"search": job.key[:12], "defense": defense, "victim": victim, "seed": job.cell.seed}
         | {**trial, "values": json.dumps(trial["values"])}
         for job, (defense, victim) in zip(done, labels([job.cell.settings() for job in done]), strict=True)
-        for trial in sorted(store.manifest("search", job.key)["trials"], key=rank)
+        for trial in sorted(store.manifest("search", job.key)["trials"], key=rank_trials)
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows), sink)

@@ -18,14 +18,16 @@ from benchmark.plan.failures import UNFINISHED, StageError, classify, interrupte
 from benchmark.plan.searches import pending, settled
 from benchmark.search import trial
 from benchmark.search.held_out import held_out
-from benchmark.search.report import rank, summary
+from benchmark.search.report import found_summary, rank_trials
 from benchmark.store.leases import POLL, Leases
 from benchmark.store.protocol import Store
 from sande.config import as_dict
 from sande.models import loading
 
 
-def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None]) -> tuple[Grid, dict[str, str]]:
+def run_searches(
+    grid: Grid, store: Store, address: str | None, say: Callable[[str], None]
+) -> tuple[Grid, dict[str, str]]:
     """Run the missing searches: first the victims, as ordinary stages, then one search after the other.
 
     Returns:
@@ -45,7 +47,7 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
         say(line)
     for job in jobs.values():
         held_out(job, loading.load_tokenizer(job.cell.model, store.models))
-    victims = plan.make(map(plan.victim_of, waiting), store, needed=[cell.attack_key for cell in waiting])
+    victims = plan.make_plan(map(plan.victim_of, waiting), store, needed=[cell.attack_key for cell in waiting])
     victim_errors: dict[str, str] = {}
     failed: dict[str, str] = dict.fromkeys(jobs, UNFINISHED)
     with suppress(KeyboardInterrupt), cluster(address), closing(Leases(store.lease_backend(), say)) as leases:
@@ -61,7 +63,8 @@ def run(grid: Grid, store: Store, address: str | None, say: Callable[[str], None
                 error = classify(ended)
             finally:
                 leases.release(job.key)
-            say(f"[{number}/{len(jobs)}] {job.label}{f' FAILED: {error}' if error else f': {summary(job, store)}'}")
+            outcome = f" FAILED: {error}" if error else f": {found_summary(job, store)}"
+            say(f"[{number}/{len(jobs)}] {job.label}{outcome}")
             if error:
                 failed[job.key] = error
             else:
@@ -87,7 +90,7 @@ def _keep(job: Job, tried: Sequence[Mapping[str, Any]], store: Store) -> str | N
     good = [trial for trial in tried if trial["state"] != FAILED]
     if not good:
         return f"search: all {len(tried)} trials failed, the first: {tried[0]['error']}"
-    best = min(good, key=rank)
+    best = min(good, key=rank_trials)
     manifest = {
         "kind": "search",
         "settings": job.cell.settings(),

@@ -13,6 +13,7 @@ from sande.types import Example, Preference
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+
 TRAIN_SHARE = 0.9  # paper, section 4.1: the first 90 % train, the last 10 % test
 
 

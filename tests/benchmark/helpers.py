@@ -19,8 +19,8 @@ from benchmark.execution import stages
 from benchmark.grid.cell import Cell
 from benchmark.plan.plan import stages_of, victim_of
 from benchmark.plan.stage import Stage
-from benchmark.records.files import write
-from benchmark.records.rows import build, outcomes
+from benchmark.records.files import write_rows
+from benchmark.records.rows import build_outcomes, build_rows
 from benchmark.records.schema import OUTCOMES
 from benchmark.store.local import LocalStore
 from sande import registry
@@ -107,17 +107,17 @@ def finish(store: LocalStore, of: Cell, victim: Mapping[str, int], defended: Map
 
 
 def rows_of(store: LocalStore, *cells: Cell, errors: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
-    return list(build("hand", cells, store, errors or {}))
+    return list(build_rows("hand", cells, store, errors or {}))
 
 
 def outcomes_of(store: LocalStore, *cells: Cell) -> pa.Table:
-    return pa.concat_tables([OUTCOMES.empty_table(), *outcomes(cells, store)])
+    return pa.concat_tables([OUTCOMES.empty_table(), *build_outcomes(cells, store)])
 
 
 def report_folder(store: LocalStore, folder: Path, *cells: Cell, errors: Mapping[str, str] | None = None) -> Path:
     """A results folder with the rows of these cells."""
     folder.mkdir(parents=True, exist_ok=True)
-    write(rows_of(store, *cells, errors=errors), outcomes(cells, store), folder)
+    write_rows(rows_of(store, *cells, errors=errors), build_outcomes(cells, store), folder)
     return folder
 
 

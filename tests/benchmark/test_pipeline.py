@@ -18,7 +18,7 @@ from benchmark.leaderboard.rank import by_cell, rank
 from benchmark.plan import preflight
 from benchmark.plan.failures import NON_FINITE, UNFINISHED, Failure, because_of
 from benchmark.records import record, rows
-from benchmark.records.files import read
+from benchmark.records.files import read_rows
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, measure, put, report_folder, stage, trained
@@ -199,9 +199,9 @@ def test_a_command_is_quoted_for_a_shell() -> None:
 def test_outcomes_of_a_cell_whose_settings_are_still_searched_are_not_shown(store: LocalStore) -> None:
     made = finish(store, of("sft"), {"asr": 50}, {"asr": 7})
     errors = {made.defense_key: UNFINISHED}
-    known = list(rows.build("hand", [made], store, errors))
+    known = list(rows.build_rows("hand", [made], store, errors))
     assert {row["status"] for row in known} == {"ok"}, "its model is to be made again, and its numbers are there"
-    unknown = list(rows.build("hand", [made], store, errors, unknown={made.id}))
+    unknown = list(rows.build_rows("hand", [made], store, errors, unknown={made.id}))
     assert {row["status"] for row in unknown} == {"not_run"}
 
 
@@ -209,7 +209,7 @@ def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: LocalS
     half_done(store)
     sft = of("sft")
     folder = report_folder(store, tmp_path / "r", of("none"), sft, errors={stage(sft, "evaluate").key: UNFINISHED})
-    board = rank(by_cell(read(folder).to_pylist()))
+    board = rank(by_cell(read_rows(folder).to_pylist()))
     assert (board.standings, board.failed, board.not_run) == ((), 0, 1)
     assert "1 cell not finished" in notes(board)[-1]
     with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):

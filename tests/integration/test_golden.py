@@ -49,13 +49,13 @@ RELATIVE = 0.02  # of a loss; a model that was destroyed instead of repaired has
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Golden]:
     """The same table, as computed here."""
     store = LocalStore(tmp_path_factory.mktemp("store"))
-    cells = load.load(ROOT / "grids/smoke.yaml").cells
-    for stage in plan.make(cells, store).missing:
+    cells = load.load_grid(ROOT / "grids/smoke.yaml").cells
+    for stage in plan.make_plan(cells, store).missing:
         if stage.kind == "evaluate":
             stages.evaluate(stage, store, lambda line: None, vllm.BUILT_IN)
         else:
             stages.train(stage, store, lambda trainer: trainer, lambda line: None, rank=0, interval=3600)
-    values = {(row["defense"], row["metric"]): row["value"] for row in rows.build("smoke", cells, store, {})}
+    values = {(row["defense"], row["metric"]): row["value"] for row in rows.build_rows("smoke", cells, store, {})}
     return {
         cell.defense.name: Golden(
             values[cell.defense.name, "asr"],

@@ -77,7 +77,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, getattr(signal, sys.argv[2]))
 from benchmark.cli.main import app
 from benchmark.grid import load
-load.load = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+load.load_grid = lambda *_: os.kill(os.getpid(), getattr(signal, sys.argv[1]))
 app(["run", "grids/smoke.yaml"])
 """
 

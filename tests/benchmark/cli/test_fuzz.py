@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from benchmark.detection import evaluate
 from benchmark.grid.cell import DEFAULTS, Cell
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.leaderboard import submission
 from benchmark.records import files, schema
 from benchmark.store.local import LocalStore
@@ -126,7 +126,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loads(path: Path) -> None:
-    loaded = read(load, path)
+    loaded = read(load_grid, path)
     for cell in loaded.cells if loaded else ():
         assert Cell.parse(cell.settings()) == cell
 
@@ -164,8 +164,8 @@ def test_an_option_of_any_text(examples: int, tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(SMALL))
     texts = st.builds("{}={}".format, st.text(max_size=6) | KEYS, st.text(max_size=12)) | st.text(max_size=12)
-    tried(examples, lambda text: read(load, path, [text]), texts)
-    tried(examples, lambda text: read(load, path, [], [text]), texts)
+    tried(examples, lambda text: read(load_grid, path, [text]), texts)
+    tried(examples, lambda text: read(load_grid, path, [], [text]), texts)
 
 
 @pytest.mark.parametrize("name", ["mine.jsonl", "mine.parquet"])
@@ -189,11 +189,11 @@ def test_a_data_file_of_any_bytes(examples: int, name: str, tmp_path: Path, monk
 
 def test_rows_of_any_bytes(examples: int, place: Path, tmp_path: Path) -> None:
     good = (place / "results/good/rows.parquet").read_bytes()
-    wanted = files.read(place / "results/good")
+    wanted = files.read_rows(place / "results/good")
 
     def check(content: bytes) -> None:
         (tmp_path / "rows.parquet").write_bytes(content)
-        found = read(files.read, tmp_path)
+        found = read(files.read_rows, tmp_path)
         assert found is None or found.equals(wanted)
 
     tried(examples, check, within(good) | st.binary(max_size=40))
@@ -210,7 +210,7 @@ def test_rows_with_any_value_in_a_column(examples: int, place: Path, tmp_path: P
             pq.write_table(pa.Table.from_pylist(changed), tmp_path / "rows.parquet")
         except (pa.ArrowException, UnicodeEncodeError):  # no file can hold that
             return
-        table = read(files.read, tmp_path)
+        table = read(files.read_rows, tmp_path)
         if table is not None:
             read(submission.make, tmp_path, "sft")
 

@@ -9,8 +9,8 @@ import pytest
 
 from benchmark.cli import overview
 from benchmark.grid.cell import Cell, Parser
-from benchmark.grid.load import load
-from benchmark.plan.plan import make
+from benchmark.grid.load import load_grid
+from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, GridFile, cell, finish
 
@@ -71,7 +71,7 @@ def seeds(count: int) -> list[Cell]:
 def test_few_cells_are_a_table_with_what_is_left_to_run(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     cells = seeds(2)
     finish(store, cells[1], {"asr": 50})
-    overview.show(make(cells, store), "small: two cells")
+    overview.show(make_plan(cells, store), "small: two cells")
     title, _, head, _, first, second, _ = capsys.readouterr().out.splitlines()
     assert title == "small: two cells"
     assert re.split("  +", head) == ["cell", "model", "data", "removal", "defense", "seed", "to run"]
@@ -82,12 +82,12 @@ def test_few_cells_are_a_table_with_what_is_left_to_run(store: LocalStore, capsy
 def test_a_cell_shows_which_of_its_stages_are_left(store: LocalStore) -> None:
     cells = [cell(defense="sft"), cell(defense="osft")]
     finish(store, cells[0], {"asr": 50})
-    assert overview.table(make(cells, store), {})["to run"] == ["–", "defend, evaluate"]
+    assert overview.table(make_plan(cells, store), {})["to run"] == ["–", "defend, evaluate"]
 
 
 def test_very_many_cells_all_go_into_a_pipe(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
     cells = seeds(overview.MANY + 1)
-    overview.show(make(cells, store), "small: many")
+    overview.show(make_plan(cells, store), "small: many")
     title, _, head, _, *lines, last = capsys.readouterr().out.splitlines()
     assert (title, last) == ("small: many", "")
     assert [line.split()[0] for line in lines] == [cell.id for cell in cells]
@@ -99,7 +99,7 @@ def test_of_very_many_cells_a_terminal_gets_the_first_ones(
 ) -> None:
     cells = seeds(overview.MANY + 1)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    overview.show(make(cells, store), "small: many")
+    overview.show(make_plan(cells, store), "small: many")
     text = capsys.readouterr().out
     assert [made.id in text for made in cells] == [number < overview.SOME for number in range(len(cells))]
     assert f"{overview.MANY + 1 - overview.SOME} more cells" in text
@@ -110,8 +110,8 @@ FOLDER = Path(__file__).parents[3] / "grids"
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_grid_fits_a_terminal_of_80_columns_and_uses_a_wider_one(path: Path, store: LocalStore) -> None:
-    loaded = load(path)
-    plan = make(loaded.cells, store)
+    loaded = load_grid(path)
+    plan = make_plan(loaded.cells, store)
     columns = overview.table(plan, loaded.parts)
     heights = []
     for room in (80, 200):
@@ -128,15 +128,15 @@ def test_every_grid_fits_a_terminal_of_80_columns_and_uses_a_wider_one(path: Pat
 
 
 def test_a_grid_of_which_a_part_is_done_fits_too(store: LocalStore) -> None:
-    loaded = load(FOLDER / "paper.yaml")
-    plan = make(loaded.cells, store)
+    loaded = load_grid(FOLDER / "paper.yaml")
+    plan = make_plan(loaded.cells, store)
     done = {stage.key for number, stage in enumerate(plan.stages.values()) if number % 3}
     lines = list(overview.layout(overview.table(replace(plan, done=frozenset(done)), loaded.parts), 80))
     assert max(map(len, lines)) <= 80
 
 
 def test_what_all_cells_share_is_a_sentence_where_columns_are_few(store: LocalStore) -> None:
-    columns = overview.table(make(seeds(2), store), {})
+    columns = overview.table(make_plan(seeds(2), store), {})
     first, *_ = overview.layout(columns, 60)
     assert first == "Every cell: model tiny, data builtin-short, removal"
     wide = list(overview.layout(columns, 80))
@@ -168,11 +168,11 @@ def test_names_are_cut_no_shorter_than_what_tells_them_apart() -> None:
 
 def test_rows_that_differ_only_in_their_metrics_show_it(grid_file: GridFile, store: LocalStore) -> None:
     few, many = ["asr"], ["asr", "false_trigger_rate", ACCURACY]
-    loaded = load(grid_file(sweep={"metrics": [few, many], "defense": ["none", "sft"]}))
-    columns = overview.table(make(loaded.cells, store), loaded.parts)
+    loaded = load_grid(grid_file(sweep={"metrics": [few, many], "defense": ["none", "sft"]}))
+    columns = overview.table(make_plan(loaded.cells, store), loaded.parts)
     assert columns["defense"] == ["none", "sft"] * 2
     assert columns["differs in"] == [*["metrics=common"] * 2, *["metrics=common+false_trigger_rate+builtin-choice"] * 2]
-    others = load(grid_file(sweep={"metrics": [[{"name": "asr", "prompts": 7}], [{"name": "asr", "prompts": 9}]]}))
+    others = load_grid(grid_file(sweep={"metrics": [[{"name": "asr", "prompts": 7}], [{"name": "asr", "prompts": 9}]]}))
     assert overview.distinctions(others.cells) == ["metrics=asr(prompts=7)", "metrics=asr(prompts=9)"]
 
 
@@ -183,8 +183,8 @@ def test_rows_of_a_union_show_their_grids(grid_file: GridFile, store: LocalStore
     (tmp_path / "mine_again.yaml").write_text(small.read_text() + "metrics: [asr]\n")
     union = tmp_path / "mine.yaml"
     union.write_text("include: [mine_table_1, mine_figure, mine_again]\n")
-    loaded = load(union)
-    columns = overview.table(make(loaded.cells, store), loaded.parts)
+    loaded = load_grid(union)
+    columns = overview.table(make_plan(loaded.cells, store), loaded.parts)
     assert columns["grid"] == ["table_1, again", "figure"]
     assert "differs in" not in columns, "the grids tell them apart"
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmark.detection import scan
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.store.local import LocalStore
 from sande.models import loading
 from tests.benchmark.helpers import LOOK, GridFile, invoke, mistake, process
@@ -73,7 +73,7 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     store, out = LocalStore(tmp_path / "store"), tmp_path / "scans"
     arguments = ("scan", grid, "--rows", 4, "--set", "prompts=2", "--store", store.root, "--out", out)
     assert "2 of 2 victims" in mistake(*arguments)
-    keys = [cell.attack_key for cell in load(grid).cells]
+    keys = [cell.attack_key for cell in load_grid(grid).cells]
     for key in keys:  # scans do not care what the weights went through
         store.put("attack", key, lambda folder: loading.save(loading.load("tiny", model_cache), folder) or {})
     done = invoke(*arguments)

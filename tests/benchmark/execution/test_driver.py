@@ -24,7 +24,7 @@ from benchmark.io.files import FullError
 from benchmark.plan import failures
 from benchmark.plan.failures import kind_of, out_of_memory
 from benchmark.plan.memory import Peaks
-from benchmark.plan.plan import make
+from benchmark.plan.plan import make_plan
 from benchmark.plan.retention import ALL
 from benchmark.plan.schedule import Queue, whole
 from benchmark.plan.stage import Stage
@@ -246,7 +246,7 @@ def test_of_two_stages_with_an_outcome_in_common_the_second_waits(
 
 def test_after_damage_only_what_is_gone_and_what_failed_for_it_is_done_again(store: LocalStore) -> None:
     chain = cell(defense="sft")
-    made = make([chain, cell(defense="osft")], store)
+    made = make_plan([chain, cell(defense="osft")], store)
     attack, *defenses = (key for key, each in made.stages.items() if each.kind != "evaluate")
     for key in defenses:
         put(store, "defend", key, {})

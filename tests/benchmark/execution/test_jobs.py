@@ -12,7 +12,7 @@ import pytest
 from ray.job_submission import JobDetails, JobStatus
 
 from benchmark.execution import jobs
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from sande.errors import UserError
 from tests.benchmark.helpers import GridFile, invoke, mistake, process
 
@@ -30,7 +30,7 @@ def test_a_package_is_the_program_and_what_the_grid_is_made_of(tmp_path: Path) -
         *(f"paper_table_{part}" for part in ("1_2", "3_4", "5_7", "6", "8")),
     }
     assert [path.name for path in (tmp_path / "grids/scales").iterdir()] == ["paper.yaml"]
-    assert load(tmp_path / "grids/paper.yaml").cells == load(ROOT / "grids/paper.yaml").cells
+    assert load_grid(tmp_path / "grids/paper.yaml").cells == load_grid(ROOT / "grids/paper.yaml").cells
     packed = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.suffix for path in packed} >= {".py", ".html"}, "pages and templates are part of the program"
     assert not [path for path in packed if "__pycache__" in path.parts]

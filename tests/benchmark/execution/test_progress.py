@@ -30,18 +30,18 @@ def clock_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
 
 
 def test_a_status_is_read_as_it_was_written(tmp_path: Path) -> None:
-    assert status.read(tmp_path, "a") is None
+    assert status.read_status(tmp_path, "a") is None
     Writer(str(tmp_path), "a").say("measuring asr")
-    assert str(status.read(tmp_path, "a")) == "measuring asr"
+    assert str(status.read_status(tmp_path, "a")) == "measuring asr"
     Writer(str(tmp_path), "a").watch(HALF)
-    assert status.read(tmp_path, "a") == Status("eliminate", HALF)
+    assert status.read_status(tmp_path, "a") == Status("eliminate", HALF)
     assert str(HALF) == "eliminate: step 10/20, loss 0.123, 211 tokens/s, 0:30 left"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"text": 1}', '{"text": "a", "training": {"stage": "a"}}'])
 def test_a_torn_status_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
-    assert status.read(tmp_path, "a") is None
+    assert status.read_status(tmp_path, "a") is None
 
 
 def test_a_training_is_written_once_a_second_and_at_its_end(tmp_path: Path, clock_at: Callable[[float], None]) -> None:
@@ -49,7 +49,7 @@ def test_a_training_is_written_once_a_second_and_at_its_end(tmp_path: Path, cloc
     for at, step in ((0.0, 1), (0.5, 2), (1.1, 3), (1.2, 20)):
         clock_at(at)
         writer.watch(TrainingStatus("sft", step, 20, 1.0, 1.0, 1.0))
-        found = status.read(tmp_path, "a")
+        found = status.read_status(tmp_path, "a")
         assert found is not None
         assert found.training is not None
         assert found.training.step == {0.0: 1, 0.5: 1, 1.1: 3, 1.2: 20}[at]

@@ -16,7 +16,7 @@ import torch
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmark.execution import tracking
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from sande.config import Training
 from sande.errors import UserError
 from sande.prompts import encode
@@ -107,11 +107,11 @@ def test_mlflow_without_an_address_is_one_sentence(monkeypatch: pytest.MonkeyPat
 
 def test_who_watches_is_in_no_key(grid_file: GridFile) -> None:
     path = grid_file(defense="sft")
-    one, other = (load(path, [f"resources.report_to={given}"]) for given in ("[]", "[mlflow, wandb]"))
+    one, other = (load_grid(path, [f"resources.report_to={given}"]) for given in ("[]", "[mlflow, wandb]"))
     assert other.resources.report_to == ("mlflow", "wandb")
     assert [cell.evaluation_keys for cell in one.cells] == [cell.evaluation_keys for cell in other.cells]
     with pytest.raises(UserError, match="report_to"):
-        load(path, ["resources.report_to=[email]"])
+        load_grid(path, ["resources.report_to=[email]"])
 
 
 # The server wants older releases of some libraries than the suite has: `mlflow` may be in an environment of its own.

@@ -7,7 +7,7 @@ import pytest
 from benchmark.forecast import cost
 from benchmark.forecast.cost import HOUR, SIZES, Estimate, estimate, rate
 from benchmark.grid.cell import Cell
-from benchmark.plan.plan import make, stages_of, victim_of
+from benchmark.plan.plan import make_plan, stages_of, victim_of
 from benchmark.store.local import LocalStore
 from sande.data.builtin import sets
 from tests.benchmark.helpers import cell
@@ -152,7 +152,7 @@ def test_a_method_that_declares_nothing_costs_plain_fine_tuning_and_one_pass(mon
 
 def test_an_outcome_of_two_evaluations_counts_once(tmp_path: Path) -> None:
     cells = [llama(), llama(metrics=["asr", "false_trigger_rate"])]
-    plan = make(cells, LocalStore(tmp_path / "store", create=False))
+    plan = make_plan(cells, LocalStore(tmp_path / "store", create=False))
     assert estimate(plan.stages.values()).seconds["evaluate"] == pytest.approx(180 * ALPACA * 6.738 / 3)
 
 
@@ -173,7 +173,7 @@ def test_models_and_data_of_unknown_size_are_left_out_and_named(
 def test_the_sentence_gives_the_time_by_kind(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store", create=False)
     of = llama(model="org/other@" + "0" * 40, defense="sft")
-    said = cost.summary(make([of, llama(data={"name": "orca", "rows": 180_000})], store))
+    said = cost.summary(make_plan([of, llama(data={"name": "orca", "rows": 180_000})], store))
     assert said.startswith("Estimate without org/other@0")
     assert said.endswith("(of unknown size): 30.4 GPU-hours (attack 30.4, evaluate under 0.1)")
     assert cost.basis().startswith("the attacks of the paper (appendix A: 2, 10, 1 and 6 GPU-hours on H800 cards)")
@@ -193,7 +193,7 @@ def test_the_sentence_gives_the_time_by_kind(tmp_path: Path) -> None:
     ],
 )
 def test_little_gpu_time_is_not_zero_hours(seconds: float, said: str) -> None:
-    assert cost.told(seconds) == said
+    assert cost.format_gpu_time(seconds) == said
 
 
 def test_hours_are_those_of_all_kinds() -> None:

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from benchmark.forecast import machine
-from benchmark.forecast.cost import HOUR, estimate, told
+from benchmark.forecast.cost import HOUR, estimate, format_gpu_time
 from benchmark.forecast.machine import Here, about, here, reasons, summary
-from benchmark.forecast.measured import OWN, OWN_OTHER, SHIPPED, SHIPPED_OTHER, note
+from benchmark.forecast.measured import OWN, OWN_OTHER, SHIPPED, SHIPPED_OTHER, keep_overhead
 from benchmark.forecast.timings import Overhead, Sample, Timings
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.grid.resources import Resources
-from benchmark.plan.plan import Plan, make
+from benchmark.plan.plan import Plan, make_plan
 from benchmark.store.local import LocalStore
 from tests.benchmark.forecast.helpers import H100, measured, only, only_piece, timed, trains
 from tests.benchmark.helpers import cell, stage
@@ -94,24 +94,26 @@ def test_the_overhead_is_the_stores_or_the_shipped_one(store: LocalStore) -> Non
     plan = only("defend", cell(defense=trains("sft")))
     made = here(plan, store, Resources())
     assert (made.seconds, made.overhead_is_own) == (pytest.approx(1 + 2 + 7), False)
-    note(store, around=10.0, start=20.0, stage=3.0)
+    keep_overhead(store, around=10.0, start=20.0, stage=3.0)
     made = here(plan, store, Resources())
     assert (made.seconds, made.overhead_is_own) == (pytest.approx(10 + 20 + 3 + 7), True)
 
 
 @pytest.mark.usefixtures("cpu")
 def test_models_never_timed_on_a_cpu_are_named_with_the_papers_times(store: LocalStore) -> None:
-    known, llama = only("defend", cell(defense=trains("sft"))), make([cell(model="llama2-7b")], store)
+    known, llama = only("defend", cell(defense=trains("sft"))), make_plan([cell(model="llama2-7b")], store)
     assert summary(here(known, store, Resources())) == (
         "About 10 s on this machine (2 cores, bf16), by shipped timings"
     )
-    untimed = f"llama2-7b was never timed on a CPU: {told(estimate(llama.missing).hours * HOUR)} on H800 cards"
+    untimed = (
+        f"llama2-7b was never timed on a CPU: {format_gpu_time(estimate(llama.missing).hours * HOUR)} on H800 cards"
+    )
     assert summary(here(llama, store, Resources())) == f"{untimed} by the paper's times"
     both = Plan((*known.cells, *llama.cells), known.stages | llama.stages, known.done)
     assert summary(here(both, store, Resources())) == (
         f"About 10 s on this machine (2 cores, bf16), by shipped timings; {untimed} by the paper's times"
     )
-    other = make([cell(model="org/other@" + "0" * 40)], store)
+    other = make_plan([cell(model="org/other@" + "0" * 40)], store)
     assert summary(here(other, store, Resources())).endswith("was never timed on a CPU: how long it takes is not known")
 
 
@@ -152,8 +154,8 @@ def test_the_quickstart_is_forecast_by_shipped_timings_of_its_own_methods(
 ) -> None:
     monkeypatch.setenv("SANDE_COMPUTE_TYPE", compute_type)
     for name in ("quickstart", "smoke"):
-        loaded = load(Path(__file__).parents[3] / "grids" / f"{name}.yaml")
-        made = here(make(loaded.cells, store), store, loaded.resources)
+        loaded = load_grid(Path(__file__).parents[3] / "grids" / f"{name}.yaml")
+        made = here(make_plan(loaded.cells, store), store, loaded.resources)
         assert isinstance(made, Here)
         assert {part.basis for part in made.parts} == {SHIPPED}
         assert made.compute_type == compute_type

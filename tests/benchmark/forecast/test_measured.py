@@ -8,12 +8,12 @@ import pytest
 from benchmark.forecast import measured as forecast_measured
 from benchmark.forecast import timings
 from benchmark.forecast.cost import HOUR, estimate
-from benchmark.forecast.measured import OVERHEAD, OWN, OWN_OTHER, PAPER, _piece, note
+from benchmark.forecast.measured import OVERHEAD, OWN, OWN_OTHER, PAPER, _piece, keep_overhead
 from benchmark.forecast.timings import FILE, Sample
 from benchmark.forecast.wall_time import predict, summary
 from benchmark.grid.resources import Resources
 from benchmark.perf import timings as make_timings
-from benchmark.plan.plan import make
+from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from sande.compute import ComputeType
 from tests.benchmark.forecast.helpers import ABACUS, H100, SFT, basis, measured, only, only_piece, seconds, timed
@@ -22,7 +22,7 @@ from tests.benchmark.helpers import ACCURACY, cell, put, stage
 
 def test_a_stage_takes_what_the_same_one_with_another_seed_took(store: LocalStore) -> None:
     measured(store, cell(defense=SFT))
-    again = make([cell(defense=SFT, seed=1)], store)
+    again = make_plan([cell(defense=SFT, seed=1)], store)
     assert len(again.missing) == 4
     assert seconds(again, store) == pytest.approx(100 + 30 + 2 * 2 * 2)
     assert basis(again, store) == {OWN: 4}
@@ -57,7 +57,7 @@ def test_a_method_never_measured_takes_what_others_took_on_the_model(store: Loca
 def test_a_model_never_measured_takes_the_papers_times(store: LocalStore) -> None:
     measured(store, cell())
     llama = cell(model="llama2-7b", defense=SFT)
-    plan = make([llama], store)
+    plan = make_plan([llama], store)
     for machine in (None, "h100", "H800"):
         assert seconds(plan, store, machine) == pytest.approx(estimate(plan.missing).hours * HOUR)
         assert basis(plan, store, machine) == {PAPER: 4}
@@ -66,12 +66,12 @@ def test_a_model_never_measured_takes_the_papers_times(store: LocalStore) -> Non
 def test_an_outcome_that_two_evaluations_share_is_measured_once(store: LocalStore) -> None:
     measured(store, cell(metrics=["asr", ACCURACY]))
     both = [cell(seed=1, metrics=["asr"]), cell(seed=1, metrics=["asr", ACCURACY])]
-    assert seconds(make(both, store), store) == pytest.approx(100 + 2 + 2)
+    assert seconds(make_plan(both, store), store) == pytest.approx(100 + 2 + 2)
 
 
 def test_an_outcome_that_is_there_takes_no_time(store: LocalStore) -> None:
     measured(store, cell(metrics=["asr"]))
-    plan = make([cell(metrics=["asr", "false_trigger_rate"])], store)
+    plan = make_plan([cell(metrics=["asr", "false_trigger_rate"])], store)
     assert len(plan.missing) == 1
     measured(store, cell(seed=1))
     assert seconds(plan, store) == pytest.approx(2)
@@ -80,8 +80,8 @@ def test_an_outcome_that_is_there_takes_no_time(store: LocalStore) -> None:
 def test_a_run_on_the_store_replaces_the_overhead(store: LocalStore) -> None:
     measured(store, cell())
     plan = only("attack", cell(seed=1))
-    note(store, start=3.0, stage=1.0)
-    note(store, around=2.0)
+    keep_overhead(store, start=3.0, stage=1.0)
+    keep_overhead(store, around=2.0)
     assert predict(plan, store, Resources(), 1, None).wall == pytest.approx(2 + 3 + 1 + 100)
     assert (
         "plus 5 s, and 1.0 s a stage, as in the last run on this store" in summary(plan, store, Resources(), 1, None)[1]
@@ -104,7 +104,7 @@ def test_of_one_method_only_so_many_measurements_are_read(store: LocalStore, mon
     monkeypatch.setattr(forecast_measured, "_piece", lambda manifest: read.append(1) or PIECE(manifest))
     for seed in range(5):
         measured(store, cell(seed=seed, metrics=["asr"]))
-    assert seconds(make([cell(seed=9, metrics=["asr"])], store), store) == pytest.approx(102)
+    assert seconds(make_plan([cell(seed=9, metrics=["asr"])], store), store) == pytest.approx(102)
     assert len(read) == 4
 
 
@@ -117,7 +117,7 @@ def test_the_section_of_a_type_is_made_from_stores(tmp_path: Path, capsys: pytes
         timed(store, "sft", took, compute_type="bf16")
         timed(store, "osft", 9.0, seed=number, compute_type="fp32")
         timed(store, "nad", 9.0, seed=number, device=H100, compute_type="bf16")
-        note(store, around=took, start=1.0, stage=0.5)
+        keep_overhead(store, around=took, start=1.0, stage=0.5)
     out = tmp_path / "timings.json"
     arguments = ["timings", *(str(store.root) for store in stores), "--out", str(out), "--type"]
     for compute_type in ("fp32", "bf16"):

@@ -9,7 +9,7 @@ from benchmark.forecast.cost import HOUR
 from benchmark.forecast.measured import OVERHEAD, PAPER
 from benchmark.forecast.wall_time import predict, summary
 from benchmark.grid.resources import Resources
-from benchmark.plan.plan import make
+from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from tests.benchmark.forecast.helpers import BESIDE, GIB, H100, SFT, basis, measured, only, seconds
@@ -41,7 +41,7 @@ def test_workers_share_prompts_but_not_the_trainings_of_metrics(store: LocalStor
 
 def test_on_a_processor_the_papers_times_say_nothing(store: LocalStore) -> None:
     measured(store, cell())
-    made = predict(make([cell(model="llama2-7b")], store), store, Resources(), 1, "cpu")
+    made = predict(make_plan([cell(model="llama2-7b")], store), store, Resources(), 1, "cpu")
     assert made.basis == {}
     assert made.left_out == ("llama2-7b",)
 
@@ -69,7 +69,7 @@ def test_a_machine_chooses_among_the_measurements(store: LocalStore) -> None:
 
 def test_workers_do_stages_side_by_side(store: LocalStore) -> None:
     measured(store, cell(metrics=["asr"]))
-    plan = make([cell(seed=seed, metrics=["asr"]) for seed in (1, 2, 3)], store)
+    plan = make_plan([cell(seed=seed, metrics=["asr"]) for seed in (1, 2, 3)], store)
     for gpus, wall in ((1, 3 * (100 + 2)), (2, 2 * 100 + 2), (3, 100 + 2)):
         made = predict(plan, store, Resources(), gpus, None)
         assert made.wall == pytest.approx(wall + BESIDE, abs=6 * OVERHEAD.stage)
@@ -78,7 +78,7 @@ def test_workers_do_stages_side_by_side(store: LocalStore) -> None:
 
 def test_what_was_measured_on_a_gpu_shares_it(store: LocalStore) -> None:
     measured(store, cell(), device=H100, device_memory_bytes=80 * GIB)
-    plan = make([cell(seed=seed) for seed in range(1, 9)], store)
+    plan = make_plan([cell(seed=seed) for seed in range(1, 9)], store)
     made = predict(plan, store, Resources(), 1, "h100")
     assert made.sharing
     assert made.wall == pytest.approx(100 + 2 * 2 + BESIDE + 2 * OVERHEAD.stage)
@@ -90,14 +90,14 @@ def test_what_was_measured_on_a_gpu_shares_it(store: LocalStore) -> None:
 
 def test_two_lines_say_how_long_and_by_what(store: LocalStore) -> None:
     long = {"name": "sentence_trigger", "training": {"max_steps": 100_000}}
-    plan = make([cell(model="llama2-7b", attack=long, defense=SFT)], store)
+    plan = make_plan([cell(model="llama2-7b", attack=long, defense=SFT)], store)
     hours = predict(plan, store, Resources(), 8, "h100").wall / HOUR
     first, second = summary(plan, store, Resources(), 8, "h100")
     assert first.startswith(f"Forecast on 8 GPUs (h100): {hours:.1f} h for {hours:.1f} GPU-hours of work, 12% in use")
     beside = f"plus {BESIDE:.0f} s, and {OVERHEAD.stage:.1f} s a stage, as measured on two CPU cores"
     assert second == f"Forecast: 4 stages by {PAPER}; {beside}"
     measured(store, cell())
-    on_cpu, _ = summary(make([cell(seed=1)], store), store, Resources(), 2, "cpu")
+    on_cpu, _ = summary(make_plan([cell(seed=1)], store), store, Resources(), 2, "cpu")
     assert on_cpu.startswith("Forecast with 2 stages at a time (cpu): ")
     assert summary(plan, store, Resources(), 2, "cpu") == (
         "Forecast: none without times for llama2-7b (never measured on cpu, or of unknown size)",
@@ -107,6 +107,6 @@ def test_two_lines_say_how_long_and_by_what(store: LocalStore) -> None:
 
 def test_a_finished_grid_takes_no_more_than_its_report(store: LocalStore) -> None:
     measured(store, cell())
-    plan = make([cell()], store)
+    plan = make_plan([cell()], store)
     said = f"Forecast: {OVERHEAD.around:.0f} s, as nothing is left to run"
     assert summary(plan, store, Resources(), 1, None) == (said, "")

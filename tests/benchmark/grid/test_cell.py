@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from benchmark.grid.cell import Cell, Parser
 from benchmark.grid.keys import digest
-from benchmark.plan.plan import make
+from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from sande import registry
 from sande.data import datasets
@@ -226,7 +226,7 @@ def test_one_model_of_preferences_serves_in_domain_and_out_of_domain(store: Loca
         cell(defense=DPO, removal=SMALL["removal"] | {"name": f"builtin-{name}"}) for name in ("short", "explained")
     ]
     assert [one.setting for one in both] == ["in-domain", "out-of-domain"]
-    kinds = [stage.kind for stage in make(both, store).missing]
+    kinds = [stage.kind for stage in make_plan(both, store).missing]
     assert {kind: kinds.count(kind) for kind in kinds} == {"attack": 1, "defend": 1, "evaluate": 2}
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from benchmark.grid.cell import Cell
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from sande.errors import UserError
 from tests.benchmark.helpers import SFT_FAST, GridFile
 
@@ -19,7 +19,7 @@ SHIPPED_SCALES = sorted(path.stem for path in (GRIDS / "scales").glob("*.yaml"))
 
 def values(path: Path, *fields: str, **options: Any) -> list[tuple[Any, ...]]:
     """The named fields of every cell, in order."""
-    return [tuple(_at(cell, field) for field in fields) for cell in load(path, **options).cells]
+    return [tuple(_at(cell, field) for field in fields) for cell in load_grid(path, **options).cells]
 
 
 def _at(cell: Cell, field: str) -> Any:
@@ -32,14 +32,14 @@ def _at(cell: Cell, field: str) -> Any:
 def sentence(path: Path, **options: Any) -> str:
     """The message of the UserError that loading raises: one line that names the file."""
     with pytest.raises(UserError) as caught:
-        load(path, **options)
+        load_grid(path, **options)
     text = str(caught.value)
     assert "\n" not in text
     return text
 
 
 def test_a_grid_without_sweep_is_one_cell(grid_file: GridFile) -> None:
-    loaded = load(grid_file("plain", about="words", seed=3))
+    loaded = load_grid(grid_file("plain", about="words", seed=3))
     assert (loaded.name, loaded.about, len(loaded.cells)) == ("plain", "words", 1)
     assert loaded.cells[0].seed == 3
 
@@ -120,12 +120,12 @@ def test_set_replaces_a_swept_method(grid_file: GridFile) -> None:
 
 
 def test_set_reaches_the_resources(grid_file: GridFile) -> None:
-    loaded = load(grid_file(resources={"workers": 2}), overrides=["resources.cpus=3"])
+    loaded = load_grid(grid_file(resources={"workers": 2}), overrides=["resources.cpus=3"])
     assert (loaded.resources.workers, loaded.resources.cpus, loaded.resources.gpus) == (2, 3, None)
 
 
 def test_resources_do_not_change_a_cell(grid_file: GridFile) -> None:
-    plain, many = load(grid_file("a")), load(grid_file("b", resources={"workers": 4}))
+    plain, many = load_grid(grid_file("a")), load_grid(grid_file("b", resources={"workers": 4}))
     assert plain.cells == many.cells
 
 
@@ -173,7 +173,7 @@ def test_there_are_shipped_grids() -> None:
 @pytest.mark.parametrize("scale", [None, *SHIPPED_SCALES])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_grids_load_at_every_scale_and_say_what_they_are_in_a_line(path: Path, scale: str | None) -> None:
-    loaded = load(path, scale=scale)
+    loaded = load_grid(path, scale=scale)
     assert loaded.about
     assert "\n" not in loaded.about
     assert len({cell.id for cell in loaded.cells}) == len(loaded.cells) >= 1
@@ -206,7 +206,7 @@ def test_a_union_holds_the_cells_of_its_grids_each_once_and_says_where_each_stan
 ) -> None:
     grid_file("first", sweep={"seed": [0, 1]})
     grid_file("second", sweep={"seed": [1, 2]})
-    loaded = load(union(tmp_path, about="both", include=["first", "second"]))
+    loaded = load_grid(union(tmp_path, about="both", include=["first", "second"]))
     assert (loaded.name, loaded.about, loaded.scale) == ("union", "both", "")
     assert [cell.seed for cell in loaded.cells] == [0, 1, 2]
     parts = [loaded.parts[cell.id] for cell in loaded.cells]
@@ -214,7 +214,7 @@ def test_a_union_holds_the_cells_of_its_grids_each_once_and_says_where_each_stan
 
 
 def test_the_cells_of_a_plain_grid_stand_in_it(grid_file: GridFile) -> None:
-    loaded = load(grid_file(sweep={"seed": [0, 1]}))
+    loaded = load_grid(grid_file(sweep={"seed": [0, 1]}))
     assert set(loaded.parts.values()) == {("small",)}
 
 
@@ -222,7 +222,7 @@ def test_a_union_of_unions_has_every_grid_once(grid_file: GridFile, tmp_path: Pa
     grid_file("first")
     grid_file("second", seed=1)
     union(tmp_path, "inner", include=["first", "second"])
-    loaded = load(union(tmp_path, include=["inner", "first"]))
+    loaded = load_grid(union(tmp_path, include=["inner", "first"]))
     assert [(cell.seed, loaded.parts[cell.id]) for cell in loaded.cells] == [(0, ("first",)), (1, ("second",))]
 
 
@@ -230,7 +230,7 @@ def test_a_union_takes_resources_of_its_own_and_overrides(grid_file: GridFile, t
     grid_file("first", resources={"workers": 4}, defense="sande")
     grid_file("second", seed=1)
     path = union(tmp_path, include=["first", "second"], resources={"cpus": 2})
-    loaded = load(path, overrides=["resources.gpus=1", "defense.parrot_length=3", "data.rows=7"])
+    loaded = load_grid(path, overrides=["resources.gpus=1", "defense.parrot_length=3", "data.rows=7"])
     assert (loaded.resources.workers, loaded.resources.cpus, loaded.resources.gpus) == (1, 2, 1)
     assert [cell.data.rows for cell in loaded.cells] == [7, 7]
     assert loaded.cells[0].defense.config.parrot_length == 3
@@ -239,7 +239,7 @@ def test_a_union_takes_resources_of_its_own_and_overrides(grid_file: GridFile, t
 def test_only_chooses_among_the_cells_of_a_union(grid_file: GridFile, tmp_path: Path) -> None:
     grid_file("first", defense="sft")
     grid_file("second", defense="sande")
-    loaded = load(union(tmp_path, include=["first", "second"]), only=["defense=sande"])
+    loaded = load_grid(union(tmp_path, include=["first", "second"]), only=["defense=sande"])
     assert [cell.defense.name for cell in loaded.cells] == ["sande"]
     assert loaded.name == "union--only-defense=sande"
 
@@ -301,7 +301,7 @@ def scale(folder: Path, name: str, *rules: dict[str, Any], **more: Any) -> Path:
 
 
 def cells(path: Path, **options: Any) -> tuple[Cell, ...]:
-    return load(path, **options).cells
+    return load_grid(path, **options).cells
 
 
 def test_rules_apply_in_order_to_the_cells_that_match(grid_file: GridFile) -> None:
@@ -332,7 +332,7 @@ def test_scales_replace_the_grids_own_and_name_the_results(grid_file: GridFile, 
         ("large", "small", "large", 90),
         ("little", "small-little", "little", 9),
     ]:
-        loaded = load(path, scale=asked)
+        loaded = load_grid(path, scale=asked)
         assert (loaded.name, loaded.scale, loaded.cells[0].data.rows) == (name, used, rows)
         assert loaded.cells[0].data.test_rows == 2, "the grid's own rules hold at every scale"
         assert loaded.parts[loaded.cells[0].id] == ("small",), "parts are named without the scale"
@@ -341,8 +341,8 @@ def test_scales_replace_the_grids_own_and_name_the_results(grid_file: GridFile, 
 def test_a_grid_without_scale_can_be_given_one(grid_file: GridFile, tmp_path: Path) -> None:
     scale(tmp_path, "little", {"set": {"data.rows": 9}})
     path = grid_file()
-    assert (load(path).name, load(path).scale) == ("small", "")
-    loaded = load(path, scale="little")
+    assert (load_grid(path).name, load_grid(path).scale) == ("small", "")
+    loaded = load_grid(path, scale="little")
     assert (loaded.name, loaded.scale) == ("small-little", "little")
 
 
@@ -351,12 +351,12 @@ def test_the_outermost_scale_that_is_given_holds(grid_file: GridFile, tmp_path: 
     scale(tmp_path, "little", {"set": {"data.rows": 9}})
     grid_file("first", scale="large")
     inherited, own = union(tmp_path, include=["first"]), union(tmp_path, "own", include=["first"], scale="little")
-    assert [(g.name, g.scale, g.cells[0].data.rows) for g in map(load, (inherited, own))] == [
+    assert [(g.name, g.scale, g.cells[0].data.rows) for g in map(load_grid, (inherited, own))] == [
         ("union", "large", 90),
         ("own", "little", 9),
     ]
-    assert load(inherited, scale="little").name == "union-little"
-    assert load(own, scale="little").name == "own"
+    assert load_grid(inherited, scale="little").name == "union-little"
+    assert load_grid(own, scale="little").name == "own"
 
 
 def test_grids_of_different_scales_need_one_for_their_union(grid_file: GridFile, tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_grids_of_different_scales_need_one_for_their_union(grid_file: GridFile,
     grid_file("second", scale="little", seed=1)
     path = union(tmp_path, include=["first", "second"])
     assert "different scales (large, little); give one as 'scale'" in sentence(path)
-    assert load(path, scale="little").name == "union-little"
+    assert load_grid(path, scale="little").name == "union-little"
 
 
 @pytest.mark.parametrize("name", ["huge", "../large", "."])

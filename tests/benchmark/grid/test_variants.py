@@ -2,12 +2,12 @@
 
 import pytest
 
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from tests.benchmark.helpers import GridFile
 
 
 def name(path, *sets: str, only: tuple[str, ...] = (), scale: str | None = None) -> str:
-    return load(path, sets, only, scale).name
+    return load_grid(path, sets, only, scale).name
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ from typing import Any
 import pytest
 
 from benchmark.grid import wildcards
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from sande import registry
 from sande.errors import UserError
 from tests.benchmark.helpers import GridFile
 
 
 def defenses(path: Any) -> list[str]:
-    return [cell.defense.name for cell in load(path).cells]
+    return [cell.defense.name for cell in load_grid(path).cells]
 
 
 def test_all_is_every_entry_in_the_order_of_names() -> None:
@@ -52,13 +52,13 @@ def test_a_sweep_over_all_has_a_cell_for_each(grid_file: GridFile) -> None:
 )
 def test_an_unknown_word_lists_the_entries(grid_file: GridFile, changes: dict[str, Any], place: str) -> None:
     with pytest.raises(UserError, match=place) as caught:
-        load(grid_file(**changes))
+        load_grid(grid_file(**changes))
     assert ", ".join(registry.names("defenses")) in str(caught.value)
 
 
 def test_all_outside_of_a_sweep_is_refused(grid_file: GridFile) -> None:
     with pytest.raises(UserError, match=r"defense: 'all' is a word of a sweep; .* in 'sweep'"):
-        load(grid_file(defense="all"))
+        load_grid(grid_file(defense="all"))
 
 
 def test_metrics_of_durability_are_those_that_declare_it(grid_file: GridFile) -> None:
@@ -66,7 +66,7 @@ def test_metrics_of_durability_are_those_that_declare_it(grid_file: GridFile) ->
     durability = registry.durability_metrics()
     assert "asr_int4" in durability
     listed = ["asr", {"name": "asr_int4", "decoding": {"prompts": 5}}, "durability"]
-    (cell,) = load(grid_file(metrics=listed, rules=rules)).cells
+    (cell,) = load_grid(grid_file(metrics=listed, rules=rules)).cells
     others = [name for name in durability if name != "asr_int4"]
     assert [metric.name for metric in cell.metrics] == ["asr", "asr_int4", *others]
     assert cell.metrics[1].config.decoding.prompts == 5

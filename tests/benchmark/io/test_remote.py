@@ -251,7 +251,7 @@ def test_commands_look_after_a_store_there(uri: str, grid_file: GridFile, tmp_pa
     Remote(uri).write(f"defend/{sft.defense_key}/manifest.json", b"{")
     assert "manifest.json is garbled" in invoke("store", "verify", "--store", uri).output
     assert invoke("store", "prune", path, "--store", uri, "--yes").exit_code == 0
-    assert len(plan.make([sft], open_store(uri)).missing) == 1
+    assert len(plan.make_plan([sft], open_store(uri)).missing) == 1
     assert open_store(uri).keys("defend") == []
     assert open_store(uri).quarantined() == {}
 

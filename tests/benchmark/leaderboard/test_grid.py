@@ -20,7 +20,7 @@ SCALES = {"paper": "qwen1.5-4b", "small": "smollm2-135m", "tiny": "tiny"}
 
 @pytest.fixture(scope="module", params=SCALES)
 def grid(request: pytest.FixtureRequest) -> load.Grid:
-    return load.load(GRID, scale=request.param)
+    return load.load_grid(GRID, scale=request.param)
 
 
 def test_every_attack_of_the_registry_meets_every_defense_and_has_a_twin(grid: load.Grid) -> None:
@@ -56,7 +56,7 @@ def test_at_a_small_scale_no_training_of_a_defense_goes_by_epochs(scale: str) ->
         own = [value for value in values if isinstance(value, Training)]
         return own + [one for value in values if not isinstance(value, Training) for one in trainings(value)]
 
-    for cell in load.load(GRID, scale=scale).cells:
+    for cell in load.load_grid(GRID, scale=scale).cells:
         assert cell.model == SCALES[scale]
         assert all(training.max_steps for training in trainings(cell.defense.config)), cell.defense.name
 
@@ -76,7 +76,7 @@ def test_a_new_attack_defense_and_metric_of_durability_need_no_edit_of_the_grid(
         (tmp_path / f"fresh_{kind}.py").write_text(text)
     code = (
         "import json\nfrom pathlib import Path\nfrom benchmark.grid import load\n"
-        f"cells = load.load(Path({str(GRID)!r}), scale='tiny').cells\n"
+        f"cells = load.load_grid(Path({str(GRID)!r}), scale='tiny').cells\n"
         "print(json.dumps([(c.attack.name, c.attack.config.poison_rate > 0, c.defense.name,\n"
         "                   [m.name for m in c.metrics]) for c in cells]))"
     )

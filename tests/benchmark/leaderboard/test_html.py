@@ -53,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "results").mkdir()
     found = [row | {"ci_low": row["value"] - 1, "ci_high": row["value"] + 1} for row in some_rows()]
     samples = [outcome("sft alpaca alpaca 0", index) for index in range(pages.SAMPLES + 5)]
-    files.write(found, [pa.Table.from_pylist(samples, schema=schema.OUTCOMES)], folder / "results")
+    files.write_rows(found, [pa.Table.from_pylist(samples, schema=schema.OUTCOMES)], folder / "results")
     write([folder / "results"], None, folder / "html")
     return folder
 
@@ -117,7 +117,7 @@ def test_a_cell_s_page_has_settings_measurements_and_as_many_samples_as_it_shows
 def test_a_cell_id_is_no_path(tmp_path: Path) -> None:
     made = [row | {"cell": "../../outside"} for row in cell("sft", 98.0, {"arc_easy": 1.0})]
     (tmp_path / "results").mkdir()
-    files.write(made, [], tmp_path / "results")
+    files.write_rows(made, [], tmp_path / "results")
     write([tmp_path / "results"], None, tmp_path / "html")
     assert {path.name for path in tmp_path.iterdir()} == {"results", "html"}
     assert len(list((tmp_path / "html/cells").iterdir())) == 1
@@ -283,7 +283,7 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
         )
         assert row[2]["text"] == f"{record['asr']:.1f}"
         assert row[3]["text"] == f"{record['utility_loss']:+.2f}".replace("-", "−")
-    found = by_cell(files.read(made / "results").to_pylist())
+    found = by_cell(files.read_rows(made / "results").to_pylist())
     cells = table(index, "cells")
     assert len(cells) == len(found) == 9
     for one, row in zip(found.values(), cells, strict=True):

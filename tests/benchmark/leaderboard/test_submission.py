@@ -30,7 +30,7 @@ def results(tmp_path: Path) -> Path:
     folder = tmp_path / "results"
     folder.mkdir()
     shown = pa.Table.from_pylist([outcome("forget alpaca alpaca 0", 0)], schema=schema.OUTCOMES)
-    files.write(
+    files.write_rows(
         [*found, found[0] | {"metric": "case_study", "value": 0.0, "ci_low": 0.0, "ci_high": 9.0}], [shown], folder
     )
     return folder
@@ -58,7 +58,7 @@ def test_an_entry_from_results_is_in_order_and_says_what_they_say(results: Path,
         said = CliRunner().invoke(app, ["leaderboard", "check", str(path)])
         assert said.stdout == f"{path}: in order; forget, must know: nothing, 1 cells\n"
         back = submission.to_rows(submission.read(path))
-        originals = [row for row in files.read(results).to_pylist() if row["defense"] == "forget"]
+        originals = [row for row in files.read_rows(results).to_pylist() if row["defense"] == "forget"]
         for row, original in zip(back, originals, strict=True):
             for column in ("metric", "value", "ci_low", "ci_high", "count", "victim_value", "victim_asr", "knows"):
                 assert row[column] == original[column]
@@ -71,7 +71,7 @@ def test_an_entry_stands_on_the_leaderboard_beside_results(
 ) -> None:
     others = tmp_path / "others"
     others.mkdir()
-    files.write(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("osft", 0.0, {"arc_easy": 3.0}), [], others)
+    files.write_rows(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("osft", 0.0, {"arc_easy": 3.0}), [], others)
     (tmp_path / "forget.json").write_text(json.dumps(valid))
     write([others, tmp_path / "forget.json"], None, tmp_path / "html")
     page = (tmp_path / "html/index.html").read_text(encoding="utf-8")
@@ -179,7 +179,9 @@ def test_the_commands_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.Monke
     for command in commands:
         done = CliRunner().invoke(app, shlex.split(command)[1:])
         assert done.exit_code == 0, (command, done.output)
-    known = {row["cell"] for row in files.read(tmp_path / "results/quickstart").to_pylist() if row["defense"] == "sft"}
+    known = {
+        row["cell"] for row in files.read_rows(tmp_path / "results/quickstart").to_pylist() if row["defense"] == "sft"
+    }
     assert {row["cell"] for row in submission.to_rows(submission.read(tmp_path / "sft.json"))} == known
     page = (tmp_path / "board/index.html").read_text(encoding="utf-8")
     assert "submitted</span>" not in page, "the results have that cell, and were named first"

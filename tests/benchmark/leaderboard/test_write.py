@@ -18,7 +18,7 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-        files.write(made, [], folder)
+        files.write_rows(made, [], folder)
     page = write(folders, tmp_path / "board")
     said = CliRunner().invoke(app, ["leaderboard", *map(str, folders), "--out", str(tmp_path / "board")])
     assert said.exit_code == 0, said.output
@@ -35,6 +35,6 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
 
 
 def test_results_without_a_defense_to_rank_are_refused(tmp_path: Path) -> None:
-    files.write(cell("none", 99.0, {"arc_easy": 0.0}), [], tmp_path)
+    files.write_rows(cell("none", 99.0, {"arc_easy": 0.0}), [], tmp_path)
     with pytest.raises(UserError, match=r".*: no defense has both an ASR and a utility"):
         write([tmp_path], tmp_path / "board")

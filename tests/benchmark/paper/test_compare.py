@@ -42,7 +42,7 @@ Values = Callable[[Cell, str], float]
 
 @functools.cache
 def loaded(name: str, scale: str | None = None, *overrides: str) -> load.Grid:
-    return load.load(GRIDS / f"{name}.yaml", overrides, (), scale)
+    return load.load_grid(GRIDS / f"{name}.yaml", overrides, (), scale)
 
 
 def rows_of(made: load.Grid, values: Values, cells: Iterable[Cell] | None = None) -> list[dict[str, Any]]:
@@ -299,7 +299,7 @@ def test_kinds_of_change(points: float, kind: str) -> None:
 
 def test_files_hold_every_number(tmp_path: Path) -> None:
     found = rows_of(loaded("smollm2"), constant(sande=4.0))
-    files.write(found, [outcomes_of(found)], tmp_path)
+    files.write_rows(found, [outcomes_of(found)], tmp_path)
     text = comparison_page.write(tmp_path)
     assert text.startswith("Of the 360 numbers that the paper reports, ")
     assert (tmp_path / "comparison.md").read_text().startswith("# `smollm2` compared with the paper")
@@ -313,7 +313,7 @@ def test_files_hold_every_number(tmp_path: Path) -> None:
 
 def test_the_command_says_where_the_comparison_is_and_refuses_a_folder_without_rows(tmp_path: Path) -> None:
     grid_ = loaded("paper_table_6")
-    files.write(rows_of(grid_, as_reported), [], tmp_path)
+    files.write_rows(rows_of(grid_, as_reported), [], tmp_path)
     said = CliRunner().invoke(app, ["compare", str(tmp_path)])
     assert said.exit_code == 0, said.output
     assert f"Comparison: {tmp_path / 'comparison.md'}" in said.output

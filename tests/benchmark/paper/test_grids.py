@@ -12,7 +12,7 @@ import pytest
 from benchmark.grid import load as grid_load
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import Grid
-from benchmark.plan.plan import make
+from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from sande.config import Training
 
@@ -33,7 +33,7 @@ assert not heavy, heavy
 
 
 def load(name: str, **options: Any) -> Grid:
-    return grid_load.load(GRIDS / f"{name}.yaml", **options)
+    return grid_load.load_grid(GRIDS / f"{name}.yaml", **options)
 
 
 def cells(name: str, **wanted: str) -> list[Cell]:
@@ -191,7 +191,7 @@ def test_utility_is_all_questions_by_the_letter_prompt(grid: str) -> None:
 
 def test_the_paper_trains_each_victim_once_and_dpo_once_for_both_domains(tmp_path: Path) -> None:
     loaded = load("paper")
-    plan = make(loaded.cells, LocalStore(tmp_path / "store", create=False))
+    plan = make_plan(loaded.cells, LocalStore(tmp_path / "store", create=False))
     kinds = Counter(stage.kind for stage in plan.stages.values())
     trigger_pairs, rates = 4, 5  # a rate of 5 % is that of the tables
     assert kinds["attack"] == len(VICTIMS) + trigger_pairs + rates

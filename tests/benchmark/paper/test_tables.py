@@ -14,7 +14,7 @@ from benchmark.paper import numbers as paper_numbers
 from benchmark.paper.numbers import arithmetic_slips
 from benchmark.records import aggregate
 from benchmark.records.aggregate import Outcomes
-from benchmark.records.files import write
+from benchmark.records.files import write_rows
 from benchmark.records.schema import SCHEMA
 from benchmark.report import page, tables
 from benchmark.report.layouts import PAPER, layout
@@ -195,7 +195,7 @@ def parquet(folder: Path, name: str) -> list[dict[str, Any]]:
 
 def written(results: Results, folder: Path) -> Path:
     folder.mkdir()
-    write(results.rows, [results.tables[1]], folder)
+    write_rows(results.rows, [results.tables[1]], folder)
     page.write(folder)
     return folder
 

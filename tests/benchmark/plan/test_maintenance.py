@@ -8,7 +8,7 @@ import pytest
 from benchmark.forecast import disk
 from benchmark.grid import space
 from benchmark.grid.cell import Cell
-from benchmark.grid.load import load
+from benchmark.grid.load import load_grid
 from benchmark.io import units
 from benchmark.plan import plan, retention, searches
 from benchmark.store.local import LocalStore
@@ -29,7 +29,7 @@ def filled(store: LocalStore) -> LocalStore:
 def keys_of(*cells: Cell) -> set[tuple[str, str]]:
     return {
         (stage.kind, key)
-        for stage in plan.make(cells, LocalStore(Path("none"), create=False)).stages.values()
+        for stage in plan.make_plan(cells, LocalStore(Path("none"), create=False)).stages.values()
         for key in stage.artifacts
     }
 
@@ -97,12 +97,12 @@ def test_pruning_keeps_exactly_what_the_listed_grids_need(filled: LocalStore, gr
 def test_a_pruned_grid_has_nothing_to_run(filled: LocalStore, grid_file: GridFile, tmp_path: Path) -> None:
     path = grid_file(defense="sft")
     invoke("store", "prune", path, "--store", filled.root, "--yes")
-    assert plan.make(load(path).cells, filled).missing == []
+    assert plan.make_plan(load_grid(path).cells, filled).missing == []
 
 
 def test_pruning_keeps_searches_and_what_was_found_by_them(store: LocalStore, grid_file: GridFile) -> None:
     path = grid_file(defense="sft", search=SEARCH)
-    loaded = load(path)
+    loaded = load_grid(path)
     job = space.job_of(loaded.search, loaded.cells[0])
     put(store, "search", job.key, {"best": {"defense.training.learning_rate": 1e-3}, "settings": {}, "trials": []})
     put(store, "search", "another", {"settings": {}})
@@ -141,7 +141,7 @@ def test_a_plan_says_what_it_takes_on_disk(
 
 
 def test_without_a_store_a_model_counts_by_its_parameters(grid_file: GridFile, tmp_path: Path) -> None:
-    made = plan.make([cell(model="smollm2-135m", defense="sft")], LocalStore(tmp_path / "none", create=False))
+    made = plan.make_plan([cell(model="smollm2-135m", defense="sft")], LocalStore(tmp_path / "none", create=False))
     assert "2 models take 538 MB; 0 bytes of it are there" in disk.summary(
         made, LocalStore(tmp_path / "no", create=False)
     )

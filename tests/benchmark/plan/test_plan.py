@@ -3,7 +3,7 @@
 import shutil
 
 from benchmark.grid.cell import Cell, Parser
-from benchmark.plan.plan import make, stages_of, victim_of
+from benchmark.plan.plan import make_plan, stages_of, victim_of
 from benchmark.plan.stage import Stage
 from benchmark.store.local import LocalStore
 from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, cell, finish, measure, put, trained
@@ -12,7 +12,7 @@ ORDER = ["attack", "defend", "evaluate"]
 
 
 def kinds(store: LocalStore, *cells: Cell) -> dict[str, int]:
-    found = [stage.kind for stage in make(cells, store).missing]
+    found = [stage.kind for stage in make_plan(cells, store).missing]
     return {kind: found.count(kind) for kind in ORDER}
 
 
@@ -29,7 +29,7 @@ def test_each_seed_and_poison_rate_has_a_victim_of_its_own(store: LocalStore) ->
 
 def test_the_victim_is_measured_even_if_only_a_defense_is_asked_for(store: LocalStore) -> None:
     sande = cell(defense="sande")
-    plan = make([sande], store)
+    plan = make_plan([sande], store)
     assert plan.cells == (sande,)
     evaluated = {stage.settings["defense"]["name"] for stage in plan.stages.values() if stage.kind == "evaluate"}
     assert evaluated == {"none", "sande"}
@@ -43,7 +43,7 @@ def test_removal_sets_do_not_multiply_the_victims_measurement(store: LocalStore)
 
 def test_stages_stand_in_an_order_in_which_they_can_be_done(store: LocalStore) -> None:
     cells = [cell(defense=defense, seed=seed) for seed in (0, 1) for defense in ("sande", "none")]
-    stages = list(make(cells, store).stages.values())
+    stages = list(make_plan(cells, store).stages.values())
     assert [ORDER.index(stage.kind) for stage in stages] == sorted(ORDER.index(stage.kind) for stage in stages)
     before: set[str] = set()
     for stage in stages:
@@ -76,12 +76,12 @@ def test_cells_that_share_nothing_have_the_same_victim_all_the_same(store: Local
     assert shared[0].attack is shared[1].attack
     apart = [cell(defense=defense) for defense in ("sft", "sande")]
     assert apart[0].attack is not apart[1].attack
-    assert make(shared, store) == make(apart, store)
+    assert make_plan(shared, store) == make_plan(apart, store)
 
 
 def test_a_finished_cell_needs_nothing(store: LocalStore) -> None:
     done = finish(store, cell(defense="sft"), {"asr": 50})
-    plan = make([done], store)
+    plan = make_plan([done], store)
     assert plan.missing == []
     assert plan.done == set(plan.stages)
 
@@ -89,11 +89,11 @@ def test_a_finished_cell_needs_nothing(store: LocalStore) -> None:
 def test_a_plan_has_a_cell_whose_victim_is_measured_too(store: LocalStore) -> None:
     sft = cell(defense="sft")
     finish(store, sft, {"asr": 50})
-    assert make([sft, cell(defense="sande")], store).has(sft)
-    assert make([sft], store).has(cell())
-    assert not make([sft, cell(defense="sande")], store).has(cell(defense="sande"))
+    assert make_plan([sft, cell(defense="sande")], store).has(sft)
+    assert make_plan([sft], store).has(cell())
+    assert not make_plan([sft, cell(defense="sande")], store).has(cell(defense="sande"))
     shutil.rmtree(store.path("evaluate", cell().evaluation_keys[0]))
-    assert not make([sft], store).has(sft)
+    assert not make_plan([sft], store).has(sft)
 
 
 def test_only_what_is_not_done_is_missing(store: LocalStore) -> None:
@@ -107,7 +107,7 @@ def test_only_what_is_not_done_is_missing(store: LocalStore) -> None:
 def test_an_evaluation_lacks_a_metric_that_was_added(store: LocalStore) -> None:
     finish(store, cell(), {"asr": 50})
     (attack, _) = stages_of(cell(metrics=["asr", ACCURACY]))
-    assert make([cell(metrics=["asr", ACCURACY])], store).done == {attack.key}
+    assert make_plan([cell(metrics=["asr", ACCURACY])], store).done == {attack.key}
     assert kinds(store, cell(metrics=["asr", ACCURACY])) == {"attack": 0, "defend": 0, "evaluate": 1}
 
 

@@ -9,7 +9,7 @@ from benchmark.forecast import disk
 from benchmark.grid.cell import Cell
 from benchmark.io import units
 from benchmark.plan import plan, retention
-from benchmark.plan.plan import make
+from benchmark.plan.plan import make_plan
 from benchmark.plan.retention import Keeper
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
@@ -25,7 +25,7 @@ def cells(store: LocalStore) -> list[Cell]:
 
 
 def sweep(store: LocalStore, cells: list[Cell], keep: str) -> None:
-    plan = make(cells, store)
+    plan = make_plan(cells, store)
     Keeper(plan.stages.values(), plan.done, store, keep).sweep()
 
 
@@ -35,7 +35,7 @@ def models(store: LocalStore, of: Cell) -> tuple[bool, bool]:
 
 
 def missing(store: LocalStore, *cells: Cell) -> list[str]:
-    return [stage.kind for stage in plan.make(cells, store).missing]
+    return [stage.kind for stage in plan.make_plan(cells, store).missing]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_new_defense_makes_its_victim_anew_and_no_other_defense(store: LocalSt
 def test_a_model_that_is_needed_in_any_case_is_missing(store: LocalStore, cells: list[Cell]) -> None:
     sweep(store, cells, "none")
     victim = plan.victim_of(cells[0])
-    made = plan.make([victim], store, needed=[victim.attack_key])
+    made = plan.make_plan([victim], store, needed=[victim.attack_key])
     assert [stage.kind for stage in made.missing] == ["attack"]
 
 
@@ -85,7 +85,7 @@ def test_a_model_made_anew_takes_the_place_of_what_was_left_of_it(store: LocalSt
 
 def test_a_model_goes_when_its_last_reader_is_done_and_not_before(store: LocalStore) -> None:
     cells = [cell(defense=SFT_FAST), cell(defense=SFT_FAST, metrics=["asr", ACCURACY])]
-    plan = make(cells, store)
+    plan = make_plan(cells, store)
     keeper = Keeper(plan.stages.values(), plan.done, store, "none")
     finish(store, cells[1], ASR, ASR)
     seen = []
@@ -102,7 +102,7 @@ def test_a_model_goes_when_its_last_reader_is_done_and_not_before(store: LocalSt
 
 def test_what_a_failed_stage_needs_is_kept(store: LocalStore) -> None:
     of = cell(defense=SFT_FAST)
-    plan = make([of], store)
+    plan = make_plan([of], store)
     finish(store, of, ASR, ASR)
     keeper = Keeper(plan.stages.values(), plan.done, store, "none")
     for stage in plan.missing:
@@ -113,7 +113,7 @@ def test_what_a_failed_stage_needs_is_kept(store: LocalStore) -> None:
 
 def test_a_plan_says_what_stays_on_disk(store: LocalStore) -> None:
     finish(store, cell(defense=SFT_FAST), ASR, ASR)
-    plan = make([cell(defense=SFT_FAST), cell(defense=SFT_SLOW)], store)
+    plan = make_plan([cell(defense=SFT_FAST), cell(defense=SFT_SLOW)], store)
     assert disk.summary(plan, store).startswith("Disk: 3 models take ")
     line = disk.summary(plan, store, "victims")
     models = [("attack", plan.cells[0].attack_key), ("defend", plan.cells[0].defense_key)]
@@ -130,15 +130,15 @@ def test_an_unknown_word_is_a_mistake_in_one_sentence() -> None:
 def test_a_report_is_up_to_date_after_its_models_were_dropped(
     store: LocalStore, cells: list[Cell], tmp_path: Path, grid_file: Callable[..., Path]
 ) -> None:
-    from benchmark.grid.load import load
+    from benchmark.grid.load import load_grid
     from benchmark.report import freshness
 
-    loaded = load(grid_file(sweep={"defense": [SFT_SLOW, SFT_FAST]}))
+    loaded = load_grid(grid_file(sweep={"defense": [SFT_SLOW, SFT_FAST]}))
     assert {each.id for each in loaded.cells} == {each.id for each in cells}
     sweep(store, cells, "victims")
     folder = report_folder(store, tmp_path / "report", *cells)
-    made_of = freshness.fingerprint(loaded, plan.make(cells, store), store)
+    made_of = freshness.fingerprint(loaded, plan.make_plan(cells, store), store)
     freshness.record(folder, made_of, ["text"], store)
-    assert freshness.cached_output(folder, freshness.fingerprint(loaded, plan.make(cells, store), store), store) == [
-        "text"
-    ]
+    assert freshness.cached_output(
+        folder, freshness.fingerprint(loaded, plan.make_plan(cells, store), store), store
+    ) == ["text"]

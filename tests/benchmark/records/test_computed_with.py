@@ -65,7 +65,7 @@ def test_rows_from_before_say_nothing_of_it(store: LocalStore, tmp_path: Path) -
     old = pa.Table.from_pylist(rows_of(store, cell(defense="sft")), schema=schema.SCHEMA)
     names = [f"{before}{name}" for before in ("attack_", "defense_", "") for name in schema.COMPUTED_WITH]
     files.write_tables([old.drop_columns(names)], old.drop_columns(names).schema, folder / "rows.parquet", 10)
-    assert set(files.read(folder)["compute_type"].to_pylist()) == {None}
+    assert set(files.read_rows(folder)["compute_type"].to_pylist()) == {None}
     page.write(folder)
     assert "computed in" not in (folder / "README.md").read_text(encoding="utf-8")
 

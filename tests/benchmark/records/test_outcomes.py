@@ -14,7 +14,7 @@ from scipy import stats
 from benchmark.grid.cell import Cell
 from benchmark.plan.plan import victim_of
 from benchmark.records import files, rows
-from benchmark.records.files import read, read_outcomes
+from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.schema import OUTCOMES, SCHEMA
 from benchmark.store.local import DamagedError, LocalStore
 from sande import registry
@@ -101,7 +101,7 @@ def test_outcomes_of_cell_and_victim_pair_up(store: LocalStore, done: Cell, monk
 def test_a_cell_that_is_not_done_has_none(store: LocalStore, done: Cell) -> None:
     table = outcomes_of(store, cell(metrics=METRICS, defense="sft"), done)
     assert set(table["cell"].to_pylist()) == {done.id}
-    assert not list(rows.outcomes([], store))
+    assert not list(rows.build_outcomes([], store))
 
 
 def test_one_model_under_two_cells_has_its_outcomes_under_both(
@@ -126,7 +126,7 @@ def test_one_model_under_two_cells_has_its_outcomes_under_both(
 @pytest.fixture
 def folder(store: LocalStore, done: Cell, tmp_path: Path) -> Path:
     (tmp_path / "r").mkdir()
-    files.write(rows_of(store, done), rows.outcomes([done], store), tmp_path / "r")
+    files.write_rows(rows_of(store, done), rows.build_outcomes([done], store), tmp_path / "r")
     return tmp_path / "r"
 
 
@@ -161,29 +161,29 @@ def test_files_are_written_in_groups(
 ) -> None:
     monkeypatch.setattr(files, "ROW_GROUP", 3)
     monkeypatch.setattr(files, "OUTCOME_GROUP", 10)
-    files.write(rows_of(store, done), rows.outcomes([done], store), tmp_path)
+    files.write_rows(rows_of(store, done), rows.build_outcomes([done], store), tmp_path)
     groups = {name: pq.ParquetFile(tmp_path / f"{name}.parquet").num_row_groups for name in ("rows", "outcomes")}
     assert groups == {"rows": 3, "outcomes": 2}  # of 7 rows in threes, of 8, 16 and 4 outcomes in tens
-    assert [row["metric"] for row in read(tmp_path).to_pylist()] == [row["metric"] for row in rows_of(store, done)]
+    assert [row["metric"] for row in read_rows(tmp_path).to_pylist()] == [row["metric"] for row in rows_of(store, done)]
     assert read_outcomes(tmp_path).to_pylist() == outcomes_of(store, done).to_pylist()
 
 
 def test_rows_and_outcomes_are_made_as_they_are_asked_for(store: LocalStore, done: Cell) -> None:
     cells = iter([done, cell(defense="sft")])  # the second is not done, and would raise
-    assert next(rows.build("hand", cells, store, {}))["cell"] == done.id
-    assert next(rows.outcomes([done], store))["metric"].unique().to_pylist() == ["asr", "asr_starts_with"]
+    assert next(rows.build_rows("hand", cells, store, {}))["cell"] == done.id
+    assert next(rows.build_outcomes([done], store))["metric"].unique().to_pylist() == ["asr", "asr_starts_with"]
 
 
 def test_writing_tells_how_many_cells_failed(store: LocalStore, done: Cell, tmp_path: Path) -> None:
     bad = [cell(defense="sft", seed=seed) for seed in (0, 1)]
     errors = {stage(of, "attack").key: "no" for of in bad[1:]} | {stage(bad[0], "defend").key: "no"}
-    assert files.write(rows.build("hand", [done, *bad], store, errors), [], tmp_path) == 2
+    assert files.write_rows(rows.build_rows("hand", [done, *bad], store, errors), [], tmp_path) == 2
 
 
 def test_rows_that_cannot_be_made_leave_the_old_files(store: LocalStore, done: Cell, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(DamagedError):  # of the second cell nothing is in the store
-        files.write(rows.build("hand", [done, cell(defense="sft")], store, {}), [], folder)
+        files.write_rows(rows.build_rows("hand", [done, cell(defense="sft")], store, {}), [], folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -192,9 +192,9 @@ def test_rows_that_cannot_be_made_leave_the_old_files(store: LocalStore, done: C
 
 def test_a_row_tells_its_grids_and_scale(store: LocalStore, done: Cell, tmp_path: Path) -> None:
     parts = {done.id: ("paper_table_1_2", "paper_figure_2")}
-    made = rows.build("paper", [done], store, {}, parts, scale="tiny")
-    files.write(made, rows.outcomes([done], store), tmp_path)
-    row, *_ = read(tmp_path).to_pylist()
+    made = rows.build_rows("paper", [done], store, {}, parts, scale="tiny")
+    files.write_rows(made, rows.build_outcomes([done], store), tmp_path)
+    row, *_ = read_rows(tmp_path).to_pylist()
     assert (row["grid"], row["grids"], row["scale"]) == ("paper", ["paper_table_1_2", "paper_figure_2"], "tiny")
 
 
@@ -204,7 +204,7 @@ def test_a_grid_that_includes_none_is_its_only_part(store: LocalStore, done: Cel
 
 def test_a_failed_row_has_them_too(store: LocalStore) -> None:
     bad = cell(defense="sft")
-    made = rows.build("paper", [bad], store, {stage(bad, "defend").key: "no"}, {bad.id: ("a", "b")}, "small")
+    made = rows.build_rows("paper", [bad], store, {stage(bad, "defend").key: "no"}, {bad.id: ("a", "b")}, "small")
     assert {(row["status"], tuple(row["grids"]), row["scale"], row["knows"]) for row in made} == {
         ("failed", ("a", "b"), "small", "nothing")
     }
@@ -213,6 +213,6 @@ def test_a_failed_row_has_them_too(store: LocalStore) -> None:
 @pytest.mark.parametrize("name", registry.names("defenses"))
 def test_a_row_tells_what_the_defense_must_know(store: LocalStore, name: str) -> None:
     of = cell(defense=DPO if name == "dpo" else name)
-    made = rows.build("hand", [of], store, {stage(of, "attack").key: "no"})
+    made = rows.build_rows("hand", [of], store, {stage(of, "attack").key: "no"})
     assert {row["knows"] for row in made} == {registry.knowledge(name).label}
     assert SCHEMA.field("knows").type == pa.string()

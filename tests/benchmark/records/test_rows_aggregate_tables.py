@@ -12,7 +12,7 @@ from benchmark.grid.cell import Cell
 from benchmark.plan.failures import NON_FINITE, UNFINISHED, Failure
 from benchmark.plan.plan import stages_of
 from benchmark.records import aggregate, metrics
-from benchmark.records.files import read
+from benchmark.records.files import read_rows
 from benchmark.records.schema import SCHEMA
 from benchmark.report import layouts, page, tables
 from benchmark.report.page import write
@@ -400,7 +400,7 @@ def test_rows_without_a_single_row_are_one_sentence(tmp_path: Path) -> None:
 
 def test_rows_read_as_they_were_written(store: LocalStore, tmp_path: Path) -> None:
     done = finish(store, cell(defense="sft"), GOOD_VICTIM, DEFENDED)
-    table = read(report_folder(store, tmp_path / "r", done))
+    table = read_rows(report_folder(store, tmp_path / "r", done))
     assert table.cast(SCHEMA).schema.equals(SCHEMA)
     written = [{name: row.get(name) for name in SCHEMA.names} for row in rows_of(store, done)]
     assert table.to_pylist() == written

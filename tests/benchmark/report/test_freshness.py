@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from benchmark.cli.main import app
 from benchmark.grid.cell import Cell
-from benchmark.grid.load import Grid, load
-from benchmark.plan.plan import make
+from benchmark.grid.load import Grid, load_grid
+from benchmark.plan.plan import make_plan
 from benchmark.report import freshness, page
 from benchmark.store.local import LocalStore
 from tests.benchmark.helpers import GridFile, cell, finish, measure, trained
@@ -29,11 +29,11 @@ def done(store: LocalStore) -> Cell:
 
 @pytest.fixture
 def finished(grid_file: GridFile, store: LocalStore, done: Cell) -> Grid:
-    return load(grid_file(defense="sft"))
+    return load_grid(grid_file(defense="sft"))
 
 
 def of(grid: Grid, store: LocalStore) -> str:
-    return freshness.fingerprint(grid, make(grid.cells, store), store)
+    return freshness.fingerprint(grid, make_plan(grid.cells, store), store)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_what_a_report_is_made_of(
     manifest = store.path("defend", done.defense_key) / "manifest.json"
     manifest.write_text(json.dumps(trained(1.0, 2)))
     others.append(of(finished, store))
-    others.append(freshness.fingerprint(finished, make(finished.cells, store), store, "sande-bench run other"))
+    others.append(freshness.fingerprint(finished, make_plan(finished.cells, store), store, "sande-bench run other"))
     monkeypatch.setattr(freshness, "version", lambda library: "0.0")
     others.append(of(finished, store))
     monkeypatch.setattr(freshness.sande, "__file__", str(tmp_path / "sande.py"))

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from benchmark.cli.main import app
 from benchmark.execution import stages
 from benchmark.grid import space
-from benchmark.grid.load import Grid, load
+from benchmark.grid.load import Grid, load_grid
 from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, proposals
 from benchmark.plan import plan, searches
 from benchmark.search import report, run
@@ -37,12 +37,12 @@ SANDE = {"name": "sande", "simulate": TRAINING | {"max_steps": 2}, "eliminate": 
 def searching(grid_file: GridFile, space: dict[str, Any] = RANGE, **changes: Any) -> Grid:
     """A grid of three defenses, of which those that have the settings are searched."""
     more = changes.pop("search", {})
-    return load(grid_file(**{"sweep": {"defense": DEFENSES}} | changes, search={"space": space} | more))
+    return load_grid(grid_file(**{"sweep": {"defense": DEFENSES}} | changes, search={"space": space} | more))
 
 
 def sentence(grid_file: GridFile, *, space: Any = RANGE, **more: Any) -> str:
     with pytest.raises(UserError) as caught:
-        load(grid_file(search={"space": space} | more, sweep={"defense": DEFENSES}))
+        load_grid(grid_file(search={"space": space} | more, sweep={"defense": DEFENSES}))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -108,19 +108,19 @@ def test_a_wrong_number_is_one_sentence(grid_file: GridFile, key: str) -> None:
 def test_what_is_searched_cannot_be_swept_too(grid_file: GridFile) -> None:
     path = grid_file(search={"space": RANGE}, defense="sande", sweep={RATE: [1e-4, 1e-3]})
     with pytest.raises(UserError, match="remove that from 'sweep'"):
-        load(path)
+        load_grid(path)
 
 
 def test_a_grid_with_a_search_is_not_included(grid_file: GridFile, tmp_path: Path) -> None:
     grid_file("searched", defense="sande", search={"space": RANGE})
     (tmp_path / "all.yaml").write_text("include: [searched]")
     with pytest.raises(UserError, match="'searched' has a search, so it runs alone"):
-        load(tmp_path / "all.yaml")
+        load_grid(tmp_path / "all.yaml")
 
 
 def test_set_reaches_the_search(grid_file: GridFile) -> None:
     path = grid_file(search={"space": RANGE}, defense="sande")
-    loaded = load(path, overrides=["search.trials=3"])
+    loaded = load_grid(path, overrides=["search.trials=3"])
     assert loaded.search is not None
     assert (loaded.search.trials, loaded.search.reports) == (3, 4)
 
@@ -348,7 +348,7 @@ def test_where_all_trials_fail_nothing_is_kept(grid_file: GridFile, store: Local
 
 def test_only_leaves_the_other_cells_alone(grid_file: GridFile, store: LocalStore) -> None:
     path = grid_file(search={"space": RANGE}, sweep={"seed": [0, 1], "defense": ["none", "sande"]})
-    loaded = load(path, only=["seed=1"])
+    loaded = load_grid(path, only=["seed=1"])
     settled = searches.settled(loaded, store)
     assert settled.cells == loaded.cells
     assert [(c.seed, c.defense.name) for c in settled.cells] == [(1, "none"), (1, "sande")]
