@@ -2,7 +2,8 @@
 
 import pytest
 
-from sande import planting, sentence_trigger
+from sande import planting
+from sande.attacks import sentence_trigger
 from sande.config import Backdoor, configure
 from sande.errors import UserError
 from sande.planting import Planting

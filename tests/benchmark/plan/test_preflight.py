@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from benchmark.cli.app import USERS_MISTAKE
 from benchmark.cli.main import app
+from benchmark.grid.load import load_grid
 from benchmark.grid.resources import Resources
 from benchmark.plan import preflight
 from benchmark.store.local import LocalStore
@@ -35,6 +36,13 @@ def mistake(path: Path, tmp_path: Path) -> str:
     return done.stderr
 
 
+def refused(path: Path, tmp_path: Path) -> str:
+    """Return the sentence with which the check refuses the grid's cells, without a run."""
+    with pytest.raises(UserError) as caught:
+        preflight.check(load_grid(path).cells, LocalStore(tmp_path / "store"))
+    return str(caught.value)
+
+
 def test_a_parrot_beyond_every_prompt(grid_file: GridFile, tmp_path: Path) -> None:
     line = mistake(grid_file(defense={"name": "sande_p", "parrot_position": 500}), tmp_path)
     assert "parrot_position 500 is beyond every prompt" in line
@@ -43,7 +51,7 @@ def test_a_parrot_beyond_every_prompt(grid_file: GridFile, tmp_path: Path) -> No
 @pytest.mark.parametrize(("section", "rows"), [("data", "training rows"), ("removal", "removal rows")])
 def test_no_rows_left(grid_file: GridFile, tmp_path: Path, section: str, rows: str) -> None:
     settings = {"name": "builtin-short", "max_tokens": 8}
-    line = mistake(grid_file(defense="sft", **{section: settings}), tmp_path)
+    line = refused(grid_file(defense="sft", **{section: settings}), tmp_path)
     assert f"no {rows} of builtin-short are left with max_tokens 8" in line
 
 
@@ -58,13 +66,13 @@ def test_no_test_rows_left(grid_file: GridFile, tmp_path: Path, monkeypatch: pyt
     long = ROW.replace("Blue.", "Blue. " * 200)
     (tmp_path / "mine.jsonl").write_text(ROW * 18 + long * 2)
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
-    line = mistake(grid_file(data={"name": "mine", "max_tokens": 100}), tmp_path)
+    line = refused(grid_file(data={"name": "mine", "max_tokens": 100}), tmp_path)
     assert "no test rows of mine are left with max_tokens 100" in line
 
 
 def test_no_preference_pairs_left(grid_file: GridFile, tmp_path: Path) -> None:
     preferences = {"name": "builtin-preferences", "max_tokens": 8}
-    line = mistake(grid_file(defense={"name": "dpo", "preferences": preferences}), tmp_path)
+    line = refused(grid_file(defense={"name": "dpo", "preferences": preferences}), tmp_path)
     assert "no pairs of builtin-preferences of at most 8 tokens are left" in line
 
 
@@ -77,7 +85,7 @@ def test_an_unknown_preference_set(grid_file: GridFile, tmp_path: Path) -> None:
 
 
 def test_lora_where_the_parrot_alone_trains(grid_file: GridFile, tmp_path: Path) -> None:
-    line = mistake(grid_file(defense={"name": "sande", "simulate": {"lora_rank": 4}}), tmp_path)
+    line = refused(grid_file(defense={"name": "sande", "simulate": {"lora_rank": 4}}), tmp_path)
     assert "simulate.lora_rank is set" in line
 
 
@@ -87,7 +95,7 @@ def test_a_broken_question_of_a_later_cell(
     (tmp_path / "arc_easy.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 2}\n')
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     metrics = [["asr"], ["asr", ACCURACY], ["asr", ACCURACY | {"task": "arc_easy"}]]
-    line = mistake(grid_file(sweep={"metrics": metrics}), tmp_path)
+    line = refused(grid_file(sweep={"metrics": metrics}), tmp_path)
     assert "arc_easy.jsonl, line 1: 'answer' is 2" in line
 
 
