@@ -25,27 +25,30 @@ def take() -> None:
 
 
 @contextmanager
-def orderly() -> Iterator[None]:
-    """Let SIGTERM do what SIGINT does within the block."""
-    before = signal.getsignal(signal.SIGTERM)
-    _received.clear()
-    take()
+def _restored(number: signal.Signals) -> Iterator[None]:
+    """Restore the handler of a signal after the block; outside the main thread, where Python forbids it, do nothing."""
+    before = signal.getsignal(number)
     try:
         yield
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+            signal.signal(number, before)
+
+
+@contextmanager
+def orderly() -> Iterator[None]:
+    """Let SIGTERM do what SIGINT does within the block."""
+    with _restored(signal.SIGTERM):
+        _received.clear()
+        take()
+        yield
 
 
 @contextmanager
 def sigint_kept() -> Iterator[None]:
     """Restore the handler of SIGINT after the block, where code such as Tune leaves its own."""
-    before = signal.getsignal(signal.SIGINT)
-    try:
+    with _restored(signal.SIGINT):
         yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
