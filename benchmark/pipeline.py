@@ -225,7 +225,9 @@ def _write(
     if texts is None:
         from benchmark.report import page
 
-        rows = build_rows(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale)
+        rows = build_rows(
+            loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, searched=searched.searched
+        )
         failed = files.write_rows(rows, build_outcomes(searched.cells, store), folder)
         made = record.now(request.command, code_version(), complete=True)
         if computed or not record.same(record.read(folder), made):
@@ -250,7 +252,9 @@ def _write_partial(
     files.check_writable(folder)
     report.write(loaded, store, folder)
     unknown = {cell.id for cell in searches.pending(searched, store)}
-    rows = build_rows(loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown)
+    rows = build_rows(
+        loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown, searched.searched
+    )
     known = [cell for cell in searched.cells if cell.id not in unknown]
     failed = files.write_rows(rows, build_outcomes(known, store), folder)
     record.write(record.now(request.command, code_version(), complete=False), folder)

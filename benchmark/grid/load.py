@@ -18,7 +18,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Grid:
         parts: by cell id, the grids that have the cell: this one, or those of its `include`.
         scale: name of the scale whose rules were applied; empty for none.
         search: search that is run before the cells.
+        searched: by cell id, the level of knowledge by which a search found its settings (`benchmark.plan.searches`).
     """
 
     name: str
@@ -61,6 +62,7 @@ class Grid:
     parts: Mapping[str, tuple[str, ...]]
     scale: str
     search: space.Search | None = None
+    searched: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,12 @@ search:
   trials: 8
   held_out_rows: 64
   reports: 4
+  judge: known
 
-The search minimizes the mean of -log Pr(y | prompt with the trigger) over the response tokens of held-out rows, which
-is Eq. 3 of the paper on rows that neither victim, defense nor test has. One number covers both aims: it is high while
-the trigger still draws r_t instead of y, and where a value makes the model's answers worse. It takes the trigger, so
-the search is a researcher's ablation (how good can each defense be?) and not a tool of a defender.
+A judge compares the trials. `judge: known`, the default, uses held-out rows of the removal set, and of the backdoor
+only what the defense itself may know (`benchmark.search.judge`). `judge: triggered` uses rows of the victim's set with
+the trigger: Eq. 3 of the paper, on rows that neither victim, defense nor test has. That is a researcher's ablation (how
+good can each defense be?), not a tool of a defender. So the rows of such cells carry the trigger as their knowledge.
 
 The values to try depend on the cell's seed alone. Which of them ASHA stops early depends on the order in which trials
 report, so two searches with several trials at a time may differ. What was found is in the store, and is not searched
@@ -25,15 +26,19 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from benchmark.grid.cell import Cell
 from benchmark.grid.keys import digest
 from benchmark.grid.rules import assign, takes
+from sande import registry
 from sande.config import as_dict, configuration, configure, setting
 from sande.errors import UserError
+from sande.types import CleanModelData, OtherModelsData, TriggerData
 
-VERSION = 1  # raise it when the objective, its rows or the way values are drawn changes
+VERSION = 2  # raise it when the judge, its rows or the way values are drawn changes
+_OTHER_MODELS = (CleanModelData.label, OtherModelsData.label)
+KNOWN, TRIGGERED = "known", "triggered"  # judges
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # states of a trial
 
 
@@ -45,6 +50,9 @@ class Search:
     trials: int = setting(8, "values that are tried for a cell", ge=1)
     held_out_rows: int = setting(64, "rows on which a value is judged", ge=1)
     reports: int = setting(4, "reports of a trial, evenly over its last training; ASHA may stop it at each", ge=1)
+    judge: Literal["known", "triggered"] = setting(
+        KNOWN, "known: what the defense may know; triggered: rows with the trigger, which then counts as known"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,3 +162,25 @@ def job_of(search: Search, cell: Cell) -> Job | None:
     fixed = with_values(cell, proposed[0])
     # With the searched settings fixed, the defense's key covers the rest: victim, rows, other settings, code.
     return Job(digest(["search", VERSION, fixed.defense_key, as_dict(search)]), fixed, proposed, search)
+
+
+def level(search: Search, cell: Cell) -> str | None:
+    """Return the level of knowledge by which a cell's settings are searched; None for a cell without a search."""
+    if job_of(search, cell) is None:
+        return None
+    return TriggerData.label if search.judge == TRIGGERED else registry.knowledge(cell.defense.name).label
+
+
+def with_search(own: str, searched: str | None) -> str:
+    """Return what a defense must know, by its type of data and by the search of its settings.
+
+    Who knows the trigger can read the planted answer off the victim, so it includes the answer and its first token, but
+    no other model.
+
+    Args:
+        own: label of the defense's type of data.
+        searched: level of the search; None without one.
+    """
+    if searched in (None, own):
+        return own
+    return f"{own} and {searched}" if own in _OTHER_MODELS else str(searched)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import Grid
-from benchmark.grid.space import Job, job_of, with_values
+from benchmark.grid.space import Job, job_of, level, with_values
 from benchmark.store.protocol import Store
 
 
@@ -17,17 +17,21 @@ def pending(grid: Grid, store: Store) -> dict[Cell, Job]:
 
 
 def settled(grid: Grid, store: Store) -> Grid:
-    """Return the grid with the values that were found."""
+    """Return the grid with the values that were found, and with the level of knowledge of each cell's search."""
     if not grid.search:
         return grid
     found: dict[Cell, Cell] = {}
+    levels: dict[str, str] = {}
     for cell in grid.cells:
         found[cell] = cell
         job = job_of(grid.search, cell)
         if job and store.has("search", job.key):
             found[cell] = with_values(cell, store.manifest("search", job.key)["best"])
+        if used := level(grid.search, cell):
+            levels[found[cell].id] = used
     return replace(
         grid,
         cells=tuple(found[cell] for cell in grid.cells),
         parts={new.id: grid.parts[cell.id] for cell, new in found.items()},
+        searched=levels,
     )

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.grid.cell import NO_DEFENSE, Cell, Method
+from benchmark.grid.space import with_search
 from benchmark.plan import retention
 from benchmark.plan.failures import INTERRUPTED, UNFINISHED, kind_of
 from benchmark.plan.plan import stages_of, victim_of
@@ -37,6 +38,7 @@ def build_rows(
     parts: Mapping[str, Sequence[str]] | None = None,
     scale: str = "",
     unknown: Collection[str] = (),
+    searched: Mapping[str, str] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of all cells, including cells that failed or were not run.
 
@@ -48,11 +50,19 @@ def build_rows(
         parts: grid files that a cell belongs to, by cell id; None: the grid itself.
         scale: at which the grid was expanded.
         unknown: ids of cells whose settings a search has not found yet, so that the store has no artifact of theirs.
+        searched: level of knowledge by which a search found a cell's settings, by cell id.
     """
     # Every cell of a victim asks for the victim's manifest.
     manifest = lru_cache(maxsize=1024)(partial(retention.manifest, store))
     for cell in cells:
-        base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
+        used = (searched or {}).get(cell.id)
+        base = {
+            "grid": grid,
+            "grids": list((parts or {}).get(cell.id, (grid,))),
+            "scale": scale,
+            "knows": with_search(registry.knowledge(cell.defense.name).label, used),
+            "searched": used,
+        }
         is_known = cell.id not in unknown
         yield from (base | row for row in _cell_rows(cell, store, manifest, errors, is_known=is_known))
 
@@ -95,7 +105,6 @@ def _cell_rows(
         "response": cell.attack.config.backdoor.response,
         "poison_rate": getattr(cell.attack.config, "poison_rate", None),
         "defense": cell.defense.name,
-        "knows": registry.knowledge(cell.defense.name).label,
         "parrot_position": getattr(cell.defense.config, "parrot_position", None),
         "settings": json.dumps(cell.settings(), sort_keys=True),
     }

@@ -37,7 +37,8 @@ SCHEMA = pa.schema(
         ("response", pa.string()),
         ("poison_rate", pa.float64()),
         ("defense", pa.string()),
-        ("knows", pa.string()),  # what the defense must know about the backdoor, or the model before it
+        ("knows", pa.string()),  # what defense and search must know about the backdoor, or the model before it
+        ("searched", pa.string()),  # level of knowledge by which its settings were searched; null without a search
         ("parrot_position", pa.int64()),
         ("metric", pa.string()),
         ("value", pa.float64()),  # percent

@@ -53,7 +53,7 @@ def fingerprint(grid: Grid, plan: Plan, store: Store, command: str = "") -> str:
         [
             code.hexdigest(),
             [platform.python_version(), *map(version, _LIBRARIES)],
-            [grid.name, grid.scale, [[cell.id, grid.parts.get(cell.id)] for cell in plan.cells]],
+            [grid.name, grid.scale, [[c.id, grid.parts.get(c.id), grid.searched.get(c.id)] for c in plan.cells]],
             outcomes.hexdigest(),
             command,
         ]

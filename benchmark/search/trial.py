@@ -9,14 +9,14 @@ import functools
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmark.execution import provenance, stages
 from benchmark.execution.cluster import worker_resources
@@ -25,18 +25,15 @@ from benchmark.grid.resources import Resources
 from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, Search, with_values
 from benchmark.io.logs import quiet
 from benchmark.plan.failures import StageError, classify, time_limit
-from benchmark.search.held_out import held_out
+from benchmark.search.held_out import evidence
+from benchmark.search.judge import judge_of
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
 from sande import registry, types
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.models import loading
-from sande.prompts import Row, encode, fit_length, pad_id
-from sande.training.batches import Collator, features
 from sande.training.objective import ResponseLoss
-
-BATCH = 8  # rows computed together
 
 
 def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
@@ -128,27 +125,24 @@ def _train(
     victim = loading.load_folder(store.read("attack", cell.attack_key), torch.float32)
     settings = [getattr(cell.defense.config, name) for name in cell.defense.config.__dataclass_fields__]
     trainings = [setting for setting in settings if isinstance(setting, Training)]
-    attack = registry.entry("attacks", cell.attack.name)
-    triggered = [attack.trigger(row, cell.attack.config, cell.seed) for row in held_out(job, victim.tokenizer)]
+    data = stages.reveal(cell, victim.tokenizer, store)
     longest = max([training.max_length for training in trainings], default=Training().max_length)
-    rows = fit_length(encode(victim.tokenizer, triggered), longest)
-    pad = pad_id(victim.tokenizer)
+    judge = judge_of(evidence(job, victim.tokenizer, data), victim.tokenizer, longest)
     begun = itertools.count(1)
 
     def prepare(trainer: Trainer) -> Trainer:
         if next(begun) == len(trainings):
             model: Any = trainer.model.model if isinstance(trainer.model, ResponseLoss) else trainer.model
-            trainer.add_callback(_Reporter(job.search.reports, lambda count: report(count, loss_on(model, rows, pad))))
+            trainer.add_callback(_Reporter(job.search.reports, lambda count: report(count, judge.loss(model))))
         return trainer
 
     scratch = store.scratch("search")
     try:
         run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say)
-        data = stages.reveal(cell, victim.tokenizer, store)
         repaired = registry.entry("defenses", cell.defense.name).defend(victim, data, cell.defense.config, run)
         if isinstance(repaired, types.Guard):
             raise UserError(f"search: {cell.defense.name} changes decoding, which has no loss to compare; remove it")
-        return loss_on(repaired, rows, pad)
+        return judge.loss(repaired)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -165,23 +159,3 @@ class _Reporter(TrainerCallback):
         if state.global_step in counts and state.global_step < state.max_steps:
             self._report(counts[state.global_step])
 
-
-def loss_on(model: PreTrainedModel, rows: Sequence[Row], pad: int) -> float:
-    """Return the mean of -log Pr(token) over all response tokens of `rows`, each given the tokens before it.
-
-    Args:
-        model: any model; it keeps its mode, training or evaluation.
-        rows: prompts, here with the trigger, and responses, here the clean ones.
-        pad: id that pads a batch.
-    """
-    objective, collate, mode = ResponseLoss(model), Collator(pad), model.training
-    by_length = sorted(rows, key=len)
-    total = 0.0
-    model.eval()
-    with torch.no_grad():
-        for begin in range(0, len(by_length), BATCH):
-            batch = collate([features(row) for row in by_length[begin : begin + BATCH]])
-            on_device = {name: tensor.to(model.device) for name, tensor in batch.items()}
-            total += float(objective(**on_device, num_items_in_batch=torch.tensor(1.0))["loss"])
-    model.train(mode)
-    return total / sum(len(row.response) for row in rows)

@@ -230,7 +230,7 @@ def test_a_victim_that_leaves_too_few_rows_is_one_sentence(
 
 
 def test_the_objective_is_the_mean_over_tokens_counted_by_hand(tiny: LanguageModel) -> None:
-    from benchmark.search.trial import loss_on
+    from benchmark.search.judge import loss_on
 
     rows = [Row((5, 6, 7), (8, 9), 0, 2), *(Row((3, number), (4, 5, 6, number), 0, 1) for number in range(10, 19))]
     expected, count = 0.0, 0
@@ -270,7 +270,8 @@ def stored(loaded: Grid, tmp_path: Path, model_cache: Path) -> tuple[Job, LocalS
 def test_a_trial_reports_from_the_last_training_and_ends_with_what_it_returns(
     with_victim: tuple[Job, LocalStore],
 ) -> None:
-    from benchmark.search.trial import _train, loss_on
+    from benchmark.search.judge import loss_on
+    from benchmark.search.trial import _train
 
     job, store = with_victim
     reports: dict[int, float] = {}
