@@ -10,9 +10,19 @@ from typing import Any
 
 from benchmark.grid.labels import labels
 from benchmark.grid.load import Grid
-from benchmark.grid.space import FAILED, STOPPED, Job, Search, job_of
+from benchmark.grid.space import FAILED, KNOWN, STOPPED, TRIGGERED, Job, Search, job_of, level
 from benchmark.io.files import write_atomically
 from benchmark.store.protocol import Store
+
+_JUDGES = {
+    KNOWN: "The judge knows what the defense knows, and no more. Its loss is the mean of −log Pr(y | x) over the "
+    "response tokens of {rows} held-out rows (for preference pairs: of the better reply). If the planted answer or its "
+    "first token is known, saying it without the trigger adds to the loss. A good loss does not show that the backdoor "
+    "is gone: see the ASR above.",
+    TRIGGERED: "The judge knows the trigger. Its loss is the mean of −log Pr(y | prompt with the trigger) over the "
+    "response tokens of {rows} held-out rows (Eq. 3): high while the backdoor answers, and where answers are bad. "
+    "Without the trigger nobody could search like this, so the rows of these cells count as knowing the trigger.",
+}
 
 
 def rank_trials(trial: Mapping[str, Any]) -> tuple[bool, int, float]:
@@ -54,7 +64,14 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
             path.unlink(missing_ok=True)
         return
     rows = [
-        {"search": job.key[:12], "defense": defense, "victim": victim, "seed": job.cell.seed}
+        {
+            "search": job.key[:12],
+            "defense": defense,
+            "victim": victim,
+            "seed": job.cell.seed,
+            "judge": grid.search.judge,
+            "knows": level(grid.search, job.cell),
+        }
         | {**trial, "values": json.dumps(trial["values"])}
         for job, (defense, victim) in zip(done, labels([job.cell.settings() for job in done]), strict=True)
         for trial in sorted(store.manifest("search", job.key)["trials"], key=rank_trials)
@@ -67,7 +84,8 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
 
 def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
     numbers = range(search.reports)
-    head = ["defense", "victim", "seed", "value", *(f"{number + 1}/{search.reports}" for number in numbers), "state"]
+    parts = [f"{number + 1}/{search.reports}" for number in numbers]
+    head = ["defense", "victim", "seed", "judge knows", "value", *parts, "state"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for row in rows:
         losses = dict(enumerate(row["losses"]))
@@ -77,6 +95,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
             f"`{row['defense']}`",
             row["victim"],
             str(row["seed"]),
+            row["knows"],
             _text(json.loads(row["values"])),
             *shown,
             state,
@@ -86,10 +105,10 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
         [
             "### Learning-rate search",
             "",
-            f"Mean of −log Pr(y | prompt with the trigger) over the response tokens of {search.held_out_rows} rows "
-            "that neither victim, defense nor test has (Eq. 3): high while the backdoor answers, and where answers are "
-            "bad. Each trial reports it at these parts of its last training, and ASHA stops the worse ones early. The "
-            "best value is the one used above. It takes the trigger to find it, so no defender could do the same.",
+            _JUDGES[search.judge].format(rows=search.held_out_rows),
+            "",
+            "Victim, defense and test do not have the held-out rows. Each trial reports its loss, lower is better, at "
+            "these parts of its last training. ASHA stops the worse trials early. The cells above use the best value.",
             "",
             *lines,
             "",

@@ -158,4 +158,3 @@ class _Reporter(TrainerCallback):
         counts = {round(state.max_steps * count / self._reports): count for count in range(1, self._reports)}
         if state.global_step in counts and state.global_step < state.max_steps:
             self._report(counts[state.global_step])
-
