@@ -32,14 +32,22 @@ def report(
 @one_sentence
 def compare(
     folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/smollm2, or their URI.")],
+    asr_margin: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Difference of ASR that counts as none, percentage points.")
+    ] = 5.0,
+    utility_margin: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Difference of utility that counts as none, percentage points.")
+    ] = 2.0,
     rehearsal: RehearsalOption = False,
 ) -> None:
     """Compare a grid's numbers with the paper's, and list every deviation from its protocol."""
     from benchmark.paper import comparison_page
+    from benchmark.paper.compare import Margins
 
     published.refuse_published(folder)
     place = ResultsFolder(folder)
-    print_markdown(comparison_page.write(place.fetch(), rehearsal=rehearsal))
+    margins = Margins(asr_margin, utility_margin)
+    print_markdown(comparison_page.write(place.fetch(), margins, rehearsal=rehearsal))
     place.send()
     typer.echo(f"Comparison: {place.shown}/comparison.md")
 

@@ -54,7 +54,7 @@ class Compared:
             another level of utility.
         evidence: on our number or our change, whichever is compared; None if nothing is.
         margin: up to which a difference counts as none, percentage points.
-        in_kind: True if both fall into the same of three kinds; None if that cannot be decided.
+        paper_kind, our_kind: of an ASR, or of a change of utility; None for the utility of a victim, and without ours.
         verdict: one of `VERDICTS`.
         deviations: settings in which our cell differs from the paper's protocol.
         left_open: the cell's values, by path, of settings that the paper does not give.
@@ -66,7 +66,8 @@ class Compared:
     by_change: bool
     evidence: Evidence | None
     margin: float
-    in_kind: bool | None
+    paper_kind: str | None
+    our_kind: str | None
     verdict: str
     deviations: tuple[protocol.Deviation, ...] = ()
     left_open: Mapping[str, Any] = field(default_factory=dict)
@@ -75,6 +76,15 @@ class Compared:
     def paper(self) -> float:
         """Return the paper's number that is compared: its value or its change."""
         return self.paper_change if self.by_change else self.number.value
+
+    @property
+    def in_kind(self) -> bool | None:
+        """Return whether both are of the same kind; None if one has none."""
+        return None if None in (self.paper_kind, self.our_kind) else self.paper_kind == self.our_kind
+
+    def verdict_on(self, paper: float) -> str:
+        """Return the verdict on our number if the paper had reported this one."""
+        return self.evidence.verdict(paper, self.margin) if self.evidence else UNDECIDED
 
 
 _DEFAULT = Margins()
@@ -132,35 +142,43 @@ def _distance(entry: TableEntry, number: Reported) -> tuple[bool, bool, bool, in
 def _judged(number: Reported, victim: Reported, entry: TableEntry | None, margin: float) -> Compared:
     paper_change = number.value - victim.value
     by_change = entry is not None and number.metric != "asr" and _stands_in(entry, number)
-    found, in_kind = None, None
+    judged = Compared(number, paper_change, entry, by_change, None, margin, None, None, NOT_RUN)
     if entry is None:
-        verdict = NOT_RUN
-    elif entry.value is None:
-        verdict = FAILED if entry.failed else NOT_RUN
-    elif entry.attack_failed == entry.seeds and not entry.is_victim:
-        verdict = ATTACK_FAILED
-    elif by_change and (entry.is_victim or entry.change is None):
-        verdict = NO_MEASURE
-    else:
-        found = _evidence(entry, by_change=by_change)
-        verdict = found.verdict(paper_change if by_change else number.value, margin) if found else UNDECIDED
-        in_kind = same_kind(number, paper_change, entry)
-    return Compared(number, paper_change, entry, by_change, found, margin, in_kind, verdict)
-
-
-def same_kind(number: Reported, paper_change: float, entry: TableEntry) -> bool | None:
-    """Return whether a number and ours are of the same kind; None for the utility of a victim, which has no kind.
-
-    Args:
-        number: the paper's.
-        paper_change: its difference to the reported number of the victim, percentage points.
-        entry: ours, with a value.
-    """
+        return judged
+    if entry.value is None:
+        return replace(judged, verdict=FAILED if entry.failed else NOT_RUN)
+    if entry.attack_failed == entry.seeds and not entry.is_victim:
+        return replace(judged, verdict=ATTACK_FAILED)
+    if by_change and (entry.is_victim or entry.change is None):
+        return replace(judged, verdict=NO_MEASURE)
+    judged = replace(judged, evidence=_evidence(entry, by_change=by_change))
     if number.metric == "asr":
-        return kind_of_asr(number.value) == kind_of_asr(entry.value or 0.0)
-    if entry.is_victim or entry.change is None:
+        judged = replace(judged, paper_kind=kind_of_asr(number.value), our_kind=kind_of_asr(entry.value))
+    elif not entry.is_victim and entry.change is not None:
+        judged = replace(judged, paper_kind=kind_of_change(paper_change), our_kind=kind_of_change(entry.change))
+    return replace(judged, verdict=judged.verdict_on(judged.paper))
+
+
+def _evidence(entry: TableEntry, *, by_change: bool) -> Evidence | None:
+    """Return the evidence on an entry's value or change; None without the outcomes that it takes."""
+    pair = entry.against(entry.of_victim if by_change else entry.trials)
+    if pair is None:
+        return None if by_change else _of_count(entry)
+    victim, own = pair
+    if by_change:
+        return evidence.of_change(
+            [100 * (after - before) for before, after in zip(victim, own, strict=True)], seeds=False
+        )
+    return evidence.of_level([100 * outcome for outcome in own], seeds=False)
+
+
+def _of_count(entry: TableEntry) -> Evidence | None:
+    """Return the evidence on a share of one model, from its value and number of prompts; None for several models."""
+    value, count = entry.value, entry.row["count"]
+    if value is None or not count or entry.seeds > 1:
         return None
-    return kind_of_change(paper_change) == kind_of_change(entry.change)
+    successes = round(value / 100 * count)
+    return evidence.of_level([100.0] * successes + [0.0] * (count - successes), seeds=False)
 
 
 def _stands_in(entry: TableEntry, number: Reported) -> bool:

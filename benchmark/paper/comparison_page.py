@@ -14,18 +14,9 @@ from benchmark.grid.cell import NO_DEFENSE
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import MISSING, markdown_table
 from benchmark.paper import numbers, protocol
-from benchmark.paper.compare import (
-    AGREES,
-    CHANGED,
-    COMPARED,
-    KEPT,
-    REMOVED,
-    VERDICTS,
-    Compared,
-    compare,
-    kind_of_asr,
-    kind_of_change,
-)
+from benchmark.paper.chance import SHUFFLES, Score, same_kind, same_verdict, score
+from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, Compared, Margins, compare
+from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
 from benchmark.paper.numbers import Reported
 from benchmark.records import files
 from benchmark.records.aggregate import Outcomes, Results, TableEntry
@@ -33,13 +24,15 @@ from benchmark.records.rehearsal import WARNING, has_random, refuse_random
 from sande.errors import UserError
 
 NAME = "comparison"
+_DEFAULT = Margins()
 
 
-def write(folder: Path, *, rehearsal: bool = False) -> str:
+def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False) -> str:
     """Write `comparison.md` and `comparison.parquet` into a results folder.
 
     Args:
         folder: results of a grid.
+        margins: up to which a difference counts as none.
         rehearsal: accept rows of the random model; the page then says so.
 
     Returns:
@@ -52,10 +45,10 @@ def write(folder: Path, *, rehearsal: bool = False) -> str:
     if not rehearsal:
         refuse_random(table, folder)
     found = Results(table, Outcomes(files.read_outcomes(folder))).entries()
-    compared = compare(found)
+    compared = compare(found, margins)
     warned = WARNING if has_random(table) else ()
     try:
-        write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"], warned))
+        write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"], margins, warned))
         _write_parquet(compared, folder / f"{NAME}.parquet")
     except OSError as error:
         raise UserError(
@@ -64,7 +57,7 @@ def write(folder: Path, *, rehearsal: bool = False) -> str:
     return "\n".join([*warned, *_summary(compared)])
 
 
-def _page(compared: Sequence[Compared], grid: str, warned: Sequence[str] = ()) -> str:
+def _page(compared: Sequence[Compared], grid: str, margins: Margins = _DEFAULT, warned: Sequence[str] = ()) -> str:
     parts = [
         f"# `{grid}` compared with the paper",
         "",
@@ -73,21 +66,7 @@ def _page(compared: Sequence[Compared], grid: str, warned: Sequence[str] = ()) -
         f"`{NAME}.parquet`.",
         "",
         *_summary(compared),
-        "## How to read it",
-        "",
-        "- **Ours** is the mean over seeds with its 95 % interval: Wilson for one seed, Student-t over several and at "
-        "least Wilson over all their trials. ↑ and ↓ give the change of a utility relative to the victim, with the "
-        "95 % interval of a paired bootstrap over the questions.",
-        "- **agrees**: the paper's number lies within our interval. If another model or other data replace the "
-        "paper's, this applies to an ASR and to the change of a utility. The level of a utility is then not "
-        "comparable, as another model has another level.",
-        f"- **in kind**: outside our interval, but of the same kind. An ASR is removed (at most {REMOVED:g} %), kept "
-        f"(at least {KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
-        "- **differs**: neither. A number that agrees can still differ in kind, if our interval is wide; the last "
-        "column shows both kinds.",
-        "- **attack failed**: our victim's ASR is under the floor of its grid, so its defenses cannot be judged. "
-        "**not run**: this run has no number to compare.",
-        "",
+        *_explanation(compared, margins),
         *_stand_ins(compared),
         *_differing(compared),
         *(line for table in sorted({one.number.table for one in compared}) for line in _table(compared, table)),
@@ -97,26 +76,104 @@ def _page(compared: Sequence[Compared], grid: str, warned: Sequence[str] = ()) -
 
 
 def _summary(compared: Sequence[Compared]) -> list[str]:
-    judged = [one for one in compared if one.verdict in COMPARED]
-    kinds = [one.in_kind for one in judged if one.in_kind is not None]
-    agree = sum(one.verdict == AGREES for one in judged)
     differing = len({made.path for one in compared for made in one.deviations})
+    judged = [one for one in compared if one.verdict in COMPARED]
+    counts = Counter(one.verdict for one in judged)
     tables = sorted({one.number.table for one in compared})
     lines = [_counts(str(table), [one for one in compared if one.number.table == table]) for table in tables]
     lines.append(_counts("all", compared))
     return [
-        f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {agree} lie within our "
-        f"interval, and {sum(kinds)} of {len(kinds)} are of the same kind. The run differs from the paper's protocol "
-        f"in {differing} setting{'' if differing == 1 else 's'}.",
+        f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {counts[EQUIVALENT]} are "
+        f"equivalent to ours, {counts[DIFFERENT]} are different, {counts[UNDECIDED]} are undecided. The run differs from "
+        f"the paper's protocol in {differing} setting{'' if differing == 1 else 's'}.",
         "",
+        *_lacking(judged),
         *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),
         "",
+        *_scores(judged),
     ]
 
 
 def _counts(name: str, compared: Sequence[Compared]) -> tuple[str, ...]:
     counts = Counter(one.verdict for one in compared)
     return (name, str(len(compared)), *(str(counts[verdict]) for verdict in VERDICTS))
+
+
+def _scores(judged: Sequence[Compared]) -> list[str]:
+    """Return a table of scores beside those that the paper's numbers give when they are shuffled."""
+    if not judged:
+        return []
+    rates = [one for one in judged if one.number.metric == "asr"]
+    utilities = [one for one in judged if one.number.metric != "asr"]
+    lines = []
+    for name, of in (("ASR", rates), ("utility", utilities)):
+        kinds = [one for one in of if one.in_kind is not None]
+        for label, agrees, among in (
+            (EQUIVALENT, same_verdict(EQUIVALENT), of),
+            (DIFFERENT, same_verdict(DIFFERENT), of),
+            ("same kind", same_kind, kinds),
+        ):
+            if among:
+                lines.append((name, label, *_score_cells(score(among, agrees))))
+    head = ("Numbers", "Score", "Found", "With the paper's numbers shuffled", "Beyond chance")
+    return [*markdown_table(head, lines, "llrrl"), ""]
+
+
+def _score_cells(found: Score) -> tuple[str, str, str]:
+    beyond = "more" if found.found > found.high else "fewer" if found.found < found.low else "no"
+    return f"{found.found} of {found.count}", f"{found.mean:.0f} ({found.low} to {found.high})", beyond
+
+
+def _lacking(judged: Iterable[Compared]) -> list[str]:
+    """Return a sentence on numbers that cannot be judged since their outcomes are missing."""
+    missing = sum(one.evidence is None for one in judged)
+    if not missing:
+        return []
+    return [
+        f"{missing} of the undecided numbers have no evidence at all: the outcomes of single prompts, ours or the "
+        "victim's, are not in `outcomes.parquet`; run the grid again to measure them.",
+        "",
+    ]
+
+
+_BY_SEEDS = (
+    "The units of evidence are attack seeds where there are several. The verdict is then about the method, and takes "
+    "many seeds: a few good runs do not exclude a bad one."
+)
+_BY_PROMPTS = (
+    "**This model** marks a verdict from one attack seed, whose units are prompts or questions. It is about that one "
+    "model; another run of the same method may get another verdict."
+)
+
+
+def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
+    units = {one.evidence.seeds: _BY_SEEDS if one.evidence.seeds else _BY_PROMPTS for one in compared if one.evidence}
+    return [
+        "## How to read it",
+        "",
+        "- **Ours** is the mean over seeds, and ↑ or ↓ its change relative to the victim. An ASR is compared as it is. So "
+        "is a utility of the paper's own model on its own data. Another model has another level of utility, so its "
+        "*change* is compared. The 95 % interval is that of what is compared.",
+        f"- **equivalent**: there is evidence that the difference is less than {margins.asr:g} points for an ASR, or "
+        f"{margins.utility:g} points for a utility. Two one-sided tests at 5 % reject all larger differences: our 90 % "
+        "interval lies within that margin of the paper's number.",
+        "- **different**: there is evidence that the difference is larger than that margin. Our 95 % interval lies "
+        "beyond it.",
+        "- **undecided**: neither. A wide interval, from few prompts or few seeds, is always undecided. It never counts "
+        "as agreement.",
+        *(f"- {units[seeds]}" for seeds in sorted(units)),
+        "- **With the paper's numbers shuffled**: the same score after the paper's numbers changed places at random "
+        f"within each table and metric, {SHUFFLES:,} times. The table has the mean and the range of 95 % of the "
+        "shuffles. Shuffled numbers say nothing about method or victim. So a score within that range shows no "
+        "agreement with the paper, however high it is.",
+        f"- **Kind** is a coarser look without a test. An ASR is removed (at most {REMOVED:g} %), kept (at least "
+        f"{KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
+        "- **attack failed**: our victim's ASR is under the floor of its grid, so its defenses cannot be judged. "
+        "**not comparable**: the level of another model's utility. **not run**: this run has no number to compare.",
+        "- The paper gives single runs without intervals, and its numbers count as exact here. So *different* can also "
+        "come from the noise of its one run.",
+        "",
+    ]
 
 
 def _stand_ins(compared: Iterable[Compared]) -> list[str]:
@@ -161,26 +218,27 @@ def _line(one: Compared) -> tuple[str, ...]:
     value = f"{number.value:.2f}"
     if number.metric != "asr" and number.defense != NO_DEFENSE:
         value += f" {_arrow(one.paper_change)}"
-    return (method, victim, number.dataset, value, _ours(one), one.verdict, _kinds(one))
-
-
-def _kinds(one: Compared) -> str:
-    if one.in_kind is None or one.entry is None or one.entry.value is None:
-        return ""
-    if one.number.metric == "asr":
-        return f"{kind_of_asr(one.number.value)}, {kind_of_asr(one.entry.value)}"
-    return f"{kind_of_change(one.paper_change)}, {kind_of_change(one.entry.change or 0.0)}"
+    verdict = f"{one.verdict}, this model" if one.evidence and not one.evidence.seeds else one.verdict
+    kinds = "" if one.in_kind is None else f"{one.paper_kind}, {one.our_kind}"
+    return (method, victim, number.dataset, value, _ours(one), verdict, kinds)
 
 
 def _ours(one: Compared) -> str:
     if one.entry is None or one.entry.value is None:
         return MISSING
-    text = f"{one.entry.value:.2f} ({one.low:.2f} to {one.high:.2f})"
+    text = f"{one.entry.value:.2f}"
+    if one.evidence and not one.by_change:
+        text += f" {_between(one.evidence.outer)}"
     if one.number.metric != "asr" and not one.entry.is_victim and one.entry.change is not None:
         text += f" {_arrow(one.entry.change)}"
-        if one.change_low is not None:
-            text += f" ({one.change_low:+.2f} to {one.change_high:+.2f})"
+        if one.evidence and one.by_change:
+            text += f" {_between(one.evidence.outer, '+')}"
     return text
+
+
+def _between(interval: tuple[float, float], sign: str = "") -> str:
+    low, high = interval
+    return f"({low:{sign}.2f} to {high:{sign}.2f})"
 
 
 def _arrow(points: float) -> str:
@@ -257,13 +315,11 @@ def _write_parquet(compared: Iterable[Compared], path: Path) -> None:
             "paper": one.number.value,
             "paper_change": one.paper_change,
             "verdict": one.verdict,
-            "agrees": one.agrees,
+            "margin": one.margin,
+            "by_change": one.by_change,
             "in_kind": one.in_kind,
             **({} if one.entry is None else _ours_as_columns(one.entry)),
-            "ci_low": one.low,
-            "ci_high": one.high,
-            "change_low": one.change_low,
-            "change_high": one.change_high,
+            **({} if one.evidence is None else _evidence_as_columns(one.evidence)),
             "deviations": [made.path for made in one.deviations],
         }
         for one in compared
@@ -277,6 +333,18 @@ def _ours_as_columns(entry: TableEntry) -> dict[str, Any]:
     names = {"our_model": "model", "our_data": "dataset", "our_metric": "metric", "cell": "cell"}
     taken = {column: entry.row[name] for column, name in names.items()}
     return taken | {"value": entry.value, "change": entry.change, "seeds": entry.seeds}
+
+
+def _evidence_as_columns(evidence: Evidence) -> dict[str, Any]:
+    (inner_low, inner_high), (outer_low, outer_high) = evidence.inner, evidence.outer
+    return {
+        "units": evidence.units,
+        "unit": "attack seed" if evidence.seeds else "prompt",
+        "inner_low": inner_low,
+        "inner_high": inner_high,
+        "outer_low": outer_low,
+        "outer_high": outer_high,
+    }
 
 
 _SCHEMA = pa.schema(
@@ -293,19 +361,22 @@ _SCHEMA = pa.schema(
         ("paper", pa.float64()),  # percent
         ("paper_change", pa.float64()),  # against the reported victim, percentage points
         ("verdict", pa.string()),
-        ("agrees", pa.bool_()),
+        ("margin", pa.float64()),  # percentage points
+        ("by_change", pa.bool_()),  # whether the changes are compared, not the values
         ("in_kind", pa.bool_()),
         ("our_model", pa.string()),
         ("our_data", pa.string()),
         ("our_metric", pa.string()),
         ("cell", pa.string()),  # of the first seed
         ("value", pa.float64()),  # percent, mean over seeds
-        ("ci_low", pa.float64()),
-        ("ci_high", pa.float64()),
         ("change", pa.float64()),  # against our victim, percentage points
-        ("change_low", pa.float64()),
-        ("change_high", pa.float64()),
         ("seeds", pa.int64()),
+        ("units", pa.int64()),  # of evidence
+        ("unit", pa.string()),  # attack seed; or prompt, if the verdict is about this model alone
+        ("inner_low", pa.float64()),  # 90 % interval of what is compared: the tests for equivalence
+        ("inner_high", pa.float64()),
+        ("outer_low", pa.float64()),  # 95 % interval of what is compared
+        ("outer_high", pa.float64()),
         ("deviations", pa.list_(pa.string())),  # settings in which the cell is not the paper's
     ]
 )

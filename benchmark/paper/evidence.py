@@ -3,8 +3,8 @@
 The unit of evidence is an attack seed: what holds for a method must hold for another victim, too. With one seed the
 units are its prompts or questions, and the verdict is about that model alone.
 
-    equivalent   our mean is within a margin of the reported number: both one-sided tests reject at 5 % (TOST, Schuirmann
-                 1987), so the 90 % interval lies within the margin
+    equivalent   our mean is within a margin of the reported number: two one-sided tests reject the rest at 5 % (TOST,
+                 Schuirmann 1987), so the 90 % interval lies within the margin
     different    our mean is outside the margin: the 95 % interval lies beyond it, on one side
     undecided    neither; a wide interval is always undecided
 
@@ -72,7 +72,9 @@ def of_change(units: Sequence[float], *, seeds: bool) -> Evidence:
         units: percentage points, one for each attack seed, or -100 to 100 for each question of one model.
         seeds: True for attack seeds.
     """
-    return _evidence(units, -100.0, 100.0, (lambda some, tail, _: _student(some, tail)) if seeds else _drawn, seeds=seeds)
+    return _evidence(
+        units, -100.0, 100.0, (lambda some, tail, _: _student(some, tail)) if seeds else _drawn, seeds=seeds
+    )
 
 
 def _evidence(
@@ -111,7 +113,7 @@ def _drawn(units: Sequence[float], tail: float, least: float) -> float:
 
 
 def _student(units: Sequence[float], tail: float) -> float:
-    """Return the lower bound of Student's test, which `sande.statistics.non_inferior` lets fewer than 3 units not pass."""
+    """Return the lower bound of Student's test; like `sande.statistics.non_inferior`, it takes at least three units."""
     from scipy.stats import t
 
     count = len(units)
