@@ -84,8 +84,8 @@ def _summary(compared: Sequence[Compared]) -> list[str]:
     lines.append(_counts("all", compared))
     return [
         f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {counts[EQUIVALENT]} are "
-        f"equivalent to ours, {counts[DIFFERENT]} are different, {counts[UNDECIDED]} are undecided. The run differs from "
-        f"the paper's protocol in {differing} setting{'' if differing == 1 else 's'}.",
+        f"equivalent to ours, {counts[DIFFERENT]} are different, {counts[UNDECIDED]} are undecided. The run differs "
+        f"from the paper's protocol in {differing} setting{'' if differing == 1 else 's'}.",
         "",
         *_lacking(judged),
         *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),
@@ -151,16 +151,16 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
     return [
         "## How to read it",
         "",
-        "- **Ours** is the mean over seeds, and ↑ or ↓ its change relative to the victim. An ASR is compared as it is. So "
-        "is a utility of the paper's own model on its own data. Another model has another level of utility, so its "
-        "*change* is compared. The 95 % interval is that of what is compared.",
+        "- **Ours** is the mean over seeds, and ↑ or ↓ its change relative to the victim. An ASR is compared as it is, "
+        "and so is a utility of the paper's own model on its own data. Another model has another level of utility, so "
+        "its *change* is compared. The 95 % interval is that of what is compared.",
         f"- **equivalent**: there is evidence that the difference is less than {margins.asr:g} points for an ASR, or "
         f"{margins.utility:g} points for a utility. Two one-sided tests at 5 % reject all larger differences: our 90 % "
         "interval lies within that margin of the paper's number.",
         "- **different**: there is evidence that the difference is larger than that margin. Our 95 % interval lies "
         "beyond it.",
-        "- **undecided**: neither. A wide interval, from few prompts or few seeds, is always undecided. It never counts "
-        "as agreement.",
+        "- **undecided**: neither. A wide interval, from few prompts or few seeds, is always undecided. It never "
+        "counts as agreement.",
         *(f"- {units[seeds]}" for seeds in sorted(units)),
         "- **With the paper's numbers shuffled**: the same score after the paper's numbers changed places at random "
         f"within each table and metric, {SHUFFLES:,} times. The table has the mean and the range of 95 % of the "

@@ -55,16 +55,11 @@ def build_rows(
     # Every cell of a victim asks for the victim's manifest.
     manifest = lru_cache(maxsize=1024)(partial(retention.manifest, store))
     for cell in cells:
+        base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
         used = (searched or {}).get(cell.id)
-        base = {
-            "grid": grid,
-            "grids": list((parts or {}).get(cell.id, (grid,))),
-            "scale": scale,
-            "knows": with_search(registry.knowledge(cell.defense.name).label, used),
-            "searched": used,
-        }
         is_known = cell.id not in unknown
-        yield from (base | row for row in _cell_rows(cell, store, manifest, errors, is_known=is_known))
+        for row in _cell_rows(cell, store, manifest, errors, is_known=is_known):
+            yield base | row | {"knows": with_search(row["knows"], used), "searched": used}
 
 
 def build_outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
@@ -105,6 +100,7 @@ def _cell_rows(
         "response": cell.attack.config.backdoor.response,
         "poison_rate": getattr(cell.attack.config, "poison_rate", None),
         "defense": cell.defense.name,
+        "knows": registry.knowledge(cell.defense.name).label,
         "parrot_position": getattr(cell.defense.config, "parrot_position", None),
         "settings": json.dumps(cell.settings(), sort_keys=True),
     }
