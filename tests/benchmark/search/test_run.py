@@ -95,7 +95,7 @@ def test_a_wrong_space_is_one_sentence(grid_file: GridFile, space: Any, said: st
 
 
 def test_an_unknown_key_lists_those_there_are(grid_file: GridFile) -> None:
-    assert "unknown setting 'trails'; valid settings: held_out_rows, reports, space, trials" in sentence(
+    assert "unknown setting 'trails'; valid settings: held_out_rows, judge, reports, space, trials" in sentence(
         grid_file, trails=3
     )
 
@@ -179,6 +179,7 @@ def test_cells_that_differ_in_what_is_measured_share_a_search(grid_file: GridFil
         {"removal": {"name": "builtin-short", "rows": 15}},
         {"search": {"reports": 3}},
         {"search": {"held_out_rows": 9}},
+        {"search": {"judge": "triggered"}},
     ],
 )
 def test_the_key_holds_what_the_outcome_depends_on(
@@ -214,7 +215,7 @@ def test_held_out_rows_are_seen_by_nobody_else(grid_file: GridFile, store: Local
 
 def test_held_out_rows_keep_to_the_victims_limits(grid_file: GridFile, store: LocalStore, tiny: LanguageModel) -> None:
     data = {"name": "builtin-short", "rows": 16, "test_rows": 5, "max_tokens": 40}
-    job = the_job(searching(grid_file, data=data), store)
+    job = the_job(searching(grid_file, data=data, search={"judge": "triggered"}), store)
     held = held_out(job, tiny.tokenizer)
     assert splits.select(held, tiny.tokenizer, job.cell.data, None, "") == held
 
@@ -251,7 +252,8 @@ def test_the_objective_is_the_mean_over_tokens_counted_by_hand(tiny: LanguageMod
 @pytest.fixture
 def with_victim(grid_file: GridFile, tmp_path: Path, model_cache: Path) -> tuple[Job, LocalStore]:
     """A search of one value, and a store that holds its victim: here the tiny model itself."""
-    loaded = searching(grid_file, {RATE: [1e-3]}, sweep={"defense": [SANDE]}, search={"held_out_rows": 8})
+    search = {"held_out_rows": 8, "judge": "triggered"}
+    loaded = searching(grid_file, {RATE: [1e-3]}, sweep={"defense": [SANDE]}, search=search)
     return stored(loaded, tmp_path, model_cache)
 
 
@@ -380,6 +382,8 @@ def test_the_trials_are_written_best_first(grid_file: GridFile, store: LocalStor
     assert [row["best"] for row in rows] == [True, False, False]
     lines = (tmp_path / "search.md").read_text().splitlines()
     assert lines[0] == "### Learning-rate search"
+    assert lines[2].startswith("The judge knows what the defense knows, and no more.")
+    assert {(row["judge"], row["knows"]) for row in rows} == {("known", "response")}
     assert "| 3.142 | 3.000 | finished |" in lines[-2]
     assert lines[-1].endswith("| 1.000 | – | stage eliminate: loss is nan |")
     report.write(searching(grid_file, {"defense.parrot_length": [1]}), store, tmp_path)
