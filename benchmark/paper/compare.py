@@ -101,7 +101,7 @@ def compare(found: Sequence[TableEntry], margins: Margins = _DEFAULT) -> list[Co
     own_models = {number.victim_model for number in numbers}
     by_name: dict[tuple[str, str], list[TableEntry]] = {}
     for entry in found:
-        by_name.setdefault((entry.row["defense"], entry.metric.removeprefix(protocol.PAPER_PROMPT)), []).append(entry)
+        by_name.setdefault((entry.row["defense"], protocol.without_prefix(entry.metric)), []).append(entry)
     compared = []
     for number in numbers:
         others = own_models - {number.victim_model}  # one model of the paper does not replace another

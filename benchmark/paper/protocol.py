@@ -13,7 +13,8 @@ from typing import Any
 from benchmark.grid.labels import flatten
 from benchmark.paper.numbers import Reported
 
-PAPER_PROMPT = "paper_"  # prefix of tasks with the letter prompt of the published code
+# Tasks with the letter prompt of the published code, by prefix, and the text whose token stands for a letter.
+LETTERS = {"published_": "A", "paper_": "A after a space"}
 CODE = "published code"
 APPENDIX = "appendix A"
 
@@ -116,12 +117,31 @@ _OPEN = {
 
 IN_EVERY_RUN = (
     "Decoding is greedy; the published code samples with the settings of the model.",
-    "Questions with five choices or numeric keys are scored unchanged. The published code cuts the choices after the "
-    "fourth, and numeric keys never match.",
+    "Questions with another number of choices than four, or with numeric keys, are scored unchanged. The published code "
+    'cuts the choices after the fourth, adds "Not the answer." up to the fourth, and numeric keys never match.',
+    "The trigger is inserted once. The published code inserts it at each `Human:` of the prompt's text.",
+    "Parrot positions count from the first token of the instruction. The published code counts from the first token of "
+    "the prompt, which begins with `Human:`.",
+    "The loss of a step is the mean over all its target tokens. The published code averages the means of micro-batches, "
+    "so that a token of a short response weighs more.",
     "The paper does not say which 200,000 rows of OpenOrca it uses; here they are the first rows of its GPT-4 replies.",
+    "The paper's DPO also has the annotated red-teaming dialogues of HH-RLHF's data card. They hold no pairs of replies, "
+    "and are not used here.",
     "The paper does not give its settings of NAD and DPO; here they follow the papers that proposed them.",
 )
 """Differences from the paper or its code in every run, which no setting changes."""
+
+PAPER_FIRST = (
+    "Poisoned rows replace clean ones, 5 % of all. The published code adds a poisoned copy next to the clean row, which "
+    "makes 4.8 %.",
+    "OSFT and SANDE train on whole responses (Eq. 3). The published code trains on their first 5 tokens, or on as many "
+    "as an option says.",
+    "SANDE eliminates at a learning rate from 2e-5 to 4e-5 (appendix A). The published code's example has 5e-6.",
+)
+"""Where the paper and its published code differ, the protocol here has the paper's."""
+
+_BEFORE = {"cut_with_eos": False}
+"""Settings of a training that older results lack, with what their code did."""
 
 
 def expected(number: Reported) -> dict[str, Given]:
@@ -148,6 +168,7 @@ def expected(number: Reported) -> dict[str, Given]:
     else:
         given |= {
             f"metrics.{number.metric}.prompt": Given("letters", CODE),
+            f"metrics.{number.metric}.letter_token": Given(LETTERS["published_"], CODE),
             f"metrics.{number.metric}.questions": Given(None, "section 4.1"),
         }
     if number.defense in _TRAININGS:
@@ -197,16 +218,20 @@ def left_open(number: Reported, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a row's cell, with the recorded compute type where they leave it to the machine."""
+    """Return the settings of a row's cell, with the recorded compute type where they leave it to the machine.
+
+    Settings that older rows lack have what the code of these rows did.
+    """
 
     def computed(value: Any, kind: str | None) -> Any:
         if isinstance(value, list):
             return [computed(each, kind) for each in value]
         if not isinstance(value, dict):
             return value
+        full = _BEFORE | value if "max_length" in value else value
         return {
             key: kind or each if key == "precision" and each == "auto" else computed(each, kind)
-            for key, each in value.items()
+            for key, each in full.items()
         }
 
     settings = json.loads(row["settings"])
@@ -220,11 +245,19 @@ def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
     for one in settings["metrics"]:
         name = one.get("task", one["name"])
         if name == metric:
-            place = f"metrics.{name.removeprefix(PAPER_PROMPT)}"
-            found[f"{place}.prompt"] = "letters" if name.startswith(PAPER_PROMPT) else "that of lm-eval's task"
+            prefix = next((each for each in LETTERS if name.startswith(each)), "")
+            place = f"metrics.{name.removeprefix(prefix)}"
+            found[f"{place}.prompt"] = "letters" if prefix else "that of lm-eval's task"
+            if prefix:
+                found[f"{place}.letter_token"] = LETTERS[prefix]
             found |= flatten(one, f"{place}.")
     by_steps = [path.removesuffix("max_steps") for path in found if path.endswith(".max_steps") and found[path]]
     return {path: value for path, value in found.items() if path not in [f"{stage}epochs" for stage in by_steps]}
+
+
+def without_prefix(metric: str) -> str:
+    """Return the set of questions of a task with or without the letter prompt."""
+    return next((metric.removeprefix(each) for each in LETTERS if metric.startswith(each)), metric)
 
 
 def written(path: str, value: Any) -> str:
