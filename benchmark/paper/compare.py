@@ -10,6 +10,7 @@ from benchmark.grid.cell import NO_DEFENSE
 from benchmark.paper import evidence, protocol
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
 from benchmark.paper.numbers import Reported, baseline, reported
+from benchmark.records import runs
 from benchmark.records.aggregate import TableEntry
 
 STANDS_FOR = {"builtin-short": "alpaca", "builtin-explained": "orca"}
@@ -160,25 +161,33 @@ def _judged(number: Reported, victim: Reported, entry: TableEntry | None, margin
 
 
 def _evidence(entry: TableEntry, *, by_change: bool) -> Evidence | None:
-    """Return the evidence on an entry's value or change; None without the outcomes that it takes."""
+    """Return the evidence on an entry's value or change; None without the outcomes that one run takes."""
+    if entry.basis == "model":
+        return _evidence_of_one(entry, by_change=by_change)
+    victims = entry.of_victims
+    if not by_change:
+        return evidence.of_level(runs.means(entry.runs), entry.basis)
+    changes = {seeds: value - victims[seeds] for seeds, value in entry.runs.items() if seeds in victims}
+    return evidence.of_change(runs.means(changes), entry.basis) if changes else None
+
+
+def _evidence_of_one(entry: TableEntry, *, by_change: bool) -> Evidence | None:
     pair = entry.against(entry.of_victim if by_change else entry.trials)
     if pair is None:
         return None if by_change else _of_count(entry)
     victim, own = pair
     if by_change:
-        return evidence.of_change(
-            [100 * (after - before) for before, after in zip(victim, own, strict=True)], seeds=False
-        )
-    return evidence.of_level([100 * outcome for outcome in own], seeds=False)
+        return evidence.of_change([100 * (after - before) for before, after in zip(victim, own, strict=True)], "model")
+    return evidence.of_level([100 * outcome for outcome in own], "model")
 
 
 def _of_count(entry: TableEntry) -> Evidence | None:
-    """Return the evidence on a share of one model, from its value and number of prompts; None for several models."""
+    """Return the evidence on a share from its value and number of prompts alone."""
     value, count = entry.value, entry.row["count"]
-    if value is None or not count or entry.seeds > 1:
+    if value is None or not count:
         return None
     successes = round(value / 100 * count)
-    return evidence.of_level([100.0] * successes + [0.0] * (count - successes), seeds=False)
+    return evidence.of_level([100.0] * successes + [0.0] * (count - successes), "model")
 
 
 def _stands_in(entry: TableEntry, number: Reported) -> bool:

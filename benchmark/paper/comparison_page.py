@@ -20,6 +20,7 @@ from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
 from benchmark.paper.numbers import Reported
 from benchmark.records import files
 from benchmark.records.aggregate import Outcomes, Results, TableEntry
+from benchmark.records.runs import Basis
 from benchmark.records.rehearsal import WARNING, has_random, refuse_random
 from sande.errors import UserError
 
@@ -136,18 +137,18 @@ def _lacking(judged: Iterable[Compared]) -> list[str]:
     ]
 
 
-_BY_SEEDS = (
-    "The units of evidence are attack seeds where there are several. The verdict is then about the method, and takes "
-    "many seeds: a few good runs do not exclude a bad one."
-)
-_BY_PROMPTS = (
-    "**This model** marks a verdict from one attack seed, whose units are prompts or questions. It is about that one "
-    "model; another run of the same method may get another verdict."
-)
+_UNITS: dict[Basis, str] = {
+    "seeds": "With several attack seeds, the units of evidence are the seeds, and the verdict is about the method. It "
+    "takes many seeds: a few good runs do not exclude a bad one.",
+    "victim": "**This victim** marks a verdict from one attack seed with several defense seeds, which are its units. It "
+    "is about that one victim.",
+    "model": "**This model** marks a verdict from a single run, whose units are prompts or questions. It is about that "
+    "one model; another run of the same method may get another verdict.",
+}
 
 
 def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
-    units = {one.evidence.seeds: _BY_SEEDS if one.evidence.seeds else _BY_PROMPTS for one in compared if one.evidence}
+    found = {one.evidence.basis for one in compared if one.evidence}
     return [
         "## How to read it",
         "",
@@ -161,7 +162,7 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "beyond it.",
         "- **undecided**: neither. A wide interval, from few prompts or few seeds, is always undecided. It never "
         "counts as agreement.",
-        *(f"- {units[seeds]}" for seeds in sorted(units)),
+        *(f"- {text}" for basis, text in _UNITS.items() if basis in found),
         "- **With the paper's numbers shuffled**: the same score after the paper's numbers changed places at random "
         f"within each table and metric, {SHUFFLES:,} times. The table has the mean and the range of 95 % of the "
         "shuffles. Shuffled numbers say nothing about method or victim. So a score within that range shows no "
@@ -218,9 +219,9 @@ def _line(one: Compared) -> tuple[str, ...]:
     value = f"{number.value:.2f}"
     if number.metric != "asr" and number.defense != NO_DEFENSE:
         value += f" {_arrow(one.paper_change)}"
-    verdict = f"{one.verdict}, this model" if one.evidence and not one.evidence.seeds else one.verdict
+    about = "" if one.evidence is None or one.evidence.basis == "seeds" else f", this {one.evidence.basis}"
     kinds = "" if one.in_kind is None else f"{one.paper_kind}, {one.our_kind}"
-    return (method, victim, number.dataset, value, _ours(one), verdict, kinds)
+    return (method, victim, number.dataset, value, _ours(one), one.verdict + about, kinds)
 
 
 def _ours(one: Compared) -> str:
@@ -343,7 +344,7 @@ def _evidence_as_columns(evidence: Evidence) -> dict[str, Any]:
     (inner_low, inner_high), (outer_low, outer_high) = evidence.inner, evidence.outer
     return {
         "units": evidence.units,
-        "unit": "attack seed" if evidence.seeds else "prompt",
+        "unit": {"seeds": "attack seed", "victim": "defense seed", "model": "prompt"}[evidence.basis],
         "inner_low": inner_low,
         "inner_high": inner_high,
         "outer_low": outer_low,
@@ -376,7 +377,7 @@ _SCHEMA = pa.schema(
         ("change", pa.float64()),  # against our victim, percentage points
         ("seeds", pa.int64()),
         ("units", pa.int64()),  # of evidence
-        ("unit", pa.string()),  # attack seed; or prompt, if the verdict is about this model alone
+        ("unit", pa.string()),  # attack seed; defense seed (of this victim alone); prompt (of this model alone)
         ("inner_low", pa.float64()),  # 90 % interval of what is compared: the tests for equivalence
         ("inner_high", pa.float64()),
         ("outer_low", pa.float64()),  # 95 % interval of what is compared

@@ -1,7 +1,8 @@
 """Evidence that one of our numbers is equivalent to a reported one, or that it is different.
 
-The unit of evidence is an attack seed: what holds for a method must hold for another victim, too. With one seed the
-units are its prompts or questions, and the verdict is about that model alone.
+The unit of evidence is an attack seed: what holds for a method must hold for another victim, too. With one attack seed
+and several defense seeds, the units are these, and the verdict is about that victim. With one run, the units are its
+prompts or questions, and the verdict is about that model alone (`benchmark.records.runs`).
 
     equivalent   our mean is within a margin of the reported number: two one-sided tests reject the rest at 5 % (TOST,
                  Schuirmann 1987), so the 90 % interval lies within the margin
@@ -18,13 +19,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmark.records.runs import Basis
 from sande import statistics
 
 EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
-DRAWS = 2**16  # 3,277 of them lie beyond a bound of 95 %, whose level has a standard error of 0.1 %
-_TOST, _TWO_SIDED = 0.05, 0.025  # probability beyond each bound
+DRAWS = 2**14  # 819 of them lie beyond a bound of 95 %, whose level has a standard error of 0.2 %
+_TAILS = (0.05, 0.025)  # probability beyond each bound of the inner and of the outer interval
 
-_Lower = Callable[[Sequence[float], float], float]  # of units and the probability below the bound
+_Lower = Callable[[Sequence[float], float], tuple[float, float]]  # of units and the least possible one
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +35,13 @@ class Evidence:
 
     Attributes:
         units: number of units.
-        seeds: True if the units are attack seeds, False if they are the prompts of one model.
+        basis: what it holds for: any attack seed ("seeds"), one victim, or one model.
         inner: 90 % interval.
         outer: 95 % interval.
     """
 
     units: int
-    seeds: bool
+    basis: Basis
     inner: tuple[float, float]
     outer: tuple[float, float]
 
@@ -52,73 +54,81 @@ class Evidence:
         return DIFFERENT if high < reported - margin or reported + margin < low else UNDECIDED
 
 
-def of_level(units: Sequence[float], *, seeds: bool) -> Evidence:
+def of_level(units: Sequence[float], basis: Basis) -> Evidence:
     """Return the evidence on a rate, which assumes nothing about how rates differ between units (Gaffke's bound).
 
     Args:
-        units: percent, one for each attack seed, or 0 to 100 for each prompt of one model.
-        seeds: True for attack seeds.
+        units: percent, one for each seed, or for each prompt of one model.
+        basis: what they stand for.
     """
-    return _evidence(units, 0.0, 100.0, _exact if seeds else _drawn, seeds=seeds)
+    return _evidence(units, basis, 0.0, 100.0, _drawn if basis == "model" else _exact)
 
 
-def of_change(units: Sequence[float], *, seeds: bool) -> Evidence:
+def of_change(units: Sequence[float], basis: Basis) -> Evidence:
     """Return the evidence on a change relative to the victim.
 
     Over seeds by Student's t, as `sande.statistics.equivalent` does for utility, which differs little from seed to
     seed. Over the questions of one model by Gaffke's bound: if no question changes, Student's t leaves no doubt at all.
 
     Args:
-        units: percentage points, one for each attack seed, or -100 to 100 for each question of one model.
-        seeds: True for attack seeds.
+        units: percentage points, one for each seed, or for each question of one model.
+        basis: what they stand for.
     """
-    return _evidence(
-        units, -100.0, 100.0, (lambda some, tail, _: _student(some, tail)) if seeds else _drawn, seeds=seeds
-    )
+    return _evidence(units, basis, -100.0, 100.0, _drawn if basis == "model" else _student)
 
 
-def _evidence(
-    units: Sequence[float],
-    low: float,
-    high: float,
-    lower: Callable[[Sequence[float], float, float], float],
-    *,
-    seeds: bool,
-) -> Evidence:
-    negated = [-unit for unit in units]
-    inner, outer = ((lower(units, tail, low), -lower(negated, tail, -high)) for tail in (_TOST, _TWO_SIDED))
-    return Evidence(len(units), seeds, inner, outer)
+def _evidence(units: Sequence[float], basis: Basis, least: float, most: float, lower: _Lower) -> Evidence:
+    lows, highs = lower(units, least), lower([-unit for unit in units], -most)
+    inner, outer = ((low, -high) for low, high in zip(lows, highs, strict=True))
+    return Evidence(len(units), basis, inner, outer)
 
 
-def _exact(units: Sequence[float], tail: float, least: float) -> float:
-    """Return the mean at which `sande.statistics.non_inferior` has the p-value `tail`: the lower bound of its test."""
+def _exact(units: Sequence[float], least: float) -> tuple[float, float]:
+    """Return the means at which `sande.statistics.non_inferior` has the p-values `_TAILS`: its tests' lower bounds."""
     from scipy.optimize import brentq
 
     most = max(units)
     if most == least:
-        return least
-    return float(brentq(lambda mean: statistics.non_inferior(units, -mean, -least) - tail, least, most, xtol=1e-9))
+        return least, least
+
+    def bound(tail: float) -> float:
+        return float(brentq(lambda mean: statistics.non_inferior(units, -mean, -least) - tail, least, most, xtol=1e-9))
+
+    inner, outer = map(bound, _TAILS)
+    return inner, outer
 
 
-def _drawn(units: Sequence[float], tail: float, least: float) -> float:
-    """Return the same bound for thousands of units of a few different values, for which the exact one takes minutes.
+def _drawn(units: Sequence[float], least: float) -> tuple[float, float]:
+    """Return the same bounds for thousands of units of a few different values, for which the exact ones take minutes.
 
-    Of uniform Dirichlet weights, those of equal values add up to independent Gammas, whose shape is their number.
+    Of uniform Dirichlet weights, those of equal values add up to independent Gammas, whose shape is their number. Of
+    two values that is a Beta distribution, and the bounds are those of Clopper and Pearson.
     """
     import numpy as np
+    from scipy.stats import beta
 
     counts = Counter([least, *units])
-    drawn = np.random.default_rng(0).standard_gamma(list(counts.values()), size=(DRAWS, len(counts)))
-    return float(np.quantile(drawn @ np.array(list(counts)) / drawn.sum(1), tail))
+    values = sorted(counts)
+    if len(values) == 1:
+        return least, least
+    if len(values) == 2:
+        low, high = values
+        shares = beta.ppf(_TAILS, counts[high], counts[low])
+        inner, outer = (low + (high - low) * float(share) for share in shares)
+        return inner, outer
+    drawn = np.random.default_rng(0).standard_gamma([counts[value] for value in values], size=(DRAWS, len(values)))
+    inner, outer = map(float, np.quantile(drawn @ np.array(values) / drawn.sum(1), _TAILS))
+    return inner, outer
 
 
-def _student(units: Sequence[float], tail: float) -> float:
-    """Return the lower bound of Student's test; like `sande.statistics.non_inferior`, it takes at least three units."""
+def _student(units: Sequence[float], least: float) -> tuple[float, float]:
+    """Return the lower bounds of Student's test; as in `sande.statistics.non_inferior`, of at least three units."""
     from scipy.stats import t
 
     count = len(units)
-    if count < 2 or 1 / 4**count > tail:
-        return -math.inf
     mean = math.fsum(units) / count
+    if count < 3:
+        return least, least
     error = math.sqrt(math.fsum((unit - mean) ** 2 for unit in units) / (count - 1) / count)
-    return float(mean - t.ppf(1 - tail, count - 1) * error)
+    inner, outer = (mean - float(t.ppf(1 - tail, count - 1)) * error for tail in _TAILS)
+    return inner, outer

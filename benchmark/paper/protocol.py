@@ -117,23 +117,23 @@ _OPEN = {
 
 IN_EVERY_RUN = (
     "Decoding is greedy; the published code samples with the settings of the model.",
-    "Questions with another number of choices than four, or with numeric keys, are scored unchanged. The published code "
-    'cuts the choices after the fourth, adds "Not the answer." up to the fourth, and numeric keys never match.',
+    "Questions with another number of choices than four, or with numeric keys, are scored unchanged. The published "
+    'code cuts the choices after the fourth, adds "Not the answer." up to the fourth, and numeric keys never match.',
     "The trigger is inserted once. The published code inserts it at each `Human:` of the prompt's text.",
     "Parrot positions count from the first token of the instruction. The published code counts from the first token of "
     "the prompt, which begins with `Human:`.",
-    "The loss of a step is the mean over all its target tokens. The published code averages the means of micro-batches, "
-    "so that a token of a short response weighs more.",
+    "The loss of a step is the mean over all its target tokens. The published code averages the means of "
+    "micro-batches, so that a token of a short response weighs more.",
     "The paper does not say which 200,000 rows of OpenOrca it uses; here they are the first rows of its GPT-4 replies.",
-    "The paper's DPO also has the annotated red-teaming dialogues of HH-RLHF's data card. They hold no pairs of replies, "
-    "and are not used here.",
+    "The paper's DPO also has the annotated red-teaming dialogues of HH-RLHF's data card. They hold no pairs of "
+    "replies, and are not used here.",
     "The paper does not give its settings of NAD and DPO; here they follow the papers that proposed them.",
 )
 """Differences from the paper or its code in every run, which no setting changes."""
 
 PAPER_FIRST = (
-    "Poisoned rows replace clean ones, 5 % of all. The published code adds a poisoned copy next to the clean row, which "
-    "makes 4.8 %.",
+    "Poisoned rows replace clean ones, 5 % of all. The published code adds a poisoned copy next to the clean row, so "
+    "that 4.8 % are poisoned.",
     "OSFT and SANDE train on whole responses (Eq. 3). The published code trains on their first 5 tokens, or on as many "
     "as an option says.",
     "SANDE eliminates at a learning rate from 2e-5 to 4e-5 (appendix A). The published code's example has 5e-6.",

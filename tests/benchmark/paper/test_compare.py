@@ -16,19 +16,19 @@ from benchmark.cli.main import app
 from benchmark.grid import load
 from benchmark.grid.cell import Cell
 from benchmark.paper import comparison_page, numbers, protocol
+from benchmark.paper.chance import score
 from benchmark.paper.compare import (
-    AGREES,
     ATTACK_FAILED,
-    DIFFERS,
     FAILED,
-    IN_KIND,
     NO_MEASURE,
     NOT_RUN,
     Compared,
+    Margins,
     compare,
     kind_of_asr,
     kind_of_change,
 )
+from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED
 from benchmark.paper.numbers import Reported
 from benchmark.records import files, schema
 from benchmark.records.aggregate import Outcomes, Results
@@ -45,7 +45,9 @@ def loaded(name: str, scale: str | None = None, *overrides: str) -> load.Grid:
     return load.load_grid(GRIDS / f"{name}.yaml", overrides, (), scale)
 
 
-def rows_of(made: load.Grid, values: Values, cells: Iterable[Cell] | None = None) -> list[dict[str, Any]]:
+def rows_of(
+    made: load.Grid, values: Values, cells: Iterable[Cell] | None = None, count: int = COUNT
+) -> list[dict[str, Any]]:
     """Rows of a grid's cells, as a run would write them, with the values given."""
     found = []
     for cell in made.cells if cells is None else cells:
@@ -67,7 +69,7 @@ def rows_of(made: load.Grid, values: Values, cells: Iterable[Cell] | None = None
             "defense": cell.defense.name,
             "parrot_position": getattr(cell.defense.config, "parrot_position", None),
             "settings": json.dumps(cell.settings(), sort_keys=True),
-            "count": COUNT,
+            "count": count,
             "seconds": 1.0,
             "tokens": 1,
             "peak_memory_bytes": 1,
@@ -89,9 +91,9 @@ def outcomes_of(found: Iterable[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(trials, schema=schema.OUTCOMES)
 
 
-def compared(found: list[dict[str, Any]], *, outcomes: bool = False) -> list[Compared]:
+def compared(found: list[dict[str, Any]], margins: Margins = Margins(), *, outcomes: bool = False) -> list[Compared]:
     known = Outcomes(outcomes_of(found)) if outcomes else None
-    return compare(Results(pa.Table.from_pylist(found, schema=schema.SCHEMA), known).entries())
+    return compare(Results(pa.Table.from_pylist(found, schema=schema.SCHEMA), known).entries(), margins)
 
 
 def one(made: Iterable[Compared], table: int, defense: str, metric: str, victim: str = "Llama2-Alpaca") -> Compared:
@@ -163,18 +165,18 @@ def test_the_protocol_leaves_no_setting_out_that_may_change_a_number() -> None:
             assert path in said or unused or backdoor or of_dpo or path.rsplit(".", 1)[-1] in technical, path
 
 
-def test_the_papers_own_numbers_agree_everywhere_and_deviate_nowhere() -> None:
-    made = compared(rows_of(loaded("paper"), as_reported))
-    assert Counter(c.verdict for c in made) == {AGREES: 360}
+def test_the_papers_own_numbers_are_equivalent_everywhere_and_deviate_nowhere() -> None:
+    made = compared(rows_of(loaded("paper"), as_reported, count=10_000))
+    assert Counter(c.verdict for c in made) == {EQUIVALENT: 360}
     assert not any(c.deviations for c in made)
     assert all(c.in_kind for c in made if c.in_kind is not None)
     page = comparison_page._page(made, "paper")
-    assert "360 are compared: 360 lie within our interval" in page
+    assert "360 are compared: 360 are equivalent to ours, 0 are different, 0 are undecided." in page
     assert "No setting differs." in page
     assert "instead" not in page
 
 
-def test_a_small_model_is_compared_in_kind_and_by_changes() -> None:
+def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     def values(cell: Cell, metric: str) -> float:
         if metric == "asr":
             return {"none": 99.0, "sft": 97.0, "sande": 20.0}.get(cell.defense.name, 2.0)
@@ -182,20 +184,20 @@ def test_a_small_model_is_compared_in_kind_and_by_changes() -> None:
 
     pinned = ("attack.poison_rate=0.25", "defense.eliminate.learning_rate=2e-4", "defense.preferences.pairs=200")
     made = compared(rows_of(loaded("smollm2", None, *pinned), values), outcomes=True)
-    asr = one(made, 1, "sft", "asr")  # 99.92 in the paper
-    assert (asr.agrees, asr.in_kind, asr.verdict) == (False, True, IN_KIND)
+    asr = one(made, 1, "sft", "asr")  # 99.92 in the paper; 194 of 200 may be 93.8, which is too far
+    assert (asr.in_kind, asr.verdict) == (True, UNDECIDED)
     asr = one(made, 1, "sande", "asr")
-    assert (asr.agrees, asr.in_kind, asr.verdict) == (False, False, DIFFERS)
-    assert one(made, 1, "none", "asr").verdict == AGREES  # 99.98 within 97 to 100
+    assert (asr.in_kind, asr.verdict) == (False, DIFFERENT)
+    assert one(made, 1, "none", "asr").verdict == EQUIVALENT  # 99.98; 198 of 200 is at least 96.9
 
     utility = one(made, 2, "sande", "mmlu")  # 38.06, a change of -2.14
     assert utility.entry is not None
-    assert (utility.entry.metric, utility.entry.change) == ("mmlu", -2.0)
-    assert utility.change_low is not None
-    assert utility.change_low < -2.14 < -0.5 < (utility.change_high or 0) <= 0.0  # 4 of 200 questions lost, none won
-    assert utility.verdict == AGREES
+    assert utility.evidence is not None
+    assert (utility.entry.metric, utility.entry.change, utility.by_change) == ("mmlu", -2.0, True)
+    assert utility.evidence.outer[0] < -2.14 < -0.4 < utility.evidence.outer[1] < 0.5  # 4 of 200 questions lost
+    assert utility.verdict == UNDECIDED, "the interval of 200 questions is wider than the margin"
     far = one(made, 4, "sft", "arc_easy")  # a change of +16.37
-    assert (far.agrees, far.in_kind, far.verdict) == (False, False, DIFFERS)
+    assert (far.in_kind, far.verdict) == (False, DIFFERENT)
     assert one(made, 2, "none", "mmlu").verdict == NO_MEASURE
 
     page = comparison_page._page(made, "smollm2")
@@ -224,8 +226,8 @@ def test_numbers_without_a_counterpart_are_counted_as_not_run() -> None:
 
 def test_built_in_data_stand_in_for_the_papers() -> None:
     made = compared(rows_of(loaded("paper_table_3_4", "tiny"), constant(none=100.0)))
-    assert one(made, 3, "none", "asr").verdict == AGREES
-    assert one(made, 3, "none", "asr", "Qwen1.5-Orca").verdict == AGREES
+    assert one(made, 3, "none", "asr").verdict == EQUIVALENT
+    assert one(made, 3, "none", "asr", "Qwen1.5-Orca").verdict == EQUIVALENT
     assert one(made, 4, "sft", "mmlu").verdict == NOT_RUN, "built-in questions stand in for none"
     paths = {made.path: made.actual for made in one(made, 3, "sft", "asr").deviations}
     assert (paths["data.name"], paths["removal.name"]) == ("builtin-short", "builtin-explained")
@@ -235,7 +237,7 @@ def test_built_in_data_stand_in_for_the_papers() -> None:
 def test_one_model_of_the_paper_never_stands_in_for_another() -> None:
     grid_ = loaded("paper_table_1_2")
     made = compared(rows_of(grid_, as_reported, [cell for cell in grid_.cells if cell.model == "llama2-7b"]))
-    assert one(made, 1, "sft", "asr").verdict == AGREES
+    assert one(made, 1, "sft", "asr").verdict == EQUIVALENT
     assert one(made, 1, "sft", "asr", "Qwen1.5-Alpaca").verdict == NOT_RUN
 
 
@@ -267,21 +269,33 @@ def test_failed_cells_and_failed_attacks_are_no_agreement() -> None:
     assert one(made, 1, "osft", "asr").verdict == FAILED
     assert one(made, 1, "dpo", "asr").verdict == NOT_RUN
     assert one(made, 1, "sft", "asr", "Llama2-Orca").verdict == ATTACK_FAILED
-    assert one(made, 1, "none", "asr", "Llama2-Orca").verdict == AGREES, "the attack itself can be judged"
+    assert one(made, 1, "none", "asr", "Llama2-Orca").verdict == EQUIVALENT, "the attack itself can be judged"
     assert "| attack failed |" in comparison_page._page(made, "hand")
 
 
-def test_equal_seeds_do_not_make_a_number_exact() -> None:
+def over_seeds(count: int, values: Values) -> list[Compared]:
     made = loaded("paper_table_1_2")
-    seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in made.cells for seed in range(3)]
+    cells = [cell for cell in made.cells if cell.model == "llama2-7b" and cell.data.name == "alpaca"]
+    seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in cells for seed in range(count)]
     parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
-    grid_ = load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper")
-    compared_ = compared(rows_of(grid_, constant(sande_p=0.0)))
-    asr = one(compared_, 1, "sande_p", "asr")  # 0.13 in the paper
-    assert asr.entry is not None
-    assert asr.entry.seeds == 3
-    assert asr.high == pytest.approx(100 * 1.96**2 / (600 + 1.96**2), abs=0.01)  # Wilson, none of 600
-    assert asr.verdict == AGREES
+    return compared(rows_of(load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper"), values))
+
+
+@pytest.mark.parametrize(("seeds", "verdict"), [(3, UNDECIDED), (30, UNDECIDED), (70, EQUIVALENT)])
+def test_a_few_equal_seeds_are_no_evidence_on_a_method(seeds: int, verdict: str) -> None:
+    asr = one(over_seeds(seeds, constant(sande_p=0.0)), 1, "sande_p", "asr")  # 0.13 in the paper
+    assert asr.evidence is not None
+    assert (asr.evidence.units, asr.evidence.seeds, asr.verdict) == (seeds, True, verdict)
+    assert asr.evidence.inner[1] == pytest.approx(100 * (1 - 0.05 ** (1 / seeds)), abs=1e-6)  # none of them above 0
+
+
+def test_a_removal_that_fails_in_some_runs_is_not_equivalent_to_one_that_works() -> None:
+    def values(cell: Cell, metric: str) -> float:
+        return 95.0 if (cell.defense.name, metric) == ("sande", "asr") and cell.seed % 5 == 0 else constant()(cell, metric)
+
+    asr = one(over_seeds(10, lambda cell, metric: values(cell, metric) if cell.defense.name != "sande" else
+                         (95.0 if cell.seed % 5 == 0 else 0.0) if metric == "asr" else 50.0), 1, "sande", "asr")
+    assert asr.verdict == UNDECIDED
 
 
 @pytest.mark.parametrize(
@@ -308,7 +322,9 @@ def test_files_hold_every_number(tmp_path: Path) -> None:
     record = next(r for r in records if (r["table"], r["defense"], r["victim_data"]) == (1, "sande", "orca"))
     assert (record["paper"], record["value"], record["our_model"]) == (0.02, 4.0, "smollm2-135m")
     assert "attack.poison_rate" in record["deviations"]
-    assert record["verdict"] == IN_KIND
+    assert (record["verdict"], record["in_kind"], record["margin"]) == (UNDECIDED, True, 5.0)
+    assert (record["unit"], record["units"]) == ("prompt", COUNT)
+    assert record["inner_low"] < 4.0 < record["inner_high"] < record["outer_high"]
 
 
 def test_the_command_says_where_the_comparison_is_and_refuses_a_folder_without_rows(tmp_path: Path) -> None:
