@@ -154,8 +154,8 @@ def mean_bounds(values: Sequence[float], low: float = 0.0, high: float = 1.0) ->
     nothing about the shape of the distribution, so it also holds where a removal either works or fails. For zeros and
     ones it is Clopper and Pearson's interval; three zeros have 0 to 0.708, five 0 to 0.522.
 
-    The quantiles are exact for up to 50 units, and of 2,000 fixed draws for more. That the bound holds for every distribution is a conjecture in these
-    papers; it holds in the simulations of `docs/statistics.md`.
+    The quantiles are exact for up to 50 units, and of 2,000 fixed draws for more. That the bound holds for every
+    distribution is a conjecture in these papers; it holds in the simulations of `docs/statistics.md`.
 
     Args:
         values: one for each unit. A unit of a table is an attack seed: the mean over its defense seeds and prompts, in
