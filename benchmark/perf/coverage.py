@@ -66,10 +66,10 @@ def bounded(outcomes: Outcomes) -> tuple[float, float]:
 
 
 INTERVALS: Mapping[str, Interval] = {
-    "Wilson over all prompts": pooled_wilson,
-    "Student's t over seeds": student,
-    "two-level bootstrap": two_level_bootstrap,
-    "bounded mean over seeds (used)": bounded,
+    "mean ASR: Wilson over all prompts": pooled_wilson,
+    "mean ASR: Student's t over seeds": student,
+    "mean ASR: two-level bootstrap": two_level_bootstrap,
+    "mean ASR: bounded mean over seeds (used)": bounded,
 }
 
 
@@ -83,7 +83,10 @@ def seeds_p(first: Outcomes, second: Outcomes) -> float:
     return paired_p(first.mean(1).tolist(), second.mean(1).tolist())
 
 
-TESTS = {"McNemar over all prompts": mcnemar_p, "paired test over seeds (used)": seeds_p}
+TESTS = {
+    "identical methods: McNemar over all prompts": mcnemar_p,
+    "identical methods: paired test over seeds (used)": seeds_p,
+}
 
 
 def coverage(experiments: int, fails: float = FAILS, intervals: Mapping[str, Interval] = INTERVALS) -> Lines:
@@ -111,9 +114,9 @@ def false_positives(experiments: int, fails: float = FAILS) -> Lines:
 def power(experiments: int) -> Lines:
     """Return how often `paired_p` tells a method that always works from others, by number of seeds."""
     others = {
-        "60 % in each run": (1.0, 0.6),
-        "95 % in 63 runs of 100 (60 % on average)": (0.63, 0.95),
-        "95 % in one run of five": (FAILS, LEFT),
+        "0 % against 60 % in each run: the same test": (1.0, 0.6),
+        "0 % against 95 % in 63 runs of 100: the same test": (0.63, 0.95),
+        "0 % against 95 % in one run of five: the same test": (FAILS, LEFT),
     }
     found = _lines(others)
     for seeds in SEEDS:
@@ -129,7 +132,11 @@ def nested(experiments: int, defense_seeds: int = 2) -> Lines:
 
     A run fails because of its attack seed, because of its defense seed, or because of either.
     """
-    sources = {"the attack seed": (0.2, 0.0), "the defense seed": (0.0, 0.2), "either": (0.1, 0.1)}
+    sources = {
+        "the same, two defense seeds each; the attack seed decides": (0.2, 0.0),
+        "the same; the defense seed decides": (0.0, 0.2),
+        "the same; either can make a run fail": (0.1, 0.1),
+    }
     found = _lines(sources)
     for seeds in SEEDS:
         random = np.random.default_rng(seeds)
@@ -144,30 +151,32 @@ def nested(experiments: int, defense_seeds: int = 2) -> Lines:
 
 def works_every_time(experiments: int) -> Lines:
     """Return how often `share_above` holds the true share of failed runs, by number of seeds."""
-    found = _lines(["runs above 5 %"])
+    name = "share of runs above 5 %: bounded mean (used)"
+    found = _lines([name])
     for seeds in SEEDS:
         random = np.random.default_rng(seeds)
-        held = []
+        inside = []
         for _ in range(experiments):
             values = 100 * answers(random, seeds).mean(1)
             _, low, high = share_above([[value] for value in values], LIMIT)
-            held.append(low <= FAILS <= high)
-        found["runs above 5 %"][seeds] = float(np.mean(held))
+            inside.append(low <= FAILS <= high)
+        found[name][seeds] = float(np.mean(inside))
     return found
 
 
 def ranks(experiments: int) -> Lines:
     """Return how often `rank_intervals` holds the true rank: the least over four methods, by number of seeds."""
     methods = {"a": 0.0, "b": 0.2, "c": 0.5, "d": 0.9}  # how often each fails, best first
-    found = _lines(["rank of the method for which it is least often right"])
+    name = "rank among four methods, the worst case: bootstrap (used)"
+    found = _lines([name])
     for seeds in SEEDS:
         random = np.random.default_rng(seeds)
-        held = []
+        inside = []
         for _ in range(experiments):
-            values = {name: answers(random, seeds, fails).mean(1).tolist() for name, fails in methods.items()}
-            found_ranks = rank_intervals(values)
-            held.append([low <= place <= high for place, (low, high) in enumerate(found_ranks.values(), start=1)])
-        found["rank of the method for which it is least often right"][seeds] = float(np.mean(held, axis=0).min())
+            values = {method: answers(random, seeds, fails).mean(1).tolist() for method, fails in methods.items()}
+            between = rank_intervals(values).values()
+            inside.append([first <= place <= last for place, (first, last) in enumerate(between, start=1)])
+        found[name][seeds] = float(np.mean(inside, axis=0).min())
     return found
 
 
@@ -179,7 +188,9 @@ def as_markdown(title: str, lines: Lines) -> str:
     """Return a table with a row for each line and a column for each number of seeds."""
     seeds = sorted({number for line in lines.values() for number in line})
     head = [title, *(f"{number} seed{'s' * (number > 1)}" for number in seeds)]
-    rows = [[name, *(f"{line[number]:.2f}" for number in seeds)] for name, line in lines.items()]
+    rows = [
+        [name, *(f"{line[number]:.2f}" if number in line else "" for number in seeds)] for name, line in lines.items()
+    ]
     return "\n".join(markdown_table(head, rows, "l" + "r" * len(seeds)))
 
 
@@ -200,7 +211,16 @@ def _panel(axes: Axes, lines: Lines, title: str, target: float, meaning: str) ->
     for index, (name, line) in enumerate(lines.items()):
         used = name.endswith("(used)")
         color = "#b33" if used else f"C{index}"
-        axes.plot(list(line), list(line.values()), marker="osD^"[index], color=color, label=name, linewidth=1 + used)
+        style = "--" if "bootstrap" in name else "-"  # it lies on Student's line
+        axes.plot(
+            list(line),
+            list(line.values()),
+            marker="osD^"[index],
+            color=color,
+            label=name.split(": ")[1],
+            linewidth=1 + used,
+            linestyle=style,
+        )
     axes.set_xticks(sorted({seeds for line in lines.values() for seeds in line}))
     axes.set_xlabel("seeds", fontsize=9)
     axes.set_title(title, fontsize=10)
@@ -208,17 +228,24 @@ def _panel(axes: Axes, lines: Lines, title: str, target: float, meaning: str) ->
     axes.legend(fontsize=8, frameon=False, loc="best")
 
 
+def held(experiments: int) -> Lines:
+    """Return how often each interval holds the true value: the first table of the page."""
+    return coverage(experiments) | nested(experiments) | works_every_time(experiments) | ranks(experiments // 5)
+
+
+def told_apart(experiments: int) -> Lines:
+    """Return how often a test tells two methods apart, identical ones and others: the second table of the page."""
+    return false_positives(experiments) | power(experiments)
+
+
 def main(folder: Path, experiments: int = EXPERIMENTS) -> None:
     """Print the tables of `docs/statistics.md` and draw its figure."""
-    covered, false = coverage(experiments), false_positives(experiments)
-    draw(covered, false, folder)
-    print(as_markdown("a 95 % interval holds the mean ASR", covered), "\n")
-    print(as_markdown("two identical methods are told apart", false), "\n")
-    print(as_markdown("0 % is told apart from", power(experiments)), "\n")
-    print(as_markdown("two defense seeds each, failures come from", nested(experiments)), "\n")
-    print(as_markdown("an interval holds", works_every_time(experiments) | ranks(experiments // 5)), "\n")
+    intervals, tests = held(experiments), told_apart(experiments)
+    draw({name: intervals[name] for name in INTERVALS}, {name: tests[name] for name in TESTS}, folder)
+    print(as_markdown("A 95 % interval holds the true value", intervals), "\n")
+    print(as_markdown("A test at 5 % tells two methods apart", tests), "\n")
     for fails in (0.02, 0.05, 0.1, 0.5):
-        used = {"bounded mean over seeds (used)": bounded}
+        used = {"mean ASR: bounded mean over seeds (used)": bounded}
         print(f"fails in {fails:.0%}:", coverage(experiments, fails, used), false_positives(experiments // 5, fails))
 
 
