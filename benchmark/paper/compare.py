@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from benchmark.grid.cell import NO_DEFENSE
@@ -166,9 +167,13 @@ def _evidence(entry: TableEntry, *, by_change: bool) -> Evidence | None:
         return _evidence_of_one(entry, by_change=by_change)
     victims = entry.of_victims
     if not by_change:
-        return evidence.of_level(runs.means(entry.runs), entry.basis)
+        return evidence.of_level(_unit_means(entry.runs), entry.basis)
     changes = {seeds: value - victims[seeds] for seeds, value in entry.runs.items() if seeds in victims}
-    return evidence.of_change(runs.means(changes), entry.basis) if changes else None
+    return evidence.of_change(_unit_means(changes), entry.basis) if changes else None
+
+
+def _unit_means(values: runs.Values) -> list[float]:
+    return [fmean(of_unit) for of_unit in runs.units(values).values()]
 
 
 def _evidence_of_one(entry: TableEntry, *, by_change: bool) -> Evidence | None:
