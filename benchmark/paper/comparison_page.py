@@ -140,8 +140,8 @@ def _lacking(judged: Iterable[Compared]) -> list[str]:
 _UNITS: dict[Basis, str] = {
     "seeds": "With several attack seeds, the units of evidence are the seeds, and the verdict is about the method. It "
     "takes many seeds: a few good runs do not exclude a bad one.",
-    "victim": "**This victim** marks a verdict from one attack seed with several defense seeds, which are its units. It "
-    "is about that one victim.",
+    "victim": "**This victim** marks a verdict from one attack seed with several defense seeds, which are its units. "
+    "It is about that one victim.",
     "model": "**This model** marks a verdict from a single run, whose units are prompts or questions. It is about that "
     "one model; another run of the same method may get another verdict.",
 }
