@@ -16,7 +16,6 @@ from benchmark.cli.main import app
 from benchmark.grid import load
 from benchmark.grid.cell import Cell
 from benchmark.paper import comparison_page, numbers, protocol
-from benchmark.paper.chance import score
 from benchmark.paper.compare import (
     ATTACK_FAILED,
     FAILED,
@@ -289,13 +288,29 @@ def test_a_few_equal_seeds_are_no_evidence_on_a_method(seeds: int, verdict: str)
     assert asr.evidence.inner[1] == pytest.approx(100 * (1 - 0.05 ** (1 / seeds)), abs=1e-6)  # none of them above 0
 
 
-def test_a_removal_that_fails_in_some_runs_is_not_equivalent_to_one_that_works() -> None:
-    def values(cell: Cell, metric: str) -> float:
-        return 95.0 if (cell.defense.name, metric) == ("sande", "asr") and cell.seed % 5 == 0 else constant()(cell, metric)
+def test_the_margins_are_settings_that_the_page_names() -> None:
+    found = rows_of(loaded("paper_table_1_2"), constant(sande_p=0.0))
+    assert one(compared(found), 1, "sande_p", "asr").verdict == EQUIVALENT  # 0 of 200 is at most 1.5 %
+    narrow = compared(found, Margins(asr=1.0, utility=0.5))
+    assert one(narrow, 1, "sande_p", "asr").verdict == UNDECIDED
+    page = comparison_page._page(narrow, "hand", Margins(asr=1.0, utility=0.5))
+    assert "the difference is less than 1 points for an ASR, or 0.5 points for a utility" in page
 
-    asr = one(over_seeds(10, lambda cell, metric: values(cell, metric) if cell.defense.name != "sande" else
-                         (95.0 if cell.seed % 5 == 0 else 0.0) if metric == "asr" else 50.0), 1, "sande", "asr")
-    assert asr.verdict == UNDECIDED
+
+def test_the_page_has_the_scores_of_shuffled_numbers() -> None:
+    page = comparison_page._page(compared(rows_of(loaded("paper"), as_reported, count=10_000)), "paper")
+    (line,) = [line for line in page.splitlines() if line.startswith("| ASR | equivalent | ")]
+    assert line.startswith("| ASR | equivalent | 104 of 104 | ")
+    assert line.endswith(" | more |")
+    assert "| equivalent, this model |" in page
+    assert "**This model** marks a verdict from a single run" in page
+
+
+def test_numbers_without_outcomes_are_named() -> None:
+    found = rows_of(loaded("smollm2"), constant())
+    page = comparison_page._page(compared(found), "smollm2")
+    assert "168 of the undecided numbers have no evidence at all: the outcomes of single prompts, ours or the" in page
+    assert "no evidence at all" not in comparison_page._page(compared(found, outcomes=True), "smollm2")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,192 @@
+"""Verdicts by evidence: bounds against those of `sande.statistics`, errors by simulation, and scores of chance."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scipy.stats import binom
+
+from benchmark.paper import numbers
+from benchmark.paper.chance import same_kind, same_verdict, score
+from benchmark.paper.compare import COMPARED, Compared, compare, kind_of_change
+from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, of_change, of_level
+from benchmark.records import files
+from benchmark.records.aggregate import Outcomes, Results
+from sande import statistics
+
+NUMBERS = numbers.reported()
+
+
+def share(successes: int, count: int) -> list[float]:
+    return [100.0] * successes + [0.0] * (count - successes)
+
+
+def changes(lost: int, won: int, count: int) -> list[float]:
+    return [-100.0] * lost + [100.0] * won + [0.0] * (count - lost - won)
+
+
+# Bounds
+
+
+@pytest.mark.parametrize("units", [[0.0, 0.0, 0.0], [0.0, 95.0, 0.0, 3.0, 1.0], [100.0] * 4, [20.0, 60.0], [7.0]])
+def test_over_seeds_the_bounds_are_those_of_the_tests_in_statistics(units: list[float]) -> None:
+    found = of_level(units, "seeds")
+    assert found.outer == pytest.approx(statistics.mean_bounds(units, 0, 100), abs=1e-6)
+    for reported in (0.0, 5.0, 30.0, 99.9, 100.0):
+        for margin in (1.0, 20.0, 60.0, 99.0):
+            above = statistics.non_inferior([unit - reported for unit in units], margin, reported)
+            below = statistics.non_inferior([reported - unit for unit in units], margin, 100 - reported)
+            assert (found.verdict(reported, margin) == EQUIVALENT) == (max(above, below) < 0.05)
+
+
+@pytest.mark.parametrize("units", [[0.5, -0.5, 0.1], [1.0, 1.0, 1.0], [-3.0, 2.0, 0.0, 1.0, 0.5], [0.1, 0.2], [0.0]])
+def test_changes_over_seeds_are_equivalent_by_students_tests(units: list[float]) -> None:
+    found = of_change(units, "seeds")
+    for reported in (-3.0, 0.0, 1.1):
+        for margin in (0.5, 2.0, 8.0):
+            p = statistics.equivalent([unit - reported for unit in units], margin)
+            assert (found.verdict(reported, margin) == EQUIVALENT) == (p < 0.05)
+
+
+def test_the_prompts_of_one_model_have_clopper_and_pearsons_bounds() -> None:
+    found = of_level(share(3, 200), "model")
+    for bound, tail in ((found.inner[1], 0.05), (found.outer[1], 0.025)):
+        assert binom.cdf(3, 200, bound / 100) == pytest.approx(tail)
+    for bound, tail in ((found.inner[0], 0.05), (found.outer[0], 0.025)):
+        assert binom.sf(2, 200, bound / 100) == pytest.approx(tail)
+    assert of_level(share(0, 200), "model").inner == (0.0, pytest.approx(100 * (1 - 0.05 ** (1 / 200))))
+
+
+@pytest.mark.parametrize("units", [changes(3, 1, 40), changes(0, 0, 40), changes(20, 15, 40), changes(40, 0, 40)])
+def test_the_drawn_bounds_of_questions_are_near_the_exact_ones(units: list[float]) -> None:
+    found = of_change(units, "model")
+    assert found.outer == pytest.approx(statistics.mean_bounds(units, -100, 100), abs=0.6)
+
+
+# Verdicts
+
+
+def test_a_wide_interval_is_undecided_and_never_agreement() -> None:
+    """The audit's complaint: a number agreed if it lay in our interval, so few prompts agreed with anything."""
+    for reported in range(0, 101, 5):
+        assert of_level(share(5, 10), "model").verdict(reported, 5.0) in (UNDECIDED, DIFFERENT)
+    assert of_level(share(5, 10), "model").verdict(50.0, 5.0) == UNDECIDED
+    assert of_change(changes(0, 0, 100), "model").verdict(0.0, 2.0) == UNDECIDED, "100 equal answers are too few"
+    assert of_change(changes(0, 0, 200), "model").verdict(0.0, 2.0) == EQUIVALENT
+    assert of_change([0.0, 0.1], "seeds").verdict(0.0, 2.0) == UNDECIDED, "two seeds are never enough"
+
+
+@pytest.mark.parametrize(
+    ("reported", "verdict"),
+    [(0.0, EQUIVALENT), (2.0, EQUIVALENT), (4.9, EQUIVALENT), (6.0, UNDECIDED), (8.0, DIFFERENT)],
+)
+def test_what_is_equivalent_and_what_is_different(reported: float, verdict: str) -> None:
+    assert of_level(share(0, 300), "model").verdict(reported, 5.0) == verdict
+
+
+def test_verdicts_are_wrong_in_at_most_one_of_twenty() -> None:
+    generator = random.Random(0)
+    at_the_margin: Counter[str] = Counter()
+    for _ in range(1000):
+        successes = sum(generator.random() < 0.15 for _ in range(200))
+        at_the_margin[of_level(share(successes, 200), "model").verdict(10.0, 5.0)] += 1
+    assert at_the_margin[EQUIVALENT] <= 60
+    assert at_the_margin[DIFFERENT] <= 35
+    assert at_the_margin[UNDECIDED] >= 900
+
+
+def test_a_removal_that_fails_in_one_run_of_five_is_hardly_ever_equivalent_to_one_that_never_fails() -> None:
+    generator = random.Random(1)
+    runs = [[95.0 if generator.random() < 0.2 else 0.0 for _ in range(5)] for _ in range(200)]
+    assert all(of_level(units, "seeds").verdict(0.0, 5.0) != EQUIVALENT for units in runs)
+
+
+# Chance
+
+
+def change_of(number: numbers.Reported, paper: float, lost: int, won: int, questions: int) -> Compared:
+    """A change of utility that the paper reports, with ours on so many questions."""
+    units, kinds = (
+        changes(lost, won, questions),
+        (kind_of_change(paper), kind_of_change(100 * (won - lost) / questions)),
+    )
+    one = Compared(number, paper, None, True, of_change(units, "model"), 2.0, *kinds, "")
+    return replace(one, verdict=one.verdict_on(paper))
+
+
+def utilities(questions: int, informed: bool) -> list[Compared]:
+    """The 144 changes of utility of tables 2 and 4: ours are the paper's, or say nothing about them."""
+    generator = random.Random(0)
+    chosen = [number for number in NUMBERS if number.table in (2, 4) and number.defense != "none"]
+    papers = [generator.gauss(0, 6) for _ in chosen]
+    ours = papers if informed else generator.sample(papers, len(papers))
+    more = [round(questions * change / 100) for change in ours]
+    turned = questions // 100
+    return [
+        change_of(number, paper, turned + max(-each, 0), turned + max(each, 0), questions)
+        for number, paper, each in zip(chosen, papers, more, strict=True)
+    ]
+
+
+def test_scores_by_hand() -> None:
+    first, second, other = [number for number in NUMBERS if number.table == 2 and number.defense == "sft"][:3]
+    numbers_ = [
+        change_of(replace(first, metric="mmlu"), 0.0, 0, 0, 300),
+        change_of(replace(second, metric="mmlu"), 50.0, 0, 150, 300),
+        change_of(replace(other, metric="mmlu", table=4), 50.0, 0, 150, 300),  # another table, which nothing joins
+    ]
+    found = score(numbers_, same_kind)
+    assert (found.count, found.found, found.low, found.high) == (3, 3, 1, 3)
+    assert found.mean == pytest.approx(2.0, abs=0.1), "half of the shuffles exchange the two"
+    assert str(replace(found, mean=2.0)) == "3 of 3; shuffled 2 (1 to 3)"
+
+
+def test_a_run_that_says_nothing_scores_like_chance_and_one_that_agrees_scores_more() -> None:
+    by_chance, real = (score(utilities(2000, informed), same_verdict(EQUIVALENT)) for informed in (False, True))
+    assert by_chance.low <= by_chance.found <= by_chance.high
+    assert by_chance.found < 60
+    assert real.found > 120 > real.high
+
+
+def test_few_questions_agree_with_nothing_whatever_the_paper_has() -> None:
+    """By the former rule (the paper's number lies in our interval) most of these agreed, as they would by chance."""
+    made = utilities(50, informed=False)
+    assert score(made, same_verdict(EQUIVALENT)).found == 0
+    former = score(made, within_interval)
+    assert former.found > 100
+    assert former.low <= former.found <= former.high
+
+
+def within_interval(ours: Compared, papers: Compared) -> bool:
+    assert ours.evidence is not None
+    low, high = ours.evidence.outer
+    return low <= papers.paper <= high
+
+
+@pytest.fixture(scope="module")
+def published() -> list[Compared]:
+    folder = Path(__file__).parents[3] / "results/published/smollm2"
+    found = compare(Results(files.read_rows(folder), Outcomes(files.read_outcomes(folder))).entries())
+    return [one for one in found if one.verdict in COMPARED]
+
+
+def test_the_audits_example_on_the_published_rows(published: list[Compared]) -> None:
+    """Of 168 utilities 92 "agreed"; with the paper's values shuffled 92 (83 to 100) did."""
+    utilities = [one for one in published if one.number.metric != "asr"]
+    former = score(utilities, within_interval)
+    assert former.count == 168
+    assert former.low <= former.found <= former.high, "agreement by chance"
+    assert abs(former.found - 92) < 12
+    now = score(utilities, same_verdict(EQUIVALENT))
+    assert now.found <= 5
+    assert now.low <= now.found <= now.high
+    kinds = score(utilities, same_kind)
+    assert kinds.low <= kinds.found <= kinds.high
+
+
+def test_the_published_rates_agree_more_than_by_chance(published: list[Compared]) -> None:
+    found = score([one for one in published if one.number.metric == "asr"], same_verdict(EQUIVALENT))
+    assert found.count == 64
+    assert found.found > found.high
