@@ -35,6 +35,7 @@ from sande import registry
 
 GRIDS = Path(__file__).parents[3] / "grids"
 COUNT = 200
+MARGINS = Margins()
 NUMBERS = numbers.reported()
 Values = Callable[[Cell, str], float]
 
@@ -90,7 +91,7 @@ def outcomes_of(found: Iterable[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(trials, schema=schema.OUTCOMES)
 
 
-def compared(found: list[dict[str, Any]], margins: Margins = Margins(), *, outcomes: bool = False) -> list[Compared]:
+def compared(found: list[dict[str, Any]], margins: Margins = MARGINS, *, outcomes: bool = False) -> list[Compared]:
     known = Outcomes(outcomes_of(found)) if outcomes else None
     return compare(Results(pa.Table.from_pylist(found, schema=schema.SCHEMA), known).entries(), margins)
 
@@ -284,7 +285,7 @@ def over_seeds(count: int, values: Values) -> list[Compared]:
 def test_a_few_equal_seeds_are_no_evidence_on_a_method(seeds: int, verdict: str) -> None:
     asr = one(over_seeds(seeds, constant(sande_p=0.0)), 1, "sande_p", "asr")  # 0.13 in the paper
     assert asr.evidence is not None
-    assert (asr.evidence.units, asr.evidence.seeds, asr.verdict) == (seeds, True, verdict)
+    assert (asr.evidence.units, asr.evidence.basis, asr.verdict) == (seeds, "seeds", verdict)
     assert asr.evidence.inner[1] == pytest.approx(100 * (1 - 0.05 ** (1 / seeds)), abs=1e-6)  # none of them above 0
 
 
