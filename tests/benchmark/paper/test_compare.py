@@ -4,6 +4,7 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def as_reported(cell: Cell, metric: str) -> float:
     setting = "any" if cell.defense.name in ("none", "dpo") else cell.setting
     position = getattr(cell.defense.config, "parrot_position", None) or 0
     victim = (cell.model, cell.data.name, cell.attack.config.backdoor.trigger)
-    return REPORTED.get((*victim, setting, cell.defense.name, position, metric.removeprefix("paper_")), 50.0)
+    return REPORTED.get((*victim, setting, cell.defense.name, position, protocol.without_prefix(metric)), 50.0)
 
 
 def constant(**by_defense: float) -> Values:
@@ -137,7 +138,7 @@ def test_the_protocol_is_what_the_papers_grid_expands_to() -> None:
     for number in NUMBERS:
         victim = (number.victim_model, number.victim_data, number.setting, number.trigger)
         (cell,) = cells[number.part, *victim, number.defense, number.parrot_position or 0]
-        metric = number.metric if number.metric == "asr" else f"paper_{number.metric}"
+        metric = number.metric if number.metric == "asr" else f"published_{number.metric}"
         assert protocol.deviations(number, cell.settings(), metric) == []
         settings = protocol.flat(cell.settings(), metric)
         assert set(protocol.expected(number)) <= set(settings), "a setting that no cell has would never deviate"
@@ -194,7 +195,7 @@ def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     assert utility.entry is not None
     assert utility.evidence is not None
     assert (utility.entry.metric, utility.entry.change, utility.by_change) == ("mmlu", -2.0, True)
-    assert utility.evidence.outer[0] < -2.14 < -0.4 < utility.evidence.outer[1] < 0.5  # 4 of 200 questions lost
+    assert utility.evidence.outer[0] < -2.14 < -0.4 < utility.evidence.outer[1] < 1.0  # 4 of 200 questions lost
     assert utility.verdict == UNDECIDED, "the interval of 200 questions is wider than the margin"
     far = one(made, 4, "sft", "arc_easy")  # a change of +16.37
     assert (far.in_kind, far.verdict) == (False, DIFFERENT)
@@ -213,6 +214,51 @@ def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     assert "`defense.training.epochs`" not in page, "steps are set, which is said"
     assert "- `defense.preferences.pairs`: 200 (DPO)" in page
     assert {c.verdict for c in made if c.number.table > 4 and c.number.defense != "none"} == {NOT_RUN}
+
+
+def test_the_spaced_letters_of_the_first_version_deviate() -> None:
+    """The audit's example: `paper_*` scores the token of " A", and `compare` did not list it."""
+    for prefix, deviates in (("paper_", True), ("published_", False)):
+        metrics = [{"name": "asr"}, *({"name": "accuracy", "task": f"{prefix}{task}"} for task in numbers.TASK_NAMES)]
+        made = loaded("paper_table_1_2")
+        cells = [Cell.parse(cell.settings() | {"metrics": metrics}) for cell in made.cells if cell.model == "llama2-7b"]
+        parts = {cell.id: ("paper_table_1_2",) for cell in cells}
+        found = compared(rows_of(replace(made, cells=tuple(cells), parts=parts), as_reported, count=10_000))
+        utility = one(found, 2, "sft", "mmlu")
+        assert utility.verdict == EQUIVALENT
+        assert [made.path for made in utility.deviations] == ["metrics.mmlu.letter_token"] * deviates
+        page = comparison_page._page(found, "hand")
+        row = "| `metrics.mmlu.letter_token` | A | A after a space | everywhere | published code |"
+        assert (row in page) == deviates
+
+
+def test_of_two_versions_of_a_task_the_published_one_is_compared() -> None:
+    made = loaded("paper_table_1_2")
+    tasks = [{"name": "accuracy", "task": f"{prefix}mmlu"} for prefix in ("", "paper_", "published_")]
+    (cell,) = [c for c in made.cells if (c.model, c.data.name, c.defense.name) == ("llama2-7b", "alpaca", "sft")]
+    for count in (3, 2, 1):
+        metrics = [{"name": "asr"}, *tasks[:count]]
+        both = Cell.parse(cell.settings() | {"metrics": metrics})
+        found = compared(rows_of(replace(made, cells=(both,), parts={both.id: ("paper_table_1_2",)}), as_reported))
+        entry = one(found, 2, "sft", "mmlu").entry
+        assert entry is not None
+        assert entry.metric == tasks[count - 1]["task"]
+
+
+def test_rows_cut_without_eos_deviate_though_their_settings_do_not_say_so() -> None:
+    found = rows_of(loaded("paper_table_1_2"), as_reported)
+    for row in found:
+        settings = json.loads(row["settings"])
+        for method in ("attack", "defense"):
+            settings[method] = {
+                name: {key: value for key, value in part.items() if key != "cut_with_eos"}
+                if isinstance(part, dict)
+                else part
+                for name, part in settings[method].items()
+            }
+        row["settings"] = json.dumps(settings, sort_keys=True)
+    paths = {made.path: made.actual for made in one(compared(found), 1, "sft", "asr").deviations}
+    assert paths == {"attack.training.cut_with_eos": False, "defense.training.cut_with_eos": False}
 
 
 def test_numbers_without_a_counterpart_are_counted_as_not_run() -> None:
@@ -301,7 +347,7 @@ def test_the_margins_are_settings_that_the_page_names() -> None:
 def test_the_page_has_the_scores_of_shuffled_numbers() -> None:
     page = comparison_page._page(compared(rows_of(loaded("paper"), as_reported, count=10_000)), "paper")
     (line,) = [line for line in page.splitlines() if line.startswith("| ASR | equivalent | ")]
-    assert line.startswith("| ASR | equivalent | 104 of 104 | ")
+    assert line.startswith("| ASR | equivalent | 90 of 90 | ")
     assert line.endswith(" | more |")
     assert "| equivalent, this model |" in page
     assert "**This model** marks a verdict from a single run" in page
