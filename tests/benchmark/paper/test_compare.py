@@ -166,15 +166,28 @@ def test_the_protocol_leaves_no_setting_out_that_may_change_a_number() -> None:
             assert path in said or unused or backdoor or of_dpo or path.rsplit(".", 1)[-1] in technical, path
 
 
-def test_the_papers_own_numbers_are_equivalent_everywhere_and_deviate_nowhere() -> None:
-    made = compared(rows_of(loaded("paper"), as_reported, count=10_000))
-    assert Counter(c.verdict for c in made) == {EQUIVALENT: 360}
-    assert not any(c.deviations for c in made)
-    assert all(c.in_kind for c in made if c.in_kind is not None)
-    page = comparison_page._page(made, "paper")
+@pytest.fixture(scope="module")
+def as_the_paper() -> list[Compared]:
+    return compared(rows_of(loaded("paper"), as_reported, count=10_000))
+
+
+def test_the_papers_own_numbers_are_equivalent_everywhere_and_deviate_nowhere(as_the_paper: list[Compared]) -> None:
+    assert Counter(c.verdict for c in as_the_paper) == {EQUIVALENT: 360}
+    assert not any(c.deviations for c in as_the_paper)
+    assert all(c.in_kind for c in as_the_paper if c.in_kind is not None)
+    page = comparison_page._page(as_the_paper, "paper")
     assert "360 are compared: 360 are equivalent to ours, 0 are different, 0 are undecided." in page
     assert "No setting differs." in page
     assert "instead" not in page
+    assert "| equivalent, this model |" in page
+    assert "**This model** marks a verdict from a single run" in page
+
+
+def test_the_page_has_the_scores_of_shuffled_numbers(as_the_paper: list[Compared]) -> None:
+    page = comparison_page._page(as_the_paper, "paper")
+    (line,) = [line for line in page.splitlines() if line.startswith("| ASR | equivalent | ")]
+    assert line.startswith("| ASR | equivalent | 90 of 90 | ")
+    assert line.endswith(" | more |")
 
 
 def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
@@ -203,6 +216,7 @@ def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
 
     page = comparison_page._page(made, "smollm2")
     assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca instead" in page
+    assert "no evidence at all" not in page
     assert "## Table 5, out-of-domain\n\nThis run has none of its 16 numbers." in page
     assert "| `model` | llama2-7b | smollm2-135m | Llama2-Alpaca, Llama2-Orca | section 4.1 |" in page
     assert "| `attack.poison_rate` | 0.05 | 0.25 | everywhere | section 4.1 |" in page
@@ -321,7 +335,11 @@ def test_failed_cells_and_failed_attacks_are_no_agreement() -> None:
 
 def over_seeds(count: int, values: Values) -> list[Compared]:
     made = loaded("paper_table_1_2")
-    cells = [cell for cell in made.cells if cell.model == "llama2-7b" and cell.data.name == "alpaca"]
+    cells = [
+        cell
+        for cell in made.cells
+        if (cell.model, cell.data.name) == ("llama2-7b", "alpaca") and cell.defense.name in ("none", "sande_p")
+    ]
     seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in cells for seed in range(count)]
     parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
     return compared(rows_of(load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper"), values))
@@ -344,20 +362,9 @@ def test_the_margins_are_settings_that_the_page_names() -> None:
     assert "the difference is less than 1 points for an ASR, or 0.5 points for a utility" in page
 
 
-def test_the_page_has_the_scores_of_shuffled_numbers() -> None:
-    page = comparison_page._page(compared(rows_of(loaded("paper"), as_reported, count=10_000)), "paper")
-    (line,) = [line for line in page.splitlines() if line.startswith("| ASR | equivalent | ")]
-    assert line.startswith("| ASR | equivalent | 90 of 90 | ")
-    assert line.endswith(" | more |")
-    assert "| equivalent, this model |" in page
-    assert "**This model** marks a verdict from a single run" in page
-
-
 def test_numbers_without_outcomes_are_named() -> None:
-    found = rows_of(loaded("smollm2"), constant())
-    page = comparison_page._page(compared(found), "smollm2")
+    page = comparison_page._page(compared(rows_of(loaded("smollm2"), constant())), "smollm2")
     assert "168 of the undecided numbers have no evidence at all: the outcomes of single prompts, ours or the" in page
-    assert "no evidence at all" not in comparison_page._page(compared(found, outcomes=True), "smollm2")
 
 
 @pytest.mark.parametrize(
