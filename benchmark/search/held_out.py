@@ -30,7 +30,7 @@ def evidence(job: Job, tokenizer: PreTrainedTokenizerBase, own: Knowledge) -> Kn
     """
     rows: Any = held_out(job, tokenizer)
     if job.search.judge == TRIGGERED:
-        attack, seed = job.cell.attack, job.cell.seed
+        attack, seed = job.cell.attack, job.cell.attack_seed
         return TriggerData(rows, lambda row: registry.entry("attacks", attack.name).trigger(row, attack.config, seed))
     if isinstance(own, PreferenceData):
         return replace(own, pairs=rows)

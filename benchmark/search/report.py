@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark.grid.cell import SEEDS
 from benchmark.grid.labels import labels
 from benchmark.grid.load import Grid
 from benchmark.grid.space import FAILED, KNOWN, STOPPED, TRIGGERED, Job, Search, job_of, level
@@ -68,7 +69,7 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
             "search": job.key[:12],
             "defense": defense,
             "victim": victim,
-            "seed": job.cell.seed,
+            **{name: getattr(job.cell, name) for name in SEEDS},
             "judge": grid.search.judge,
             "knows": level(grid.search, job.cell),
         }
@@ -85,7 +86,7 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
 def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
     numbers = range(search.reports)
     parts = [f"{number + 1}/{search.reports}" for number in numbers]
-    head = ["defense", "victim", "seed", "judge knows", "value", *parts, "state"]
+    head = ["defense", "victim", "attack seed", "defense seed", "judge knows", "value", *parts, "state"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for row in rows:
         losses = dict(enumerate(row["losses"]))
@@ -94,7 +95,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
         cells = [
             f"`{row['defense']}`",
             row["victim"],
-            str(row["seed"]),
+            *(str(row[name]) for name in SEEDS),
             row["knows"],
             _text(json.loads(row["values"])),
             *shown,

@@ -138,7 +138,7 @@ def _train(
 
     scratch = store.scratch("search")
     try:
-        run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say)
+        run = types.Run(seed=cell.defense_seed, scratch=str(scratch), prepare=prepare, say=say)
         repaired = registry.entry("defenses", cell.defense.name).defend(victim, data, cell.defense.config, run)
         if isinstance(repaired, types.Guard):
             raise UserError(f"search: {cell.defense.name} changes decoding, which has no loss to compare; remove it")

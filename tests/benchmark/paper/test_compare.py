@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from benchmark.cli.main import app
 from benchmark.grid import load
-from benchmark.grid.cell import Cell
+from benchmark.grid.cell import SEEDS, Cell
 from benchmark.paper import comparison_page, numbers, protocol
 from benchmark.paper.compare import (
     ATTACK_FAILED,
@@ -60,7 +60,8 @@ def rows_of(
             "scale": made.scale,
             "cell": cell.id,
             "status": schema.OK,
-            "seed": cell.seed,
+            "attack_seed": cell.attack_seed,
+            "defense_seed": cell.defense_seed,
             "model": cell.model,
             "dataset": cell.data.name,
             "removal_dataset": cell.removal.name,
@@ -146,7 +147,7 @@ def test_the_protocol_is_what_the_papers_grid_expands_to() -> None:
 
 def test_the_protocol_leaves_no_setting_out_that_may_change_a_number() -> None:
     technical = {
-        "seed",
+        *SEEDS,
         "asr_floor",
         "name",
         "micro_batch_size",
@@ -340,7 +341,7 @@ def over_seeds(count: int, values: Values) -> list[Compared]:
         for cell in made.cells
         if (cell.model, cell.data.name) == ("llama2-7b", "alpaca") and cell.defense.name in ("none", "sande_p")
     ]
-    seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in cells for seed in range(count)]
+    seeds = [Cell.parse(cell.settings() | dict.fromkeys(SEEDS, seed)) for cell in cells for seed in range(count)]
     parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
     return compared(rows_of(load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper"), values))
 
