@@ -183,4 +183,4 @@ def with_search(own: str, searched: str | None) -> str:
     """
     if searched in (None, own):
         return own
-    return f"{own} and {searched}" if own in _OTHER_MODELS else str(searched)
+    return f"{searched} and {own}" if own in _OTHER_MODELS else str(searched)

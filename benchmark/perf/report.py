@@ -140,7 +140,7 @@ def _rows(of: list[Cell], settings: list[str], seed: int) -> pa.Table:
         **{name: pa.array(values).take(pa.array(cell)) for name, values in by_cell.items()},
         **{name: pa.array(values, mask=(status == FAILED)[cell]) for name, values in measured.items()},
     }
-    return pa.table({name: columns[name] for name in SCHEMA.names}).cast(SCHEMA)
+    return pa.table({name: columns.get(name, pa.nulls(len(cell))) for name in SCHEMA.names}).cast(SCHEMA)
 
 
 def write(folder: Path, seeds: int) -> int:

@@ -214,9 +214,9 @@ def test_the_report_says_which_judge_and_level(grid_file: GridFile, store: Local
         ("response", "trigger", "trigger"),
         ("response", "response", "response"),
         ("trigger", "trigger", "trigger"),
-        ("clean model", "trigger", "clean model and trigger"),
+        ("clean model", "trigger", "trigger and clean model"),
         ("clean model", "clean model", "clean model"),
-        ("other models", "trigger", "other models and trigger"),
+        ("other models", "trigger", "trigger and other models"),
     ],
 )
 def test_the_higher_level_counts(own: str, searched: str | None, knows: str) -> None:
