@@ -15,7 +15,7 @@ RATE = "defense.eliminate.learning_rate"
 SANDE = {"name": "sande", "simulate": TRAINING, "eliminate": TRAINING | {"max_steps": 8}}
 LENGTH = "defense.eliminate.max_length"  # no row is as short as 8 tokens
 SEARCH = {"trials": 4, "held_out_rows": 8, "space": {LENGTH: [8, 1024], RATE: [1e-5, 1e-2]}}
-NO_ROW = "eliminate: no row is shorter than max_length=8 tokens; raise it"
+NO_ROW = "eliminate: no row is shorter than max_length=8 tokens; set it higher"
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,8 @@ def test_the_cell_is_run_with_the_best_value_and_no_other(first, place: Workplac
     (sande,) = {row["settings"] for row in by_defense(place.rows(grid))["sande"]}
     assert json.loads(sande)["defense"]["eliminate"]["learning_rate"] == 1e-2
     assert {row["status"] for row in place.rows(grid)} == {"ok"}
+    levels = {(row["defense"], row["knows"], row["searched"]) for row in place.rows(grid)}
+    assert levels == {("none", "nothing", None), ("sande", "response", "response")}
     assert [len(place.artifacts(kind)) for kind in ("attack", "defend", "search")] == [1, 1, 1]
     assert place.unfinished() == []
 
