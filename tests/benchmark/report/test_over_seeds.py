@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from benchmark.records import aggregate
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import write_rows
+from benchmark.records.trials import Outcomes
 from benchmark.report import figures, page, tables
 from benchmark.report.layouts import ASR, EVERY_TIME, layout
 from sande.statistics import benjamini_hochberg, mean_bounds, paired_p, wilson
@@ -36,7 +38,7 @@ def measured(metric: str = "asr", **defenses: Sequence[float] | dict[tuple[int, 
 
 def entries(results: Results) -> list[TableEntry]:
     rows, outcomes = results.tables
-    return layout(PART).arrange(aggregate.Results(rows, aggregate.Outcomes(outcomes)).entries(PART))
+    return layout(PART).arrange(aggregate.Results(rows, Outcomes(outcomes)).entries(PART))
 
 
 def written(table: tables.Table, results: Results) -> tuple[dict[str, str], str]:
@@ -165,9 +167,20 @@ def test_probabilities_above_a_half_are_counted_by_run() -> None:
     for seed in range(3):
         results.measure("paper_figure_3", "none", "phrase_probability", [0.9] * (seed + 1) + [0.1] * 9, seed=seed)
     rows, outcomes = results.tables
-    made = aggregate.Results(rows, aggregate.Outcomes(outcomes)).entries("paper_figure_3")
+    made = aggregate.Results(rows, Outcomes(outcomes)).entries("paper_figure_3")
     mean, above = layout("paper_figure_3").arrange(made)
     shares = [100 * count / (9 + count) for count in (1, 2, 3)]
     assert above.value == pytest.approx(sum(shares) / 3)
     assert (above.low, above.high) == pytest.approx(mean_bounds(shares, 0, 100))
     assert mean.basis == "seeds"
+
+
+def test_prompts_of_one_template_count_together() -> None:
+    results = measured(none=[99], sft=[90], osft=[80])
+    rows, outcomes = results.tables
+    for templates, is_significant in ((100, True), (5, False)):
+        names = pa.array([str(index * templates // 100) for index in outcomes["index"].to_pylist()])
+        clustered = outcomes.drop_columns([n for n in outcomes.column_names if n == "cluster"])
+        known = Outcomes(clustered.append_column("cluster", names))
+        marks = tables.judge(COMPARED, aggregate.Results(rows, known).entries(PART))
+        assert marks[-1].significant == is_significant
