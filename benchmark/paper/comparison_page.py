@@ -19,9 +19,10 @@ from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, 
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
 from benchmark.paper.numbers import Reported
 from benchmark.records import files
-from benchmark.records.aggregate import Outcomes, Results, TableEntry
+from benchmark.records.aggregate import Results, TableEntry
 from benchmark.records.rehearsal import WARNING, has_random, refuse_random
 from benchmark.records.runs import Basis
+from benchmark.records.trials import Outcomes
 from sande.errors import UserError
 
 NAME = "comparison"

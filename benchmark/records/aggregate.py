@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,6 +15,7 @@ from benchmark.grid.labels import labels, made_unique
 from benchmark.records import runs as runs_of_a_cell
 from benchmark.records.runs import Basis, Pair, Seeds, Values
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, Row
+from benchmark.records.trials import Outcomes, Trials, coded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,72 +24,6 @@ if TYPE_CHECKING:
 
 _COSTS = ("seconds", "tokens", "peak_memory_bytes")
 Label = Callable[[Row], tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trials:
-    """Outcomes of one metric over all runs of a cell.
-
-    Attributes:
-        runs: by the seeds of a run, its questions and their outcomes, two arrays of shape (N,): the index of each
-            question, ascending, and an outcome from 0 to 1.
-    """
-
-    runs: Mapping[Seeds, tuple[NDArray[np.int64], NDArray[np.float64]]]
-
-    @property
-    def outcomes(self) -> NDArray[np.float64]:
-        """The outcomes of all runs, one run after the other."""
-        import numpy as np
-
-        return np.concatenate([outcomes for _, outcomes in self.runs.values()])
-
-    def shares_above(self, limit: float) -> dict[Seeds, float]:
-        """Return the share of outcomes above a limit, in percent, of each run."""
-        return {seeds: 100 * float((outcomes > limit).mean()) for seeds, (_, outcomes) in self.runs.items()}
-
-    def paired(self, other: Trials) -> Pair | None:
-        """Return the outcomes of another cell and of this one, question by question; None without a common one.
-
-        Only questions that a run of both cells was asked count. Of several runs, each question has the mean.
-        """
-        import numpy as np
-
-        found = []
-        for seeds, (indices, outcomes) in self.runs.items():
-            if seeds in other.runs:
-                theirs, values = other.runs[seeds]
-                common, of_theirs, own = np.intersect1d(theirs, indices, assume_unique=True, return_indices=True)
-                found.append((common, values[of_theirs], outcomes[own]))
-        if not sum(len(common) for common, _, _ in found):
-            return None
-        indices, first, second = (np.concatenate(part) for part in zip(*found, strict=True))
-        _, question, times = np.unique(indices, return_inverse=True, return_counts=True)
-        means = [np.bincount(question, weights=part) / times for part in (first, second)]
-        return means[0].tolist(), means[1].tolist()
-
-
-class Outcomes:
-    """The outcomes of a results folder, by cell and metric."""
-
-    def __init__(self, table: pa.Table) -> None:
-        import numpy as np
-
-        (cell_codes, cells), (metric_codes, metrics) = (_coded(table[name]) for name in ("cell", "metric"))
-        codes = cell_codes.astype(np.int64) * len(metrics) + metric_codes
-        order = np.lexsort((table["index"].to_numpy(), codes))
-        indices, outcomes = table["index"].to_numpy()[order], table["outcome"].to_numpy()[order]
-        bounds = np.append(np.flatnonzero(np.diff(codes[order], prepend=-1)), len(order))
-        self._of = {}
-        for start, end in pairwise(bounds):
-            cell, metric = divmod(int(codes[order[start]]), len(metrics))
-            key = (cells[cell].as_py(), metrics[metric].as_py())
-            self._of[key] = (indices[start:end], outcomes[start:end])
-
-    def trials(self, cells: Mapping[Seeds, str], metric: str) -> Trials | None:
-        """Return the trials of a metric over the cells, given by their seeds; None if there are none."""
-        found = {seeds: self._of[cell, metric] for seeds, cell in cells.items() if (cell, metric) in self._of}
-        return Trials(found) if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +83,14 @@ class TableEntry:
         """Return the outcomes of another entry and of this one, question by question; None without a common one."""
         return None if self.trials is None or other is None else self.trials.paired(other)
 
+    def groups_with(self, other: Trials | None) -> list[str]:
+        """Return the group of each question of `against`: questions made from the same template."""
+        return [] if self.trials is None or other is None else self.trials.groups_with(other)
+
     def change_interval(self) -> tuple[float, float] | None:
         """Return the 95 % interval of the change, percentage points; None if it is unknown."""
-        return runs_of_a_cell.change_interval(self.metric, self.runs, self.of_victims, self.against(self.of_victim))
+        pair, groups = self.against(self.of_victim), self.groups_with(self.of_victim)
+        return runs_of_a_cell.change_interval(self.metric, self.runs, self.of_victims, pair, groups)
 
     def failures(self) -> tuple[float, float, float] | None:
         """Return the share of runs that did not remove the backdoor, with its interval, percent; None of one run."""
@@ -180,7 +119,7 @@ class Results:
 
         self._table = table
         self._outcomes = outcomes
-        codes, texts = _coded(table["settings"])
+        codes, texts = coded(table["settings"])
         places, self._settings = _without_seeds(texts.to_pylist())
         self._attacked = [_attacked(values) for values in self._settings]
         # Of each row:
@@ -243,7 +182,7 @@ class Results:
         rows = _rows_of(self._table, part)
         numbers = {identity: number for number, identity in enumerate(dict.fromkeys(identities))}
         identity = np.array([numbers[text] for text in identities])[self._place[rows]]
-        metrics, names = _coded(self._table["metric"])
+        metrics, names = coded(self._table["metric"])
         key = identity * len(names) + metrics[rows]
         pairs, pair = np.unique(self._pairs[rows], return_inverse=True)
         single = np.sort(np.unique(key * len(pairs) + pair, return_index=True)[1])  # of several rows the first
@@ -313,12 +252,6 @@ class Results:
         return self._outcomes.trials(dict(sorted(own)), metric), self._outcomes.trials(
             dict(sorted(victims.items())), metric
         )
-
-
-def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
-    """Return the place of each value among the distinct values, and the distinct values."""
-    encoded = column.dictionary_encode().combine_chunks()
-    return encoded.indices.to_numpy(), encoded.dictionary
 
 
 def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:

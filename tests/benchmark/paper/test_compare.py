@@ -31,7 +31,8 @@ from benchmark.paper.compare import (
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED
 from benchmark.paper.numbers import Reported
 from benchmark.records import files, schema
-from benchmark.records.aggregate import Outcomes, Results
+from benchmark.records.aggregate import Results
+from benchmark.records.trials import Outcomes
 from sande import registry
 
 GRIDS = Path(__file__).parents[3] / "grids"

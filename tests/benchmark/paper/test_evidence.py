@@ -13,7 +13,8 @@ from benchmark.paper.chance import same_kind, same_verdict, score
 from benchmark.paper.compare import COMPARED, Compared, compare, kind_of_change
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, of_change, of_level
 from benchmark.records import files
-from benchmark.records.aggregate import Outcomes, Results
+from benchmark.records.aggregate import Results
+from benchmark.records.trials import Outcomes
 from sande import statistics
 
 NUMBERS = numbers.reported()

@@ -13,9 +13,9 @@ from benchmark.paper import numbers
 from benchmark.paper import numbers as paper_numbers
 from benchmark.paper.numbers import arithmetic_slips
 from benchmark.records import aggregate
-from benchmark.records.aggregate import Outcomes
 from benchmark.records.files import write_rows
 from benchmark.records.schema import SCHEMA
+from benchmark.records.trials import Outcomes
 from benchmark.report import page, tables
 from benchmark.report.layouts import PAPER, layout
 from sande.statistics import benjamini_hochberg, mcnemar, paired_bootstrap, wilson

@@ -14,6 +14,7 @@ from benchmark.plan.plan import stages_of
 from benchmark.records import aggregate, metrics
 from benchmark.records.files import read_rows
 from benchmark.records.schema import SCHEMA
+from benchmark.records.trials import Outcomes
 from benchmark.report import layouts, page, tables
 from benchmark.report.page import write
 from benchmark.store.local import LocalStore
@@ -229,7 +230,7 @@ def test_defense_seeds_are_put_together_within_and_over_attack_seeds(store: Loca
         for a, d in successes
     ]
     results = aggregate.Results(
-        pa.Table.from_pylist(rows_of(store, *cells), schema=SCHEMA), aggregate.Outcomes(outcomes_of(store, *cells))
+        pa.Table.from_pylist(rows_of(store, *cells), schema=SCHEMA), Outcomes(outcomes_of(store, *cells))
     )
     victim, repaired = [entry for entry in results.entries() if entry.metric == "asr"]
     assert (victim.value, victim.seeds, repaired.value, repaired.seeds) == (90.0, 2, 50.0, 4)

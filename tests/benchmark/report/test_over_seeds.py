@@ -5,12 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from benchmark.records import aggregate
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import write_rows
+from benchmark.records.trials import Outcomes
 from benchmark.report import figures, page, tables
 from benchmark.report.layouts import ASR, EVERY_TIME, layout
 from sande.statistics import benjamini_hochberg, mean_bounds, paired_p, wilson
@@ -36,7 +38,7 @@ def measured(metric: str = "asr", **defenses: Sequence[float] | dict[tuple[int, 
 
 def entries(results: Results) -> list[TableEntry]:
     rows, outcomes = results.tables
-    return layout(PART).arrange(aggregate.Results(rows, aggregate.Outcomes(outcomes)).entries(PART))
+    return layout(PART).arrange(aggregate.Results(rows, Outcomes(outcomes)).entries(PART))
 
 
 def written(table: tables.Table, results: Results) -> tuple[dict[str, str], str]:
@@ -49,14 +51,14 @@ def written(table: tables.Table, results: Results) -> tuple[dict[str, str], str]
 def test_three_runs_without_a_backdoor_do_not_exclude_one_with_it() -> None:
     found, note = written(ASR, measured(none=[99, 100, 98], osft=[0, 0, 0]))
     assert found["osft"] == "0.0 (0.0 to 70.8)"  # 0.0 to 1.3 when prompts were pooled
-    assert note.endswith("Intervals over 3 attack seeds, with the spread between runs.")
+    assert note.endswith("With 3 attack seeds, intervals include the spread between runs.")
 
 
 def test_one_run_is_said_to_be_of_this_model_alone() -> None:
     found, note = written(ASR, measured(none=[99], osft=[0]))
     low, high = wilson(0, 100)
     assert found["osft"] == f"0.0 ({low:.1f} to {high:.1f})"
-    assert "they hold for this model alone" in note
+    assert "intervals are of this model alone" in note
     assert "attack seeds" not in note
 
 
@@ -65,7 +67,7 @@ def test_defense_seeds_of_one_victim_hold_for_this_victim() -> None:
     found, note = written(ASR, measured(none=[99], osft=runs))
     low, high = mean_bounds([0.0, 90.0, 0.0], 0, 100)
     assert found["osft"] == f"30.0 ({low:.1f} to {high:.1f})"
-    assert "they hold for this victim alone" in note
+    assert "intervals are of this victim alone" in note
 
 
 def test_defense_seeds_are_no_more_attack_seeds() -> None:
@@ -82,7 +84,7 @@ def test_a_defense_that_fails_at_times_is_shown_as_such() -> None:
         "osft": f"16.7 ({low:.1f} to {high:.1f}), of 6",
         "sft": f"100.0 ({100 * mean_bounds([1.0] * 3)[0]:.1f} to 100.0), of 3",
     }
-    assert "over 3 attack seeds" in note
+    assert "With 3 attack seeds" in note
 
 
 def test_how_often_a_defense_fails_is_not_asked_of_one_run() -> None:
@@ -134,7 +136,7 @@ def test_one_run_left_of_several_is_not_tested_with_the_others() -> None:
     assert marks["osft"].p is None
     assert marks["sft"].p is not None
     _, note = written(COMPARED, results)
-    assert "over 3 attack seeds" in note
+    assert "With 3 attack seeds" in note
     assert "this model alone" in note
 
 
@@ -165,9 +167,20 @@ def test_probabilities_above_a_half_are_counted_by_run() -> None:
     for seed in range(3):
         results.measure("paper_figure_3", "none", "phrase_probability", [0.9] * (seed + 1) + [0.1] * 9, seed=seed)
     rows, outcomes = results.tables
-    made = aggregate.Results(rows, aggregate.Outcomes(outcomes)).entries("paper_figure_3")
+    made = aggregate.Results(rows, Outcomes(outcomes)).entries("paper_figure_3")
     mean, above = layout("paper_figure_3").arrange(made)
     shares = [100 * count / (9 + count) for count in (1, 2, 3)]
     assert above.value == pytest.approx(sum(shares) / 3)
     assert (above.low, above.high) == pytest.approx(mean_bounds(shares, 0, 100))
     assert mean.basis == "seeds"
+
+
+def test_prompts_of_one_template_count_together() -> None:
+    results = measured(none=[99], sft=[90], osft=[80])
+    rows, outcomes = results.tables
+    for templates, is_significant in ((100, True), (5, False)):
+        names = pa.array([str(index * templates // 100) for index in outcomes["index"].to_pylist()])
+        clustered = outcomes.drop_columns([n for n in outcomes.column_names if n == "cluster"])
+        known = Outcomes(clustered.append_column("cluster", names))
+        marks = tables.judge(COMPARED, aggregate.Results(rows, known).entries(PART))
+        assert marks[-1].significant == is_significant
