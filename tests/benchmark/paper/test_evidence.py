@@ -118,9 +118,9 @@ def change_of(number: numbers.Reported, paper: float, lost: int, won: int, quest
 
 
 def utilities(questions: int, informed: bool) -> list[Compared]:
-    """The 144 changes of utility of tables 2 and 4: ours are the paper's, or say nothing about them."""
+    """The 84 changes of utility of table 2: ours are the paper's, or say nothing about them."""
     generator = random.Random(0)
-    chosen = [number for number in NUMBERS if number.table in (2, 4) and number.defense != "none"]
+    chosen = [number for number in NUMBERS if number.table == 2 and number.defense != "none"]
     papers = [generator.gauss(0, 6) for _ in chosen]
     ours = papers if informed else generator.sample(papers, len(papers))
     more = [round(questions * change / 100) for change in ours]
@@ -147,8 +147,8 @@ def test_scores_by_hand() -> None:
 def test_a_run_that_says_nothing_scores_like_chance_and_one_that_agrees_scores_more() -> None:
     by_chance, real = (score(utilities(2000, informed), same_verdict(EQUIVALENT)) for informed in (False, True))
     assert by_chance.low <= by_chance.found <= by_chance.high
-    assert by_chance.found < 60
-    assert real.found > 120 > real.high
+    assert by_chance.found < 30
+    assert real.found > 70 > real.high
 
 
 def test_few_questions_agree_with_nothing_whatever_the_paper_has() -> None:
@@ -156,7 +156,7 @@ def test_few_questions_agree_with_nothing_whatever_the_paper_has() -> None:
     made = utilities(50, informed=False)
     assert score(made, same_verdict(EQUIVALENT)).found == 0
     former = score(made, within_interval)
-    assert former.found > 100
+    assert former.found > 55
     assert former.low <= former.found <= former.high
 
 
