@@ -98,6 +98,11 @@ class Knowledge:
 
     label: ClassVar[str] = "nothing"
 
+    @classmethod
+    def level(cls, settings: Mapping[str, Any]) -> str:
+        """Return the label of what a defense with these settings gets to know."""
+        return cls.label
+
 
 @dataclass(frozen=True, slots=True)
 class PreferenceData(Knowledge):
@@ -130,6 +135,11 @@ class OtherModelsData(CleanData):
 
     label: ClassVar[str] = "other models"
     other_models: Callable[[], Iterator[PreTrainedModel]]
+
+    @classmethod
+    def level(cls, settings: Mapping[str, Any]) -> str:
+        """Return the label of the clean model where the setting `models` is empty, else its own."""
+        return cls.label if settings.get("models") else CleanModelData.label
 
 
 @dataclass(frozen=True, slots=True)
