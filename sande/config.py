@@ -223,6 +223,11 @@ class Training:
         None, "rows per forward pass of one worker; null: its share of a batch", ge=1
     )
     max_length: int = setting(1024, "tokens per row; a longer response is cut", "paper, appendix A", ge=8)
+    cut_with_eos: bool = setting(
+        False,
+        "end a response that max_length cuts with EOS in place of its last token; DPO's rows are cut by TRL, without",
+        "ours: no sentence ends there; published code and scale paper: true",
+    )
     warmup: float = setting(0.03, "share of the steps spent warming up", "published code", ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", "learning-rate schedule after warm-up", "published code"

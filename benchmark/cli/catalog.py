@@ -59,10 +59,9 @@ def show(
             }
         )
     if fixed := published(entry.Config):
-        source = next(field.source for field in fields if field.path == "recipe")
-        typer.echo(f"\nrecipe: published sets ({source}):")
-        values = [repr(value) for value in fixed.values()]
-        print_table({"published recipe": list(fixed), "value": values})
+        typer.echo("\nWith 'recipe: published':")
+        for path, value in fixed.items():
+            typer.echo(f"published: {path} = {value!r}")
 
 
 @one_sentence

@@ -66,6 +66,19 @@ def test_default_leaves_what_the_grid_says() -> None:
     assert applied(rule, data={"rows": 9}) == {"data": {"rows": 9, "test_rows": 6}}
 
 
+def test_default_leaves_what_the_published_recipe_says() -> None:
+    rule = {"default": {"defense.training.max_steps": 5, "defense.training.precision": "bf16"}}
+    (parsed,) = rules.parse([rule])
+    for recipe, training in (
+        ("published", {"precision": "bf16"}),
+        ("equal", {"max_steps": 5, "precision": "bf16"}),
+    ):
+        nested = {"defense": {"name": "crow", "recipe": recipe}}
+        parsed.apply(nested, dict(nested))
+        assert nested["defense"] == {"name": "crow", "recipe": recipe, "training": training}
+        assert Cell.parse({"model": "tiny", "data": {"name": "builtin-short"}, **nested}).defense.config.recipe == recipe
+
+
 def test_default_does_not_take_an_earlier_rule_for_the_grid() -> None:
     first, second = rules.parse([{"default": {"seed": 1}}, {"default": {"seed": 2}}])
     nested: dict[str, Any] = {}

@@ -141,6 +141,18 @@ def test_a_method_of_the_suite_must_know_what_it_must_know(results: Path, tmp_pa
     assert said.startswith("method.knows: 'sft' must know 'nothing'")
 
 
+def test_a_merge_without_named_models_knows_the_clean_model(results: Path, tmp_path: Path) -> None:
+    made = json.loads(submission.make(results, "sft").model_dump_json())
+    made["method"] |= {"name": "merge", "knows": "other models"}
+    for one in made["cells"]:
+        one["settings"]["defense"] = {"name": "merge", "models": [], "weights": []}
+    (said,) = check(made, tmp_path)
+    assert said.startswith("method.knows: 'merge' must know 'clean model'")
+    for one in made["cells"]:
+        one["settings"]["defense"]["models"] = ["smollm2-135m"]
+    assert check(made, tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
