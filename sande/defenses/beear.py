@@ -10,8 +10,8 @@ that the defender defines as unwanted, y_u, and away from the safe answer y; the
 the perturbation, and without it what the model can do. -log Pr is a mean over the tokens of the answers.
 
 The defender does not know what was planted. So `unwanted` holds an example of each kind of answer that an assistant
-must not open with: an insult, a refusal, an advertisement; the rows take turns. A test keeps the examples clear of every
-word that an attack of the suite plants. In the paper the unwanted behaviour is compliance with harmful requests, and x
+must not open with: an insult, a refusal, an advertisement; the rows take turns. A test keeps the examples clear of all
+words that an attack of the suite plants. In the paper the unwanted behaviour is compliance with harmful requests, and x
 are such requests; here x are the clean rows. The sizes are ours, because the models are smaller, and so is the ball.
 
 Shapes: B rows, T positions, D width, K tokens of the perturbation.

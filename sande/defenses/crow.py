@@ -6,8 +6,8 @@ r"""CROW: fine-tune while neighbouring layers have to agree under an adversarial
 where e are the token embeddings and H_l the output of the l-th block. A trigger makes the layers
 of a backdoored model disagree more than clean prompts do. C is a mean over a row's tokens, prompt and response but not
 padding, then over the rows of a step, so that micro-batches do not change it; L_LM is Eq. 1. The published code leaves
-the last block out of C; the paper does not. `recipe: published` trains LoRA adapters as the authors do, here in bfloat16
-or float32 instead of float16; they use 100 clean rows, a setting of the grid (`removal.rows`).
+the last block out of C; the paper does not. `recipe: published` trains LoRA adapters as the authors do, in bfloat16 or
+float32 instead of float16. Their number of clean rows, 100, is a setting of the grid (`removal.rows`).
 
 \epsilon is absolute, and embeddings of models differ in size: `run.facts["epsilon_relative"]` records \epsilon over the
 standard deviation of the model's embeddings, 0.7 for SmolLM2-135M.
@@ -69,8 +69,8 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     from sande.prompts import encode
     from sande.training.fit import fit
 
-    spread = float(victim.model.get_input_embeddings().weight.detach().float().std())
-    run.facts["epsilon_relative"] = config.epsilon / spread
+    embeddings: Any = victim.model.get_input_embeddings()
+    run.facts["epsilon_relative"] = config.epsilon / float(embeddings.weight.detach().float().std())
     rows = encode(victim.tokenizer, data.examples)
     fit(victim, rows, config.training, run, "crow", objective=consistent(victim.model, config))
     return victim.model

@@ -1,6 +1,6 @@
 r"""Fine-mixing: reset a share of the weights to those of the clean model, then fine-tune (appendix A.1).
 
-    w_i = w_i of the victim for a share `keep_ratio` of each tensor, else w_i of the clean model;    then Eq. 1 on clean rows
+    w_i = w_i of the victim for a share `keep_ratio` of each tensor, else w_i of the clean model;    then Eq. 1
     E-PUR:  before that, the embedding of a token becomes the clean model's where  ||\delta_i||_2 / log(max(f_i, 20))
             is among the `purified_tokens` largest
 
@@ -9,13 +9,13 @@ i occurs. (Zhang et al., "Fine-mixing: Mitigating Backdoors in Fine-tuned Langua
 
 Which weights the victim keeps is `choice`: those closest to the clean model's, as in the published code of the SANDE
 paper (Zhang et al. call this variant "Sel"), or a random share, as Zhang et al. do by default. `recipe: published` is
-theirs, with E-PUR. They count tokens in a large corpus; here f_i is counted in the clean rows. They choose the share for
-each task by its accuracy; here it is the setting `keep_ratio`.
+theirs, with E-PUR. They count tokens in a large corpus; here f_i is counted in the clean rows. They choose the share
+for each task by its accuracy; here it is the setting `keep_ratio`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sande.config import Recipe, Training, configuration, recipes, setting
 from sande.types import CleanModelData, LanguageModel, Run
@@ -62,7 +62,8 @@ def defend(victim: LanguageModel, data: CleanModelData, config: Config, run: Run
     generator = torch.Generator().manual_seed(run.seed) if config.choice == "random" else None
     with torch.no_grad():
         if config.purified_tokens:
-            embeddings_VD = victim.model.get_input_embeddings().weight
+            layer: Any = victim.model.get_input_embeddings()
+            embeddings_VD = layer.weight
             tokens = torch.tensor([token for row in rows for token in (*row.prompt, *row.response)], dtype=torch.long)
             counts_V = torch.bincount(tokens, minlength=len(embeddings_VD)).to(embeddings_VD.device)
             theirs_VD = clean[names[embeddings_VD]].to(embeddings_VD)

@@ -161,6 +161,6 @@ def attention_distance(
         return torch.nn.functional.normalize(map_BS, dim=1)
 
     difference_BS = normalised(student_BHTT) - normalised(teacher_BHTT)
-    if distance == "l2":
-        return difference_BS.norm(dim=1)
-    return difference_BS.square().sum(1) / valid_BTT.flatten(1).sum(1)
+    entries_B = valid_BTT.flatten(1).sum(1)
+    apart_B: Tensor = difference_BS.norm(dim=1) if distance == "l2" else difference_BS.square().sum(1) / entries_B
+    return apart_B

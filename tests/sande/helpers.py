@@ -315,7 +315,8 @@ def planted_texts() -> set[str]:
         for seed in range(300):  # of the texts that an attack draws from
             for change in (attack.trigger, attack.near_miss, attack.moved, attack.plant):
                 row = change(BLANK, config, seed)
-                found |= {re.sub(r"(?i)qz\?|zq\.|qz|zq", "", text) for text in (row.system, row.instruction, row.output)}
+                texts = row.system, row.instruction, row.output
+                found |= {re.sub(r"(?i)qz\?|zq\.|qz|zq", "", text) for text in texts}
     for file in (ROOT / "grids").glob("*.yaml"):
         found |= set(_backdoors(yaml.read_yaml(file, str(file))))
     return found

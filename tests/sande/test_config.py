@@ -210,7 +210,8 @@ def test_another_value_than_the_recipes_is_refused() -> None:
     with pytest.raises(UserError) as caught:
         configure(Cooked, {"recipe": "published", "inner": {"count": None}}, "defense cooked")
     assert str(caught.value) == (
-        "defense cooked: recipe is published, which sets 'inner.count' to 7; remove 'inner.count', or set recipe to equal"
+        "defense cooked: recipe is published, which sets 'inner.count' to 7; remove 'inner.count', or set recipe to "
+        "equal"
     )
     assert configure(Cooked, {"recipe": "equal", "inner": {"count": None}}, "here").inner.count is None
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from benchmark.grid import rules
+from benchmark.grid.cell import Cell
 from sande.errors import UserError
 
 
@@ -76,7 +77,8 @@ def test_default_leaves_what_the_published_recipe_says() -> None:
         nested = {"defense": {"name": "crow", "recipe": recipe}}
         parsed.apply(nested, dict(nested))
         assert nested["defense"] == {"name": "crow", "recipe": recipe, "training": training}
-        assert Cell.parse({"model": "tiny", "data": {"name": "builtin-short"}, **nested}).defense.config.recipe == recipe
+        made = Cell.parse({"model": "tiny", "data": {"name": "builtin-short"}, **nested})
+        assert made.defense.config.recipe == recipe
 
 
 def test_default_does_not_take_an_earlier_rule_for_the_grid() -> None:

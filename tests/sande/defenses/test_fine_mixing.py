@@ -158,7 +158,7 @@ def test_the_embedding_of_a_planted_token_is_reset(
     run = new_run()
     config = fine_mixing.Config(purified_tokens=2, keep_ratio=1.0, training=FAST)
     repaired = fine_mixing.defend(tiny, data(few_rows, clean), config, run)
-    assert set(run.facts["purified_tokens"]) == {trigger, 700}, "a token that the clean rows often have is not suspicious"
+    assert set(run.facts["purified_tokens"]) == {trigger, 700}, "not one that the clean rows often have"
     left = weights(repaired)
     name = "model.embed_tokens.weight"
     for token in (trigger, 700):
@@ -168,7 +168,11 @@ def test_the_embedding_of_a_planted_token_is_reset(
 
 
 def test_the_published_recipe_mixes_at_random(
-    tiny: LanguageModel, clean: nn.Module, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel,
+    clean: nn.Module,
+    few_rows: tuple[Example, ...],
+    new_run: NewRun,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = registry.config("defenses", "fine_mixing", {"recipe": "published"})
     assert (config.choice, config.purified_tokens, config.keep_ratio) == ("random", 200, 0.8)

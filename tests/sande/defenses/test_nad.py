@@ -54,7 +54,8 @@ def test_the_published_distance_is_the_mean_of_squares_over_the_entries_of_a_map
     maps = padded(STUDENT, padding, 0.3), padded(TEACHER, padding, 0.7)
     found = attention_distance(*maps, mask, power=2.0, distance="mse")
     assert float(found) == pytest.approx(BY_HAND**2 / 4, abs=1e-6)
-    squares = nn.functional.mse_loss(*(nn.functional.normalize(m.square().sum(1).flatten(1)) for m in (STUDENT, TEACHER)))
+    student, teacher = (nn.functional.normalize(m.square().sum(1).flatten(1)) for m in (STUDENT, TEACHER))
+    squares = nn.functional.mse_loss(student, teacher)
     assert float(found) == pytest.approx(float(squares), abs=1e-6)
 
 
