@@ -5,7 +5,7 @@ The type of a defense's `data` argument is all that the defense may know. The la
     CleanData < FirstTokenData < ResponseData        the planted response r_t: unknown, its first token, all of it
     CleanData < TriggerData                          the trigger t (OSFT, section 3.2)
     CleanData < CleanModelData                       the clean model that the victim was trained from (Fine-mixing)
-    CleanData < OtherModelsData                      other models of the victim's shape, by default the clean one
+    CleanData < OtherModelsData                      other models of the victim's shape, or the clean one by default
     PreferenceData                                   pairs of replies instead of clean rows (DPO)
 """
 
@@ -130,7 +130,8 @@ class CleanModelData(CleanData):
 class OtherModelsData(CleanData):
     """Clean rows, and a function that loads other models of the victim's shape, one at a time.
 
-    The defense's setting `models` names them; without names, it is the clean model from before the attack.
+    The defense's setting `models` names them. Without names, it is the clean model from before the attack, and so is the
+    level of knowledge.
     """
 
     label: ClassVar[str] = "other models"
