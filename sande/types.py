@@ -130,8 +130,8 @@ class CleanModelData(CleanData):
 class OtherModelsData(CleanData):
     """Clean rows, and a function that loads other models of the victim's shape, one at a time.
 
-    The defense's setting `models` names them. Without names, it is the clean model from before the attack, and so is the
-    level of knowledge.
+    The defense's setting `models` names them. Without names, it is the clean model from before the attack, and so the
+    level of knowledge is that of the clean model.
     """
 
     label: ClassVar[str] = "other models"
