@@ -33,11 +33,15 @@ class Source:
         rows: all result rows.
         samples: published outcomes.
         about: facts about a submitted method, by name.
+        is_entry: whether it is a submitted entry.
+        unverified: of an entry, the cells whose victim is not among the board's own; they get no rank.
     """
 
     rows: list[dict[str, Any]]
     samples: list[dict[str, Any]]
     about: Mapping[str, str]
+    is_entry: bool = False
+    unverified: frozenset[str] = frozenset()
 
     @property
     def is_random(self) -> bool:
@@ -55,7 +59,7 @@ def read(path: Path) -> Source:
         entry = submission.read(path)
         facts = {"Method": entry.method.about, "Link": entry.method.link, "Submitted": f"as {path.name}; not run here"}
         about = {key: value for key, value in facts.items() if value}
-        return Source(submission.to_rows(entry), submission.samples(entry), about)
+        return Source(submission.to_rows(entry), submission.samples(entry), about, is_entry=True)
     outcomes = files.read_outcomes(path)
     published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
     return Source(files.read_rows(path).to_pylist(), published, {})
