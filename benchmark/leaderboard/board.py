@@ -16,7 +16,8 @@ Row = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Row]]
 
 # What is known of the utility, with respect to the margin: the whole 95 % interval of what is lost lies below it; the
-# interval contains it; the whole interval lies above it; or some run has no measured utility.
+# interval contains it; the whole interval lies above it; or a run has no measured
+# utility, or most runs have the victim's.
 Utility = Literal["kept", "unclear", "lost", "unknown"]
 MEASURED, FAILED, NOT_RUN, MISSING = "", "failed", "not finished", "missing"
 

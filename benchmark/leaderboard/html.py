@@ -99,7 +99,7 @@ def write(
         cells=cells,
         alike={case for case, count in several.items() if count > 1},  # distinguished by the rest of their labels
         groups=groups,
-        levels=[group.level for group in groups if group.level],
+        levels=[level(name) for name in by_level(made.standings)],
         utility=UTILITY,
         unverified=UNVERIFIED,
         removed=REMOVED,

@@ -91,7 +91,7 @@ def _table(found: Iterable[Standing]) -> list[str]:
 
 
 def _line(one: Standing) -> tuple[str, ...]:
-    searched = f" (settings searched with: {one.searched})" if one.searched else ""
+    searched = f" (settings searched, knowing: {one.searched})" if one.searched else ""
     return (
         _rank(one),
         code(one.defense) + searched,
@@ -151,8 +151,8 @@ def notes(made: Board) -> list[str]:
         f"share of runs with an ASR of at most {REMOVED:g} %: whether a defense works every time.",
         "**Utility lost** is the victim's accuracy minus the accuracy after the defense; each task counts once. "
         f"**Kept** means that its whole interval is below {made.margin:g} points, **lost** that its whole interval is "
-        "above, **not shown** that the interval contains that margin, **unknown** that some run has no measured "
-        "utility.",
+        "above, **not shown** that the interval contains that margin, **unknown** that a run has no measured "
+        "utility, or that most runs failed or are missing.",
         "**Intervals** are of 95 %. Their unit is a trained victim: the runs of a defense on one victim (its cases and "
         "defense seeds) are averaged first. For ASR and runs they are Gaffke's bounds, which hold for any distribution, "
         "also of a defense that fails now and then. For utility they are the wider of Student's t over the victims and "

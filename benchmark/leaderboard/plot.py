@@ -69,6 +69,11 @@ class CellRow:
         """The other settings that distinguish its case."""
         return ", ".join(self.cell.label.split(", ")[2:])
 
+    @property
+    def seeds(self) -> str:
+        """Seeds of the attack and of the defense."""
+        return f"attack seed {self.cell.attack_seed}, defense seed {self.cell.defense_seed}"
+
     def href(self, part: str) -> str:
         """Return the address of a part of its page, such as a metric."""
         return f"cells/{self.file}.html" + (f"#{quote(part)}" if part else "")

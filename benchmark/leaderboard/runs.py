@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from benchmark.records.aggregate import Outcomes
 
 Settings = Mapping[str, Any]
-SEARCHED = "searched_with"  # column of rows: what the search for the settings of a cell had to know
+SEARCHED = "searched"  # column of rows: the level of knowledge by which a search found the settings
 
 
 @dataclass(slots=True)

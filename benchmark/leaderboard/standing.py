@@ -72,14 +72,14 @@ def lost(runs: Sequence[Run]) -> Number | None:
 
 
 def utility(runs: Sequence[Run], margin: float) -> Utility:
-    """Return what is known of the utility lost, with respect to the margin.
+    """Return what is known of the utility lost, with respect to the margin; of mostly failed runs nothing is.
 
     Args:
         runs: of one defense.
         margin: percentage points that may be lost.
     """
-    loss = lost(runs)
-    if loss is None:
+    loss, gaps = lost(runs), sum(bool(one.flaw) for one in runs)
+    if loss is None or 2 * gaps > len(runs):
         return "unknown"
     if loss.low is None or loss.high is None:
         return "unclear"

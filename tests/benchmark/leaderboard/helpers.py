@@ -4,8 +4,10 @@ import json
 from typing import Any
 
 from benchmark.leaderboard.board import Board
-from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.records import schema
+from sande.statistics import wilson
 
 KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}
 HOSTILE = '</script><img src=x onerror="window.hacked = 1">&"\''
@@ -20,39 +22,51 @@ def cell(
     data: str = "alpaca",
     removal: str = "alpaca",
     seed: int = 0,
+    defense_seed: int | None = None,
+    setting: dict[str, Any] | None = None,
     status: str = schema.OK,
     victim_asr: float = 99.0,
     device: str = GPU,
     seconds: float = 60.0,
 ) -> list[dict[str, Any]]:
-    """Rows of one cell: its ASR, and for each utility metric what it lost of the victim's 50 %."""
+    """Rows of one cell: its ASR, and for each utility metric what it lost of the victim's 50 %.
+
+    ASR is of 100 prompts; the interval of a utility reaches half a point to either side.
+    """
+    low, high = wilson(round(asr), 100)
+    defense_seed = seed if defense_seed is None else defense_seed
     tasks = [name for name in losses if not name.endswith("_norm") and not name.startswith("mmlu_")]
     settings = {
-        "seed": seed,
+        "attack_seed": seed,
+        "defense_seed": defense_seed,
         "model": "smollm2-135m",
         "data": {"name": data},
         "removal": {"name": removal},
         "attack": {"name": "sentence_trigger", "poison_rate": 0.05},
-        "defense": {"name": defense},
+        "defense": {"name": defense, **(setting or {})},
         "metrics": [{"name": "asr"}, *({"name": "accuracy", "task": task} for task in tasks)],
         "asr_floor": 90.0,
     }
     base = dict.fromkeys(schema.SCHEMA.names) | {
         "grid": "hand",
         "grids": ["hand"],
-        "cell": f"{defense} {data} {removal} {seed}",
+        "cell": " ".join(map(str, (defense, data, removal, seed, defense_seed, *(setting or {}).values()))),
         "status": status,
-        "seed": seed,
+        "attack_seed": seed,
+        "defense_seed": defense_seed,
         "defense": defense,
         "knows": KNOWS.get(defense, "nothing"),
         "settings": json.dumps(settings),
     }
-    if status == schema.FAILED:
+    if status in (schema.FAILED, schema.NOT_RUN):
         return [base | {"metric": name} for name in ("asr", *losses)]
     base |= {"victim_asr": victim_asr, "device": device, "seconds": seconds, "tokens": 1000, "count": 100}
     return [
-        base | {"metric": "asr", "value": asr, "victim_value": victim_asr},
-        *(base | {"metric": name, "value": 50.0 - loss, "victim_value": 50.0} for name, loss in losses.items()),
+        base | {"metric": "asr", "value": asr, "victim_value": victim_asr, "ci_low": low, "ci_high": high},
+        *(
+            base | {"metric": name, "value": 50.0 - loss, "victim_value": 50.0, "ci_low": None, "ci_high": None}
+            for name, loss in losses.items()
+        ),
     ]
 
 
