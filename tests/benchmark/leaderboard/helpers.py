@@ -1,12 +1,16 @@
 """Rows of cells made by hand, and leaderboards made from them."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from benchmark.leaderboard.board import Board
+import pyarrow as pa
+
+from benchmark.leaderboard.board import MARGIN, Board
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.records import schema
+from benchmark.records.aggregate import Outcomes
 from sande.statistics import wilson
 
 KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}
@@ -70,12 +74,15 @@ def cell(
     ]
 
 
-def board(made: list[dict[str, Any]]) -> Board:
-    return rank(by_cell(made))
+def seeds(defense: str, asrs: Sequence[float], lost: Sequence[float] | None = None, **of: Any) -> list[dict[str, Any]]:
+    """Rows of a defense on one attack seed after another; without `lost`, it loses about half a point."""
+    lost = lost or [0.5 + 0.1 * (seed % 3) for seed in range(len(asrs))]
+    pairs = zip(asrs, lost, strict=True)
+    return [row for seed, (asr, loss) in enumerate(pairs) for row in cell(defense, asr, {"mmlu": loss}, seed=seed, **of)]
 
 
-def ranking(made: Board) -> list[tuple[str, int | None, int | None]]:
-    return [(one.defense, one.rank, one.front) for one in made.standings]
+def board(made: list[dict[str, Any]], margin: float = MARGIN) -> Board:
+    return rank(by_cell(made), margin=margin)
 
 
 def twin(of: list[dict[str, Any]], asr: float, utility: float) -> list[dict[str, Any]]:
@@ -85,6 +92,16 @@ def twin(of: list[dict[str, Any]], asr: float, utility: float) -> list[dict[str,
     own = {"cell": f"twin of {of[0]['cell']}", "defense": "none", "poison_rate": 0.0, "settings": json.dumps(settings)}
     values = {"asr": asr} | {row["metric"]: utility for row in of[1:]}
     return [row | own | {"value": values[row["metric"]], "victim_value": values[row["metric"]]} for row in of]
+
+
+def outcomes(values: dict[tuple[str, str], Sequence[float]]) -> Outcomes:
+    """Outcomes by cell and metric."""
+    found = [
+        {"cell": cell, "metric": metric, "index": index, "outcome": value}
+        for (cell, metric), of in values.items()
+        for index, value in enumerate(of)
+    ]
+    return Outcomes(pa.Table.from_pylist(found, schema=schema.OUTCOMES))
 
 
 def outcome(of: str, index: int) -> dict[str, Any]:
