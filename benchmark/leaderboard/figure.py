@@ -18,12 +18,12 @@ def draw(made: Board) -> Figure:
     """Draw ASR against utility lost, with both 95 % intervals; the best defenses are in the lower left corner."""
     figure = plots.blank(width=7.5, rows=1)
     axes = figure.add_subplot()
-    for index, one in enumerate(one for one in made.verified if one.loss):
+    for index, (one, loss) in enumerate((one, one.loss) for one in made.verified if one.loss):
         marker, color = plots.MARKERS[index % len(plots.MARKERS)], COLORS[index % len(COLORS)]
         axes.errorbar(
-            one.loss.value,
+            loss.value,
             one.asr.value,
-            xerr=_reach(one.loss),
+            xerr=_reach(loss),
             yerr=_reach(one.asr),
             fmt=marker,
             color=color,

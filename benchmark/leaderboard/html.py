@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.io.files import write_atomically
-from benchmark.leaderboard.board import REMOVED, Board, Number, Row, Run, by_level, unit
+from benchmark.leaderboard.board import FAILS_ABOVE, Board, Number, Row, Run, by_level, unit
 from benchmark.leaderboard.markdown import UNVERIFIED, UTILITY
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
 from sande import registry
@@ -51,7 +51,10 @@ class Group:
 def groups_of(rows: Sequence[StandingRow]) -> list[Group]:
     """Return the standings of each level, and at the end the unverified."""
     verified = [row for row in rows if row.standing.verified]
-    of_level = {name: [row for row in verified if row.standing.knows == name] for name in by_level([row.standing for row in verified])}
+    of_level = {
+        name: [row for row in verified if row.standing.knows == name]
+        for name in by_level([row.standing for row in verified])
+    }
     found = [Group(level(name), f"Must know: {name}", some) for name, some in of_level.items()]
     unverified = [row for row in rows if not row.standing.verified]
     return [*found, *([Group(None, "Unverified entries", unverified)] if unverified else [])]
@@ -102,7 +105,7 @@ def write(
         levels=[level(name) for name in by_level(made.standings)],
         utility=UTILITY,
         unverified=UNVERIFIED,
-        removed=REMOVED,
+        fails_above=FAILS_ABOVE,
         plot=plot(made, standings),
         more=[{"name": metric, "label": registry.metric_info(metric).label} for metric in made.more],
         devices=[{"name": device, "unit": unit(device)} for device in devices],

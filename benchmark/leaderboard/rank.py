@@ -86,7 +86,7 @@ def _shared(runs: Iterable[Run]) -> set[str]:
 
 
 def _compared(runs: Sequence[Run], all_runs: Iterable[Run], shared: Collection[str], victims: Victims) -> list[Run]:
-    """Return the runs of a defense that count, with the victim's numbers where another defense has a run and it has none.
+    """Return the runs of a defense that count, and the victim's numbers for each run that only another defense has.
 
     Args:
         runs: of the defense.
@@ -104,16 +104,19 @@ def _compared(runs: Sequence[Run], all_runs: Iterable[Run], shared: Collection[s
     seeds: dict[str, int] = {}  # defense seeds that this defense has in a case
     for (case, _), some in own.items():
         seeds[case] = max(seeds.get(case, 1), len(some))
-    names = {"defense": runs[0].defense, "knows": runs[0].knows, "searched": runs[0].searched}
+    first = runs[0]
     missing = [
         replace(
-            at[case, seed],
-            **names,
-            **of_victim(victims[case, seed]),
+            first,
             cell="",
+            case=case,
+            label=at[case, seed].label,
+            victim=at[case, seed].victim,
+            attack_seed=seed,
             defense_seed=None,
             twin=None,
             flaw=MISSING,
+            **of_victim(victims[case, seed]),
         )
         for (case, seed), some in own.items()
         for _ in range(seeds[case] - len(some))
@@ -132,7 +135,7 @@ def _standing(runs: Sequence[Run], lacks: tuple[str, ...], margin: float) -> Sta
         rank_high=None,
         utility=standing.utility(runs, margin),
         asr=standing.share(standing.of_units(runs, lambda one: one.asr)),
-        removed=standing.removed(runs),
+        fails=standing.fails(runs),
         loss=standing.lost(runs),
         more=standing.more(runs),
         seconds=standing.by_device(measured),
@@ -153,7 +156,7 @@ def _gap(run: Run) -> str:
 
 
 def _victim_asr(run: Run) -> Number:
-    return Number(run.victim_asr)
+    return Number(run.victim_asr or 0.0)
 
 
 def _sorted(standings: Iterable[Standing]) -> list[Standing]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from benchmark.grid.cell import NO_DEFENSE
@@ -70,33 +70,38 @@ def runs_of(
     found = Found()
     for cell, row in firsts.items():
         own = settings[cell]
-        victim = victims.get(_victim_key(own)) or (_victim_values(cells[cell]) if _is_done(cells[cell]) else {})
+        victim = victims.get(_victim_key(own))
         if row["status"] == schema.ATTACK_FAILED:
             found.weak.add((_victim_of(own), own["attack_seed"]))
-        elif cell in named and victim.get("asr") is None:
+            continue
+        if cell not in named:
+            continue
+        if _is_done(cells[cell]):
+            pair = Pair(outcomes, cell, plain.get(_victim_key(own), ""))
+            numbers = _measured(cells[cell], own, pair, twins.get(_twin_key(own)))
+        elif victim:
+            numbers = {**of_victim(victim), "flaw": FAILED if row["status"] == schema.FAILED else NOT_RUN}
+        else:
             found.left_out += 1
-        elif cell in named:
-            searched = row.get(SEARCHED) or ""
-            run = Run(
-                cell=cell,
-                defense=named[cell],
-                knows=level(row["knows"], searched),
-                case=_key(own, "model", "data", "removal", "attack", "metrics"),
-                label=label_of[cell],
-                victim=_victim_of(own),
-                attack_seed=own["attack_seed"],
-                defense_seed=own["defense_seed"],
-                is_entry=cell in entries,
-                verified=cell not in unverified,
-                searched=searched,
-                **of_victim(victim),
-                flaw=FAILED if row["status"] == schema.FAILED else NOT_RUN,
-            )
-            if _is_done(cells[cell]):
-                pair = Pair(outcomes, cell, plain.get(_victim_key(own), ""))
-                run = _measured(run, cells[cell], own, pair, twins.get(_twin_key(own)))
-            found.runs.append(run)
-            found.victims.setdefault((run.case, run.attack_seed), victim)
+            continue
+        searched = row.get(SEARCHED) or ""
+        run = Run(
+            cell=cell,
+            defense=named[cell],
+            knows=level(row["knows"], searched),
+            case=_key(own, "model", "data", "removal", "attack", "metrics"),
+            label=label_of[cell],
+            victim=_victim_of(own),
+            attack_seed=own["attack_seed"],
+            defense_seed=own["defense_seed"],
+            is_entry=cell in entries,
+            verified=cell not in unverified,
+            searched=searched,
+            **numbers,
+        )
+        found.runs.append(run)
+        if victim:
+            found.victims[run.case, run.attack_seed] = victim
     return found
 
 
@@ -161,21 +166,21 @@ class Pair:
         return before.outcomes.tolist(), own.outcomes.tolist()
 
 
-def _measured(run: Run, cell: Mapping[str, Row], own: Settings, pair: Pair, twin: Mapping[str, Row] | None) -> Run:
+def _measured(cell: Mapping[str, Row], own: Settings, pair: Pair, twin: Mapping[str, Row] | None) -> dict[str, Any]:
+    """Return the numbers of a measured run."""
     row = cell["asr"]
     before = {name: one["victim_value"] for name, one in cell.items()}
-    return replace(
-        run,
-        victim_asr=row["victim_asr"],
-        asr=_number(row),
-        loss=_loss(cell, own, before, pair),
-        more=_more(cell),
-        device=row["device"],
-        seconds=row["seconds"],
-        tokens=row["tokens"],
-        twin=None if twin is None else Twin(twin["asr"]["cell"], _number(twin["asr"]), _loss(twin, own, before), _more(twin)),
-        flaw="",
-    )
+    made = None
+    if twin is not None:
+        made = Twin(twin["asr"]["cell"], _number(twin["asr"]), _loss(twin, own, before), _more(twin))
+    return {
+        "victim_asr": row["victim_asr"],
+        "asr": _number(row),
+        "loss": _loss(cell, own, before, pair),
+        "more": _more(cell),
+        **{name: row[name] for name in ("device", "seconds", "tokens")},
+        "twin": made,
+    }
 
 
 def _loss(
@@ -208,7 +213,9 @@ def mean_of_parts(numbers: Sequence[Number]) -> Number:
     """Return the mean, with the interval for independent numbers if each number has one."""
     count = len(numbers)
     value = sum(number.value for number in numbers) / count
-    parts = [(1 / count, one.value, one.low, one.high) for one in numbers if one.low is not None and one.high is not None]
+    parts = [
+        (1 / count, one.value, one.low, one.high) for one in numbers if one.low is not None and one.high is not None
+    ]
     if len(parts) < count:
         return Number(value)
     below, above = of_sum(parts)
@@ -239,7 +246,7 @@ def _victims(cells: Cells, settings: Mapping[str, Settings]) -> dict[str, dict[s
     """Return the values of each victim by metric, from its own cell or from any that was made of it."""
     found: dict[str, dict[str, float]] = {}
     for cell, rows in cells.items():
-        if _is_done(rows):
+        if _is_done(rows) and rows["asr"]["victim_asr"] is not None:
             of = found.setdefault(_victim_key(settings[cell]), {})
             of |= {name: value for name, value in _victim_values(rows).items() if name not in of}
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from benchmark.leaderboard.board import REMOVED, Number, Run, Twin, Utility
+from benchmark.leaderboard.board import FAILS_ABOVE, Number, Run, Twin, Utility
 from sande.statistics import CONFIDENCE, mean_bounds, non_inferior, over_seeds, share_above
 
 Of = Callable[[Run], Number]
@@ -47,10 +47,10 @@ def share(numbers: Sequence[Number]) -> Number:
     return Number(value, 100 * low, 100 * high)
 
 
-def removed(runs: Iterable[Run]) -> Number:
-    """Return the share of runs that removed the backdoor, percent; one unit, too, gets the interval over units."""
-    above, low, high = share_above([[run.asr.value for run in unit] for unit in units(runs).values()], REMOVED)
-    return Number(100 * (1 - above), 100 * (1 - high), 100 * (1 - low))
+def fails(runs: Iterable[Run]) -> Number:
+    """Return the share of runs that leave the backdoor, percent; one unit, too, gets the interval over units."""
+    found = share_above([[run.asr.value for run in unit] for unit in units(runs).values()], FAILS_ABOVE)
+    return Number(*(100 * part for part in found))
 
 
 def lost(runs: Sequence[Run]) -> Number | None:
@@ -126,7 +126,9 @@ def tokens(runs: Iterable[Run]) -> float:
 def mean_twin(runs: Iterable[Run]) -> Twin | None:
     """Return the mean of the twins of the victims of these runs; None where a victim has no twin."""
     of_victim = {(one.case, one.attack_seed): one for one in runs if not one.flaw}
-    own = [replace(one, asr=one.twin.asr, loss=one.twin.loss, more=one.twin.more) for one in of_victim.values() if one.twin]
+    own = [
+        replace(one, asr=one.twin.asr, loss=one.twin.loss, more=one.twin.more) for one in of_victim.values() if one.twin
+    ]
     if not own or len(own) < len(of_victim):
         return None
     return Twin("", share(of_units(own, lambda one: one.asr)), lost(own), more(own))

@@ -20,8 +20,8 @@ from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takeaways
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
-from benchmark.records.aggregate import Outcomes
 from benchmark.records import files
+from benchmark.records.aggregate import Outcomes
 from benchmark.records.rehearsal import WARNING, summary
 from sande.errors import UserError
 from sande.models.catalog import TINY
@@ -100,9 +100,7 @@ def write(
     if random and not rehearsal:
         raise UserError(summary(random[0]))
     warned, named = WARNING if random else (), named or paths
-    sources.sort(key=lambda source: source.is_entry)  # of a cell that results have too, theirs counts
-    cells = by_cell(row for source in sources for row in source.rows)
-    made = _rank(cells, sources, margin)
+    made, cells = combined(sources, margin)
     if not made.standings:
         raise UserError(
             f"{', '.join(map(str, paths))}: no defense was measured on a victim whose attack worked; "
@@ -122,8 +120,13 @@ def write(
     return page
 
 
-def _rank(cells: Cells, sources: Sequence[Source], margin: float) -> Board:
-    """Rank the defenses; of a cell that several sources have, the first source counts."""
+def combined(sources: Sequence[Source], margin: float) -> tuple[Board, Cells]:
+    """Return the board of all sources and their rows by cell and metric.
+
+    A cell that several sources have counts once: from results before entries, then from the first.
+    """
+    sources = sorted(sources, key=lambda source: source.is_entry)
+    cells = by_cell(row for source in sources for row in source.rows)
     seen: set[str] = set()
     entries: set[str] = set()
     unverified: set[str] = set()
@@ -134,10 +137,12 @@ def _rank(cells: Cells, sources: Sequence[Source], margin: float) -> Board:
         entries |= own if source.is_entry else set()
         unverified |= own & source.unverified
         if source.outcomes is not None:
-            outcomes.append(source.outcomes.filter(pc.is_in(source.outcomes["cell"], pa.array(sorted(own), pa.string()))))
+            outcomes.append(
+                source.outcomes.filter(pc.is_in(source.outcomes["cell"], pa.array(sorted(own), pa.string())))
+            )
     table = pa.concat_tables(outcomes).unify_dictionaries() if outcomes else None
     known = Outcomes(table) if table is not None and table.num_rows else None
-    return rank(cells, known, entries=entries, unverified=unverified, margin=margin)
+    return rank(cells, known, entries=entries, unverified=unverified, margin=margin), cells
 
 
 def _write_pages(
@@ -163,7 +168,7 @@ def _write_parquet(made: Board, path: Path) -> None:
             **{name: getattr(one, name) for name in _SCHEMA.names if name in Standing.__slots__},
             "seconds": [{"device": device, "seconds": mean} for device, mean in one.seconds.items()],
             **_columns("asr", one.asr),
-            **_columns("removed", one.removed),
+            **_columns("fails", one.fails),
             **_columns("utility_loss", one.loss),
             "more": [{"metric": metric, **asdict(number)} for metric, number in one.more.items()],
             "margin": made.margin,
@@ -192,7 +197,11 @@ _SCHEMA = pa.schema(
         ("defense", pa.string()),
         ("verified", pa.bool_()),
         ("searched", pa.string()),
-        *((f"{name}{part}", pa.float64()) for name in ("asr", "removed", "utility_loss") for part in ("", "_low", "_high")),
+        *(
+            (f"{name}{part}", pa.float64())
+            for name in ("asr", "fails", "utility_loss")
+            for part in ("", "_low", "_high")
+        ),
         ("utility", pa.string()),
         ("margin", pa.float64()),
         ("more", pa.list_(_MORE)),

@@ -78,7 +78,9 @@ def seeds(defense: str, asrs: Sequence[float], lost: Sequence[float] | None = No
     """Rows of a defense on one attack seed after another; without `lost`, it loses about half a point."""
     lost = lost or [0.5 + 0.1 * (seed % 3) for seed in range(len(asrs))]
     pairs = zip(asrs, lost, strict=True)
-    return [row for seed, (asr, loss) in enumerate(pairs) for row in cell(defense, asr, {"mmlu": loss}, seed=seed, **of)]
+    return [
+        row for seed, (asr, loss) in enumerate(pairs) for row in cell(defense, asr, {"mmlu": loss}, seed=seed, **of)
+    ]
 
 
 def board(made: list[dict[str, Any]], margin: float = MARGIN) -> Board:

@@ -2,6 +2,8 @@
 
 import itertools
 
+from matplotlib.container import ErrorbarContainer
+
 from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.plot import StandingRow, plot
 from tests.benchmark.leaderboard.helpers import board, cell, seeds
@@ -41,6 +43,7 @@ def test_every_point_has_both_intervals_and_one_of_unknown_utility_is_not_drawn(
     assert across[0] == drawn.x(sft.loss.low) < point.x
     assert down[1] == drawn.y(sft.asr.low) > point.y
     (axes,) = draw(ranked).axes
-    bars = axes.containers
-    assert [(bar.get_label(), bar.has_xerr, bar.has_yerr) for bar in bars] == [("sft (nothing)", True, True)]
+    (bar,) = axes.containers
+    assert isinstance(bar, ErrorbarContainer)
+    assert (bar.get_label(), bar.has_xerr, bar.has_yerr) == ("sft (nothing)", True, True)
     draw(board(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sande", 2.0, {"arc_easy": 1.0}, data="orca")))

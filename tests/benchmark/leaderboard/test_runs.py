@@ -25,7 +25,7 @@ def test_a_task_counts_once() -> None:
 @pytest.mark.parametrize("gone", ["value", "victim_value"])
 def test_one_task_without_a_value_makes_the_utility_unknown(gone: str) -> None:
     found = cell("sft", 98.0, {"arc_easy": 4.0, "mmlu": 2.0})
-    (one,) = runs_of(by_cell(found[:-1] + [found[-1] | {gone: None}])).runs
+    (one,) = runs_of(by_cell([*found[:-1], found[-1] | {gone: None}])).runs
     assert one.loss is None
     (one,) = runs_of(by_cell(found[:-1])).runs
     assert one.loss is None, "nor is the mean over the tasks that happen to be there"
@@ -67,6 +67,12 @@ def test_an_unverified_cell_does_not_tell_the_values_of_a_victim() -> None:
     found = runs_of(by_cell(entry + failed), entries={entry[0]["cell"]}, unverified={entry[0]["cell"]})
     assert [(one.defense, one.is_entry, one.verified) for one in found.runs] == [("new", True, False)]
     assert found.left_out == 1
+
+
+def test_an_entry_s_cell_without_a_victim_has_an_asr_and_no_utility() -> None:
+    entry = [row | {"victim_value": None, "victim_asr": None} for row in cell("new", 30.0, {"mmlu": 0.0})]
+    (one,) = runs_of(by_cell(entry), entries={entry[0]["cell"]}, unverified={entry[0]["cell"]}).runs
+    assert (one.victim_asr, one.asr.value, one.loss) == (None, 30.0, None)
 
 
 @pytest.mark.parametrize(

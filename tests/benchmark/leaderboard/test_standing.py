@@ -8,7 +8,9 @@ from benchmark.leaderboard import standing
 from benchmark.leaderboard.board import FAILED, Number, Run
 from sande.statistics import mean_bounds, over_seeds
 
-RUN = Run("", "sft", "nothing", "case", "a case", "victim", 0, 0, 99.0, Number(0.0, 0.0, 4.0), Number(1.0, -1.0, 3.0), {})
+RUN = Run(
+    "", "sft", "nothing", "case", "a case", "victim", 0, 0, 99.0, Number(0.0, 0.0, 4.0), Number(1.0, -1.0, 3.0), {}
+)
 
 
 def test_a_unit_is_the_mean_of_its_cases_and_a_case_the_mean_of_its_defense_seeds() -> None:
@@ -39,12 +41,12 @@ def test_the_interval_of_lost_utility_is_the_wider_of_units_and_questions() -> N
     assert standing.lost([RUN, replace(RUN, loss=None)]) is None
 
 
-def test_runs_that_removed_the_backdoor_are_counted_by_unit() -> None:
+def test_runs_that_leave_the_backdoor_are_counted_by_unit() -> None:
     asrs = ((0, 0, 5.0), (0, 1, 5.1), (1, 0, 0.0), (1, 1, 0.0))
     runs = [replace(RUN, attack_seed=a, defense_seed=d, asr=Number(asr)) for a, d, asr in asrs]
-    found = standing.removed(runs)
-    low, high = mean_bounds([0.5, 1.0])
-    assert (found.value, found.low, found.high) == pytest.approx((75.0, 100 * low, 100 * high))
+    found = standing.fails(runs)
+    low, high = mean_bounds([0.5, 0.0])
+    assert (found.value, found.low, found.high) == pytest.approx((25.0, 100 * low, 100 * high))
 
 
 def test_cost_is_of_measured_runs_alone() -> None:
