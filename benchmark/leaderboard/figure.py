@@ -19,7 +19,8 @@ def draw(made: Board) -> Figure:
     figure = plots.blank(width=7.5, rows=1)
     axes = figure.add_subplot()
     for index, (one, loss) in enumerate((one, one.loss) for one in made.verified if one.loss):
-        marker, color = plots.MARKERS[index % len(plots.MARKERS)], COLORS[index % len(COLORS)]
+        marker = plots.MARKERS[index % len(plots.MARKERS)]
+        color = COLORS[(index + index // len(plots.MARKERS)) % len(COLORS)]  # no pair twice, as both have eight
         axes.errorbar(
             loss.value,
             one.asr.value,

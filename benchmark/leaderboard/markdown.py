@@ -11,8 +11,8 @@ from benchmark.leaderboard.board import FAILS_ABOVE, MARGIN, Board, Number, Stan
 NAME = "leaderboard"
 UTILITY: dict[Utility, str] = {"kept": "kept", "unclear": "not shown", "lost": "lost", "unknown": "unknown"}
 UNVERIFIED = (
-    "The victims of these entries are not among the board's own, so nobody can tell how their numbers compare. "
-    "They get no rank."
+    "These entries are on victims that the board does not have, or a second run contradicts them. So nobody can tell "
+    "how their numbers compare, and they get no rank."
 )
 _COLUMNS = ("Rank", "Defense", "ASR (%)", "Fails in (% of runs)", "Utility lost (points)", "Utility")
 

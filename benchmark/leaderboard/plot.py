@@ -90,10 +90,10 @@ class StandingRow:
 
     @property
     def behind(self) -> str:
-        """Number of victims, and of runs that count as theirs."""
+        """Number of runs with those that count as their victims, and number of victims."""
         count, gaps = self.standing.victims, len(self.standing.gaps)
         victims = f"{count} victim{'' if count == 1 else 's'}"
-        return f"{victims}, {gaps} more count as the victim" if gaps else victims
+        return f"of {self.standing.cells + gaps}, {victims}" if gaps else victims
 
     def href(self, part: str) -> str:
         """Return the address of the cells that a number is made from: the page of one, or the rows of several."""

@@ -63,7 +63,7 @@ def runs_of(
     settings: dict[str, Settings] = {cell: json.loads(row["settings"]) for cell, row in firsts.items()}
     label_of = dict(zip(settings, (victim for _, victim in labels(list(settings.values()))), strict=True))
     defended = [cell for cell, row in firsts.items() if row["defense"] != NO_DEFENSE]
-    named = _contenders({cell: settings[cell] for cell in defended}, unverified)
+    named = _contenders({cell: (firsts[cell]["defense"], settings[cell]) for cell in defended}, unverified)
     plain = {_victim_key(settings[cell]): cell for cell in cells if cell not in named and _is_done(cells[cell])}
     twins = {key: cells[cell] for key, cell in plain.items() if firsts[cell]["poison_rate"] == 0}
     victims = _victims({cell: rows for cell, rows in cells.items() if cell not in unverified}, settings)
@@ -128,20 +128,20 @@ def level(*knows: str) -> str:
     return " and ".join([*most, *sorted(known - set(of_backdoor))]) or "nothing"
 
 
-def _contenders(settings: Mapping[str, Settings], unverified: Collection[str]) -> dict[str, str]:
+def _contenders(cells: Mapping[str, tuple[str, Settings]], unverified: Collection[str]) -> dict[str, str]:
     """Return the name of each defended cell's defense, with the settings that separate cells of the same run.
 
     A defense whose settings follow from its victim (a rule of the grid) stays one defense. Where several cells have the
     same case and seeds, such as the recipes of a defense, the settings that differ among them separate the defenses.
     """
     groups: dict[tuple[str, bool], dict[str, list[str]]] = {}
-    for cell, own in settings.items():
+    for cell, (name, own) in cells.items():
         run = _key(own, "model", "data", "removal", "attack", "metrics", "attack_seed", "defense_seed")
-        groups.setdefault((own["defense"]["name"], cell in unverified), {}).setdefault(run, []).append(cell)
+        groups.setdefault((name, cell in unverified), {}).setdefault(run, []).append(cell)
     named = {}
     for (name, _), same_run in groups.items():
-        flat = {cell: dict(flatten(settings[cell]["defense"])) for cells in same_run.values() for cell in cells}
-        paths = set[str]().union(*(varying(flat[cell] for cell in cells) for cells in same_run.values()))
+        flat = {cell: dict(flatten(cells[cell][1]["defense"])) for some in same_run.values() for cell in some}
+        paths = set[str]().union(*(varying(flat[cell] for cell in some) for some in same_run.values()))
         for cell, values in flat.items():
             parts = [f"{short}={values.get(path)}" for path, short in shorten(paths).items()]
             named[cell] = ", ".join([name, *parts])
