@@ -104,7 +104,7 @@ def write(
     if not made.standings:
         raise UserError(
             f"{', '.join(map(str, paths))}: no defense was measured on a victim whose attack worked; "
-            "use results of a grid with defenses"
+            "use results of a grid with a defense and the metrics 'asr' and 'accuracy'"
         )
     page = markdown(made, named, warned)
     for folder, option in ((out, "--out"), (html, "--html")):

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from benchmark.cli.main import app
 from benchmark.leaderboard import submission
-from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.write import read, write
 from benchmark.records import files, schema
 from sande.errors import UserError
