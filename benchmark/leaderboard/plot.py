@@ -75,7 +75,8 @@ class CellRow:
         return f"attack seed {self.cell.attack_seed}, defense seed {self.cell.defense_seed}"
 
     def href(self, part: str) -> str:
-        """Return the address of a part of its page, such as a metric."""
+        """Return the address of a part of its page, such as a metric; of the whole page if the cell has no values."""
+        part = "" if self.cell.flaw else part
         return f"cells/{self.file}.html" + (f"#{quote(part)}" if part else "")
 
 
