@@ -75,7 +75,9 @@ def change(values: Values, victims: Values) -> float | None:
     return mean({seeds: value - victims[seeds] for seeds, value in values.items() if seeds in victims})
 
 
-def change_interval(metric: str, values: Values, victims: Values, pair: Pair | None) -> tuple[float, float] | None:
+def change_interval(
+    metric: str, values: Values, victims: Values, pair: Pair | None, groups: Sequence[str] = ()
+) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean change relative to the victim, in percentage points.
 
     Args:
@@ -83,6 +85,7 @@ def change_interval(metric: str, values: Values, victims: Values, pair: Pair | N
         values: of the runs.
         victims: the same measurement of the victim of each run.
         pair: outcomes of the victims and of the runs, question by question; None if unknown.
+        groups: of each question, the name of those made from the same template; may be empty.
 
     Returns:
         Of one run: bootstrap over questions, for this pair of models alone; None without outcomes. Of several: for what
@@ -91,7 +94,7 @@ def change_interval(metric: str, values: Values, victims: Values, pair: Pair | N
     """
     own, others = _paired(values, victims)
     if len(own) < 2:
-        return paired_bootstrap(*pair) if pair else None
+        return paired_bootstrap(*pair, groups) if pair else None
     if not varies_little(metric):
         parts = [(sign, _mean(means), *mean_bounds(means, 0, 100)) for sign, means in ((1.0, own), (-1.0, others))]
         below, above = of_sum(parts)
@@ -99,7 +102,7 @@ def change_interval(metric: str, values: Values, victims: Values, pair: Pair | N
         return middle - below, middle + above
     low, high = over_seeds([one - other for one, other in zip(own, others, strict=True)], lowest=-100.0)
     if pair:
-        least = paired_bootstrap(*pair)
+        least = paired_bootstrap(*pair, groups)
         low, high = min(low, least[0]), max(high, least[1])
     return low, high
 

@@ -175,8 +175,11 @@ def _p(entry: TableEntry, other: TableEntry | None, *, single: bool) -> float | 
     """
     if not single:
         return p_value(entry.runs, other.runs if other else entry.of_victims)
-    pair = entry.against(other.trials if other else entry.of_victim)
-    return mcnemar(*([outcome == 1 for outcome in side] for side in pair)) if pair else None
+    trials = other.trials if other else entry.of_victim
+    if (pair := entry.against(trials)) is None:
+        return None
+    first, second = ([outcome == 1 for outcome in side] for side in pair)
+    return mcnemar(first, second, entry.groups_with(trials))
 
 
 def _best(chosen: Sequence[TableEntry]) -> dict[int, TableEntry]:

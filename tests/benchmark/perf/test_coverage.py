@@ -8,7 +8,7 @@ import pytest
 from benchmark.perf import coverage
 
 PAGE = Path(__file__).parents[3] / "docs" / "statistics.md"
-FEW, NAMES = 250, list(coverage.INTERVALS)
+FEW, NAMES = 100, list(coverage.INTERVALS)
 USED, TEST = NAMES[-1], list(coverage.TESTS)[-1]
 
 
@@ -21,7 +21,7 @@ def on_the_page() -> coverage.Lines:
         numbers = [re.fullmatch(r"(\d+) seeds?", cell) for cell in cells]
         if any(numbers):
             seeds = [int(number[1]) for number in numbers if number]
-        elif seeds and all(re.fullmatch(r"|\d\.\d\d", cell) for cell in cells):
+        elif seeds and cells and all(re.fullmatch(r"|\d\.\d\d", cell) for cell in cells):
             found[name] = {number: float(cell) for number, cell in zip(seeds, cells, strict=True) if cell}
     return found
 
@@ -50,7 +50,7 @@ def test_the_intervals_of_tables_cover_and_pooled_ones_do_not() -> None:
 
 def test_the_test_of_tables_is_calibrated_and_has_power() -> None:
     page = on_the_page()
-    assert max(page[TEST].values()) <= coverage.FALSE < 0.3 < min(page[list(coverage.TESTS)[0]].values())
+    assert max(page[TEST].values()) <= coverage.FALSE < 0.3 < min(page[next(iter(coverage.TESTS))].values())
     assert page["0 % against 60 % in each run: the same test"][3] > 0.95
     assert page["0 % against 95 % in 63 runs of 100: the same test"][10] > 0.9
 
@@ -58,8 +58,8 @@ def test_the_test_of_tables_is_calibrated_and_has_power() -> None:
 @pytest.mark.parametrize("fails", [0.05, 0.5])
 def test_it_holds_for_other_rates_of_failure(fails: float) -> None:
     covered = coverage.coverage(FEW, fails, {USED: coverage.bounded})
-    assert min(covered[USED].values()) >= 0.93
-    assert max(coverage.false_positives(FEW, fails)[TEST].values()) <= 0.1  # 0.055, and three standard errors
+    assert min(covered[USED].values()) >= 0.92
+    assert max(coverage.false_positives(FEW, fails)[TEST].values()) <= 0.13  # 0.055, and three standard errors
 
 
 def test_the_figure_is_drawn(tmp_path: Path, simulated: coverage.Lines) -> None:
