@@ -18,7 +18,7 @@ from benchmark.leaderboard.runs import level, of_victim, runs_of
 from sande.statistics import rank_intervals
 
 if TYPE_CHECKING:
-    from benchmark.records.aggregate import Outcomes
+    from benchmark.records.trials import Outcomes
 
 Victims = Mapping[tuple[str, int], Mapping[str, float]]  # values by metric, percent, by case and attack seed
 _ORDER = ("kept", "unclear", "unknown", "lost")

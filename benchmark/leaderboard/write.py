@@ -21,8 +21,8 @@ from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takea
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.records import files
-from benchmark.records.aggregate import Outcomes
 from benchmark.records.rehearsal import WARNING, summary
+from benchmark.records.trials import Outcomes
 from sande.errors import UserError
 from sande.models.catalog import TINY
 
