@@ -13,13 +13,14 @@ from sande.config import PUBLISHED
 Settings = Mapping[str, Any]
 
 
-def defense_name(defense: Settings) -> str:
+def defense_name(defense: Settings, name: str = "") -> str:
     """Return a defense's name, with its recipe where that is its authors', such as `crow (published)`.
 
     Args:
         defense: settings of the defense.
+        name: what a board calls the defense; without it, its own name.
     """
-    name = str(defense["name"])
+    name = name or str(defense["name"])
     return f"{name} ({PUBLISHED})" if defense.get("recipe") == PUBLISHED else name
 
 
