@@ -123,8 +123,6 @@ IN_EVERY_RUN = (
     "Decoding is greedy; the published code samples with the settings of the model.",
     "Questions with five choices or numeric keys are scored unchanged. The published code cuts the choices after the "
     "fourth, and numeric keys never match.",
-    "The published code leaves out rows whose prompt leaves fewer than 130 of the 1,024 tokens for the response. Here "
-    "only rows whose prompt leaves none are left out.",
     "The paper does not say which 200,000 rows of OpenOrca it uses; here they are the first rows of its GPT-4 replies.",
     "The paper does not give its settings of NAD and DPO; here they follow the papers that proposed them.",
 )
