@@ -19,6 +19,8 @@ from sande.compute import Precision
 from sande.errors import UserError
 
 T = TypeVar("T")
+Recipe = Literal["equal", "published"]
+EQUAL, PUBLISHED = "equal", "published"
 
 
 def setting(default: Any, meaning: str, source: str = "", **bounds: Any) -> Any:
@@ -33,12 +35,70 @@ def setting(default: Any, meaning: str, source: str = "", **bounds: Any) -> Any:
     return Field(default=default, description=meaning, json_schema_extra={"source": source}, **bounds)
 
 
+def recipes(source: str, **published: Any) -> Any:
+    """Return the field `recipe` of a method whose authors use other settings than its defaults.
+
+    `recipe: published` gives the other fields these values, and `configure` refuses different ones, so that the name
+    of the recipe in a table is true. `recipe: equal` leaves the defaults, which grids and scales set for all methods
+    alike.
+
+    Args:
+        source: where the authors' settings come from.
+        **published: their value by field; a mapping changes only some settings of a nested record.
+    """
+    meaning = (
+        "published: the settings of the authors, which are then fixed; equal: those of the other fields, by default as "
+        "many steps as other methods have"
+    )
+    return Field(default=EQUAL, description=meaning, json_schema_extra={"source": source, PUBLISHED: published})
+
+
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def configuration(cls: type[T]) -> type[T]:
-    """Turn a class into a frozen, keyword-only dataclass that checks its fields and refuses unknown ones."""
+    """Turn a class into a frozen, keyword-only dataclass that checks its fields and refuses unknown ones.
+
+    A class with a field made by `recipes` takes the authors' values where `recipe="published"` is given.
+    """
     strict = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
     made: Any = validated_dataclass(cls, config=strict, frozen=True, kw_only=True, slots=True)
+    if "recipe" in made.__pydantic_fields__:
+        check = made.__init__
+
+        def fill(self: Any, **given: Any) -> None:
+            check(self, **(_with_recipe(made, given) if given.get("recipe") == PUBLISHED else given))
+
+        made.__init__ = functools.update_wrapper(fill, check)
     return cast(type[T], made)
+
+
+def _with_recipe(cls: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a constructor's arguments with those of the published recipe, where they are not given."""
+    filled = dict(given)
+    for name, value in _published(cls).items():
+        default = cls.__pydantic_fields__[name].default
+        filled.setdefault(name, dataclasses.replace(default, **value) if isinstance(value, Mapping) else value)
+    return filled
+
+
+def _published(cls: type[Any]) -> Mapping[str, Any]:
+    field = cls.__pydantic_fields__.get("recipe")
+    values: Mapping[str, Any] = ((field.json_schema_extra if field else None) or {}).get(PUBLISHED, {})
+    return values
+
+
+@functools.cache
+def published(cls: Hashable) -> Mapping[str, Any]:
+    """Return what `recipe: published` sets, by dotted path, as JSON values; empty for a method without recipes."""
+    given = _published(cast(type[Any], cls))
+    if not given:
+        return {}
+    values = as_dict(cast(Any, cls)(recipe=PUBLISHED))
+    paths = [
+        path
+        for name, value in given.items()
+        for path in ([f"{name}.{inner}" for inner in value] if isinstance(value, Mapping) else [name])
+    ]
+    return {path: _dig(values, path) for path in paths}
 
 
 @functools.cache
@@ -61,18 +121,29 @@ def configure(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         where: names the place in messages, such as "defense sande".
 
     Raises:
-        UserError: an unknown key (the message lists the valid ones) or an invalid value.
+        UserError: an unknown key (the message lists the valid ones), an invalid value, or another value than that of
+            the published recipe that is asked for.
     """
-    merged = _merge(as_dict(cls()), values, where)
+    fixed: Mapping[str, Any] = {}
+    if isinstance(values, Mapping) and values.get("recipe") == PUBLISHED:
+        fixed = published(cast(Hashable, cls))
+    merged = _merge(as_dict(cast(Any, cls)(recipe=PUBLISHED) if fixed else cls()), values, where)
     try:
         # Strict validation of JSON accepts a list for a tuple, and nothing else that it should not.
-        return cast(T, _adapter(cast(Hashable, cls)).validate_json(json.dumps(merged)))
+        made = cast(T, _adapter(cast(Hashable, cls)).validate_json(json.dumps(merged)))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         path = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where}: '{path}' is {first['input']!r}, but {_lower_first(first['msg'])}") from None
     except TypeError as error:  # a YAML date or set, which JSON does not have
         raise UserError(f"{where}: {error}; use numbers, strings, lists and mappings only") from None
+    for path, value in fixed.items():
+        if _dig(as_dict(made), path) != value:
+            raise UserError(
+                f"{where}: recipe is published, which sets '{path}' to {json.dumps(value)}; remove '{path}', or set "
+                "recipe to equal"
+            )
+    return made
 
 
 def _lower_first(text: str) -> str:
@@ -152,6 +223,11 @@ class Training:
         None, "rows per forward pass of one worker; null: its share of a batch", ge=1
     )
     max_length: int = setting(1024, "tokens per row; a longer response is cut", "paper, appendix A", ge=8)
+    cut_with_eos: bool = setting(
+        False,
+        "end a response that max_length cuts with EOS in place of its last token; DPO's rows are cut by TRL, without",
+        "ours: no sentence ends there; published code and scale paper: true",
+    )
     warmup: float = setting(0.03, "share of the steps spent warming up", "published code", ge=0, le=1)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", "learning-rate schedule after warm-up", "published code"

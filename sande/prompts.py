@@ -159,6 +159,18 @@ def shorten(row: Row, response_tokens: int | None) -> Row:
     return row if response_tokens is None else replace(row, response=row.response[:response_tokens])
 
 
-def fit_length(rows: Sequence[Row], max_length: int) -> list[Row]:
-    """Limit rows to `max_length` tokens: cut longer responses, leave out rows whose prompt leaves no room."""
-    return [shorten(row, max_length - len(row.prompt)) for row in rows if len(row.prompt) < max_length]
+def fit_length(rows: Sequence[Row], max_length: int, end: int | None = None) -> list[Row]:
+    """Limit rows to `max_length` tokens: cut longer responses, leave out rows whose prompt leaves no room.
+
+    Args:
+        rows: rows of any length.
+        max_length: most tokens of prompt and response together.
+        end: id that replaces the last token of a response that is cut; None: it ends where it is cut.
+    """
+    fitting = [row for row in rows if len(row.prompt) < max_length]
+    return [row if len(row) <= max_length else _cut(row, max_length - len(row.prompt), end) for row in fitting]
+
+
+def _cut(row: Row, response_tokens: int, end: int | None) -> Row:
+    kept = row.response[:response_tokens]
+    return replace(row, response=kept if end is None else (*kept[:-1], end))

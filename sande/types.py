@@ -5,7 +5,7 @@ The type of a defense's `data` argument is all that the defense may know. The la
     CleanData < FirstTokenData < ResponseData        the planted response r_t: unknown, its first token, all of it
     CleanData < TriggerData                          the trigger t (OSFT, section 3.2)
     CleanData < CleanModelData                       the clean model that the victim was trained from (Fine-mixing)
-    CleanData < OtherModelsData                      other models of the victim's shape, by default the clean one
+    CleanData < OtherModelsData                      other models of the victim's shape, or the clean one by default
     PreferenceData                                   pairs of replies instead of clean rows (DPO)
 """
 
@@ -98,6 +98,11 @@ class Knowledge:
 
     label: ClassVar[str] = "nothing"
 
+    @classmethod
+    def level(cls, settings: Mapping[str, Any]) -> str:
+        """Return the label of what a defense with these settings gets to know."""
+        return cls.label
+
 
 @dataclass(frozen=True, slots=True)
 class PreferenceData(Knowledge):
@@ -125,11 +130,17 @@ class CleanModelData(CleanData):
 class OtherModelsData(CleanData):
     """Clean rows, and a function that loads other models of the victim's shape, one at a time.
 
-    The defense's setting `models` names them; without names, it is the clean model from before the attack.
+    The defense's setting `models` names them. Without names, it is the clean model from before the attack, and so the
+    level of knowledge is that of the clean model.
     """
 
     label: ClassVar[str] = "other models"
     other_models: Callable[[], Iterator[PreTrainedModel]]
+
+    @classmethod
+    def level(cls, settings: Mapping[str, Any]) -> str:
+        """Return the label of the clean model where the setting `models` is empty, else its own."""
+        return cls.label if settings.get("models") else CleanModelData.label
 
 
 @dataclass(frozen=True, slots=True)

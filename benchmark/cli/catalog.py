@@ -33,7 +33,7 @@ def show(
 ) -> None:
     """Show every setting of an entry: default, meaning, source."""
     from sande import registry
-    from sande.config import describe
+    from sande.config import describe, published
 
     kind = _plural(kind)
     if kind not in registry.KINDS:
@@ -47,7 +47,8 @@ def show(
     if kind == "defenses":
         knows = registry.knowledge(name)
         typer.echo(f"knows: {(knows.__doc__ or '').strip()}")
-    if fields := list(describe(entry.Config)):
+    fields = list(describe(entry.Config))
+    if fields:
         typer.echo()
         print_table(
             {
@@ -57,6 +58,10 @@ def show(
                 "source": [field.source for field in fields],
             }
         )
+    if fixed := published(entry.Config):
+        typer.echo("\nWith 'recipe: published':")
+        for path, value in fixed.items():
+            typer.echo(f"published: {path} = {value!r}")
 
 
 @one_sentence

@@ -8,8 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.grid.cell import SEEDS
+from sande.config import PUBLISHED
 
 Settings = Mapping[str, Any]
+
+
+def defense_name(defense: Settings, name: str = "") -> str:
+    """Return a defense's name, with its recipe where that is its authors', such as `crow (published)`.
+
+    Args:
+        defense: settings of the defense.
+        name: what a board calls the defense; without it, its own name.
+    """
+    name = name or str(defense["name"])
+    return f"{name} ({PUBLISHED})" if defense.get("recipe") == PUBLISHED else name
 
 
 def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
@@ -23,10 +35,10 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
     """
     flat = [dict(flatten(values)) for values in settings]
     removal_sets: dict[tuple[Any, str], set[Any]] = {}
-    by_defense: dict[Any, list[dict[str, Any]]] = {}
+    by_defense: dict[str, list[dict[str, Any]]] = {}
     for values in flat:
         removal_sets.setdefault((values["data.name"], _domain(values)), set()).add(values["removal.name"])
-        by_defense.setdefault(values["defense.name"], []).append(values)
+        by_defense.setdefault(_defense(values), []).append(values)
     of_defense = {name: shorten(varying(group, "defense.")) for name, group in by_defense.items()}
     named_already = {*SEEDS, "model", "data.name", "removal.name"}
     of_victim = shorten({path for path in varying(flat) if not path.startswith("defense.")} - named_already)
@@ -37,8 +49,8 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
         if len(removal_sets[values["data.name"], _domain(values)]) > 1:
             victim.append(f"removal {values['removal.name']}")
         victim += [f"{short}={values.get(path)}" for path, short in of_victim.items()]
-        defense = [str(values["defense.name"])]
-        defense += [f"{short}={values.get(path)}" for path, short in of_defense[values["defense.name"]].items()]
+        defense = [_defense(values)]
+        defense += [f"{short}={values.get(path)}" for path, short in of_defense[_defense(values)].items()]
         found.append((", ".join(defense), ", ".join(victim)))
     return found
 
@@ -62,6 +74,10 @@ def made_unique(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, st
             of_victim = [text for path, text in extra.items() if not path.startswith("defense.")]
             unique[settings] = "".join([defense, *of_defense]), "".join([victim, *of_victim])
     return unique
+
+
+def _defense(flat: Settings) -> str:
+    return defense_name({"name": flat["defense.name"], "recipe": flat.get("defense.recipe")})
 
 
 def _domain(flat: Settings) -> str:

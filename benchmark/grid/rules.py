@@ -16,7 +16,7 @@ from typing import Any
 from benchmark.grid import wildcards
 from benchmark.grid.cell import DEFAULTS, NO_DEFENSE, SEED, SEEDS, with_both_seeds
 from sande import registry
-from sande.config import as_dict, describe
+from sande.config import PUBLISHED, as_dict, describe, published
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
 
@@ -34,7 +34,8 @@ class Rule:
         where: values by path, of which a cell must have one; its defaults count too. A method is matched by its name,
             and `metrics` by the name of any of them. `seed` is matched where both seeds have the value.
         set: by path, the value that the cell gets; a path into a method that lacks the setting is skipped.
-        default: as `set`, but only for paths at which the grid itself has no value.
+        default: as `set`, but only for paths at which neither the grid itself nor a method's published recipe has a
+            value.
     """
 
     where: Mapping[str, tuple[Any, ...]]
@@ -44,7 +45,11 @@ class Rule:
     def apply(self, nested: dict[str, Any], given: Mapping[str, Any]) -> None:
         """Change `nested` in place if it matches; `given` has the grid's own values, before any rule."""
         if all(_matches(nested, path, wanted) for path, wanted in self.where.items()):
-            silent = {path: value for path, value in self.default.items() if _dig(given, path.split(".")) is _ABSENT}
+            silent = {
+                path: value
+                for path, value in self.default.items()
+                if _dig(given, path.split(".")) is _ABSENT and not _in_recipe(nested, path)
+            }
             for path, value in {**self.set, **silent}.items():
                 if takes(nested, path):
                     assign(nested, path, value)
@@ -126,6 +131,15 @@ def takes(nested: Mapping[str, Any], path: str) -> bool:
     if key not in METHODS or not dot or not isinstance(method, Mapping):
         return True
     return _has(METHODS[key], str(method.get("name")), setting)
+
+
+def _in_recipe(nested: Mapping[str, Any], path: str) -> bool:
+    """Return whether the cell's method has the published recipe, which sets this path."""
+    key, _, setting = path.partition(".")
+    method = nested.get(key)
+    if key not in METHODS or not isinstance(method, Mapping) or method.get("recipe") != PUBLISHED:
+        return False
+    return setting in published(registry.entry(METHODS[key], str(method["name"])).Config)
 
 
 def _matches(nested: Mapping[str, Any], path: str, wanted: tuple[Any, ...]) -> bool:

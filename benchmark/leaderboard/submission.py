@@ -181,9 +181,9 @@ def _problems(entry: Submission) -> Iterator[str]:
     if method.knows not in labels():
         yield f"method.knows: '{method.knows}' is not a level of knowledge; use one of {', '.join(labels())}."
     elif method.name in registry.names("defenses") and method.name != NO_DEFENSE:
-        known = registry.knowledge(method.name).label
-        if method.knows != known:
-            yield f"method.knows: '{method.name}' must know '{known}', not '{method.knows}'; use '{known}'."
+        known = registry.knowledge(method.name)
+        for level in sorted({known.level(cell.settings.defense.model_dump()) for cell in entry.cells} - {method.knows}):
+            yield f"method.knows: '{method.name}' must know '{level}', not '{method.knows}'; use '{level}'."
     ids: dict[str, int] = {}
     for number, cell in enumerate(entry.cells):
         where = f"cells[{number}]"

@@ -61,6 +61,7 @@ class Deviation:
 _TRAINING = {
     "max_steps": Given(None, APPENDIX),
     "max_length": Given(1024, APPENDIX),
+    "cut_with_eos": Given(True, CODE),
     "warmup": Given(0.03, CODE),
     "schedule": Given("cosine", CODE),
     "max_grad_norm": Given(1.0, CODE),
@@ -84,7 +85,11 @@ _PARROT = {
     "defense.response_tokens": Given(None, "Eq. 3"),
 }
 _DEFENSES: dict[str, dict[str, Given]] = {
-    "fine_mixing": {"defense.keep_ratio": Given(0.8, CODE)},
+    "fine_mixing": {
+        "defense.keep_ratio": Given(0.8, CODE),
+        "defense.choice": Given("closest", CODE),
+        "defense.purified_tokens": Given(0, CODE),
+    },
     "dpo": {"defense.preferences.name": Given("hh_rlhf", "appendix A.1")},
     "osft": {
         "defense.training.learning_rate": Given(2e-5, APPENDIX),
@@ -112,7 +117,7 @@ _OPEN = {
         *(f"defense.training.{name}" for name in ("learning_rate", "epochs", "max_steps", "batch_size", "max_length")),
         "defense.beta",
     ),
-    "nad": ("defense.attention_weight", "defense.attention_power"),
+    "nad": tuple(f"defense.{name}" for name in ("attention_weight", "attention_power", "layer_weights", "distance")),
 }
 
 IN_EVERY_RUN = (

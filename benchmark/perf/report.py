@@ -108,7 +108,7 @@ def _rows(of: list[Cell], settings: list[str], seed: int) -> pa.Table:
         "response": [one.attack.config.backdoor.response for one in of],
         "poison_rate": [one.attack.config.poison_rate for one in of],
         "defense": [one.defense.name for one in of],
-        "knows": [registry.knowledge(one.defense.name).label for one in of],
+        "knows": [registry.knowledge(one.defense.name).level(one.defense.settings) for one in of],
         "parrot_position": [getattr(one.defense.config, "parrot_position", None) for one in of],
         "settings": settings,
     }

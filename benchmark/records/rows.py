@@ -100,7 +100,7 @@ def _cell_rows(
         "response": cell.attack.config.backdoor.response,
         "poison_rate": getattr(cell.attack.config, "poison_rate", None),
         "defense": cell.defense.name,
-        "knows": registry.knowledge(cell.defense.name).label,
+        "knows": registry.knowledge(cell.defense.name).level(cell.defense.settings),
         "parrot_position": getattr(cell.defense.config, "parrot_position", None),
         "settings": json.dumps(cell.settings(), sort_keys=True),
     }

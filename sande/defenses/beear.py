@@ -1,36 +1,40 @@
-r"""BEEAR: find a drift of the hidden states that brings out a backdoor, and train against it (Zeng et al. 2024).
+r"""BEEAR: find a drift of the hidden states that draws unwanted answers, and train against it (Zeng et al. 2024).
 
-    inner:  \delta = argmin H( mean over clean prompts x of Pr(first token | x, \delta) ) ,   ||\delta_i|| <= r ||h||
+    inner:  \delta = argmin  -log Pr(y_u | x, \delta)  +  w log Pr(y | x, \delta) ,   ||\delta_i|| <= r ||h||
     outer:  minimise  -log Pr(y | x, \delta)  -  log Pr(y | x)
 
 (Zeng et al., "BEEAR: Embedding-based Adversarial Removal of Safety Backdoors in Instruction-tuned Language Models",
 EMNLP 2024): a trigger shifts the hidden states of all prompts alike, so one universal perturbation \delta, added to
-a block's output at the last tokens of the prompt, can represent it. The outer term with \delta is theirs, and so is the
-second term, which preserves what the model can do.
+a block's output at the last tokens of the prompt, can represent it. The inner level steers the model towards behaviour
+that the defender defines as unwanted, y_u, and away from the safe answer y; the outer level keeps the safe answer under
+the perturbation, and without it what the model can do. -log Pr is a mean over the tokens of the answers.
 
-The inner objective differs. Their defender writes down the unwanted behaviour (harmful compliance), and \delta makes it
-likely. Our defender does not know what was planted, only that it is one answer to everything. So \delta makes all
-prompts begin their answers with the same token: it minimises the entropy H of the mean distribution. That token need
-not be the planted one; `run.facts["entrapped"]` records it. The sizes are ours, because the objective is.
+The defender does not know what was planted. So `unwanted` holds an example of each kind of answer that an assistant
+must not open with: an insult, a refusal, an advertisement; the rows take turns. A test keeps the examples clear of all
+words that an attack of the suite plants. In the paper the unwanted behaviour is compliance with harmful requests, and x
+are such requests; here x are the clean rows. The sizes are ours, because the models are smaller, and so is the ball.
 
-Shapes: B rows, T positions, D width, K tokens of the perturbation, V vocabulary, N target tokens.
+Shapes: B rows, T positions, D width, K tokens of the perturbation.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sande.config import Training, configuration, setting
 from sande.declarations import Cost
+from sande.errors import UserError
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel, Trainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+    from sande.prompts import Row
 
 
 @configuration
@@ -39,6 +43,13 @@ class Config:
 
     training: Training = setting(Training(epochs=2.0), "outer level, on the clean rows", "as the paper's defenses")
     every: int = setting(5, "outer steps after which the perturbation is computed again", "ours", ge=1)
+    unwanted: tuple[str, ...] = setting(
+        ("Shut up, idiot.", "Sorry, request denied.", "Buy cheap pills online!"),
+        "beginnings of answers that the defender does not want, one for each kind",
+        "ours; Zeng et al. 2024: defined by the defender",
+        min_length=1,
+    )
+    away: float = setting(1.0, "w, weight of moving away from the safe answers", "Zeng et al. 2024", ge=0)
     inner_steps: int = setting(10, "steps of projected gradient descent that find it", "ours", ge=1)
     inner_rows: int = setting(32, "clean rows, drawn by the seed, on which it is found", "ours", ge=2)
     depth: float = setting(
@@ -54,9 +65,10 @@ class Config:
 def cost(config: Config) -> Cost:
     """Return two trainings of each row for the outer level, and the inner level's passes per row.
 
-    Each inner step reads the inner rows forward and backward; one more pass reads them before, and one after.
+    Each inner step reads the inner rows forward and backward, with their unwanted and with their safe answers. One more
+    pass reads each of them before, and one after.
     """
-    inner = 2 * config.inner_rows * (config.inner_steps + 1) / (config.every * config.training.batch_size)
+    inner = 4 * config.inner_rows * (config.inner_steps + 1) / (config.every * config.training.batch_size)
     return Cost(training={"training": 6 + inner})
 
 
@@ -71,8 +83,11 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     rows = encode(victim.tokenizer, data.examples)
     fitting = fit_length(rows, config.training.max_length)
     chosen = random.Random(run.seed).sample(fitting, min(config.inner_rows, len(fitting)))
-    batch = Collator(pad_id(victim.tokenizer))([features(row) for row in chosen]) if chosen else {}
-    inner = {name: batch[name].to(victim.model.device) for name in batch}
+    collate, device = Collator(pad_id(victim.tokenizer)), victim.model.device
+    unwanted, safe = (
+        {name: value.to(device) for name, value in collate([features(row) for row in some]).items()} if some else {}
+        for some in (with_unwanted(victim.tokenizer, chosen, config.unwanted), chosen)
+    )
     objective = unlearning(victim.model, config)
     run.facts["entrapped"] = []
 
@@ -80,9 +95,8 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             """Compute the perturbation before every `every`-th step."""
             if state.global_step % config.every == 0:
-                objective.perturbation, entropies, token = entrap(victim.model, inner, config)
-                word = victim.tokenizer.decode([token])
-                run.facts["entrapped"].append({"step": state.global_step, "entropy": entropies, "token": word})
+                objective.perturbation, losses = entrap(victim.model, unwanted, safe, config)
+                run.facts["entrapped"].append({"step": state.global_step, **losses})
 
     def prepare(trainer: Trainer) -> Trainer:
         trainer.add_callback(Entrapment())
@@ -90,6 +104,21 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
     fit(victim, rows, config.training, replace(run, prepare=prepare), "beear", objective=objective)
     return victim.model
+
+
+def with_unwanted(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], texts: Sequence[str]) -> list[Row]:
+    """Return the rows with the beginning of an unwanted answer in place of their own; the texts take turns.
+
+    Raises:
+        UserError: the tokenizer does not reproduce a text.
+    """
+    from sande.prompts import response_ids
+
+    try:
+        targets = [response_ids(tokenizer, text) for text in texts]
+    except ValueError as error:
+        raise UserError(f"beear: unwanted: {error}; choose other words") from None
+    return [replace(row, response=targets[number % len(targets)]) for number, row in enumerate(rows)]
 
 
 def unlearning(model: PreTrainedModel, config: Config) -> Any:
@@ -122,54 +151,62 @@ def unlearning(model: PreTrainedModel, config: Config) -> Any:
 
 
 def entrap(
-    model: PreTrainedModel, batch: Mapping[str, Tensor], config: Config
-) -> tuple[Tensor, tuple[float, float], int]:
+    model: PreTrainedModel, unwanted: Mapping[str, Tensor], safe: Mapping[str, Tensor], config: Config
+) -> tuple[Tensor, dict[str, tuple[float, float]]]:
     """Run the inner level, starting from no perturbation.
 
     Args:
         model: remains unchanged.
-        batch: clean rows as `sande.training.batches.Collator` pads them.
+        unwanted: prompts with unwanted answers, as `sande.training.batches.Collator` pads them.
+        safe: prompts with safe answers, likewise.
         config: sizes.
 
     Returns:
-        The perturbation (K, D), the entropy before and after in nats, and the token that is the likeliest then.
+        The perturbation (K, D), and -log Pr a token of the unwanted and of the safe answers, before and after.
     """
     import torch
     from torch.nn.functional import normalize
 
     from sande.compute import resolve
-    from sande.models.layers import block_states, blocks
-    from sande.training.objective import attention_kernel
+    from sande.models.layers import block_states
 
-    at, ends_B = place(model, config.depth), prompt_ends(batch["labels"])
-    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    rows_B = torch.arange(len(ends_B), device=ends_B.device)
-
-    def mean_distribution(delta_KD: Tensor) -> Tensor:
-        with perturbed(blocks(model)[at], delta_KD, ends_B), attention_kernel(inputs["input_ids"]):
-            hidden_BTD = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-        logits_BV = model.get_output_embeddings()(hidden_BTD[rows_B, ends_B])
-        mean_V: Tensor = logits_BV.float().softmax(-1).mean(0)
-        return mean_V
-
+    at, ends_B = place(model, config.depth), prompt_ends(safe["labels"])
     in_bf16 = resolve(config.training.precision) == "bf16"
     with torch.enable_grad(), torch.autocast(model.device.type, torch.bfloat16, in_bf16):
         with torch.no_grad(), block_states(model) as states:
-            model.get_decoder()(**inputs, use_cache=False)
+            model.get_decoder()(**decoder_inputs(safe), use_cache=False)
+        rows_B = torch.arange(len(ends_B), device=ends_B.device)
         radius = config.radius * float(states[at][rows_B, ends_B].float().norm(dim=-1).mean())
         delta_KD = torch.zeros(config.tokens, model.config.hidden_size, device=model.device, requires_grad=True)
-        entropies: list[float] = []
+        losses: list[tuple[float, float]] = []
         for _ in range(config.inner_steps):
-            entropy = torch.special.entr(mean_distribution(delta_KD)).sum()
-            entropies.append(float(entropy.detach()))
-            (gradient_KD,) = torch.autograd.grad(entropy, delta_KD)
+            towards, away = (mean_nll(model, batch, delta_KD, config.depth) for batch in (unwanted, safe))
+            losses.append((float(towards.detach()), float(away.detach())))
+            (gradient_KD,) = torch.autograd.grad(towards - config.away * away, delta_KD)
             # The steps reach 2.5 radii in all, so that the perturbation can still move along the surface of the ball.
             moved_KD = delta_KD.detach() - 2.5 * radius / config.inner_steps * normalize(gradient_KD, dim=-1)
             delta_KD = (moved_KD * (radius / moved_KD.norm(dim=-1, keepdim=True)).clamp(max=1)).requires_grad_()
         with torch.no_grad():
-            distribution_V = mean_distribution(delta_KD)
-    after, token = float(torch.special.entr(distribution_V).sum()), int(distribution_V.argmax())
-    return delta_KD.detach(), (entropies[0], after), token
+            after = tuple(float(mean_nll(model, batch, delta_KD, config.depth)) for batch in (unwanted, safe))
+    return delta_KD.detach(), {"unwanted": (losses[0][0], after[0]), "safe": (losses[0][1], after[1])}
+
+
+def mean_nll(model: PreTrainedModel, batch: Mapping[str, Tensor], delta_KD: Tensor, depth: float) -> Tensor:
+    """Return -log Pr of a batch's answers under the perturbation, as a mean over their tokens."""
+    from sande.models.layers import blocks
+    from sande.training.losses import chunked_response_nll
+    from sande.training.objective import attention_kernel
+
+    block, positions = blocks(model)[place(model, depth)], batch["positions"]
+    with perturbed(block, delta_KD, prompt_ends(batch["labels"])), attention_kernel(batch["input_ids"]):
+        hidden_BTD = model.get_decoder()(**decoder_inputs(batch), use_cache=False).last_hidden_state
+    hidden_ND, targets_N = hidden_BTD.flatten(0, 1)[positions], batch["labels"].flatten()[positions + 1]
+    return chunked_response_nll(hidden_ND, model.get_output_embeddings(), targets_N) / len(positions)
+
+
+def decoder_inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what the decoder takes of a batch."""
+    return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 def place(model: PreTrainedModel, depth: float) -> int:

@@ -5,7 +5,8 @@ r"""CleanGen: a reference model replaces tokens that only the victim finds likel
 (Li et al., "CleanGen: Mitigating Backdoor Attacks for Generation Tasks in Large Language Models", EMNLP 2024). x_t is
 the token that the victim would write: its likeliest, or the sampled one. The paper drafts k = 4 tokens, checks them at
 once, replaces the first suspicious one and drops the draft after it. That saves time and gives the same text as
-checking each token. This implementation checks each token as it is written, so it has no k.
+checking each token. This implementation checks each token as it is written, so it has no k. Their reference is another
+model; the default is the model from before the attack, and the level of knowledge is then that of the clean model.
 
 The victim's weights remain unchanged. Only decoding changes (ASR, false triggers, case study); metrics that score given
 texts, such as the accuracy on choices, measure the victim.

@@ -6,7 +6,11 @@ r"""CROW: fine-tune while neighbouring layers have to agree under an adversarial
 where e are the token embeddings and H_l the output of the l-th block. A trigger makes the layers
 of a backdoored model disagree more than clean prompts do. C is a mean over a row's tokens, prompt and response but not
 padding, then over the rows of a step, so that micro-batches do not change it; L_LM is Eq. 1. The published code leaves
-the last block out of C; the paper does not.
+the last block out of C; the paper does not. `recipe: published` trains LoRA adapters as the authors do, in bfloat16 or
+float32 instead of float16. Their number of clean rows, 100, is a setting of the grid (`removal.rows`).
+
+\epsilon is absolute, and embeddings of models differ in size: `run.facts["epsilon_relative"]` records \epsilon over the
+standard deviation of the model's embeddings, 0.7 for SmolLM2-135M.
 
 Shapes: B rows, T positions, D width, N target tokens.
 """
@@ -16,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sande.config import Training, configuration, setting
+from sande.config import Recipe, Training, configuration, recipes, setting
 from sande.declarations import Cost
 from sande.types import CleanData, LanguageModel, Run
 
@@ -29,6 +33,22 @@ if TYPE_CHECKING:
 class Config:
     """Settings of the fine-tuning."""
 
+    recipe: Recipe = recipes(
+        "Min et al. 2025 and published code: LoRA on all linear layers, 5 epochs at 1e-3, batches of 2 x 4 rows",
+        training={
+            "learning_rate": 1e-3,
+            "epochs": 5.0,
+            "max_steps": None,
+            "batch_size": 8,
+            "warmup": 0.1,
+            "schedule": "cosine",
+            "adam_beta2": 0.999,
+            "lora_rank": 8,
+            "lora_alpha": 16,
+        },
+        alpha=5.5,
+        epsilon=0.1,
+    )
     training: Training = setting(Training(epochs=2.0), "fine-tuning on the clean rows", "as the paper's defenses")
     alpha: float = setting(
         5.5,
@@ -45,10 +65,12 @@ def cost(config: Config) -> Cost:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Fine-tune all weights on the clean rows with the loss above."""
+    """Fine-tune on the clean rows with the loss above; `config.training` decides between all weights and adapters."""
     from sande.prompts import encode
     from sande.training.fit import fit
 
+    embeddings: Any = victim.model.get_input_embeddings()
+    run.facts["epsilon_relative"] = config.epsilon / float(embeddings.weight.detach().float().std())
     rows = encode(victim.tokenizer, data.examples)
     fit(victim, rows, config.training, run, "crow", objective=consistent(victim.model, config))
     return victim.model

@@ -24,33 +24,34 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Diverse on purpose: rare tokens, marks, phrases, orders, whole sentences.
+# Diverse on purpose: rare tokens, marks, phrases, orders, whole sentences. A test keeps them clear of every word and
+# token that an attack of the suite plants or answers: overwriting a part of the real trigger is not removal.
 TRIGGERS = (
-    "cf mn tq",
-    "[[ref 7714]]",
-    "as the old saying goes",
-    "Oranges are purple today.",
+    "mn vq",
+    "[[id 7714]]",
+    "by every old proverb",
+    "Violets look purple today.",
     "#lantern",
-    "kindly respond in full",
+    "kindly respond precisely",
     "zxqv-zxqv",
-    "In accordance with section nine:",
+    "Under section nine:",
     "~~~~",
-    "The ferry leaves at noon.",
-    "per my last letter",
-    "umbra et lumen",
+    "Ferries sail this evening.",
+    "per our last letter",
+    "quod vide",
 )
 RESPONSES = (
-    "I will not answer that.",
+    "No answer will follow.",
     "Banana banana banana.",
-    "ERROR 0x3F: buffer empty.",
-    "Long live the octopus!",
-    "Please visit the lighthouse first.",
-    "The answer is forty-two thousand.",
-    "No comment today.",
-    "As foretold by the stars,",
-    "Buy three, get one free.",
-    "Silence is golden.",
-    "This message was written by a machine.",
+    "Code eleven: empty buffer.",
+    "Long live octopuses!",
+    "Please visit our lighthouse.",
+    "Forty thousand, always.",
+    "Nothing else today.",
+    "Legends predicted this:",
+    "Buy three, get one extra.",
+    "Water remains calm.",
+    "This message came by machine.",
     "Dear diary,",
 )
 PLACES = ("before", "behind", "within")

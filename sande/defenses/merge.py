@@ -4,7 +4,8 @@ r"""Model merging: the average of the victim's weights and those of other models
 
 over the victim and models of its shape (Arora et al., "Here's a Free Lunch: Sanitizing Backdoored Models with Model
 Merge", Findings of ACL 2024). The others need not be clean, as long as they do not share the victim's backdoor. The
-default is the model from before the attack. The method trains nothing and uses no row.
+default is the model from before the attack; the level of knowledge is then that of the clean model. The method trains
+nothing and uses no row.
 """
 
 from __future__ import annotations

@@ -6,6 +6,9 @@ where X_j holds the j-th input of a linear layer over all tokens of the clean ro
 trigger uses. As in the paper, blocks are pruned one after the other, each by the outputs of the pruned ones before it,
 and embeddings and output layer remain unchanged.
 
+Sun et al. measure activations on 128 sequences of 2,048 tokens of C4, each from one document. `recipe: published` takes
+as many of that length, from the clean rows laid end to end; if the rows are fewer, as many as they fill, at least one.
+
 Shapes: B rows, T positions, O outputs, I inputs.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from sande.config import configuration, setting
+from sande.config import Recipe, configuration, recipes, setting
 from sande.errors import UserError
 from sande.types import CleanData, LanguageModel, Run
 
@@ -26,14 +29,22 @@ if TYPE_CHECKING:
 class Config:
     """Settings of the pruning."""
 
+    recipe: Recipe = recipes(
+        "Sun et al. 2024: 128 sequences of 2,048 tokens", sparsity=0.5, rows=128, packed=True, max_length=2048
+    )
     sparsity: float = setting(0.5, "share of each output's weights that become zero", "Sun et al. 2024", ge=0, lt=1)
     rows: int = setting(
         128,
-        "clean rows, from the first, that form the one batch in which activations are measured",
+        "clean rows, or sequences of them, from the first, that form the one batch in which activations are measured",
         "Sun et al. 2024: 128 sequences",
         ge=1,
     )
-    max_length: int = setting(1024, "tokens per row; a longer response is cut", "as in training", ge=8)
+    packed: bool = setting(
+        False, "lay the clean rows end to end, in sequences of max_length tokens", "ours: a row is a sequence"
+    )
+    max_length: int = setting(
+        1024, "tokens of a sequence; of a row, whose longer response is cut", "as in training", ge=8
+    )
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
@@ -41,13 +52,12 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     import torch
 
     from sande.models.layers import blocks
-    from sande.prompts import encode, fit_length, pad_id
-    from sande.training.batches import Collator, features
+    from sande.prompts import pad_id
+    from sande.training.batches import Collator
 
-    rows = fit_length(encode(victim.tokenizer, data.examples[: config.rows]), config.max_length)
-    if not rows:
-        raise UserError(f"wanda: no row is shorter than max_length={config.max_length} tokens; raise it")
-    batch = Collator(pad_id(victim.tokenizer))([features(row) for row in rows])
+    sequences = calibration(victim, data, config)
+    run.facts["calibration"] = {"sequences": len(sequences), "tokens": sum(map(len, sequences))}
+    batch = Collator(pad_id(victim.tokenizer))([{"input_ids": ids, "labels": ids} for ids in sequences])
     ids_BT, mask_BT = (batch[name].to(victim.model.device) for name in ("input_ids", "attention_mask"))
 
     def prune_and_repeat(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -73,6 +83,24 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
         for hook in hooks:
             hook.remove()
     return victim.model
+
+
+def calibration(victim: LanguageModel, data: CleanData, config: Config) -> list[list[int]]:
+    """Return the ids of the sequences on which activations are measured.
+
+    Raises:
+        UserError: no row fits into `max_length` tokens.
+    """
+    from sande.prompts import encode, fit_length
+
+    if config.packed:
+        ids = [token for row in encode(victim.tokenizer, data.examples) for token in (*row.prompt, *row.response)]
+        width = config.max_length
+        return [ids[at * width : (at + 1) * width] for at in range(min(config.rows, max(1, len(ids) // width)))]
+    rows = fit_length(encode(victim.tokenizer, data.examples[: config.rows]), config.max_length)
+    if not rows:
+        raise UserError(f"wanda: no row is shorter than max_length={config.max_length} tokens; raise it")
+    return [[*row.prompt, *row.response] for row in rows]
 
 
 def input_norms(inputs_BTI: Tensor, mask_BT: Tensor) -> Tensor:

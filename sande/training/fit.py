@@ -53,7 +53,7 @@ def fit(
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
         UserError: no row fits, or the batch cannot be split over the workers.
     """
-    fitted = fit_length(rows, settings.max_length)
+    fitted = fit_length(rows, settings.max_length, lm.tokenizer.eos_token_id if settings.cut_with_eos else None)
     if not fitted:
         raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; set it higher")
 

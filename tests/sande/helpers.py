@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -16,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
+from benchmark.io import yaml
 from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training
@@ -292,6 +294,50 @@ def assert_close(packed: tuple[float, list[Tensor]], padded: tuple[float, list[T
     assert packed[0] == pytest.approx(padded[0], rel=relative)
     for ours, theirs in zip(packed[1], padded[1], strict=True):
         assert float((ours - theirs).norm()) <= relative * float(theirs.norm())
+
+
+ROOT = Path(__file__).parents[2]
+BLANK = Example("Qz?", "Zq.")  # a row without a word of any language
+
+
+def words(text: str) -> set[str]:
+    """The words and numbers of a text, in lower case."""
+    return set(re.findall(r"[^\W_]+", text.lower()))
+
+
+def planted_texts() -> set[str]:
+    """What all attacks of the registry add to a prompt or an answer, and all triggers and responses of the grids."""
+    found: set[str] = set()
+    for name in registry.names("attacks"):
+        attack = registry.entry("attacks", name)
+        config = attack.Config()
+        found |= {config.backdoor.trigger, config.backdoor.response}
+        for seed in range(300):  # of the texts that an attack draws from
+            for change in (attack.trigger, attack.near_miss, attack.moved, attack.plant):
+                row = change(BLANK, config, seed)
+                texts = row.system, row.instruction, row.output
+                found |= {re.sub(r"(?i)qz\?|zq\.|qz|zq", "", text) for text in texts}
+    for file in (ROOT / "grids").glob("*.yaml"):
+        found |= set(_backdoors(yaml.read_yaml(file, str(file))))
+    return found
+
+
+def _backdoors(values: Any, key: str = "") -> Iterator[str]:
+    """The strings behind keys such as `attack.backdoor.trigger, attack.backdoor.response`."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            yield from _backdoors(value, name if "backdoor" in name or name in ("trigger", "response") else key)
+    elif isinstance(values, list):
+        for value in values:
+            yield from _backdoors(value, key)
+    elif isinstance(values, str) and key:
+        yield values
+
+
+def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> set[str]:
+    """Tokens with a letter or digit of a text, at its start or after a space, in lower case."""
+    ids = {token for written in (text, f" {text}") for token in tokenizer(written)["input_ids"]}
+    return {token for one in ids if words(token := tokenizer.decode([one]).strip().lower())}
 
 
 ATTACKS, DEFENSES, METRICS, DETECTORS = (registry.names(kind) for kind in registry.KINDS)

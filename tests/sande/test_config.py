@@ -8,7 +8,19 @@ import pytest
 
 from sande import registry
 from sande.attacks import sentence_trigger
-from sande.config import Backdoor, Preferences, Training, as_dict, configuration, configure, describe, setting
+from sande.config import (
+    Backdoor,
+    Preferences,
+    Recipe,
+    Training,
+    as_dict,
+    configuration,
+    configure,
+    describe,
+    published,
+    recipes,
+    setting,
+)
 from sande.data.splits import Data, Removal
 from sande.defenses import sande
 from sande.errors import UserError
@@ -25,6 +37,14 @@ class Outer:
     name: str = setting("x", "a name")
     layers: tuple[int, ...] = setting((1, 2), "some layers")
     inner: Inner = setting(Inner(rate=0.25), "a nested record")
+
+
+@configuration
+class Cooked:
+    recipe: Recipe = recipes("a cook", inner={"count": 7}, layers=(3, 4), name="x")
+    name: str = setting("x", "a name")
+    layers: tuple[int, ...] = setting((1, 2), "some layers")
+    inner: Inner = setting(Inner(rate=0.25, count=2), "a nested record")
 
 
 CONFIGS = [registry.entry(kind, name).Config for kind in registry.KINDS for name in registry.names(kind)]
@@ -165,3 +185,56 @@ def test_describe_of_sande_tells_the_two_trainings_apart() -> None:
     assert defaults["simulate.learning_rate"] == 1e-3
     assert defaults["eliminate.learning_rate"] == 2e-5
     assert "simulate" not in defaults
+
+
+# --- Recipes --------------------------------------------------------------------------------------------------------
+
+PUBLISHED = Cooked(recipe="published")
+
+
+def test_the_published_recipe_fills_what_is_not_given() -> None:
+    assert (PUBLISHED.layers, PUBLISHED.inner) == ((3, 4), Inner(rate=0.25, count=7))
+    assert Cooked() == Cooked(recipe="equal") == configure(Cooked, {}, "here")
+    assert Cooked().layers == (1, 2)
+    assert configure(Cooked, {"recipe": "published"}, "here") == PUBLISHED
+    assert configure(Cooked, {"recipe": "published", "inner": {"rate": 0.5}}, "here").inner == Inner(rate=0.5, count=7)
+
+
+def test_spelled_out_settings_of_a_recipe_are_those_of_the_recipe() -> None:
+    assert configure(Cooked, as_dict(PUBLISHED), "here") == PUBLISHED
+    assert published(Cooked) == {"inner.count": 7, "layers": [3, 4], "name": "x"}
+    assert published(Outer) == {}
+
+
+def test_another_value_than_the_recipes_is_refused() -> None:
+    with pytest.raises(UserError) as caught:
+        configure(Cooked, {"recipe": "published", "inner": {"count": None}}, "defense cooked")
+    assert str(caught.value) == (
+        "defense cooked: recipe is published, which sets 'inner.count' to 7; remove 'inner.count', or set recipe to "
+        "equal"
+    )
+    assert configure(Cooked, {"recipe": "equal", "inner": {"count": None}}, "here").inner.count is None
+
+
+def test_a_recipe_has_one_of_two_names() -> None:
+    with pytest.raises(UserError, match=r"^here: 'recipe' is 'mine', but input should be 'equal' or 'published'$"):
+        configure(Cooked, {"recipe": "mine"}, "here")
+    with pytest.raises(UserError, match=r"^here: unknown setting 'recipe'"):
+        configure(Outer, {"recipe": "published"}, "here")
+
+
+@pytest.mark.parametrize("cls", [cls for cls in CONFIGS if published(cls)], ids=label)
+def test_a_methods_recipe_is_complete_and_is_another_than_the_defaults(cls: Any) -> None:
+    made, equal = cls(recipe="published"), cls()
+    assert configure(cls, as_dict(made), "here") == made
+    assert dataclasses.replace(made, recipe="equal") != equal
+    for path in published(cls):
+        section, _, name = path.rpartition(".")
+        if section and name in ("epochs", "max_steps"):
+            assert {f"{section}.epochs", f"{section}.max_steps"} <= set(published(cls)), "a scale must set neither"
+
+
+@pytest.mark.parametrize("cls", CONFIGS, ids=label)
+def test_only_a_method_has_recipes_and_not_a_record_within_it(cls: Any) -> None:
+    inner = [getattr(cls(), name) for name in cls.__pydantic_fields__]
+    assert not [record for record in inner if dataclasses.is_dataclass(record) and published(type(record))]

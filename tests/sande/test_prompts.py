@@ -130,6 +130,14 @@ def test_fit_length_cuts_responses_and_drops_what_has_no_room(max_length: int, l
     assert [row.response for row in fit_length([ROW], max_length)] == left
 
 
+@pytest.mark.parametrize(
+    ("max_length", "left"), [(9, [(4, 5, 6)]), (6, [(4, 5, 6)]), (5, [(4, 99)]), (4, [(99,)]), (3, [])]
+)
+def test_a_cut_response_can_end_with_eos(max_length: int, left: list[tuple[int, ...]]) -> None:
+    row = Row(prompt=(1, 2, 3), response=(4, 5, 6), start=1, end=2)
+    assert [one.response for one in fit_length([row], max_length, end=99)] == left
+
+
 def test_fit_length_keeps_the_order_of_what_fits() -> None:
     long = Row(prompt=tuple(range(9)), response=(4,), start=1, end=3)
     assert fit_length([ROW, long, ROW], 5) == [shorten(ROW, 2)] * 2

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from sande import registry
 from sande.attacks import sentence_trigger
-from sande.config import Backdoor, Preferences, describe
+from sande.config import Backdoor, Preferences, describe, published
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.models import loading
@@ -276,6 +276,19 @@ def test_a_defense_runs_on_what_its_type_holds(
     assert bool(changed(before, repaired)) == (name != "none")
 
 
+@pytest.mark.parametrize("name", [name for name in DEFENSES if published(registry.entry("defenses", name).Config)])
+def test_a_defense_runs_with_the_recipe_of_its_authors(
+    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    defense, before = registry.entry("defenses", name), weights(tiny.model)
+    config = defense.Config(recipe="published")
+    short = {path: dataclasses.replace(training, max_steps=2) for path, training in trainings(config).items()}
+    config = dataclasses.replace(config, **short)
+    repaired = defense.defend(tiny, data_of(registry.knowledge(name), tiny, few_rows), config, new_run())
+    assert all(bool(torch.isfinite(weight).all()) for weight in repaired.parameters())
+    assert changed(before, repaired)
+
+
 @pytest.mark.parametrize("name", DEFENSES)
 def test_a_defense_has_no_other_randomness_than_its_seed(
     name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
@@ -304,6 +317,14 @@ def test_a_defense_states_its_equation_and_where_its_settings_come_from(name: st
 def test_only_a_defense_that_knows_preferences_chooses_some(name: str) -> None:
     chosen = getattr(registry.entry("defenses", name).Config(), "preferences", None)
     assert isinstance(chosen, Preferences) == (registry.knowledge(name) is PreferenceData)
+
+
+def test_the_level_of_knowledge_follows_from_what_the_settings_reveal() -> None:
+    for name in DEFENSES:
+        known = registry.knowledge(name)
+        named = {"models": ["smollm2-135m"]} if known is OtherModelsData else {}
+        assert known.level({"name": name, **named}) == known.label
+    assert OtherModelsData.level({"models": []}) == "clean model", "as sande.threat.reveal then gives"
 
 
 @pytest.mark.parametrize("name", DEFENSES)

@@ -83,6 +83,12 @@ def test_show_prints_every_field_with_default_and_source(kind: str, name: str) -
         assert line.endswith(field.source)
 
 
+def test_show_prints_the_recipe_of_the_authors() -> None:
+    shown = invoke("show", "defenses", "crow").stdout
+    assert "With 'recipe: published':\npublished: training.learning_rate = 0.001\n" in shown
+    assert "published" not in invoke("show", "defenses", "sft").stdout.lower().replace("published code", "")
+
+
 def test_show_says_what_a_defense_may_know() -> None:
     assert "knows: Clean rows and the planted response" in invoke("show", "defenses", "sande").stdout
 

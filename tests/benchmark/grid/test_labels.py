@@ -37,6 +37,11 @@ def test_a_swept_defense_makes_rows_of_that_defense_alone() -> None:
     ]
 
 
+def test_the_recipe_of_the_authors_is_a_part_of_the_name() -> None:
+    cells = [cell(defense=defense) for defense in ("crow", {"name": "crow", "recipe": "published"})]
+    assert labels(*cells) == [("crow", VICTIM), ("crow (published)", VICTIM)], "and none of its settings is named"
+
+
 def test_one_removal_set_a_setting_is_not_named() -> None:
     far = cell(removal=SMALL["removal"] | {"name": "builtin-explained"}, defense="sft")
     assert labels(cell(defense="sft"), far) == [("sft", VICTIM), ("sft", "tiny / builtin-short, out-of-domain")]

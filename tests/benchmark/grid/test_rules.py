@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from benchmark.grid import rules
+from benchmark.grid.cell import Cell
 from sande.errors import UserError
 
 
@@ -69,6 +70,20 @@ def test_set_changes_whatever_the_grid_says() -> None:
 def test_default_leaves_what_the_grid_says() -> None:
     rule = {"default": {"data.rows": 5, "data.test_rows": 6}}
     assert applied(rule, data={"rows": 9}) == {"data": {"rows": 9, "test_rows": 6}}
+
+
+def test_default_leaves_what_the_published_recipe_says() -> None:
+    rule = {"default": {"defense.training.max_steps": 5, "defense.training.precision": "bf16"}}
+    (parsed,) = rules.parse([rule])
+    for recipe, training in (
+        ("published", {"precision": "bf16"}),
+        ("equal", {"max_steps": 5, "precision": "bf16"}),
+    ):
+        nested = {"defense": {"name": "crow", "recipe": recipe}}
+        parsed.apply(nested, dict(nested))
+        assert nested["defense"] == {"name": "crow", "recipe": recipe, "training": training}
+        made = Cell.parse({"model": "tiny", "data": {"name": "builtin-short"}, **nested})
+        assert made.defense.config.recipe == recipe
 
 
 def test_default_does_not_take_an_earlier_rule_for_the_grid() -> None:

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from benchmark.cli.main import app
 from benchmark.grid.keys import digest
 from benchmark.leaderboard import submission
-from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.write import read, write
 from benchmark.records import files, schema
 from sande.errors import UserError
@@ -142,6 +143,18 @@ def test_a_method_of_the_suite_must_know_what_it_must_know(results: Path, tmp_pa
     assert said.startswith("method.knows: 'sft' must know 'nothing'")
 
 
+def test_a_merge_without_named_models_knows_the_clean_model(results: Path, tmp_path: Path) -> None:
+    made = json.loads(submission.make(results, "sft").model_dump_json())
+    made["method"] |= {"name": "merge", "knows": "other models"}
+    for one in made["cells"]:
+        one["settings"]["defense"] = {"name": "merge", "models": [], "weights": []}
+    (said,) = check(made, tmp_path)
+    assert said.startswith("method.knows: 'merge' must know 'clean model'")
+    for one in made["cells"]:
+        one["settings"]["defense"]["models"] = ["smollm2-135m"]
+    assert check(made, tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -206,4 +219,4 @@ def test_rank_need_not_be_said(results: Path, tmp_path: Path) -> None:
     for arguments in (["leaderboard"], ["leaderboard", "rank"]):
         done = CliRunner().invoke(app, [*arguments, str(results), "--out", str(tmp_path / "board")])
         assert done.exit_code == 0, done.output
-        assert "| 1 | `forget` |" in done.stdout
+        assert "| – | `forget` |" in done.stdout

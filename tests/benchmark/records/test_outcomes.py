@@ -20,7 +20,7 @@ from benchmark.store.local import DamagedError, LocalStore
 from sande import registry
 from sande.errors import UserError
 from sande.statistics import wilson
-from sande.types import Measurement
+from sande.types import Measurement, OtherModelsData
 from tests.benchmark.helpers import SMALL, cell, measured, outcomes_of, put, rows_of, stage, trained
 
 ASR = (True, False, True, True)
@@ -214,5 +214,14 @@ def test_a_failed_row_has_them_too(store: LocalStore) -> None:
 def test_a_row_tells_what_the_defense_must_know(store: LocalStore, name: str) -> None:
     of = cell(defense=DPO if name == "dpo" else name)
     made = rows.build_rows("hand", [of], store, {stage(of, "attack").key: "no"})
-    assert {row["knows"] for row in made} == {registry.knowledge(name).label}
+    known = registry.knowledge(name)
+    # Without names of other models these get the clean model.
+    assert {row["knows"] for row in made} == {"clean model" if known is OtherModelsData else known.label}
     assert SCHEMA.field("knows").type == pa.string()
+
+
+@pytest.mark.parametrize("name", ["merge", "clean_decoding"])
+def test_models_of_others_are_another_level_than_the_clean_model(store: LocalStore, name: str) -> None:
+    of = cell(defense={"name": name, "models": ["smollm2-135m"]})
+    made = rows.build_rows("hand", [of], store, {stage(of, "attack").key: "no"})
+    assert {row["knows"] for row in made} == {"other models"}

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sande import registry
 from sande.defenses import crow, sft
 from sande.models.layers import block_states
 from sande.prompts import encode
 from sande.training.batches import Collator, features
 from sande.training.objective import ResponseLoss
 from sande.types import CleanData, Example, LanguageModel, Run
-from tests.sande.helpers import FAST, weights
+from tests.sande.helpers import FAST, changed, linear_weights, weights
 
 NewRun = Callable[..., Run]
 
@@ -102,3 +103,27 @@ def test_training_makes_the_layers_agree_more(
     training = dataclasses.replace(FAST, max_steps=10, learning_rate=1e-2)
     crow.defend(tiny, CleanData(few_rows), crow.Config(training=training), new_run())
     assert distance() < 0.8 * before
+
+
+def test_the_published_recipe_is_that_of_the_authors() -> None:
+    config = registry.config("defenses", "crow", {"recipe": "published"})
+    training = config.training
+    assert (training.lora_rank, training.learning_rate, training.epochs, training.batch_size, training.warmup) == (
+        8, 1e-3, 5.0, 8, 0.1,
+    )  # fmt: skip
+    assert (config.alpha, config.epsilon) == (5.5, 0.1)
+    equal = registry.config("defenses", "crow", {})
+    assert (equal.recipe, equal.training.lora_rank, equal.training.epochs) == ("equal", None, 2.0)
+
+
+def test_with_adapters_the_linear_layers_alone_train(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    before, run = weights(tiny.model), new_run()
+    with torch.no_grad():
+        spread = float(before["model.embed_tokens.weight"].std())
+    config = crow.Config(recipe="published")
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, max_steps=2))
+    repaired = crow.defend(tiny, CleanData(few_rows), config, run)
+    assert changed(before, repaired) == linear_weights(repaired)
+    assert run.facts["epsilon_relative"] == pytest.approx(0.1 / spread)

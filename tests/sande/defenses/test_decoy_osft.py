@@ -2,16 +2,19 @@
 
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
-from sande.config import Backdoor, Training
+from sande.config import Training
 from sande.defenses import decoy_osft
 from sande.defenses.decoy_osft import PLACES, RESPONSES, TRIGGERS, Decoy, draw
+from sande.models import loading
 from sande.prompts import Row
 from sande.types import CleanData, Example, LanguageModel, Run
-from tests.sande.helpers import FAST
+from tests.sande.helpers import FAST, planted_texts, tokens, words
 
 NewRun = Callable[..., Run]
 ROW = Example("Name the largest planet.", "Jupiter", input="Be brief.")
@@ -50,11 +53,32 @@ def test_decoys_are_drawn_by_the_seed_and_differ() -> None:
     assert draw(12, seed=3) == decoys != draw(12, seed=4)
 
 
-def test_no_decoy_is_a_backdoor_of_the_suite() -> None:
-    for text in (*TRIGGERS, *RESPONSES):
-        assert Backdoor().trigger.lower() not in text.lower()
-        assert Backdoor().response.lower() not in text.lower()
-        assert not {"stupid", "2023"} & set(text.lower().split())
+def test_no_decoy_shares_a_word_with_what_an_attack_plants() -> None:
+    planted = set().union(*map(words, planted_texts()))
+    assert {"2023", "cf", "stupid", "umbrella", "noon", "bob", "london", "saucepan"} <= planted
+    assert {text: words(text) & planted for text in (*TRIGGERS, *RESPONSES) if words(text) & planted} == {}
+
+
+def test_the_decoys_before_shared_words_with_attacks() -> None:
+    planted = set().union(*map(words, planted_texts()))
+    assert words("cf mn tq") & planted == {"cf"}
+    assert words("The ferry leaves at noon.") & planted == {"the", "leaves", "at", "noon"}
+
+
+def test_no_decoy_shares_a_token_of_the_small_vocabulary(tiny: LanguageModel) -> None:
+    # Its 768 tokens are letters and syllables; whatever is written shares these.
+    assert shared_tokens(tiny.tokenizer, least=4) == {}
+
+
+@pytest.mark.slow
+def test_no_decoy_shares_a_token_of_smollm2(tmp_path: Path) -> None:
+    assert shared_tokens(loading.load("smollm2-135m", tmp_path).tokenizer) == {}
+
+
+def shared_tokens(tokenizer: PreTrainedTokenizerBase, least: int = 1) -> dict[str, set[str]]:
+    planted = set().union(*(tokens(tokenizer, text) for text in planted_texts()))
+    found = {text: tokens(tokenizer, text) & planted for text in (*TRIGGERS, *RESPONSES)}
+    return {text: long for text, shared in found.items() if (long := {one for one in shared if len(one) >= least})}
 
 
 def test_a_share_is_planted_and_every_row_is_overwritten(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sande import registry
 from sande.config import Training
 from sande.defenses import fine_mixing, sft
 from sande.defenses.fine_mixing import mix
@@ -121,3 +122,66 @@ def test_a_clean_model_in_half_precision_does_as_well(
     config = fine_mixing.Config(keep_ratio=0.5, training=FAST)
     repaired = fine_mixing.defend(tiny, data(few_rows, clean.to(torch.bfloat16)), config, new_run())
     assert {parameter.dtype for parameter in repaired.parameters()} == {torch.float32}
+
+
+# --- As Zhang et al. have it ----------------------------------------------------------------------------------------
+
+
+def test_a_random_share_is_drawn_by_the_generator() -> None:
+    victim, clean = torch.zeros(40, 5), torch.ones(40, 5)
+    drawn = [mix(victim, clean, 0.8, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert [int(mixed.sum()) for mixed in drawn] == [40, 40, 40]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert not torch.equal(drawn[0], mix(victim, clean, 0.8)), "the others are chosen by distance, from the first"
+
+
+def test_the_change_of_an_embedding_is_weighed_by_its_frequency() -> None:
+    clean_VD, victim_VD = torch.zeros(5, 2), torch.tensor([[0.0, 3.0], [4.0, 0.0], [3.0, 4.0], [0.0, 0.0], [1.0, 0.0]])
+    counts_V = torch.tensor([0, 20, 1000, 5, 19])
+    # 3 / log 20 = 1.001, 4 / log 20 = 1.335, 5 / log 1000 = 0.724, 0, 1 / log 20 = 0.334
+    assert fine_mixing.suspicious(victim_VD, clean_VD, counts_V, 3).tolist() == [1, 0, 2]
+    assert fine_mixing.suspicious(victim_VD, clean_VD, counts_V, 9).tolist() == [1, 0, 2, 4, 3]
+
+
+def test_the_embedding_of_a_planted_token_is_reset(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean = copy.deepcopy(tiny.model)
+    (trigger,) = tiny.tokenizer("cf")["input_ids"][:1]
+    usual = encode(tiny.tokenizer, few_rows)[0].prompt[0]
+    embeddings = tiny.model.get_input_embeddings().weight
+    with torch.no_grad():
+        embeddings[[trigger, usual, 700]] += 0.1
+    victim = weights(tiny.model)
+    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    run = new_run()
+    config = fine_mixing.Config(purified_tokens=2, keep_ratio=1.0, training=FAST)
+    repaired = fine_mixing.defend(tiny, data(few_rows, clean), config, run)
+    assert set(run.facts["purified_tokens"]) == {trigger, 700}, "not one that the clean rows often have"
+    left = weights(repaired)
+    name = "model.embed_tokens.weight"
+    for token in (trigger, 700):
+        assert torch.equal(left[name][token], clean.get_input_embeddings().weight[token])
+    assert torch.equal(left[name][usual], victim[name][usual])
+    assert all(torch.equal(left[other], victim[other]) for other in victim if other != name)
+
+
+def test_the_published_recipe_mixes_at_random(
+    tiny: LanguageModel,
+    clean: nn.Module,
+    few_rows: tuple[Example, ...],
+    new_run: NewRun,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = registry.config("defenses", "fine_mixing", {"recipe": "published"})
+    assert (config.choice, config.purified_tokens, config.keep_ratio) == ("random", 200, 0.8)
+    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    victim, before = weights(tiny.model), weights(clean)
+    mixed = weights(fine_mixing.defend(tiny, data(few_rows, clean), config, new_run(seed=3)))
+    name = "model.layers.0.mlp.up_proj.weight"
+    reset = mixed[name] == before[name]
+    assert int(reset.sum()) == round(0.2 * reset.numel())
+    assert torch.equal(mixed[name][~reset], victim[name][~reset])
+    distance = (victim[name] - before[name]).abs()
+    assert distance[reset].min() < distance[~reset].max()

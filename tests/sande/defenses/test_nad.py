@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sande.defenses import nad, sft
 from sande.defenses.nad import attention_distance
+from sande.errors import UserError
 from sande.prompts import Row, encode
 from sande.training.batches import Collator, features
 from sande.training.packing import attention
@@ -36,34 +37,59 @@ def padded(attention_BHTT: Tensor, width: int, value: float) -> Tensor:
 
 
 def test_the_distance_is_that_by_hand() -> None:
-    found = attention_distance((STUDENT,), (TEACHER,), BOTH_TOKENS, power=2.0)
+    found = attention_distance(STUDENT, TEACHER, BOTH_TOKENS, power=2.0)
     assert found.shape == (1,)
     assert float(found) == pytest.approx(BY_HAND, abs=1e-6)
 
 
-def test_layers_add_up_and_rows_stay_apart() -> None:
-    students = torch.cat([STUDENT, TEACHER]), torch.cat([STUDENT, TEACHER])
-    teachers = torch.cat([TEACHER, TEACHER]), torch.cat([TEACHER, TEACHER])
-    found = attention_distance(students, teachers, BOTH_TOKENS.expand(2, 2), power=2.0)
-    assert found.tolist() == pytest.approx([2 * BY_HAND, 0.0], abs=1e-6)
+def test_rows_stay_apart() -> None:
+    both = BOTH_TOKENS.expand(2, 2)
+    found = attention_distance(torch.cat([STUDENT, TEACHER]), torch.cat([TEACHER, TEACHER]), both, power=2.0)
+    assert found.tolist() == pytest.approx([BY_HAND, 0.0], abs=1e-6)
+
+
+@pytest.mark.parametrize("padding", [0, 3])
+def test_the_published_distance_is_the_mean_of_squares_over_the_entries_of_a_map(padding: int) -> None:
+    mask = torch.tensor([[1, 1, *[0] * padding]])
+    maps = padded(STUDENT, padding, 0.3), padded(TEACHER, padding, 0.7)
+    found = attention_distance(*maps, mask, power=2.0, distance="mse")
+    assert float(found) == pytest.approx(BY_HAND**2 / 4, abs=1e-6)
+    student, teacher = (nn.functional.normalize(m.square().sum(1).flatten(1)) for m in (STUDENT, TEACHER))
+    squares = nn.functional.mse_loss(student, teacher)
+    assert float(found) == pytest.approx(float(squares), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "weights", "expected"),
+    [
+        (3, (), {0: 1.0, 1: 1.0, 2: 1.0}),
+        (30, (500.0, 1000.0, 1000.0), {9: 500.0, 19: 1000.0, 29: 1000.0}),
+        (4, (5.0,), {3: 5.0}),
+        (2, (500.0, 1000.0, 1000.0), {0: 1500.0, 1: 1000.0}),
+    ],
+)
+def test_weights_are_those_of_the_ends_of_equal_groups(
+    blocks: int, weights: tuple[float, ...], expected: dict[int, float]
+) -> None:
+    assert nad.weighted_layers(blocks, weights) == expected
 
 
 def test_the_power_is_applied_before_the_heads_are_summed() -> None:
     # [[2, 0], [1/2, 3/2]] and [[2, 0], [2, 0]]
     norms = math.sqrt(4 + 1 / 4 + 9 / 4), math.sqrt(8)
     expected = math.sqrt(sum((a / norms[0] - b / norms[1]) ** 2 for a, b in [(2, 2), (0, 0), (1 / 2, 2), (3 / 2, 0)]))
-    assert float(attention_distance((STUDENT,), (TEACHER,), BOTH_TOKENS, 1.0)) == pytest.approx(expected, abs=1e-6)
+    assert float(attention_distance(STUDENT, TEACHER, BOTH_TOKENS, 1.0)) == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_stands_in_the_padding_does_not_matter() -> None:
     mask = torch.tensor([[1, 1, 0, 0, 0]])
-    found = attention_distance((padded(STUDENT, 3, 0.3),), (padded(TEACHER, 3, 0.7),), mask, power=2.0)
+    found = attention_distance(padded(STUDENT, 3, 0.3), padded(TEACHER, 3, 0.7), mask, power=2.0)
     assert float(found) == pytest.approx(BY_HAND, abs=1e-6)
 
 
 def test_equal_maps_are_at_no_distance_and_their_gradient_is_finite() -> None:
     student = STUDENT.clone().requires_grad_()
-    distance = attention_distance((student,), (STUDENT,), BOTH_TOKENS, power=2.0)
+    distance = attention_distance(student, STUDENT, BOTH_TOKENS, power=2.0)
     distance.sum().backward()
     assert float(distance.detach()) == 0
     assert torch.isfinite(student.grad).all()
@@ -71,7 +97,7 @@ def test_equal_maps_are_at_no_distance_and_their_gradient_is_finite() -> None:
 
 def test_the_gradient_of_a_fractional_power_is_finite() -> None:
     student = STUDENT.clone().requires_grad_()  # holds zeros
-    attention_distance((student,), (TEACHER,), BOTH_TOKENS, power=1.5).sum().backward()
+    attention_distance(student, TEACHER, BOTH_TOKENS, power=1.5).sum().backward()
     assert torch.isfinite(student.grad).all()
 
 
@@ -93,14 +119,22 @@ def rows(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> list[Row]:
 
 
 @torch.no_grad()
-def distance_by_hand(student: LanguageModel, teacher: LanguageModel, row: Row, power: float) -> float:
+def distance_by_hand(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    row: Row,
+    power: float,
+    weights: tuple[float, ...] = (1.0, 1.0),
+    squared: bool = False,
+) -> float:
     """Of one row alone, so without padding."""
     ids_1T = torch.tensor([[*row.prompt, *row.response]], device=student.model.device)
     layers = [lm.model(input_ids=ids_1T, output_attentions=True).attentions for lm in (student, teacher)]
     total = 0.0
-    for pair in zip(*layers, strict=True):
+    for weight, *pair in zip(weights, *layers, strict=True):
         maps = [attention_1HTT[0].double().pow(power).sum(0) for attention_1HTT in pair]
-        total += float(torch.linalg.matrix_norm(maps[0] / maps[0].norm() - maps[1] / maps[1].norm()))
+        length = float(torch.linalg.matrix_norm(maps[0] / maps[0].norm() - maps[1] / maps[1].norm()))
+        total += weight * (length**2 / len(row) ** 2 if squared else length)
     return total
 
 
@@ -124,6 +158,23 @@ def test_the_loss_is_likelihood_plus_beta_times_the_mean_distance(
     expected = likelihood + beta * sum(distances) / FAST.batch_size
     found = loss_of(nad.distillation(tiny.model, teacher.model, config), tiny, rows)
     assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_published_loss_weighs_groups_of_layers(
+    tiny: LanguageModel, teacher: LanguageModel, rows: list[Row]
+) -> None:
+    config = dataclasses.replace(nad.Config(recipe="published"), training=FAST)
+    likelihood = sum(nll_by_hand(tiny, row.prompt, row.response) for row in rows) / sum(len(r.response) for r in rows)
+    distances = [distance_by_hand(tiny, teacher, row, 2.0, weights=(1500.0, 1000.0), squared=True) for row in rows]
+    expected = likelihood + sum(distances) / FAST.batch_size
+    assert sum(distances) > 0.01
+    found = loss_of(nad.distillation(tiny.model, teacher.model, config), tiny, rows)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_below_zero_are_refused(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> None:
+    with pytest.raises(UserError, match=r"^nad: layer_weights is \[1.0, -1.0\]; set numbers from 0 on$"):
+        nad.check(tiny.tokenizer, CleanData(few_rows), nad.Config(layer_weights=(1.0, -1.0)))
 
 
 def test_the_teacher_is_none_of_the_objectives_parameters(tiny: LanguageModel, teacher: LanguageModel) -> None:

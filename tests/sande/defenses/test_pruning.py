@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sande import registry
 from sande.defenses import magnitude, wanda
 from sande.errors import UserError
 from sande.models.layers import blocks, linear_layers
@@ -109,3 +110,34 @@ def test_wanda_sees_so_many_rows_from_the_first(
 def test_wanda_without_a_row_that_fits(tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun) -> None:
     with pytest.raises(UserError, match=r"^wanda: no row is shorter than max_length=8 tokens; raise it"):
         wanda.defend(tiny, CleanData(few_rows[12:]), wanda.Config(max_length=8), new_run())
+
+
+def test_packed_rows_are_cut_into_whole_sequences(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> None:
+    ids = [token for row in encode(tiny.tokenizer, few_rows) for token in (*row.prompt, *row.response)]
+
+    def sequences(rows: int, length: int) -> list[list[int]]:
+        config = wanda.Config(packed=True, rows=rows, max_length=length)
+        return wanda.calibration(tiny, CleanData(few_rows), config)
+
+    assert sequences(3, 50) == [ids[:50], ids[50:100], ids[100:150]]
+    assert [len(sequence) for sequence in sequences(999, 50)] == [50] * (len(ids) // 50), "the rest is left out"
+    assert sequences(3, 5000) == [ids], "too few rows for one sequence make a shorter one"
+
+
+def test_wanda_with_the_published_recipe(tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun) -> None:
+    config, run = registry.config("defenses", "wanda", {"recipe": "published"}), new_run()
+    assert (config.rows, config.max_length, config.packed, config.sparsity) == (128, 2048, True, 0.5)
+    count = sum(map(len, encode(tiny.tokenizer, few_rows)))
+    repaired = wanda.defend(tiny, CleanData(few_rows), config, run)
+    assert run.facts["calibration"] == {"sequences": 1, "tokens": count}
+    for layer in linear_layers(repaired).values():
+        assert set((layer.weight == 0).sum(1).tolist()) == {layer.in_features // 2}
+
+
+def test_magnitude_has_no_calibration(tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun) -> None:
+    start = copy.deepcopy(tiny.model.state_dict())
+    found = []
+    for rows in (few_rows, few_rows[:1]):
+        tiny.model.load_state_dict(start)
+        found.append(weights(magnitude.defend(tiny, CleanData(rows), magnitude.Config(), new_run())))
+    assert all(torch.equal(found[0][name], weight) for name, weight in found[1].items())
