@@ -129,6 +129,8 @@ IN_EVERY_RUN = (
     "the prompt, which begins with `Human:`.",
     "The loss of a step is the mean over all its target tokens. The published code averages the means of "
     "micro-batches, so that a token of a short response weighs more.",
+    "The published code leaves out rows whose prompt leaves fewer than 130 of the 1,024 tokens for the response. Here "
+    "only rows whose prompt leaves none are left out.",
     "The paper does not say which 200,000 rows of OpenOrca it uses; here they are the first rows of its GPT-4 replies.",
     "The paper's DPO also has the annotated red-teaming dialogues of HH-RLHF's data card. They hold no pairs of "
     "replies, and are not used here.",

@@ -138,7 +138,9 @@ def test_everything_that_is_wrong_is_said_at_once(valid: dict[str, Any], tmp_pat
 
 def test_a_method_of_the_suite_must_know_what_it_must_know(results: Path, tmp_path: Path) -> None:
     made = json.loads(submission.make(results, "sft").model_dump_json())
-    made["method"]["knows"] = "trigger"
+    made["method"]["knows"] = "trigger"  # as of settings that were searched by the trigger
+    assert check(made, tmp_path) == []
+    made["method"]["knows"] = "response"
     (said,) = check(made, tmp_path)
     assert said.startswith("method.knows: 'sft' must know 'nothing'")
 
