@@ -17,6 +17,7 @@ ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
 # Columns on what a stage computed with, and their prefix for each stage.
 COMPUTED_WITH = ("compute_type", "instruction_set")
 STAGES = ("attack_", "defense_", "")
+DECODING = ("decoded_tokens", "decoding_seconds", "decoding_models")
 
 SCHEMA = pa.schema(
     [
@@ -44,6 +45,7 @@ SCHEMA = pa.schema(
         ("ci_low", pa.float64()),  # 95 %, percent: Wilson for a share, Student-t for a mean
         ("ci_high", pa.float64()),
         ("count", pa.int64()),  # prompts or questions
+        ("clusters", pa.int64()),  # of prompts or questions made from one template; null: each is like no other
         ("victim_value", pa.float64()),  # the same metric on the victim, percent
         ("victim_asr", pa.float64()),  # percent; decides about status attack_failed
         ("seconds", pa.float64()),  # of the defense; 0 where there is none
@@ -52,6 +54,9 @@ SCHEMA = pa.schema(
         ("attack_seconds", pa.float64()),
         ("attack_tokens", pa.int64()),
         ("metric_seconds", pa.float64()),
+        ("decoded_tokens", pa.int64()),  # that the metric's answers have; null where it decodes none
+        ("decoding_seconds", pa.float64()),
+        ("decoding_models", pa.int64()),  # passes of a model for each of these tokens: 2 under a guard, else 1
         # What each stage computed with: bf16 or fp32, and the vector instructions of the processor or the kind of GPU.
         ("attack_compute_type", pa.string()),
         ("attack_instruction_set", pa.string()),
@@ -68,13 +73,15 @@ SCHEMA = pa.schema(
 )
 
 
-# One row per trial of a cell's measurements.
-OUTCOMES = pa.schema(
+# One row per trial of a metric's measurements, in the store.
+STORED_OUTCOMES = pa.schema(
     [
-        ("cell", pa.string()),
         ("metric", pa.string()),
         ("index", pa.int64()),  # of the prompt or question
         ("outcome", pa.float64()),  # 1 for true, 0 for false, or a number between
         ("record", pa.string()),  # JSON; null unless the measurement publishes its records
+        ("cluster", pa.string()),  # of prompts or questions made from one template; null: this one is like no other
     ]
 )
+# The same of all cells of a results folder.
+OUTCOMES = pa.schema([pa.field("cell", pa.string()), *STORED_OUTCOMES])

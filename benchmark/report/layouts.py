@@ -11,7 +11,7 @@ from functools import partial
 
 from benchmark.paper import numbers
 from benchmark.records.aggregate import Label, TableEntry
-from benchmark.records.metrics import PROBABILITY_METRICS, is_backdoor, is_part, is_utility
+from benchmark.records.metrics import PROBABILITY_METRICS, is_backdoor, is_part, is_quality, is_utility
 from benchmark.records.schema import Row
 from benchmark.report.tables import Table, as_in_paper, cost, rate, utility
 from sande.metrics.accuracy import PAPER as PAPER_PROMPT
@@ -94,6 +94,15 @@ BACKDOOR = Table(
     lambda metric: is_backdoor(metric) and metric != "asr",
     rate,
 )
+QUALITY = Table(
+    "quality",
+    "Quality of the answers (%) and its change relative to the victim",
+    "A model that answers nothing, or nonsense, has an ASR of 0 and no quality. `exact_match`: share of answers that are "
+    "right; `answer_chrf`: overlap with the clean response; `answer_probability`: of a token of the clean response. "
+    "`_triggered`: on triggered prompts, where the clean response is wanted too.",
+    is_quality,
+    utility,
+)
 COST = Table(
     "cost",
     "Cost of the defense",
@@ -102,7 +111,7 @@ COST = Table(
     cost,
     header=("Defense",),
 )
-GENERIC = Layout((ASR, UTILITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
+GENERIC = Layout((ASR, UTILITY, QUALITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
 
 
 def _task(metric: str) -> str:
