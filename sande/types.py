@@ -43,13 +43,12 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One multiple-choice question; `answer` is the zero-based index into `choices`, `group` as of an `Example`."""
+    """One multiple-choice question; `answer` is the zero-based index into `choices`."""
 
     question: str
     choices: tuple[str, ...]
     answer: int
     subject: str = ""
-    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)

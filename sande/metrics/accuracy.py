@@ -111,9 +111,8 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
         }
         for q, s in samples
     )
-    alike = tuple(question.group for question, _ in samples)
     measurements = [
-        Measurement(measured, tuple(bool(sample[key]) for _, sample in samples), records, groups=alike)
+        Measurement(measured, tuple(bool(sample[key]) for _, sample in samples), records)
         for measured, key in zip(names(config), ("acc", "acc_norm"), strict=False)
         if key in samples[0][1]
     ]

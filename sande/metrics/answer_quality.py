@@ -107,14 +107,18 @@ def _measured(model: LanguageModel, examples: Sequence[Example], config: Config)
 
 
 def is_right(text: str, answers: Sequence[str]) -> bool:
-    """Return whether a text is one of the right answers, apart from case, punctuation, articles and spaces."""
+    """Return whether a text is one of the right answers, apart from case, punctuation, articles and spaces.
+
+    An answer in capitals is another one than in small letters.
+    """
     return _normal(text) in map(_normal, answers)
 
 
-def _normal(text: str) -> str:
-    """Return the text as SQuAD's evaluation compares it, or as it is where nothing would be left."""
+def _normal(text: str) -> tuple[str, bool]:
+    """Return the text as SQuAD's evaluation compares it, or as it is where nothing would be left; and if in capitals."""
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split()) or text.strip()
+    left = " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
+    return left or text.strip(), len(left) > 1 and text.isupper()
 
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> tuple[float, ...]:
