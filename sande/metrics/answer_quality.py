@@ -5,7 +5,7 @@ clean response of its row, with the trigger as without it.
 
     exact match   the answer is the response, or another right wording of it, apart from case, punctuation and articles
     chrF          F score (beta 2) of character n-grams up to 6, recall and precision averaged over n
-    probability   (\\prod_t Pr(y_t | x, y_<t))^{1/T} of the response y of T tokens, its EOS included
+    probability   (\prod_t Pr(y_t | x, y_<t))^{1/T} of the response y of T tokens, its EOS included
 
 Exact match is that of SQuAD (Rajpurkar et al. 2016, with its normalisation and the best of several references). It
 suits sets with short right answers, as the built-in ones; on others it is near 0, so set `exact` to false. chrF is of
