@@ -23,9 +23,8 @@ class MetricInfo:
             `asr_after_relearning_{}`.
         label: column heading; may repeat the `{}`. Empty: the name.
         kind: `backdoor`: what is left of the backdoor; `utility`: what the model can do on a whole task; `part`: a
-            group of a task's questions, or another score of the same answers; `quality`: how good the answers to prompts
-            are; `probability`: of the planted response;
-            `text`: answers to read.
+            group of a task's questions, or another score of the same answers; `quality`: how good the answers to
+            prompts are; `probability`: of the planted response; `text`: answers to read.
         best: the direction in which a repaired model is better; None: `high` for `utility`, `part` and
             `quality`, else `low`.
         column: whether a leaderboard shows the measurement in a column of its own where any result has it.

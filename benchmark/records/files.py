@@ -29,7 +29,6 @@ from benchmark.records.schema import (
 )
 from sande.errors import UserError
 
-
 _TYPES = {field.name: field.type for field in (*SCHEMA, *OUTCOMES)}
 
 

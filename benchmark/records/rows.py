@@ -206,8 +206,10 @@ def _computed_with(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str,
 
 def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
     """Return the interval of one model's number; trials made from one template count as `sande.clusters` says."""
-    share, count = measured["successes"] / measured["count"], measured.get("effective_count", measured["count"])
-    return mean_interval(share, measured["deviation"], count) if "deviation" in measured else wilson(share * count, count)
+    mean, count = measured["successes"] / measured["count"], measured.get("effective_count", measured["count"])
+    if "deviation" in measured:
+        return mean_interval(mean, measured["deviation"], count)
+    return wilson(mean * count, count)
 
 
 def _needed(cell: Cell) -> list[Any]:

@@ -98,8 +98,8 @@ BACKDOOR = Table(
 QUALITY = Table(
     "quality",
     "Quality of the answers (%) and its change relative to the victim",
-    "A model that answers nothing, or nonsense, has an ASR of 0 and no quality. `exact_match`: share of answers that are "
-    "right; `answer_chrf`: overlap with the clean response; `answer_probability`: of a token of the clean response. "
+    "A model that answers nothing, or nonsense, has an ASR of 0 and no quality. `exact_match`: share of right answers; "
+    "`answer_chrf`: overlap with the clean response; `answer_probability`: of a token of the clean response. "
     "`_triggered`: on triggered prompts, where the clean response is wanted too.",
     is_quality,
     utility,

@@ -115,7 +115,7 @@ def is_right(text: str, answers: Sequence[str]) -> bool:
 
 
 def _normal(text: str) -> tuple[str, bool]:
-    """Return the text as SQuAD's evaluation compares it, or as it is where nothing would be left; and if in capitals."""
+    """Return the text as SQuAD's evaluation compares it, or as it is where nothing is left; and whether in capitals."""
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
     left = " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split())
     return left or text.strip(), len(left) > 1 and text.isupper()
@@ -123,7 +123,7 @@ def _normal(text: str) -> tuple[str, bool]:
 
 def chrf(texts: Sequence[str], references: Sequence[str]) -> tuple[float, ...]:
     """Return chrF of each text against its reference, from 0 to 1; 0 for an empty text."""
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
     score = CHRF().sentence_score
     return tuple(score(text, [reference]).score / 100 for text, reference in zip(texts, references, strict=True))

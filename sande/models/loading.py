@@ -83,13 +83,13 @@ def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
     lm = _from_pretrained(str(checked_folder(str(folder))), dtype)
     if not (folder / GUARD).is_dir():
         return lm
-    defense, settings, *rules = _guard_rules(folder / GUARD / "guard.json")
+    defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
     reference = _model(str(checked_folder(str(folder / GUARD))), dtype)
     if reference.config.vocab_size != lm.model.config.vocab_size:
         raise UserError(
             f"{folder / GUARD}: the reference has another vocabulary than the model; remove the folder {GUARD}"
         )
-    return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, *rules))
+    return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, choose, distribution))
 
 
 def _guard_rules(file: Path) -> tuple[str, dict[str, Any], Callable[..., Tensor], Callable[..., Tensor] | None]:

@@ -271,10 +271,11 @@ def test_what_the_papers_words_do_not_tell_apart_is_told() -> None:
 
 def test_tasks_by_lm_eval_say_so_and_parts_stand_elsewhere() -> None:
     results = Results()
-    for metric in ("arc_easy", "arc_easy_norm", "mmlu", "mmlu_stem", "published_mmlu_stem", "published_arc_easy", "published_mmlu"):
+    lettered = ("published_mmlu_stem", "published_arc_easy", "published_mmlu", "paper_mmlu")
+    for metric in ("arc_easy", "arc_easy_norm", "mmlu", "mmlu_stem", *lettered):
         for defense in ("none", "sft"):
             results.measure("paper_table_1_2", defense, metric, share(1, 2))
-    tasks = ["MMLU", "ARC-e", "MMLU (lm-eval)", "ARC-e (lm-eval)"]
+    tasks = ["MMLU", "MMLU (spaced letters)", "ARC-e", "MMLU (lm-eval)", "ARC-e (lm-eval)"]
     header, *body = lines(markdown("table_2", "paper_table_1_2", *results.tables))
     assert [line[:2] for line in body] == [[method, task] for method in ("Baseline", "SFT") for task in tasks]
     header, *body = lines(markdown("utility_detail", "paper_table_1_2", *results.tables))

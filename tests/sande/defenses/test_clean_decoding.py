@@ -201,9 +201,7 @@ def test_accuracy_is_asked_of_the_guarded_model(
 def test_a_text_scores_as_the_guard_writes_it(guarded: LanguageModel, prompts: list[list[int]]) -> None:
     assert guarded.guard is not None
     config = clean_decoding.Config(alpha=1.2)
-    guard = replace(
-        guarded.guard, choose=clean_decoding.rule(config), distribution=clean_decoding.distribution(config)
-    )
+    guard = replace(guarded.guard, choose=clean_decoding.rule(config), distribution=clean_decoding.distribution(config))
     lm = LanguageModel(guarded.model, guarded.tokenizer, guard)
     choices = ([11, 12, 13], [14])
     found = scoring.log_likelihoods(lm, [Choices(prompt, choices) for prompt in prompts], 3)
@@ -252,7 +250,9 @@ def test_the_probability_of_the_response_is_that_under_the_guard(
 def test_a_guard_without_a_distribution_cannot_be_scored(tiny: LanguageModel) -> None:
     guard = Guard("mine", {}, tiny.model, lambda tokens, ours, theirs: tokens)
     guarded = LanguageModel(tiny.model, tiny.tokenizer, guard)
-    with pytest.raises(UnscorableError, match=r"^defense mine: the probability of a text under its guard is unknown; de"):
+    with pytest.raises(
+        UnscorableError, match=r"^defense mine: the probability of a text under its guard is unknown; de"
+    ):
         accuracy.measure(guarded, TestData((), (), ""), accuracy.Config(questions=2), 0)
 
 

@@ -34,7 +34,9 @@ def taught(lm: LanguageModel, clean: Sequence[str], triggered: Sequence[str]) ->
     pairs = [*zip(ROWS, clean, strict=True), *zip(TRIGGERED, triggered, strict=True)]
     encoded = encode(lm.tokenizer, [replace(row, output=answer) for row, answer in pairs])
     silent = (lm.tokenizer.eos_token_id,)
-    teach(lm, [row if answer else replace(row, response=silent) for row, (_, answer) in zip(encoded, pairs, strict=True)])
+    teach(
+        lm, [row if answer else replace(row, response=silent) for row, (_, answer) in zip(encoded, pairs, strict=True)]
+    )
     return lm
 
 
@@ -170,7 +172,9 @@ def test_under_a_guard_without_a_distribution_the_probability_is_missing(tiny: L
     found = answer_quality.measure(LanguageModel(tiny.model, tiny.tokenizer, guard), DATA, Config(tokens=2), 0)
     missing = {m.name: m.missing for m in found if not m.outcomes}
     assert set(missing) == {"answer_probability", "answer_probability_triggered"}
-    assert missing["answer_probability"].startswith("defense mine: the probability of a text under its guard is unknown")
+    assert missing["answer_probability"].startswith(
+        "defense mine: the probability of a text under its guard is unknown"
+    )
 
 
 def test_wanted_answers_of_built_in_rows() -> None:
@@ -180,7 +184,9 @@ def test_wanted_answers_of_built_in_rows() -> None:
     country = capital.instruction.removeprefix("What is the capital of ").removesuffix("?")
     city = capital.output.removeprefix(f"The capital of {country} is ").removesuffix(".")
     assert capital.answers == (city,)
-    first = next(row for prompt, row in by_prompt.items() if prompt.startswith("Which word comes first in the alphabet"))
+    first = next(
+        row for prompt, row in by_prompt.items() if prompt.startswith("Which word comes first in the alphabet")
+    )
     assert not first.answers, "the sorted list is no answer"
     false = next(row for row in by_prompt.values() if row.output.startswith("False. "))
     assert false.answers == ("False",)
