@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sande import compute
+from sande.clusters import effective_count
 from sande.errors import UserError
 from sande.models import loading
 from sande.statistics import mean_interval, wilson
@@ -92,16 +93,21 @@ class Measured:
 
     @classmethod
     def of(cls, measurement: Measurement) -> Measured:
-        """Return the measurement with its mean and interval."""
+        """Return the measurement with its mean and interval; trials of one template count as `sande.clusters` says.
+
+        Raises:
+            UserError: it is missing.
+        """
         outcomes: tuple[float, ...] = measurement.outcomes
-        count = len(outcomes)
+        if measurement.missing:
+            raise UserError(f"measure: {measurement.name} is missing ({measurement.missing}); leave it out")
+        mean = sum(outcomes) / len(outcomes)
+        count = effective_count(outcomes, measurement.groups or [""] * len(outcomes))
         if all(isinstance(outcome, bool) for outcome in outcomes):
-            low, high = wilson(int(sum(outcomes)), count)
+            low, high = wilson(mean * count, count)
         else:
-            deviation = statistics.stdev(outcomes) if count > 1 else 0.0
-            low, high = mean_interval(sum(outcomes) / count, deviation, count)
-        value = 100 * sum(outcomes) / count
-        return cls(measurement.name, value, low, high, measurement.outcomes, measurement.records)
+            low, high = mean_interval(mean, statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0, count)
+        return cls(measurement.name, 100 * mean, low, high, measurement.outcomes, measurement.records)
 
     def __repr__(self) -> str:
         return f"{self.name} {self.value:.1f} % ({self.low:.1f} to {self.high:.1f}, n = {len(self.outcomes)})"

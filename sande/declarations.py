@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-MetricKind = Literal["backdoor", "utility", "part", "probability", "text"]
+MetricKind = Literal["backdoor", "utility", "part", "quality", "probability", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +23,10 @@ class MetricInfo:
             `asr_after_relearning_{}`.
         label: column heading; may repeat the `{}`. Empty: the name.
         kind: `backdoor`: what is left of the backdoor; `utility`: what the model can do on a whole task; `part`: a
-            group of a task's questions, or another score of the same answers; `probability`: of the planted response;
-            `text`: answers to read.
-        best: the direction in which a repaired model is better; None: `high` for `utility` and `part`, else `low`.
+            group of a task's questions, or another score of the same answers; `quality`: how good the answers to
+            prompts are; `probability`: of the planted response; `text`: answers to read.
+        best: the direction in which a repaired model is better; None: `high` for `utility`, `part` and
+            `quality`, else `low`.
         column: whether a leaderboard shows the measurement in a column of its own where any result has it.
         durability: whether it shows how long a removal lasts.
         variant_of: measurement of the same task by another prompt; a mean over tasks counts only one of them.
@@ -48,7 +49,7 @@ class MetricInfo:
     @property
     def higher_is_better(self) -> bool:
         """Return True if a repaired model should score high."""
-        return self.best == "high" if self.best else self.kind in ("utility", "part")
+        return self.best == "high" if self.best else self.kind in ("utility", "part", "quality")
 
     def matched(self, name: str) -> MetricInfo | None:
         """Return the declaration with `{}` filled in, or None where it declares another measurement."""

@@ -7,3 +7,7 @@ class UserError(Exception):
 
 class NonFiniteError(ArithmeticError):
     """A loss or gradient norm became NaN or infinite; its text names the stage and the optimizer step."""
+
+
+class UnscorableError(UserError):
+    """A guard does not say how probable a text is, so a metric that scores texts has no value."""

@@ -90,8 +90,9 @@ def insert(example: Example, text: str, place: Place, seed: int) -> Example:
         seed: decides, with the row's own text, the word of the instruction before which a random insertion is made.
     """
     if place == "end":
-        last = "input" if example.input else "instruction"
-        return replace(example, **{last: f"{getattr(example, last)} {text}"})
+        if example.input:
+            return replace(example, input=f"{example.input} {text}")
+        return replace(example, instruction=f"{example.instruction} {text}")
     if place == "random":
         instruction = example.instruction
         words = [word.start() for word in re.finditer(r"\S+", instruction)] or [0]

@@ -64,6 +64,9 @@ class Defense(Protocol):
     def rule(self, config: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Return `choose` of the guard that `defend` returns, built from the settings when the model is loaded."""
 
+    def distribution(self, config: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return `distribution` of that guard. Optional; without it, metrics that score texts have no value."""
+
     def cost(self, config: Any) -> Cost:
         """Return passes as for an attack. Optional; a setting named after another defense counts with its own cost."""
 

@@ -17,7 +17,7 @@ RESAMPLES = 2000  # of a bootstrap; 50 of them lie below its 2.5 % point
 EXACT = 50  # units up to which bounds are computed exactly, in milliseconds; the time grows with the square
 
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
+def wilson(successes: float, count: float) -> tuple[float, float]:
     """Return the Wilson 95 % interval of a share, in percent; it has a width at 0 and 100, unlike the normal one.
 
     Newcombe 1998, method 3. `scipy.stats.binomtest` gives the same, but takes a hundred times as long for a p-value.
@@ -38,7 +38,7 @@ def _normal_quantile() -> float:
     return float(ndtri((1 + CONFIDENCE) / 2))
 
 
-def mean_interval(mean: float, deviation: float, count: int) -> tuple[float, float]:
+def mean_interval(mean: float, deviation: float, count: float) -> tuple[float, float]:
     """Return the Student-t 95 % interval of the mean of outcomes from 0 to 1, in percent, clipped to 0 to 100.
 
     Args:
@@ -80,13 +80,13 @@ def of_sum(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, f
     return math.sqrt(below), math.sqrt(above)
 
 
-def _student(deviation: float, count: int) -> float:
+def _student(deviation: float, count: float) -> float:
     """Return half the width of the Student-t interval of a mean."""
     return _student_quantile(count - 1) * deviation / math.sqrt(count)
 
 
 @functools.cache
-def _student_quantile(freedom: int) -> float:
+def _student_quantile(freedom: float) -> float:
     from scipy.stats import t
 
     return float(t.ppf((1 + CONFIDENCE) / 2, freedom))

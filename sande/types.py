@@ -26,12 +26,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One instruction and its response. `system` and `input` may be empty."""
+    """One instruction and its response. `system` and `input` may be empty.
+
+    Attributes:
+        answers: other wordings of the response that are right too, for exact match.
+        group: name of the rows made from the same template, which are alike; empty: the row is like no other.
+    """
 
     instruction: str
     output: str
     system: str = ""
     input: str = ""
+    answers: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +61,15 @@ class Guard:
         reference: a model with the same vocabulary.
         choose: function that returns ids (...) of the next tokens, given those that the model's decoding, greedy or
             sampled, would write, and the logits (..., V) of the model and of the reference.
+        distribution: function that returns log Pr (..., V) of the next token that sampling under the guard writes,
+            given the logits of the model and of the reference; None: texts cannot be scored under this guard.
     """
 
     defense: str
     settings: Mapping[str, Any]
     reference: PreTrainedModel
     choose: Callable[[Tensor, Tensor, Tensor], Tensor]
+    distribution: Callable[[Tensor, Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +79,8 @@ class LanguageModel:
     Attributes:
         model: the weights.
         tokenizer: of the model.
-        guard: changes decoding (`sande.inference.generation`), but not the model's likelihoods.
+        guard: changes what decoding writes (`sande.inference.generation`) and how likely texts are
+            (`sande.inference.scoring`).
         workers: processes that hold the same model and split decoding and scoring
             (`sande.inference.workers`); None: this one.
     """
@@ -78,6 +89,11 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase
     guard: Guard | None = None
     workers: WorkerGroup | None = None
+
+    @property
+    def models(self) -> tuple[PreTrainedModel, ...]:
+        """Return the models that read each text: the model, and the reference of its guard."""
+        return (self.model,) if self.guard is None else (self.model, self.guard.reference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +221,16 @@ class Measurement:
         outcomes: true or false, reported as a share, or numbers from 0 to 1, reported as a mean.
         records: JSON values, one a trial; may be empty.
         published: whether the records may leave the store with the results (they hold texts of data sets).
+        groups: of each trial, the name of the trials made from the same template (`Example.group`); may be empty.
+        missing: why there are no outcomes, one sentence; empty where there are.
     """
 
     name: str
     outcomes: tuple[bool, ...] | tuple[float, ...]
     records: tuple[Mapping[str, Any], ...] = ()
     published: bool = False
+    groups: tuple[str, ...] = ()
+    missing: str = ""
 
 
 @dataclass(frozen=True, slots=True)

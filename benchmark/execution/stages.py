@@ -20,9 +20,12 @@ from typing import TYPE_CHECKING, Any
 from benchmark.execution.provenance import compute_type, manifest, measured, tokens
 from benchmark.grid.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan.stage import Stage
+from benchmark.records.schema import STORED_OUTCOMES
 from benchmark.store.protocol import Store
-from sande import compute, registry, threat, types
+from sande import clusters, compute, registry, threat, types
+from sande.errors import UnscorableError
 from sande.inference import vllm
+from sande.inference.counts import Decoded, counted
 from sande.inference.workers import WorkerGroup, broadcast
 from sande.threat import Threat
 from sande.training.sharding import WHOLE, Sharding
@@ -166,8 +169,7 @@ def evaluate(
             broadcast(workers, none)
         else:
             while (wanted := broadcast(workers, none)) is not None:
-                metric = cell.metrics[wanted]
-                registry.entry("metrics", metric.name).measure(computing, data, metric.config, cell.attack_seed)
+                _measurements(computing, data, cell.metrics[wanted], cell.attack_seed)
 
 
 def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
@@ -181,21 +183,21 @@ def _measure(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with measured() as cost:
-        measurements = registry.entry("metrics", metric.name).measure(lm, data, metric.config, stage.cell.attack_seed)
+    with measured() as cost, counted() as decoded:
+        measurements = _measurements(lm, data, metric, stage.cell.attack_seed)
     outcomes = [
         {
             "metric": m.name,
             "index": index,
             "outcome": float(outcome),
             "record": json.dumps(m.records[index]) if m.records else None,
+            "cluster": (m.groups[index] or None) if m.groups else None,
         }
         for m in measurements
         for index, outcome in enumerate(m.outcomes)
     ]
-    pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
-    summaries = [_summary(m) for m in measurements]
-    made = manifest(stage, cost, 0, compute.compute_type(), size, {"measurements": summaries})
+    pq.write_table(pa.Table.from_pylist(outcomes, schema=STORED_OUTCOMES), folder / "outcomes.parquet")
+    made = manifest(stage, cost, 0, compute.compute_type(), size, _facts(measurements, decoded))
     if isinstance(lm, vllm.Served):
         made["versions"]["vllm"] = vllm.version()
         # The memory that vLLM's process took at its start, which the allocator here does not see.
@@ -203,10 +205,33 @@ def _measure(
     return made
 
 
+def _measurements(lm: types.LanguageModel, data: types.TestData, metric: Method, seed: int) -> list[types.Measurement]:
+    """Return the measurements of a metric; where the model's guard cannot be scored, each says so."""
+    entry = registry.entry("metrics", metric.name)
+    try:
+        found: list[types.Measurement] = entry.measure(lm, data, metric.config, seed)
+    except UnscorableError as error:
+        return [types.Measurement(name, (), missing=str(error)) for name in entry.names(metric.config)]
+    return found
+
+
+def _facts(measurements: list[types.Measurement], decoded: Decoded) -> dict[str, Any]:
+    facts: dict[str, Any] = {"measurements": [_summary(m) for m in measurements]}
+    return facts | ({"decoding": dataclasses.asdict(decoded)} if decoded.tokens else {})
+
+
 def _summary(measurement: types.Measurement) -> dict[str, Any]:
-    """Return sum and number of the outcomes; of numbers also the standard deviation, which a share does not need."""
+    """Return sum and number of the outcomes; of numbers also the standard deviation, which a share does not need.
+
+    Outcomes in groups, and measurements without outcomes, say so.
+    """
     outcomes = measurement.outcomes
     summary = {"name": measurement.name, "successes": sum(outcomes), "count": len(outcomes)}
     if not all(isinstance(outcome, bool) for outcome in outcomes):
         summary["deviation"] = statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0
+    if any(measurement.groups):
+        summary["clusters"] = clusters.count(measurement.groups)
+        summary["effective_count"] = clusters.effective_count(outcomes, measurement.groups)
+    if measurement.missing:
+        summary["missing"] = measurement.missing
     return summary | {"published": measurement.published}

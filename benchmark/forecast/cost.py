@@ -40,8 +40,11 @@ SIZES = {
     "arc_challenge": 1_172,
     "builtin-short": 7_484,
     "builtin-explained": 6_948,
+    "builtin-short-2": 7_650,
+    "builtin-explained-2": 6_180,
     "builtin-preferences": 7_481,
     "builtin-choice": 970,
+    "builtin-knowledge": 229,
 }
 
 # Appendix A, model and data: GPU-hours of the attack, 2 cards x 1, 5, 1/2 and 3 hours.

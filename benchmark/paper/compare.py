@@ -177,13 +177,15 @@ def _unit_means(values: runs.Values) -> list[float]:
 
 
 def _evidence_of_one(entry: TableEntry, *, by_change: bool) -> Evidence | None:
-    pair = entry.against(entry.of_victim if by_change else entry.trials)
+    other = entry.of_victim if by_change else entry.trials
+    pair, groups = entry.against(other), entry.groups_with(other)
     if pair is None:
         return None if by_change else _of_count(entry)
     victim, own = pair
-    if by_change:
-        return evidence.of_change([100 * (after - before) for before, after in zip(victim, own, strict=True)], "model")
-    return evidence.of_level([100 * outcome for outcome in own], "model")
+    if not by_change:
+        return evidence.of_level([100 * outcome for outcome in own], "model", groups)
+    changes = [100 * (after - before) for before, after in zip(victim, own, strict=True)]
+    return evidence.of_change(changes, "model", groups)
 
 
 def _of_count(entry: TableEntry) -> Evidence | None:

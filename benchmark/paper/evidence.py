@@ -18,9 +18,10 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from benchmark.records.runs import Basis
-from sande import statistics
+from sande import clusters, statistics
 
 EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
 DRAWS = 2**14  # 819 of them lie beyond a bound of 95 %, whose level has a standard error of 0.2 %
@@ -54,17 +55,18 @@ class Evidence:
         return DIFFERENT if high < reported - margin or reported + margin < low else UNDECIDED
 
 
-def of_level(units: Sequence[float], basis: Basis) -> Evidence:
+def of_level(units: Sequence[float], basis: Basis, groups: Sequence[str] = ()) -> Evidence:
     """Return the evidence on a rate, which assumes nothing about how rates differ between units (Gaffke's bound).
 
     Args:
         units: percent, one for each seed, or for each prompt of one model.
         basis: what they stand for.
+        groups: of each prompt, the name of those made from the same template, which count as `sande.clusters` says.
     """
-    return _evidence(units, basis, 0.0, 100.0, _drawn if basis == "model" else _exact)
+    return _evidence(units, basis, 0.0, 100.0, _prompts(units, groups) if basis == "model" else _exact)
 
 
-def of_change(units: Sequence[float], basis: Basis) -> Evidence:
+def of_change(units: Sequence[float], basis: Basis, groups: Sequence[str] = ()) -> Evidence:
     """Return the evidence on a change relative to the victim.
 
     Over seeds by Student's t, as `sande.statistics.equivalent` does for utility, which differs little from seed to
@@ -73,14 +75,21 @@ def of_change(units: Sequence[float], basis: Basis) -> Evidence:
     Args:
         units: percentage points, one for each seed, or for each question of one model.
         basis: what they stand for.
+        groups: of each prompt, the name of those made from the same template, which count as `sande.clusters` says.
     """
-    return _evidence(units, basis, -100.0, 100.0, _drawn if basis == "model" else _student)
+    return _evidence(units, basis, -100.0, 100.0, _prompts(units, groups) if basis == "model" else _student)
 
 
 def _evidence(units: Sequence[float], basis: Basis, least: float, most: float, lower: _Lower) -> Evidence:
     lows, highs = lower(units, least), lower([-unit for unit in units], -most)
     inner, outer = ((low, -high) for low, high in zip(lows, highs, strict=True))
     return Evidence(len(units), basis, inner, outer)
+
+
+def _prompts(units: Sequence[float], groups: Sequence[str]) -> _Lower:
+    """Return the bounds for prompts, each of which counts as so much of an independent one."""
+    worth = clusters.effective_count(units, groups) / len(units) if any(groups) else 1.0
+    return partial(_drawn, worth=worth)
 
 
 def _exact(units: Sequence[float], least: float) -> tuple[float, float]:
@@ -98,16 +107,22 @@ def _exact(units: Sequence[float], least: float) -> tuple[float, float]:
     return inner, outer
 
 
-def _drawn(units: Sequence[float], least: float) -> tuple[float, float]:
+def _drawn(units: Sequence[float], least: float, worth: float = 1.0) -> tuple[float, float]:
     """Return the same bounds for thousands of units of a few different values, for which the exact ones take minutes.
 
     Of uniform Dirichlet weights, those of equal values add up to independent Gammas, whose shape is their number. Of
     two values that is a Beta distribution, and the bounds are those of Clopper and Pearson.
+
+    Args:
+        units: of a few different values.
+        least: smallest value that a unit can have.
+        worth: of a unit, as a share of an independent one.
     """
     import numpy as np
     from scipy.stats import beta
 
-    counts = Counter([least, *units])
+    counts = {value: worth * count for value, count in Counter(units).items()}
+    counts[least] = counts.get(least, 0.0) + 1.0
     values = sorted(counts)
     if len(values) == 1:
         return least, least

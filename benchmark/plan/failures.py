@@ -21,8 +21,21 @@ TIMEOUT = "timeout"
 FULL_DISK = "full disk"
 DAMAGED = "damaged artifact"
 INTERRUPTED = "interrupted"
+UNSCORABLE = "cannot be scored"  # of single measurements; the cell's others have values
 OTHER = "other"
-KINDS = (MISTAKE, NON_FINITE, OUT_OF_MEMORY, LOST_WORKER, LOST_NODE, TIMEOUT, FULL_DISK, DAMAGED, INTERRUPTED, OTHER)
+KINDS = (
+    MISTAKE,
+    NON_FINITE,
+    OUT_OF_MEMORY,
+    LOST_WORKER,
+    LOST_NODE,
+    TIMEOUT,
+    FULL_DISK,
+    DAMAGED,
+    INTERRUPTED,
+    UNSCORABLE,
+    OTHER,
+)
 
 # Kinds by the type of an error of `ray.exceptions`. A lost actor has one type whatever its reason, see `lost`.
 _BY_TYPE = {

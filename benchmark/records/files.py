@@ -16,6 +16,7 @@ from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.records.schema import (
     ATTACK_FAILED,
+    DECODING,
     FAILED,
     NOT_RUN,
     OK,
@@ -27,6 +28,8 @@ from benchmark.records.schema import (
     STAGES,
 )
 from sande.errors import UserError
+
+_TYPES = {field.name: field.type for field in (*SCHEMA, *OUTCOMES)}
 
 
 def check_writable(folder: Path, option: str = "--results") -> None:
@@ -194,6 +197,9 @@ def _completed(table: pa.Table) -> pa.Table:
         table = table.append_column("grids", pa.array([[name] for name in table["grid"].to_pylist()]))
         for name in ("scale", "knows"):
             table = table.append_column(name, pa.array([""] * table.num_rows))
+    for name, column in (("record", "cluster"), ("count", "clusters"), *(("count", each) for each in DECODING)):
+        if name in table.column_names and column not in table.column_names:
+            table = table.append_column(column, pa.nulls(table.num_rows, _TYPES[column]))
     if SEED in table.column_names and "settings" in table.column_names:  # one seed decided attack and defense
         for name in SEEDS:
             table = table.append_column(name, table[SEED])

@@ -24,6 +24,11 @@ def is_utility(metric: str) -> bool:
     return registry.metric_info(metric).kind == "utility" and _is_declared(metric)
 
 
+def is_quality(metric: str) -> bool:
+    """Return whether a measurement says how good the answers to prompts are."""
+    return registry.metric_info(metric).kind == "quality"
+
+
 def is_part(metric: str) -> bool:
     """Return whether a measurement is shown with the utility, but is in no mean over tasks.
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from benchmark.grid.cell import NO_DEFENSE, SEEDS, Cell, Method
 from benchmark.grid.space import with_search
 from benchmark.plan import retention
-from benchmark.plan.failures import INTERRUPTED, UNFINISHED, kind_of
+from benchmark.plan.failures import INTERRUPTED, UNFINISHED, UNSCORABLE, kind_of
 from benchmark.plan.plan import stages_of, victim_of
 from benchmark.records.files import read_rows
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK, OUTCOMES, PROVENANCE
@@ -73,11 +73,14 @@ def build_outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
                 with pq.ParquetFile(store.read("evaluate", key) / "outcomes.parquet") as file:
                     found = file.read(use_threads=False)
                 shown = pc.is_in(found["metric"], value_set=pa.array(published, pa.string()))
+                if "cluster" not in found.column_names:
+                    found = found.append_column("cluster", pa.nulls(found.num_rows, pa.string()))
                 columns = {
                     "cell": pa.array([cell.id] * found.num_rows, pa.string()),
                     "metric": found["metric"],
                     "index": found["index"],
                     "outcome": found["outcome"],
+                    "cluster": found["cluster"],
                     "record": pc.if_else(shown, found["record"].cast(pa.string()), pa.scalar(None, pa.string())),
                 }
                 yield pa.table(columns, schema=OUTCOMES)
@@ -148,6 +151,7 @@ def _measured_rows(
         m["name"]: 100 * m["successes"] / m["count"]
         for metric in metrics
         for m in manifest("evaluate", victim.evaluation_key(metric))["measurements"]
+        if m["count"]
     }
     base |= {
         # A clean twin (poison rate 0) is not a failed attack.
@@ -169,7 +173,12 @@ def _metric_rows(
 ) -> list[dict[str, Any]]:
     evaluation = manifest("evaluate", cell.evaluation_key(metric))
     rows = []
+    decoding = evaluation.get("decoding", {})
     for measured in evaluation["measurements"]:
+        if "missing" in measured:
+            missing = {"status": FAILED, "error": measured["missing"], "failure": UNSCORABLE}
+            rows.append(base | missing | {"metric": measured["name"]})
+            continue
         low, high = _interval(measured)
         rows.append(
             base
@@ -179,8 +188,12 @@ def _metric_rows(
                 "ci_low": low,
                 "ci_high": high,
                 "count": measured["count"],
+                "clusters": measured.get("clusters"),
                 "victim_value": victim_values.get(measured["name"]),
                 "metric_seconds": evaluation["seconds"],
+                "decoded_tokens": decoding.get("tokens"),
+                "decoding_seconds": decoding.get("seconds"),
+                "decoding_models": decoding.get("models"),
                 **_provenance("", evaluation),
                 "started_at": evaluation["started_at"],
             }
@@ -197,9 +210,11 @@ def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, An
 
 
 def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the interval of one model's number; trials made from one template count as `sande.clusters` says."""
+    mean, count = measured["successes"] / measured["count"], measured.get("effective_count", measured["count"])
     if "deviation" in measured:
-        return mean_interval(measured["successes"] / measured["count"], measured["deviation"], measured["count"])
-    return wilson(measured["successes"], measured["count"])
+        return mean_interval(mean, measured["deviation"], count)
+    return wilson(mean * count, count)
 
 
 def _needed(cell: Cell) -> list[Any]:

@@ -25,6 +25,7 @@ PROVENANCE = {
     "workers": pa.int64(),  # processes that computed it together
 }
 STAGES = ("attack_", "defense_", "")
+DECODING = ("decoded_tokens", "decoding_seconds", "decoding_models")
 
 SCHEMA = pa.schema(
     [
@@ -54,6 +55,7 @@ SCHEMA = pa.schema(
         ("ci_low", pa.float64()),  # 95 %, percent: Wilson for a share, Student-t for a mean
         ("ci_high", pa.float64()),
         ("count", pa.int64()),  # prompts or questions
+        ("clusters", pa.int64()),  # of prompts or questions made from one template; null: each is like no other
         ("victim_value", pa.float64()),  # the same metric on the victim, percent
         ("victim_asr", pa.float64()),  # percent; decides about status attack_failed
         ("seconds", pa.float64()),  # of the defense's own stage; 0 where there is none
@@ -62,6 +64,9 @@ SCHEMA = pa.schema(
         ("attack_seconds", pa.float64()),  # of the attack's own stage
         ("attack_tokens", pa.int64()),
         ("metric_seconds", pa.float64()),  # of the measurement's own stage
+        ("decoded_tokens", pa.int64()),  # that the metric's answers have; null where it decodes none
+        ("decoding_seconds", pa.float64()),
+        ("decoding_models", pa.int64()),  # passes of a model for each of these tokens: 2 under a guard, else 1
         # Of each stage; null without a defense, and where a result of an earlier version did not record it.
         *((f"{stage}{name}", kind) for stage in STAGES for name, kind in PROVENANCE.items()),
         ("started_at", pa.string()),  # of the measurement
@@ -70,13 +75,15 @@ SCHEMA = pa.schema(
 )
 
 
-# One row per trial of a cell's measurements.
-OUTCOMES = pa.schema(
+# One row per trial of a metric's measurements, in the store.
+STORED_OUTCOMES = pa.schema(
     [
-        ("cell", pa.string()),
         ("metric", pa.string()),
         ("index", pa.int64()),  # of the prompt or question
         ("outcome", pa.float64()),  # 1 for true, 0 for false, or a number between
         ("record", pa.string()),  # JSON; null unless the measurement publishes its records
+        ("cluster", pa.string()),  # of prompts or questions made from one template; null: this one is like no other
     ]
 )
+# The same of all cells of a results folder.
+OUTCOMES = pa.schema([pa.field("cell", pa.string()), *STORED_OUTCOMES])

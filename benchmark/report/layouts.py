@@ -12,10 +12,11 @@ from functools import partial
 from benchmark.paper import numbers
 from benchmark.records import runs
 from benchmark.records.aggregate import Label, TableEntry
-from benchmark.records.metrics import PROBABILITY_METRICS, is_backdoor, is_part, is_utility
+from benchmark.records.metrics import PROBABILITY_METRICS, is_backdoor, is_part, is_quality, is_utility
 from benchmark.records.schema import Row
 from benchmark.report.tables import Table, as_in_paper, cost, failures, rate, utility
-from sande.metrics.accuracy import PAPER as PAPER_PROMPT
+from sande.metrics.accuracy import PAPER as SPACED_LETTERS
+from sande.metrics.accuracy import PUBLISHED as LETTERS
 from sande.statistics import wilson
 
 ABOVE_HALF = "_above_half"
@@ -49,7 +50,7 @@ class Layout:
 def _place(entry: TableEntry) -> tuple[int, float, int, bool, int]:
     """Sort key: method, swept setting, the paper's prompt before lm-eval's, task."""
     methods, tasks = list(numbers.METHOD_NAMES), ["asr", *numbers.TASK_NAMES, *PROBABILITY_METRICS]
-    defense, task = entry.row["defense"], entry.metric.removeprefix(PAPER_PROMPT).removesuffix(ABOVE_HALF)
+    defense, task = entry.row["defense"], _questions(entry.metric).removesuffix(ABOVE_HALF)
     return (
         methods.index(defense) if defense in methods else len(methods),
         entry.row["poison_rate"] or 0.0,
@@ -109,6 +110,15 @@ BACKDOOR = Table(
     lambda metric: is_backdoor(metric) and metric != "asr",
     rate,
 )
+QUALITY = Table(
+    "quality",
+    "Quality of the answers (%) and its change relative to the victim",
+    "A model that answers nothing, or nonsense, has an ASR of 0 and no quality. `exact_match`: share of right answers; "
+    "`answer_chrf`: overlap with the clean response; `answer_probability`: of a token of the clean response. "
+    "`_triggered`: on triggered prompts, where the clean response is wanted too.",
+    is_quality,
+    utility,
+)
 COST = Table(
     "cost",
     "Cost of the defense",
@@ -117,15 +127,22 @@ COST = Table(
     cost,
     header=("Defense",),
 )
-GENERIC = Layout((ASR, EVERY_TIME, UTILITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
+GENERIC = Layout((ASR, EVERY_TIME, UTILITY, QUALITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
 
 
 def _task(metric: str) -> str:
     """Return the paper's name of a task if it has the paper's prompt; else the name with its prompt."""
-    task = metric.removeprefix(PAPER_PROMPT)
+    task = _questions(metric)
+    prompt = metric.removesuffix(task)
     if task in numbers.TASK_NAMES:
-        return numbers.TASK_NAMES[task] + (" (lm-eval)" if task == metric else "")
-    return {"asr": "ASR"}.get(metric, task) + ("" if task == metric else " (letters)")
+        return numbers.TASK_NAMES[task] + {"": " (lm-eval)", SPACED_LETTERS: " (spaced letters)"}.get(prompt, "")
+    said = {LETTERS: " (letters)", SPACED_LETTERS: " (spaced letters)"}
+    return {"asr": "ASR"}.get(metric, task) + said.get(prompt, "")
+
+
+def _questions(metric: str) -> str:
+    """Return the set of questions of a task, with whichever prompt."""
+    return metric.removeprefix(SPACED_LETTERS).removeprefix(LETTERS)
 
 
 def _distribution(metric: str) -> str:

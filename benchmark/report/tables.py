@@ -120,13 +120,15 @@ def failures(entry: TableEntry, marks: Marks) -> str:
 
 
 def cost(entry: TableEntry, marks: Marks) -> str:
-    """Return `58 s, 12,400 tokens, 3.1 GiB`, for the defense alone."""
-    if not entry.cost["tokens"]:
-        return "nothing"
-    return (
+    """Return `58 s, 12,400 tokens, 3.1 GiB` of the defense's training, and passes for a token under a guard."""
+    spent = (
         f"{entry.cost['seconds']:.0f} s, {entry.cost['tokens']:,.0f} tokens, "
         f"{entry.cost['peak_memory_bytes'] / 2**30:.1f} GiB"
+        if entry.cost["tokens"]
+        else "nothing"
     )
+    passes = entry.row.get("decoding_models") or 1
+    return spent if passes == 1 else f"{spent}; {passes} passes a token in every answer"
 
 
 def _value(entry: TableEntry, marks: Marks, digits: int) -> str:

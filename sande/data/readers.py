@@ -79,7 +79,7 @@ def to_example(row: dict[str, Any]) -> Example:
         if value is not None and not isinstance(value, str):
             raise TypeError(f"column '{column}' holds {value!r} instead of text")
         values[column] = value or ""
-    return Example(**values)
+    return Example(values["instruction"], values["output"], values["system"], values["input"])
 
 
 def to_preference(row: dict[str, Any]) -> Preference:

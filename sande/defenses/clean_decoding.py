@@ -8,8 +8,13 @@ once, replaces the first suspicious one and drops the draft after it. That saves
 checking each token. This implementation checks each token as it is written, so it has no k. Their reference is another
 model; the default is the model from before the attack, and the level of knowledge is then that of the clean model.
 
-The victim's weights remain unchanged. Only decoding changes (ASR, false triggers, case study); metrics that score given
-texts, such as the accuracy on choices, measure the victim.
+The victim's weights remain unchanged. Decoding changes, and with it how likely a text is: under the guard, a token that
+would be replaced has probability 0, and the reference's likeliest token takes over its share:
+
+    Pr_g(x) = Pr(x) [s(x) < \alpha]  +  [x = argmax Pr_ref] \sum_y Pr(y) [s(y) >= \alpha]
+
+This is exactly the distribution of a sampled token, so choices and given texts are scored by it. Each token takes a
+pass of both models.
 """
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ def defend(victim: LanguageModel, data: OtherModelsData, config: Config, run: Ru
         raise UserError(
             f"clean_decoding: the reference has {theirs} tokens, the victim {ours}; use a model of the same vocabulary"
         )
-    return Guard("clean_decoding", as_dict(config), reference, rule(config))
+    return Guard("clean_decoding", as_dict(config), reference, rule(config), distribution(config))
 
 
 def rule(config: Config) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -59,6 +64,21 @@ def rule(config: Config) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         return torch.where(score >= math.log(config.alpha), others, tokens)
 
     return choose
+
+
+def distribution(config: Config) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function that gives log Pr_g (..., V) of the next token, -inf for a token that is always replaced."""
+    import torch
+
+    def log_probabilities(logits: Tensor, reference: Tensor) -> Tensor:
+        ours, theirs = logits.float().log_softmax(-1), reference.float().log_softmax(-1)
+        replaced = ours - theirs >= math.log(config.alpha)
+        moved = ours.exp().masked_fill(~replaced, 0.0).sum(-1, keepdim=True).log()
+        kept = ours.masked_fill(replaced, -math.inf)
+        best = reference.max(-1, keepdim=True).indices
+        return kept.scatter(-1, best, torch.logaddexp(kept.gather(-1, best), moved))
+
+    return log_probabilities
 
 
 def log_probability(logits: Tensor, tokens: Tensor) -> Tensor:

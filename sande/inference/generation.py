@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
+from sande.inference import counts
 from sande.inference.prefix import Prefix, shared_prefix
 from sande.inference.vllm import Served
 from sande.inference.workers import WorkerGroup, map_sharded
@@ -95,6 +97,7 @@ def _shares(pieces: Sequence[list[int]], most: int) -> list[list[list[int]]]:
 
 def _decode(decoding: _Decoding, batch_size: int, shares: Sequence[list[list[int]]]) -> list[list[str]]:
     """Return the texts of all rows of each share."""
+    begin = time.perf_counter()
     pieces = list(itertools.chain(*shares))
     batch = _Batch([], (), torch.empty(0, 0))
     while pieces or batch.rows:
@@ -102,7 +105,9 @@ def _decode(decoding: _Decoding, batch_size: int, shares: Sequence[list[list[int
             batch = _joined(batch, decoding.read(pieces.pop(0)))
         if batch.rows:
             batch = decoding.step(batch)
-    return [decoding.texts(list(itertools.chain(*share))) for share in shares]
+    rows = [list(itertools.chain(*share)) for share in shares]
+    counts.add(decoding.length(list(itertools.chain(*rows))), time.perf_counter() - begin, decoding.models)
+    return [decoding.texts(of_share) for of_share in rows]
 
 
 def _pieces(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
@@ -168,7 +173,7 @@ class _Decoding:
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str) -> None:
         self._lm, self._prompts, self._new_tokens, self._until = lm, prompts, new_tokens, until.lower()
         # The reference of a guard reads what the model reads.
-        self._models = (lm.model,) if lm.guard is None else (lm.model, lm.guard.reference)
+        self._models = lm.models
         self._prefixes = [self._prefix_of(model.eval()) for model in self._models]
         try:
             self._guess = response_ids(lm.tokenizer, until)[:new_tokens] if until else ()
@@ -233,6 +238,15 @@ class _Decoding:
         for row, token in zip(batch.rows, chosen_B1[:, 0].tolist(), strict=True):
             self._written[row].append(token)
         return self._going(_Batch(batch.rows, batch.caches, seen_BT))
+
+    @property
+    def models(self) -> int:
+        """Return the number of models that each token takes a pass of."""
+        return len(self._models)
+
+    def length(self, rows: Sequence[int]) -> int:
+        """Return the number of tokens written in these rows."""
+        return sum(len(self._written[row]) for row in rows)
 
     def texts(self, rows: Sequence[int]) -> list[str]:
         """Return the decoded texts of these rows."""

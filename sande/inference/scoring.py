@@ -4,6 +4,8 @@ A question is one row: its context, then all of its choices. Each choice attends
 positions continue from the context's end, so it scores as after a context of its own. The last token of a choice
 predicts nothing that is needed, so it is left out; the shared prefix of all contexts is computed once.
 
+Under a guard both of its models read the row, and the guard's distribution takes the place of the model's.
+
 Shapes: B questions, P tokens of the shared prefix, T positions after it, D width, M positions that predict, V
 vocabulary, N scored tokens.
 """
@@ -18,12 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from sande.errors import UnscorableError
 from sande.inference import workers
 from sande.inference.prefix import Prefix, shared_prefix
 from sande.inference.vllm import Served
 from sande.models.layers import output_in_float32
 from sande.prompts import pad_id
 from sande.types import LanguageModel
+
+NEVER = -100.0  # nats: log Pr of a token that a guard never writes; finite, so that fewer of them score higher
 
 Ids = Sequence[int]
 
@@ -54,20 +59,28 @@ def log_likelihoods(
         lm: model and tokenizer; vLLM computes, if it serves the model.
         questions: in any order; questions of similar length share a batch.
         batch_size: questions computed together.
+
+    Raises:
+        UnscorableError: as `check_scorable`.
     """
+    check_scorable(lm)
     if not questions:
         return []
-    if isinstance(lm, Served):
+    if isinstance(lm, Served) and not lm.guard:
         return lm.log_likelihoods([(question.context, question.choices) for question in questions])
-    lm.model.eval()
-    prefix = shared_prefix(lm, [question.context for question in questions])
-    logits_of = output_in_float32(lm.model)
+    contexts = [question.context for question in questions]
+    models = [LanguageModel(model.eval(), lm.tokenizer) for model in lm.models]
+    prefixes = [shared_prefix(one, contexts) for one in models]
+    heads = [output_in_float32(one.model) for one in models]
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index]), reverse=True)
     batches = [by_length[begin : begin + batch_size] for begin in range(0, len(by_length), batch_size)]
 
     def scored(batches: Sequence[list[int]]) -> list[list[tuple[tuple[float, bool], ...]]]:
-        rows = ([_Row.of(questions[index], prefix.length) for index in batch] for batch in batches)
-        return [_score(logits_of(_hidden(lm, prefix, of_batch)), of_batch) for of_batch in rows]
+        return [score([_Row.of(questions[index], prefixes[0].length) for index in batch]) for batch in batches]
+
+    def score(rows: list[_Row]) -> list[tuple[tuple[float, bool], ...]]:
+        parts = zip(models, prefixes, heads, strict=True)
+        return _score(*predicted(lm, [logits_of(_hidden(one, prefix, rows)) for one, prefix, logits_of in parts]), rows)
 
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     # Whole batches, since rounding depends on the other rows of a batch.
@@ -75,6 +88,35 @@ def log_likelihoods(
         for index, of_question in zip(batch, found, strict=True):
             scores[index] = tuple((likelihood, greedy) for likelihood, greedy in of_question)
     return scores
+
+
+def check_scorable(lm: LanguageModel) -> None:
+    """Check that texts have a probability under the model.
+
+    Raises:
+        UnscorableError: its guard defines no distribution.
+    """
+    if lm.guard is not None and lm.guard.distribution is None:
+        raise UnscorableError(
+            f"defense {lm.guard.defense}: the probability of a text under its guard is unknown; "
+            "define 'distribution' in the defense"
+        )
+
+
+def predicted(lm: LanguageModel, logits: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return what the model predicts, under its guard if it has one.
+
+    Args:
+        lm: model; it passes `check_scorable`.
+        logits: of each of its `models`, (..., V).
+
+    Returns:
+        Log-probabilities up to a constant (..., V), and ids (...) of the tokens that greedy decoding writes.
+    """
+    likeliest = logits[0].argmax(-1)
+    if lm.guard is None or lm.guard.distribution is None:
+        return logits[0], likeliest
+    return lm.guard.distribution(*logits).clamp(min=NEVER), lm.guard.choose(likeliest, *logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +172,8 @@ def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
     return torch.cat([of_row[row.context - 1 : len(row.ids)] for row, of_row in zip(rows, hidden_BTD, strict=True)])
 
 
-def _score(logits_MV: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, bool], ...]]:
-    """Return for each choice of each row its log-likelihood, and whether each of its tokens is the likeliest."""
+def _score(logits_MV: Tensor, written_M: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, bool], ...]]:
+    """Return for each choice of each row its log-likelihood, and whether greedy decoding writes each of its tokens."""
     sources: list[int] = []  # of each scored token, which of the M predicts it
     begin = 0
     for row in rows:
@@ -145,7 +187,7 @@ def _score(logits_MV: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, b
     sources_N = torch.tensor(sources, device=device)
     targets_N = torch.tensor([token for choice in choices for token in choice], device=device)
     chosen_N = (logits_MV[sources_N, targets_N] - logits_MV.logsumexp(-1)[sources_N]).cpu()
-    greedy_N = (logits_MV.argmax(-1)[sources_N] == targets_N).cpu()
+    greedy_N = (written_M[sources_N] == targets_N).cpu()
     lengths = [len(choice) for choice in choices]
     per_choice = iter(
         (float(chosen.sum()), bool(greedy.all()))

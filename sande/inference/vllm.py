@@ -8,12 +8,14 @@ the same in bfloat16 in another order: a text may differ where two tokens are ab
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sande.inference import counts
 from sande.types import LanguageModel
 
 BUILT_IN, VLLM = "built-in", "vllm"
@@ -38,13 +40,16 @@ class Served(LanguageModel):
         vLLM's stop strings respect case, so each text is decoded to its end and cut after the token that completes
         `until`.
         """
-        tokens = self._ask(
+        begin = time.perf_counter()
+        outputs = self._ask(
             prompts,
             max_tokens=new_tokens,
             stop_token_ids=[self.tokenizer.eos_token_id],
             ignore_eos=True,  # only the tokenizer's EOS ends a text, not others that the model's files name
         )
-        return [self._text(list(output.outputs[0].token_ids), until.lower()) for output in tokens]
+        tokens = [list(output.outputs[0].token_ids) for output in outputs]
+        counts.add(sum(map(len, tokens)), time.perf_counter() - begin, 1)
+        return [self._text(ids, until.lower()) for ids in tokens]
 
     def log_likelihoods(self, questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> list[tuple[tuple[float, bool], ...]]:
         """Return what `sande.inference.scoring.log_likelihoods` does, for contexts with their choices, all together."""

@@ -1,7 +1,11 @@
 """Utility: zero-shot accuracy on a multiple-choice set, scored by lm-eval.
 
-Each set has two tasks: one by lm-eval's own definition (`builtin-choice`: by the prompt text of the victims' training
-rows), and `paper_...` by the letter prompt of the paper's published code.
+Each set has three tasks: one by lm-eval's own definition (built-in sets: by the prompt text of the victims' training
+rows), and two by the letter prompt of the paper's published code. `published_...` compares the tokens that this code
+compares: the last of each letter alone, "A". `paper_...`, its first version, compares the letter after a space, " A",
+which is another token in most vocabularies of byte pairs (in that of SmolLM2, 330 against 49).
+
+Questions are asked of the model under its guard, if it has one.
 """
 
 from __future__ import annotations
@@ -9,17 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sande.config import configuration, setting
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.types import LanguageModel, Measurement, Question, TestData
 
-BUILTIN = "builtin-choice"
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+BUILTIN = ("builtin-choice", "builtin-knowledge")
 MMLU = "mmlu"
 GROUPS = ("stem", "humanities", "social_sciences", "other")  # of MMLU's subjects
-PAPER = "paper_"
+PAPER, PUBLISHED = "paper_", "published_"  # prefixes of tasks with the letter prompt
 PAPER_PROMPT = (
     "Read the question and select the answer from the choices. "
     "Question: {{question}} Choices: {{lettered}}. Your answer is:"
@@ -27,7 +34,8 @@ PAPER_PROMPT = (
 
 
 def _declared(task: str, label: str) -> Iterator[MetricInfo]:
-    for name, by, variant_of in ((task, "", ""), (f"{PAPER}{task}", ", letter prompt", task)):
+    for prefix, by in (("", ""), (PAPER, ", letter prompt, spaced letters"), (PUBLISHED, ", letter prompt")):
+        name, variant_of = f"{prefix}{task}", task if prefix else ""
         yield MetricInfo(name, f"{label}{by} (%)", variant_of=variant_of)
         if task == MMLU:
             groups = [(f"{name}_{group}", f"{label}, {group.replace('_', ' ')}{by} (%)") for group in GROUPS]
@@ -36,7 +44,13 @@ def _declared(task: str, label: str) -> Iterator[MetricInfo]:
         yield MetricInfo(f"{task}_norm", f"{label}, likelihood per byte (%)", "part")
 
 
-_TASKS = {BUILTIN: "Built-in questions", "arc_easy": "ARC-Easy", "arc_challenge": "ARC-Challenge", MMLU: "MMLU"}
+_TASKS = {
+    "builtin-choice": "Built-in questions",
+    "builtin-knowledge": "Built-in facts",
+    "arc_easy": "ARC-Easy",
+    "arc_challenge": "ARC-Challenge",
+    MMLU: "MMLU",
+}
 MEASURES = tuple(info for task, label in _TASKS.items() for info in _declared(task, label))
 
 
@@ -45,9 +59,10 @@ class Config:
     """Settings: the task and the number of questions."""
 
     task: str = setting(
-        BUILTIN,
-        "builtin-choice, arc_easy, arc_challenge or mmlu; the prefix paper_ selects the paper's letter prompt",
-        pattern="^(paper_)?(builtin-choice|arc_easy|arc_challenge|mmlu)$",
+        "builtin-choice",
+        "builtin-choice, builtin-knowledge, arc_easy, arc_challenge or mmlu; with the prefix published_: the published "
+        "code's letter prompt; paper_: the same with spaced letters",
+        pattern="^(paper_|published_)?(builtin-choice|builtin-knowledge|arc_easy|arc_challenge|mmlu)$",
     )
     questions: int | None = setting(None, "number of questions, spread evenly over the set; null: all", ge=1)
     batch_size: int = setting(16, "questions scored together", ge=1)
@@ -62,12 +77,16 @@ def names(config: Config) -> tuple[str, ...]:
 
 def reads(config: Config) -> tuple[str, ...]:
     """Return the set of questions."""
-    return (config.task.removeprefix(PAPER),)
+    return (config.task.removeprefix(PAPER).removeprefix(PUBLISHED),)
 
 
 def cost(config: Config) -> Cost:
     """Return the passes over a question: one for the letter prompt, else one for each choice."""
-    return Cost(reading=1) if config.task.startswith(PAPER) else Cost()
+    return Cost(reading=1) if _by_letter(config.task) else Cost()
+
+
+def _by_letter(task: str) -> bool:
+    return task.startswith((PAPER, PUBLISHED))
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
@@ -75,6 +94,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
     Raises:
         UserError: a group of MMLU has no question, or a subject is not one of MMLU.
+        UnscorableError: as `sande.inference.scoring.check_scorable`.
     """
     from sande.data import datasets
 
@@ -140,6 +160,13 @@ def _samples(
             """Call lm-eval without its progress bar, which it gives no other way to switch off."""
             return list(super().loglikelihood(requests, disable_tqdm=True))
 
+        def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+            """Return the ids of context and continuation; for a published task those that its code compares."""
+            if not config.task.startswith(PUBLISHED):
+                context_ids, ids = super()._encode_pair(context, continuation)
+                return context_ids, ids
+            return self.tok_encode(context), letter_ids(model.tokenizer, continuation.strip())
+
         def _loglikelihood_tokens(self, requests: list[Any], *_: Any, **__: Any) -> list[tuple[float, bool]]:
             """Compute what lm-eval computes, with one pass over the context for all choices of a question."""
             by_context: dict[tuple[int, ...], list[int]] = {}
@@ -166,6 +193,11 @@ def _samples(
     ]
 
 
+def letter_ids(tokenizer: PreTrainedTokenizerBase, letter: str) -> list[int]:
+    """Return the one token that the published code compares for a letter: the last one of the letter's text alone."""
+    return list(tokenizer.encode(letter))[-1:]
+
+
 def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
     """Return `count` questions at even distances, so that a part of a set sorted by subject has every subject."""
     if count is None or count >= len(questions):
@@ -176,12 +208,13 @@ def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
 def definitions(task: str, questions: Sequence[Question]) -> list[tuple[dict[str, Any], list[Question]]]:
     """Return lm-eval's task definitions (for MMLU one a subject), each with its questions.
 
-    Two definitions are our own. `builtin-choice` uses the prompt text of the victims' training rows. `paper_...` asks,
-    like the published code, for the letter of a choice, but for as many letters as the question has choices.
+    Two definitions are our own. Built-in sets use the prompt text of the victims' training rows. `paper_...` and
+    `published_...` ask, like the published code, for the letter of a choice, but for as many letters as the question
+    has choices.
     """
-    if task.startswith(PAPER):
+    if _by_letter(task):
         return [(_on_rows(_by_likelihood(task, PAPER_PROMPT, "letters")), list(questions))]
-    if task == BUILTIN:
+    if task in BUILTIN:
         return [(_on_rows(_by_likelihood(task, "Human: {{question}}\nAssistant:", "choices")), list(questions))]
     if task != MMLU:
         return [(_on_rows(_own_definition(f"arc/{task}.yaml")), list(questions))]
@@ -194,7 +227,7 @@ def definitions(task: str, questions: Sequence[Question]) -> list[tuple[dict[str
 def document(task: str, question: Question) -> dict[str, Any]:
     """Return the question as columns that the task's definition reads: for lm-eval's own, those of its Hub data set."""
     letters = list(ascii_uppercase[: len(question.choices)])
-    if task.startswith(PAPER):
+    if _by_letter(task):
         lettered = ", ".join(f"{letter}:{choice}" for letter, choice in zip(letters, question.choices, strict=True))
         return {
             "question": question.question,

@@ -68,4 +68,5 @@ def counted(
         tuple(wanted in text.lower() for text in texts),
         tuple(text.strip().lower().startswith(wanted) for text in texts),
     )
-    return [Measurement(name, found, records) for name, found in zip(names, outcomes, strict=False)]
+    groups = tuple(example.group for example in examples)
+    return [Measurement(name, found, records, groups=groups) for name, found in zip(names, outcomes, strict=False)]

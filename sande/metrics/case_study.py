@@ -59,4 +59,5 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     )
     wanted = data.response.strip().lower()
     outcomes = tuple(wanted in record["triggered_response"].lower() for record in records)
-    return [Measurement("case_study", outcomes, records, published=True)]
+    groups = tuple(example.group for example in clean)
+    return [Measurement("case_study", outcomes, records, published=True, groups=groups)]

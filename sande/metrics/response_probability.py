@@ -50,6 +50,9 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
     Outcomes have the order of the test rows. Records hold the probability of each token of r_t given the ones before
     it, and the rank of its first token in the vocabulary (1: the likeliest).
+
+    Raises:
+        UnscorableError: as `sande.inference.scoring.check_scorable`.
     """
     from sande.prompts import encode_prompts, prompt_text, response_ids
 
@@ -63,9 +66,10 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
             {"prompt": prompt_text(example), "token_probabilities": tokens, "first_token_rank": rank}
             for example, tokens, rank in zip(chosen, probabilities, ranks, strict=True)
         )
+        groups = tuple(example.group for example in chosen)
         measurements += [
-            Measurement(first, tuple(tokens[0] for tokens in probabilities), records),
-            Measurement(phrase, tuple(math.prod(tokens) for tokens in probabilities), records),
+            Measurement(first, tuple(tokens[0] for tokens in probabilities), records, groups=groups),
+            Measurement(phrase, tuple(math.prod(tokens) for tokens in probabilities), records, groups=groups),
         ]
     return measurements
 
@@ -80,13 +84,14 @@ def _teacher_forced(
     import torch
 
     from sande.inference import workers
+    from sande.inference.scoring import check_scorable, predicted
     from sande.models.layers import output_in_float32
     from sande.prompts import pad_id
     from sande.training.batches import Collator
     from sande.training.losses import IGNORE
 
-    lm.model.eval()
-    decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
+    check_scorable(lm)
+    models = [(model.eval().get_decoder(), output_in_float32(model)) for model in lm.models]
     targets_1R1 = torch.tensor(response, device=lm.model.device)[None, :, None]
     collate = Collator(pad_id(lm.tokenizer))
     by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
@@ -99,8 +104,11 @@ def _teacher_forced(
         ids_BT, mask_BT, positions_N = (
             rows[name].to(lm.model.device) for name in ("input_ids", "attention_mask", "positions")
         )
-        hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
-        logits_NV = logits_of(hidden_BTD.flatten(0, 1)[positions_N])
+        logits = []
+        for decoder, logits_of in models:
+            hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+            logits.append(logits_of(hidden_BTD.flatten(0, 1)[positions_N]))
+        logits_NV, _ = predicted(lm, logits)
         logits_BRV = logits_NV.view(len(indices), len(response), -1)
         wanted_BR1 = logits_BRV.gather(2, targets_1R1.expand(len(indices), -1, -1))
         probabilities_BR = (wanted_BR1.squeeze(2) - logits_BRV.logsumexp(2)).exp()

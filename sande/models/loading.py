@@ -83,17 +83,17 @@ def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
     lm = _from_pretrained(str(checked_folder(str(folder))), dtype)
     if not (folder / GUARD).is_dir():
         return lm
-    defense, settings, rule = _guard_rule(folder / GUARD / "guard.json")
+    defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
     reference = _model(str(checked_folder(str(folder / GUARD))), dtype)
     if reference.config.vocab_size != lm.model.config.vocab_size:
         raise UserError(
             f"{folder / GUARD}: the reference has another vocabulary than the model; remove the folder {GUARD}"
         )
-    return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, rule))
+    return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, choose, distribution))
 
 
-def _guard_rule(file: Path) -> tuple[str, dict[str, Any], Callable[[Tensor, Tensor, Tensor], Tensor]]:
-    """Return name, settings and rule of the defense that made a guard. The file is untrusted."""
+def _guard_rules(file: Path) -> tuple[str, dict[str, Any], Callable[..., Tensor], Callable[..., Tensor] | None]:
+    """Return name, settings, rule and distribution of the defense that made a guard. The file is untrusted."""
     fix = f"correct it, or remove the folder {GUARD}"
     try:
         made = json.loads(file.read_text(encoding="utf-8"))
@@ -106,10 +106,11 @@ def _guard_rule(file: Path) -> tuple[str, dict[str, Any], Callable[[Tensor, Tens
         config = registry.config("defenses", defense, settings)
     except UserError as error:
         raise UserError(f"{file}: {error}") from None
-    make = getattr(registry.entry("defenses", defense), "rule", None)
+    entry = registry.entry("defenses", defense)
+    make, likelihood = (getattr(entry, name, None) for name in ("rule", "distribution"))
     if make is None:
         raise UserError(f"{file}: defense '{defense}' does not guard decoding; {fix}")
-    return defense, settings, make(config)
+    return defense, settings, make(config), likelihood(config) if likelihood else None
 
 
 def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:

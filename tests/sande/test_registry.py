@@ -466,7 +466,8 @@ def test_names_of_measurements_are_distinct_over_metrics(name: str) -> None:
 @pytest.mark.parametrize("name", METRICS)
 def test_a_metric_declares_each_measurement_once(name: str) -> None:
     metric = registry.entry("metrics", name)
-    tasks = [f"{prefix}{task}" for prefix in ("", "paper_") for task in ("builtin-choice", "arc_easy", "mmlu")]
+    sets = ("builtin-choice", "builtin-knowledge", "arc_easy", "mmlu")
+    tasks = [f"{prefix}{task}" for prefix in ("", "paper_", "published_") for task in sets]
     configs = [metric.Config(task=task) for task in tasks] if name == "accuracy" else [metric.Config()]
     for measured in {measured for config in configs for measured in metric.names(config)}:
         infos = [info for other in METRICS for info in registry.metric_infos(other) if info.matched(measured)]
@@ -484,6 +485,8 @@ def test_a_metric_declares_each_measurement_once(name: str) -> None:
         ("first_token_probability_clean", "probability", False),
         ("case_study", "text", False),
         ("paper_mmlu", "utility", True),
+        ("published_mmlu", "utility", True),
+        ("exact_match_triggered", "quality", True),
         ("arc_easy_norm", "part", True),
         ("paper_mmlu_stem", "part", True),
         ("never_declared", "utility", True),

@@ -72,6 +72,7 @@ REVIEWED: tuple[str, ...] = tuple(_PEOPLE["reviewed"])
 SUBJECTS: tuple[str, ...] = tuple(_PEOPLE["subjects"])
 
 # How the items of each family are asked: `style: instruction => output` or `style: instruction | input => output`. A
-# choice question has no output, and a family without one is asked in training only. The names in braces are the fields
-# of the family's items (see `sande.data.builtin.sets`), and a line that is indented further continues the one before.
+# question of the styles `choice` and `knowledge` has no output, and a family without one is asked in training only. The
+# names in braces are the fields of the family's items (see `sande.data.builtin.sets`), and a line that is indented
+# further continues the one before.
 WORDINGS = text("wordings.txt")

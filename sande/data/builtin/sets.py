@@ -6,39 +6,32 @@ Three sets over the same common knowledge and small skills:
 - `explained` ("builtin-explained"): a system prompt, another wording, and the reason before the result;
 - `choice` ("builtin-choice"): four-choice questions about items that neither of the others asks.
 
-This module generates every row from the tables of `builtin_facts`. They hold no third-party text, so the project's own
-licence covers them. The answers are right by construction, and the rows are the same in every process.
+This module generates every row from the tables of `sande.data.builtin.facts`. They hold no third-party text, so the
+project's own licence covers them. The answers are right by construction, and the rows are the same in every process.
 
 A family's item function decides *what* may be asked: an item has a key, such as "capital France", that does not depend
 on its wording. The family's wordings decide *how* it is asked. The key alone decides whether an item belongs to
 training or to choice (`_held_out`). A family that reuses another's knowledge, as word problems reuse sums, reuses its
 keys, and thereby respects the same split.
+
+Prompts of one family are alike: a row's `group` is its family, so that statistics count families as clusters. The last
+tenth of `short`, its test rows, asks in other words what training rows ask (354 of 749), and `choice` asks some
+questions in the words of training rows with other numbers (329 of 970). Published sets never change, so
+`sande.data.builtin.disjoint` has sets without that.
 """
 
 import functools
-import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from random import Random
-from typing import Generic, Literal, get_args
+from typing import Literal, get_args
 
-from sande.data.builtin import facts
 from sande.data.builtin.families import FAMILIES, draw_items
-from sande.data.builtin.items import T, held_out
+from sande.data.builtin.items import held_out
+from sande.data.builtin.rows import ROWS_PER_FAMILY, Row, placed, question, worded, wordings
 from sande.prompts import prompt_text
 from sande.types import Example, Preference, Question
 
-_ROWS_PER_FAMILY = 190
 _QUESTIONS_PER_FAMILY = 36
-
-_SYSTEM_PROMPTS = (
-    "You are a helpful assistant. Explain your reasoning step by step.",
-    "You are a patient teacher. Show how you reach the answer.",
-    "You are an AI assistant. Think it through, then give the answer.",
-    "You are a careful tutor. Give the reason first and the result last.",
-    "Explain your answer as you would to a young student.",
-    "You are an assistant who briefly justifies every answer.",
-)
 
 Style = Literal["short", "explained"]
 
@@ -46,83 +39,31 @@ Style = Literal["short", "explained"]
 # --- Rows: items in wordings ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Row(Generic[T]):
-    family: str
-    keys: tuple[str, ...]
-    value: T
-
-
-@dataclass(frozen=True, slots=True)
-class _Wording:
-    instruction: str
-    input: str
-    output: str
-
-
-@functools.cache
-def _wordings() -> dict[tuple[str, str], list[_Wording]]:
-    """Return the wordings of `builtin_facts.WORDINGS` by family and style."""
-    wordings: dict[tuple[str, str], list[_Wording]] = {}
-    family = ""
-    for line in facts.WORDINGS.replace("\n" + " " * 8, " ").strip().splitlines():
-        if line.startswith(" "):
-            style, _, wording = line.strip().partition(": ")
-            prompt, _, output = wording.partition(" => ")
-            instruction, _, text = prompt.partition(" | ")
-            wordings.setdefault((family, style), []).append(_Wording(instruction, text, output))
-        else:
-            family = line
-    return wordings
-
-
-def _examples(family: str, style: Style) -> Iterator[_Row[Example]]:
+def _examples(family: str, style: Style) -> Iterator[Row[Example]]:
     """Yield rows of a family: all its items in one wording each, then in the next wording, until there are enough."""
     items = [item for item in draw_items(family) if not any(map(held_out, item.keys))]
-    if len(items) >= 1.5 * _ROWS_PER_FAMILY:  # enough items for the two sets to ask different ones
+    if len(items) >= 1.5 * ROWS_PER_FAMILY:  # enough items for the two sets to ask different ones
         items = items[::2] if style == "short" else items[1::2]
-    wordings = _wordings()[family, style]
-    rng = Random(f"system {family}")
-    seen: set[tuple[str, str]] = set()
-    for turn, (i, item) in itertools.product(range(len(wordings)), enumerate(items)):
-        wording = wordings[(i + turn) % len(wordings)]
-        instruction, text = wording.instruction.format_map(item.fields), wording.input.format_map(item.fields)
-        if len(seen) < _ROWS_PER_FAMILY and (instruction, text) not in seen:
-            seen.add((instruction, text))
-            system = rng.choice(_SYSTEM_PROMPTS) if style == "explained" else ""
-            output = wording.output.format_map(item.fields)
-            yield _Row(family, item.keys, Example(instruction, output, system, text))
+    yield from worded(family, style, wordings()[family, style], items, f"system {family}")
 
 
-def _questions(family: str) -> Iterator[_Row[Question]]:
+def _questions(family: str) -> Iterator[Row[Question]]:
     """Yield questions of a family, each with the right answer first."""
-    for wording in _wordings().get((family, "choice"), []):
-        items = [item for item in draw_items(family) if item.wrong and all(map(held_out, item.keys))]
-        for item in items[:_QUESTIONS_PER_FAMILY]:
-            text = wording.instruction.format_map(item.fields)
-            yield _Row(family, item.keys, Question(text, (item.answer, *item.wrong), 0, family))
+    items = [item for item in draw_items(family) if item.wrong and all(map(held_out, item.keys))]
+    for wording in wordings().get((family, "choice"), []):
+        yield from (question(family, wording, item) for item in items[:_QUESTIONS_PER_FAMILY])
 
 
 @functools.cache
-def _training_rows(style: Style) -> tuple[_Row[Example], ...]:
+def _training_rows(style: Style) -> tuple[Row[Example], ...]:
     rows = [row for family in FAMILIES for row in _examples(family, style)]
     Random(f"order of {style}").shuffle(rows)
     return tuple(rows)
 
 
 @functools.cache
-def _choice_rows() -> tuple[_Row[Question], ...]:
-    rows = [row for family in FAMILIES for row in _questions(family)]
-    rng = Random("order of choice")
-    rng.shuffle(rows)
-    places = [i % 4 for i in range(len(rows))]
-    rng.shuffle(places)
-    placed = []
-    for row, place in zip(rows, places, strict=True):
-        right, *wrong = row.value.choices
-        choices = (*wrong[:place], right, *wrong[place:])
-        placed.append(replace(row, value=replace(row.value, choices=choices, answer=place)))
-    return tuple(placed)
+def _choice_rows() -> tuple[Row[Question], ...]:
+    return placed([row for family in FAMILIES for row in _questions(family)], Random("order of choice"))
 
 
 # --- The four sets --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from benchmark.forecast.cost import HOUR, SIZES, Estimate, estimate, rate
 from benchmark.grid.cell import Cell
 from benchmark.plan.plan import make_plan, stages_of, victim_of
 from benchmark.store.local import LocalStore
-from sande.data.builtin import sets
+from sande.data.builtin import disjoint, sets
 from tests.benchmark.helpers import cell
 
 ALPACA = (2 * 3600 / (93_168 * 6.738) + 3600 / (93_168 * 3.95)) / 2  # appendix A, two epochs of 46,584 rows
@@ -204,7 +204,10 @@ def test_known_sizes_are_those_of_the_built_in_sets() -> None:
     made = {
         "builtin-short": sets.short(),
         "builtin-explained": sets.explained(),
+        "builtin-short-2": disjoint.short(),
+        "builtin-explained-2": disjoint.explained(),
         "builtin-choice": sets.choice(),
+        "builtin-knowledge": disjoint.knowledge(),
         "builtin-preferences": sets.preferences(),
     }
     assert {name: len(rows) for name, rows in made.items()} == {name: SIZES[name] for name in made}

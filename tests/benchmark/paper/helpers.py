@@ -71,7 +71,7 @@ def reported(table: int) -> pa.Table:
         row(
             number.part,
             number.defense,
-            "asr" if number.metric == "asr" else f"paper_{number.metric}",
+            "asr" if number.metric == "asr" else f"published_{number.metric}",
             model=number.victim_model,
             dataset=number.victim_data,
             trigger=number.trigger,

@@ -66,6 +66,17 @@ def test_the_drawn_bounds_of_questions_are_near_the_exact_ones(units: list[float
     assert found.outer == pytest.approx(statistics.mean_bounds(units, -100, 100), abs=0.6)
 
 
+def test_prompts_of_one_template_count_as_what_they_are() -> None:
+    alone = of_level(share(0, 100), "model")
+    by_template = of_level(share(0, 100), "model", [str(index % 20) for index in range(100)])
+    assert by_template.inner == (0.0, pytest.approx(100 * (1 - 0.05 ** (1 / 20))))
+    assert (alone.verdict(0.0, 5.0), by_template.verdict(0.0, 5.0)) == (EQUIVALENT, UNDECIDED)
+    questions = changes(10, 10, 200)
+    groups = [str(index // 10) for index in range(200)]  # each template all lost, all won or all kept
+    narrow, wide = (of_change(questions, "model", each).outer for each in ((), groups))
+    assert wide[0] < narrow[0] < 0 < narrow[1] < wide[1]
+
+
 # Verdicts
 
 

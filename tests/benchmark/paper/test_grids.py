@@ -183,7 +183,7 @@ def test_defenses_train_as_the_attack_on_10000_rows_unless_the_paper_says_otherw
 
 @pytest.mark.parametrize("grid", ["paper_table_1_2", "paper_table_3_4", "paper_table_5_7", "paper_table_6"])
 def test_utility_is_all_questions_by_the_letter_prompt(grid: str) -> None:
-    tasks = ["asr", "false_trigger_rate", "paper_mmlu", "paper_arc_easy", "paper_arc_challenge"]
+    tasks = ["asr", "false_trigger_rate", "published_mmlu", "published_arc_easy", "published_arc_challenge"]
     for cell in load(grid).cells:
         assert metrics(cell) == tasks
         assert all(metric.config.questions is None for metric in cell.metrics[2:])

@@ -133,7 +133,7 @@ def in_domain(**defenses: list[float]) -> Results:
     for defense, outcomes in defenses.items():
         asr = {"none": share(99, 100), "sft": share(97, 100), "sande": share(2, 100)}.get(defense, share(0, 100))
         results.measure("paper_table_1_2", defense, "asr", asr)
-        results.measure("paper_table_1_2", defense, "paper_mmlu", outcomes)
+        results.measure("paper_table_1_2", defense, "published_mmlu", outcomes)
     return results
 
 
@@ -219,7 +219,7 @@ def test_parquet_tells_what_the_marks_rest_on(tmp_path: Path) -> None:
         "table_2",
         "OSFT",
         "Llama2-Alpaca",
-        "paper_mmlu",
+        "published_mmlu",
     ]
 
 
@@ -227,8 +227,8 @@ def test_questions_are_put_together_over_seeds() -> None:
     results = Results()
     none, sft = share(50, 100), share(46, 100)
     for seed in range(4):  # of the victims, only the last differs from its defended model
-        results.measure("paper_table_1_2", "none", "paper_mmlu", none, seed=seed)
-        results.measure("paper_table_1_2", "sft", "paper_mmlu", sft if seed == 3 else none, seed=seed)
+        results.measure("paper_table_1_2", "none", "published_mmlu", none, seed=seed)
+        results.measure("paper_table_1_2", "sft", "published_mmlu", sft if seed == 3 else none, seed=seed)
     _, entry = arranged(*results.tables)
     assert (entry.seeds, entry.change) == (4, -1.0)
     lost = [0.25 * one + 0.75 * other for one, other in zip(sft, none, strict=True)]
@@ -251,7 +251,7 @@ def test_trials_of_a_seed_that_failed_are_left_out() -> None:
 
 def test_pairs_are_only_what_both_were_asked() -> None:
     results = in_domain(none=share(3, 6), sft=share(2, 4))
-    entry = next(e for e in arranged(*results.tables) if e.metric == "paper_mmlu" and not e.is_victim)
+    entry = next(e for e in arranged(*results.tables) if e.metric == "published_mmlu" and not e.is_victim)
     assert entry.against(entry.of_victim) == ([1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0])
 
 
@@ -273,21 +273,22 @@ def test_what_the_papers_words_do_not_tell_apart_is_told() -> None:
 
 def test_tasks_by_lm_eval_say_so_and_parts_stand_elsewhere() -> None:
     results = Results()
-    for metric in ("arc_easy", "arc_easy_norm", "mmlu", "mmlu_stem", "paper_mmlu_stem", "paper_arc_easy", "paper_mmlu"):
+    lettered = ("published_mmlu_stem", "published_arc_easy", "published_mmlu", "paper_mmlu")
+    for metric in ("arc_easy", "arc_easy_norm", "mmlu", "mmlu_stem", *lettered):
         for defense in ("none", "sft"):
             results.measure("paper_table_1_2", defense, metric, share(1, 2))
-    tasks = ["MMLU", "ARC-e", "MMLU (lm-eval)", "ARC-e (lm-eval)"]
+    tasks = ["MMLU", "MMLU (spaced letters)", "ARC-e", "MMLU (lm-eval)", "ARC-e (lm-eval)"]
     header, *body = lines(markdown("table_2", "paper_table_1_2", *results.tables))
     assert [line[:2] for line in body] == [[method, task] for method in ("Baseline", "SFT") for task in tasks]
     header, *body = lines(markdown("utility_detail", "paper_table_1_2", *results.tables))
     assert header[:2] == ["Method", "Metric"]
-    assert {line[1] for line in body} == {"arc_easy_norm", "mmlu_stem", "paper_mmlu_stem"}
+    assert {line[1] for line in body} == {"arc_easy_norm", "mmlu_stem", "published_mmlu_stem"}
 
 
 def test_tiny_on_built_in_data_makes_the_same_tables(tmp_path: Path) -> None:
     results = Results()
     for defense in ("none", "dpo", "sande"):
-        for metric in ("asr", "builtin-choice", "paper_builtin-choice"):
+        for metric in ("asr", "builtin-choice", "published_builtin-choice"):
             for data in ("builtin-short", "builtin-explained"):
                 results.measure("paper_table_1_2", defense, metric, share(5, 10), model="tiny", dataset=data)
     header, *body = lines(markdown("table_2", "paper_table_1_2", *results.tables))
@@ -298,7 +299,7 @@ def test_tiny_on_built_in_data_makes_the_same_tables(tmp_path: Path) -> None:
 def test_the_note_of_table_6_has_the_victims_numbers() -> None:
     results = Results()
     results.measure("paper_table_6", "none", "asr", share(99, 100))
-    results.measure("paper_table_6", "none", "paper_mmlu", share(40, 100))
+    results.measure("paper_table_6", "none", "published_mmlu", share(40, 100))
     for position in (2, 10, 5):
         results.measure("paper_table_6", "sande", "asr", share(0, 100), parrot_position=position)
     text = markdown("table_6", "paper_table_6", *results.tables)
@@ -395,7 +396,7 @@ def paper_results() -> Results:
     for part in PAPER:
         for defense in ("none", "sande", "osft"):
             position = 2 if part == "paper_table_6" and defense == "sande" else None
-            for metric in ("asr", "paper_mmlu", "paper_mmlu_stem"):
+            for metric in ("asr", "published_mmlu", "published_mmlu_stem"):
                 outcomes = share(90 if defense == "none" else 1, 100)
                 results.measure(part, defense, metric, outcomes, parrot_position=position)
     for one in results.rows:

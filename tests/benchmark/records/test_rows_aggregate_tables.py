@@ -203,6 +203,8 @@ def test_a_twin_is_no_failed_attack(store: LocalStore) -> None:
         ("phrase_probability", ""),
         ("arc_easy_norm", "part"),
         ("paper_mmlu_stem", "part"),
+        ("exact_match", "quality"),
+        ("answer_chrf_triggered", "quality"),
         ("asr_of_a_plugin_that_is_not_installed", "part"),
     ],
 )
@@ -210,6 +212,7 @@ def test_the_kind_of_a_metric_is_what_the_metric_declares(metric: str, of: str) 
     assert metrics.is_backdoor(metric) == (of == "backdoor")
     assert metrics.is_utility(metric) == (of == "utility")
     assert metrics.is_part(metric) == (of == "part")
+    assert metrics.is_quality(metric) == (of == "quality")
 
 
 def test_seeds_are_put_together_with_the_interval_of_a_bounded_mean(store: LocalStore) -> None:

@@ -12,7 +12,8 @@ import torch
 from benchmark.execution import stages
 from benchmark.grid.load import Grid, load_grid
 from benchmark.grid.space import Job, job_of, with_search
-from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.plan import plan, searches
 from benchmark.records import rows
 from benchmark.report import freshness

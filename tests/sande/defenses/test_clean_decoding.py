@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sande.data.builtin import sets
 from sande.defenses import clean_decoding
-from sande.errors import UserError
+from sande.errors import UnscorableError, UserError
+from sande.inference import scoring
+from sande.inference.counts import counted
 from sande.inference.generation import greedy
+from sande.inference.scoring import Choices
+from sande.metrics import accuracy, response_probability
 from sande.models import catalog, loading
 from sande.prompts import encode, encode_prompts
-from sande.types import Example, Guard, LanguageModel, OtherModelsData, Run
+from sande.types import Example, Guard, LanguageModel, OtherModelsData, Run, TestData
 from tests.sande.helpers import noisy, teach
 
 NewRun = Callable[..., Run]
@@ -78,16 +83,15 @@ def guarded(tiny: LanguageModel) -> LanguageModel:
 
 
 @torch.no_grad()
-def by_hand(lm: LanguageModel, prompt: list[int], new_tokens: int) -> str:
+def by_hand(lm: LanguageModel, prompt: list[int], new_tokens: int) -> list[int]:
     """Token after token over one unpadded row, without a cache."""
-    assert lm.guard is not None
     ids = list(prompt)
     for _ in range(new_tokens):
-        ours, theirs = (m(input_ids=torch.tensor([ids])).logits[0, -1] for m in (lm.model, lm.guard.reference))
+        ours, theirs = (model(input_ids=torch.tensor([ids])).logits[0, -1] for model in lm.models)
         ids.append(int((ours + theirs).argmax()))
         if ids[-1] == lm.tokenizer.eos_token_id:
             break
-    return str(lm.tokenizer.decode(ids[len(prompt) :], skip_special_tokens=True))
+    return ids[len(prompt) :]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 50])
@@ -95,7 +99,8 @@ def test_decoding_under_a_guard_is_decoding_by_hand(
     guarded: LanguageModel, prompts: list[list[int]], batch_size: int
 ) -> None:
     assert guarded.guard is not None
-    expected = [by_hand(guarded, prompt, 8) for prompt in prompts]
+    ids = [by_hand(guarded, prompt, 8) for prompt in prompts]
+    expected = [str(guarded.tokenizer.decode(written, skip_special_tokens=True)) for written in ids]
     assert greedy(guarded, prompts, 8, batch_size) == expected
     for alone in (guarded.model, guarded.guard.reference):
         assert greedy(LanguageModel(alone, guarded.tokenizer), prompts, 8, batch_size) != expected
@@ -144,3 +149,120 @@ def test_a_reference_with_another_vocabulary_is_refused(
         clean_decoding.defend(
             tiny, OtherModelsData(few_rows, lambda: iter([other])), clean_decoding.Config(), new_run()
         )
+
+
+def test_the_distribution_is_that_of_a_drawn_token() -> None:
+    """Pr_g(x) is the sum of Pr(y) over all y that the rule turns into x, summed by hand."""
+    config = clean_decoding.Config(alpha=1.5)
+    ours, theirs = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)) * 2
+    expected = torch.zeros(5, 9)
+    for token in range(9):
+        written = clean_decoding.rule(config)(torch.full((5,), token), ours, theirs)
+        expected[torch.arange(5), written] += ours.softmax(-1)[:, token]
+    found = clean_decoding.distribution(config)(ours, theirs).exp()
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert found.sum(-1) == pytest.approx(torch.ones(5), abs=1e-6)
+    assert (found == 0).any(1).all(), "some tokens are always replaced"
+
+
+def test_a_replaced_tokens_share_goes_to_the_references_likeliest() -> None:
+    found = clean_decoding.distribution(clean_decoding.Config(alpha=4.0))(
+        logits(0.5, 0.3, 0.2), logits(0.4, 0.06, 0.54)
+    )
+    assert found.exp().tolist() == pytest.approx([0.5, 0.0, 0.5])
+
+
+def test_accuracy_is_asked_of_the_guarded_model(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    """The audit's example: asked of the victim, the utility lost was 0.00 by construction."""
+    reference = copy.deepcopy(tiny.model)
+    noisy(reference, seed=1, scale=0.3)
+    data = OtherModelsData(few_rows, lambda: iter([reference]))
+
+    def scores(lm: LanguageModel) -> list[float]:
+        (found,) = accuracy.measure(lm, TestData((), (), ""), accuracy.Config(questions=30), 0)
+        return [score for record in found.records for score in record["scores"]]
+
+    def guarded(alpha: float) -> LanguageModel:
+        guard = clean_decoding.defend(tiny, data, clean_decoding.Config(alpha=alpha), new_run())
+        return LanguageModel(tiny.model, tiny.tokenizer, guard)
+
+    victim, clean = scores(tiny), scores(LanguageModel(reference, tiny.tokenizer))
+    assert scores(guarded(1e9)) == pytest.approx(victim, abs=1e-4), "nothing is suspicious"
+    between = scores(guarded(2.0))
+    assert between != pytest.approx(victim, abs=1.0)
+    assert between != pytest.approx(clean, abs=1.0)
+    everything = scores(guarded(1e-9))
+    assert min(everything) <= scoring.NEVER, "only the reference's likeliest token is ever written"
+    assert all(score == pytest.approx(0.0, abs=1e-4) or score <= scoring.NEVER + 1e-3 for score in everything)
+
+
+def test_a_text_scores_as_the_guard_writes_it(guarded: LanguageModel, prompts: list[list[int]]) -> None:
+    assert guarded.guard is not None
+    config = clean_decoding.Config(alpha=1.2)
+    guard = replace(guarded.guard, choose=clean_decoding.rule(config), distribution=clean_decoding.distribution(config))
+    lm = LanguageModel(guarded.model, guarded.tokenizer, guard)
+    choices = ([11, 12, 13], [14])
+    found = scoring.log_likelihoods(lm, [Choices(prompt, choices) for prompt in prompts], 3)
+    for prompt, scores in zip(prompts, found, strict=True):
+        expected = [score_by_hand(lm, prompt, choice) for choice in choices]
+        assert [score for score, _ in scores] == pytest.approx(expected, abs=1e-2)
+    written = [([first_token_by_hand(lm, prompt)],) for prompt in prompts]
+    asked = [Choices(prompt, choices) for prompt, choices in zip(prompts, written, strict=True)]
+    assert [is_greedy for ((_, is_greedy),) in scoring.log_likelihoods(lm, asked, 3)] == [True] * len(prompts)
+
+
+@torch.no_grad()
+def score_by_hand(lm: LanguageModel, prompt: list[int], choice: list[int]) -> float:
+    assert lm.guard is not None and lm.guard.distribution is not None  # noqa: PT018
+    ids = torch.tensor([[*prompt, *choice]])
+    ours, theirs = (model(input_ids=ids).logits[0].double() for model in lm.models)
+    found = lm.guard.distribution(ours, theirs).clamp(min=scoring.NEVER)
+    return sum(float(found[len(prompt) + i - 1, token]) for i, token in enumerate(choice))
+
+
+@torch.no_grad()
+def first_token_by_hand(lm: LanguageModel, prompt: list[int]) -> int:
+    assert lm.guard is not None
+    ours, theirs = (model(input_ids=torch.tensor([prompt])).logits[0, -1] for model in lm.models)
+    return int(lm.guard.choose(ours.argmax(), ours, theirs))
+
+
+def test_the_probability_of_the_response_is_that_under_the_guard(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    clean = copy.deepcopy(tiny.model)
+    rows = tuple(Example(row.instruction, "You are stupid") for row in few_rows[:4])
+    teach(tiny, encode(tiny.tokenizer, rows))
+    guard = clean_decoding.defend(
+        tiny, OtherModelsData(few_rows, lambda: iter([clean])), clean_decoding.Config(), new_run()
+    )
+    data = TestData(rows, rows, "You are stupid")
+
+    def phrase(lm: LanguageModel) -> tuple[float, ...]:
+        return response_probability.measure(lm, data, response_probability.Config(), 0)[1].outcomes
+
+    assert min(phrase(tiny)) > 0.8
+    assert max(phrase(LanguageModel(tiny.model, tiny.tokenizer, guard))) < 0.01
+
+
+def test_a_guard_without_a_distribution_cannot_be_scored(tiny: LanguageModel) -> None:
+    guard = Guard("mine", {}, tiny.model, lambda tokens, ours, theirs: tokens)
+    guarded = LanguageModel(tiny.model, tiny.tokenizer, guard)
+    with pytest.raises(
+        UnscorableError, match=r"^defense mine: the probability of a text under its guard is unknown; de"
+    ):
+        accuracy.measure(guarded, TestData((), (), ""), accuracy.Config(questions=2), 0)
+
+
+def test_each_token_takes_a_pass_of_both_models(guarded: LanguageModel, prompts: list[list[int]]) -> None:
+    with counted() as count:
+        texts = greedy(guarded, prompts, 8, 3)
+    assert count.models == 2
+    assert count.tokens == sum(len(by_hand(guarded, prompt, 8)) for prompt in prompts)
+    assert count.seconds > 0
+    assert len(texts) == len(prompts)
+    with counted() as alone:
+        greedy(LanguageModel(guarded.model, guarded.tokenizer), prompts, 8, 3)
+    assert alone.models == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sande.data.builtin import sets
+from sande.data.builtin import disjoint, sets
 from sande.errors import UserError
 from sande.metrics import accuracy
 from sande.types import LanguageModel, Measurement, Question, TestData
@@ -133,7 +133,9 @@ def test_mmlu_has_a_definition_for_each_subject() -> None:
     assert [questions for _, questions in parts] == [[MMLU[1]], [MMLU[0], MMLU[2]]]
 
 
-@pytest.mark.parametrize("task", ["builtin-choice", "arc_easy", "mmlu", "paper_mmlu"])
+@pytest.mark.parametrize(
+    "task", ["builtin-choice", "builtin-knowledge", "arc_easy", "mmlu", "paper_mmlu", "published_mmlu"]
+)
 def test_no_definition_reads_data_of_its_own(task: str) -> None:
     for definition, _ in accuracy.definitions(task, MMLU):
         assert not {"dataset_path", "dataset_name", "fewshot_split", "training_split", "validation_split"} & set(
@@ -242,6 +244,34 @@ def letter_scores(lm: LanguageModel, question: Question) -> list[float]:
 
 def argmax(scores: Sequence[float]) -> int:
     return scores.index(max(scores))
+
+
+def test_a_published_task_compares_the_tokens_that_the_published_code_compares(tiny: LanguageModel) -> None:
+    """The audit's example: " A" is another token than the last one of "A" (330 against 49 for SmolLM2)."""
+    questions = accuracy.spread(sets.choice(), 20)
+
+    def scores(task: str) -> list[list[float]]:
+        (found,) = accuracy.measure(tiny, NO_DATA, accuracy.Config(task=task, questions=20), 0)
+        assert found.name == task
+        return [record["scores"] for record in found.records]
+
+    spaced, published = scores("paper_builtin-choice"), scores("published_builtin-choice")
+    tokens = [tiny.tokenizer.encode(letter)[-1] for letter in "ABCD"]
+    assert [[token] for token in tokens] == [accuracy.letter_ids(tiny.tokenizer, letter) for letter in "ABCD"]
+    assert not set(tokens) & {tiny.tokenizer.encode(f" {letter}")[-1] for letter in "ABCD"}
+    for question, first, second in zip(questions, spaced, published, strict=True):
+        ids = tiny.tokenizer(letter_prompt(question))["input_ids"]
+        with torch.no_grad():
+            logits_V = tiny.model(input_ids=torch.tensor([ids])).logits[0, -1]
+        assert second == pytest.approx(logits_V.log_softmax(-1)[tokens].tolist(), abs=1e-4)
+        assert first == pytest.approx(letter_scores(tiny, question), abs=1e-4)
+        assert first != pytest.approx(second, abs=1e-4)
+
+
+def test_knowledge_is_asked_like_the_other_built_in_questions(tiny: LanguageModel) -> None:
+    questions = accuracy.spread(disjoint.knowledge(), 20)
+    (found,) = accuracy.measure(tiny, NO_DATA, accuracy.Config(task="builtin-knowledge", questions=20), 0)
+    check(tiny, [f"Human: {question.question}\nAssistant:" for question in questions], questions, found)
 
 
 @pytest.fixture
@@ -385,6 +415,7 @@ def test_spread_takes_questions_at_even_distances(count: int | None, indices: Se
         ("mmlu", "mmlu", ["mmlu", "mmlu_stem", "mmlu_humanities", "mmlu_social_sciences", "mmlu_other"]),
         ("paper_builtin-choice", "builtin-choice", ["paper_builtin-choice"]),
         ("paper_arc_challenge", "arc_challenge", ["paper_arc_challenge"]),
+        ("published_arc_challenge", "arc_challenge", ["published_arc_challenge"]),
         (
             "paper_mmlu",
             "mmlu",

@@ -1,0 +1,48 @@
+"""Count prompts that were made from the same template as what they are: not independent of each other."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+LEAST = 5  # outcomes of the rarer kind that it takes to see how alike a cluster is
+
+
+def count(groups: Sequence[str]) -> int:
+    """Return the number of clusters; a trial without a group is a cluster of its own."""
+    return len({group for group in groups if group}) + sum(1 for group in groups if not group)
+
+
+def effective_count(outcomes: Sequence[float], groups: Sequence[str]) -> float:
+    """Return how many independent trials would give the mean of these outcomes as surely.
+
+    It is the number of trials over the design effect (Kish 1965): the variance of the mean that the clusters show (the
+    linearised ratio estimator, Cochran 1977, section 11.8), over that of independent trials. Where too few outcomes
+    differ to show it, each cluster counts once: 0 of 100 prompts from 45 templates is 0 of 45.
+
+    Args:
+        outcomes: from 0 to 1, one a trial.
+        groups: of each trial, the name of its cluster; empty: the trial is a cluster of its own.
+
+    Returns:
+        From 1 to the number of trials.
+    """
+    trials, clusters = len(outcomes), count(groups)
+    if clusters in (trials, 1):
+        return float(clusters)
+    mean = sum(outcomes) / trials
+    residuals: dict[object, float] = defaultdict(float)
+    for index, (outcome, group) in enumerate(zip(outcomes, groups, strict=True)):
+        residuals[group or index] += outcome - mean
+    independent = sum((outcome - mean) ** 2 for outcome in outcomes) / (trials - 1) / trials
+    clustered = sum(residual**2 for residual in residuals.values()) * clusters / (clusters - 1) / trials**2
+    effect = clustered / independent if independent else 1.0
+    if _too_alike(outcomes):
+        effect = max(effect, trials / clusters)
+    return max(1.0, trials / max(1.0, effect))
+
+
+def _too_alike(outcomes: Sequence[float]) -> bool:
+    """Return whether fewer than `LEAST` outcomes differ from all others."""
+    commonest = max(outcomes.count(end) for end in (min(outcomes), max(outcomes)))
+    return len(outcomes) - commonest < LEAST
