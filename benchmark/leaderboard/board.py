@@ -191,6 +191,11 @@ class Board:
         return sorted({metric for one in self.cells for metric in one.more}, key=registry.column_order)
 
     @property
+    def quality(self) -> list[str]:
+        """Those of which more is better: how good the answers are. A model that answers nothing has an ASR of 0 too."""
+        return [metric for metric in self.more if registry.metric_info(metric).higher_is_better]
+
+    @property
     def verified(self) -> list[Standing]:
         """Standings of the board's own victims."""
         return [one for one in self.standings if one.verified]
