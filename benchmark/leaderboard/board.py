@@ -172,6 +172,7 @@ class Board:
         compared: the shared cases, as in `Run.case`.
         twin: mean of the clean twins of the victims; None where one has no twin.
         margin: percentage points of utility that a ranked defense may lose.
+        mixed: sentences on code and libraries that differ between stages.
     """
 
     standings: tuple[Standing, ...]
@@ -184,6 +185,7 @@ class Board:
     compared: frozenset[str] = frozenset()
     twin: Twin | None = None
     margin: float = MARGIN
+    mixed: tuple[str, ...] = ()
 
     @property
     def more(self) -> list[str]:

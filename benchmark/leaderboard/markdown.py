@@ -176,6 +176,7 @@ def notes(made: Board) -> list[str]:
         "seeds is compared by its mean over those that it has.",
         "**Training** is the mean wall-clock time of one defense on the named device.",
     ]
+    lines += [f"**Mixed.** {sentence}" for sentence in made.mixed]
     if made.twin:
         loss = (
             ""
