@@ -66,9 +66,9 @@ def cost(config: Config) -> Cost:
     """Return two trainings of each row for the outer level, and the inner level's passes per row.
 
     Each inner step reads the inner rows forward and backward, with their unwanted and with their safe answers. One more
-    pass reads each of them before, and one after.
+    pass reads the latter before, and one each of them after.
     """
-    inner = 4 * config.inner_rows * (config.inner_steps + 1) / (config.every * config.training.batch_size)
+    inner = config.inner_rows * (4 * config.inner_steps + 3) / (config.every * config.training.batch_size)
     return Cost(training={"training": 6 + inner})
 
 

@@ -92,10 +92,11 @@ def test_lora_saves_the_gradients_of_the_weights() -> None:
         ({"name": "sande_p", "simulate": {"epochs": 3}, "eliminate": {"epochs": 1}}, 300 * 2 / 3 + 100, ORCA),
         ({"name": "dpo", "preferences": {"pairs": 30}, "training": {"epochs": 1}}, 30 * 2 * 4 / 3, ALPACA),
         ({"name": "crow", "training": {"epochs": 2}}, 200 * (2 / 3 + 1 + 1), ORCA),
-        # 25 steps of four rows, and after every fifth 32 rows forward and back ten times, and forward twice
+        # 25 steps of four rows; after every fifth 32 rows with two answers each forward and back ten times, and once
+        # forward with one answer before and with both after
         (
             {"name": "beear", "training": {"max_steps": 25, "batch_size": 4}},
-            100 * 2 + 5 * 32 * (10 * 2 / 3 + 2 / 3),
+            100 * 2 + 5 * 32 * (10 * 4 / 3 + 3 / 3),
             ORCA,
         ),
         ({"name": "decoy_osft", "plant": {"epochs": 1}, "overwrite": {"epochs": 3}}, 400, ORCA),
