@@ -1,20 +1,25 @@
 """Magnitude pruning and Wanda: which weights go, by hand; padding, and the order of blocks."""
 
 import copy
+import math
+import random
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sande import registry
+from sande.data.builtin import sets
 from sande.defenses import magnitude, wanda
 from sande.errors import UserError
+from sande.models import loading
 from sande.models.layers import blocks, linear_layers
 from sande.models.pruning import smallest
 from sande.prompts import encode
 from sande.types import CleanData, Example, LanguageModel, Run
-from tests.sande.helpers import changed, linear_weights, weights
+from tests.sande.helpers import changed, linear_weights, nll_by_hand, weights
 
 NewRun = Callable[..., Run]
 WEIGHT = [[1.0, -2.0, 3.0, -4.0], [-8.0, 7.0, 6.0, 5.0]]
@@ -141,3 +146,26 @@ def test_magnitude_has_no_calibration(tiny: LanguageModel, few_rows: tuple[Examp
         tiny.model.load_state_dict(start)
         found.append(weights(magnitude.defend(tiny, CleanData(rows), magnitude.Config(), new_run())))
     assert all(torch.equal(found[0][name], weight) for name, weight in found[1].items())
+
+
+@pytest.mark.slow
+def test_wanda_harms_smollm2_less_than_magnitude_does(tmp_path: Path, new_run: NewRun) -> None:
+    """The order that Sun et al. 2024 report for larger models; docs/fidelity.md has these numbers."""
+    lm = loading.load("smollm2-135m", tmp_path)
+    rows = list(sets.explained())
+    random.Random(0).shuffle(rows)
+    held_out, calibration = encode(lm.tokenizer, rows[:25]), CleanData(tuple(rows[100:228]))
+    start = copy.deepcopy(lm.model.state_dict())
+
+    @torch.no_grad()
+    def perplexity() -> float:
+        total = sum(nll_by_hand(lm, row.prompt, row.response) for row in held_out)
+        return math.exp(total / sum(len(row.response) for row in held_out))
+
+    found = {"dense": perplexity()}
+    for name, settings in (("magnitude", {}), ("wanda", {"rows": 32})):
+        lm.model.load_state_dict(start)
+        config = registry.config("defenses", name, settings)
+        registry.entry("defenses", name).defend(lm, calibration, config, new_run())
+        found[name] = perplexity()
+    assert found == pytest.approx({"dense": 8.28, "magnitude": 124.3, "wanda": 14.09}, rel=0.02)
