@@ -59,12 +59,14 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
 
 
 def make_pages(folder: Path, shown: Path) -> None:
-    """Write everything in a published folder that follows from its rows: report, comparison, leaderboard, record.
+    """Write everything in a published folder that follows from its rows: all pages, tables and figures, and the record.
 
     Args:
-        folder: holds the rows; comparison and leaderboard are written only where they exist already.
+        folder: holds the rows; comparison and leaderboard are written only where they exist already, and the page of
+            detectors where `detection.json` does.
         shown: path of the folder in the pages.
     """
+    from benchmark.detection import evaluate
     from benchmark.leaderboard import markdown as leaderboard
     from benchmark.leaderboard.write import write as write_leaderboard
     from benchmark.paper import comparison_page
@@ -77,6 +79,8 @@ def make_pages(folder: Path, shown: Path) -> None:
     page.write(folder)
     if (folder / f"{comparison_page.NAME}.md").is_file():
         comparison_page.write(folder)
+    if (scans := folder / f"{evaluate.NAME}.json").is_file():
+        evaluate.write(scans, folder, folder)  # rows name no model that has to be loaded
     board = folder / leaderboard.NAME
     if (board / f"{leaderboard.NAME}.md").is_file():
         write_leaderboard([folder], board, named=[shown])

@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000  # of a bootstrap; 50 of them lie below its 2.5 % point
 
 
-def wilson(successes: int, count: int) -> tuple[float, float]:
+def wilson(successes: float, count: int) -> tuple[float, float]:
     """Return the Wilson 95 % interval of a share, in percent; it has a width at 0 and 100, unlike the normal one.
 
     Newcombe 1998, method 3. `scipy.stats.binomtest` gives the same, but takes a hundred times as long for a p-value.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.io import logs, plots
 from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import MISSING, markdown_table
+from benchmark.io.markdown import markdown_table
 from sande import registry, types
 from sande.config import as_dict
 from sande.data import datasets
@@ -104,10 +104,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         "seconds": seconds,
         "score": found.score,
         "alarm": found.alarm,
-        "candidates": [
-            {"text": each.text, "ids": list(each.ids), "score": each.score, "p_value": each.p_value}
-            for each in found.candidates
-        ],
+        "candidates": [{"text": each.text, "ids": list(each.ids), "score": each.score} for each in found.candidates],
         "facts": dict(found.facts),
     }
 
@@ -139,12 +136,11 @@ def markdown(record: dict[str, Any]) -> str:
             token_code(each["text"]),
             " ".join(map(str, each["ids"])),
             f"{each['score']:.2f}",
-            MISSING if each["p_value"] is None else f"{each['p_value']:.3f}",
         )
         for rank, each in enumerate(record["candidates"][:SHOWN], start=1)
     ]
     lines = [f"### {record['detector']} on {record['model']}", ""]
-    lines += markdown_table(("Rank", "Candidate", "Token ids", "Score", "p"), rows, "rllrr") if rows else []
+    lines += markdown_table(("Rank", "Candidate", "Token ids", "Score"), rows, "rllr") if rows else []
     reference = f", compared with {record['reference']}" if record["reference"] else ""
     lines += [
         "",

@@ -232,7 +232,7 @@ def test_an_entry_with_any_value_at_a_place(examples: int, place: Path, tmp_path
 
 def test_a_scan_and_a_list_of_scans_with_any_value_at_a_place(examples: int, place: Path, tmp_path: Path) -> None:
     record = json.loads((place / "scan/scan.json").read_text())
-    record["candidates"] = [{"text": "a", "ids": [3], "score": 1.0, "p_value": None}]
+    record["candidates"] = [{"text": "a", "ids": [3], "score": 1.0}]
     listed = {"scans": [{"scan": ".", "label": "x", "calibration": True}]}
 
     def check(drawn: tuple[Any, Any]) -> None:
