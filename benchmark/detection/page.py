@@ -114,14 +114,10 @@ def _claim(each: Summary) -> str:
     assert each.guaranteed_rate is not None
     wanted, models = _percent(each.wanted_rate), each.calibration_models
     if each.worst_rate is None:
-        have = (
-            f"{models} calibration models allow {_percent(each.guaranteed_rate)} at best"
-            if models
-            else "there are none"
-        )
+        lowest = f"with {models} of them, the lowest rate that can be claimed is {_percent(each.guaranteed_rate)}"
         return (
             f"a rate of false alarms of at most {wanted} cannot be claimed. It takes {each.needed_models} calibration "
-            f"models; {have}. Nothing bounds the rate of the detector's own setting but the interval above."
+            f"models; {lowest if models else 'there are none'}. Nothing bounds the rate of the detector's own setting but the interval above."
         )
     rank = round(each.guaranteed_rate * (models + 1))
     return (

@@ -1,6 +1,7 @@
 """Scan one model for a planted response, without Ray: `sande-bench scan`.
 
-FOLDER/scan.json has the settings, the candidates and the seconds; scan.md, scan.png and scan.svg show them.
+FOLDER/scan.json has the settings, the candidates, the seconds, and what computed them; scan.md, scan.png and scan.svg
+show them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.execution import provenance
 from benchmark.io import logs, plots
 from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import markdown_table
-from sande import registry, types
+from sande import compute, registry, types
 from sande.config import as_dict
 from sande.data import datasets
 from sande.errors import UserError
@@ -100,7 +102,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         "model": model,
         "model_identity": identities[0],
         **how.record(),
-        "device": str(suspect.model.device),
+        **provenance.computed_with(compute.compute_type()),
         "seconds": seconds,
         "score": found.score,
         "alarm": found.alarm,
