@@ -50,6 +50,7 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
         return folder
     target = to / folder.resolve().name
     _check_rows(table, folder)
+    _check_scans(folder)
     _check_place(to)
     if target.exists() and not replace:
         raise UserError(f"{target} is published already; use --replace to replace it")
@@ -66,7 +67,7 @@ def make_pages(folder: Path, shown: Path) -> None:
             detectors where `detection.json` does.
         shown: path of the folder in the pages.
     """
-    from benchmark.detection import evaluate
+    from benchmark.detection import evaluate, scan
     from benchmark.leaderboard import markdown as leaderboard
     from benchmark.leaderboard.write import write as write_leaderboard
     from benchmark.paper import comparison_page
@@ -81,6 +82,8 @@ def make_pages(folder: Path, shown: Path) -> None:
         comparison_page.write(folder)
     if (scans := folder / f"{evaluate.NAME}.json").is_file():
         evaluate.write(scans, folder, folder)  # rows name no model that has to be loaded
+        for path in sorted(folder.glob("scans/*/scan.json")):
+            scan.write_again(path.parent)
     board = folder / leaderboard.NAME
     if (board / f"{leaderboard.NAME}.md").is_file():
         write_leaderboard([folder], board, named=[shown])
@@ -90,7 +93,6 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
     """Refuse rows that are not all measured, are not of one known commit, or are of the random model."""
     import pyarrow.compute as pc
 
-    from benchmark.execution import provenance
     from benchmark.records import rehearsal, schema
 
     cells = len(table["cell"].unique())
@@ -107,11 +109,33 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
             "to run its grid with one"
         )
     (version,) = versions
-    if "+" not in version or version.endswith(provenance.DIRTY):
+    if not _is_commit(version):
         raise UserError(
             f"{folder}: its rows are of the code {version}, which is not a commit; commit the changes, and run its "
             "grid again with a new --store"
         )
+
+
+def _check_scans(folder: Path) -> None:
+    """Refuse an evaluation of detectors whose scans are not all of a known commit."""
+    from benchmark.detection import evaluate
+
+    path = folder / f"{evaluate.NAME}.json"
+    if not path.is_file():
+        return
+    versions = dict.fromkeys(str(each.code_version or "unknown") for each in evaluate.read(path)[0])
+    if wrong := [version for version in versions if not _is_commit(version)]:
+        raise UserError(
+            f"{path}: its scans are of the code {_named(wrong)}, which is not a commit; commit the changes, and scan "
+            "again with a new --out"
+        )
+
+
+def _is_commit(version: str) -> bool:
+    """Return whether a version of the code names a commit, and the code did not differ from it."""
+    from benchmark.execution import provenance
+
+    return "+" in version and not version.endswith(provenance.DIRTY)
 
 
 def _check_place(to: Path) -> None:

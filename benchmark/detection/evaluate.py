@@ -92,7 +92,7 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
         UserError: the list or one of its scans cannot be read or compared, or the folder cannot be written.
     """
     if path.suffix == ".json":
-        outcomes, before = _read(path)
+        outcomes, before = read(path)
     else:
         outcomes, before = [outcome(case, path.parent / case.scan, models_cache) for case in cases(path)], FALSE_ALARMS
     accepted = before if false_alarms is None else false_alarms
@@ -113,8 +113,12 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
     return text
 
 
-def _read(path: Path) -> tuple[list[Outcome], float]:
-    """Return the rows of an earlier evaluation, and its accepted rate of false alarms."""
+def read(path: Path) -> tuple[list[Outcome], float]:
+    """Return the rows of an earlier evaluation, and its accepted rate of false alarms.
+
+    Raises:
+        UserError: the file cannot be read, or holds no such rows.
+    """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         # An older version wrote the rows alone.

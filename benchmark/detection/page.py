@@ -117,7 +117,8 @@ def _claim(each: Summary) -> str:
         lowest = f"with {models} of them, the lowest rate that can be claimed is {_percent(each.guaranteed_rate)}"
         return (
             f"a rate of false alarms of at most {wanted} cannot be claimed. It takes {each.needed_models} calibration "
-            f"models; {lowest if models else 'there are none'}. Nothing bounds the rate of the detector's own setting but the interval above."
+            f"models; {lowest if models else 'there are none'}. Nothing bounds the rate of the detector's own setting "
+            "but the interval above."
         )
     rank = round(each.guaranteed_rate * (models + 1))
     return (

@@ -129,6 +129,20 @@ def write(record: dict[str, Any], folder: Path) -> str:
     return text
 
 
+def write_again(folder: Path) -> None:
+    """Write the table of a scan again from its `scan.json`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "scan.json"
+    try:
+        text = markdown(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: the file is damaged; scan again") from None
+    write_atomically(folder / "scan.md", text)
+
+
 def markdown(record: dict[str, Any]) -> str:
     """Return the candidates as a table, and the result in a sentence."""
     result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"

@@ -12,7 +12,7 @@ from benchmark.records import published, record
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / published.FOLDER
 FOLDERS = sorted(path for path in PUBLISHED.iterdir() if path.is_dir())
-PAGES = ("README.md", "tables/*.md", "comparison.md", "leaderboard/*.md", "detection.md")
+PAGES = ("README.md", "tables/*.md", "comparison.md", "leaderboard/*.md", "detection.md", "scans/*/scan.md")
 PICTURES = ("figures/*", "leaderboard/*.png", "leaderboard/*.svg", "detection.png", "detection.svg")
 
 
@@ -36,6 +36,9 @@ def test_pages_are_those_that_follow_from_the_rows(folder: Path, tmp_path: Path)
     for name in ("rows.parquet", "outcomes.parquet", record.NAME, "search.md", "detection.json"):
         if (folder / name).is_file():
             shutil.copy(folder / name, made)
+    for path in folder.glob("scans/*/scan.json"):
+        (made / path.parent.relative_to(folder)).mkdir(parents=True)
+        shutil.copy(path, made / path.relative_to(folder))
     for name in names(folder, ("comparison.md", "leaderboard/leaderboard.md")):
         (made / name).parent.mkdir(exist_ok=True)
         (made / name).touch()
