@@ -43,7 +43,8 @@ class Attack(Named):
 class Settings(_Strict):
     """Settings of a cell, as in the column `settings` of rows.parquet; cells with the same case are compared."""
 
-    seed: Count
+    attack_seed: Count
+    defense_seed: Count
     model: Word
     data: Named
     removal: Named
