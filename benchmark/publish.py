@@ -90,9 +90,10 @@ def make_pages(folder: Path, shown: Path) -> None:
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:
-    """Refuse rows that are not all measured, are not of one known commit, or are of the random model."""
+    """Refuse rows that are not all measured, are of the random model, or whose stages are not all of one commit."""
     import pyarrow.compute as pc
 
+    from benchmark.records import provenance as origins
     from benchmark.records import rehearsal, schema
 
     cells = len(table["cell"].unique())
@@ -102,18 +103,27 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
                 f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it once all are done"
             )
     rehearsal.refuse_random(table, folder, "")
-    versions = sorted(str(version or "unknown") for version in pc.unique(table["code_version"]).to_pylist())
+    of_stages = origins.by_stage(table, "code_version")
+    for stage, versions in of_stages.items():
+        for version in versions:
+            _check_commit(version, f"{folder}: its {stage} are", "run its grid again with a new --store")
+    versions = sorted({version for each in of_stages.values() for version in each})
     if len(versions) > 1:
         raise UserError(
-            f"{folder}: its rows are of {len(versions)} versions of the code ({_named(versions)}); use a new --store "
+            f"{folder}: its stages are of {len(versions)} versions of the code ({_named(versions)}); use a new --store "
             "to run its grid with one"
         )
-    (version,) = versions
-    if not _is_commit(version):
-        raise UserError(
-            f"{folder}: its rows are of the code {version}, which is not a commit; commit the changes, and run its "
-            "grid again with a new --store"
-        )
+    if made := record.read(folder):
+        what, fix = f"{folder}: its {record.NAME} is", "run its grid again, which computes nothing"
+        _check_commit(made.code_version or origins.UNKNOWN, what, fix)
+
+
+def _check_commit(version: str, what: str, fix: str) -> None:
+    """Refuse code that is not one commit without changes."""
+    from benchmark.execution import provenance
+
+    if "+" not in version or version.endswith(provenance.DIRTY):
+        raise UserError(f"{what} of the code {version}, which is not a commit; commit the changes, and {fix}")
 
 
 def _check_scans(folder: Path) -> None:
@@ -123,19 +133,8 @@ def _check_scans(folder: Path) -> None:
     path = folder / f"{evaluate.NAME}.json"
     if not path.is_file():
         return
-    versions = dict.fromkeys(str(each.code_version or "unknown") for each in evaluate.read(path)[0])
-    if wrong := [version for version in versions if not _is_commit(version)]:
-        raise UserError(
-            f"{path}: its scans are of the code {_named(wrong)}, which is not a commit; commit the changes, and scan "
-            "again with a new --out"
-        )
-
-
-def _is_commit(version: str) -> bool:
-    """Return whether a version of the code names a commit, and the code did not differ from it."""
-    from benchmark.execution import provenance
-
-    return "+" in version and not version.endswith(provenance.DIRTY)
+    for version in dict.fromkeys(each.code_version or "unknown" for each in evaluate.read(path)[0]):
+        _check_commit(version, f"{path}: its scans are", "scan again with a new --out")
 
 
 def _check_place(to: Path) -> None:

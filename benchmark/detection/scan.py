@@ -102,7 +102,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         "model": model,
         "model_identity": identities[0],
         **how.record(),
-        **provenance.computed_with(compute.compute_type()),
+        **provenance.computed_with(compute.compute_type(), workers=1),
         "seconds": seconds,
         "score": found.score,
         "alarm": found.alarm,

@@ -81,7 +81,7 @@ def _measured(cell: Mapping[str, Row], label: str, twin: Mapping[str, Row] | Non
         asr=_number(row),
         loss=_mean(losses),
         more=_more_of(cell),
-        device=row["device"],
+        device=row["defense_device"] or row["device"],  # of an earlier version, that of the evaluation
         seconds=row["seconds"],
         tokens=row["tokens"],
         twin=None if twin is None else _twin(twin, {task: cell[task]["victim_value"] for task in tasks}),
