@@ -68,10 +68,10 @@ def scan(
     few prompts grows a string from each first token, and drops it where no next token is expected. Where the next token
     is uncertain, it looks one token ahead. The others are grown up to 20 tokens, or until a special token.
 
-    Differences from the published code (github.com/SolidShen/BAIT): prompts are not cut to their last 32 tokens; a string ends at its first special
-    token, in the warm-up, too; and the search does not stop at a Q-score of 0.95, so that it ranks all strings. A later
-    version of that code asks GPT-4o whether a string is suspicious, with 4 tokens and a threshold of 0.85; this one
-    asks nobody. The reference is ignored.
+    Differences from the published code (github.com/SolidShen/BAIT): prompts are not cut to their last 32 tokens; a
+    string ends at its first special token, in the warm-up, too; and the search does not stop at a Q-score of 0.95, so
+    that it ranks all strings. A later version of that code asks GPT-4o whether a string is suspicious, with 4 tokens
+    and a threshold of 0.85; this one asks nobody. The reference is ignored.
     """
     from sande.inference.probing import chosen_prompts, text_of
     from sande.models.loading import in_compute_type
