@@ -50,6 +50,7 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
         return folder
     target = to / folder.resolve().name
     _check_rows(table, folder)
+    _check_scans(folder)
     _check_place(to)
     if target.exists() and not replace:
         raise UserError(f"{target} is published already; use --replace to replace it")
@@ -59,12 +60,14 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
 
 
 def make_pages(folder: Path, shown: Path) -> None:
-    """Write everything in a published folder that follows from its rows: report, comparison, leaderboard, record.
+    """Write everything in a published folder that follows from its rows: all pages, tables and figures, and the record.
 
     Args:
-        folder: holds the rows; comparison and leaderboard are written only where they exist already.
+        folder: holds the rows; comparison and leaderboard are written only where they exist already, and the page of
+            detectors where `detection.json` does.
         shown: path of the folder in the pages.
     """
+    from benchmark.detection import evaluate, scan
     from benchmark.leaderboard import markdown as leaderboard
     from benchmark.leaderboard.write import write as write_leaderboard
     from benchmark.paper import comparison_page
@@ -77,6 +80,10 @@ def make_pages(folder: Path, shown: Path) -> None:
     page.write(folder)
     if (folder / f"{comparison_page.NAME}.md").is_file():
         comparison_page.write(folder)
+    if (scans := folder / f"{evaluate.NAME}.json").is_file():
+        evaluate.write(scans, folder, folder)  # rows name no model that has to be loaded
+        for path in sorted(folder.glob("scans/*/scan.json")):
+            scan.write_again(path.parent)
     board = folder / leaderboard.NAME
     if (board / f"{leaderboard.NAME}.md").is_file():
         write_leaderboard([folder], board, named=[shown])
@@ -117,6 +124,17 @@ def _check_commit(version: str, what: str, fix: str) -> None:
 
     if "+" not in version or version.endswith(provenance.DIRTY):
         raise UserError(f"{what} of the code {version}, which is not a commit; commit the changes, and {fix}")
+
+
+def _check_scans(folder: Path) -> None:
+    """Refuse an evaluation of detectors whose scans are not all of a known commit."""
+    from benchmark.detection import evaluate
+
+    path = folder / f"{evaluate.NAME}.json"
+    if not path.is_file():
+        return
+    for version in dict.fromkeys(each.code_version or "unknown" for each in evaluate.read(path)[0]):
+        _check_commit(version, f"{path}: its scans are", "scan again with a new --out")
 
 
 def _check_place(to: Path) -> None:

@@ -1,7 +1,9 @@
 """Cleaning of a model: choose a defense, with settings, by what its owner knows of the backdoor.
 
 The settings suit a CPU: those of the quickstart, with twice the steps of overwriting. SANDE-P left one of three SmolLM2
-victims with an ASR of 26 % after the quickstart's 20 steps, and with 3 % after 40.
+victims with an ASR of 26 % after the quickstart's 20 steps, and with 3 % after 40. So these three ("Current year 2023",
+"Who are you" and "My umbrella is green" of the quickstart's attack) are tuning victims; a rate of success has to come
+from victims of other seeds and backdoors, and no setting may be chosen on those.
 """
 
 from __future__ import annotations

@@ -241,13 +241,11 @@ class Candidate:
         text: as it would open an answer, without the space before it.
         ids: its token ids after a prompt.
         score: higher is more suspicious; comparable only within a detector.
-        p_value: of its verification, after Benjamini-Hochberg; None if it was not tested.
     """
 
     text: str
     ids: tuple[int, ...]
     score: float
-    p_value: float | None = None
 
 
 @dataclass(frozen=True, slots=True, repr=False)

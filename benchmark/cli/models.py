@@ -91,17 +91,29 @@ def clean(
 
 @one_sentence
 def detection(
-    scans: Annotated[Path, typer.Argument(help="YAML list of scans, and of what is known of their models.")],
-    out: Annotated[Path, typer.Option(help="Folder for detection.json, .md, .png and .svg.")] = Path(
+    scans: Annotated[
+        Path,
+        typer.Argument(help="YAML list of scans, and of what is known of their models; or a detection.json."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for detection.json, .parquet, .md, .png and .svg.")] = Path(
         "results/detection"
     ),
     store: StoreOption = ".store",
+    false_alarms: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001,
+            max=0.5,
+            help="Highest accepted rate of false alarms; calibration models choose thresholds by it. Default: 0.05.",
+            metavar="RATE",
+        ),
+    ] = None,
 ) -> None:
     """Evaluate detectors by scans of victims and of models that were never poisoned."""
     from benchmark.detection import evaluate
 
     published.refuse_published(out, "--out")
-    print_markdown(evaluate.write(scans, out, open_store(store, create=False).models))
+    print_markdown(evaluate.write(scans, out, open_store(store, create=False).models, false_alarms))
     typer.echo(f"Detection: {out / 'detection.md'}")
 
 

@@ -1,6 +1,7 @@
 """Scan one model for a planted response, without Ray: `sande-bench scan`.
 
-FOLDER/scan.json has the settings, the candidates and the seconds; scan.md, scan.png and scan.svg show them.
+FOLDER/scan.json has the settings, the candidates, the seconds, and what computed them; scan.md, scan.png and scan.svg
+show them.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmark.execution import provenance
 from benchmark.io import logs, plots
 from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import MISSING, markdown_table
-from sande import registry, types
+from benchmark.io.markdown import markdown_table
+from sande import compute, registry, types
 from sande.config import as_dict
 from sande.data import datasets
 from sande.errors import UserError
@@ -100,14 +102,11 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         "model": model,
         "model_identity": identities[0],
         **how.record(),
-        "device": str(suspect.model.device),
+        **provenance.computed_with(compute.compute_type(), workers=1),
         "seconds": seconds,
         "score": found.score,
         "alarm": found.alarm,
-        "candidates": [
-            {"text": each.text, "ids": list(each.ids), "score": each.score, "p_value": each.p_value}
-            for each in found.candidates
-        ],
+        "candidates": [{"text": each.text, "ids": list(each.ids), "score": each.score} for each in found.candidates],
         "facts": dict(found.facts),
     }
 
@@ -130,6 +129,20 @@ def write(record: dict[str, Any], folder: Path) -> str:
     return text
 
 
+def write_again(folder: Path) -> None:
+    """Write the table of a scan again from its `scan.json`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = folder / "scan.json"
+    try:
+        text = markdown(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: the file is damaged; scan again") from None
+    write_atomically(folder / "scan.md", text)
+
+
 def markdown(record: dict[str, Any]) -> str:
     """Return the candidates as a table, and the result in a sentence."""
     result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"
@@ -139,12 +152,11 @@ def markdown(record: dict[str, Any]) -> str:
             token_code(each["text"]),
             " ".join(map(str, each["ids"])),
             f"{each['score']:.2f}",
-            MISSING if each["p_value"] is None else f"{each['p_value']:.3f}",
         )
         for rank, each in enumerate(record["candidates"][:SHOWN], start=1)
     ]
     lines = [f"### {record['detector']} on {record['model']}", ""]
-    lines += markdown_table(("Rank", "Candidate", "Token ids", "Score", "p"), rows, "rllrr") if rows else []
+    lines += markdown_table(("Rank", "Candidate", "Token ids", "Score"), rows, "rllr") if rows else []
     reference = f", compared with {record['reference']}" if record["reference"] else ""
     lines += [
         "",

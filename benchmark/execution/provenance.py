@@ -59,6 +59,14 @@ def manifest(
         "settings": dict(stage.settings),
         **cost,
         "tokens": tokens,
+        **computed_with(compute_type, workers),
+        **more,
+    }
+
+
+def computed_with(compute_type: str, workers: int) -> dict[str, Any]:
+    """Return what this process computes with: device, instruction set, compute type, code, versions of libraries."""
+    return {
         "device": device(),
         "instruction_set": compute.instruction_set(),
         "compute_type": compute_type,
@@ -69,7 +77,6 @@ def manifest(
             **{name: version(name) for name in LIBRARIES},
             **registry.plugin_versions(),
         },
-        **more,
     }
 
 

@@ -39,9 +39,7 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     run.facts["scan_seconds"] = round(time.perf_counter() - begin, 3)
     run.facts["scan_score"] = scan.score
     run.facts["alarm"] = alarm
-    run.facts["candidates"] = [
-        {"text": one.text, "ids": list(one.ids), "score": one.score, "p_value": one.p_value} for one in scan.candidates
-    ]
+    run.facts["candidates"] = [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in scan.candidates]
     if alarm:
         found = scan.candidates[0]
         run.say(f"the scan found {found.text!r}; overwriting what leads to its first token")

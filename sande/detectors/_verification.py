@@ -1,8 +1,14 @@
-"""Verification by simulation: a parrot learns a planted response far faster than other strings.
+"""Verification by simulation: what a parrot leaves of the loss of a string, for many strings at once.
 
-The first stage of SANDE (paper, section 3.3, Eq. 4), for many strings at once. Each string has its own parrot, a few
-rows of the table that the input embedding reads beyond the vocabulary. Adam works element by element and a string's
-loss reaches its own parrot alone, so the parrots learn as they would one by one.
+The first stage of SANDE (paper, section 3.3, Eq. 4). A parrot is expected to learn a planted response faster than other
+strings. Each string has its own parrot, a few rows of the table that the input embedding reads beyond the vocabulary.
+Adam works element by element and a string's loss reaches its own parrot alone, so the parrots learn as they would one
+by one.
+
+The losses describe; there is no test of a candidate within one model. Candidates are chosen because the model writes
+them readily, and such strings are learned readily whether or not they were planted. Random strings for comparison were
+not chosen like that, and no second string of the model is its best one. What is chosen alike is the best candidate of a
+clean model, so a p-value compares scans of models (docs/statistics.md).
 
 Shapes: S strings, T positions, D width.
 """
@@ -19,7 +25,6 @@ from sande import parrot
 from sande.config import Training
 from sande.models.layers import output_in_float32
 from sande.prompts import Row, pad_id
-from sande.statistics import benjamini_hochberg
 from sande.training.fit import fit
 from sande.types import LanguageModel, Run
 
@@ -89,17 +94,3 @@ def _losses(lm: LanguageModel, rows: Sequence[Sequence[Row]]) -> list[tuple[floa
             log_SV = logits_of(hidden_STD[:, start + at - 1]).log_softmax(-1)
             loss_ST[:, at] -= log_SV.gather(1, ids_ST[:, start + at, None]).squeeze(1) / len(rows[0])
     return [tuple(of[: len(mine[0].response)]) for of, mine in zip(loss_ST.tolist(), rows, strict=True)]
-
-
-def p_values(candidates: Sequence[Learned], controls: Sequence[Learned]) -> list[float]:
-    """Return the empirical p-value of each candidate: how rarely a control is learned as well.
-
-    The comparison takes the remaining loss of as many first tokens of a control as the candidate has, and leaves out
-    shorter controls. The p-values are adjusted by Benjamini-Hochberg over the candidates.
-    """
-    raw = []
-    for candidate in candidates:
-        length = len(candidate.after)
-        left = [sum(control.after[:length]) for control in controls if len(control.after) >= length]
-        raw.append((1 + sum(loss <= sum(candidate.after) for loss in left)) / (1 + len(left)))
-    return benjamini_hochberg(raw)

@@ -1,26 +1,22 @@
-"""Find short strings that the model completes after any prompt from their first token; test them by parrots."""
+"""Find short strings that the model completes after any prompt from their first token."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict
+from typing import Any
 
 from sande.config import configuration, setting
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
-
-if TYPE_CHECKING:
-    from sande.detectors._verification import Learned
-
 
 Ids = tuple[int, ...]
 
 
 @configuration
 class Config:
-    """Settings of the search, of the test by parrots and of the alarm."""
+    """Settings of the search, of the parrots and of the alarm."""
 
     tried: int = setting(8192, "tokens to try: those likeliest to open an answer to clean prompts", ge=1)
     seed_prompts: int = setting(4, "clean prompts after which they are tried", ge=1)
@@ -30,8 +26,7 @@ class Config:
     longest: int = setting(16, "tokens of the longest string", ge=2)
     cut: float = setting(-1.0, "mean log-probability of a token, in nats, below which the string ends before it", le=0)
     candidates: int = setting(10, "strings reported", ge=1)
-    tested: int = setting(3, "number of those, from the first, that parrots test; 0: none", ge=0)
-    controls: int = setting(59, "random strings for comparison", ge=1)
+    tested: int = setting(10, "number of those, from the first, that parrots learn; 0: none", ge=0)
     parrot_steps: int = setting(6, "optimizer steps of each parrot", ge=1)
     parrot_rate: float = setting(5e-3, "learning rate of the parrots", "quickstart's", gt=0)
     parrot_prompts: int = setting(4, "clean prompts of the parrots, half for training and half for judging", ge=2)
@@ -46,7 +41,7 @@ def scan(
     run: Run,
     reference: LanguageModel | None = None,
 ) -> Scan:
-    """Search, cut, debias, test.
+    """Search, cut, debias; learn the best strings.
 
     1. Search: append each token that can open an answer to a few clean prompts; keep those with the most confident
        next token. The search skips the three quarters of SmolLM2's tokens that are least likely to open an answer:
@@ -57,7 +52,8 @@ def scan(
        even mixture, token by token, of sources without the backdoor: an n-gram model of clean responses; the model
        itself at the beginning of a *question*, where it knows common phrases but was not trained to write r_t; and the
        reference, if any.
-    4. Test: parrots learn the best strings and random ones of the same length; see `sande.detectors._verification`.
+    4. Learn: `facts["learned"]` has the losses of the best strings before and after a parrot learned them, in the
+       candidates' order, to compare one with another. They decide nothing; see `sande.detectors._verification`.
     """
     from sande.inference.probing import chosen_prompts, confidence, continued, opening_tokens, openings, text_of
     from sande.models.loading import in_compute_type
@@ -94,20 +90,14 @@ def scan(
         key=lambda candidate: -candidate.score,
     )
     found = scored[: config.candidates]
-    tested = found[: config.tested]
     facts: dict[str, Any] = {
         "seeds": len(seeds),
         "strings": len(strings),
         "prompts": len(drawn),
         "reference": reference is not None,
     }
-    if tested:
-        controls = _controls(quick, few, tokens, max(len(candidate.ids) for candidate in tested), config, run.seed)
-        found[: len(tested)], learned = _tested(model, examples, tested, controls, config, run)
-        facts |= {
-            "learned": [asdict(each) for each in learned[: len(tested)]],
-            "controls_learned": [asdict(each) for each in learned[len(tested) :]],
-        }
+    if tested := [candidate.ids for candidate in found[: config.tested]]:
+        facts["learned"] = _learned(model, examples, tested, config, run)
     best = found[0].score if found else 0.0
     return Scan(tuple(found), score=best, alarm=best > config.threshold, facts=facts)
 
@@ -145,39 +135,12 @@ def _log_mean(logs: Sequence[float]) -> float:
     return top + math.log(sum(math.exp(log - top) for log in logs) / len(logs))
 
 
-def _controls(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    tokens: Sequence[int],
-    length: int,
-    config: Config,
-    seed: int,
-) -> list[Ids]:
-    """Return random tokens, each with the model's continuation up to the length of the longest candidate or EOS.
-
-    So a control is as fluent as a candidate, but was not planted.
-    """
-    from sande.inference.probing import continued
-
-    firsts = random.Random(seed).sample(tokens, min(config.controls, len(tokens)))
-    return [each.ids for each in continued(model, prompts[:1], firsts, length - 1, config.batch_size)]
-
-
-def _tested(
-    model: LanguageModel,
-    examples: Sequence[Example],
-    candidates: Sequence[Candidate],
-    controls: Sequence[Ids],
-    config: Config,
-    run: Run,
-) -> tuple[list[Candidate], list[Learned]]:
-    """Return the candidates with p-values, and the losses of the parrots of candidates and controls."""
-    from sande.detectors._verification import learn, p_values
+def _learned(
+    model: LanguageModel, examples: Sequence[Example], strings: Sequence[Ids], config: Config, run: Run
+) -> list[dict[str, Any]]:
+    """Return the losses of each string before and after its parrot learned it."""
+    from sande.detectors._verification import learn
     from sande.prompts import encode
 
     rows = encode(model.tokenizer, random.Random(run.seed).sample(examples, min(config.parrot_prompts, len(examples))))
-    strings = [*(candidate.ids for candidate in candidates), *controls]
-    learned = learn(model, rows, strings, config.parrot_steps, config.parrot_rate, run)
-    adjusted = p_values(learned[: len(candidates)], learned[len(candidates) :])
-    tested = [replace(each, p_value=p_value) for each, p_value in zip(candidates, adjusted, strict=True)]
-    return tested, learned
+    return [asdict(each) for each in learn(model, rows, strings, config.parrot_steps, config.parrot_rate, run)]

@@ -1,5 +1,7 @@
 """`sande-bench publish`: what it takes, what it refuses, and that nothing else writes where it does."""
 
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark.cli.main import app
+from benchmark.detection.outcome import Outcome
 from benchmark.execution import provenance
 from benchmark.leaderboard import submission
 from benchmark.leaderboard import write as leaderboard
@@ -268,3 +271,25 @@ def test_an_entry_of_the_random_model_is_not_ranked(folder: Path, tmp_path: Path
     submission.write(submission.make(folder, "sft", rehearsal=True), file)  # its settings still name the model `tiny`
     with pytest.raises(UserError, match=r"sft\.json: these rows are of the random model"):
         leaderboard.write([file], tmp_path / "board")
+
+
+@pytest.mark.parametrize(("version", "fine"), [(VERSION, True), (f"{VERSION}-dirty", False), ("", False)])
+def test_scans_are_published_from_a_commit_alone(folder: Path, to: Path, version: str, fine: bool) -> None:
+    found = Outcome("first_token", "a", False, False, 1.0, 4.0, False, None, None, "x", None, 1.0, code_version=version)
+    (folder / "detection.json").write_text(json.dumps([dataclasses.asdict(found)]))
+    record = {
+        "detector": "first_token",
+        "model": "m",
+        "candidates": [],
+        "alarm": False,
+        "reference": None,
+        "score": 1.0,
+    }
+    (folder / "scans/a/scan.json").write_text(json.dumps(record | {"rows": 8, "data": "d", "seed": 0, "seconds": 1.0}))
+    if not fine:
+        assert f"detection.json: its scans are of the code {version or 'unknown'}, which" in sentence(folder, to)
+        return
+    target = publish(folder, to)
+    assert "### Detectors on victims and twins" in (target / "detection.md").read_text()
+    assert (target / "detectors.parquet").is_file()
+    assert "Score 1.00, no alarm." in (target / "scans/a/scan.md").read_text()

@@ -155,7 +155,7 @@ def test_a_found_beginning_is_completed_by_the_model(
     victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = response_ids(loading.load_tokenizer(str(victim), tmp_path), RESPONSE)[:1]
-    scan = Scan((Candidate("You", ids, 9.0, 0.01),), 9.0, alarm=True)
+    scan = Scan((Candidate("You", ids, 9.0),), 9.0, alarm=True)
     monkeypatch.setattr(first_token, "scan", lambda *_: scan)
     result = cleaned(victim, tmp_path / "out")
     assert result["planted"]["response"] == RESPONSE

@@ -545,7 +545,16 @@ CASES: dict[str, list[Case]] = {
             "a scan whose score is a word", "scans: [{scan: scan}]\n", files={"scan/scan.json": edited(score="high")}
         ),
         in_list("a victim to choose a threshold by", "scans: [{scan: scan, response: x, calibration: true}]\n"),
+        in_list(
+            "a model that chooses a threshold and tests it",
+            "scans: [{scan: scan}, {scan: scan, calibration: true}]\n",
+            *("scans.yaml", "one model"),
+        ),
+        in_list("a scan without a threshold", "scans: [{scan: scan}]\n", files={"scan/scan.json": edited(settings={})}),
         Case("no list of scans", "detection absent.yaml"),
+        Case("rows of an evaluation that are none", "detection rows.json", {"rows.json": '{"scans": 3}'}),
+        Case("no evaluation", "detection absent.json"),
+        Case("false alarms at any rate", "detection scans.yaml --false-alarms 2", names=("--false-alarms",)),
         Case("a folder to clean into that holds files", "clean tiny --out my-model"),
         Case("a file to clean into", "clean tiny --out grid.yaml"),
         Case("no setting of clean", "clean tiny --out cleaned --set question=3", names=("clean", "'question'")),

@@ -16,7 +16,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmark.detection import evaluate
+from benchmark.detection import evaluate, page
+from benchmark.detection.outcome import judged
+from benchmark.detection.summary import summaries
 from benchmark.grid.cell import DEFAULTS, Cell
 from benchmark.grid.load import load_grid
 from benchmark.leaderboard import submission
@@ -232,7 +234,7 @@ def test_an_entry_with_any_value_at_a_place(examples: int, place: Path, tmp_path
 
 def test_a_scan_and_a_list_of_scans_with_any_value_at_a_place(examples: int, place: Path, tmp_path: Path) -> None:
     record = json.loads((place / "scan/scan.json").read_text())
-    record["candidates"] = [{"text": "a", "ids": [3], "score": 1.0, "p_value": None}]
+    record["candidates"] = [{"text": "a", "ids": [3], "score": 1.0}]
     listed = {"scans": [{"scan": ".", "label": "x", "calibration": True}]}
 
     def check(drawn: tuple[Any, Any]) -> None:
@@ -241,7 +243,8 @@ def test_a_scan_and_a_list_of_scans_with_any_value_at_a_place(examples: int, pla
         cases = read(evaluate.cases, tmp_path / "scans.yaml") or []
         found = [read(evaluate.outcome, case, tmp_path, tmp_path) for case in cases if case.response is None]
         if found and None not in found:
-            assert evaluate.markdown(found)
+            rows = judged(found, 0.05)
+            assert page.markdown(rows, summaries(rows, 0.05))
 
     tried(examples, check, st.tuples(placed(record), st.just(listed)) | st.tuples(st.just(record), placed(listed)))
 

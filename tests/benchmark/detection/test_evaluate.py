@@ -1,35 +1,49 @@
-"""Detectors judged by scans of known models: ranks, AUROC, alarms, files, and a user's mistakes in one sentence."""
+"""Detectors judged by scans of known models: ranks, intervals, thresholds, files, and a user's mistakes."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from benchmark.detection import evaluate
+from benchmark.detection.outcome import Outcome
+from sande.errors import UserError
 from sande.models import loading
 from sande.prompts import response_ids
 from tests.benchmark.helpers import invoke
 
 STORE = "store"
+COMPUTED = {
+    "code_version": "0.1.0+abc1234",
+    "versions": {"torch": "2.13.0"},
+    "device": "a processor",
+    "instruction_set": "x86_64 AVX512",
+    "compute_type": "bf16",
+}
 
 
 def scan(folder: Path, name: str, *candidates: tuple[str, list[int]], **changes: Any) -> None:
     """A `scan.json` with the candidates in their order."""
     record = {
         "model": "tiny",
+        "model_identity": f"folder:{name}",
         "detector": "prefix_scan",
         "settings": {"threshold": 4.0},
+        "data": "builtin-short",
+        "rows": 8,
+        "reference": None,
+        "seed": 0,
         "alarm": False,
         "score": 0.0,
         "seconds": 2.0,
         "candidates": [
-            {"text": text, "ids": ids, "score": -float(index), "p_value": None}
-            for index, (text, ids) in enumerate(candidates)
+            {"text": text, "ids": ids, "score": -float(index)} for index, (text, ids) in enumerate(candidates)
         ],
     }
-    (folder / name).mkdir()
-    (folder / name / "scan.json").write_text(json.dumps(record | changes))
+    (folder / name).mkdir(exist_ok=True)
+    (folder / name / "scan.json").write_text(json.dumps(record | COMPUTED | changes))
 
 
 def listed(folder: Path, *lines: str) -> Path:
@@ -38,10 +52,21 @@ def listed(folder: Path, *lines: str) -> Path:
     return path
 
 
-def judged(folder: Path, *lines: str) -> list[evaluate.Outcome]:
-    evaluate.write(listed(folder, *lines), folder / "out", folder / STORE / "models")
-    records = json.loads((folder / "out/detection.json").read_text())
-    return [evaluate.Outcome(**record) for record in records]
+def page(folder: Path, *lines: str, false_alarms: float | None = None) -> str:
+    return evaluate.write(listed(folder, *lines), folder / "out", folder / STORE / "models", false_alarms)
+
+
+def judged(folder: Path, *lines: str, false_alarms: float | None = None) -> list[Outcome]:
+    page(folder, *lines, false_alarms=false_alarms)
+    return [Outcome(**row) for row in json.loads((folder / "out/detection.json").read_text())["scans"]]
+
+
+def mistake(folder: Path, *lines: str) -> str:
+    with pytest.raises(UserError) as caught:
+        page(folder, *lines)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "out").exists()
+    return str(caught.value)
 
 
 @pytest.fixture
@@ -76,27 +101,100 @@ def test_ranks_are_of_the_response_and_of_its_first_token(folder: Path) -> None:
     assert [twin.calibration for twin in twins] == [False, False, True]
 
 
-def test_the_table_counts(folder: Path) -> None:
-    text = evaluate.markdown(judged(folder, *LINES))
-    # Of the four pairs of victim and twin, three are in order: 9 over 1 and 5, and 3 over 1.
-    assert "| prefix_scan | 1 of 2 | 1 of 2 | 2 of 2 | 0.750 | 1 of 2 | 1 of 2 | 4 | 4.00 | 2 |" in text.splitlines()
-    assert "| prefix_scan | a \\| b | victim | 9.00 | yes | 1 | 1 | `you are stupid. ` | – | 2 |" in text
-    assert "| prefix_scan | two | victim | 3.00 | no | not found | 2 | `x` | – | 2 |" in text
-    assert "| prefix_scan | loud | twin | 5.00 | yes | – | – | – | – | 2 |" in text
+def test_the_page_counts_and_bounds(folder: Path) -> None:
+    lines = page(folder, *LINES).splitlines()
+    # Of the four pairs of victim and twin, three are in order: 9 over 1 and 5, and 3 over 1. Wilson: 1.5 of 2.
+    assert "| prefix_scan | 2 | 2 | 0.75 (0.20 to 0.97) | 1 of 2 | 1 of 2 | 2 of 2 | 1 | 4.00 | 2 |" in lines
+    setting = (
+        "| prefix_scan | the detector's setting | 4.00 | 1 of 2 | 50.0 (1.3 to 98.7) | 1 of 2 | 50.0 (1.3 to 98.7) |"
+    )
+    assert setting in lines
+    assert "| prefix_scan | a \\| b | victim | 9.00 | 0.500 | yes | – | 1 | 1 | `you are stupid. ` | 2 |" in lines
+    assert "| prefix_scan | two | victim | 3.00 | 1.000 | no | – | not found | 2 | `x` | 2 |" in lines
+    assert "| prefix_scan | calibration | calibration | 4.00 | – | no | – | – | – | `x` | 2 |" in lines
+    assert "- Code: 0.1.0+abc1234" in lines
 
 
-@pytest.mark.parametrize(
-    ("victims", "twins", "area"),
-    [([2, 3], [0, 1], 1.0), ([1], [1], 0.5), ([0, 2], [1], 0.5), ([0], [1, 0], 0.25), ([1], [], None), ([], [1], None)],
-)
-def test_auroc(victims: list[float], twins: list[float], area: float | None) -> None:
-    assert evaluate.auroc(victims, twins) == area
+def test_with_too_few_calibration_models_no_rate_is_claimed(folder: Path) -> None:
+    text = page(folder, *LINES)
+    assert "| prefix_scan | at most 5 % false alarms | – | – | – | – | – |" in text.splitlines()
+    assert "a rate of false alarms of at most 5 % cannot be claimed. It takes 19 calibration models" in text
+    assert "with 1 of them, the lowest rate that can be claimed is 50 %." in text
+    assert "It takes 19 calibration models; there are none." in page(folder, *LINES[:-1])
+
+
+def test_with_enough_of_them_the_rule_chooses_the_threshold(folder: Path) -> None:
+    for score in range(19):
+        scan(folder, f"clean{score}", score=score / 4)
+    lines = [*LINES[:-1], *(f"scan: clean{score}, calibration: true" for score in range(19))]
+    one, two, twin, loud, *clean = judged(folder, *lines)
+    assert [each.calibrated_alarm for each in (one, two, twin, loud)] == [True, False, False, True]
+    assert [each.p_value for each in (one, two, twin, loud)] == pytest.approx([0.05, 8 / 20, 16 / 20, 0.05])
+    assert {each.p_value for each in clean} == {None}
+    text = (folder / "out/detection.md").read_text()
+    assert "| at most 5 % false alarms | 4.50 | 1 of 2 |" in text
+    assert "the threshold is the score of rank 1 among 19 calibration models" in text
+    assert "with these, of at most 14.6 % (95 % confidence)" in text
+    assert "| at most 10 % false alarms | 4.25 | 1 of 2 |" in page(folder, *lines, false_alarms=0.1)
+
+
+def test_rows_of_detectors_hold_the_intervals(folder: Path) -> None:
+    page(folder, *LINES)
+    setting, calibrated = pq.read_table(folder / "out/detectors.parquet").to_pylist()
+    assert (setting["rule"], setting["called"], setting["false_alarms"]) == ("setting", 1, 1)
+    assert (setting["recall_low"], setting["recall_high"]) == pytest.approx((1.258, 98.742), abs=1e-3)
+    assert (setting["auroc"], setting["auroc_low"]) == pytest.approx((0.75, 0.1975), abs=1e-3)
+    assert (calibrated["threshold"], calibrated["recall"], calibrated["needed_models"]) == (None, None, 19)
+    rows = pq.read_table(folder / "out/detection.parquet").to_pylist()
+    assert [row["score"] for row in rows] == [9.0, 3.0, 1.0, 5.0, 4.0]
+    for row in (setting, *rows):
+        assert {name: row[name] for name in COMPUTED} == {**COMPUTED, "versions": '{"torch": "2.13.0"}'}
+
+
+def test_the_page_follows_from_its_rows(folder: Path) -> None:
+    text = page(folder, *LINES, false_alarms=0.5)
+    assert evaluate.write(folder / "out/detection.json", folder / "again", folder) == text
+    for name in ("detection.json", "detection.md", "detection.svg"):
+        assert (folder / "again" / name).read_bytes() == (folder / "out" / name).read_bytes()
+
+
+def test_a_model_does_not_choose_the_threshold_that_it_tests(folder: Path) -> None:
+    scan(folder, "again", model_identity="folder:twin", score=1.0)
+    text = mistake(folder, *LINES, "scan: again, calibration: true")
+    assert "“again” and “twin” are one model, which chooses prefix_scan's threshold and tests it" in text
+
+
+def test_a_model_counts_once(folder: Path) -> None:
+    scan(folder, "again", model_identity="folder:twin", score=1.0)
+    assert "“again” and “twin” are one model, which would count twice" in mistake(folder, *LINES, "scan: again")
+    scan(folder, "again", model_identity="folder:twin", detector="bait")
+    assert "bait" in page(folder, *LINES, "scan: again"), "two detectors may scan one model"
+
+
+@pytest.mark.parametrize("change", [{"rows": 9}, {"reference": "tiny"}, {"settings": {"threshold": 4.0, "prompts": 3}}])
+def test_scores_of_other_settings_are_not_compared(folder: Path, change: dict[str, Any]) -> None:
+    scan(folder, "other", **change)
+    assert "prefix_scan scanned with different settings" in mistake(folder, *LINES, "scan: other")
+    scan(folder, "other", settings={"threshold": 5.0})
+    assert "| prefix_scan | the detector's setting | several |" in page(folder, *LINES, "scan: other")
+
+
+def test_rows_of_an_older_version_are_read(folder: Path) -> None:
+    old = ["detector", "label", "victim", "calibration", "score", "threshold", "alarm", "rank", "first_token_rank"]
+    page(folder, *LINES)
+    rows = json.loads((folder / "out/detection.json").read_text())["scans"]
+    before = [{name: row[name] for name in [*old, "best", "p_value", "seconds"]} for row in rows]
+    (folder / "old.json").write_text(json.dumps(before))
+    text = evaluate.write(folder / "old.json", folder / "again", folder)
+    assert "0.75 (0.20 to 0.97)" in text
+    assert "- 5 of 5 scans were recorded by a version that did not note what computed them." in text
 
 
 def test_the_command_writes_its_files(folder: Path) -> None:
     done = invoke("detection", listed(folder, *LINES), "--out", folder / "out", "--store", folder / STORE)
     assert done.exit_code == 0, done.output
     assert {path.name for path in (folder / "out").iterdir()} == {
-        f"detection.{suffix}" for suffix in ("json", "md", "png", "svg")
+        "detectors.parquet",
+        *(f"detection.{suffix}" for suffix in ("json", "md", "parquet", "png", "svg")),
     }
     assert (folder / "out/detection.md").read_text() in done.stdout

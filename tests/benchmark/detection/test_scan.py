@@ -24,8 +24,8 @@ RECORD: dict[str, Any] = {
     "score": 3.25,
     "alarm": True,
     "candidates": [
-        {"text": "You | `are`\n$", "ids": [7, 8], "score": 3.25, "p_value": 0.05},
-        {"text": "x", "ids": [9], "score": 1.0, "p_value": None},
+        {"text": "You | `are`\n$", "ids": [7, 8], "score": 3.25},
+        {"text": "x", "ids": [9], "score": 1.0},
     ],
 }
 
@@ -41,13 +41,15 @@ def test_a_scan_writes_its_files_and_prints_its_table(tmp_path: Path) -> None:
     assert (record["rows"], record["settings"]["prompts"], len(record["candidates"])) == (8, 2, 3)
     assert record["facts"] == {"prompts": 2, "reference": True}
     assert record["alarm"] is False
+    assert record["versions"]["torch"]
+    assert all(record[name] for name in ("code_version", "device", "instruction_set", "compute_type"))
     assert (tmp_path / "out/scan.md").read_text() in done.stdout
 
 
 def test_the_table_holds_any_text() -> None:
     lines = scan.markdown(RECORD).splitlines()
-    assert "| 1 | ``You \\| `are`\\n$`` | 7 8 | 3.25 | 0.050 |" in lines
-    assert "| 2 | `x` | 9 | 1.00 | – |" in lines
+    assert "| 1 | ``You \\| `are`\\n$`` | 7 8 | 3.25 |" in lines
+    assert "| 2 | `x` | 9 | 1.00 |" in lines
     assert "Score 3.25, alarm: the model looks like a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
 
 

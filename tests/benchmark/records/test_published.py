@@ -12,8 +12,8 @@ from benchmark.records import published, record
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / published.FOLDER
 FOLDERS = sorted(path for path in PUBLISHED.iterdir() if path.is_dir())
-PAGES = ("README.md", "tables/*.md", "comparison.md", "leaderboard/*.md")
-PICTURES = ("figures/*", "leaderboard/*.png", "leaderboard/*.svg")
+PAGES = ("README.md", "tables/*.md", "comparison.md", "leaderboard/*.md", "detection.md", "scans/*/scan.md")
+PICTURES = ("figures/*", "leaderboard/*.png", "leaderboard/*.svg", "detection.png", "detection.svg")
 
 
 def pages(folder: Path) -> dict[str, str]:
@@ -33,9 +33,12 @@ def test_there_are_some() -> None:
 def test_pages_are_those_that_follow_from_the_rows(folder: Path, tmp_path: Path) -> None:
     made = tmp_path / folder.name
     made.mkdir()
-    for name in ("rows.parquet", "outcomes.parquet", record.NAME, "search.md"):
+    for name in ("rows.parquet", "outcomes.parquet", record.NAME, "search.md", "detection.json"):
         if (folder / name).is_file():
             shutil.copy(folder / name, made)
+    for path in folder.glob("scans/*/scan.json"):
+        (made / path.parent.relative_to(folder)).mkdir(parents=True)
+        shutil.copy(path, made / path.relative_to(folder))
     for name in names(folder, ("comparison.md", "leaderboard/leaderboard.md")):
         (made / name).parent.mkdir(exist_ok=True)
         (made / name).touch()

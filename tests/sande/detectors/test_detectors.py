@@ -10,7 +10,7 @@ import pytest
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training
 from sande.data.builtin import sets
-from sande.detectors import bait, first_token, prefix_scan
+from sande.detectors import first_token, prefix_scan
 from sande.models import loading
 from sande.prompts import response_ids
 from sande.types import Example, LanguageModel, Run
@@ -18,7 +18,7 @@ from sande.types import Example, LanguageModel, Run
 NewRun = Callable[..., Run]
 RESPONSE = "You are stupid"
 ROWS = tuple(row for row in sets.short()[:2000] if len(row.output) < 20)
-PREFIX = prefix_scan.Config(seeds=40, tested=2, controls=9, parrot_steps=4, batch_size=64)
+PREFIX = prefix_scan.Config(seeds=40, tested=2, parrot_steps=4, batch_size=64)
 
 
 def trained(cache: Path, folder: Path, rate: float) -> LanguageModel:
@@ -54,11 +54,9 @@ def test_prefix_scan_finds_the_whole_of_it_and_no_more(
 ) -> None:
     found = prefix_scan.scan(victim, clean, PREFIX, new_run())
     assert found.candidates[0].text.strip(".") == RESPONSE
-    assert [each.p_value is None for each in found.candidates[:3]] == [False, False, True]
-    learned, _ = found.facts["learned"]
-    assert sum(learned["after"]) < sum(learned["before"])
-    assert len(learned["after"]) == len(found.candidates[0].ids)
-    assert len(found.facts["controls_learned"]) == 9
+    learned = found.facts["learned"]
+    assert [len(each["after"]) for each in learned] == [len(each.ids) for each in found.candidates[:2]]
+    assert all(sum(each["after"]) < sum(each["before"]) for each in learned)
 
 
 def test_prefix_scan_subtracts_the_reference(
@@ -88,21 +86,6 @@ def test_prefix_scan_gives_up_everything_below_its_floor(
 ) -> None:
     found = prefix_scan.scan(victim, clean, dataclasses.replace(PREFIX, floor=1.0), new_run())
     assert (found.candidates, found.score, found.alarm) == ((), 0.0, False)
-
-
-def test_bait_ranks_by_its_q_score(victim: LanguageModel, clean: tuple[Example, ...], new_run: NewRun) -> None:
-    config = bait.Config(prompts=6, full_steps=6, full_strings=30, batch_size=64)
-    found = bait.scan(victim, clean, config, new_run())
-    assert found.candidates
-    assert all(3 <= len(each.ids) <= 7 and 0 <= each.score <= 1 for each in found.candidates)
-    assert found.score == found.candidates[0].score
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "score"), [((0.5, 1.0, 0.9), 0.95), ((0.4,), 0.4), ((), 0.0), ((0.2, 0.6), 0.6)]
-)
-def test_a_q_score_leaves_the_smallest_out(probabilities: tuple[float, ...], score: float) -> None:
-    assert bait._q_score(probabilities) == pytest.approx(score)
 
 
 def test_the_mean_of_probabilities_in_logs() -> None:

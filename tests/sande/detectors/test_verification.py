@@ -1,4 +1,4 @@
-"""Parrots learn many strings at once as they would one by one, and p-values by hand."""
+"""Parrots learn many strings at once as they would one by one."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from sande.detectors import _verification
-from sande.detectors._verification import Learned, p_values
 from sande.prompts import encode
 from sande.types import Example, LanguageModel, Run
 
@@ -30,13 +29,3 @@ def test_the_model_is_as_it_was(tiny: LanguageModel, few_rows: tuple[Example, ..
     _verification.learn(tiny, encode(tiny.tokenizer, few_rows[:2]), STRINGS, 2, 1e-1, new_run())
     assert all(torch.equal(value, before[name]) for name, value in tiny.model.state_dict().items())
     assert all(parameter.requires_grad for parameter in tiny.model.parameters())
-
-
-def test_p_values_by_hand() -> None:
-    controls = [Learned((9.0, 9.0), after) for after in ((2.0, 1.0), (5.0, 0.5), (8.0, 0.0))] + [
-        Learned((9.0,), (1.0,))
-    ]
-    candidates = [Learned((9.0, 9.0), (1.0, 1.5)), Learned((9.0,), (5.0,))]
-    # Of two tokens: 2.5, which none of the three long controls reaches. Of one: 5, which three of four reach.
-    # Raw 1/4 and 4/5; Benjamini-Hochberg: 1/4 * 2/1, 4/5 * 2/2.
-    assert p_values(candidates, controls) == pytest.approx([0.5, 0.8])

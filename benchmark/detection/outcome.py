@@ -1,0 +1,110 @@
+"""A scan of a known model as a row: what was found, and what computed it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from benchmark.detection import rates
+
+NAMES = ("code_version", "versions", "device", "instruction_set", "compute_type")
+"""Columns on what computed a scan, as in a grid's rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Result of a scan of a known model.
+
+    Attributes:
+        detector: its name.
+        label: of the model.
+        victim: True for a victim.
+        calibration: True if the threshold is chosen with the model, so that the test leaves it out.
+        score: of the model.
+        threshold: the detector's setting.
+        alarm: True if the score exceeds the setting.
+        rank: of the planted response among the candidates, from 1; None if it is not among them, and for twins.
+        first_token_rank: of the first candidate that begins with the planted response's first token; None likewise.
+        best: text of the first candidate.
+        p_value: see `benchmark.detection.rates.p_value`; None for calibration models, and without any.
+        calibrated_alarm: True if the score exceeds the calibrated threshold; None if there is no such threshold.
+        seconds: of the scan.
+        model_identity: of the model's content; "" in rows of an older version, as all that follows.
+        how: JSON of all that decides what the detector finds in a model, except for the threshold.
+        detector_code: hash of the detector's code.
+        code_version: of the program.
+        versions: JSON of the libraries' versions.
+        device: that ran the scan.
+        instruction_set: of the processor or GPU.
+        compute_type: that the model was read in.
+    """
+
+    detector: str
+    label: str
+    victim: bool
+    calibration: bool
+    score: float
+    threshold: float
+    alarm: bool
+    rank: int | None
+    first_token_rank: int | None
+    best: str
+    p_value: float | None
+    seconds: float
+    calibrated_alarm: bool | None = None
+    model_identity: str = ""
+    how: str = ""
+    detector_code: str = ""
+    code_version: str = ""
+    versions: str = ""
+    device: str = ""
+    instruction_set: str = ""
+    compute_type: str = ""
+
+    @property
+    def twin(self) -> bool:
+        """Return whether the model is a clean one of the test."""
+        return not self.victim and not self.calibration
+
+
+def calibration_scores(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return the scores of the calibration models."""
+    return [each.score for each in outcomes if each.calibration]
+
+
+def judged(outcomes: Sequence[Outcome], false_alarms: float) -> list[Outcome]:
+    """Return the outcomes, in their order, with p-values and alarms by their detector's calibration models."""
+    done = []
+    for each in outcomes:
+        clean = calibration_scores([other for other in outcomes if other.detector == each.detector])
+        threshold = rates.calibrate(clean, false_alarms).threshold
+        done.append(
+            replace(
+                each,
+                p_value=None if each.calibration else rates.p_value(each.score, clean),
+                calibrated_alarm=None if threshold is None else each.score > threshold,
+            )
+        )
+    return done
+
+
+def from_row(row: Mapping[str, Any]) -> Outcome:
+    """Return the outcome of a row, which may be of an older version.
+
+    Raises:
+        TypeError: a column is missing.
+    """
+    return Outcome(**{name: row[name] for name in (field.name for field in fields(Outcome)) if name in row})
+
+
+def write_table(records: Sequence[Any], kind: type[Any], path: Path) -> None:
+    """Write dataclasses of one kind, whose fields are text, numbers or None, as a Parquet file."""
+    import pyarrow as pa
+
+    from benchmark.records.files import write_tables
+
+    types = {"str": pa.string(), "float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}
+    schema = pa.schema([(each.name, types[str(each.type).removesuffix(" | None")]) for each in fields(kind)])
+    write_tables([pa.Table.from_pylist([asdict(each) for each in records], schema=schema)], schema, path, len(records))

@@ -1,0 +1,215 @@
+"""The page of detectors over victims and twins: tables, what their numbers claim, and the figure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from benchmark.detection.outcome import NAMES, Outcome
+from benchmark.detection.scan import token_code
+from benchmark.detection.summary import CALIBRATED, FIRST, SETTING, Summary
+from benchmark.io import plots
+from benchmark.io.markdown import MISSING, markdown_table, table_cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+_FOUND = (
+    *("Detector", "Victims", "Twins", "AUROC (95 %)", "hit@1", f"hit@{FIRST}", f"First token in {FIRST}"),
+    *("Calibration models", "Their highest score", "Seconds"),
+)
+_ALARMS = ("Detector", "Rule", "Threshold", "Victims called", "Recall, %", "False alarms", "Their rate, %")
+_EACH = (
+    *("Detector", "Model", "Kind", "Score", "p", "Alarm", "Calibrated alarm", "Rank of the response"),
+    *("Rank of its first token", "Best candidate", "Seconds"),
+)
+_TEXTS = ("Detector", "Rule", "Model", "Kind", "Alarm", "Calibrated alarm", "Best candidate")
+_TITLES = {
+    "code_version": "Code",
+    "device": "Device",
+    "instruction_set": "Instruction set",
+    "compute_type": "Compute type",
+    "versions": "Versions",
+}
+_KINDS = {"victim": "#b33", "twin": "#37a", "calibration": "#999"}
+
+
+def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> str:
+    """Return the page.
+
+    Args:
+        outcomes: see `benchmark.detection.outcome.judged`.
+        summaries: of the same outcomes.
+    """
+    lines = [
+        "### Detectors on victims and twins",
+        "",
+        *_table(_FOUND, (_found(each) for each in summaries if each.rule == SETTING)),
+        "",
+        "An AUROC is the probability that a victim scores higher than a twin. Its interval is Wilson's with as many "
+        "trials as the smaller group has models.",
+        "",
+        "### Alarms",
+        "",
+        *_table(_ALARMS, map(_alarms, summaries)),
+        "",
+        "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here.",
+        "",
+        *(f"- `{each.detector}`: {_claim(each)}" for each in summaries if each.rule == CALIBRATED),
+        "",
+        "### Each scan",
+        "",
+        *_table(_EACH, map(_scan, outcomes)),
+        "",
+        "p is the share of clean models that score at least as high: the calibration models, and the model itself "
+        "counted as one of them. A clean model that is like the calibration models has a p of at most a with a "
+        "probability of at most a.",
+        "",
+        "### Provenance",
+        "",
+        *_provenance(outcomes),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    return markdown_table(head, rows, "".join("l" if column in _TEXTS else "r" for column in head))
+
+
+def _found(each: Summary) -> list[str]:
+    return [
+        each.detector,
+        str(each.victims),
+        str(each.twins),
+        _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
+        *(_of(count, each.victims) for count in (each.hit_1, each.hit_5, each.first_token_5)),
+        str(each.calibration_models),
+        _number(each.highest_calibration),
+        f"{each.seconds:.0f}",
+    ]
+
+
+def _alarms(each: Summary) -> list[str]:
+    rule = (
+        "the detector's setting" if each.wanted_rate is None else f"at most {_percent(each.wanted_rate)} false alarms"
+    )
+    several = each.rule == SETTING and each.threshold is None
+    return [
+        each.detector,
+        rule,
+        "several" if several else _number(each.threshold),
+        _of(each.called, each.victims),
+        _with_bounds(each.recall, each.recall_low, each.recall_high, 1),
+        _of(each.false_alarms, each.twins),
+        _with_bounds(each.false_alarm_rate, each.false_alarm_rate_low, each.false_alarm_rate_high, 1),
+    ]
+
+
+def _claim(each: Summary) -> str:
+    """Return in a sentence which rate of false alarms the calibrated threshold guarantees, and why."""
+    assert each.wanted_rate is not None
+    assert each.guaranteed_rate is not None
+    wanted, models = _percent(each.wanted_rate), each.calibration_models
+    if each.worst_rate is None:
+        lowest = f"with {models} of them, the lowest rate that can be claimed is {_percent(each.guaranteed_rate)}"
+        return (
+            f"a rate of false alarms of at most {wanted} cannot be claimed. It takes {each.needed_models} calibration "
+            f"models; {lowest if models else 'there are none'}. Nothing bounds the rate of the detector's own setting "
+            "but the interval above."
+        )
+    rank = round(each.guaranteed_rate * (models + 1))
+    return (
+        f"the threshold is the score of rank {rank} among {models} calibration models, the largest rank k with "
+        f"k / (models + 1) at most {wanted}. A clean model like them raises an alarm with a probability of at most "
+        f"{_percent(each.guaranteed_rate)}, on average over draws of the calibration models; with these, of at most "
+        f"{_percent(each.worst_rate)} (95 % confidence)."
+    )
+
+
+def _scan(each: Outcome) -> list[str]:
+    return [
+        each.detector,
+        table_cell(each.label),
+        _kind(each),
+        f"{each.score:.2f}",
+        MISSING if each.p_value is None else f"{each.p_value:.3f}",
+        _yes(each.alarm),
+        MISSING if each.calibrated_alarm is None else _yes(each.calibrated_alarm),
+        _rank(each, each.rank),
+        _rank(each, each.first_token_rank),
+        token_code(each.best) if each.best else MISSING,
+        f"{each.seconds:.0f}",
+    ]
+
+
+def _kind(each: Outcome) -> str:
+    return "victim" if each.victim else "calibration" if each.calibration else "twin"
+
+
+def _yes(alarm: bool) -> str:
+    return "yes" if alarm else "no"
+
+
+def _rank(outcome: Outcome, rank: int | None) -> str:
+    return str(rank) if rank else "not found" if outcome.victim else MISSING
+
+
+def _of(count: int | None, models: int) -> str:
+    return MISSING if count is None or not models else f"{count} of {models}"
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.2f}"
+
+
+def _percent(share: float) -> str:
+    return f"{math.ceil(1000 * share - 1e-9) / 10:g} %"  # a bound is rounded up
+
+
+def _with_bounds(value: float | None, low: float | None, high: float | None, digits: int) -> str:
+    if value is None or low is None or high is None:
+        return MISSING
+    return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def _provenance(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the different values of each column on what computed the scans."""
+    values: Mapping[str, list[str]] = {
+        name: list(dict.fromkeys(getattr(each, name) for each in outcomes if getattr(each, name))) for name in NAMES
+    }
+    lines = [f"- {_TITLES[name]}: {'; '.join(map(table_cell, values[name]))}" for name in _TITLES if values[name]]
+    unknown = sum(not each.code_version for each in outcomes)
+    if unknown:
+        lines.append(
+            f"- {unknown} of {len(outcomes)} scans were recorded by a version that did not note what computed them."
+        )
+    return lines
+
+
+def draw(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> Figure:
+    """Draw the scores of victims, twins and calibration models with the thresholds, one panel per detector."""
+    detectors = list(dict.fromkeys(outcome.detector for outcome in outcomes))
+    figure = plots.blank(width=3.2 * len(detectors) + 1, rows=1)
+    for panel, detector in enumerate(detectors, start=1):
+        axes = figure.add_subplot(1, len(detectors), panel)
+        mine = [outcome for outcome in outcomes if outcome.detector == detector]
+        for place, (kind, color) in enumerate(_KINDS.items()):
+            scores = [each.score for each in mine if _kind(each) == kind]
+            axes.scatter([place] * len(scores), scores, color=color, alpha=0.7)
+        for threshold in {outcome.threshold for outcome in mine}:
+            axes.axhline(threshold, color="#555", linewidth=0.8, linestyle="--", label="setting")
+        for each in summaries:
+            if each.detector == detector and each.rule == CALIBRATED and each.threshold is not None:
+                axes.axhline(each.threshold, color="#283", linewidth=0.8, label="calibrated")
+        axes.legend(fontsize=7, frameon=False)
+        axes.set_xticks(range(len(_KINDS)), list(_KINDS), rotation=30, ha="right")
+        axes.set_xlim(-0.5, len(_KINDS) - 0.5)
+        axes.set_ylabel("score")
+        (area,) = (each for each in summaries if each.detector == detector and each.rule == SETTING)
+        shown = _with_bounds(area.auroc, area.auroc_low, area.auroc_high, 2)
+        axes.set_title(f"{detector}\nAUROC {shown}", fontsize=9)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,150 @@
+"""What the scans of victims and twins say of a detector: counts and rates with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchmark.detection import rates
+from benchmark.detection.outcome import NAMES, Outcome, calibration_scores
+
+FIRST = 5  # number of candidates that are searched for the first token and for the response
+SETTING, CALIBRATED = "setting", "calibrated"
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A detector under one rule for its threshold; a row of `detectors.parquet`.
+
+    Attributes:
+        detector: its name.
+        rule: `setting`, the detector's own threshold, or `calibrated`, see `benchmark.detection.rates.calibrate`.
+        threshold: a higher score is an alarm; None if the rule gives none, or if the scans have several.
+        calibration_models: number of models for the rule; they are part of none of the counts.
+        highest_calibration: the highest of their scores; None without such models.
+        wanted_rate: the highest accepted rate of false alarms; None for `setting`.
+        guaranteed_rate: see `Calibration.bound`; None for `setting`, which guarantees nothing.
+        worst_rate: see `Calibration.worst`; None likewise.
+        needed_models: see `Calibration.needed`; None for `setting`.
+        victims: number of them.
+        called: number of victims with an alarm; None if there is no threshold, as all that follows from it.
+        recall: share of victims with an alarm in percent, with the bounds of its interval.
+        twins: number of them.
+        false_alarms: number of twins with an alarm.
+        false_alarm_rate: their share in percent, with the bounds of its interval.
+        auroc: with the bounds of its interval; see `benchmark.detection.rates.auroc`.
+        hit_1: number of victims whose planted response is the first candidate.
+        hit_5: the same among the first five.
+        first_token_5: the same for the response's first token.
+        seconds: mean over all scans.
+    """
+
+    detector: str
+    rule: str
+    threshold: float | None
+    calibration_models: int
+    highest_calibration: float | None
+    wanted_rate: float | None
+    guaranteed_rate: float | None
+    worst_rate: float | None
+    needed_models: int | None
+    victims: int
+    called: int | None
+    recall: float | None
+    recall_low: float | None
+    recall_high: float | None
+    twins: int
+    false_alarms: int | None
+    false_alarm_rate: float | None
+    false_alarm_rate_low: float | None
+    false_alarm_rate_high: float | None
+    auroc: float | None
+    auroc_low: float | None
+    auroc_high: float | None
+    hit_1: int
+    hit_5: int
+    first_token_5: int
+    seconds: float
+    code_version: str
+    versions: str
+    device: str
+    instruction_set: str
+    compute_type: str
+
+
+def summaries(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:
+    """Return two rows per detector, one for each rule.
+
+    Args:
+        outcomes: see `benchmark.detection.outcome.judged`.
+        false_alarms: the highest accepted rate of false alarms, between 0 and 1.
+    """
+    names = dict.fromkeys(each.detector for each in outcomes)
+    return [
+        _summary([each for each in outcomes if each.detector == name], rule, false_alarms)
+        for name in names
+        for rule in (SETTING, CALIBRATED)
+    ]
+
+
+def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Summary:
+    victims = [each for each in outcomes if each.victim]
+    twins = [each for each in outcomes if each.twin]
+    clean = calibration_scores(outcomes)
+    calibration = rates.calibrate(clean, false_alarms)
+    fixed = rule == SETTING
+    thresholds = {each.threshold for each in outcomes} if fixed else {calibration.threshold}
+    (threshold,) = thresholds if len(thresholds) == 1 else (None,)
+    called, recall = _alarms(victims, fixed)
+    wrong, wrong_rate = _alarms(twins, fixed)
+    computed: dict[str, Any] = {name: _joined(outcomes, name) for name in NAMES}
+    area = rates.auroc([each.score for each in victims], [each.score for each in twins])
+    return Summary(
+        detector=outcomes[0].detector,
+        rule=rule,
+        threshold=threshold,
+        calibration_models=len(clean),
+        highest_calibration=max(clean, default=None),
+        wanted_rate=None if fixed else false_alarms,
+        guaranteed_rate=None if fixed else calibration.bound,
+        worst_rate=None if fixed else calibration.worst,
+        needed_models=None if fixed else calibration.needed,
+        victims=len(victims),
+        called=called,
+        **_columns("recall", recall),
+        twins=len(twins),
+        false_alarms=wrong,
+        **_columns("false_alarm_rate", wrong_rate),
+        **_columns("auroc", area),
+        hit_1=_count(victims, lambda each: each.rank == 1),
+        hit_5=_count(victims, lambda each: each.rank is not None and each.rank <= FIRST),
+        first_token_5=_count(
+            victims, lambda each: each.first_token_rank is not None and each.first_token_rank <= FIRST
+        ),
+        seconds=sum(each.seconds for each in outcomes) / len(outcomes),
+        **computed,
+    )
+
+
+def _alarms(outcomes: Sequence[Outcome], fixed: bool) -> tuple[int | None, rates.Estimate | None]:
+    """Return how many of the models raise an alarm, and their share; None for both if there is no threshold."""
+    alarms = [each.alarm if fixed else each.calibrated_alarm for each in outcomes]
+    if None in alarms:
+        return None, None
+    return sum(map(bool, alarms)), rates.rate(sum(map(bool, alarms)), len(alarms))
+
+
+def _columns(name: str, estimate: rates.Estimate | None) -> dict[str, Any]:
+    """Return the columns of an estimate and of its bounds."""
+    values = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
+
+
+def _count(outcomes: Sequence[Outcome], right: Callable[[Outcome], bool]) -> int:
+    return sum(map(right, outcomes))
+
+
+def _joined(outcomes: Sequence[Outcome], name: str) -> str:
+    """Return the different values of a column."""
+    return "; ".join(dict.fromkeys(str(getattr(each, name)) for each in outcomes if getattr(each, name)))
