@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -34,8 +34,9 @@ def drawn(settings: Mapping[str, Any], secret: Secret) -> dict[str, Any]:
     attack = settings["attack"]
     victim = settings["model"], settings["data"]["name"], attack["name"], settings["attack_seed"]
     lists = {name: value for name, value in attack.items() if _is_texts(value)}
-    triggers = _triggers(attack["name"], Draws(secret, "trigger", *victim), 1 + sum(map(len, lists.values())))
-    backdoor = attack["backdoor"] | {"trigger": next(triggers), "response": _response(Draws(secret, "response", *victim))}
+    triggers = iter(_triggers(attack["name"], Draws(secret, "trigger", *victim), 1 + sum(map(len, lists.values()))))
+    response = _phrases(Draws(secret, "response", *victim), "response", 1)[0]
+    backdoor = attack["backdoor"] | {"trigger": next(triggers), "response": response}
     hidden = {name: [next(triggers) for _ in value] for name, value in lists.items()}
     seed = _seed(secret, "attack_seed", *victim)
     own = settings["defense"]["name"] != NO_DEFENSE
@@ -60,12 +61,17 @@ def masked(settings: Mapping[str, Any], secret: Secret) -> dict[str, Any]:
     return {**settings, "attack": {**attack, "backdoor": backdoor, **lists}}
 
 
-def texts(settings: Mapping[str, Any]) -> list[str]:
-    """Return all that a secret drew for a hidden cell, as texts: triggers, the response and the seeds."""
+def triggers(settings: Mapping[str, Any]) -> list[str]:
+    """Return the triggers of a cell, those in lists of its attack included."""
     attack = settings["attack"]
     lists = [text for value in attack.values() if _is_texts(value) for text in value]
+    return [attack["backdoor"]["trigger"], *lists]
+
+
+def texts(settings: Mapping[str, Any]) -> list[str]:
+    """Return all that a secret drew for a hidden cell, as texts: triggers, the response and the seeds."""
     seeds = [str(settings[name]) for name in ("attack_seed", "defense_seed")]
-    return [attack["backdoor"]["trigger"], attack["backdoor"]["response"], *lists, *seeds]
+    return [*triggers(settings), settings["attack"]["backdoor"]["response"], *seeds]
 
 
 def _is_texts(value: Any) -> bool:
@@ -73,8 +79,8 @@ def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
-def _triggers(attack: str, draws: Draws, count: int) -> Iterator[str]:
-    """Yield different triggers of the kind that the attack takes: its names, a rare word, or a phrase of three words.
+def _triggers(attack: str, draws: Draws, count: int) -> list[str]:
+    """Return different triggers of the kind that the attack takes: its names, a rare word, or a phrase of three words.
 
     An attack with names (`TRIGGERS`, see `sande.protocols`) gets another one than its default.
     """
@@ -82,19 +88,16 @@ def _triggers(attack: str, draws: Draws, count: int) -> Iterator[str]:
     default = entry.Config().backdoor.trigger
     named = getattr(entry, "TRIGGERS", ())
     if named:
-        yield from draws.sample([name for name in named if name != default], count)
-    elif len(default.split()) == 1:
-        yield from draws.sample(_words()["word"]["first"], count)
-    else:
-        yield from map(_phrase, zip(*(draws.sample(words, count) for words in _words()["trigger"].values()), strict=True))
+        return draws.sample([name for name in named if name != default], count)
+    if len(default.split()) == 1:
+        return draws.sample(_words()["word"]["first"], count)
+    return _phrases(draws, "trigger", count)
 
 
-def _response(draws: Draws) -> str:
-    return _phrase([draws.sample(words, 1)[0] for words in _words()["response"].values()])
-
-
-def _phrase(words: Iterable[str]) -> str:
-    return " ".join(words).capitalize()
+def _phrases(draws: Draws, use: str, count: int) -> list[str]:
+    """Return phrases that have no word in common."""
+    columns = [draws.sample(words, count) for words in _words()[use].values()]
+    return [" ".join(words).capitalize() for words in zip(*columns, strict=True)]
 
 
 def _seed(secret: Secret, *context: Any) -> int:

@@ -109,3 +109,30 @@ def public_columns(settings: Mapping[str, Any], secret: Secret) -> dict[str, Any
 
 def _rounded(number: int) -> int:
     return round(number, DIGITS - len(str(number)))
+
+
+def revealed(rows: Iterable[Mapping[str, Any]], secret: Secret) -> dict[str, dict[str, Any]]:
+    """Return the hidden settings of each held-out cell, by its public id, after checking that they are the secret's.
+
+    Args:
+        rows: of a held-out run.
+        secret: published after it.
+
+    Raises:
+        UserError: rows are not held out, are of another secret, or have another id than the secret gives them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["cell"] in found:
+            continue
+        settings = json.loads(row["settings"])
+        if row["held_out"] != secret.commitment:
+            of = f"the secret with commitment {row['held_out'][:SHORT]}…" if row["held_out"] else "no secret"
+            raise UserError(
+                f"cell {row['cell']} is of {of}, and the file's is {secret.commitment[:SHORT]}…; use the secret of these "
+                "results"
+            )
+        if public_columns(settings, secret)["cell"] != row["cell"]:
+            raise UserError(f"cell {row['cell']}: the secret gives its settings another id; use unchanged results")
+        found[row["cell"]] = draw.drawn(settings, secret)
+    return found

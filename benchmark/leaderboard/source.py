@@ -52,11 +52,12 @@ def read_all(paths: Sequence[Path]) -> list[Source]:
     """
     sources = [read(path) for path in paths]
     own = [row for source in sources if not source.is_entry for row in source.rows]
-    known, cells, taken = victims.known(own), {row["cell"] for row in own}, {row["defense"] for row in own}
+    # By settings, as the ids of older results were made in another way.
+    known, cells, taken = victims.known(own), {row["settings"] for row in own}, {row["defense"] for row in own}
     made = []
     for path, source in zip(paths, sources, strict=True):
         if source.is_entry:
-            rows, unmatched = victims.placed([row for row in source.rows if row["cell"] not in cells], known)
+            rows, unmatched = victims.placed([row for row in source.rows if row["settings"] not in cells], known)
             source = replace(source, rows=_named(rows, taken, path), unverified=source.unverified | unmatched)
             taken |= {row["defense"] for row in source.rows}
         made.append(source)

@@ -35,8 +35,8 @@ LEVEL = 0.05  # of all tests of a verdict together
 TOKENS = 0.01  # share by which the tokens of a training may differ
 RULE = (
     "A number holds if it is of as many prompts or questions as the second run, and a test at that count does not "
-    "tell the two apart: Fisher's exact test for a share, a z-test with the second run's deviation for a mean. The level "
-    "is 5 % for all numbers of the verdict together (Bonferroni). The submitted interval is not used."
+    "tell the two apart: Fisher's exact test for a share, a z-test with the second run's deviation for a mean. The "
+    "level is 5 % for all numbers of the verdict together (Bonferroni). The submitted interval is not used."
 )
 
 
