@@ -17,7 +17,7 @@ from benchmark.held_out import draw, mask, secret
 from benchmark.held_out.mask import Hidden
 from benchmark.leaderboard import write as board
 from benchmark.plan import preflight
-from benchmark.plan.failures import USER, Failure
+from benchmark.plan.failures import MISTAKE, Failure
 from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.rows import build_outcomes, build_rows
 from benchmark.report import page
@@ -148,7 +148,7 @@ def test_the_text_of_an_error_is_withheld_in_the_results_and_redacted_on_the_ter
 
     def some(plan: Any, store: Any, resources: Any, address: Any, say: Any, *_: Any, **__: Any) -> dict[str, str]:
         say(f"FAILED: {words.upper()}")
-        return {stage.key: Failure(f"no row holds {words}", USER) for stage in plan.missing}
+        return {stage.key: Failure(f"no row holds {words}", MISTAKE) for stage in plan.missing}
 
     monkeypatch.setattr(preflight, "check", lambda *_: None)
     monkeypatch.setattr(driver, "run", some)
@@ -158,7 +158,7 @@ def test_the_text_of_an_error_is_withheld_in_the_results_and_redacted_on_the_ter
     (folder,) = (tmp_path / "results").iterdir()
     assert leaks(content(folder) + made.output.encode(), hidden) == []
     errors = {row["error"] for row in read_rows(folder).to_pylist() if row["status"] == "failed"}
-    assert errors == {f"{USER}; the text is withheld, as it may hold the trigger"}
+    assert errors == {f"{MISTAKE}; the text is withheld, as it may hold the trigger"}
 
 
 def test_tokens_are_rounded_since_they_follow_from_the_lengths_of_trigger_and_response(
