@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
+from benchmark.grid.keys import canonical_json
 from benchmark.leaderboard import submission, verdict, victims
 from benchmark.records import files
 from sande.models.catalog import TINY
@@ -53,15 +56,24 @@ def read_all(paths: Sequence[Path]) -> list[Source]:
     sources = [read(path) for path in paths]
     own = [row for source in sources if not source.is_entry for row in source.rows]
     # By settings, as the ids of older results were made in another way.
-    known, cells, taken = victims.known(own), {row["settings"] for row in own}, {row["defense"] for row in own}
+    known, cells, taken = victims.known(own), set(map(_settings, own)), {row["defense"] for row in own}
     made = []
     for path, source in zip(paths, sources, strict=True):
         if source.is_entry:
-            rows, unmatched = victims.placed([row for row in source.rows if row["settings"] not in cells], known)
+            rows, unmatched = victims.placed([row for row in source.rows if _settings(row) not in cells], known)
             source = replace(source, rows=_named(rows, taken, path), unverified=source.unverified | unmatched)
             taken |= {row["defense"] for row in source.rows}
         made.append(source)
     return made
+
+
+def _settings(row: Mapping[str, Any]) -> str:
+    return _canonical(row["settings"])
+
+
+@functools.lru_cache(maxsize=4096)
+def _canonical(text: str) -> str:
+    return canonical_json(json.loads(text))
 
 
 def _named(rows: Sequence[dict[str, Any]], taken: set[str], path: Path) -> list[dict[str, Any]]:

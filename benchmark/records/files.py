@@ -195,7 +195,7 @@ def _completed(table: pa.Table) -> pa.Table:
         for name in ("scale", "knows"):
             table = table.append_column(name, pa.array([""] * table.num_rows))
     if "error" in table.column_names:
-        for name in ("failure", *(f"{stage}{each}" for stage in STAGES for each in COMPUTED_WITH)):
+        for name in ("failure", "held_out", *(f"{stage}{each}" for stage in STAGES for each in COMPUTED_WITH)):
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     return table

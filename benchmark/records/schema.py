@@ -63,6 +63,7 @@ SCHEMA = pa.schema(
         ("code_version", pa.string()),
         ("versions", pa.string()),  # of Python and the libraries that compute
         ("started_at", pa.string()),
+        ("held_out", pa.string()),  # commitment to the secret of a held-out run, see `benchmark.held_out`; else null
         ("settings", pa.string()),  # all of the cell's, as JSON
     ]
 )
