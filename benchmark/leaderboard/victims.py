@@ -16,8 +16,11 @@ from benchmark.grid.cell import Method
 from benchmark.grid.keys import canonical_json
 from benchmark.records import schema
 from sande.config import as_dict, configure
-from sande.data.splits import Data
+from sande.data.splits import Data, Removal
 from sande.errors import UserError
+
+_SECTIONS: dict[str, type[Any]] = {"data": Data, "removal": Removal}
+_OF_VICTIM = ("model", "data", "attack", "metrics")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,16 @@ class Victim:
     Attributes:
         asr: its ASR, percent.
         status: `ok`, or `attack_failed` where its ASR is under the board's floor.
+        settings: those that determine it, as the board's rows have them.
         values: percent, by metric.
+        removals: settings of the rows for removal, as the board's rows have them, by their canonical JSON.
     """
 
     asr: float
     status: str
+    settings: Mapping[str, Any]
     values: dict[str, float] = field(default_factory=dict)
+    removals: dict[str, Any] = field(default_factory=dict)
 
 
 def known(rows: Iterable[Mapping[str, Any]]) -> dict[str, Victim]:
@@ -44,9 +51,11 @@ def known(rows: Iterable[Mapping[str, Any]]) -> dict[str, Victim]:
     found: dict[str, Victim] = {}
     for row in rows:
         if row["status"] in (schema.OK, schema.ATTACK_FAILED) and row["victim_value"] is not None:
-            of = key(row["settings"])
-            victim = found.setdefault(of, Victim(row["victim_asr"], row["status"]))
+            of, removal, settings = _read(row["settings"])
+            own = {name: settings[name] for name in _OF_VICTIM}
+            victim = found.setdefault(of, Victim(row["victim_asr"], row["status"], own))
             victim.values.setdefault(row["metric"], row["victim_value"])
+            victim.removals.setdefault(removal, settings["removal"])
     return found
 
 
@@ -55,42 +64,62 @@ def placed(
 ) -> tuple[list[dict[str, Any]], frozenset[str]]:
     """Return the rows of an entry with the victims' values from the board, and the ids of cells without a victim there.
 
-    A metric that the board did not measure on the victim gets no victim's value.
+    A metric that the board did not measure on the victim gets no victim's value. Equal settings are written as the
+    board has them, so that a default that is left out makes no other case.
     """
     made, unmatched = [], set()
     for row in rows:
-        victim = victims.get(key(row["settings"]))
+        of, removal, settings = _read(row["settings"])
+        victim = victims.get(of)
         if victim is None:
             unmatched.add(row["cell"])
             made.append({**row, "victim_value": None, "victim_asr": None})
         else:
-            value = victim.values.get(row["metric"])
-            made.append({**row, "victim_value": value, "victim_asr": victim.asr, "status": victim.status})
+            alike = {**settings, **victim.settings, "removal": victim.removals.get(removal, settings["removal"])}
+            own = {
+                "victim_value": victim.values.get(row["metric"]),
+                "victim_asr": victim.asr,
+                "status": victim.status,
+                "settings": json.dumps(alike, sort_keys=True),
+            }
+            made.append({**row, **own})
     return made, frozenset(unmatched)
 
 
-@functools.lru_cache(maxsize=4096)
 def key(settings: str) -> str:
     """Return what determines a victim and its measurements, as JSON; settings that are left out take their defaults.
 
     Args:
         settings: of a cell, as JSON.
     """
-    values = json.loads(settings)
-    return canonical_json(
-        [
-            values["model"],
-            values["attack_seed"],
-            _spelled_out("data", values["data"]),
-            _spelled_out("attacks", values["attack"]),
-            [_spelled_out("metrics", metric) for metric in values["metrics"]],
-        ]
-    )
+    return _read(settings)[0]
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(text: str) -> tuple[str, str, dict[str, Any]]:
+    """Return the key of the victim, the canonical settings of the removal's rows, and all settings."""
+    values = json.loads(text)
+    victim = [
+        values["model"],
+        values["attack_seed"],
+        _spelled_out("data", values["data"]),
+        _spelled_out("attacks", values["attack"]),
+        [_spelled_out("metrics", metric) for metric in values["metrics"]],
+    ]
+    return canonical_json(victim), canonical_json(_spelled_out("removal", values["removal"])), values
 
 
 def _spelled_out(kind: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return settings with every default; those of a method that is not known here as they are."""
+    """Return settings with every default; those of a method that is not known here as they are.
+
+    Args:
+        kind: `data`, `removal`, or a kind of the registry.
+        given: settings; a backdoor that is null counts as left out.
+    """
+    given = {name: value for name, value in given.items() if name != "backdoor" or value is not None}
     try:
-        return as_dict(configure(Data, given, kind)) if kind == "data" else Method.parse(kind, given).settings
+        if kind in _SECTIONS:
+            return as_dict(configure(_SECTIONS[kind], given, kind))
+        return Method.parse(kind, given).settings
     except UserError:
         return given

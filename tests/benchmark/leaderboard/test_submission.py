@@ -177,7 +177,8 @@ def test_the_commands_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "results/published").symlink_to(ROOT / "results/published")
     (tmp_path / "results/quickstart").symlink_to(ROOT / "results/published/quickstart")  # as if it had been run
     text = (ROOT / "docs/submit.md").read_text(encoding="utf-8")
-    commands = [line.strip() for line in text.splitlines() if line.strip().startswith("sande-bench leaderboard")]
+    lines = [line.strip() for line in text.splitlines()]
+    commands = [line for line in lines if line.startswith("sande-bench leaderboard") and " verify " not in line]
     assert len(commands) == 3
     for command in commands:
         done = CliRunner().invoke(app, shlex.split(command)[1:])

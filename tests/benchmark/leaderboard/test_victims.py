@@ -96,7 +96,14 @@ def test_what_is_not_of_the_victim_may_differ(board: Path, tmp_path: Path) -> No
 
 def test_settings_that_are_left_out_are_the_defaults(board: Path, tmp_path: Path) -> None:
     full = {"name": "sentence_trigger", "poison_rate": 0.05, "insertion": "start", "target": "insult"}
-    assert read_all([board, entry(tmp_path, cell("forget", 0.0, OTHERS), attack=full)])[1].unverified == frozenset()
+    source = read_all([board, entry(tmp_path, cell("forget", 0.0, OTHERS), attack=full)])[1]
+    assert source.unverified == frozenset()
+    cases = {
+        json.dumps([json.loads(row["settings"])[name] for name in ("data", "attack", "metrics", "removal")])
+        for each in read_all([board])
+        for row in [*each.rows, *source.rows]
+    }
+    assert len(cases) == 1, "it is of the same case"
 
 
 def test_a_victim_whose_attack_failed_here_is_no_victim_of_an_entry(tmp_path: Path) -> None:
