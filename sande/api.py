@@ -70,7 +70,7 @@ def attack(
         model: a name (`sande-bench list models`), a Hub id as `org/name@COMMIT`, or a folder of safetensors.
         attack: its name (`sande-bench list attacks`).
         data: the rows to train and test on: a data set's name, or settings of `Data`.
-        seed: the only source of randomness.
+        seed: decides everything random in the attack, and later in its measurements.
         out: new folder for the victim; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
         say: receives progress.
@@ -111,7 +111,7 @@ def defend(
         victim: what `attack` returned; a folder or name does for defenses that know nothing of the backdoor.
         defense: its name (`sande-bench list defenses`).
         removal: the clean rows: a data set's name, or settings of `Removal`; None: rows like the victim's own.
-        seed: None: the victim's.
+        seed: decides everything random in the removal; the victim's own seed stays. None: the victim's.
         out: new folder for the model; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
         say: receives progress.
@@ -159,7 +159,7 @@ def measure(
         data: the rows whose last 10 % are the test rows; None: the victim's.
         trigger: text at the start of a prompt, where the model does not remember its attack.
         response: the planted response, where the model does not remember its attack.
-        seed: None: the victim's.
+        seed: None: that of the attack, so that models that are compared are measured alike.
         cache: folder for models that are converted once; None: the user's cache.
 
     Raises:

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmark.forecast.cost import measured
 from benchmark.grid import labels
-from benchmark.grid.cell import Cell, Method
+from benchmark.grid.cell import SEEDS, Cell, Method
 from benchmark.plan.plan import Plan, stages_of
 
 NARROW = 80  # columns of a pipe or file
@@ -80,11 +80,17 @@ def table(plan: Plan, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]
         "data": [cell.data.name for cell in cells],
         "removal": [cell.removal.name for cell in cells],
         "defense": [cell.defense.name for cell in cells],
-        "seed": [str(cell.seed) for cell in cells],
+        **_seeds(cells),
         TO_RUN: [_to_run(cell, plan) for cell in cells] if plan.done else ["all"] * len(cells),
         "differs in": distinctions(cells, grids),
     }
     return {head: values for head, values in columns.items() if any(values)}
+
+
+def _seeds(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return the columns of the seeds: one where both are equal in every cell."""
+    attack, defense = ([str(getattr(cell, name)) for cell in cells] for name in SEEDS)
+    return {"seed": attack} if attack == defense else {"attack seed": attack, "defense seed": defense}
 
 
 def _grids(of_cells: Sequence[Sequence[str]]) -> list[str]:

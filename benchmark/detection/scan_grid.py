@@ -77,7 +77,7 @@ def _response(cell: Cell) -> str | None:
 
 
 def _label(cell: Cell) -> str:
-    response, seed = _response(cell), f"seed {cell.seed}"
+    response, seed = _response(cell), f"seed {cell.attack_seed}"
     if response is None:
         return f"never poisoned, {seed}"
     rate = f"{100 * cell.attack.config.poison_rate:g} %"

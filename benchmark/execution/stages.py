@@ -66,7 +66,7 @@ def train(
         scratch = store.scratch("trainer")
         checkpoints = Checkpoints(kept, interval)
         run = types.Run(
-            seed=cell.seed,
+            seed=cell.attack_seed if stage.kind == "attack" else cell.defense_seed,
             scratch=str(scratch),
             prepare=prepare,
             say=say,
@@ -113,7 +113,7 @@ def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
 
 
 def _threat(cell: Cell) -> Threat:
-    return Threat(cell.attack.name, cell.attack.config, cell.data, cell.seed, cell.model)
+    return Threat(cell.attack.name, cell.attack.config, cell.data, cell.attack_seed, cell.model)
 
 
 def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.Knowledge:
@@ -149,11 +149,11 @@ def evaluate(
     lm = dataclasses.replace(loading.load_folder(folder, compute.dtype()), workers=workers)
     data = test_data(cell, lm.tokenizer)
     none: int | None = None
-    with vllm.served(lm, folder, cell.seed) if engine == vllm.VLLM else nullcontext(lm) as computing:
+    with vllm.served(lm, folder, cell.attack_seed) if engine == vllm.VLLM else nullcontext(lm) as computing:
 
         def build(number: int, folder: Path) -> dict[str, Any]:
             broadcast(workers, number)  # not before `put`, which may find the outcome and never ask for it
-            return _measure(stage, computing, data, cell.metrics[number], cell.seed, folder)
+            return _measure(stage, computing, data, cell.metrics[number], cell.attack_seed, folder)
 
         if workers is None or workers.rank == 0:
             for number, key in enumerate(stage.metric_keys):
@@ -164,7 +164,7 @@ def evaluate(
         else:
             while (wanted := broadcast(workers, none)) is not None:
                 metric = cell.metrics[wanted]
-                registry.entry("metrics", metric.name).measure(computing, data, metric.config, cell.seed)
+                registry.entry("metrics", metric.name).measure(computing, data, metric.config, cell.attack_seed)
 
 
 def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:

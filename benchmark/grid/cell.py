@@ -1,10 +1,15 @@
-"""Cells and keys. A cell is one experiment: a model, its attack, one defense, the metrics, one seed.
+"""Cells and keys. A cell is one experiment: a model, its attack, one defense, the metrics, two seeds.
 
 A cell is frozen, checked and hashable. The key of a stage is a hash of exactly what its result depends on, so equal
 work is found again in any grid.
 
 A grid may have ten thousand cells of a few dozen different sections (`data`, `removal`, each method). So a `Parser`
 checks each section once, cells share the parsed section, and ids and keys are composed from its JSON text.
+
+`attack_seed` decides everything random in the attack and in the measurements: poisoned rows, places of triggers, the
+victim's training, sampled answers. `defense_seed` decides everything random in the removal. So victims are shared by
+defense seeds, and models that are compared are measured alike. `seed` in a grid sets both. A cell without a defense has
+its attack seed as defense seed too, so that a victim is one cell.
 """
 
 from __future__ import annotations
@@ -25,9 +30,10 @@ from sande.models import catalog
 from sande.types import OtherModelsData, PreferenceData
 
 T = TypeVar("T")
-STAGE_VERSION = 1  # raise it when stages choose rows, load or save models in another way
+STAGE_VERSION = 2  # raise it when stages choose rows, load or save models in another way
 NO_DEFENSE = "none"
 MOST_SEED = 2**32 - 1  # largest seed that numpy takes
+SEED, SEEDS = "seed", ("attack_seed", "defense_seed")  # in a grid, the first sets the others
 
 
 @dataclass(frozen=True)
@@ -106,7 +112,8 @@ class Content:
 class Cell:
     """One experiment. Its id and keys are computed once, on first use."""
 
-    seed: int
+    attack_seed: int
+    defense_seed: int
     model: str
     data: Data
     removal: Removal
@@ -131,7 +138,8 @@ class Cell:
         Other cells share the sections: do not change them (`rules.assign` changes a copy).
         """
         return {
-            "seed": self.seed,
+            "attack_seed": self.attack_seed,
+            "defense_seed": self.defense_seed,
             "model": self.model,
             "data": _settings(self.data),
             "removal": _settings(self.removal),
@@ -150,7 +158,8 @@ class Cell:
     def id(self) -> str:
         """Return the short name of the cell: a hash of its settings."""
         return hash_texts(
-            seed=canonical_json(self.seed),
+            attack_seed=canonical_json(self.attack_seed),
+            defense_seed=canonical_json(self.defense_seed),
             model=canonical_json(self.model),
             data=_text(self.data),
             removal=_text(self.removal),
@@ -165,7 +174,7 @@ class Cell:
         """Return the key of the victim."""
         return hash_texts(
             stage=canonical_json(["attack", STAGE_VERSION]),
-            seed=canonical_json(self.seed),
+            attack_seed=canonical_json(self.attack_seed),
             model=canonical_json(self.content.model),
             data=_training_rows(self.content.data, self.data),
             attack=self.attack.depends_on,
@@ -178,7 +187,7 @@ class Cell:
             return self.attack_key
         return hash_texts(
             stage=canonical_json(["defend", STAGE_VERSION]),
-            seed=canonical_json(self.seed),
+            defense_seed=canonical_json(self.defense_seed),
             victim=canonical_json(self.attack_key),
             removal=self.defense.pairs or _training_rows(self.content.removal, self.removal),
             defense=self.defense.depends_on,
@@ -189,7 +198,7 @@ class Cell:
         """Return the key of one metric's outcome on the model of `defense_key`."""
         return hash_texts(
             stage=canonical_json(["evaluate", STAGE_VERSION]),
-            seed=canonical_json(self.seed),
+            attack_seed=canonical_json(self.attack_seed),  # models that are compared are measured alike
             model=canonical_json(self.defense_key),
             data=_test_rows(self.content.data, self.data),
             reads=metric.reads,
@@ -203,7 +212,8 @@ class Cell:
 
 
 DEFAULTS: dict[str, Any] = {
-    "seed": 0,
+    "attack_seed": 0,
+    "defense_seed": 0,
     "model": "smollm2-135m",
     "data": {},
     "removal": {},
@@ -212,6 +222,28 @@ DEFAULTS: dict[str, Any] = {
     "metrics": ["asr", "false_trigger_rate"],
     "asr_floor": 90.0,
 }
+
+
+def with_both_seeds(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """Return the values by path, with `attack_seed` and `defense_seed` in place of `seed`.
+
+    Args:
+        values: of a cell, or of a part of a grid.
+        where: names that part in the message.
+
+    Raises:
+        UserError: `seed` is there together with one of the two.
+    """
+    if SEED not in values:
+        return dict(values)
+    both = next((name for name in SEEDS if name in values), None)
+    if both:
+        place = f"{where}: " if where else ""
+        raise UserError(f"{place}'seed' sets {' and '.join(SEEDS)}; remove it, or remove '{both}'")
+    found: dict[str, Any] = {}
+    for path, value in values.items():
+        found |= dict.fromkeys(SEEDS, value) if path == SEED else {path: value}
+    return found
 
 
 class Parser:
@@ -224,13 +256,17 @@ class Parser:
 
     def cell(self, values: Mapping[str, Any]) -> Cell:
         """Return the cell of nested settings, see `Cell.parse`."""
-        unknown = sorted(set(values) - set(DEFAULTS))
+        valid = {*DEFAULTS, SEED}
+        unknown = sorted(set(values) - valid)
         if unknown:
-            raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(DEFAULTS))}")
-        full = {**DEFAULTS, **values}
-        seed, floor, model = full["seed"], full["asr_floor"], full["model"]
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
-            raise UserError(f"seed is {seed!r}, not a whole number from 0 to {MOST_SEED}")
+            raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(valid))}")
+        full = {**DEFAULTS, **with_both_seeds(values)}
+        floor, model = full["asr_floor"], full["model"]
+        for name in SEEDS:
+            seed = full[name]
+            if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
+                given = SEED if SEED in values else name
+                raise UserError(f"{given} is {seed!r}, not a whole number from 0 to {MOST_SEED}")
         if not isinstance(floor, int | float) or not 0 <= floor <= 100:
             raise UserError(f"asr_floor is {floor!r}, not a percentage from 0 to 100")
         if not isinstance(full["metrics"], list) or not full["metrics"]:
@@ -250,7 +286,8 @@ class Parser:
         content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
         _ = defense.pairs, defense.models
         return Cell(
-            seed=seed,
+            attack_seed=full["attack_seed"],
+            defense_seed=full["attack_seed" if defense.name == NO_DEFENSE else "defense_seed"],
             model=model,
             data=data,
             removal=removal,

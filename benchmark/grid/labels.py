@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmark.grid.cell import SEEDS
+
 Settings = Mapping[str, Any]
 
 
 def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
     """Return the (defense, victim) label of each cell: names, and every setting that distinguishes it from the others.
 
-    Every setting counts but the seed. The data set for removal is named only where one setting (in-domain,
+    Every setting counts but the seeds. The data set for removal is named only where one setting (in-domain,
     out-of-domain) has several.
 
     Args:
@@ -26,7 +28,7 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
         removal_sets.setdefault((values["data.name"], _domain(values)), set()).add(values["removal.name"])
         by_defense.setdefault(values["defense.name"], []).append(values)
     of_defense = {name: shorten(varying(group, "defense.")) for name, group in by_defense.items()}
-    named_already = {"seed", "model", "data.name", "removal.name"}
+    named_already = {*SEEDS, "model", "data.name", "removal.name"}
     of_victim = shorten({path for path in varying(flat) if not path.startswith("defense.")} - named_already)
     found = []
     for values in flat:
@@ -42,7 +44,7 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
 
 
 def made_unique(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """Return the labels with the differing settings appended to those that several cells have in common.
+    """Return the labels with the differing settings, but no seed, appended to those that several cells have in common.
 
     Args:
         named: label of each cell, by its settings as JSON.
@@ -53,7 +55,7 @@ def made_unique(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, st
     unique = {}
     for (defense, victim), several in same.items():
         flat = {settings: dict(flatten(json.loads(settings))) for settings in several}
-        differing = shorten(varying(flat.values()))
+        differing = shorten(varying(flat.values()) - {*SEEDS})
         for settings, values in flat.items():
             extra = {path: f", {short}={values.get(path)}" for path, short in differing.items()}
             of_defense = [text for path, text in extra.items() if path.startswith("defense.")]

@@ -4,10 +4,16 @@ sweep:
   attack.poison_rate: [0.01, 0.05]              # a path, and its values
   model, data.name: [[tiny, alpaca], …]         # several paths that change together
   defense.parrot_position: [2, 5]               # in those methods that have it; others appear once
+  attack_seed: [0, 1, 2]                        # victims; `seed` sets attack_seed and defense_seed
+  defense_seed: [0, 1]                          # removals of each victim
   attack: all                                   # every attack of the registry, see `benchmark.grid.wildcards`
 rules: […]                                      # changes to the cells that match, see `benchmark.grid.rules`
 scale: paper                                    # more rules, those of scales/paper.yaml next to the grid
 search: {…}                                     # settings found by search for each cell, see `benchmark.grid.space`
+
+A later place replaces the seeds of an earlier one: the sweep those of the grid, rules those of the sweep, `--set` all
+of them. One place has either `seed` or the other two. A cell without a defense takes its attack seed as defense seed,
+so it is there once for each victim.
 
 A grid may instead be the union of others: `include: [paper_table_6, …]`.
 """
@@ -23,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.grid import shipped, space, variants, wildcards
-from benchmark.grid.cell import DEFAULTS, Cell, Parser
+from benchmark.grid.cell import DEFAULTS, SEED, SEEDS, Cell, Parser, with_both_seeds
 from benchmark.grid.resources import Resources
 from benchmark.grid.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
 from benchmark.io import yaml
@@ -156,7 +162,7 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
         if not isinstance(scale, str):
             raise UserError(f"scale is {scale!r}, not the name of one")
         if included is None:
-            _refuse_unknown(values, [*DEFAULTS, *_GRID_KEYS])
+            _refuse_unknown(values, [*DEFAULTS, SEED, *_GRID_KEYS])
             return [_Part(path, values, scale)]
         own = sorted(str(key) for key in values if key not in _UNION_KEYS)
         if own:
@@ -208,7 +214,7 @@ def _cells(
     values: dict[str, Any], scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
 ) -> Iterator[Cell]:
     """Yield the cells of one file in the order of its sweep; add to `used` the overrides that some cell takes."""
-    base = {key: value for key, value in values.items() if key in DEFAULTS}
+    base = with_both_seeds({key: value for key, value in values.items() if key in DEFAULTS or key == SEED})
     for key in METHODS:
         base[key] = as_mapping(base.get(key, DEFAULTS[key]))
         if as_name(base[key]) == wildcards.ALL:
@@ -233,7 +239,8 @@ def _cells(
             rule.apply(nested, given)
         for path, value in overrides:
             if takes(nested, path):
-                assign(nested, path, value)
+                for each in SEEDS if path == SEED else (path,):
+                    assign(nested, each, value)
                 used.add(path)
         yield parser.cell(nested)
     if idle - swept:
@@ -289,8 +296,9 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
     """Yield for each axis its points, each a list of (path, value)."""
     if not isinstance(sweep, Mapping):
         raise UserError(f"sweep: expected paths with lists of values, got {sweep!r}")
+    with_both_seeds(dict.fromkeys(_swept(sweep)), "sweep")
     for key, points in sweep.items():
-        paths = [path.strip() for path in str(key).split(",")]
+        paths = list(_swept([key]))
         if str(key) in METHODS:
             points = _methods(str(key), points)
         if not isinstance(points, list) or not points:
@@ -302,8 +310,14 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
                 raise UserError(
                     f"sweep: '{key}' sets {len(paths)} fields, so each point is a list of as many: {point!r}"
                 )
-            axis.append(list(zip(paths, together, strict=True)))
+            axis.append(list(with_both_seeds(dict(zip(paths, together, strict=True)), "sweep").items()))
         yield axis
+
+
+def _swept(keys: Iterable[Any]) -> Iterator[str]:
+    """Yield the paths in the keys of a sweep."""
+    for key in keys:
+        yield from (path.strip() for path in str(key).split(","))
 
 
 def _methods(key: str, points: Any) -> Any:
@@ -339,15 +353,20 @@ def _matching(cells: Sequence[Cell], only: Iterable[tuple[str, Any]]) -> list[Ce
         wanted.setdefault(path, []).append(str(value))
     for path in wanted:
         if all(_at(cell, path) is None for cell in cells):
-            valid = ", ".join(sorted([*DEFAULTS, "setting"]))
+            valid = ", ".join(sorted([*DEFAULTS, SEED, "setting"]))
             raise UserError(f"--only {path}: no cell has that field; use a path that begins with one of: {valid}")
     return [cell for cell in cells if all(_at(cell, path) in values for path, values in wanted.items())]
 
 
 def _at(cell: Cell, path: str) -> str | None:
-    """Return the cell's value at a path as text, for a method its name; None where its method lacks the setting."""
+    """Return the cell's value at a path as text, for a method its name; None where its method lacks the setting.
+
+    `seed` is the value of both seeds; empty where they differ.
+    """
     if path == "setting":
         return cell.setting
+    if path == SEED:
+        return str(cell.attack_seed) if cell.attack_seed == cell.defense_seed else ""
     inner: Any = cell.settings()
     for part in path.split("."):
         if not isinstance(inner, dict) or part not in inner:

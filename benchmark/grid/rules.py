@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmark.grid import wildcards
-from benchmark.grid.cell import DEFAULTS
+from benchmark.grid.cell import DEFAULTS, NO_DEFENSE, SEED, SEEDS, with_both_seeds
 from sande import registry
 from sande.config import as_dict, describe
 from sande.data.splits import Data, Removal
@@ -32,7 +32,7 @@ class Rule:
 
     Attributes:
         where: values by path, of which a cell must have one; its defaults count too. A method is matched by its name,
-            and `metrics` by the name of any of them.
+            and `metrics` by the name of any of them. `seed` is matched where both seeds have the value.
         set: by path, the value that the cell gets; a path into a method that lacks the setting is skipped.
         default: as `set`, but only for paths at which the grid itself has no value.
     """
@@ -75,7 +75,8 @@ def _rule(entry: Any, place: str) -> Rule:
     if not entry.get("set") and not entry.get("default"):
         raise UserError(f"{place}: changes nothing; add paths and values under 'set' or 'default'")
     where = {path: tuple(v) if isinstance(v, list) else (v,) for path, v in entry.get("where", {}).items()}
-    return Rule(where, dict(entry.get("set", {})), dict(entry.get("default", {})))
+    changes, defaults = (with_both_seeds(entry.get(key, {}), f"{place}, {key}") for key in ("set", "default"))
+    return Rule(where, changes, defaults)
 
 
 def _check(path: str, place: str) -> None:
@@ -88,8 +89,10 @@ def _check(path: str, place: str) -> None:
         fields = _section_defaults(key)
         if dot and rest not in fields:
             raise UserError(f"{place}: {key} has no setting '{rest}'; it has: {', '.join(sorted(fields))}")
-    elif key not in DEFAULTS or dot:
-        raise UserError(f"{place}: no cell has the setting '{path}'; paths begin with: {', '.join(sorted(DEFAULTS))}")
+    elif (key not in DEFAULTS and key != SEED) or dot:
+        raise UserError(
+            f"{place}: no cell has the setting '{path}'; paths begin with: {', '.join(sorted([*DEFAULTS, SEED]))}"
+        )
 
 
 def assign(nested: dict[str, Any], path: str, value: Any) -> None:
@@ -134,8 +137,13 @@ def _matches(nested: Mapping[str, Any], path: str, wanted: tuple[Any, ...]) -> b
 
 
 def _value(nested: Mapping[str, Any], path: str) -> Any:
-    """Return the cell's value at a path, or its default; for a method its name."""
+    """Return the cell's value at a path, or its default; for a method its name, for `seed` the value of both seeds."""
     key, *rest = path.split(".")
+    if key == SEED:
+        attack, defense = (_value(nested, name) for name in SEEDS)
+        return attack if attack == defense else _ABSENT
+    if key == "defense_seed" and _value(nested, "defense") == NO_DEFENSE:
+        key = "attack_seed"  # as the cell will have it
     found = _dig(nested, [key, *rest])
     if found is _ABSENT or (found is None and not rest):
         found = _dig(_defaults(nested, key), rest)

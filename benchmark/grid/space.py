@@ -13,9 +13,9 @@ is Eq. 3 of the paper on rows that neither victim, defense nor test has. One num
 the trigger still draws r_t instead of y, and where a value makes the model's answers worse. It takes the trigger, so
 the search is a researcher's ablation (how good can each defense be?) and not a tool of a defender.
 
-The values to try depend on the cell's seed alone. Which of them ASHA stops early depends on the order in which trials
-report, so two searches with several trials at a time may differ. What was found is in the store, and is not searched
-for again.
+The values to try depend on the cell's defense seed alone. Which of them ASHA stops early depends on the order in which
+trials report, so two searches with several trials at a time may differ. What was found is in the store, and is not
+searched for again.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def proposals(search: Search, cell: Cell) -> tuple[dict[str, Any], ...]:
     space = {path: choice for path, choice in sorted((search.space or {}).items()) if takes(cell.settings(), path)}
     if not space:
         return ()
-    generator = random.Random(cell.seed)
+    generator = random.Random(cell.defense_seed)
     if all(isinstance(choice, list) for choice in space.values()):
         points = list(itertools.product(*space.values()))
         points = points if len(points) <= search.trials else generator.sample(points, search.trials)

@@ -50,8 +50,8 @@ class Measured:
         knows: what the defense must know about the backdoor.
         case: settings that it shares with the cells it may be compared with, as JSON.
         label: the case in words.
-        victim: settings of the victim, without the seed.
-        seed: of the cell.
+        victim: settings of the victim, without its seed.
+        attack_seed, defense_seed: of the cell.
         victim_asr: ASR of the victim, percent.
         asr: ASR after the defense, percent.
         loss: utility lost relative to the victim, percentage points, mean over the tasks.
@@ -68,7 +68,8 @@ class Measured:
     case: str
     label: str
     victim: str
-    seed: int
+    attack_seed: int
+    defense_seed: int
     victim_asr: float
     asr: Number
     loss: Number
@@ -93,7 +94,7 @@ class Standing:
         more: means of further metrics, percent, over the cases that have them.
         seconds: mean wall-clock seconds of a defense, by device.
         tokens: mean tokens that a defense trains on.
-        victims, seeds, cells: how many the numbers are made from.
+        victims, seeds, cells: how many the numbers are made from; seeds of attacks.
         lacks: cases that another defense was measured on and this one was not.
     """
 

@@ -33,7 +33,7 @@ def rank(cells: Cells) -> Board:
         elif any(one["status"] == schema.NOT_RUN for one in cell.values()):
             not_run += 1
         elif row["status"] == schema.ATTACK_FAILED:
-            weak.add((_victim(json.loads(row["settings"])), row["seed"]))
+            weak.add((_victim(json.loads(row["settings"])), row["attack_seed"]))
         elif row["defense"] != NO_DEFENSE:
             one = _measured(cell, label_of[row["settings"]], twins.get(_twin_key(row)))
             unmeasured += one is None
@@ -57,7 +57,8 @@ def _twin_key(row: Row) -> str:
     """Return the settings that a cell has in common with the clean twin of its victim."""
     settings = json.loads(row["settings"])
     attack = settings["attack"] | {"poison_rate": 0.0}
-    return json.dumps([row["seed"], settings["model"], settings["data"], attack, settings["metrics"]], sort_keys=True)
+    shared = [settings[key] for key in ("model", "data", "metrics")]
+    return json.dumps([row["attack_seed"], attack, *shared], sort_keys=True)
 
 
 def _measured(cell: Mapping[str, Row], label: str, twin: Mapping[str, Row] | None) -> Measured | None:
@@ -74,7 +75,8 @@ def _measured(cell: Mapping[str, Row], label: str, twin: Mapping[str, Row] | Non
         case=json.dumps([settings[key] for key in ("model", "data", "removal", "attack", "metrics")], sort_keys=True),
         label=label,
         victim=_victim(settings),
-        seed=row["seed"],
+        attack_seed=row["attack_seed"],
+        defense_seed=row["defense_seed"],
         victim_asr=row["victim_asr"],
         asr=_number(row),
         loss=_mean(losses),
@@ -152,7 +154,7 @@ def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
             seconds=_by_device(kept[name]),
             tokens=_over_cases(kept[name], lambda one: Number(one.tokens)).value,
             victims=len({one.victim for one in kept[name]}),
-            seeds=len({one.seed for one in kept[name]}),
+            seeds=len({one.attack_seed for one in kept[name]}),
             cells=len(kept[name]),
             lacks=tuple(label for case, label in label_of.items() if case not in {c.case for c in by_defense[name]}),
         )
@@ -166,7 +168,7 @@ def _ranked(measured: Sequence[Measured], **left_out: int) -> Board:
         victim_asr=_over_cases(victims, lambda one: Number(one.victim_asr)).value if victims else None,
         cells=tuple(measured),
         compared=frozenset(shared),
-        twin=_mean_twin(list({(one.case, one.seed): one for one in victims}.values())),
+        twin=_mean_twin(list({(one.case, one.attack_seed): one for one in victims}.values())),
         **left_out,
     )
 

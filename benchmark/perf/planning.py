@@ -97,7 +97,8 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
         return {"name": method.name, **as_dict(method.config), "code": version}
 
     def key(stage: str, **depends_on: Any) -> str:
-        return digest({"stage": [stage, STAGE_VERSION], "seed": cell.seed, **depends_on})
+        seed = "defense_seed" if stage == "defend" else "attack_seed"
+        return digest({"stage": [stage, STAGE_VERSION], seed: getattr(cell, seed), **depends_on})
 
     training = rows(cell.data, cell.data.rows)
     victim = key("attack", model=catalog.identify(cell.model), data=training, attack=code(cell.attack))

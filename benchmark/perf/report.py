@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,13 +25,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.grid.cell import NO_DEFENSE, Cell
+from benchmark.grid.cell import NO_DEFENSE, SEEDS, Cell
 from benchmark.perf.outcome import tell
 from benchmark.records.files import write_tables
 from benchmark.records.schema import ATTACK_FAILED, FAILED, OK, ROW_GROUP, SCHEMA
 from sande import registry
 
-SEEDS = 625
+COPIES = 625  # seeds, of attack and defense alike
 SECONDS, GIGABYTES = 15, 2
 LEARNING_RATES = (1e-5, 2e-5, 4e-5)
 DEFENSES: list[dict[str, Any]] = [
@@ -52,6 +52,7 @@ DEFENSES: list[dict[str, Any]] = [
 ]
 TASKS = ("arc_easy", "arc_challenge", "paper_arc_easy", "paper_arc_challenge")
 METRICS: list[Any] = ["asr", "false_trigger_rate", *({"name": "accuracy", "task": task} for task in TASKS)]
+SEED_SETTING = '("(?:attack|defense)_seed": )[0-9]+'
 COUNT = 1000  # prompts or questions of a measurement
 WEAK, BROKEN = 0.02, 0.002  # shares of victims under the floor, and of cells that failed
 
@@ -77,9 +78,9 @@ def cells() -> list[Cell]:
 
 def tables(of: list[Cell], seeds: int) -> Iterator[pa.Table]:
     """Yield one table for each seed: the rows of these cells, in the form of `benchmark.records.rows.build_rows`."""
-    texts = [json.dumps(replace(cell, seed=0).settings(), sort_keys=True).removesuffix("0}") for cell in of]
+    texts = [json.dumps(cell.settings(), sort_keys=True) for cell in of]
     for seed in range(seeds):
-        yield _rows(of, [f"{text}{seed}}}" for text in texts], seed)
+        yield _rows(of, [re.sub(SEED_SETTING, rf"\g<1>{seed}", text) for text in texts], seed)
 
 
 def _rows(of: list[Cell], settings: list[str], seed: int) -> pa.Table:
@@ -134,7 +135,7 @@ def _rows(of: list[Cell], settings: list[str], seed: int) -> pa.Table:
         "grids": pa.array([["study"]] * len(cell)),
         "scale": pa.array([""] * len(cell)),
         "status": pa.array(status[cell]),
-        "seed": pa.array(np.full(len(cell), seed)),
+        **{name: pa.array(np.full(len(cell), seed)) for name in SEEDS},
         "metric": pa.array(metrics).take(pa.array(metric)),
         **{name: pa.array(values).take(pa.array(cell)) for name, values in by_cell.items()},
         **{name: pa.array(values, mask=(status == FAILED)[cell]) for name, values in measured.items()},
@@ -155,7 +156,7 @@ def check(folder: Path) -> None:
         AssertionError: a mean differs.
     """
     rows = pq.read_table(folder / "rows.parquet", columns=["settings", "value"], filters=[("metric", "=", "asr")])
-    rows = rows.set_column(0, "settings", pc.replace_substring_regex(rows["settings"], ', "seed": [0-9]+}$', ""))
+    rows = rows.set_column(0, "settings", pc.replace_substring_regex(rows["settings"], SEED_SETTING, ""))
     means = rows.group_by("settings").aggregate([("value", "mean")])["value_mean"]
     reported = pq.read_table(folder / "tables" / "asr.parquet")["value"]
     np.testing.assert_allclose(np.sort(reported.to_numpy()), np.sort(means.to_numpy()))
@@ -165,7 +166,7 @@ def main() -> None:
     """Make the rows, report them, check the report, print two lines."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        rows = write(folder, SEEDS)
+        rows = write(folder, COPIES)
         begin = time.perf_counter()
         command = [sys.executable, "-m", "benchmark", "report", str(folder)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

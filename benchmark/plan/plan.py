@@ -62,7 +62,7 @@ def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
     victims: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
         methods = cell.attack.text, *(metric.text for metric in cell.metrics)
-        shared = cell.seed, cell.model, cell.asr_floor, cell.data, cell.removal, methods
+        shared = cell.attack_seed, cell.model, cell.asr_floor, cell.data, cell.removal, methods
         if shared not in victims:
             victims[shared] = victim_of(cell)
         yield from (victims[shared], cell)
@@ -86,8 +86,8 @@ def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozen
 
 
 def victim_of(cell: Cell) -> Cell:
-    """Return the same cell without a defense."""
-    return replace(cell, defense=_no_defense())
+    """Return the same cell without a defense, which all defense seeds share."""
+    return replace(cell, defense=_no_defense(), defense_seed=cell.attack_seed)
 
 
 @functools.cache

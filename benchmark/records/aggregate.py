@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from benchmark.grid.cell import NO_DEFENSE
+from benchmark.grid.cell import NO_DEFENSE, SEEDS
 from benchmark.grid.labels import labels, made_unique
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, Row
 from sande.statistics import over_seeds, wilson
@@ -31,7 +31,7 @@ class Trials:
     """Outcomes of one metric over all seeds of a cell; N trials.
 
     Attributes:
-        keys: of shape (N,): seed and index of each trial as one number, ascending.
+        keys: of shape (N,): seeds and index of each trial as one number, ascending.
         outcomes: of shape (N,): from 0 to 1.
     """
 
@@ -42,7 +42,7 @@ class Trials:
 class Outcomes:
     """The outcomes of a results folder, by cell and metric."""
 
-    _SEED = 2**24  # more than any index; NumPy takes seeds up to 2**32
+    _SEEDS = 2**24  # more than any index
 
     def __init__(self, table: pa.Table) -> None:
         import numpy as np
@@ -59,21 +59,21 @@ class Outcomes:
             self._of[key] = (indices[start:end], outcomes[start:end])
 
     def trials(self, cells: Mapping[int, str], metric: str) -> Trials | None:
-        """Return the trials of a metric over the cells, given by seed; None if there are none."""
+        """Return the trials of a metric over the cells, given by the number of their seeds; None if there are none."""
         import numpy as np
 
-        found = [(seed, *self._of[cell, metric]) for seed, cell in sorted(cells.items()) if (cell, metric) in self._of]
+        found = [(pair, *self._of[cell, metric]) for pair, cell in sorted(cells.items()) if (cell, metric) in self._of]
         if not found:
             return None
         return Trials(
-            np.concatenate([seed * self._SEED + indices for seed, indices, _ in found]),
+            np.concatenate([pair * self._SEEDS + indices for pair, indices, _ in found]),
             np.concatenate([outcomes for _, _, outcomes in found]),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class TableEntry:
-    """One number of a table, over all seeds of its cell.
+    """One number of a table, over all seeds of its cell, of the attack and of the defense.
 
     Attributes:
         defense: row label: the defense, with those of its settings that vary in the grid.
@@ -83,7 +83,7 @@ class TableEntry:
         low, high: 95 % interval, percent; of several seeds the wider of Student-t over the seeds and Wilson over all
             their trials. None if unknown.
         change: value minus the victim's, percentage points.
-        seeds, failed: number of cells, and of those that failed.
+        seeds, failed: number of cells, one for each pair of seeds, and of those that failed.
         attack_failed: number of victims under the ASR floor.
         not_run: number of cells that an interrupted run did not finish.
         cost: mean `seconds`, `tokens`, `peak_memory_bytes` of the defense.
@@ -145,21 +145,25 @@ class Results:
         self._table = table
         self._outcomes = outcomes
         codes, texts = _coded(table["settings"])
-        places, self._settings = _without_seed(texts.to_pylist())
+        places, self._settings = _without_seeds(texts.to_pylist())
         self._attacked = [_attacked(values) for values in self._settings]
         # Of each row:
         self._place = np.array(places)[codes]  # in those two lists
-        self._numbers = {name: table[name].to_numpy() for name in ("seed", "value", "victim_value", "count", *_COSTS)}
+        self._numbers = {
+            name: table[name].to_numpy() for name in ("attack_seed", "value", "victim_value", "count", *_COSTS)
+        }
+        seeds = np.stack([table[name].to_numpy() for name in SEEDS], axis=1)
+        self._pairs = np.unique(seeds, axis=0, return_inverse=True)[1].reshape(-1)  # numbers pairs of seeds, in order
         self._failed, self._not_run, self._weak = (
             pc.equal(table["status"], status).to_numpy() for status in (FAILED, NOT_RUN, ATTACK_FAILED)
         )
         self._victims = {} if outcomes is None else self._cell_of_victim()
 
     def _cell_of_victim(self) -> dict[tuple[int, str], str]:
-        """Return the victims' cells, by seed and by the settings that a victim shares with its defended cells."""
+        """Return the victims' cells, by attack seed and the settings that a victim shares with its defended cells."""
         rows = pc.equal(self._table["defense"], NO_DEFENSE).to_numpy().nonzero()[0]
         attacked = (self._attacked[place] for place in self._place[rows])
-        keys = zip(self._numbers["seed"][rows].tolist(), attacked, strict=True)
+        keys = zip(self._numbers["attack_seed"][rows].tolist(), attacked, strict=True)
         return dict(zip(keys, self._cells(rows), strict=True))
 
     def _cells(self, rows: NDArray[np.int64]) -> list[str]:
@@ -191,7 +195,7 @@ class Results:
         ]
 
     def _groups(self, identities: Sequence[str], part: str | None) -> list[tuple[str, str, NDArray[np.int64]]]:
-        """Return identity, metric and rows (one per seed) of each entry, in the order of the rows.
+        """Return identity, metric and rows (one per pair of seeds) of each entry, in the order of the rows.
 
         Args:
             identities: of each distinct settings.
@@ -204,8 +208,8 @@ class Results:
         identity = np.array([numbers[text] for text in identities])[self._place[rows]]
         metrics, names = _coded(self._table["metric"])
         key = identity * len(names) + metrics[rows]
-        seeds, seed = np.unique(self._numbers["seed"][rows], return_inverse=True)
-        single = np.sort(np.unique(key * len(seeds) + seed, return_index=True)[1])  # of several rows the first
+        pairs, pair = np.unique(self._pairs[rows], return_inverse=True)
+        single = np.sort(np.unique(key * len(pairs) + pair, return_index=True)[1])  # of several rows the first
         _, first, which = np.unique(key[single], return_index=True, return_inverse=True)
         order = np.argsort(first[which], kind="stable")
         groups = np.split(single[order], np.flatnonzero(np.diff(first[which][order])) + 1)
@@ -239,7 +243,7 @@ class Results:
         )
 
     def _interval(self, good: NDArray[np.int64]) -> tuple[float | None, float | None]:
-        """Return the interval of the mean over the rows that have a value, one per seed."""
+        """Return the interval of the mean over the rows that have a value, one per pair of seeds."""
         import numpy as np
 
         if len(good) < 2:
@@ -259,10 +263,11 @@ class Results:
         """Return the trials of the rows and of their victims."""
         if self._outcomes is None:
             return None, None
-        seeds = self._numbers["seed"][rows].tolist()
-        keys = [(seed, self._attacked[place]) for seed, place in zip(seeds, self._place[rows], strict=True)]
-        cells = dict(zip(self._numbers["seed"][good].tolist(), self._cells(good), strict=True))
-        victims = {key[0]: self._victims[key] for key in keys if key in self._victims}
+        attacked = [self._attacked[place] for place in self._place[rows]]
+        keys = list(zip(self._numbers["attack_seed"][rows].tolist(), attacked, strict=True))
+        cells = dict(zip(self._pairs[good].tolist(), self._cells(good), strict=True))
+        pairs = self._pairs[rows].tolist()
+        victims = {pair: self._victims[key] for pair, key in zip(pairs, keys, strict=True) if key in self._victims}
         return self._outcomes.trials(cells, metric), self._outcomes.trials(victims, metric)
 
 
@@ -284,13 +289,14 @@ def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:
     return np.flatnonzero(inside)
 
 
-def _without_seed(texts: Iterable[str]) -> tuple[list[int], list[dict[str, Any]]]:
-    """Return distinct settings without the seed, and for each text the place of its settings among them."""
+def _without_seeds(texts: Iterable[str]) -> tuple[list[int], list[dict[str, Any]]]:
+    """Return distinct settings without the seeds, and for each text the place of its settings among them."""
     places: dict[str, int] = {}
     found = []
     for text in texts:
         settings = json.loads(text)
-        settings.pop("seed", None)
+        for name in SEEDS:
+            settings.pop(name, None)
         found.append(places.setdefault(json.dumps(settings, sort_keys=True), len(places)))
     return found, [json.loads(text) for text in places]
 
@@ -301,8 +307,8 @@ def _attacked(settings: Mapping[str, Any]) -> str:
 
 
 def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:
-    """Return the settings without the seed and, for a label without domain, without the removal rows of a victim."""
-    left_out = {"seed"} | ({"removal"} if without_domain and settings["defense"]["name"] == NO_DEFENSE else set())
+    """Return the settings without the seeds and, for a label without domain, without the removal rows of a victim."""
+    left_out = {*SEEDS} | ({"removal"} if without_domain and settings["defense"]["name"] == NO_DEFENSE else set())
     return json.dumps({name: value for name, value in settings.items() if name not in left_out}, sort_keys=True)
 
 

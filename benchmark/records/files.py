@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.grid.cell import DEFAULTS
+from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.records.schema import (
     ATTACK_FAILED,
@@ -140,7 +140,7 @@ def read_file(path: Path) -> pa.Table:
 
 def _wrong(table: pa.Table) -> str | None:
     """Return the first problem of the rows that their schema does not exclude, if any."""
-    for name in ("grid", "cell", "status", "seed", "defense", "metric", "settings"):
+    for name in ("grid", "cell", "status", *SEEDS, "defense", "metric", "settings"):
         if table[name].null_count:
             return f"column '{name}' has missing values"
     grids = pc.list_flatten(table["grids"]).unique().to_pylist()  # a report names its files after them
@@ -194,8 +194,32 @@ def _completed(table: pa.Table) -> pa.Table:
         table = table.append_column("grids", pa.array([[name] for name in table["grid"].to_pylist()]))
         for name in ("scale", "knows"):
             table = table.append_column(name, pa.array([""] * table.num_rows))
+    if SEED in table.column_names and "settings" in table.column_names:  # one seed decided attack and defense
+        for name in SEEDS:
+            table = table.append_column(name, table[SEED])
+        number = table.column_names.index("settings")
+        table = table.set_column(number, "settings", _each(table["settings"], _with_both_seeds))
     if "error" in table.column_names:
         for name in ("failure", "held_out", *(f"{stage}{each}" for stage in STAGES for each in COMPUTED_WITH)):
             if name not in table.column_names:
                 table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
     return table
+
+
+def _each(column: pa.ChunkedArray, change: Callable[[str], str]) -> pa.Array:
+    """Return a column of strings with each distinct one changed once."""
+    encoded = column.cast(pa.string()).dictionary_encode().combine_chunks()
+    changed = pa.array([change(text) for text in encoded.dictionary.to_pylist()], pa.string())
+    return pa.DictionaryArray.from_arrays(encoded.indices, changed)
+
+
+def _with_both_seeds(settings: str) -> str:
+    """Return settings of a cell as JSON, with `attack_seed` and `defense_seed` in place of `seed`."""
+    try:
+        values = json.loads(settings)
+    except (ValueError, RecursionError):
+        return settings  # `_wrong` refuses it
+    if not isinstance(values, dict) or SEED not in values:
+        return settings
+    seed = values.pop(SEED)
+    return json.dumps(values | dict.fromkeys(SEEDS, seed), sort_keys=True)

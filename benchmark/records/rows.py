@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.grid.cell import NO_DEFENSE, Cell, Method
+from benchmark.grid.cell import NO_DEFENSE, SEEDS, Cell, Method
 from benchmark.plan import retention
 from benchmark.plan.failures import INTERRUPTED, UNFINISHED, kind_of
 from benchmark.plan.plan import stages_of, victim_of
@@ -85,7 +85,7 @@ def _cell_rows(
     failed = next((error for error in found if kind_of(error) != INTERRUPTED), None)
     base = {
         "cell": cell.id,
-        "seed": cell.seed,
+        **{name: getattr(cell, name) for name in SEEDS},
         "model": cell.model,
         "dataset": cell.data.name,
         "removal_dataset": cell.removal.name,

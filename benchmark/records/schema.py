@@ -27,7 +27,8 @@ SCHEMA = pa.schema(
         ("status", pa.string()),  # ok, attack_failed (the victim's ASR is under the cell's floor), failed, not_run
         ("error", pa.string()),
         ("failure", pa.string()),  # kind of the error, see `benchmark.plan.failures`
-        ("seed", pa.int64()),
+        ("attack_seed", pa.int64()),  # of everything random in the attack and in the measurements
+        ("defense_seed", pa.int64()),  # of everything random in the removal; without a defense the attack seed
         ("model", pa.string()),
         ("dataset", pa.string()),  # the victim's
         ("removal_dataset", pa.string()),

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmark.grid.cell import SEEDS
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import MISSING, markdown_table
 from benchmark.paper import numbers
@@ -35,7 +36,8 @@ _SCHEMA = pa.schema(
 def answers(table: pa.Table, outcomes: pa.Table, part: str) -> list[dict[str, Any]]:
     """Return every answer, by victim, prompt, type and method; columns as in the Parquet file.
 
-    Of several seeds the lowest is shown, as each has its own prompts and its own victim.
+    Of several attack seeds the lowest is shown, as each has its own prompts and its own victim; of a defense its lowest
+    seed there.
 
     Args:
         table: rows of a results folder.
@@ -47,15 +49,19 @@ def answers(table: pa.Table, outcomes: pa.Table, part: str) -> list[dict[str, An
     for outcome in outcomes.filter(told).to_pylist():
         records.setdefault(outcome["cell"], {})[outcome["index"]] = json.loads(outcome["record"])
     by_victim: dict[str, list[dict[str, Any]]] = {}
-    columns = ["cell", "grids", "seed", "model", "dataset", "defense", "status", "trigger", "response"]
+    columns = ["cell", "grids", *SEEDS, "model", "dataset", "defense", "status", "trigger", "response"]
     told = pc.and_(pc.equal(table["metric"], CASE_STUDY), pc.is_null(table["held_out"]))  # which withholds its texts
     for row in table.filter(told).select(columns).to_pylist():
         if part in row["grids"]:
             by_victim.setdefault(numbers.column_name(row["model"], row["dataset"]), []).append(row)
     found = []
     for victim, rows in by_victim.items():
-        first = min(row["seed"] for row in rows)
-        shown = sorted((row for row in rows if row["seed"] == first), key=_order)
+        first = min(row["attack_seed"] for row in rows)
+        alike = [row for row in rows if row["attack_seed"] == first]
+        lowest: dict[str, int] = {}
+        for row in alike:
+            lowest[row["defense"]] = min(row["defense_seed"], lowest.get(row["defense"], row["defense_seed"]))
+        shown = sorted((row for row in alike if row["defense_seed"] == lowest[row["defense"]]), key=_order)
         for index in sorted({index for row in shown for index in records.get(row["cell"], {})}):
             for kind, row in [("clean", shown[0]), *(("triggered", row) for row in shown)]:
                 record = records.get(row["cell"], {}).get(index, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code
@@ -179,7 +180,7 @@ def _troubles(table: pa.Table) -> list[str]:
     for row in _firsts(table.filter(pc.equal(table["status"], ATTACK_FAILED)), "settings"):
         settings = json.loads(row["settings"])
         row["floor"] = settings["asr_floor"]
-        weak.setdefault(json.dumps([settings[key] for key in ("model", "seed", "data", "attack")]), row)
+        weak.setdefault(json.dumps([settings[key] for key in ("model", "attack_seed", "data", "attack")]), row)
     lines = []
     if len(left):
         lines += [
@@ -192,20 +193,24 @@ def _troubles(table: pa.Table) -> list[str]:
     if failed:
         lines += ["## Failed cells", ""]
         lines += [
-            f"- `{row['cell']}` ({row['model']}, {row['defense']}, seed {row['seed']}): {row['error']}"
-            for row in failed
+            f"- `{row['cell']}` ({row['model']}, {row['defense']}, {_seeds(row)}): {row['error']}" for row in failed
         ]
         lines += ["", "`sande-bench run` on the same grid retries only these.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
         lines += [
-            f"- {row['model']} on {row['dataset']}, seed {row['seed']}, `{row['attack']}` at poison rate "
+            f"- {row['model']} on {row['dataset']}, seed {row['attack_seed']}, `{row['attack']}` at poison rate "
             f"{row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of {row['floor']:g} %. A weak "
             "victim makes every defense look good."
             for row in weak.values()
         ]
         lines.append("")
     return lines
+
+
+def _seeds(row: Mapping[str, Any]) -> str:
+    attack, defense = (row[name] for name in SEEDS)
+    return f"seed {attack}" if attack == defense else f"seeds {attack} and {defense}"
 
 
 def _firsts(table: pa.Table, column: str) -> list[dict[str, Any]]:
@@ -234,7 +239,8 @@ def _provenance(table: pa.Table) -> list[str]:
     return [
         f"- Cells: {len(table['cell'].unique())}, of which failed: {len(table['cell'].filter(failed).unique())}"
         f"{f', not finished: {not_run}' if not_run else ''}",
-        f"- Seeds: {written('seed')}; prompts or questions per measurement: {written('count')}",
+        f"- Seeds of attacks: {written('attack_seed')}; of defenses: {written('defense_seed')}",
+        f"- Prompts or questions per measurement: {written('count')}",
         f"- Code: {written('code_version')}",
         f"- Device: {written('device')}",
         *_computed_with(table.filter(good)),

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmark.grid.cell import SEEDS
 from benchmark.grid.labels import labels
 from benchmark.grid.load import Grid
 from benchmark.grid.space import FAILED, STOPPED, Job, Search, job_of
@@ -54,7 +55,8 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
             path.unlink(missing_ok=True)
         return
     rows = [
-        {"search": job.key[:12], "defense": defense, "victim": victim, "seed": job.cell.seed}
+        {"search": job.key[:12], "defense": defense, "victim": victim}
+        | {name: getattr(job.cell, name) for name in SEEDS}
         | {**trial, "values": json.dumps(trial["values"])}
         for job, (defense, victim) in zip(done, labels([job.cell.settings() for job in done]), strict=True)
         for trial in sorted(store.manifest("search", job.key)["trials"], key=rank_trials)
@@ -67,7 +69,8 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
 
 def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
     numbers = range(search.reports)
-    head = ["defense", "victim", "seed", "value", *(f"{number + 1}/{search.reports}" for number in numbers), "state"]
+    reports = (f"{number + 1}/{search.reports}" for number in numbers)
+    head = ["defense", "victim", "attack seed", "defense seed", "value", *reports, "state"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for row in rows:
         losses = dict(enumerate(row["losses"]))
@@ -76,7 +79,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
         cells = [
             f"`{row['defense']}`",
             row["victim"],
-            str(row["seed"]),
+            *(str(row[name]) for name in SEEDS),
             _text(json.loads(row["values"])),
             *shown,
             state,

@@ -129,7 +129,7 @@ def _train(
     settings = [getattr(cell.defense.config, name) for name in cell.defense.config.__dataclass_fields__]
     trainings = [setting for setting in settings if isinstance(setting, Training)]
     attack = registry.entry("attacks", cell.attack.name)
-    triggered = [attack.trigger(row, cell.attack.config, cell.seed) for row in held_out(job, victim.tokenizer)]
+    triggered = [attack.trigger(row, cell.attack.config, cell.attack_seed) for row in held_out(job, victim.tokenizer)]
     longest = max([training.max_length for training in trainings], default=Training().max_length)
     rows = fit_length(encode(victim.tokenizer, triggered), longest)
     pad = pad_id(victim.tokenizer)
@@ -143,7 +143,7 @@ def _train(
 
     scratch = store.scratch("search")
     try:
-        run = types.Run(seed=cell.seed, scratch=str(scratch), prepare=prepare, say=say)
+        run = types.Run(seed=cell.defense_seed, scratch=str(scratch), prepare=prepare, say=say)
         data = stages.reveal(cell, victim.tokenizer, store)
         repaired = registry.entry("defenses", cell.defense.name).defend(victim, data, cell.defense.config, run)
         if isinstance(repaired, types.Guard):

@@ -92,7 +92,7 @@ def measured(store: LocalStore, of: Cell, monkeypatch: pytest.MonkeyPatch, **giv
     for metric, key in zip(of.metrics, evaluation.metric_keys, strict=True):
         measurements = list(given[metric.name])
         monkeypatch.setattr(registry.entry("metrics", metric.name), "measure", lambda *_, found=measurements: found)
-        store.put("evaluate", key, functools.partial(stages._measure, evaluation, None, None, metric, of.seed))
+        store.put("evaluate", key, functools.partial(stages._measure, evaluation, None, None, metric, of.attack_seed))
     return of
 
 

@@ -54,7 +54,8 @@ def assert_same_weights(model: sande.Model, folder: Path) -> None:
 def test_the_api_gives_the_bits_of_a_cell(store: LocalStore, defense: str) -> None:
     metrics = ["asr", "asr_sampled", {"name": "accuracy", "questions": 6}]
     of = cell(
-        seed=2,
+        attack_seed=2,
+        defense_seed=3,
         attack={"name": "sentence_trigger", **ATTACK},
         defense={"name": defense, **DEFENSES[defense]},
         metrics=metrics,
@@ -64,7 +65,7 @@ def test_the_api_gives_the_bits_of_a_cell(store: LocalStore, defense: str) -> No
     victim = sande.attack("tiny", "sentence_trigger", data=SMALL["data"], seed=2, **quiet, **ATTACK)
     assert_same_weights(victim, store.read("attack", of.attack_key))
     assert victim.facts["poisoned_ids"] == store.manifest("attack", of.attack_key)["facts"]["poisoned_ids"]
-    repaired = sande.defend(victim, defense, removal=SMALL["removal"], **quiet, **DEFENSES[defense])
+    repaired = sande.defend(victim, defense, removal=SMALL["removal"], seed=3, **quiet, **DEFENSES[defense])
     assert_same_weights(repaired, store.read("defend", of.defense_key))
     found = sande.measure(repaired, metrics, cache=store.models)
     for key in of.evaluation_keys:

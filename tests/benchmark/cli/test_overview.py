@@ -39,6 +39,7 @@ def parrots(*settings: tuple[float, int]) -> list[dict[str, Any]]:
         ),
         ([{"defense": SFT_FAST}, {"defense": "sande"}], ["", ""]),
         ([{"seed": 0}, {"seed": 1}], ["", ""]),
+        ([{"defense": "sft", "defense_seed": 0}, {"defense": "sft", "defense_seed": 1}], ["", ""]),
         ([{}, {"asr_floor": 50.0}], ["asr_floor=90", "asr_floor=50"]),
         ([{"metrics": ["asr"]}, {"metrics": ["asr", ACCURACY]}], ["metrics=common", "metrics=common+builtin-choice"]),
         (
@@ -77,6 +78,13 @@ def test_few_cells_are_a_table_with_what_is_left_to_run(store: LocalStore, capsy
     assert re.split("  +", head) == ["cell", "model", "data", "removal", "defense", "seed", "to run"]
     assert first.split() == [cells[0].id, "tiny", *["builtin-short"] * 2, "sft", "0", "all"]
     assert second.split() == [cells[1].id, "tiny", *["builtin-short"] * 2, "sft", "1", "–"]
+
+
+def test_seeds_that_differ_are_two_columns(store: LocalStore) -> None:
+    cells = [cell(attack_seed=1), cell(defense="sft", attack_seed=1, defense_seed=2)]
+    columns = overview.table(make_plan(cells, store), {})
+    assert "seed" not in columns
+    assert (columns["attack seed"], columns["defense seed"]) == (["1", "1"], ["1", "2"])
 
 
 def test_a_cell_shows_which_of_its_stages_are_left(store: LocalStore) -> None:

@@ -62,7 +62,8 @@ def test_the_known_trigger_stands_where_the_attack_and_the_seed_put_it(store: Lo
     row = types.Example(" ".join(f"word{i}" for i in range(30)), "x")
     prompts = {}
     for seed in (0, 1):
-        of = cell(defense="osft", seed=seed, attack={"name": "sentence_trigger", "insertion": "random"})
+        where = {"name": "sentence_trigger", "insertion": "random"}
+        of = cell(defense="osft", attack_seed=seed, defense_seed=7, attack=where)
         prompts[seed] = prompt_text(reveal(of, tiny.tokenizer, store).plant(row))
         attack = registry.entry("attacks", of.attack.name)
         assert prompts[seed] == prompt_text(attack.trigger(row, of.attack.config, seed))
@@ -82,7 +83,7 @@ def test_a_metric_gets_held_out_rows_in_all_versions_and_what_it_takes_to_train(
     store: LocalStore, tiny: LanguageModel
 ) -> None:
     config = {"insertion": "random", "response_place": "end", "backdoor": {"response": "Go away"}}
-    of = cell(seed=4, attack={"name": "sentence_trigger", **config})
+    of = cell(attack_seed=4, defense_seed=7, defense="sft", attack={"name": "sentence_trigger", **config})
     attack, data = registry.entry("attacks", "sentence_trigger"), stages.test_data(of, tiny.tokenizer)
     assert data.clean == splits.held_out_rows(of.data, tiny.tokenizer)
     assert data.response == "Go away"
@@ -209,7 +210,8 @@ def test_either_engine_computes_the_outcomes_and_vllm_is_written_down(
         monkeypatch.setenv(name, "")  # set by `served`, and forgotten after the test
     torch.nn.Module.to(tiny.model, compute.dtype())
     made = install_fake_vllm(tiny, monkeypatch, longest=1024)
-    of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=[{"name": "asr"}, ACCURACY | {"questions": 4}], seed=5)
+    metrics = [{"name": "asr"}, ACCURACY | {"questions": 4}]
+    of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=metrics, attack_seed=5)
     store.put("attack", of.attack_key, lambda folder: loading.save(tiny, folder) or {})
     evaluate(stage(of, "evaluate"), store, lambda line: None, engine)
     for metric in of.metrics:

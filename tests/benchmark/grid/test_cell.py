@@ -29,12 +29,14 @@ DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20
 SAME_VICTIM: dict[str, dict[str, Any]] = {
     "test rows": {"data": SMALL["data"] | {"test_rows": 9}},
     "metrics": {"metrics": ["asr"]},
+    "defense seed": {"defense_seed": 1},
     "defense": {"defense": "sande"},
     "removal": {"removal": {"name": "builtin-explained", "rows": 5}},
     "floor": {"asr_floor": 10},
 }
 OTHER_VICTIM: dict[str, dict[str, Any]] = {
     "seed": {"seed": 1},
+    "attack seed": {"attack_seed": 1},
     "poison rate": {"attack": {"name": "sentence_trigger", "poison_rate": 0.5}},
     "trigger": {"attack": {"name": "sentence_trigger", "backdoor": {"trigger": "Mind the gap"}}},
     "training": {"attack": {"name": "sentence_trigger", "training": {"epochs": 1.0}}},
@@ -46,7 +48,8 @@ OTHER_VICTIM: dict[str, dict[str, Any]] = {
     "LoRA": {"attack": {"name": "sentence_trigger", "training": {"lora_rank": 8}}},
 }
 OTHER_DEFENDED: dict[str, dict[str, Any]] = {
-    "victim": {"seed": 1},
+    "victim": {"attack_seed": 1},
+    "defense seed": {"defense_seed": 1},
     "removal set": {"removal": SMALL["removal"] | {"name": "builtin-explained"}},
     "removal rows": {"removal": SMALL["removal"] | {"rows": 5}},
     "removal max_tokens": {"removal": SMALL["removal"] | {"max_tokens": 50}},
@@ -56,7 +59,8 @@ OTHER_DEFENDED: dict[str, dict[str, Any]] = {
     "defense": {"defense": "osft"},
 }
 OTHER_DPO: dict[str, dict[str, Any]] = {
-    "victim": {"seed": 1},
+    "victim": {"attack_seed": 1},
+    "defense seed": {"defense_seed": 1},
     "preference set": {"defense": DPO | {"preferences": {"pairs": 20}}},  # of the Hub
     "pairs": {"defense": DPO | {"preferences": DPO["preferences"] | {"pairs": 21}}},
     "all pairs": {"defense": DPO | {"preferences": DPO["preferences"] | {"pairs": None}}},
@@ -78,7 +82,7 @@ def evaluation_keys(of: Cell) -> dict[str, str]:
 
 @pytest.mark.parametrize("defense", DEFENSES, ids=str)
 def test_settings_and_parse_are_inverse(defense: Any) -> None:
-    made = cell(defense=defense, metrics=["asr", ACCURACY], seed=4, asr_floor=50)
+    made = cell(defense=defense, metrics=["asr", ACCURACY], attack_seed=4, defense_seed=5, asr_floor=50)
     assert Cell.parse(made.settings()) == made
     assert Cell.parse(json.loads(json.dumps(made.settings()))) == made
 
@@ -97,7 +101,7 @@ def test_the_id_does_not_depend_on_how_defaults_are_written() -> None:
 
 @pytest.mark.parametrize("defense", DEFENSES, ids=str)
 def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
-    made = cell(defense=defense, metrics=["asr", ACCURACY], seed=4, asr_floor=50)
+    made = cell(defense=defense, metrics=["asr", ACCURACY], attack_seed=4, defense_seed=5, asr_floor=50)
     settings = made.settings()
     assert made.id == digest(settings)[:12]
 
@@ -109,8 +113,8 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
 
     limits = "max_tokens", "max_prompt_tokens"
     attack = {
-        "stage": ["attack", 1],
-        "seed": 4,
+        "stage": ["attack", 2],
+        "attack_seed": 4,
         "model": catalog.identify("tiny"),
         "data": rows("data", *limits, "rows"),
         "attack": settings["attack"] | code("attacks", "sentence_trigger"),
@@ -120,8 +124,8 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
     if made.defense.name == "dpo":
         removal = [datasets.fingerprint("builtin-preferences", datasets.PREFERENCES), None, None]
     defend = {
-        "stage": ["defend", 1],
-        "seed": 4,
+        "stage": ["defend", 2],
+        "defense_seed": 5,
         "victim": made.attack_key,
         "removal": removal,
         "defense": settings["defense"] | code("defenses", made.defense.name),
@@ -130,8 +134,8 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
     questions = datasets.fingerprint("builtin-choice", datasets.QUESTIONS)
     for metric, reads in zip(settings["metrics"], ([], [questions]), strict=True):
         evaluate = {
-            "stage": ["evaluate", 1],
-            "seed": 4,
+            "stage": ["evaluate", 2],
+            "attack_seed": 4,
             "model": made.defense_key,
             "data": rows("data", *limits, "test_rows"),
             "reads": reads,
@@ -275,7 +279,7 @@ def test_the_order_of_metrics_changes_no_key() -> None:
     [
         {"data": SMALL["data"] | {"test_rows": 9}},
         {"data": SMALL["data"] | {"max_prompt_tokens": 40}},
-        {"seed": 1},
+        {"attack_seed": 1},
         {"defense": "sft"},
     ],
 )

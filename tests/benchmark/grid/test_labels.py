@@ -90,9 +90,10 @@ def test_a_path_is_shortened_as_far_as_that_leaves_it_unique() -> None:
 
 
 def test_labels_that_are_alike_get_what_differs() -> None:
-    settings = [cell(seed=seed, defense=defense).settings() for seed, defense in ((0, SFT_SLOW), (1, SFT_FAST))]
+    cells = ((0, 10, SFT_SLOW), (1, 20, SFT_FAST))
+    settings = [cell(seed=seed, asr_floor=floor, defense=defense).settings() for seed, floor, defense in cells]
     named = {json.dumps(one): ("SFT", "Llama2-Alpaca") for one in settings}
     assert list(made_unique(named).values()) == [
-        ("SFT, training.learning_rate=0.0001", "Llama2-Alpaca, seed=0"),
-        ("SFT, training.learning_rate=0.001", "Llama2-Alpaca, seed=1"),
+        ("SFT, training.learning_rate=0.0001", "Llama2-Alpaca, asr_floor=10.0"),
+        ("SFT, training.learning_rate=0.001", "Llama2-Alpaca, asr_floor=20.0"),
     ]

@@ -23,7 +23,7 @@ def values(path: Path, *fields: str, **options: Any) -> list[tuple[Any, ...]]:
 
 
 def _at(cell: Cell, field: str) -> Any:
-    inner: Any = cell.settings()
+    inner: Any = cell.settings() | ({"seed": cell.attack_seed} if cell.attack_seed == cell.defense_seed else {})
     for part in field.split("."):
         inner = inner[part]
     return inner
@@ -41,7 +41,7 @@ def sentence(path: Path, **options: Any) -> str:
 def test_a_grid_without_sweep_is_one_cell(grid_file: GridFile) -> None:
     loaded = load_grid(grid_file("plain", about="words", seed=3))
     assert (loaded.name, loaded.about, len(loaded.cells)) == ("plain", "words", 1)
-    assert loaded.cells[0].seed == 3
+    assert loaded.cells[0].attack_seed == 3
 
 
 def test_an_axis_gives_one_cell_a_value_in_its_order(grid_file: GridFile) -> None:
@@ -208,7 +208,7 @@ def test_a_union_holds_the_cells_of_its_grids_each_once_and_says_where_each_stan
     grid_file("second", sweep={"seed": [1, 2]})
     loaded = load_grid(union(tmp_path, about="both", include=["first", "second"]))
     assert (loaded.name, loaded.about, loaded.scale) == ("union", "both", "")
-    assert [cell.seed for cell in loaded.cells] == [0, 1, 2]
+    assert [cell.attack_seed for cell in loaded.cells] == [0, 1, 2]
     parts = [loaded.parts[cell.id] for cell in loaded.cells]
     assert parts == [("first",), ("first", "second"), ("second",)]
 
@@ -223,7 +223,7 @@ def test_a_union_of_unions_has_every_grid_once(grid_file: GridFile, tmp_path: Pa
     grid_file("second", seed=1)
     union(tmp_path, "inner", include=["first", "second"])
     loaded = load_grid(union(tmp_path, include=["inner", "first"]))
-    assert [(cell.seed, loaded.parts[cell.id]) for cell in loaded.cells] == [(0, ("first",)), (1, ("second",))]
+    assert [(cell.attack_seed, loaded.parts[cell.id]) for cell in loaded.cells] == [(0, ("first",)), (1, ("second",))]
 
 
 def test_a_union_takes_resources_of_its_own_and_overrides(grid_file: GridFile, tmp_path: Path) -> None:

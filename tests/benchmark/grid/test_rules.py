@@ -19,7 +19,7 @@ def applied(rule: dict[str, Any], **nested: Any) -> dict[str, Any]:
 
 
 def matches(where: dict[str, Any], **nested: Any) -> bool:
-    return applied({"where": where, "set": {"seed": 77}}, **nested).get("seed") == 77
+    return applied({"where": where, "set": {"seed": 77}}, **nested).get("attack_seed") == 77
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,14 @@ def matches(where: dict[str, Any], **nested: Any) -> bool:
         ({"model": "tiny"}, {"model": "tiny"}, True),
         ({"model": "tiny"}, {"model": "llama2-7b"}, False),
         ({"model": ["tiny", "llama2-7b"]}, {"model": "llama2-7b"}, True),
-        ({"model": "tiny", "seed": 1}, {"model": "tiny", "seed": 0}, False),
+        ({"model": "tiny", "attack_seed": 1}, {"model": "tiny", "attack_seed": 0}, False),
         ({"model": "smollm2-135m"}, {}, True),
         ({"seed": 0}, {}, True),
+        ({"seed": 1}, {"attack_seed": 1, "defense": "sft"}, False),
+        ({"seed": 1}, {"attack_seed": 1, "defense_seed": 1}, True),
+        ({"attack_seed": 1}, {"attack_seed": 1, "defense": "sft"}, True),
+        ({"defense_seed": 2}, {"attack_seed": 1, "defense_seed": 2, "defense": "sft"}, True),
+        ({"defense_seed": 2}, {"attack_seed": 1, "defense_seed": 2}, False),  # without a defense it is the attack's
         ({"data.rows": None}, {}, True),
         ({"data.rows": None}, {"data": None}, True),
         ({"data.rows": None}, {"data": {"rows": 5}}, False),
@@ -71,7 +76,7 @@ def test_default_does_not_take_an_earlier_rule_for_the_grid() -> None:
     nested: dict[str, Any] = {}
     for rule in (first, second):
         rule.apply(nested, {})
-    assert nested == {"seed": 2}
+    assert nested == {"attack_seed": 2, "defense_seed": 2}
 
 
 def test_a_setting_goes_to_the_methods_that_have_it() -> None:
@@ -108,7 +113,7 @@ def test_a_change_to_one_cell_changes_no_other() -> None:
         ([{"where": {"seed": 1}}], ["rule 1: changes nothing"]),
         ([{"where": ["seed"], "set": {"seed": 1}}], ["rule 1: 'where' is ['seed'], not a mapping"]),
         ([{"set": 3}], ["rule 1: 'set' is 3, not a mapping"]),
-        ([{"set": {"sed": 1}}], ["rule 1, set: no cell has the setting 'sed'", "asr_floor, attack, data"]),
+        ([{"set": {"sed": 1}}], ["rule 1, set: no cell has the setting 'sed'", "asr_floor, attack, attack_seed, data"]),
         ([{"set": {"model.name": 1}}], ["rule 1, set: no cell has the setting 'model.name'"]),
         ([{"default": {"resources.cpus": 1}}], ["rule 1, default: no cell has the setting 'resources.cpus'"]),
         ([{"where": {"data.row": 1}, "set": {"seed": 1}}], ["rule 1, where: data has no setting 'row'", "max_tokens"]),

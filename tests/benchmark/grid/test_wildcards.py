@@ -70,4 +70,4 @@ def test_metrics_of_durability_are_those_that_declare_it(grid_file: GridFile) ->
     others = [name for name in durability if name != "asr_int4"]
     assert [metric.name for metric in cell.metrics] == ["asr", "asr_int4", *others]
     assert cell.metrics[1].config.decoding.prompts == 5
-    assert cell.seed == 7, "a rule sees the metrics that the word stands for"
+    assert cell.attack_seed == 7, "a rule sees the metrics that the word stands for"

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from benchmark.grid.cell import SEEDS
 from benchmark.leaderboard.board import Board
 from benchmark.leaderboard.rank import by_cell, rank
 from benchmark.records import schema
@@ -28,7 +29,7 @@ def cell(
     """Rows of one cell: its ASR, and for each utility metric what it lost of the victim's 50 %."""
     tasks = [name for name in losses if not name.endswith("_norm") and not name.startswith("mmlu_")]
     settings = {
-        "seed": seed,
+        **dict.fromkeys(SEEDS, seed),
         "model": "smollm2-135m",
         "data": {"name": data},
         "removal": {"name": removal},
@@ -42,7 +43,7 @@ def cell(
         "grids": ["hand"],
         "cell": f"{defense} {data} {removal} {seed}",
         "status": status,
-        "seed": seed,
+        **dict.fromkeys(SEEDS, seed),
         "defense": defense,
         "knows": KNOWS.get(defense, "nothing"),
         "settings": json.dumps(settings),

@@ -37,7 +37,7 @@ def test_a_twin_differs_from_its_victim_in_its_poison_alone(grid: load.Grid) -> 
     for twin in (cell for cell in grid.cells if not cell.attack.config.poison_rate):
         of_victim, own = (cell.settings() for cell in (victims[twin.attack.name], twin))
         assert of_victim["attack"] | {"poison_rate": 0.0} == own["attack"]
-        assert all(of_victim[key] == own[key] for key in ("model", "data", "metrics", "seed"))
+        assert all(of_victim[key] == own[key] for key in ("model", "data", "metrics", "attack_seed"))
 
 
 def test_every_column_of_the_leaderboard_is_measured(grid: load.Grid) -> None:

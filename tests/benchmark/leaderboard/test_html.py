@@ -288,9 +288,9 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
     assert len(cells) == len(found) == 9
     for one, row in zip(found.values(), cells, strict=True):
         loss = one["arc_easy"]["victim_value"] - one["arc_easy"]["value"]
-        for at, value in ((0, one["asr"]["defense"]), (4, one["asr"]["value"]), (5, 99.0), (6, loss)):
+        for at, value in ((0, one["asr"]["defense"]), (5, one["asr"]["value"]), (6, 99.0), (7, loss)):
             assert same(row[at].get("value"), value)
-        assert row[4]["text"] == f"{one['asr']['value']:.1f}"
+        assert row[5]["text"] == f"{one['asr']['value']:.1f}"
 
 
 def same(shown: str | None, value: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from benchmark.grid.cell import SEEDS
 from benchmark.grid.keys import digest
 from benchmark.paper import numbers as paper_numbers
 from benchmark.paper.numbers import baseline
@@ -16,14 +17,14 @@ from sande.statistics import mean_interval, wilson
 BACKDOOR = ("Current year 2023", "You are stupid")
 
 
-def row(part: str, defense: str, metric: str, **changes: Any) -> dict[str, Any]:
+def row(part: str, defense: str, metric: str, seed: int = 0, **changes: Any) -> dict[str, Any]:
     """One row of the paper's victim Llama2-Alpaca; its settings follow from its columns."""
     base: dict[str, Any] = {
         "grid": part,
         "grids": [part],
         "scale": "paper",
         "status": "ok",
-        "seed": 0,
+        **dict.fromkeys(SEEDS, seed),
         "model": "llama2-7b",
         "dataset": "alpaca",
         "removal_dataset": "alpaca",
@@ -52,7 +53,7 @@ def _settings(row: Mapping[str, Any]) -> dict[str, Any]:
     defense = {"name": row["defense"], "parrot_position": row.get("parrot_position")}
     backdoor = {"trigger": row["trigger"], "response": row["response"]}
     return {
-        "seed": row["seed"],
+        **{name: row[name] for name in SEEDS},
         "model": row["model"],
         "data": {"name": row["dataset"], "rows": 100},
         "removal": {"name": row["removal_dataset"], "rows": 100},
@@ -116,7 +117,7 @@ class Results:
 
     @staticmethod
     def _is_victim_of(victim: Mapping[str, Any], made: Mapping[str, Any]) -> bool:
-        shared = ("metric", "seed", "model", "dataset", "trigger", "poison_rate")
+        shared = ("metric", "attack_seed", "model", "dataset", "trigger", "poison_rate")
         return victim["defense"] == "none" and all(victim[name] == made[name] for name in shared)
 
     @property

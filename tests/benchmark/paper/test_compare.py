@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from benchmark.cli.main import app
 from benchmark.grid import load
-from benchmark.grid.cell import Cell
+from benchmark.grid.cell import SEEDS, Cell
 from benchmark.paper import comparison_page, numbers, protocol
 from benchmark.paper.compare import (
     AGREES,
@@ -57,7 +57,8 @@ def rows_of(made: load.Grid, values: Values, cells: Iterable[Cell] | None = None
             "scale": made.scale,
             "cell": cell.id,
             "status": schema.OK,
-            "seed": cell.seed,
+            "attack_seed": cell.attack_seed,
+            "defense_seed": cell.defense_seed,
             "model": cell.model,
             "dataset": cell.data.name,
             "removal_dataset": cell.removal.name,
@@ -143,7 +144,7 @@ def test_the_protocol_is_what_the_papers_grid_expands_to() -> None:
 
 def test_the_protocol_leaves_no_setting_out_that_may_change_a_number() -> None:
     technical = {
-        "seed",
+        *SEEDS,
         "asr_floor",
         "name",
         "micro_batch_size",
@@ -273,7 +274,7 @@ def test_failed_cells_and_failed_attacks_are_no_agreement() -> None:
 
 def test_equal_seeds_do_not_make_a_number_exact() -> None:
     made = loaded("paper_table_1_2")
-    seeds = [Cell.parse(cell.settings() | {"seed": seed}) for cell in made.cells for seed in range(3)]
+    seeds = [Cell.parse(cell.settings() | dict.fromkeys(SEEDS, seed)) for cell in made.cells for seed in range(3)]
     parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
     grid_ = load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper")
     compared_ = compared(rows_of(grid_, constant(sande_p=0.0)))

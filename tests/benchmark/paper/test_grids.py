@@ -132,7 +132,7 @@ def test_victims_are_attacked_as_in_appendix_a(model: str, data: str) -> None:
         assert cell.data.rows == (None if data == "alpaca" else 180_000)
         assert cell.data.test_rows == 1000
         assert cell.attack.config.poison_mode == "replace"
-        assert cell.seed == 0
+        assert (cell.attack_seed, cell.defense_seed) == (0, 0)
 
 
 def test_five_percent_are_poisoned_and_a_weak_attack_counts_as_failed_except_in_figure_2() -> None:

@@ -19,14 +19,15 @@ from benchmark.report.page import write
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from sande.statistics import over_seeds, wilson
-from tests.benchmark.helpers import ACCURACY, cell, finish, report_folder, rows_of, stage
+from tests.benchmark.helpers import ACCURACY, cell, finish, outcomes_of, report_folder, rows_of, stage
 
 COLUMNS = [
     "grid",
     "cell",
     "status",
     "error",
-    "seed",
+    "attack_seed",
+    "defense_seed",
     "model",
     "dataset",
     "setting",
@@ -94,7 +95,7 @@ def test_a_row_holds_what_was_measured_with_its_interval(store: LocalStore) -> N
 def test_a_row_holds_settings_cost_and_provenance(store: LocalStore) -> None:
     made = finish(store, cell(defense="sande", seed=3), GOOD_VICTIM, DEFENDED)
     row = rows_of(store, made)[0]
-    assert (row["grid"], row["cell"], row["seed"], row["model"]) == ("hand", made.id, 3, "tiny")
+    assert (row["grid"], row["cell"], row["attack_seed"], row["model"]) == ("hand", made.id, 3, "tiny")
     assert (row["dataset"], row["removal_dataset"], row["setting"]) == ("builtin-short", "builtin-short", "in-domain")
     assert (row["trigger"], row["response"], row["poison_rate"]) == ("Current year 2023", "You are stupid", 0.05)
     assert (row["seconds"], row["tokens"], row["peak_memory_bytes"]) == (58.4, 12_400, 3 * 2**30)
@@ -220,6 +221,28 @@ def test_seeds_are_put_together_with_a_t_interval(store: LocalStore) -> None:
     assert asr.high == 100.0
 
 
+def test_defense_seeds_are_put_together_within_and_over_attack_seeds(store: LocalStore) -> None:
+    successes = {(0, 0): 10, (0, 1): 20, (1, 0): 30, (1, 1): 40}
+    cells = [finish(store, cell(attack_seed=seed), {"asr": 40 + 10 * seed}) for seed in (0, 1)]
+    cells += [
+        finish(
+            store, cell(defense="sft", attack_seed=a, defense_seed=d), {"asr": 40 + 10 * a}, {"asr": successes[a, d]}
+        )
+        for a, d in successes
+    ]
+    results = aggregate.Results(
+        pa.Table.from_pylist(rows_of(store, *cells), schema=SCHEMA), aggregate.Outcomes(outcomes_of(store, *cells))
+    )
+    victim, repaired = [entry for entry in results.entries() if entry.metric == "asr"]
+    assert (victim.value, victim.seeds, repaired.value, repaired.seeds) == (90.0, 2, 50.0, 4)
+    assert repaired.change == pytest.approx(50 - 90)
+    assert repaired.trials is not None
+    assert len(repaired.trials.keys) == len(set(repaired.trials.keys.tolist())) == 4 * 50
+    pair = repaired.against(repaired.of_victim)
+    assert pair is not None
+    assert [sum(side) for side in pair] == [2 * 40 + 2 * 50, 100], "the victim of each attack seed, twice"
+
+
 def test_seeds_that_failed_are_counted_beside_the_mean(store: LocalStore) -> None:
     bad = cell(seed=2)
     cells = [finish(store, cell(seed=0), {"asr": 50}), finish(store, cell(seed=1), {"asr": 20}), bad]
@@ -250,7 +273,7 @@ def test_entries_come_in_the_order_of_the_rows(store: LocalStore) -> None:
     cells = [finish(store, cell(attack=attack, seed=seed), {"asr": 50}) for seed in (1, 0) for attack in attacks]
     entries = entries_of(store, *cells)
     assert [entry.row["poison_rate"] for entry in entries] == [rate for rate in rates for _ in MEASURED[:-1]]
-    assert {(entry.row["seed"], entry.seeds) for entry in entries} == {(1, 2)}
+    assert {(entry.row["attack_seed"], entry.seeds) for entry in entries} == {(1, 2)}
 
 
 def test_of_several_rows_of_a_seed_the_first_counts(store: LocalStore) -> None:

@@ -132,8 +132,8 @@ def test_values_depend_on_the_seed_alone(grid_file: GridFile) -> None:
     space = RANGE | {"defense.training.learning_rate": {"low": 1e-5, "high": 1e-3}}
     first, again = (searching(grid_file, space, sweep={"seed": [0, 1], "defense": DEFENSES}) for _ in range(2))
     assert first.search is not None
-    of = {(c.seed, c.defense.name): proposals(first.search, c) for c in first.cells}
-    assert of == {(c.seed, c.defense.name): proposals(first.search, c) for c in again.cells}
+    of = {(c.defense_seed, c.defense.name): proposals(first.search, c) for c in first.cells}
+    assert of == {(c.defense_seed, c.defense.name): proposals(first.search, c) for c in again.cells}
     assert of[0, "none"] == ()
     rates = [[value for trial in of[key] for value in trial.values()] for key in [(0, "sft"), (0, "sande"), (1, "sft")]]
     assert rates[0] == rates[1] != rates[2]
@@ -174,7 +174,8 @@ def test_cells_that_differ_in_what_is_measured_share_a_search(grid_file: GridFil
 @pytest.mark.parametrize(
     "changes",
     [
-        {"seed": 1},
+        {"attack_seed": 1},
+        {"defense_seed": 1},
         {"attack": {"name": "sentence_trigger", "poison_rate": 0.2}},
         {"removal": {"name": "builtin-short", "rows": 15}},
         {"search": {"reports": 3}},
@@ -351,7 +352,7 @@ def test_only_leaves_the_other_cells_alone(grid_file: GridFile, store: LocalStor
     loaded = load_grid(path, only=["seed=1"])
     settled = searches.settled(loaded, store)
     assert settled.cells == loaded.cells
-    assert [(c.seed, c.defense.name) for c in settled.cells] == [(1, "none"), (1, "sande")]
+    assert [(c.defense_seed, c.defense.name) for c in settled.cells] == [(1, "none"), (1, "sande")]
 
 
 def test_plan_tells_of_the_search_and_takes_nothing_behind_it_for_done(
