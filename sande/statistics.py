@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000  # of a bootstrap; 50 of them lie below its 2.5 % point
@@ -137,6 +137,195 @@ def paired_bootstrap(first: Sequence[float], second: Sequence[float], seed: int 
     drawn = np.random.default_rng(seed).multinomial(count, times / count, size=RESAMPLES)
     low, high = np.percentile(100 * drawn @ differences / count, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
     return float(low), float(high)
+
+
+def mean_bounds(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> tuple[float, float]:
+    """Return the 95 % interval of the mean that independent units between `low` and `high` are drawn from.
+
+    Gaffke's bound (Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a
+    nonnegative variable"; Learned-Miller and Thomas 2019, arXiv:1905.06208): add one unit at the end of the range,
+    weight all by a uniform Dirichlet vector, take the quantile of the weighted mean. Each side has 2.5 %. It assumes
+    nothing about the shape of the distribution, so it also holds where a removal either works or fails. For zeros and
+    ones it is Clopper and Pearson's interval; three zeros have 0 to 0.708, five 0 to 0.522.
+
+    The quantiles are exact, nothing is sampled. That the bound holds for every distribution is a conjecture in these
+    papers; it holds in the simulations of `docs/statistics.md`.
+
+    Args:
+        values: one for each unit. A unit of a table is an attack seed: the mean over its defense seeds and prompts, in
+            which the spread between defense seeds is averaged as far as it should be. This is conservative: the added
+            unit weighs as much as a whole attack seed, so more defense seeds alone narrow the interval little, even
+            where all of the spread comes from them.
+        low: start of the range. Values outside the range by a rounding error count as its end.
+        high: end of the range.
+
+    Raises:
+        ValueError: there is no value, or one is outside the range.
+    """
+    if not values:
+        raise ValueError("an interval needs at least one value")
+    slack = 1e-9 * (high - low)
+    if not all(low - slack <= value <= high + slack for value in values):
+        raise ValueError(f"values from {min(values)} to {max(values)} are outside {low} to {high}")
+    return _gaffke(tuple(sorted(min(max(value, low), high) for value in values)), low, high)
+
+
+@functools.lru_cache(maxsize=16_384)
+def _gaffke(values: tuple[float, ...], low: float, high: float) -> tuple[float, float]:
+    from scipy.optimize import brentq
+
+    tail = (1 - CONFIDENCE) / 2
+
+    def bound(points: tuple[float, ...], above: float) -> float:
+        if points[0] == points[-1]:
+            return points[0]
+        return float(brentq(lambda x: _dirichlet_above(points, x) - above, points[0], points[-1], xtol=1e-12))
+
+    return bound((low, *values), 1 - tail), bound((*values, high), tail)
+
+
+def _dirichlet_above(points: Sequence[float], limit: float) -> float:
+    """Return the probability that a mean of ascending points with uniform Dirichlet weights is above a limit.
+
+    It is the divided difference of (z - limit)_+^n over the n + 1 points (Curry and Schoenberg 1966). De Boor's
+    recursion evaluates it by convex combinations, without cancellation, in n^2 / 2 steps.
+    """
+    above = [float(point > limit) for point in points]
+    for width in range(1, len(points)):
+        above = [
+            ((right - limit) * after + (limit - left) * before) / (right - left)
+            if left <= limit < right
+            else float(left > limit)  # all points are on one side, and so is every mean of them
+            for left, right, before, after in zip(points, points[width:], above, above[1:], strict=False)
+        ]
+    return above[0]
+
+
+def share_above(units: Sequence[Sequence[float]], limit: float) -> tuple[float, float, float]:
+    """Return the share of runs above a limit and its 95 % interval, each from 0 to 1: how often a removal fails.
+
+    Attack seeds are the units: each counts with the share of its runs that are above, so five attack seeds with two
+    defense seeds each are five units, not ten.
+
+    Args:
+        units: the values of the runs of each attack seed: one for each defense seed.
+        limit: in the values' unit, for example 5 for an ASR of 5 %.
+
+    Raises:
+        ValueError: there is no unit, or one without a run.
+    """
+    if not all(len(runs) for runs in units):
+        raise ValueError("an attack seed without a run has no share; leave it out")
+    shares = [sum(run > limit for run in runs) / len(runs) for runs in units]
+    low, high = mean_bounds(shares)
+    return statistics.fmean(shares), low, high
+
+
+def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
+    """Return the two-sided p-value that two methods are the same, from their values on the same attack seeds.
+
+    Student's paired test over attack seeds, and never less than 2 / 4^n. Two runs of the same method on one victim are
+    drawn from the same distribution, so their difference takes a value c other than 0 with a probability of at most
+    1/4, and n equal differences happen with 2 / 4^n (both signs); Student's test alone would give p = 0 for them. So
+    two seeds can never be significant, and three can (0.031). Differences of two draws are symmetric about 0, for which
+    Student's test is conservative or close to its level (Efron 1969).
+
+    Calibrated by simulation for a removal that works or fails, see `docs/statistics.md`. It asks whether two methods
+    differ at all: a method at 19 % in each run differs from one that leaves 95 % in every fifth run, although both have
+    the same mean. For how large a mean may be, see `mean_bounds`.
+
+    Args:
+        first: one value for each attack seed: the mean over its defense seeds.
+        second: the same of the other method, in the same order.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    differences = [other - one for one, other in zip(first, second, strict=True)]
+    count = len(differences)
+    if count < 2 or not any(differences):
+        return 1.0
+    above = _student_tail(differences, 0.0)
+    return max(2 * min(above, 1 - above), 2 * 0.25**count)
+
+
+def equivalent(differences: Sequence[float], margin: float, reach: float | None = None) -> float:
+    """Return the p-value of two one-sided tests that a mean difference lies within -margin to margin (Schuirmann 1987).
+
+    Args:
+        differences: of each independent unit: of an attack seed, or of a prompt for statements on one pair of models.
+        margin: above 0, in the unit of the differences.
+        reach: the largest possible size of a difference. With it, the tests hold for any distribution (`mean_bounds`),
+            as is needed for ASR, where a few good runs say little about rare bad ones; it takes many units. None:
+            Student's tests, for utility, which varies little from seed to seed.
+    """
+    turned = [-difference for difference in differences]
+    return max(non_inferior(differences, margin, reach), non_inferior(turned, margin, reach))
+
+
+def non_inferior(differences: Sequence[float], margin: float, reach: float | None = None) -> float:
+    """Return the one-sided p-value that a mean difference is above -margin; arguments are those of `equivalent`.
+
+    Args:
+        differences: method minus reference, where higher is better.
+        margin: the largest loss that counts as none.
+        reach: as for `equivalent`. Without it, p is never less than 1 / 4^n, as in `paired_p`, and one unit has 1.
+    """
+    if reach is not None:
+        return 1 - _dirichlet_above((-reach, *sorted(differences)), -margin)
+    count = len(differences)
+    return max(_student_tail(differences, -margin), 0.25**count) if count > 1 else 1.0
+
+
+def _student_tail(values: Sequence[float], center: float) -> float:
+    """Return Student's one-sided p-value of a mean above `center`, of at least two values."""
+    from scipy.special import stdtr
+
+    distance = statistics.fmean(values) - center
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    if error == 0:
+        return 0.5 if distance == 0 else float(distance < 0)
+    return float(stdtr(len(values) - 1, -distance / error))
+
+
+def rank_intervals(
+    values: Mapping[str, Sequence[float]], low: float = 0.0, high: float = 1.0, *, lower_is_better: bool = True
+) -> dict[str, tuple[int, int]]:
+    """Return the first and the last rank of each method by its mean, with 95 % confidence for each method on its own.
+
+    Bayesian bootstrap over units (Rubin 1981), shared by all methods, so that an easy attack seed favours none. As in
+    `mean_bounds`, one more unit stands for the runs that nobody saw: each draw puts it at either end of the range for
+    each method. Without it, five runs at 0 would leave no doubt. The draws are fixed. Coverage by simulation is in
+    `docs/statistics.md`.
+
+    Args:
+        values: of each method, one for each unit, for the same units in the same order.
+        low: smallest possible value.
+        high: largest possible value.
+        lower_is_better: True if rank 1 has the smallest mean.
+
+    Raises:
+        ValueError: methods have different numbers of units, or none.
+    """
+    import numpy as np
+
+    counts = sorted({len(units) for units in values.values()})
+    if len(counts) > 1 or 0 in counts:
+        raise ValueError(f"methods with {counts} units cannot be ranked; use the same units for all, at least one")
+    if not values:
+        return {}
+    random = np.random.default_rng(0)
+    seen = np.array([list(units) for units in values.values()], dtype=float)
+    weights = random.dirichlet(np.ones(seen.shape[1] + 1), size=RESAMPLES)
+    unseen = random.choice([low, high], size=(RESAMPLES, len(seen)))
+    means = weights[:, :-1] @ seen.T + weights[:, -1:] * unseen
+    means = np.round(means if lower_is_better else -means, 12)
+    better = (means[:, None, :] < means[:, :, None]).sum(2)
+    not_worse = (means[:, None, :] <= means[:, :, None]).sum(2)
+    tail = 50 * (1 - CONFIDENCE)
+    first = np.percentile(1 + better, tail, axis=0, method="lower")
+    last = np.percentile(not_worse, 100 - tail, axis=0, method="higher")
+    return {name: (int(a), int(b)) for name, a, b in zip(values, first, last, strict=True)}
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:

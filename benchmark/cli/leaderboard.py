@@ -20,6 +20,7 @@ from benchmark.cli.app import (
 )
 from benchmark.cli.options import AddressOption, RehearsalOption, ResultsOption, StoreOption
 from benchmark.execution import signals
+from benchmark.leaderboard.board import MARGIN
 from benchmark.records import published
 
 if TYPE_CHECKING:
@@ -56,9 +57,12 @@ def rank(
     html: Annotated[
         Path | None, typer.Option(help="Folder for pages to open in a browser, without a server or a network.")
     ] = None,
+    margin: Annotated[
+        float, typer.Option(help="Points of utility that a ranked defense may lose.", min=0, max=100)
+    ] = MARGIN,
     rehearsal: RehearsalOption = False,
 ) -> None:
-    """Rank the defenses of any results by ASR and utility loss together."""
+    """Rank the defenses of any results within each level of knowledge, by the upper bound of their ASR."""
     from benchmark.leaderboard.write import write as write_leaderboard
 
     if not out and not html:
@@ -66,7 +70,7 @@ def rank(
     for place, option in ((out, "--out"), (html, "--html")):
         if place:
             published.refuse_published(place, option)
-    print_markdown(write_leaderboard(paths, out, html, rehearsal=rehearsal))
+    print_markdown(write_leaderboard(paths, out, html, margin=margin, rehearsal=rehearsal))
     for page in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
         typer.echo(f"Leaderboard: {page}")
 

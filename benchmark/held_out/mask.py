@@ -129,8 +129,8 @@ def revealed(rows: Iterable[Mapping[str, Any]], secret: Secret) -> dict[str, dic
         if row["held_out"] != secret.commitment:
             of = f"the secret with commitment {row['held_out'][:SHORT]}…" if row["held_out"] else "no secret"
             raise UserError(
-                f"cell {row['cell']} is of {of}, and the file's is {secret.commitment[:SHORT]}…; use the secret of these "
-                "results"
+                f"cell {row['cell']} is of {of}, and the file's is {secret.commitment[:SHORT]}…; use the secret of "
+                "these results"
             )
         if public_columns(settings, secret)["cell"] != row["cell"]:
             raise UserError(f"cell {row['cell']}: the secret gives its settings another id; use unchanged results")

@@ -1,11 +1,11 @@
-"""The leaderboard's figure: ASR against utility lost."""
+"""The leaderboard's figure: ASR against utility lost, with intervals of both."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from benchmark.io import plots
-from benchmark.leaderboard.board import Board
+from benchmark.leaderboard.board import Board, Number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,27 +15,26 @@ COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a
 
 
 def draw(made: Board) -> Figure:
-    """Draw ASR against utility lost, with the Pareto front; the best defenses are in the lower left corner."""
+    """Draw ASR against utility lost, with both 95 % intervals; the best defenses are in the lower left corner."""
     figure = plots.blank(width=7.5, rows=1)
     axes = figure.add_subplot()
-    front = sorted((standing for standing in made.standings if standing.front == 1), key=lambda one: one.loss.value)
-    if front:
-        axes.step(
-            [one.loss.value for one in front],
-            [one.asr.value for one in front],
-            where="post",
-            color="#999",
-            linestyle="--",
-            linewidth=1,
-            zorder=1,
-            label="Pareto front",
+    for index, (one, loss) in enumerate((one, one.loss) for one in made.verified if one.loss):
+        marker = plots.MARKERS[index % len(plots.MARKERS)]
+        color = COLORS[(index + index // len(plots.MARKERS)) % len(COLORS)]  # no pair twice, as both have eight
+        axes.errorbar(
+            loss.value,
+            one.asr.value,
+            xerr=_reach(loss),
+            yerr=_reach(one.asr),
+            fmt=marker,
+            color=color,
+            ecolor=(color, 0.35),
+            elinewidth=1,
+            markersize=7,
+            label=f"{one.defense} ({one.knows})",
         )
-    for index, one in enumerate(made.standings):
-        label = f"{one.rank}  {one.defense}" if one.rank else one.defense
-        marker, color = plots.MARKERS[index % len(plots.MARKERS)], COLORS[index % len(COLORS)]
-        axes.scatter(one.loss.value, one.asr.value, marker=marker, color=color, s=60, zorder=2, label=label)
     if made.victim_asr is not None:
-        axes.scatter(0, made.victim_asr, marker="x", color="#333", s=50, zorder=2, label="no defense")
+        axes.scatter(0, made.victim_asr, marker="x", color="#333", s=50, zorder=3, label="no defense")
     axes.margins(x=0.1)
     axes.set_ylim(-4, 104)
     axes.set_xlabel("utility lost relative to the victim (percentage points)")
@@ -43,3 +42,10 @@ def draw(made: Board) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, loc="outside right upper", frameon=False)
     return figure
+
+
+def _reach(number: Number) -> list[list[float]] | None:
+    """Return how far an interval reaches below and above its number, as matplotlib takes it."""
+    if number.low is None or number.high is None:
+        return None
+    return [[max(0.0, number.value - number.low)], [max(0.0, number.high - number.value)]]

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.io.files import write_atomically
-from benchmark.leaderboard.board import Board, Number, Row, unit
+from benchmark.leaderboard.board import FAILS_ABOVE, Board, Number, Row, Run, by_level, unit
+from benchmark.leaderboard.markdown import UNVERIFIED, UTILITY
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
-from benchmark.leaderboard.rank import ladder
 from sande import registry
 
 if TYPE_CHECKING:
@@ -34,31 +34,30 @@ SAMPLES = 20  # published records of a metric that a cell's page shows
 
 
 @dataclass(frozen=True, slots=True)
-class Rung:
-    """A level of the knowledge ladder: its best defense, with its difference to the best of the first level."""
+class Group:
+    """A level of knowledge with its standings, or the unverified entries.
 
-    level: Level
-    best: StandingRow
-    others: list[str]
-    asr_above: float
-    loss_above: float
+    Attributes:
+        level: its look; None for the unverified.
+        title: above its rows.
+        rows: the best first.
+    """
+
+    level: Level | None
+    title: str
+    rows: Sequence[StandingRow]
 
 
-def rungs_of(rows: Sequence[StandingRow]) -> list[Rung]:
-    """Return the levels of knowledge that some defense has, each with the defense of the lowest ASR."""
-    row_of = {row.standing.defense: row for row in rows}
-    levels = ladder(row.standing for row in rows)
-    first, *_ = next(iter(levels.values()))
-    return [
-        Rung(
-            level(name),
-            row_of[best.defense],
-            [other.defense for other in others],
-            best.asr.value - first.asr.value,
-            best.loss.value - first.loss.value,
-        )
-        for name, (best, *others) in levels.items()
-    ]
+def groups_of(rows: Sequence[StandingRow]) -> list[Group]:
+    """Return the standings of each level, and at the end the unverified."""
+    verified = [row for row in rows if row.standing.verified]
+    of_level = {
+        name: [row for row in verified if row.standing.knows == name]
+        for name in by_level([row.standing for row in verified])
+    }
+    found = [Group(level(name), f"Must know: {name}", some) for name, some in of_level.items()]
+    unverified = [row for row in rows if not row.standing.verified]
+    return [*found, *([Group(None, "Unverified entries", unverified)] if unverified else [])]
 
 
 def write(
@@ -66,6 +65,7 @@ def write(
     rows_of: Mapping[str, Mapping[str, Row]],
     samples_of: Mapping[str, Sequence[Row]],
     about: Mapping[str, Mapping[str, str]],
+    takeaways: Sequence[str],
     notes: Sequence[str],
     command: str,
     out: Path,
@@ -78,34 +78,38 @@ def write(
         rows_of: result rows by cell and metric.
         samples_of: published outcomes by cell, as `benchmark.records.schema.OUTCOMES` has them.
         about: facts about a submitted method, by cell.
+        takeaways: what a reader takes away, as paragraphs of Markdown.
         notes: how to read the numbers, as lines of Markdown.
         command: that makes the pages.
         out: an existing folder.
         warned: lines at the top of the first page, as Markdown.
     """
-    cells = [CellRow(one, "yes" if one.case in made.compared else "no") for one in made.cells]
+    cells = [CellRow(one, _compared(made, one)) for one in made.cells]
     standings = []
     for index, one in enumerate(made.standings, 1):
-        own = [row for row in cells if row.cell.defense == one.defense]
+        own = [row for row in cells if (row.cell.defense, row.cell.verified) == (one.defense, one.verified)]
         behind = [row for row in own if row.compared == "yes"] or own
         standings.append(StandingRow(one, f"defense-{index}", behind, any(row.cell.cell in about for row in own)))
     labels = {row.cell.label: row.case for row in cells}
     several = Counter(labels.values())
     devices = dict.fromkeys(device for one in made.standings for device in one.seconds)
-    devices |= dict.fromkeys(one.device for one in made.cells)
-    rungs = rungs_of(standings)
+    devices |= dict.fromkeys(one.device for one in made.cells if not one.flaw)
+    groups = groups_of(standings)
     page = _environment().get_template("board.html.j2")
     text = page.render(
         made=made,
         standings=standings,
         cells=cells,
         alike={case for case, count in several.items() if count > 1},  # distinguished by the rest of their labels
-        levels=[rung.level for rung in rungs],
-        ladder=rungs,
+        groups=groups,
+        levels=[level(name) for name in by_level(made.standings)],
+        utility=UTILITY,
+        unverified=UNVERIFIED,
+        fails_above=FAILS_ABOVE,
         plot=plot(made, standings),
         more=[{"name": metric, "label": registry.metric_info(metric).label} for metric in made.more],
         devices=[{"name": device, "unit": unit(device)} for device in devices],
-        summary=_summary(made),
+        takeaways=_paragraphs(takeaways),
         warned=_paragraphs(warned),
         notes=_paragraphs(notes),
         command=command,
@@ -119,14 +123,11 @@ def write(
     write_atomically(out / "index.html", text)
 
 
-def _summary(made: Board) -> str:
-    if not made.compared:
-        return "No case was measured with every defense, so none is ranked. Each number is a mean over its own cases."
-    one = len(made.shared) == 1
-    return (
-        f"Every number is a mean over the {'one case' if one else f'{len(made.shared)} cases'} that all defenses were "
-        f"measured on."
-    )
+def _compared(made: Board, run: Run) -> str:
+    """Return whether a cell counts in the standings, as its row says it."""
+    if not run.verified:
+        return "unverified"
+    return "yes" if run.case in made.compared else "no"
 
 
 def _cell(
@@ -142,7 +143,7 @@ def _cell(
         kept = shown.setdefault(sample["metric"], [])
         if len(kept) < SAMPLES:
             kept.append({**sample, "record": _record(sample["record"])})
-    first = found["asr"]
+    first = found.get("asr") or next(iter(found.values()))
     return (
         _environment()
         .get_template("cell.html.j2")

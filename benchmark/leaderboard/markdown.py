@@ -2,131 +2,203 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from benchmark.io.markdown import MISSING, markdown_table
-from benchmark.leaderboard.board import Board, Number, Standing, unit
-from benchmark.leaderboard.rank import ladder
+from benchmark.io.markdown import MISSING, code, markdown_table
+from benchmark.leaderboard.board import FAILS_ABOVE, MARGIN, Board, Number, Standing, Utility, by_level, unit
 
 NAME = "leaderboard"
+UTILITY: dict[Utility, str] = {"kept": "kept", "unclear": "not shown", "lost": "lost", "unknown": "unknown"}
+UNVERIFIED = (
+    "These entries are on victims that the board does not have, or a second run contradicts them. So nobody can tell "
+    "how their numbers compare, and they get no rank."
+)
+_COLUMNS = ("Rank", "Defense", "ASR (%)", "Fails in (% of runs)", "Utility lost (points)", "Utility")
 
 
 def markdown(made: Board, paths: Sequence[Path], warned: Sequence[str] = ()) -> str:
-    """Return the page: the standings, notes on them, the knowledge ladder and the figure.
+    """Return the page: what to take away, the standings of each level, how to read them, and the figure.
 
     Args:
         made: what it shows.
         paths: of the results and entries that it is made from.
         warned: lines at the top.
     """
-    head = ("Rank", "Defense", "Must know", "ASR (%)", "Utility lost (points)", "Front", "Training", "Tokens", "Cells")
-    parts = [
-        "# Leaderboard of defenses",
-        "",
-        *warned,
-        f"Made by `{command(paths)}`.",
-        "",
-        *markdown_table(head, map(_line, made.standings), "rllrrrlrl"),
-        "",
-        *notes(made),
-        "",
+    parts = ["# Leaderboard of defenses", "", *warned]
+    for line in takeaways(made):
+        parts += [line, ""]
+    parts += [
         *_ladder(made),
         f"![Points: attack success rate of each defense against the utility lost]({NAME}.svg)",
         "",
     ]
+    for level, found in by_level(made.verified).items():
+        parts += [f"## Must know: {level}", "", *_table(found)]
+    if made.unverified:
+        parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified)]
+    if gaps := [f"- {code(one.defense)}: {gap}." for one in made.standings for gap in one.gaps]:
+        parts += ["## Runs that count as their victims", "", *gaps, ""]
+    parts += ["## How to read the numbers", "", *notes(made), "", f"Made by `{command(paths, made.margin)}`.", ""]
     return "\n".join(parts)
 
 
+def takeaways(made: Board) -> list[str]:
+    """Return what a reader takes away, as paragraphs of Markdown."""
+    found = made.verified
+    ranked = [one for one in found if one.rank]
+    if made.victim_asr is None:
+        return [
+            "**No case was run with every defense**, so no defense is ranked, and each number is a mean over the "
+            "defense's own cases. Use results with a case in common, or run the missing cells."
+        ]
+    units = found[0].victims
+    lines = [
+        f"{_count(len(found), 'defense')} on {_count(units, 'trained victim')}. Without a defense, the victims answer "
+        f"{made.victim_asr:.1f} % of the triggered prompts with the planted response (ASR)."
+    ]
+    if units == 1:
+        lines.append(
+            "**This board shows one trained victim alone.** Its intervals say how well that victim was measured, not "
+            "what a defense does in another run. Use at least three attack seeds to learn that."
+        )
+    elif units == 2:
+        lines.append(
+            "**Two trained victims cannot show that a defense keeps the utility in other runs**, so no defense is "
+            "ranked. Use at least three attack seeds."
+        )
+    if not ranked and units != 2:
+        lines.append(
+            f"**No defense is ranked**: none is shown to lose less than {made.margin:g} points of utility. Use more "
+            "attack seeds, more questions, or a larger `--margin`."
+        )
+    if missing := [one for one in found if one.gaps]:
+        named = ", ".join(f"{code(one.defense)} ({len(one.gaps)} of {len(one.gaps) + one.cells})" for one in missing)
+        lines.append(f"**Runs that failed or are missing count as their victims**, with the victim's ASR: {named}.")
+    return lines
+
+
 def _ladder(made: Board) -> list[str]:
-    levels = [found[0] for found in ladder(made.standings).values()]
-    if not made.shared or len(levels) < 2:
+    """Return the first defense of each level, as a table."""
+    if not made.shared:
         return []
-    rows = [
-        (one.knows, f"`{one.defense}`", f"{one.asr.value:.1f}", f"{one.loss.value:+.2f}", _training(one))
-        for one in levels
-    ]
+    rows = []
+    for level, (one, *others) in by_level(made.verified).items():
+        rank = f"{_rank(one)} of {sum(bool(other.rank) for other in (one, *others))}" if one.rank else "not ranked"
+        rows.append((level, code(one.defense), rank, *_numbers(one)))
     return [
-        "## What knowledge is worth",
+        "The first defense of each level of knowledge:",
         "",
-        "For each level of knowledge, the defense with the lowest ASR.",
-        "",
-        *markdown_table(("Known", "Defense", "ASR (%)", "Utility lost (points)", "Training"), rows, "llrrl"),
+        *markdown_table(("Must know", "Defense", *_COLUMNS[:1], *_COLUMNS[2:]), rows, "lllrrrl"),
         "",
     ]
 
 
-def _training(standing: Standing) -> str:
-    return "; ".join(f"{seconds:,.0f} {unit(device)} on {device}" for device, seconds in standing.seconds.items())
+def _table(found: Iterable[Standing]) -> list[str]:
+    head = (*_COLUMNS, "Training", "Tokens", "Runs")
+    return [*markdown_table(head, map(_line, found), "rlrrrllrl"), ""]
 
 
-def command(paths: Sequence[Path]) -> str:
-    """Return the command that makes the leaderboard from these paths."""
-    return f"sande-bench leaderboard {' '.join(map(str, paths))}"
-
-
-def _line(standing: Standing) -> tuple[str, ...]:
+def _line(one: Standing) -> tuple[str, ...]:
+    searched = f" (settings searched, knowing: {one.searched})" if one.searched else ""
     return (
-        str(standing.rank or MISSING),
-        f"`{standing.defense}`",
-        standing.knows,
-        f"{standing.asr.value:.1f}{_interval(standing.asr, '.1f')}",
-        f"{standing.loss.value:+.2f}{_interval(standing.loss, '+.1f')}",
-        str(standing.front or MISSING),
-        _training(standing),
-        f"{standing.tokens:,.0f}",
-        f"{_count(standing.victims, 'victim')}, {_count(standing.seeds, 'seed')}, {_count(standing.cells, 'cell')}",
+        _rank(one),
+        code(one.defense) + searched,
+        *_numbers(one),
+        training(one),
+        f"{one.tokens:,.0f}",
+        counts(one),
     )
 
 
-def _interval(number: Number, form: str) -> str:
-    return "" if number.low is None else f" ({number.low:{form}} to {number.high:{form}})"
+def _rank(one: Standing) -> str:
+    return f"{one.rank} ({one.rank_low} to {one.rank_high})" if one.rank else MISSING
+
+
+def _numbers(one: Standing) -> tuple[str, ...]:
+    return (
+        f"{one.asr.value:.1f}{_interval(one.asr, '.1f', about=one.about)}",
+        f"{one.fails.value:.0f}{_interval(one.fails, '.0f')}",
+        MISSING if one.loss is None else f"{one.loss.value:+.2f}{_interval(one.loss, '+.1f', about=one.about)}",
+        UTILITY[one.utility],
+    )
+
+
+def _interval(number: Number, form: str, about: str = "") -> str:
+    if number.low is None:
+        return ""
+    return f" ({number.low:{form}} to {number.high:{form}}{about and f', {about}'})"
+
+
+def training(one: Standing) -> str:
+    """Return the mean seconds of a defense on each device, in words."""
+    return "; ".join(f"{seconds:,.0f} {unit(device)} on {device}" for device, seconds in one.seconds.items())
+
+
+def counts(one: Standing) -> str:
+    """Return the number of runs and of victims, and of the runs that count as their victims."""
+    total = one.cells + len(one.gaps)
+    runs = f"{one.cells} of {_count(total, 'run')}" if one.gaps else _count(total, "run")
+    return f"{runs}, {_count(one.victims, 'victim')}"
+
+
+def command(paths: Sequence[Path], margin: float = MARGIN) -> str:
+    """Return the command that makes the leaderboard from these paths."""
+    option = "" if margin == MARGIN else f" --margin {margin:g}"
+    return f"sande-bench leaderboard {' '.join(map(str, paths))}{option}"
 
 
 def notes(made: Board) -> list[str]:
     """Return how to read the numbers, as lines of Markdown: paragraphs, lists, `code` and **strong** alone."""
     lines = [
-        "ASR is the attack success rate after the defense. Utility lost is the victim's accuracy minus the accuracy "
-        "after the defense; each task counts once. Both are means over cases (a victim, its rows for removal and its "
-        "measurements) of equal weight; smaller is better. Intervals are 95 %. The interval of a mean assumes "
-        "independent parts. The interval of a loss ignores that the questions are the same before and after, so it is "
-        "too wide. Front 1 is the Pareto front: for no defense in it is another at least as good in both numbers and "
-        "better in one, which can also be true of a defense that changes almost nothing. Defenses are ranked by front, "
-        "then by ASR. Training is the mean wall-clock time of one defense on the named device.",
-        "",
+        "**Must know** is what a defense has to know about the backdoor. Ranks exist only within such a level. If a "
+        "search chose the settings, what the search used counts too.",
+        "**Rank.** A defense is ranked if it is shown to keep the utility. Of these, the one with the lowest upper "
+        "bound of its ASR is first; equal bounds share a rank. Beside the rank is its 95 % interval, from resampling "
+        "the victims for all defenses at once. With one victim it is the whole level.",
+        "**ASR** is the share of triggered prompts with the planted response after the defense. **Fails in** is the "
+        f"share of runs with an ASR above {FAILS_ABOVE:g} %: whether a defense works every time.",
+        "**Utility lost** is the victim's accuracy minus the accuracy after the defense; each task counts once. "
+        f"**Kept** means that its whole interval is below {made.margin:g} points, **lost** that its whole interval is "
+        "above, **not shown** that the interval contains that margin, **unknown** that a run has no measured "
+        "utility, or that most runs failed or are missing.",
+        "**Intervals** are of 95 %. Their unit is a trained victim: the runs of a defense on one victim (its cases and "
+        "defense seeds) are averaged first. For ASR and failures they are Gaffke's bounds, which hold for any "
+        "distribution, also of a defense that fails now and then. For utility they are the wider of Student's t over "
+        "the victims and of the questions. With one victim, an interval marked *this model* is of this model alone.",
+        "**Equal runs.** All defenses have the same cases and attack seeds. A run that failed, or that another defense "
+        "has and this one lacks, counts with the victim's ASR and with no utility lost. A defense with fewer defense "
+        "seeds is compared by its mean over those that it has.",
+        "**Training** is the mean wall-clock time of one defense on the named device.",
     ]
-    if made.victim_asr is None:
-        lines.append(
-            "**No case was measured with every defense**, so no defense is ranked, and each number is a mean over the "
-            "defense's own cases. Use results with a case in common, or run the missing cells."
+    if made.twin:
+        loss = (
+            ""
+            if made.twin.loss is None
+            else f" and lose {made.twin.loss.value:+.2f} points of utility relative to the victims"
         )
-    else:
         lines.append(
-            f"Every number is a mean over the {_count(len(made.shared), 'case')} that all {len(made.standings)} "
-            f"defenses were measured on, of {len(made.cases)} in all. Without a defense, the mean ASR of these cases "
-            f"is {made.victim_asr:.1f} %."
+            f"Clean twins of the victims (poison rate 0) write the response to {made.twin.asr.value:.1f} % of the "
+            f"triggered prompts{loss}. A change of this size is not due to a defense."
         )
-        if made.twin:
-            lines += [
-                "",
-                f"Clean twins of the victims (poison rate 0) write the response to {made.twin.asr.value:.1f} % of the "
-                f"triggered prompts and lose {made.twin.loss.value:+.2f} points of utility relative to the victims. "
-                "A change of this size is not due to a defense.",
-            ]
-        lines += ["", *(f"- Shared: {label}" for label in made.shared)]
-    lacking = [one for one in made.standings if one.lacks]
-    lines += ["", *(f"- `{one.defense}` was not measured on: {'; '.join(one.lacks)}." for one in lacking)]
+    if made.shared:
+        lines.append(
+            f"Every number is over the {_count(len(made.shared), 'case')} that all defenses were run on, of "
+            f"{len(made.cases)} in all (a case is a victim's settings, rows for removal and measurements):"
+        )
+    spaced = [part for line in lines for part in (line, "")]
+    cases = [f"- {label}" for label in made.shared]
+    lacking = [f"- {code(one.defense)} was not run on: {'; '.join(one.lacks)}." for one in made.standings if one.lacks]
     left_out = [
-        f"{_count(count, noun)} {why}"
-        for count, noun, why in (
+        f"{_count(number, noun)} {why}"
+        for number, noun, why in (
             (made.attack_failed, "victim", "whose attack failed"),
-            (made.failed, "cell", "that failed"),
-            (made.not_run, "cell", "not finished"),
-            (made.unmeasured, "cell", "without a measured utility"),
+            (made.left_out, "cell", "that failed or is not finished, on a victim that no defense was measured on"),
         )
-        if count
+        if number
     ]
-    return [*lines, "", f"Left out: {', '.join(left_out) or 'nothing'}."]
+    lists = [part for found in (cases, lacking) if found for part in (*found, "")]
+    return [*spaced, *lists, f"Left out: {', '.join(left_out) or 'nothing'}."]
 
 
 def _count(number: int, noun: str) -> str:

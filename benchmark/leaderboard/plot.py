@@ -1,4 +1,4 @@
-"""Layout of the interactive plot: points, whiskers, labels, axes and the Pareto front, in pixels.
+"""Layout of the interactive plot: points, whiskers, labels and axes, in pixels.
 
 matplotlib's SVG would not do: its inline styles are against the pages' policy, and its marks have no links, no
 descriptions for screen readers, no classes for the colours of a dark theme, and no labels that avoid each other.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
-from benchmark.leaderboard.board import Board, Measured, Standing
+from benchmark.leaderboard.board import Board, Number, Run, Standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def level(knows: str) -> Level:
 class CellRow:
     """A cell's row in the table of cells."""
 
-    cell: Measured
+    cell: Run
     compared: str  # yes, no
 
     @property
@@ -69,8 +69,14 @@ class CellRow:
         """The other settings that distinguish its case."""
         return ", ".join(self.cell.label.split(", ")[2:])
 
+    @property
+    def seeds(self) -> str:
+        """Seeds of the attack and of the defense."""
+        return f"attack seed {self.cell.attack_seed}, defense seed {self.cell.defense_seed}"
+
     def href(self, part: str) -> str:
-        """Return the address of a part of its page, such as a metric."""
+        """Return the address of a part of its page, such as a metric; of the whole page if the cell has no values."""
+        part = "" if self.cell.flaw else part
         return f"cells/{self.file}.html" + (f"#{quote(part)}" if part else "")
 
 
@@ -85,13 +91,16 @@ class StandingRow:
 
     @property
     def behind(self) -> str:
-        """Number of victims and seeds."""
-        counts = ((self.standing.victims, "victim"), (self.standing.seeds, "seed"))
-        return ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts)
+        """Number of runs with those that count as their victims, and number of victims."""
+        count, gaps = self.standing.victims, len(self.standing.gaps)
+        victims = f"{count} victim{'' if count == 1 else 's'}"
+        return f"of {self.standing.cells + gaps}, {victims}" if gaps else victims
 
     def href(self, part: str) -> str:
         """Return the address of the cells that a number is made from: the page of one, or the rows of several."""
-        return self.cells[0].href(part) if len(self.cells) == 1 else f"#{self.cells[0].id}"
+        if len(self.cells) == 1:
+            return self.cells[0].href(part)
+        return f"#{self.cells[0].id}" if self.cells else f"#{self.id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,8 +141,6 @@ class Plot:
     points: list[Point] = field(default_factory=list)
     x_ticks: list[Tick] = field(default_factory=list)
     y_ticks: list[Tick] = field(default_factory=list)
-    front: str = ""
-    on_front: list[str] = field(default_factory=list)
     victim: Mapping[str, float] | None = None
 
     def x(self, loss: float) -> float:
@@ -147,41 +154,35 @@ class Plot:
 
 
 def plot(made: Board, standings: Sequence[StandingRow]) -> Plot:
-    """Lay out the points with their labels, the Pareto front and the axes."""
+    """Lay out the points with their intervals and labels, and the axes; without the unverified entries."""
     from matplotlib.ticker import MaxNLocator
 
-    losses = [0.0, *(row.standing.loss.value for row in standings)]
+    shown = [row for row in standings if row.standing.verified and row.standing.loss]
+    losses = [0.0, *(row.standing.loss.value for row in shown if row.standing.loss)]
     room = 0.12 * (max(losses) - min(losses)) or 1.0
     drawn = Plot((min(losses) - room, max(losses) + room))
     ticks = MaxNLocator(nbins=6, steps=[1, 2, 5, 10]).tick_values(*drawn.x_range)
     inside = [float(tick) for tick in ticks if drawn.x_range[0] <= tick <= drawn.x_range[1]]
     drawn.x_ticks = [Tick(drawn.x(tick), f"{round(tick, 6):g}".replace("-", "−")) for tick in inside]
     drawn.y_ticks = [Tick(drawn.y(tick), str(tick)) for tick in range(0, 101, 20)]
-    front = sorted((row.standing for row in standings if row.standing.front == 1), key=lambda one: one.loss.value)
-    corners: list[tuple[float, float]] = []
-    for one in front:
-        at = drawn.x(one.loss.value), drawn.y(one.asr.value)
-        corners += [(at[0], corners[-1][1]), at] if corners else [at]
-    drawn.front = " ".join(f"{x},{y}" for x, y in corners)
-    drawn.on_front = [one.defense for one in front]
     if made.victim_asr is not None:
         drawn.victim = {"x": drawn.x(0.0), "y": drawn.y(made.victim_asr)}
-    drawn.points = _labelled([_point(drawn, row) for row in standings], drawn)
+    drawn.points = _labelled([_point(drawn, row, row.standing.loss) for row in shown if row.standing.loss], drawn)
     return drawn
 
 
-def _point(drawn: Plot, row: StandingRow) -> Point:
+def _point(drawn: Plot, row: StandingRow, loss: Number) -> Point:
     one = row.standing
-    x, y = drawn.x(one.loss.value), drawn.y(one.asr.value)
+    x, y = drawn.x(loss.value), drawn.y(one.asr.value)
     whiskers = []
-    if one.loss.low is not None and one.loss.high is not None:
-        whiskers.append((drawn.x(one.loss.low), y, drawn.x(one.loss.high), y))
+    if loss.low is not None and loss.high is not None:
+        whiskers.append((drawn.x(loss.low), y, drawn.x(loss.high), y))
     if one.asr.low is not None and one.asr.high is not None:
         whiskers.append((x, drawn.y(one.asr.low), x, drawn.y(one.asr.high)))
     description = (
-        f"{one.defense}: {one.asr.value:.1f} % ASR left, {one.loss.value:+.2f} points of utility lost; {one.knows}"
+        f"{one.defense}: {one.asr.value:.1f} % ASR left, {loss.value:+.2f} points of utility lost; {one.knows} known"
     )
-    return Point(row, level(one.knows), x, y, whiskers, f"{description} known")
+    return Point(row, level(one.knows), x, y, whiskers, description)
 
 
 _WAYS = ((1, 0), (-1, 0), (0.7, -0.7), (0.7, 0.7), (-0.7, -0.7), (-0.7, 0.7), (0, -1), (0, 1))

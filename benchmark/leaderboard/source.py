@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.grid.keys import canonical_json
@@ -28,6 +29,7 @@ class Source:
         is_entry: whether it is a submitted entry.
         unverified: of an entry, the cells that get no rank: their victim is not among the board's own, or a second run
             contradicts the entry.
+        outcomes: of the cells of results, without records; None for an entry.
         is_verified: of an entry, whether a second run found that its numbers hold, see `verdict`.
     """
 
@@ -36,6 +38,7 @@ class Source:
     about: Mapping[str, str]
     is_entry: bool = False
     unverified: frozenset[str] = frozenset()
+    outcomes: pa.Table | None = None
     is_verified: bool = False
 
     @property
@@ -91,7 +94,7 @@ def read(path: Path) -> Source:
         return _entry(path)
     outcomes = files.read_outcomes(path)
     published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
-    return Source(files.read_rows(path).to_pylist(), published, {})
+    return Source(files.read_rows(path).to_pylist(), published, {}, outcomes=outcomes.drop_columns(["record"]))
 
 
 def _entry(path: Path) -> Source:

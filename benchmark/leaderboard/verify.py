@@ -167,9 +167,7 @@ def compare(entry: Submission, cells: Mapping[int, Cell], folder: Path) -> list[
         number: {metric: found for (of, metric), found in trials.items() if of == cell.id and _counts(metric)}
         for number, cell in cells.items()
     }
-    tests = sum(
-        one.metric in outcomes_of[number] for number in cells for one in entry.cells[number].measurements
-    )
+    tests = sum(one.metric in outcomes_of[number] for number in cells for one in entry.cells[number].measurements)
     return [
         _checked(number, entry.cells[number], rows.get(cell.id, {}), outcomes_of[number], LEVEL / max(1, tests))
         for number, cell in cells.items()
@@ -194,9 +192,7 @@ def _checked(
         return Checked(number=number, problems=[problem])
     if first.get("status") != schema.OK:
         return Checked(number=number, problems=[f"the second run failed: {first.get('error')}"])
-    numbers = [
-        _compared(one, outcomes[one.metric], level) for one in cell.measurements if one.metric in outcomes
-    ]
+    numbers = [_compared(one, outcomes[one.metric], level) for one in cell.measurements if one.metric in outcomes]
     problems = [
         f"'{one.metric}' is of {one.count} prompts or questions, and of {len(outcomes[one.metric])} in the second run"
         for one in cell.measurements

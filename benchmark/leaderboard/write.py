@@ -7,17 +7,20 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard import html as pages
-from benchmark.leaderboard.board import Board, Cells, Row, Standing
+from benchmark.leaderboard.board import MARGIN, Board, Cells, Number, Row, Standing
 from benchmark.leaderboard.figure import draw
-from benchmark.leaderboard.markdown import NAME, command, markdown, notes
-from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takeaways
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import Source, read_all
 from benchmark.records import files
+from benchmark.records.aggregate import Outcomes
 from benchmark.records.rehearsal import WARNING, summary
 from sande.errors import UserError
 
@@ -27,6 +30,7 @@ def write(
     out: Path | None,
     html: Path | None = None,
     *,
+    margin: float = MARGIN,
     rehearsal: bool = False,
     named: Sequence[Path] = (),
 ) -> str:
@@ -36,6 +40,7 @@ def write(
         paths: results of grids, and files of submitted entries.
         out: folder that gets `leaderboard.md`, `.parquet`, `.png` and `.svg`.
         html: folder that gets pages for a browser, starting at `index.html`, and `leaderboard.parquet`.
+        margin: percentage points of utility that a ranked defense may lose.
         rehearsal: accept rows of the random model; the pages then say so.
         named: names of `paths` on the pages, if they differ.
 
@@ -51,12 +56,11 @@ def write(
     if random and not rehearsal:
         raise UserError(summary(random[0]))
     warned, named = WARNING if random else (), named or paths
-    cells = by_cell(row for source in sources for row in source.rows)
-    made = rank(cells)
+    made, cells = combined(sources, margin)
     if not made.standings:
         raise UserError(
-            f"{', '.join(map(str, paths))}: no defense has both an ASR and a utility on a victim whose attack worked; "
-            "use results of a grid whose metrics include 'accuracy'"
+            f"{', '.join(map(str, paths))}: no defense was measured on a victim whose attack worked; "
+            "use results of a grid with a defense and the metrics 'asr' and 'accuracy'"
         )
     page = markdown(made, named, warned)
     for folder, option in ((out, "--out"), (html, "--html")):
@@ -68,8 +72,33 @@ def write(
         plots.save(draw(made), out, NAME)
     if html:
         _write_parquet(made, html / f"{NAME}.parquet")
-        _write_pages(made, cells, sources, command(named), html, warned)
+        _write_pages(made, cells, sources, command(named, margin), html, warned)
     return page
+
+
+def combined(sources: Sequence[Source], margin: float) -> tuple[Board, Cells]:
+    """Return the board of all sources and their rows by cell and metric.
+
+    A cell that several sources have counts once: from results before entries, then from the first.
+    """
+    sources = sorted(sources, key=lambda source: source.is_entry)
+    cells = by_cell(row for source in sources for row in source.rows)
+    seen: set[str] = set()
+    entries: set[str] = set()
+    unverified: set[str] = set()
+    outcomes = []
+    for source in sources:
+        own = {row["cell"] for row in source.rows} - seen
+        seen |= own
+        entries |= own if source.is_entry else set()
+        unverified |= own & source.unverified
+        if source.outcomes is not None:
+            outcomes.append(
+                source.outcomes.filter(pc.is_in(source.outcomes["cell"], pa.array(sorted(own), pa.string())))
+            )
+    table = pa.concat_tables(outcomes).unify_dictionaries() if outcomes else None
+    known = Outcomes(table) if table is not None and table.num_rows else None
+    return rank(cells, known, entries=entries, unverified=unverified, margin=margin), cells
 
 
 def _write_pages(
@@ -86,48 +115,59 @@ def _write_pages(
         seen |= own
         about |= dict.fromkeys(own, source.about) if source.about else {}
     of_cell = {cell: list(found.values()) for cell, found in samples.items()}
-    pages.write(made, cells, of_cell, about, notes(made), made_by, out, warned)
+    pages.write(made, cells, of_cell, about, takeaways(made), notes(made), made_by, out, warned)
 
 
 def _write_parquet(made: Board, path: Path) -> None:
     records = [
         {
-            **{name: getattr(standing, name) for name in _SCHEMA.names if name in Standing.__slots__},
-            "seconds": [{"device": device, "seconds": mean} for device, mean in standing.seconds.items()],
-            "asr": standing.asr.value,
-            "asr_low": standing.asr.low,
-            "asr_high": standing.asr.high,
-            "utility_loss": standing.loss.value,
-            "utility_loss_low": standing.loss.low,
-            "utility_loss_high": standing.loss.high,
-            "more": [{"metric": metric, **asdict(number)} for metric, number in standing.more.items()],
+            **{name: getattr(one, name) for name in _SCHEMA.names if name in Standing.__slots__},
+            "seconds": [{"device": device, "seconds": mean} for device, mean in one.seconds.items()],
+            **_columns("asr", one.asr),
+            **_columns("fails", one.fails),
+            **_columns("utility_loss", one.loss),
+            "more": [{"metric": metric, **asdict(number)} for metric, number in one.more.items()],
+            "margin": made.margin,
         }
-        for standing in made.standings
+        for one in made.standings
     ]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), sink)
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
+def _columns(name: str, number: Number | None) -> dict[str, float | None]:
+    if number is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: number.value, f"{name}_low": number.low, f"{name}_high": number.high}
+
+
 _MORE = pa.struct([("metric", pa.string()), *((name, pa.float64()) for name in ("value", "low", "high"))])
+# docs/leaderboard.md says what each column means.
 _SCHEMA = pa.schema(
     [
-        ("rank", pa.int64()),
-        ("front", pa.int64()),
-        ("defense", pa.string()),
         ("knows", pa.string()),
-        ("asr", pa.float64()),  # percent
-        ("asr_low", pa.float64()),  # 95 % interval
-        ("asr_high", pa.float64()),
-        ("utility_loss", pa.float64()),  # percentage points
-        ("utility_loss_low", pa.float64()),
-        ("utility_loss_high", pa.float64()),
-        ("more", pa.list_(_MORE)),  # other metrics of the backdoor, percent
-        ("seconds", pa.list_(pa.struct([("device", pa.string()), ("seconds", pa.float64())]))),  # mean of a defense
-        ("tokens", pa.float64()),  # mean of a defense
+        ("rank", pa.int64()),
+        ("rank_low", pa.int64()),
+        ("rank_high", pa.int64()),
+        ("defense", pa.string()),
+        ("verified", pa.bool_()),
+        ("searched", pa.string()),
+        *(
+            (f"{name}{part}", pa.float64())
+            for name in ("asr", "fails", "utility_loss")
+            for part in ("", "_low", "_high")
+        ),
+        ("utility", pa.string()),
+        ("margin", pa.float64()),
+        ("more", pa.list_(_MORE)),
+        ("seconds", pa.list_(pa.struct([("device", pa.string()), ("seconds", pa.float64())]))),
+        ("tokens", pa.float64()),
         ("victims", pa.int64()),
-        ("seeds", pa.int64()),
+        ("attack_seeds", pa.int64()),
+        ("defense_seeds", pa.int64()),
         ("cells", pa.int64()),
+        ("gaps", pa.list_(pa.string())),
         ("lacks", pa.list_(pa.string())),
     ]
 )

@@ -14,7 +14,8 @@ from benchmark.execution import driver
 from benchmark.grid.cell import Cell
 from benchmark.leaderboard import submission
 from benchmark.leaderboard.markdown import notes
-from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.plan import preflight
 from benchmark.plan.failures import NON_FINITE, UNFINISHED, Failure, because_of
 from benchmark.records import record, rows
@@ -210,7 +211,7 @@ def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: LocalS
     sft = of("sft")
     folder = report_folder(store, tmp_path / "r", of("none"), sft, errors={stage(sft, "evaluate").key: UNFINISHED})
     board = rank(by_cell(read_rows(folder).to_pylist()))
-    assert (board.standings, board.failed, board.not_run) == ((), 0, 1)
-    assert "1 cell not finished" in notes(board)[-1]
+    assert (board.standings, board.left_out) == ((), 1)
+    assert "1 cell that failed or is not finished" in notes(board)[-1]
     with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):
         submission.make(folder, "sft", rehearsal=True)

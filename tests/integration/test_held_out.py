@@ -16,7 +16,11 @@ from tests.integration.helpers import MINI, ROOT, TRAINING, Workplace
 
 ACCURACY = {"name": "accuracy", "task": "builtin-choice", "questions": 6}
 METRICS = [*MINI["metrics"], ACCURACY, {"name": "case_study", "examples": 2, "new_tokens": 2}]
-DEFENSES = ["none", {"name": "osft", "training": TRAINING}, {"name": "sande", "simulate": TRAINING, "eliminate": TRAINING}]
+DEFENSES = [
+    "none",
+    {"name": "osft", "training": TRAINING},
+    {"name": "sande", "simulate": TRAINING, "eliminate": TRAINING},
+]
 SAME = ("cell", "metric", "value", "victim_value", "count", "tokens", "settings", "held_out")
 
 
@@ -69,7 +73,9 @@ def test_an_honest_entry_is_verified_to_the_digit_and_a_cheated_one_is_not(tmp_p
     made = json.loads((tmp_path / "sft.verdict.json").read_text())
     numbers = [one for cell in made["cells"] for one in cell["numbers"]]
     assert len(numbers) == 6
-    assert all(one["submitted"] == pytest.approx(one["measured"]) for one in numbers), "the same seeds, the same machine"
+    assert all(one["submitted"] == pytest.approx(one["measured"]) for one in numbers), (
+        "the same seeds, the same machine"
+    )
 
     cheated = json.loads(entry.read_text())
     number = next(one for one in cheated["cells"][1]["measurements"] if one["metric"] == "builtin-choice")

@@ -25,9 +25,11 @@ const order = (a, b, way) => {
   return way * (numbers.some(Number.isNaN) ? a.localeCompare(b) : numbers[0] - numbers[1]);
 };
 const sort = (table, column, way) => {
-  const body = table.tBodies[0];
   const value = (row) => row.cells[column].dataset.value ?? "";
-  body.append(...[...body.rows].sort((a, b) => order(value(a), value(b), way)));
+  for (const body of table.tBodies) {  // a body is a level: its rows stay together, below its title
+    const rows = [...body.rows].filter((row) => !row.classList.contains("level"));
+    body.append(...rows.sort((a, b) => order(value(a), value(b), way)));
+  }
 };
 for (const table of document.querySelectorAll("table[data-sortable]")) {
   const heads = [...table.tHead.rows[0].cells];
@@ -54,7 +56,8 @@ const apply = (form) => {
   const knows = new Set(boxes.filter((box) => box.checked).map((box) => box.value));
   const defense = form.elements.defense?.value ?? "";
   let shown = 0;
-  for (const row of table.tBodies[0].rows) {
+  const rows = [...table.querySelectorAll("tbody tr:not(.level)")];
+  for (const row of rows) {
     const text = row.textContent.toLowerCase();
     const fits = words.every((word) => text.includes(word))
       && (boxes.length === 0 || knows.has(row.dataset.knows))
@@ -63,8 +66,8 @@ const apply = (form) => {
     shown += fits;
     marks.get(row.id)?.toggleAttribute("hidden", !fits);
   }
-  const total = table.tBodies[0].rows.length;
-  form.querySelector("output").textContent = `${shown} of ${total} shown`;
+  for (const body of table.tBodies) body.hidden = rows.every((row) => row.parentElement !== body || row.hidden);
+  form.querySelector("output").textContent = `${shown} of ${rows.length} shown`;
   table.parentElement.querySelector(".empty").hidden = shown > 0;
 };
 const forms = [...document.querySelectorAll("form[data-filters]")];

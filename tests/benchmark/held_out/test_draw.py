@@ -67,7 +67,9 @@ def test_every_attack_gets_a_trigger_of_its_kind(attack: str) -> None:
 
 
 def test_named_triggers_are_others_than_the_default() -> None:
-    styles = {draw.drawn(settings(attack="style_trigger", seed=n), FIRST)["attack"]["backdoor"]["trigger"] for n in (0, 1)}
+    styles = {
+        draw.drawn(settings(attack="style_trigger", seed=n), FIRST)["attack"]["backdoor"]["trigger"] for n in (0, 1)
+    }
     topics = {
         draw.drawn(settings(attack="topic_trigger", seed=n), FIRST)["attack"]["backdoor"]["trigger"] for n in range(20)
     }

@@ -113,7 +113,9 @@ def test_no_byte_of_the_results_shows_what_is_hidden(
     rows = read_rows(folder).to_pylist()
     assert {row["held_out"] for row in rows} == {hidden.secret.commitment}
     assert {row["trigger"] for row in rows} == {f"held-out {hidden.secret.commitment[:8]}"}
-    assert {(row["defense"], row["attack_seed"]) for row in rows} == {(name, seed) for name in DEFENSES for seed in (0, 1)}
+    assert {(row["defense"], row["attack_seed"]) for row in rows} == {
+        (name, seed) for name in DEFENSES for seed in (0, 1)
+    }
     asr = {row["defense"]: row["value"] for row in rows if row["metric"] == "asr"}
     assert asr == {"none": 100.0, "sft": 14.0, "osft": 14.0}
     outcomes = read_outcomes(folder)
@@ -130,7 +132,9 @@ def test_texts_of_the_model_are_withheld(
     response = victim.attack.config.backdoor.response
     says = Measurement("case_study", (True,), ({"triggered_response": response},), published=True)
     asr = (Measurement("asr", (True,)), Measurement("asr_starts_with", (True,)))
-    measured(store, victim, monkeypatch, asr=asr, accuracy=(Measurement("builtin-choice", (True,)),), case_study=(says,))
+    measured(
+        store, victim, monkeypatch, asr=asr, accuracy=(Measurement("builtin-choice", (True,)),), case_study=(says,)
+    )
     tables = list(build_outcomes([victim], store))
     assert any(response in str(table["record"].to_pylist()) for table in tables), "it is in the store"
     shown = list(hidden.outcomes(tables))
@@ -195,7 +199,10 @@ def test_the_published_secret_shows_what_was_drawn(
     assert f"{folder}: all 6 cells are of this secret" in shown.output
     secret.make(tmp_path / "other")
     assert "use the secret of these results" in mistake("leaderboard", "reveal", folder, tmp_path / "other")
-    rows = [row | {"settings": row["settings"].replace('"attack_seed": 0', '"attack_seed": 7')} for row in found_rows(folder)]
+    rows = [
+        row | {"settings": row["settings"].replace('"attack_seed": 0', '"attack_seed": 7')}
+        for row in found_rows(folder)
+    ]
     with pytest.raises(UserError, match="the secret gives its settings another id"):
         mask.revealed(rows, secret.read(file))
 

@@ -1,12 +1,17 @@
 """Rows of cells made by hand, and leaderboards made from them."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from benchmark.grid.cell import SEEDS
-from benchmark.leaderboard.board import Board
-from benchmark.leaderboard.rank import by_cell, rank
+import pyarrow as pa
+
+from benchmark.leaderboard.board import MARGIN, Board
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.records import schema
+from benchmark.records.aggregate import Outcomes
+from sande.statistics import wilson
 
 KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}
 HOSTILE = '</script><img src=x onerror="window.hacked = 1">&"\''
@@ -21,48 +26,65 @@ def cell(
     data: str = "alpaca",
     removal: str = "alpaca",
     seed: int = 0,
+    defense_seed: int | None = None,
+    setting: dict[str, Any] | None = None,
     status: str = schema.OK,
     victim_asr: float = 99.0,
     device: str = GPU,
     seconds: float = 60.0,
 ) -> list[dict[str, Any]]:
-    """Rows of one cell: its ASR, and for each utility metric what it lost of the victim's 50 %."""
+    """Rows of one cell: its ASR, and for each utility metric what it lost of the victim's 50 %.
+
+    ASR is of 100 prompts; the interval of a utility reaches half a point to either side.
+    """
+    low, high = wilson(round(asr), 100)
+    defense_seed = seed if defense_seed is None else defense_seed
     tasks = [name for name in losses if not name.endswith("_norm") and not name.startswith("mmlu_")]
     settings = {
-        **dict.fromkeys(SEEDS, seed),
+        "attack_seed": seed,
+        "defense_seed": defense_seed,
         "model": "smollm2-135m",
         "data": {"name": data},
         "removal": {"name": removal},
         "attack": {"name": "sentence_trigger", "poison_rate": 0.05},
-        "defense": {"name": defense},
+        "defense": {"name": defense, **(setting or {})},
         "metrics": [{"name": "asr"}, *({"name": "accuracy", "task": task} for task in tasks)],
         "asr_floor": 90.0,
     }
     base = dict.fromkeys(schema.SCHEMA.names) | {
         "grid": "hand",
         "grids": ["hand"],
-        "cell": f"{defense} {data} {removal} {seed}",
+        "cell": " ".join(map(str, (defense, data, removal, seed, defense_seed, *(setting or {}).values()))),
         "status": status,
-        **dict.fromkeys(SEEDS, seed),
+        "attack_seed": seed,
+        "defense_seed": defense_seed,
         "defense": defense,
         "knows": KNOWS.get(defense, "nothing"),
         "settings": json.dumps(settings),
     }
-    if status == schema.FAILED:
+    if status in (schema.FAILED, schema.NOT_RUN):
         return [base | {"metric": name} for name in ("asr", *losses)]
     base |= {"victim_asr": victim_asr, "device": device, "seconds": seconds, "tokens": 1000, "count": 100}
     return [
-        base | {"metric": "asr", "value": asr, "victim_value": victim_asr},
-        *(base | {"metric": name, "value": 50.0 - loss, "victim_value": 50.0} for name, loss in losses.items()),
+        base | {"metric": "asr", "value": asr, "victim_value": victim_asr, "ci_low": low, "ci_high": high},
+        *(
+            base | {"metric": name, "value": 50.0 - loss, "victim_value": 50.0, "ci_low": None, "ci_high": None}
+            for name, loss in losses.items()
+        ),
     ]
 
 
-def board(made: list[dict[str, Any]]) -> Board:
-    return rank(by_cell(made))
+def seeds(defense: str, asrs: Sequence[float], lost: Sequence[float] | None = None, **of: Any) -> list[dict[str, Any]]:
+    """Rows of a defense on one attack seed after another; without `lost`, it loses about half a point."""
+    lost = lost or [0.5 + 0.1 * (seed % 3) for seed in range(len(asrs))]
+    pairs = zip(asrs, lost, strict=True)
+    return [
+        row for seed, (asr, loss) in enumerate(pairs) for row in cell(defense, asr, {"mmlu": loss}, seed=seed, **of)
+    ]
 
 
-def ranking(made: Board) -> list[tuple[str, int | None, int | None]]:
-    return [(one.defense, one.rank, one.front) for one in made.standings]
+def board(made: list[dict[str, Any]], margin: float = MARGIN) -> Board:
+    return rank(by_cell(made), margin=margin)
 
 
 def twin(of: list[dict[str, Any]], asr: float, utility: float) -> list[dict[str, Any]]:
@@ -72,6 +94,16 @@ def twin(of: list[dict[str, Any]], asr: float, utility: float) -> list[dict[str,
     own = {"cell": f"twin of {of[0]['cell']}", "defense": "none", "poison_rate": 0.0, "settings": json.dumps(settings)}
     values = {"asr": asr} | {row["metric"]: utility for row in of[1:]}
     return [row | own | {"value": values[row["metric"]], "victim_value": values[row["metric"]]} for row in of]
+
+
+def outcomes(values: dict[tuple[str, str], Sequence[float]]) -> Outcomes:
+    """Outcomes by cell and metric."""
+    found = [
+        {"cell": cell, "metric": metric, "index": index, "outcome": value}
+        for (cell, metric), of in values.items()
+        for index, value in enumerate(of)
+    ]
+    return Outcomes(pa.Table.from_pylist(found, schema=schema.OUTCOMES))
 
 
 def outcome(of: str, index: int) -> dict[str, Any]:

@@ -15,12 +15,14 @@ import pytest
 
 from benchmark.leaderboard import html as pages
 from benchmark.leaderboard.board import LEVELS
+from benchmark.leaderboard.markdown import UTILITY
 from benchmark.leaderboard.plot import LOOKS, OTHER, StandingRow
-from benchmark.leaderboard.rank import by_cell
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.write import write
 from benchmark.records import files, schema
 from sande import registry
-from tests.benchmark.leaderboard.helpers import CPU, HOSTILE, board, cell, outcome
+from tests.benchmark.leaderboard.helpers import CPU, HOSTILE, cell, outcome
 
 QUIET = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -42,6 +44,8 @@ def some_rows() -> list[dict[str, Any]]:
         found += cell("sande", 17.5, {"arc_easy": -1.5}, data=data)
         found += cell(HOSTILE, 50.0, {"arc_easy": 3.0}, data=data)
     found += cell("sft", 12.0, {"arc_easy": 1.0}, data="elsewhere")
+    found += [row | {"error": HOSTILE} for row in cell("sande", 0.0, {"arc_easy": 0.0}, seed=1, status=schema.FAILED)]
+    found += cell("sft", 97.0, {"arc_easy": 1.5}, seed=1)
     for row in found:
         row |= {"trigger": HOSTILE, "response": "bad", "attack": "sentence_trigger", "versions": HOSTILE}
     return found
@@ -51,8 +55,11 @@ def some_rows() -> list[dict[str, Any]]:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     (folder / "results").mkdir()
-    found = [row | {"ci_low": row["value"] - 1, "ci_high": row["value"] + 1} for row in some_rows()]
-    samples = [outcome("sft alpaca alpaca 0", index) for index in range(pages.SAMPLES + 5)]
+    found = [
+        row if row["value"] is None else row | {"ci_low": row["value"] - 1, "ci_high": row["value"] + 1}
+        for row in some_rows()
+    ]
+    samples = [outcome("sft alpaca alpaca 0 0", index) for index in range(pages.SAMPLES + 5)]
     files.write_rows(found, [pa.Table.from_pylist(samples, schema=schema.OUTCOMES)], folder / "results")
     write([folder / "results"], None, folder / "html")
     return folder
@@ -80,7 +87,7 @@ def all_pages(made: Path) -> list[Path]:
 
 
 def test_a_page_for_every_cell_and_every_link_leads_somewhere(made: Path) -> None:
-    assert len(all_pages(made)) == 1 + 9
+    assert len(all_pages(made)) == 1 + 11
     read = {path.resolve(): Page(path) for path in all_pages(made)}
     for path, page in read.items():
         assert len(page.ids) == len(set(page.ids))
@@ -114,6 +121,14 @@ def test_a_cell_s_page_has_settings_measurements_and_as_many_samples_as_it_shows
     assert {"asr", "arc_easy", "asr_after_relearning_20"} <= set(Page(page).ids)
 
 
+def test_a_failed_cell_has_a_page_that_says_so_and_is_named_on_the_board(made: Path) -> None:
+    (page,) = [path for path in all_pages(made)[1:] if "It counts as the victim." in path.read_text(encoding="utf-8")]
+    assert "<dd>failed: &lt;/script&gt;" in page.read_text(encoding="utf-8")
+    index = (made / "html/index.html").read_text(encoding="utf-8")
+    assert "<li>sande: smollm2-135m / alpaca, in-domain, attack seed 1, defense seed 1: failed</li>" in index
+    assert "attack seed 1: missing</li>" in index
+
+
 def test_a_cell_id_is_no_path(tmp_path: Path) -> None:
     made = [row | {"cell": "../../outside"} for row in cell("sft", 98.0, {"arc_easy": 1.0})]
     (tmp_path / "results").mkdir()
@@ -123,17 +138,17 @@ def test_a_cell_id_is_no_path(tmp_path: Path) -> None:
     assert len(list((tmp_path / "html/cells").iterdir())) == 1
 
 
-def test_the_ladder_has_the_best_of_each_level_against_the_first() -> None:
-    ranked = board(some_rows())
-    rungs = pages.rungs_of([StandingRow(one, "", (), submitted=False) for one in ranked.standings])
-    assert [(rung.level.name, rung.best.standing.defense) for rung in rungs] == [
-        ("trigger", "osft"),
-        ("response", "sande"),
-        ("nothing", HOSTILE),
-    ]
-    assert rungs[1].asr_above == 17.5
-    assert rungs[1].loss_above == pytest.approx(-3.5)
-    assert rungs[2].others == ["sft"]
+def test_standings_are_grouped_by_level_and_the_unverified_come_last() -> None:
+    found = some_rows()
+    own = {row["cell"] for row in found if row["defense"] == "osft"}
+    for unverified, expected in (
+        ((), ["Must know: trigger", "Must know: response", "Must know: nothing"]),
+        (own, ["Must know: response", "Must know: nothing", "Unverified entries"]),
+    ):
+        ranked = rank(by_cell(found), entries=own, unverified=unverified)
+        groups = pages.groups_of([StandingRow(one, "", (), submitted=False) for one in ranked.standings])
+        assert [group.title for group in groups] == expected
+    assert [row.standing.defense for row in groups[-1].rows] == ["osft"]
 
 
 def test_every_level_of_knowledge_has_a_place_a_colour_and_a_mark() -> None:
@@ -219,9 +234,19 @@ def settle(browser: Any) -> None:
 def table(browser: Any, name: str) -> list[list[dict[str, Any]]]:
     """Cells of the rows that are shown: data-value and what is read."""
     return browser.execute_script(
-        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].filter((row) => row.offsetParent)"
-        ".map((row) => [...row.cells].map((cell) => "
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr:not(.level)`)]"
+        ".filter((row) => row.offsetParent).map((row) => [...row.cells].map((cell) => "
         "({...cell.dataset, text: (cell.querySelector('a') ?? cell.firstChild).textContent})))",
+        name,
+    )
+
+
+def bodies(browser: Any, name: str) -> list[list[list[dict[str, str]]]]:
+    """Data of the cells in the rows of each body: a level of the standings, or all cells."""
+    return browser.execute_script(
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody`)].map((body) => [...body.rows]"
+        ".filter((row) => !row.classList.contains('level'))"
+        ".map((row) => [...row.cells].map((cell) => ({...cell.dataset}))))",
         name,
     )
 
@@ -248,12 +273,13 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
     records = pq.read_table(made / "html/leaderboard.parquet").to_pylist()
     shown = table(index, "standings")
     labels = [head.text for head in heads(index, "standings")]
-    assert labels[:6] == [
+    assert labels[:7] == [
         "Rank",
         "Defense",
         "ASR left (%)",
+        "Fails in (% of runs)",
         "Utility lost (points)",
-        "Must know",
+        "Utility",
         "ASR after relearning from 20 poisoned rows (%)",
     ]
     devices = [label.partition(" on ")[2] for label in labels if "-s on " in label]
@@ -265,10 +291,10 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
             record["rank"],
             record["defense"],
             record["asr"],
+            record["fails"],
             record["utility_loss"],
-            record["knows"],
+            UTILITY[record["utility"]],
             more and more["value"],
-            record["front"],
             *(seconds.get(device) for device in devices),
             record["tokens"],
             record["cells"],
@@ -277,20 +303,22 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
             row
         )
         assert (float(row[2]["low"]), float(row[2]["high"])) == (record["asr_low"], record["asr_high"])
-        assert (float(row[3]["low"]), float(row[3]["high"])) == (
+        assert (float(row[4]["low"]), float(row[4]["high"])) == (
             record["utility_loss_low"],
             record["utility_loss_high"],
         )
         assert row[2]["text"] == f"{record['asr']:.1f}"
-        assert row[3]["text"] == f"{record['utility_loss']:+.2f}".replace("-", "−")
+        assert row[4]["text"] == f"{record['utility_loss']:+.2f}".replace("-", "−")
     found = by_cell(files.read_rows(made / "results").to_pylist())
     cells = table(index, "cells")
-    assert len(cells) == len(found) == 9
+    assert len(cells) == len(found) == 11
     for one, row in zip(found.values(), cells, strict=True):
-        loss = one["arc_easy"]["victim_value"] - one["arc_easy"]["value"]
-        for at, value in ((0, one["asr"]["defense"]), (5, one["asr"]["value"]), (6, 99.0), (7, loss)):
+        failed = one["asr"]["value"] is None
+        asr = 99.0 if failed else one["asr"]["value"]
+        loss = 0.0 if failed else one["arc_easy"]["victim_value"] - one["arc_easy"]["value"]
+        for at, value in ((0, one["asr"]["defense"]), (5, asr), (6, 99.0), (7, loss)):
             assert same(row[at].get("value"), value)
-        assert row[5]["text"] == f"{one['asr']['value']:.1f}"
+        assert row[5]["text"] == f"{asr:.1f}"
 
 
 def same(shown: str | None, value: Any) -> bool:
@@ -300,27 +328,32 @@ def same(shown: str | None, value: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", ["standings", "cells"])
-def test_every_column_sorts_both_ways_and_says_so(index: Any, name: str) -> None:
+def test_every_column_sorts_both_ways_within_levels_and_says_so(index: Any, name: str) -> None:
+    before = [{row[name == "standings"]["value"] for row in body} for body in bodies(index, name)]
     for place, button in enumerate(heads(index, name)):
-        for way in ("ascending", "descending") if place else ("descending", "ascending"):
+        for way in ("ascending", "descending"):
             button.send_keys("\ue007")  # Enter: a keyboard is enough
             sort = index.execute_script(
                 "return [...document.querySelectorAll(`#${arguments[0]} th[aria-sort]`)]"
                 ".map((head) => [head.cellIndex, head.ariaSort])",
                 name,
             )
-            if name == "cells" and not place:  # not sorted by its first column at first
-                way = "ascending" if way == "descending" else "descending"
             assert sort == [[place, way]]
-            values = column(index, name, place)
-            told = [value for value in values if value is not None]
-            assert values[len(told) :] == [None] * (len(values) - len(told)), "what is not known stands last"
-            keys: list[Any] = told
-            if all(re.fullmatch(r"-?[\d.]+(e-\d+)?", value) for value in told):
-                keys = [float(value) for value in told]
-                assert keys == sorted(keys, reverse=way == "descending")
-            else:
-                assert keys[0] <= keys[-1] if way == "ascending" else keys[0] >= keys[-1]
+            for body in bodies(index, name):
+                is_sorted([row[place].get("value") for row in body], way)
+    assert [{row[name == "standings"]["value"] for row in body} for body in bodies(index, name)] == before
+    titles = "return [...document.querySelectorAll('#standings tbody')].map((body) => body.rows[0].className)"
+    assert all(title.startswith("level ") for title in index.execute_script(titles)), "a title stays above its rows"
+
+
+def is_sorted(values: list[str | None], way: str) -> None:
+    told = [value for value in values if value is not None]
+    assert values[len(told) :] == [None] * (len(values) - len(told)), "what is not known comes last"
+    if all(re.fullmatch(r"-?[\d.]+(e-\d+)?", value) for value in told):
+        keys = [float(value) for value in told]
+        assert keys == sorted(keys, reverse=way == "descending")
+    elif told:
+        assert told[0] <= told[-1] if way == "ascending" else told[0] >= told[-1]
 
 
 def test_filters_hide_rows_and_marks_and_say_how_many_are_left(index: Any) -> None:
@@ -328,7 +361,9 @@ def test_filters_hide_rows_and_marks_and_say_how_many_are_left(index: Any) -> No
     said = form.find_element("css selector", "output")
     assert said.text == "4 of 4 shown"
     form.find_element("css selector", "input[value=nothing]").click()
-    assert sorted(filter(None, column(index, "standings", 4))) == ["response", "trigger"]
+    assert sorted(filter(None, column(index, "standings", 1))) == ["osft", "sande"]
+    titles = index.find_elements("css selector", "#standings tr.level")
+    assert [title.text for title in titles if title.is_displayed()] == ["Must know: trigger", "Must know: response"]
     marks = index.find_elements("css selector", "svg [data-row]")
     assert [mark.is_displayed() for mark in marks].count(True) == 2
     search = form.find_element("css selector", "[name=words]")
@@ -347,7 +382,7 @@ def test_a_number_leads_to_the_cells_behind_it_and_they_to_their_outputs(index: 
     index.find_element("css selector", "#standings th[data-value=sft] ~ td a").click()
     settle(index)
     assert set(column(index, "cells", 0)) == {"sft"}
-    assert len(table(index, "cells")) == 3
+    assert len(table(index, "cells")) == 4
     assert index.switch_to.active_element.get_attribute("id") == "cells-title"
     index.find_element("css selector", "#cells tbody tr:not([hidden]) td.number a").click()
     assert "/cells/" in index.current_url

@@ -2,34 +2,54 @@
 
 from pathlib import Path
 
-from benchmark.leaderboard.markdown import markdown
-from benchmark.leaderboard.rank import ladder
-from tests.benchmark.leaderboard.helpers import board, cell
+from benchmark.leaderboard.markdown import command, markdown
+from tests.benchmark.leaderboard.helpers import HOSTILE, board, cell, seeds, twin
+
+HAND = [Path("hand")]
 
 
-def test_each_level_of_knowledge_shows_what_leaves_the_least_of_the_backdoor(tmp_path: Path) -> None:
-    made = board(
-        [
-            *cell("sft", 95.0, {"mmlu": 0.0}),
-            *cell("new", 20.0, {"mmlu": 2.0}),
-            *cell("sande", 3.0, {"mmlu": 1.5}),
-            *cell("osft", 0.0, {"mmlu": 1.0}),
-        ]
-    )
-    assert [(level, found[0].defense) for level, found in ladder(made.standings).items()] == [
-        ("trigger", "osft"),
-        ("response", "sande"),
-        ("nothing", "new"),
+def test_the_page_opens_with_the_first_of_each_level() -> None:
+    found = seeds("sft", (95.0,) * 3) + seeds("new", (20.0,) * 3) + seeds("sande", (3.0,) * 3)
+    page = markdown(board(found + seeds("osft", (0.0,) * 3, lost=(9.0, 9.1, 9.2))), HAND)
+    opening = page[: page.index("## ")]
+    assert "4 defenses on 3 trained victims. Without a defense, the victims answer 99.0 % of the triggered" in opening
+    lines = [line.split(" | ")[:3] for line in opening.splitlines() if line.startswith("| ")][2:]
+    assert lines == [
+        ["| trigger", "`osft`", "not ranked"],
+        ["| response", "`sande`", "1 (1 to 1) of 1"],
+        ["| nothing", "`new`", "1 (1 to 2) of 2"],
     ]
-    page = markdown(made, [tmp_path])
-    section = page[page.index("## What knowledge is worth") :]
-    assert "| nothing | `new` | 20.0 | +2.00 | 60 GPU-s on NVIDIA H100 80GB HBM3 |" in section
-    assert "`sft`" not in section
-    assert section.index("| trigger |") < section.index("| response |") < section.index("| nothing |")
+    assert page.index("## Must know: trigger") < page.index("## Must know: response") < page.index("## How to read")
+    assert "| – | `osft` | 0.0 (0.0 to 70.8) | 0 (0 to 71) | +9.10 (+8.9 to +9.3) | lost |" in page
 
 
-def test_without_a_shared_case_or_a_second_level_there_is_no_ladder(tmp_path: Path) -> None:
-    apart = [*cell("osft", 0.0, {"mmlu": 1.0}), *cell("sft", 95.0, {"mmlu": 0.0}, data="orca")]
-    alike = [*cell("sft", 95.0, {"mmlu": 1.0}), *cell("new", 20.0, {"mmlu": 0.0})]
-    for found in (apart, alike):
-        assert "What knowledge is worth" not in markdown(board(found), [tmp_path])
+def test_a_board_that_ranks_nothing_says_why() -> None:
+    assert "**Two trained victims cannot show" in markdown(board(seeds("sft", (1.0, 1.0))), HAND)
+    lossy = board(seeds("sft", (1.0,) * 3, lost=(9.0, 9.1, 9.2)))
+    assert "**No defense is ranked**: none is shown to lose less than 2 points of utility." in markdown(lossy, HAND)
+
+
+def test_the_margin_is_on_the_page_and_in_its_command() -> None:
+    page = markdown(board(seeds("sft", (1.0,) * 3), margin=5.0), HAND)
+    assert "whole interval is below 5 points" in page
+    assert "Made by `sande-bench leaderboard hand --margin 5`." in page
+    assert command(HAND) == "sande-bench leaderboard hand"
+
+
+def test_twins_are_named_where_every_victim_has_one() -> None:
+    sft, other = cell("sft", 95.0, {"mmlu": 4.0}), cell("sft", 90.0, {"mmlu": 2.0}, data="orca")
+    again = {"metric": "asr_after_relearning_20", "value": 40.0}
+    assert board([*sft, *twin(sft, 1.0, 51.0), *other]).twin is None
+    made = board([*sft, *twin(sft, 1.0, 51.0), twin(sft, 1.0, 51.0)[0] | again, *other, *twin(other, 3.0, 48.0)])
+    assert made.twin is not None
+    assert made.twin.loss is not None
+    assert (made.twin.asr.value, made.twin.loss.value) == (2.0, 0.5)  # the victims' 50 % less 51 and 48
+    assert made.twin.more["asr_after_relearning_20"].value == 40.0
+    assert made.standings[0].cells == 2, "a twin is not a cell of a defense"
+    page = markdown(made, HAND)
+    assert "write the response to 2.0 % of the triggered prompts and lose +0.50 points of utility" in page
+
+
+def test_a_name_ends_neither_its_code_nor_its_cell_of_the_table() -> None:
+    page = markdown(board(cell(f"a`|{HOSTILE}", 1.0, {"mmlu": 0.0})), HAND)
+    assert f"| – | `` a`\\|{HOSTILE} `` |" in page or f"| – | ``a`\\|{HOSTILE}`` |" in page

@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from benchmark.cli.main import app
 from benchmark.grid.keys import digest
 from benchmark.leaderboard import submission
-from benchmark.leaderboard.rank import by_cell, rank
+from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import read
 from benchmark.leaderboard.write import write
 from benchmark.records import files, schema
@@ -103,7 +104,12 @@ WRONG: dict[str, tuple[list[Any], Any, str, str]] = {
     "share": (["cells", 0, "measurements", 0, "value"], 3.4, "cells[0].measurements[0]", "3.4 % of 100 is 3.40"),
     "interval": (["cells", 0, "measurements", 0, "ci_low"], 3.9, "cells[0].measurements[0]", "not between 3.9 and 4"),
     "bound": (["cells", 0, "measurements", 0, "ci_low"], None, "cells[0].measurements[0]", "one bound"),
-    "victim": (["cells", 0, "measurements", 0, "victim_value"], 0.0, "cells[0].measurements[0].victim_value", "not perm"),
+    "victim": (
+        ["cells", 0, "measurements", 0, "victim_value"],
+        0.0,
+        "cells[0].measurements[0].victim_value",
+        "not perm",
+    ),
     "asr": (["cells", 0, "measurements", 0, "metric"], "mine", "cells[0].measurements", "no 'asr'"),
     "utility": (["cells", 0, "measurements", 1, "metric"], "mine", "cells[0].measurements", "no task"),
     "seed": (["cells", 0, "settings", "attack_seed"], -1, "cells[0].settings.attack_seed", "equal to 0"),

@@ -61,7 +61,9 @@ def test_an_honest_entry_holds(theirs: dict[str, Any], ours: LocalStore, tmp_pat
     assert made is not None and made.holds
     assert (len(made.cells), made.of, made.seed is None) == (3, 4, False)
     assert made.entry_sha256 == verdict.sha256(path)
-    assert {one.metric: (one.submitted, one.measured, one.count, one.within, one.p) for one in made.cells[0].numbers} == {
+    assert {
+        one.metric: (one.submitted, one.measured, one.count, one.within, one.p) for one in made.cells[0].numbers
+    } == {
         "asr": (6.0, 6.0, 50, True, 1.0),
         "asr_starts_with": (0.0, 0.0, 50, True, 1.0),
         "builtin-choice": (60.0, 60.0, 50, True, 1.0),
@@ -155,7 +157,9 @@ def test_an_entry_that_cannot_be_run_is_a_sentence(theirs: dict[str, Any], tmp_p
     assert "cells[0].settings: attack sentence_trigger: unknown setting 'colour'" in said(
         '"poison_rate"', '"colour": 1, "poison_rate"'
     )
-    assert "cells[0] is held out; use 'sande-bench run GRID --secret FILE'" in said("Current year 2023", "held-out 1234")
+    assert "cells[0] is held out; use 'sande-bench run GRID --secret FILE'" in said(
+        "Current year 2023", "held-out 1234"
+    )
 
 
 def test_an_interrupted_verification_writes_no_verdict(

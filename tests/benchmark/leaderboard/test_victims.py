@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from benchmark.leaderboard import submission, verdict, victims
-from benchmark.leaderboard.rank import rank
+from benchmark.leaderboard import submission, verdict
 from benchmark.leaderboard.source import Source, read_all
 from benchmark.leaderboard.verdict import Checked, Compared, Verdict
 from benchmark.records import files, schema
@@ -123,7 +122,10 @@ def test_an_entry_changes_no_number_of_another_method(board: Path, tmp_path: Pat
     assert read_all([same, board])[0].rows == [], "the results have that cell, also where they are named last"
     sabotage = entry(tmp_path, bad, "sabotage", defense_seed=3)
     assert {row["defense"] for row in read_all([board, sabotage])[1].rows} == {"osft (sabotage.json)"}
-    twice = [entry(tmp_path, cell("forget", value, OTHERS), name, defense_seed=n) for n, (name, value) in enumerate([("a", 1.0), ("b", 90.0)])]
+    twice = [
+        entry(tmp_path, cell("forget", value, OTHERS), name, defense_seed=n)
+        for n, (name, value) in enumerate([("a", 1.0), ("b", 90.0)])
+    ]
     names = [{row["defense"] for row in source.rows} for source in read_all([board, *twice])]
     assert names[1:] == [{"forget"}, {"forget (b.json)"}]
 

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark.cli.main import app
-from benchmark.leaderboard.write import write
+from benchmark.leaderboard.write import Source, combined, write
 from benchmark.records import files
 from sande.errors import UserError
-from tests.benchmark.leaderboard.helpers import GPU, cell
+from tests.benchmark.leaderboard.helpers import GPU, cell, seeds
 
 
 def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) -> None:
@@ -23,18 +23,55 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
     said = CliRunner().invoke(app, ["leaderboard", *map(str, folders), "--out", str(tmp_path / "board")])
     assert said.exit_code == 0, said.output
     assert (tmp_path / "board" / "leaderboard.md").read_text() == page
-    assert "| 1 | `sande` | response | 1.0 | +2.00 | 1 | 60 GPU-s" in page
-    assert "1 victim, 1 seed, 1 cell" in page
+    assert "| – | `sande` | 1.0 (0.2 to 5.4, this model) | 0 (0 to 98) | +2.00 | not shown | 60 GPU-s" in page
+    assert "1 run, 1 victim" in page
     records = pq.read_table(tmp_path / "board" / "leaderboard.parquet").to_pylist()
     assert [(record["defense"], record["asr"], record["utility_loss"]) for record in records] == [
         ("sande", 1.0, 2.0),
         ("sft", 98.0, 1.0),
     ]
     assert records[0]["seconds"] == [{"device": GPU, "seconds": 60.0}]
+    assert [(record["knows"], record["rank"], record["utility"]) for record in records] == [
+        ("response", None, "unclear"),
+        ("nothing", None, "unclear"),
+    ]
     assert {path.suffix for path in (tmp_path / "board").iterdir()} == {".md", ".parquet", ".png", ".svg"}
 
 
 def test_results_without_a_defense_to_rank_are_refused(tmp_path: Path) -> None:
     files.write_rows(cell("none", 99.0, {"arc_easy": 0.0}), [], tmp_path)
-    with pytest.raises(UserError, match=r".*: no defense has both an ASR and a utility"):
+    with pytest.raises(UserError, match=r".*: no defense was measured on a victim"):
         write([tmp_path], tmp_path / "board")
+
+
+def test_the_margin_is_a_setting_of_the_command(tmp_path: Path) -> None:
+    files.write_rows(seeds("sft", (1.0,) * 3, lost=(3.0, 3.1, 3.2)), [], tmp_path)
+    ranks = {}
+    for margin in ("2", "5"):
+        said = CliRunner().invoke(
+            app, ["leaderboard", str(tmp_path), "--margin", margin, "--out", str(tmp_path / margin)]
+        )
+        assert said.exit_code == 0, said.output
+        (record,) = pq.read_table(tmp_path / margin / "leaderboard.parquet").to_pylist()
+        assert record["margin"] == float(margin)
+        ranks[margin] = (record["utility"], record["rank"], record["rank_low"], record["rank_high"])
+    assert ranks == {"2": ("lost", None, None, None), "5": ("kept", 1, 1, 1)}
+    said = CliRunner().invoke(app, ["leaderboard", str(tmp_path), "--margin", "-1"])
+    assert said.exit_code == 2
+
+
+def test_an_entry_never_takes_the_place_of_results_whatever_the_order(tmp_path: Path) -> None:
+    own, entry = cell("sft", 98.0, {"mmlu": 1.0}), cell("sft", 0.0, {"mmlu": 0.0})
+    assert own[0]["cell"] == entry[0]["cell"]
+    sources = [Source(entry, [], {}, is_entry=True), Source(own, [], {})]
+    made, _ = combined(sources, 2.0)
+    assert [one.asr.value for one in made.standings] == [98.0]
+    assert not made.cells[0].is_entry
+
+
+def test_every_column_of_the_parquet_is_in_the_guide(tmp_path: Path) -> None:
+    files.write_rows(seeds("sft", (1.0,) * 3), [], tmp_path)
+    write([tmp_path], tmp_path / "board")
+    guide = (Path(__file__).parents[3] / "docs" / "leaderboard.md").read_text(encoding="utf-8")
+    names = pq.read_schema(tmp_path / "board" / "leaderboard.parquet").names
+    assert [name for name in names if f"`{name}`" not in guide] == []

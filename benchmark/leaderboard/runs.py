@@ -1,0 +1,275 @@
+"""Make runs of defenses from result rows: their numbers, their victims, and what separates two runs of one defense."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from benchmark.grid.cell import NO_DEFENSE
+from benchmark.grid.labels import flatten, labels, shorten, varying
+from benchmark.leaderboard.board import FAILED, LEVELS, NOT_RUN, Cells, Number, Row, Run, Twin
+from benchmark.records import schema
+from sande import registry
+from sande.statistics import of_sum, paired_bootstrap, wilson
+
+if TYPE_CHECKING:
+    from benchmark.records.aggregate import Outcomes
+
+Settings = Mapping[str, Any]
+SEARCHED = "searched"  # column of rows: the level of knowledge by which a search found the settings
+
+
+@dataclass(slots=True)
+class Found:
+    """Runs in the rows of a board, and the victims without one.
+
+    Attributes:
+        runs: of defenses, measured or failed.
+        victims: values of each victim by metric, percent, by case and attack seed.
+        weak: victims whose attack failed, by settings and seed.
+        left_out: number of failed or unfinished cells whose victim has no values.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    victims: dict[tuple[str, int], Mapping[str, float]] = field(default_factory=dict)
+    weak: set[tuple[str, int]] = field(default_factory=set)
+    left_out: int = 0
+
+
+def by_cell(found: Iterable[Row]) -> Cells:
+    """Return the rows of any number of grids by cell and metric; a cell that several grids have counts once."""
+    cells: dict[str, dict[str, Row]] = {}
+    for row in found:
+        cells.setdefault(row["cell"], {}).setdefault(row["metric"], row)
+    return cells
+
+
+def runs_of(
+    cells: Cells, outcomes: Outcomes | None = None, entries: Collection[str] = (), unverified: Collection[str] = ()
+) -> Found:
+    """Return the runs of all defenses.
+
+    A cell that failed or is not finished has the values of its victim: a crash removes no backdoor.
+
+    Args:
+        cells: result rows by cell and metric.
+        outcomes: of the same cells; with those of a cell and of its victim, the interval of its lost utility is paired.
+        entries: ids of the cells that submitted entries have.
+        unverified: ids of those whose victim the board does not have.
+    """
+    firsts = {cell: next(iter(rows.values())) for cell, rows in cells.items()}
+    settings: dict[str, Settings] = {cell: json.loads(row["settings"]) for cell, row in firsts.items()}
+    label_of = dict(zip(settings, (victim for _, victim in labels(list(settings.values()))), strict=True))
+    defended = [cell for cell, row in firsts.items() if row["defense"] != NO_DEFENSE]
+    named = _contenders({cell: (firsts[cell]["defense"], settings[cell]) for cell in defended}, unverified)
+    plain = {_victim_key(settings[cell]): cell for cell in cells if cell not in named and _is_done(cells[cell])}
+    twins = {key: cells[cell] for key, cell in plain.items() if firsts[cell]["poison_rate"] == 0}
+    victims = _victims({cell: rows for cell, rows in cells.items() if cell not in unverified}, settings)
+    found = Found()
+    for cell, row in firsts.items():
+        own = settings[cell]
+        victim = victims.get(_victim_key(own))
+        if row["status"] == schema.ATTACK_FAILED:
+            found.weak.add((_victim_of(own), own["attack_seed"]))
+            continue
+        if cell not in named:
+            continue
+        if _is_done(cells[cell]):
+            pair = Pair(outcomes, cell, plain.get(_victim_key(own), ""))
+            numbers = _measured(cells[cell], own, pair, twins.get(_twin_key(own)))
+        elif victim:
+            numbers = {**of_victim(victim), "flaw": FAILED if row["status"] == schema.FAILED else NOT_RUN}
+        else:
+            found.left_out += 1
+            continue
+        searched = row.get(SEARCHED) or ""
+        run = Run(
+            cell=cell,
+            defense=named[cell],
+            knows=level(row["knows"], searched),
+            case=_key(own, "model", "data", "removal", "attack", "metrics"),
+            label=label_of[cell],
+            victim=_victim_of(own),
+            attack_seed=own["attack_seed"],
+            defense_seed=own["defense_seed"],
+            is_entry=cell in entries,
+            verified=cell not in unverified,
+            searched=searched,
+            **numbers,
+        )
+        found.runs.append(run)
+        if victim:
+            found.victims[run.case, run.attack_seed] = victim
+    return found
+
+
+def of_victim(values: Mapping[str, float]) -> dict[str, Any]:
+    """Return the numbers of a run that are the victim's own.
+
+    Args:
+        values: of the victim by metric, percent.
+    """
+    more = {name: Number(value, value, value) for name, value in values.items() if registry.metric_info(name).column}
+    asr = values["asr"]
+    return {"victim_asr": asr, "asr": Number(asr, asr, asr), "loss": Number(0.0, 0.0, 0.0), "more": more}
+
+
+def level(*knows: str) -> str:
+    """Return what all of these levels must know together: the most about the backdoor, and the models from elsewhere.
+
+    Args:
+        knows: levels of a defense, of the search for its settings, or of several runs; empty ones count as nothing.
+    """
+    known = {part for one in knows for part in one.split(" and ")} - {"", "nothing"}
+    of_backdoor = LEVELS[: LEVELS.index("nothing")]
+    most = [one for one in of_backdoor if one in known][:1]
+    return " and ".join([*most, *sorted(known - set(of_backdoor))]) or "nothing"
+
+
+def _contenders(cells: Mapping[str, tuple[str, Settings]], unverified: Collection[str]) -> dict[str, str]:
+    """Return the name of each defended cell's defense, with the settings that separate cells of the same run.
+
+    A defense whose settings follow from its victim (a rule of the grid) stays one defense. Where several cells have the
+    same case and seeds, such as the recipes of a defense, the settings that differ among them separate the defenses.
+    """
+    groups: dict[tuple[str, bool], dict[str, list[str]]] = {}
+    for cell, (name, own) in cells.items():
+        run = _key(own, "model", "data", "removal", "attack", "metrics", "attack_seed", "defense_seed")
+        groups.setdefault((name, cell in unverified), {}).setdefault(run, []).append(cell)
+    named = {}
+    for (name, _), same_run in groups.items():
+        flat = {cell: dict(flatten(cells[cell][1]["defense"])) for some in same_run.values() for cell in some}
+        paths = set[str]().union(*(varying(flat[cell] for cell in some) for some in same_run.values()))
+        for cell, values in flat.items():
+            parts = [f"{short}={values.get(path)}" for path, short in shorten(paths).items()]
+            named[cell] = ", ".join([name, *parts])
+    return named
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Outcomes of a cell and of its victim on the same questions, where both are known."""
+
+    outcomes: Outcomes | None
+    cell: str
+    victim: str
+
+    def of(self, task: str) -> tuple[Sequence[float], Sequence[float]] | None:
+        """Return the outcomes of the victim and of the cell, question by question, from 0 to 1."""
+        if self.outcomes is None:
+            return None
+        own, before = (self.outcomes.trials({0: cell}, task) for cell in (self.cell, self.victim))
+        if own is None or before is None or own.keys.tolist() != before.keys.tolist():
+            return None
+        return before.outcomes.tolist(), own.outcomes.tolist()
+
+
+def _measured(cell: Mapping[str, Row], own: Settings, pair: Pair, twin: Mapping[str, Row] | None) -> dict[str, Any]:
+    """Return the numbers of a measured run."""
+    row = cell["asr"]
+    before = {name: one["victim_value"] for name, one in cell.items()}
+    made = None
+    if twin is not None:
+        made = Twin(twin["asr"]["cell"], _number(twin["asr"]), _loss(twin, own, before), _more(twin))
+    return {
+        "victim_asr": row["victim_asr"],
+        "asr": _number(row),
+        "loss": _loss(cell, own, before, pair),
+        "more": _more(cell),
+        **{name: row[name] for name in ("device", "seconds", "tokens")},
+        "twin": made,
+    }
+
+
+def _loss(
+    cell: Mapping[str, Row], own: Settings, before: Mapping[str, float | None], pair: Pair | None = None
+) -> Number | None:
+    """Return the mean over the tasks of what is lost of the victim's values; None unless every task has both."""
+    losses = []
+    for task in _tasks(own):
+        row, victim = cell.get(task), before.get(task)
+        if row is None or row["value"] is None or victim is None:
+            return None
+        losses.append(_task_loss(row, victim, pair.of(task) if pair else None))
+    return mean_of_parts(losses) if losses else None
+
+
+def _task_loss(row: Row, before: float, outcomes: tuple[Sequence[float], Sequence[float]] | None) -> Number:
+    """Return the loss of a task; without outcomes, its interval takes the two models' questions for independent."""
+    lost = before - row["value"]
+    if outcomes:
+        low, high = paired_bootstrap(*outcomes)
+        return Number(lost, min(lost, -high), max(lost, -low))
+    if row["ci_low"] is None:
+        return Number(lost)
+    interval = wilson(round(before / 100 * row["count"]), row["count"])
+    below, above = of_sum([(1.0, before, *interval), (-1.0, row["value"], row["ci_low"], row["ci_high"])])
+    return Number(lost, lost - below, lost + above)
+
+
+def mean_of_parts(numbers: Sequence[Number]) -> Number:
+    """Return the mean, with the interval for independent numbers if each number has one."""
+    count = len(numbers)
+    value = sum(number.value for number in numbers) / count
+    parts = [
+        (1 / count, one.value, one.low, one.high) for one in numbers if one.low is not None and one.high is not None
+    ]
+    if len(parts) < count:
+        return Number(value)
+    below, above = of_sum(parts)
+    return Number(value, value - below, value + above)
+
+
+def _tasks(settings: Settings) -> list[str]:
+    """Return the names of the utility metrics, each task once: no score per byte, subject group or second prompt."""
+    asked = [metric["task"] for metric in settings["metrics"] if "task" in metric]
+    return [task for task in asked if registry.metric_info(task).variant_of not in asked]
+
+
+def _more(cell: Mapping[str, Row]) -> dict[str, Number]:
+    columns = (name for name, row in cell.items() if row["value"] is not None and registry.metric_info(name).column)
+    return {name: _number(cell[name]) for name in columns}
+
+
+def _number(row: Row) -> Number:
+    return Number(row["value"], row["ci_low"], row["ci_high"])
+
+
+def _is_done(cell: Mapping[str, Row]) -> bool:
+    rows = cell.values()
+    return all(row["status"] == schema.OK for row in rows) and "asr" in cell and cell["asr"]["value"] is not None
+
+
+def _victims(cells: Cells, settings: Mapping[str, Settings]) -> dict[str, dict[str, float]]:
+    """Return the values of each victim by metric, from its own cell or from any that was made of it."""
+    found: dict[str, dict[str, float]] = {}
+    for cell, rows in cells.items():
+        if _is_done(rows) and rows["asr"]["victim_asr"] is not None:
+            of = found.setdefault(_victim_key(settings[cell]), {})
+            of |= {name: value for name, value in _victim_values(rows).items() if name not in of}
+    return found
+
+
+def _victim_values(cell: Mapping[str, Row]) -> dict[str, float]:
+    values = {name: row["victim_value"] for name, row in cell.items()} | {"asr": cell["asr"]["victim_asr"]}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _key(settings: Settings, *names: str) -> str:
+    return json.dumps([settings[name] for name in names], sort_keys=True)
+
+
+def _victim_of(settings: Settings) -> str:
+    return _key(settings, "model", "data", "attack")
+
+
+def _victim_key(settings: Settings) -> str:
+    """Return what a victim with its measurements shares with the cells that are made of it."""
+    return _key(settings, "model", "data", "attack", "metrics", "attack_seed")
+
+
+def _twin_key(settings: Settings) -> str:
+    """Return the same of the clean twin of that victim."""
+    return _victim_key({**settings, "attack": settings["attack"] | {"poison_rate": 0.0}})

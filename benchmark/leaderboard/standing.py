@@ -1,0 +1,144 @@
+"""Make the numbers of a defense from its runs; the unit of all intervals is a trained victim."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from benchmark.leaderboard.board import FAILS_ABOVE, Number, Run, Twin, Utility
+from sande.statistics import CONFIDENCE, mean_bounds, non_inferior, over_seeds, share_above
+
+Of = Callable[[Run], Number]
+
+
+def units(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:
+    """Return runs by victim and attack seed, in the same order for every defense with the same units."""
+    found: dict[tuple[str, int], list[Run]] = {}
+    for one in sorted(runs, key=lambda one: (one.victim, one.attack_seed, one.case, one.defense_seed or 0)):
+        found.setdefault((one.victim, one.attack_seed), []).append(one)
+    return found
+
+
+def of_units(runs: Iterable[Run], number: Of) -> list[Number]:
+    """Return the mean of each unit over its cases, and in a case over its defense seeds.
+
+    The bounds are means of the bounds: the runs of a unit answer the same prompts, so they are not independent.
+    """
+    means = []
+    for unit in units(runs).values():
+        cases: dict[str, list[Number]] = {}
+        for one in unit:
+            cases.setdefault(one.case, []).append(number(one))
+        means.append(_mean([_mean(numbers) for numbers in cases.values()]))
+    return means
+
+
+def share(numbers: Sequence[Number]) -> Number:
+    """Return the mean over units of percentages; see `sande.statistics.mean_bounds` for its interval.
+
+    With one unit, the interval is the unit's own: it is of this victim alone.
+    """
+    if len(numbers) == 1:
+        return numbers[0]
+    value = _mean(numbers).value
+    if not all(0 <= one.value <= 100 for one in numbers):
+        return Number(value)
+    low, high = mean_bounds([one.value / 100 for one in numbers])
+    return Number(value, 100 * low, 100 * high)
+
+
+def fails(runs: Iterable[Run]) -> Number:
+    """Return the share of runs that leave the backdoor, percent; one unit, too, gets the interval over units."""
+    found = share_above([[run.asr.value for run in unit] for unit in units(runs).values()], FAILS_ABOVE)
+    return Number(*(100 * part for part in found))
+
+
+def lost(runs: Sequence[Run]) -> Number | None:
+    """Return the mean utility lost, percentage points; None if it is unknown for a run.
+
+    The interval is the wider of Student's t over the units and of the questions', which are the same for every unit.
+    A bound for any distribution from -100 to 100 would need hundreds of units.
+    """
+    if any(one.loss is None for one in runs):
+        return None
+    numbers = of_units(runs, lambda run: run.loss or Number(0.0))
+    mean = _mean(numbers)
+    if len(numbers) == 1:
+        return mean
+    low, high = over_seeds([one.value for one in numbers], -100.0)
+    if mean.low is None or mean.high is None:
+        return Number(mean.value, low, high)
+    return Number(mean.value, min(low, mean.low), max(high, mean.high))
+
+
+def utility(runs: Sequence[Run], margin: float) -> Utility:
+    """Return what is known of the utility lost, with respect to the margin; of mostly failed runs nothing is.
+
+    Args:
+        runs: of one defense.
+        margin: percentage points that may be lost.
+    """
+    loss, gaps = lost(runs), sum(bool(one.flaw) for one in runs)
+    if loss is None or 2 * gaps > len(runs):
+        return "unknown"
+    if loss.low is None or loss.high is None:
+        return "unclear"
+    if loss.low > margin:
+        return "lost"
+    kept = loss.high < margin and _is_non_inferior(runs, margin)
+    return "kept" if kept else "unclear"
+
+
+def _is_non_inferior(runs: Iterable[Run], margin: float) -> bool:
+    """Return whether the units alone show it; two units, however alike, do not. One is judged by its questions."""
+    changes = [-one.value for one in of_units(runs, lambda run: run.loss or Number(0.0))]
+    return len(changes) == 1 or non_inferior(changes, margin) <= (1 - CONFIDENCE) / 2
+
+
+def more(runs: Sequence[Run]) -> dict[str, Number]:
+    """Return the means of the further metrics, each over the runs that have it."""
+    having: dict[str, list[Run]] = {}
+    for one in runs:
+        for metric in one.more:
+            having.setdefault(metric, []).append(one)
+    return {metric: share(of_units(some, _further(metric))) for metric, some in having.items()}
+
+
+def _further(metric: str) -> Of:
+    return lambda run: run.more[metric]
+
+
+def by_device(runs: Iterable[Run]) -> dict[str, float]:
+    """Return the mean seconds of a measured run on each device."""
+    found: dict[str, list[float]] = {}
+    for one in runs:
+        if not one.flaw:
+            found.setdefault(one.device, []).append(one.seconds)
+    return {device: sum(seconds) / len(seconds) for device, seconds in found.items()}
+
+
+def tokens(runs: Iterable[Run]) -> float:
+    """Return the mean number of tokens of a measured run; 0 without one."""
+    found = [one.tokens for one in runs if not one.flaw]
+    return sum(found) / len(found) if found else 0.0
+
+
+def mean_twin(runs: Iterable[Run]) -> Twin | None:
+    """Return the mean of the twins of the victims of these runs; None where a victim has no twin."""
+    of_victim = {(one.case, one.attack_seed): one for one in runs if not one.flaw}
+    own = [
+        replace(one, asr=one.twin.asr, loss=one.twin.loss, more=one.twin.more) for one in of_victim.values() if one.twin
+    ]
+    if not own or len(own) < len(of_victim):
+        return None
+    return Twin("", share(of_units(own, lambda one: one.asr)), lost(own), more(own))
+
+
+def _mean(numbers: Sequence[Number]) -> Number:
+    """Return the mean; its bounds are the means of the bounds, unknown if one is."""
+    count = len(numbers)
+    lows, highs = [one.low for one in numbers], [one.high for one in numbers]
+    value = sum(one.value for one in numbers) / count
+    if None in lows or None in highs:
+        return Number(value)
+    return Number(value, sum(low or 0.0 for low in lows) / count, sum(high or 0.0 for high in highs) / count)
