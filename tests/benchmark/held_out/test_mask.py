@@ -48,8 +48,11 @@ def grid(grid_file: GridFile) -> Path:
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    secret.make(tmp_path / "secret")
-    return tmp_path / "secret"
+    """A secret that is always the same: with others, a short word may occur in a page by chance."""
+    path = tmp_path / "secret"
+    path.write_text(f"{secret.FORMAT} {bytes(range(32)).hex()}\n")
+    path.chmod(0o600)
+    return path
 
 
 @pytest.fixture
@@ -59,8 +62,8 @@ def hidden(grid: Path, file: Path) -> Hidden:
 
 def done(store: LocalStore, cells: Iterable[Cell]) -> None:
     """Fills the store as a run of these cells would; the model answers with the response."""
-    for cell in cells:
-        finish(store, cell, {"asr": 50, "builtin-choice": 20}, {"asr": 7, "builtin-choice": 21})
+    for one in cells:
+        finish(store, one, {"asr": 50, "builtin-choice": 20}, {"asr": 7, "builtin-choice": 21})
 
 
 def run(grid: Path, file: Path, folder: Path) -> Result:
@@ -199,16 +202,10 @@ def test_the_published_secret_shows_what_was_drawn(
     assert f"{folder}: all 6 cells are of this secret" in shown.output
     secret.make(tmp_path / "other")
     assert "use the secret of these results" in mistake("leaderboard", "reveal", folder, tmp_path / "other")
-    rows = [
-        row | {"settings": row["settings"].replace('"attack_seed": 0', '"attack_seed": 7')}
-        for row in found_rows(folder)
-    ]
+    (row,) = read_rows(folder).slice(0, 1).to_pylist()
+    row["settings"] = row["settings"].replace('"attack_seed": 0', '"attack_seed": 7')
     with pytest.raises(UserError, match="the secret gives its settings another id"):
-        mask.revealed(rows, secret.read(file))
-
-
-def found_rows(folder: Path) -> list[dict[str, Any]]:
-    return [dict(row) for row in read_rows(folder).to_pylist()]
+        mask.revealed([row], secret.read(file))
 
 
 def test_results_that_are_not_held_out_have_nothing_to_reveal(store: LocalStore, file: Path, tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def test_an_honest_entry_holds(theirs: dict[str, Any], ours: LocalStore, tmp_pat
     done = run(path)
     assert done.exit_code == 0, done.output
     made = verdict.read(path)
-    assert made is not None and made.holds
+    assert made is not None
+    assert made.holds
     assert (len(made.cells), made.of, made.seed is None) == (3, 4, False)
     assert made.entry_sha256 == verdict.sha256(path)
     assert {
