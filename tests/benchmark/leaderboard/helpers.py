@@ -38,6 +38,7 @@ def cell(
     ASR is of 100 prompts; the interval of a utility reaches half a point to either side.
     """
     low, high = wilson(round(asr), 100)
+    other = () if defense_seed is None else (defense_seed,)
     defense_seed = seed if defense_seed is None else defense_seed
     tasks = [name for name in losses if not name.endswith("_norm") and not name.startswith("mmlu_")]
     settings = {
@@ -54,7 +55,7 @@ def cell(
     base = dict.fromkeys(schema.SCHEMA.names) | {
         "grid": "hand",
         "grids": ["hand"],
-        "cell": " ".join(map(str, (defense, data, removal, seed, defense_seed, *(setting or {}).values()))),
+        "cell": " ".join(map(str, (defense, data, removal, seed, *other, *(setting or {}).values()))),
         "status": status,
         "attack_seed": seed,
         "defense_seed": defense_seed,

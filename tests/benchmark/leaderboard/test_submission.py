@@ -216,4 +216,4 @@ def test_rank_need_not_be_said(results: Path, tmp_path: Path) -> None:
     for arguments in (["leaderboard"], ["leaderboard", "rank"]):
         done = CliRunner().invoke(app, [*arguments, str(results), "--out", str(tmp_path / "board")])
         assert done.exit_code == 0, done.output
-        assert "| 1 | `forget` |" in done.stdout
+        assert "| – | `forget` |" in done.stdout
