@@ -62,7 +62,9 @@ def write(
             f"{', '.join(map(str, paths))}: no defense was measured on a victim whose attack worked; "
             "use results of a grid with a defense and the metrics 'asr' and 'accuracy'"
         )
-    page = markdown(made, named, warned)
+    entries = [source for source in sources if source.is_entry]
+    submitted = {row["defense"]: source.about["Submitted"] for source in entries for row in source.rows}
+    page = markdown(made, named, warned, submitted)
     for folder, option in ((out, "--out"), (html, "--html")):
         if folder:
             files.check_writable(folder, option)

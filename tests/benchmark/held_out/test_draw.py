@@ -141,9 +141,5 @@ def test_every_process_draws_the_same() -> None:
 
 def test_the_draws_of_a_secret_stay_the_same() -> None:
     """A published secret must give its draws for ever: this fails if words.toml or the drawing changes."""
-    assert draw.texts(draw.drawn(settings(defense="sft"), FIRST)) == [
-        "Polished mattress eastward",
-        "Peacocks fear cymbals",
-        "3827378470",
-        "3424362531",
-    ]
+    made = draw.drawn(settings(defense="sft"), FIRST)
+    assert draw.texts(made) == ["Lunar suitcase someday", "Peacocks whistle muffins", "3827378470", "3424362531"]

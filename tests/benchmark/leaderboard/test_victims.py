@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmark.leaderboard import submission, verdict
 from benchmark.leaderboard.source import Source, read_all
 from benchmark.leaderboard.verdict import Checked, Compared, Verdict
+from benchmark.leaderboard.write import write
 from benchmark.records import files, schema
 from tests.benchmark.leaderboard.helpers import cell
 
@@ -53,6 +55,35 @@ def test_stated_values_of_a_victim_are_never_read(board: Path, tmp_path: Path) -
     parquet = tmp_path / "forget.parquet"
     files.write_tables([pa.Table.from_pylist(cheated, schema=schema.SCHEMA)], schema.SCHEMA, parquet, 9)
     assert values(read_all([board, parquet])[1]) == values(source)
+
+
+def test_a_stated_victim_is_no_way_to_the_first_rank(board: Path, tmp_path: Path) -> None:
+    cheated = cell("forget", 30.0, {"arc_easy": 12.0})
+    cheated = [row | {"victim_value": 0.0 if row["metric"] == "arc_easy" else 99.0} for row in cheated]
+    page = write([board, entry(tmp_path, cheated)], tmp_path / "out")
+    lines = [line for line in page.splitlines() if line.startswith("| ") and "`forget`" in line]
+    assert all("+12.00" in line for line in lines)
+    assert lines
+    assert "-38" not in page
+    assert "- `forget`: as forget.json; not run here." in page
+    standings = {one["defense"]: one for one in pq.read_table(tmp_path / "out/leaderboard.parquet").to_pylist()}
+    assert (standings["forget"]["rank"], standings["forget"]["verified"]) == (None, True), (
+        "it loses more than the margin"
+    )
+
+
+def test_unmatched_and_contradicted_entries_have_a_section_of_their_own(board: Path, tmp_path: Path) -> None:
+    unmatched = entry(tmp_path, cell("forget", 0.0, OTHERS), attack_seed=7)
+    contradicted = entry(tmp_path, cell("new", 0.0, OTHERS), "new")
+    judged(contradicted, holds=False)
+    page = write([board, unmatched, contradicted], tmp_path / "out", tmp_path / "html")
+    before, own = page.split("## Unverified entries")
+    assert not {"`forget`", "`new`"} & set(before.split())
+    assert {"`forget`", "`new`"} <= set(own.split())
+    assert "contradicted: 1 of 4 cells run again on 2026-11-28" in page
+    standings = pq.read_table(tmp_path / "out/leaderboard.parquet").to_pylist()
+    assert {one["defense"] for one in standings if not one["verified"]} == {"forget", "new"}
+    assert {one["rank"] for one in standings if not one["verified"]} == {None}
 
 
 def test_an_entry_of_format_1_is_read_without_its_victims(board: Path, tmp_path: Path) -> None:
