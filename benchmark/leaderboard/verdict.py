@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.io.files import write_atomically
 from sande.errors import UserError
 
-FORMAT = "sande-bench-verdict-1"
+FORMAT: Final = "sande-bench-verdict-1"
 
 
 class _Strict(BaseModel):

@@ -85,7 +85,7 @@ def verify(
     seed = secrets.randbelow(MOST_SEED) if seed is None else seed
     numbers = chosen(len(entry.cells), sample, seed)
     cells = _cells(path, entry, numbers)
-    grid = _write_grid(path, cells.values(), Path(results))
+    grid = _write_grid(path, list(cells.values()), Path(results))
     done = pipeline.run(pipeline.Request(grid, store, results, address), say, say)
     if done.interrupted:
         return Verification(entry, None, seed, done.page)
