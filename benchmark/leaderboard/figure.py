@@ -35,7 +35,10 @@ def draw(made: Board) -> Figure:
         )
     if made.victim_asr is not None:
         axes.scatter(0, made.victim_asr, marker="x", color="#333", s=50, zorder=3, label="no defense")
-    axes.margins(x=0.1)
+    losses = [0.0, *(one.loss.value for one in made.verified if one.loss)]
+    room = 2 * made.margin or 1.0
+    axes.set_xlim(min(losses) - room, max(losses) + room)  # wider intervals are cut
+    axes.axvline(made.margin, color="#999", linestyle=":", linewidth=1, zorder=1, label="margin of utility")
     axes.set_ylim(-4, 104)
     axes.set_xlabel("utility lost relative to the victim (percentage points)")
     axes.set_ylabel("attack success rate (%)")

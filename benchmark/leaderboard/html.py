@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.io.files import write_atomically
-from benchmark.leaderboard.board import FAILS_ABOVE, Board, Number, Row, Run, by_level, unit
+from benchmark.leaderboard.board import Board, Number, Row, Run, by_level, unit
 from benchmark.leaderboard.markdown import UNVERIFIED, UTILITY
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
 from sande import registry
@@ -105,7 +105,6 @@ def write(
         levels=[level(name) for name in by_level(made.standings)],
         utility=UTILITY,
         unverified=UNVERIFIED,
-        fails_above=FAILS_ABOVE,
         plot=plot(made, standings),
         more=[{"name": metric, "label": registry.metric_info(metric).label} for metric in made.more],
         devices=[{"name": device, "unit": unit(device)} for device in devices],

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmark.io.markdown import MISSING, code, markdown_table
-from benchmark.leaderboard.board import FAILS_ABOVE, MARGIN, Board, Number, Standing, Utility, by_level, unit
+from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, unit
+from benchmark.records.runs import FAILED_REMOVAL
 
 NAME = "leaderboard"
 UTILITY: dict[Utility, str] = {"kept": "kept", "unclear": "not shown", "lost": "lost", "unknown": "unknown"}
@@ -162,7 +163,7 @@ def notes(made: Board) -> list[str]:
         "bound of its ASR is first; equal bounds share a rank. Beside the rank is its 95 % interval, from resampling "
         "the victims for all defenses at once. With one victim it is the whole level.",
         "**ASR** is the share of triggered prompts with the planted response after the defense. **Fails in** is the "
-        f"share of runs with an ASR above {FAILS_ABOVE:g} %: whether a defense works every time.",
+        f"share of runs with an ASR above {FAILED_REMOVAL:g} %: whether a defense works every time.",
         "**Utility lost** is the victim's accuracy minus the accuracy after the defense; each task counts once. "
         f"**Kept** means that its whole interval is below {made.margin:g} points, **lost** that its whole interval is "
         "above, **not shown** that the interval contains that margin, **unknown** that a run has no measured "

@@ -18,7 +18,7 @@ from benchmark.leaderboard.runs import level, of_victim, runs_of
 from sande.statistics import rank_intervals
 
 if TYPE_CHECKING:
-    from benchmark.records.aggregate import Outcomes
+    from benchmark.records.trials import Outcomes
 
 Victims = Mapping[tuple[str, int], Mapping[str, float]]  # values by metric, percent, by case and attack seed
 _ORDER = ("kept", "unclear", "unknown", "lost")
@@ -96,7 +96,8 @@ def _compared(runs: Sequence[Run], all_runs: Iterable[Run], shared: Collection[s
     """
     cases = shared or _attempted(runs)
     tried = [one for one in all_runs if one.case in cases and one.flaw in (MEASURED, FAILED)]
-    at = {(one.case, one.attack_seed): one for one in tried}  # any run of each case and seed
+    keys = ((one.case, one.attack_seed) for one in tried)
+    at = {key: one for key, one in zip(keys, tried, strict=True) if key in victims}  # any run of each case and seed
     own: dict[tuple[str, int], list[Run]] = {key: [] for key in at}
     for one in runs:
         if (one.case, one.attack_seed) in own:

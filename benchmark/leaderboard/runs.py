@@ -15,7 +15,7 @@ from sande import registry
 from sande.statistics import of_sum, paired_bootstrap, wilson
 
 if TYPE_CHECKING:
-    from benchmark.records.aggregate import Outcomes
+    from benchmark.records.trials import Outcomes
 
 Settings = Mapping[str, Any]
 SEARCHED = "searched"  # column of rows: the level of knowledge by which a search found the settings
@@ -77,8 +77,8 @@ def runs_of(
         if cell not in named:
             continue
         if _is_done(cells[cell]):
-            pair = Pair(outcomes, cell, plain.get(_victim_key(own), ""))
-            numbers = _measured(cells[cell], own, pair, twins.get(_twin_key(own)))
+            paired = Paired(outcomes, cell, plain.get(_victim_key(own), ""))
+            numbers = _measured(cells[cell], own, paired, twins.get(_twin_key(own)))
         elif victim:
             numbers = {**of_victim(victim), "flaw": FAILED if row["status"] == schema.FAILED else NOT_RUN}
         else:
@@ -149,24 +149,31 @@ def _contenders(cells: Mapping[str, tuple[str, Settings]], unverified: Collectio
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Paired:
     """Outcomes of a cell and of its victim on the same questions, where both are known."""
 
     outcomes: Outcomes | None
     cell: str
     victim: str
 
-    def of(self, task: str) -> tuple[Sequence[float], Sequence[float]] | None:
-        """Return the outcomes of the victim and of the cell, question by question, from 0 to 1."""
+    def change(self, task: str) -> tuple[float, float] | None:
+        """Return the 95 % interval of the change of a task, percentage points; questions of a template count together.
+
+        Returns:
+            None unless both cells have outcomes of the same number of questions.
+        """
         if self.outcomes is None:
             return None
-        own, before = (self.outcomes.trials({0: cell}, task) for cell in (self.cell, self.victim))
-        if own is None or before is None or own.keys.tolist() != before.keys.tolist():
+        own, before = (self.outcomes.trials({(0, 0): cell}, task) for cell in (self.cell, self.victim))
+        if own is None or before is None or len(own.outcomes) != len(before.outcomes):
             return None
-        return before.outcomes.tolist(), own.outcomes.tolist()
+        pair = own.paired(before)
+        if pair is None or len(pair[0]) < len(own.outcomes):
+            return None
+        return paired_bootstrap(*pair, own.groups_with(before))
 
 
-def _measured(cell: Mapping[str, Row], own: Settings, pair: Pair, twin: Mapping[str, Row] | None) -> dict[str, Any]:
+def _measured(cell: Mapping[str, Row], own: Settings, paired: Paired, twin: Mapping[str, Row] | None) -> dict[str, Any]:
     """Return the numbers of a measured run."""
     row = cell["asr"]
     before = {name: one["victim_value"] for name, one in cell.items()}
@@ -176,7 +183,7 @@ def _measured(cell: Mapping[str, Row], own: Settings, pair: Pair, twin: Mapping[
     return {
         "victim_asr": row["victim_asr"],
         "asr": _number(row),
-        "loss": _loss(cell, own, before, pair),
+        "loss": _loss(cell, own, before, paired),
         "more": _more(cell),
         **{name: row[name] for name in ("device", "seconds", "tokens")},
         "twin": made,
@@ -184,7 +191,7 @@ def _measured(cell: Mapping[str, Row], own: Settings, pair: Pair, twin: Mapping[
 
 
 def _loss(
-    cell: Mapping[str, Row], own: Settings, before: Mapping[str, float | None], pair: Pair | None = None
+    cell: Mapping[str, Row], own: Settings, before: Mapping[str, float | None], paired: Paired | None = None
 ) -> Number | None:
     """Return the mean over the tasks of what is lost of the victim's values; None unless every task has both."""
     losses = []
@@ -192,16 +199,21 @@ def _loss(
         row, victim = cell.get(task), before.get(task)
         if row is None or row["value"] is None or victim is None:
             return None
-        losses.append(_task_loss(row, victim, pair.of(task) if pair else None))
+        losses.append(_task_loss(row, victim, paired.change(task) if paired else None))
     return mean_of_parts(losses) if losses else None
 
 
-def _task_loss(row: Row, before: float, outcomes: tuple[Sequence[float], Sequence[float]] | None) -> Number:
-    """Return the loss of a task; without outcomes, its interval takes the two models' questions for independent."""
+def _task_loss(row: Row, before: float, change: tuple[float, float] | None) -> Number:
+    """Return the loss of a task.
+
+    Args:
+        row: of the task after the defense.
+        before: the victim's value, percent.
+        change: paired 95 % interval of the change; None: the questions of the two models count as independent.
+    """
     lost = before - row["value"]
-    if outcomes:
-        low, high = paired_bootstrap(*outcomes)
-        return Number(lost, min(lost, -high), max(lost, -low))
+    if change:
+        return Number(lost, min(lost, -change[1]), max(lost, -change[0]))
     if row["ci_low"] is None:
         return Number(lost)
     interval = wilson(round(before / 100 * row["count"]), row["count"])

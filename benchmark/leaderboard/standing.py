@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from benchmark.leaderboard.board import FAILS_ABOVE, Number, Run, Twin, Utility
+from benchmark.leaderboard.board import Number, Run, Twin, Utility
+from benchmark.records.runs import FAILED_REMOVAL
 from sande.statistics import CONFIDENCE, mean_bounds, non_inferior, over_seeds, share_above
 
 Of = Callable[[Run], Number]
@@ -49,7 +50,7 @@ def share(numbers: Sequence[Number]) -> Number:
 
 def fails(runs: Iterable[Run]) -> Number:
     """Return the share of runs that leave the backdoor, percent; one unit, too, gets the interval over units."""
-    found = share_above([[run.asr.value for run in unit] for unit in units(runs).values()], FAILS_ABOVE)
+    found = share_above([[run.asr.value for run in unit] for unit in units(runs).values()], FAILED_REMOVAL)
     return Number(*(100 * part for part in found))
 
 

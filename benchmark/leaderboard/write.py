@@ -20,8 +20,8 @@ from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import Source, read_all
 from benchmark.records import files
-from benchmark.records.aggregate import Outcomes
 from benchmark.records.rehearsal import WARNING, summary
+from benchmark.records.trials import Outcomes
 from sande.errors import UserError
 
 

@@ -28,8 +28,9 @@ from benchmark.paper.compare import (
 )
 from benchmark.paper.numbers import Reported
 from benchmark.records import files
-from benchmark.records.aggregate import Outcomes, Results, TableEntry
+from benchmark.records.aggregate import Results, TableEntry
 from benchmark.records.rehearsal import WARNING, has_random, refuse_random
+from benchmark.records.trials import Outcomes
 from sande.errors import UserError
 
 NAME = "comparison"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,8 +12,10 @@ import pyarrow.compute as pc
 
 from benchmark.grid.cell import NO_DEFENSE, SEEDS
 from benchmark.grid.labels import labels, made_unique
+from benchmark.records import runs as runs_of_a_cell
+from benchmark.records.runs import Basis, Pair, Seeds, Values
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, Row
-from sande.statistics import over_seeds, wilson
+from benchmark.records.trials import Outcomes, Trials, coded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,53 +23,7 @@ if TYPE_CHECKING:
 
 
 _COSTS = ("seconds", "tokens", "peak_memory_bytes")
-Pair = tuple[list[float], list[float]]  # outcomes of the same trials, in the same order
 Label = Callable[[Row], tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Trials:
-    """Outcomes of one metric over all seeds of a cell; N trials.
-
-    Attributes:
-        keys: of shape (N,): seeds and index of each trial as one number, ascending.
-        outcomes: of shape (N,): from 0 to 1.
-    """
-
-    keys: NDArray[np.int64]
-    outcomes: NDArray[np.float64]
-
-
-class Outcomes:
-    """The outcomes of a results folder, by cell and metric."""
-
-    _SEEDS = 2**24  # more than any index
-
-    def __init__(self, table: pa.Table) -> None:
-        import numpy as np
-
-        (cell_codes, cells), (metric_codes, metrics) = (_coded(table[name]) for name in ("cell", "metric"))
-        codes = cell_codes.astype(np.int64) * len(metrics) + metric_codes
-        order = np.lexsort((table["index"].to_numpy(), codes))
-        indices, outcomes = table["index"].to_numpy()[order], table["outcome"].to_numpy()[order]
-        bounds = np.append(np.flatnonzero(np.diff(codes[order], prepend=-1)), len(order))
-        self._of = {}
-        for start, end in pairwise(bounds):
-            cell, metric = divmod(int(codes[order[start]]), len(metrics))
-            key = (cells[cell].as_py(), metrics[metric].as_py())
-            self._of[key] = (indices[start:end], outcomes[start:end])
-
-    def trials(self, cells: Mapping[int, str], metric: str) -> Trials | None:
-        """Return the trials of a metric over the cells, given by the number of their seeds; None if there are none."""
-        import numpy as np
-
-        found = [(pair, *self._of[cell, metric]) for pair, cell in sorted(cells.items()) if (cell, metric) in self._of]
-        if not found:
-            return None
-        return Trials(
-            np.concatenate([pair * self._SEEDS + indices for pair, indices, _ in found]),
-            np.concatenate([outcomes for _, _, outcomes in found]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +34,15 @@ class TableEntry:
         defense: row label: the defense, with those of its settings that vary in the grid.
         victim: column label: model, data set and setting, with other settings of attack and data that vary.
         metric: name of the measurement.
-        value: mean over seeds, percent; None if no seed has a value.
-        low, high: 95 % interval, percent; of several seeds the wider of Student-t over the seeds and Wilson over all
-            their trials. None if unknown.
+        value: mean over attack seeds, percent; None if no run has a value.
+        low, high: 95 % interval, percent, of what `basis` says; None if unknown.
         change: value minus the victim's, percentage points.
         seeds, failed: number of cells, one for each pair of seeds, and of those that failed.
         attack_failed: number of victims under the ASR floor.
         not_run: number of cells that an interrupted run did not finish.
         cost: mean `seconds`, `tokens`, `peak_memory_bytes` of the defense.
         row: the first of its rows, for values that the labels leave out.
+        runs, of_victims: value of each run that has one, and of its victim, percent, by the seeds of the run.
         trials, of_victim: its outcomes and its victim's; None if unknown.
     """
 
@@ -103,6 +58,8 @@ class TableEntry:
     attack_failed: int
     cost: Mapping[str, float]
     row: Row
+    runs: Values = field(default_factory=dict)
+    of_victims: Values = field(default_factory=dict)
     trials: Trials | None = None
     of_victim: Trials | None = None
     not_run: int = 0
@@ -112,14 +69,32 @@ class TableEntry:
         """True for the victim itself."""
         return bool(self.row["defense"] == NO_DEFENSE)
 
-    def against(self, other: Trials | None) -> Pair | None:
-        """Return the outcomes of another entry and of this one on the trials that both have; None without any."""
-        if self.trials is None or other is None:
-            return None
-        import numpy as np
+    @property
+    def basis(self) -> Basis:
+        """What interval and tests hold for: this model, this victim, or any attack seed."""
+        return runs_of_a_cell.basis_of(self.runs)
 
-        _, others, own = np.intersect1d(other.keys, self.trials.keys, assume_unique=True, return_indices=True)
-        return (other.outcomes[others].tolist(), self.trials.outcomes[own].tolist()) if len(own) else None
+    @property
+    def attack_seeds(self) -> int:
+        """Number of attack seeds that have a value."""
+        return len({attack for attack, _ in self.runs})
+
+    def against(self, other: Trials | None) -> Pair | None:
+        """Return the outcomes of another entry and of this one, question by question; None without a common one."""
+        return None if self.trials is None or other is None else self.trials.paired(other)
+
+    def groups_with(self, other: Trials | None) -> list[str]:
+        """Return the group of each question of `against`: questions made from the same template."""
+        return [] if self.trials is None or other is None else self.trials.groups_with(other)
+
+    def change_interval(self) -> tuple[float, float] | None:
+        """Return the 95 % interval of the change, percentage points; None if it is unknown."""
+        pair, groups = self.against(self.of_victim), self.groups_with(self.of_victim)
+        return runs_of_a_cell.change_interval(self.metric, self.runs, self.of_victims, pair, groups)
+
+    def failures(self) -> tuple[float, float, float] | None:
+        """Return the share of runs that did not remove the backdoor, with its interval, percent; None of one run."""
+        return None if len(self.runs) < 2 else runs_of_a_cell.failures(self.runs)
 
 
 def parts(table: pa.Table) -> list[str]:
@@ -144,7 +119,7 @@ class Results:
 
         self._table = table
         self._outcomes = outcomes
-        codes, texts = _coded(table["settings"])
+        codes, texts = coded(table["settings"])
         places, self._settings = _without_seeds(texts.to_pylist())
         self._attacked = [_attacked(values) for values in self._settings]
         # Of each row:
@@ -152,8 +127,9 @@ class Results:
         self._numbers = {
             name: table[name].to_numpy() for name in ("attack_seed", "value", "victim_value", "count", *_COSTS)
         }
-        seeds = np.stack([table[name].to_numpy() for name in SEEDS], axis=1)
-        self._pairs = np.unique(seeds, axis=0, return_inverse=True)[1].reshape(-1)  # numbers pairs of seeds, in order
+        self._seeds = np.stack([table[name].to_numpy() for name in SEEDS], axis=1)
+        # A number for each pair of seeds, in order:
+        self._pairs = np.unique(self._seeds, axis=0, return_inverse=True)[1].reshape(-1)
         self._failed, self._not_run, self._weak = (
             pc.equal(table["status"], status).to_numpy() for status in (FAILED, NOT_RUN, ATTACK_FAILED)
         )
@@ -206,7 +182,7 @@ class Results:
         rows = _rows_of(self._table, part)
         numbers = {identity: number for number, identity in enumerate(dict.fromkeys(identities))}
         identity = np.array([numbers[text] for text in identities])[self._place[rows]]
-        metrics, names = _coded(self._table["metric"])
+        metrics, names = coded(self._table["metric"])
         key = identity * len(names) + metrics[rows]
         pairs, pair = np.unique(self._pairs[rows], return_inverse=True)
         single = np.sort(np.unique(key * len(pairs) + pair, return_index=True)[1])  # of several rows the first
@@ -217,45 +193,48 @@ class Results:
         return [(texts[identity[g[0]]], names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups if len(g)]
 
     def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> TableEntry:
-        import numpy as np
 
         good = rows[~(self._failed | self._not_run)[rows]]
-        values = self._numbers["value"][good]
-        changes = values - self._numbers["victim_value"][good]
+        values, victims = (self._values(name, good) for name in ("value", "victim_value"))
         trials, of_victim = self._trials(metric, rows, good)
-        low, high = self._interval(good)
+        low, high = self._interval(metric, values, good)
         return TableEntry(
             defense,
             victim,
             metric,
-            value=_mean(values),
+            value=runs_of_a_cell.mean(values),
             low=low,
             high=high,
-            change=_mean(changes[~np.isnan(changes)]),
+            change=runs_of_a_cell.change(values, victims),
             seeds=len(rows),
             failed=int(self._failed[rows].sum()),
             attack_failed=int(self._weak[rows].sum()),
             cost={name: _mean(self._numbers[name][good]) or 0.0 for name in _COSTS},
             row=first,
+            runs=values,
+            of_victims=victims,
             trials=trials,
             of_victim=of_victim,
             not_run=int(self._not_run[rows].sum()),
         )
 
-    def _interval(self, good: NDArray[np.int64]) -> tuple[float | None, float | None]:
-        """Return the interval of the mean over the rows that have a value, one per pair of seeds."""
+    def _values(self, column: str, good: NDArray[np.int64]) -> dict[Seeds, float]:
+        """Return a column of the rows by their seeds, sorted; rows without a value are left out."""
+        seeds = (tuple(pair) for pair in self._seeds[good].tolist())
+        found = zip(seeds, self._numbers[column][good].tolist(), strict=True)
+        return dict(sorted((pair, value) for pair, value in found if value == value))
+
+    def _interval(
+        self, metric: str, values: Values, good: NDArray[np.int64]
+    ) -> tuple[float, float] | tuple[float | None, float | None]:
+        """Return the interval of the mean: of one run that of its row."""
         import numpy as np
 
-        if len(good) < 2:
-            rows = self._table.select(["ci_low", "ci_high"]).take(good).to_pylist()
-            return (rows[0]["ci_low"], rows[0]["ci_high"]) if rows else (None, None)
-        values = self._numbers["value"][good].tolist()
-        low, high = over_seeds(values)
-        if count := int(np.nansum(self._numbers["count"][good])):
-            # Seeds that happen to agree do not make a number exact: the interval of all trials is the least.
-            pooled = wilson(round(sum(values) / len(values) / 100 * count), count)
-            low, high = min(low, pooled[0]), max(high, pooled[1])
-        return low, high
+        if len(values) > 1:
+            counts = self._numbers["count"][good]
+            return runs_of_a_cell.interval(metric, values, 0 if np.isnan(counts).any() else int(counts.min()))
+        rows = self._table.select(["ci_low", "ci_high"]).take(good).to_pylist()
+        return (rows[0]["ci_low"], rows[0]["ci_high"]) if rows else (None, None)
 
     def _trials(
         self, metric: str, rows: NDArray[np.int64], good: NDArray[np.int64]
@@ -263,18 +242,16 @@ class Results:
         """Return the trials of the rows and of their victims."""
         if self._outcomes is None:
             return None, None
-        attacked = [self._attacked[place] for place in self._place[rows]]
-        keys = list(zip(self._numbers["attack_seed"][rows].tolist(), attacked, strict=True))
-        cells = dict(zip(self._pairs[good].tolist(), self._cells(good), strict=True))
-        pairs = self._pairs[rows].tolist()
-        victims = {pair: self._victims[key] for pair, key in zip(pairs, keys, strict=True) if key in self._victims}
-        return self._outcomes.trials(cells, metric), self._outcomes.trials(victims, metric)
-
-
-def _coded(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
-    """Return the place of each value among the distinct values, and the distinct values."""
-    encoded = column.dictionary_encode().combine_chunks()
-    return encoded.indices.to_numpy(), encoded.dictionary
+        seeds = [(attack, defense) for attack, defense in self._seeds[rows].tolist()]
+        victims = {
+            pair: self._victims[pair[0], self._attacked[place]]
+            for pair, place in zip(seeds, self._place[rows], strict=True)
+            if (pair[0], self._attacked[place]) in self._victims
+        }
+        own = zip((tuple(pair) for pair in self._seeds[good].tolist()), self._cells(good), strict=True)
+        return self._outcomes.trials(dict(sorted(own)), metric), self._outcomes.trials(
+            dict(sorted(victims.items())), metric
+        )
 
 
 def _rows_of(table: pa.Table, part: str | None) -> NDArray[np.int64]:

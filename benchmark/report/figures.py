@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from benchmark.io.plots import MARKERS, ROW, blank
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
+from benchmark.records.runs import Basis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
             _bar(axes, names.index(entry.defense), entry)
         title = f"{victim} [attack failed]" if any(entry.attack_failed for entry in bars) else victim
         axes.set_title(textwrap.fill(title, TITLE_LETTERS), fontsize=9)
-        axes.set_xlabel("attack success rate (%)", fontsize=9)
+        axes.set_xlabel(f"attack success rate (%), intervals {_held_for(bars)}", fontsize=9)
         axes.tick_params(labelbottom=True)  # also above an empty place
         axes.spines[["top", "right"]].set_visible(False)
     first = figure.axes[0]
@@ -54,6 +55,17 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
     for axes in figure.axes[len(victims) :]:
         axes.remove()
     return figure
+
+
+def _held_for(bars: Iterable[TableEntry]) -> str:
+    """Return what the intervals of these bars hold for."""
+    bases: set[Basis] = {entry.basis for entry in bars}
+    names: dict[Basis, str] = {
+        "model": "of each model alone",
+        "victim": "over defense seeds",
+        "seeds": "over attack seeds",
+    }
+    return names[bases.pop()] if len(bases) == 1 else "as in the table"
 
 
 def _bar(axes: Axes, position: int, entry: TableEntry) -> None:

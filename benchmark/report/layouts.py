@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmark.paper import numbers
+from benchmark.records import runs
 from benchmark.records.aggregate import Label, TableEntry
 from benchmark.records.metrics import PROBABILITY_METRICS, is_backdoor, is_part, is_utility
 from benchmark.records.schema import Row
-from benchmark.report.tables import Table, as_in_paper, cost, rate, utility
+from benchmark.report.tables import Table, as_in_paper, cost, failures, rate, utility
 from sande.metrics.accuracy import PAPER as PAPER_PROMPT
 from sande.statistics import wilson
 
@@ -63,10 +64,13 @@ def _with_shares(entries: Iterable[TableEntry]) -> Iterable[TableEntry]:
     for entry in entries:
         yield entry
         if entry.metric in PROBABILITY_METRICS and entry.trials is not None:
-            above, count = int((entry.trials.outcomes > 0.5).sum()), len(entry.trials.outcomes)
-            low, high = wilson(above, count)
+            shares = entry.trials.shares_above(0.5)
+            if len(shares) > 1:
+                low, high = runs.interval(entry.metric, shares, 0)
+            else:
+                low, high = wilson(int((entry.trials.outcomes > 0.5).sum()), len(entry.trials.outcomes))
             yield replace(
-                entry, metric=entry.metric + ABOVE_HALF, value=100 * above / count, low=low, high=high, change=None
+                entry, metric=entry.metric + ABOVE_HALF, value=runs.mean(shares), low=low, high=high, change=None
             )
 
 
@@ -78,6 +82,17 @@ ASR = Table(
     lambda metric: metric == "asr",
     rate,
     header=("Defense",),
+)
+EVERY_TIME = Table(
+    "every_time",
+    "Runs in which the defense fails (%)",
+    "Share of runs that leave an ASR above 5 %, with its 95 % interval, and the number of runs: does the defense "
+    "work every time?",
+    lambda metric: metric == "asr",
+    failures,
+    header=("Defense",),
+    with_victim=False,
+    of_one_run=False,
 )
 UTILITY = Table(
     "utility",
@@ -102,7 +117,7 @@ COST = Table(
     cost,
     header=("Defense",),
 )
-GENERIC = Layout((ASR, UTILITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
+GENERIC = Layout((ASR, EVERY_TIME, UTILITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
 
 
 def _task(metric: str) -> str:
@@ -149,7 +164,7 @@ _PARTS = replace(
 )
 _BACKDOOR = replace(BACKDOOR, header=("Method", "Metric"), repeats=False)
 _COST = replace(COST, header=("Method",))
-_DETAILS = (_PARTS, _BACKDOOR, _COST)
+_DETAILS = (replace(EVERY_TIME, header=("Method",)), _PARTS, _BACKDOOR, _COST)
 
 
 def _numbered(table: Table, number: int, title: str) -> Table:

@@ -21,6 +21,7 @@ from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.record import Record
 from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN
+from benchmark.records.trials import Outcomes
 from benchmark.report import case_study, figures, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
@@ -42,7 +43,7 @@ def write(folder: Path) -> list[str]:
         for kind in ("tables", "figures"):
             (folder / kind).mkdir(exist_ok=True)
         before = _files(folder)
-        results = aggregate.Results(table, aggregate.Outcomes(outcomes) if outcomes.num_rows else None)
+        results = aggregate.Results(table, Outcomes(outcomes) if outcomes.num_rows else None)
         texts = []
         for part in parts:
             arranged = layout(part)

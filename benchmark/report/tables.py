@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import MISSING, markdown_table, table_cell
 from benchmark.paper.numbers import column_name
-from benchmark.records.aggregate import Pair, TableEntry
+from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
+from benchmark.records.runs import p_value
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK
 from sande import registry
-from sande.statistics import benjamini_hochberg, mcnemar, paired_bootstrap
+from sande.statistics import benjamini_hochberg, mcnemar
 
 SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """Results of the tests on paired outcomes for one number of a table; None and False without outcomes.
+    """Results of the tests for one number of a table; None and False where nothing can be tested.
 
     Attributes:
         change_low, change_high: 95 % interval of the change relative to the victim, percentage points.
@@ -63,6 +64,7 @@ class Table:
         with_victim: True for a row of the victim.
         by_victim: True if columns are victims; else the note names the victim.
         repeats: True to name a defense on each of its rows, False on the first one alone, as in the paper.
+        of_one_run: False to leave out entries of a single run.
     """
 
     name: str
@@ -76,10 +78,17 @@ class Table:
     with_victim: bool = True
     by_victim: bool = True
     repeats: bool = True
+    of_one_run: bool = True
 
     def chosen(self, entries: Iterable[TableEntry]) -> list[TableEntry]:
         """Return the entries that the table has."""
-        return [entry for entry in entries if self.shows(entry.metric) and (self.with_victim or not entry.is_victim)]
+        return [
+            entry
+            for entry in entries
+            if self.shows(entry.metric)
+            and (self.with_victim or not entry.is_victim)
+            and (self.of_one_run or entry.basis != "model")
+        ]
 
 
 def rate(entry: TableEntry, marks: Marks, digits: int = 1) -> str:
@@ -101,6 +110,13 @@ def as_in_paper(entry: TableEntry, marks: Marks) -> str:
     if entry.value is not None and entry.low is not None and entry.high is not None:
         interval = f" ± {max(entry.value - entry.low, entry.high - entry.value):.1f}"
     return _value(entry, marks, digits=2) + interval + _change(entry, marks)
+
+
+def failures(entry: TableEntry, marks: Marks) -> str:
+    """Return `20.0 (2.5 to 55.6), of 10`: the share of runs that left the backdoor, with its interval; and the runs."""
+    found = entry.failures()
+    assert found is not None, "the table has no entries of one run"
+    return f"{found[0]:.1f} ({found[1]:.1f} to {found[2]:.1f}), of {len(entry.runs)}"
 
 
 def cost(entry: TableEntry, marks: Marks) -> str:
@@ -125,37 +141,57 @@ def _change(entry: TableEntry, marks: Marks) -> str:
 
 
 def judge(table: Table, chosen: Sequence[TableEntry]) -> list[Marks]:
-    """Return the marks of each entry; they are empty unless the table compares and outcomes are known.
+    """Return the marks of each entry; they are empty unless the table compares.
 
-    McNemar's test on the outcomes of all seeds, paired by question, compares each entry with its victim and with the
-    best of its column. P-values are adjusted over the table (Benjamini-Hochberg).
+    Each entry is tested against its victim and against the best of its column: over seeds, or, in a table whose entries
+    all have one run, over the prompts of a pair of models (McNemar), if their outcomes are known. P-values are adjusted
+    over the table (Benjamini-Hochberg).
     """
     if not table.compares:
         return [Marks()] * len(chosen)
-    best = _best(chosen)
+    best, single = _best(chosen), all(entry.basis == "model" for entry in chosen)
     changes, rivals = {}, {}
     for index, entry in enumerate(chosen):
-        if not entry.is_victim and (pair := entry.against(entry.of_victim)):
-            changes[index] = pair
-        if index in best and entry.value != best[index].value and (pair := entry.against(best[index].trials)):
-            rivals[index] = pair
+        if not entry.is_victim:
+            changes[index] = _p(entry, None, single=single)
+        if index in best and entry.value != best[index].value:
+            rivals[index] = _p(entry, best[index], single=single)
     change_p, rival_p = _adjusted(changes), _adjusted(rivals)
     marks = []
     for index, entry in enumerate(chosen):
-        low, high = paired_bootstrap(*changes[index]) if index in changes else (None, None)
+        low, high = (None if entry.is_victim else entry.change_interval()) or (None, None)
         is_best = index in best and entry.value == best[index].value
         marks.append(Marks(low, high, change_p.get(index), is_best, tie=rival_p.get(index, 0.0) >= SIGNIFICANT))
     return marks
 
 
+def _p(entry: TableEntry, other: TableEntry | None, *, single: bool) -> float | None:
+    """Return the p-value that an entry and another one, or its victim, are the same; None if it is unknown.
+
+    Args:
+        entry: an entry of the table.
+        other: of the same column; None: the entry's victim.
+        single: True if all entries of the table have one run.
+    """
+    if not single:
+        return p_value(entry.runs, other.runs if other else entry.of_victims)
+    trials = other.trials if other else entry.of_victim
+    if (pair := entry.against(trials)) is None:
+        return None
+    first, second = ([outcome == 1 for outcome in side] for side in pair)
+    return mcnemar(first, second, entry.groups_with(trials))
+
+
 def _best(chosen: Sequence[TableEntry]) -> dict[int, TableEntry]:
     """Return for each entry that competes the best of its column, if two or more compete.
 
-    The victim does not compete, nor does an entry whose attack failed: the best one would have the weakest victim.
+    The victim does not compete, nor does an entry with a failed attack: the best one would have the weakest victim. Nor
+    does one with failed or missing runs, which may be those on which it leaves the backdoor.
     """
     columns: dict[tuple[str, str], list[int]] = {}
     for index, entry in enumerate(chosen):
-        if not entry.is_victim and not entry.attack_failed and entry.value is not None and entry.trials is not None:
+        is_whole = entry.value is not None and not (entry.attack_failed or entry.failed or entry.not_run)
+        if not entry.is_victim and is_whole and (entry.basis != "model" or entry.trials is not None):
             columns.setdefault((entry.victim, entry.metric), []).append(index)
     best: dict[int, TableEntry] = {}
     for (_, metric), indices in columns.items():
@@ -166,9 +202,9 @@ def _best(chosen: Sequence[TableEntry]) -> dict[int, TableEntry]:
     return best
 
 
-def _adjusted(pairs: Mapping[int, Pair]) -> dict[int, float]:
-    p_values = [mcnemar(*([outcome == 1 for outcome in side] for side in pair)) for pair in pairs.values()]
-    return dict(zip(pairs, benjamini_hochberg(p_values), strict=True))
+def _adjusted(found: Mapping[int, float | None]) -> dict[int, float]:
+    known = {index: p for index, p in found.items() if p is not None}
+    return dict(zip(known, benjamini_hochberg(list(known.values())), strict=True))
 
 
 def markdown(table: Table, entries: Sequence[TableEntry]) -> str:
@@ -189,7 +225,7 @@ def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks
         body.append(names + [at.get((label, metric, column), MISSING) for column in columns])
     head, *rows = [[table_cell(text) for text in line] for line in ([*table.header, *columns], *body)]
     lines = markdown_table(head, rows, "l" * len(table.header) + "r" * len(columns))
-    return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, at.values()), ""])
+    return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, chosen, at.values()), ""])
 
 
 def _label(defense: str) -> str:
@@ -197,12 +233,14 @@ def _label(defense: str) -> str:
     return f"`{defense}`" if defense.split(",")[0] in registry.names("defenses") else defense
 
 
-def _note(table: Table, entries: Iterable[TableEntry], cells: Iterable[str]) -> str:
-    """Return the note of the table, with its victim if no column names it, and the meaning of the marks in it."""
+def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEntry], cells: Iterable[str]) -> str:
+    """Return the note of the table, with its victim if no column names it, and the meaning of intervals and marks."""
     sentences = [table.note]
     if not table.by_victim:
         sentences.append(_victim(table, [entry for entry in entries if table.shows(entry.metric)]))
     text = " ".join(cells)
+    if " to " in text or "±" in text:
+        sentences.append(_held_for(chosen))
     if "**" in text:
         sentences.append(
             "Bold: the best defense of a column for each task; with ≈: a defense that is not significantly worse."
@@ -210,8 +248,25 @@ def _note(table: Table, entries: Iterable[TableEntry], cells: Iterable[str]) -> 
     if "*" in text.replace("**", ""):
         sentences.append("*: the change is significant.")
     if "*" in text:
-        sentences.append("McNemar's test on paired outcomes, Benjamini-Hochberg over the table, 5 %.")
+        single = all(entry.basis == "model" for entry in chosen)
+        test = "McNemar's test on the prompts of these pairs of models" if single else "Paired test over seeds"
+        sentences.append(f"{test}, Benjamini-Hochberg over the table, 5 %.")
     return " ".join(sentences)
+
+
+def _held_for(chosen: Sequence[TableEntry]) -> str:
+    """Return a sentence on what the intervals of a table hold for."""
+    known = [entry for entry in chosen if entry.value is not None]
+    seeds = sorted({entry.attack_seeds for entry in known if entry.basis == "seeds"})
+    parts = []
+    if seeds:
+        numbers = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        parts.append(f"over {numbers} attack seeds, with the spread between runs")
+    if any(entry.basis == "victim" for entry in known):
+        parts.append("of one attack seed over its defense seeds: they hold for this victim alone")
+    if any(entry.basis == "model" for entry in known):
+        parts.append("of one run over its prompts: they hold for this model alone, another run may differ by more")
+    return f"Intervals {'; '.join(parts)}."
 
 
 def _victim(table: Table, entries: Sequence[TableEntry]) -> str:
@@ -265,6 +320,7 @@ def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, 
             "value": entry.value,
             "ci_low": entry.low,
             "ci_high": entry.high,
+            "interval_of": entry.basis,
             "change": entry.change,
             "change_low": mark.change_low,
             "change_high": mark.change_high,
@@ -272,7 +328,9 @@ def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, 
             "best": mark.best,
             "tie": mark.tie,
             "status": _status(entry),
+            **_failures(entry),
             "seeds": entry.seeds,
+            "attack_seeds": entry.attack_seeds,
             "failed": entry.failed,
             "attack_failed": entry.attack_failed,
             **{f"mean_{name}": float(value) for name, value in entry.cost.items()},
@@ -285,6 +343,12 @@ def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, 
     return text
 
 
+def _failures(entry: TableEntry) -> dict[str, float | None]:
+    """Return the columns on the share of runs that left the backdoor; None unless the entry is an ASR of several."""
+    share, low, high = (entry.failures() if entry.metric == "asr" else None) or (None, None, None)
+    return {"runs_above_5": share, "runs_above_5_low": low, "runs_above_5_high": high}
+
+
 def _status(entry: TableEntry) -> str:
     if entry.value is None:
         return FAILED if entry.failed else NOT_RUN
@@ -293,8 +357,11 @@ def _status(entry: TableEntry) -> str:
 
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("part", "table", "row", "column", "metric")]
-    + [(name, pa.float64()) for name in ("value", "ci_low", "ci_high", "change", "change_low", "change_high", "p")]
+    + [(name, pa.float64()) for name in ("value", "ci_low", "ci_high")]
+    + [("interval_of", pa.string())]
+    + [(name, pa.float64()) for name in ("change", "change_low", "change_high", "p")]
     + [("best", pa.bool_()), ("tie", pa.bool_()), ("status", pa.string())]
-    + [(name, pa.int64()) for name in ("seeds", "failed", "attack_failed")]
+    + [(name, pa.float64()) for name in ("runs_above_5", "runs_above_5_low", "runs_above_5_high")]
+    + [(name, pa.int64()) for name in ("seeds", "attack_seeds", "failed", "attack_failed")]
     + [(name, pa.float64()) for name in ("mean_seconds", "mean_tokens", "mean_peak_memory_bytes")]
 )

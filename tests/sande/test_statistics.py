@@ -113,6 +113,35 @@ def test_mcnemar_of_unequal_lengths_is_refused() -> None:
         mcnemar([True, False], [True])
 
 
+def test_mcnemar_of_templates_by_hand() -> None:
+    # Templates a, b and c lose 2, 1 and 1 questions, d wins 1. Of 16 signs of 2, 1, 1 and 1, 8 give a sum of 3 or 5.
+    first, second = [True] * 4 + [False, True], [False] * 4 + [True, True]
+    assert mcnemar(first, second, list("aabcde")) == 8 / 16
+    assert mcnemar(first, second, [""] * 6) == mcnemar(first, second)
+    assert mcnemar(first, second, list("abcdef")) == mcnemar(first, second)
+    assert mcnemar([True] * 20, [False] * 20, ["a"] * 20) == 1.0, "one template says nothing"
+
+
+def test_paired_bootstrap_of_templates_is_wider() -> None:
+    first, second = outcomes(40, 20, 0, 40)
+    groups = [str(index // 10) for index in range(100)]  # the twenty that differ are from two templates
+    narrow, wide = (paired_bootstrap(first, second, each) for each in ([], groups))
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+    assert paired_bootstrap(first, second, [""] * 100) == narrow
+    assert paired_bootstrap(first, second, ["a"] * 100) == (-100.0, 100.0)
+
+
+def test_templates_of_questions_are_no_false_positives() -> None:
+    random, found = np.random.default_rng(0), []
+    for _ in range(300):  # twenty templates of five questions, on each of which one model or the other is right
+        first = np.repeat(random.random(20) < 0.5, 5)
+        second = np.repeat(random.random(20) < 0.5, 5)
+        groups = np.repeat([str(number) for number in range(20)], 5).tolist()
+        found.append((mcnemar(first.tolist(), second.tolist()), mcnemar(first.tolist(), second.tolist(), groups)))
+    plain, clustered = np.mean(np.array(found) < 0.05, axis=0)
+    assert plain > 0.2 > 0.07 > clustered
+
+
 def test_paired_bootstrap_agrees_with_the_normal_interval_of_many_pairs() -> None:
     # 1,000 pairs: 60 lost, 20 won; mean -4 points, variance of a difference 0.08 - 0.04^2
     first, second = outcomes(500, 60, 20, 420)

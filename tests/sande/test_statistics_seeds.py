@@ -34,6 +34,16 @@ def test_bounds_are_the_quantiles_of_weighted_means() -> None:
     assert mean_bounds(values) == pytest.approx((low, high), abs=2e-3)
 
 
+def test_bounds_of_many_units_are_nearly_exact() -> None:
+    random = np.random.default_rng(1)
+    for count in (51, 400):
+        ones = round(0.1 * count)
+        exact = scipy.stats.binomtest(ones, count).proportion_ci(method="exact")
+        assert mean_bounds([1.0] * ones + [0.0] * (count - ones)) == pytest.approx((exact.low, exact.high), abs=0.01)
+        values = random.random(count).tolist()
+        assert mean_bounds(values) == mean_bounds(values[::-1])
+
+
 def test_bounds_of_one_value_by_hand() -> None:
     # U * 0.4 below and U * 0.4 + (1 - U) above, with U uniform: the quantiles are 0.025 of the way from the far end
     assert mean_bounds([0.4]) == pytest.approx((0.4 * 0.025, 1 - 0.6 * 0.025))

@@ -10,7 +10,7 @@ from benchmark.leaderboard.board import MARGIN, Board
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.records import schema
-from benchmark.records.aggregate import Outcomes
+from benchmark.records.trials import Outcomes
 from sande.statistics import wilson
 
 KNOWS = {"sft": "nothing", "osft": "trigger", "sande": "response", "new": "nothing"}

@@ -2,6 +2,7 @@
 
 import itertools
 
+import pytest
 from matplotlib.container import ErrorbarContainer
 
 from benchmark.leaderboard.figure import draw
@@ -46,4 +47,5 @@ def test_every_point_has_both_intervals_and_one_of_unknown_utility_is_not_drawn(
     (bar,) = axes.containers
     assert isinstance(bar, ErrorbarContainer)
     assert (bar.get_label(), bar.has_xerr, bar.has_yerr) == ("sft (nothing)", True, True)
+    assert axes.get_xlim() == pytest.approx((-4.0, 4.0 + sft.loss.value)), "two margins of room"
     draw(board(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sande", 2.0, {"arc_easy": 1.0}, data="orca")))

@@ -13,9 +13,9 @@ from benchmark.paper import numbers
 from benchmark.paper import numbers as paper_numbers
 from benchmark.paper.numbers import arithmetic_slips
 from benchmark.records import aggregate
-from benchmark.records.aggregate import Outcomes
 from benchmark.records.files import write_rows
 from benchmark.records.schema import SCHEMA
+from benchmark.records.trials import Outcomes
 from benchmark.report import page, tables
 from benchmark.report.layouts import PAPER, layout
 from sande.statistics import benjamini_hochberg, mcnemar, paired_bootstrap, wilson
@@ -223,16 +223,18 @@ def test_parquet_tells_what_the_marks_rest_on(tmp_path: Path) -> None:
     ]
 
 
-def test_seeds_are_tested_together() -> None:
+def test_questions_are_put_together_over_seeds() -> None:
     results = Results()
     none, sft = share(50, 100), share(46, 100)
-    for seed in range(3):  # of the victims, only the last differs from its defended model
+    for seed in range(4):  # of the victims, only the last differs from its defended model
         results.measure("paper_table_1_2", "none", "paper_mmlu", none, seed=seed)
-        results.measure("paper_table_1_2", "sft", "paper_mmlu", sft if seed == 2 else none, seed=seed)
+        results.measure("paper_table_1_2", "sft", "paper_mmlu", sft if seed == 3 else none, seed=seed)
     _, entry = arranged(*results.tables)
-    assert entry.seeds == 3
-    pair = entry.against(entry.of_victim)
-    assert pair == (3 * none, [*none, *none, *sft])
+    assert (entry.seeds, entry.change) == (4, -1.0)
+    lost = [0.25 * one + 0.75 * other for one, other in zip(sft, none, strict=True)]
+    assert entry.against(entry.of_victim) == (none, lost), (
+        "the questions are the same, so four seeds are not four times"
+    )
 
 
 def test_trials_of_a_seed_that_failed_are_left_out() -> None:

@@ -14,11 +14,12 @@ from benchmark.plan.plan import stages_of
 from benchmark.records import aggregate, metrics
 from benchmark.records.files import read_rows
 from benchmark.records.schema import SCHEMA
+from benchmark.records.trials import Outcomes
 from benchmark.report import layouts, page, tables
 from benchmark.report.page import write
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
-from sande.statistics import over_seeds, wilson
+from sande.statistics import mean_bounds, wilson
 from tests.benchmark.helpers import ACCURACY, cell, finish, outcomes_of, report_folder, rows_of, stage
 
 COLUMNS = [
@@ -211,14 +212,12 @@ def test_the_kind_of_a_metric_is_what_the_metric_declares(metric: str, of: str) 
     assert metrics.is_part(metric) == (of == "part")
 
 
-def test_seeds_are_put_together_with_a_t_interval(store: LocalStore) -> None:
+def test_seeds_are_put_together_with_the_interval_of_a_bounded_mean(store: LocalStore) -> None:
     shares = (40, 45, 50)
     cells = [finish(store, cell(seed=seed, asr_floor=0), {"asr": share}) for seed, share in enumerate(shares)]
     (asr,) = [entry for entry in entries_of(store, *cells) if entry.metric == "asr"]
-    assert (asr.value, asr.seeds, asr.failed) == (90.0, 3, 0)
-    assert (asr.low, asr.high) == over_seeds([80.0, 90.0, 100.0])
-    assert asr.low == pytest.approx(90 - 4.302653 * 10 / 3**0.5)
-    assert asr.high == 100.0
+    assert (asr.value, asr.seeds, asr.failed, asr.basis) == (90.0, 3, 0, "seeds")
+    assert (asr.low, asr.high) == mean_bounds([80.0, 90.0, 100.0], 0, 100)
 
 
 def test_defense_seeds_are_put_together_within_and_over_attack_seeds(store: LocalStore) -> None:
@@ -231,16 +230,17 @@ def test_defense_seeds_are_put_together_within_and_over_attack_seeds(store: Loca
         for a, d in successes
     ]
     results = aggregate.Results(
-        pa.Table.from_pylist(rows_of(store, *cells), schema=SCHEMA), aggregate.Outcomes(outcomes_of(store, *cells))
+        pa.Table.from_pylist(rows_of(store, *cells), schema=SCHEMA), Outcomes(outcomes_of(store, *cells))
     )
     victim, repaired = [entry for entry in results.entries() if entry.metric == "asr"]
     assert (victim.value, victim.seeds, repaired.value, repaired.seeds) == (90.0, 2, 50.0, 4)
     assert repaired.change == pytest.approx(50 - 90)
     assert repaired.trials is not None
-    assert len(repaired.trials.keys) == len(set(repaired.trials.keys.tolist())) == 4 * 50
+    assert sorted(repaired.trials.runs) == sorted(successes)
     pair = repaired.against(repaired.of_victim)
     assert pair is not None
-    assert [sum(side) for side in pair] == [2 * 40 + 2 * 50, 100], "the victim of each attack seed, twice"
+    assert [sum(side) for side in pair] == pytest.approx([45, 25]), "of 50 prompts, the mean over both seeds"
+    assert (repaired.low, repaired.high) == mean_bounds([30.0, 70.0], 0, 100)
 
 
 def test_seeds_that_failed_are_counted_beside_the_mean(store: LocalStore) -> None:

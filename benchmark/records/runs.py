@@ -1,0 +1,141 @@
+"""The runs of one cell over its seeds: which of them are independent, and what follows from them.
+
+A run has an attack seed, which makes the victim, and a defense seed, which repairs it. Runs on the same victim share
+what is particular about it, so the unit of inference is the attack seed, with the mean over its defense seeds. All
+values are in percent. `docs/statistics.md` explains the choices, with simulations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from sande import registry
+from sande.statistics import mean_bounds, of_sum, over_seeds, paired_bootstrap, paired_p, share_above, wilson
+
+Seeds = tuple[int, int]  # of the attack, of the defense
+Values = Mapping[Seeds, float]  # of one metric, by the seeds of a run
+Pair = tuple[list[float], list[float]]  # outcomes from 0 to 1 of the same questions, in the same order
+# A statement holds for: this model (one run), this victim (one attack seed, several defense seeds), any attack seed.
+Basis = Literal["model", "victim", "seeds"]
+
+FAILED_REMOVAL = 5.0  # percent: a run with an ASR above it did not remove the backdoor
+
+
+def basis_of(values: Values) -> Basis:
+    """Return what statements from these runs hold for."""
+    if len({attack for attack, _ in values}) > 1:
+        return "seeds"
+    return "victim" if len(values) > 1 else "model"
+
+
+def units(values: Values) -> dict[int, list[float]]:
+    """Return the values of each unit: by attack seed, or by defense seed where all runs have one attack seed."""
+    by_attack = basis_of(values) == "seeds"
+    found: dict[int, list[float]] = {}
+    for (attack, defense), value in values.items():
+        found.setdefault(attack if by_attack else defense, []).append(value)
+    return found
+
+
+def mean(values: Values) -> float | None:
+    """Return the mean over units, each of which is a mean over its runs; None without runs."""
+    return _mean(_means(values)) if values else None
+
+
+def interval(metric: str, values: Values, count: int) -> tuple[float, float]:
+    """Return the 95 % interval of the mean over units, of at least two runs.
+
+    What is left of a backdoor can be all or nothing in each run, so its interval is that of a bounded mean. Utility
+    varies little from run to run: its interval is Student's, and at least that of one model's questions, which all runs
+    share.
+
+    Args:
+        metric: measurement, whose kind decides.
+        values: of the runs.
+        count: prompts or questions of one run; 0 if unknown.
+    """
+    means = _means(values)
+    if not varies_little(metric):
+        return mean_bounds(means, 0, 100)
+    low, high = over_seeds(means)
+    if count:
+        least = wilson(round(_mean(means) / 100 * count), count)
+        low, high = min(low, least[0]), max(high, least[1])
+    return low, high
+
+
+def varies_little(metric: str) -> bool:
+    """Return whether runs of a metric differ little, as a normal distribution describes: utility and its parts."""
+    return registry.metric_info(metric).kind in ("utility", "part")
+
+
+def change(values: Values, victims: Values) -> float | None:
+    """Return the mean change over units, in percentage points; None if no run has its victim's value."""
+    return mean({seeds: value - victims[seeds] for seeds, value in values.items() if seeds in victims})
+
+
+def change_interval(
+    metric: str, values: Values, victims: Values, pair: Pair | None, groups: Sequence[str] = ()
+) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean change relative to the victim, in percentage points.
+
+    Args:
+        metric: measurement, whose kind decides.
+        values: of the runs.
+        victims: the same measurement of the victim of each run.
+        pair: outcomes of the victims and of the runs, question by question; None if unknown.
+        groups: of each question, the name of those made from the same template; may be empty.
+
+    Returns:
+        Of one run: bootstrap over questions, for this pair of models alone; None without outcomes. Of several: for what
+        is left of a backdoor the intervals of both means combined (MOVER); for utility Student's over the changes, and
+        at least the bootstrap over questions.
+    """
+    own, others = _paired(values, victims)
+    if len(own) < 2:
+        return paired_bootstrap(*pair, groups) if pair else None
+    if not varies_little(metric):
+        parts = [(sign, _mean(means), *mean_bounds(means, 0, 100)) for sign, means in ((1.0, own), (-1.0, others))]
+        below, above = of_sum(parts)
+        middle = _mean(own) - _mean(others)
+        return middle - below, middle + above
+    low, high = over_seeds([one - other for one, other in zip(own, others, strict=True)], lowest=-100.0)
+    if pair:
+        least = paired_bootstrap(*pair, groups)
+        low, high = min(low, least[0]), max(high, least[1])
+    return low, high
+
+
+def p_value(first: Values, second: Values) -> float | None:
+    """Return the p-value that two methods are the same, over the units that both have; None of fewer than two units.
+
+    Both have one value for each attack seed, or, if both have one attack seed, for each defense seed.
+    """
+    own, others = _paired(first, second)
+    return paired_p(own, others) if len(own) > 1 else None
+
+
+def failures(values: Values, limit: float = FAILED_REMOVAL) -> tuple[float, float, float]:
+    """Return the share of runs above a limit and its 95 % interval over units, in percent."""
+    share, low, high = share_above(list(units(values).values()), limit)
+    return 100 * share, 100 * low, 100 * high
+
+
+def _paired(first: Values, second: Values) -> tuple[list[float], list[float]]:
+    """Return the means of the units that both have, in the same order; of defense seeds only on the same victim."""
+    attacks = [{attack for attack, _ in values} for values in (first, second)]
+    if (len(attacks[0]) > 1) != (len(attacks[1]) > 1) or not attacks[0] & attacks[1]:
+        return [], []
+    ours, theirs = units(first), units(second)
+    common = [unit for unit in ours if unit in theirs]
+    return [_mean(ours[unit]) for unit in common], [_mean(theirs[unit]) for unit in common]
+
+
+def _means(values: Values) -> list[float]:
+    return [_mean(runs) for runs in units(values).values()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    # Summed one by one, as other sums have other last digits.
+    return sum(values) / len(values)

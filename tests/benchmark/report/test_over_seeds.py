@@ -1,0 +1,186 @@
+"""Tables over seeds: intervals, marks, how often a defense fails, and what each number holds for."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from benchmark.records import aggregate
+from benchmark.records.aggregate import TableEntry
+from benchmark.records.files import write_rows
+from benchmark.records.trials import Outcomes
+from benchmark.report import figures, page, tables
+from benchmark.report.layouts import ASR, EVERY_TIME, layout
+from sande.statistics import benjamini_hochberg, mean_bounds, paired_p, wilson
+from tests.benchmark.paper.helpers import Results
+
+PART = "quickstart"
+COMPARED = replace(ASR, compares=True)
+
+
+def share(percent: float) -> list[float]:
+    return [float(index < percent) for index in range(100)]
+
+
+def measured(metric: str = "asr", **defenses: Sequence[float] | dict[tuple[int, int], float]) -> Results:
+    """Measurements of each defense in percent: one for each seed, or by attack and defense seed."""
+    results = Results()
+    for defense, values in defenses.items():
+        runs = values if isinstance(values, dict) else {(seed, seed): value for seed, value in enumerate(values)}
+        for (attack, defense_seed), value in runs.items():
+            results.measure(PART, defense, metric, share(value), attack_seed=attack, defense_seed=defense_seed)
+    return results
+
+
+def entries(results: Results) -> list[TableEntry]:
+    rows, outcomes = results.tables
+    return layout(PART).arrange(aggregate.Results(rows, Outcomes(outcomes)).entries(PART))
+
+
+def written(table: tables.Table, results: Results) -> tuple[dict[str, str], str]:
+    """Cells of a table by defense, and its note."""
+    text = tables.markdown(table, entries(results))
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return {line[0].strip(" `"): line[1].strip() for line in lines[2:]}, text.strip().splitlines()[-1]
+
+
+def test_three_runs_without_a_backdoor_do_not_exclude_one_with_it() -> None:
+    found, note = written(ASR, measured(none=[99, 100, 98], osft=[0, 0, 0]))
+    assert found["osft"] == "0.0 (0.0 to 70.8)"  # 0.0 to 1.3 when prompts were pooled
+    assert note.endswith("Intervals over 3 attack seeds, with the spread between runs.")
+
+
+def test_one_run_is_said_to_be_of_this_model_alone() -> None:
+    found, note = written(ASR, measured(none=[99], osft=[0]))
+    low, high = wilson(0, 100)
+    assert found["osft"] == f"0.0 ({low:.1f} to {high:.1f})"
+    assert "they hold for this model alone" in note
+    assert "attack seeds" not in note
+
+
+def test_defense_seeds_of_one_victim_hold_for_this_victim() -> None:
+    runs = {(0, 0): 0.0, (0, 1): 90.0, (0, 2): 0.0}
+    found, note = written(ASR, measured(none=[99], osft=runs))
+    low, high = mean_bounds([0.0, 90.0, 0.0], 0, 100)
+    assert found["osft"] == f"30.0 ({low:.1f} to {high:.1f})"
+    assert "they hold for this victim alone" in note
+
+
+def test_defense_seeds_are_no_more_attack_seeds() -> None:
+    runs = {(attack, defense): 60.0 * (attack == 2) for attack in range(3) for defense in range(4)}
+    few, many = (written(ASR, measured(none=[99, 99, 99], osft=osft))[0] for osft in ([0, 0, 60], runs))
+    assert few == many
+
+
+def test_a_defense_that_fails_at_times_is_shown_as_such() -> None:
+    nested = {(0, 0): 0.0, (0, 1): 95.0, (1, 0): 0.0, (1, 1): 0.0, (2, 0): 0.0, (2, 1): 5.0}
+    found, note = written(EVERY_TIME, measured(none=[99, 99, 99], osft=nested, sft=[90, 90, 90]))
+    low, high = (100 * bound for bound in mean_bounds([0.5, 0.0, 0.0]))
+    assert found == {
+        "osft": f"16.7 ({low:.1f} to {high:.1f}), of 6",
+        "sft": f"100.0 ({100 * mean_bounds([1.0] * 3)[0]:.1f} to 100.0), of 3",
+    }
+    assert "over 3 attack seeds" in note
+
+
+def test_how_often_a_defense_fails_is_not_asked_of_one_run() -> None:
+    assert EVERY_TIME.chosen(entries(measured(none=[99], osft=[0]))) == []
+
+
+def test_changes_are_tested_over_seeds() -> None:
+    values = {"none": [90, 95, 99, 97], "sft": [91, 94, 99, 97], "osft": [0, 10, 3, 3]}
+    results = measured(**values)
+    found, note = written(COMPARED, results)
+    assert "Paired test over seeds, Benjamini-Hochberg over the table, 5 %." in note
+    marks = tables.judge(COMPARED, entries(results))
+    p_values = [paired_p(values["none"], values[name]) for name in ("sft", "osft")]
+    assert [mark.p for mark in marks] == pytest.approx([None, *benjamini_hochberg(p_values)])
+    assert [mark.significant for mark in marks] == [False, False, True]
+    assert found["osft"].startswith("**4.0**")
+
+
+def test_identical_defenses_of_which_one_failed_once_are_not_told_apart() -> None:
+    results = measured(none=[99] * 5, sft=[0, 0, 95, 0, 0], osft=[0, 0, 0, 0, 0])
+    found, _ = written(COMPARED, results)
+    assert (found["sft"][:8], found["osft"][:7]) == ("**≈19.0*", "**0.0**")
+
+
+def test_two_seeds_never_tell_defenses_apart() -> None:
+    found, _ = written(COMPARED, measured(none=[99, 99], sft=[90, 92], osft=[0, 0]))
+    assert found["sft"].startswith("**≈91.0**")
+
+
+def test_three_seeds_suffice_only_where_all_changes_are_alike() -> None:
+    for sft, is_significant in (([0, 1, 2], True), ([91, 94, 99], False)):
+        results = measured(none=[90, 95, 99], sft=sft, osft=[0, 10, 3])
+        assert tables.judge(COMPARED, entries(results))[-1].significant == is_significant
+
+
+def test_a_defense_with_a_failed_run_is_not_the_best() -> None:
+    results = measured(none=[99, 99, 99], sft=[50, 60, 70], osft=[0, 0, 0], nad=[80, 80, 80])
+    lost = next(row for row in results.rows if row["defense"] == "osft")
+    lost |= {"status": "failed", "value": None, "ci_low": None, "ci_high": None, "count": None}
+    found, _ = written(COMPARED, results)
+    assert found["osft"].startswith("0.0 (")
+    assert found["osft"].endswith("[1 of 3 seeds failed]")
+    assert found["sft"].startswith("**60.0**")
+
+
+def test_one_run_left_of_several_is_not_tested_with_the_others() -> None:
+    results = measured(none=[99, 99, 99], sft=[50, 60, 70], osft=[0])
+    marks = dict(zip(("none", "sft", "osft"), tables.judge(COMPARED, entries(results)), strict=True))
+    assert marks["osft"].p is None
+    assert marks["sft"].p is not None
+    _, note = written(COMPARED, results)
+    assert "over 3 attack seeds" in note
+    assert "this model alone" in note
+
+
+def test_parquet_says_what_intervals_hold_for(tmp_path: Path) -> None:
+    results = measured(none=[99] * 3, osft={(0, 0): 0.0, (1, 1): 0.0, (2, 2): 95.0, (2, 3): 0.0}, sft=[50])
+    write_rows(results.rows, [results.tables[1]], tmp_path)
+    page.write(tmp_path)
+    lines: dict[str, dict[str, Any]] = {
+        line["row"]: line for line in pq.read_table(tmp_path / "tables/asr.parquet").to_pylist()
+    }
+    assert [lines[name]["interval_of"] for name in ("none", "osft", "sft")] == ["seeds", "seeds", "model"]
+    assert (lines["osft"]["seeds"], lines["osft"]["attack_seeds"]) == (4, 3)
+    assert lines["osft"]["runs_above_5"] == pytest.approx(100 * 0.5 / 3)
+    assert (lines["sft"]["runs_above_5"], lines["none"]["runs_above_5"]) == (None, 100.0)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "### Runs in which the defense fails (%)" in text
+
+
+def test_bars_say_what_their_intervals_hold_for() -> None:
+    for values, text in (([99, 98, 99], "over attack seeds"), ([99], "of each model alone")):
+        figure = figures.draw("asr", entries(measured(none=values, osft=[0] * len(values))))
+        assert figure is not None
+        assert figure.axes[0].get_xlabel().endswith(text)
+
+
+def test_probabilities_above_a_half_are_counted_by_run() -> None:
+    results = Results()
+    for seed in range(3):
+        results.measure("paper_figure_3", "none", "phrase_probability", [0.9] * (seed + 1) + [0.1] * 9, seed=seed)
+    rows, outcomes = results.tables
+    made = aggregate.Results(rows, Outcomes(outcomes)).entries("paper_figure_3")
+    mean, above = layout("paper_figure_3").arrange(made)
+    shares = [100 * count / (9 + count) for count in (1, 2, 3)]
+    assert above.value == pytest.approx(sum(shares) / 3)
+    assert (above.low, above.high) == pytest.approx(mean_bounds(shares, 0, 100))
+    assert mean.basis == "seeds"
+
+
+def test_prompts_of_one_template_count_together() -> None:
+    results = measured(none=[99], sft=[90], osft=[80])
+    rows, outcomes = results.tables
+    for templates, is_significant in ((100, True), (5, False)):
+        names = pa.array([str(index * templates // 100) for index in outcomes["index"].to_pylist()])
+        clustered = outcomes.drop_columns([n for n in outcomes.column_names if n == "cluster"])
+        known = Outcomes(clustered.append_column("cluster", names))
+        marks = tables.judge(COMPARED, aggregate.Results(rows, known).entries(PART))
+        assert marks[-1].significant == is_significant
