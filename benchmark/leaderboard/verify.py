@@ -23,6 +23,7 @@ from benchmark.execution.provenance import code_version
 from benchmark.grid.cell import MOST_SEED, Cell, Parser
 from benchmark.held_out.draw import MARK
 from benchmark.io.files import write_atomically
+from benchmark.io.remote import is_uri
 from benchmark.leaderboard import submission, verdict
 from benchmark.leaderboard.entry import EntryCell, Measurement, Submission
 from benchmark.leaderboard.verdict import Checked, Compared, Verdict
@@ -79,8 +80,11 @@ def verify(
         address: of a running Ray cluster; None starts Ray here.
 
     Raises:
-        UserError: the entry has problems, its method is not known here, its cells are held out, or the grid cannot run.
+        UserError: the entry has problems, its method is not known here, its cells are held out, the results are not
+            on this machine, or the grid cannot run.
     """
+    if is_uri(results):
+        raise UserError(f"--results {results}: a verification writes its grid there; use a folder of this machine")
     entry, hashed = submission.read(path), verdict.sha256(path)
     seed = secrets.randbelow(MOST_SEED) if seed is None else seed
     numbers = chosen(len(entry.cells), sample, seed)

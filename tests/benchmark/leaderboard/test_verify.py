@@ -163,6 +163,11 @@ def test_an_entry_that_cannot_be_run_is_a_sentence(theirs: dict[str, Any], tmp_p
     )
 
 
+def test_results_have_to_be_on_this_machine(theirs: dict[str, Any], tmp_path: Path) -> None:
+    path = written(theirs, tmp_path)
+    assert "use a folder of this machine" in mistake("leaderboard", "verify", path, "--results", "s3://bucket/results")
+
+
 def test_an_interrupted_verification_writes_no_verdict(
     theirs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
