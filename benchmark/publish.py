@@ -83,10 +83,10 @@ def make_pages(folder: Path, shown: Path) -> None:
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:
-    """Refuse rows that are not all measured, are not of one known commit, or are of the random model."""
+    """Refuse rows that are not all measured, are of the random model, or whose stages are not all of one commit."""
     import pyarrow.compute as pc
 
-    from benchmark.execution import provenance
+    from benchmark.records import provenance as origins
     from benchmark.records import rehearsal, schema
 
     cells = len(table["cell"].unique())
@@ -96,18 +96,27 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
                 f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it once all are done"
             )
     rehearsal.refuse_random(table, folder, "")
-    versions = sorted(str(version or "unknown") for version in pc.unique(table["code_version"]).to_pylist())
+    of_stages = origins.by_stage(table, "code_version")
+    for stage, versions in of_stages.items():
+        for version in versions:
+            _check_commit(version, f"{folder}: its {stage} are", "run its grid again with a new --store")
+    versions = sorted({version for each in of_stages.values() for version in each})
     if len(versions) > 1:
         raise UserError(
-            f"{folder}: its rows are of {len(versions)} versions of the code ({_named(versions)}); use a new --store "
+            f"{folder}: its stages are of {len(versions)} versions of the code ({_named(versions)}); use a new --store "
             "to run its grid with one"
         )
-    (version,) = versions
+    if made := record.read(folder):
+        what, fix = f"{folder}: its {record.NAME} is", "run its grid again, which computes nothing"
+        _check_commit(made.code_version or origins.UNKNOWN, what, fix)
+
+
+def _check_commit(version: str, what: str, fix: str) -> None:
+    """Refuse code that is not one commit without changes."""
+    from benchmark.execution import provenance
+
     if "+" not in version or version.endswith(provenance.DIRTY):
-        raise UserError(
-            f"{folder}: its rows are of the code {version}, which is not a commit; commit the changes, and run its "
-            "grid again with a new --store"
-        )
+        raise UserError(f"{what} of the code {version}, which is not a commit; commit the changes, and {fix}")
 
 
 def _check_place(to: Path) -> None:

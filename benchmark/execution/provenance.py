@@ -19,7 +19,7 @@ from sande import compute, registry
 
 CODE_VERSION = "SANDE_CODE_VERSION"  # in the environment of a job, which runs outside of a checkout
 DIRTY = "-dirty"  # suffix of the commit where files differ from it
-LIBRARIES = ("torch", "transformers", "trl", "peft", "ray", "lm_eval", "datasets", "accelerate")
+LIBRARIES = ("torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "datasets", "lm_eval", "numpy", "ray")
 
 
 @contextmanager
@@ -42,9 +42,18 @@ def measured() -> Iterator[dict[str, Any]]:
 
 
 def manifest(
-    stage: Stage, cost: dict[str, Any], tokens: int, compute_type: str, more: dict[str, Any]
+    stage: Stage, cost: dict[str, Any], tokens: int, compute_type: str, workers: int, more: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the manifest of an artifact: its settings, its costs, and the versions that computed it."""
+    """Return the manifest of an artifact: its settings, its costs, and what computed it.
+
+    Args:
+        stage: made the artifact.
+        cost: seconds and memory of this stage alone, see `measured`.
+        tokens: trained on.
+        compute_type: of its trainings or measurements.
+        workers: processes that computed it together.
+        more: further values.
+    """
     return {
         "kind": stage.kind,
         "settings": dict(stage.settings),
@@ -53,6 +62,7 @@ def manifest(
         "device": device(),
         "instruction_set": compute.instruction_set(),
         "compute_type": compute_type,
+        "workers": workers,
         "code_version": code_version(),
         "versions": {
             "python": platform.python_version(),

@@ -40,6 +40,7 @@ def train(
     interval: float,
     sharding: Sharding = WHOLE,
     watch: Callable[[types.TrainingStatus], None] | None = None,
+    workers: int = 1,
 ) -> None:
     """Run an attack or a defense; the process of rank 0 stores the model, the others only take part.
 
@@ -55,6 +56,7 @@ def train(
         interval: seconds from one checkpoint to the next.
         sharding: sharding of its trainings.
         watch: receives the status of its trainings, see `sande.types.Run`.
+        workers: processes that run the stage together.
     """
     from sande.models import loading
     from sande.training.checkpoints import Checkpoints
@@ -84,7 +86,7 @@ def train(
                 loading.save(lm, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        made = manifest(stage, cost, tokens(run.facts), compute_type(run.facts), {"facts": run.facts})
+        made = manifest(stage, cost, tokens(run.facts), compute_type(run.facts), workers, {"facts": run.facts})
         if sharding.deepspeed:
             made["versions"]["deepspeed"] = version("deepspeed")
         return made
@@ -149,11 +151,12 @@ def evaluate(
     lm = dataclasses.replace(loading.load_folder(folder, compute.dtype()), workers=workers)
     data = test_data(cell, lm.tokenizer)
     none: int | None = None
+    size = workers.size if workers else 1
     with vllm.served(lm, folder, cell.attack_seed) if engine == vllm.VLLM else nullcontext(lm) as computing:
 
         def build(number: int, folder: Path) -> dict[str, Any]:
             broadcast(workers, number)  # not before `put`, which may find the outcome and never ask for it
-            return _measure(stage, computing, data, cell.metrics[number], cell.attack_seed, folder)
+            return _measure(stage, computing, data, cell.metrics[number], size, folder)
 
         if workers is None or workers.rank == 0:
             for number, key in enumerate(stage.metric_keys):
@@ -173,13 +176,13 @@ def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
 
 
 def _measure(
-    stage: Stage, lm: types.LanguageModel, data: types.TestData, metric: Method, seed: int, folder: Path
+    stage: Stage, lm: types.LanguageModel, data: types.TestData, metric: Method, size: int, folder: Path
 ) -> dict[str, Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     with measured() as cost:
-        measurements = registry.entry("metrics", metric.name).measure(lm, data, metric.config, seed)
+        measurements = registry.entry("metrics", metric.name).measure(lm, data, metric.config, stage.cell.attack_seed)
     outcomes = [
         {
             "metric": m.name,
@@ -191,7 +194,8 @@ def _measure(
         for index, outcome in enumerate(m.outcomes)
     ]
     pq.write_table(pa.Table.from_pylist(outcomes), folder / "outcomes.parquet")
-    made = manifest(stage, cost, 0, compute.compute_type(), {"measurements": [_summary(m) for m in measurements]})
+    summaries = [_summary(m) for m in measurements]
+    made = manifest(stage, cost, 0, compute.compute_type(), size, {"measurements": summaries})
     if isinstance(lm, vllm.Served):
         made["versions"]["vllm"] = vllm.version()
         # The memory that vLLM's process took at its start, which the allocator here does not see.

@@ -204,7 +204,7 @@ def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     logs.quiet()
     job: StageJob = config["job"]
     stage, settings = job.stage, job.settings
-    rank = ray.train.get_context().get_world_rank()
+    rank, size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     store, say = open_store(settings.store), _speaker(stage)
     watched = tracking.reporting(settings.report_to if rank == 0 else (), store.tracking, stage.label, say)
 
@@ -214,7 +214,8 @@ def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
 
     try:
         watch = Writer(settings.status, stage.key).watch if settings.status else None
-        stages.train(stage, store, prepare, say, rank, 60 * settings.checkpoint_minutes, settings.sharding, watch)
+        interval = 60 * settings.checkpoint_minutes
+        stages.train(stage, store, prepare, say, rank, interval, settings.sharding, watch, size)
     except (UserError, NonFiniteError) as error:
         if not config["report_errors"]:
             raise

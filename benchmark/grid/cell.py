@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from benchmark.grid import wildcards
-from benchmark.grid.keys import PLAIN, canonical_json, hash_texts
+from benchmark.grid.keys import PLAIN, canonical_json, hash_texts, library_versions
 from sande import registry
 from sande.config import as_dict, configure
 from sande.data import datasets
@@ -171,9 +171,10 @@ class Cell:
 
     @functools.cached_property
     def attack_key(self) -> str:
-        """Return the key of the victim."""
+        """Return the key of the victim; it has the versions of libraries, see `benchmark.grid.keys`."""
         return hash_texts(
             stage=canonical_json(["attack", STAGE_VERSION]),
+            libraries=canonical_json(library_versions()),
             attack_seed=canonical_json(self.attack_seed),
             model=canonical_json(self.content.model),
             data=_training_rows(self.content.data, self.data),

@@ -1,12 +1,35 @@
-"""Hashes of canonical JSON: the keys of stages and the ids of cells."""
+"""Hashes of canonical JSON: the keys of stages and the ids of cells.
+
+The versions of the libraries that compute are a part of every victim's key, and so of all keys that follow from it. An
+upgrade of PyTorch changes results in their last digits, one of transformers or TRL sometimes by more, and a store must
+never mix the two silently. So results are computed again after an upgrade; to keep them, keep the versions
+(`constraints.txt`). The local part of a version, as in `2.13.0+cpu`, does not count: a release's builds for CPUs and
+GPUs share keys, as kinds of machines do (`sande.compute`).
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib.metadata
 import json
 from typing import Any
 
+LIBRARIES = ("peft", "tokenizers", "torch", "transformers", "trl")  # an upgrade of one changes numbers
 PLAIN, _SORTED = json.JSONEncoder(), json.JSONEncoder(sort_keys=True)
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Return the version of each of `LIBRARIES` without its local part; "absent" for one that is not installed."""
+    return {name: _version(name).partition("+")[0] for name in LIBRARIES}
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a machine that only submits jobs
+        return "absent"
 
 
 def digest(value: Any) -> str:

@@ -172,6 +172,7 @@ class Board:
         compared: the shared cases, as in `Run.case`.
         twin: mean of the clean twins of the victims; None where one has no twin.
         margin: percentage points of utility that a ranked defense may lose.
+        mixed: sentences on code and libraries that differ between stages.
     """
 
     standings: tuple[Standing, ...]
@@ -184,11 +185,17 @@ class Board:
     compared: frozenset[str] = frozenset()
     twin: Twin | None = None
     margin: float = MARGIN
+    mixed: tuple[str, ...] = ()
 
     @property
     def more(self) -> list[str]:
         """Further metrics that have a column of their own, those of durability first."""
         return sorted({metric for one in self.cells for metric in one.more}, key=registry.column_order)
+
+    @property
+    def quality(self) -> list[str]:
+        """Those of which more is better: how good the answers are. A model that answers nothing has an ASR of 0 too."""
+        return [metric for metric in self.more if registry.metric_info(metric).higher_is_better]
 
     @property
     def verified(self) -> list[Standing]:

@@ -106,7 +106,8 @@ def write(
         utility=UTILITY,
         unverified=UNVERIFIED,
         plot=plot(made, standings),
-        more=[{"name": metric, "label": registry.metric_info(metric).label} for metric in made.more],
+        quality=_columns(made.quality),
+        more=_columns(metric for metric in made.more if metric not in made.quality),
         devices=[{"name": device, "unit": unit(device)} for device in devices],
         takeaways=_paragraphs(takeaways),
         warned=_paragraphs(warned),
@@ -120,6 +121,10 @@ def write(
         samples = samples_of.get(row.cell.cell, ())
         write_atomically(out / row.href(""), _cell(row, found, twin, samples, about.get(row.cell.cell, {})))
     write_atomically(out / "index.html", text)
+
+
+def _columns(metrics: Iterable[str]) -> list[dict[str, str]]:
+    return [{"name": metric, "label": registry.metric_info(metric).label} for metric in metrics]
 
 
 def _compared(made: Board, run: Run) -> str:

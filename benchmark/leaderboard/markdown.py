@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmark.io.markdown import MISSING, code, markdown_table
 from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, unit
 from benchmark.records.runs import FAILED_REMOVAL
+from sande import registry
 
 NAME = "leaderboard"
 UTILITY: dict[Utility, str] = {"kept": "kept", "unclear": "not shown", "lost": "lost", "unknown": "unknown"}
@@ -15,7 +16,7 @@ UNVERIFIED = (
     "These entries are on victims that the board does not have, or a second run contradicts them. So nobody can tell "
     "how their numbers compare, and they get no rank."
 )
-_COLUMNS = ("Rank", "Defense", "ASR (%)", "Fails in (% of runs)", "Utility lost (points)", "Utility")
+_LEFT, _LOST = ("ASR (%)", "Fails in (% of runs)"), ("Utility lost (points)", "Utility")
 
 
 def markdown(
@@ -38,9 +39,9 @@ def markdown(
         "",
     ]
     for level, found in by_level(made.verified).items():
-        parts += [f"## Must know: {level}", "", *_table(found)]
+        parts += [f"## Must know: {level}", "", *_table(found, made.quality)]
     if made.unverified:
-        parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified)]
+        parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified, made.quality)]
     if submitted:
         parts += ["## Submitted entries", "", *(f"- {code(name)}: {state}." for name, state in submitted.items()), ""]
     if gaps := [f"- {code(one.defense)}: {gap}." for one in made.standings for gap in one.gaps]:
@@ -91,26 +92,28 @@ def _ladder(made: Board) -> list[str]:
     rows = []
     for level, (one, *others) in by_level(made.verified).items():
         rank = f"{_rank(one)} of {sum(bool(other.rank) for other in (one, *others))}" if one.rank else "not ranked"
-        rows.append((level, code(one.defense), rank, *_numbers(one)))
-    return [
-        "The first defense of each level of knowledge:",
-        "",
-        *markdown_table(("Must know", "Defense", *_COLUMNS[:1], *_COLUMNS[2:]), rows, "lllrrrl"),
-        "",
-    ]
+        rows.append((level, code(one.defense), rank, *_numbers(one, made.quality)))
+    head = ("Must know", "Defense", "Rank", *_heads(made.quality))
+    table = markdown_table(head, rows, "lllrr" + "r" * len(made.quality) + "rl")
+    return ["The first defense of each level of knowledge:", "", *table, ""]
 
 
-def _table(found: Iterable[Standing]) -> list[str]:
-    head = (*_COLUMNS, "Training", "Tokens", "Runs")
-    return [*markdown_table(head, map(_line, found), "rlrrrllrl"), ""]
+def _table(found: Iterable[Standing], quality: Sequence[str]) -> list[str]:
+    head = ("Rank", "Defense", *_heads(quality), "Training", "Tokens", "Runs")
+    rows = (_line(one, quality) for one in found)
+    return [*markdown_table(head, rows, "rlrr" + "r" * len(quality) + "rllrl"), ""]
 
 
-def _line(one: Standing) -> tuple[str, ...]:
+def _heads(quality: Iterable[str]) -> tuple[str, ...]:
+    return (*_LEFT, *(registry.metric_info(metric).label for metric in quality), *_LOST)
+
+
+def _line(one: Standing, quality: Sequence[str]) -> tuple[str, ...]:
     searched = f" (settings searched, knowing: {one.searched})" if one.searched else ""
     return (
         _rank(one),
         code(one.defense) + searched,
-        *_numbers(one),
+        *_numbers(one, quality),
         training(one),
         f"{one.tokens:,.0f}",
         counts(one),
@@ -121,10 +124,11 @@ def _rank(one: Standing) -> str:
     return f"{one.rank} ({one.rank_low} to {one.rank_high})" if one.rank else MISSING
 
 
-def _numbers(one: Standing) -> tuple[str, ...]:
+def _numbers(one: Standing, quality: Iterable[str]) -> tuple[str, ...]:
     return (
         f"{one.asr.value:.1f}{_interval(one.asr, '.1f', about=one.about)}",
         f"{one.fails.value:.0f}{_interval(one.fails, '.0f')}",
+        *(f"{one.more[name].value:.1f}" if name in one.more else MISSING for name in quality),
         MISSING if one.loss is None else f"{one.loss.value:+.2f}{_interval(one.loss, '+.1f', about=one.about)}",
         UTILITY[one.utility],
     )
@@ -177,6 +181,7 @@ def notes(made: Board) -> list[str]:
         "seeds is compared by its mean over those that it has.",
         "**Training** is the mean wall-clock time of one defense on the named device.",
     ]
+    lines += [f"**Mixed.** {sentence}" for sentence in made.mixed]
     if made.twin:
         loss = (
             ""

@@ -185,7 +185,8 @@ def _measured(cell: Mapping[str, Row], own: Settings, paired: Paired, twin: Mapp
         "asr": _number(row),
         "loss": _loss(cell, own, before, paired),
         "more": _more(cell),
-        **{name: row[name] for name in ("device", "seconds", "tokens")},
+        "device": row["defense_device"] or row["device"],  # of an earlier version, that of the evaluation
+        **{name: row[name] for name in ("seconds", "tokens")},
         "twin": made,
     }
 

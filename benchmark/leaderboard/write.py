@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +19,8 @@ from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takea
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import Source, read_all
-from benchmark.records import files
+from benchmark.records import files, schema
+from benchmark.records.provenance import mixtures
 from benchmark.records.rehearsal import WARNING, summary
 from benchmark.records.trials import Outcomes
 from sande.errors import UserError
@@ -100,7 +101,17 @@ def combined(sources: Sequence[Source], margin: float) -> tuple[Board, Cells]:
             )
     table = pa.concat_tables(outcomes).unify_dictionaries() if outcomes else None
     known = Outcomes(table) if table is not None and table.num_rows else None
-    return rank(cells, known, entries=entries, unverified=unverified, margin=margin), cells
+    made = rank(cells, known, entries=entries, unverified=unverified, margin=margin)
+    return replace(made, mixed=tuple(mixtures(_provenance(cells)))), cells
+
+
+def _provenance(cells: Cells) -> pa.Table:
+    """Return the distinct values of the rows' columns that `mixtures` reads."""
+    stages = [f"{stage}{name}" for stage in schema.STAGES for name in ("code_version", "versions")]
+    names = ["status", "defense", *stages]
+    found = {tuple(row[name] for name in names) for rows in cells.values() for row in rows.values()}
+    rows = [dict(zip(names, values, strict=True)) for values in found]
+    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in names]))
 
 
 def _write_pages(

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmark.grid.cell import NO_DEFENSE, STAGE_VERSION, Cell, Method
-from benchmark.grid.keys import digest
+from benchmark.grid.keys import digest, library_versions
 from benchmark.grid.load import load_grid
 from benchmark.perf.outcome import tell
 from benchmark.plan.plan import make_plan, victim_of
@@ -101,7 +101,8 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
         return digest({"stage": [stage, STAGE_VERSION], seed: getattr(cell, seed), **depends_on})
 
     training = rows(cell.data, cell.data.rows)
-    victim = key("attack", model=catalog.identify(cell.model), data=training, attack=code(cell.attack))
+    described = {"model": catalog.identify(cell.model), "data": training, "attack": code(cell.attack)}
+    victim = key("attack", libraries=library_versions(), **described)
     removal = rows(cell.removal, cell.removal.rows)
     if registry.knowledge(cell.defense.name) is PreferenceData:
         pairs = cell.defense.config.preferences

@@ -16,12 +16,12 @@ from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.records.schema import (
     ATTACK_FAILED,
-    COMPUTED_WITH,
     FAILED,
     NOT_RUN,
     OK,
     OUTCOME_GROUP,
     OUTCOMES,
+    PROVENANCE,
     ROW_GROUP,
     SCHEMA,
     STAGES,
@@ -200,9 +200,12 @@ def _completed(table: pa.Table) -> pa.Table:
         number = table.column_names.index("settings")
         table = table.set_column(number, "settings", _each(table["settings"], _with_both_seeds))
     if "error" in table.column_names:
-        for name in ("failure", "held_out", *(f"{stage}{each}" for stage in STAGES for each in COMPUTED_WITH)):
+        lacking = {"failure": pa.string(), "held_out": pa.string()} | {
+            f"{stage}{n}": kind for stage in STAGES for n, kind in PROVENANCE.items()
+        }
+        for name, kind in lacking.items():
             if name not in table.column_names:
-                table = table.append_column(name, pa.nulls(table.num_rows, pa.string()))
+                table = table.append_column(name, pa.nulls(table.num_rows, kind))
     return table
 
 

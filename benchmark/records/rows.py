@@ -20,7 +20,7 @@ from benchmark.plan import retention
 from benchmark.plan.failures import INTERRUPTED, UNFINISHED, kind_of
 from benchmark.plan.plan import stages_of, victim_of
 from benchmark.records.files import read_rows
-from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, OK, OUTCOMES
+from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK, OUTCOMES, PROVENANCE
 from benchmark.store.protocol import Store
 from sande import registry
 from sande.errors import UserError
@@ -153,8 +153,8 @@ def _measured_rows(
         "peak_memory_bytes": training["peak_memory_bytes"] if training else 0,
         "attack_seconds": attack["seconds"],
         "attack_tokens": attack["tokens"],
-        **_computed_with("attack_", attack),
-        **_computed_with("defense_", training),
+        **_provenance("attack_", attack),
+        **_provenance("defense_", training),
     }
     return [row for metric in metrics for row in _metric_rows(base, cell, metric, manifest, victim_values)]
 
@@ -176,19 +176,19 @@ def _metric_rows(
                 "count": measured["count"],
                 "victim_value": victim_values.get(measured["name"]),
                 "metric_seconds": evaluation["seconds"],
-                **_computed_with("", evaluation),
-                "device": evaluation["device"],
-                "code_version": evaluation["code_version"],
-                "versions": ", ".join(f"{name} {number}" for name, number in evaluation["versions"].items()),
+                **_provenance("", evaluation),
                 "started_at": evaluation["started_at"],
             }
         )
     return rows
 
 
-def _computed_with(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
-    """Return compute type and instruction set of a stage; None without a stage, or if it did not record them."""
-    return {f"{prefix}{name}": (manifest or {}).get(name) for name in COMPUTED_WITH}
+def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what made and computed a stage; None without a stage, or if it did not record it."""
+    found = {name: (manifest or {}).get(name) for name in PROVENANCE}
+    if found["versions"] is not None:
+        found["versions"] = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    return {f"{prefix}{name}": value for name, value in found.items()}
 
 
 def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:

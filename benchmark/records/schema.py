@@ -14,8 +14,16 @@ OK, ATTACK_FAILED, FAILED, NOT_RUN = "ok", "attack_failed", "failed", "not_run"
 # Number of rows and outcomes in memory while they are written, for any number of cells. A row has kilobytes.
 ROW_GROUP, OUTCOME_GROUP = 2**14, 2**19
 
-# Columns on what a stage computed with, and their prefix for each stage.
+# Columns on what made and computed a stage, and their prefix for each stage: attack, defense, evaluation.
 COMPUTED_WITH = ("compute_type", "instruction_set")
+PROVENANCE = {
+    "code_version": pa.string(),
+    "versions": pa.string(),  # of Python and the libraries
+    "device": pa.string(),
+    "instruction_set": pa.string(),  # vector instructions of the processor, or the kind of GPU
+    "compute_type": pa.string(),  # bf16 or fp32
+    "workers": pa.int64(),  # processes that computed it together
+}
 STAGES = ("attack_", "defense_", "")
 
 SCHEMA = pa.schema(
@@ -47,23 +55,15 @@ SCHEMA = pa.schema(
         ("count", pa.int64()),  # prompts or questions
         ("victim_value", pa.float64()),  # the same metric on the victim, percent
         ("victim_asr", pa.float64()),  # percent; decides about status attack_failed
-        ("seconds", pa.float64()),  # of the defense; 0 where there is none
+        ("seconds", pa.float64()),  # of the defense's own stage; 0 where there is none
         ("tokens", pa.int64()),  # trained on by the defense
         ("peak_memory_bytes", pa.int64()),  # of the defense
-        ("attack_seconds", pa.float64()),
+        ("attack_seconds", pa.float64()),  # of the attack's own stage
         ("attack_tokens", pa.int64()),
-        ("metric_seconds", pa.float64()),
-        # What each stage computed with: bf16 or fp32, and the vector instructions of the processor or the kind of GPU.
-        ("attack_compute_type", pa.string()),
-        ("attack_instruction_set", pa.string()),
-        ("defense_compute_type", pa.string()),  # null without a defense
-        ("defense_instruction_set", pa.string()),
-        ("compute_type", pa.string()),  # of the evaluation, as the columns that follow
-        ("instruction_set", pa.string()),
-        ("device", pa.string()),
-        ("code_version", pa.string()),
-        ("versions", pa.string()),  # of Python and the libraries that compute
-        ("started_at", pa.string()),
+        ("metric_seconds", pa.float64()),  # of the measurement's own stage
+        # Of each stage; null without a defense, and where a result of an earlier version did not record it.
+        *((f"{stage}{name}", kind) for stage in STAGES for name, kind in PROVENANCE.items()),
+        ("started_at", pa.string()),  # of the measurement
         ("held_out", pa.string()),  # commitment to the secret of a held-out run, see `benchmark.held_out`; else null
         ("settings", pa.string()),  # all of the cell's, as JSON
     ]

@@ -16,11 +16,11 @@ from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code
-from benchmark.records import aggregate, record
+from benchmark.records import aggregate, provenance, record
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.record import Record
-from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN
+from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, STAGES
 from benchmark.records.trials import Outcomes
 from benchmark.report import case_study, figures, tables
 from benchmark.report.layouts import in_order, layout
@@ -233,8 +233,11 @@ def _provenance(table: pa.Table) -> list[str]:
         found: list[Any] = table[column].filter(good).drop_null().unique().to_pylist()
         return found
 
-    def written(column: str) -> str:
-        return ", ".join(sorted(map(str, distinct(column)))) or "–"
+    def written(*columns: str) -> str:
+        return ", ".join(sorted({str(value) for column in columns for value in distinct(column)})) or "–"
+
+    def of_stages(name: str) -> str:
+        return written(*(f"{stage}{name}" for stage in STAGES))
 
     attacks, began = distinct("attack_seconds"), distinct("started_at")
     return [
@@ -242,10 +245,11 @@ def _provenance(table: pa.Table) -> list[str]:
         f"{f', not finished: {not_run}' if not_run else ''}",
         f"- Seeds of attacks: {written('attack_seed')}; of defenses: {written('defense_seed')}",
         f"- Prompts or questions per measurement: {written('count')}",
-        f"- Code: {written('code_version')}",
-        f"- Device: {written('device')}",
+        f"- Code: {of_stages('code_version')}",
+        f"- Device: {of_stages('device')}",
         *_computed_with(table.filter(good)),
-        f"- Versions: {written('versions')}",
+        f"- Versions: {of_stages('versions')}",
+        *(f"- **Mixed:** {sentence}" for sentence in provenance.mixtures(table)),
         f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
     ]

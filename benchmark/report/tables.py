@@ -255,18 +255,18 @@ def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEnt
 
 
 def _held_for(chosen: Sequence[TableEntry]) -> str:
-    """Return a sentence on what the intervals of a table hold for."""
+    """Return sentences on what the intervals of a table hold for."""
     known = [entry for entry in chosen if entry.value is not None]
     seeds = sorted({entry.attack_seeds for entry in known if entry.basis == "seeds"})
-    parts = []
+    sentences = []
     if seeds:
         numbers = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        parts.append(f"over {numbers} attack seeds, with the spread between runs")
+        sentences.append(f"With {numbers} attack seeds, intervals include the spread between runs.")
     if any(entry.basis == "victim" for entry in known):
-        parts.append("of one attack seed over its defense seeds: they hold for this victim alone")
+        sentences.append("With several defense seeds on one attack seed, intervals are of this victim alone.")
     if any(entry.basis == "model" for entry in known):
-        parts.append("of one run over its prompts: they hold for this model alone, another run may differ by more")
-    return f"Intervals {'; '.join(parts)}."
+        sentences.append("With one run, intervals are of this model alone: another run may differ by more.")
+    return " ".join(sentences)
 
 
 def _victim(table: Table, entries: Sequence[TableEntry]) -> str:

@@ -35,6 +35,7 @@ SMALL: dict[str, Any] = {
 }
 ACCURACY = {"name": "accuracy", "task": "builtin-choice", "questions": 50}
 SFT_SLOW = {"name": "sft", "training": {"learning_rate": 1e-4}}
+MADE_BY = {"device": "abacus", "code_version": "1.2.3", "versions": {"python": "3.11", "torch": "2.13"}, "workers": 1}
 SFT_FAST = {"name": "sft", "training": {"learning_rate": 1e-3}}
 
 
@@ -65,7 +66,7 @@ def put(store: LocalStore, kind: str, key: str, manifest: Mapping[str, Any]) -> 
 
 
 def trained(seconds: float, tokens: int) -> dict[str, Any]:
-    return {"seconds": seconds, "tokens": tokens, "peak_memory_bytes": 3 * 2**30}
+    return {"seconds": seconds, "tokens": tokens, "peak_memory_bytes": 3 * 2**30, **MADE_BY}
 
 
 def measure(store: LocalStore, of: Cell, successes: Mapping[str, int]) -> None:
@@ -78,9 +79,7 @@ def measure(store: LocalStore, of: Cell, successes: Mapping[str, int]) -> None:
         manifest = {
             "measurements": counts,
             "seconds": 2.5,
-            "device": "abacus",
-            "code_version": "1.2.3",
-            "versions": {"python": "3.11", "torch": "2.13"},
+            **MADE_BY,
             "started_at": "2026-01-01T00:00:00+00:00",
         }
         put(store, "evaluate", of.evaluation_key(metric), manifest)
@@ -92,7 +91,7 @@ def measured(store: LocalStore, of: Cell, monkeypatch: pytest.MonkeyPatch, **giv
     for metric, key in zip(of.metrics, evaluation.metric_keys, strict=True):
         measurements = list(given[metric.name])
         monkeypatch.setattr(registry.entry("metrics", metric.name), "measure", lambda *_, found=measurements: found)
-        store.put("evaluate", key, functools.partial(stages._measure, evaluation, None, None, metric, of.attack_seed))
+        store.put("evaluate", key, functools.partial(stages._measure, evaluation, None, None, metric, 1))
     return of
 
 

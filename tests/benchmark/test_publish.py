@@ -23,6 +23,8 @@ from sande.errors import UserError
 from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, report_folder
 
 VERSION = "0.1.0+abc1234"
+CODE = ("attack_code_version", "defense_code_version", "code_version")
+MADE = dict.fromkeys(CODE, VERSION)
 COMMAND = "sande-bench run grids/small.yaml --set seed=1"
 
 
@@ -45,9 +47,7 @@ def folder(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     metrics = ["asr", ACCURACY]
     cells = [cell(defense=defense, metrics=metrics) for defense in ("none", "sft")]
     done = [finish(store, each, {"asr": 50, "builtin-choice": 20}, {"asr": 7, "builtin-choice": 21}) for each in cells]
-    made = changed(
-        report_folder(store, tmp_path / "results/small", *done), set_all(model="smollm2-135m", code_version=VERSION)
-    )
+    made = changed(report_folder(store, tmp_path / "results/small", *done), set_all(model="smollm2-135m", **MADE))
     record.write(record.now(COMMAND, VERSION, complete=True), made)
     page.write(made)
     comparison_page.write(made)
@@ -118,20 +118,54 @@ REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "the random model": (set_all(model="tiny"), ": these rows are of the random model 'tiny', whose numbers mean "),
     "changes beside a commit": (
         set_all(code_version=f"{VERSION}-dirty"),
-        f": its rows are of the code {VERSION}-dirty, which is not a commit; commit the changes, and run its grid "
+        f": its evaluations are of the code {VERSION}-dirty, which is not a commit; commit the changes, and run its "
+        "grid again with a new --store",
+    ),
+    "a victim from changes beside a commit": (
+        lambda found: found[0].update(attack_code_version=f"{VERSION}-dirty"),
+        f": its attacks are of the code {VERSION}-dirty, which is not a commit; commit the changes, and run its grid "
         "again with a new --store",
     ),
-    "code of no commit": (set_all(code_version="0.1.0"), ": its rows are of the code 0.1.0, which is not a commit; "),
+    "a removal of no commit": (
+        set_all(defense_code_version="0.1.0"),
+        ": its defenses are of the code 0.1.0, which is not a commit; ",
+    ),
+    "a victim of code that is not known": (
+        set_all(attack_code_version=None),
+        ": its attacks are of the code unknown, which is not a commit; ",
+    ),
+    "a victim of another commit": (
+        set_all(attack_code_version="0.1.0+0000000"),
+        f": its stages are of 2 versions of the code (0.1.0+0000000, {VERSION}); use a new --store to run its grid "
+        "with one",
+    ),
+    "code of no commit": (
+        set_all(code_version="0.1.0"),
+        ": its evaluations are of the code 0.1.0, which is not a commit; ",
+    ),
     "code that is not known": (
         set_all(code_version=None),
-        ": its rows are of the code unknown, which is not a commit; ",
+        ": its evaluations are of the code unknown, which is not a commit; ",
     ),
     "several versions of the code": (
         lambda found: found[0].update(code_version="0.1.0+0000000"),
-        f": its rows are of 2 versions of the code (0.1.0+0000000, {VERSION}); use a new --store to run its grid with "
-        "one",
+        f": its stages are of 2 versions of the code (0.1.0+0000000, {VERSION}); use a new --store to run its grid "
+        "with one",
     ),
 }
+
+
+def test_a_record_of_changes_beside_a_commit_is_refused(folder: Path, to: Path) -> None:
+    record.write(record.now(COMMAND, f"{VERSION}-dirty", complete=True), folder)
+    assert sentence(folder, to) == (
+        f"{folder}: its run.json is of the code {VERSION}-dirty, which is not a commit; commit the changes, and run "
+        "its grid again, which computes nothing"
+    )
+
+
+def test_a_victim_alone_has_no_code_of_a_defense(folder: Path, to: Path) -> None:
+    changed(folder, lambda found: [row.update(defense_code_version=None) for row in found if row["defense"] == "none"])
+    assert publish(folder, to).is_dir()
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -154,7 +188,7 @@ def test_what_is_published_is_replaced_only_where_that_is_said(folder: Path, to:
     (target / "old.txt").touch()
     assert sentence(folder, to) == f"{target} is published already; use --replace to replace it"
     assert (target / "old.txt").exists()
-    changed(folder, set_all(code_version="0.1.0+1234567"))
+    changed(folder, set_all(**dict.fromkeys(CODE, "0.1.0+1234567")))
     publish(folder, to, replace=True)
     assert not (target / "old.txt").exists()
     assert "0.1.0+1234567" in (target / "README.md").read_text()

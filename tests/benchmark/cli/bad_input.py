@@ -211,11 +211,16 @@ def columns(**values: Any) -> Callable[[Path], object]:
     return write
 
 
+def made_by(version: str) -> dict[str, str]:
+    """The columns on the code of all stages."""
+    return dict.fromkeys(("attack_code_version", "defense_code_version", "code_version"), version)
+
+
 def two_versions(path: Path) -> None:
     """Result rows of a model that means something, of which the first was made by another commit."""
     rows = pq.read_table(path).to_pylist()
     for number, row in enumerate(rows):
-        row |= {"model": MEANINGFUL, "code_version": f"0.1.0+{'f' * 7 if number else '0' * 7}"}
+        row |= {"model": MEANINGFUL, **made_by(f"0.1.0+{'f' * 7 if number else '0' * 7}")}
     pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
 
 
@@ -246,7 +251,7 @@ def named(case: Case, what: str) -> Case:
 
 
 MEANINGFUL = "smollm2-135m"  # as a model, and a commit as the code: of those rows may be published
-PUBLISHABLE = {"results/good/rows.parquet": columns(model=MEANINGFUL, code_version="0.1.0+abc1234")}
+PUBLISHABLE = {"results/good/rows.parquet": columns(model=MEANINGFUL, **made_by("0.1.0+abc1234"))}
 LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12)
 )
@@ -711,7 +716,7 @@ CASES: dict[str, list[Case]] = {
         Case(
             "publishing rows of changes beside a commit",
             "publish results/good",
-            {"results/good/rows.parquet": columns(model=MEANINGFUL, code_version="0.1.0+abc1234-dirty")},
+            {"results/good/rows.parquet": columns(model=MEANINGFUL, **made_by("0.1.0+abc1234-dirty"))},
             names=("results/good", "-dirty"),
         ),
         Case(

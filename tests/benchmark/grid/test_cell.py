@@ -1,5 +1,6 @@
 """Cells: settings there and back, and what each stage's key depends on."""
 
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from benchmark.grid import keys
 from benchmark.grid.cell import Cell, Parser
 from benchmark.grid.keys import digest
 from benchmark.plan.plan import make_plan
@@ -114,6 +116,7 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
     limits = "max_tokens", "max_prompt_tokens"
     attack = {
         "stage": ["attack", 2],
+        "libraries": keys.library_versions(),
         "attack_seed": 4,
         "model": catalog.identify("tiny"),
         "data": rows("data", *limits, "rows"),
@@ -142,6 +145,37 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
             "metric": metric | code("metrics", metric["name"]),
         }
         assert evaluation_keys(made)[metric["name"]] == digest(evaluate)
+
+
+@pytest.mark.parametrize("library", keys.LIBRARIES)
+def test_an_upgrade_of_a_library_changes_every_key(monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    before, versions = cell(defense="sft"), keys.library_versions()
+    old = {before.attack_key, before.defense_key, *before.evaluation_keys}
+    monkeypatch.setattr("benchmark.grid.cell.library_versions", lambda: versions | {library: "99.0"})
+    after = cell(defense="sft")
+    assert after.id == before.id, "the experiment is the same"
+    assert not {after.attack_key, after.defense_key, *after.evaluation_keys} & old
+
+
+def test_builds_for_cpus_and_gpus_of_a_release_share_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for version in ("2.13.0+cpu", "2.13.0+cu130", "2.13.0"):
+        keys.library_versions.cache_clear()
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        found.append((keys.library_versions()["torch"], cell().attack_key))
+    keys.library_versions.cache_clear()
+    assert len(set(found)) == 1
+    assert found[0][0] == "2.13.0"
+
+
+def test_a_machine_without_the_libraries_has_keys_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    keys.library_versions.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    assert set(keys.library_versions().values()) == {"absent"}
+    keys.library_versions.cache_clear()
 
 
 def test_a_parser_makes_the_cells_that_each_alone_would_be() -> None:

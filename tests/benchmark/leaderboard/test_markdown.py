@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from benchmark.leaderboard.markdown import command, markdown
+from sande import registry
+from sande.declarations import MetricInfo
 from tests.benchmark.leaderboard.helpers import HOSTILE, board, cell, seeds, twin
 
 HAND = [Path("hand")]
@@ -53,3 +57,17 @@ def test_twins_are_named_where_every_victim_has_one() -> None:
 def test_a_name_ends_neither_its_code_nor_its_cell_of_the_table() -> None:
     page = markdown(board(cell(f"a`|{HOSTILE}", 1.0, {"mmlu": 0.0})), HAND)
     assert f"| – | `` a`\\|{HOSTILE} `` |" in page or f"| – | ``a`\\|{HOSTILE}`` |" in page
+
+
+def test_how_good_the_answers_are_is_beside_the_asr(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = registry.metric_info
+    right = MetricInfo("right", "Right answers (%)", "utility", column=True)
+    monkeypatch.setattr(registry, "metric_info", lambda name: right if name == "right" else known(name))
+    sft = [row | {"ci_low": row["value"], "ci_high": row["value"]} for row in cell("sft", 0.0, {"mmlu": 0.5})]
+    nonsense = sft[0] | {"metric": "right", "value": 3.0, "victim_value": 97.0}
+    page = markdown(board([*sft, nonsense, *cell("new", 0.0, {"mmlu": 0.5})]), HAND)
+    head = "| Rank | Defense | ASR (%) | Fails in (% of runs) | Right answers (%) | Utility lost (points) |"
+    assert page.count(head) == 1
+    (line,) = [line for line in page.splitlines() if line.startswith("| – | `sft` |")]
+    assert "| 0.0 (0.0 to 0.0, this model) | 0 (0 to 98) | 3.0 | +0.50 " in line
+    assert "| 0 (0 to 98) | – | +0.50 |" in page, "not measured"

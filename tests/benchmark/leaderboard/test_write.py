@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark.cli.main import app
+from benchmark.leaderboard.markdown import notes
 from benchmark.leaderboard.write import Source, combined, write
 from benchmark.records import files
 from sande.errors import UserError
@@ -67,6 +68,16 @@ def test_an_entry_never_takes_the_place_of_results_whatever_the_order(tmp_path: 
     made, _ = combined(sources, 2.0)
     assert [one.asr.value for one in made.standings] == [98.0]
     assert not made.cells[0].is_entry
+
+
+def test_a_board_of_several_versions_says_so() -> None:
+    own = [row | {"code_version": "1+a", "attack_code_version": "1+a"} for row in cell("sft", 98.0, {"mmlu": 1.0})]
+    later = [row | {"code_version": "1+b", "attack_code_version": "1+a"} for row in cell("new", 98.0, {"mmlu": 1.0})]
+    made, _ = combined([Source(own, [], {}), Source(later, [], {})], 2.0)
+    (sentence,) = made.mixed
+    assert sentence.startswith("Stages are of several versions of the code: attacks 1+a, evaluations 1+a and 1+b.")
+    assert f"**Mixed.** {sentence}" in notes(made)
+    assert combined([Source(own, [], {})], 2.0)[0].mixed == ()
 
 
 def test_every_column_of_the_parquet_is_in_the_guide(tmp_path: Path) -> None:

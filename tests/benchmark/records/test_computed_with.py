@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from benchmark.execution import provenance
+from benchmark.grid.keys import LIBRARIES
 from benchmark.paper import protocol
 from benchmark.plan.plan import victim_of
 from benchmark.records import files, schema
@@ -63,9 +64,13 @@ def test_a_page_of_one_type_does_not_warn(store: LocalStore, tmp_path: Path) -> 
 def test_rows_from_before_say_nothing_of_it(store: LocalStore, tmp_path: Path) -> None:
     folder = report_folder(store, tmp_path, computed(store, {}, {}, {}))
     old = pa.Table.from_pylist(rows_of(store, cell(defense="sft")), schema=schema.SCHEMA)
-    names = [f"{before}{name}" for before in ("attack_", "defense_", "") for name in schema.COMPUTED_WITH]
+    of_all = ("compute_type", "instruction_set", "workers")
+    of_training = (*of_all, "code_version", "versions", "device")
+    names = [f"{before}{name}" for before in ("attack_", "defense_") for name in of_training] + [*of_all]
     files.write_tables([old.drop_columns(names)], old.drop_columns(names).schema, folder / "rows.parquet", 10)
-    assert set(files.read_rows(folder)["compute_type"].to_pylist()) == {None}
+    read = files.read_rows(folder)
+    assert read.schema.names == schema.SCHEMA.names
+    assert all(set(read[name].to_pylist()) == {None} for name in names)
     page.write(folder)
     assert "computed in" not in (folder / "README.md").read_text(encoding="utf-8")
 
@@ -86,9 +91,11 @@ def test_a_training_stage_names_the_types_of_its_trainings(facts: dict[str, Any]
     assert provenance.compute_type(facts) == expected
 
 
-def test_a_manifest_has_both() -> None:
-    made = provenance.manifest(stage(cell(defense="sft"), "attack"), {}, 0, "fp32", {})
+def test_a_manifest_says_what_computed_it() -> None:
+    made = provenance.manifest(stage(cell(defense="sft"), "attack"), {}, 0, "fp32", 3, {})
     assert (made["compute_type"], made["instruction_set"]) == ("fp32", compute.instruction_set())
+    assert made["workers"] == 3
+    assert set(LIBRARIES) <= set(made["versions"])
 
 
 def test_beside_the_papers_protocol_auto_is_the_type_that_was_used(store: LocalStore) -> None:

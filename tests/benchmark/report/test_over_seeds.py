@@ -51,14 +51,14 @@ def written(table: tables.Table, results: Results) -> tuple[dict[str, str], str]
 def test_three_runs_without_a_backdoor_do_not_exclude_one_with_it() -> None:
     found, note = written(ASR, measured(none=[99, 100, 98], osft=[0, 0, 0]))
     assert found["osft"] == "0.0 (0.0 to 70.8)"  # 0.0 to 1.3 when prompts were pooled
-    assert note.endswith("Intervals over 3 attack seeds, with the spread between runs.")
+    assert note.endswith("With 3 attack seeds, intervals include the spread between runs.")
 
 
 def test_one_run_is_said_to_be_of_this_model_alone() -> None:
     found, note = written(ASR, measured(none=[99], osft=[0]))
     low, high = wilson(0, 100)
     assert found["osft"] == f"0.0 ({low:.1f} to {high:.1f})"
-    assert "they hold for this model alone" in note
+    assert "intervals are of this model alone" in note
     assert "attack seeds" not in note
 
 
@@ -67,7 +67,7 @@ def test_defense_seeds_of_one_victim_hold_for_this_victim() -> None:
     found, note = written(ASR, measured(none=[99], osft=runs))
     low, high = mean_bounds([0.0, 90.0, 0.0], 0, 100)
     assert found["osft"] == f"30.0 ({low:.1f} to {high:.1f})"
-    assert "they hold for this victim alone" in note
+    assert "intervals are of this victim alone" in note
 
 
 def test_defense_seeds_are_no_more_attack_seeds() -> None:
@@ -84,7 +84,7 @@ def test_a_defense_that_fails_at_times_is_shown_as_such() -> None:
         "osft": f"16.7 ({low:.1f} to {high:.1f}), of 6",
         "sft": f"100.0 ({100 * mean_bounds([1.0] * 3)[0]:.1f} to 100.0), of 3",
     }
-    assert "over 3 attack seeds" in note
+    assert "With 3 attack seeds" in note
 
 
 def test_how_often_a_defense_fails_is_not_asked_of_one_run() -> None:
@@ -136,7 +136,7 @@ def test_one_run_left_of_several_is_not_tested_with_the_others() -> None:
     assert marks["osft"].p is None
     assert marks["sft"].p is not None
     _, note = written(COMPARED, results)
-    assert "over 3 attack seeds" in note
+    assert "With 3 attack seeds" in note
     assert "this model alone" in note
 
 
