@@ -58,7 +58,7 @@ def over_seeds(values: Sequence[float], lowest: float = 0.0) -> tuple[float, flo
         values: one percentage a seed, at least two.
         lowest: smallest possible value; -100 for differences of percentages.
     """
-    return _clipped(statistics.fmean(values), _student(statistics.stdev(values), len(values)), lowest)
+    return _clipped(statistics.fmean(values), _student(_deviation(values), len(values)), lowest)
 
 
 def of_sum(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, float]:
@@ -78,6 +78,12 @@ def of_sum(parts: Sequence[tuple[float, float, float, float]]) -> tuple[float, f
         down, up = (value - low, high - value) if weight > 0 else (high - value, value - low)
         below, above = below + (weight * down) ** 2, above + (weight * up) ** 2
     return math.sqrt(below), math.sqrt(above)
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """Return the sample standard deviation; `statistics.stdev`, which is exact, takes milliseconds for many values."""
+    mean = statistics.fmean(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
 def _student(deviation: float, count: int) -> float:
@@ -327,7 +333,7 @@ def _student_tail(values: Sequence[float], center: float) -> float:
     from scipy.special import stdtr
 
     distance = statistics.fmean(values) - center
-    error = statistics.stdev(values) / math.sqrt(len(values))
+    error = _deviation(values) / math.sqrt(len(values))
     if error == 0:
         return 0.5 if distance == 0 else float(distance < 0)
     return float(stdtr(len(values) - 1, -distance / error))

@@ -24,6 +24,7 @@ from benchmark.execution.cluster import at_once, cluster, worker_resources
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
+from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Resources
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
@@ -244,6 +245,7 @@ def _settings(resources: Resources, per_worker: Mapping[str, float], store: str,
         timeout=resources.timeout,
         report_to=resources.report_to,
         checkpoint_minutes=resources.checkpoint_minutes,
+        libraries=library_versions(),
     )
 
 

@@ -20,6 +20,7 @@ from ray import tune
 
 from benchmark.execution import ray_env
 from benchmark.execution.status import Writer
+from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Tracker
 from benchmark.io import logs
 from benchmark.plan.failures import StageError, classify, time_limit
@@ -60,6 +61,7 @@ class TrialSettings:
         timeout: seconds that a stage may take; None: no limit.
         report_to: trackers of the trainings.
         checkpoint_minutes: from one checkpoint of a training to the next.
+        libraries: versions that are in the keys, which every worker must have.
     """
 
     store: str
@@ -72,6 +74,7 @@ class TrialSettings:
     timeout: float | None
     report_to: tuple[Tracker, ...]
     checkpoint_minutes: float
+    libraries: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ class StageTrial(tune.Trainable):
         ray_env.name_process(stage.label)
         _bound_memory(self._job.share)
         try:
+            check_libraries(self._job.settings.libraries)
             with time_limit(self._job.settings.timeout):
                 if stage.kind == "evaluate":
                     self._evaluate(stage, store)
@@ -259,6 +263,20 @@ def _speaker(stage: Stage) -> Callable[[str], None]:
 def _progress_to(job: StageJob) -> Callable[[str], None]:
     """Return the receiver of an evaluation's progress: the driver's view or, where it cannot see that, the log."""
     return Writer(job.settings.status, job.stage.key).say if job.settings.status else _speaker(job.stage)
+
+
+def check_libraries(planned: Mapping[str, str]) -> None:
+    """Refuse a machine whose libraries have other versions than those in the stages' keys.
+
+    Raises:
+        UserError: one has.
+    """
+    for name, version in library_versions().items():
+        if version != planned[name]:
+            raise UserError(
+                f"{name} is {version} on this worker and {planned[name]} where the run was started, so its results "
+                f"would get a wrong key; install {name}=={planned[name]}"
+            )
 
 
 def _bound_memory(share: float) -> None:

@@ -195,7 +195,7 @@ class Results:
     def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> TableEntry:
 
         good = rows[~(self._failed | self._not_run)[rows]]
-        values, victims = (self._values(name, good) for name in ("value", "victim_value"))
+        values, victims = self._values(good)
         trials, of_victim = self._trials(metric, rows, good)
         low, high = self._interval(metric, values, good)
         return TableEntry(
@@ -218,11 +218,21 @@ class Results:
             not_run=int(self._not_run[rows].sum()),
         )
 
-    def _values(self, column: str, good: NDArray[np.int64]) -> dict[Seeds, float]:
-        """Return a column of the rows by their seeds, sorted; rows without a value are left out."""
-        seeds = (tuple(pair) for pair in self._seeds[good].tolist())
-        found = zip(seeds, self._numbers[column][good].tolist(), strict=True)
-        return dict(sorted((pair, value) for pair, value in found if value == value))
+    def _values(self, good: NDArray[np.int64]) -> tuple[dict[Seeds, float], dict[Seeds, float]]:
+        """Return the values of the rows and of their victims by seeds, sorted; without rows that have no value."""
+        import numpy as np
+
+        rows = good[np.argsort(self._pairs[good], kind="stable")]
+        seeds = list(map(tuple, self._seeds[rows].tolist()))
+        own, victims = (
+            {
+                pair: value
+                for pair, value in zip(seeds, self._numbers[name][rows].tolist(), strict=True)
+                if value == value
+            }
+            for name in ("value", "victim_value")
+        )
+        return own, victims
 
     def _interval(
         self, metric: str, values: Values, good: NDArray[np.int64]

@@ -66,7 +66,7 @@ def _differing(of_stages: Mapping[str, Iterable[str]]) -> str:
     known = {name: [value for value in values if value != UNKNOWN] for name, values in of_stages.items()}
     if len({value for values in known.values() for value in values}) < 2:
         return ""
-    return ", ".join(f"{name} {' and '.join(values)}" for name, values in known.items() if values)
+    return "; ".join(f"{name} {', '.join(values)}" for name, values in known.items() if values)
 
 
 def _libraries(texts: Iterable[str]) -> dict[str, list[str]]:

@@ -31,10 +31,10 @@ def basis_of(values: Values) -> Basis:
 
 def units(values: Values) -> dict[int, list[float]]:
     """Return the values of each unit: by attack seed, or by defense seed where all runs have one attack seed."""
-    by_attack = basis_of(values) == "seeds"
+    place = 0 if basis_of(values) == "seeds" else 1
     found: dict[int, list[float]] = {}
-    for (attack, defense), value in values.items():
-        found.setdefault(attack if by_attack else defense, []).append(value)
+    for seeds, value in values.items():
+        found.setdefault(seeds[place], []).append(value)
     return found
 
 

@@ -327,6 +327,7 @@ CASES: dict[str, list[Case]] = {
         in_grid("seed: a word", seed="one"),
         in_grid("seed: true", seed=True),
         in_grid("seed: negative", seed=-1),
+        in_grid("seed beside one of the two that it sets", seed=1, defense_seed=2),
         in_grid("seed: beyond 32 bits", "line", seed=2**80),
         in_grid("a floor above 100", asr_floor=101),
         in_grid("a floor that is no number", asr_floor=float("nan")),

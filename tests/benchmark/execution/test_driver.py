@@ -18,7 +18,7 @@ from ray.tune.execution import class_cache
 from benchmark.execution import cluster, driver, ray_env, searcher
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import GONE, KILLED, ErrorRecorder, Gate, StageSearcher
-from benchmark.execution.trial import StageJob
+from benchmark.execution.trial import StageJob, check_libraries
 from benchmark.grid.resources import Resources
 from benchmark.io.files import FullError
 from benchmark.plan import failures
@@ -355,6 +355,17 @@ def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
     job = StageJob.of(cloudpickle.loads(cloudpickle.dumps(given)))
     assert (job.stage, job.share, job.settings.timeout, job.grouped) == (stage("a"), 0.5, 9, True)
     assert not StageJob.of(config(Resources(), PER_WORKER, stage("a"), 1.0)).grouped
+
+
+def test_a_worker_with_another_library_than_the_keys_is_refused() -> None:
+    planned = driver._settings(Resources(), PER_WORKER, "store", None).libraries
+    check_libraries(planned)
+    with pytest.raises(UserError) as caught:
+        check_libraries({**planned, "trl": "0.1"})
+    assert str(caught.value) == (
+        f"trl is {planned['trl']} on this worker and 0.1 where the run was started, so its results would get a wrong "
+        "key; install trl==0.1"
+    )
 
 
 def test_tune_passes_no_keys_of_a_bucket_to_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:

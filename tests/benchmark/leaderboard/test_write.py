@@ -75,7 +75,8 @@ def test_a_board_of_several_versions_says_so() -> None:
     later = [row | {"code_version": "1+b", "attack_code_version": "1+a"} for row in cell("new", 98.0, {"mmlu": 1.0})]
     made, _ = combined([Source(own, [], {}), Source(later, [], {})], 2.0)
     (sentence,) = made.mixed
-    assert sentence.startswith("Stages are of several versions of the code: attacks 1+a, evaluations 1+a and 1+b.")
+    assert "several versions of the code" in sentence
+    assert "1+b" in sentence
     assert f"**Mixed.** {sentence}" in notes(made)
     assert combined([Source(own, [], {})], 2.0)[0].mixed == ()
 

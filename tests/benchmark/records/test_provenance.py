@@ -73,7 +73,7 @@ def test_code_that_differs_is_named_by_stage(store: LocalStore) -> None:
         "evaluations": ["0.1.0+0000002"],
     }
     assert provenance.mixtures(rows) == [
-        "Stages are of several versions of the code: attacks 0.1.0+0000001, defenses 0.1.0+0000002, evaluations "
+        "Stages are of several versions of the code: attacks 0.1.0+0000001; defenses 0.1.0+0000002; evaluations "
         "0.1.0+0000002. The store kept those whose own code and settings did not change."
     ]
 
@@ -81,7 +81,7 @@ def test_code_that_differs_is_named_by_stage(store: LocalStore) -> None:
 def test_libraries_that_differ_are_named_by_stage(store: LocalStore) -> None:
     later = {"versions": LIBRARIES | {"datasets": "4.1", "vllm": "0.32"}}  # vllm only decodes
     assert provenance.mixtures(table(store, made_by(1), made_by(1), made_by(1, **later))) == [
-        "Stages used several versions of libraries: datasets (attacks 4.0, defenses 4.0, evaluations 4.1)."
+        "Stages used several versions of libraries: datasets (attacks 4.0; defenses 4.0; evaluations 4.1)."
     ]
 
 
@@ -91,7 +91,7 @@ def test_a_page_tells_of_a_mixture_and_lists_all_code(store: LocalStore, tmp_pat
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "- Code: 0.1.0+0000001, 0.1.0+0000002\n" in text
     assert "- Device: abacus 1, abacus 2\n" in text
-    assert "- **Mixed:** Stages are of several versions of the code: attacks 0.1.0+0000001, " in text
+    assert "- **Mixed:** Stages are of several versions of the code: attacks 0.1.0+0000001; " in text
 
 
 @pytest.mark.parametrize("lacking", ["attack_", "defense_"])
