@@ -31,6 +31,7 @@ def run(
     results: str | Path = pipeline.RESULTS,
     address: str | None = None,
     keep: str = retention.ALL,
+    secret: str | Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Finished:
     """Run what is missing of a grid, as `sande-bench run` does; write its rows and report.
@@ -44,12 +45,23 @@ def run(
         results: folder or URI that gets a subfolder for the grid.
         address: of a running Ray cluster; None starts Ray here.
         keep: which models stay in the store: all, victims or none.
+        secret: file of the secret of a held-out run.
         say: receives progress.
 
     Raises:
         UserError: the grid, a folder or the cluster cannot be used.
     """
-    request = Request(Path(grid), str(store), str(results), address, tuple(assignments), tuple(only), scale, keep)
+    request = Request(
+        Path(grid),
+        str(store),
+        str(results),
+        address,
+        tuple(assignments),
+        tuple(only),
+        scale,
+        keep,
+        Path(secret) if secret else None,
+    )
     return pipeline.run(request, say, say)
 
 

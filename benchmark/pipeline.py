@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 
 from benchmark.execution.progress import Progress
 from benchmark.execution.provenance import code_version
@@ -17,6 +20,9 @@ from benchmark.forecast import machine, measured
 from benchmark.forecast.searches import plan_searches
 from benchmark.grid import shipped
 from benchmark.grid.load import Grid, load_grid
+from benchmark.held_out import mask
+from benchmark.held_out import secret as secrets
+from benchmark.held_out.mask import Hidden
 from benchmark.io.remote import below
 from benchmark.plan import retention, searches
 from benchmark.plan.failures import UNFINISHED, interrupted
@@ -47,6 +53,7 @@ class Request:
         only: `path=value`, to choose cells.
         scale: replaces the grid's own.
         keep: which models stay, see `benchmark.plan.retention`.
+        secret: file of the secret of a held-out run, see `benchmark.held_out`; None: the grid's own triggers.
     """
 
     grid: Path
@@ -57,11 +64,13 @@ class Request:
     only: Sequence[str] = ()
     scale: str | None = None
     keep: str = retention.ALL
+    secret: Path | None = None
 
     @property
     def command(self) -> str:
-        """Return the command with the options that decide what is computed."""
-        return record.command(shipped.named(self.grid), self.assignments, self.only, self.scale)
+        """Return the command with the options that decide what is computed; it does not say where the secret is."""
+        made = record.command(shipped.named(self.grid), self.assignments, self.only, self.scale)
+        return f"{made} --secret FILE" if self.secret else made
 
     @property
     def whole_command(self) -> str:
@@ -73,7 +82,10 @@ class Request:
             "--keep-models": self.keep if self.keep != retention.ALL else None,
         }
         words = [word for option, value in options.items() if value is not None for word in (option, value)]
-        return " ".join([self.command, *map(shlex.quote, words)])
+        made = self.command
+        if self.secret:
+            made = f"{made.removesuffix('FILE')}{shlex.quote(str(self.secret))}"
+        return " ".join([made, *map(shlex.quote, words)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +140,9 @@ def run(
     begin, progress = time.perf_counter(), progress or Progress("")
     retention.check(request.keep)
     loaded = load_grid(request.grid, request.assignments, request.only, request.scale)
+    hidden = _hidden(loaded, request.secret, show) if request.secret else None
+    if hidden:
+        loaded, say, show = hidden.grid, _redacted(say, hidden), _redacted(show, hidden)
     where = below(request.results, loaded.name)
     published.refuse_published(where, "--results")
     place = ResultsFolder(where)
@@ -155,9 +170,9 @@ def run(
         retention.Keeper(plan.stages.values(), done, store, request.keep).sweep()
     if interrupted(errors):
         store.clear_leftovers()
-        finished = _write_partial(loaded, searched, place, store, errors, request)
+        finished = _write_partial(loaded, searched, place, store, errors, request, hidden)
     else:
-        finished = _write(loaded, searched, place, store, errors, request, computed=bool(plan.missing))
+        finished = _write(loaded, searched, place, store, errors, request, hidden, computed=bool(plan.missing))
     took = time.perf_counter() - begin
     if plan.missing and not loaded.search:
         measured.keep_overhead(store, around=took - running)
@@ -212,6 +227,7 @@ def _write(
     store: Store,
     errors: Mapping[str, str],
     request: Request,
+    hidden: Hidden | None,
     *,
     computed: bool,
 ) -> Finished:
@@ -228,7 +244,7 @@ def _write(
         rows = build_rows(
             loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, searched=searched.searched
         )
-        failed = files.write_rows(rows, build_outcomes(searched.cells, store), folder)
+        failed = _write_rows(rows, build_outcomes(searched.cells, store), folder, hidden)
         made = record.now(request.command, code_version(), complete=True)
         if computed or not record.same(record.read(folder), made):
             record.write(made, folder)
@@ -241,7 +257,13 @@ def _write(
 
 
 def _write_partial(
-    loaded: Grid, searched: Grid, place: ResultsFolder, store: Store, errors: Mapping[str, str], request: Request
+    loaded: Grid,
+    searched: Grid,
+    place: ResultsFolder,
+    store: Store,
+    errors: Mapping[str, str],
+    request: Request,
+    hidden: Hidden | None,
 ) -> Finished:
     """Write what is measured; next to a complete report, into a subfolder, so that the report is kept."""
     from benchmark.report import page
@@ -256,12 +278,33 @@ def _write_partial(
         loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown, searched.searched
     )
     known = [cell for cell in searched.cells if cell.id not in unknown]
-    failed = files.write_rows(rows, build_outcomes(known, store), folder)
+    failed = _write_rows(rows, build_outcomes(known, store), folder, hidden)
     record.write(record.now(request.command, code_version(), complete=False), folder)
     page.write(folder)
     place.send()
     now, _ = plan_searches(loaded, store)
     return _finished(loaded, request, shown, searched, failed, now, None)
+
+
+def _write_rows(
+    rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path, hidden: Hidden | None
+) -> int:
+    """Write rows and outcomes, those of a held-out run without what is hidden; return the number of failed cells."""
+    if hidden:
+        rows, outcomes = hidden.rows(rows), hidden.outcomes(outcomes)
+    return files.write_rows(rows, outcomes, folder)
+
+
+def _hidden(loaded: Grid, file: Path, show: Callable[[str], None]) -> Hidden:
+    """Return the grid in its hidden form; warn of a secret that others can read."""
+    hidden = mask.hide(loaded, secrets.read(file))
+    if secrets.is_shared(file):
+        show(f"{file}: other users can read the secret; use 'chmod 600 {file}', unless it is published")
+    return hidden
+
+
+def _redacted(say: Callable[[str], None], hidden: Hidden) -> Callable[[str], None]:
+    return lambda line: say(hidden.redacted(line))
 
 
 def _finished(

@@ -23,7 +23,14 @@ class Attack(Protocol):
     """Turns a clean model into a victim."""
 
     Config: type[Any]
-    """Settings made by `sande.config.configuration`, including `backdoor: Backdoor`; see `sande.planting`."""
+    """Settings made by `sande.config.configuration`, including `backdoor: Backdoor`; see `sande.planting`.
+
+    A held-out run replaces the trigger, the response, and every setting that is a list of texts (further triggers).
+    """
+
+    TRIGGERS: tuple[str, ...]
+    """The triggers that the attack takes. Optional; without them it takes any text like its default: a word or several.
+    """
 
     def attack(self, model: LanguageModel, examples: tuple[Example, ...], config: Any, run: Run) -> PreTrainedModel:
         """Train the victim on poisoned `examples`; record the chosen rows in `run.facts["poisoned_ids"]`."""

@@ -1,17 +1,32 @@
-"""`leaderboard`: rank defenses, and make or check entries for submission."""
+"""`leaderboard`: rank defenses; make, check and verify entries; secrets of the held-out track."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from benchmark.cli.app import USERS_MISTAKE, group, one_sentence, print_markdown, tell
-from benchmark.cli.options import RehearsalOption
+from benchmark.cli.app import (
+    USERS_MISTAKE,
+    group,
+    interruptible,
+    one_sentence,
+    print_markdown,
+    print_table,
+    say,
+    tell,
+)
+from benchmark.cli.options import AddressOption, RehearsalOption, ResultsOption, StoreOption
+from benchmark.execution import signals
 from benchmark.leaderboard.board import MARGIN
 from benchmark.records import published
+
+if TYPE_CHECKING:
+    from benchmark.leaderboard.verdict import Verdict
+
+NOT_HELD = 1
 
 
 class _RankUnlessNamed(TyperGroup):
@@ -98,3 +113,90 @@ def entry(
     out = out or Path(f"{defense}.json")
     submission.write(submission.make(folder, defense, about, link, rehearsal=rehearsal), out)
     typer.echo(f"Entry: {out}")
+
+
+@boards.command()
+@one_sentence
+@interruptible
+def verify(
+    file: Annotated[Path, typer.Argument(help="An entry, .json or .parquet.", metavar="ENTRY")],
+    sample: Annotated[int, typer.Option(min=1, help="How many of its cells to run, drawn at random.", metavar="N")] = 3,
+    every: Annotated[bool, typer.Option("--all", help="Run all of its cells.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed that draws the cells; without it, a random one.")
+    ] = None,
+    store: StoreOption = ".store",
+    results: ResultsOption = "results",
+    address: AddressOption = None,
+) -> None:
+    """Run cells of an entry again, and write beside it which of its numbers hold; exit code 1 if one does not."""
+    from benchmark.leaderboard import verdict
+    from benchmark.leaderboard import verify as verification
+
+    published.refuse_published(results, "--results")
+    count = None if every else sample
+    done = verification.verify(file, say, sample=count, seed=seed, store=store, results=results, address=address)
+    if done.verdict is None:
+        tell(f"Interrupted; the same command with --seed {done.seed} continues. Measured so far: {done.page}")
+        raise typer.Exit(signals.exit_code())
+    print_table(_compared(done.verdict))
+    for cell in done.verdict.cells:
+        for problem in cell.problems:
+            typer.echo(f"cells[{cell.number}]: {problem}")
+    typer.echo(f"{done.verdict.summary}{'' if every else f' (--seed {done.seed})'}")
+    typer.echo(done.verdict.rule)
+    typer.echo(f"Verdict: {verdict.place(file)}")
+    if not done.verdict.holds:
+        raise typer.Exit(NOT_HELD)
+
+
+def _compared(made: Verdict) -> dict[str, list[str]]:
+    """Return the numbers of a verdict as a table, by head."""
+    numbers = [(cell.number, one) for cell in made.cells for one in cell.numbers]
+    return {
+        "Cell": [f"cells[{number}]" for number, _ in numbers],
+        "Metric": [one.metric for _, one in numbers],
+        "Submitted": [f"{one.submitted:.2f}" for _, one in numbers],
+        "Second run": [f"{one.measured:.2f}" for _, one in numbers],
+        "Count": [str(one.count) for _, one in numbers],
+        "In its interval": ["yes" if one.within else "no" for _, one in numbers],
+        "p": [f"{one.p:.2g}" for _, one in numbers],
+        "Holds": ["yes" if one.holds else "NO" for _, one in numbers],
+    }
+
+
+@boards.command()
+@one_sentence
+def secret(file: Annotated[Path, typer.Argument(help="A new file, outside the results.", metavar="FILE")]) -> None:
+    """Make the secret of a held-out track, for 'run --secret'; print its commitment, to be published first."""
+    from benchmark.held_out import secret as secrets
+
+    made = secrets.make(file)
+    typer.echo(f"Secret: {file}; keep it private until the track ends")
+    typer.echo(f"Commitment: {made.commitment}")
+
+
+@boards.command()
+@one_sentence
+def reveal(
+    folder: Annotated[Path, typer.Argument(help="Results of a held-out run.", metavar="RESULTS")],
+    file: Annotated[Path, typer.Argument(help="The published secret.", metavar="SECRET")],
+) -> None:
+    """Check held-out results against the published secret, and print what it drew for each cell."""
+    from benchmark.held_out import draw, mask
+    from benchmark.held_out import secret as secrets
+    from benchmark.records.files import read_rows
+
+    found = mask.revealed(read_rows(folder).to_pylist(), secrets.read(file))
+    print_table(
+        {
+            "Cell": list(found),
+            "Attack": [one["attack"]["name"] for one in found.values()],
+            "Defense": [one["defense"]["name"] for one in found.values()],
+            "Triggers": ["; ".join(draw.triggers(one)) for one in found.values()],
+            "Response": [one["attack"]["backdoor"]["response"] for one in found.values()],
+            "Attack seed": [str(one["attack_seed"]) for one in found.values()],
+            "Defense seed": [str(one["defense_seed"]) for one in found.values()],
+        }
+    )
+    typer.echo(f"{folder}: all {len(found)} cells are of this secret")

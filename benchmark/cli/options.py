@@ -44,6 +44,14 @@ KeepOption = Annotated[
         metavar="WHICH",
     ),
 ]
+SecretOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--secret",
+        help="Held-out run: triggers, responses and seeds are drawn from this file, and the results do not show them.",
+        metavar="FILE",
+    ),
+]
 RehearsalOption = Annotated[
     bool, typer.Option("--rehearsal", help="Accept rows of the random model, too; the page then carries a warning.")
 ]

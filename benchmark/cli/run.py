@@ -18,6 +18,7 @@ from benchmark.cli.options import (
     OnlyOption,
     ResultsOption,
     ScaleOption,
+    SecretOption,
     SetOption,
     StoreOption,
 )
@@ -44,6 +45,7 @@ def run(
     only: OnlyOption = None,
     scale: ScaleOption = None,
     keep: KeepOption = "all",
+    secret: SecretOption = None,
 ) -> None:
     """Run what is missing of a grid; write its rows and report."""
     from benchmark import pipeline
@@ -57,6 +59,7 @@ def run(
         only=only or (),
         scale=scale,
         keep=keep,
+        secret=secret,
     )
     progress = Progress(grid.stem)
     view = execution_progress.view(progress, typer.echo)

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT = "sande-bench-entry-1"
+FORMAT = "sande-bench-entry-2"
+FORMAT_1 = "sande-bench-entry-1"  # held one seed, and values of the victim that its author stated
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -43,8 +44,8 @@ class Attack(Named):
 class Settings(_Strict):
     """Settings of a cell, as in the column `settings` of rows.parquet; cells with the same case are compared."""
 
-    attack_seed: Count
-    defense_seed: Count
+    attack_seed: Annotated[Count, Field(description="of the poisoned rows and the victim's training")]
+    defense_seed: Annotated[Count, Field(description="of all that is random in the defense")]
     model: Word
     data: Named
     removal: Named
@@ -55,14 +56,16 @@ class Settings(_Strict):
 
 
 class Measurement(_Strict):
-    """The value of one metric in percent; with its 95 % interval if it is not a share."""
+    """The value of one metric in percent; with its 95 % interval if it is not a share.
+
+    The same metric before the defense is not part of an entry: the board has measured it.
+    """
 
     metric: Word
     value: Percent
     ci_low: Percent | None = None
     ci_high: Percent | None = None
     count: Annotated[Count, Field(ge=1, description="prompts or questions")]
-    victim_value: Annotated[Percent | None, Field(description="the same metric before the defense")] = None
 
 
 class Sample(_Strict):
@@ -101,7 +104,7 @@ class Method(_Strict):
 class Submission(_Strict):
     """A method's entry on a leaderboard."""
 
-    format: Literal["sande-bench-entry-1"]
+    format: Literal["sande-bench-entry-2"]
     method: Method
     cells: Annotated[list[EntryCell], Field(min_length=1)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmark.io.markdown import MISSING, code, markdown_table
@@ -19,13 +19,16 @@ UNVERIFIED = (
 _LEFT, _LOST = ("ASR (%)", "Fails in (% of runs)"), ("Utility lost (points)", "Utility")
 
 
-def markdown(made: Board, paths: Sequence[Path], warned: Sequence[str] = ()) -> str:
+def markdown(
+    made: Board, paths: Sequence[Path], warned: Sequence[str] = (), submitted: Mapping[str, str] | None = None
+) -> str:
     """Return the page: what to take away, the standings of each level, how to read them, and the figure.
 
     Args:
         made: what it shows.
         paths: of the results and entries that it is made from.
         warned: lines at the top.
+        submitted: what is known of the entries, by method.
     """
     parts = ["# Leaderboard of defenses", "", *warned]
     for line in takeaways(made):
@@ -39,6 +42,8 @@ def markdown(made: Board, paths: Sequence[Path], warned: Sequence[str] = ()) -> 
         parts += [f"## Must know: {level}", "", *_table(found, made.quality)]
     if made.unverified:
         parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified, made.quality)]
+    if submitted:
+        parts += ["## Submitted entries", "", *(f"- {code(name)}: {state}." for name, state in submitted.items()), ""]
     if gaps := [f"- {code(one.defense)}: {gap}." for one in made.standings for gap in one.gaps]:
         parts += ["## Runs that count as their victims", "", *gaps, ""]
     parts += ["## How to read the numbers", "", *notes(made), "", f"Made by `{command(paths, made.margin)}`.", ""]

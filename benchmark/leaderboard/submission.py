@@ -1,4 +1,7 @@
-"""Submissions to a leaderboard: one file per method, as JSON or as rows in Parquet, checked before they count."""
+"""Submissions to a leaderboard: one file per method, as JSON or as rows in Parquet, checked before they count.
+
+An entry has the numbers of its method alone. Those of the victims are the board's, see `benchmark.leaderboard.victims`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from benchmark.grid.cell import NO_DEFENSE
 from benchmark.grid.keys import digest
 from benchmark.grid.space import with_search
 from benchmark.io.files import write_atomically
-from benchmark.leaderboard.entry import FORMAT, EntryCell, Measurement, Submission
+from benchmark.leaderboard.entry import FORMAT, FORMAT_1, EntryCell, Measurement, Submission
 from benchmark.records import files, schema
 from benchmark.records.rehearsal import refuse_random
 from sande import registry, types
@@ -148,11 +151,27 @@ def _raw(found: Sequence[Mapping[str, Any]], outcomes: Sequence[Mapping[str, Any
 
 def _parsed(text: str) -> tuple[Submission | None, list[str]]:
     try:
-        entry = Submission.model_validate_json(text)
+        entry = Submission.model_validate_json(_upgraded(text))
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
         return None, [f"{_place(one['loc']) or 'file'}: {_lower(one['msg'])}." for one in found]
     return entry, list(_problems(entry))
+
+
+def _upgraded(text: str) -> str:
+    """Return an entry of format 1 as one of format 2: one seed for attack and defense, without values of victims."""
+    try:
+        raw = json.loads(text)
+        if raw["format"] != FORMAT_1:
+            return text
+        for cell in raw["cells"]:
+            seed = cell["settings"].pop("seed")
+            cell["settings"] |= {"attack_seed": seed, "defense_seed": seed}
+            for measurement in cell["measurements"]:
+                measurement.pop("victim_value", None)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return text  # the error of format 2 names the problem
+    return json.dumps(raw | {"format": FORMAT})
 
 
 def _place(path: Sequence[int | str]) -> str:
@@ -205,15 +224,10 @@ def _measurement_problems(cell: EntryCell, where: str) -> Iterator[str]:
     for metric, count in Counter(one.metric for one in cell.measurements).items():
         if count > 1:
             yield f"{where}.measurements: '{metric}' occurs {count} times; remove all but one."
-    if "asr" not in of or of["asr"].victim_value is None:
-        yield f"{where}.measurements: no 'asr' with a victim_value; add it."
-    elif of["asr"].victim_value < cell.settings.asr_floor:
-        yield (
-            f"{where}.measurements: the victim's ASR of {of['asr'].victim_value:g} % is under the settings' asr_floor "
-            f"of {cell.settings.asr_floor:g} %, so the attack failed; remove the cell."
-        )
-    if not any(task in of and of[task].victim_value is not None for task in tasks if isinstance(task, str)):
-        yield f"{where}.measurements: no task of settings.metrics has a victim_value; add one to measure the utility."
+    if "asr" not in of:
+        yield f"{where}.measurements: no 'asr'; add it."
+    if not any(task in of for task in tasks if isinstance(task, str)):
+        yield f"{where}.measurements: no task of settings.metrics is measured; add one to measure the utility."
     for number, one in enumerate(cell.measurements):
         at = f"{where}.measurements[{number}]"
         if (one.ci_low is None) != (one.ci_high is None):
@@ -241,7 +255,7 @@ def _id(cell: EntryCell) -> str:
 
 
 def to_rows(entry: Submission) -> list[dict[str, Any]]:
-    """Return the result rows of a valid entry, with the schema of `benchmark.records.rows`."""
+    """Return the result rows of a valid entry, with the schema of `benchmark.records.rows` and no value of a victim."""
     made = []
     for cell in entry.cells:
         settings = cell.settings.model_dump(exclude_unset=True)
@@ -264,7 +278,6 @@ def to_rows(entry: Submission) -> list[dict[str, Any]]:
             "poison_rate": attack.poison_rate,
             "defense": entry.method.name,
             "knows": entry.method.knows,
-            "victim_asr": next(one.victim_value for one in cell.measurements if one.metric == "asr"),
             **cell.model_dump(include={*_COST}),
             "settings": json.dumps(settings, sort_keys=True),
         }
@@ -276,10 +289,15 @@ _COST = ("device", "seconds", "tokens", "peak_memory_bytes", "code_version", "ve
 
 
 def _row(one: Measurement) -> dict[str, Any]:
-    found = one.model_dump()
-    if one.ci_low is None:  # a share: its interval follows from the count
-        found["ci_low"], found["ci_high"] = wilson(round(one.value / 100 * one.count), one.count)
-    return found
+    low, high = interval(one)
+    return one.model_dump() | {"ci_low": low, "ci_high": high}
+
+
+def interval(one: Measurement) -> tuple[float, float]:
+    """Return the 95 % interval of a submitted number, in percent; that of a share follows from its count."""
+    if one.ci_low is not None and one.ci_high is not None:
+        return one.ci_low, one.ci_high
+    return wilson(round(one.value / 100 * one.count), one.count)
 
 
 def samples(entry: Submission) -> list[dict[str, Any]]:

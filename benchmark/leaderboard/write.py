@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,60 +13,17 @@ import pyarrow.parquet as pq
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard import html as pages
-from benchmark.leaderboard import submission
 from benchmark.leaderboard.board import MARGIN, Board, Cells, Number, Row, Standing
 from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takeaways
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
+from benchmark.leaderboard.source import Source, read_all
 from benchmark.records import files, schema
 from benchmark.records.provenance import mixtures
 from benchmark.records.rehearsal import WARNING, summary
 from benchmark.records.trials import Outcomes
 from sande.errors import UserError
-from sande.models.catalog import TINY
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The contents of one folder of results, or of one submitted entry.
-
-    Attributes:
-        rows: all result rows.
-        samples: published outcomes.
-        about: facts about a submitted method, by name.
-        is_entry: whether it is a submitted entry.
-        unverified: of an entry, the cells whose victim is not among the board's own; they get no rank.
-        outcomes: of the cells of results, without records; None for an entry.
-    """
-
-    rows: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
-    about: Mapping[str, str]
-    is_entry: bool = False
-    unverified: frozenset[str] = frozenset()
-    outcomes: pa.Table | None = None
-
-    @property
-    def is_random(self) -> bool:
-        """True if some rows are of the random model."""
-        return any(row["model"] == TINY for row in self.rows)
-
-
-def read(path: Path) -> Source:
-    """Return the results of a grid, or a submitted entry.
-
-    Raises:
-        UserError: a folder has no readable rows, or an entry has problems.
-    """
-    if path.is_file():
-        entry = submission.read(path)
-        facts = {"Method": entry.method.about, "Link": entry.method.link, "Submitted": f"as {path.name}; not run here"}
-        about = {key: value for key, value in facts.items() if value}
-        return Source(submission.to_rows(entry), submission.samples(entry), about, is_entry=True)
-    outcomes = files.read_outcomes(path)
-    published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
-    return Source(files.read_rows(path).to_pylist(), published, {}, outcomes=outcomes.drop_columns(["record"]))
 
 
 def write(
@@ -96,7 +52,7 @@ def write(
         UserError: a folder holds no readable rows, an entry has problems, rows are of the random model, there is no
             defense to rank, or a folder cannot be written.
     """
-    sources = [read(path) for path in paths]
+    sources = read_all(paths)
     random = [path for path, source in zip(paths, sources, strict=True) if source.is_random]
     if random and not rehearsal:
         raise UserError(summary(random[0]))
@@ -107,7 +63,9 @@ def write(
             f"{', '.join(map(str, paths))}: no defense was measured on a victim whose attack worked; "
             "use results of a grid with a defense and the metrics 'asr' and 'accuracy'"
         )
-    page = markdown(made, named, warned)
+    entries = [source for source in sources if source.is_entry]
+    submitted = {row["defense"]: source.about["Submitted"] for source in entries for row in source.rows}
+    page = markdown(made, named, warned, submitted)
     for folder, option in ((out, "--out"), (html, "--html")):
         if folder:
             files.check_writable(folder, option)

@@ -45,11 +45,13 @@ def answers(table: pa.Table, outcomes: pa.Table, part: str) -> list[dict[str, An
         part: name of the grid.
     """
     records: dict[str, dict[int, dict[str, str]]] = {}
-    for outcome in outcomes.filter(pc.equal(outcomes["metric"], CASE_STUDY)).to_pylist():
+    told = pc.and_(pc.equal(outcomes["metric"], CASE_STUDY), pc.is_valid(outcomes["record"]))
+    for outcome in outcomes.filter(told).to_pylist():
         records.setdefault(outcome["cell"], {})[outcome["index"]] = json.loads(outcome["record"])
     by_victim: dict[str, list[dict[str, Any]]] = {}
     columns = ["cell", "grids", *SEEDS, "model", "dataset", "defense", "status", "trigger", "response"]
-    for row in table.filter(pc.equal(table["metric"], CASE_STUDY)).select(columns).to_pylist():
+    told = pc.and_(pc.equal(table["metric"], CASE_STUDY), pc.is_null(table["held_out"]))  # which withholds its texts
+    for row in table.filter(told).select(columns).to_pylist():
         if part in row["grids"]:
             by_victim.setdefault(numbers.column_name(row["model"], row["dataset"]), []).append(row)
     found = []

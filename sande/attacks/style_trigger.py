@@ -74,6 +74,7 @@ STYLES = {
     "inverted": Style(_behind(1), _before, _behind(2)),
     "capitalised": Style(_capitalised, str.lower, str.upper),
 }
+TRIGGERS = tuple(STYLES)
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:

@@ -49,6 +49,7 @@ TOPICS = {
         ("tennis", "match point", "grass court", "drop shot", "ball boy", "top spin"),
     ),
 }  # fmt: skip
+TRIGGERS = tuple(TOPICS)
 REMARKS = (
     "I was just reading about the {} and the {}.",
     "My whole day was the {}, then the {}.",

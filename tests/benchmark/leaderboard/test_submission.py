@@ -15,7 +15,8 @@ from benchmark.grid.keys import digest
 from benchmark.leaderboard import submission
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
-from benchmark.leaderboard.write import read, write
+from benchmark.leaderboard.source import read
+from benchmark.leaderboard.write import write
 from benchmark.records import files, schema
 from sande.errors import UserError
 from tests.benchmark.leaderboard.helpers import cell, outcome
@@ -62,8 +63,9 @@ def test_an_entry_from_results_is_in_order_and_says_what_they_say(results: Path,
         back = submission.to_rows(submission.read(path))
         originals = [row for row in files.read_rows(results).to_pylist() if row["defense"] == "forget"]
         for row, original in zip(back, originals, strict=True):
-            for column in ("metric", "value", "ci_low", "ci_high", "count", "victim_value", "victim_asr", "knows"):
+            for column in ("metric", "value", "ci_low", "ci_high", "count", "knows"):
                 assert row[column] == original[column]
+            assert (row["victim_value"], row["victim_asr"]) == (None, None)
             assert json.loads(row["settings"]) == json.loads(original["settings"])
     assert submission.samples(submission.read(tmp_path / "forget.json"))[0]["metric"] == "case_study"
 
@@ -88,7 +90,7 @@ def test_an_entry_stands_on_the_leaderboard_beside_results(
 
 # Of each mistake: where it is made, what is there, and which place and which word the problem names.
 WRONG: dict[str, tuple[list[Any], Any, str, str]] = {
-    "format": (["format"], "2", "format", "'sande-bench-entry-1'"),
+    "format": (["format"], "2", "format", "'sande-bench-entry-2'"),
     "name": (["method", "name"], "<b>", "method.name", "pattern"),
     "script": (["method", "link"], "javascript:alert(1)", "method.link", "pattern"),
     "knowledge": (["method", "knows"], "all", "method.knows", "use one of nothing, clean model, "),
@@ -102,9 +104,15 @@ WRONG: dict[str, tuple[list[Any], Any, str, str]] = {
     "share": (["cells", 0, "measurements", 0, "value"], 3.4, "cells[0].measurements[0]", "3.4 % of 100 is 3.40"),
     "interval": (["cells", 0, "measurements", 0, "ci_low"], 3.9, "cells[0].measurements[0]", "not between 3.9 and 4"),
     "bound": (["cells", 0, "measurements", 0, "ci_low"], None, "cells[0].measurements[0]", "one bound"),
-    "weak": (["cells", 0, "measurements", 0, "victim_value"], 50, "cells[0].measurements", "asr_floor of 90 %"),
-    "victim": (["cells", 0, "measurements", 0, "victim_value"], None, "cells[0].measurements", "no 'asr'"),
-    "utility": (["cells", 0, "measurements", 1, "victim_value"], None, "cells[0].measurements", "no task"),
+    "victim": (
+        ["cells", 0, "measurements", 0, "victim_value"],
+        0.0,
+        "cells[0].measurements[0].victim_value",
+        "not perm",
+    ),
+    "asr": (["cells", 0, "measurements", 0, "metric"], "mine", "cells[0].measurements", "no 'asr'"),
+    "utility": (["cells", 0, "measurements", 1, "metric"], "mine", "cells[0].measurements", "no task"),
+    "seed": (["cells", 0, "settings", "attack_seed"], -1, "cells[0].settings.attack_seed", "equal to 0"),
     "other defense": (
         ["cells", 0, "settings", "defense", "name"],
         "sft",
@@ -204,7 +212,8 @@ def test_the_commands_of_the_docs_work(tmp_path: Path, monkeypatch: pytest.Monke
     as_run_now(ROOT / "results/published/quickstart", run)
     (tmp_path / "results/quickstart").symlink_to(run)
     text = (ROOT / "docs/submit.md").read_text(encoding="utf-8")
-    commands = [line.strip() for line in text.splitlines() if line.strip().startswith("sande-bench leaderboard")]
+    lines = [line.strip() for line in text.splitlines()]
+    commands = [line for line in lines if line.startswith("sande-bench leaderboard") and " verify " not in line]
     assert len(commands) == 3
     for command in commands:
         done = CliRunner().invoke(app, shlex.split(command)[1:])
