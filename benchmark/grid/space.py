@@ -168,7 +168,11 @@ def level(search: Search, cell: Cell) -> str | None:
     """Return the level of knowledge by which a cell's settings are searched; None for a cell without a search."""
     if job_of(search, cell) is None:
         return None
-    return TriggerData.label if search.judge == TRIGGERED else registry.knowledge(cell.defense.name).label
+    return (
+        TriggerData.label
+        if search.judge == TRIGGERED
+        else registry.knowledge(cell.defense.name).level(cell.defense.settings)
+    )
 
 
 def with_search(own: str, searched: str | None) -> str:
