@@ -19,6 +19,8 @@ from benchmark.forecast.cost import measured
 from benchmark.grid import labels
 from benchmark.grid.cell import SEEDS, Cell, Method
 from benchmark.plan.plan import Plan, stages_of
+from sande import registry
+from sande.config import PUBLISHED, published
 
 NARROW = 80  # columns of a pipe or file
 LEAST = 40  # columns, even of a narrower terminal
@@ -248,7 +250,7 @@ def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
     for name, key_of in _SECTIONS.items():
         sections = {(name, key_of(cell)): values[name] for cell, values in zip(cells, settings, strict=True)}
         if len(sections) > 1:
-            found = {key: dict(labels.flatten(section, f"{name}.")) for key, section in sections.items()}
+            found = {key: _flat(name, section) for key, section in sections.items()}
             varying |= labels.varying(found.values())
             flat |= found
     short = _short(varying)
@@ -266,6 +268,15 @@ def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
         differs += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
         differs += [metrics[grid][_texts(cell)]] if metrics[grid] else []
         yield ", ".join(differs)
+
+
+def _flat(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a section by path, without those that follow from a published recipe."""
+    values = dict(labels.flatten(section, f"{name}."))
+    if section.get("recipe") == PUBLISHED:
+        for path in published(registry.entry(f"{name}s", section["name"]).Config):
+            values.pop(f"{name}.{path}", None)
+    return values
 
 
 def _texts(cell: Cell) -> MetricTexts:
