@@ -17,8 +17,9 @@ install: $(VENV)/.installed  ## the environment alone
 dev: $(VENV)/.dev  ## the same, with the tools for tests and lint
 
 # Two processes of one thread each: most tests use one core however many there are.
+# Files in their own order: xdist's would put those with few and long tests last, where one process waits for the other.
 test: dev  ## the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 slow: dev  ## what takes longer: several processes, worker groups, killed drivers
 	$(BIN)/python -m pytest -m 'slow and not faults'
