@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import fmean
 from typing import Any
 
 from benchmark.grid.cell import NO_DEFENSE
@@ -165,15 +164,10 @@ def _evidence(entry: TableEntry, *, by_change: bool) -> Evidence | None:
     """Return the evidence on an entry's value or change; None without the outcomes that one run takes."""
     if entry.basis == "model":
         return _evidence_of_one(entry, by_change=by_change)
-    victims = entry.of_victims
     if not by_change:
-        return evidence.of_level(_unit_means(entry.runs), entry.basis)
-    changes = {seeds: value - victims[seeds] for seeds, value in entry.runs.items() if seeds in victims}
-    return evidence.of_change(_unit_means(changes), entry.basis) if changes else None
-
-
-def _unit_means(values: runs.Values) -> list[float]:
-    return [fmean(of_unit) for of_unit in runs.units(values).values()]
+        return evidence.of_level(runs.unit_means(entry.runs), entry.basis)
+    changes = runs.changes(entry.runs, entry.of_victims)
+    return evidence.of_change(runs.unit_means(changes), entry.basis) if changes else None
 
 
 def _evidence_of_one(entry: TableEntry, *, by_change: bool) -> Evidence | None:

@@ -124,12 +124,11 @@ class Results:
         self._attacked = [_attacked(values) for values in self._settings]
         # Of each row:
         self._place = np.array(places)[codes]  # in those two lists
-        self._numbers = {
-            name: table[name].to_numpy() for name in ("attack_seed", "value", "victim_value", "count", *_COSTS)
-        }
+        self._numbers = {name: table[name].to_numpy() for name in ("value", "victim_value", "count", *_COSTS)}
         self._seeds = np.stack([table[name].to_numpy() for name in SEEDS], axis=1)
         # A number for each pair of seeds, in order:
-        self._pairs = np.unique(self._seeds, axis=0, return_inverse=True)[1].reshape(-1)
+        attack, defense = self._seeds.T.astype(np.uint64)  # each below 2**32
+        self._pairs = np.unique(attack << np.uint64(32) | defense, return_inverse=True)[1]
         self._failed, self._not_run, self._weak = (
             pc.equal(table["status"], status).to_numpy() for status in (FAILED, NOT_RUN, ATTACK_FAILED)
         )
@@ -139,7 +138,7 @@ class Results:
         """Return the victims' cells, by attack seed and the settings that a victim shares with its defended cells."""
         rows = pc.equal(self._table["defense"], NO_DEFENSE).to_numpy().nonzero()[0]
         attacked = (self._attacked[place] for place in self._place[rows])
-        keys = zip(self._numbers["attack_seed"][rows].tolist(), attacked, strict=True)
+        keys = zip(self._seeds[rows, 0].tolist(), attacked, strict=True)
         return dict(zip(keys, self._cells(rows), strict=True))
 
     def _cells(self, rows: NDArray[np.int64]) -> list[str]:
@@ -193,7 +192,6 @@ class Results:
         return [(texts[identity[g[0]]], names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups if len(g)]
 
     def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> TableEntry:
-
         good = rows[~(self._failed | self._not_run)[rows]]
         values, victims = self._values(good)
         trials, of_victim = self._trials(metric, rows, good)

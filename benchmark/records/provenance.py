@@ -29,7 +29,9 @@ def by_stage(table: pa.Table, column: str) -> dict[str, list[str]]:
         Values by "attacks", "defenses" and "evaluations"; no key for a stage that no measured row has.
     """
     without = pc.or_(pc.equal(table["status"], FAILED), pc.equal(table["status"], NOT_RUN))
-    measured = table.filter(pc.invert(without))
+    # Only the columns that are read: a million rows of all columns take gigabytes.
+    needed = ["defense", *(f"{prefix}{column}" for prefix in NAMES)]
+    measured = table.select(needed).filter(pc.invert(without))
     found = {}
     for prefix, name in NAMES.items():
         rows = measured.filter(pc.not_equal(measured["defense"], NO_DEFENSE)) if prefix == "defense_" else measured

@@ -38,9 +38,17 @@ def units(values: Values) -> dict[int, list[float]]:
     return found
 
 
+def unit_means(values: Values) -> list[float]:
+    """Return the mean of each of the `units` over its runs."""
+    attacks = {attack for attack, _ in values}
+    if len(attacks) in (1, len(values)):  # each unit is one run; of hundreds, grouping takes most of the time
+        return list(values.values())
+    return [_mean(runs) for runs in units(values).values()]
+
+
 def mean(values: Values) -> float | None:
     """Return the mean over units, each of which is a mean over its runs; None without runs."""
-    return _mean(_means(values)) if values else None
+    return _mean(unit_means(values)) if values else None
 
 
 def interval(metric: str, values: Values, count: int) -> tuple[float, float]:
@@ -55,7 +63,7 @@ def interval(metric: str, values: Values, count: int) -> tuple[float, float]:
         values: of the runs.
         count: prompts or questions of one run; 0 if unknown.
     """
-    means = _means(values)
+    means = unit_means(values)
     if not varies_little(metric):
         return mean_bounds(means, 0, 100)
     low, high = over_seeds(means)
@@ -72,7 +80,12 @@ def varies_little(metric: str) -> bool:
 
 def change(values: Values, victims: Values) -> float | None:
     """Return the mean change over units, in percentage points; None if no run has its victim's value."""
-    return mean({seeds: value - victims[seeds] for seeds, value in values.items() if seeds in victims})
+    return mean(changes(values, victims))
+
+
+def changes(values: Values, victims: Values) -> dict[Seeds, float]:
+    """Return the change of each run that has its victim's value, in percentage points."""
+    return {seeds: value - victims[seeds] for seeds, value in values.items() if seeds in victims}
 
 
 def change_interval(
@@ -130,10 +143,6 @@ def _paired(first: Values, second: Values) -> tuple[list[float], list[float]]:
     ours, theirs = units(first), units(second)
     common = [unit for unit in ours if unit in theirs]
     return [_mean(ours[unit]) for unit in common], [_mean(theirs[unit]) for unit in common]
-
-
-def _means(values: Values) -> list[float]:
-    return [_mean(runs) for runs in units(values).values()]
 
 
 def _mean(values: Sequence[float]) -> float:

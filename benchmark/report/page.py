@@ -155,7 +155,7 @@ def _computed_with(table: pa.Table) -> list[str]:
     """Return lines on the compute type and instruction set of each kind of stage, with a warning if types are mixed.
 
     Args:
-        table: rows of cells that did not fail.
+        table: of rows of cells that did not fail, at least these columns.
     """
     lines, types = [], set()
     for stage, prefix in (("Attacks", "attack_"), ("Defenses", "defense_"), ("Evaluations", "")):
@@ -247,7 +247,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"- Prompts or questions per measurement: {written('count')}",
         f"- Code: {of_stages('code_version')}",
         f"- Device: {of_stages('device')}",
-        *_computed_with(table.filter(good)),
+        *_computed_with(table.select([f"{stage}{name}" for stage in STAGES for name in COMPUTED_WITH]).filter(good)),
         f"- Versions: {of_stages('versions')}",
         *(f"- **Mixed:** {sentence}" for sentence in provenance.mixtures(table)),
         f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
