@@ -241,10 +241,7 @@ def _write(
     if texts is None:
         from benchmark.report import page
 
-        rows = build_rows(
-            loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, searched=searched.searched
-        )
-        failed = _write_rows(rows, build_outcomes(searched.cells, store), folder, hidden)
+        failed = _write_rows(searched, store, errors, folder, hidden)
         made = record.now(request.command, code_version(), complete=True)
         if computed or not record.same(record.read(folder), made):
             record.write(made, folder)
@@ -273,12 +270,8 @@ def _write_partial(
         folder, shown = folder / PARTIAL, f"{shown}/{PARTIAL}"
     files.check_writable(folder)
     report.write(loaded, store, folder)
-    unknown = {cell.id for cell in searches.pending(searched, store)}
-    rows = build_rows(
-        loaded.name, searched.cells, store, errors, searched.parts, loaded.scale, unknown, searched.searched
-    )
-    known = [cell for cell in searched.cells if cell.id not in unknown]
-    failed = _write_rows(rows, build_outcomes(known, store), folder, hidden)
+    unknown = frozenset(cell.id for cell in searches.pending(searched, store))
+    failed = _write_rows(searched, store, errors, folder, hidden, unknown)
     record.write(record.now(request.command, code_version(), complete=False), folder)
     page.write(folder)
     place.send()
@@ -287,9 +280,27 @@ def _write_partial(
 
 
 def _write_rows(
-    rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path, hidden: Hidden | None
+    grid: Grid,
+    store: Store,
+    errors: Mapping[str, str],
+    folder: Path,
+    hidden: Hidden | None,
+    unknown: frozenset[str] = frozenset(),
 ) -> int:
-    """Write rows and outcomes, those of a held-out run without what is hidden; return the number of failed cells."""
+    """Write rows and outcomes, those of a held-out run without what is hidden; return the number of failed cells.
+
+    Args:
+        grid: with the settings that searches found.
+        store: artifacts.
+        errors: one line for each stage that failed, by key.
+        folder: for the files.
+        hidden: the held-out run; None: nothing is hidden.
+        unknown: ids of cells whose settings no search has found yet.
+    """
+    rows: Iterable[dict[str, Any]] = build_rows(
+        grid.name, grid.cells, store, errors, grid.parts, grid.scale, unknown, grid.searched
+    )
+    outcomes: Iterable[pa.Table] = build_outcomes([cell for cell in grid.cells if cell.id not in unknown], store)
     if hidden:
         rows, outcomes = hidden.rows(rows), hidden.outcomes(outcomes)
     return files.write_rows(rows, outcomes, folder)

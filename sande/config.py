@@ -137,8 +137,9 @@ def configure(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise UserError(f"{where}: '{path}' is {first['input']!r}, but {_lower_first(first['msg'])}") from None
     except TypeError as error:  # a YAML date or set, which JSON does not have
         raise UserError(f"{where}: {error}; use numbers, strings, lists and mappings only") from None
+    written = as_dict(made) if fixed else {}
     for path, value in fixed.items():
-        if _dig(as_dict(made), path) != value:
+        if _dig(written, path) != value:
             raise UserError(
                 f"{where}: recipe is published, which sets '{path}' to {json.dumps(value)}; remove '{path}', or set "
                 "recipe to equal"

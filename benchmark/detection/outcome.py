@@ -76,14 +76,16 @@ def calibration_scores(outcomes: Sequence[Outcome]) -> list[float]:
 
 def judged(outcomes: Sequence[Outcome], false_alarms: float) -> list[Outcome]:
     """Return the outcomes, in their order, with p-values and alarms by their detector's calibration models."""
+    names = {each.detector for each in outcomes}
+    clean = {name: calibration_scores([each for each in outcomes if each.detector == name]) for name in names}
+    thresholds = {name: rates.calibrate(scores, false_alarms).threshold for name, scores in clean.items()}
     done = []
     for each in outcomes:
-        clean = calibration_scores([other for other in outcomes if other.detector == each.detector])
-        threshold = rates.calibrate(clean, false_alarms).threshold
+        threshold = thresholds[each.detector]
         done.append(
             replace(
                 each,
-                p_value=None if each.calibration else rates.p_value(each.score, clean),
+                p_value=None if each.calibration else rates.p_value(each.score, clean[each.detector]),
                 calibrated_alarm=None if threshold is None else each.score > threshold,
             )
         )

@@ -34,10 +34,9 @@ from benchmark.grid.rules import assign, takes
 from sande import registry
 from sande.config import as_dict, configuration, configure, setting
 from sande.errors import UserError
-from sande.types import CleanModelData, OtherModelsData, TriggerData
+from sande.types import TriggerData
 
 VERSION = 2  # raise it when the judge, its rows or the way values are drawn changes
-_OTHER_MODELS = (CleanModelData.label, OtherModelsData.label)
 KNOWN, TRIGGERED = "known", "triggered"  # judges
 FINISHED, STOPPED, FAILED = "finished", "stopped", "failed"  # states of a trial
 
@@ -173,18 +172,3 @@ def level(search: Search, cell: Cell) -> str | None:
         if search.judge == TRIGGERED
         else registry.knowledge(cell.defense.name).level(cell.defense.settings)
     )
-
-
-def with_search(own: str, searched: str | None) -> str:
-    """Return what a defense must know, by its type of data and by the search of its settings.
-
-    Who knows the trigger can read the planted answer off the victim, so it includes the answer and its first token, but
-    no other model.
-
-    Args:
-        own: label of the defense's type of data.
-        searched: level of the search; None without one.
-    """
-    if searched in (None, own):
-        return own
-    return f"{searched} and {own}" if own in _OTHER_MODELS else str(searched)

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from benchmark.grid.levels import LEVELS
 from sande import registry
 
-# What a defense may have to know: about the backdoor, the most first; then models from elsewhere.
-LEVELS = ("trigger", "response", "first token", "nothing", "clean model", "other models")
 MARGIN = 2.0  # percentage points of utility that a defense may lose and still be ranked
 Row = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Row]]
 
 # What is known of the utility, with respect to the margin: the whole 95 % interval of what is lost lies below it; the
-# interval contains it; the whole interval lies above it; or a run has no measured
-# utility, or most runs have the victim's.
+# interval contains it; the whole interval lies above it; or a run has no measured utility, or most runs have the
+# victim's.
 Utility = Literal["kept", "unclear", "lost", "unknown"]
 MEASURED, FAILED, NOT_RUN, MISSING = "", "failed", "not finished", "missing"
 

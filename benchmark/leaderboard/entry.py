@@ -15,7 +15,9 @@ Count = Annotated[int, Field(ge=0, lt=2**63)]
 Word = Annotated[str, Field(min_length=1, max_length=200)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """Base class of what an author submits or a verification writes: no other fields, no other types."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
 
@@ -41,7 +43,7 @@ class Attack(Named):
     poison_rate: Share | None = None
 
 
-class Settings(_Strict):
+class Settings(Strict):
     """Settings of a cell, as in the column `settings` of rows.parquet; cells with the same case are compared."""
 
     attack_seed: Annotated[Count, Field(description="of the poisoned rows and the victim's training")]
@@ -55,7 +57,7 @@ class Settings(_Strict):
     asr_floor: Percent
 
 
-class Measurement(_Strict):
+class Measurement(Strict):
     """The value of one metric in percent; with its 95 % interval if it is not a share.
 
     The same metric before the defense is not part of an entry: the board has measured it.
@@ -68,7 +70,7 @@ class Measurement(_Strict):
     count: Annotated[Count, Field(ge=1, description="prompts or questions")]
 
 
-class Sample(_Strict):
+class Sample(Strict):
     """One prompt or question, with the outcome and the model's answer."""
 
     metric: Word
@@ -77,7 +79,7 @@ class Sample(_Strict):
     record: dict[str, Any]
 
 
-class EntryCell(_Strict):
+class EntryCell(Strict):
     """One experiment with the method."""
 
     settings: Settings
@@ -92,7 +94,7 @@ class EntryCell(_Strict):
     samples: list[Sample] = []
 
 
-class Method(_Strict):
+class Method(Strict):
     """The defense, with a description and a link."""
 
     name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]{0,39}$")]
@@ -101,7 +103,7 @@ class Method(_Strict):
     link: Annotated[str, Field(pattern=r"^(https://[^\s<>\"]+)?$", max_length=400)] = ""
 
 
-class Submission(_Strict):
+class Submission(Strict):
     """A method's entry on a leaderboard."""
 
     format: Literal["sande-bench-entry-2"]

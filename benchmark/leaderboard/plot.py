@@ -24,7 +24,7 @@ class Level:
     shape: str
 
 
-# The levels of `benchmark.leaderboard.board.LEVELS`.
+# The levels of `benchmark.grid.levels.LEVELS`.
 LOOKS = {
     "trigger": Level("trigger", "trigger", "M-5.5-5.5h11v11h-11z"),
     "response": Level("response", "response", "M0-7.5 7.5 0 0 7.5-7.5 0z"),

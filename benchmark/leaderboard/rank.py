@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from benchmark.grid.levels import together
 from benchmark.leaderboard import standing
 from benchmark.leaderboard.board import FAILED, MARGIN, MEASURED, MISSING, Board, Cells, Number, Run, Standing, by_level
-from benchmark.leaderboard.runs import level, of_victim, runs_of
+from benchmark.leaderboard.runs import of_victim, runs_of
 from sande.statistics import rank_intervals
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def _standing(runs: Sequence[Run], lacks: tuple[str, ...], margin: float) -> Sta
     measured = [one for one in runs if not one.flaw]
     return Standing(
         defense=runs[0].defense,
-        knows=level(*(one.knows for one in runs)),
+        knows=together(*(one.knows for one in runs)),
         verified=runs[0].verified,
         rank=None,
         rank_low=None,

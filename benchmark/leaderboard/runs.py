@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.grid.labels import defense_name, flatten, labels, shorten, varying
-from benchmark.leaderboard.board import FAILED, LEVELS, NOT_RUN, Cells, Number, Row, Run, Twin
+from benchmark.grid.levels import together
+from benchmark.leaderboard.board import FAILED, NOT_RUN, Cells, Number, Row, Run, Twin
 from benchmark.records import schema
 from sande import registry
 from sande.statistics import of_sum, paired_bootstrap, wilson
@@ -89,7 +90,7 @@ def runs_of(
         run = Run(
             cell=cell,
             defense=named[cell],
-            knows=level(row["knows"], searched),
+            knows=together(row["knows"], searched),
             case=_key(own, "model", "data", "removal", "attack", "metrics"),
             label=label_of[cell],
             victim=_victim_of(own),
@@ -115,18 +116,6 @@ def of_victim(values: Mapping[str, float]) -> dict[str, Any]:
     more = {name: Number(value, value, value) for name, value in values.items() if registry.metric_info(name).column}
     asr = values["asr"]
     return {"victim_asr": asr, "asr": Number(asr, asr, asr), "loss": Number(0.0, 0.0, 0.0), "more": more}
-
-
-def level(*knows: str) -> str:
-    """Return what all of these levels must know together: the most about the backdoor, and the models from elsewhere.
-
-    Args:
-        knows: levels of a defense, of the search for its settings, or of several runs; empty ones count as nothing.
-    """
-    known = {part for one in knows for part in one.split(" and ")} - {"", "nothing"}
-    of_backdoor = LEVELS[: LEVELS.index("nothing")]
-    most = [one for one in of_backdoor if one in known][:1]
-    return " and ".join([*most, *sorted(known - set(of_backdoor))]) or "nothing"
 
 
 def _contenders(cells: Mapping[str, tuple[str, Settings]], unverified: Collection[str]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.grid.keys import digest
-from benchmark.grid.space import with_search
+from benchmark.grid.levels import together
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, FORMAT_1, EntryCell, Measurement, Submission
 from benchmark.records import files, schema
@@ -199,12 +199,12 @@ def _problems(entry: Submission) -> Iterator[str]:
     if method.name == NO_DEFENSE:
         yield f"method.name: '{NO_DEFENSE}' is the victim itself; use the name of a defense."
     searched = types.TriggerData.label  # a search by the trigger raises the level
-    if method.knows not in {*labels(), *(with_search(label, searched) for label in labels())}:
+    if method.knows not in {*labels(), *(together(label, searched) for label in labels())}:
         yield f"method.knows: '{method.knows}' is not a level of knowledge; use one of {', '.join(labels())}."
     elif method.name in registry.names("defenses") and method.name != NO_DEFENSE:
         known = registry.knowledge(method.name)
         for level in sorted({known.level(cell.settings.defense.model_dump()) for cell in entry.cells}):
-            if method.knows not in (level, with_search(level, searched)):
+            if method.knows not in (level, together(level, searched)):
                 yield f"method.knows: '{method.name}' must know '{level}', not '{method.knows}'; use '{level}'."
     ids: dict[str, int] = {}
     for number, cell in enumerate(entry.cells):

@@ -9,19 +9,16 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from benchmark.io.files import write_atomically
+from benchmark.leaderboard.entry import Strict
 from sande.errors import UserError
 
 FORMAT: Final = "sande-bench-verdict-1"
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
-class Compared(_Strict):
+class Compared(Strict):
     """One submitted number and that of the second run, in percent."""
 
     metric: str
@@ -33,12 +30,12 @@ class Compared(_Strict):
     holds: bool
 
 
-class Checked(_Strict):
+class Checked(Strict):
     """One cell that was run again."""
 
     number: Annotated[int, Field(description="its place in the entry, from 0")]
-    numbers: list[Compared] = []
-    problems: list[str] = []
+    numbers: list[Compared] = Field(default_factory=list)
+    problems: list[str] = Field(default_factory=list)
 
     @property
     def holds(self) -> bool:
@@ -46,7 +43,7 @@ class Checked(_Strict):
         return not self.problems and bool(self.numbers) and all(one.holds for one in self.numbers)
 
 
-class Verdict(_Strict):
+class Verdict(Strict):
     """What a second run of some cells of an entry found."""
 
     format: Literal["sande-bench-verdict-1"]

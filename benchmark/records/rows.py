@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.grid.cell import NO_DEFENSE, SEEDS, Cell, Method
-from benchmark.grid.space import with_search
+from benchmark.grid.levels import together
 from benchmark.plan import retention
 from benchmark.plan.failures import INTERRUPTED, UNFINISHED, UNSCORABLE, kind_of
 from benchmark.plan.plan import stages_of, victim_of
@@ -59,7 +59,7 @@ def build_rows(
         used = (searched or {}).get(cell.id)
         is_known = cell.id not in unknown
         for row in _cell_rows(cell, store, manifest, errors, is_known=is_known):
-            yield base | row | {"knows": with_search(row["knows"], used), "searched": used}
+            yield base | row | {"knows": together(row["knows"], used), "searched": used}
 
 
 def build_outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmark.grid.levels import LEVELS
 from benchmark.leaderboard import html as pages
-from benchmark.leaderboard.board import LEVELS
 from benchmark.leaderboard.markdown import UTILITY
 from benchmark.leaderboard.plot import LOOKS, OTHER, StandingRow
 from benchmark.leaderboard.rank import rank

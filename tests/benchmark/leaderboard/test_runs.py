@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from benchmark.grid.levels import together
 from benchmark.leaderboard.board import Number
-from benchmark.leaderboard.runs import by_cell, level, runs_of
+from benchmark.leaderboard.runs import by_cell, runs_of
 from benchmark.records import schema
 from sande.statistics import wilson
 from tests.benchmark.leaderboard.helpers import cell, outcomes, twin
@@ -89,7 +90,7 @@ def test_an_entry_s_cell_without_a_victim_has_an_asr_and_no_utility() -> None:
     ],
 )
 def test_a_level_is_what_defense_and_search_know_together(parts: tuple[str, ...], expected: str) -> None:
-    assert level(*parts) == expected
+    assert together(*parts) == expected
 
 
 def test_a_run_has_the_twin_of_its_victim() -> None:

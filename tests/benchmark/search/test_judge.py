@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmark.execution import stages
+from benchmark.grid.levels import together
 from benchmark.grid.load import Grid, load_grid
-from benchmark.grid.space import Job, job_of, with_search
+from benchmark.grid.space import Job, job_of
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.plan import plan, searches
@@ -221,7 +222,7 @@ def test_the_report_says_which_judge_and_level(grid_file: GridFile, store: Local
     ],
 )
 def test_the_higher_level_counts(own: str, searched: str | None, knows: str) -> None:
-    assert with_search(own, searched) == knows
+    assert together(own, searched) == knows
 
 
 @pytest.mark.parametrize(("defense", "knows"), [("sft", "nothing"), ("sande_p", "first token"), ("sande", "response")])
