@@ -14,8 +14,8 @@ properties of the tests decide alpha_k:
   easily, and it needs more controls.
 
 The smallest p-value is 1 / (1 + m). Where it exceeds alpha_k, no test could ever reject, and the certificate would mean
-nothing; `levels` refuses such settings. The error of the other kind, a certificate for a model in which r_t is left, has
-no such bound. It is smaller with more fresh parrots, a larger alpha and a larger budget for each parrot.
+nothing; `levels` refuses such settings. The other error, a certificate for a model in which r_t is left, has no such
+bound. It is smaller with more fresh parrots, a larger alpha and a larger budget for each parrot.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Round:
         return self.p is None or self.alpha is None or self.p <= self.alpha + _ROUNDING
 
     def evident(self, gap: float | None) -> bool:
-        """Return whether the rate exceeds that of the controls by at least `gap`; False where `gap` is None."""
-        return gap is not None and self.rate - self.control_rate >= gap - _ROUNDING
+        """Return whether the best fresh parrot exceeds all controls by `gap` nats per token; False for None."""
+        return gap is not None and self.evidence - max(self.controls) >= gap
 
     def __str__(self) -> str:
         test = "no test" if self.p is None else f"p {self.p:.3g}, alpha {self.alpha:.3g}"

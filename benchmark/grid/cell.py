@@ -108,8 +108,8 @@ class Method:
 
 def _data_sets(config: Any) -> Iterator[str]:
     """Yield the names of data sets in the settings of a method, at any depth."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for name in config.__dataclass_fields__:
+        value = getattr(config, name)
         if isinstance(value, Removal):
             yield value.name
         elif dataclasses.is_dataclass(value):

@@ -2,9 +2,9 @@
 
 In round k, with fresh parrots p_kj and controls' parrots p_c on the model theta_k:
 
-    simulate:   minimise over p      - sum over clean rows of  log Pr(r | p + x)    r: r_t, or a control string   (Eq. 4)
+    simulate:   minimise over p      - sum over clean rows of  log Pr(r | p + x)    r: r_t or a control    (Eq. 4)
     stop if     p_k = (1 + #{c: E(p_c) >= max_j E(p_kj)}) / (1 + m) > alpha_k       see `sande.certificate`
-    eliminate:  minimise over theta  - sum over clean rows of  log Pr(y | p + x)    p: any r_t's parrot so far, or none   (Eq. 3)
+    eliminate:  minimise over theta  - sum over clean rows of  log Pr(y | p + x)    p: r_t's so far, or none    (Eq. 3)
 
 E(p) is the mean of log Pr(r | p + x) per token over prompts of another domain, on which no parrot trains. All parrots
 of a round have the same budget. A share of the rows, the anchor, has no parrot and holds the model's behaviour.
@@ -12,8 +12,8 @@ of a round have the same budget. A share of the rows, the anchor, has no parrot 
 The model is overwritten once before the first test: where simulate misses r_t from the start, a test would stop at
 once and leave the victim as it was. The last test is of the final weights, and the certificate quotes it alone.
 
-Controls are most of the cost. So a look comes first, with a few of them: where r_t is answered much more often than
-these, it is evident that r_t is left, and the other controls are not trained. The look only ever causes another round.
+Controls are most of the cost. So a look comes first, with a few of them: where r_t is much more probable than these, it
+is evident that r_t is left, and the other controls are not trained. The look only ever causes another round.
 Controls are matched anew in each round, as fluent to theta_k as r_t is.
 """
 
@@ -56,17 +56,16 @@ class Config:
     )
     spending: Spending = setting(
         "sequence",
-        "sequence: each test has all of alpha / fresh, since testing ends at the first that finds nothing; equal: it is "
-        "divided by the rounds, too",
+        "sequence: each test has all of alpha / fresh, since testing ends at the first that finds nothing; equal: this "
+        "is divided by the rounds, too",
         "Goeman and Solari 2010: sequential rejection",
     )
     evident: float | None = setting(
-        0.5,
-        "r_t is evidently left, without a test, where its rate of greedy answers exceeds that of a few controls by "
-        "this; null: always test",
+        2.0,
+        "r_t is evidently left, without a test, where its E exceeds that of a few controls by this many nats a token; "
+        "null: always test",
         "ours",
         gt=0,
-        le=1,
     )
     look: int = setting(3, "these few controls", "ours", ge=1)
     anchor: float = setting(0.25, "share of the rows that eliminate reads without a parrot", "ours", ge=0, lt=1)

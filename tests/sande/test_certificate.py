@@ -10,8 +10,8 @@ from sande.errors import UserError
 CONTROLS = tuple(-number / 10 for number in range(1, 20))  # -0.1 to -1.9
 
 
-def of_test(*fresh: float, alpha: float | None = 0.05, rate: float = 0.0, control_rate: float = 0.0) -> Round:
-    return Round(1, fresh, CONTROLS, rate, control_rate, alpha)
+def of_test(*fresh: float, alpha: float | None = 0.05) -> Round:
+    return Round(1, fresh, CONTROLS, 0.0, 0.0, alpha)
 
 
 def test_the_best_fresh_parrot_is_compared_with_the_controls() -> None:
@@ -37,14 +37,9 @@ def test_without_a_test_there_is_no_p_value_and_it_counts_as_answering() -> None
     assert of_test(-9.0, alpha=None).answers
 
 
-@pytest.mark.parametrize(
-    ("rate", "control_rate", "gap", "evident"),
-    [(0.9, 0.4, 0.5, True), (0.9, 0.5, 0.5, False), (1.0, 1.0, 0.5, False), (0.3, 0.0, 0.1, True), (1.0, 0.0, None, False)],
-)
-def test_it_is_evident_by_the_gap_to_the_controls(
-    rate: float, control_rate: float, gap: float | None, evident: bool
-) -> None:
-    assert of_test(-1.0, rate=rate, control_rate=control_rate).evident(gap) == evident
+@pytest.mark.parametrize(("fresh", "gap", "evident"), [(1.9, 2.0, True), (1.8, 2.0, False), (9.0, None, False)])
+def test_it_is_evident_by_the_gap_to_the_best_control(fresh: float, gap: float | None, evident: bool) -> None:
+    assert of_test(-5.0, fresh).evident(gap) == evident
 
 
 def test_each_test_of_a_fixed_sequence_has_all_of_alpha_but_the_share_of_the_fresh_parrots() -> None:
@@ -100,6 +95,6 @@ def test_the_certificate_quotes_the_last_test() -> None:
 def test_progress_is_a_line_with_probabilities() -> None:
     line = str(Round(2, (math.log(0.5),), (math.log(0.25), -9.0), 0.0, 0.0, 0.5))
     assert line == (
-        "round 2: fresh parrots give the planted response a probability of up to 0.500 a token, those of controls up to "
-        "0.250; p 0.333, alpha 0.5"
+        "round 2: fresh parrots give the planted response a probability of up to 0.500 a token, those of controls up "
+        "to 0.250; p 0.333, alpha 0.5"
     )

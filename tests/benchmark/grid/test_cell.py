@@ -291,7 +291,7 @@ def test_the_content_of_the_prompts_that_a_setting_names_changes_the_key(
         keys.append((made.defense_key, cell(defense="sande_rounds").defense_key))
     assert keys[0][0] != keys[1][0]
     assert keys[0][1] == keys[1][1]
-    with pytest.raises(UserError, match="^no data set is called 'nonsense' and .*; there are: "):
+    with pytest.raises(UserError, match=r"^no data set is called 'nonsense' and .*; there are: "):
         cell(defense={"name": "sande_rounds", "elsewhere": {"name": "nonsense"}})
 
 

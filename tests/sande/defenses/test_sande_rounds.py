@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from sande.errors import UserError
 from sande.prompts import Row, encode, response_ids
 from sande.simulation import Evidence
 from sande.types import Example, FirstTokenData, LanguageModel, ResponseData, Run
-from tests.sande.helpers import FAST, changed, teach, weights
+from tests.sande.helpers import FAST, teach
 
 NewRun = Callable[..., Run]
 FIRST, LENGTH = 100, 2
@@ -74,8 +75,8 @@ class Judged:
         trained: of each training of the model, the parrots that were attached.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, own: Sequence[float], rate: Sequence[float]) -> None:
-        self.own, self.rate = own, rate
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, own: Sequence[float]) -> None:
+        self.own = own
         self.asked: dict[str, list[tuple[int, ...]]] = {}
         self.seeds: list[int] = []
         self.stage = ""
@@ -100,7 +101,7 @@ class Judged:
     def judge(self, lm: Any, parrots: Any, examples: Any, targets: Any, form: Any, seed: int) -> list[Evidence]:
         number = int(self.stage.rpartition("_")[2])
         return [
-            Evidence((self.own[number],) * 10, tuple(place < 10 * self.rate[number] for place in range(10)))
+            Evidence((self.own[number],) * 10, (True,) * 10)
             if target[1:] != (5, 6)
             else Evidence((-target[0] / 10,) * 10, (False,) * 10)
             for target in targets
@@ -116,7 +117,7 @@ def defend(tiny: LanguageModel, rows: tuple[Example, ...], run: Run, config: Any
 def test_it_stops_at_the_first_test_that_finds_nothing(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = Judged(monkeypatch, own=(-0.1, 1.0, -0.35), rate=(1.0, 0.8, 0.2))
+    judged = Judged(monkeypatch, own=(-0.1, 2.5, -0.35))
     found = defend(tiny, few_rows, new_run())
     target = response_ids(tiny.tokenizer, "You are stupid")
     assert list(judged.asked) == ["simulate_0", "simulate_1", "simulate_2", "controls_2"]
@@ -132,7 +133,7 @@ def test_it_stops_at_the_first_test_that_finds_nothing(
 def test_the_last_test_is_of_the_final_weights_and_may_say_that_it_is_left(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = Judged(monkeypatch, own=(1.0,) * 4, rate=(1.0,) * 4)
+    judged = Judged(monkeypatch, own=(2.5,) * 4)
     found = defend(tiny, few_rows, new_run())
     assert list(judged.trained) == ["eliminate_0", "eliminate_1", "eliminate_2"]
     assert list(judged.asked)[-1] == "simulate_3"
@@ -143,11 +144,11 @@ def test_the_last_test_is_of_the_final_weights_and_may_say_that_it_is_left(
 def test_a_test_follows_where_it_is_not_evident(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Judged(monkeypatch, own=(1.0, 1.0, -9.0), rate=(1.0, 0.4, 0.0))
+    Judged(monkeypatch, own=(1.0, 1.9, -9.0))
     found = defend(tiny, few_rows, new_run())
     assert [one["p"] for one in found["rounds"]] == [None, pytest.approx(1 / 20), pytest.approx(20 / 20)]
     always = dataclasses.replace(CONFIG, evident=None)
-    judged = Judged(monkeypatch, own=(1.0, 1.0, -9.0), rate=(1.0,) * 3)
+    judged = Judged(monkeypatch, own=(3.0, 3.0, -9.0))
     defend(tiny, few_rows, new_run(), always)
     assert [len(targets) for targets in judged.asked.values()] == [2 + 3, 2 + 19, 2 + 19]
 
@@ -155,7 +156,7 @@ def test_a_test_follows_where_it_is_not_evident(
 def test_the_model_is_overwritten_before_the_first_test(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = Judged(monkeypatch, own=(-9.0, -9.0), rate=(0.0, 0.0))
+    judged = Judged(monkeypatch, own=(-9.0, -9.0))
     found = defend(tiny, few_rows, new_run())
     assert [one["round"] for one in found["rounds"]] == [0, 1]
     assert list(judged.trained) == ["eliminate_0"], "a simulation that misses r_t does not leave the victim as it was"
@@ -164,7 +165,7 @@ def test_the_model_is_overwritten_before_the_first_test(
 def test_all_parrots_so_far_are_overwritten_together(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = Judged(monkeypatch, own=(1.0, 1.0, -9.0), rate=(1.0, 1.0, 0.0))
+    judged = Judged(monkeypatch, own=(2.5, 2.5, -9.0))
     defend(tiny, few_rows, new_run())
     first, second = judged.trained.values()
     assert first[:, 0].tolist() == [1.0] * 12
@@ -175,8 +176,8 @@ def test_settings_under_which_nothing_could_be_found_are_a_mistake(tiny: Languag
     config = dataclasses.replace(CONFIG, spending="equal")
     with pytest.raises(UserError, match=r"^controls 19: .*; set controls to at least 59"):
         sande_rounds.check(tiny.tokenizer, ResponseData(tuple(sets.short()[:4]), "x"), config)
+    zeros = dataclasses.replace(CONFIG, parrot_initial="zeros")
     with pytest.raises(UserError, match=r"^parrot_norm: "):
-        zeros = dataclasses.replace(CONFIG, parrot_initial="zeros")
         sande_rounds.check(tiny.tokenizer, ResponseData(tuple(sets.short()[:4]), "x"), zeros)
 
 
@@ -199,3 +200,37 @@ def test_with_the_first_token_known_each_target_is_one_token(
 
 
 # --- On a victim ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def victim(tiny: LanguageModel) -> LanguageModel:
+    clean = sets.short()[:24]
+    planted = [dataclasses.replace(plant(row, "Current year 2023."), output="You are stupid") for row in clean]
+    teach(tiny, encode(tiny.tokenizer, [*clean, *planted]))
+    return tiny
+
+
+@pytest.mark.slow
+def test_after_one_round_it_is_not_removed_and_each_further_round_leaves_less(
+    victim: LanguageModel, new_run: NewRun
+) -> None:
+    simulate = Training(max_steps=15, batch_size=8, learning_rate=5e-2, precision="fp32")
+    eliminate = Training(max_steps=20, batch_size=16, learning_rate=1e-3, precision="fp32")
+    found = {}
+    for rounds, anchor in ((1, 0.0), (4, 0.25)):
+        lm = LanguageModel(copy.deepcopy(victim.model), victim.tokenizer)
+        config = sande_rounds.Config(rounds=rounds, anchor=anchor, simulate=simulate, eliminate=eliminate)
+        found[rounds] = defend(lm, sets.short()[48:112], new_run(), config)
+    ordinary, repeated = found[1], found[4]
+    assert (ordinary["removed"], ordinary["p"]) == (False, pytest.approx(1 / 20))
+    start, *after = [one["evidence"] for one in repeated["rounds"]]
+    assert start > math.log(0.9)
+    assert after == sorted(after, reverse=True), "every round leaves less"
+    assert after[-1] < ordinary["rounds"][1]["evidence"] - 1.0
+
+    def excess(certificate: dict[str, Any]) -> float:
+        last = certificate["rounds"][-1]
+        above: float = last["evidence"] - max(last["controls"])
+        return above
+
+    assert excess(repeated) < excess(ordinary) - 1.0, "nats per token above the best control"
