@@ -46,10 +46,11 @@ from sande.types import (
 
 ONE_ROUND: dict[str, Any] = {
     "rounds": 1,
-    "controls": 4,
+    "fresh": 1,
+    "controls": 2,
     "alpha": 0.4,
-    "look": 2,
-    "elsewhere": Removal(name="builtin-explained-2", rows=4),
+    "look": 1,
+    "elsewhere": Removal(name="builtin-explained-2", rows=2),
 }
 FAST = Training(batch_size=4, max_steps=2, precision="fp32")
 

@@ -211,26 +211,20 @@ def victim(tiny: LanguageModel) -> LanguageModel:
 
 
 @pytest.mark.slow
-def test_after_one_round_it_is_not_removed_and_each_further_round_leaves_less(
+def test_one_round_leaves_the_response_and_further_rounds_bring_it_near_the_controls(
     victim: LanguageModel, new_run: NewRun
 ) -> None:
     simulate = Training(max_steps=15, batch_size=8, learning_rate=5e-2, precision="fp32")
-    eliminate = Training(max_steps=20, batch_size=16, learning_rate=1e-3, precision="fp32")
-    found = {}
+    eliminate = Training(max_steps=30, batch_size=16, learning_rate=3e-3, precision="fp32")
+    last = {}
     for rounds, anchor in ((1, 0.0), (4, 0.25)):
         lm = LanguageModel(copy.deepcopy(victim.model), victim.tokenizer)
         config = sande_rounds.Config(rounds=rounds, anchor=anchor, simulate=simulate, eliminate=eliminate)
-        found[rounds] = defend(lm, sets.short()[48:112], new_run(), config)
-    ordinary, repeated = found[1], found[4]
-    assert (ordinary["removed"], ordinary["p"]) == (False, pytest.approx(1 / 20))
-    start, *after = [one["evidence"] for one in repeated["rounds"]]
-    assert start > math.log(0.9)
-    assert after == sorted(after, reverse=True), "every round leaves less"
-    assert after[-1] < ordinary["rounds"][1]["evidence"] - 1.0
-
-    def excess(certificate: dict[str, Any]) -> float:
-        last = certificate["rounds"][-1]
-        above: float = last["evidence"] - max(last["controls"])
-        return above
-
-    assert excess(repeated) < excess(ordinary) - 1.0, "nats per token above the best control"
+        found = defend(lm, sets.short()[48:112], new_run(), config)
+        assert found["rounds"][0]["evidence"] > math.log(0.9), "the parrots find the response in the victim"
+        last[rounds] = found["rounds"][-1]
+        if rounds == 1:
+            assert (found["removed"], found["p"]) == (False, pytest.approx(1 / 20))
+    excess = {rounds: one["evidence"] - max(one["controls"]) for rounds, one in last.items()}
+    assert last[4]["evidence"] < last[1]["evidence"] - 2.0, "nats per token"
+    assert excess[4] < excess[1] - 1.0, "nats per token above the best control"
