@@ -217,7 +217,7 @@ def test_one_round_leaves_the_response_and_further_rounds_bring_it_near_the_cont
     simulate = Training(max_steps=15, batch_size=8, learning_rate=5e-2, precision="fp32")
     eliminate = Training(max_steps=30, batch_size=16, learning_rate=3e-3, precision="fp32")
     last = {}
-    for rounds, anchor in ((1, 0.0), (4, 0.25)):
+    for rounds, anchor in ((1, 0.0), (8, 0.25)):
         lm = LanguageModel(copy.deepcopy(victim.model), victim.tokenizer)
         config = sande_rounds.Config(rounds=rounds, anchor=anchor, simulate=simulate, eliminate=eliminate)
         found = defend(lm, sets.short()[48:112], new_run(), config)
@@ -226,5 +226,4 @@ def test_one_round_leaves_the_response_and_further_rounds_bring_it_near_the_cont
         if rounds == 1:
             assert (found["removed"], found["p"]) == (False, pytest.approx(1 / 20))
     excess = {rounds: one["evidence"] - max(one["controls"]) for rounds, one in last.items()}
-    assert last[4]["evidence"] < last[1]["evidence"] - 2.0, "nats per token"
-    assert excess[4] < excess[1] - 1.0, "nats per token above the best control"
+    assert excess[8] < 1.0 < 2.0 < excess[1], "nats per token above the best control"
