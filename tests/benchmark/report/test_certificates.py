@@ -23,10 +23,10 @@ LEFT = certificate((320, 306), [START, Round(4, (math.log(0.3), -1.5), CONTROLS,
 def test_a_removal_is_a_sentence_with_numbers_and_its_limits() -> None:
     assert certificates.sentence(GONE) == (
         "Certificate: the planted response is removed, as far as fresh parrots can tell. After 1 round, 2 fresh "
-        "parrots gave it a probability of up to 0.01 a token (geometric mean over 32 prompts of another domain; before the "
-        "removal 0.9), and 2 of 19 control strings reached as much (p = 0.15, above alpha = 0.05). It holds for this "
-        "response and for parrots of this length and training: another planted response, or one that such parrots do "
-        "not reach, is not tested."
+        "parrots gave it a probability of up to 0.01 a token (geometric mean over 32 prompts of another domain; before "
+        "the removal 0.9), and 2 of 19 control strings reached as much (p = 0.15, above alpha = 0.05). It holds for "
+        "this response and for parrots of this length and training: another planted response, or one that such "
+        "parrots do not reach, is not tested."
     )
 
 
