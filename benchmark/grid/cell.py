@@ -101,7 +101,7 @@ class Method:
 
     @functools.cached_property
     def prompts(self) -> dict[str, str]:
-        """Return fingerprints of data sets that a defense's settings name, as a part of its stage key; empty without any."""
+        """Return fingerprints of data sets that settings name, as a part of a defense's key; empty without any."""
         names = sorted(set(_data_sets(self.config)))
         return {"prompts": canonical_json([datasets.fingerprint(name) for name in names])} if names else {}
 
