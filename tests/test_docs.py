@@ -32,9 +32,19 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
-TRAININGS = ("osft.training", "sande.simulate", "sande.eliminate", "sande_p.simulate", "sande_p.eliminate", *DECOYS)
+ROUNDS = ("sande_rounds.simulate", "sande_rounds.eliminate")
+TRAININGS = (
+    "osft.training",
+    "sande.simulate",
+    "sande.eliminate",
+    "sande_p.simulate",
+    "sande_p.eliminate",
+    *ROUNDS,
+    *DECOYS,
+)
 QUICK_CLEAN = {"removal": {"rows": 16}, "sande": {"simulate": {"max_steps": 1}, "eliminate": {"max_steps": 1}}}
-QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
+FEW = ("prompts=10", "questions=10", "removal.rows=16", "sande_rounds.rounds=1", "sande_rounds.elsewhere.rows=2")
+QUICK = (*FEW, *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
 def commands(page: str, kind: str = "sh") -> list[list[str]]:

@@ -217,8 +217,9 @@ def _defense(cell: Cell) -> tuple[str, float]:
 def _defending(name: str, config: Any, rows: float) -> float:
     """Return the trained rows that a defense costs; of other defenses among its settings only the dearest counts."""
     own = _trained(registry.cost("defenses", name, config), config, rows)
-    others = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]
-    return own + max((_defending(field, getattr(config, field), rows) for field in others), default=0.0)
+    names = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]
+    others = {field: chosen for field in names if (chosen := getattr(config, field)) is not None}
+    return own + max((_defending(field, chosen, rows) for field, chosen in others.items()), default=0.0)
 
 
 def _metric(cell: Cell, metric: Method) -> tuple[str, float, float]:

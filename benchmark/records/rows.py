@@ -168,6 +168,7 @@ def _measured_rows(
         "peak_memory_bytes": training["peak_memory_bytes"] if training else 0,
         "attack_seconds": attack["seconds"],
         "attack_tokens": attack["tokens"],
+        "certificate": _certificate(training),
         **_provenance("attack_", attack),
         **_provenance("defense_", training),
     }
@@ -205,6 +206,12 @@ def _metric_rows(
             }
         )
     return rows
+
+
+def _certificate(training: Mapping[str, Any] | None) -> str | None:
+    """Return the certificate of a removal without the ids of the response, which a held-out run withholds."""
+    found = (training or {}).get("facts", {}).get("certificate")
+    return json.dumps({name: value for name, value in found.items() if name != "target"}) if found else None
 
 
 def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:

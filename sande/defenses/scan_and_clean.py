@@ -1,6 +1,7 @@
 """Scan for a planted answer and overwrite it by SANDE-P, or plant decoys and overwrite them; needs no knowledge.
 
-score of the best candidate > threshold:  Eq. 4 with its first token, then Eq. 3    see `sande.defenses.sande_p`
+score of the best candidate > threshold:  Eq. 4 with its first token, then Eq. 3    see `sande.defenses.sande_p`, or
+                                                                                    `sande_rounds_p` for a certificate
 else:                                     decoys planted and overwritten            see `sande.defenses.decoy_osft`
 """
 
@@ -10,9 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from sande.config import configuration, setting
-from sande.defenses import decoy_osft, sande_p
+from sande.defenses import decoy_osft, sande_p, sande_rounds_p
 from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.sande import Config as SandeP
+from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors import first_token
 from sande.detectors.first_token import Config as FirstToken
 from sande.types import CleanData, FirstTokenData, LanguageModel, Run
@@ -27,6 +29,9 @@ class Config:
 
     scan: FirstToken = setting(FirstToken(), "the scan, with the threshold of its alarm", "as for first_token")
     sande_p: SandeP = setting(SandeP(), "the defense after an alarm", "as for sande_p")
+    sande_rounds_p: SandeRoundsP | None = setting(
+        None, "the defense after an alarm in place of sande_p, with a certificate; null: sande_p", "ours"
+    )
     decoy_osft: DecoyOsft = setting(DecoyOsft(), "the defense without an alarm", "as for decoy_osft")
 
 
@@ -43,6 +48,9 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     if alarm:
         found = scan.candidates[0]
         run.say(f"the scan found {found.text!r}; overwriting what leads to its first token")
-        return sande_p.defend(victim, FirstTokenData(data.examples, found.ids[0]), config.sande_p, run)
+        known = FirstTokenData(data.examples, found.ids[0])
+        if config.sande_rounds_p is not None:
+            return sande_rounds_p.defend(victim, known, config.sande_rounds_p, run)
+        return sande_p.defend(victim, known, config.sande_p, run)
     run.say("the scan found nothing; planting decoys and overwriting them")
     return decoy_osft.defend(victim, data, config.decoy_osft, run)
