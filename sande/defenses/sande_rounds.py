@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sande import certificate
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from sande.prompts import Row
     from sande.simulation import Evidence
 
 Ids = tuple[int, ...]
@@ -215,31 +214,10 @@ class _Task:
         parrots_KPD, first = torch.cat(list(learned)), parrot.vocabulary(lm.model)
         length, seed = config.parrot_length, self.run.seed + number
         rows = parrot.insert(encode(lm.tokenizer, self.examples), first, length, config.parrot_position, seed)
-        rows = mixed(rows, first, length, len(parrots_KPD), config.anchor, seed)
+        rows = parrot.mixed(rows, first, length, len(parrots_KPD), config.anchor, seed)
         with parrot.attached(lm.model, parrots_KPD.flatten(0, 1)):
             shortened = [shorten(row, config.response_tokens) for row in rows]
             fit(lm, shortened, config.eliminate, self.run, f"eliminate_{number}")
-
-
-def mixed(rows: Sequence[Row], first: int, length: int, count: int, anchor: float, seed: int) -> list[Row]:
-    """Return rows of which a share has no parrot, and the others one of several, in equal numbers drawn at random.
-
-    Args:
-        rows: each with the first parrot, whose ids begin with `first`.
-        first: size of the vocabulary.
-        length: tokens of a parrot; those of parrot k begin with `first + k * length`.
-        count: number of parrots.
-        anchor: share of the rows without one.
-        seed: decides which row gets which.
-    """
-    order = random.Random(seed).sample(range(len(rows)), len(rows))
-    bare = round(anchor * len(rows))
-    made = list(rows)
-    for place, index in enumerate(order):
-        prompt, shift = rows[index].prompt, (place - bare) % count * length
-        kept = [token + shift if token >= first else token for token in prompt if place >= bare or token < first]
-        made[index] = replace(rows[index], prompt=tuple(kept))
-    return made
 
 
 def _round(number: int, found: Sequence[Evidence], fresh: int, alpha: float | None) -> Round:
