@@ -17,8 +17,8 @@ from sande.config import Training
 from sande.data.builtin import sets
 from sande.data.splits import Removal
 from sande.defenses import sande_rounds, sande_rounds_p
-from sande.defenses.sande_rounds import mixed
 from sande.errors import UserError
+from sande.parrot import mixed
 from sande.prompts import Row, encode, response_ids
 from sande.simulation import Evidence
 from sande.types import Example, FirstTokenData, LanguageModel, ResponseData, Run
