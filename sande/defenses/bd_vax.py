@@ -26,6 +26,7 @@ from dataclasses import asdict, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+from sande import parts as independent
 from sande.config import Training, configuration, setting
 from sande.defenses.decoy_osft import TRIGGERS, Decoy, draw
 from sande.errors import UserError
@@ -77,7 +78,7 @@ def part(name: str, victim: LanguageModel, data: CleanData, config: Config, run:
     examples = used(data.examples, config.rows, run.seed)
     if kind == POISONED:
         examples = planted(examples, draw(config.variants, run.seed)[int(index)], config.share, run.seed)
-    seeded = replace(run, seed=random.Random(f"{run.seed} {index}").randrange(2**31))
+    seeded = replace(run, seed=independent.seed(run.seed, f"pair_{index}"))
     before = [rows_of(pair) for pair in mlps(victim.model)]
     fit(victim, encode(victim.tokenizer, examples), config.variant, seeded, name)
     changes = zip(before, mlps(victim.model), strict=True)
@@ -94,13 +95,12 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     """
     import torch
 
-    from sande import parts as independent
     from sande.prompts import encode
     from sande.training.fit import fit
 
     pairs = mlps(victim.model)
     run.facts["decoys"] = [asdict(decoy) for decoy in draw(config.variants, run.seed)]
-    changes = {name: make() for name, make in independent.made("bd_vax", victim, data, config, run).items()}
+    changes = {name: make() for name, make in independent.made(__name__, victim, data, config, run).items()}
     strengths, agreements = [], []
     for block in map(str, range(len(pairs))):
         update_NJW = torch.stack(

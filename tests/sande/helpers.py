@@ -69,6 +69,9 @@ def noisy(model: nn.Module, seed: int, scale: float = 0.05) -> None:
             parameter += (scale * torch.randn(parameter.shape, generator=generator)).to(parameter)
 
 
+FEWER = {"variants": 2}  # of what a defense makes several of
+
+
 def shortened(config_class: type[Any], **changes: Any) -> Any:
     """The defaults of a configuration, with every training in it reduced to two small steps and changed as given."""
 
@@ -76,7 +79,9 @@ def shortened(config_class: type[Any], **changes: Any) -> Any:
         if isinstance(settings, Training):
             return dataclasses.replace(settings, **({"max_steps": 2, "batch_size": 4} | changes))
         inner = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-        return dataclasses.replace(settings, **{k: short(v) for k, v in inner.items() if dataclasses.is_dataclass(v)})
+        fewer = {name: count for name, count in FEWER.items() if name in inner}
+        inner = {name: short(value) for name, value in inner.items() if dataclasses.is_dataclass(value)}
+        return dataclasses.replace(settings, **inner, **fewer)
 
     return short(config_class())
 
