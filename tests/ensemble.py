@@ -6,6 +6,7 @@ theta = mean over k of theta_k
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sande import parts as made_apart
@@ -60,3 +61,12 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
             weight.copy_(means[name])
     fit(victim, encode(victim.tokenizer, data.examples), config.repair, run, "repair")
     return victim.model
+
+
+def installed(folder: Path) -> Path:
+    """What pip leaves of a package that has this defense, in a folder for the path of Python."""
+    info = folder / "ensemble-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ensemble\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[sande.defenses]\nensemble = tests.ensemble\n")
+    return folder

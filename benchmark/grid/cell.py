@@ -92,6 +92,11 @@ class Method:
         )
 
     @functools.cached_property
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of the parts of a defense."""
+        return registry.parts(self.name, self.config)
+
+    @functools.cached_property
     def models(self) -> dict[str, str]:
         """Return identities of the models that a defense names, as a part of its stage key; empty without any."""
         if registry.knowledge(self.name) is not OtherModelsData or not self.config.models:
@@ -186,13 +191,21 @@ class Cell:
         """Return the key of the model that is evaluated: the defended one, or the victim itself."""
         if self.defense.name == NO_DEFENSE:
             return self.attack_key
+        return self._defended("defend")
+
+    def part_key(self, name: str) -> str:
+        """Return the key of a part of the defense: it depends on the same as the defended model, and on its name."""
+        return self._defended("part", part=canonical_json(name))
+
+    def _defended(self, stage: str, **more: str) -> str:
         return hash_texts(
-            stage=canonical_json(["defend", STAGE_VERSION]),
+            stage=canonical_json([stage, STAGE_VERSION]),
             defense_seed=canonical_json(self.defense_seed),
             victim=canonical_json(self.attack_key),
             removal=self.defense.pairs or _training_rows(self.content.removal, self.removal),
             defense=self.defense.depends_on,
             **self.defense.models,
+            **more,
         )
 
     def evaluation_key(self, metric: Method) -> str:

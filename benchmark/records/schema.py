@@ -58,7 +58,7 @@ SCHEMA = pa.schema(
         ("clusters", pa.int64()),  # of prompts or questions made from one template; null: each is like no other
         ("victim_value", pa.float64()),  # the same metric on the victim, percent
         ("victim_asr", pa.float64()),  # percent; decides about status attack_failed
-        ("seconds", pa.float64()),  # of the defense's own stage; 0 where there is none
+        ("seconds", pa.float64()),  # of the defense's own stage and its parts; 0 where there is none
         ("tokens", pa.int64()),  # trained on by the defense
         ("peak_memory_bytes", pa.int64()),  # of the defense
         ("attack_seconds", pa.float64()),  # of the attack's own stage
