@@ -14,7 +14,7 @@ all neurons, so that \lambda does not depend on the learning rate.
 
 Each of the 2N variants is a part of the plan (`sande.parts`), so they train side by side. A part holds the change of
 each neuron's two rows in bfloat16: as many bytes as 2 x 2 x width x neurons, 0.1 GB for SmolLM2-135M and 5.8 GB for a
-model of 7 billion parameters, until the defense is done.
+model of 7 billion parameters, until the defense is done. The score reads them block by block.
 
 Shapes: N variants, J neurons of a block, A neurons of all blocks, W weights of a neuron: twice the model's width.
 """
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from sande import parts as independent
 from sande.config import Training, configuration, setting
+from sande.declarations import Cost
 from sande.defenses.decoy_osft import TRIGGERS, Decoy, draw
 from sande.errors import UserError
 from sande.types import CleanData, Example, LanguageModel, Run
@@ -56,6 +57,11 @@ class Config:
     repair: Training = setting(
         Training(epochs=5.0, learning_rate=1e-5), "fine-tuning on clean rows after the reset", "Li and Kim 2026"
     )
+
+
+def cost(config: Config) -> Cost:
+    """Return that each part trains a variant, and the defense repairs, on the rows that are used."""
+    return Cost(part=("variant",), rows=config.rows)
 
 
 def parts(config: Config) -> tuple[str, ...]:
