@@ -7,14 +7,14 @@ r"""Bd-Vax: plant backdoors of our own in copies, and reset the MLP neurons that
     repair:     minimise  - sum over clean rows of  log Pr(y | x)    (Eq. 1)
 
 A neuron j is a row of `gate_proj` with the same row of `up_proj`, in any block. (Li and Kim, "Purifying Generative LLMs
-from Backdoors without Prior Knowledge or Clean Reference", ICLR 2026, arXiv 2603.13461.) Backdoors with different
-triggers and responses change the same neurons, which clean fine-tuning does not, so these carry the unknown backdoor,
-too. The backdoors are the decoys of `sande.defenses.decoy_osft`. The norms |\Delta_ij| are divided by their mean over
-all neurons, so that \lambda does not depend on the learning rate.
+from Backdoors without Prior Knowledge or Clean Reference", ICLR 2026, arXiv 2603.13461.) By the paper, backdoors with
+different triggers and responses change the same neurons, and clean fine-tuning changes others, so these neurons carry
+the unknown backdoor, too. The backdoors here are the decoys of `sande.defenses.decoy_osft`. The norms |\Delta_ij| are
+divided by their mean over all neurons, so that \lambda does not depend on the learning rate.
 
-Each of the 2N variants is a part of the plan (`sande.parts`), so they train side by side. A part holds the change of
-each neuron's two rows in bfloat16: as many bytes as 2 x 2 x width x neurons, 0.1 GB for SmolLM2-135M and 5.8 GB for a
-model of 7 billion parameters, until the defense is done. The score reads them block by block.
+Each of the 2N variants is a part of the plan (`sande.parts`), so variants train side by side. A part holds the change
+of each neuron's two rows in bfloat16: 0.1 GB for SmolLM2-135M and 5.8 GB for a model of 7 billion parameters, so 12
+parts take 69 GB of disk until the defense is done. The score reads them block by block.
 
 Shapes: N variants, J neurons of a block, A neurons of all blocks, W weights of a neuron: twice the model's width.
 """
