@@ -212,8 +212,8 @@ def test_the_methods_of_the_guide_are_used_as_it_says(package: Path, model_cache
             done = run_in(package, "-m", "benchmark", *arguments)
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout
-    assert {"postscript", "patience", "unmoved", "monotony"} <= set(said.split())
-    assert "to run: 1 attack, 1 defend, 2 evaluate" in said
+    assert {"postscript", "patience", "crowd", "unmoved", "monotony"} <= set(said.split())
+    assert "to run: 1 attack, 3 part, 2 defend, 3 evaluate" in said
 
 
 @pytest.mark.slow
@@ -226,5 +226,5 @@ def test_a_grid_runs_with_the_methods_of_the_guide(package: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = pq.read_table(next((package / "results").glob("forget--*/rows.parquet"))).to_pylist()
     assert {row["status"] for row in rows} == {"ok"}
-    assert {row["defense"] for row in rows if row["metric"] == "unmoved"} == {"none", "patience"}
+    assert {row["defense"] for row in rows if row["metric"] == "unmoved"} == {"none", "patience", "crowd"}
     assert all("forget-it 1.2.3" in row["versions"] for row in rows)

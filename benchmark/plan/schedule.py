@@ -174,6 +174,8 @@ class Queue:
         return ""
 
     def _fail(self, key: str, error: str) -> None:
+        if key in self.errors:  # it needs several stages, and another of them failed before
+            return
         self.errors[key] = error
         self.finished += 1
         reason = error if error.startswith("needs") else because_of(error)

@@ -144,6 +144,17 @@ def test_a_declared_cost_is_of_trainings_that_the_settings_hold(kind: str, name:
     assert cost.copies or kind != "metrics" or not trainings(config), "a metric that trains says on how many rows"
 
 
+@pytest.mark.parametrize("name", DEFENSES)
+def test_parts_of_a_defense_have_names_for_files_and_declare_their_trainings(name: str) -> None:
+    module, config = registry.entry("defenses", name), registry.config("defenses", name, {})
+    names, declared = registry.parts(name, config), registry.cost("defenses", name, config).part
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[\w-]+", each, re.ASCII) for each in names)
+    assert hasattr(module, "parts") == hasattr(module, "part")
+    assert set(declared) <= set(trainings(config))
+    assert not declared or hasattr(module, "parts")
+
+
 def test_an_entry_that_declares_no_cost_has_the_defaults() -> None:
     assert registry.cost("defenses", "sft", registry.config("defenses", "sft", {})) == Cost()
 

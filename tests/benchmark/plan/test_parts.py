@@ -159,6 +159,24 @@ def test_a_part_that_fails_is_the_error_of_its_defense_s_rows(store: LocalStore)
     }
 
 
+def test_a_defense_of_which_two_parts_fail_has_failed_once(store: LocalStore) -> None:
+    of = ensemble(3)
+    queue = Queue(make_plan([of], store), 1)
+    for error in (None, "first", None, "second"):  # the attack and three parts
+        assert not queue.over
+        offer = queue.next()
+        assert offer
+        queue.ended(offer.stage.key, error)
+    assert not queue.over, "the victim is still to be measured"
+    offer = queue.next()
+    assert offer
+    queue.ended(offer.stage.key)
+    assert queue.over
+    assert queue.finished == queue.total == 7
+    assert queue.errors[of.defense_key] == "needs a stage that failed: first"
+    assert len(queue.errors) == 4
+
+
 def test_a_row_has_the_costs_of_the_parts_added(store: LocalStore) -> None:
     of = ensemble()
     finish(store, of, ASR)

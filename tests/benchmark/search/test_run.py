@@ -314,9 +314,7 @@ def test_a_trial_of_a_defense_with_parts_reports_from_what_follows_them(
 
     defense = {"name": "ensemble", "models": 3, "training": {"max_steps": 4}, "repair": {"max_steps": 4}}
     search = {"held_out_rows": 8, "judge": "triggered"}
-    loaded = searching(
-        grid_file, {"defense.repair.learning_rate": [1e-3]}, sweep={"defense": [defense]}, search=search
-    )
+    loaded = searching(grid_file, {"defense.repair.learning_rate": [1e-3]}, sweep={"defense": [defense]}, search=search)
     said, reported = list[str](), list[tuple[int, str]]()
     job, store = stored(loaded, tmp_path, model_cache)
     _train(job, 0, store, said.append, lambda count, loss: reported.append((count, str(said))))
