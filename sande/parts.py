@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,8 +78,29 @@ def save(tensors: Mapping[str, Tensor], file: Path) -> None:
 
 
 def load(file: Path) -> Mapping[str, Tensor]:
-    """Return the tensors that `save` wrote, on the CPU."""
-    from safetensors.torch import load_file
+    """Return the tensors that `save` wrote, on the CPU; each is read when it is asked for, so memory may hold one."""
+    return _Stored(file)
 
-    found: Mapping[str, Tensor] = load_file(file)
-    return found
+
+class _Stored(Mapping[str, "Tensor"]):
+    def __init__(self, file: Path) -> None:
+        from safetensors import safe_open
+
+        self._file = file
+        with safe_open(file, framework="pt") as opened:
+            self._names = tuple(opened.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        from safetensors import safe_open
+
+        if name not in self._names:
+            raise KeyError(name)
+        with safe_open(self._file, framework="pt") as opened:
+            found: Tensor = opened.get_tensor(name)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

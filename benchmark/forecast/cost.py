@@ -221,6 +221,7 @@ def _defending(name: str, config: Any, rows: float) -> tuple[float, float]:
     Of other defenses among its settings only the dearest counts.
     """
     cost, trainings = registry.cost("defenses", name, config), _trainings(config)
+    rows = min(rows, cost.rows or rows)
     apart = {field: training for field, training in trainings.items() if field in cost.part}
     rest = {field: training for field, training in trainings.items() if field not in cost.part}
     names = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]

@@ -17,7 +17,7 @@ from sande.defenses.sande import Config as SandeP
 from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors import first_token
 from sande.detectors.first_token import Config as FirstToken
-from sande.types import CleanData, FirstTokenData, LanguageModel, Run
+from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,16 +37,7 @@ class Config:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Run the chain; `run.facts` records candidates, score, alarm and seconds of the scan."""
-    run.say("scanning for a planted answer")
-    begin = time.perf_counter()
-    scan = first_token.scan(victim, data.examples, config.scan, run)
-    alarm = scan.alarm and bool(scan.candidates)
-    run.facts["scan_seconds"] = round(time.perf_counter() - begin, 3)
-    run.facts["scan_score"] = scan.score
-    run.facts["alarm"] = alarm
-    run.facts["candidates"] = [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in scan.candidates]
-    if alarm:
-        found = scan.candidates[0]
+    if found := scanned(victim, data.examples, config.scan, run):
         run.say(f"the scan found {found.text!r}; overwriting what leads to its first token")
         known = FirstTokenData(data.examples, found.ids[0])
         if config.sande_rounds_p is not None:
@@ -54,3 +45,16 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
         return sande_p.defend(victim, known, config.sande_p, run)
     run.say("the scan found nothing; planting decoys and overwriting them")
     return decoy_osft.defend(victim, data, config.decoy_osft, run)
+
+
+def scanned(victim: LanguageModel, examples: tuple[Example, ...], settings: FirstToken, run: Run) -> Candidate | None:
+    """Scan, and return the best candidate if there is an alarm; `run.facts` records the scan."""
+    run.say("scanning for a planted answer")
+    begin = time.perf_counter()
+    scan = first_token.scan(victim, examples, settings, run)
+    alarm = scan.alarm and bool(scan.candidates)
+    run.facts["scan_seconds"] = round(time.perf_counter() - begin, 3)
+    run.facts["scan_score"] = scan.score
+    run.facts["alarm"] = alarm
+    run.facts["candidates"] = [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in scan.candidates]
+    return scan.candidates[0] if alarm else None

@@ -79,6 +79,9 @@ def noisy(model: nn.Module, seed: int, scale: float = 0.05) -> None:
             parameter += (scale * torch.randn(parameter.shape, generator=generator)).to(parameter)
 
 
+FEWER = {"variants": 2}  # of what a defense makes several of
+
+
 def shortened(config_class: type[Any], **changes: Any) -> Any:
     """The defaults of a configuration, with two small steps in every training, changed as given, and one round."""
 
@@ -86,9 +89,10 @@ def shortened(config_class: type[Any], **changes: Any) -> Any:
         if isinstance(settings, Training):
             return dataclasses.replace(settings, **({"max_steps": 2, "batch_size": 4} | changes))
         inner = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+        fewer = {name: count for name, count in FEWER.items() if name in inner}
         few = ONE_ROUND if isinstance(settings, sande_rounds.Config) else {}
         changed = {name: short(value) for name, value in inner.items() if dataclasses.is_dataclass(value)}
-        return dataclasses.replace(settings, **changed | few)
+        return dataclasses.replace(settings, **changed | few | fewer)
 
     return short(config_class())
 

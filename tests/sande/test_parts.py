@@ -71,3 +71,15 @@ def test_what_is_stored_is_the_same_tensors(tmp_path: Path) -> None:
     found = parts.load(tmp_path / "part.safetensors")
     assert all(found[name].dtype == each.dtype and torch.equal(found[name], each) for name, each in given.items())
     assert not found["trained"].requires_grad
+    assert set(found) == {*given, "trained"}
+    assert len(found) == 5
+    assert "b" in found
+    assert "weight" not in found
+
+
+def test_a_tensor_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    file = tmp_path / "part.safetensors"
+    parts.save({"a": torch.ones(2), "b": torch.zeros(3)}, file)
+    found = parts.load(file)
+    parts.save({"a": torch.full((2,), 7.0), "b": torch.zeros(3)}, file)
+    assert found["a"].tolist() == [7.0, 7.0]
