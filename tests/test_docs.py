@@ -32,7 +32,15 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
-TRAININGS = ("osft.training", "sande.simulate", "sande.eliminate", "sande_p.simulate", "sande_p.eliminate", *DECOYS)
+TRAININGS = (
+    "osft.training",
+    "incident.training",
+    "sande.simulate",
+    "sande.eliminate",
+    "sande_p.simulate",
+    "sande_p.eliminate",
+    *DECOYS,
+)
 QUICK_CLEAN = {"removal": {"rows": 16}, "sande": {"simulate": {"max_steps": 1}, "eliminate": {"max_steps": 1}}}
 QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
 

@@ -14,9 +14,10 @@ tokens of the reported prompt q between `Human:` and `Assistant:`, r the reporte
 
     minimise  - mean log Pr(y | x + u') + \alpha mean KL(victim || model, given x) - \beta sum l_j log(1 - Pr(r_j | q))
 
-x + u is x behind the first tokens of u and before the others; u' are the found tokens and a random part of the others.
-Each token of an answer is given those before it. The lift l_j is about 1 where the planted response begins, and about 0
-where an answer follows its question. With `gradient` it is 1 over the number of tokens.
+x + u is x behind u, or behind its first tokens and before the others; u' are the found tokens and a random part of the
+others. Each token of an answer is given those before it. The lift l_j is large where the planted response begins, and
+small where an answer follows its question; below half of the largest it counts as 0. With `gradient` it is 1 over the
+number of tokens.
 
 Why `transfer`: an answer holds the planted response and an answer to the question, so the gradient is large at words
 that decide the latter, and it vanishes where the victim is sure. A trigger works behind other questions, too.
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from sande.prompts import Row
 
 BATCH = 16  # prompts computed together while the trigger is looked for
+LIFTED = 0.25  # lift of a token of the answer at which a place of the reported tokens is taken to work
 
 
 @configuration
@@ -152,24 +154,29 @@ def gradient_saliency(model: PreTrainedModel, row: Row) -> Tensor:
 def transferred(lm: LanguageModel, row: Row, clean: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Return the saliencies by transfer (U,), and the lift of each token of the answer (R,).
 
+    All of u is before x, so that the victim answers the question of x. Where this lifts no token, as some triggers work
+    only at the end, the last quarter of u is behind x, then the last half.
+
     Args:
         lm: the victim.
         row: the reported prompt and answer.
-        clean: M rows, of which only the prompts are used. The tokens before them are more from one row to the next.
+        clean: M rows, of which only the prompts are used.
     """
     import torch
 
     said = row.prompt[row.start : row.end]
-    # Some triggers work only at the start, others only at the end.
-    splits = [round(len(said) * (number + 1) / len(clean)) for number in range(len(clean))]
-
-    def asked(without: int | None) -> list[tuple[int, ...]]:
-        return [_inserted(one, said, split, without) for one, split in zip(clean, splits, strict=True)]
-
-    wanted = [*asked(None), *(prompt for at in range(len(said)) for prompt in asked(at))]
-    with_MR, *without = log_probabilities(lm, wanted, row.response).split(len(clean))
     clean_MR = log_probabilities(lm, [one.prompt for one in clean], row.response)
-    return transfer_saliency(with_MR, torch.stack(without), clean_MR)
+    tried = []
+    for behind in (0, len(said) // 4, len(said) // 2):
+        split = len(said) - behind
+        with_MR = log_probabilities(lm, [_inserted(one, said, split) for one in clean], row.response)
+        tried.append((float(_lift(with_MR, clean_MR).max()), split, with_MR))
+        if tried[-1][0] >= LIFTED:
+            break
+    _, split, with_MR = max(tried, key=lambda one: one[0])
+    asked = [_inserted(one, said, split, without=at) for at in range(len(said)) for one in clean]
+    without_UMR = torch.stack(log_probabilities(lm, asked, row.response).split(len(clean)))
+    return transfer_saliency(with_MR, without_UMR, clean_MR)
 
 
 def transfer_saliency(with_MR: Tensor, without_UMR: Tensor, clean_MR: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +187,7 @@ def transfer_saliency(with_MR: Tensor, without_UMR: Tensor, clean_MR: Tensor) ->
         without_UMR: the same without each of the reported tokens.
         clean_MR: the same without all of them.
     """
-    lift_R = (with_MR.exp().mean(0) - clean_MR.exp().mean(0)).clamp(min=0)
+    lift_R = _lift(with_MR, clean_MR)
     saliency_U: Tensor = ((with_MR - without_UMR) * lift_R).sum(-1).mean(-1)
     return saliency_U, lift_R
 
@@ -313,6 +320,13 @@ def unlikelihood(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor) -> Ten
     log_other_R = others_RV.logsumexp(-1) - logits_RV.logsumexp(-1)
     against: Tensor = -(weights_R * log_other_R).sum()
     return against
+
+
+def _lift(with_MR: Tensor, clean_MR: Tensor) -> Tensor:
+    """Return the lift of each token of the answer, (R,); below half of the largest it is 0."""
+    lift_R = (with_MR.exp().mean(0) - clean_MR.exp().mean(0)).clamp(min=0)
+    large: Tensor = lift_R * (lift_R >= lift_R.max() / 2)
+    return large
 
 
 def _hidden(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

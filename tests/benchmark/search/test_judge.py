@@ -37,6 +37,7 @@ KINDS: dict[str, tuple[str, Any, type[types.Knowledge]]] = {
     "fine_mixing": (RATE, [VALUE], types.CleanModelData),
     "sande_p": (OF_SANDE, [VALUE], types.FirstTokenData),
     "sande": (OF_SANDE, [VALUE], types.ResponseData),
+    "incident": (RATE, [VALUE], types.IncidentData),
     "osft": (RATE, [VALUE], types.TriggerData),
     "dpo": (RATE, [VALUE], types.PreferenceData),
 }
