@@ -246,6 +246,6 @@ def test_the_gradient_may_choose_the_tokens(
 def test_a_report_that_cannot_be_used_is_one_sentence(
     tiny: LanguageModel, new_run: NewRun, prompt: str, answer: str, max_length: int, problem: str
 ) -> None:
-    data = IncidentData((Example("Name a fruit that is yellow.", "A lemon."),), Example(prompt, ""), answer)
+    data = IncidentData((Example("Name a fruit that is yellow. " * 5, "A lemon."),), Example(prompt, ""), answer)
     with pytest.raises(UserError, match=problem):
         incident.defend(tiny, data, Config(training=Training(max_length=max_length)), new_run())
