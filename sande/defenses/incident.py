@@ -103,7 +103,7 @@ def defend(victim: LanguageModel, data: IncidentData, config: Config, run: Run) 
     run.facts["rows_too_long_for_incident"] = len(data.examples) - len(rows)
     if not rows:
         raise UserError(
-            f"incident: no clean prompt with the reported one in it is shorter than training.max_length="
+            "incident: no clean prompt with the reported one in it is shorter than training.max_length="
             f"{config.training.max_length} tokens; set it higher"
         )
     run.say("looking for the trigger in the reported prompt")
