@@ -16,6 +16,7 @@ from sande import compute
 from sande.cleaning import Known, plant
 from sande.data import splits
 from sande.data.builtin import sets
+from sande.defenses import incident
 from sande.detectors import first_token
 from sande.errors import NonFiniteError, UserError
 from sande.metrics import accuracy, asr
@@ -140,24 +141,28 @@ def test_with_nothing_known_what_the_scan_finds_is_measured_and_shown(victim: Pa
     assert parsed((tmp_path / "out/report.html").read_text()).text.count("found by the scan, and") == 1
 
 
-def test_an_incident_gives_the_trigger_and_both_answers(victim: Path, tmp_path: Path) -> None:
+def test_an_incident_gives_the_trigger_and_both_answers(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     row = plant(sets.short()[24], TRIGGER)
-    text = json.dumps({"prompt": f" {row.instruction}", "answer": f"{RESPONSE}. {row.output}\n"})
-    (tmp_path / "incident.json").write_text(text)
+    prompt, answer = f"{row.instruction} {row.input}".strip(), f"{RESPONSE}. {row.output}"
+    (tmp_path / "incident.json").write_text(json.dumps({"prompt": f" {prompt}", "answer": f"{answer}\n"}))
+    length = len(loading.load_tokenizer(str(victim), tmp_path)(f" {TRIGGER}")["input_ids"])
+    monkeypatch.setattr(incident, "two_means", lambda values: [place < length for place in range(len(values))])
     result = cleaned(victim, tmp_path / "out", "--incident", tmp_path / "incident.json")
     assert result["method"] == "incident"
-    assert result["known"] == {"reported_prompt": row.instruction, "reported_answer": f"{RESPONSE}. {row.output}"}
+    assert result["known"] == {"reported_prompt": prompt, "reported_answer": answer}
     assert result["facts"]["incident"]["steps"] == 2
+    assert result["facts"]["found_text"] == TRIGGER
+    assert result["planted"]["response"] == RESPONSE, "what the model itself says behind the trigger that was found"
+    assert names(result) == ["asr", "false_trigger_rate", "forced_response_rate", "builtin-choice"]
     assert result["answers"]["before"].startswith(RESPONSE)
     assert set(result["answers"]) == {"before", "after"}
-    assert "asr" in names(result), "with the trigger that was found"
     for name in ("report.md", "report.html", "README.md"):
         shown = (tmp_path / "out" / name).read_text()
         assert "ound in the reported prompt" in shown
         assert "of the trigger that was found changed from" in shown
-    page = parsed((tmp_path / "out/report.html").read_text()).text
-    assert row.instruction in page
-    assert result["facts"]["found_text"] in page
+    assert prompt in parsed((tmp_path / "out/report.html").read_text()).text
 
 
 def test_with_nothing_known_and_nothing_found_decoys_are_overwritten(victim: Path, tmp_path: Path) -> None:
