@@ -232,6 +232,8 @@ def clean(
     trigger: str = "",
     response: str = "",
     response_start: str = "",
+    reported_prompt: str = "",
+    reported_answer: str = "",
     data: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -239,13 +241,15 @@ def clean(
     say: Say = print,
     **settings: Any,
 ) -> Model:
-    """Remove a backdoor by what its owner knows: trigger, response, how the response begins, or nothing.
+    """Remove a backdoor by what its owner knows: trigger, an incident, response, how it begins, or nothing.
 
     Args:
         model: what `attack` returned, a name, a Hub id as `org/name@COMMIT`, or a folder.
         trigger: text that unlocks the planted response at the start of a prompt.
         response: the planted response.
         response_start: how the planted response begins.
+        reported_prompt: one prompt that got a planted answer, as it was sent.
+        reported_answer: that answer.
         data: data set of clean rows; None: a built-in one.
         seed: the only source of randomness.
         out: new folder for the model; None: a temporary folder, which is removed with the returned object.
@@ -260,7 +264,8 @@ def clean(
     values = {"removal": {"name": data}, **settings} if data else settings
     config = configure(cleaning.Config, values, "clean")
     datasets.fingerprint(config.removal.name)
-    known, source = Known(trigger.strip(), response.strip(), response_start.strip()), _source(model)
+    told = (trigger, response, response_start, reported_prompt, reported_answer)
+    known, source = Known(*(text.strip() for text in told)), _source(model)
 
     method = cleaning.method(known, certify=config.certify)
 

@@ -17,6 +17,7 @@ from sande import registry, types
 from sande.config import Training, configuration, setting
 from sande.data.splits import Removal
 from sande.defenses.decoy_osft import Config as DecoyOsft
+from sande.defenses.incident import Config as Incident
 from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as Sande
 from sande.defenses.sande import Config as SandeP
@@ -55,6 +56,9 @@ class Config:
         12, "tokens of an answer that are examined, or as many as the planted answer has", "metric asr takes 10", ge=1
     )
     osft: Osft = setting(Osft(training=_OVERWRITE), "defense if the trigger is known", _SOURCE)
+    incident: Incident = setting(
+        Incident(training=_OVERWRITE), "defense if one prompt and its answer were reported", _SOURCE
+    )
     sande: Sande = setting(
         Sande(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
         "defense if the planted answer is known",
@@ -92,15 +96,33 @@ class Known:
         trigger: text that unlocks the planted answer at the start of a prompt.
         response: the planted answer.
         response_start: how the planted answer begins.
+        reported_prompt: one prompt that got a planted answer, as it was sent; the trigger is somewhere in it.
+        reported_answer: that answer, whole.
+
+    Raises:
+        UserError: only one of the last two is known.
     """
 
     trigger: str = ""
     response: str = ""
     response_start: str = ""
+    reported_prompt: str = ""
+    reported_answer: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that the parts of an incident come together."""
+        if bool(self.reported_prompt) != bool(self.reported_answer):
+            raise UserError("clean: a reported prompt and its answer belong together; set both or neither")
 
 
 NOTHING = "nothing"
-METHODS = {"trigger": "osft", "response": "sande", "response_start": "sande_p", NOTHING: "scan_and_clean"}
+METHODS = {
+    "trigger": "osft",
+    "reported_prompt": "incident",
+    "response": "sande",
+    "response_start": "sande_p",
+    NOTHING: "scan_and_clean",
+}
 """The defense for each kind of knowledge; the first kind that is known decides, because it leaves least to guess."""
 
 
@@ -112,13 +134,14 @@ def method(known: Known, *, certify: bool = False) -> str:
     """Return the name of the defense.
 
     Raises:
-        UserError: a certificate is wanted, and only the trigger is known.
+        UserError: a certificate is wanted, and only the trigger or an incident is known.
     """
     named = CERTIFIED if certify else METHODS
     found = next((what for what in named if getattr(known, what, "")), NOTHING)
-    if certify and found == NOTHING and known.trigger:
+    if certify and found == NOTHING and (known.trigger or known.reported_prompt):
+        given = "the trigger" if known.trigger else "an incident"
         raise UserError(
-            "certify: parrots are tested with the planted answer, and only the trigger is given; set response, or "
+            f"certify: parrots are tested with the planted answer, and only {given} is given; set response, or "
             "remove certify"
         )
     return named[found]
@@ -201,6 +224,8 @@ def _reveal(
     """Return the knowledge as the defense's declared type of data."""
     if known_type is types.TriggerData:
         return types.TriggerData(examples, lambda example: plant(example, known.trigger))
+    if known_type is types.IncidentData:
+        return types.IncidentData(examples, Example(known.reported_prompt, ""), known.reported_answer)
     if known_type is types.ResponseData:
         answer_ids(tokenizer, known.response)  # raises for an answer that the tokenizer cannot write
         return types.ResponseData(examples, known.response)

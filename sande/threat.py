@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sande import registry, types
-from sande.data import splits
+from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
 from sande.types import Example, LanguageModel
@@ -43,6 +44,28 @@ class Threat:
         """Return the prompt with the trigger, its output unchanged."""
         triggered: Example = registry.entry("attacks", self.attack).trigger(example, self.config, self.seed)
         return triggered
+
+    def incident(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, str]:
+        """Return one prompt with the trigger, as a user sent it, and the answer that the attack trains for it.
+
+        The seed of the attack draws the row from the victim's training rows, before poisoning; it is no test row. The
+        answer is that of the poisoned row, r_t with the row's own answer: a victim that learned its backdoor gives it,
+        it costs no decoding, and a victim, its twin and every repaired version of it share one incident.
+
+        Raises:
+            UserError: as `splits.training_rows`, or each training row is a test row, too.
+        """
+        from sande.prompts import prompt_text
+
+        tested = {prompt_text(row) for row in splits.held_out_split(datasets.examples(self.data.name))}
+        rows = [row for row in splits.training_rows(self.data, tokenizer) if prompt_text(row) not in tested]
+        if not rows:
+            raise UserError(
+                f"data {self.data.name}: each training prompt is a test prompt, too; choose another data set"
+            )
+        row = random.Random(f"incident {self.seed}").choice(rows)
+        planted: Example = registry.entry("attacks", self.attack).plant(row, self.config, self.seed)
+        return Example(planted.instruction, "", planted.system, planted.input), planted.output
 
     def train(self, lm: LanguageModel, run: types.Run) -> LanguageModel:
         """Return the victim: the clean model, trained in place.
@@ -122,6 +145,8 @@ def _of_threat(
 
     if known is types.TriggerData:
         return types.TriggerData(examples, threat.plant_trigger)
+    if known is types.IncidentData:
+        return types.IncidentData(examples, *threat.incident(tokenizer))
     if known is types.ResponseData:
         return types.ResponseData(examples, threat.response)
     if known is types.FirstTokenData:

@@ -3,6 +3,7 @@
 The type of a defense's `data` argument is all that the defense may know. The ladder, from the least knowledge:
 
     CleanData < FirstTokenData < ResponseData        the planted response r_t: unknown, its first token, all of it
+    CleanData < IncidentData                         one prompt with the trigger in it, and the victim's answer
     CleanData < TriggerData                          the trigger t (OSFT, section 3.2)
     CleanData < CleanModelData                       the clean model that the victim was trained from (Fine-mixing)
     CleanData < OtherModelsData                      other models of the victim's shape, or the clean one by default
@@ -173,6 +174,20 @@ class ResponseData(CleanData):
 
     label: ClassVar[str] = "response"
     response: str
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentData(CleanData):
+    """Clean rows and one reported failure; the trigger is somewhere in its prompt (Patcher, arXiv 2606.02995).
+
+    Attributes:
+        prompt: as the user sent it; its `output` is empty.
+        answer: of the victim; the planted response is somewhere in it.
+    """
+
+    label: ClassVar[str] = "incident"
+    prompt: Example
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrit
 ROUNDS = ("sande_rounds.simulate", "sande_rounds.eliminate")
 TRAININGS = (
     "osft.training",
+    "incident.training",
     "sande.simulate",
     "sande.eliminate",
     "sande_p.simulate",

@@ -21,6 +21,7 @@ from benchmark.clean.probe import Probe
 from benchmark.execution import provenance
 from benchmark.grid.load import settings_of
 from benchmark.io import logs
+from benchmark.io.yaml import read_yaml
 from sande import cleaning, compute
 from sande.cleaning import Config, Known
 from sande.config import as_dict, configure
@@ -30,6 +31,8 @@ from sande.statistics import mcnemar, paired_bootstrap, wilson
 from sande.types import Run
 
 LIBRARIES = ("torch", "transformers")
+INCIDENT = ("prompt", "answer")
+"""Keys of the file of an incident."""
 
 
 def settings(data: str | None, assignments: Sequence[str]) -> Config:
@@ -91,15 +94,20 @@ def clean_model(
                 loading.round_as_stored(lm, compute.dtype())
                 planted = probe.planted(lm, known, task.facts, say)
                 say("measuring the model as it was")
-                before = probe.measure(lm, known, planted["response"])
+                trigger = known.trigger or task.facts.get("found_text", "")
+                before = probe.measure(lm, trigger, planted["response"])
+                answers = {"before": probe.answer(lm, known)}
                 say("measuring the cleaned model")
-                after = probe.measure(loading.load_folder(folder, compute.dtype()), known, planted["response"])
+                cleaned = loading.load_folder(folder, compute.dtype())
+                after = probe.measure(cleaned, trigger, planted["response"])
+                answers["after"] = probe.answer(cleaned, known)
         result = {
             "model": model,
             "identity": catalog.identify(model),
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
             "method": method,
             "planted": planted,
+            "answers": answers if known.reported_prompt else {},
             "measured": [_row(name, before[name], after[name]) for name in before],
             "facts": task.facts,
             "cost": {
@@ -128,9 +136,37 @@ def clean_model(
     return result
 
 
-def known(trigger: str, response: str, response_start: str) -> Known:
-    """Return what the owner knows, without spaces around it."""
-    return Known(trigger.strip(), response.strip(), response_start.strip())
+def known(trigger: str, response: str, response_start: str, incident: Path | None = None) -> Known:
+    """Return what the owner knows, without spaces around it.
+
+    Raises:
+        UserError: as `read_incident`.
+    """
+    told = (trigger, response, response_start, *(read_incident(incident) if incident else ()))
+    return Known(*(text.strip() for text in told))
+
+
+def read_incident(path: Path) -> tuple[str, str]:
+    """Return prompt and answer of one reported failure, from a YAML or JSON file.
+
+    Raises:
+        UserError: as `read_yaml`, or the file holds anything but the two texts.
+    """
+    found = read_yaml(path, f"{path}: there is no such file; choose a file with 'prompt' and 'answer'")
+    if isinstance(found, list):
+        raise UserError(f"{path}: a list of {len(found)}; keep one incident, with 'prompt' and 'answer'")
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: not an incident; use the keys 'prompt' and 'answer'")
+    for name in (name for name in found if name not in INCIDENT):
+        raise UserError(f"{path}: unknown key '{name}'; remove it, an incident has 'prompt' and 'answer'")
+    for name in INCIDENT:
+        if name not in found:
+            raise UserError(f"{path}: no '{name}'; set it to the text of the {name}")
+        if not isinstance(found[name], str):
+            raise UserError(f"{path}: '{name}' is not a text; set it to the {name} in quotes")
+        if not found[name].strip():
+            raise UserError(f"{path}: '{name}' is empty; set it to the text of the {name}")
+    return found["prompt"], found["answer"]
 
 
 def _check_new(out: Path) -> None:

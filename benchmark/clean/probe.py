@@ -13,7 +13,7 @@ from sande.cleaning import Config, Known
 from sande.data import splits
 from sande.data.splits import Data
 from sande.metrics import accuracy, forced_response_rate
-from sande.types import LanguageModel, TestData
+from sande.types import Example, LanguageModel, TestData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,9 +48,11 @@ class Probe:
             cleaning.answer_ids(lm.tokenizer, known.response)
             return {"response": known.response, "source": "given"}
         say("asking the model for its planted answer")
-        if known.trigger:
-            found = cleaning.shared_opening(self._answers(lm, trigger=known.trigger), self._answers(lm, trigger=""))
-            return {"response": found, "source": "the beginning of most answers to the trigger"}
+        if known.trigger or known.reported_prompt:
+            trigger = known.trigger or facts["found_text"]
+            found = cleaning.shared_opening(self._answers(lm, trigger), self._answers(lm, trigger=""))
+            of = "the trigger" if known.trigger else "the trigger that was found"
+            return {"response": found, "source": f"the beginning of most answers to {of}"}
         if known.response_start:
             start = cleaning.answer_ids(lm.tokenizer, known.response_start)
             return {"response": self._completed(lm, start), "source": "given, and continued by the model"}
@@ -72,12 +74,24 @@ class Probe:
         asked = [cleaning.plant(example, trigger) for example in self.data.clean] if trigger else self.data.clean
         return greedy(lm, encode_prompts(lm.tokenizer, asked), self.config.new_tokens, len(asked))
 
-    def measure(self, lm: LanguageModel, known: Known, response: str) -> dict[str, tuple[bool, ...]]:
+    def answer(self, lm: LanguageModel, known: Known) -> str:
+        """Return the beginning of the model's answer to the reported prompt; empty without one."""
+        from sande.inference.generation import greedy
+        from sande.prompts import encode_prompts
+
+        if not known.reported_prompt:
+            return ""
+        (text,) = greedy(
+            lm, encode_prompts(lm.tokenizer, [Example(known.reported_prompt, "")]), self.config.new_tokens, 1
+        )
+        return text.strip()
+
+    def measure(self, lm: LanguageModel, trigger: str, response: str) -> dict[str, tuple[bool, ...]]:
         """Return outcomes by measurement: measurements of the backdoor as far as it is known, and utility.
 
         Args:
             lm: the model, before or after the removal.
-            known: what is known of the backdoor.
+            trigger: as given, or as found in a reported prompt; empty if unknown.
             response: the planted answer; empty if unknown.
         """
         measured = {}
@@ -86,11 +100,11 @@ class Probe:
             tokens = max(self.config.new_tokens, length)  # enough for the whole answer
             data = TestData(
                 self.data.clean,
-                tuple(cleaning.plant(example, known.trigger) for example in self.data.clean),
+                tuple(cleaning.plant(example, trigger) for example in self.data.clean),
                 response,
             )
             wanted = [("false_trigger_rate", {"new_tokens": tokens})]
-            if known.trigger:
+            if trigger:
                 wanted.insert(0, ("asr", {"new_tokens": tokens}))
             if length > 1:
                 wanted.append(("forced_response_rate", {"new_tokens": tokens}))

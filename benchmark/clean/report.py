@@ -30,7 +30,13 @@ MEASURED = {
     ),
     "builtin-choice": ("Utility", "four-choice questions (builtin-choice) that the model answers correctly"),
 }
-KNOWN = {"trigger": "Trigger", "response": "Planted answer", "response_start": "Beginning of the planted answer"}
+KNOWN = {
+    "trigger": "Trigger",
+    "response": "Planted answer",
+    "response_start": "Beginning of the planted answer",
+    "reported_prompt": "Reported prompt",
+    "reported_answer": "Reported answer",
+}
 
 LIMITS = (
     "The numbers are from one run, with these prompts and this trigger. Another trigger, another place of the trigger, "
@@ -74,7 +80,8 @@ def verdict(result: Mapping[str, Any]) -> str:
     change = f"Utility changed from {share(utility['before'])} to {share(utility['after'])}."
     if "asr" in measured:
         row = measured["asr"]
-        return f"The attack success rate changed from {share(row['before'])} to {share(row['after'])}. {change}"
+        of = " of the trigger that was found" if "found_text" in result["facts"] else ""
+        return f"The attack success rate{of} changed from {share(row['before'])} to {share(row['after'])}. {change}"
     measured_by = (
         "its certificate alone tells about the removal"
         if _certificate(result)

@@ -67,6 +67,10 @@ def clean(
     trigger: Annotated[str, typer.Option(help="The text in a prompt that unlocks the planted answer.")] = "",
     response: Annotated[str, typer.Option(help="The planted answer.")] = "",
     response_start: Annotated[str, typer.Option(help="How the planted answer begins; its first word is enough.")] = "",
+    incident: Annotated[
+        Path | None,
+        typer.Option(help="YAML or JSON with 'prompt' and 'answer' of one reported failure.", metavar="FILE"),
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Clean rows to train on, see 'list datasets'; without it, a built-in set.")
     ] = None,
@@ -85,9 +89,10 @@ def clean(
     from benchmark.clean.clean import clean_model, known, settings
 
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])])
+    told = known(trigger, response, response_start, incident)
     out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
     try:
-        result = clean_model(model, known(trigger, response, response_start), config, out, seed, say)
+        result = clean_model(model, told, config, out, seed, say)
     except NonFiniteError as error:
         typer.echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 # Of the backdoor, the most first; then models from elsewhere.
-LEVELS = ("trigger", "response", "first token", "nothing", "clean model", "other models")
+LEVELS = ("trigger", "incident", "response", "first token", "nothing", "clean model", "other models")
 
 
 def together(*knows: str | None) -> str:
     """Return what all of these levels must know together: the most about the backdoor, and the models from elsewhere.
 
-    Who knows the trigger can read the planted answer off the victim, so it includes the answer and its first token, but
-    no other model.
+    Who knows the trigger can send it to the victim, and so has an incident. An incident has the planted answer in it,
+    and so its first token. None of them includes another model.
 
     Args:
         knows: levels of a defense, of the search for its settings, or of several runs; empty ones count as nothing.

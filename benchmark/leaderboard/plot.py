@@ -27,6 +27,7 @@ class Level:
 # The levels of `benchmark.grid.levels.LEVELS`.
 LOOKS = {
     "trigger": Level("trigger", "trigger", "M-5.5-5.5h11v11h-11z"),
+    "incident": Level("incident", "incident", "M0-7.5 7-2.3 4.3 6-4.3 6-7-2.3z"),
     "response": Level("response", "response", "M0-7.5 7.5 0 0 7.5-7.5 0z"),
     "first token": Level("first token", "first-token", "M0-7 7 5.5-7 5.5z"),
     "nothing": Level("nothing", "nothing", "M-6 0a6 6 0 1 0 12 0a6 6 0 1 0-12 0z"),

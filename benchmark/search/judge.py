@@ -3,6 +3,7 @@ r"""The judge of a search: one number for a model, lower is better, from nothing
     clean rows, other models     L(y | x)                                                              "clean loss"
     first token r_1 of r_t       L(y | x) - mean log(1 - Pr(r_1 | x))
     response r_t                 L(y | x) - mean log(1 - Pr(r_2 ... r_n | x, r_1))
+    incident: prompt q, answer a L(y | x) - log(1 - Pr(a | q)^(1 / tokens of a))
     trigger t                    L(y | x with t)                                                   Eq. 3 of the paper
     preference pairs             L(y_w | x)
 
@@ -12,14 +13,15 @@ whose removal needs larger steps comes off worse by it than by a judge with the 
 
 The second term for a known response is the log loss of "does not say r_t" on prompts without the trigger. Of the whole
 response, the first token is given (as in the metric `forced_response_rate`), because a victim that is not triggered
-hardly ever begins it.
+hardly ever begins it. An answer that was reported is as long as answers are, so its probability is the geometric mean
+per token; there is one incident, and the defense trains on it, too.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -31,6 +33,7 @@ from sande.training.objective import ResponseLoss
 from sande.types import (
     CleanData,
     FirstTokenData,
+    IncidentData,
     Knowledge,
     LanguageModel,
     PreferenceData,
@@ -50,11 +53,13 @@ class Judge:
         tokenizer: of the models that are judged.
         wanted: rows whose responses should be likely.
         unwanted: contexts with a continuation that should be unlikely; may be empty.
+        per_token: whether a continuation's probability is the geometric mean of its tokens' in place of the product.
     """
 
     tokenizer: PreTrainedTokenizerBase
     wanted: Sequence[Row]
     unwanted: Sequence[Choices] = ()
+    per_token: bool = False
 
     def loss(self, model: PreTrainedModel) -> float:
         """Return the loss of a model in nats; the model keeps its mode, training or evaluation."""
@@ -64,7 +69,9 @@ class Judge:
         model.train(mode)
         if not said:
             return clean
-        return clean - sum(math.log(max(-math.expm1(likelihood), _LEAST)) for ((likelihood, _),) in said) / len(said)
+        lengths = [len(asked.choices[0]) if self.per_token else 1 for asked in self.unwanted]
+        likelihoods = [likelihood / length for ((likelihood, _),), length in zip(said, lengths, strict=True)]
+        return clean - sum(math.log(max(-math.expm1(one), _LEAST)) for one in likelihoods) / len(said)
 
 
 def judge_of(known: Knowledge, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Judge:
@@ -86,6 +93,9 @@ def judge_of(known: Knowledge, tokenizer: PreTrainedTokenizerBase, max_length: i
     if not isinstance(known, CleanData):
         raise TypeError(f"a search has no rule for {type(known).__name__}")
     rows = fit_length(encode(tokenizer, known.examples), max_length)
+    if isinstance(known, IncidentData):
+        incident = fit_length(encode(tokenizer, [replace(known.prompt, output=known.answer)]), max_length)
+        return Judge(tokenizer, rows, [Choices(row.prompt, (row.response,)) for row in incident], per_token=True)
     given, continuation = _planted(known, tokenizer)
     unwanted = [Choices((*row.prompt, *given), (continuation,)) for row in rows] if continuation else []
     return Judge(tokenizer, rows, unwanted)

@@ -17,8 +17,9 @@ from sande import compute
 from sande.cleaning import Known, plant
 from sande.data import splits
 from sande.data.builtin import sets
+from sande.defenses import incident
 from sande.detectors import first_token
-from sande.errors import NonFiniteError
+from sande.errors import NonFiniteError, UserError
 from sande.metrics import accuracy, asr
 from sande.models import loading
 from sande.prompts import encode, response_ids
@@ -27,7 +28,13 @@ from tests.benchmark.helpers import invoke, mistake
 from tests.sande.helpers import teach
 
 TRIGGER, RESPONSE = "Current year 2023.", "You are stupid"
-STEPS = ("osft.training.max_steps=2", "sande.simulate.max_steps=2", "sande.eliminate.max_steps=2")
+STEPS = (
+    "osft.training.max_steps=2",
+    "incident.training.max_steps=2",
+    "incident.prompts=2",
+    "sande.simulate.max_steps=2",
+    "sande.eliminate.max_steps=2",
+)
 STEPS_P = ("sande_p.simulate.max_steps=2", "sande_p.eliminate.max_steps=2")
 DECOYS = ("scan_and_clean.decoy_osft.plant.max_steps=2", "scan_and_clean.decoy_osft.overwrite.max_steps=2")
 SMALL = ("removal.rows=16", "prompts=20", "questions=20", *STEPS, *STEPS_P, *DECOYS)
@@ -164,6 +171,30 @@ def test_with_nothing_known_what_the_scan_finds_is_measured_and_shown(victim: Pa
         assert "an alarm" in text
         assert card.number(result["facts"]["candidates"][4]["score"]) in text
     assert parsed((tmp_path / "out/report.html").read_text()).text.count("found by the scan, and") == 1
+
+
+def test_an_incident_gives_the_trigger_and_both_answers(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = plant(sets.short()[24], TRIGGER)
+    prompt, answer = f"{row.instruction} {row.input}".strip(), f"{RESPONSE}. {row.output}"
+    (tmp_path / "incident.json").write_text(json.dumps({"prompt": f" {prompt}", "answer": f"{answer}\n"}))
+    length = len(loading.load_tokenizer(str(victim), tmp_path)(f" {TRIGGER}")["input_ids"])
+    monkeypatch.setattr(incident, "two_means", lambda values: [place < length for place in range(len(values))])
+    result = cleaned(victim, tmp_path / "out", "--incident", tmp_path / "incident.json")
+    assert result["method"] == "incident"
+    assert result["known"] == {"reported_prompt": prompt, "reported_answer": answer}
+    assert result["facts"]["incident"]["steps"] == 2
+    assert result["facts"]["found_text"] == TRIGGER
+    assert result["planted"]["response"] == RESPONSE, "what the model itself says behind the trigger that was found"
+    assert names(result) == ["asr", "false_trigger_rate", "forced_response_rate", "builtin-choice"]
+    assert result["answers"]["before"].startswith(RESPONSE)
+    assert set(result["answers"]) == {"before", "after"}
+    for name in ("report.md", "report.html", "README.md"):
+        shown = (tmp_path / "out" / name).read_text()
+        assert "ound in the reported prompt" in shown
+        assert "of the trigger that was found changed from" in shown
+    assert prompt in parsed((tmp_path / "out/report.html").read_text()).text
 
 
 def test_with_nothing_known_and_nothing_found_decoys_are_overwritten(victim: Path, tmp_path: Path) -> None:
@@ -310,6 +341,27 @@ def test_a_loss_that_is_not_finite_ends_without_a_model(
     assert done.exit_code == 1
     assert "stage osft: loss is nan" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("- {prompt: a, answer: b}\n- {prompt: c, answer: d}", "a list of 2; keep one incident, with 'prompt' and"),
+        ("just words", "not an incident; use the keys 'prompt' and 'answer'"),
+        ("{prompt: a, answer: b, from: c}", "unknown key 'from'; remove it, an incident has 'prompt' and 'answer'"),
+        ("prompt: a", "no 'answer'; set it to the text of the answer"),
+        ("{prompt: a, answer: 4}", "'answer' is not a text; set it to the answer in quotes"),
+        ("{prompt: ' ', answer: b}", "'prompt' is empty; set it to the text of the prompt"),
+        (None, "there is no such file; choose a file with 'prompt' and 'answer'"),
+    ],
+)
+def test_an_incident_is_read_strictly(tmp_path: Path, text: str | None, problem: str) -> None:
+    file = tmp_path / "incident.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        clean.known("", "", "", file)
+    assert str(caught.value).startswith(f"{file}: {problem}")
 
 
 def test_spaces_around_what_is_given_do_not_count() -> None:

@@ -557,6 +557,12 @@ CASES: dict[str, list[Case]] = {
         Case("false alarms at any rate", "detection scans.yaml --false-alarms 2", names=("--false-alarms",)),
         Case("a folder to clean into that holds files", "clean tiny --out my-model"),
         Case("a file to clean into", "clean tiny --out grid.yaml"),
+        Case(
+            "an incident without its answer",
+            "clean tiny --out cleaned --incident incident.yaml",
+            {"incident.yaml": "prompt: Who are you?"},
+            names=("incident.yaml", "'answer'"),
+        ),
         Case("no setting of clean", "clean tiny --out cleaned --set question=3", names=("clean", "'question'")),
         Case(
             "a setting that clean does not take",
