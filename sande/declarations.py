@@ -68,7 +68,7 @@ class Cost:
     weights.
 
     Attributes:
-        training: passes over each row, by the name of the setting that holds the `Training`; 3 where it is left out.
+        training: passes over each row, by the dotted path of the setting that holds the `Training`; 3 if left out.
         reading: of a metric, forward passes over each test prompt or question; None: one a prompt, four a question.
         prompts: of a metric, test prompts that it reads at most; None: its setting `prompts`, or `prompts` of its
             `decoding`, else all.

@@ -16,7 +16,7 @@ from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code
-from benchmark.records import aggregate, provenance, record
+from benchmark.records import aggregate, provenance, record, recovery
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.record import Record
@@ -47,7 +47,7 @@ def write(folder: Path) -> list[str]:
         texts = []
         for part in parts:
             arranged = layout(part)
-            entries = arranged.arrange(results.entries(part, arranged.label))
+            entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
             answers = case_study.answers(table, outcomes, part)
             texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
         search = folder / "search.md"
