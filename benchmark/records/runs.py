@@ -175,9 +175,9 @@ def removal(asr: Sequence[Sequence[float]], differences: Sequence[float]) -> Rem
     if 100 * share > FAILED_RUNS:
         return "present"
     below = [-difference for difference in differences]
-    if all(difference < RECOVERY_MARGIN for difference in differences):
-        if non_inferior(below, RECOVERY_MARGIN) <= RECOVERY_LEVEL:
-            return "removed"
+    is_near = all(difference < RECOVERY_MARGIN for difference in differences)
+    if is_near and non_inferior(below, RECOVERY_MARGIN) <= RECOVERY_LEVEL:
+        return "removed"
     return "hidden" if non_inferior(differences, 0.0) <= RECOVERY_LEVEL else "undecided"
 
 

@@ -258,7 +258,7 @@ FIGURES: Mapping[str, Callable[[Sequence[TableEntry]], Figure | None]] = {
 SHOWS = {
     "asr": "Bars: attack success rate of each defense with 95 % intervals",
     "asr_utility": "Points: attack success rate of each defense against its change of utility",
-    "asr_recovery": "Points: attack success rate of each defense against what a fresh parrot recovers; line: clean twin",
+    "asr_recovery": "Points: attack success rate of each defense against what a fresh parrot recovers",
     "figure_2": "Figure 2: attack success rate against the poison rate, with 95 % intervals",
     "figure_3": "Figure 3: the highest probabilities of the planted response, by prompt",
 }

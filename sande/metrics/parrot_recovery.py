@@ -36,10 +36,10 @@ MEASURES = (
         column=True,
         durability=True,
     ),
+    MetricInfo("parrot_recovery_rate", "Response under a parrot, greedy (%)", "backdoor", column=True, durability=True),
     MetricInfo(
-        "parrot_recovery_rate", "Response under a parrot, greedy (%)", "backdoor", column=True, durability=True
+        "parrot_recovery_controls", "Control strings recovered, other domain (%)", "probability", durability=True
     ),
-    MetricInfo("parrot_recovery_controls", "Control strings recovered, other domain (%)", "probability"),
 )
 OTHERS = ("builtin-explained-2", "builtin-short-2")  # in place of a set that is the victim's own
 OVERLAP = 0.01  # share of the victim's test rows in a set that is still another domain
@@ -200,8 +200,8 @@ def _white_box(model: LanguageModel) -> LanguageModel:
     """Return the weights that parrots are attached to; vLLM, which may serve the model, cannot read soft tokens."""
     if model.guard is not None:
         raise UnscorableError(
-            f"defense {model.guard.defense}: parrots cannot be trained through a guard, which leaves the weights of the "
-            "victim; leave parrot_recovery out"
+            f"defense {model.guard.defense}: a guard leaves the weights of the victim, through which alone parrots "
+            "train; leave parrot_recovery out"
         )
     return LanguageModel(model.model, model.tokenizer, workers=model.workers)
 
