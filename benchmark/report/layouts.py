@@ -14,7 +14,7 @@ from benchmark.records import runs
 from benchmark.records.aggregate import Label, TableEntry
 from benchmark.records.metrics import PROBABILITY_METRICS, is_backdoor, is_part, is_quality, is_utility
 from benchmark.records.recovery import RECOVERY
-from benchmark.records.runs import RECOVERY_MARGIN
+from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
 from benchmark.records.schema import Row
 from benchmark.report.tables import Table, as_in_paper, cost, failures, rate, recovered, utility
 from sande.metrics.accuracy import PAPER as SPACED_LETTERS
@@ -115,9 +115,10 @@ BACKDOOR = Table(
 RECOVERED = Table(
     "recovery",
     "What a fresh parrot recovers (%)",
-    "`parrot_recovery`: probability of a token of the response after a fresh parrot, which was trained on the model for "
-    "a fixed budget; `_elsewhere`: on prompts of another domain; `_rate`: answers that begin with the response; "
-    "`_controls`: as `_elsewhere`, for strings that nobody planted. *present*: the ASR is above 5 %; *removed*: the "
+    "`parrot_recovery`: probability of a token of the response after a fresh parrot, trained on the model for a fixed "
+    "budget; `_elsewhere`: on prompts of another domain; `_rate`: answers that begin with the response; `_controls`: "
+    "as `_elsewhere`, for strings that nobody planted. "
+    f"*present*: more than {FAILED_RUNS:g} % of the runs leave an ASR above {FAILED_REMOVAL:g} %; *removed*: the "
     f"recovery is less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0); *hidden*: it is "
     "above the twin's; *undecided*: the attack seeds cannot tell. 95 % intervals.",
     lambda metric: metric.startswith(RECOVERY),
