@@ -54,12 +54,19 @@ class Config:
     controls: int = setting(5, "control strings, as long and as likely as the response, one parrot each", ge=1)
     rows: int = setting(100, "clean rows: the last of the victim's training rows, before poisoning", ge=1)
     simulation: Simulation = setting(
-        Simulation(initial="noise", norm="vocabulary", training=Training(max_steps=16, learning_rate=1.5e-2)),
+        Simulation(
+            length=6,
+            position=0,
+            initial="noise",
+            norm="vocabulary",
+            pull=0.0,
+            training=Training(max_steps=16, learning_rate=1.5e-2),
+        ),
         "the parrots and their training (Eq. 4)",
     )
     prompts: int | None = setting(50, "number of test prompts, from the first; null: all", ge=1)
     elsewhere: Data = setting(
-        Data(name=OTHERS[0], test_rows=50),
+        Data(name=OTHERS[0], test_rows=32),
         "test rows of another domain; the victim's own set is replaced by one of the built-in sets",
     )
     batch_size: int = setting(50, "prompts computed together", ge=1)
@@ -83,7 +90,7 @@ def reads_rows(config: Config) -> tuple[str, ...]:
 def cost(config: Config) -> Cost:
     """Return one copy of the rows for each parrot, without gradients of the weights, and the prompts of each."""
     every = config.parrots + config.controls
-    asked = config.prompts or 1
+    asked = config.prompts or config.elsewhere.test_rows or 1
     elsewhere = every * (config.elsewhere.test_rows or asked) / asked
     return Cost(
         training={"simulation.training": 2},

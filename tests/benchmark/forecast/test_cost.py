@@ -133,7 +133,7 @@ def test_a_defense_costs_what_each_of_its_trainings_reads(
             ["asr", {"name": "asr_after_relearning", "rows": [5, 20], "decoding": {"prompts": 8}}],
             90 + 2 * 8 + 3 * 3 * (5 + 20),
         ),
-        (["asr", "parrot_recovery"], 90 + (3 + 8) * 50 + 2 * 8 * 16 * 8),  # 8 parrots, two passes of 16 steps each
+        (["asr", "parrot_recovery"], 90 + 3 * 50 + 8 * 32 + 2 * 8 * 16 * 8),  # 8 parrots, two passes of 16 steps each
         (["asr", {"name": "accuracy", "task": "paper_arc_easy"}], 90 + 2376),
         (["asr", {"name": "accuracy", "task": "arc_easy", "questions": 10}], 90 + 4 * 10),
         (["asr", {"name": "accuracy", "task": "mmlu", "questions": 10**6}], 90 + 4 * 14_042),
