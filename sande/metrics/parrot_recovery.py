@@ -19,7 +19,7 @@ from sande.config import Simulation, Training, configuration, setting
 from sande.data import datasets, splits
 from sande.data.splits import Data
 from sande.declarations import Cost, MetricInfo
-from sande.errors import UnscorableError, UserError
+from sande.errors import UnscorableError
 from sande.types import Example, LanguageModel, Measurement, Run, TestData
 
 if TYPE_CHECKING:
@@ -161,16 +161,19 @@ def fresh_seeds(seed: int, count: int) -> list[int]:
 def prompts_elsewhere(data: TestData, wanted: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
     """Return test rows of the wanted set or, if the victim's rows come from it, of the first of `OTHERS` that is not.
 
-    A set with more than one in a hundred of the victim's test rows counts as the victim's own.
+    A set with more than one in a hundred of the victim's test rows counts as the victim's own. If all are, the one with
+    the fewest of them is taken.
 
     Raises:
-        UserError: the victim's rows come from all of these sets, or as `sande.data.splits.held_out_rows`.
+        UserError: as `sande.data.splits.held_out_rows`.
     """
-    for name in dict.fromkeys((wanted.name, *OTHERS)):
+
+    def excess(name: str) -> float:
         known = set(datasets.examples(name))
-        if sum(row in known for row in data.clean) <= OVERLAP * len(data.clean):
-            return splits.held_out_rows(replace(wanted, name=name), tokenizer)
-    raise UserError(f"elsewhere.name: {wanted.name} has the victim's own test rows; set another data set")
+        return max(0.0, sum(row in known for row in data.clean) - OVERLAP * len(data.clean))
+
+    chosen = min(dict.fromkeys((wanted.name, *OTHERS)), key=excess)
+    return splits.held_out_rows(replace(wanted, name=chosen), tokenizer)
 
 
 def probabilities(found: Sequence[Evidence]) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from sande.attacks import sentence_trigger
 from sande.config import Simulation, Training
 from sande.data.builtin import disjoint, sets
 from sande.data.splits import Data
-from sande.errors import UnscorableError, UserError
+from sande.errors import UnscorableError
 from sande.metrics import parrot_recovery
 from sande.metrics.parrot_recovery import Config
 from sande.prompts import encode, prompt_text, response_ids
@@ -179,12 +179,10 @@ def test_the_other_domain_is_not_the_victims_own(tiny: LanguageModel, own: Any, 
     assert chosen == everything[int(0.9 * len(everything)) :][:5]
 
 
-def test_rows_of_every_set_leave_no_other_domain(tiny: LanguageModel) -> None:
-    data = TestData(clean=(*disjoint.short()[:9], *disjoint.explained()[:9]), triggered=(), response=RESPONSE)
-    with pytest.raises(
-        UserError, match=r"^elsewhere.name: builtin-short-2 has the victim's own test rows; set another"
-    ):
-        parrot_recovery.prompts_elsewhere(data, Data(name="builtin-short-2"), tiny.tokenizer)
+def test_of_sets_that_all_hold_the_victims_rows_the_one_with_the_fewest_is_taken(tiny: LanguageModel) -> None:
+    data = TestData(clean=(*disjoint.short()[:8], *disjoint.explained()[:9]), triggered=(), response=RESPONSE)
+    (chosen,) = parrot_recovery.prompts_elsewhere(data, Data(test_rows=1, name="builtin-explained-2"), tiny.tokenizer)
+    assert chosen in disjoint.short()
 
 
 def test_a_guard_has_no_parrot(tiny: LanguageModel, data: TestData) -> None:
