@@ -93,12 +93,13 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
     """Refuse rows that are not all measured, are of the random model, or whose stages are not all of one commit."""
     import pyarrow.compute as pc
 
+    from benchmark.records import files, rehearsal, schema
     from benchmark.records import provenance as origins
-    from benchmark.records import rehearsal, schema
 
     cells = len(table["cell"].unique())
-    for status, problem in ((schema.FAILED, "failed"), (schema.NOT_RUN, "are unfinished")):
-        if count := len(table["cell"].filter(pc.equal(table["status"], status)).unique()):
+    not_run = pc.equal(table["status"], schema.NOT_RUN)
+    for rows, problem in ((files.of_failed_cells(table), "failed"), (not_run, "are unfinished")):
+        if count := len(table["cell"].filter(rows).unique()):
             raise UserError(
                 f"{folder}: {count} of {cells} cells {problem}; run its grid again, and publish it once all are done"
             )

@@ -68,7 +68,7 @@ class Cost:
     weights.
 
     Attributes:
-        training: passes over each row, by the name of the setting that holds the `Training`; 3 where it is left out.
+        training: passes over each row, by the dotted path of the setting that holds the `Training`; 3 if left out.
         part: of a defense with parts, names of the settings whose trainings each part does; `defend` does the others.
         rows: of a defense, clean rows that it trains on at most; None: all that it gets.
         reading: of a metric, forward passes over each test prompt or question; None: one a prompt, four a question.

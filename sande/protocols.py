@@ -111,6 +111,9 @@ class Metric(Protocol):
     def reads(self, config: Any) -> tuple[str, ...]:
         """Return the question sets to read besides the test rows; the result's key depends on their content."""
 
+    def reads_rows(self, config: Any) -> tuple[str, ...]:
+        """Return the data sets whose rows are read besides the victim's; the key depends on them too. Optional."""
+
     def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
         """Return one measurement for each of `names`."""
 

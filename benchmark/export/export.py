@@ -17,7 +17,8 @@ from benchmark.export.card import front_matter, load
 from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.io.files import raise_if_disk_full, write_atomically
 from benchmark.plan import retention
-from benchmark.records.schema import FAILED, NOT_RUN
+from benchmark.records.files import is_failed
+from benchmark.records.schema import NOT_RUN
 from benchmark.report import certificates
 from benchmark.store.protocol import Store
 from sande.errors import UserError
@@ -49,8 +50,8 @@ def find_model(name: str, results: Path) -> Found:
     if len(found) > 1:
         raise UserError(f"cell '{name}': {len(found)} names begin so ({', '.join(sorted(found))}); use a longer one")
     ((cell, rows),) = found.items()
-    if any(row["status"] == FAILED for row in rows):
-        raise UserError(f"cell {cell}: it failed ({rows[0]['error']}), so there is no model; run its grid again")
+    if failed := next(filter(is_failed, rows), None):
+        raise UserError(f"cell {cell}: it failed ({failed['error']}), so there is no model; run its grid again")
     if _is_unfinished(rows):
         raise UserError(f"cell {cell}: it is not finished, as its run was interrupted; run its grid again")
     return Found(Cell.parse(json.loads(rows[0]["settings"])), tuple(rows))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, get_args
 
 from benchmark.grid.cell import Cell, Method
@@ -262,9 +262,15 @@ def _trained(cost: Cost, trainings: Mapping[str, Training], rows: float) -> floa
 
 
 def _trainings(config: Any) -> dict[str, Training]:
-    """Return the trainings among a method's settings, by field."""
-    values = {name: getattr(config, name) for name in config.__dataclass_fields__}
-    return {name: value for name, value in values.items() if isinstance(value, Training)}
+    """Return the trainings among a method's settings, by dotted path; without those of other defenses."""
+    found: dict[str, Training] = {}
+    for name in config.__dataclass_fields__:
+        value = getattr(config, name)
+        if isinstance(value, Training):
+            found[name] = value
+        elif is_dataclass(value) and name not in registry.names("defenses"):
+            found |= {f"{name}.{path}": training for path, training in _trainings(value).items()}
+    return found
 
 
 def _visits(training: Training, rows: float) -> float:

@@ -78,9 +78,16 @@ class Method:
 
     @functools.cached_property
     def reads(self) -> str:
-        """Return fingerprints of the question sets that a metric reads, as JSON."""
+        """Return fingerprints of the question sets and of the data sets that a metric reads, as JSON."""
         names = registry.entry(self.kind, self.name).reads(self.config)
-        return canonical_json([datasets.fingerprint(name, datasets.QUESTIONS) for name in names])
+        questions = [datasets.fingerprint(name, datasets.QUESTIONS) for name in names]
+        return canonical_json([*questions, *map(datasets.fingerprint, self.reads_rows)])
+
+    @functools.cached_property
+    def reads_rows(self) -> tuple[str, ...]:
+        """Return names of the data sets whose rows a metric reads besides the victim's."""
+        read = getattr(registry.entry(self.kind, self.name), "reads_rows", None)
+        return tuple(read(self.config)) if read else ()
 
     @functools.cached_property
     def pairs(self) -> str | None:

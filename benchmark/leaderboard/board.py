@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from benchmark.grid.levels import LEVELS
+from benchmark.records.runs import Removal
 from sande import registry
 
 MARGIN = 2.0  # percentage points of utility that a defense may lose and still be ranked
@@ -121,6 +122,7 @@ class Standing:
         gaps: runs that count as the victim's numbers, in words.
         lacks: cases that another defense was run on and this one was not.
         searched: what the search for its settings had to know; empty without a search.
+        removal: what it did to the backdoor; None where what a parrot recovers was not measured.
     """
 
     defense: str
@@ -143,6 +145,7 @@ class Standing:
     gaps: tuple[str, ...]
     lacks: tuple[str, ...]
     searched: str = ""
+    removal: Removal | None = None
 
     @property
     def alone(self) -> bool:
@@ -195,6 +198,11 @@ class Board:
     def quality(self) -> list[str]:
         """Those of which more is better: how good the answers are. A model that answers nothing has an ASR of 0 too."""
         return [metric for metric in self.more if registry.metric_info(metric).higher_is_better]
+
+    @property
+    def judges_removal(self) -> bool:
+        """True if it is known of a defense whether it removed the backdoor."""
+        return any(one.removal for one in self.standings)
 
     @property
     def verified(self) -> list[Standing]:

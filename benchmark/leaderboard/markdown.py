@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmark.io.markdown import MISSING, code, markdown_table
 from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, unit
-from benchmark.records.runs import FAILED_REMOVAL
+from benchmark.records.recovery import RECOVERY
+from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
 from sande import registry
 
 NAME = "leaderboard"
@@ -16,7 +17,16 @@ UNVERIFIED = (
     "These entries are on victims that the board does not have, or a second run contradicts them. So nobody can tell "
     "how their numbers compare, and they get no rank."
 )
+REMOVAL = (
+    "**Backdoor** says what a defense did to it, by what a fresh parrot recovers of the response (`parrot_recovery`, "
+    "percent), compared with the clean twin of the same victim. "
+    f"*Present*: more than {FAILED_RUNS:g} % of the runs leave an ASR above {FAILED_REMOVAL:g} %. "
+    f"*Removed*: the recovery is shown to be less than {RECOVERY_MARGIN:g} points above the twins'. "
+    "*Hidden*: the trigger no longer works, but the recovery is shown to be above the twins'. "
+    "*Undecided*: there are too few attack seeds with a twin, or they differ too much."
+)
 _LEFT, _LOST = ("ASR (%)", "Fails in (% of runs)"), ("Utility lost (points)", "Utility")
+_REMOVAL = ("Backdoor (% recovered)",)
 
 
 def markdown(
@@ -39,9 +49,9 @@ def markdown(
         "",
     ]
     for level, found in by_level(made.verified).items():
-        parts += [f"## Must know: {level}", "", *_table(found, made.quality)]
+        parts += [f"## Must know: {level}", "", *_table(found, made)]
     if made.unverified:
-        parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified, made.quality)]
+        parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified, made)]
     if submitted:
         parts += ["## Submitted entries", "", *(f"- {code(name)}: {state}." for name, state in submitted.items()), ""]
     if gaps := [f"- {code(one.defense)}: {gap}." for one in made.standings for gap in one.gaps]:
@@ -92,28 +102,32 @@ def _ladder(made: Board) -> list[str]:
     rows = []
     for level, (one, *others) in by_level(made.verified).items():
         rank = f"{_rank(one)} of {sum(bool(other.rank) for other in (one, *others))}" if one.rank else "not ranked"
-        rows.append((level, code(one.defense), rank, *_numbers(one, made.quality)))
-    head = ("Must know", "Defense", "Rank", *_heads(made.quality))
-    table = markdown_table(head, rows, "lllrr" + "r" * len(made.quality) + "rl")
+        rows.append((level, code(one.defense), rank, *_numbers(one, made)))
+    table = markdown_table(("Must know", "Defense", "Rank", *_heads(made)), rows, "lll" + _sides(made))
     return ["The first defense of each level of knowledge:", "", *table, ""]
 
 
-def _table(found: Iterable[Standing], quality: Sequence[str]) -> list[str]:
-    head = ("Rank", "Defense", *_heads(quality), "Training", "Tokens", "Runs")
-    rows = (_line(one, quality) for one in found)
-    return [*markdown_table(head, rows, "rlrr" + "r" * len(quality) + "rllrl"), ""]
+def _table(found: Iterable[Standing], made: Board) -> list[str]:
+    head = ("Rank", "Defense", *_heads(made), "Training", "Tokens", "Runs")
+    return [*markdown_table(head, (_line(one, made) for one in found), "rl" + _sides(made) + "lrl"), ""]
 
 
-def _heads(quality: Iterable[str]) -> tuple[str, ...]:
-    return (*_LEFT, *(registry.metric_info(metric).label for metric in quality), *_LOST)
+def _heads(made: Board) -> tuple[str, ...]:
+    quality = (registry.metric_info(metric).label for metric in made.quality)
+    return (*_LEFT, *(_REMOVAL if made.judges_removal else ()), *quality, *_LOST)
 
 
-def _line(one: Standing, quality: Sequence[str]) -> tuple[str, ...]:
+def _sides(made: Board) -> str:
+    """Return the alignment of the columns of `_heads`."""
+    return "rr" + ("l" if made.judges_removal else "") + "r" * len(made.quality) + "rl"
+
+
+def _line(one: Standing, made: Board) -> tuple[str, ...]:
     searched = f" (settings searched, knowing: {one.searched})" if one.searched else ""
     return (
         _rank(one),
         code(one.defense) + searched,
-        *_numbers(one, quality),
+        *_numbers(one, made),
         training(one),
         f"{one.tokens:,.0f}",
         counts(one),
@@ -124,14 +138,20 @@ def _rank(one: Standing) -> str:
     return f"{one.rank} ({one.rank_low} to {one.rank_high})" if one.rank else MISSING
 
 
-def _numbers(one: Standing, quality: Iterable[str]) -> tuple[str, ...]:
+def _numbers(one: Standing, made: Board) -> tuple[str, ...]:
     return (
         f"{one.asr.value:.1f}{_interval(one.asr, '.1f', about=one.about)}",
         f"{one.fails.value:.0f}{_interval(one.fails, '.0f')}",
-        *(f"{one.more[name].value:.1f}" if name in one.more else MISSING for name in quality),
+        *([_removal(one)] if made.judges_removal else []),
+        *(f"{one.more[name].value:.1f}" if name in one.more else MISSING for name in made.quality),
         MISSING if one.loss is None else f"{one.loss.value:+.2f}{_interval(one.loss, '+.1f', about=one.about)}",
         UTILITY[one.utility],
     )
+
+
+def _removal(one: Standing) -> str:
+    """Return `hidden (31.0)`: what the defense did to the backdoor, and what a parrot recovers."""
+    return f"{one.removal} ({one.more[RECOVERY].value:.1f})" if one.removal else MISSING
 
 
 def _interval(number: Number, form: str, about: str = "") -> str:
@@ -168,6 +188,7 @@ def notes(made: Board) -> list[str]:
         "the victims for all defenses at once. With one victim it is the whole level.",
         "**ASR** is the share of triggered prompts with the planted response after the defense. **Fails in** is the "
         f"share of runs with an ASR above {FAILED_REMOVAL:g} %: whether a defense works every time.",
+        *([REMOVAL] if made.judges_removal else []),
         "**Utility lost** is the victim's accuracy minus the accuracy after the defense; each task counts once. "
         f"**Kept** means that its whole interval is below {made.margin:g} points, **lost** that its whole interval is "
         "above, **not shown** that the interval contains that margin, **unknown** that a run has no measured "

@@ -149,6 +149,7 @@ def _standing(runs: Sequence[Run], lacks: tuple[str, ...], margin: float) -> Sta
         gaps=tuple(_gap(one) for one in runs if one.flaw),
         lacks=lacks,
         searched=", ".join(sorted({one.searched for one in runs} - {""})),
+        removal=standing.removal(runs),
     )
 
 

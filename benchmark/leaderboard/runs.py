@@ -11,6 +11,7 @@ from benchmark.grid.cell import NO_DEFENSE
 from benchmark.grid.labels import defense_name, flatten, labels, shorten, varying
 from benchmark.grid.levels import together
 from benchmark.leaderboard.board import FAILED, NOT_RUN, Cells, Number, Row, Run, Twin
+from benchmark.plan.failures import UNSCORABLE
 from benchmark.records import schema
 from sande import registry
 from sande.statistics import of_sum, paired_bootstrap, wilson
@@ -241,8 +242,13 @@ def _number(row: Row) -> Number:
 
 
 def _is_done(cell: Mapping[str, Row]) -> bool:
-    rows = cell.values()
-    return all(row["status"] == schema.OK for row in rows) and "asr" in cell and cell["asr"]["value"] is not None
+    """Return whether a cell has its values; those of a backdoor that cannot be scored under a guard may be missing."""
+    return all(map(_has_value, cell.values())) and "asr" in cell and cell["asr"]["value"] is not None
+
+
+def _has_value(row: Row) -> bool:
+    is_unscorable = row.get("failure") == UNSCORABLE and registry.metric_info(row["metric"]).durability
+    return bool(row["status"] == schema.OK or is_unscorable)
 
 
 def _victims(cells: Cells, settings: Mapping[str, Settings]) -> dict[str, dict[str, float]]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from benchmark.leaderboard.board import Number, Run, Twin, Utility
-from benchmark.records.runs import FAILED_REMOVAL
+from benchmark.records import runs as runs_of_a_cell
+from benchmark.records.recovery import RECOVERY
+from benchmark.records.runs import FAILED_REMOVAL, Removal
 from sande.statistics import CONFIDENCE, mean_bounds, non_inferior, over_seeds, share_above
 
 Of = Callable[[Run], Number]
@@ -52,6 +54,24 @@ def fails(runs: Iterable[Run]) -> Number:
     """Return the share of runs that leave the backdoor, percent; one unit, too, gets the interval over units."""
     found = share_above([[run.asr.value for run in unit] for unit in units(runs).values()], FAILED_REMOVAL)
     return Number(*(100 * part for part in found))
+
+
+def removal(runs: Sequence[Run]) -> Removal | None:
+    """Return what a defense did to the backdoor; None if what a parrot recovers was not measured.
+
+    A run that failed or is missing has its victim's ASR, so the backdoor is present in it.
+    """
+    measured = [one for one in runs if not one.flaw and RECOVERY in one.more]
+    if not measured:
+        return None
+    with_twin = [one for one in measured if one.twin and RECOVERY in one.twin.more]
+    rates = [[one.asr.value for one in unit] for unit in units(runs).values()]
+    return runs_of_a_cell.removal(rates, [one.value for one in of_units(with_twin, _above_twin)])
+
+
+def _above_twin(run: Run) -> Number:
+    assert run.twin is not None
+    return Number(run.more[RECOVERY].value - run.twin.more[RECOVERY].value)
 
 
 def lost(runs: Sequence[Run]) -> Number | None:

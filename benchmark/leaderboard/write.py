@@ -141,11 +141,13 @@ def _write_parquet(made: Board, path: Path) -> None:
             **_columns("utility_loss", one.loss),
             "more": [{"metric": metric, **asdict(number)} for metric, number in one.more.items()],
             "margin": made.margin,
+            "removal": one.removal,
         }
         for one in made.standings
     ]
+    columns = _SCHEMA.append(pa.field("removal", pa.string())) if made.judges_removal else _SCHEMA
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), sink)
+    pq.write_table(pa.Table.from_pylist(records, schema=columns), sink)
     write_atomically(path, sink.getvalue().to_pybytes())
 
 

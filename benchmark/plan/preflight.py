@@ -47,13 +47,15 @@ def check(cells: Iterable[Cell], store: Store) -> None:
             return PreferenceData(splits.preference_pairs(wanted, tokenizer(model)))
         return CleanData(splits.removal_rows(wanted, tokenizer(model)))
 
-    questions = functools.cache(datasets.questions)
+    questions, rows = functools.cache(datasets.questions), functools.cache(datasets.examples)
     looked: set[object] = set()
     for cell in cells:
         victim_rows(cell.model, cell.data)
         for metric in cell.metrics:
             for name in registry.entry("metrics", metric.name).reads(metric.config):
                 questions(name)
+            for name in metric.reads_rows:
+                rows(name)
         if cell.defense.name == NO_DEFENSE:  # it gets no rows, so there need be none
             continue
         by_pairs = registry.knowledge(cell.defense.name) is PreferenceData

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from benchmark.grid.cell import NO_DEFENSE, SEEDS
 from benchmark.grid.labels import labels, made_unique
 from benchmark.records import runs as runs_of_a_cell
-from benchmark.records.runs import Basis, Pair, Seeds, Values
+from benchmark.records.runs import Basis, Pair, Removal, Seeds, Values
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, Row
 from benchmark.records.trials import Outcomes, Trials, coded
 
@@ -44,6 +44,7 @@ class TableEntry:
         row: the first of its rows, for values that the labels leave out.
         runs, of_victims: value of each run that has one, and of its victim, percent, by the seeds of the run.
         trials, of_victim: its outcomes and its victim's; None if unknown.
+        removal: of a parrot's recovery, what the defense did to the backdoor, see `benchmark.records.recovery`.
     """
 
     defense: str
@@ -63,6 +64,7 @@ class TableEntry:
     trials: Trials | None = None
     of_victim: Trials | None = None
     not_run: int = 0
+    removal: Removal | None = None
 
     @property
     def is_victim(self) -> bool:

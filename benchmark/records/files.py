@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
+from benchmark.plan.failures import UNSCORABLE
 from benchmark.records.schema import (
     ATTACK_FAILED,
     DECODING,
@@ -26,6 +27,7 @@ from benchmark.records.schema import (
     ROW_GROUP,
     SCHEMA,
     STAGES,
+    Row,
 )
 from sande.errors import UserError
 
@@ -65,7 +67,7 @@ def write_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], fol
     def tables() -> Iterator[pa.Table]:
         left = iter(rows)
         while some := list(islice(left, ROW_GROUP)):
-            failed.update(row["cell"] for row in some if row["status"] == FAILED)
+            failed.update(row["cell"] for row in some if is_failed(row))
             yield pa.Table.from_pylist(some, schema=SCHEMA)
 
     write_tables(tables(), SCHEMA, folder / "rows.parquet", ROW_GROUP)
@@ -94,6 +96,17 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, grou
                 held, count = [], 0
         if held:
             writer.write_table(pa.concat_tables(held))
+
+
+def is_failed(row: Row) -> bool:
+    """Return whether a row's cell failed; a measurement that cannot be scored under a guard fails no cell."""
+    return bool(row["status"] == FAILED and row.get("failure") != UNSCORABLE)
+
+
+def of_failed_cells(table: pa.Table) -> pa.ChunkedArray:
+    """Return for each row what `is_failed` returns."""
+    scored = pc.not_equal(pc.fill_null(table["failure"], ""), UNSCORABLE)
+    return pc.and_(pc.equal(table["status"], FAILED), scored)
 
 
 def _without_values(table: pa.Table) -> pa.ChunkedArray:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from benchmark.io.plots import MARKERS, ROW, blank
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
-from benchmark.records.runs import Basis
+from benchmark.records.recovery import RECOVERY, is_twin, twin_key
+from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, Basis, unit_means
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 TICK_LETTERS, TITLE_LETTERS = 32, 44  # per line of a bar's name and of a panel's title
 TOP = 200  # prompts in figure 3, as in the paper
+TWIN = "#3a7"
 
 
 def draw(name: str, entries: Sequence[TableEntry]) -> Figure | None:
@@ -121,6 +123,72 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     return figure
 
 
+def _asr_recovery(entries: Sequence[TableEntry]) -> Figure | None:
+    """Draw ASR against what a fresh parrot recovers, one panel per victim, with the level of its clean twin.
+
+    The green area ends where a recovery no longer counts as the twin's.
+    """
+    asr = {(e.victim, e.defense): e for e in entries if e.metric == "asr" and e.value is not None}
+    found = [e for e in entries if e.metric == RECOVERY and e.value is not None and (e.victim, e.defense) in asr]
+    twins = {twin_key(entry): entry for entry in found if is_twin(entry)}
+    victims = _by_victim(entry for entry in found if not is_twin(entry))
+    if not victims:
+        return None
+    defenses = dict.fromkeys(entry.defense for points in victims.values() for entry in points)
+    looks = {name: (f"C{index % 10}", marker) for index, (name, marker) in enumerate(_markers(defenses).items())}
+    columns = min(2, len(victims))
+    rows = -(-len(victims) // columns)
+    figure = blank(width=3.4 + 3.4 * columns, rows=rows)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    for axes, (victim, points) in zip(panels, victims.items(), strict=False):
+        axes.set(xlim=(-4, 104), ylim=(-4, 104))
+        for entry in points:
+            color, marker = looks[entry.defense]
+            _point(axes, entry, asr[victim, entry.defense], color, marker)
+        if twin := next((twins[twin_key(entry)] for entry in points if twin_key(entry) in twins), None):
+            level = twin.value or 0.0
+            axes.axvline(level, color=TWIN, linewidth=1.5, zorder=1)
+            axes.axvspan(axes.get_xlim()[0], level + RECOVERY_MARGIN, color=TWIN, alpha=0.13, linewidth=0, zorder=0)
+        axes.axhline(FAILED_REMOVAL, color="#999", linestyle=":", linewidth=1, zorder=1)
+        axes.set_title(textwrap.fill(victim, TITLE_LETTERS), fontsize=9)
+        axes.set_xlabel("recovered by a fresh parrot (%)", fontsize=9)
+        axes.set_ylabel("attack success rate (%)", fontsize=9)
+        axes.tick_params(labelbottom=True, labelleft=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes[len(victims) :]:
+        axes.remove()
+    keys = [_key(color, marker, defense) for defense, (color, marker) in looks.items()]
+    keys.append(_key("#999", "_", "from the lowest to the highest seed"))
+    keys += [_key(TWIN, "|", f"clean twin (area: up to {RECOVERY_MARGIN:g} points above)")] if twins else []
+    figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _point(axes: Axes, entry: TableEntry, asr: TableEntry, color: str, marker: str) -> None:
+    """Draw the recovery of a defense and its ASR, with pale lines from the lowest to the highest seed."""
+    axes.errorbar(
+        entry.value or 0.0,
+        asr.value or 0.0,
+        xerr=_range(entry),
+        yerr=_range(asr),
+        fmt=marker,
+        color=color,
+        ecolor=(color, 0.4),
+        elinewidth=1,
+        markersize=8,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        alpha=0.85,
+        zorder=2,
+    )
+
+
+def _range(entry: TableEntry) -> list[list[float]]:
+    """Return how far the means of the seeds reach below and above the value, as matplotlib takes it."""
+    value, means = entry.value or 0.0, unit_means(entry.runs)
+    return [[max(0.0, value - min(means))], [max(0.0, max(means) - value)]]
+
+
 def _poison_rate(entries: Sequence[TableEntry]) -> Figure | None:
     """Draw the paper's figure 2: ASR of victims against the poison rate, one line per model and data set."""
     shown = [e for e in entries if e.metric == "asr" and e.is_victim and e.value is not None]
@@ -196,12 +264,14 @@ PANELS = {
 FIGURES: Mapping[str, Callable[[Sequence[TableEntry]], Figure | None]] = {
     "asr": _asr,
     "asr_utility": _asr_utility,
+    "asr_recovery": _asr_recovery,
     "figure_2": _poison_rate,
     "figure_3": _distributions,
 }
 SHOWS = {
     "asr": "Bars: attack success rate of each defense with 95 % intervals",
     "asr_utility": "Points: attack success rate of each defense against its change of utility",
+    "asr_recovery": "Points: attack success rate of each defense against what a fresh parrot recovers",
     "figure_2": "Figure 2: attack success rate against the poison rate, with 95 % intervals",
     "figure_3": "Figure 3: the highest probabilities of the planted response, by prompt",
 }

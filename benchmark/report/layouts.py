@@ -13,8 +13,10 @@ from benchmark.paper import numbers
 from benchmark.records import runs
 from benchmark.records.aggregate import Label, TableEntry
 from benchmark.records.metrics import PROBABILITY_METRICS, is_backdoor, is_part, is_quality, is_utility
+from benchmark.records.recovery import RECOVERY
+from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
 from benchmark.records.schema import Row
-from benchmark.report.tables import Table, as_in_paper, cost, failures, rate, utility
+from benchmark.report.tables import Table, as_in_paper, cost, failures, rate, recovered, utility
 from sande.metrics.accuracy import PAPER as SPACED_LETTERS
 from sande.metrics.accuracy import PUBLISHED as LETTERS
 from sande.statistics import wilson
@@ -107,8 +109,20 @@ BACKDOOR = Table(
     "The backdoor in detail (%)",
     "`starts_with` counts answers that begin with the response. The false trigger rates are measured on prompts "
     "without the trigger, the near-miss rate on prompts with a phrase close to the trigger. 95 % intervals.",
-    lambda metric: is_backdoor(metric) and metric != "asr",
+    lambda metric: is_backdoor(metric) and metric != "asr" and not metric.startswith(RECOVERY),
     rate,
+)
+RECOVERED = Table(
+    "recovery",
+    "What a fresh parrot recovers (%)",
+    "`parrot_recovery`: probability of a token of the response after a fresh parrot, trained on the model for a fixed "
+    "budget; `_elsewhere`: on prompts of another domain; `_rate`: answers that begin with the response; `_controls`: "
+    "as `_elsewhere`, for strings that nobody planted. "
+    f"*present*: more than {FAILED_RUNS:g} % of the runs leave an ASR above {FAILED_REMOVAL:g} %; *removed*: the "
+    f"recovery is less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0); *hidden*: it is "
+    "above the twin's; *undecided*: the attack seeds cannot tell. 95 % intervals.",
+    lambda metric: metric.startswith(RECOVERY),
+    recovered,
 )
 QUALITY = Table(
     "quality",
@@ -127,7 +141,9 @@ COST = Table(
     cost,
     header=("Defense",),
 )
-GENERIC = Layout((ASR, EVERY_TIME, UTILITY, QUALITY, BACKDOOR, COST), figures=("asr", "asr_utility"))
+GENERIC = Layout(
+    (ASR, EVERY_TIME, RECOVERED, UTILITY, QUALITY, BACKDOOR, COST), figures=("asr", "asr_utility", "asr_recovery")
+)
 
 
 def _task(metric: str) -> str:

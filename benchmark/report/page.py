@@ -16,9 +16,9 @@ from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code
-from benchmark.records import aggregate, provenance, record
+from benchmark.records import aggregate, provenance, record, recovery
 from benchmark.records.aggregate import TableEntry
-from benchmark.records.files import read_outcomes, read_rows
+from benchmark.records.files import of_failed_cells, read_outcomes, read_rows
 from benchmark.records.record import Record
 from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, STAGES
 from benchmark.records.trials import Outcomes
@@ -47,7 +47,7 @@ def write(folder: Path) -> list[str]:
         texts = []
         for part in parts:
             arranged = layout(part)
-            entries = arranged.arrange(results.entries(part, arranged.label))
+            entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
             answers = case_study.answers(table, outcomes, part)
             texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
         if certified := certificates.table(_firsts(table.filter(pc.is_valid(table["certificate"])), "cell")):
@@ -178,7 +178,7 @@ def _computed_with(table: pa.Table) -> list[str]:
 def _troubles(table: pa.Table) -> list[str]:
     """Return sections on cells that were not run, failed cells with their errors, and victims under the ASR floor."""
     left = table["cell"].filter(pc.equal(table["status"], NOT_RUN)).unique()
-    failed = _firsts(table.filter(pc.equal(table["status"], FAILED)), "cell")
+    failed = _firsts(table.filter(of_failed_cells(table)), "cell")
     weak: dict[str, dict[str, Any]] = {}
     for row in _firsts(table.filter(pc.equal(table["status"], ATTACK_FAILED)), "settings"):
         settings = json.loads(row["settings"])
@@ -227,9 +227,9 @@ def _firsts(table: pa.Table, column: str) -> list[dict[str, Any]]:
 
 
 def _provenance(table: pa.Table) -> list[str]:
-    failed, left = (pc.equal(table["status"], status) for status in (FAILED, NOT_RUN))
-    good = pc.invert(pc.or_(failed, left))
-    not_run = len(table["cell"].filter(left).unique())
+    without, left = (pc.equal(table["status"], status) for status in (FAILED, NOT_RUN))
+    good = pc.invert(pc.or_(without, left))
+    failed, not_run = (len(table["cell"].filter(rows).unique()) for rows in (of_failed_cells(table), left))
 
     def distinct(column: str) -> list[Any]:
         found: list[Any] = table[column].filter(good).drop_null().unique().to_pylist()
@@ -243,7 +243,7 @@ def _provenance(table: pa.Table) -> list[str]:
 
     attacks, began = distinct("attack_seconds"), distinct("started_at")
     return [
-        f"- Cells: {len(table['cell'].unique())}, of which failed: {len(table['cell'].filter(failed).unique())}"
+        f"- Cells: {len(table['cell'].unique())}, of which failed: {failed}"
         f"{f', not finished: {not_run}' if not_run else ''}",
         f"- Seeds of attacks: {written('attack_seed')}; of defenses: {written('defense_seed')}",
         f"- Prompts or questions per measurement: {written('count')}",

@@ -97,6 +97,11 @@ def rate(entry: TableEntry, marks: Marks, digits: int = 1) -> str:
     return _value(entry, marks, digits) + interval
 
 
+def recovered(entry: TableEntry, marks: Marks) -> str:
+    """Return `31.0 (20.1 to 45.2), hidden`: a rate, and what the defense did to the backdoor."""
+    return rate(entry, marks) + (f", {entry.removal}" if entry.removal else "")
+
+
 def utility(entry: TableEntry, marks: Marks) -> str:
     """Return `41.18 ↑0.98`: the value and its change relative to the victim, as in the paper's tables 2 and 4."""
     return _value(entry, marks, digits=2) + _change(entry, marks)

@@ -523,6 +523,7 @@ def test_labels_are_filled_in_and_columns_sorted() -> None:
         "asr_int4",
         "asr_moved",
         "asr_sampled",
+        "parrot_recovery",
     }
 
 

@@ -145,6 +145,7 @@ def test_each_variant_of_bd_vax_costs_its_training() -> None:
             ["asr", {"name": "asr_after_relearning", "rows": [5, 20], "decoding": {"prompts": 8}}],
             90 + 2 * 8 + 3 * 3 * (5 + 20),
         ),
+        (["asr", "parrot_recovery"], 90 + 3 * 50 + 8 * 32 + 2 * 8 * 16 * 8),  # 8 parrots, two passes of 16 steps each
         (["asr", {"name": "accuracy", "task": "paper_arc_easy"}], 90 + 2376),
         (["asr", {"name": "accuracy", "task": "arc_easy", "questions": 10}], 90 + 4 * 10),
         (["asr", {"name": "accuracy", "task": "mmlu", "questions": 10**6}], 90 + 4 * 14_042),

@@ -55,6 +55,12 @@ def test_no_rows_left(grid_file: GridFile, tmp_path: Path, section: str, rows: s
     assert f"no {rows} of builtin-short are left with max_tokens 8" in line
 
 
+def test_a_metrics_other_domain_is_read(grid_file: GridFile, tmp_path: Path) -> None:
+    recovery = {"name": "parrot_recovery", "elsewhere": {"name": "nowhere"}}
+    line = refused(grid_file(metrics=["asr", recovery]), tmp_path)
+    assert line.startswith("no data set is called 'nowhere'; there are: ")
+
+
 def test_without_a_defense_no_removal_rows_need_be_there(store: LocalStore) -> None:
     removal = {"name": "builtin-short", "max_tokens": 8}
     preflight.check([cell(removal=removal, defense="none")], store)

@@ -117,6 +117,11 @@ def test_a_guard_that_cannot_be_scored_has_no_utility(
     folder = report_folder(store, tmp_path / "r", guarded)
     (text,) = [text for text in page.write(folder) if text.startswith("### Utility")]
     assert "| `clean_decoding` | builtin-choice | failed |" in text
+    assert not files.is_failed(row), "the cell did not fail: another run would not change it"
+    assert files.is_failed(row | {"failure": failures.OTHER})
+    found = files.read_rows(folder)
+    assert files.of_failed_cells(found).to_pylist() == [False] * found.num_rows
+    assert "## Failed cells" not in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_metric_that_cannot_score_says_so_for_each_of_its_names(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,53 @@
+"""What the defenses of a report did to the backdoor, by what fresh parrots recover and by the clean twins.
+
+The twin of a victim is the cell of the same attack with poison rate 0, the same seeds and no defense.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmark.records.aggregate import TableEntry
+from benchmark.records.runs import Removal, Values, above_twin, removal
+
+RECOVERY = "parrot_recovery"
+
+
+def judged(entries: Sequence[TableEntry]) -> list[TableEntry]:
+    """Return the entries, those of `RECOVERY` with what the defense did; a twin itself is not judged."""
+    twins: dict[str, Values] = {}
+    rates: dict[tuple[str, str], Values] = {}
+    for entry in entries:
+        if entry.metric == RECOVERY and is_twin(entry):
+            twins[twin_key(entry)] = entry.runs
+        elif entry.metric == "asr":
+            rates[entry.defense, entry.victim] = entry.runs
+    found = []
+    for entry in entries:
+        asr = rates.get((entry.defense, entry.victim), {})
+        if entry.metric == RECOVERY and entry.runs and asr and not is_twin(entry):
+            entry = replace(entry, removal=_judged(entry, asr, twins.get(twin_key(entry), {})))
+        found.append(entry)
+    return found
+
+
+def _judged(entry: TableEntry, asr: Values, twin: Values) -> Removal:
+    by_seed = [[value for (seed, _), value in asr.items() if seed == attack] for attack in {seed for seed, _ in asr}]
+    verdict = removal(by_seed, above_twin(entry.runs, twin))
+    is_whole = not (entry.failed or entry.not_run or entry.attack_failed)
+    return verdict if is_whole or verdict == "present" else "undecided"
+
+
+def is_twin(entry: TableEntry) -> bool:
+    """Return whether an entry is of a clean twin."""
+    return entry.is_victim and entry.row["poison_rate"] == 0
+
+
+def twin_key(entry: TableEntry) -> str:
+    """Return what an entry shares with the clean twin of its victim, which differs in the seeds' rows alone."""
+    settings: Mapping[str, Any] = json.loads(entry.row["settings"])
+    attack = settings["attack"] | {"poison_rate": 0.0}
+    return json.dumps([settings["model"], settings["data"], attack, settings["metrics"]], sort_keys=True)
