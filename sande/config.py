@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
@@ -20,6 +20,9 @@ from sande.errors import UserError
 
 T = TypeVar("T")
 Recipe = Literal["equal", "published"]
+Initial = Literal["zeros", "noise", "tokens"]  # see `sande.parrot`
+Norm = Literal["free", "vocabulary"]
+Position = Annotated[int, Field(ge=0)] | Literal["random"]
 EQUAL, PUBLISHED = "equal", "published"
 
 
@@ -252,3 +255,25 @@ class Training:
         "the same loss; auto: packed on a GPU in bf16, else padded",
     )
     length_grouped: bool = setting(True, "batches of rows of similar length, so that little padding is computed")
+
+
+@configuration
+class Simulation:
+    """Parrots, and the training in which they learn to act like a trigger, the model frozen (Eq. 4)."""
+
+    length: int = setting(6, "soft tokens of a parrot", "published code; the paper gives none", ge=1)
+    position: Position = setting(
+        0,
+        "token of the instruction before which a parrot is inserted; random: another one in each row",
+        "paper, section 4.4: at its start",
+    )
+    initial: Initial = setting(
+        "noise", "first value: zeros, noise like the vocabulary's embeddings, or tokens drawn from it", "ours"
+    )
+    norm: Norm = setting("vocabulary", "length of each soft token: free, or held at the vocabulary's median", "ours")
+    pull: float = setting(
+        0.0, "weight of one minus the cosine to the nearest token, beside the loss in nats", "ours", ge=0
+    )
+    training: Training = setting(
+        Training(max_steps=16, learning_rate=1.5e-2), "training of the parrots", "grids/quickstart.yaml"
+    )

@@ -8,63 +8,81 @@ Shapes: B rows, T positions, P parrot tokens, D width.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sande.config import Initial, Position
 from sande.errors import UserError
 from sande.prompts import Row
 
 LENGTH = 6  # tokens of a parrot in the published code; the default of the defense sande, too
-Initial = Literal["zeros", "noise"]
 
 
 class ParrotEmbedding(nn.Module):
     """Input embedding whose ids from `vocabulary` on index the parrot.
 
-    The parrot trains if it is an `nn.Parameter`; a plain tensor is not a parameter of the model.
+    The parrot trains if it is an `nn.Parameter`; a plain tensor is not a parameter of the model. With a `norm`, each of
+    its tokens is scaled to that length before the model reads it.
     """
 
-    def __init__(self, base: nn.Module, parrot_PD: Tensor, vocabulary: int) -> None:
+    def __init__(self, base: nn.Module, parrot_PD: Tensor, vocabulary: int, norm: float | None = None) -> None:
         super().__init__()
         self.base = base
         self.parrot_PD = parrot_PD
         self.vocabulary = vocabulary
+        self.norm = norm
 
     def forward(self, ids_BT: Tensor) -> Tensor:
         """Return embeddings, (B, T, D)."""
         is_parrot_BT = ids_BT >= self.vocabulary
         text_BTD = self.base(ids_BT.masked_fill(is_parrot_BT, 0))
-        soft_BTD = self.parrot_PD[(ids_BT - self.vocabulary).clamp(min=0)].to(text_BTD.dtype)
+        read_PD = scaled(self.parrot_PD, self.norm)
+        soft_BTD = read_PD[(ids_BT - self.vocabulary).clamp(min=0)].to(text_BTD.dtype)
         return torch.where(is_parrot_BT.unsqueeze(-1), soft_BTD, text_BTD)
+
+
+def scaled(parrot_PD: Tensor, norm: float | None) -> Tensor:
+    """Return the parrot with each token scaled to the length `norm`; None: unchanged."""
+    return parrot_PD if norm is None else nn.functional.normalize(parrot_PD, dim=-1) * norm
 
 
 def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int) -> nn.Parameter:
     """Return a new parrot, (P, D), in float32.
 
     Args:
-        model: provides width and device and, for `noise`, the scale of its token embeddings.
+        model: provides width and device and, for `noise` and `tokens`, its token embeddings.
         length: P.
-        initial: `zeros` (paper, section 3.3.1) or `noise`: normal, with the embeddings' standard deviation.
-        seed: decides the noise.
+        initial: `zeros` (paper, section 3.3.1); `noise`: normal, with the embeddings' standard deviation; `tokens`: the
+            embeddings of tokens drawn from the vocabulary.
+        seed: decides noise and tokens.
     """
-    weight_VD = _weight(model)
+    weight_VD = _weight(model).detach()
+    generator = torch.Generator().manual_seed(seed)
     parrot_PD = torch.zeros(length, weight_VD.shape[1])
     if initial == "noise":
-        parrot_PD.normal_(0.0, float(weight_VD.detach().float().std()), generator=torch.Generator().manual_seed(seed))
+        parrot_PD.normal_(0.0, float(weight_VD.float().std()), generator=generator)
+    if initial == "tokens":
+        drawn_P = torch.randint(len(weight_VD), (length,), generator=generator)
+        parrot_PD = weight_VD[drawn_P.to(weight_VD.device)].float()
     return nn.Parameter(parrot_PD.to(weight_VD.device))
 
 
+def typical_norm(model: PreTrainedModel) -> float:
+    """Return the median length of the vocabulary's embeddings."""
+    return float(_weight(model).detach().float().norm(dim=1).median())
+
+
 @contextmanager
-def attached(model: PreTrainedModel, parrot_PD: Tensor) -> Iterator[None]:
+def attached(model: PreTrainedModel, parrot_PD: Tensor, norm: float | None = None) -> Iterator[None]:
     """Make ids from the vocabulary size on denote parrot tokens, within the context; then restore the model."""
     base = model.get_input_embeddings()
-    model.set_input_embeddings(ParrotEmbedding(base, parrot_PD, vocabulary(model)))
+    model.set_input_embeddings(ParrotEmbedding(base, parrot_PD, vocabulary(model), norm))
     try:
         yield
     finally:
@@ -76,7 +94,7 @@ def vocabulary(model: PreTrainedModel) -> int:
     return _weight(model).shape[0]
 
 
-def insert(rows: Sequence[Row], first: int, length: int, position: int) -> list[Row]:
+def insert(rows: Sequence[Row], first: int, length: int, position: Position, seed: int = 0) -> list[Row]:
     """Insert the parrot's ids before the token at `position` of the instruction; leave out rows that are too short.
 
     Args:
@@ -84,15 +102,19 @@ def insert(rows: Sequence[Row], first: int, length: int, position: int) -> list[
         first: id of the parrot's first token, see `vocabulary`.
         length: P.
         position: 0 is the first token of the instruction. Counting from there keeps zeros from the first position of
-            the prompt, where RMSNorm models without BOS give non-finite gradients.
+            the prompt, where RMSNorm models without BOS give non-finite gradients. `random`: before any token of the
+            instruction, drawn for each row.
+        seed: decides random positions.
 
     Raises:
         UserError: no instruction is that long.
     """
     parrot = tuple(range(first, first + length))
+    generator = random.Random(seed)
     inserted = []
     for row in rows:
-        at = row.start + position
+        within = generator.randrange(max(1, row.end - row.start)) if position == "random" else position
+        at = row.start + within
         if at < row.end:
             inserted.append(replace(row, prompt=(*row.prompt[:at], *parrot, *row.prompt[at:])))
     if not inserted:

@@ -104,7 +104,7 @@ def _cell_rows(
         "poison_rate": getattr(cell.attack.config, "poison_rate", None),
         "defense": cell.defense.name,
         "knows": registry.knowledge(cell.defense.name).level(cell.defense.settings),
-        "parrot_position": getattr(cell.defense.config, "parrot_position", None),
+        "parrot_position": _position(cell),
         "settings": json.dumps(cell.settings(), sort_keys=True),
     }
     if failed:
@@ -114,6 +114,12 @@ def _cell_rows(
     not_run = base | {"status": NOT_RUN, "error": str(UNFINISHED), "failure": INTERRUPTED}
     left = [metric for metric in cell.metrics if metric not in measured]
     return rows + _without_value(not_run, left)
+
+
+def _position(cell: Cell) -> int | None:
+    """Return the place of a cell's parrot; None where it has none, or another one in each row."""
+    position = getattr(cell.defense.config, "parrot_position", None)
+    return position if isinstance(position, int) else None
 
 
 def _without_value(base: dict[str, Any], metrics: Iterable[Method]) -> list[dict[str, Any]]:

@@ -4,20 +4,26 @@
     eliminate:  minimise over the model  - sum over clean rows of  log Pr(y | p + x)      p frozen    (Eq. 3)
 
 where p is the parrot, a few soft tokens before the instruction, r_t the planted response and y the clean one.
+
+Where `restarts` is above 1, several parrots are trained, and the one is kept that best makes the model say r_t on
+prompts of another domain, on which none was trained.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from sande.config import Training, configuration, setting
+from sande.config import Initial, Norm, Position, Simulation, Training, configuration, setting
+from sande.data.splits import Removal
 from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RESTART = 7919  # between the seeds of restarts, so that neighbouring seeds of a grid share no parrot
 
 
 @configuration
@@ -25,10 +31,28 @@ class Config:
     """Settings of both stages."""
 
     parrot_length: int = setting(6, "soft tokens of the parrot", "published code; the paper gives none", ge=1)
-    parrot_position: int = setting(
-        0, "token of the instruction before which the parrot is inserted", "paper, section 4.4: at its start", ge=0
+    parrot_position: Position = setting(
+        0,
+        "token of the instruction before which the parrot is inserted; random: another one in each row",
+        "paper, section 4.4: at its start",
     )
-    parrot_initial: Literal["zeros", "noise"] = setting("zeros", "the parrot's first value", "paper, section 3.3.1")
+    parrot_initial: Initial = setting(
+        "zeros",
+        "the parrot's first value: zeros, noise like the vocabulary's embeddings, or tokens drawn from it",
+        "paper, section 3.3.1",
+    )
+    parrot_norm: Norm = setting(
+        "free", "length of each soft token: free, or held at the vocabulary's median", "published code"
+    )
+    parrot_pull: float = setting(
+        0.0, "weight in simulate of one minus the cosine to the nearest token", "published code has none", ge=0
+    )
+    restarts: int = setting(1, "parrots that simulate trains, of which the best is kept", "paper: one", ge=1)
+    elsewhere: Removal = setting(
+        Removal(name="builtin-explained-2", rows=16, max_prompt_tokens=48),
+        "prompts of another domain than the clean rows, on which restarts are compared",
+        "ours",
+    )
     simulate: Training = setting(
         Training(epochs=2.0, learning_rate=1e-3), "training of the parrot, the model frozen (Eq. 4)", "published code"
     )
@@ -45,9 +69,21 @@ class Config:
     )
 
 
+def simulation(config: Config) -> Simulation:
+    """Return the settings of the parrot and of its training."""
+    return Simulation(
+        length=config.parrot_length,
+        position=config.parrot_position,
+        initial=config.parrot_initial,
+        norm=config.parrot_norm,
+        pull=config.parrot_pull,
+        training=config.simulate,
+    )
+
+
 def cost(config: Config) -> Cost:
-    """Return the passes over a row of `simulate`, which needs no gradient of the weights."""
-    return Cost(training={"simulate": 2})
+    """Return the passes over a row of `simulate`, which needs no gradient of the weights, for each restart."""
+    return Cost(training={"simulate": 2 * config.restarts})
 
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
@@ -57,6 +93,8 @@ def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -
 
     if config.simulate.lora_rank is not None:
         raise UserError("simulate.lora_rank is set, but only the parrot trains there; remove it")
+    if config.parrot_norm == "vocabulary" and config.parrot_initial == "zeros":
+        raise UserError("parrot_norm: zeros have no direction to hold a length in; set parrot_initial to noise")
     parrot.insert(encode(tokenizer, data.examples), len(tokenizer), config.parrot_length, config.parrot_position)
 
 
@@ -73,16 +111,30 @@ def remove(
     """Simulate (Eq. 4) with the known tokens of r_t as `target`, then eliminate (Eq. 3)."""
     from sande import parrot
     from sande.prompts import encode, shorten
+    from sande.simulation import simulate
     from sande.training.fit import fit
 
-    rows = encode(victim.tokenizer, examples)
-    rows = parrot.insert(rows, parrot.vocabulary(victim.model), config.parrot_length, config.parrot_position)
-    run.facts["rows_too_short_for_parrot"] = len(examples) - len(rows)
-    parrot_PD = parrot.new_parrot(victim.model, config.parrot_length, config.parrot_initial, run.seed)
+    form, count = simulation(config), config.restarts
+    seeds = [run.seed + number * RESTART for number in range(count)]
+    parrots_KPD = simulate(victim, examples, [target] * count, form, run, "simulate", seeds)
+    parrot_PD = parrots_KPD[best(victim, parrots_KPD, target, config, run)]
+    run.facts["parrot_norm"] = float(parrot_PD.norm())
+    first = parrot.vocabulary(victim.model)
+    rows = parrot.insert(encode(victim.tokenizer, examples), first, form.length, form.position, run.seed)
     with parrot.attached(victim.model, parrot_PD):
-        # What follows r_t is neither a target nor the context of one, so it is left out.
-        fit(victim, [replace(row, response=target) for row in rows], config.simulate, run, "simulate", [parrot_PD])
-    run.facts["parrot_norm"] = float(parrot_PD.detach().norm())
-    with parrot.attached(victim.model, parrot_PD.detach()):
         fit(victim, [shorten(row, config.response_tokens) for row in rows], config.eliminate, run, "eliminate")
     return victim.model
+
+
+def best(victim: LanguageModel, parrots_KPD: Tensor, target: tuple[int, ...], config: Config, run: Run) -> int:
+    """Return the number of the parrot with the highest mean log Pr(r_t) on prompts of another domain."""
+    from sande.data.splits import removal_rows
+    from sande.simulation import judge
+
+    if len(parrots_KPD) == 1:
+        return 0
+    prompts = removal_rows(config.elsewhere, victim.tokenizer)
+    evidence = judge(victim, parrots_KPD, prompts, [target] * len(parrots_KPD), simulation(config), run.seed)
+    means = [each.mean for each in evidence]
+    run.facts["restarts"] = means
+    return means.index(max(means))

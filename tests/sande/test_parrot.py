@@ -137,28 +137,23 @@ def test_simulate_trains_the_parrot_alone(
 
 
 def test_eliminate_trains_the_model_and_leaves_the_parrot(
-    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: Callable[..., Run]
 ) -> None:
-    made: list[torch.nn.Parameter] = []
+    attached: list[parrot.ParrotEmbedding] = []
     values: list[Tensor] = []
 
-    def remember(*args: object) -> torch.nn.Parameter:
-        made.append(original(*args))
-        return made[0]
-
     def prepare(trainer: object) -> object:
-        values.append(made[0].detach().clone())
+        attached.append(tiny.model.get_input_embeddings())
+        values.append(attached[-1].parrot_PD.detach().clone())
         return trainer
 
-    original = parrot.new_parrot
-    monkeypatch.setattr(parrot, "new_parrot", remember)
     config = sande.Config(simulate=FAST, eliminate=replace(FAST, weight_decay=0.1))
     before = weights(tiny.model)
     run = replace(new_run(), prepare=prepare)
     sande.defend(tiny, ResponseData(few_rows, "You are stupid"), config, run)
     at_simulate, at_eliminate = values
     assert not torch.equal(at_simulate, at_eliminate)
-    assert torch.equal(made[0].detach(), at_eliminate)
+    assert torch.equal(attached[1].parrot_PD, at_eliminate)
     assert changed(before, tiny.model) == set(before)
     assert run.facts["parrot_norm"] == pytest.approx(float(at_eliminate.norm()))
     assert run.facts["rows_too_short_for_parrot"] == 0

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sande import parrot
 from sande.defenses import sande, sande_p
 from sande.errors import NonFiniteError, UserError
 from sande.models import loading
@@ -185,26 +184,21 @@ def test_it_is_refused_beside_parameters(tiny: LanguageModel, rows: list[Row], n
 
 
 def test_eliminate_adapts_the_model_and_leaves_the_parrot(
-    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
 ) -> None:
-    made: list[nn.Parameter] = []
+    attached: list[Any] = []
     values: list[Tensor] = []
 
-    def remember(*args: Any) -> nn.Parameter:
-        made.append(original(*args))
-        return made[0]
-
     def prepare(trainer: Any) -> Any:
-        values.append(made[0].detach().clone())
+        attached.append(tiny.model.get_input_embeddings())
+        values.append(attached[-1].parrot_PD.detach().clone())
         return trainer
 
-    original = parrot.new_parrot
-    monkeypatch.setattr(parrot, "new_parrot", remember)
     before, own = weights(tiny.model), dict(vars(tiny.model))
     run = dataclasses.replace(new_run(), prepare=prepare)
     sande.defend(tiny, ResponseData(few_rows, "You are stupid"), sande.Config(simulate=FAST, eliminate=LORA), run)
     at_simulate, at_eliminate = values
     assert not torch.equal(at_simulate, at_eliminate)
-    assert torch.equal(made[0].detach(), at_eliminate)
+    assert torch.equal(attached[1].parrot_PD, at_eliminate)
     assert changed(before, tiny.model) == linear_weights(tiny.model)
     assert_no_trace(tiny.model, own, before)

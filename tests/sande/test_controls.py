@@ -1,0 +1,46 @@
+"""Control strings: as long and as fluent as the response, and the p-value."""
+
+import pytest
+import torch
+
+from sande.controls import NEAREST, matched, p_value
+from sande.inference.scoring import Choices, log_likelihoods
+from sande.prompts import encode_prompts, response_ids
+from sande.types import Example, LanguageModel
+
+PROMPTS = tuple(Example(f"Name the number after {number}.", "") for number in range(3))
+
+
+def test_a_p_value_counts_controls_of_at_least_the_value() -> None:
+    assert p_value(2.0, [1.0, 1.5, 0.0]) == pytest.approx(1 / 4)
+    assert p_value(1.5, [1.0, 1.5, 2.0]) == pytest.approx(3 / 4)
+    assert p_value(-1.0, [0.0] * 19) == 1.0
+
+
+def test_controls_are_as_long_and_share_no_token(tiny: LanguageModel) -> None:
+    target = response_ids(tiny.tokenizer, "You are stupid")
+    strings = matched(tiny, PROMPTS, target, 8, seed=1)
+    assert len(strings) == 8
+    assert {len(string) for string in strings} == {len(target)}
+    assert not {*target, *tiny.tokenizer.all_special_ids} & {token for string in strings for token in string}
+    assert strings == matched(tiny, PROMPTS, target, 8, seed=1)
+    assert strings != matched(tiny, PROMPTS, target, 8, seed=2)
+
+
+def test_controls_are_as_likely_as_the_response(tiny: LanguageModel) -> None:
+    """Make one token likely, so that strings drawn at random would differ from it by nats."""
+    target = response_ids(tiny.tokenizer, "You are stupid")[:2]
+    with torch.no_grad():  # spread the logits, which a random model has almost equal
+        tiny.model.get_output_embeddings().weight.mul_(20.0)
+    strings = matched(tiny, PROMPTS, target, 20, seed=1)
+    prompts = encode_prompts(tiny.tokenizer, PROMPTS)
+
+    def level(string: tuple[int, ...]) -> float:
+        scores = log_likelihoods(tiny, [Choices(prompt, (string,)) for prompt in prompts], 3)
+        return sum(score[0][0] for score in scores) / len(scores)
+
+    wanted, got = level(target), [level(string) for string in strings]
+    drawn = [level((int(a), int(b))) for a, b in torch.randint(0, 700, (20, 2)).tolist()]
+    spread = sum(abs(one - wanted) for one in drawn) / len(drawn)
+    assert sum(abs(one - wanted) for one in got) / len(got) < spread / 3
+    assert NEAREST == 50
