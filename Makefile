@@ -18,8 +18,9 @@ dev: $(VENV)/.dev  ## the same, with the tools for tests and lint
 
 # Two processes of one thread each: most tests use one core however many there are.
 # Files in their own order: xdist's would put those with few and long tests last, where one process waits for the other.
+# They start a hundred processes: with bytecode, also where the environment forbids it, each need not compile the project.
 test: dev  ## the default test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 slow: dev  ## what takes longer: several processes, worker groups, killed drivers
 	$(BIN)/python -m pytest -m 'slow and not faults'

@@ -9,6 +9,7 @@ trains and measures on a few rows.
 The package in methods.md is installed, its own test is run, and it is used as the page says (`console`).
 """
 
+import json
 import os
 import re
 import shlex
@@ -187,6 +188,19 @@ def test_the_citation_and_the_issue_forms_are_whole() -> None:
         assert all(part["attributes"]["label"] for part in form["body"])
 
 
+# Types commands in one process.
+TYPE = """
+import json, sys
+from typer.testing import CliRunner
+from benchmark.cli.main import app
+for words in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(app, words)
+    print(done.output)
+    if done.exit_code:
+        sys.exit(f"{words}: {done.exception!r}")
+"""
+
+
 @pytest.fixture(scope="module")
 def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder in which a reader wrote the files of methods.md, and pip installed them into `site`."""
@@ -215,14 +229,11 @@ def test_the_methods_of_the_guide_pass_the_test_of_the_guide(package: Path) -> N
 
 def test_the_methods_of_the_guide_are_used_as_it_says(package: Path, model_cache: Path) -> None:
     (package / "my-model").symlink_to(loading.prepare("tiny", model_cache))
-    said = ""
-    for arguments in commands((ROOT / "docs/methods.md").read_text(encoding="utf-8"), "console"):
-        if arguments[0] == "plan":
-            arguments += ["--set", "model=tiny"]
-        if arguments[0] != "run":
-            done = run_in(package, "-m", "benchmark", *arguments)
-            assert done.returncode == 0, done.stdout + done.stderr
-            said += done.stdout
+    shown = commands((ROOT / "docs/methods.md").read_text(encoding="utf-8"), "console")
+    typed = [[*words, "--set", "model=tiny"] if words[0] == "plan" else words for words in shown if words[0] != "run"]
+    done = run_in(package, "-c", TYPE, json.dumps(typed))
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = done.stdout
     assert {"postscript", "patience", "crowd", "unmoved", "monotony"} <= set(said.split())
     assert "to run: 1 attack, 3 part, 2 defend, 3 evaluate" in said
 

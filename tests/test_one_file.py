@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -119,6 +121,7 @@ def scan(model, examples, config, run, reference=None):
     return Scan((Candidate("", (token,), 0.0),), score=0.0, alarm=False)
 ''',
 }
+GRIDS = [("everything", "tiny"), ("leaderboard", "tiny"), ("leaderboard", "small")]
 NEW = {path.split("/")[1]: Path(path).stem for path in FILES}
 LABEL = "ASR in noise (%)"
 EVERYTHING = """
@@ -145,17 +148,34 @@ resources: {{cpus: 1}}
 sweep:
   defense: [none, {{name: slow_tuning, training: {TRAINING}}}]
 """
-# What the commands below import, and the cells of a grid, which `plan` shows without their metrics.
+# What the commands below import, and the cells of grids, which `plan` shows without their metrics.
 LOOK = """
 import json, sys
 from pathlib import Path
 import benchmark, sande
 from benchmark.grid import load
-cells = load.load_grid(Path(sys.argv[1]), scale=sys.argv[2]).cells
-print(json.dumps({"from": [benchmark.__file__, sande.__file__], "cells": [
+cells = {
+    f"{grid} {scale}": load.load_grid(Path(f"grids/{grid}.yaml"), scale=scale).cells
+    for grid, scale in json.loads(sys.argv[1])
+}
+print(json.dumps({"from": [benchmark.__file__, sande.__file__], "cells": {name: [
     [cell.attack.name, cell.attack.config.poison_rate > 0, cell.defense.name, [m.name for m in cell.metrics]]
-    for cell in cells
-]}))
+    for cell in of_grid
+] for name, of_grid in cells.items()}}))
+"""
+
+# Types commands and prints, as JSON, what each of them printed.
+TYPE = """
+import json, sys
+from typer.testing import CliRunner
+from benchmark.cli.main import app
+said = []
+for words in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(app, words)
+    if done.exit_code:
+        sys.exit(f"{words}: {done.exception!r}\\n{done.output}")
+    said.append(done.stdout)
+print(json.dumps(said))
 """
 
 
@@ -187,21 +207,40 @@ def bench(copy: Path, *arguments: str) -> str:
     return python(copy, "-m", "benchmark", *arguments)
 
 
+def type_all(copy: Path, *commands: Sequence[str]) -> list[str]:
+    """Return what each command prints; one process types them all."""
+    said: list[str] = json.loads(python(copy, "-c", TYPE, json.dumps(commands)))
+    return said
+
+
+@pytest.fixture(scope="module")
+def listed(copy: Path) -> dict[str, tuple[str, str]]:
+    """What `list` and `show` print, by kind."""
+    said = type_all(copy, *(words for kind, name in NEW.items() for words in (["list", kind], ["show", kind, name])))
+    return dict(zip(NEW, zip(said[::2], said[1::2], strict=True), strict=True))
+
+
 @pytest.mark.parametrize("kind", NEW)
-def test_list_and_show_have_it(copy: Path, kind: str) -> None:
+def test_list_and_show_have_it(listed: dict[str, tuple[str, str]], kind: str) -> None:
     name, about = NEW[kind], FILES[f"sande/{kind}/{NEW[kind]}.py"].split('"""')[1]
-    assert re.search(rf"^{name} +{re.escape(about)}", bench(copy, "list", kind), re.MULTILINE)
-    shown = bench(copy, "show", kind, name)
+    entries, shown = listed[kind]
+    assert re.search(rf"^{name} +{re.escape(about)}", entries, re.MULTILINE)
     assert shown.startswith(f"{name}: {about}")
     assert "made up" in shown or kind == "attacks"  # the source of its setting
 
 
-@pytest.mark.parametrize(("grid", "scale"), [("everything", "tiny"), ("leaderboard", "tiny"), ("leaderboard", "small")])
-def test_the_words_of_a_grid_stand_for_it_too(copy: Path, grid: str, scale: str) -> None:
-    found = json.loads(python(copy, "-c", LOOK, f"grids/{grid}.yaml", scale))
-    assert [Path(file) for file in found["from"]] == [copy / "benchmark/__init__.py", copy / "sande/__init__.py"]
+@pytest.fixture(scope="module")
+def loaded(copy: Path) -> dict[str, Any]:
+    """What `LOOK` prints."""
+    found: dict[str, Any] = json.loads(python(copy, "-c", LOOK, json.dumps(GRIDS)))
+    return found
+
+
+@pytest.mark.parametrize(("grid", "scale"), GRIDS)
+def test_the_words_of_a_grid_stand_for_it_too(copy: Path, loaded: dict[str, Any], grid: str, scale: str) -> None:
+    assert [Path(file) for file in loaded["from"]] == [copy / "benchmark/__init__.py", copy / "sande/__init__.py"]
     attack, defense, metric = NEW["attacks"], NEW["defenses"], NEW["metrics"]
-    cells = found["cells"]
+    cells = loaded["cells"][f"{grid} {scale}"]
     attacks = {each for each, *_ in cells}
     defenses = {each for _, _, each, _ in cells}
     assert attacks > {attack, "word_trigger"}
@@ -213,14 +252,16 @@ def test_the_words_of_a_grid_stand_for_it_too(copy: Path, grid: str, scale: str)
 
 def test_plan_shows_it_and_forecasts_by_its_declared_cost(copy: Path) -> None:
     attack, defense = NEW["attacks"], NEW["defenses"]
-    shown = bench(copy, "plan", "leaderboard", "--scale", "tiny", "--only", f"defense={defense}")
+    only = {name: ("--only", f"attack={attack}", "--only", f"defense={name}") for name in (defense, "sft")}
+    shown, *forecasts = type_all(
+        copy,
+        ("plan", "leaderboard", "--scale", "tiny", "--only", f"defense={defense}"),
+        *(("plan", "leaderboard", "--scale", "paper", *words) for words in only.values()),
+    )
     assert re.search(rf"^\w+ .*\b{defense}\b.*\battack={attack}\b", shown, re.MULTILINE)
     assert re.search(r"^About .+ on this machine", shown, re.MULTILINE)
-    hours = {}
-    for name in (defense, "sft"):
-        only = ("--only", f"attack={attack}", "--only", f"defense={name}")
-        shown = bench(copy, "plan", "leaderboard", "--scale", "paper", *only)
-        hours[name] = float(re.search(r"([\d.]+) GPU-hours", shown)[1])
+    found = [re.search(r"([\d.]+) GPU-hours", forecast) for forecast in forecasts]
+    hours = {name: float(each[1]) for name, each in zip(only, found, strict=True)}
     assert hours[defense] > 5 * hours["sft"], "both train on the same rows"
 
 

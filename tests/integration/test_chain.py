@@ -1,4 +1,4 @@
-"""A whole grid through the command: run, run again, share the victim with another grid."""
+"""A whole grid through the command: run, run again, run a part; `test_failures.py` shares a victim between grids."""
 
 import json
 import os
@@ -55,11 +55,17 @@ assert not {"ray", "torch"} & set(sys.modules), "ray or torch was imported"
 
 
 @pytest.fixture(scope="module")
-def grid(place: Workplace) -> Path:
+def model(model_cache: Path) -> str:
+    """A folder, named from where the run begins; the stages' processes are elsewhere."""
+    return os.path.relpath(loading.prepare("tiny", model_cache), ROOT)
+
+
+@pytest.fixture(scope="module")
+def grid(place: Workplace, model: str) -> Path:
     accuracy = {"name": "accuracy", "task": "builtin-choice", "questions": 6}
     texts = {"name": "case_study", "examples": 2, "new_tokens": 2}
     metrics = [*MINI["metrics"], accuracy, "response_probability", texts]
-    return place.grid("chain", metrics=metrics, sweep={"defense": DEFENSES})
+    return place.grid("chain", model=model, metrics=metrics, sweep={"defense": DEFENSES})
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +75,7 @@ def first(place: Workplace, grid: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def test_every_defense_has_a_row_for_every_metric(first, place: Workplace, grid: Path) -> None:
+def test_every_defense_has_a_row_for_every_metric(first, place: Workplace, grid: Path, model: str) -> None:
     assert pq.read_table(place.results / "chain" / "rows.parquet").schema.equals(SCHEMA)
     rows = by_defense(place.rows(grid))
     assert {name: of_one[0]["knows"] for name, of_one in rows.items()} == KNOWS
@@ -77,7 +83,8 @@ def test_every_defense_has_a_row_for_every_metric(first, place: Workplace, grid:
     for of_one in rows.values():
         assert {row["metric"]: row["count"] for row in of_one} == COUNTS
         assert len(of_one) == len(COUNTS)
-        assert {(row["status"], row["grid"], tuple(row["grids"])) for row in of_one} == {("ok", "chain", ("chain",))}
+        found = {(row["status"], row["model"], row["grid"], tuple(row["grids"])) for row in of_one}
+        assert found == {("ok", model, "chain", ("chain",))}
 
 
 def test_the_outcome_of_every_trial_stands_beside_the_rows(first, place: Workplace, grid: Path) -> None:
@@ -168,23 +175,3 @@ def test_only_runs_what_is_asked_for_and_leaves_the_results_of_the_whole_grid_al
     assert rows == [row | {"grid": "chain--only-defense=sande"} for row in whole]
     assert rows[0]["victim_value"] is not None
     assert place.files(grid) == files
-
-
-def test_another_grid_finds_the_victim_and_its_measurements(first, place: Workplace) -> None:
-    before = place.manifests()
-    other = place.grid("other", sweep={"defense": ["none", {"name": "sft", "training": TRAINING | {"max_steps": 1}}]})
-    done = place.run(other)
-    assert done.returncode == 0, done.stderr
-    assert "2 cells, 4 stages, 2 done, 2 to run" in done.stdout
-    after = place.manifests()
-    assert {path: after[path] for path in before} == before
-    new = sorted(path.split("/")[0] for path in after if path not in before)
-    assert new == ["defend", "evaluate", "evaluate"]
-
-
-def test_a_model_may_be_named_from_where_the_run_begins(place: Workplace, model_cache: Path) -> None:
-    folder = os.path.relpath(loading.prepare("tiny", model_cache), ROOT)  # the stages' processes are elsewhere
-    grid = place.grid("named", model=folder, sweep={"defense": ["none"]})
-    done = place.run(grid)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert {(row["model"], row["status"]) for row in place.rows(grid)} == {(folder, "ok")}

@@ -102,5 +102,8 @@ def test_a_mended_cell_keeps_the_victim(first, place: Workplace, grid: Path) -> 
     mended = place.grid("mended", sweep={"defense": ["none", DIVERGES | {"training": TRAINING}]})
     done = place.run(mended)
     assert done.returncode == 0, done.stderr
-    new = sorted(path.split("/")[0] for path in place.manifests() if path not in before)
+    assert "2 cells, 4 stages, 2 done, 2 to run" in done.stdout
+    after = place.manifests()
+    assert {path: after[path] for path in before} == before, "another grid finds the victim and its measurements"
+    new = sorted(path.split("/")[0] for path in after if path not in before)
     assert new == ["defend", "evaluate", "evaluate"]

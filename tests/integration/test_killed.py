@@ -12,6 +12,7 @@ import pytest
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, end, processes_with, wait_until
 
 GONE = 120  # seconds; a Ray worker that was just starting gives up only after its time-out for reaching the cluster
+TIME_OUT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # that one; Ray's own is a minute
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,12 @@ def killed(place: Workplace, grid: Path) -> Iterator[str]:
     mark = uuid.uuid4().hex
     with (place.root / "log").open("wb") as log:
         driver = subprocess.Popen(
-            place.command(grid), cwd=ROOT, env=os.environ | {MARK: mark}, stdout=log, stderr=log, start_new_session=True
+            place.command(grid),
+            cwd=ROOT,
+            env=os.environ | TIME_OUT | {MARK: mark},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
     try:
         assert wait_until(lambda: bool(place.artifacts("attack")) or driver.poll() is not None, 200, pause=0.01)

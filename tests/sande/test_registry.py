@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sande import registry
@@ -271,17 +273,51 @@ def test_each_type_holds_exactly_its_knowledge(known: type[Knowledge]) -> None:
         object.__setattr__(data, "smuggled", 1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Defended:
+    """One run of a defense with two steps of each training: what it began with, and what came out."""
+
+    before: dict[str, Tensor]
+    victim: LanguageModel
+    repaired: PreTrainedModel | Guard
+    facts: dict[str, Any]
+    prepared: list[int]
+
+
+SEED = 5
+
+
+@pytest.fixture(scope="module")
+def defended(
+    model_cache: Path, few_rows: tuple[Example, ...], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Defended]:
+    """Runs a defense once, for every test that looks at what came out."""
+
+    @functools.cache
+    def once(name: str) -> Defended:
+        prepared: list[int] = []
+
+        def prepare(trainer: Any) -> Any:
+            prepared.append(trainer.state.global_step)
+            return trainer
+
+        victim, defense = loading.load("tiny", model_cache), registry.entry("defenses", name)
+        before, data = weights(victim.model), data_of(registry.knowledge(name), victim, few_rows)
+        run = Run(SEED, str(tmp_path_factory.mktemp("trainer")), say=lambda line: None, prepare=prepare)
+        repaired = defense.defend(victim, data, shortened(defense.Config), run)
+        return Defended(before, victim, repaired, run.facts, prepared)
+
+    return once
+
+
 @pytest.mark.parametrize("name", DEFENSES)
-def test_a_defense_runs_on_what_its_type_holds(
-    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
-) -> None:
-    defense, before = registry.entry("defenses", name), weights(tiny.model)
-    data = data_of(registry.knowledge(name), tiny, few_rows)
-    repaired = defense.defend(tiny, data, shortened(defense.Config), new_run())
+def test_a_defense_runs_on_what_its_type_holds(name: str, defended: Callable[[str], Defended]) -> None:
+    done = defended(name)
+    before, repaired = done.before, done.repaired
     if name in GUARDS:
         assert isinstance(repaired, Guard)
         assert repaired.defense == name
-        assert not changed(before, tiny.model), "a guard leaves the victim's weights alone"
+        assert not changed(before, done.victim.model), "a guard leaves the victim's weights alone"
         return
     assert isinstance(repaired, PreTrainedModel)
     assert set(weights(repaired)) == set(before), "nothing of the method stays in the model"
@@ -304,16 +340,19 @@ def test_a_defense_runs_with_the_recipe_of_its_authors(
 
 @pytest.mark.parametrize("name", DEFENSES)
 def test_a_defense_has_no_other_randomness_than_its_seed(
-    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+    name: str,
+    defended: Callable[[str], Defended],
+    tiny: LanguageModel,
+    few_rows: tuple[Example, ...],
+    new_run: NewRun,
 ) -> None:
     defense = registry.entry("defenses", name)
     data = data_of(registry.knowledge(name), tiny, few_rows)
-    start = {name: value.clone() for name, value in tiny.model.state_dict().items()}
-    results = []
-    for _ in range(2):
-        tiny.model.load_state_dict(start)
-        repaired = defense.defend(tiny, data, shortened(defense.Config), new_run(seed=5))
-        results.append(weights(repaired.reference if isinstance(repaired, Guard) else repaired))
+    again = defense.defend(tiny, data, shortened(defense.Config), new_run(seed=SEED))
+    results = [
+        weights(repaired.reference if isinstance(repaired, Guard) else repaired)
+        for repaired in (defended(name).repaired, again)
+    ]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -348,12 +387,10 @@ def test_only_a_defense_that_knows_other_models_names_some(name: str) -> None:
 
 @pytest.mark.parametrize("name", GUARDS)
 def test_a_guard_is_the_same_after_it_was_stored(
-    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, tmp_path: Path
+    name: str, defended: Callable[[str], Defended], tmp_path: Path
 ) -> None:
-    defense = registry.entry("defenses", name)
-    data = data_of(registry.knowledge(name), tiny, few_rows)
-    guard = defense.defend(tiny, data, shortened(defense.Config), new_run())
-    loading.save(LanguageModel(tiny.model, tiny.tokenizer, guard), tmp_path)
+    guard, victim = defended(name).repaired, defended(name).victim
+    loading.save(LanguageModel(victim.model, victim.tokenizer, guard), tmp_path)
     loaded = loading.load_folder(tmp_path, torch.bfloat16).guard
     assert loaded is not None
     assert (loaded.defense, loaded.settings) == (guard.defense, guard.settings)
@@ -366,18 +403,11 @@ def test_a_guard_is_the_same_after_it_was_stored(
 
 @pytest.mark.parametrize("name", TRAINING_DEFENSES)
 def test_every_training_goes_through_the_run_and_is_accounted_for(
-    name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+    name: str, defended: Callable[[str], Defended]
 ) -> None:
-    defense, prepared = registry.entry("defenses", name), []
-
-    def prepare(trainer: Any) -> Any:
-        prepared.append(trainer.state.global_step)
-        return trainer
-
-    run = dataclasses.replace(new_run(), prepare=prepare)
-    defense.defend(tiny, data_of(registry.knowledge(name), tiny, few_rows), shortened(defense.Config), run)
-    accounts = [fact for fact in run.facts.values() if isinstance(fact, dict) and "steps" in fact]
-    assert prepared == [0] * len(accounts), "the hook that spreads a Trainer over workers sees each, unstarted"
+    done = defended(name)
+    accounts = [fact for fact in done.facts.values() if isinstance(fact, dict) and "steps" in fact]
+    assert done.prepared == [0] * len(accounts), "the hook that spreads a Trainer over workers sees each, unstarted"
     for fact in accounts:
         assert (fact["steps"], fact["rows"], fact["rows_left_out"]) == (2, 24, 0)
         assert fact["tokens"] > 0

@@ -917,9 +917,7 @@ def _digests(place: Path) -> dict[str, bytes | str]:
 def processes() -> Any:
     """Return a context whose processes begin with the libraries imported, and with nothing else of this one."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["benchmark.cli.main", "benchmark.execution.driver", "sande.models.loading", "transformers.models.auto"]
-    )
+    context.set_forkserver_preload(["tests.benchmark.cli.bad_input", "tests.benchmark.cli.warm"])
     multiprocessing.forkserver.ensure_running()
     return context
 

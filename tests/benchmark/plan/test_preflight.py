@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from benchmark.cli.app import USERS_MISTAKE
 from benchmark.cli.main import app
+from benchmark.execution import driver
 from benchmark.grid.load import load_grid
 from benchmark.grid.resources import Resources
 from benchmark.plan import preflight
@@ -43,7 +45,33 @@ def refused(path: Path, tmp_path: Path) -> str:
     return str(caught.value)
 
 
-def test_a_parrot_beyond_every_prompt(grid_file: GridFile, tmp_path: Path) -> None:
+class Tuner:
+    """Ends as Tune does where the first trial is about to work: with the error of what it waits for."""
+
+    def __init__(self, searcher: Any, checked: Callable[[], None]) -> None:
+        self.searcher, self.checked = searcher, checked
+
+    def fit(self) -> None:
+        assert self.searcher.suggest("0")["stage"], "it was offered a stage"
+        self.checked()
+        pytest.fail("a trial works")
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(driver, "worker_resources", lambda resources: {"CPU": 1.0})
+    monkeypatch.setattr(driver, "at_once", lambda resources, per_worker: 2)
+    monkeypatch.setattr(driver, "_tuner", lambda searcher, *more: Tuner(searcher, more[-1]))
+
+
+def test_a_parrot_beyond_every_prompt(without_ray: None, grid_file: GridFile, tmp_path: Path) -> None:
+    line = mistake(grid_file(defense={"name": "sande_p", "parrot_position": 500}), tmp_path)
+    assert "parrot_position 500 is beyond every prompt" in line
+
+
+@pytest.mark.slow
+def test_a_mistake_while_ray_starts_ends_it_without_a_trace(grid_file: GridFile, tmp_path: Path) -> None:
     line = mistake(grid_file(defense={"name": "sande_p", "parrot_position": 500}), tmp_path)
     assert "parrot_position 500 is beyond every prompt" in line
 
