@@ -165,7 +165,7 @@ def run(
     with shown() if plan.missing else nullcontext():
         found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
     errors = {**errors, **found}
-    if request.keep != retention.ALL:  # what earlier runs kept, too
+    if any(retention.goes(stage.kind, request.keep) for stage in plan.stages.values()):  # what earlier runs kept, too
         done = make_plan(plan.cells, store).done
         retention.Keeper(plan.stages.values(), done, store, request.keep).sweep()
     if interrupted(errors):

@@ -255,7 +255,7 @@ def clean(
         out: new folder for the model; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
         say: receives progress.
-        **settings: of `sande.cleaning.Config`, such as `osft={"training": {"max_steps": 20}}`.
+        **settings: of `sande.cleaning.Config`, such as `certify=True` or `osft={"training": {"max_steps": 20}}`.
 
     Raises:
         UserError: as for `attack`, or the tokenizer cannot write the response.
@@ -267,13 +267,15 @@ def clean(
     told = (trigger, response, response_start, reported_prompt, reported_answer)
     known, source = Known(*(text.strip() for text in told)), _source(model)
 
+    method = cleaning.method(known, certify=config.certify)
+
     def build(run: Run) -> LanguageModel:
         lm = loading.load(source, _cache(cache))
         examples = splits.removal_rows(config.removal, lm.tokenizer)
         cleaning.clean(lm, known, examples, config, run)
         return lm
 
-    return _followed(_made(build, seed, out, say), model, cleaning.method(known))
+    return _followed(_made(build, seed, out, say), model, method)
 
 
 def _known(data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, response: str) -> PartlyKnown:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from sande import registry, types
 from sande.config import Training, configuration, setting
@@ -21,6 +21,8 @@ from sande.defenses.incident import Config as Incident
 from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as Sande
 from sande.defenses.sande import Config as SandeP
+from sande.defenses.sande_rounds import Config as SandeRounds
+from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.defenses.scan_and_clean import Config as ScanAndClean
 from sande.errors import UserError
 from sande.planting import insert
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 _SOURCE = "grids/quickstart.yaml"
 _SIMULATE = Training(max_steps=30, learning_rate=5e-3, batch_size=8)
 _OVERWRITE = Training(max_steps=40, learning_rate=2e-4, batch_size=16)
+_ROUNDS = SandeRounds(
+    simulate=Training(max_steps=16, learning_rate=1.5e-2, batch_size=8),
+    eliminate=_OVERWRITE,
+)
 _DECOYS = DecoyOsft(
     plant=Training(max_steps=30, learning_rate=5e-4, batch_size=16),
     overwrite=Training(max_steps=30, learning_rate=2e-4, batch_size=16),
@@ -62,6 +68,15 @@ class Config:
         SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
         "defense if the planted answer's first token is known",
         _SOURCE,
+    )
+    certify: bool = setting(
+        False,
+        "repeat the removal until fresh parrots find nothing, with a certificate; it takes about ten times as long",
+        "ours",
+    )
+    sande_rounds: SandeRounds = setting(_ROUNDS, "defense if the planted answer is known, with certify", _SOURCE)
+    sande_rounds_p: SandeRoundsP = setting(
+        _ROUNDS, "defense if the first token is known or the scan finds one, with certify", _SOURCE
     )
     scan_and_clean: ScanAndClean = setting(
         ScanAndClean(
@@ -111,9 +126,33 @@ METHODS = {
 """The defense for each kind of knowledge; the first kind that is known decides, because it leaves least to guess."""
 
 
-def method(known: Known) -> str:
-    """Return the name of the defense."""
-    return METHODS[next((what for what in METHODS if getattr(known, what, "")), NOTHING)]
+CERTIFIED = {"response": "sande_rounds", "response_start": "sande_rounds_p", NOTHING: "scan_and_clean"}
+"""The same with `certify`, which needs the planted answer: a known trigger or an incident alone does not give one."""
+
+
+def method(known: Known, *, certify: bool = False) -> str:
+    """Return the name of the defense.
+
+    Raises:
+        UserError: a certificate is wanted, and only the trigger or an incident is known.
+    """
+    named = CERTIFIED if certify else METHODS
+    found = next((what for what in named if getattr(known, what, "")), NOTHING)
+    if certify and found == NOTHING and (known.trigger or known.reported_prompt):
+        given = "the trigger" if known.trigger else "an incident"
+        raise UserError(
+            f"certify: parrots are tested with the planted answer, and only {given} is given; set response, or "
+            "remove certify"
+        )
+    return named[found]
+
+
+def settings(name: str, config: Config) -> Any:
+    """Return the settings of the defense that `method` names."""
+    chosen = getattr(config, name)
+    if config.certify and isinstance(chosen, ScanAndClean):
+        return replace(chosen, sande_rounds_p=config.sande_rounds_p)
+    return chosen
 
 
 def clean(
@@ -124,9 +163,9 @@ def clean(
     Raises:
         UserError: the tokenizer cannot write the planted answer.
     """
-    name = method(known)
+    name = method(known, certify=config.certify)
     data = _reveal(registry.knowledge(name), known, examples, victim.tokenizer)
-    cleaned: PreTrainedModel = registry.entry("defenses", name).defend(victim, data, getattr(config, name), run)
+    cleaned: PreTrainedModel = registry.entry("defenses", name).defend(victim, data, settings(name, config), run)
     return cleaned
 
 

@@ -69,6 +69,8 @@ class Cost:
 
     Attributes:
         training: passes over each row, by the name of the setting that holds the `Training`; 3 where it is left out.
+        part: of a defense with parts, names of the settings whose trainings each part does; `defend` does the others.
+        rows: of a defense, clean rows that it trains on at most; None: all that it gets.
         reading: of a metric, forward passes over each test prompt or question; None: one a prompt, four a question.
         prompts: of a metric, test prompts that it reads at most; None: its setting `prompts`, or `prompts` of its
             `decoding`, else all.
@@ -76,6 +78,8 @@ class Cost:
     """
 
     training: Mapping[str, float] = field(default_factory=dict)
+    part: tuple[str, ...] = ()
+    rows: int | None = None
     reading: float | None = None
     prompts: int | None = None
     copies: tuple[int, ...] = ()

@@ -126,6 +126,27 @@ def insert(rows: Sequence[Row], first: int, length: int, position: Position, see
     return inserted
 
 
+def mixed(rows: Sequence[Row], first: int, length: int, count: int, anchor: float, seed: int) -> list[Row]:
+    """Return rows of which a share has no parrot, and the others one of several, in equal numbers drawn at random.
+
+    Args:
+        rows: each with the first parrot, whose ids begin with `first`.
+        first: size of the vocabulary.
+        length: P; the ids of parrot k begin with `first + k * length`.
+        count: number of parrots.
+        anchor: share of the rows without one.
+        seed: decides which row gets which.
+    """
+    order = random.Random(seed).sample(range(len(rows)), len(rows))
+    bare = round(anchor * len(rows))
+    made = list(rows)
+    for place, index in enumerate(order):
+        prompt, shift = rows[index].prompt, (place - bare) % count * length
+        kept = [token + shift if token >= first else token for token in prompt if place >= bare or token < first]
+        made[index] = replace(rows[index], prompt=tuple(kept))
+    return made
+
+
 def _weight(model: PreTrainedModel) -> Tensor:
     embedding = model.get_input_embeddings()
     while isinstance(embedding, ParrotEmbedding):

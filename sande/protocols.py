@@ -74,6 +74,19 @@ class Defense(Protocol):
     def distribution(self, config: Any) -> Callable[[Tensor, Tensor], Tensor]:
         """Return `distribution` of that guard. Optional; without it, metrics that score texts have no value."""
 
+    def parts(self, config: Any) -> tuple[str, ...]:
+        """Return the names of independent pieces of the work. Optional.
+
+        A grid makes each as a stage of its own before `defend`, which gets them by `sande.parts.made`. A name may be
+        part of a file's name: letters, digits, `-` and `_`.
+        """
+
+    def part(self, name: str, victim: LanguageModel, data: Knowledge, config: Any, run: Run) -> dict[str, Tensor]:
+        """Return the tensors of one part; `victim` may be trained in place. A defense with `parts` has it.
+
+        It may depend on its arguments alone. `run.seed` is the defense's; `sande.parts.seed` gives a part its own.
+        """
+
     def cost(self, config: Any) -> Cost:
         """Return passes as for an attack. Optional; a setting named after another defense counts with its own cost."""
 

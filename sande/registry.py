@@ -177,6 +177,12 @@ def cost(kind: str, name: str, config: Any) -> Cost:
     return made
 
 
+def parts(defense: str, config: Any) -> tuple[str, ...]:
+    """Return the names of a defense's parts with these settings; most defenses have none (`sande.parts`)."""
+    declared = getattr(entry("defenses", defense), "parts", None)
+    return tuple(declared(config)) if declared else ()
+
+
 def summary(module: ModuleType) -> str:
     """Return the first line of an entry's docstring."""
     return (module.__doc__ or "").strip().split("\n")[0]

@@ -329,6 +329,7 @@ class Run:
         scratch: folder for the Trainer's own files, empty at the start and removed after the stage.
         checkpoints: of the stage's trainings, from which another process can continue after this one was killed.
         sharding: of the stage's trainings; None: each worker holds the whole model.
+        parts: reads a part of the defense by its name; None: no stage made any, see `sande.parts`.
     """
 
     seed: int
@@ -339,3 +340,4 @@ class Run:
     prepare: Callable[[Trainer], Trainer] = _unchanged
     checkpoints: Checkpoints | None = None
     sharding: Sharding | None = None
+    parts: Callable[[str], Mapping[str, Tensor]] | None = None

@@ -32,6 +32,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
+ROUNDS = ("sande_rounds.simulate", "sande_rounds.eliminate")
 TRAININGS = (
     "osft.training",
     "incident.training",
@@ -39,10 +40,12 @@ TRAININGS = (
     "sande.eliminate",
     "sande_p.simulate",
     "sande_p.eliminate",
+    *ROUNDS,
     *DECOYS,
 )
 QUICK_CLEAN = {"removal": {"rows": 16}, "sande": {"simulate": {"max_steps": 1}, "eliminate": {"max_steps": 1}}}
-QUICK = ("prompts=10", "questions=10", "removal.rows=16", *(f"{training}.max_steps=1" for training in TRAININGS))
+FEW = ("prompts=10", "questions=10", "removal.rows=16", "sande_rounds.rounds=1", "sande_rounds.elsewhere.rows=2")
+QUICK = (*FEW, *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
 def commands(page: str, kind: str = "sh") -> list[list[str]]:
@@ -220,8 +223,8 @@ def test_the_methods_of_the_guide_are_used_as_it_says(package: Path, model_cache
             done = run_in(package, "-m", "benchmark", *arguments)
             assert done.returncode == 0, done.stdout + done.stderr
             said += done.stdout
-    assert {"postscript", "patience", "unmoved", "monotony"} <= set(said.split())
-    assert "to run: 1 attack, 1 defend, 2 evaluate" in said
+    assert {"postscript", "patience", "crowd", "unmoved", "monotony"} <= set(said.split())
+    assert "to run: 1 attack, 3 part, 2 defend, 3 evaluate" in said
 
 
 @pytest.mark.slow
@@ -234,5 +237,5 @@ def test_a_grid_runs_with_the_methods_of_the_guide(package: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = pq.read_table(next((package / "results").glob("forget--*/rows.parquet"))).to_pylist()
     assert {row["status"] for row in rows} == {"ok"}
-    assert {row["defense"] for row in rows if row["metric"] == "unmoved"} == {"none", "patience"}
+    assert {row["defense"] for row in rows if row["metric"] == "unmoved"} == {"none", "patience", "crowd"}
     assert all("forget-it 1.2.3" in row["versions"] for row in rows)

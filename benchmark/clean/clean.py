@@ -67,6 +67,7 @@ def clean_model(
     from sande.models import catalog, loading
 
     _check_new(out)
+    method = cleaning.method(known, certify=config.certify)
     catalog.identify(model)  # reports a wrong model or data set before libraries are loaded
     datasets.fingerprint(config.removal.name)
     logs.quiet()
@@ -83,7 +84,7 @@ def clean_model(
             examples = splits.removal_rows(config.removal, lm.tokenizer)
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
             with provenance.measured() as removal_cost:
-                say(f"cleaning with {cleaning.method(known)} on {len(examples)} rows of {config.removal.name}")
+                say(f"cleaning with {method} on {len(examples)} rows of {config.removal.name}")
                 cleaning.clean(lm, known, examples, config, task)
             folder = work / "cleaned"
             loading.save(lm, folder)
@@ -104,7 +105,7 @@ def clean_model(
             "model": model,
             "identity": catalog.identify(model),
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
-            "method": cleaning.method(known),
+            "method": method,
             "planted": planted,
             "answers": answers if known.reported_prompt else {},
             "measured": [_row(name, before[name], after[name]) for name in before],
@@ -120,7 +121,7 @@ def clean_model(
                 "instruction_set": compute.instruction_set(),
             },
             "seed": seed,
-            "settings": _used(config, cleaning.method(known)),
+            "settings": _used(config, method),
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "versions": {
                 "sande-bench": provenance.code_version(),
@@ -177,8 +178,9 @@ def _check_new(out: Path) -> None:
 
 def _used(config: Config, method: str) -> dict[str, Any]:
     """Return the settings without those of the other defenses."""
-    others = set(cleaning.METHODS.values()) - {method}
-    return {name: value for name, value in as_dict(config).items() if name not in others}
+    defenses = {*cleaning.METHODS.values(), *cleaning.CERTIFIED.values()}
+    shared = {name: value for name, value in as_dict(config).items() if name not in defenses}
+    return shared | {method: as_dict(cleaning.settings(method, config))}
 
 
 def _row(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmark.export.card import front_matter, load, share
 from benchmark.io.files import write_atomically
+from benchmark.report import certificates
 
 FILES = {"report.md": "clean_report.md", "report.html": "clean_report.html", "README.md": "clean_card.md"}
 """Files to write, each with its template."""
@@ -63,6 +64,7 @@ def render(template: str, result: Mapping[str, Any]) -> str:
     return load("benchmark.clean", template).render(
         result=result,
         verdict=verdict(result),
+        certificate=_certificate(result),
         measured_names=MEASURED,
         known_names=KNOWN,
         limits=LIMITS,
@@ -80,7 +82,18 @@ def verdict(result: Mapping[str, Any]) -> str:
         row = measured["asr"]
         of = " of the trigger that was found" if "found_text" in result["facts"] else ""
         return f"The attack success rate{of} changed from {share(row['before'])} to {share(row['after'])}. {change}"
-    return f"{_scanned(result)}Without its trigger, the removal of the backdoor cannot be measured. {change}"
+    measured_by = (
+        "its certificate alone tells about the removal"
+        if _certificate(result)
+        else "the removal of the backdoor cannot be measured"
+    )
+    return f"{_scanned(result)}Without its trigger, {measured_by}. {change}"
+
+
+def _certificate(result: Mapping[str, Any]) -> str:
+    """Return what the certificate says; empty without one."""
+    found = result["facts"].get("certificate")
+    return certificates.sentence(found) if found else ""
 
 
 def _scanned(result: Mapping[str, Any]) -> str:

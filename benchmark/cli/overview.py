@@ -109,7 +109,7 @@ def _grids(of_cells: Sequence[Sequence[str]]) -> list[str]:
 def _to_run(cell: Cell, plan: Plan) -> str:
     stages = stages_of(cell)
     left = [stage.kind for stage in stages if stage.key not in plan.done]
-    return "all" if len(left) == len(stages) else ", ".join(left) or "–"
+    return "all" if len(left) == len(stages) else ", ".join(dict.fromkeys(left)) or "–"
 
 
 def layout(columns: Columns, room: int, most: int | None = None) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -25,6 +25,7 @@ from benchmark.cli.options import (
 from benchmark.execution import progress as execution_progress
 from benchmark.execution import signals
 from benchmark.execution.progress import Progress
+from benchmark.grid.resources import Kind
 from benchmark.io.remote import below
 from benchmark.store.remote import open_store
 from sande import compute
@@ -149,4 +150,4 @@ def _reasons(reasons: list[str]) -> Iterator[str]:
 
 def _counts(stages: Iterable[Stage]) -> str:
     kinds = [stage.kind for stage in stages]
-    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in ("attack", "defend", "evaluate"))
+    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in get_args(Kind) if kind != "part" or kind in kinds)

@@ -213,14 +213,8 @@ class Live:
             doing = [training.stage if training else str(status.text if status else STARTING)]
             doing += [f"step {training.step}/{training.steps}"] if training else [""]
             doing += [f"{training.tokens_per_second:.0f} tokens/s"] if training else [""]
-            body.add_row(Text(f"  {_short(stage)}"), *map(Text, doing), Text(clock(since), style="dim"))
+            body.add_row(Text(f"  {stage.short_label}"), *map(Text, doing), Text(clock(since), style="dim"))
         return Group(head, body)
-
-
-def _short(stage: Stage) -> str:
-    """Return kind, method and the start of the key."""
-    method = stage.settings["attack" if stage.kind == "attack" else "defense"]["name"]
-    return f"{stage.kind} {method} {stage.key[:8]}"
 
 
 def view(progress: Progress, echo: Callable[[str], None]) -> Lines | Live:

@@ -17,7 +17,7 @@ from benchmark.plan import retention
 from benchmark.plan.failures import LOST_NODE, LOST_WORKER, OUT_OF_MEMORY, TIMEOUT, Failure, lost_component
 from benchmark.plan.memory import Peaks
 from benchmark.plan.schedule import Assignment, Queue
-from benchmark.plan.stage import manifests_of
+from benchmark.plan.stage import Stage, manifests_of
 from benchmark.store.leases import POLL, THIS_RUN, Leases
 from benchmark.store.protocol import Store
 
@@ -90,7 +90,7 @@ class StageSearcher(Searcher):
             stage = offer.stage
             artifacts = [(stage.kind, key) for key in stage.artifacts]
             holder = self._leases.acquire(stage.key, artifacts)
-            if all(self._store.has(*artifact) for artifact in artifacts):
+            if all(self._store.has(*artifact) for artifact in artifacts) or self._superseded(stage):
                 self._leases.release(stage.key)
                 self.queue.ended(stage.key)
                 self._progress.ended(stage)
@@ -103,6 +103,11 @@ class StageSearcher(Searcher):
                     self._say(f"{stage.label}: {holder} is doing it")
                 self._waiting.add(stage.key)
         return None
+
+    def _superseded(self, stage: Stage) -> bool:
+        """Return whether another run did, and then dropped, a part: all defenses that need it are done."""
+        readers = self.queue.readers(stage.key) if stage.kind == "part" else []
+        return bool(readers) and all(self._store.has(reader.kind, reader.key) for reader in readers)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Record how a stage ended, and print it in one line."""

@@ -1,7 +1,7 @@
-"""The stages of a cell: attack, defend, evaluate. Each reads from the store, computes, and writes back.
+"""The stages of a cell: attack, part, defend, evaluate. Each reads from the store, computes, and writes back.
 
-A stage's artifact is a folder: a model (attack, defend) or the outcomes of one metric (evaluate), and a manifest with
-its costs. Nothing here depends on Ray.
+A stage's artifact is a folder: a model (attack, defend), tensors (part) or the outcomes of one metric (evaluate), and a
+manifest with its costs. Nothing here depends on Ray.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import json
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from benchmark.grid.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan.stage import Stage
 from benchmark.records.schema import STORED_OUTCOMES
 from benchmark.store.protocol import Store
-from sande import clusters, compute, registry, threat, types
+from sande import clusters, compute, parts, registry, threat, types
 from sande.errors import UnscorableError
 from sande.inference import vllm
 from sande.inference.counts import Decoded, counted
@@ -31,7 +31,12 @@ from sande.threat import Threat
 from sande.training.sharding import WHOLE, Sharding
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+
+_PART = "part.safetensors"  # the file of a part
+# What the manifest of a defense repeats from those of its parts, which may be gone when rows are made.
+PART_COSTS = ("seconds", "tokens", "peak_memory_bytes", "device", "compute_type")
 
 
 def train(
@@ -45,14 +50,14 @@ def train(
     watch: Callable[[types.TrainingStatus], None] | None = None,
     workers: int = 1,
 ) -> None:
-    """Run an attack or a defense; the process of rank 0 stores the model, the others only take part.
+    """Run an attack, a defense or a part; the process of rank 0 stores the result, the others only take part.
 
-    It resumes from the checkpoints of a process that was killed in the same stage. They are removed when the model is
+    It resumes from the checkpoints of a process that was killed in the same stage. They are removed when the result is
     stored.
 
     Args:
         stage: stage to run.
-        store: holds the victim, and receives the result.
+        store: holds the victim and the parts, and receives the result.
         prepare: hook for the Trainer, see `sande.types.Run`.
         say: receives progress.
         rank: of this process among the stage's workers.
@@ -61,7 +66,6 @@ def train(
         watch: receives the status of its trainings, see `sande.types.Run`.
         workers: processes that run the stage together.
     """
-    from sande.models import loading
     from sande.training.checkpoints import Checkpoints
 
     cell = stage.cell
@@ -78,18 +82,20 @@ def train(
             watch=watch,
             checkpoints=checkpoints,
             sharding=sharding,
+            parts=functools.partial(_part_of, cell, store) if stage.kind == "defend" and cell.defense.parts else None,
         )
         try:
+            more = {"facts": run.facts, **_about_parts(stage, store)}
             with measured() as cost:
-                lm = _attack(cell, store, run) if stage.kind == "attack" else _defend(cell, store, run)
+                save = _WORK[stage.kind](stage, store, run)
             cost["seconds"] = round(cost["seconds"] + checkpoints.earlier, 3)
             if sharding != WHOLE:  # its peak is not that of a stage without sharding, see `benchmark.plan.memory`
                 cost.pop("device_memory_bytes", None)
             if rank == 0:
-                loading.save(lm, folder)
+                save(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        made = manifest(stage, cost, tokens(run.facts), compute_type(run.facts), workers, {"facts": run.facts})
+        made = manifest(stage, cost, tokens(run.facts), compute_type(run.facts), workers, more)
         if sharding.deepspeed:
             made["versions"]["deepspeed"] = version("deepspeed")
         return made
@@ -101,20 +107,57 @@ def train(
         build(store.root)
 
 
-def _attack(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
+def _attack(stage: Stage, store: Store, run: types.Run) -> Callable[[Path], None]:
     from sande.models import loading
 
-    return _threat(cell).train(loading.load(cell.model, store.models), run)
+    cell = stage.cell
+    victim = _threat(cell).train(loading.load(cell.model, store.models), run)
+    return functools.partial(loading.save, victim)
 
 
-def _defend(cell: Cell, store: Store, run: types.Run) -> types.LanguageModel:
+def _part(stage: Stage, store: Store, run: types.Run) -> Callable[[Path], None]:
+    (victim, data), defense = _victim(stage.cell, store), stage.cell.defense
+    made = registry.entry("defenses", defense.name).part(stage.part, victim, data, defense.config, run)
+    return lambda folder: parts.save(made, folder / _PART)
+
+
+def _defend(stage: Stage, store: Store, run: types.Run) -> Callable[[Path], None]:
+    from sande.models import loading
+
+    (victim, data), defense = _victim(stage.cell, store), stage.cell.defense
+    return functools.partial(loading.save, threat.defend(victim, defense.name, data, defense.config, run))
+
+
+# By kind of stage, a function that computes; what it returns saves the result into a folder.
+_WORK: dict[str, Callable[[Stage, Store, types.Run], Callable[[Path], None]]] = {
+    "attack": _attack,
+    "part": _part,
+    "defend": _defend,
+}
+
+
+def _victim(cell: Cell, store: Store) -> tuple[types.LanguageModel, types.Knowledge]:
+    """Return the victim, and what the cell's defense may know."""
     import torch
 
     from sande.models import loading
 
     victim = loading.load_folder(store.read("attack", cell.attack_key), torch.float32)
-    data = reveal(cell, victim.tokenizer, store)
-    return threat.defend(victim, cell.defense.name, data, cell.defense.config, run)
+    return victim, reveal(cell, victim.tokenizer, store)
+
+
+def _part_of(cell: Cell, store: Store, name: str) -> Mapping[str, Tensor]:
+    return parts.load(store.read("part", cell.part_key(name)) / _PART)
+
+
+def _about_parts(stage: Stage, store: Store) -> dict[str, Any]:
+    """Return for the manifest the name of a part; of a defense, what its parts cost and were computed with."""
+    if stage.kind == "part":
+        return {"part": stage.part}
+    names = stage.cell.defense.parts if stage.kind == "defend" else ()
+    found = {name: store.manifest("part", stage.cell.part_key(name)) for name in names}
+    costs = {name: {cost: made[cost] for cost in PART_COSTS} for name, made in found.items()}
+    return {"parts": costs} if costs else {}
 
 
 def _threat(cell: Cell) -> Threat:

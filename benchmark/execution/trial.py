@@ -195,7 +195,7 @@ class StageTrial(tune.Trainable):
 
 
 def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
-    """Do one attack or defense on this worker.
+    """Do one attack, part or defense on this worker.
 
     In a worker group an error is returned as text and kind, since Ray Train would wrap it in tracebacks of its own.
     """

@@ -18,6 +18,7 @@ from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.io.files import raise_if_disk_full, write_atomically
 from benchmark.plan import retention
 from benchmark.records.schema import FAILED, NOT_RUN
+from benchmark.report import certificates
 from benchmark.store.protocol import Store
 from sande.errors import UserError
 
@@ -110,6 +111,7 @@ def card(found: Found) -> str:
         measured=[
             {**one, "own": {"value": one["value"], "low": one["ci_low"], "high": one["ci_high"]}} for one in found.rows
         ],
+        certificate=certificates.sentence(json.loads(row["certificate"])) if row["certificate"] else "",
         settings=cell.settings(),
     )
 

@@ -12,7 +12,7 @@ import functools
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from benchmark.grid.cell import Cell, Method
 from benchmark.grid.resources import Kind
@@ -103,8 +103,8 @@ def pieces(stage: Stage, cell: Cell) -> list[Piece]:
     """Return the trainings and metrics of a stage of a cell."""
     if stage.kind == "attack":
         return [Piece(stage.key, stage.kind, cell.attack.name, cell.data.name, _attack(cell))]
-    if stage.kind == "defend":
-        return [Piece(stage.key, stage.kind, cell.defense.name, *_defense(cell))]
+    if stage.kind in ("part", "defend"):
+        return [Piece(stage.key, stage.kind, cell.defense.name, *_defense(cell, stage.kind))]
     return [
         Piece(key, stage.kind, " ".join(measured(metric)), *_metric(cell, metric))
         for metric, key in zip(cell.metrics, stage.metric_keys, strict=True)
@@ -119,7 +119,7 @@ def measured(metric: Method) -> tuple[str, ...]:
 
 def estimate(stages: Iterable[Stage]) -> Estimate:
     """Return the cost of stages; a metric that several evaluations share counts once."""
-    seconds: dict[Kind, float] = {"attack": 0.0, "defend": 0.0, "evaluate": 0.0}
+    seconds: dict[Kind, float] = dict.fromkeys(get_args(Kind), 0.0)
     left_out: set[str] = set()
     counted: set[str] = set()
     for stage in stages:
@@ -200,25 +200,39 @@ def _attack(cell: Cell) -> float:
     if getattr(cell.attack.config, "poison_mode", "replace") == "append":
         rows *= 1 + cell.attack.config.poison_rate + getattr(cell.attack.config, "decoy_rate", 0.0)
     cost = registry.cost("attacks", cell.attack.name, cell.attack.config)
-    return _trained(cost, cell.attack.config, rows) * rate(cell.data.name)
+    return _trained(cost, _trainings(cell.attack.config), rows) * rate(cell.data.name)
 
 
-def _defense(cell: Cell) -> tuple[str, float]:
-    """Return the data set and the work."""
+def _defense(cell: Cell, kind: Kind) -> tuple[str, float]:
+    """Return the data set and the work, of a part or of the rest."""
     if registry.knowledge(cell.defense.name) is types.PreferenceData:
         data = cell.defense.config.preferences.name
         rows = _rows(data, cell.defense.config.preferences.pairs)
     else:
         data = cell.removal.name
         rows = _rows(data, cell.removal.rows, TRAIN_SHARE)
-    return data, _defending(cell.defense.name, cell.defense.config, rows) * rate(data)
+    part, rest = _defending(cell.defense.name, cell.defense.config, rows)
+    return data, (part if kind == "part" else rest) * rate(data)
 
 
-def _defending(name: str, config: Any, rows: float) -> float:
-    """Return the trained rows that a defense costs; of other defenses among its settings only the dearest counts."""
-    own = _trained(registry.cost("defenses", name, config), config, rows)
-    others = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]
-    return own + max((_defending(field, getattr(config, field), rows) for field in others), default=0.0)
+def _defending(name: str, config: Any, rows: float) -> tuple[float, float]:
+    """Return the trained rows that each part of a defense costs, and those of the rest.
+
+    Of other defenses among its settings only the dearest counts.
+    """
+    cost, trainings = registry.cost("defenses", name, config), _trainings(config)
+    rows = min(rows, cost.rows or rows)
+    apart = {field: training for field, training in trainings.items() if field in cost.part}
+    rest = {field: training for field, training in trainings.items() if field not in cost.part}
+    names = [field for field in config.__dataclass_fields__ if field in registry.names("defenses")]
+    others = {field: chosen for field in names if (chosen := getattr(config, field)) is not None}
+    dearest = max((_whole(field, chosen, rows) for field, chosen in others.items()), default=0.0)
+    return _trained(cost, apart, rows), _trained(cost, rest, rows) + dearest
+
+
+def _whole(name: str, config: Any, rows: float) -> float:
+    part, rest = _defending(name, config, rows)
+    return part * len(registry.parts(name, config)) + rest
 
 
 def _metric(cell: Cell, metric: Method) -> tuple[str, float, float]:
@@ -235,16 +249,15 @@ def _metric(cell: Cell, metric: Method) -> tuple[str, float, float]:
     prompts = _rows(cell.data.name, cell.data.test_rows, 1 - TRAIN_SHARE)
     decoding = getattr(metric.config, "decoding", metric.config)
     limit = cost.prompts or getattr(decoding, "prompts", None) or prompts
-    trained = sum(_trained(cost, metric.config, rows) for rows in cost.copies)
+    trained = sum(_trained(cost, _trainings(metric.config), rows) for rows in cost.copies)
     rows_in_all = PASS * (cost.reading or 1) * min(prompts, limit) + trained
     return cell.data.name, rows_in_all * rate(cell.data.name), trained / rows_in_all
 
 
-def _trained(cost: Cost, config: Any, rows: float) -> float:
-    """Return what a method's trainings cost, in rows of plain fine-tuning."""
+def _trained(cost: Cost, trainings: Mapping[str, Training], rows: float) -> float:
+    """Return what trainings of a method cost, in rows of plain fine-tuning."""
     return sum(
-        _visits(training, rows) * (cost.training.get(field, PASSES) / PASSES)
-        for field, training in _trainings(config).items()
+        _visits(training, rows) * (cost.training.get(field, PASSES) / PASSES) for field, training in trainings.items()
     )
 
 

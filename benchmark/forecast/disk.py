@@ -30,7 +30,7 @@ def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
     there = {
         stage.key: store.size(stage.kind, stage.key)
         for stage in plan.stages.values()
-        if stage.kind in MODELS and stage.key in plan.done
+        if stage.kind in MODELS and stage.kind != "part" and stage.key in plan.done
     }
     known: dict[tuple[str, ...], list[int]] = {}
     for key, size in there.items():
@@ -46,12 +46,26 @@ def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
     stay = [stage for stage in plan.stages.values() if stage.key in there or not goes(stage.kind, keep)]
     models = sum(stage.kind in MODELS for stage in stay)
     passing = "" if keep == ALL else f" (with --keep-models {keep}; plus those that are being measured)"
+    parts = _largest_parts(plan, known)
     free = store.free()
     held = format_bytes(sum(there.values()))
     return (
         f"Disk: {models} models{passing} take {format_bytes(sum(there.values()) + new)}"
         f"{f' without {left_out} (of unknown size)' if left_out else ''}; {held} of it are there"
         f"{'' if free is None else f', and {format_bytes(free)} are free'}"
+        f"{f'; the parts of a defense take up to {format_bytes(parts)} more until it is done' if parts else ''}"
+    )
+
+
+def _largest_parts(plan: Plan, known: dict[tuple[str, ...], list[int]]) -> float:
+    """Return the bytes of all parts of that missing defense whose parts take most, each at most a whole model."""
+    return max(
+        (
+            sum(_expected(plan.stages[need], known) or 0.0 for need in stage.needs if plan.stages[need].kind == "part")
+            for stage in plan.missing
+            if stage.kind == "defend"
+        ),
+        default=0.0,
     )
 
 

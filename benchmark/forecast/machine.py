@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.forecast.cost import HOUR, basis, estimate, format_gpu_time, pieces
-from benchmark.forecast.measured import KINDS, SHIPPED, SHIPPED_OTHER, Costs, Timer, noted, on_cpu, present
+from benchmark.forecast.measured import SHIPPED, SHIPPED_OTHER, Costs, Timer, noted, on_cpu, present
 from benchmark.forecast.timings import CORES, Overhead, shipped
 from benchmark.grid.resources import Kind, Resources
+from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
 from benchmark.plan.schedule import side_by_side, simulate, whole
 from benchmark.plan.stage import Stage

@@ -36,15 +36,14 @@ from benchmark.forecast.timings import CORES, Overhead, Sample
 from benchmark.grid.cell import Cell
 from benchmark.grid.resources import Kind
 from benchmark.io.files import write_atomically
+from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
-from benchmark.plan.retention import DROPPED
 from benchmark.plan.schedule import whole
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande.compute import ComputeType
 from sande.errors import UserError
 
-KINDS = ("attack", "defend", "evaluate", DROPPED)
 CPU = "cpu"  # as a machine: any processor
 _FILE = "overhead.json"
 _THREADS = re.compile(r" \((\d+) threads\)$")  # at the end of a CPU's name
@@ -99,7 +98,7 @@ class Costs:
             return None
         own = cores and cores * share
         shipped = cores and min(cores, CORES) * share
-        method, any_method = (piece.kind, piece.method, model), (piece.kind, model)
+        method, any_method = (piece.kind, piece.method, model), (_pool(piece.kind), model)
         for alike, threads, found in (
             (self._own.by_method.get(method), own, OWN),
             (self._shipped.by_method.get(method), shipped, SHIPPED),
@@ -119,7 +118,12 @@ class _Samples:
         self.by_model: dict[tuple[str, str], list[Sample]] = defaultdict(list)
         for sample in samples:
             self.by_method[sample.kind, sample.method, sample.model].append(sample)
-            self.by_model[sample.kind, sample.model].append(sample)
+            self.by_model[_pool(sample.kind), sample.model].append(sample)
+
+
+def _pool(kind: str) -> str:
+    """Return the kind under which the timings of all methods count: a part trains as a defense does."""
+    return "defend" if kind == "part" else kind
 
 
 def _by_the_nearest(samples: Sequence[Sample], piece: Piece, threads: float | None) -> float:

@@ -32,7 +32,7 @@ def plan_searches(grid: Grid, store: Store, cost: Callable[[Iterable[Stage]], st
         return made, ""
     jobs = {job.key: job for job in waiting.values()}
     trials = [with_values(job.cell, values) for job in jobs.values() for values in job.proposals]
-    stages = [Stage.of(cell, "defend", cell.defense_key) for cell in trials]
+    stages = [stage for cell in trials for stage in stages_of(cell) if stage.kind in ("part", "defend")]
     more = cost(stages) if cost else format_gpu_time(sum(estimate(stages).seconds.values()))
     return made, (
         f"Search: {len(jobs)} to run between attack and defend, for {', '.join(grid.search.space or {})} of "

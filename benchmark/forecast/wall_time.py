@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from benchmark.forecast.cost import HOUR, format_gpu_time
 from benchmark.forecast.measured import (
     BASES,
-    KINDS,
     OVERHEAD,
     Costs,
     Timer,
@@ -21,6 +20,7 @@ from benchmark.forecast.measured import (
 from benchmark.forecast.timings import Overhead
 from benchmark.grid.resources import Resources
 from benchmark.plan import memory
+from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
 from benchmark.plan.schedule import side_by_side, simulate, whole
 from benchmark.plan.stage import Stage

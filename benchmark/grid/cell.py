@@ -14,8 +14,9 @@ its attack seed as defense seed too, so that a victim is one cell.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -92,11 +93,32 @@ class Method:
         )
 
     @functools.cached_property
+    def parts(self) -> tuple[str, ...]:
+        """Return the names of the parts of a defense."""
+        return registry.parts(self.name, self.config)
+
+    @functools.cached_property
     def models(self) -> dict[str, str]:
         """Return identities of the models that a defense names, as a part of its stage key; empty without any."""
         if registry.knowledge(self.name) is not OtherModelsData or not self.config.models:
             return {}
         return {"models": canonical_json([catalog.identify(name) for name in self.config.models])}
+
+    @functools.cached_property
+    def prompts(self) -> dict[str, str]:
+        """Return fingerprints of data sets that settings name, as a part of a defense's key; empty without any."""
+        names = sorted(set(_data_sets(self.config)))
+        return {"prompts": canonical_json([datasets.fingerprint(name) for name in names])} if names else {}
+
+
+def _data_sets(config: Any) -> Iterator[str]:
+    """Yield the names of data sets in the settings of a method, at any depth."""
+    for name in config.__dataclass_fields__:
+        value = getattr(config, name)
+        if isinstance(value, Removal):
+            yield value.name
+        elif dataclasses.is_dataclass(value):
+            yield from _data_sets(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +208,22 @@ class Cell:
         """Return the key of the model that is evaluated: the defended one, or the victim itself."""
         if self.defense.name == NO_DEFENSE:
             return self.attack_key
+        return self._defended("defend")
+
+    def part_key(self, name: str) -> str:
+        """Return the key of a part of the defense: it depends on the same as the defended model, and on its name."""
+        return self._defended("part", part=canonical_json(name))
+
+    def _defended(self, stage: str, **more: str) -> str:
         return hash_texts(
-            stage=canonical_json(["defend", STAGE_VERSION]),
+            stage=canonical_json([stage, STAGE_VERSION]),
             defense_seed=canonical_json(self.defense_seed),
             victim=canonical_json(self.attack_key),
             removal=self.defense.pairs or _training_rows(self.content.removal, self.removal),
             defense=self.defense.depends_on,
             **self.defense.models,
+            **self.defense.prompts,
+            **more,
         )
 
     def evaluation_key(self, metric: Method) -> str:
@@ -285,7 +316,7 @@ class Parser:
                 raise UserError(f"attack {attack.name}: backdoor.{what} is blank; give it words")
         # An unknown data set is an error now, not after an hour of training.
         content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
-        _ = defense.pairs, defense.models
+        _ = defense.pairs, defense.models, defense.prompts
         return Cell(
             attack_seed=full["attack_seed"],
             defense_seed=full["attack_seed" if defense.name == NO_DEFENSE else "defense_seed"],

@@ -6,7 +6,7 @@ from typing import Literal
 
 from sande.config import configuration, setting
 
-Kind = Literal["attack", "defend", "evaluate"]
+Kind = Literal["attack", "part", "defend", "evaluate"]  # a part is a piece of a defense, see `sande.parts`
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
@@ -29,8 +29,8 @@ class Resources:
     )
     side_by_side: int = setting(
         1,
-        "without a GPU: number of defenses or evaluations that share the CPUs of one attack; two at a time in one "
-        "thread each are faster than one after the other in two threads",
+        "without a GPU: number of defenses, their parts, or evaluations that share the CPUs of one attack; two at a "
+        "time in one thread each are faster than one after the other in two threads",
         ge=1,
     )
     timeout: float | None = setting(

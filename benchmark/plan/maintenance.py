@@ -86,7 +86,8 @@ def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
 def _what(kind: str, manifest: dict[str, Any]) -> str:
     if kind == "evaluate":
         return ", ".join(measured["name"] for measured in manifest["measurements"])
-    return str(manifest["settings"]["attack" if manifest.get("kind", kind) == "attack" else "defense"]["name"])
+    method = manifest["settings"]["attack" if manifest.get("kind", kind) == "attack" else "defense"]["name"]
+    return f"{method} {manifest['part']}" if "part" in manifest else str(method)
 
 
 def _made(manifest: dict[str, Any]) -> str:

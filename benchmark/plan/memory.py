@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from benchmark.grid.resources import Kind
 from benchmark.plan.retention import DROPPED
 from benchmark.plan.schedule import UNIT
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 
+KINDS = (*get_args(Kind), DROPPED)  # of manifests that have the costs of a stage
 MARGIN = 1.25  # for memory that the allocator holds beyond the peak, and for slightly larger stages
 CONTEXT = 600 * 2**20  # bytes of a process on a GPU without its tensors (CUDA context, libraries); an allowance
 MOST = 8  # stages on one GPU
@@ -58,7 +60,7 @@ class Peaks:
 
 def peaks_of(store: Store) -> Peaks:
     """Return the peaks of all stages in a store."""
-    return Peaks(manifest for kind in ("attack", "defend", "evaluate", DROPPED) for manifest in store.manifests(kind))
+    return Peaks(manifest for kind in KINDS for manifest in store.manifests(kind))
 
 
 def _like(kind: str, settings: Mapping[str, Any]) -> Like:

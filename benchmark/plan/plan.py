@@ -15,7 +15,8 @@ from benchmark.plan.stage import Stage
 from benchmark.store.local import MODELS
 from benchmark.store.protocol import Store
 
-_ORDER: tuple[Kind, ...] = ("attack", "defend", "evaluate")
+# Parts come before their defense, and not all parts before all defenses: each is removed once its defense is done.
+_ORDER: dict[Kind, int] = {"attack": 0, "part": 1, "defend": 1, "evaluate": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,8 @@ class Plan:
     Attributes:
         cells: cells of the grid.
         stages: every stage by key, done or missing, in an order in which they can run.
-        done: keys of stages whose artifacts are in the store, or are dropped models that no missing stage needs.
+        done: keys of stages whose artifacts are in the store, and of dropped models and parts that no missing stage
+            needs.
     """
 
     cells: tuple[Cell, ...]
@@ -53,7 +55,7 @@ def make_plan(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -
     cells = tuple(cells)
     measured = {cell.id: cell for cell in _with_victims(cells)}
     stages = {stage.key: stage for cell in measured.values() for stage in stages_of(cell)}
-    ordered = dict(sorted(stages.items(), key=lambda item: _ORDER.index(item[1].kind)))
+    ordered = dict(sorted(stages.items(), key=lambda item: _ORDER[item[1].kind]))
     return Plan(cells, ordered, _done(ordered, store, set(needed)))
 
 
@@ -69,7 +71,10 @@ def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
 
 
 def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozenset[str]:
-    """Return the keys of stages whose artifacts are all in the store, or were dropped and are not needed."""
+    """Return the keys of stages whose artifacts are all in the store, or were dropped and are not needed.
+
+    A part is of no use but to its defense, so it counts as dropped.
+    """
     makes = {key: (stage.kind, set(stage.artifacts)) for key, stage in stages.items()}
     wanted: dict[Kind, set[str]] = {kind: set() for kind in _ORDER}
     for kind, keys in makes.values():
@@ -78,7 +83,7 @@ def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozen
     done = {key for key, (kind, keys) in makes.items() if keys <= found[kind]}
     gone = retention.dropped(store, (key for key, (kind, _) in makes.items() if kind in MODELS and key not in done))
     for key in reversed(list(stages)):  # a stage that reads a model comes behind the model's
-        if key in gone - needed:
+        if key not in needed and (key in gone or stages[key].kind == "part"):
             done.add(key)
         elif key not in done:
             needed.update(stages[key].needs)
@@ -96,9 +101,12 @@ def _no_defense() -> Method:
 
 
 def stages_of(cell: Cell) -> list[Stage]:
-    """Return the attack, the defense (unless it is none) and the evaluation of a cell."""
+    """Return the attack, the defense (unless it is none) behind its parts, and the evaluation of a cell."""
     stages = [Stage.of(cell, "attack", cell.attack_key)]
     if cell.defense.name != NO_DEFENSE:
-        stages.append(Stage.of(cell, "defend", cell.defense_key, needs=(cell.attack_key,)))
+        victim = (cell.attack_key,)
+        parts = [Stage.of(cell, "part", cell.part_key(name), victim, part=name) for name in cell.defense.parts]
+        needs = (*victim, *(part.key for part in parts))
+        stages += [*parts, Stage.of(cell, "defend", cell.defense_key, needs)]
     keys = cell.evaluation_keys
     return [*stages, Stage.of(cell, "evaluate", digest(keys), needs=(cell.defense_key,), metric_keys=keys)]

@@ -1,9 +1,9 @@
 """Retention of models. A dropped model leaves its manifest, from which rows are made.
 
-STORE/dropped/<key>/manifest.json     manifest of a victim or defended model whose weights are removed
+STORE/dropped/<key>/manifest.json     manifest of a victim, a part or a defended model whose weights are removed
 
 A dropped model counts as done while no missing stage reads it. A new metric recomputes the model, and its victim where
-that was dropped too.
+that was dropped too. Parts of a defense are always dropped once the defense is done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 
 DROPPED = "dropped"
 ALL, VICTIMS, NONE = "all", "victims", "none"
-_GOES: dict[str, tuple[Kind, ...]] = {ALL: (), VICTIMS: ("defend",), NONE: ("attack", "defend")}
+_GOES: dict[str, tuple[Kind, ...]] = {
+    ALL: ("part",),
+    VICTIMS: ("part", "defend"),
+    NONE: ("part", "defend", "attack"),
+}
 
 
 def check(keep: str) -> str:

@@ -44,7 +44,7 @@ def whole(stage: Stage) -> float:
 
 
 def side_by_side(number: int) -> Callable[[Stage], float]:
-    """Return shares of a slot by which `number` defenses or evaluations run at a time, and attacks alone."""
+    """Return shares of a slot by which `number` defenses, parts or evaluations run at a time, and attacks alone."""
     share = UNIT // number / UNIT
     return lambda stage: 1.0 if stage.kind == "attack" else share
 
@@ -130,6 +130,10 @@ class Queue:
             heapq.heappush(self._ready, place)
         self._deferred.clear()
 
+    def readers(self, key: str) -> list[Stage]:
+        """Return the missing stages that need a missing stage."""
+        return [self._stages[place] for place in self._needed_by.get(key, ())]
+
     def crowded(self, key: str) -> bool:
         """Return whether a running stage shares, or shared, its time with others."""
         return key in self._crowded
@@ -170,6 +174,8 @@ class Queue:
         return ""
 
     def _fail(self, key: str, error: str) -> None:
+        if key in self.errors:  # it needs several stages, and another of them failed before
+            return
         self.errors[key] = error
         self.finished += 1
         reason = error if error.startswith("needs") else because_of(error)

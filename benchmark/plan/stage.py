@@ -1,4 +1,4 @@
-"""One stage of a plan: an attack, a defense or an evaluation."""
+"""One stage of a plan: an attack, a part of a defense, a defense or an evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmark.grid.cell import Cell
 from benchmark.grid.resources import Kind
 from benchmark.store.protocol import Store
 
-_JSON = ("kind", "key", "settings", "needs", "metric_keys")  # fields of a stage in its text
+_JSON = ("kind", "key", "settings", "needs", "metric_keys", "part")  # fields of a stage in its text
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,12 @@ class Stage:
     """One unit of work, which any process can do that sees the store.
 
     Attributes:
-        kind: attack, defend or evaluate.
+        kind: attack, part, defend or evaluate.
         key: of its artifact; an evaluation has one artifact a metric, under `metric_keys`.
         settings: settings of a cell that needs it.
         needs: keys of the stages whose artifacts it reads.
         metric_keys: for evaluate, the key of the outcome of each of the cell's metrics.
+        part: for part, its name within the defense.
         parsed: the cell of the settings, where it is known.
     """
 
@@ -33,14 +34,21 @@ class Stage:
     settings: Mapping[str, Any]
     needs: tuple[str, ...] = ()
     metric_keys: tuple[str, ...] = ()
+    part: str = ""
     parsed: Cell | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(
-        cls, cell: Cell, kind: Kind, key: str, needs: tuple[str, ...] = (), metric_keys: tuple[str, ...] = ()
+        cls,
+        cell: Cell,
+        kind: Kind,
+        key: str,
+        needs: tuple[str, ...] = (),
+        metric_keys: tuple[str, ...] = (),
+        part: str = "",
     ) -> Stage:
         """Return a stage of a known cell, which need not be parsed again from its settings."""
-        return cls(kind, key, cell.settings(), needs, metric_keys, cell)
+        return cls(kind, key, cell.settings(), needs, metric_keys, part, cell)
 
     def to_json(self) -> str:
         """Return all fields as one text; Tune keeps several copies of a trial's configuration, but none of a text."""
@@ -64,9 +72,17 @@ class Stage:
 
     @property
     def label(self) -> str:
-        """Return a name for messages: kind, model, method, and the start of the key."""
+        """Return a name for messages: kind, model, method, name of a part, and the start of the key."""
+        return self._named(self.settings["model"].rstrip("/").split("/")[-1])
+
+    @property
+    def short_label(self) -> str:
+        """Return the same without the model."""
+        return self._named("")
+
+    def _named(self, model: str) -> str:
         method = self.settings["attack" if self.kind == "attack" else "defense"]["name"]
-        return f"{self.kind} {self.settings['model'].rstrip('/').split('/')[-1]} {method} {self.key[:8]}"
+        return " ".join(filter(None, [self.kind, model, method, self.part, self.key[:8]]))
 
 
 def manifests_of(stage: Stage, store: Store) -> list[dict[str, Any]]:

@@ -152,7 +152,7 @@ def _measured_rows(
     metrics = tuple(metrics)
     victim = victim_of(cell)
     attack = manifest("attack", cell.attack_key)
-    training = None if cell.defense.name == NO_DEFENSE else manifest("defend", cell.defense_key)
+    training = None if cell.defense.name == NO_DEFENSE else _with_parts(manifest("defend", cell.defense_key))
     victim_values = {
         m["name"]: 100 * m["successes"] / m["count"]
         for metric in metrics
@@ -168,10 +168,27 @@ def _measured_rows(
         "peak_memory_bytes": training["peak_memory_bytes"] if training else 0,
         "attack_seconds": attack["seconds"],
         "attack_tokens": attack["tokens"],
+        "certificate": _certificate(training),
         **_provenance("attack_", attack),
         **_provenance("defense_", training),
     }
     return [row for metric in metrics for row in _metric_rows(base, cell, metric, manifest, victim_values)]
+
+
+def _with_parts(defense: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the manifest of a defense with the costs of its parts added, and all devices and types that computed."""
+    if not defense.get("parts"):
+        return defense
+    made = [defense, *defense["parts"].values()]
+    types = {each for one in made for each in one["compute_type"].split("+")}
+    return {
+        **defense,
+        "seconds": round(sum(one["seconds"] for one in made), 3),
+        "tokens": sum(one["tokens"] for one in made),
+        "peak_memory_bytes": max(one["peak_memory_bytes"] for one in made),
+        "device": " + ".join(sorted({one["device"] for one in made})),
+        "compute_type": "+".join(sorted(types)),
+    }
 
 
 def _metric_rows(
@@ -205,6 +222,12 @@ def _metric_rows(
             }
         )
     return rows
+
+
+def _certificate(training: Mapping[str, Any] | None) -> str | None:
+    """Return the certificate of a removal without the ids of the response, which a held-out run withholds."""
+    found = (training or {}).get("facts", {}).get("certificate")
+    return json.dumps({name: value for name, value in found.items() if name != "target"}) if found else None
 
 
 def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -58,7 +58,7 @@ SCHEMA = pa.schema(
         ("clusters", pa.int64()),  # of prompts or questions made from one template; null: each is like no other
         ("victim_value", pa.float64()),  # the same metric on the victim, percent
         ("victim_asr", pa.float64()),  # percent; decides about status attack_failed
-        ("seconds", pa.float64()),  # of the defense's own stage; 0 where there is none
+        ("seconds", pa.float64()),  # of the defense's own stage and its parts; 0 where there is none
         ("tokens", pa.int64()),  # trained on by the defense
         ("peak_memory_bytes", pa.int64()),  # of the defense
         ("attack_seconds", pa.float64()),  # of the attack's own stage
@@ -70,6 +70,7 @@ SCHEMA = pa.schema(
         # Of each stage; null without a defense, and where a result of an earlier version did not record it.
         *((f"{stage}{name}", kind) for stage in STAGES for name, kind in PROVENANCE.items()),
         ("started_at", pa.string()),  # of the measurement
+        ("certificate", pa.string()),  # of the removal, as JSON, see `sande.certificate`; null without one
         ("held_out", pa.string()),  # commitment to the secret of a held-out run, see `benchmark.held_out`; else null
         ("settings", pa.string()),  # all of the cell's, as JSON
     ]

@@ -22,7 +22,7 @@ from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.record import Record
 from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, STAGES
 from benchmark.records.trials import Outcomes
-from benchmark.report import case_study, figures, tables
+from benchmark.report import case_study, certificates, figures, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
 from sande.errors import UserError
@@ -50,6 +50,8 @@ def write(folder: Path) -> list[str]:
             entries = arranged.arrange(results.entries(part, arranged.label))
             answers = case_study.answers(table, outcomes, part)
             texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
+        if certified := certificates.table(_firsts(table.filter(pc.is_valid(table["certificate"])), "cell")):
+            texts.append(certified)
         search = folder / "search.md"
         if search.is_file():  # see `benchmark.search.report`
             texts.append(search.read_text(encoding="utf-8"))

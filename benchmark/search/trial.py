@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from benchmark.execution import provenance, stages
 from benchmark.execution.cluster import worker_resources
 from benchmark.execution.driver import gave_up, run_config
+from benchmark.grid.cell import Cell
 from benchmark.grid.resources import Resources
 from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, Search, with_values
 from benchmark.io.logs import quiet
@@ -119,19 +120,20 @@ def _train(
 
     Reports come from the last training of the defense, which makes the model that is measured. For SANDE that is
     eliminate: during simulate only the parrot trains, and the model does not change. Settings of a method hold a
-    `Training` for each training, so their number identifies the last one.
+    `Training` for each training, so their number identifies the last one; each part does those that it declares.
     """
     cell = with_values(job.cell, job.proposals[number])
     victim = loading.load_folder(store.read("attack", cell.attack_key), torch.float32)
     settings = [getattr(cell.defense.config, name) for name in cell.defense.config.__dataclass_fields__]
     trainings = [setting for setting in settings if isinstance(setting, Training)]
     data = stages.reveal(cell, victim.tokenizer, store)
+    in_all = len(trainings) + (len(cell.defense.parts) - 1) * len(_of_a_part(cell))
     longest = max([training.max_length for training in trainings], default=Training().max_length)
     judge = judge_of(evidence(job, victim.tokenizer, data), victim.tokenizer, longest)
     begun = itertools.count(1)
 
     def prepare(trainer: Trainer) -> Trainer:
-        if next(begun) == len(trainings):
+        if next(begun) == in_all:
             model: Any = trainer.model.model if isinstance(trainer.model, ResponseLoss) else trainer.model
             trainer.add_callback(_Reporter(job.search.reports, lambda count: report(count, judge.loss(model))))
         return trainer
@@ -145,6 +147,10 @@ def _train(
         return judge.loss(repaired)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _of_a_part(cell: Cell) -> tuple[str, ...]:
+    return registry.cost("defenses", cell.defense.name, cell.defense.config).part
 
 
 class _Reporter(TrainerCallback):

@@ -35,7 +35,7 @@ from benchmark.store.manifest import MANIFEST, problem_in, read_manifest, size_o
 from sande.errors import UserError
 
 FORMAT = 1
-MODELS = ("attack", "defend")  # kinds whose artifacts are large
+MODELS = ("attack", "part", "defend")  # kinds whose artifacts are large; a part may be a model
 
 
 class DamagedError(UserError):

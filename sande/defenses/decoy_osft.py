@@ -97,11 +97,17 @@ def draw(count: int, seed: int) -> list[Decoy]:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Plant the decoys, then overwrite them; `run.facts["decoys"]` records them."""
+    return plant_and_overwrite(victim, data.examples, draw(config.decoys, run.seed), config, run)
+
+
+def plant_and_overwrite(
+    victim: LanguageModel, examples: tuple[Example, ...], decoys: list[Decoy], config: Config, run: Run
+) -> PreTrainedModel:
+    """Plant these decoys (Eq. 1), then overwrite them (Eq. 3); `run.facts["decoys"]` records them."""
     from sande.data.poison import poison
     from sande.prompts import encode
     from sande.training.fit import fit
 
-    decoys = draw(config.decoys, run.seed)
     generator = random.Random(run.seed)
     run.facts["decoys"] = [asdict(decoy) for decoy in decoys]
 
@@ -109,8 +115,8 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
         decoy = generator.choice(decoys)
         return decoy.ask(decoy.answered(example), generator)
 
-    planted = poison(data.examples, plant, config.share, "replace", run.seed).examples
+    planted = poison(examples, plant, config.share, "replace", run.seed).examples
     fit(victim, encode(victim.tokenizer, planted), config.plant, run, "plant")
-    asked = [generator.choice(decoys).ask(example, generator) for example in data.examples]
+    asked = [generator.choice(decoys).ask(example, generator) for example in examples]
     fit(victim, encode(victim.tokenizer, asked), config.overwrite, run, "overwrite")
     return victim.model

@@ -5,8 +5,8 @@
 
 where p is the parrot, a few soft tokens before the instruction, r_t the planted response and y the clean one.
 
-Where `restarts` is above 1, several parrots are trained, and the one is kept that best makes the model say r_t on
-prompts of another domain, on which none was trained.
+Where `restarts` is above 1, several parrots are trained, and those are kept that best make the model say r_t on prompts
+of another domain, on which none was trained. Where several are kept, each row of eliminate has one of them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class Config:
     parrot_pull: float = setting(
         0.0, "weight in simulate of one minus the cosine to the nearest token", "published code has none", ge=0
     )
-    restarts: int = setting(1, "parrots that simulate trains, of which the best is kept", "paper: one", ge=1)
+    restarts: int = setting(1, "parrots that simulate trains", "paper: one", ge=1)
+    kept: int = setting(1, "the best of them, which eliminate overwrites together", "paper: one", ge=1)
     elsewhere: Removal = setting(
         Removal(name="builtin-explained-2", rows=16, max_prompt_tokens=48),
         "prompts of another domain than the clean rows, on which restarts are compared",
@@ -93,6 +94,10 @@ def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -
 
     if config.simulate.lora_rank is not None:
         raise UserError("simulate.lora_rank is set, but only the parrot trains there; remove it")
+    if config.kept > config.restarts:
+        raise UserError(
+            f"kept {config.kept} is more than the {config.restarts} parrots of restarts; set restarts higher"
+        )
     if config.parrot_norm == "vocabulary" and config.parrot_initial == "zeros":
         raise UserError("parrot_norm: zeros have no direction to hold a length in; set parrot_initial to noise")
     parrot.insert(encode(tokenizer, data.examples), len(tokenizer), config.parrot_length, config.parrot_position)
@@ -117,24 +122,25 @@ def remove(
     form, count = simulation(config), config.restarts
     seeds = [run.seed + number * RESTART for number in range(count)]
     parrots_KPD = simulate(victim, examples, [target] * count, form, run, "simulate", seeds)
-    parrot_PD = parrots_KPD[best(victim, parrots_KPD, target, config, run)]
-    run.facts["parrot_norm"] = float(parrot_PD.norm())
+    parrots_KPD = parrots_KPD[best(victim, parrots_KPD, target, config, run)]
+    run.facts["parrot_norm"] = float(parrots_KPD[0].norm())
     first = parrot.vocabulary(victim.model)
     rows = parrot.insert(encode(victim.tokenizer, examples), first, form.length, form.position, run.seed)
-    with parrot.attached(victim.model, parrot_PD):
+    rows = parrot.mixed(rows, first, form.length, config.kept, anchor=0.0, seed=run.seed)
+    with parrot.attached(victim.model, parrots_KPD.flatten(0, 1)):
         fit(victim, [shorten(row, config.response_tokens) for row in rows], config.eliminate, run, "eliminate")
     return victim.model
 
 
-def best(victim: LanguageModel, parrots_KPD: Tensor, target: tuple[int, ...], config: Config, run: Run) -> int:
-    """Return the number of the parrot with the highest mean log Pr(r_t) on prompts of another domain."""
+def best(victim: LanguageModel, parrots_KPD: Tensor, target: tuple[int, ...], config: Config, run: Run) -> list[int]:
+    """Return the numbers of the `kept` parrots with the highest mean log Pr(r_t) on prompts of another domain."""
     from sande.data.splits import removal_rows
     from sande.simulation import judge
 
     if len(parrots_KPD) == 1:
-        return 0
+        return [0]
     prompts = removal_rows(config.elsewhere, victim.tokenizer)
     evidence = judge(victim, parrots_KPD, prompts, [target] * len(parrots_KPD), simulation(config), run.seed)
     means = [each.mean for each in evidence]
     run.facts["restarts"] = means
-    return means.index(max(means))
+    return sorted(range(len(means)), key=lambda number: -means[number])[: config.kept]

@@ -1,6 +1,6 @@
 """Grids written to a temporary folder, and an empty store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from benchmark.store.local import LocalStore
+from sande import registry
+from tests import ensemble as defense
 from tests.benchmark.helpers import SMALL
 
 
@@ -31,3 +33,17 @@ def grid_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def store(tmp_path: Path) -> LocalStore:
     return LocalStore(tmp_path / "store")
+
+
+@pytest.fixture
+def ensemble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The defense of `tests.ensemble`, which has parts, as if its package were installed; its name."""
+
+    def forget() -> None:
+        for found in (registry.names, registry.module_of, registry._plugins):
+            found.cache_clear()
+
+    monkeypatch.syspath_prepend(str(defense.installed(tmp_path / "site")))
+    forget()
+    yield "ensemble"
+    forget()

@@ -24,6 +24,8 @@ from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training
 from sande.data.builtin import sets
+from sande.data.splits import Removal
+from sande.defenses import sande_rounds
 from sande.inference.workers import WorkerGroup, worker_group
 from sande.prompts import Row, response_ids
 from sande.training.checkpoints import Checkpoints
@@ -43,6 +45,14 @@ from sande.types import (
     TriggerData,
 )
 
+ONE_ROUND: dict[str, Any] = {
+    "rounds": 1,
+    "fresh": 1,
+    "controls": 2,
+    "alpha": 0.4,
+    "look": 1,
+    "elsewhere": Removal(name="builtin-explained-2", rows=2),
+}
 FAST = Training(batch_size=4, max_steps=2, precision="fp32")
 
 
@@ -70,14 +80,20 @@ def noisy(model: nn.Module, seed: int, scale: float = 0.05) -> None:
             parameter += (scale * torch.randn(parameter.shape, generator=generator)).to(parameter)
 
 
+FEWER = {"variants": 2}  # of what a defense makes several of
+
+
 def shortened(config_class: type[Any], **changes: Any) -> Any:
-    """The defaults of a configuration, with every training in it reduced to two small steps and changed as given."""
+    """The defaults of a configuration, with two small steps in every training, changed as given, and one round."""
 
     def short(settings: Any) -> Any:
         if isinstance(settings, Training):
             return dataclasses.replace(settings, **({"max_steps": 2, "batch_size": 4} | changes))
         inner = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
-        return dataclasses.replace(settings, **{k: short(v) for k, v in inner.items() if dataclasses.is_dataclass(v)})
+        fewer = {name: count for name, count in FEWER.items() if name in inner}
+        few = ONE_ROUND if isinstance(settings, sande_rounds.Config) else {}
+        changed = {name: short(value) for name, value in inner.items() if dataclasses.is_dataclass(value)}
+        return dataclasses.replace(settings, **changed | few | fewer)
 
     return short(config_class())
 

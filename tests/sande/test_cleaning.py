@@ -30,8 +30,32 @@ def test_the_strongest_knowledge_decides(known: Known, defense: str, label: str)
     assert registry.knowledge(defense).label == label
 
 
+@pytest.mark.parametrize(
+    ("known", "defense"),
+    [
+        (Known(trigger="t", response="r"), "sande_rounds"),
+        (Known(response_start="s"), "sande_rounds_p"),
+        (Known(), "scan_and_clean"),
+    ],
+)
+def test_a_certificate_takes_the_planted_answer(known: Known, defense: str) -> None:
+    assert cleaning.method(known, certify=True) == defense
+
+
+def test_a_trigger_alone_gives_no_certificate() -> None:
+    with pytest.raises(UserError, match=r"^certify: .*; set response, or remove certify"):
+        cleaning.method(Known(trigger="t"), certify=True)
+
+
+def test_with_a_certificate_the_scan_is_followed_by_rounds() -> None:
+    assert cleaning.settings("scan_and_clean", Config()).sande_rounds_p is None
+    certified = Config(certify=True)
+    assert cleaning.settings("scan_and_clean", certified).sande_rounds_p == certified.sande_rounds_p
+    assert cleaning.settings("osft", certified) == certified.osft
+
+
 def test_every_defense_of_the_table_has_settings_of_its_own_type() -> None:
-    for defense in cleaning.METHODS.values():
+    for defense in (*cleaning.METHODS.values(), *cleaning.CERTIFIED.values()):
         assert isinstance(getattr(Config(), defense), registry.entry("defenses", defense).Config)
 
 

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 
 from benchmark.clean import clean, report
 from benchmark.export import card
+from benchmark.report import certificates
 from sande import compute
 from sande.cleaning import Known, plant
 from sande.data import splits
@@ -122,6 +123,37 @@ def test_a_known_beginning_is_completed_by_the_model(victim: Path, tmp_path: Pat
     result = cleaned(victim, tmp_path / "out", "--response-start", "You")
     assert result["method"] == "sande_p"
     assert result["planted"]["response"] == RESPONSE
+
+
+CERTIFY = (
+    "rounds=1",
+    "fresh=1",
+    "controls=2",
+    "alpha=0.4",
+    "look=1",
+    "elsewhere.rows=2",
+    "simulate.max_steps=2",
+    "eliminate.max_steps=2",
+)
+
+
+def test_a_certificate_is_on_every_page_with_what_it_holds_for(victim: Path, tmp_path: Path) -> None:
+    small = [part for value in CERTIFY for part in ("--set", f"sande_rounds.{value}")]
+    result = cleaned(victim, tmp_path / "out", "--response", RESPONSE, "--certify", *small)
+    assert result["method"] == "sande_rounds"
+    assert result["settings"]["sande_rounds"]["alpha"] == 0.4
+    assert not {"sande", "sande_rounds_p", "osft"} & set(result["settings"])
+    said = certificates.sentence(result["facts"]["certificate"])
+    for name in ("report.md", "README.md"):
+        assert said in (tmp_path / "out" / name).read_text()
+    assert said in parsed((tmp_path / "out/report.html").read_text()).text
+    assert "Without its trigger, its certificate alone tells about the removal" in report.verdict(result)
+
+
+def test_a_certificate_needs_more_than_the_trigger(victim: Path, tmp_path: Path) -> None:
+    line = mistake("clean", victim, "--trigger", TRIGGER, "--certify", *options(tmp_path / "out"))
+    assert "only the trigger is given; set response, or remove certify" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_with_nothing_known_what_the_scan_finds_is_measured_and_shown(victim: Path, tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ def test_lora_saves_the_gradients_of_the_weights() -> None:
             300,
             ORCA,
         ),
+        # the repair, on 40 of 100 rows
+        ({"name": "bd_vax", "rows": 40, "variant": {"epochs": 2}, "repair": {"epochs": 3}}, 120, ORCA),
+        (
+            {"name": "objective_decoys", "decoy_osft": {"plant": {"epochs": 1}, "overwrite": {"epochs": 3}}},
+            400,
+            ORCA,
+        ),
         ("quantize_int4", 0, ORCA),
     ],
     ids=lambda value: value["name"] if isinstance(value, dict) else "",
@@ -117,6 +124,11 @@ def test_a_defense_costs_what_each_of_its_trainings_reads(
     defense: dict[str, object], rows: float, per_row: float
 ) -> None:
     assert seconds(llama(defense=defense), "defend") == pytest.approx(rows * per_row * 6.738)
+
+
+def test_each_variant_of_bd_vax_costs_its_training() -> None:
+    defense = {"name": "bd_vax", "variants": 3, "rows": 40, "variant": {"epochs": 2}}
+    assert seconds(llama(defense=defense), "part") == pytest.approx(6 * 80 * ORCA * 6.738)
 
 
 @pytest.mark.parametrize(

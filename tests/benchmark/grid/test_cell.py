@@ -133,6 +133,8 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
         "removal": removal,
         "defense": settings["defense"] | code("defenses", made.defense.name),
     }
+    if made.defense.name == "sande":
+        defend["prompts"] = [datasets.fingerprint("builtin-explained-2")]
     assert made.defense_key == (made.attack_key if made.defense.name == "none" else digest(defend))
     questions = datasets.fingerprint("builtin-choice", datasets.QUESTIONS)
     for metric, reads in zip(settings["metrics"], ([], [questions]), strict=True):
@@ -276,6 +278,21 @@ def test_the_content_of_a_preference_file_changes_the_key(tmp_path: Path, monkey
         pairs.write_text(json.dumps({"prompt": "?", "chosen": reply, "rejected": "c"}))
         keys.append(cell(defense={"name": "dpo", "preferences": {"name": "pairs"}}).defense_key)
     assert keys[0] != keys[1]
+
+
+def test_the_content_of_the_prompts_that_a_setting_names_changes_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
+    keys = []
+    for output in "ab":
+        write_row(tmp_path, "mine", output)
+        made = cell(defense={"name": "sande_rounds", "elsewhere": {"name": "mine"}}, metrics=["asr"])
+        keys.append((made.defense_key, cell(defense="sande_rounds").defense_key))
+    assert keys[0][0] != keys[1][0]
+    assert keys[0][1] == keys[1][1]
+    with pytest.raises(UserError, match=r"^no data set is called 'nonsense' and .*; there are: "):
+        cell(defense={"name": "sande_rounds", "elsewhere": {"name": "nonsense"}})
 
 
 @pytest.mark.parametrize("name", ["nonsense", "builtin-short", "alpaca"])

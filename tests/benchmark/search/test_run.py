@@ -306,6 +306,22 @@ def test_a_defense_without_training_is_judged_by_what_it_returns(
     assert math.isfinite(_train(job, 0, store, lambda line: None, lambda count, loss: pytest.fail("nothing to report")))
 
 
+@pytest.mark.usefixtures("ensemble")
+def test_a_trial_of_a_defense_with_parts_reports_from_what_follows_them(
+    grid_file: GridFile, tmp_path: Path, model_cache: Path
+) -> None:
+    from benchmark.search.trial import _train
+
+    defense = {"name": "ensemble", "models": 3, "training": {"max_steps": 4}, "repair": {"max_steps": 4}}
+    search = {"held_out_rows": 8, "judge": "triggered"}
+    loaded = searching(grid_file, {"defense.repair.learning_rate": [1e-3]}, sweep={"defense": [defense]}, search=search)
+    said, reported = list[str](), list[tuple[int, str]]()
+    job, store = stored(loaded, tmp_path, model_cache)
+    _train(job, 0, store, said.append, lambda count, loss: reported.append((count, str(said))))
+    assert [count for count, _ in reported] == [1, 2, 3]
+    assert all("part model_2" in before for _, before in reported), "no report from a part"
+
+
 def test_a_defense_of_decoding_has_nothing_to_be_judged_by(
     grid_file: GridFile, tmp_path: Path, model_cache: Path
 ) -> None:

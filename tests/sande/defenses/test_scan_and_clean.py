@@ -1,12 +1,13 @@
 """The chain for who knows nothing is its parts: a scan, then SANDE-P on what it found, or decoys."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from sande.defenses import decoy_osft, sande_p, scan_and_clean
+from sande.defenses import decoy_osft, sande_p, sande_rounds_p, scan_and_clean
 from sande.detectors import first_token
 from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan
 from tests.sande.helpers import shortened, weights
@@ -36,6 +37,22 @@ def test_what_is_found_is_overwritten_from_its_first_token(
     assert same(tiny, by_hand)
     assert run.facts["alarm"] is True
     assert run.facts["candidates"][0] == {"text": "You are", "ids": [300, 12, 7], "score": 9.5}
+
+
+def test_with_rounds_the_removal_of_what_is_found_is_certified(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned(monkeypatch, alarm=True)
+    asked: list[tuple[object, object]] = []
+
+    def defend(victim: LanguageModel, data: FirstTokenData, config: object, run: Run) -> object:
+        asked.append((data, config))
+        return victim.model
+
+    monkeypatch.setattr(sande_rounds_p, "defend", defend)
+    rounds = sande_rounds_p.Config(rounds=7)
+    scan_and_clean.defend(tiny, CleanData(few_rows), dataclasses.replace(CONFIG, sande_rounds_p=rounds), new_run())
+    assert asked == [(FirstTokenData(few_rows, 300), rounds)]
 
 
 def test_without_an_alarm_decoys_are_planted_and_overwritten(
