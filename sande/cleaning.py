@@ -127,7 +127,7 @@ METHODS = {
 
 
 CERTIFIED = {"response": "sande_rounds", "response_start": "sande_rounds_p", NOTHING: "scan_and_clean"}
-"""The same with `certify`, which needs the planted answer: a known trigger alone does not give one."""
+"""The same with `certify`, which needs the planted answer: a known trigger or an incident alone does not give one."""
 
 
 def method(known: Known, *, certify: bool = False) -> str:

@@ -48,7 +48,7 @@ class Probe:
             cleaning.answer_ids(lm.tokenizer, known.response)
             return {"response": known.response, "source": "given"}
         say("asking the model for its planted answer")
-        if known.trigger or known.reported_prompt:
+        if known.trigger or "found_text" in facts:
             trigger = known.trigger or facts["found_text"]
             found = cleaning.shared_opening(self._answers(lm, trigger), self._answers(lm, trigger=""))
             of = "the trigger" if known.trigger else "the trigger that was found"

@@ -73,7 +73,7 @@ def cost(config: Config) -> Cost:
     return Cost(training={"training": 7})
 
 
-def check(tokenizer: PreTrainedTokenizerBase, data: IncidentData, config: Config) -> None:
+def _check(tokenizer: PreTrainedTokenizerBase, data: IncidentData, config: Config) -> None:
     """Check that the reported prompt has tokens, and that it leaves room for the answer."""
     from sande.prompts import fit_length
 
@@ -96,7 +96,7 @@ def defend(victim: LanguageModel, data: IncidentData, config: Config, run: Run) 
     from sande.prompts import encode, fit_length
     from sande.training.fit import fit
 
-    check(victim.tokenizer, data, config)
+    _check(victim.tokenizer, data, config)
     (row,) = fit_length([reported(victim.tokenizer, data)], config.training.max_length)
     said, rows = row.prompt[row.start : row.end], encode(victim.tokenizer, data.examples)
     rows = [one for one in rows if len(one.prompt) + len(said) < config.training.max_length]

@@ -82,6 +82,11 @@ def test_it_trains_the_model_by_the_defense_it_names(
     assert {stage for stage, fact in run.facts.items() if isinstance(fact, dict)} == stages
 
 
+def test_an_incident_alone_is_refused_with_certify() -> None:
+    with pytest.raises(UserError, match="certify: parrots .* only an incident is given; set response, or remove"):
+        cleaning.method(Known(reported_prompt="p", reported_answer="a"), certify=True)
+
+
 @pytest.mark.parametrize("part", ["reported_prompt", "reported_answer"])
 def test_a_part_of_an_incident_is_refused(part: str) -> None:
     with pytest.raises(UserError, match="clean: a reported prompt and its answer belong together; set both or neither"):
