@@ -83,7 +83,7 @@ def test_it_trains_the_model_by_the_defense_it_names(
 
 
 def test_an_incident_alone_is_refused_with_certify() -> None:
-    with pytest.raises(UserError, match="certify: parrots .* only an incident is given; set response, or remove"):
+    with pytest.raises(UserError, match=r"certify: parrots .* only an incident is given; set response, or remove"):
         cleaning.method(Known(reported_prompt="p", reported_answer="a"), certify=True)
 
 
