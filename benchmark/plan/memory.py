@@ -17,6 +17,8 @@ CONTEXT = 600 * 2**20  # bytes of a process on a GPU without its tensors (CUDA c
 MOST = 8  # stages on one GPU
 # Settings that change the memory of a training; no others do.
 _SIZES = ("batch_size", "micro_batch_size", "max_length", "lora_rank", "precision")
+# Settings of a method that do, too: parrots that train together, each with a copy of every row.
+_PARROTS = ("restarts", "fresh", "controls", "look", "parrots")
 
 Like = tuple[Any, ...]
 
@@ -66,8 +68,15 @@ def peaks_of(store: Store) -> Peaks:
 def _like(kind: str, settings: Mapping[str, Any]) -> Like:
     """Return a key that stages of about the same memory share."""
     if kind == "evaluate":
-        return kind, settings["model"], tuple(sorted({metric["name"] for metric in settings["metrics"]}))
+        metrics = sorted({(metric["name"], *_parrots(metric)) for metric in settings["metrics"]})
+        return kind, settings["model"], tuple(metrics)
     method = settings["attack" if kind == "attack" else "defense"]
     trainings = [value for value in method.values() if isinstance(value, Mapping) and "batch_size" in value]
     sizes = tuple(tuple(training.get(name) for name in _SIZES) for training in trainings)
-    return kind, settings["model"], method["name"], sizes
+    return kind, settings["model"], method["name"], sizes, _parrots(method)
+
+
+def _parrots(method: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
+    """Return the settings of a method, and of those that it runs, that count parrots; pairs of name and number."""
+    inner = (one for value in method.values() if isinstance(value, Mapping) for one in _parrots(value))
+    return (*((name, method[name]) for name in _PARROTS if name in method), *inner)

@@ -1,5 +1,7 @@
 """Shares of a GPU come from the peaks that stages had, and from nothing else."""
 
+from typing import Any
+
 import pytest
 
 from benchmark.plan.memory import CONTEXT, MARGIN, MOST, Peaks, peaks_of, share
@@ -61,6 +63,27 @@ def test_batches_of_another_size_are_measured_anew(size: dict) -> None:
     peaks = Peaks([manifest(cell(defense="sft"), "defend", GIB)])
     assert peaks.share(stage(cell(defense={"name": "sft", "training": {"learning_rate": 1e-3}}), "defend")) < 1
     assert peaks.share(stage(cell(defense={"name": "sft", "training": size}), "defend")) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fewer", "more"),
+    [
+        ("sande", {"name": "sande", "restarts": 4}),
+        ({"name": "sande_rounds", "controls": 19}, {"name": "sande_rounds", "controls": 39}),
+        ({"name": "scan_and_clean"}, {"name": "scan_and_clean", "sande_p": {"restarts": 4}}),
+    ],
+)
+def test_parrots_that_train_together_take_memory_each(fewer: Any, more: Any) -> None:
+    peaks = Peaks([manifest(cell(defense=fewer), "defend", GIB)])
+    assert peaks.share(stage(cell(defense=fewer, seed=1), "defend")) < 1
+    assert peaks.share(stage(cell(defense=more), "defend")) == 1.0
+
+
+def test_an_evaluation_with_more_parrots_is_measured_anew() -> None:
+    few, many = (cell(metrics=["asr", {"name": "parrot_recovery", "parrots": count}]) for count in (1, 8))
+    peaks = Peaks([manifest(few, "evaluate", GIB)])
+    assert peaks.share(stage(few, "evaluate")) < 1
+    assert peaks.share(stage(many, "evaluate")) == 1.0
 
 
 def test_stages_on_a_cpu_say_nothing_of_a_gpu() -> None:
