@@ -4,8 +4,9 @@
     p_k  = (1 + #{controls c: E_k(c) >= max_j E_kj}) / (1 + m)                        m control strings, one parrot each
     the planted response still answers in round k where p_k <= alpha_k
 
-The error that alpha bounds is to go on, or to refuse the certificate, although r_t is a string like its controls. Two
-properties of the tests decide alpha_k:
+The error that alpha bounds is to refuse the certificate, or to go on after a test, although r_t is a string like its
+controls. A look without a test (`Round.evident`) may cause another round, and alpha does not bound that; the next test
+decides anew, with new parrots and controls. Two properties of the tests decide alpha_k:
 
 - The best of F fresh parrots is compared, so each of the F p-values gets alpha / F (Bonferroni).
 - Testing ends at the first test that does not reject. Such a fixed sequence bounds the error over all rounds by alpha
