@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from sande import parrot
-from sande.defenses import sande
+from sande.data.builtin import disjoint, sets
+from sande.data.splits import held_out_split, removal_rows
+from sande.defenses import sande, sande_rounds
 from sande.errors import UserError
-from sande.prompts import Row
+from sande.prompts import Row, prompt_text
 from sande.simulation import judge
 from sande.types import Example, LanguageModel, ResponseData, Run
 from tests.sande.helpers import FAST
@@ -18,8 +20,6 @@ CONFIG = sande.Config(parrot_initial="noise", restarts=3, kept=2, simulate=FAST,
 
 
 def test_the_kept_parrots_are_those_that_act_best_elsewhere(tiny: LanguageModel, new_run: Callable[..., Run]) -> None:
-    from sande.data.splits import removal_rows
-
     parrots_KPD = torch.stack([parrot.new_parrot(tiny.model, 6, "noise", seed).detach() for seed in range(3)])
     target, run = (5, 6), new_run()
     numbers = sande.best(tiny, parrots_KPD, target, CONFIG, run)
@@ -45,6 +45,17 @@ def test_eliminate_overwrites_each_kept_parrot(
     assert [each.shape for each in attached] == [(18, 64), (12, 64)]
     assert len(run.facts["restarts"]) == 3
     assert not torch.equal(attached[1][:6], attached[1][6:])
+
+
+@pytest.mark.parametrize("config", [sande.Config(), sande_rounds.Config()])
+@pytest.mark.parametrize("victims", [sets.short, sets.explained, disjoint.short, disjoint.explained])
+def test_no_prompt_from_elsewhere_is_a_test_prompt_of_a_victim(
+    tiny: LanguageModel, config: sande.Config | sande_rounds.Config, victims: Callable[[], tuple[Example, ...]]
+) -> None:
+    tested = {prompt_text(row) for row in held_out_split(victims())}
+    prompts = removal_rows(config.elsewhere, tiny.tokenizer)
+    assert len(prompts) == config.elsewhere.rows
+    assert not tested & {prompt_text(row) for row in prompts}
 
 
 def test_rows_get_one_of_several_parrots_or_none_by_hand() -> None:
