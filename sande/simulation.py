@@ -21,6 +21,7 @@ from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import Trainer
 
     from sande.prompts import Row
 
@@ -69,8 +70,8 @@ def simulate(
     """Train parrots, the model frozen, and return them: (K, P, D), float32, without gradient.
 
     They are trained together in K times the passes of one, and none depends on the others but by rounding: parrot k is
-    the one of `targets[k]` and `seeds[k]` alone. With several parrots each one's gradient is clipped on its own, in
-    each forward pass.
+    the one of `targets[k]` and `seeds[k]` alone. With several parrots each one's gradient is clipped on its own, to an
+    equal share of `max_grad_norm` in each forward pass of a step, so that a step stays within it.
 
     Args:
         lm: the model, weights in float32.
@@ -109,12 +110,16 @@ def simulate(
         if copies == 1 and not settings.pull:
             fit(lm, rows, training, run, stage, [trained_FD])
         else:
+
+            def prepare(trainer: Trainer) -> Trainer:
+                most = training.max_grad_norm / trainer.args.gradient_accumulation_steps
+                trained_FD.register_hook(lambda each: clipped_each(each, copies, most))
+                return run.prepare(trainer)
+
             loss = ParrotLoss(lm.model, torch.tensor(targets), settings.pull)
-            hook = trained_FD.register_hook(lambda each: clipped_each(each, copies, training.max_grad_norm))
             # The norm of all parrots together stays below this bound.
             whole = replace(training, max_grad_norm=1.001 * math.sqrt(copies) * training.max_grad_norm)
-            fit(lm, rows, whole, run, stage, [trained_FD], loss)
-            hook.remove()
+            fit(lm, rows, whole, replace(run, prepare=prepare), stage, [trained_FD], loss)
     trained_KPD: Tensor = parrot.scaled(trained_FD.detach(), norm).unflatten(0, (copies, settings.length))
     return trained_KPD
 

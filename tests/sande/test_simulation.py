@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import Trainer
 
 from sande import parrot
 from sande.config import Training
@@ -36,7 +37,7 @@ def targets(lm: LanguageModel) -> list[tuple[int, ...]]:
 def test_parrots_trained_together_are_those_trained_alone(
     tiny: LanguageModel, run: Run, pull: float, micro: int | None
 ) -> None:
-    # With micro-batches each parrot is clipped in each of them, so here the bound is out of reach.
+    # With micro-batches each parrot is clipped in each of them, not in their sum, so here the bound is out of reach.
     training = replace(TRAINING, micro_batch_size=micro, max_grad_norm=0.5 if micro is None else 1e6)
     settings = replace(SETTINGS, pull=pull, training=training)
     wanted, seeds = targets(tiny), [1, 2, 3]
@@ -47,6 +48,25 @@ def test_parrots_trained_together_are_those_trained_alone(
         torch.testing.assert_close(together_KPD[number], alone_KPD[0], rtol=0, atol=2e-3)
     start_PD = parrot.new_parrot(tiny.model, 2, "noise", 1).detach()
     assert (together_KPD[0] - start_PD).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("micro", [None, 1])
+def test_no_parrot_is_clipped_because_of_another(tiny: LanguageModel, run: Run, micro: int | None) -> None:
+    """The norm of all parrots together stays below the bound of the step, also where micro-batches add up."""
+    trainers: list[Trainer] = []
+
+    def prepare(trainer: Trainer) -> Trainer:
+        trainers.append(trainer)
+        return trainer
+
+    most = 1e-3
+    settings = replace(SETTINGS, training=replace(TRAINING, micro_batch_size=micro, max_grad_norm=most))
+    simulate(tiny, ROWS, targets(tiny), settings, replace(run, prepare=prepare), "simulate", [1, 2, 3])
+    ((*steps, _),) = (trainer.state.log_history for trainer in trainers)
+    norms = [step["grad_norm"] for step in steps]
+    assert len(norms) == 4
+    assert all(norm <= most * math.sqrt(3) * 1.0001 for norm in norms)
+    assert max(norms) > 0.5 * most * math.sqrt(3), "the gradients themselves are larger"
 
 
 def test_the_model_stays_as_it_was(tiny: LanguageModel, run: Run) -> None:
