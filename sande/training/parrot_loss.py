@@ -81,7 +81,8 @@ def copied(
 
 def distance(parrot_PD: Tensor, weight_VD: Tensor) -> Tensor:
     """Return the sum over soft tokens of one minus the cosine to the nearest token of the vocabulary."""
-    cosine_PV = normalize(parrot_PD.float(), dim=-1) @ normalize(weight_VD.detach().float(), dim=-1).T
+    with torch.autocast(parrot_PD.device.type, enabled=False):  # bfloat16 would make many tokens equally near
+        cosine_PV = normalize(parrot_PD.float(), dim=-1) @ normalize(weight_VD.detach().float(), dim=-1).T
     return (1 - cosine_PV.amax(1)).sum()
 
 

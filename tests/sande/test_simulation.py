@@ -138,6 +138,14 @@ def test_the_distance_to_the_nearest_token_by_hand() -> None:
     assert float(distance(torch.tensor([[5.0, 0.0], [1.0, 1.0]]), weight_VD)) == pytest.approx(1 - math.sqrt(0.5))
 
 
+def test_the_distance_is_in_float32_also_in_a_bfloat16_training() -> None:
+    angles_V = torch.tensor([0.01, 0.02, 0.03])  # cosines that bfloat16 rounds to 1
+    weight_VD = torch.stack([angles_V.cos(), angles_V.sin()], dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = distance(torch.tensor([[1.0, 0.0]]), weight_VD)
+    assert float(found) == pytest.approx(1 - math.cos(0.01), rel=0.01)
+
+
 def test_each_parrot_is_clipped_on_its_own() -> None:
     gradient_PD = torch.tensor([[3.0, 0.0], [0.0, 4.0], [0.3, 0.0], [0.0, 0.0]])
     clipped_PD = clipped_each(gradient_PD, copies=2, most=1.0)
