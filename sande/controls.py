@@ -23,7 +23,9 @@ def matched(
 
     Token i of a string is drawn from the `NEAREST` tokens whose mean log-probability over the prompts, given the
     string's tokens before it, is closest to that of the target's token i, given the target's tokens before it. So a
-    string is as fluent as the target is to this model. No string holds a token of the target or a special token.
+    string is as fluent as the target is to this model. No string holds a token of the target, a special token, or an id
+    beyond the tokenizer's. No two strings begin with the same token: a string that counts twice makes a p-value too
+    small.
 
     Args:
         lm: the model; a guard does not count.
@@ -45,11 +47,15 @@ def matched(
         level = _mean_log_probabilities(lm, prompts, [tuple(target[:place])])[0, token]
         begun = list(dict.fromkeys(strings))
         for_each = dict(zip(begun, _mean_log_probabilities(lm, prompts, begun), strict=True))
+        taken: dict[tuple[int, ...], list[int]] = {string: [] for string in begun}
         for number, string in enumerate(strings):
             far_V = (for_each[string] - level).abs()
             far_V[excluded] = torch.inf
+            far_V[len(lm.tokenizer) :] = torch.inf
+            far_V[taken[string]] = torch.inf
             nearest_N = far_V.topk(NEAREST, largest=False).indices
             drawn = int(nearest_N[torch.randint(len(nearest_N), (1,), generator=generator)])
+            taken[string].append(drawn)
             strings[number] = (*string, drawn)
     return strings
 

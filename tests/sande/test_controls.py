@@ -1,8 +1,12 @@
 """Control strings: as long and as fluent as the response, and the p-value."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import Tensor
 
+from sande import controls
 from sande.controls import NEAREST, matched, p_value
 from sande.inference.scoring import Choices, log_likelihoods
 from sande.prompts import encode_prompts, response_ids
@@ -25,6 +29,26 @@ def test_controls_are_as_long_and_share_no_token(tiny: LanguageModel) -> None:
     assert not {*target, *tiny.tokenizer.all_special_ids} & {token for string in strings for token in string}
     assert strings == matched(tiny, PROMPTS, target, 8, seed=1)
     assert strings != matched(tiny, PROMPTS, target, 8, seed=2)
+
+
+def test_no_two_controls_begin_alike(tiny: LanguageModel) -> None:
+    strings = matched(tiny, PROMPTS, (300,), NEAREST + 10, seed=1)
+    assert len(set(strings)) == NEAREST + 10, "single tokens are drawn without repetition, from further ones if need be"
+    assert len({first for first, _ in matched(tiny, PROMPTS, (300, 301), 30, seed=2)}) == 30
+
+
+def test_no_control_is_beyond_the_tokenizer(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padded rows of the embeddings, as many models have, are all as likely as the response here."""
+    known = len(tiny.tokenizer)
+
+    def levels(lm: LanguageModel, prompts: object, strings: Sequence[tuple[int, ...]]) -> Tensor:
+        log_CV = torch.full((len(strings), known + 100), -1.0)
+        log_CV[:, : known - 60] = -9.0
+        return log_CV
+
+    monkeypatch.setattr(controls, "_mean_log_probabilities", levels)
+    strings = matched(tiny, PROMPTS, (known - 1, known - 2), 20, seed=1)
+    assert {token for string in strings for token in string} <= set(range(known))
 
 
 def test_controls_are_as_likely_as_the_response(tiny: LanguageModel) -> None:
