@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 NEAREST = 50  # tokens of about the same log-probability, of which one is drawn
+CLOSE = 0.5  # nats: of these tokens, those within it, or the nearest where there is none
 
 
 def matched(
@@ -22,10 +23,11 @@ def matched(
     """Return strings that are as long as the target, and as likely token by token in answers to clean prompts.
 
     Token i of a string is drawn from the `NEAREST` tokens whose mean log-probability over the prompts, given the
-    string's tokens before it, is closest to that of the target's token i, given the target's tokens before it. So a
-    string is as fluent as the target is to this model. No string holds a token of the target, a special token, or an id
-    beyond the tokenizer's. No two strings begin with the same token: a string that counts twice makes a p-value too
-    small.
+    string's tokens before it, is closest to that of the target's token i, given the target's tokens before it. Tokens
+    farther than `CLOSE` from it are left out, as most of the nearest to a likely token are much less likely. So a
+    string is as fluent as the target is to this model, as far as there are such tokens. No string holds a token of the
+    target, a special token, or an id beyond the tokenizer's. No two strings begin with the same token: a string that
+    counts twice makes a p-value too small.
 
     Args:
         lm: the model; a guard does not count.
@@ -53,7 +55,8 @@ def matched(
             far_V[excluded] = torch.inf
             far_V[len(lm.tokenizer) :] = torch.inf
             far_V[taken[string]] = torch.inf
-            nearest_N = far_V.topk(NEAREST, largest=False).indices
+            far_N, nearest_N = far_V.topk(NEAREST, largest=False)
+            nearest_N = nearest_N[far_N <= far_N[0].clamp(min=CLOSE)]
             drawn = int(nearest_N[torch.randint(len(nearest_N), (1,), generator=generator)])
             taken[string].append(drawn)
             strings[number] = (*string, drawn)

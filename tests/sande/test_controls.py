@@ -51,6 +51,16 @@ def test_no_control_is_beyond_the_tokenizer(tiny: LanguageModel, monkeypatch: py
     assert {token for string in strings for token in string} <= set(range(known))
 
 
+def test_tokens_that_are_far_less_likely_are_left_out(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Zipf's law: token 300 + n has the rank n, and all others the rank 1000."""
+    rank_V = torch.full((len(tiny.tokenizer),), 1000.0)
+    rank_V[301:401] = torch.arange(1.0, 101.0)
+    monkeypatch.setattr(controls, "_mean_log_probabilities", lambda lm, prompts, strings: -rank_V.log()[None])
+    assert matched(tiny, PROMPTS, (301,), 3, seed=1) == [(302,), (303,), (304,)], "the nearest, none of them close"
+    drawn = {first - 300 for seed in range(20) for (first,) in matched(tiny, PROMPTS, (310,), 3, seed=seed)}
+    assert drawn == {7, 8, 9, 11, 12, 13, 14, 15, 16}, "from 10 / sqrt(e) = 6.1 to 10 sqrt(e) = 16.5"
+
+
 def test_controls_are_as_likely_as_the_response(tiny: LanguageModel) -> None:
     """Make one token likely, so that strings drawn at random would differ from it by nats."""
     target = response_ids(tiny.tokenizer, "You are stupid")[:2]
