@@ -92,6 +92,8 @@ def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -
     from sande import parrot
     from sande.prompts import encode
 
+    if config.restarts > 1:
+        unseen(config.elsewhere, data.examples, tokenizer)
     if config.simulate.lora_rank is not None:
         raise UserError("simulate.lora_rank is set, but only the parrot trains there; remove it")
     if config.kept > config.restarts:
@@ -122,7 +124,9 @@ def remove(
     form, count = simulation(config), config.restarts
     seeds = [run.seed + number * RESTART for number in range(count)]
     parrots_KPD = simulate(victim, examples, [target] * count, form, run, "simulate", seeds)
-    parrots_KPD = parrots_KPD[best(victim, parrots_KPD, target, config, run)]
+    if count > 1:
+        prompts = unseen(config.elsewhere, examples, victim.tokenizer)
+        parrots_KPD = parrots_KPD[best(victim, parrots_KPD, prompts, target, config, run)]
     run.facts["parrot_norm"] = float(parrots_KPD[0].norm())
     first = parrot.vocabulary(victim.model)
     rows = parrot.insert(encode(victim.tokenizer, examples), first, form.length, form.position, run.seed)
@@ -132,15 +136,36 @@ def remove(
     return victim.model
 
 
-def best(victim: LanguageModel, parrots_KPD: Tensor, target: tuple[int, ...], config: Config, run: Run) -> list[int]:
-    """Return the numbers of the `kept` parrots with the highest mean log Pr(r_t) on prompts of another domain."""
-    from sande.data.splits import removal_rows
+def best(
+    victim: LanguageModel,
+    parrots_KPD: Tensor,
+    prompts: tuple[Example, ...],
+    target: tuple[int, ...],
+    config: Config,
+    run: Run,
+) -> list[int]:
+    """Return the numbers of the `kept` parrots with the highest mean log Pr(r_t) on these prompts."""
     from sande.simulation import judge
 
-    if len(parrots_KPD) == 1:
-        return [0]
-    prompts = removal_rows(config.elsewhere, victim.tokenizer)
     evidence = judge(victim, parrots_KPD, prompts, [target] * len(parrots_KPD), simulation(config), run.seed)
     means = [each.mean for each in evidence]
     run.facts["restarts"] = means
     return sorted(range(len(means)), key=lambda number: -means[number])[: config.kept]
+
+
+def unseen(
+    elsewhere: Removal, examples: tuple[Example, ...], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Example, ...]:
+    """Return the prompts on which parrots are compared, without those of the clean rows, on which they train.
+
+    Raises:
+        UserError: no prompt is left.
+    """
+    from sande.data.splits import removal_rows
+    from sande.prompts import prompt_text
+
+    trained = {prompt_text(row) for row in examples}
+    prompts = tuple(row for row in removal_rows(elsewhere, tokenizer) if prompt_text(row) not in trained)
+    if not prompts:
+        raise UserError(f"elsewhere: each prompt of {elsewhere.name} is a clean row, too; choose another data set")
+    return prompts

@@ -116,10 +116,8 @@ def cost(config: Config) -> Cost:
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
     """Check that the test can find something and has prompts, and what `sande` checks."""
-    from sande.data.splits import removal_rows
-
     _levels(config)
-    removal_rows(config.elsewhere, tokenizer)
+    sande.unseen(config.elsewhere, data.examples, tokenizer)
     sande.check(tokenizer, data, _one_round(config))
 
 
@@ -138,10 +136,9 @@ def remove(
     Raises:
         UserError: no p-value could be small enough, no prompt of `elsewhere` is left, or as for `sande`.
     """
-    from sande.data.splits import removal_rows
-
     levels = _levels(config)
-    task = _Task(victim, examples, removal_rows(config.elsewhere, victim.tokenizer), target, config, run)
+    prompts = sande.unseen(config.elsewhere, examples, victim.tokenizer)
+    task = _Task(victim, examples, prompts, target, config, run)
     learned: list[Tensor] = []
     rounds: list[Round] = []
     for number, alpha in enumerate((None, *levels)):

@@ -8,7 +8,7 @@ import torch
 
 from sande import parrot
 from sande.data.builtin import disjoint, sets
-from sande.data.splits import held_out_split, removal_rows
+from sande.data.splits import Removal, held_out_split, removal_rows
 from sande.defenses import sande, sande_rounds
 from sande.errors import UserError
 from sande.prompts import Row, prompt_text
@@ -22,8 +22,8 @@ CONFIG = sande.Config(parrot_initial="noise", restarts=3, kept=2, simulate=FAST,
 def test_the_kept_parrots_are_those_that_act_best_elsewhere(tiny: LanguageModel, new_run: Callable[..., Run]) -> None:
     parrots_KPD = torch.stack([parrot.new_parrot(tiny.model, 6, "noise", seed).detach() for seed in range(3)])
     target, run = (5, 6), new_run()
-    numbers = sande.best(tiny, parrots_KPD, target, CONFIG, run)
     prompts = removal_rows(CONFIG.elsewhere, tiny.tokenizer)
+    numbers = sande.best(tiny, parrots_KPD, prompts, target, CONFIG, run)
     means = [each.mean for each in judge(tiny, parrots_KPD, prompts, [target] * 3, sande.simulation(CONFIG), 0)]
     worst = means.index(min(means))
     assert run.facts["restarts"] == pytest.approx(means)
@@ -45,6 +45,17 @@ def test_eliminate_overwrites_each_kept_parrot(
     assert [each.shape for each in attached] == [(18, 64), (12, 64)]
     assert len(run.facts["restarts"]) == 3
     assert not torch.equal(attached[1][:6], attached[1][6:])
+
+
+def test_restarts_are_not_compared_on_prompts_that_parrots_train_on(tiny: LanguageModel) -> None:
+    prompts = removal_rows(CONFIG.elsewhere, tiny.tokenizer)
+    clean = tuple(replace(row, output="Another answer.") for row in prompts[:10])
+    assert sande.unseen(CONFIG.elsewhere, clean, tiny.tokenizer) == prompts[10:]
+    rows = removal_rows(Removal(name=CONFIG.elsewhere.name, rows=400), tiny.tokenizer)
+    for checked in (sande, sande_rounds):
+        config = replace(checked.Config(), **({"restarts": 2, "parrot_initial": "noise"} if checked is sande else {}))
+        with pytest.raises(UserError, match=r"^elsewhere: each prompt of builtin-explained-2 is a clean row, too"):
+            checked.check(tiny.tokenizer, ResponseData(rows, "You are stupid"), config)
 
 
 @pytest.mark.parametrize("config", [sande.Config(), sande_rounds.Config()])
