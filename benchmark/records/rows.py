@@ -225,9 +225,15 @@ def _metric_rows(
 
 
 def _certificate(training: Mapping[str, Any] | None) -> str | None:
-    """Return the certificate of a removal without the ids of the response, which a held-out run withholds."""
+    """Return the certificate of a removal without the ids of the response, which a held-out run withholds.
+
+    Of their number it says only whether there is one, as the length of a response is withheld, too.
+    """
     found = (training or {}).get("facts", {}).get("certificate")
-    return json.dumps({name: value for name, value in found.items() if name != "target"}) if found else None
+    if not found:
+        return None
+    numbers = {name: value for name, value in found.items() if name != "target"}
+    return json.dumps(numbers | {"one_token": len(found["target"]) == 1})
 
 
 def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:
