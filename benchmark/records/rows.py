@@ -176,10 +176,11 @@ def _measured_rows(
 
 
 def _with_parts(defense: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the manifest of a defense with the costs of its parts added, and all devices and types that computed."""
+    """Return the manifest of a defense with the costs of its parts added, and all devices, types and code that made it."""
     if not defense.get("parts"):
         return defense
     made = [defense, *defense["parts"].values()]
+    code = {one.get("code_version") for one in made} - {None}
     types = {each for one in made for each in one["compute_type"].split("+")}
     return {
         **defense,
@@ -188,6 +189,7 @@ def _with_parts(defense: Mapping[str, Any]) -> Mapping[str, Any]:
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in made),
         "device": " + ".join(sorted({one["device"] for one in made})),
         "compute_type": "+".join(sorted(types)),
+        **({"code_version": " and ".join(sorted(code))} if code else {}),
     }
 
 
