@@ -176,7 +176,7 @@ def _measured_rows(
 
 
 def _with_parts(defense: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the manifest of a defense with the costs of its parts added, and all devices, types and code that made it."""
+    """Return the manifest of a defense with the costs of its parts added, and all devices, types and code versions."""
     if not defense.get("parts"):
         return defense
     made = [defense, *defense["parts"].values()]
