@@ -82,6 +82,10 @@ _ROWS = {
 _PARROT = {
     "defense.parrot_length": Given(6, CODE),
     "defense.parrot_initial": Given("zeros", "section 3.3.1"),
+    "defense.parrot_norm": Given("free", CODE),
+    "defense.parrot_pull": Given(0.0, CODE),
+    "defense.restarts": Given(1, "section 3.3"),
+    "defense.kept": Given(1, "section 3.3"),
     "defense.response_tokens": Given(None, "Eq. 3"),
 }
 _DEFENSES: dict[str, dict[str, Given]] = {
