@@ -352,7 +352,7 @@ def _assignment(text: str, option: str) -> tuple[str, Any]:
 def _matching(cells: Sequence[Cell], only: Iterable[tuple[str, Any]]) -> list[Cell]:
     wanted: dict[str, list[str]] = {}
     for path, value in only:
-        wanted.setdefault(path, []).append(str(value))
+        wanted.setdefault(path, []).append(_as_text(value))
     for path in wanted:
         if all(_at(cell, path) is None for cell in cells):
             valid = ", ".join(sorted([*DEFAULTS, SEED, "setting"]))
@@ -374,4 +374,10 @@ def _at(cell: Cell, path: str) -> str | None:
         if not isinstance(inner, dict) or part not in inner:
             return None
         inner = inner[part]
-    return str(as_name(inner))
+    return _as_text(as_name(inner))
+
+
+def _as_text(value: Any) -> str:
+    """Return a value as text; a whole number is the same with or without decimals."""
+    is_whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if is_whole else value)

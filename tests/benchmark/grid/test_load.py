@@ -145,6 +145,11 @@ def test_only_compares_numbers_as_numbers(grid_file: GridFile) -> None:
     assert values(path, "attack.poison_rate", only=["attack.poison_rate=1e-2"]) == [(0.01,)]
 
 
+def test_only_takes_a_whole_number_for_a_rate(grid_file: GridFile) -> None:
+    path = grid_file(sweep={"attack.poison_rate": [0.25, 0]})
+    assert values(path, "attack.poison_rate", only=["attack.poison_rate=0"]) == [(0.0,)]
+
+
 def test_only_by_setting(grid_file: GridFile) -> None:
     path = grid_file(sweep={"removal.name": ["builtin-short", "builtin-explained"]})
     assert values(path, "removal.name", only=["setting=out-of-domain"]) == [("builtin-explained",)]
