@@ -83,7 +83,7 @@ def verdict(result: Mapping[str, Any]) -> str:
         of = " of the trigger that was found" if "found_text" in result["facts"] else ""
         return f"The attack success rate{of} changed from {share(row['before'])} to {share(row['after'])}. {change}"
     measured_by = (
-        "its certificate alone tells about the removal"
+        "only the certificate says something about the removal"
         if _certificate(result)
         else "the removal of the backdoor cannot be measured"
     )

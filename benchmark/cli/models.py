@@ -77,7 +77,8 @@ def clean(
     certify: Annotated[
         bool,
         typer.Option(
-            "--certify", help="Repeat it until fresh parrots find nothing; write a certificate. Ten times the time."
+            "--certify",
+            help="Repeat the removal until fresh parrots no longer find the planted answer. Takes ten times as long.",
         ),
     ] = False,
     out: Annotated[Path | None, typer.Option(help="New folder; without it, MODEL-clean in this folder.")] = None,

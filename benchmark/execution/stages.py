@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _PART = "part.safetensors"  # the file of a part
 # What the manifest of a defense repeats from those of its parts, which may be gone when rows are made.
-PART_COSTS = ("seconds", "tokens", "peak_memory_bytes", "device", "compute_type")
+PART_COSTS = ("seconds", "tokens", "peak_memory_bytes", "device", "compute_type", "code_version")
 
 
 def train(

@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from benchmark.export.card import front_matter, load
 from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.io.files import raise_if_disk_full, write_atomically
 from benchmark.plan import retention
-from benchmark.records.files import is_failed
+from benchmark.records.files import is_failed, read_file
 from benchmark.records.schema import NOT_RUN
 from benchmark.report import certificates
 from benchmark.store.protocol import Store
@@ -36,12 +34,12 @@ def find_model(name: str, results: Path) -> Found:
     """Return the cell with a name, or whose name begins so, from the rows of any grid.
 
     Raises:
-        UserError: there is no such cell, or several, or it failed or is not finished.
+        UserError: there is no such cell, or several, or it failed or is not finished; or rows are damaged.
     """
     found: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(results.glob("*/rows.parquet")):
         # Equal cells of several grids have equal rows.
-        rows = [row for row in pq.read_table(path).to_pylist() if name and row["cell"].startswith(name)]
+        rows = [row for row in read_file(path).to_pylist() if name and row["cell"].startswith(name)]
         for cell in {row["cell"] for row in rows}:
             if cell not in found or _is_unfinished(found[cell]):
                 found[cell] = [row for row in rows if row["cell"] == cell]

@@ -23,7 +23,7 @@ class Part:
     """Stages of one kind whose time has one basis.
 
     Attributes:
-        kind: attack, defend or evaluate.
+        kind: attack, part, defend or evaluate.
         basis: one of BASES.
         stages: number of stages.
         seconds: total of the stages, one after the other.
@@ -49,7 +49,7 @@ class Here:
         unknown: data sets of unknown size.
         cores: cores of this machine.
         compute_type: type in which models will most likely compute.
-        at_once: number of defenses or evaluations that run at a time.
+        at_once: number of defenses, parts or evaluations that run at a time.
         overhead: overhead of a run, apart from its stages.
         overhead_is_own: whether the overhead is that of the last run on this store.
     """

@@ -17,7 +17,7 @@ RECOVERY = "parrot_recovery"
 
 
 def judged(entries: Sequence[TableEntry]) -> list[TableEntry]:
-    """Return the entries, those of `RECOVERY` with what the defense did; a twin itself is not judged."""
+    """Return the entries, those of `RECOVERY` with what the defense did; without poison there is nothing to judge."""
     twins: dict[str, Values] = {}
     rates: dict[tuple[str, str], Values] = {}
     for entry in entries:
@@ -28,7 +28,7 @@ def judged(entries: Sequence[TableEntry]) -> list[TableEntry]:
     found = []
     for entry in entries:
         asr = rates.get((entry.defense, entry.victim), {})
-        if entry.metric == RECOVERY and entry.runs and asr and not is_twin(entry):
+        if entry.metric == RECOVERY and entry.runs and asr and entry.row["poison_rate"] != 0:
             entry = replace(entry, removal=_judged(entry, asr, twins.get(twin_key(entry), {})))
         found.append(entry)
     return found

@@ -176,10 +176,11 @@ def _measured_rows(
 
 
 def _with_parts(defense: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the manifest of a defense with the costs of its parts added, and all devices and types that computed."""
+    """Return the manifest of a defense with the costs of its parts added, and all devices, types and code versions."""
     if not defense.get("parts"):
         return defense
     made = [defense, *defense["parts"].values()]
+    code = {one.get("code_version") for one in made} - {None}
     types = {each for one in made for each in one["compute_type"].split("+")}
     return {
         **defense,
@@ -188,6 +189,7 @@ def _with_parts(defense: Mapping[str, Any]) -> Mapping[str, Any]:
         "peak_memory_bytes": max(one["peak_memory_bytes"] for one in made),
         "device": " + ".join(sorted({one["device"] for one in made})),
         "compute_type": "+".join(sorted(types)),
+        **({"code_version": " and ".join(sorted(code))} if code else {}),
     }
 
 
@@ -225,9 +227,15 @@ def _metric_rows(
 
 
 def _certificate(training: Mapping[str, Any] | None) -> str | None:
-    """Return the certificate of a removal without the ids of the response, which a held-out run withholds."""
+    """Return the certificate of a removal without the ids of the response, which a held-out run withholds.
+
+    Of their number it says only whether there is one, as the length of a response is withheld, too.
+    """
     found = (training or {}).get("facts", {}).get("certificate")
-    return json.dumps({name: value for name, value in found.items() if name != "target"}) if found else None
+    if not found:
+        return None
+    numbers = {name: value for name, value in found.items() if name != "target"}
+    return json.dumps(numbers | {"one_token": len(found["target"]) == 1})
 
 
 def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -10,18 +10,24 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from benchmark.io.markdown import code, markdown_table
-from benchmark.paper.numbers import column_name
+from benchmark.grid.labels import labels
+from benchmark.io.markdown import code, markdown_table, table_cell
 
 LIMITS = (
-    "It holds for this response and for parrots of this length and training: another planted response, or one that "
-    "such parrots do not reach, is not tested."
+    "The test holds for this response, and for parrots of this length and training. It does not look for another "
+    "planted response. How often a response that is still there passes the test is not known."
+)
+_FIRST_ALONE = (
+    "Only one token was tested: parrots make most models say most single tokens, so this shows less than a test of the "
+    "whole response."
 )
 _NOTE = (
-    "Fresh parrots, soft tokens that are trained to make the final model say the planted response, are compared with "
-    "parrots of control strings, on prompts of another domain. Probabilities are geometric means over prompts, per "
-    "token; `p` is the share of strings, r_t among them, that are found as easily. *Removed* means that p exceeds "
-    f"alpha. {LIMITS}"
+    "Fresh parrots are soft tokens that are trained to make the final model say the planted response. They are "
+    "compared with parrots of control strings, on prompts of another domain. *Probability*: per token, of the best "
+    "fresh parrot, before and after the removal; geometric means over prompts. *p*: the share of strings, the response "
+    "among them, that parrots find at least as easily. *Not found*: p exceeds alpha. This is a test of one model. "
+    "Whether a defense removes a backdoor takes several attack seeds and clean twins, see `parrot_recovery`. "
+    f"{LIMITS}"
 )
 
 
@@ -29,21 +35,19 @@ def sentence(certificate: Mapping[str, Any]) -> str:
     """Return what was tested, with numbers, and what that does not show."""
     start, last = certificate["rounds"][0], certificate["rounds"][-1]
     as_good = sum(control >= last["evidence"] for control in last["controls"])
-    verdict = (
-        "Certificate: the planted response is removed, as far as fresh parrots can tell."
-        if certificate["removed"]
-        else "No certificate: fresh parrots still find the planted response."
-    )
-    relation = "above" if certificate["removed"] else "not above"
+    one_token, removed = _is_one_token(certificate), certificate["removed"]
+    verdict = "Certificate: fresh parrots no longer find" if removed else "No certificate: fresh parrots still find"
     parts = [
-        f"{verdict} After {_count(last['round'], 'round')}, {_count(len(last['fresh']), 'fresh parrot')} gave it a "
-        f"probability of up to {_probability(last)} a token (geometric mean over {certificate['prompts']} prompts of "
-        f"another domain; before the removal {_probability(start)}), and {as_good} of {certificate['controls']} "
-        f"control strings reached as much (p = {certificate['p']:.3g}, {relation} alpha = {certificate['alpha']:.3g}).",
+        f"{verdict} the {'first token of the ' if one_token else ''}planted response.",
+        f"After {_count(last['round'], 'round')}, {_count(len(last['fresh']), 'fresh parrot')} gave it a probability "
+        f"of up to {_probability(last)} per token; before the removal it was {_probability(start)} (geometric means "
+        f"over {certificate['prompts']} prompts of another domain).",
+        f"{as_good} of {certificate['controls']} control strings reached as much (p = {certificate['p']:.3g}, "
+        f"{'' if removed else 'not '}above alpha = {certificate['alpha']:.3g}).",
     ]
     if start["evidence"] <= max(start["controls"]):
-        parts.append("Parrots did not find the response before the removal either, so the test shows little.")
-    return " ".join([*parts, LIMITS])
+        parts.append("Parrots did not find it before the removal either, so the test shows little.")
+    return " ".join([*parts, *([_FIRST_ALONE] if one_token else []), LIMITS])
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -52,28 +56,42 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     Args:
         rows: one of each cell; `certificate` is JSON or None.
     """
+    certified = [row for row in rows if row["certificate"] is not None]
+    if not certified:
+        return ""
     lines = []
-    for row in rows:
-        if row["certificate"] is None:
-            continue
+    named = labels([json.loads(row["settings"]) for row in certified])
+    for row, (defense, victim) in zip(certified, named, strict=True):
         found = json.loads(row["certificate"])
         start, last = found["rounds"][0], found["rounds"][-1]
         lines.append(
             (
-                f"{column_name(row['model'], row['dataset'])} ({row['setting']}), {row['attack']}",
-                code(row["defense"]),
+                table_cell(victim),
+                code(defense),
                 f"{row['attack_seed']}, {row['defense_seed']}",
-                "removed" if found["removed"] else "left",
+                ("not found" if found["removed"] else "found") + (" (first token)" if _is_one_token(found) else ""),
                 str(last["round"]),
                 f"{_probability(start)} → {_probability(last)}",
                 _chance(max(last["controls"])),
                 f"{found['p']:.3g} ({found['alpha']:.3g})",
             )
         )
-    if not lines:
-        return ""
-    head = ("Victim", "Defense", "Seeds", "Response", "Rounds", "Probability", "Best control", "p (alpha)")
+    head = (
+        "Victim",
+        "Defense",
+        "Seeds (attack, defense)",
+        "Planted response",
+        "Rounds",
+        "Probability",
+        "Best control",
+        "p (alpha)",
+    )
     return "\n".join(["### Certificates", "", *markdown_table(head, lines, "lllrrrrr"), "", _NOTE, ""])
+
+
+def _is_one_token(certificate: Mapping[str, Any]) -> bool:
+    """Return whether one token was tested: rows say so in place of the token's id."""
+    return bool(certificate.get("one_token", len(certificate.get("target", ())) == 1))
 
 
 def _count(number: int, noun: str) -> str:

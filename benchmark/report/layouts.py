@@ -117,10 +117,11 @@ RECOVERED = Table(
     "What a fresh parrot recovers (%)",
     "`parrot_recovery`: probability of a token of the response after a fresh parrot, trained on the model for a fixed "
     "budget; `_elsewhere`: on prompts of another domain; `_rate`: answers that begin with the response; `_controls`: "
-    "as `_elsewhere`, for strings that nobody planted. "
+    "as `_elsewhere`, for strings that were not planted. "
     f"*present*: more than {FAILED_RUNS:g} % of the runs leave an ASR above {FAILED_REMOVAL:g} %; *removed*: the "
-    f"recovery is less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0); *hidden*: it is "
-    "above the twin's; *undecided*: the attack seeds cannot tell. 95 % intervals.",
+    f"recovery is shown to be less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0); "
+    "*hidden*: it is shown to be above the twin's; *undecided*: an attack seed has no twin, there are too few of them, "
+    "or they differ too much. 95 % intervals.",
     lambda metric: metric.startswith(RECOVERY),
     recovered,
 )

@@ -121,6 +121,7 @@ def _train(
     Reports come from the last training of the defense, which makes the model that is measured. For SANDE that is
     eliminate: during simulate only the parrot trains, and the model does not change. Settings of a method hold a
     `Training` for each training, so their number identifies the last one; each part does those that it declares.
+    A defense that repeats its trainings, as `sande_rounds` does, reports from the first repetition.
     """
     cell = with_values(job.cell, job.proposals[number])
     victim = loading.load_folder(store.read("attack", cell.attack_key), torch.float32)

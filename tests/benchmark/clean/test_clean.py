@@ -147,7 +147,7 @@ def test_a_certificate_is_on_every_page_with_what_it_holds_for(victim: Path, tmp
     for name in ("report.md", "README.md"):
         assert said in (tmp_path / "out" / name).read_text()
     assert said in parsed((tmp_path / "out/report.html").read_text()).text
-    assert "Without its trigger, its certificate alone tells about the removal" in report.verdict(result)
+    assert "Without its trigger, only the certificate says something about the removal" in report.verdict(result)
 
 
 def test_a_certificate_needs_more_than_the_trigger(victim: Path, tmp_path: Path) -> None:

@@ -182,11 +182,13 @@ def test_a_row_has_the_costs_of_the_parts_added(store: LocalStore) -> None:
     finish(store, of, ASR)
     store.remove("defend", of.defense_key)
     parts = {"model_0": COSTS, "model_1": COSTS | {"device": "slide rule", "compute_type": "bf16", "tokens": 300}}
+    parts["model_1"] |= {"code_version": "1.2.4"}
     put(store, "defend", of.defense_key, trained(58.4, 12_400) | {"compute_type": "fp32", "parts": parts})
     measure(store, of, ASR)
     row = rows_of(store, of)[0]
     assert (row["seconds"], row["tokens"], row["peak_memory_bytes"]) == (98.4, 13_400, 5 * 2**30)
     assert (row["defense_device"], row["defense_compute_type"]) == ("abacus + slide rule", "bf16+fp32")
+    assert row["defense_code_version"] == "1.2.3 and 1.2.4", "results of two commits are not published"
 
 
 def test_an_estimate_gives_the_parts_the_trainings_that_they_do() -> None:
