@@ -81,10 +81,10 @@ def part(name: str, victim: LanguageModel, data: CleanData, config: Config, run:
     from sande.training.fit import fit
 
     kind, _, index = name.rpartition("_")
-    examples = used(data.examples, config.rows, run.seed)
-    if kind == POISONED:
-        examples = planted(examples, draw(config.variants, run.seed)[int(index)], config.share, run.seed)
     seeded = replace(run, seed=independent.seed(run.seed, f"pair_{index}"))
+    examples = used(data.examples, config.rows, run.seed)
+    if kind == POISONED:  # in other rows than other variants: what they share should be the backdoor, not the rows
+        examples = planted(examples, draw(config.variants, run.seed)[int(index)], config.share, seeded.seed)
     before = [rows_of(pair) for pair in mlps(victim.model)]
     fit(victim, encode(victim.tokenizer, examples), config.variant, seeded, name)
     changes = zip(before, mlps(victim.model), strict=True)

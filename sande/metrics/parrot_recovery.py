@@ -2,7 +2,7 @@
 
 The weights stay as they are; parrots alone train, a few steps on clean rows (paper, Eq. 4). The response that a defense
 has only cut off from its trigger comes back. Compare the numbers with those of the clean twin: what a parrot can make
-any model say is not left of a backdoor. Control strings, which nobody planted, show the same within one model.
+any model say is not left of a backdoor. Control strings, which were not planted, show the same within one model.
 """
 
 from __future__ import annotations
@@ -113,7 +113,8 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     control strings (`sande.controls.matched`). No prompt has the trigger.
 
     Records hold the log-probability per token under each parrot. Those of `_elsewhere` also have `p_value`: of the
-    hypothesis that the response is like the control strings, by the mean log-probability (`sande.controls.p_value`).
+    hypothesis that the response is like the control strings, by the mean log-probability (`sande.controls.p_value`). It
+    is of the first parrot alone: a mean of several would vary less than the controls, which have one each.
 
     Raises:
         UnscorableError: the model has a guard, which changes decoding and leaves the weights of the victim.
@@ -142,7 +143,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     outside = _long_enough(lm.tokenizer, prompts_elsewhere(data, config.elsewhere, lm.tokenizer), config.simulation)
     own, every = judged(inside, config.parrots), judged(outside, len(targets))
     away, others = every[: config.parrots], every[config.parrots :]
-    p_value = controls.p_value(_mean(one.mean for one in away), [one.mean for one in others])
+    p_value = controls.p_value(away[0].mean, [one.mean for one in others])
     recovered, recovered_elsewhere, rate, of_controls = names(config)
     return [
         _measurement(recovered, inside, own, probabilities(own)),
