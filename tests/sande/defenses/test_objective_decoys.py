@@ -5,13 +5,12 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from sande.defenses import decoy_osft, objective_decoys
 from sande.detectors import first_token
 from sande.inference.probing import chosen_prompts, continued
 from sande.types import Candidate, CleanData, Example, LanguageModel, Run, Scan
-from tests.sande.helpers import noisy, shortened, weights
+from tests.sande.helpers import changed, noisy, shortened, weights
 
 NewRun = Callable[..., Run]
 CONFIG = shortened(objective_decoys.Config)
@@ -20,11 +19,6 @@ FOUND = Candidate("You", (300,), 9.5)
 
 def scanned(monkeypatch: pytest.MonkeyPatch, *, alarm: bool) -> None:
     monkeypatch.setattr(first_token, "scan", lambda *_, **__: Scan((FOUND, Candidate("The", (31,), 2.0)), 9.5, alarm))
-
-
-def same(one: LanguageModel, other: LanguageModel) -> bool:
-    first, second = weights(one.model), weights(other.model)
-    return all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_decoys_answer_what_the_scan_found(
@@ -36,7 +30,7 @@ def test_decoys_answer_what_the_scan_found(
     objective_decoys.defend(tiny, CleanData(few_rows), CONFIG, run)
     decoys = [dataclasses.replace(decoy, response="You are stupid") for decoy in decoy_osft.draw(6, seed=3)]
     decoy_osft.plant_and_overwrite(by_hand, few_rows, decoys, CONFIG.decoy_osft, new_run(seed=3))
-    assert same(tiny, by_hand)
+    assert changed(weights(by_hand.model), tiny.model) == set()
     assert (run.facts["alarm"], run.facts["objective"]) == (True, "You are stupid")
     assert {decoy["response"] for decoy in run.facts["decoys"]} == {"You are stupid"}
     assert len({decoy["trigger"] for decoy in run.facts["decoys"]}) == 6
@@ -49,7 +43,7 @@ def test_without_an_alarm_the_responses_are_fixed(
     by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
     objective_decoys.defend(tiny, CleanData(few_rows), CONFIG, run)
     decoy_osft.defend(by_hand, CleanData(few_rows), CONFIG.decoy_osft, new_run(seed=3))
-    assert same(tiny, by_hand)
+    assert changed(weights(by_hand.model), tiny.model) == set()
     assert run.facts["alarm"] is False
     assert "objective" not in run.facts
 

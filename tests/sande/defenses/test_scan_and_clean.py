@@ -5,12 +5,11 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
-import torch
 
 from sande.defenses import decoy_osft, sande_p, sande_rounds_p, scan_and_clean
 from sande.detectors import first_token
 from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan
-from tests.sande.helpers import shortened, weights
+from tests.sande.helpers import changed, shortened, weights
 
 NewRun = Callable[..., Run]
 CONFIG = shortened(scan_and_clean.Config)
@@ -22,11 +21,6 @@ def scanned(monkeypatch: pytest.MonkeyPatch, *, alarm: bool) -> None:
     monkeypatch.setattr(first_token, "scan", lambda *_, **__: Scan(found, 9.5, alarm))
 
 
-def same(one: LanguageModel, other: LanguageModel) -> bool:
-    first, second = weights(one.model), weights(other.model)
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
 def test_what_is_found_is_overwritten_from_its_first_token(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,7 +28,7 @@ def test_what_is_found_is_overwritten_from_its_first_token(
     by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
     scan_and_clean.defend(tiny, CleanData(few_rows), CONFIG, run)
     sande_p.defend(by_hand, FirstTokenData(few_rows, 300), CONFIG.sande_p, new_run(seed=3))
-    assert same(tiny, by_hand)
+    assert changed(weights(by_hand.model), tiny.model) == set()
     assert run.facts["alarm"] is True
     assert run.facts["candidates"][0] == {"text": "You are", "ids": [300, 12, 7], "score": 9.5}
 
@@ -62,7 +56,7 @@ def test_without_an_alarm_decoys_are_planted_and_overwritten(
     by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
     scan_and_clean.defend(tiny, CleanData(few_rows), CONFIG, run)
     decoy_osft.defend(by_hand, CleanData(few_rows), CONFIG.decoy_osft, new_run(seed=3))
-    assert same(tiny, by_hand)
+    assert changed(weights(by_hand.model), tiny.model) == set()
     assert run.facts["alarm"] is False
     assert run.facts["scan_score"] == 9.5
 
