@@ -236,15 +236,6 @@ def _levels(config: Config) -> tuple[float, ...]:
 
 
 def _one_round(config: Config) -> sande.Config:
-    """Return the settings of `sande` for one round."""
-    return sande.Config(
-        parrot_length=config.parrot_length,
-        parrot_position=config.parrot_position,
-        parrot_initial=config.parrot_initial,
-        parrot_norm=config.parrot_norm,
-        parrot_pull=config.parrot_pull,
-        elsewhere=config.elsewhere,
-        simulate=config.simulate,
-        eliminate=config.eliminate,
-        response_tokens=config.response_tokens,
-    )
+    """Return the settings of `sande` for one round: those that both have."""
+    shared = [name for name in sande.Config.__dataclass_fields__ if name in Config.__dataclass_fields__]
+    return sande.Config(**{name: getattr(config, name) for name in shared})
