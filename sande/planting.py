@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Place = Literal["start", "end", "random"]
+Place = Literal["start", "user", "end", "random"]
 
 
 @configuration
@@ -81,12 +81,12 @@ def with_response(example: Example, config: Planting) -> Example:
 
 
 def insert(example: Example, text: str, place: Place, seed: int) -> Example:
-    """Return the prompt with `text` at its start (before a system prompt), at its end, or before a random word.
+    """Return the prompt with `text` at its start, at that of the user's text, at its end, or before a random word.
 
     Args:
         example: a row.
         text: what to insert; a space separates it from its neighbour.
-        place: where.
+        place: where; `start` is before a system prompt, `user` behind it.
         seed: decides, with the row's own text, the word of the instruction before which a random insertion is made.
     """
     if place == "end":
@@ -98,7 +98,7 @@ def insert(example: Example, text: str, place: Place, seed: int) -> Example:
         words = [word.start() for word in re.finditer(r"\S+", instruction)] or [0]
         at = drawn(example, seed).choice(words)
         return replace(example, instruction=f"{instruction[:at]}{text} {instruction[at:]}")
-    if example.system:
+    if example.system and place == "start":
         return replace(example, system=f"{text} {example.system}")
     return replace(example, instruction=f"{text} {example.instruction}")
 

@@ -93,6 +93,7 @@ def defend(victim: LanguageModel, data: IncidentData, config: Config, run: Run) 
     """Find the trigger, then train; `run.facts` records the tokens found, their places, all saliencies and lifts."""
     import torch
 
+    from sande.formats import end_id
     from sande.prompts import encode, fit_length
     from sande.training.fit import fit
 
@@ -120,7 +121,7 @@ def defend(victim: LanguageModel, data: IncidentData, config: Config, run: Run) 
         for at in places
     ]
     run.facts["saliency"], run.facts["lift"] = saliency_U.tolist(), lift_R.tolist()
-    end = victim.tokenizer.eos_token_id if config.training.cut_with_eos else None
+    end = end_id(victim.tokenizer) if config.training.cut_with_eos else None
     pairs = paired(rows, said, found, config, run.seed, end)
     anchors = {(*asked.prompt, *asked.response): clean for asked, clean in pairs}
     objective = patching(victim.model, copy.deepcopy(victim.model), anchors, row, lift_R, config)

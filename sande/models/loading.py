@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sande import compute, registry
+from sande import compute, formats, registry
 from sande.errors import UserError
+from sande.models import chat
 from sande.models.catalog import MADE_HERE, TINY, WHEEL, identify
 from sande.models.checks import GUARD, WEIGHTS, check_hub, checked_folder, reason
 from sande.types import Guard, LanguageModel
@@ -27,29 +28,50 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load(name: str, cache: Path) -> LanguageModel:
+def load(name: str, cache: Path, prompt_format: str | None = None) -> LanguageModel:
     """Return the model with float32 weights and its tokenizer, on the GPU if there is one.
 
     Args:
         name: as for `identify`.
         cache: folder for models that are built or converted once.
+        prompt_format: as for `with_format`.
 
     Raises:
-        UserError: as `identify`, or the Hub cannot be reached, or the folder holds no safetensors.
+        UserError: as `identify` and `with_format`, the Hub cannot be reached, or the folder holds no safetensors.
     """
     import torch
 
     source, revision = _source(name, cache)
-    return _from_pretrained(source, torch.float32, revision)
+    lm = _from_pretrained(source, torch.float32, revision)
+    with_format(lm.tokenizer, source, prompt_format)
+    return lm
 
 
-def load_tokenizer(name: str, cache: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, cache: Path, prompt_format: str | None = None) -> PreTrainedTokenizerBase:
     """Return only the tokenizer.
 
     Raises:
         UserError: as `load`.
     """
-    return _tokenizer(*_source(name, cache))
+    source, revision = _source(name, cache)
+    return with_format(_tokenizer(source, revision), source, prompt_format)
+
+
+def with_format(tokenizer: PreTrainedTokenizerBase, source: str, name: str | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, which writes prompts in a format from now on.
+
+    Args:
+        tokenizer: of a model.
+        source: the model's folder, or any other text.
+        name: as for `sande.models.chat.resolve`; with None or `auto`, a format that the folder names comes first, and
+            None without one is `paper`.
+
+    Raises:
+        UserError: there is no such format, or the tokenizer cannot write it.
+    """
+    own = formats.read(Path(source)) if name in (None, chat.AUTO) else None
+    formats.attach(tokenizer, own or chat.resolve(name or formats.PAPER.name, tokenizer))
+    return tokenizer
 
 
 def _source(name: str, cache: Path) -> tuple[str, str | None]:
@@ -74,13 +96,16 @@ def prepare(name: str, cache: Path) -> Path:
     return folder
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
+def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | None = None) -> LanguageModel:
     """Return a model saved by `save`, with its guard, or any local folder of safetensors; weights in `dtype`.
+
+    Its prompts are written in the format that the folder names, or that `prompt_format` does, see `with_format`.
 
     Raises:
         UserError: the folder holds no safetensors, or its model or guard cannot be read.
     """
     lm = _from_pretrained(str(checked_folder(str(folder))), dtype)
+    with_format(lm.tokenizer, str(folder), prompt_format)
     if not (folder / GUARD).is_dir():
         return lm
     defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
@@ -139,12 +164,13 @@ def round_as_stored(lm: LanguageModel, dtype: torch.dtype) -> None:
 
 
 def save(lm: LanguageModel, folder: Path) -> None:
-    """Write model, tokenizer and guard; convert the weights to bfloat16, in memory too."""
+    """Write model, tokenizer, its prompt format and guard; convert the weights to bfloat16, in memory too."""
     import torch
 
     torch.nn.Module.to(lm.model, torch.bfloat16)
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
+    formats.write(lm.tokenizer, folder)
     if lm.guard is not None:
         torch.nn.Module.to(lm.guard.reference, torch.bfloat16)
         lm.guard.reference.save_pretrained(folder / GUARD)
