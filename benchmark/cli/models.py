@@ -10,7 +10,7 @@ import typer
 from benchmark.cli.app import SOME_CELL_FAILED, one_sentence, print_markdown, say
 from benchmark.cli.options import SCANS, CleanSetOption, DetectorSetOption, SeedOption, StoreOption
 from benchmark.io.remote import is_uri
-from benchmark.records import published
+from benchmark.records import mark, published
 from benchmark.store.remote import open_store
 from sande.errors import NonFiniteError, UserError
 
@@ -55,6 +55,8 @@ def scan(
         return
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
+    if out:
+        mark.claim(out, mark.SCAN, "--out")
     record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:

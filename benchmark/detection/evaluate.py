@@ -30,6 +30,7 @@ from benchmark.detection.outcome import Outcome
 from benchmark.detection.summary import Summary, summaries
 from benchmark.io import plots, yaml
 from benchmark.io.files import write_atomically
+from benchmark.records import mark
 from sande.config import configuration, configure, setting
 from sande.errors import UserError
 
@@ -101,8 +102,8 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
     found = summaries(outcomes, accepted)
     text = page.markdown(outcomes, found)
     record = {"false_alarms": accepted, "scans": [asdict(each) for each in outcomes]}
+    mark.claim(folder, mark.DETECTION, "--out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1, ensure_ascii=False))
         rows.write_table(outcomes, Outcome, folder / f"{NAME}.parquet")
         rows.write_table(found, Summary, folder / "detectors.parquet")

@@ -19,6 +19,7 @@ from benchmark.io import logs, plots
 from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import markdown_table
+from benchmark.records import mark
 from sande import compute, registry, types
 from sande.config import as_dict
 from sande.data import datasets
@@ -118,8 +119,8 @@ def write(record: dict[str, Any], folder: Path) -> str:
         UserError: the folder cannot be written.
     """
     text = markdown(record)
+    mark.claim(folder, mark.SCAN, "--out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "scan.json", json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False))
         write_atomically(folder / "scan.md", text)
         if record["candidates"]:

@@ -92,7 +92,7 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
     Raises:
         UserError: the file or an option is wrong; the message names file, place and fix.
     """
-    path, scale = shipped.named(path), scale or None
+    path, scale = variants.check_name(shipped.named(path)), scale or None
     values = _read(path)
     parts = _parts(path, values)
     own = sorted({part.scale for part in parts})

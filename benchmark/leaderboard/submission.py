@@ -20,7 +20,7 @@ from benchmark.grid.keys import digest
 from benchmark.grid.levels import together
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, FORMAT_1, EntryCell, Measurement, Submission
-from benchmark.records import files, schema
+from benchmark.records import files, mark, schema
 from benchmark.records.rehearsal import refuse_random
 from sande import registry, types
 from sande.errors import UserError
@@ -63,8 +63,10 @@ def write(entry: Submission, path: Path) -> None:
     """Write an entry as JSON, or as Parquet if the file has that suffix.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file is another's, or cannot be written.
     """
+    ours = mark.has_columns("cell", "settings") if path.suffix == ".parquet" else mark.has_keys("format", "method")
+    mark.claim_file(path, ours, "--out")
     try:
         if path.suffix == ".parquet":
             table = pa.Table.from_pylist(to_rows(entry), schema=schema.SCHEMA)

@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import Strict
+from benchmark.records import mark
 from sande.errors import UserError
 
 FORMAT: Final = "sande-bench-verdict-1"
@@ -89,6 +90,7 @@ def write(verdict: Verdict, entry: Path) -> Path:
         UserError: the file cannot be written.
     """
     path = place(entry)
+    mark.claim_file(path, mark.has_keys("format", "entry_sha256"), "")
     try:
         write_atomically(path, verdict.model_dump_json(indent=1) + "\n")
     except OSError as error:

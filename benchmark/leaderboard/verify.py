@@ -27,7 +27,7 @@ from benchmark.io.remote import is_uri
 from benchmark.leaderboard import submission, verdict
 from benchmark.leaderboard.entry import EntryCell, Measurement, Submission
 from benchmark.leaderboard.verdict import Checked, Compared, Verdict
-from benchmark.records import files, schema
+from benchmark.records import files, mark, schema
 from sande import registry
 from sande.errors import UserError
 
@@ -149,6 +149,7 @@ def _write_grid(path: Path, cells: Sequence[Cell], results: Path) -> Path:
     }
     files.check_writable(results)
     made = results / f"verify-{path.stem}.yaml"
+    mark.claim_file(made, mark.holds("Cells of the entry"), "--results")
     write_atomically(made, yaml.safe_dump(grid, sort_keys=False, allow_unicode=True))
     return made
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code
-from benchmark.records import aggregate, provenance, record, recovery
+from benchmark.records import aggregate, mark, provenance, record, recovery
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import of_failed_cells, read_outcomes, read_rows
 from benchmark.records.record import Record
@@ -40,44 +38,28 @@ def write(folder: Path) -> list[str]:
     table, outcomes = read_rows(folder), read_outcomes(folder)
     parts = in_order(aggregate.parts(table))
     try:
-        for kind in ("tables", "figures"):
-            (folder / kind).mkdir(exist_ok=True)
-        before = _files(folder)
-        results = aggregate.Results(table, Outcomes(outcomes) if outcomes.num_rows else None)
-        texts = []
-        for part in parts:
-            arranged = layout(part)
-            entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
-            answers = case_study.answers(table, outcomes, part)
-            texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
-        if certified := certificates.table(_firsts(table.filter(pc.is_valid(table["certificate"])), "cell")):
-            texts.append(certified)
-        search = folder / "search.md"
-        if search.is_file():  # see `benchmark.search.report`
-            texts.append(search.read_text(encoding="utf-8"))
-        write_atomically(
-            folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
-        )
-        # Remove files of an earlier report. Another run of the grid may be writing the same report.
-        for path, known in _files(folder).items():
-            if before.get(path) == known:
-                path.unlink(missing_ok=True)
+        with mark.staged(folder, mark.RESULTS) as work:
+            for kind in ("tables", "figures"):
+                (work / kind).mkdir()
+            results = aggregate.Results(table, Outcomes(outcomes) if outcomes.num_rows else None)
+            texts = []
+            for part in parts:
+                arranged = layout(part)
+                entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
+                answers = case_study.answers(table, outcomes, part)
+                texts += _section(work, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
+            if certified := certificates.table(_firsts(table.filter(pc.is_valid(table["certificate"])), "cell")):
+                texts.append(certified)
+            search = folder / "search.md"
+            if search.is_file():  # see `benchmark.search.report`
+                texts.append(search.read_text(encoding="utf-8"))
+            page = _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
+            write_atomically(work / "README.md", page)
     except OSError as error:
         raise UserError(
             f"{folder}: the report cannot be written ({error.strerror}); make the folder writable"
         ) from None
     return [text for text in texts if text.startswith("#")]
-
-
-def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Return the tables and figures, each with values that change when it is written again."""
-    found = {}
-    for path in (*folder.glob("tables/*"), *folder.glob("figures/*")):
-        with suppress(FileNotFoundError):
-            about = path.stat()
-            if stat.S_ISREG(about.st_mode):
-                found[path] = about.st_ino, about.st_mtime_ns
-    return found
 
 
 def _section(
