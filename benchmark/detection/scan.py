@@ -18,7 +18,7 @@ from benchmark.execution import provenance
 from benchmark.io import logs, plots
 from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import markdown_table
+from benchmark.io.markdown import markdown_table, plain
 from benchmark.records import mark
 from sande import compute, registry, types
 from sande.config import as_dict
@@ -151,18 +151,19 @@ def markdown(record: dict[str, Any]) -> str:
         (
             str(rank),
             token_code(each["text"]),
-            " ".join(map(str, each["ids"])),
+            plain(" ".join(map(str, each["ids"]))),
             f"{each['score']:.2f}",
         )
         for rank, each in enumerate(record["candidates"][:SHOWN], start=1)
     ]
-    lines = [f"### {record['detector']} on {record['model']}", ""]
+    lines = [f"### {plain(record['detector'])} on {plain(record['model'])}", ""]
     lines += markdown_table(("Rank", "Candidate", "Token ids", "Score"), rows, "rllr") if rows else []
-    reference = f", compared with {record['reference']}" if record["reference"] else ""
+    reference = f", compared with {plain(record['reference'])}" if record["reference"] else ""
     lines += [
         "",
-        f"Score {record['score']:.2f}, {result}. {record['rows']} clean rows of {record['data']}{reference}, "
-        f"seed {record['seed']}, {record['seconds']:.0f} s.",
+        f"Score {record['score']:.2f}, {result}. {plain(record['rows'])} clean rows of "
+        f"{plain(record['data'])}{reference}, "
+        f"seed {plain(record['seed'])}, {record['seconds']:.0f} s.",
         "",
     ]
     return "\n".join(lines)
@@ -183,6 +184,6 @@ def draw(record: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("score")
-    axes.set_title(f"{record['detector']}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
+    axes.set_title(f"{plots.literal(record['detector'])}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmark.io.files import write_atomically
+from benchmark.io.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,6 +23,11 @@ def blank(width: float, rows: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, ROW * rows), dpi=150, layout="constrained")
+
+
+def literal(text: str) -> str:
+    """Return a text as Matplotlib draws it unchanged: a dollar begins no formula."""
+    return visible(text).replace("$", r"\$")
 
 
 def save(figure: Figure, folder: Path, name: str) -> None:

@@ -199,6 +199,6 @@ def _paragraphs(notes: Sequence[str]) -> Markup:
     from markupsafe import Markup
 
     blocks = [note if note.startswith("- ") else f"\n{note}\n" for note in notes if note]
-    text = MarkdownIt("zero").enable(["list", "backticks", "emphasis"]).render("\n".join(blocks))
+    text = MarkdownIt("zero").enable(["list", "backticks", "emphasis", "escape"]).render("\n".join(blocks))
     folded = text.replace("<ul>", "<details><summary>Which cases</summary><ul>").replace("</ul>", "</ul></details>")
     return Markup(folded)  # noqa: S704

@@ -189,8 +189,9 @@ def staged(folder: Path, kind: Kind, option: str = "") -> Iterator[Path]:
                 if name not in before and _exists(folder / name):
                     _refuse(folder / name, option)
             _list(folder, before | set(names), option)
+        for path in sorted(path for path in work.rglob("*") if path.is_dir()):
+            (folder / path.relative_to(work)).mkdir(exist_ok=True)
         for name in names:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (work / name).replace(folder / name)
         # Another run of the grid may be writing the same files: only what nobody changed meanwhile is removed.
         for name in states.keys() - set(names):

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,7 +14,7 @@ import pyarrow.compute as pc
 from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import code
+from benchmark.io.markdown import code, inert, plain
 from benchmark.records import aggregate, mark, provenance, record, recovery
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import of_failed_cells, read_outcomes, read_rows
@@ -24,6 +25,8 @@ from benchmark.report import case_study, certificates, figures, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
 from sande.errors import UserError
+
+SEARCH_HEADLINE = "### Learning-rate search"  # of search.md
 
 
 def write(folder: Path) -> list[str]:
@@ -52,7 +55,7 @@ def write(folder: Path) -> list[str]:
                 texts.append(certified)
             search = folder / "search.md"
             if search.is_file():  # see `benchmark.search.report`
-                texts.append(search.read_text(encoding="utf-8"))
+                texts.append(inert(search.read_text("utf-8", "replace"), SEARCH_HEADLINE))
             page = _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
             write_atomically(work / "README.md", page)
     except OSError as error:
@@ -75,7 +78,7 @@ def _section(
         shown = [spec for spec in specs if spec.chosen(entries)]
         return [tables.write(spec, entries, folder / "tables", part, _file(spec.name, prefix)) for spec in shown]
 
-    texts = [f"## {arranged.title or part}\n"] if prefix else []
+    texts = [f"## {arranged.title or plain(part)}\n"] if prefix else []
     texts += written(arranged.tables)
     if answers:
         texts.append(case_study.write(answers, folder / "tables", _file(arranged.cases, prefix)))
@@ -83,7 +86,7 @@ def _section(
         figure = figures.draw(name, entries)
         if figure is not None:
             plots.save(figure, folder / "figures", _file(name, prefix))
-            texts.append(f"![{figures.SHOWS[name]}](figures/{_file(name, prefix)}.svg)\n")
+            texts.append(f"![{figures.SHOWS[name]}](figures/{quote(_file(name, prefix))}.svg)\n")
     if details := written(arranged.details):
         texts.append("\n".join(["<details><summary>Details</summary>", "", *details, "</details>", ""]))
     return texts
@@ -97,7 +100,7 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
     (first,) = table.slice(0, 1).to_pylist()
     made = made or record.derived(first)
     lines = [
-        f"# Results of `{first['grid']}`",
+        f"# Results of {code(first['grid'])}",
         "",
         _origin(made, with_outcomes=with_outcomes),
         "",
@@ -147,7 +150,7 @@ def _computed_with(table: pa.Table) -> list[str]:
         found = table.select(columns).group_by(columns).aggregate([]).to_pylist()
         pairs = sorted((row[columns[0]], row[columns[1]]) for row in found if row[columns[0]])
         if pairs:
-            lines.append(f"- {stage} computed in {', '.join(f'{kind} ({where})' for kind, where in pairs)}")
+            lines.append(f"- {stage} computed in {', '.join(f'{plain(kind)} ({plain(where)})' for kind, where in pairs)}")
             types |= {kind for kind, _ in pairs}
     if len(types) > 1:
         lines.append(
@@ -178,14 +181,15 @@ def _troubles(table: pa.Table) -> list[str]:
     if failed:
         lines += ["## Failed cells", ""]
         lines += [
-            f"- `{row['cell']}` ({row['model']}, {row['defense']}, {_seeds(row)}): {row['error']}" for row in failed
+            f"- {code(row['cell'])} ({plain(row['model'])}, {plain(row['defense'])}, {_seeds(row)}): {plain(row['error'])}"
+            for row in failed
         ]
         lines += ["", "`sande-bench run` on the same grid retries only these.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
         lines += [
-            f"- {row['model']} on {row['dataset']}, seed {row['attack_seed']}, `{row['attack']}` at poison rate "
-            f"{row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of {row['floor']:g} %. A weak "
+            f"- {plain(row['model'])} on {plain(row['dataset'])}, seed {row['attack_seed']}, {code(row['attack'] or '')} at "
+            f"poison rate {row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of {row['floor']:g} %. A weak "
             "victim makes every defense look good."
             for row in weak.values()
         ]
@@ -218,7 +222,7 @@ def _provenance(table: pa.Table) -> list[str]:
         return found
 
     def written(*columns: str) -> str:
-        return ", ".join(sorted({str(value) for column in columns for value in distinct(column)})) or "–"
+        return ", ".join(sorted({plain(value) for column in columns for value in distinct(column)})) or "–"
 
     def of_stages(name: str) -> str:
         return written(*(f"{stage}{name}" for stage in STAGES))
@@ -233,7 +237,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"- Device: {of_stages('device')}",
         *_computed_with(table.select([f"{stage}{name}" for stage in STAGES for name in COMPUTED_WITH]).filter(good)),
         f"- Versions: {of_stages('versions')}",
-        *(f"- **Mixed:** {sentence}" for sentence in provenance.mixtures(table)),
-        f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
+        *(f"- **Mixed:** {plain(sentence)}" for sentence in provenance.mixtures(table)),
+        f"- Measured from {plain(min(began, default='–'))} to {plain(max(began, default='–'))}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
     ]
