@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import SOME_CELL_FAILED, one_sentence, print_markdown, say
+from benchmark.cli.app import SOME_CELL_FAILED, echo, one_sentence, print_markdown, say
 from benchmark.cli.options import SCANS, CleanSetOption, DetectorSetOption, SeedOption, StoreOption
 from benchmark.io.remote import is_uri
 from benchmark.records import mark, published
@@ -51,7 +51,7 @@ def scan(
 
         if is_uri(store):
             raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
-        typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
+        echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
         return
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
@@ -60,7 +60,7 @@ def scan(
     record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:
-        typer.echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
+        echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
 
 
 @one_sentence
@@ -97,10 +97,10 @@ def clean(
     try:
         result = clean_model(model, told, config, out, seed, say)
     except NonFiniteError as error:
-        typer.echo(f"sande-bench: {error}", err=True)
+        echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None
     print_markdown(report.summary(result))
-    typer.echo(f"Cleaned model: {out}  (in it: README.md, report.html, report.md, report.json)")
+    echo(f"Cleaned model: {out}  (in it: README.md, report.html, report.md, report.json)")
 
 
 @one_sentence
@@ -128,7 +128,7 @@ def detection(
 
     published.refuse_published(out, "--out")
     print_markdown(evaluate.write(scans, out, open_store(store, create=False).models, false_alarms))
-    typer.echo(f"Detection: {out / 'detection.md'}")
+    echo(f"Detection: {out / 'detection.md'}")
 
 
 @one_sentence
@@ -148,6 +148,6 @@ def export(
     if push:
         check_repository(push)
     export_export.write(find_model(cell, results), open_store(store, create=False), out)
-    typer.echo(f"Model: {out}  (README.md is its card)")
+    echo(f"Model: {out}  (README.md is its card)")
     if push:
-        typer.echo(f"Pushed: {export_export.push(out, push)}")
+        echo(f"Pushed: {export_export.push(out, push)}")

@@ -13,7 +13,7 @@ from benchmark.io.text import visible
 
 MISSING = "–"
 # What Markdown reads as more than text within a line; an underscore only at the edge of a word.
-_ACTIVE = re.compile(r"[\\`*\[<|$]|~(?=~)|(?<=~)~|!(?=\[)|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|(?<=:)/(?=/)|(?<=www)\.(?=\w)")
+_ACTIVE = re.compile(r"[\\`*\[<|$]|~(?=~)|(?<=~)~|!(?=\[)|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=www)\.(?=\w)")
 # What makes a line more than one of a paragraph or a table.
 _BLOCK = re.compile(r"\s*(#{1,6}(\s|$)|[-=+>*_]|\d+[.)]\s|```|~~~)")
 
@@ -59,6 +59,6 @@ def inert(text: str, headline: str) -> str:
     """
     lines = []
     for line in visible(text, keep="\n").split("\n"):
-        line = re.sub(r"<(?=[A-Za-z/!?])|!?\[(?=[^\]]*\]\s*[(:\[])", r"\\\g<0>", line)
+        line = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", line).replace("[", "&#91;")
         lines.append(re.sub(r"\S", r"\\\g<0>", line, count=1) if line != headline and _BLOCK.match(line) else line)
     return "\n".join(lines)

@@ -31,7 +31,8 @@ class Kind:
 
     Attributes:
         keys: files by name, each with a function that returns whether a file holds what the suite writes.
-        others: names and patterns of files that do not show who wrote them. They count as the suite's where a key does.
+        others: names and patterns of files that do not show who wrote them. They count as the suite's where the first
+            key is there.
         earlier: matches the names that `others` had in versions without a mark.
     """
 
@@ -149,14 +150,14 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
     if is_published(folder):
         return
     before = listed(folder)
-    found = [name for name in kind.keys if _exists(folder / name)]
-    for name in found:
-        if name not in before and not kind.keys[name](folder / name):
+    for name in kind.keys:
+        if _exists(folder / name) and name not in before and not kind.keys[name](folder / name):
             _refuse(folder / name, option)
+    shown = _exists(folder / next(iter(kind.keys)))
     own = {name for name in kind.others if "*" not in name}
     rest = [name for pattern in kind.others for name in _names(folder, pattern) if name not in before]
     for name in rest:
-        if not found and (name in own or not before):
+        if not shown and (name in own or not before):
             _refuse(folder / name, option)
     earlier = {name for name in rest if re.fullmatch(kind.earlier, name)} if not before else set()
     _list(folder, {*before, *kind.keys, *own, *earlier}, option)

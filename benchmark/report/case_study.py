@@ -26,7 +26,7 @@ NOTE = (
     "shows only the victim's answers."
 )
 LENGTH = 300  # characters of a text on the page; the Parquet file has the whole text
-_MARKUP = re.compile(r"([\\`*_\[\]<>#|~$&])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>#|~$&]|(?<=:)/(?=/))")
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("part", "column")]
     + [("index", pa.int64())]
