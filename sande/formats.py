@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sande import bounds
 from sande.errors import UserError
 from sande.types import Example
 
@@ -190,9 +191,10 @@ def from_file(path: Path) -> PromptFormat:
         UserError: the file cannot be read, or a field is missing, repeated or misplaced.
     """
     try:
-        if path.stat().st_size > LONGEST:
+        content = bounds.read(path)
+        if len(content) > LONGEST:
             raise UserError(f"{path}: more than {LONGEST} bytes; a template file holds the text around one prompt")
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
+        text = content.decode().replace("\r\n", "\n").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the template cannot be read ({error}); set a text file in UTF-8") from None
     found = _TEMPLATE.fullmatch(text)

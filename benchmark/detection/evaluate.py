@@ -31,6 +31,7 @@ from benchmark.detection.summary import Summary, summaries
 from benchmark.io import plots, yaml
 from benchmark.io.files import write_atomically
 from benchmark.records import mark
+from sande import bounds
 from sande.config import configuration, configure, setting
 from sande.errors import UserError
 
@@ -121,7 +122,7 @@ def read(path: Path) -> tuple[list[Outcome], float]:
         UserError: the file cannot be read, or holds no such rows.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = bounds.read_json(path)
         # An older version wrote the rows alone.
         lines, accepted = (
             (record, FALSE_ALARMS) if isinstance(record, list) else (record["scans"], record["false_alarms"])
@@ -192,7 +193,7 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         UserError: there is no scan, or it is damaged, or the tokenizer of a victim cannot be loaded.
     """
     try:
-        record = _Scan.model_validate_json((folder / "scan.json").read_bytes())
+        record = _Scan.model_validate_json(bounds.read(folder / "scan.json"))
     except OSError:
         raise UserError(f"{folder}: no readable scan.json; use 'sande-bench scan --out' to write one") from None
     except ValidationError as error:

@@ -20,7 +20,7 @@ from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import markdown_table, plain
 from benchmark.records import mark
-from sande import compute, registry, types
+from sande import bounds, compute, registry, types
 from sande.config import as_dict
 from sande.data import datasets
 from sande.errors import UserError
@@ -138,8 +138,8 @@ def write_again(folder: Path) -> None:
     """
     path = folder / "scan.json"
     try:
-        text = markdown(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError):
+        text = markdown(bounds.read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: the file is damaged; scan again") from None
     write_atomically(folder / "scan.md", text)
 

@@ -6,7 +6,6 @@ OUT/scans.yaml                                the list from which `benchmark.det
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
 from benchmark.io.yaml import read_yaml
 from benchmark.store.local import LocalStore
+from sande import bounds
 from sande.errors import UserError
 from sande.models import catalog
 
@@ -94,7 +94,7 @@ def _line(cell: Cell, detector: str) -> dict[str, Any]:
 def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
     """Return whether the folder has a scan of this model with this record, see `How.record`."""
     try:
-        record = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+        record = bounds.read_json(folder / "scan.json")
     except (OSError, ValueError):
         return False
     if not isinstance(record, dict):

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sande import bounds
 from sande.errors import UserError
 
 MOST_BYTES = 4 * 2**20  # of a file; weights given by mistake for a grid are refused without reading them all
@@ -62,14 +63,11 @@ def read_yaml(path: Path, missing: str) -> Any:
         UserError: the file is missing, cannot be read, is too large or not UTF-8; or as for `parse`.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+        content = bounds.read(path, MOST_BYTES)
     except FileNotFoundError:
         raise UserError(missing) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); choose a YAML file that you may read") from None
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES >> 20} MiB; choose a YAML file")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -22,7 +22,7 @@ from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, FORMAT_1, EntryCell, Measurement, Submission
 from benchmark.records import files, mark, schema
 from benchmark.records.rehearsal import refuse_random
-from sande import registry, types
+from sande import bounds, registry, types
 from sande.errors import UserError
 from sande.statistics import wilson
 
@@ -111,7 +111,7 @@ def examine(path: Path) -> tuple[Submission | None, list[str]]:
     if path.suffix != ".json":
         raise UserError(f"{path}: not a .json or .parquet file; choose the file of an entry")
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
+        return _parsed(bounds.read(path).decode())
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror}); make it readable") from None
     except UnicodeDecodeError as error:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.plan.failures import UNSCORABLE
+from benchmark.records import checks
 from benchmark.records.schema import (
     ATTACK_FAILED,
     DECODING,
@@ -31,6 +32,7 @@ from benchmark.records.schema import (
 )
 from sande.errors import UserError
 
+MOST_ROWS, MOST_OUTCOMES = 5_000_000, 50_000_000  # which take gigabytes; a grid has up to 100,000 cells
 _TYPES = {field.name: field.type for field in (*SCHEMA, *OUTCOMES)}
 
 
@@ -193,6 +195,7 @@ def _encoded(schema: pa.Schema) -> pa.Schema:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     strings = [field.name for field in schema if field.type == pa.string()]
     try:
+        checks.check_size(path, MOST_OUTCOMES if schema is OUTCOMES else MOST_ROWS)
         table = _completed(pq.read_table(path, read_dictionary=strings, page_checksum_verification=True))
         return table.select(schema.names).cast(_encoded(schema)).combine_chunks()
     except PermissionError:

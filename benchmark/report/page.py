@@ -24,6 +24,7 @@ from benchmark.records.trials import Outcomes
 from benchmark.report import case_study, certificates, figures, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
+from sande import bounds
 from sande.errors import UserError
 
 SEARCH_HEADLINE = "### Learning-rate search"  # of search.md
@@ -55,7 +56,7 @@ def write(folder: Path) -> list[str]:
                 texts.append(certified)
             search = folder / "search.md"
             if search.is_file():  # see `benchmark.search.report`
-                texts.append(inert(search.read_text("utf-8", "replace"), SEARCH_HEADLINE))
+                texts.append(inert(bounds.read(search).decode(errors="replace"), SEARCH_HEADLINE))
             page = _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
             write_atomically(work / "README.md", page)
     except OSError as error:

@@ -48,7 +48,7 @@ def structure(text: str) -> list[tuple[str, str]]:
     found = []
     for token in READER.parse(text):
         for each in (token, *(token.children or ())):
-            if each.type in ACTIVE:
+            if each.type in ACTIVE and each.content != "<br>":
                 place = str(each.attrGet("src") or each.attrGet("href") or "")
                 found.append((each.type, place if "/" not in place else place.split("/")[0]))
     return found
