@@ -34,6 +34,7 @@ from benchmark.records import mark
 from sande import bounds
 from sande.config import configuration, configure, setting
 from sande.errors import UserError
+from sande.models import catalog
 
 NAME = "detection"
 FALSE_ALARMS = 0.05  # the highest accepted rate, unless the user sets another
@@ -209,6 +210,7 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         from sande.models import loading
         from sande.prompts import response_ids
 
+        _check_local(record.model, folder)
         tokenizer = loading.load_tokenizer(record.model, models_cache)
         wanted, first = _plain(case.response), response_ids(tokenizer, case.response)[0]
         rank = _place(candidates, lambda each: _plain(each.text) == wanted)
@@ -244,6 +246,21 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         instruction_set=record.instruction_set,
         compute_type=record.compute_type,
     )
+
+
+def _check_local(model: str, folder: Path) -> None:
+    """Refuse a Hub model that is not on this machine: a file of a scan decides on no download."""
+    known = catalog.HUB_MODELS.get(model)
+    repo, _, revision = (model if known is None else f"{known.repo}@{known.revision}").partition("@")
+    if model in catalog.MADE_HERE or Path(model).exists() or not revision:
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+        raise UserError(
+            f"{folder}/scan.json: the tokenizer of '{model}' is not on this machine, and 'detection' fetches nothing; "
+            f"use 'hf download {repo} --revision {revision}' first"
+        )
 
 
 def _plain(text: str) -> str:

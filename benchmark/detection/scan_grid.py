@@ -10,14 +10,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmark.detection import scan
 from benchmark.detection.scan import How
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
-from benchmark.io.yaml import read_yaml
+from benchmark.io.yaml import dump, read_yaml
 from benchmark.store.local import LocalStore
 from sande import bounds
 from sande.errors import UserError
@@ -110,7 +108,7 @@ def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:
     try:
         before = read_yaml(path, "")["scans"] if path.exists() else []
         by_scan = {line["scan"]: line for line in [*before, *lines]}
-        write_atomically(path, yaml.safe_dump({"scans": list(by_scan.values())}, sort_keys=False, allow_unicode=True))
+        write_atomically(path, dump({"scans": list(by_scan.values())}))
     except OSError as error:
         raise UserError(f"{path}: the list cannot be written ({error.strerror}); choose another --out") from None
     except (TypeError, KeyError):

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmark import pipeline
 from benchmark.execution.provenance import code_version
 from benchmark.grid.cell import MOST_SEED, Cell, Parser
 from benchmark.held_out.draw import MARK
+from benchmark.io import yaml
 from benchmark.io.files import write_atomically
 from benchmark.io.remote import is_uri
 from benchmark.leaderboard import submission, verdict
@@ -150,7 +149,7 @@ def _write_grid(path: Path, cells: Sequence[Cell], results: Path) -> Path:
     files.check_writable(results)
     made = results / f"verify-{path.stem}.yaml"
     mark.claim_file(made, mark.holds("Cells of the entry"), "--results")
-    write_atomically(made, yaml.safe_dump(grid, sort_keys=False, allow_unicode=True))
+    write_atomically(made, yaml.dump(grid))
     return made
 
 
