@@ -90,9 +90,7 @@ def check(
         for problem in problems:
             tell(f"{file}: {problem}")
         if entry and not problems:
-            echo(
-                f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells"
-            )
+            echo(f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells")
         wrong |= bool(problems)
     if wrong:
         raise typer.Exit(USERS_MISTAKE)

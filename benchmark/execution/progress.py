@@ -214,7 +214,11 @@ class Live:
             doing = [training.stage if training else str(status.text if status else STARTING)]
             doing += [f"step {training.step}/{training.steps}"] if training else [""]
             doing += [f"{training.tokens_per_second:.0f} tokens/s"] if training else [""]
-            body.add_row(Text(visible(f"  {stage.short_label}")), *(Text(visible(word)) for word in doing), Text(clock(since), style="dim"))
+            body.add_row(
+                Text(visible(f"  {stage.short_label}")),
+                *(Text(visible(word)) for word in doing),
+                Text(clock(since), style="dim"),
+            )
         return Group(head, body)
 
 

@@ -13,7 +13,9 @@ from benchmark.io.text import visible
 
 MISSING = "–"
 # What Markdown reads as more than text within a line; an underscore only at the edge of a word.
-_ACTIVE = re.compile(r"[\\`*\[<|$]|~(?=~)|(?<=~)~|!(?=\[)|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=www)\.(?=\w)")
+_ACTIVE = re.compile(
+    r"[\\`*\[<|$]|~(?=~)|(?<=~)~|!(?=\[)|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=www)\.(?=\w)"
+)
 # What makes a line more than one of a paragraph or a table.
 _BLOCK = re.compile(r"\s*(#{1,6}(\s|$)|[-=+>*_]|\d+[.)]\s|```|~~~)")
 

@@ -53,7 +53,12 @@ def markdown(
     if made.unverified:
         parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified, made)]
     if submitted:
-        parts += ["## Submitted entries", "", *(f"- {code(name)}: {plain(state)}." for name, state in submitted.items()), ""]
+        parts += [
+            "## Submitted entries",
+            "",
+            *(f"- {code(name)}: {plain(state)}." for name, state in submitted.items()),
+            "",
+        ]
     if gaps := [f"- {code(one.defense)}: {plain(gap)}." for one in made.standings for gap in one.gaps]:
         parts += ["## Runs that count as their victims", "", *gaps, ""]
     parts += ["## How to read the numbers", "", *notes(made), "", f"Made by {code(command(paths, made.margin))}.", ""]
@@ -220,7 +225,9 @@ def notes(made: Board) -> list[str]:
         )
     spaced = [part for line in lines for part in (line, "")]
     cases = [f"- {plain(label)}" for label in made.shared]
-    lacking = [f"- {code(one.defense)} was not run on: {plain('; '.join(one.lacks))}." for one in made.standings if one.lacks]
+    lacking = [
+        f"- {code(one.defense)} was not run on: {plain('; '.join(one.lacks))}." for one in made.standings if one.lacks
+    ]
     left_out = [
         f"{_count(number, noun)} {why}"
         for number, noun, why in (

@@ -20,7 +20,7 @@ from benchmark.grid.keys import digest
 from benchmark.grid.levels import together
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, FORMAT_1, EntryCell, Measurement, Submission
-from benchmark.records import files, mark, schema
+from benchmark.records import checks, files, mark, schema
 from benchmark.records.rehearsal import refuse_random
 from sande import bounds, registry, types
 from sande.errors import UserError
@@ -46,7 +46,7 @@ def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehears
     table = files.read_rows(folder)
     if not rehearsal:
         refuse_random(table, folder)
-    found = [row for row in table.to_pylist() if row["defense"] == defense]
+    found = [row for row in checks.listed(table, folder) if row["defense"] == defense]
     if not found:
         raise UserError(f"{folder}: no row of defense '{defense}'; choose one that the grid ran")
     outcomes = files.read_outcomes(folder)
@@ -99,7 +99,7 @@ def examine(path: Path) -> tuple[Submission | None, list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; choose the .json or .parquet file of an entry")
     if path.suffix == ".parquet":
-        found = [row for row in files.read_file(path).to_pylist() if row["defense"] != NO_DEFENSE]
+        found = [row for row in checks.listed(files.read_file(path), path) if row["defense"] != NO_DEFENSE]
         defenses = sorted({str(row["defense"]) for row in found})
         if len(defenses) != 1:
             names = ", ".join(defenses) or "none"
@@ -211,6 +211,8 @@ def _problems(entry: Submission) -> Iterator[str]:
     ids: dict[str, int] = {}
     for number, cell in enumerate(entry.cells):
         where = f"cells[{number}]"
+        if odd := checks.odd_settings(cell.settings.model_dump(exclude_unset=True)):
+            yield f"{where}.settings: {odd}; use the column 'settings' of rows.parquet."
         same = ids.setdefault(_id(cell), number)
         if same != number:
             yield f"{where}.settings: the same as those of cells[{same}]; remove one of the two cells."

@@ -284,7 +284,10 @@ def _protocol(compared: Sequence[Compared]) -> list[str]:
         "Settings that the paper leaves open, with the values of this run:",
         "",
         f"- seeds: the paper reports single runs; here each number has {' or '.join(map(str, seeds))}",
-        *(f"- {code(path)}: {plain(value)} ({scope(path, numbers)})" for (path, value), numbers in sorted(opened.items())),
+        *(
+            f"- {code(path)}: {plain(value)} ({scope(path, numbers)})"
+            for (path, value), numbers in sorted(opened.items())
+        ),
         "",
     ]
 

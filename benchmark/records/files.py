@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
+from benchmark.grid.cell import SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.plan.failures import UNSCORABLE
 from benchmark.records import checks
@@ -123,7 +123,13 @@ def read_outcomes(folder: Path) -> pa.Table:
         UserError: the file does not have this schema.
     """
     path = folder / "outcomes.parquet"
-    return _read(path, OUTCOMES) if path.is_file() else _encoded(OUTCOMES).empty_table()
+    if not path.is_file():
+        return _encoded(OUTCOMES).empty_table()
+    table = _read(path, OUTCOMES)
+    shown = table.filter(pc.is_valid(table["record"]))
+    if wrong := checks.odd_records(shown["metric"].to_pylist(), shown["record"].to_pylist()):
+        raise UserError(f"{path}: the file is damaged ({wrong}); run its grid again to replace it")
+    return table
 
 
 def read_rows(folder: Path) -> pa.Table:
@@ -170,20 +176,11 @@ def _wrong(table: pa.Table) -> str | None:
     for name in ("value", "count"):
         if done[name].null_count:
             return f"column '{name}' has missing values"
-    if not all(map(_is_settings, pc.unique(table["settings"]).to_pylist())):
+    if not all(map(checks.is_settings, pc.unique(table["settings"]).to_pylist())):
         return "column 'settings' has values that are not settings of a cell"
-    return None
-
-
-def _is_settings(text: str) -> bool:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    if not isinstance(values, dict) or not DEFAULTS.keys() <= values.keys() or not isinstance(values["metrics"], list):
-        return False
-    methods = [values[key] for key in ("data", "removal", "attack", "defense")] + values["metrics"]
-    return all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in methods)
+    if not all(map(checks.is_certificate, pc.unique(table["certificate"].drop_null()).to_pylist())):
+        return "column 'certificate' has values that are not certificates"
+    return checks.odd_number(table)
 
 
 def _encoded(schema: pa.Schema) -> pa.Schema:

@@ -151,7 +151,9 @@ def _computed_with(table: pa.Table) -> list[str]:
         found = table.select(columns).group_by(columns).aggregate([]).to_pylist()
         pairs = sorted((row[columns[0]], row[columns[1]]) for row in found if row[columns[0]])
         if pairs:
-            lines.append(f"- {stage} computed in {', '.join(f'{plain(kind)} ({plain(where)})' for kind, where in pairs)}")
+            lines.append(
+                f"- {stage} computed in {', '.join(f'{plain(kind)} ({plain(where)})' for kind, where in pairs)}"
+            )
             types |= {kind for kind, _ in pairs}
     if len(types) > 1:
         lines.append(
@@ -182,16 +184,17 @@ def _troubles(table: pa.Table) -> list[str]:
     if failed:
         lines += ["## Failed cells", ""]
         lines += [
-            f"- {code(row['cell'])} ({plain(row['model'])}, {plain(row['defense'])}, {_seeds(row)}): {plain(row['error'])}"
+            f"- {code(row['cell'])} ({plain(row['model'])}, {plain(row['defense'])}, {_seeds(row)}): "
+            f"{plain(row['error'])}"
             for row in failed
         ]
         lines += ["", "`sande-bench run` on the same grid retries only these.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
         lines += [
-            f"- {plain(row['model'])} on {plain(row['dataset'])}, seed {row['attack_seed']}, {code(row['attack'] or '')} at "
-            f"poison rate {row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of {row['floor']:g} %. A weak "
-            "victim makes every defense look good."
+            f"- {plain(row['model'])} on {plain(row['dataset'])}, seed {row['attack_seed']}, "
+            f"{code(row['attack'] or '')} at poison rate {row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under "
+            f"the floor of {row['floor']:g} %. A weak victim makes every defense look good."
             for row in weak.values()
         ]
         lines.append("")

@@ -69,7 +69,12 @@ CERTIFICATE = {
 
 def outcomes(made: list[Row], text: Callable[[str], str] = harmless) -> pa.Table:
     """Published records of a case study, for each cell."""
-    names = {"clean_prompt": "asked", "clean_response": "said", "triggered_prompt": "asked", "triggered_response": "said"}
+    names = {
+        "clean_prompt": "asked",
+        "clean_response": "said",
+        "triggered_prompt": "asked",
+        "triggered_response": "said",
+    }
     record = {key: text(name) for key, name in names.items()}
     found = [
         {"cell": of, "metric": "case_study", "index": 0, "outcome": 1.0, "record": json.dumps(record)}

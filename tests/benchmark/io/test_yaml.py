@@ -87,7 +87,9 @@ def test_a_pipe_in_place_of_a_grid_is_refused_at_once(tmp_path: Path) -> None:
 def test_grids_that_include_each_other_twice_at_each_level_are_read_once(grid_file: GridFile, tmp_path: Path) -> None:
     grid_file("g0")
     for level in range(1, 40):
-        (tmp_path / f"g{level}.yaml").write_text(f"include: [g{level - 1}, h{level - 1}]" if level > 1 else "include: [g0]")
+        (tmp_path / f"g{level}.yaml").write_text(
+            f"include: [g{level - 1}, h{level - 1}]" if level > 1 else "include: [g0]"
+        )
         (tmp_path / f"h{level}.yaml").write_text(f"include: [g{level - 1}]")
     assert len(load_grid(tmp_path / "g39.yaml").cells) == 1
 

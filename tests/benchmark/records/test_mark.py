@@ -107,7 +107,10 @@ def test_names_of_earlier_tables_are_those_of_the_layouts() -> None:
         f"{kind}/{name}"
         for one in (layouts.GENERIC, *layouts.PAPER.values())
         for kind, specs in (("tables", (*one.tables, *one.details)), ("figures", one.figures))
-        for name in [*(spec if isinstance(spec, str) else spec.name for spec in specs), *([one.cases] * (kind[0] == "t"))]
+        for name in [
+            *(spec if isinstance(spec, str) else spec.name for spec in specs),
+            *([one.cases] * (kind[0] == "t")),
+        ]
     }
     assert [name for name in sorted(found) if not mark.re.fullmatch(mark.RESULTS.earlier, f"{name}.md")] == []
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ NUMBERS: dict[pa.DataType, tuple[Any, ...]] = {
     pa.float64(): (None, float("nan"), float("inf"), -1e308, 1e308),
     pa.list_(pa.string()): (None, [], [None], [""], ["."], [".."], ["a", "a"], ["x" * 300]),
 }
-JSON = (None, True, 3, 1e999, "", "x", [], {}, [[]], {"name": None}, {"name": []}, [{"name": {}}])
+JSON = (None, True, 3, 2**63 - 1, 10**30, 1e999, "", "x", [], {}, [[]], {"name": None}, {"name": []}, [{"name": {}}])
 COLUMNS = [(field.name, value) for field in schema.SCHEMA for value in NUMBERS.get(field.type, TEXTS)]
 
 
@@ -75,10 +76,8 @@ def commands(folder: Path) -> None:
         lambda: mask.revealed(read_rows(folder).to_pylist(), secret.read(folder / "key")),
     )
     for command in found:
-        try:
+        with suppress(UserError):  # any other error fails
             command()
-        except UserError as error:
-            assert "\n" not in str(error)
 
 
 def try_rows(folder: Path, rows: list[Row], outcomes: list[Row]) -> None:
