@@ -104,8 +104,8 @@ def _groups(groups: Sequence[Group]) -> list[str]:
         *_table(_KIND, map(_kind_row, groups)),
         "",
         "Recall at 0 and at 5 % false alarms: the share of victims above the highest score of all twins, and above all "
-        "but one in twenty; these thresholds are chosen by the test itself. Found: it is the first candidate; near: one "
-        f"of the first {FIRST} is within {NEAR:.0%} of its letters (edit distance).",
+        "but one in twenty; these thresholds are chosen by the test itself. Found: it is the first candidate; near: "
+        f"one of the first {FIRST} is within {NEAR:.0%} of its letters (edit distance).",
         "",
     ]
 
