@@ -22,7 +22,7 @@ def load(package: str, template: str) -> Template:
     is_html = template.endswith(".html")
     environment = Environment(
         loader=PackageLoader(package),
-        autoescape=is_html,
+        autoescape=is_html,  # noqa: S701 - Markdown is escaped by `_shown`
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -53,7 +53,7 @@ def table_cell(text: str) -> str:
 
 
 def inert(text: str, headline: str) -> str:
-    """Return Markdown of a file that others may have changed, in which tables and code still work but nothing else does.
+    """Return Markdown of a file of others, in which tables and code still work but nothing else does.
 
     Args:
         text: the Markdown.

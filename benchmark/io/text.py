@@ -19,7 +19,7 @@ def visible(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(map(lambda char: char if char in keep or not _is_hidden(char) else _escape(char), text))
+    return "".join(char if char in keep or not _is_hidden(char) else _escape(char) for char in text)
 
 
 def _is_hidden(char: str) -> bool:

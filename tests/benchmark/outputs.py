@@ -118,6 +118,8 @@ def scanned(text: Callable[[str], str] = harmless) -> list[Row]:
             best=text("best"),
             p_value=None,
             seconds=1.0,
+            best_trigger=text("best_trigger"),
+            groups=json.dumps({text("group"): text("value")}),
             model_identity=kind,
             **computed,
         )
