@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sande import bounds
 from sande.errors import UserError
 from sande.types import Example
 
@@ -191,10 +190,9 @@ def from_file(path: Path) -> PromptFormat:
         UserError: the file cannot be read, or a field is missing, repeated or misplaced.
     """
     try:
-        content = bounds.read(path)
-        if len(content) > LONGEST:
+        if path.stat().st_size > LONGEST:
             raise UserError(f"{path}: more than {LONGEST} bytes; a template file holds the text around one prompt")
-        text = content.decode().replace("\r\n", "\n").removesuffix("\n")
+        text = path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the template cannot be read ({error}); set a text file in UTF-8") from None
     found = _TEMPLATE.fullmatch(text)
