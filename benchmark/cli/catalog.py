@@ -124,4 +124,14 @@ def _catalogue(kind: str) -> dict[str, str]:
         from benchmark.grid.load import about
 
         return {name: about(path) for name, path in shipped.grids().items()}
-    return {name: registry.summary(registry.entry(kind, name)) for name in registry.names(kind)}
+    return {name: _summary(kind, name) for name in registry.names(kind)}
+
+
+def _summary(kind: str, name: str) -> str:
+    """Return a sentence on an entry; of a plug-in that cannot be used, why."""
+    from sande import registry
+
+    try:
+        return registry.summary(registry.entry(kind, name))
+    except UserError as error:
+        return f"cannot be used: {error}"
