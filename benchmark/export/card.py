@@ -72,13 +72,11 @@ def front_matter(identity: str, tags: list[str]) -> str:
         identity: of the base model, see `sande.models.catalog.identify`.
         tags: of the model.
     """
-    from huggingface_hub import ModelCardData
-
     base = re.fullmatch(r"([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)@[0-9a-f]{40}", identity)
-    known = ModelCardData(
-        base_model=base[1] if base else None,
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=[visible(tag) for tag in tags],
-    ).to_dict()
+    known = {
+        **({"base_model": base[1]} if base else {}),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": [visible(tag) for tag in tags],
+    }
     return _Written(yaml.safe_dump(known, sort_keys=False, allow_unicode=False, width=1000).rstrip("\n"))

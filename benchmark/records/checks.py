@@ -54,9 +54,11 @@ def check_size(path: Path, most: int) -> None:
         most: rows that it may have.
 
     Raises:
-        UserError: it has more rows or bytes.
+        UserError: it has more rows or bytes, or is a pipe or device.
         OSError, ValueError, pyarrow.ArrowException: it is not readable Parquet.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: a pipe or device, not a file; choose the folder of a grid that was run")
     about = pq.read_metadata(path)
     if about.num_rows > most:
         raise UserError(f"{path}: {about.num_rows} rows, more than {most}; use the results of several smaller grids")

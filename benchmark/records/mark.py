@@ -73,7 +73,7 @@ def has_columns(*names: str) -> Callable[[Path], bool]:
         import pyarrow.parquet as pq
 
         try:
-            return set(names) <= set(pq.read_schema(path).names)
+            return path.is_file() and set(names) <= set(pq.read_schema(path).names)
         except (pa.ArrowException, OSError, ValueError):
             return _head(path, 4) == "PAR1"
 

@@ -103,7 +103,9 @@ def test_any_odd_part_of_a_plugin_is_refused_in_a_sentence(install: Callable[...
             registry.entry(kind, NAME)
 
 
-@pytest.mark.parametrize("body", ["import sys\nsys.exit(0)", "raise KeyError(1)", "1 +", "import absent_module", "exit()"])
+@pytest.mark.parametrize(
+    "body", ["import sys\nsys.exit(0)", "raise KeyError(1)", "1 +", "import absent_module", "exit()"]
+)
 def test_a_module_that_cannot_be_imported_stops_nothing_else(
     body: str, install: Callable[..., None], grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
