@@ -36,8 +36,8 @@ class ResultsFolder:
             UserError: it cannot be written, or a run would replace files of others there.
         """
         if self._remote:
-            self._check_files(self._remote)
             try:
+                self._check_files(self._remote)
                 self._remote.write(".writable", b"")
                 self._remote.delete(".writable")
             except FileNotFoundError:
@@ -55,14 +55,17 @@ class ResultsFolder:
         if self._remote:
             files = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
             names = [str(path.relative_to(self.folder)) for path in files]
-            stale = set(filter(self._is_replaced, self._remote.sizes())) - set(names)
+            before = set(self._remote.sizes())
+            for name in set(filter(self._is_replaced, before)) - set(names):
+                self._remote.delete(name)
             self._remote.send([name for name in names if name != ROWS], self.folder)
             self._remote.send([name for name in names if name == ROWS], self.folder)
-            for below in {"", *(f"{PARTIAL}/" for name in names if name.startswith(f"{PARTIAL}/"))}:
-                known = self._listed(below) | mark.listed(self.folder / below)
-                self._remote.write(f"{below}{mark.MARK}", mark.write(known).encode())
-            for name in stale:
-                self._remote.delete(name)
+            for below in ("", f"{PARTIAL}/"):
+                own = {name.removeprefix(below) for name in set(names) - before if name.startswith(below)}
+                own = {name for name in own if below or not name.startswith(f"{PARTIAL}/")}
+                if own := own | mark.listed(self.folder / below):
+                    self._marks[below] = self._listed(below) | own
+                    self._remote.write(f"{below}{mark.MARK}", mark.write(self._marks[below]).encode())
 
     def _check_files(self, remote: Remote) -> None:
         """Refuse a remote folder where a run would replace files of others."""
@@ -81,9 +84,11 @@ class ResultsFolder:
         """Return whether a remote file is one that each run writes again or removes."""
         below = f"{PARTIAL}/" if name.startswith(f"{PARTIAL}/") else ""
         own, known = name.removeprefix(below), self._listed(below)
-        if not below and own in mark.RESULTS.keys:
-            return False
-        return own in known if known else bool(re.fullmatch(mark.RESULTS.earlier, own) or own in mark.RESULTS.keys)
+        if own == mark.MARK:
+            return bool(below)
+        if own in mark.RESULTS.keys:
+            return bool(below) and (own in known or not known)
+        return own in known if known else bool(re.fullmatch(mark.RESULTS.earlier, own))
 
     def _listed(self, below: str) -> set[str]:
         """Return the names in the mark of the remote folder, or of one in it."""

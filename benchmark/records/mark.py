@@ -130,6 +130,7 @@ DETECTION = Kind(
         "detection.json": lambda path: any(has_keys(name)(path) for name in ("scans", "detector")),
         "detection.parquet": has_columns("detector", "score"),
         "detectors.parquet": has_columns("detector", "rule"),
+        "groups.parquet": has_columns("detector", "group", "value"),
         "detection.md": begins("### Detectors on victims and twins"),
     },
     ("detection.png", "detection.svg"),

@@ -72,9 +72,7 @@ def test_a_damaged_neighbour_stops_no_export(tmp_path: Path) -> None:
         export.find_model("absent", tmp_path / "results")
 
 
-def test_a_search_table_that_is_no_text_does_not_stop_a_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_table_that_is_no_text_does_not_stop_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "save", lambda figure, folder, name: None)
     folder = outputs.results(tmp_path / "results")
     (folder / "search.md").write_bytes(b"### Learning-rate search\n\n\xff\xfe<b>")
