@@ -172,5 +172,5 @@ def print_table(columns: Mapping[str, Sequence[str]]) -> None:
     from benchmark.cli import overview
 
     room = overview.width() if sys.stdout.isatty() else UNFOLDED
-    for line in overview.fitted(columns, room):
+    for line in overview.fitted(overview.shown(columns), room):
         echo(line)

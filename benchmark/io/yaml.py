@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -25,8 +25,6 @@ class _Loader(yaml.SafeLoader):
 
     PyYAML follows YAML 1.1, where `1:30` is 90, `017` is 15, `no` is false and `1e-4` is text.
     """
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -67,6 +65,7 @@ _CORE = {
     ),
     "merge": (r"<<", ["<"]),
 }
+_Loader.yaml_implicit_resolvers = {}  # those of YAML 1.1
 for _name, (_form, _first) in _CORE.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_form})\Z"), _first)
