@@ -247,7 +247,7 @@ def _write(
         texts = page.write(folder)
         if made_of:
             freshness.record(folder, made_of, texts, store)
-    mark.remove(folder / PARTIAL)
+    mark.remove(folder / PARTIAL, mark.RESULTS)
     place.send()
     return _finished(loaded, request, place.shown, searched, failed, plan, texts)
 

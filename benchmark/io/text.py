@@ -19,6 +19,9 @@ def visible(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
+    if "\n" in keep:  # most lines are printable, and need no look at each character
+        rest = keep.replace("\n", "")
+        return "\n".join(visible(line, rest) for line in text.split("\n"))
     return "".join(char if char in keep or not _is_hidden(char) else _escape(char) for char in text)
 
 

@@ -218,9 +218,9 @@ def claim_file(path: Path, is_ours: Callable[[Path], bool], option: str) -> None
         _refuse(path, option)
 
 
-def remove(folder: Path) -> None:
-    """Remove the files that the mark of a folder lists, and the folder if nothing else is in it."""
-    names = listed(folder)
+def remove(folder: Path, kind: Kind) -> None:
+    """Remove the files that the suite wrote in a folder, and the folder if nothing else is in it."""
+    names = listed(folder) or _recognised(folder, kind)
     for name in names:
         with suppress(OSError):
             (folder / name).unlink(missing_ok=True)
@@ -229,6 +229,15 @@ def remove(folder: Path) -> None:
     for place in (*{folder / PurePosixPath(name).parent for name in names}, folder):
         with suppress(OSError):
             place.rmdir()
+
+
+def _recognised(folder: Path, kind: Kind) -> set[str]:
+    """Return the files of a folder without a mark that hold what the suite writes, or have such a name beside them."""
+    found = {name for name, check in kind.keys.items() if check(folder / name)}
+    if next(iter(kind.keys)) not in found:
+        return found
+    earlier = (name for pattern in kind.others if "*" in pattern for name in _names(folder, pattern))
+    return found | {name for name in earlier if re.fullmatch(kind.earlier, name)}
 
 
 def listed(folder: Path) -> set[str]:

@@ -53,7 +53,7 @@ LIKE_OTHERS = st.sampled_from([*VALUES, "0o17", "<<", "1e5", "null", "- a", "a: 
 PLAIN = st.none() | st.booleans() | NUMBERS | st.text(st.characters(exclude_characters="\0")) | LIKE_OTHERS
 
 
-@settings(max_examples=200, derandomize=True, database=None, deadline=None)
+@settings(max_examples=100, derandomize=True, database=None, deadline=None)
 @given(st.recursive(PLAIN, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(LIKE_OTHERS, inner, max_size=3)))
 def test_what_is_written_reads_as_the_same(value: Any) -> None:
     found = yaml.parse(yaml.dump(value), "here")

@@ -93,6 +93,19 @@ def test_only_listed_tables_are_removed(tmp_path: Path) -> None:
     assert (tmp_path / "outside.md").exists()
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_the_rows_of_an_interrupted_run_go_and_files_of_others_stay(marked: bool, tmp_path: Path) -> None:
+    out = tmp_path / "unfinished"
+    outputs.WRITERS["report"](out, out, outputs.harmless)
+    if not marked:
+        (out / mark.MARK).unlink()
+    (out / "tables/notes.md").write_bytes(OTHERS)
+    mark.remove(out, mark.RESULTS)
+    assert contents(out) == {"tables/notes.md": OTHERS}
+    (out / "tables/notes.md").unlink()
+    mark.remove(out, mark.RESULTS)
+
+
 def test_a_link_to_a_folder_elsewhere_is_refused(tmp_path: Path) -> None:
     out = outputs.results(tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()

@@ -113,7 +113,7 @@ ALL = {"column": COLUMNS, "settings": SETTINGS, "certificate": CERTIFICATES, "re
 EVERY = [(of, number) for of, values in ALL.items() for number in range(len(values))]
 
 
-@pytest.mark.parametrize(("of", "number"), EVERY[::23])
+@pytest.mark.parametrize(("of", "number"), EVERY[::61])
 def test_some_odd_values(of: str, number: int, tmp_path: Path) -> None:
     try_rows(tmp_path / "results", *changed(of, number))
 

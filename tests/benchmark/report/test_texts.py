@@ -4,6 +4,7 @@ A page with hostile texts has the same structure as the same page with harmless 
 """
 
 import functools
+import json
 import re
 import unicodedata
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from benchmark.io import markdown, plots
 from benchmark.io.text import visible
 from benchmark.report import page
 from tests.benchmark import outputs
+from tests.benchmark.helpers import invoke
 
 HOSTILE = (
     '<img src="https://evil.example/x.png" onerror=alert(1)>',
@@ -88,7 +90,7 @@ def test_every_text_of_every_output_is_shown_and_does_nothing(name: str, tmp_pat
             assert not re.search(r"(?<!\\)https?://evil", re.sub(r"`[^`]*`", "", text.split("## Settings")[0]))
 
 
-def tried(check: Callable[[str], object], examples: int = 200) -> None:
+def tried(check: Callable[[str], object], examples: int = 100) -> None:
     quiet = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     how = settings(max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=quiet)
     pieces = st.sampled_from([*HOSTILE, *"\\`*_[]<>|$~&#!:/ \n-+.()", "\\|", "x", "ab"]) | st.characters()
@@ -160,6 +162,26 @@ def test_no_text_moves_the_cursor_or_sets_a_title(capsys: pytest.CaptureFixture[
         assert hidden(printed.out.replace("\t", "")) | hidden(printed.err) == set()
 
     tried(check, 60)
+
+
+def test_no_command_prints_a_control_character_of_a_result(tmp_path: Path) -> None:
+    text = functools.partial(with_text, "".join(HOSTILE[6:]))
+    folder = outputs.results(tmp_path / "results/one", text)
+    (tmp_path / "known.json").write_text(json.dumps({"false_alarms": 0.05, "scans": outputs.scanned(text)}))
+    out = ("--out", tmp_path / "out")
+    for arguments in (
+        ("report", folder),
+        ("compare", folder, "--rehearsal"),
+        ("leaderboard", folder, *out),
+        ("leaderboard", "entry", folder, "sft"),
+        ("leaderboard", "reveal", folder, tmp_path / "known.json"),
+        ("detection", tmp_path / "known.json", *out),
+        ("export", "none", tmp_path / "model", "--results", folder.parent),
+        ("report", tmp_path / "\x1b]0;title\x07"),
+    ):
+        done = invoke(*arguments)
+        assert isinstance(done.exception, SystemExit | None), done.exception
+        assert not hidden(done.output)
 
 
 def test_a_terminal_gets_rendered_markdown_without_links_or_escapes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
