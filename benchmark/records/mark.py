@@ -41,9 +41,14 @@ class Kind:
     earlier: str = ""
 
 
-def begins(text: str) -> Callable[[Path], bool]:
-    """Return a function that tells whether a file begins with a text, or is empty."""
-    return lambda path: text.startswith(_head(path, len(text.encode()))) or _head(path, 4096).startswith(text)
+def begins(text: str, then: str = "") -> Callable[[Path], bool]:
+    """Return a function that tells whether a file begins with a text, and soon has another one; or is empty."""
+
+    def check(path: Path) -> bool:
+        head = _head(path, 4096)
+        return not head or (head.startswith(text) and then in head)
+
+    return check
 
 
 def holds(text: str) -> Callable[[Path], bool]:
@@ -108,7 +113,12 @@ RESULTS = Kind(
     ("tables/*", "figures/*"),
     rf"(tables|figures)/([^/]+_)?({'|'.join(_TABLES)})\.({_PICTURES})",
 )
-COMPARISON = Kind({"comparison.md": begins("# `"), "comparison.parquet": has_columns("table", "verdict", "defense")})
+COMPARISON = Kind(
+    {
+        "comparison.md": begins("# `", "compared with the paper"),
+        "comparison.parquet": has_columns("table", "verdict", "defense"),
+    }
+)
 BOARD = Kind(
     {
         "leaderboard.md": begins("# Leaderboard of defenses"),
