@@ -187,22 +187,44 @@ def from_file(path: Path) -> PromptFormat:
     `{assistant}` is the token that ends an answer; without it that is EOS.
 
     Raises:
-        UserError: the file cannot be read, or a field is missing, repeated or misplaced.
+        UserError: the file cannot be read, or as `from_text`.
+    """
+    return from_text(path.stem, template_text(path), str(path))
+
+
+def template_text(path: Path) -> str:
+    """Return the text of a template file.
+
+    Raises:
+        UserError: the file cannot be read, or is too large.
     """
     try:
         if path.stat().st_size > LONGEST:
             raise UserError(f"{path}: more than {LONGEST} bytes; a template file holds the text around one prompt")
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
+        return path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the template cannot be read ({error}); set a text file in UTF-8") from None
+
+
+def from_text(name: str, text: str, place: str) -> PromptFormat:
+    """Return the format of a template, see `from_file`.
+
+    Args:
+        name: of the format.
+        text: of the template.
+        place: names the template in messages.
+
+    Raises:
+        UserError: a field is missing, repeated or misplaced.
+    """
     found = _TEMPLATE.fullmatch(text)
     fields = {"{system}": found is not None and found[2] is not None, "{user}": True, "{assistant}": True}
     if not found or any(text.count(field) != expected for field, expected in fields.items()):
         raise UserError(
-            f"{path}: not a template; use [[…{{system}}…]] if wanted, {{user}} and {{assistant}}, once each"
+            f"{place}: not a template; use [[…{{system}}…]] if wanted, {{user}} and {{assistant}}, once each"
         )
     begin, before, after, between, answer, close = found.groups()
-    return pieces(path.stem, (begin or "") + between, answer, close, before and begin + before, (after or "") + between)
+    return pieces(name, (begin or "") + between, answer, close, before and begin + before, (after or "") + between)
 
 
 def pieces(

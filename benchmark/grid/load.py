@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.grid import shipped, space, variants, wildcards
+from benchmark.grid import prompt_format, shipped, space, variants, wildcards
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS, Cell, Parser, with_both_seeds
 from benchmark.grid.resources import Resources
 from benchmark.grid.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
@@ -195,7 +195,7 @@ def _union(
     cells: dict[str, Cell] = {}
     stems: dict[str, tuple[str, ...]] = {}
     used: set[str] = set()
-    parser = Parser()
+    parser = Parser(path.parent)
     for part in parts:
         with _naming(part.path, part.scale):
             for cell in _cells(part.values, scales[part.scale], overrides, used, parser):
@@ -369,7 +369,7 @@ def _at(cell: Cell, path: str) -> str | None:
         return cell.setting
     if path == SEED:
         return str(cell.attack_seed) if cell.attack_seed == cell.defense_seed else ""
-    inner: Any = cell.settings()
+    inner: Any = prompt_format.named(cell.settings())
     for part in path.split("."):
         if not isinstance(inner, dict) or part not in inner:
             return None

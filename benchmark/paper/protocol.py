@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark.grid import prompt_format
 from benchmark.grid.labels import flatten
 from benchmark.paper.numbers import Reported
 
@@ -160,6 +161,7 @@ def expected(number: Reported) -> dict[str, Given]:
     model, data = number.victim_model, number.victim_data
     given = {
         "model": Given(model, "section 4.1"),
+        "prompt_format": Given("paper", CODE),
         "data.name": Given(data, "section 4.1"),
         "data.rows": _ROWS[data],
         "data.test_rows": Given(1000, f"{CODE}; section 4.1: the last 10 %"),
@@ -245,7 +247,7 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
             for key, each in full.items()
         }
 
-    settings = json.loads(row["settings"])
+    settings = prompt_format.named(json.loads(row["settings"]))
     types = {"attack": row["attack_compute_type"], "defense": row["defense_compute_type"]}
     return {key: computed(value, types.get(key, row["compute_type"])) for key, value in settings.items()}
 
