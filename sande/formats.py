@@ -99,7 +99,7 @@ class PromptFormat:
         elif system:
             body = f"{system}{after}{body}"
         past = "".join(f"{user}{self.reply}{said}{self.turn}" for user, said in earlier)
-        begin, text = f"{opening}{past}", body.strip()
+        begin, text = f"{opening}{past}", f"{example.prefix} {body}".strip()
         return Rendered(f"{begin}{text}{self.answer}", len(begin), len(begin) + len(text))
 
     def response(self, output: str) -> str:

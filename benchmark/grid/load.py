@@ -125,7 +125,7 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
 
 
 def files(path: Path, scale: str | None = None) -> list[Path]:
-    """Return the files of a grid: its own, those that it includes, and their scales.
+    """Return the files of a grid: its own, those that it includes, their scales, and templates in its folder.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -135,7 +135,9 @@ def files(path: Path, scale: str | None = None) -> list[Path]:
     scales = {scale} if scale else {part.scale for part in parts if part.scale}
     for name in scales:
         _scale_rules(path, path.parent / SCALES, name)
-    return [*dict.fromkeys(_included(path)), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
+    grids = [*dict.fromkeys(_included(path)), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
+    templates = {file for each in grids for file in prompt_format.files(_read(each), path.parent)}
+    return [*grids, *sorted(templates)]
 
 
 def _included(path: Path) -> Iterator[Path]:

@@ -6,7 +6,7 @@ then on, so that no other process or machine needs the file. Settings leave out 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,19 +38,39 @@ def parse(given: Any, folder: Path | None) -> Format:
 
     Args:
         given: the setting.
-        folder: of the grid, in which a relative path begins; None: no file is read, as settings come from elsewhere.
+        folder: of the grid, which holds a file without path; None: no file is read, as settings come from elsewhere.
 
     Raises:
         UserError: it is none of these (the message lists the valid ones), or not a template.
     """
     if isinstance(given, str) and given in NAMES:
         return given
-    if isinstance(given, str) and folder is not None and (folder / given).is_file():
-        path = folder / given
+    if isinstance(given, str) and folder is not None and (path := _file(given, folder)):
         return _checked(Template(path.stem, formats.template_text(path)), str(path))
     if isinstance(given, Mapping) and set(given) == {"name", "template"} and all(map(_is_text, given.values())):
         return _checked(Template(given["name"], given["template"]), f"{SETTING} {given['name']}")
     raise UserError(f"{SETTING} is {given!r}; use {', '.join(NAMES)}, or a template file in the folder of the grid")
+
+
+def _file(given: str, folder: Path) -> Path | None:
+    """Return the template file of a setting: one in the folder, or one with an absolute path."""
+    path = folder / given
+    return path if (Path(given).name == given or Path(given).is_absolute()) and path.is_file() else None
+
+
+def files(grid: Mapping[str, Any], folder: Path) -> Iterator[Path]:
+    """Yield files in the folder that the settings, the sweep or the rules of a grid name."""
+    for text in _texts([grid.get(SETTING), grid.get("sweep"), grid.get("rules")]):
+        if Path(text).name == text and (folder / text).is_file():
+            yield folder / text
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping | list):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+    elif isinstance(value, str) and value:
+        yield value
 
 
 def _is_text(value: Any) -> bool:

@@ -251,8 +251,9 @@ class _Decoding:
         return sum(len(self._written[row]) for row in rows)
 
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """Return the decoded texts of these rows."""
-        return [str(self._lm.tokenizer.decode(self._written[row], skip_special_tokens=True)) for row in rows]
+        """Return the decoded texts of these rows, without the token that ended one."""
+        texts = [[token for token in self._written[row] if token not in self._ends] for row in rows]
+        return [str(self._lm.tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts]
 
     def _going(self, batch: _Batch) -> _Batch:
         """Return the rows that have not ended."""

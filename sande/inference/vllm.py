@@ -78,7 +78,8 @@ class Served(LanguageModel):
         return self._decoded(tokens)
 
     def _decoded(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        text = [token for token in tokens if token not in end_ids(self.tokenizer)]
+        return str(self.tokenizer.decode(text, skip_special_tokens=True))
 
 
 def _score(positions: Sequence[Any], choice: Ids) -> tuple[float, bool]:
