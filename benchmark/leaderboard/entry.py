@@ -63,7 +63,8 @@ class Settings(Strict):
     metrics: Annotated[list[Named], Field(min_length=1)]
     asr_floor: Percent
     prompt_format: Annotated[
-        Word | Template, Field(description="paper, alpaca, chat or a template, for the victim and all models made of it")
+        Word | Template,
+        Field(description="paper, alpaca, chat or a template, for the victim and all models made of it"),
     ] = "paper"
 
 

@@ -22,7 +22,6 @@ from benchmark.search.report import found_summary, rank_trials
 from benchmark.store.leases import POLL, Leases
 from benchmark.store.protocol import Store
 from sande.config import as_dict
-from sande.models import loading
 
 
 def run_searches(

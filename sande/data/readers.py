@@ -116,7 +116,7 @@ def _of_dialogue(column: str, turns: Any) -> Example:
 
 def _turn(column: str, number: int, turn: dict[str, Any]) -> tuple[str, str]:
     """Return who speaks, `system`, `user` or `assistant`, and the text."""
-    speaker, text = (next((turn[name] for name in names if name in turn), None) for names in _TURN)
+    speaker, text = (next((turn[name] for name in names if turn.get(name) is not None), None) for names in _TURN)
     if not isinstance(speaker, str) or speaker.lower() not in _SPEAKERS:
         raise ValueError(f"column '{column}', turn {number}: {speaker!r} speaks, not system, user or assistant")
     if not isinstance(text, str):

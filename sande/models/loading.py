@@ -58,7 +58,9 @@ def load_tokenizer(name: str, cache: Path, prompt_format: str | PromptFormat | N
     return with_format(_tokenizer(source, revision), source, prompt_format)
 
 
-def with_format(tokenizer: PreTrainedTokenizerBase, source: str, name: str | PromptFormat | None) -> PreTrainedTokenizerBase:
+def with_format(
+    tokenizer: PreTrainedTokenizerBase, source: str, name: str | PromptFormat | None
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer, which writes prompts in a format from now on.
 
     Args:
