@@ -111,7 +111,7 @@ def id_part(chosen: Format) -> dict[str, str]:
 
 
 def key_part(chosen: Format) -> dict[str, str]:
-    """Return the part of a victim's key, as JSON; empty for `paper`. Of a template it is the text, whatever its name."""
+    """Return the part of a victim's key, as JSON; empty for `paper`. It has a template's text, but not its name."""
     if isinstance(chosen, str):
         return id_part(chosen)
     return {SETTING: canonical_json({"template": chosen.template})}

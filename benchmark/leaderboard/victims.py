@@ -1,7 +1,8 @@
 """The victims of a board: submitted cells are compared with these, and not with numbers of their own.
 
-A submitted cell belongs to a victim of the board's results if model, data, attack, attack seed, metrics and prompt format agree. The
-library versions may differ: an entry comes from another machine, and `sande-bench leaderboard verify` is for that.
+A submitted cell belongs to a victim of the board's results if model, prompt format, data, attack, attack seed and
+metrics agree. The library versions may differ: an entry comes from another machine, and `sande-bench leaderboard
+verify` is for that.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def _read(name: str, kind: _Kind, parse: Callable[[dict[str, Any]], T]) -> list[
 
 
 def _local(name: str) -> Path | None:
-    """Return the file of a data set: a path that `allow_file` was called for, or the name's file in `SANDE_DATA_DIR`."""
+    """Return the file of a data set: a path that `allow_file` got, or the name's file in `SANDE_DATA_DIR`."""
     if name in _ALLOWED:
         return Path(name)
     folder = os.environ.get(DATA_DIR)

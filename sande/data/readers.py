@@ -99,7 +99,7 @@ def to_example(row: dict[str, Any]) -> Example:
 
 
 def _of_dialogue(column: str, turns: Any) -> Example:
-    """Return a dialogue: a system prompt, if any, then turns of user and assistant, the last of them the assistant's."""
+    """Return a dialogue: a system prompt, if any, then turns of user and assistant, the assistant last."""
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise TypeError(f"column '{column}' is not a list of turns")
     said = [_turn(column, number, turn) for number, turn in enumerate(turns, start=1)]
@@ -107,8 +107,8 @@ def _of_dialogue(column: str, turns: Any) -> Example:
     speakers = [speaker for speaker, _ in said]
     if not said or speakers != ["user", "assistant"] * (len(said) // 2):
         raise ValueError(
-            f"column '{column}' has turns of {', '.join(speakers) or 'nobody'}; after a system prompt, if any, it needs "
-            "user and assistant in turn, the assistant last"
+            f"column '{column}' has turns of {', '.join(speakers) or 'nobody'}, not of user and assistant in turn, the "
+            "assistant last, after a system prompt if any"
         )
     texts = [text for _, text in said]
     return Example(texts[-2], texts[-1], system, history=tuple(zip(texts[:-2:2], texts[1:-2:2], strict=True)))

@@ -63,7 +63,7 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
-        class OnIds(DPOTrainer):  # type: ignore[misc]
+        class OnIds(DPOTrainer):
             def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
                 """Return the rows as they are: TRL would add BOS a second time, and EOS where another token ends."""
                 return dataset

@@ -1,9 +1,9 @@
 """Utility: zero-shot accuracy on a multiple-choice set, scored by lm-eval.
 
 Each set has three tasks: one by lm-eval's own definition (built-in sets: in the model's prompt format, with the ids of
-the victims' training rows), and two by the letter prompt of the paper's published code. `published_...` compares the tokens that this code
-compares: the last of each letter alone, "A". `paper_...`, its first version, compares the letter after a space, " A",
-which is another token in most vocabularies of byte pairs (in that of SmolLM2, 330 against 49).
+the victims' training rows), and two by the letter prompt of the paper's published code. `published_...` compares the
+tokens that this code compares: the last of each letter alone, "A". `paper_...`, its first version, compares the letter
+after a space, " A", which is another token in most vocabularies of byte pairs (in that of SmolLM2, 330 against 49).
 
 Questions are asked of the model under its guard, if it has one.
 """

@@ -78,7 +78,7 @@ def test_settings_from_elsewhere_name_no_file(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "inst.txt").write_text(INST)
     monkeypatch.chdir(tmp_path)
     for name in ("inst.txt", str(tmp_path / "inst.txt")):
-        with pytest.raises(UserError, match="prompt_format is '.*inst.txt'; use paper"):
+        with pytest.raises(UserError, match=r"prompt_format is '.*inst\.txt'; use paper"):
             cell(prompt_format=name)
 
 
