@@ -247,14 +247,14 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
             for key, each in full.items()
         }
 
-    settings = prompt_format.named(json.loads(row["settings"]))
+    settings = json.loads(row["settings"])
     types = {"attack": row["attack_compute_type"], "defense": row["defense_compute_type"]}
     return {key: computed(value, types.get(key, row["compute_type"])) for key, value in settings.items()}
 
 
 def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Return settings by path, with only the compared metric and its prompt, and without epochs if steps are set."""
-    found = dict(flatten({key: value for key, value in settings.items() if key != "metrics"}))
+    found = dict(flatten({key: value for key, value in prompt_format.named(settings).items() if key != "metrics"}))
     for one in settings["metrics"]:
         name = one.get("task", one["name"])
         if name == metric:
