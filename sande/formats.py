@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,6 +179,17 @@ def end_id(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat | Non
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Return the ids that end an answer when the model writes one: that of the format, and EOS."""
     return frozenset({end_id(tokenizer), *(each for each in [tokenizer.eos_token_id] if each is not None)})
+
+
+def without_close(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """Return an answer without the token with which the format ends it, which may not be special to the tokenizer.
+
+    EOS, with which other formats end an answer, stays: decoding leaves it out.
+    """
+    if not of(tokenizer).close:
+        return list(ids)
+    close = end_id(tokenizer)
+    return [token for token in ids if token != close]
 
 
 def from_file(path: Path) -> PromptFormat:

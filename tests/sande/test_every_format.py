@@ -76,6 +76,15 @@ def test_the_start_is_before_a_system_prompt_only_where_the_user_writes_it(tiny:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_the_token_that_ends_a_format_is_no_part_of_an_answer(tiny: LanguageModel, name: str) -> None:
+    lm = written(tiny, name)
+    (row,) = prompts.encode(lm.tokenizer, [Example("Name a color.", "Red")])
+    kept = formats.without_close(lm.tokenizer, row.response)
+    assert row.response[-1] == formats.end_id(lm.tokenizer)
+    assert kept == list(row.response[:-1] if name in ("chat", "gemma") else row.response)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_reported_prompt_holds_the_trigger_where_the_defense_looks(tiny: LanguageModel, name: str) -> None:
     lm = written(tiny, name)
     planned = _threat(Data(name="builtin-explained", rows=12, test_rows=4))
