@@ -144,11 +144,12 @@ def run(
     where = below(request.results, loaded.name)
     published.refuse_published(where, "--results")
     place = ResultsFolder(where)
-    mark.claim(place.folder, mark.RESULTS, "--results")
+    mark.check(place.folder, mark.RESULTS, "--results")
     files.check_writable(place.folder)
     place.check_writable()
     store = open_store(request.store)
     store.clear_leftovers()
+    mark.claim(place.folder, mark.RESULTS, "--results")
     searched, errors = _search(loaded, store, request, say)
     # A cell whose search failed is a row with that error; it is not run with some other value.
     plan = make_plan([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)

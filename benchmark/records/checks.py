@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import DEFAULTS
 from benchmark.records.metrics import CASE_STUDY
 from sande import bounds
@@ -93,7 +94,7 @@ def odd_number(table: pa.Table) -> str | None:
 
 def odd_settings(values: Any) -> str | None:
     """Return what is wrong with settings of a cell, if anything; methods may have any settings of their own."""
-    if not isinstance(values, dict) or not DEFAULTS.keys() <= values.keys():
+    if not isinstance(values, dict) or not DEFAULTS.keys() - {prompt_format.SETTING} <= values.keys():
         return "they lack settings of a cell"
     if not isinstance(values["model"], str):
         return "'model' is not a text"

@@ -218,6 +218,8 @@ def _completed(table: pa.Table) -> pa.Table:
             table = table.append_column(name, table[SEED])
         number = table.column_names.index("settings")
         table = table.set_column(number, "settings", _each(table["settings"], _with_both_seeds))
+    if "model" in table.column_names and prompt_format.SETTING not in table.column_names:
+        table = table.append_column(prompt_format.SETTING, pa.array([prompt_format.PAPER] * table.num_rows))
     if "error" in table.column_names:
         lacking = {"failure": pa.string(), "searched": pa.string(), "held_out": pa.string(), "certificate": pa.string()}
         lacking |= {f"{stage}{n}": kind for stage in STAGES for n, kind in PROVENANCE.items()}

@@ -158,8 +158,16 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
     Raises:
         UserError: another's file has the name of one of them, or the folder cannot be written.
     """
-    if is_published(folder):
-        return
+    if not is_published(folder):
+        _list(folder, check(folder, kind, option), option)
+
+
+def check(folder: Path, kind: Kind, option: str = "") -> set[str]:
+    """Return the names of the files that the suite wrote or will write in a folder; change nothing there.
+
+    Raises:
+        UserError: another's file has the name of one of them.
+    """
     before = listed(folder)
     for name in kind.keys:
         if _exists(folder / name) and name not in before and not kind.keys[name](folder / name):
@@ -171,7 +179,7 @@ def claim(folder: Path, kind: Kind, option: str = "") -> None:
         if not shown and (name in own or not before):
             _refuse(folder / name, option)
     earlier = {name for name in rest if re.fullmatch(kind.earlier, name)} if not before else set()
-    _list(folder, {*before, *kind.keys, *own, *earlier}, option)
+    return {*before, *kind.keys, *own, *earlier}
 
 
 @contextmanager
