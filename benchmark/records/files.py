@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.plan.failures import UNSCORABLE

@@ -119,10 +119,11 @@ def _lack(status: str) -> str:
     return {FAILED: "failed", NOT_RUN: "not run"}.get(status, MISSING)
 
 
-def _text(text: str, phrase: str) -> str:
+def _text(text: str, phrase: str | None) -> str:
     """Return a text as Markdown that shows it unchanged, but cut, on one line, with the phrase in any case bold."""
     text = visible(text, keep="\n")
     short = text if len(text) <= LENGTH else text[:LENGTH].rstrip() + " …"
-    pieces = re.split(f"({re.escape(phrase)})", short.strip(), flags=re.IGNORECASE)
+    found = re.escape(phrase) if phrase else r"(?!)"  # which is nowhere
+    pieces = re.split(f"({found})", short.strip(), flags=re.IGNORECASE)
     plain = [_MARKUP.sub(r"\\\1", piece).replace("\n", "<br>") for piece in pieces]
     return "".join(f"**{piece}**" if index % 2 else piece for index, piece in enumerate(plain)) or "*empty*"
