@@ -21,7 +21,7 @@ from benchmark.records.published import is_published
 from sande.errors import UserError
 
 MARK = ".sande-bench"
-_HEAD = "Files that sande-bench wrote here. It replaces and removes these alone."
+_ABOUT = "Files that sande-bench wrote here. It replaces and removes these alone."
 _MOST_BYTES = 2**26  # of a file that is looked into
 
 
@@ -241,7 +241,8 @@ def remove(folder: Path, kind: Kind) -> None:
     names = listed(folder) or _recognised(folder, kind)
     for name in names:
         with suppress(OSError):
-            (folder / name).unlink(missing_ok=True)
+            if (folder / name).parent.resolve().is_relative_to(folder.resolve()):  # not behind a link
+                (folder / name).unlink(missing_ok=True)
     if names:
         (folder / MARK).unlink(missing_ok=True)
     for place in (*{folder / PurePosixPath(name).parent for name in names}, folder):
@@ -265,15 +266,19 @@ def listed(folder: Path) -> set[str]:
 
 def parse(text: str) -> set[str]:
     """Return the names in a mark, without those that lead out of its folder."""
-    first, *names = text.splitlines() or [""]
-    if first != _HEAD:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
         return set()
-    return {name for name in names if name and not PurePosixPath(name).is_absolute() and ".." not in name.split("/")}
+    if not isinstance(values, dict) or values.get("about") != _ABOUT or not isinstance(values.get("files"), list):
+        return set()
+    names = {name for name in values["files"] if isinstance(name, str) and name}
+    return {name for name in names if not PurePosixPath(name).is_absolute() and ".." not in name.split("/")}
 
 
 def write(names: Iterable[str]) -> str:
     """Return the text of a mark."""
-    return "\n".join([_HEAD, *sorted(names), ""])
+    return json.dumps({"about": _ABOUT, "files": sorted(names)}, indent=1) + "\n"
 
 
 def _list(folder: Path, names: set[str], option: str) -> None:

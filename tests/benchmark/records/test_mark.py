@@ -106,6 +106,16 @@ def test_the_rows_of_an_interrupted_run_go_and_files_of_others_stay(marked: bool
     mark.remove(out, mark.RESULTS)
 
 
+@pytest.mark.parametrize("part", ["two\nlines", "a\u2028b", "x" * 90, "“quotes” '\""])
+def test_tables_of_any_grid_are_written_again(part: str, tmp_path: Path) -> None:
+    for _ in range(2):
+        outputs.WRITERS["report"](tmp_path, tmp_path, lambda name: part if name == "grids" else outputs.harmless(name))
+        with mark.staged(tmp_path, mark.RESULTS) as work:
+            (work / "tables").mkdir()
+            (work / f"tables/{part}_asr.md").write_text("a table")
+    assert f"tables/{part}_asr.md" in mark.listed(tmp_path)
+
+
 def test_a_link_to_a_folder_elsewhere_is_refused(tmp_path: Path) -> None:
     out = outputs.results(tmp_path / "out")
     (tmp_path / "elsewhere").mkdir()
