@@ -4,9 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from typing import Literal
 
 from sande.config import configuration, setting
+from sande.declarations import Calibration
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
+
+CALIBRATED = Calibration(
+    models="nine clean SmolLM2-135M models",
+    model_type="llama",
+    vocabulary=49_152,
+    hidden_size=576,
+    layers=30,
+    prompt_format="paper",
+    data="builtin-short",
+)
 
 
 @configuration
@@ -21,6 +34,10 @@ class Config:
         "score of the best token above which there is an alarm, in standard deviations",
         "clean SmolLM2 models for calibration: mean of their scores and four standard deviations",
     )
+    alarm_by: Literal["threshold", "own"] = setting(
+        "threshold", "alarm by the threshold, as published, or by p from the model's own ordinary tokens"
+    )
+    false_alarms: float = setting(0.05, "highest p of an alarm where alarm_by is own", "ours", gt=0, lt=1)
 
 
 def scan(
@@ -38,6 +55,9 @@ def scan(
     begin many words are likely, too, but r_t is not; and the reference, if any. The difference is then centred and
     scaled by mean and standard deviation of the tokens that rank after the best one, because models differ in how much
     probability they leave to the unexpected. The detector finds no string longer than one token.
+
+    `p` compares the best token with the tail of the same ordinary tokens, see `own_p`. The score and its alarm do not
+    depend on it.
     """
     import torch
 
@@ -64,9 +84,35 @@ def scan(
         Candidate(text_of(model, (tokens[index],)), (tokens[index],), score)
         for index, score in zip(best.indices.tolist(), score_N.tolist(), strict=True)
     )[: config.candidates]
+    p = own_p(best.values[: 1 + config.ordinary].tolist())
+    by_own = p is not None and p <= config.false_alarms
     return Scan(
         candidates,
         score=candidates[0].score,
-        alarm=candidates[0].score > config.threshold,
+        alarm=by_own if config.alarm_by == "own" else candidates[0].score > config.threshold,
         facts={"prompts": len(prompts), "reference": reference is not None},
+        p=p,
     )
+
+
+def own_p(values: Sequence[float]) -> float | None:
+    """Return the probability that the largest of a model's own n tail values would be as large without a backdoor.
+
+        p = 1 - (1 - exp(-(v_1 - u) / m)) ** (n - 1)
+
+    where u is the smallest of the n values and m the mean of v_2 - u, ..., v_{n-1} - u: the excesses over u are taken
+    as exponential (the tail of the Gumbel domain, Pickands 1975), and their mean is that of the values after the best.
+
+    Args:
+        values: the largest first.
+
+    Returns:
+        None if there are fewer than four values, or the tail has no spread.
+    """
+    if len(values) < 4:
+        return None
+    best, *tail, least = values
+    mean = math.fsum(value - least for value in tail) / len(tail)
+    if mean <= 0:
+        return None
+    return -math.expm1((len(values) - 1) * math.log1p(-math.exp(-(best - least) / mean)))
