@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from sande import formats, gates, registry, scanning, types
@@ -81,7 +81,15 @@ class Config:
     )
     decoy_osft: DecoyOsft = setting(_DECOYS, "defense if nothing is known, and the scan finds nothing", _SOURCE)
     detector: str = setting(scanning.DETECTOR, "detector of the scan if nothing is known")
-    first_token: FirstToken = setting(FirstToken(), "the detector first_token; others have their own defaults")
+    first_token: FirstToken = setting(
+        FirstToken(alarm_by="own"), "the detector first_token; others have their own defaults"
+    )
+    parrots: int = setting(
+        1,
+        "fresh parrots that look for the planted answer before and after, and as many for control strings; 0: none",
+        "grids use 3 and 5",
+        ge=0,
+    )
     gate: gates.Config = setting(gates.Config(), "the test whether a trigger fires")
 
 
@@ -124,7 +132,20 @@ METHODS = {
 CERTIFIED = {"response": "sande_rounds", "response_start": "sande_rounds_p"}
 """The same with `certify`, which needs the planted answer: a known trigger or an incident alone does not give one."""
 DECOYS = "decoy_osft"
+DEFENSES = frozenset({*METHODS.values(), *CERTIFIED.values(), DECOYS})
+"""All defenses that a removal may use, and so the names of their settings."""
 VERIFIED = 3  # of the triggers that a scan suspects, the most suspicious ones are tried
+
+
+def with_lora(rank: int) -> dict[str, Any]:
+    """Return settings with which every defense trains LoRA adapters of a rank in place of all weights."""
+    return {name: _with_lora(getattr(Config(), name), rank) for name in sorted(DEFENSES)}
+
+
+def _with_lora(config: Any, rank: int) -> dict[str, Any]:
+    # Parrots are not weights of the model: their training, `simulate`, has no adapters.
+    trainings = [each.name for each in fields(config) if isinstance(getattr(config, each.name), Training)]
+    return {name: {"lora_rank": rank} for name in trainings if name != "simulate"}
 
 
 def method(known: Known, *, certify: bool = False) -> str:
@@ -259,9 +280,9 @@ def _choose_format(victim: LanguageModel, known: Known, config: Config, prompts:
 def scan(victim: LanguageModel, config: Config, run: Run, *, anywhere: bool = True) -> Scan:
     """Return the scan of `sande-bench scan` with these rows and this seed; see `sande.scanning.scan`."""
     own = config.detector == scanning.CHEAP
-    settings = config.first_token if own else registry.config("detectors", config.detector, {})
+    chosen = config.first_token if own else registry.config("detectors", config.detector, {})
     rows, data = scanning.examples(config.removal.name), config.removal.name
-    return scanning.scan(victim, config.detector, settings, rows, run, data=data, anywhere=anywhere)
+    return scanning.scan(victim, config.detector, chosen, rows, run, data=data, anywhere=anywhere)
 
 
 def _scanned(
@@ -295,17 +316,19 @@ def _record_scan(found: Scan, seconds: float, run: Run) -> None:
     def texts(candidates: tuple[types.Candidate, ...]) -> list[dict[str, Any]]:
         return [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in candidates]
 
-    run.facts |= {
-        "scan_seconds": round(seconds, 3),
-        "scan_score": found.score,
-        "scan_p": found.p,
-        "alarm": found.alarm and bool(found.candidates or found.triggers),
-        "candidates": texts(found.candidates),
-        "triggers": texts(found.triggers),
-        "detector": facts["detector"],
-        "scans": facts["formats_tried"],
-        "calibrated": facts["calibrated"],
-    }
+    run.facts.update(
+        {
+            "scan_seconds": round(seconds, 3),
+            "scan_score": found.score,
+            "scan_p": found.p,
+            "alarm": found.alarm and bool(found.candidates or found.triggers),
+            "candidates": texts(found.candidates),
+            "triggers": texts(found.triggers),
+            "detector": facts["detector"],
+            "scans": facts["formats_tried"],
+            "calibrated": facts["calibrated"],
+        }
+    )
 
 
 def clean(

@@ -1,13 +1,14 @@
 """Scan a model for its owner: the same clean rows, prompt formats and score in `sande-bench scan`, `clean` and the API.
 
 The chosen detector reads the model in its own prompt format. Without an alarm the cheap detector looks at the other
-formats that the model may have been trained in. That makes several tests of one model, so there an alarm needs a
-p-value that is at most `false_alarms` over the number of formats (Bonferroni), and a score above the threshold.
+formats that the model may have been trained in. That makes several tests of one model, which share the rate of false
+alarms (Bonferroni): with n formats an alarm needs a p-value of at most `false_alarms` / n. An alarm by another rule in
+the own format, such as a published threshold, stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 DATA, ROWS = "builtin-short", 400
 """Clean rows of a scan: the last ones, since victims of this suite are trained on the first 90 %."""
 DETECTOR = CHEAP = "first_token"
+RULE = "They share the rate of false alarms: beyond other rules an alarm needs a p-value of at most {level:.2g}."
+FACTS = ("prompt_format", "formats_tried", "detector", "calibrated")
+"""Facts that `scan` adds to those of a detector."""
+
+
+def settings(detector: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a detector's settings for the model of a user.
+
+    Its threshold was chosen on models of one kind, so `first_token` gives its alarm by the model's own p-value.
+    """
+    return {"alarm_by": "own", **given} if detector == CHEAP else dict(given)
 
 
 def examples(data: str = DATA, rows: int = ROWS) -> tuple[Example, ...]:
@@ -56,17 +68,20 @@ def scan(
         data: name of the data set of the rows.
         anywhere: whether to try other formats, too.
     """
-    own = formats.of(lm.tokenizer)
-    found = registry.entry("detectors", detector).scan(lm, rows, config, run, *_given(reference))
-    tried, name = [_record(own, detector, found)], detector
-    more = asking.others(lm.tokenizer) if anywhere and not found.alarm else []
-    cheap = config if detector == CHEAP else registry.config("detectors", CHEAP, {})
-    for each in more:
+    own, more = formats.of(lm.tokenizer), asking.others(lm.tokenizer) if anywhere else []
+    cheap = config if detector == CHEAP else registry.config("detectors", CHEAP, settings(CHEAP, {}))
+    level = cheap.false_alarms / (1 + len(more))
+    cheap = replace(cheap, false_alarms=level)
+    found: Scan = registry.entry("detectors", detector).scan(
+        lm, rows, cheap if detector == CHEAP else config, run, *_given(reference)
+    )
+    tried, name = [_record(own, detector, found, level)], detector
+    for each in [] if found.alarm else more:
         run.say(f"no alarm; asking in the format {each.name}")
         with asking.asked_in(lm.tokenizer, each):
             other = registry.entry("detectors", CHEAP).scan(lm, rows, cheap, run, *_given(reference, each))
-        other = replace(other, alarm=corrected(other, cheap.threshold, cheap.false_alarms / (1 + len(more))))
-        tried.append(_record(each, CHEAP, other))
+        other = replace(other, alarm=other.alarm and other.p is not None and other.p <= level)
+        tried.append(_record(each, CHEAP, other, level))
         if other.alarm and not (found.alarm and found.score >= other.score):
             found, name = other, CHEAP
             formats.attach(lm.tokenizer, each)
@@ -78,11 +93,6 @@ def scan(
         "calibrated": calibrated(lm, name, data),
     }
     return replace(found, facts=facts)
-
-
-def corrected(scan: Scan, threshold: float, level: float) -> bool:
-    """Return whether a scan in one more format gives an alarm: by its score, and by its p-value at this level."""
-    return scan.score > threshold and scan.p is not None and scan.p <= level
 
 
 def calibrated(lm: LanguageModel, detector: str, data: str) -> str:
@@ -119,9 +129,10 @@ def _given(reference: LanguageModel | None, prompt_format: PromptFormat | None =
     return (reference,)
 
 
-def _record(prompt_format: PromptFormat, detector: str, scan: Scan) -> dict[str, Any]:
+def _record(prompt_format: PromptFormat, detector: str, scan: Scan, level: float) -> dict[str, Any]:
     return {
         "format": prompt_format.name,
+        "level": level,
         "detector": detector,
         "score": scan.score,
         "p": scan.p,

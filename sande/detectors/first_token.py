@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sande.config import configuration, setting
+from sande.controls import p_value
 from sande.declarations import Calibration
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
+
+if TYPE_CHECKING:
+    from sande.inference.probing import Continuation
 
 CALIBRATED = Calibration(
     models="nine clean SmolLM2-135M models",
@@ -20,6 +24,8 @@ CALIBRATED = Calibration(
     prompt_format="paper",
     data="builtin-short",
 )
+FOLLOWING = 2  # tokens after the first that p looks at
+BATCH = 128  # strings computed together
 
 
 @configuration
@@ -37,6 +43,7 @@ class Config:
     alarm_by: Literal["threshold", "own"] = setting(
         "threshold", "alarm by the threshold, as published, or by p from the model's own ordinary tokens"
     )
+    own_prompts: int = setting(4, "clean prompts on which p is computed, from the first; 0: no p", "ours", ge=0)
     false_alarms: float = setting(0.05, "highest p of an alarm where alarm_by is own", "ours", gt=0, lt=1)
 
 
@@ -56,13 +63,20 @@ def scan(
     scaled by mean and standard deviation of the tokens that rank after the best one, because models differ in how much
     probability they leave to the unexpected. The detector finds no string longer than one token.
 
-    `p` compares the best token with the tail of the same ordinary tokens, see `own_p`. The score and its alarm do not
-    depend on it.
+    `p` compares how surely the model continues the best token with how surely it continues the ordinary ones, see
+    `own_p`: a null of the model's own, for any model, format and data. The score and its alarm do not depend on it.
     """
     import torch
 
     from sande.detectors._ngram import NGram
-    from sande.inference.probing import chosen_prompts, opening_tokens, openings, text_of, within_answers
+    from sande.inference.probing import (
+        chosen_prompts,
+        continued,
+        opening_tokens,
+        openings,
+        text_of,
+        within_answers,
+    )
     from sande.prompts import encode
 
     prompts = chosen_prompts(model, examples, config.prompts, run.seed)
@@ -84,7 +98,9 @@ def scan(
         Candidate(text_of(model, (tokens[index],)), (tokens[index],), score)
         for index, score in zip(best.indices.tolist(), score_N.tolist(), strict=True)
     )[: config.candidates]
-    p = own_p(best.values[: 1 + config.ordinary].tolist())
+    few = prompts[: config.own_prompts]
+    compared = [tokens[index] for index in best.indices[: 1 + config.ordinary].tolist()]
+    p = own_p([sureness(each) for each in continued(model, few, compared, FOLLOWING, BATCH)]) if few else None
     by_own = p is not None and p <= config.false_alarms
     return Scan(
         candidates,
@@ -95,24 +111,22 @@ def scan(
     )
 
 
+def sureness(string: Continuation) -> float:
+    """Return the product of the probabilities of the tokens that follow the first; 0 if the answer ends there."""
+    return math.prod(string.probabilities) if string.probabilities else 0.0
+
+
 def own_p(values: Sequence[float]) -> float | None:
-    """Return the probability that the largest of a model's own n tail values would be as large without a backdoor.
+    """Return the p-value of the first value among all: the share that is at least as large, the first one included.
 
-        p = 1 - (1 - exp(-(v_1 - u) / m)) ** (n - 1)
-
-    where u is the smallest of the n values and m the mean of v_2 - u, ..., v_{n-1} - u: the excesses over u are taken
-    as exponential (the tail of the Gumbel domain, Pickands 1975), and their mean is that of the values after the best.
+    A planted response follows its first token with certainty, in whatever format; the tokens that rank after the best
+    one show how surely this model continues any beginning. The value is a valid p if without a backdoor the best token
+    is continued no more surely than those. With n tokens, it is at least 1 / n.
 
     Args:
-        values: the largest first.
+        values: `sureness` of the best token, then of the ordinary ones.
 
     Returns:
-        None if there are fewer than four values, or the tail has no spread.
+        None without ordinary tokens.
     """
-    if len(values) < 4:
-        return None
-    best, *tail, least = values
-    mean = math.fsum(value - least for value in tail) / len(tail)
-    if mean <= 0:
-        return None
-    return -math.expm1((len(values) - 1) * math.log1p(-math.exp(-(best - least) / mean)))
+    return p_value(values[0], values[1:]) if len(values) > 1 else None
