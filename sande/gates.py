@@ -34,6 +34,9 @@ class Config:
     share: float = setting(
         0.5, "least share of the answers that the trigger changes to the response, for it to count as firing", "ours"
     )
+    gain: float = setting(
+        0.25, "least difference to that share without the trigger, where the response is not given", "ours"
+    )
     new_tokens: int = setting(
         40, "most tokens of an answer in which a given response is looked for", "for a response at the end", ge=1
     )
@@ -135,8 +138,8 @@ def fired(
 ) -> Fired | None:
     """Return what the trigger does in the tokenizer's format; None if it does not fire.
 
-    It fires if at least the share of `config` of the answers hold the given response, ignoring case. Without one they
-    must begin alike (`shared_opening`), at least twice as often as answers without the trigger.
+    It fires if at least `config.share` of the answers hold the given response, ignoring case. Without one they must
+    begin alike (`shared_opening`), and answers without the trigger less often, by `config.gain`.
 
     Args:
         lm: the model.
@@ -156,7 +159,7 @@ def fired(
         texts, clean = answers(lm, examples, new_tokens, trigger), answers(lm, examples, new_tokens)
         said = shared_opening(texts, clean)
         share, usual = (_mean([_begins(text, said) for text in each]) for each in (texts, clean))
-        return found(said, share, new_tokens) if share >= 2 * usual else None
+        return found(said, share, new_tokens) if share - usual >= config.gain else None
     needed = len(answer_ids(lm.tokenizer, response))
     wanted = response.strip().lower()
     # First as short as it is measured later; a response at the end of answers needs longer ones.

@@ -14,12 +14,13 @@ from benchmark.clean import clean, report
 from benchmark.export import card
 from benchmark.report import certificates
 from sande import compute
-from sande.cleaning import Known, plant
+from sande.cleaning import Known
 from sande.data import splits
 from sande.data.builtin import sets
 from sande.defenses import incident
 from sande.detectors import first_token
 from sande.errors import NonFiniteError, UserError
+from sande.gates import plant
 from sande.metrics import accuracy, asr
 from sande.models import loading
 from sande.prompts import encode, response_ids
@@ -36,9 +37,9 @@ STEPS = (
     "sande.eliminate.max_steps=2",
 )
 STEPS_P = ("sande_p.simulate.max_steps=2", "sande_p.eliminate.max_steps=2")
-DECOYS = ("scan_and_clean.decoy_osft.plant.max_steps=2", "scan_and_clean.decoy_osft.overwrite.max_steps=2")
-SMALL = ("removal.rows=16", "prompts=20", "questions=20", *STEPS, *STEPS_P, *DECOYS)
-THRESHOLD = "scan_and_clean.scan.threshold"
+DECOYS = ("decoy_osft.plant.max_steps=2", "decoy_osft.overwrite.max_steps=2")
+SMALL = ("removal.rows=16", "prompts=20", "questions=20", "parrots=0", *STEPS, *STEPS_P, *DECOYS)
+BY_THRESHOLD = ("--set", "first_token.alarm_by=threshold", "--set")
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +158,9 @@ def test_a_certificate_needs_more_than_the_trigger(victim: Path, tmp_path: Path)
 
 
 def test_with_nothing_known_what_the_scan_finds_is_measured_and_shown(victim: Path, tmp_path: Path) -> None:
-    result = cleaned(victim, tmp_path / "out", "--set", f"{THRESHOLD}=-1e6")
+    result = cleaned(victim, tmp_path / "out", *BY_THRESHOLD, "first_token.threshold=-1e6")
     found = result["facts"]["candidates"][0]["text"]
-    assert result["method"] == "scan_and_clean"
+    assert result["method"] == "sande_p"
     assert result["known"] == {}
     assert found
     assert result["planted"]["response"]
@@ -198,7 +199,7 @@ def test_an_incident_gives_the_trigger_and_both_answers(
 
 
 def test_with_nothing_known_and_nothing_found_decoys_are_overwritten(victim: Path, tmp_path: Path) -> None:
-    result = cleaned(victim, tmp_path / "out", "--set", f"{THRESHOLD}=1e6")
+    result = cleaned(victim, tmp_path / "out", *BY_THRESHOLD, "first_token.threshold=1e6")
     assert {"plant", "overwrite"} <= set(result["facts"])
     assert result["planted"]["response"] == ""
     assert names(result) == ["builtin-choice"]
