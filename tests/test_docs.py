@@ -32,7 +32,7 @@ from sande.models import catalog, loading
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
-DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
+DECOYS = ("decoy_osft.plant", "decoy_osft.overwrite")
 ROUNDS = ("sande_rounds.simulate", "sande_rounds.eliminate")
 TRAININGS = (
     "osft.training",
