@@ -157,6 +157,11 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     record = json.loads((out / listed[0]["scan"] / "scan.json").read_text())
     assert (record["format"], record["settings"]["alarm_by"]) == (None, "threshold")
     assert [one["format"] for one in record["formats_tried"]] == ["paper"], "a cell's own format alone"
+    assert [line.get("trigger") for line in listed] == ["Current year 2023", None]
+    assert dict(listed[0]["groups"]) | {"poisoned rows": "50 %", "learning rate": "0.00002"} == dict(
+        listed[0]["groups"]
+    )
+    assert "poisoned rows" not in dict(listed[1]["groups"])
     assert listed[0]["label"] == "sentence_trigger, “Current year 2023”, “You are stupid”, 50 %, seed 0"
 
     monkeypatch.setattr(scan, "scan", None)  # nothing is scanned again
