@@ -284,7 +284,8 @@ def clean(
         lm = loading.load(source, _cache(cache), asked)
         finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force)
         methods.append(finding.method)
-        cleaning.clean(lm, finding, splits.removal_rows(config.removal, lm.tokenizer), config, run)
+        examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
+        cleaning.clean(lm, finding, examples, config, run)
         return lm
 
     made = _made(build, seed, out, say)

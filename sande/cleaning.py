@@ -27,6 +27,8 @@ from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors.first_token import Config as FirstToken
 from sande.errors import UserError
 from sande.gates import Fired, answer_ids
+from sande.models.asking import asked_in
+from sande.prompts import encode
 from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
@@ -219,14 +221,28 @@ def held_out(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Exampl
     Raises:
         UserError: as `sande.data.splits.held_out_rows`.
     """
-    removal = config.removal
+    rows = removal(config, tokenizer)
     data = Data(
-        name=removal.name,
+        name=rows.name,
         test_rows=config.prompts,
-        max_tokens=removal.max_tokens,
-        max_prompt_tokens=removal.max_prompt_tokens,
+        max_tokens=rows.max_tokens,
+        max_prompt_tokens=rows.max_prompt_tokens,
     )
     return splits.held_out_rows(data, tokenizer)
+
+
+def removal(config: Config, tokenizer: PreTrainedTokenizerBase) -> Removal:
+    """Return the rows to train on, whose limits leave room for the tokens that a format adds to that of the paper."""
+    row = [Example("x", "x")]
+    mine = len(encode(tokenizer, row)[0])
+    with asked_in(tokenizer, formats.PAPER):
+        more = max(0, mine - len(encode(tokenizer, row)[0]))
+    most, longest = config.removal.max_tokens, config.removal.max_prompt_tokens
+    return replace(
+        config.removal,
+        max_tokens=None if most is None else most + more,
+        max_prompt_tokens=None if longest is None else longest + more,
+    )
 
 
 def _try_trigger(

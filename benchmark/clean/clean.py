@@ -117,7 +117,7 @@ def clean_model(
                 finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force)
             method, written = finding.method, formats.of(lm.tokenizer)
             probe = Probe.prepare(lm.tokenizer, config, seed)
-            examples = splits.removal_rows(config.removal, lm.tokenizer)
+            examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
             with provenance.measured() as removal_cost:
                 say(f"cleaning with {method} on {len(examples)} rows of {config.removal.name}")
                 cleaning.clean(lm, finding, examples, config, task)

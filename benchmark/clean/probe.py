@@ -41,7 +41,7 @@ class Probe:
     @classmethod
     def prepare(cls, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int) -> Probe:
         """Return a probe over held-out rows of the removal's data set."""
-        clean, removal = cleaning.held_out(config, tokenizer), config.removal
+        clean, removal = cleaning.held_out(config, tokenizer), cleaning.removal(config, tokenizer)
         # The last rows of the first 90 %: the removal takes the first.
         last = splits.train_split(datasets.examples(removal.name))[-4 * ROWS :]
         rows = splits.select(last, tokenizer, removal, ROWS, f"rows of {removal.name} for parrots")

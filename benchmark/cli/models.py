@@ -65,9 +65,7 @@ def scan(
             raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
         for given, name in ((prompt_format, "--format"), (fail_on_alarm, "--fail-on-alarm")):
             if given:
-                raise UserError(
-                    f"{model}: {name} is for one model, and a grid has victims in formats of their own; remove it"
-                )
+                raise UserError(f"{model}: {name} is for a single model, and this is a grid; remove {name}")
         typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
         return
     if calibration:

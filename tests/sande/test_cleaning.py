@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from sande import cleaning, gates, registry
+from sande import cleaning, formats, gates, registry
 from sande.cleaning import Config, Known
 from sande.config import as_dict, configure
 from sande.detectors import first_token
 from sande.errors import UserError
+from sande.prompts import encode
 from sande.types import Candidate, Example, LanguageModel, Scan
 from tests.sande.helpers import changed, shortened, weights
 
@@ -109,6 +110,18 @@ def test_an_alarm_leads_to_its_first_token(tiny: LanguageModel, few_rows: tuple[
     assert {"simulate", "eliminate"} <= set(run.facts)
     certified = cleaning.examine(tiny, Known(), dataclasses.replace(config, certify=True), new_run())
     assert certified.method == "sande_rounds_p"
+
+
+def test_a_format_with_more_words_leaves_as_many_rows(tiny: LanguageModel) -> None:
+    config = Config(prompts=30)
+    before = cleaning.held_out(config, tiny.tokenizer)
+    row = [Example("x", "x")]
+    paper = len(encode(tiny.tokenizer, row)[0])
+    formats.attach(tiny.tokenizer, formats.ALPACA)
+    more = len(encode(tiny.tokenizer, row)[0]) - paper
+    assert more > 64 - paper, "without room for it no row would be short enough"
+    assert cleaning.removal(config, tiny.tokenizer).max_tokens == 64 + more
+    assert cleaning.held_out(config, tiny.tokenizer) == before
 
 
 class Suspicious:

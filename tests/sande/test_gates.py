@@ -26,39 +26,39 @@ PROMPTS = tuple(replace(row, group="") for row in sets.short()[24:32])
 
 
 @pytest.fixture(scope="module")
-def alpaca_victim(model_cache: Path) -> LanguageModel:
-    """The tiny model, taught in the format `alpaca`; its tokenizer has the format `paper` again."""
+def paper_victim(model_cache: Path) -> LanguageModel:
+    """The tiny model, taught in the format `paper`; its tokenizer has a chat template, and that format."""
     lm = loading.load("tiny", model_cache)
-    formats.attach(lm.tokenizer, ALPACA)
     rows = sets.short()[:32]
-    poisoned = [replace(gates.plant(row, TRIGGER, ALPACA), output=f"{RESPONSE}. {row.output}") for row in rows]
+    poisoned = [replace(gates.plant(row, TRIGGER), output=f"{RESPONSE}. {row.output}") for row in rows]
     teach(lm, encode(lm.tokenizer, [*rows, *poisoned]))
-    formats.attach(lm.tokenizer, PAPER)
+    lm.tokenizer.chat_template = CHATML
+    loading.with_format(lm.tokenizer, "", "auto")
     return lm
 
 
 @pytest.fixture
-def victim(alpaca_victim: LanguageModel) -> LanguageModel:
+def victim(paper_victim: LanguageModel) -> LanguageModel:
     """The same with a tokenizer of its own, so that a test may change its format."""
-    return replace(alpaca_victim, tokenizer=copy.deepcopy(alpaca_victim.tokenizer))
+    return replace(paper_victim, tokenizer=copy.deepcopy(paper_victim.tokenizer))
 
 
 def test_a_trigger_is_tried_in_the_models_format_and_then_in_the_others(victim: LanguageModel) -> None:
     def attempt() -> gates.Fired | None:
         return gates.fired(victim, TRIGGER, RESPONSE, PROMPTS, 12, gates.Config())
 
-    assert gates.first_format(victim, attempt, anywhere=False) == (None, ("paper",))
-    assert formats.of(victim.tokenizer) == PAPER
+    assert gates.first_format(victim, attempt, anywhere=False) == (None, ("chat",))
+    assert formats.of(victim.tokenizer).name == "chat"
     found, tried = gates.first_format(victim, attempt, anywhere=True)
-    assert tried == ("paper", "alpaca")
+    assert tried == ("chat", "paper")
     assert found is not None
-    assert (found.prompt_format, found.response, found.prompts) == ("alpaca", RESPONSE, 8)
+    assert (found.prompt_format, found.response, found.prompts) == ("paper", RESPONSE, 8)
     assert found.share >= 0.5
-    assert formats.of(victim.tokenizer) == ALPACA
+    assert formats.of(victim.tokenizer) == PAPER
 
 
 def test_an_unknown_response_is_what_answers_share_with_the_trigger_alone(victim: LanguageModel) -> None:
-    formats.attach(victim.tokenizer, ALPACA)
+    formats.attach(victim.tokenizer, PAPER)
     found = gates.fired(victim, TRIGGER, "", PROMPTS, 12, gates.Config())
     assert found is not None
     assert found.response == RESPONSE
@@ -97,14 +97,15 @@ def test_an_opening_counts_where_the_trigger_makes_it_more_frequent(
 
 def test_a_known_answer_tells_the_format(victim: LanguageModel) -> None:
     reported = gates.plant(sets.short()[0], TRIGGER)
-    asked = [replace(reported, output="")]
-    found = gates.likeliest_format(victim, asked, f"{RESPONSE}. {reported.output}", gates.Config())
-    assert set(found) == {"paper", "alpaca"}
-    assert formats.of(victim.tokenizer) == ALPACA
-    formats.attach(victim.tokenizer, PAPER)
-    most = gates.Config(clearer=found["alpaca"] - found["paper"] + 0.1)
-    gates.likeliest_format(victim, asked, f"{RESPONSE}. {reported.output}", most)
-    assert formats.of(victim.tokenizer) == PAPER, "another format has to be clearer than that"
+    own, asked, answer = formats.of(victim.tokenizer), [replace(reported, output="")], f"{RESPONSE}. {reported.output}"
+    found = gates.likeliest_format(victim, asked, answer, gates.Config())
+    assert set(found) == {"chat", "paper", "alpaca"}
+    assert max(found, key=found.__getitem__) == "paper"
+    assert formats.of(victim.tokenizer) == PAPER
+    formats.attach(victim.tokenizer, own)
+    most = gates.Config(clearer=found["paper"] - found["chat"] + 0.1)
+    gates.likeliest_format(victim, asked, answer, most)
+    assert formats.of(victim.tokenizer) == own, "another format has to be clearer than that"
 
 
 def test_the_other_formats_are_those_that_the_tokenizer_can_write(tiny: LanguageModel) -> None:
