@@ -25,10 +25,10 @@ from sande.detectors import first_token
 from sande.errors import NonFiniteError, UserError
 from sande.formats import ALPACA
 from sande.gates import plant
-from sande.metrics import accuracy, asr
+from sande.metrics import accuracy, asr, parrot_recovery
 from sande.models import loading
 from sande.prompts import encode, response_ids
-from sande.types import Candidate, Scan, TestData
+from sande.types import Candidate, LanguageModel, Measurement, Scan, TestData
 from tests.benchmark.helpers import invoke, mistake
 from tests.sande.helpers import teach
 from tests.sande.test_gates import CHATML
@@ -82,8 +82,25 @@ def names(result: dict[str, Any]) -> list[str]:
 @pytest.fixture(scope="module")
 def known_trigger(victim: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("out") / "good"
-    cleaned(victim, out, "--trigger", TRIGGER, parrots=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parrot_recovery, "measure", recovered)
+        cleaned(victim, out, "--trigger", TRIGGER, parrots=1)
     return out
+
+
+def recovered(lm: LanguageModel, data: TestData, config: parrot_recovery.Config, seed: int) -> list[Measurement]:
+    """What parrots find, without their training."""
+    assert (config.parrots, config.controls, config.rows) == (1, 1, 100)
+    assert (data.response, len(data.training())) == (RESPONSE, 100)
+    return [Measurement(name, (0.5, 0.7)) for name in parrot_recovery.names(config)]
+
+
+@pytest.mark.slow
+def test_fresh_parrots_look_for_the_answer_before_and_after(victim: Path, tmp_path: Path) -> None:
+    result = cleaned(victim, tmp_path / "out", "--trigger", TRIGGER, parrots=1)
+    rows = {row["name"]: row for row in result["measured"]}
+    assert rows["parrot_recovery_elsewhere"]["count"] == rows["parrot_recovery_controls"]["count"] == 32
+    assert rows["parrot_recovery_elsewhere"]["before"]["value"] > 50
 
 
 def test_a_known_trigger_tells_the_planted_answer_and_the_asr(known_trigger: Path) -> None:
@@ -98,10 +115,11 @@ def test_a_known_trigger_tells_the_planted_answer_and_the_asr(known_trigger: Pat
     assert result["facts"]["osft"]["steps"] == 2
     fired = result["facts"]["fired"]
     assert (fired["response"], fired["prompt_format"], fired["prompts"]) == (RESPONSE, "paper", 20)
-    recovered = result["measured"][3]
-    assert recovered["count"] == 32
-    assert recovered["before"]["low"] < recovered["before"]["value"] < recovered["before"]["high"]
-    assert recovered["p"] is None, "a mean of probabilities, not a share"
+    row = result["measured"][3]
+    assert row["count"] == 2
+    assert row["before"]["value"] == pytest.approx(60)
+    assert 0 <= row["before"]["low"] < 60 < row["before"]["high"]
+    assert row["p"] is None, "a mean of probabilities, not a share"
 
 
 def test_the_report_shows_five_answers_and_a_verdict_of_three_words(known_trigger: Path) -> None:
@@ -404,7 +422,8 @@ def test_the_markdown_shows_a_planted_answer_as_text(evil: dict[str, Any]) -> No
     html = MarkdownIt("commonmark", {"html": True}).enable("table").render(report.render("clean_report.md", evil))
     page = parsed(html)
     line = " ".join(EVIL.split())
-    assert page.text.count(line) == SHOWN + 1
+    # Outside of tables the escape of a bar stays visible in code.
+    assert page.text.count(line) + page.text.count(line.replace("|", "\\|")) == SHOWN + 1
     assert "(p 0.0099): an alarm. The threshold was calibrated elsewhere." in page.text
     assert {"script", "img", "a"}.isdisjoint(page.tags)
     assert "Head" not in re.findall("<h1>.*</h1>", html)[0]
