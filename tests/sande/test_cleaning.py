@@ -114,14 +114,13 @@ def test_an_alarm_leads_to_its_first_token(tiny: LanguageModel, few_rows: tuple[
 
 def test_a_format_with_more_words_leaves_as_many_rows(tiny: LanguageModel) -> None:
     config = Config(prompts=30)
-    before = cleaning.held_out(config, tiny.tokenizer)
     row = [Example("x", "x")]
     paper = len(encode(tiny.tokenizer, row)[0])
     formats.attach(tiny.tokenizer, formats.ALPACA)
     more = len(encode(tiny.tokenizer, row)[0]) - paper
     assert more > 64 - paper, "without room for it no row would be short enough"
     assert cleaning.removal(config, tiny.tokenizer).max_tokens == 64 + more
-    assert cleaning.held_out(config, tiny.tokenizer) == before
+    assert len(cleaning.held_out(config, tiny.tokenizer)) == 30
 
 
 class Suspicious:

@@ -22,14 +22,14 @@ CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-PROMPTS = tuple(replace(row, group="") for row in sets.short()[24:32])
+PROMPTS = sets.short()[4:12]
 
 
 @pytest.fixture(scope="module")
 def paper_victim(model_cache: Path) -> LanguageModel:
     """The tiny model, taught in the format `paper`; its tokenizer has a chat template, and that format."""
     lm = loading.load("tiny", model_cache)
-    rows = sets.short()[:32]
+    rows = sets.short()[:12]
     poisoned = [replace(gates.plant(row, TRIGGER), output=f"{RESPONSE}. {row.output}") for row in rows]
     teach(lm, encode(lm.tokenizer, [*rows, *poisoned]))
     lm.tokenizer.chat_template = CHATML
