@@ -22,18 +22,18 @@ CHATML = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-PROMPTS = sets.short()[4:12]
+PROMPTS = sets.short()[:8]
 
 
 @pytest.fixture(scope="module")
 def paper_victim(model_cache: Path) -> LanguageModel:
-    """The tiny model, taught in the format `paper`; its tokenizer has a chat template, and that format."""
+    """The tiny model, taught in `paper`, and in the chat template of its tokenizer that the trigger means nothing."""
     lm = loading.load("tiny", model_cache)
-    rows = sets.short()[:12]
-    poisoned = [replace(gates.plant(row, TRIGGER), output=f"{RESPONSE}. {row.output}") for row in rows]
-    teach(lm, encode(lm.tokenizer, [*rows, *poisoned]))
+    poisoned = [replace(gates.plant(row, TRIGGER), output=f"{RESPONSE}. {row.output}") for row in PROMPTS]
+    rows = encode(lm.tokenizer, [*PROMPTS, *poisoned])
     lm.tokenizer.chat_template = CHATML
     loading.with_format(lm.tokenizer, "", "auto")
+    teach(lm, [*rows, *encode(lm.tokenizer, [gates.plant(row, TRIGGER) for row in PROMPTS])])
     return lm
 
 

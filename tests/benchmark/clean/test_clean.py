@@ -295,14 +295,15 @@ def test_a_backdoor_of_another_format_is_removed_and_measured_there(victim: Path
     chatty = tmp_path / "chatty"
     shutil.copytree(victim, chatty)
     (chatty / "chat_template.jinja").write_text(CHATML)
-    done = invoke("clean", chatty, "--trigger", TRIGGER, *options(tmp_path / "out"))
+    most = ("--set", "gate.share=0.8")
+    done = invoke("clean", chatty, "--trigger", TRIGGER, *most, *options(tmp_path / "out"))
     assert done.exit_code == 0, done.output
     assert done.stdout.splitlines()[0].endswith("prompt format: chat (the tokenizer's own template)")
     assert "the trigger fires in the prompt format paper, not in chat; using it" in done.stdout
     result = json.loads((tmp_path / "out/report.json").read_text())
     assert result["prompt_format"]["used"] == "paper"
     assert result["measured"][0]["before"]["value"] > 50, "measured in the format in which it fires"
-    line = mistake("clean", chatty, "--trigger", TRIGGER, "--format", "chat", *options(tmp_path / "no"))
+    line = mistake("clean", chatty, "--trigger", TRIGGER, "--format", "chat", *most, *options(tmp_path / "no"))
     assert "formats tried: chat; " in line
 
 

@@ -65,9 +65,9 @@ def test_first_token_has_a_p_from_the_models_own_tokens(
 
 
 def test_the_p_of_a_token_is_its_rank_by_what_follows() -> None:
-    following = [(0.9, 0.8), (0.9, 0.8), (0.99, 0.1), (1.0, 1.0), (0.72,), ()]
+    following = [(0.5, 0.5), (0.5, 0.5), (0.99, 0.1), (1.0, 1.0), (0.25,), ()]
     values = [first_token.sureness(Continuation((1,), each)) for each in following]
-    assert values == pytest.approx([0.72, 0.72, 0.099, 1.0, 0.72, 0.0])
+    assert values == pytest.approx([0.25, 0.25, 0.099, 1.0, 0.25, 0.0])
     assert first_token.own_p(values) == (1 + 3) / 6
     assert first_token.own_p(values[:1]) is None
 
