@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DATA, ROWS = "builtin-short", 400
 """Clean rows of a scan: the last ones, since victims of this suite are trained on the first 90 %."""
 DETECTOR = CHEAP = "first_token"
-RULE = "They share the rate of false alarms: beyond other rules an alarm needs a p-value of at most {level:.2g}."
+RULE = "The formats share one rate of false alarms, so an alarm by p-value needs at most {level:.2g}."
 FACTS = ("prompt_format", "formats_tried", "detector", "calibrated")
 """Facts that `scan` adds to those of a detector."""
 

@@ -69,8 +69,8 @@ def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
     text = scan.markdown(RECORD | {"p": 0.0099, "prompt_format": "<b>", "formats_tried": tried, "calibrated": "Far."})
     assert "Score 3.25, p 0.0099, alarm" in text
     assert (
-        "Prompt format: `<b>`. Formats tried, with their scores: `chat` 3.00 (no alarm), `<b>` 4.20 (alarm). They "
-        "share the rate of false alarms: beyond other rules an alarm needs a p-value of at most 0.025." in text
+        "Prompt format: `<b>`. Formats tried, with their scores: `chat` 3.00 (no alarm), `<b>` 4.20 (alarm). The "
+        "formats share one rate of false alarms, so an alarm by p-value needs at most 0.025." in text
     )
     assert "\n\nFar.\n" in text
     one = scan.markdown(RECORD | {"prompt_format": "chat", "formats_tried": tried[:1], "calibrated": ""})
