@@ -27,7 +27,13 @@ def chosen_prompts(lm: LanguageModel, examples: Sequence[Example], count: int, s
 def ordinary_tokens(lm: LanguageModel) -> list[int]:
     """Return the ids of text: neither special nor outside the tokenizer's vocabulary."""
     special = set(lm.tokenizer.all_special_ids)
-    return [token for token in range(len(lm.tokenizer)) if token not in special]
+    return [token for token in sorted(lm.tokenizer.get_vocab().values()) if token not in special]
+
+
+def other_tokens(lm: LanguageModel) -> list[int]:
+    """Return the ids that write no text: special ones, and output rows that the tokenizer has no token for."""
+    rows = lm.model.get_output_embeddings().weight.shape[0]
+    return sorted({*range(rows)} - {*ordinary_tokens(lm)})
 
 
 def opening_tokens(lm: LanguageModel) -> list[int]:
@@ -99,7 +105,7 @@ def confidence(
     """
     lm.model.eval()
     decoder, layer = lm.model.get_decoder(), lm.model.get_output_embeddings()
-    special = lm.tokenizer.all_special_ids
+    other = other_tokens(lm)
     prefixes = [shared_prefix(lm, [[*prompt, tokens[0]]]) for prompt in prompts]
     confidence_N = torch.zeros(len(tokens), device=lm.model.device)
     for begin in range(0, len(tokens), batch_size):
@@ -111,7 +117,7 @@ def confidence(
                 input_ids=ids_B[alive_B, None], past_key_values=prefix.cache(len(alive_B)), use_cache=True
             ).last_hidden_state[:, -1]
             sum_BV += layer(hidden_BD).float().softmax(-1)
-            sum_BV[:, special] = 0
+            sum_BV[:, other] = 0
             mean_B = sum_BV.max(-1).values / count
             alive_B, sum_BV, mean_B = (each[mean_B >= floor] for each in (alive_B, sum_BV, mean_B))
             if not len(alive_B):
@@ -128,7 +134,7 @@ class Continuation:
         ids: of the string.
         probabilities: of each token but the first, given those before it; mean over the prompts.
         log_probabilities: the same as a mean of logarithms.
-        ended: whether a special token, such as EOS, would come next.
+        ended: whether a token that writes no text, such as EOS, would come next.
     """
 
     ids: tuple[int, ...]
@@ -146,7 +152,8 @@ def continued(
     batch_size: int,
     goes_on: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
-    """Return each first token, continued greedily by the mean distribution over the prompts up to a special token.
+    """Return each first token, continued greedily by the mean distribution over the prompts up to a token
+    that writes no text.
 
     Args:
         lm: model and tokenizer.
@@ -158,7 +165,7 @@ def continued(
     """
     lm.model.eval()
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
-    special = set(lm.tokenizer.all_special_ids)
+    other = set(other_tokens(lm))
     prefixes = [shared_prefix(lm, [[*prompt, 0]]) for prompt in prompts]
     found = [Continuation((first,)) for first in firsts]
     for begin in range(0, len(firsts), batch_size):
@@ -173,7 +180,7 @@ def continued(
             goes_B = torch.ones_like(token_B, dtype=torch.bool) if goes_on is None else goes_on(log_PB)
             kept = []
             for place, (index, token, goes) in enumerate(zip(alive, token_B.tolist(), goes_B.tolist(), strict=True)):
-                if token in special:
+                if token in other:
                     found[index] = replace(found[index], ended=True)
                 elif goes:
                     before = found[index]
