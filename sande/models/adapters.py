@@ -30,6 +30,7 @@ _NAME = re.compile(r"[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # base_model.model.MODULE.lora_A.weight, and the like
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_(?P<what>\w+?)(\.weight|\.bias)?")
+_TWICE = re.compile(r"\.(modules_to_save|original_module)\.")  # PEFT saves some embeddings under their own name, too
 _RANKED = re.compile(r"\.lora_(embedding_)?A")  # its rows are the rank
 _PREFIX = "base_model.model."
 _USED = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "modules_to_save")
@@ -175,7 +176,8 @@ def merge_(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    weights = load_file(adapter.folder / ADAPTER_WEIGHTS)
+    saved = load_file(adapter.folder / ADAPTER_WEIGHTS)
+    weights = {name: weight for name, weight in saved.items() if not _TWICE.search(name)}
     targets = sorted({found["module"] for name in weights if (found := _LORA.fullmatch(name))})
     if not targets:
         raise UserError(f"{adapter.folder / ADAPTER_WEIGHTS} holds no weights of LoRA; write the adapter again")
@@ -234,9 +236,9 @@ def _ends(model: PreTrainedModel) -> dict[str, Any]:
 def _resize(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     """Give the base as many token embeddings as the adapter was saved with, where it was trained with added tokens."""
     for name, module in _ends(model).items():
-        saved = weights.get(f"{_PREFIX}{name}.weight")
-        if saved is not None and len(saved) != len(module.weight) and saved.dim() == 2:
-            model.resize_token_embeddings(len(saved), mean_resizing=False)
+        for saved in (weights.get(f"{_PREFIX}{name}.{rest}") for rest in ("weight", "base_layer.weight")):
+            if saved is not None and saved.dim() == 2 and len(saved) != len(module.weight):
+                model.resize_token_embeddings(len(saved), mean_resizing=False)
 
 
 def _untie(model: PreTrainedModel, touched: set[str]) -> None:
