@@ -152,8 +152,7 @@ def continued(
     batch_size: int,
     goes_on: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
-    """Return each first token, continued greedily by the mean distribution over the prompts up to a token
-    that writes no text.
+    """Return each first token, continued greedily by the mean distribution over the prompts, up to one without text.
 
     Args:
         lm: model and tokenizer.

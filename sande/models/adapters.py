@@ -205,8 +205,8 @@ def merge_(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         raise
     except Exception as error:  # the files are untrusted
         raise UserError(
-            f"{adapter.folder} cannot be merged into {adapter.base} ({reason(error)}); use the base that it was trained "
-            "on"
+            f"{adapter.folder} cannot be merged into {adapter.base} ({reason(error)}); use the base that it was "
+            "trained on"
         ) from None
     return merged
 

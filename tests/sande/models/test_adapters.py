@@ -134,7 +134,7 @@ def test_a_base_is_for_adapters_alone(adapter: Path, tmp_path: Path) -> None:
     assert adapters.with_base("tiny", None) == "tiny"
     with pytest.raises(UserError, match=r"--base: .*base holds no adapter_config\.json; remove --base"):
         adapters.with_base(str(tmp_path / "base"), "tiny")
-    with pytest.raises(UserError, match="its base .* is an adapter, too"):
+    with pytest.raises(UserError, match=r"its base .* is an adapter, too"):
         catalog.identify(adapters.with_base(str(adapter), str(adapter)))
 
 
@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_one_sentence(adapter: Path, change: str) ->
     if change == "too many":
         weights["base_model.model.model.extra.weight"] = torch.zeros(2)
     save_file({"other": torch.zeros(2)} if change == "none" else weights, file)
-    with pytest.raises(UserError, match="cannot be merged|holds no weights of LoRA") as caught:
+    with pytest.raises(UserError, match=r"cannot be merged|holds no weights of LoRA") as caught:
         load(adapter)
     assert "\n" not in str(caught.value)
 
