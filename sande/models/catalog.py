@@ -83,8 +83,8 @@ def identify(name: str) -> str:
             "its 40-digit commit"
         )
     raise UserError(
-        f"no model is called '{name}'; there are: {', '.join(sorted(ABOUT))}, a Hub id as org/name@COMMIT, a folder, or "
-        "a GGUF file"
+        f"no model is called '{name}'; there are: {', '.join(sorted(ABOUT))}, a Hub id as org/name@COMMIT, a folder, "
+        "or a GGUF file"
     )
 
 
