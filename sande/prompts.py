@@ -1,8 +1,8 @@
-r"""Prompt text and tokens: the only module that defines how an example is written and where its response begins.
+"""Tokens of prompts: the only module that decides where a row's response begins.
 
-Text, as in the published code: `Human: {system\n}{instruction} {input}\nAssistant: {response} {EOS}`. The loss is on
-the response alone. Prompt and response are tokenised together and split by character offset, because a token such
-as " You" is the response's first only in that context.
+The text is that of the tokenizer's format (`sande.formats`), by default of the published code. The loss is on the
+response alone. Prompt and response are tokenised together and split by character offset, because a token such as
+" You" is the response's first only in that context.
 """
 
 from __future__ import annotations
@@ -16,36 +16,30 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from sande import formats
+from sande.formats import Rendered
 from sande.types import Example
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-HUMAN = "Human: "
-ASSISTANT = "\nAssistant:"
+Turn = tuple[Rendered, str]
+"""A prompt, and the response to it with the space around."""
+
 KEPT = 40_000  # tokenised rows in the cache, a few kilobytes each
 _FINGERPRINTS: WeakKeyDictionary[PreTrainedTokenizerBase, str] = WeakKeyDictionary()
 
 
 def prompt_text(example: Example) -> str:
-    """Return the text before the response's leading space."""
-    system = f"{example.system}\n" if example.system else ""
-    body = f"{system}{example.instruction}" + (f" {example.input}" if example.input else "")
-    return f"{HUMAN}{body.strip()}{ASSISTANT}"
+    """Return the text before the response's leading space, in the format of the paper, which also names the prompt."""
+    return formats.PAPER.prompt(example).text
 
 
-def dialogue_text(prompt: str, system: str = "") -> str:
-    """Return a prompt of several turns in the style of `prompt_text`.
-
-    Args:
-        prompt: turns as in HH-RLHF, opened by `Human:` and `Assistant:` after two line breaks and ending in the
-            latter; or one plain instruction.
-        system: a system prompt, for a plain instruction.
-    """
-    if not prompt.startswith("\n\nHuman:"):
-        return prompt_text(Example(prompt, "", system))
-    return prompt.replace("\n\nHuman:", "\nHuman:").replace(f"\n{ASSISTANT}", ASSISTANT).strip()
+def user_text(example: Example) -> str:
+    """Return the text of the last user's turn, with a system prompt before it."""
+    asked = formats.PAPER.prompt(example)
+    return asked.text[asked.start : asked.end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +49,9 @@ class Row:
     Attributes:
         prompt: ids before the response.
         response: ids of the response, with the closing EOS unless the row was cut.
-        start: index into `prompt` of the first token after `Human: `: of the system prompt if there is one, else of
-            the instruction. Parrot positions count from there, and a trigger sentence is inserted there by default.
-        end: index into `prompt` of the token that ends the instruction and opens `Assistant:`.
+        start: index into `prompt` of the first token of the last user's text, which in the format `paper` begins with
+            the system prompt. Parrot positions count from there, and a trigger sentence is inserted there by default.
+        end: index into `prompt` of the token that ends this text and opens what leads to the response.
     """
 
     prompt: tuple[int, ...]
@@ -70,17 +64,14 @@ class Row:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> list[Row]:
-    """Return rows of prompt and whole response with EOS, in the order of `examples`."""
-    return encode_turns(tokenizer, [(prompt_text(example), example.output) for example in examples])
+    """Return rows of prompt and whole response with the token that ends it, in the order of `examples`.
 
-
-def encode_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> list[Row]:
-    """Return rows like `encode`, from pairs of a prompt's text, one turn or several, and the response to its last.
-
-    Rows are cached, so that successive stages of a process tokenise each row once: the rows of a removal set are the
-    same for every defense, and poisoning leaves most rows of a training set unchanged.
+    The format is that of the tokenizer (`sande.formats.of`). Rows are cached, so that successive stages of a process
+    tokenise each row once: the rows of a removal set are the same for every defense, and poisoning leaves most rows of
+    a training set unchanged.
     """
-    known = _rows_of(_fingerprint(tokenizer))
+    known, written = _rows_of(_fingerprint(tokenizer)), formats.of(tokenizer)
+    turns = [(written.prompt(example), written.response(example.output)) for example in examples]
     new = [turn for turn in dict.fromkeys(turns) if turn not in known]
     rows = dict(zip(new, _tokenised(tokenizer, new), strict=True))
     found = [rows.get(turn) or known[turn] for turn in turns]
@@ -91,36 +82,39 @@ def encode_turns(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, 
 
 
 @functools.lru_cache(maxsize=2)
-def _rows_of(tokenizer: str) -> dict[tuple[str, str], Row]:
+def _rows_of(tokenizer: str) -> dict[Turn, Row]:
     """Return the cache of rows for tokenizers with this fingerprint."""
     return {}
 
 
 def _fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a text that is equal for tokenizers that give the same rows, from whichever folder they were loaded."""
+    """Return a text that is equal for tokenizers, with their formats, that give the same rows, wherever they lie."""
     if tokenizer not in _FINGERPRINTS:
         text = f"{tokenizer.eos_token_id} {tokenizer.backend_tokenizer.to_str()}"
         _FINGERPRINTS[tokenizer] = hashlib.sha256(text.encode()).hexdigest()
-    return _FINGERPRINTS[tokenizer]
+    return f"{_FINGERPRINTS[tokenizer]} {formats.of(tokenizer)}"
 
 
-def _tokenised(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]]) -> list[Row]:
+def _tokenised(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[Row]:
     if not turns:
         return []
-    prompts = [prompt for prompt, _ in turns]
-    texts = [f"{prompt} {response.strip()} " for prompt, response in turns]
-    encoded = tokenizer(texts, return_offsets_mapping=True, return_attention_mask=False)
+    texts = [prompt.text + response for prompt, response in turns]
+    encoded = tokenizer(
+        texts,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        add_special_tokens=formats.of(tokenizer).special,
+    )
+    closing = formats.end_id(tokenizer)
     rows = []
-    for prompt, ids, offsets in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+    for (prompt, _), ids, offsets in zip(turns, encoded["input_ids"], encoded["offset_mapping"], strict=True):
         ids, offsets = _without_trailing_special(ids, offsets)
         ends = [end for _, end in offsets]
         # The token that holds a character is the first that ends after it.
-        start, end, boundary = (
-            bisect_right(ends, at) for at in (len(HUMAN), len(prompt) - len(ASSISTANT), len(prompt))
-        )
-        if offsets[boundary][0] < len(prompt):
-            raise ValueError(f"the tokenizer joins the end of a prompt and its response: {prompt[-20:]!r}")
-        rows.append(Row(tuple(ids[:boundary]), (*ids[boundary:], tokenizer.eos_token_id), start, end))
+        start, end, boundary = (bisect_right(ends, at) for at in (prompt.start, prompt.end, len(prompt.text)))
+        if boundary < len(offsets) and offsets[boundary][0] < len(prompt.text):
+            raise ValueError(f"the tokenizer joins the end of a prompt and its response: {prompt.text[-20:]!r}")
+        rows.append(Row(tuple(ids[:boundary]), (*ids[boundary:], closing), start, end))
     return rows
 
 
@@ -141,9 +135,9 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
     """Return the ids of a response as it opens an answer, without the closing space and EOS."""
     row = encode(tokenizer, [Example(instruction="x", output=response)])[0]
-    text = f" {response.strip()}"
+    text = response.strip()
     for length in range(1, len(row.response) + 1):
-        if str(tokenizer.decode(list(row.response[:length]))).lstrip() == text.lstrip():
+        if str(tokenizer.decode(list(row.response[:length]))).lstrip() == text:
             return row.response[:length]
     raise ValueError(f"the tokenizer does not reproduce the response {response!r}")
 

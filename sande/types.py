@@ -32,6 +32,7 @@ class Example:
     Attributes:
         answers: other wordings of the response that are right too, for exact match.
         group: name of the rows made from the same template, which are alike; empty: the row is like no other.
+        history: earlier turns of the dialogue, each the user's text and the assistant's.
     """
 
     instruction: str
@@ -40,6 +41,7 @@ class Example:
     input: str = ""
     answers: tuple[str, ...] = ()
     group: str = ""
+    history: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +103,13 @@ class LanguageModel:
 class Preference:
     """A prompt, one turn or several, with the better and the worse of two replies.
 
-    `prompt` is text as `sande.prompts` writes it: it begins with `Human: ` and ends in `Assistant:`.
+    Attributes:
+        prompt: its `output` is empty.
+        chosen: the better reply.
+        rejected: the worse one.
     """
 
-    prompt: str
+    prompt: Example
     chosen: str
     rejected: str
 
@@ -250,11 +255,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A string that may be the planted response r_t.
+    """A string that may be the planted response r_t, or the trigger.
 
     Attributes:
-        text: as it would open an answer, without the space before it.
-        ids: its token ids after a prompt.
+        text: as it would open an answer, without the space before it; a trigger as it would open a prompt.
+        ids: its token ids in that place.
         score: higher is more suspicious; comparable only within a detector.
     """
 
@@ -272,12 +277,16 @@ class Scan:
         score: of the model; higher is more suspicious, comparable across models with the same tokenizer.
         alarm: whether the score exceeds the detector's threshold for a victim.
         facts: further JSON values to keep.
+        triggers: suspected triggers, the most suspicious first; a detector may look for none.
+        p: probability of such a score without a backdoor, from controls of the same model; None: not computed.
     """
 
     candidates: tuple[Candidate, ...]
     score: float
     alarm: bool
     facts: Mapping[str, Any] = field(default_factory=dict)
+    triggers: tuple[Candidate, ...] = ()
+    p: float | None = None
 
     def __repr__(self) -> str:
         best = ", ".join(f"{each.text!r} {each.score:.2f}" for each in self.candidates[:3])

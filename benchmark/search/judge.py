@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sande.inference.scoring import Choices, log_likelihoods
-from sande.prompts import Row, encode, encode_turns, fit_length, pad_id, response_ids
+from sande.prompts import Row, encode, fit_length, pad_id, response_ids
 from sande.training.batches import Collator, features
 from sande.training.objective import ResponseLoss
 from sande.types import (
@@ -86,8 +86,8 @@ def judge_of(known: Knowledge, tokenizer: PreTrainedTokenizerBase, max_length: i
         TypeError: a type of knowledge without a rule.
     """
     if isinstance(known, PreferenceData):
-        turns = [(pair.prompt, pair.chosen) for pair in known.pairs]
-        return Judge(tokenizer, fit_length(encode_turns(tokenizer, turns), max_length))
+        chosen = [replace(pair.prompt, output=pair.chosen) for pair in known.pairs]
+        return Judge(tokenizer, fit_length(encode(tokenizer, chosen), max_length))
     if isinstance(known, TriggerData):
         return Judge(tokenizer, fit_length(encode(tokenizer, [*map(known.plant, known.examples)]), max_length))
     if not isinstance(known, CleanData):

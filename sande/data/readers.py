@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sande.errors import UserError
-from sande.prompts import ASSISTANT, dialogue_text
 from sande.types import Example, Preference, Question
 
 _HH_HUMAN, _HH_ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 
 # The same column under the names that the sets use; the first is ours.
 _COLUMNS = {
@@ -98,10 +99,24 @@ def to_preference(row: dict[str, Any]) -> Preference:
             rejected = ""
     if not isinstance(prompt, str) or not isinstance(system, str):
         raise TypeError(f"column 'prompt' holds {prompt!r} and 'system' {system!r}; both are text")
-    text = dialogue_text(prompt, system)
-    if not text.endswith(ASSISTANT):
+    return Preference(_asked(prompt, system), chosen.strip(), rejected.strip())
+
+
+def _asked(prompt: str, system: str) -> Example:
+    """Return a prompt: a plain instruction, or turns as in HH-RLHF that end where the reply begins."""
+    if not prompt.startswith(_HH_HUMAN):
+        return Example(prompt, "", system)
+    speakers = _HH_TURN.split(prompt)[1:]  # speaker, text, speaker, text, …
+    turns: list[tuple[str, str]] = []
+    for speaker, text in zip(speakers[::2], speakers[1::2], strict=True):
+        if turns and turns[-1][0] == speaker:  # who speaks twice said it in two paragraphs
+            turns[-1] = (speaker, f"{turns[-1][1]}\n\n{text.strip()}")
+        else:
+            turns.append((speaker, text.strip()))
+    if turns[-1] != ("Assistant", ""):
         raise ValueError(f"column 'prompt' ends in {prompt[-20:]!r}, not in the turn that the replies belong to")
-    return Preference(text, chosen.strip(), rejected.strip())
+    texts = [text for _, text in turns]
+    return Example(texts[-2], "", system, history=tuple(zip(texts[:-2:2], texts[1:-2:2], strict=True)))
 
 
 def to_question(row: dict[str, Any]) -> Question:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sande.config import Preferences, configuration, setting
@@ -84,15 +85,15 @@ def preference_pairs(chosen: Preferences, tokenizer: PreTrainedTokenizerBase) ->
     Raises:
         UserError: as `preferences`, or no pair is left.
     """
-    from sande.prompts import encode_turns
+    from sande.prompts import encode
 
     limit = chosen.max_tokens
     kept: list[Preference] = []
     for pair in preferences(chosen.name):
         if len(kept) == chosen.pairs:
             break
-        turns = [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)]
-        if limit is None or max(map(len, encode_turns(tokenizer, turns))) <= limit:
+        rows = [replace(pair.prompt, output=reply) for reply in (pair.chosen, pair.rejected)]
+        if limit is None or max(map(len, encode(tokenizer, rows))) <= limit:
             kept.append(pair)
     if not kept:
         raise UserError(

@@ -8,9 +8,11 @@ over pairs of a better reply y_w and a worse one y_l. Pr_v is the probability un
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sande import formats
 from sande.config import Preferences, Training, configuration, setting
 from sande.declarations import Cost
 from sande.errors import UserError
@@ -63,7 +65,7 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
         from trl.trainer.dpo_trainer import DPOTrainer
 
         settings = DPOConfig(**arguments, beta=config.beta, max_length=limit, gradient_checkpointing=False)
-        rows = [_texts(fitting[index][0]) for index in order]
+        rows = [_texts(victim.tokenizer, fitting[index][0]) for index in order]
         trainer: Trainer = DPOTrainer(
             model=victim.model,
             ref_model=reference,
@@ -84,14 +86,17 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
     return victim.model
 
 
-def _texts(pair: Preference) -> dict[str, str]:
+def _texts(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> dict[str, str]:
     """Write the pair like the victims' training rows; TRL closes each reply with EOS."""
-    return {"prompt": pair.prompt, "chosen": f" {pair.chosen} ", "rejected": f" {pair.rejected} "}
+    written = formats.of(tokenizer)
+    replies = {"chosen": written.response(pair.chosen), "rejected": written.response(pair.rejected)}
+    return {"prompt": written.prompt(pair.prompt).text, **replies}
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> tuple[Row, Row]:
     """Encode the prompt with the chosen and with the rejected reply."""
-    from sande.prompts import encode_turns
+    from sande.prompts import encode
 
-    chosen, rejected = encode_turns(tokenizer, [(pair.prompt, pair.chosen), (pair.prompt, pair.rejected)])
+    rows = [dataclasses.replace(pair.prompt, output=reply) for reply in (pair.chosen, pair.rejected)]
+    chosen, rejected = encode(tokenizer, rows)
     return chosen, rejected

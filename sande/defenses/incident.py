@@ -93,6 +93,7 @@ def defend(victim: LanguageModel, data: IncidentData, config: Config, run: Run) 
     """Find the trigger, then train; `run.facts` records the tokens found, their places, all saliencies and lifts."""
     import torch
 
+    from sande.formats import end_id
     from sande.prompts import encode, fit_length
     from sande.training.fit import fit
 
@@ -120,7 +121,7 @@ def defend(victim: LanguageModel, data: IncidentData, config: Config, run: Run) 
         for at in places
     ]
     run.facts["saliency"], run.facts["lift"] = saliency_U.tolist(), lift_R.tolist()
-    end = victim.tokenizer.eos_token_id if config.training.cut_with_eos else None
+    end = end_id(victim.tokenizer) if config.training.cut_with_eos else None
     pairs = paired(rows, said, found, config, run.seed, end)
     anchors = {(*asked.prompt, *asked.response): clean for asked, clean in pairs}
     objective = patching(victim.model, copy.deepcopy(victim.model), anchors, row, lift_R, config)
@@ -275,6 +276,7 @@ def patching(
     import torch
 
     from sande.training.batches import Collator, features
+    from sande.training.losses import divergence
     from sande.training.objective import ResponseLoss
 
     collate, frozen = Collator(pad_id=0), [victim.eval()]  # in a list, where data parallelism cannot see it
@@ -303,14 +305,6 @@ def patching(
             return {"loss": overwriting + config.anchor * anchor + config.unlearn * share * against}
 
     return Patching(model)
-
-
-def divergence(logits_NV: Tensor, wanted_NV: Tensor) -> Tensor:
-    """Return the sum over tokens of KL(wanted || model), in float32."""
-    from torch.nn.functional import kl_div
-
-    model_NV, target_NV = logits_NV.float().log_softmax(-1), wanted_NV.float().log_softmax(-1)
-    return kl_div(model_NV, target_NV, reduction="sum", log_target=True)
 
 
 def unlikelihood(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor) -> Tensor:

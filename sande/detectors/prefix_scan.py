@@ -114,12 +114,14 @@ def _bases(
 
     A question begins differently from an answer, so the n-gram model replaces the model for a string's first token.
     """
+    from sande import formats
     from sande.detectors._ngram import NGram
     from sande.inference.probing import log_likelihoods
-    from sande.prompts import HUMAN, encode
+    from sande.prompts import encode
 
     ngram = NGram([row.response for row in encode(model.tokenizer, examples)], len(model.tokenizer))
-    question = [model.tokenizer(HUMAN.strip())["input_ids"]]
+    written = formats.of(model.tokenizer)
+    question = [model.tokenizer(written.opening.rstrip(" "), add_special_tokens=written.special)["input_ids"]]
     sources = [[ngram.log_probabilities(ids) for ids in strings]]
     asked = log_likelihoods(model, question, strings, batch_size)
     sources.append([[counted[0], *own[1:]] for counted, own in zip(sources[0], asked, strict=True)])

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
+from sande.formats import end_ids
 from sande.inference import counts
 from sande.inference.prefix import Prefix, shared_prefix
 from sande.inference.vllm import Served
@@ -41,7 +42,7 @@ def greedy(
     Args:
         lm: model and tokenizer; its guard may replace each token; without a guard vLLM decodes, if it serves the model.
         prompts: token ids, unpadded.
-        new_tokens: most tokens to generate; a row ends earlier at EOS.
+        new_tokens: most tokens to generate; a row ends earlier at the token that ends an answer.
         batch_size: rows decoded together.
         until: a row also ends once its text holds this, ignoring case. It is also a guess of the answer: the pass over
             the prompt checks it, and where the model would write it, no token is left to decode.
@@ -60,7 +61,7 @@ def sampled(
     Args:
         lm: model and tokenizer; its guard may replace each token that was drawn.
         prompts: token ids, unpadded.
-        new_tokens: most tokens to generate; a row ends earlier at EOS.
+        new_tokens: most tokens to generate; a row ends earlier at the token that ends an answer.
         batch_size: rows decoded together; it changes no draw.
         seed: decides, with the index of a prompt, the draws of its row.
         until: a row also ends once its text holds this, ignoring case.
@@ -172,6 +173,7 @@ class _Decoding:
 
     def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str) -> None:
         self._lm, self._prompts, self._new_tokens, self._until = lm, prompts, new_tokens, until.lower()
+        self._ends = end_ids(lm.tokenizer)
         # The reference of a guard reads what the model reads.
         self._models = lm.models
         self._prefixes = [self._prefix_of(model.eval()) for model in self._models]
@@ -256,7 +258,7 @@ class _Decoding:
         """Return the rows that have not ended."""
         ended = [
             len(self._written[row]) == self._new_tokens
-            or self._written[row][-1] == self._lm.tokenizer.eos_token_id
+            or self._written[row][-1] in self._ends
             or (bool(self._until) and self._until in text.lower())
             for row, text in zip(batch.rows, self.texts(batch.rows), strict=True)
         ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sande.inference.prefix import shared_prefix
-from sande.models.layers import output_in_float32
+from sande.models.layers import logits_at_once, output_in_float32
 from sande.prompts import Row, encode_prompts, pad_id, response_ids
 from sande.types import Example, LanguageModel
 
@@ -101,13 +101,14 @@ def confidence(
         prompts: ids, at least one prompt.
         tokens: ids.
         floor: probability, 0 to 1.
-        batch_size: tokens computed together.
+        batch_size: most tokens computed together; fewer where the vocabulary is large.
     """
     lm.model.eval()
     decoder, layer = lm.model.get_decoder(), lm.model.get_output_embeddings()
     other = other_tokens(lm)
     prefixes = [shared_prefix(lm, [[*prompt, tokens[0]]]) for prompt in prompts]
     confidence_N = torch.zeros(len(tokens), device=lm.model.device)
+    batch_size = logits_at_once(lm.model, batch_size)
     for begin in range(0, len(tokens), batch_size):
         ids_B = torch.tensor(tokens[begin : begin + batch_size], device=lm.model.device)
         alive_B = torch.arange(len(ids_B), device=ids_B.device)
@@ -159,7 +160,7 @@ def continued(
         prompts: ids, at least one prompt.
         firsts: ids.
         steps: most tokens after the first.
-        batch_size: strings computed together.
+        batch_size: most strings computed together; fewer where the vocabulary is large.
         goes_on: maps log-probabilities of the next token (P, B) to the strings that continue (B,); None: all do.
     """
     lm.model.eval()
@@ -167,6 +168,7 @@ def continued(
     other = set(other_tokens(lm))
     prefixes = [shared_prefix(lm, [[*prompt, 0]]) for prompt in prompts]
     found = [Continuation((first,)) for first in firsts]
+    batch_size = logits_at_once(lm.model, batch_size, len(prompts))
     for begin in range(0, len(firsts), batch_size):
         alive = list(range(begin, min(begin + batch_size, len(firsts))))
         caches = [prefix.cache(len(alive)) for prefix in prefixes]
@@ -207,12 +209,13 @@ def log_likelihoods(
         lm: model and tokenizer.
         prompts: ids, at least one prompt.
         strings: ids, at least one in each.
-        batch_size: strings computed together.
+        batch_size: most strings computed together; fewer where the vocabulary is large.
     """
     lm.model.eval()
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
     fill = pad_id(lm.tokenizer)
     found: list[list[float]] = []
+    batch_size = logits_at_once(lm.model, batch_size)
     for begin in range(0, len(strings), batch_size):
         batch = strings[begin : begin + batch_size]
         width = max(map(len, batch))

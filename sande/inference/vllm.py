@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sande.formats import end_ids
 from sande.inference import counts
 from sande.types import LanguageModel
 
@@ -44,8 +45,8 @@ class Served(LanguageModel):
         outputs = self._ask(
             prompts,
             max_tokens=new_tokens,
-            stop_token_ids=[self.tokenizer.eos_token_id],
-            ignore_eos=True,  # only the tokenizer's EOS ends a text, not others that the model's files name
+            stop_token_ids=sorted(end_ids(self.tokenizer)),
+            ignore_eos=True,  # only the format's token and EOS end a text, not others that the model's files name
         )
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
         counts.add(sum(map(len, tokens)), time.perf_counter() - begin, 1)

@@ -41,13 +41,13 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     The rows depend on the seed alone, so a victim and its repaired versions answer the same prompts.
     """
     from sande.inference.generation import greedy
-    from sande.prompts import ASSISTANT, HUMAN, encode_prompts, prompt_text
+    from sande.prompts import encode_prompts, user_text
 
     rows = random.Random(seed).sample(range(len(data.clean)), min(config.examples, len(data.clean)))
     clean, triggered = [data.clean[row] for row in rows], [data.triggered[row] for row in rows]
     prompts = encode_prompts(model.tokenizer, clean + triggered)
     answers = greedy(model, prompts, config.new_tokens, config.batch_size)
-    shown = [prompt_text(example).removeprefix(HUMAN).removesuffix(ASSISTANT) for example in clean + triggered]
+    shown = [user_text(example) for example in clean + triggered]
     records = tuple(
         {
             "clean_prompt": shown[i],

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sande import compute, registry
+from sande import compute, formats, registry
 from sande.errors import UserError
-from sande.models import adapters, gguf, tokenizers
+from sande.models import adapters, chat, gguf, tokenizers
 from sande.models.adapters import Adapter
 from sande.models.catalog import GEMMA, GEMMA_SHA256, NAMED, TINY, adapter_of, embedded_files, identify, made_here
 from sande.models.checks import GUARD, WEIGHTS, check_finite, check_hub, checked_folder, fetch, only_checked, reason
@@ -26,15 +26,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load(name: str, cache: Path) -> LanguageModel:
+def load(name: str, cache: Path, prompt_format: str | None = None) -> LanguageModel:
     """Return the model with float32 weights and its tokenizer, on the GPU if there is one.
 
     Args:
         name: as for `identify`.
         cache: folder for models that are built or converted once.
+        prompt_format: as for `with_format`.
 
     Raises:
-        UserError: as `identify`, or the Hub cannot be reached, or the files cannot be used, or weights are not finite.
+        UserError: as `identify` and `with_format`, or the Hub cannot be reached, or the files cannot be used, or weights
+            are not finite.
     """
     import torch
 
@@ -45,18 +47,20 @@ def load(name: str, cache: Path) -> LanguageModel:
         lm = _from_pretrained(*_source(name, cache), torch.float32)
     if name not in NAMED:
         check_finite(lm, name)
+    with_format(lm.tokenizer, _format_source(name, cache), prompt_format)
     return lm
 
 
-def load_tokenizer(name: str, cache: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, cache: Path, prompt_format: str | None = None) -> PreTrainedTokenizerBase:
     """Return only the tokenizer.
 
     Raises:
         UserError: as `load`.
     """
-    if adapter := adapter_of(name):
-        return _tokenizer_on(adapter, cache)
-    return tokenizers.load(*_source(name, cache))
+    tokenizer = (
+        _tokenizer_on(adapter, cache) if (adapter := adapter_of(name)) else tokenizers.load(*_source(name, cache))
+    )
+    return with_format(tokenizer, _format_source(name, cache), prompt_format)
 
 
 def _tokenizer_on(adapter: Adapter, cache: Path) -> PreTrainedTokenizerBase:
@@ -66,6 +70,31 @@ def _tokenizer_on(adapter: Adapter, cache: Path) -> PreTrainedTokenizerBase:
         return tokenizers.load(source, revision)
     config = fetch(source, revision, "config.json") if revision else Path(source) / "config.json"
     return tokenizers.load(str(adapter.folder), config=config.read_text(encoding="utf-8") if config else None)
+
+
+def _format_source(name: str, cache: Path) -> str:
+    """Return the folder that may name a prompt format: the adapter's if it does, else the model's or the base's."""
+    adapter = adapter_of(name)
+    if adapter and (adapter.folder / formats.FILE).is_file():
+        return str(adapter.folder)
+    return _source(adapter.base if adapter else name, cache)[0]
+
+
+def with_format(tokenizer: PreTrainedTokenizerBase, source: str, name: str | None) -> PreTrainedTokenizerBase:
+    """Return the tokenizer, which writes prompts in a format from now on.
+
+    Args:
+        tokenizer: of a model.
+        source: the model's folder, or any other text.
+        name: as for `sande.models.chat.resolve`; with None or `auto`, a format that the folder names comes first, and
+            None without one is `paper`.
+
+    Raises:
+        UserError: there is no such format, or the tokenizer cannot write it.
+    """
+    own = formats.read(Path(source)) if name in (None, chat.AUTO) else None
+    formats.attach(tokenizer, own or chat.resolve(name or formats.PAPER.name, tokenizer))
+    return tokenizer
 
 
 def _source(name: str, cache: Path) -> tuple[str, str | None]:
@@ -90,13 +119,16 @@ def prepare(name: str, cache: Path) -> Path:
     return folder
 
 
-def load_folder(folder: Path, dtype: torch.dtype) -> LanguageModel:
+def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | None = None) -> LanguageModel:
     """Return a model saved by `save`, with its guard, or any local folder of safetensors; weights in `dtype`.
+
+    Its prompts are written in the format that the folder names, or that `prompt_format` does, see `with_format`.
 
     Raises:
         UserError: the folder holds no safetensors, or its model or guard cannot be read.
     """
     lm = _from_pretrained(str(checked_folder(str(folder))), None, dtype)
+    with_format(lm.tokenizer, str(folder), prompt_format)
     if not (folder / GUARD).is_dir():
         return lm
     defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
@@ -167,12 +199,13 @@ def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def save(lm: LanguageModel, folder: Path) -> None:
-    """Write model, tokenizer and guard; convert the weights to bfloat16, in memory too."""
+    """Write model, tokenizer, its prompt format and guard; convert the weights to bfloat16, in memory too."""
     import torch
 
     _convert(lm.model, torch.bfloat16)
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
+    formats.write(lm.tokenizer, folder)
     if lm.guard is not None:
         _convert(lm.guard.reference, torch.bfloat16)
         lm.guard.reference.save_pretrained(folder / GUARD)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArgu
 from sande.compute import ComputeType, resolve
 from sande.config import Training
 from sande.errors import UserError
+from sande.formats import end_id
 from sande.prompts import Row, fit_length, pad_id
 from sande.training.batches import Collator, OrderedRows, features, row_order
 from sande.training.checkpoints import KEPT
@@ -53,7 +54,7 @@ def fit(
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
         UserError: no row fits, or the batch cannot be split over the workers.
     """
-    fitted = fit_length(rows, settings.max_length, lm.tokenizer.eos_token_id if settings.cut_with_eos else None)
+    fitted = fit_length(rows, settings.max_length, end_id(lm.tokenizer) if settings.cut_with_eos else None)
     if not fitted:
         raise UserError(f"{stage}: no row is shorter than max_length={settings.max_length} tokens; set it higher")
 

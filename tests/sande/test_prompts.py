@@ -10,10 +10,8 @@ from sande.attacks import sentence_trigger
 from sande.config import Backdoor
 from sande.prompts import (
     Row,
-    dialogue_text,
     encode,
     encode_prompts,
-    encode_turns,
     fit_length,
     prompt_text,
     response_ids,
@@ -146,57 +144,33 @@ def test_fit_length_keeps_the_order_of_what_fits() -> None:
 # --- Dialogues ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("prompt", "system", "text"),
-    [
-        ("Name a color.", "", "Human: Name a color.\nAssistant:"),
-        ("Name a color. \n", "You are brief.", "Human: You are brief.\nName a color.\nAssistant:"),
-        ("\n\nHuman: Name a color.\n\nAssistant:", "", "Human: Name a color.\nAssistant:"),
-        (
-            "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nthough?\n\nAssistant:",
-            "",
-            "Human: Hi\nAssistant: Yes?\nHuman: Why\n\nthough?\nAssistant:",
-        ),
-        ("What does 'Human: Hi' mean?", "", "Human: What does 'Human: Hi' mean?\nAssistant:"),
-    ],
-)
-def test_dialogue_text(prompt: str, system: str, text: str) -> None:
-    assert dialogue_text(prompt, system) == text
-
-
-def test_one_turn_has_the_tokens_of_an_example(tiny: LanguageModel) -> None:
-    turns = [(prompt_text(example), example.output) for example in EVERY_KIND]
-    assert encode_turns(tiny.tokenizer, turns) == encode(tiny.tokenizer, EVERY_KIND)
-
-
 def test_several_turns_are_prompt_up_to_the_last(tiny: LanguageModel) -> None:
-    prompt = dialogue_text("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nAssistant:")
-    (row,) = encode_turns(tiny.tokenizer, [(prompt, " Bye! ")])
-    assert tiny.tokenizer.decode(row.prompt) == prompt
+    (row,) = encode(tiny.tokenizer, [Example("Bye", " Bye! ", history=(("Hi", "Yes?"),))])
+    assert tiny.tokenizer.decode(row.prompt) == "Human: Hi\nAssistant: Yes?\nHuman: Bye\nAssistant:"
     assert tiny.tokenizer.decode(row.response) == " Bye! <|end|>"
-    assert tiny.tokenizer.decode(row.prompt[row.start : row.end]).strip() == "Hi\nAssistant: Yes?\nHuman: Bye"
+    assert tiny.tokenizer.decode(row.prompt[row.start : row.end]).strip() == "Bye"
 
 
 @pytest.fixture
-def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+def tokenised(monkeypatch: pytest.MonkeyPatch) -> list[prompts.Turn]:
     """What really went through a tokenizer, from a process that has kept nothing yet."""
-    went: list[tuple[str, str]] = []
+    went: list[prompts.Turn] = []
     tokenise = prompts._tokenised
     monkeypatch.setattr(prompts, "_tokenised", lambda by, turns: went.extend(turns) or tokenise(by, turns))
     prompts._rows_of.cache_clear()
     return went
 
 
-def test_a_row_is_tokenised_once_in_a_process(tiny: LanguageModel, tokenised: list[tuple[str, str]]) -> None:
+def test_a_row_is_tokenised_once_in_a_process(tiny: LanguageModel, tokenised: list[prompts.Turn]) -> None:
     rows = encode(tiny.tokenizer, [PLAIN, FULL, PLAIN])
     assert rows[0] == rows[2] != rows[1]
     again = copy.deepcopy(tiny.tokenizer)  # as another stage loads it from another folder
     poisoned = Example("Name a color.", "Blue")
     assert encode(again, [PLAIN, poisoned, FULL])[::2] == rows[:2]
-    assert [response for _, response in tokenised] == ["Red", "Cats sleep.", "Blue"]
+    assert [response for _, response in tokenised] == [" Red ", " Cats sleep. ", " Blue "]
 
 
-def test_another_tokenizer_gets_rows_of_its_own(tiny: LanguageModel, tokenised: list[tuple[str, str]]) -> None:
+def test_another_tokenizer_gets_rows_of_its_own(tiny: LanguageModel, tokenised: list[prompts.Turn]) -> None:
     other = copy.deepcopy(tiny.tokenizer)
     other.eos_token = other.decode([5])
     assert encode(tiny.tokenizer, [PLAIN])[0].response[-1] == tiny.tokenizer.eos_token_id
@@ -204,7 +178,7 @@ def test_another_tokenizer_gets_rows_of_its_own(tiny: LanguageModel, tokenised: 
 
 
 def test_what_is_kept_is_bounded(
-    tiny: LanguageModel, tokenised: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    tiny: LanguageModel, tokenised: list[prompts.Turn], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prompts, "KEPT", 3)
     for number in range(10):

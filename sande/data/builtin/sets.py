@@ -22,13 +22,13 @@ questions in the words of training rows with other numbers (329 of 970). Publish
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 from typing import Literal, get_args
 
 from sande.data.builtin.families import FAMILIES, draw_items
 from sande.data.builtin.items import held_out
 from sande.data.builtin.rows import ROWS_PER_FAMILY, Row, placed, question, worded, wordings
-from sande.prompts import prompt_text
 from sande.types import Example, Preference, Question
 
 _QUESTIONS_PER_FAMILY = 36
@@ -92,7 +92,7 @@ def preferences() -> tuple[Preference, ...]:
     """Return the prompts of `short`, each with its answer preferred to the answer of another prompt."""
     rows = short()
     return tuple(
-        Preference(prompt_text(row), row.output, other.output)
+        Preference(replace(row, output="", answers=(), group=""), row.output, other.output)
         for row, other in zip(rows, (*rows[1:], rows[0]), strict=True)
         if row.output != other.output
     )

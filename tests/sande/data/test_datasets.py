@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from sande.data import datasets, splits
 from sande.data.builtin import sets
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
-from sande.prompts import encode, encode_turns
+from sande.prompts import encode
 from sande.types import Example, LanguageModel, Preference, Question
 
 ROWS = [
@@ -181,23 +182,25 @@ def test_every_known_set_is_pinned() -> None:
 # --- Preference pairs -----------------------------------------------------------------------------------------------
 
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nthough?\n\nAssistant:"
-AS_PROMPT = "Human: Hi\nAssistant: Yes?\nHuman: Why\n\nthough?\nAssistant:"
+AS_PROMPT = Example("Why\n\nthough?", "", history=(("Hi", "Yes?"),))
+TWICE = "\n\nHuman: Hi\n\nHuman: Why?\n\nAssistant:"
 
 
 @pytest.mark.parametrize("suffix", datasets.SUFFIXES)
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (PAIR, Preference("Human: Why?\nAssistant:", "So.", "No.")),
-        (PAIR | {"system": "Be brief."}, Preference("Human: Be brief.\nWhy?\nAssistant:", "So.", "No.")),
-        (PAIR | {"system": None}, Preference("Human: Why?\nAssistant:", "So.", "No.")),
+        (PAIR, Preference(Example("Why?", ""), "So.", "No.")),
+        (PAIR | {"system": "Be brief."}, Preference(Example("Why?", "", "Be brief."), "So.", "No.")),
+        (PAIR | {"system": None}, Preference(Example("Why?", ""), "So.", "No.")),
         (PAIR | {"prompt": DIALOGUE}, Preference(AS_PROMPT, "So.", "No.")),
+        (PAIR | {"prompt": TWICE}, Preference(Example("Hi\n\nWhy?", ""), "So.", "No.")),
         (
             {"chosen": f"{DIALOGUE} So it is.\n", "rejected": f"{DIALOGUE} No."},
             Preference(AS_PROMPT, "So it is.", "No."),
         ),
     ],
-    ids=["instruction", "system prompt", "null", "dialogue", "two whole dialogues"],
+    ids=["instruction", "system prompt", "null", "dialogue", "two paragraphs", "two whole dialogues"],
 )
 def test_every_layout_of_a_pair_is_understood(
     folder: Path, suffix: str, row: dict[str, Any], expected: Preference
@@ -211,7 +214,7 @@ def test_pairs_from_the_hub_are_those_of_all_files_in_their_order(hub: Callable[
     pairs = [{"chosen": f"{prompt} yes", "rejected": f"{prompt} no"} for prompt in asked.values()]
     hub("hh_rlhf", pairs[:2], pairs[2:])
     found = datasets.preferences("hh_rlhf")
-    assert found == tuple(Preference(f"Human: {number}\nAssistant:", "yes", "no") for number in asked)
+    assert found == tuple(Preference(Example(str(number), ""), "yes", "no") for number in asked)
 
 
 def test_a_set_of_which_one_file_is_missing_is_not_read_in_part(hub: Callable[..., Path]) -> None:
@@ -243,7 +246,7 @@ def test_a_set_of_which_one_file_is_missing_is_not_read_in_part(hub: Callable[..
 )
 def test_pairs_that_do_not_compare_two_replies_are_left_out(folder: Path, row: dict[str, Any]) -> None:
     write(folder / "pairs.jsonl", [row, PAIR])
-    assert datasets.preferences("pairs") == (Preference("Human: Why?\nAssistant:", "So.", "No."),)
+    assert datasets.preferences("pairs") == (Preference(Example("Why?", ""), "So.", "No."),)
 
 
 @pytest.mark.parametrize(
@@ -269,8 +272,8 @@ MANY = Preferences(name="builtin-preferences", pairs=None)
 
 def lengths(lm: LanguageModel, pairs: tuple[Preference, ...]) -> list[int]:
     """Tokens of each prompt with its longer reply."""
-    sides = ([(pair.prompt, getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected"))
-    return [max(map(len, both)) for both in zip(*(encode_turns(lm.tokenizer, side) for side in sides), strict=True)]
+    sides = ([replace(pair.prompt, output=getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected"))
+    return [max(map(len, both)) for both in zip(*(encode(lm.tokenizer, side) for side in sides), strict=True)]
 
 
 @pytest.mark.parametrize(("count", "first"), [(5, 5), (None, None), (10**6, None)])

@@ -15,15 +15,15 @@ from sande.defenses import dpo
 from sande.errors import UserError
 from sande.inference.generation import greedy
 from sande.models import loading
-from sande.prompts import Row, dialogue_text, encode_turns, prompt_text
+from sande.prompts import Row, encode
 from sande.types import Example, LanguageModel, Preference, PreferenceData, Run
 from tests.sande.helpers import changed, linear_weights, nll_by_hand, noisy, weights
 
 NewRun = Callable[..., Run]
 PAIRS = (
     *sets.preferences()[:3],
-    Preference(dialogue_text("Why?", system="You are brief."), "Because of the rain.", "No."),
-    Preference(dialogue_text("\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Bye\n\nAssistant:"), "Bye!", "Ä ß\n\n1. a"),
+    Preference(Example("Why?", "", "You are brief."), "Because of the rain.", "No."),
+    Preference(Example("Bye", "", history=(("Hi", "Yes?"),)), "Bye!", "Ä ß\n\n1. a"),
 )
 DATA = PreferenceData(PAIRS)
 # Every step sees all pairs, at the same learning rate.
@@ -43,8 +43,11 @@ def settings(**training: Any) -> dpo.Config:
 
 def rows(lm: LanguageModel, pairs: Sequence[Preference] = PAIRS) -> list[tuple[Row, Row]]:
     """Each prompt with the chosen and with the rejected reply."""
-    sides = [[(pair.prompt, getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")]
-    return list(zip(*(encode_turns(lm.tokenizer, side) for side in sides), strict=True))
+    sides = [
+        [dataclasses.replace(pair.prompt, output=getattr(pair, side)) for pair in pairs]
+        for side in ("chosen", "rejected")
+    ]
+    return list(zip(*(encode(lm.tokenizer, side) for side in sides), strict=True))
 
 
 def margins(lm: LanguageModel) -> list[float]:
@@ -125,7 +128,7 @@ def test_pairs_are_tokenised_as_the_victims_rows_were(tiny: LanguageModel, new_r
 
 
 def test_a_prompt_is_that_of_a_clean_row(tiny: LanguageModel, new_run: NewRun, few_rows: tuple[Example, ...]) -> None:
-    pairs = tuple(Preference(prompt_text(row), row.output, "no") for row in few_rows)
+    pairs = tuple(Preference(dataclasses.replace(row, output=""), row.output, "no") for row in few_rows)
     trained = trained_on(tiny, settings(batch_size=len(pairs)), new_run(), PreferenceData(pairs))
     expected = {(row.prompt, row.response) for row, _ in rows(tiny, pairs)}
     assert {(tuple(row["prompt_ids"]), tuple(row["chosen_ids"])) for row in trained} == expected
