@@ -106,6 +106,13 @@ def files(folder: Path, patterns: Sequence[str] = READ) -> list[Path]:
     return sorted(found)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a checked folder that hold its weights: one, or the shards that its index names."""
+    if (folder / _WHOLE).is_file():
+        return [folder / _WHOLE]
+    return [folder / shard for shard in _shards(read_object(str(folder), folder / _INDEX))]
+
+
 @contextmanager
 def only_checked(folder: Path, patterns: Sequence[str] = READ, more: Mapping[str, str] | None = None) -> Iterator[Path]:
     """Yield a temporary folder with links to the files of a model's folder that loading may read, and to no others.
@@ -241,8 +248,7 @@ def _check_paths(source: str, name: str, values: dict[str, Any]) -> None:
 
 
 def _check_shards(source: str, name: str, values: dict[str, Any], folder: Path) -> None:
-    shards = values.get("weight_map", {})
-    for shard in sorted(set(map(str, shards.values() if isinstance(shards, dict) else [shards]))):
+    for shard in _shards(values):
         # transformers would load a pickle here, and a file outside the folder.
         if Path(shard).name != shard or not shard.endswith(".safetensors"):
             raise UserError(
@@ -250,6 +256,11 @@ def _check_shards(source: str, name: str, values: dict[str, Any], folder: Path) 
             )
         if folder == Path(source) and not (folder / _WHOLE).is_file() and not (folder / shard).is_file():
             raise UserError(f"{source} lacks {shard}, which {name} names; fetch the file, or write the model again")
+
+
+def _shards(index: dict[str, Any]) -> list[str]:
+    shards = index.get("weight_map", {})
+    return sorted(set(map(str, shards.values() if isinstance(shards, dict) else [shards])))
 
 
 def _holds(values: Any, key: str) -> bool:

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-
-LOGITS = 2**26  # held at once: 256 MiB in float32; 1,365 vectors of SmolLM2's vocabulary, 256 of Gemma's
+LOGITS = 2**26  # numbers held at once: 256 MiB in float32; 1,365 vectors of SmolLM2's vocabulary, 256 of Gemma's
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:

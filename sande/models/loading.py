@@ -16,7 +16,17 @@ from sande import compute, formats, registry
 from sande.errors import UserError
 from sande.models import adapters, chat, gguf, tokenizers
 from sande.models.adapters import Adapter
-from sande.models.catalog import GEMMA, GEMMA_SHA256, NAMED, TINY, adapter_of, embedded_files, identify, made_here
+from sande.models.catalog import (
+    GEMMA,
+    GEMMA_SHA256,
+    NAMED,
+    TINY,
+    adapter_of,
+    base_of,
+    embedded_files,
+    identify,
+    made_here,
+)
 from sande.models.checks import GUARD, WEIGHTS, check_finite, check_hub, checked_folder, fetch, only_checked, reason
 from sande.types import Guard, LanguageModel
 
@@ -35,8 +45,8 @@ def load(name: str, cache: Path, prompt_format: str | None = None) -> LanguageMo
         prompt_format: as for `with_format`.
 
     Raises:
-        UserError: as `identify` and `with_format`, or the Hub cannot be reached, or the files cannot be used, or weights
-            are not finite.
+        UserError: as `identify` and `with_format`, or the Hub cannot be reached, or the files cannot be used, or a
+            weight is not finite.
     """
     import torch
 
@@ -95,6 +105,16 @@ def with_format(tokenizer: PreTrainedTokenizerBase, source: str, name: str | Non
     own = formats.read(Path(source)) if name in (None, chat.AUTO) else None
     formats.attach(tokenizer, own or chat.resolve(name or formats.PAPER.name, tokenizer))
     return tokenizer
+
+
+def weights_folder(name: str, cache: Path) -> Path | None:
+    """Return the folder whose weights `load` reads, that of the base for an adapter; None: they are on the Hub.
+
+    Raises:
+        UserError: as `load`.
+    """
+    source, revision = _source(base_of(name), cache)
+    return None if revision else Path(source)
 
 
 def _source(name: str, cache: Path) -> tuple[str, str | None]:
