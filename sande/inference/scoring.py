@@ -193,7 +193,7 @@ def _score(
         for choice in row.choices:
             sources += [begin, *range(at, at + len(choice) - 1)]
             places += len(choice) - 1
-        begin = places
+        begin = at
     choices = [choice for row in rows for choice in row.choices]
     device = hidden[0].device
     sources_N = torch.tensor(sources, device=device)
@@ -205,7 +205,7 @@ def _score(
         logits_CV, written_C = predicted(lm, [logits_of(of_MD[first : first + size]) for logits_of, of_MD in parts])
         here = ((sources_N >= first) & (sources_N < first + size)).nonzero().squeeze(1)
         places, wanted = sources_N[here] - first, targets_N[here]
-        chosen_N[here] = logits_CV[places, wanted] - logits_CV.logsumexp(-1)[at]
+        chosen_N[here] = logits_CV[places, wanted] - logits_CV.logsumexp(-1)[places]
         greedy_N[here] = written_C[places] == wanted
     chosen_N, greedy_N = chosen_N.cpu(), greedy_N.cpu()
     lengths = [len(choice) for choice in choices]
