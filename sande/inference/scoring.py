@@ -192,7 +192,7 @@ def _score(
         at = begin + 1
         for choice in row.choices:
             sources += [begin, *range(at, at + len(choice) - 1)]
-            places += len(choice) - 1
+            at += len(choice) - 1
         begin = at
     choices = [choice for row in rows for choice in row.choices]
     device = hidden[0].device
