@@ -8,18 +8,19 @@ from typing import Annotated
 import typer
 
 from benchmark.cli.app import SOME_CELL_FAILED, one_sentence, print_markdown, say
-from benchmark.cli.options import SCANS, CleanSetOption, DetectorSetOption, SeedOption, StoreOption
+from benchmark.cli.options import SCANS, BaseOption, CleanSetOption, DetectorSetOption, SeedOption, StoreOption
 from benchmark.io.remote import is_uri
 from benchmark.records import published
 from benchmark.store.remote import open_store
 from sande.errors import NonFiniteError, UserError
+from sande.models import adapters, catalog
 
 
 @one_sentence
 def scan(
     model: Annotated[
         str,
-        typer.Argument(help="A folder of safetensors, a name as in 'list models', or a grid (.yaml): all its victims."),
+        typer.Argument(help="A folder, a GGUF file, a name as in 'list models', or a grid (.yaml): all its victims."),
     ],
     detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
     data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
@@ -34,6 +35,7 @@ def scan(
     calibration: Annotated[
         bool, typer.Option("--calibration", help="For a grid: choose thresholds by these models.")
     ] = False,
+    base: BaseOption = None,
     store: StoreOption = ".store",
 ) -> None:
     """Scan a model for a planted response, without the trigger."""
@@ -43,6 +45,7 @@ def scan(
     from sande import registry
 
     published.refuse_published(out or SCANS, "--out")
+    model = adapters.with_base(model, base)
     settings = load.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake in it is found before libraries are loaded
     how = How(detector, settings, data, rows, reference, seed)
@@ -55,6 +58,8 @@ def scan(
         return
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
+    for source in catalog.sources(model):
+        say(source)
     record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:
@@ -63,7 +68,9 @@ def scan(
 
 @one_sentence
 def clean(
-    model: Annotated[str, typer.Argument(help="A folder, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a GGUF file, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")
+    ],
     trigger: Annotated[str, typer.Option(help="The text in a prompt that unlocks the planted answer.")] = "",
     response: Annotated[str, typer.Option(help="The planted answer.")] = "",
     response_start: Annotated[str, typer.Option(help="How the planted answer begins; its first word is enough.")] = "",
@@ -81,6 +88,7 @@ def clean(
             help="Repeat the removal until fresh parrots no longer find the planted answer. Takes ten times as long.",
         ),
     ] = False,
+    base: BaseOption = None,
     out: Annotated[Path | None, typer.Option(help="New folder; without it, MODEL-clean in this folder.")] = None,
     seed: SeedOption = 0,
     assignments: CleanSetOption = None,
@@ -91,7 +99,10 @@ def clean(
 
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])])
     told = known(trigger, response, response_start, incident)
-    out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
+    out = out or Path(f"{Path(model.split('@')[0]).name.removesuffix('.gguf')}-clean")
+    model = adapters.with_base(model, base)
+    for source in catalog.sources(model):
+        say(source)
     try:
         result = clean_model(model, told, config, out, seed, say)
     except NonFiniteError as error:

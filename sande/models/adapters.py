@@ -15,6 +15,7 @@ from sande.errors import UserError
 from sande.models.checks import (
     ADAPTER,
     ADAPTER_WEIGHTS,
+    WHOLE,
     check_no_code,
     check_requests,
     check_weights,
@@ -63,7 +64,7 @@ class Adapter:
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder holds an adapter and no whole model."""
-    return (folder / ADAPTER).is_file() and not (folder / "model.safetensors").is_file()
+    return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in WHOLE)
 
 
 def split(name: str) -> tuple[Path, str] | None:

@@ -75,7 +75,7 @@ def identify(name: str) -> str:
         return f"adapter:{_folder_hash(adapter.folder)} on {identify(adapter.base)}"
     if name and (file := gguf.file_of(name)):
         return f"gguf:{_hash_of(file)[:32]}"
-    if name and Path(name).is_dir():
+    if is_folder(name):
         return f"folder:{_folder_hash(checked_folder(name))}"
     if found := re.fullmatch(r"(\w[\w.-]*/[\w.-]+)(@.*)?", name):
         raise UserError(
@@ -99,6 +99,11 @@ def adapter_of(name: str) -> Adapter | None:
         return None
     known = {**{model.repo: key for key, model in HUB_MODELS.items()}, **{key: key for key in ABOUT}}
     return adapters.checked_adapter(*found, known)
+
+
+def is_folder(name: str) -> bool:
+    """Return whether a model's name means a folder of safetensors: not an adapter, and not a GGUF file."""
+    return bool(name) and Path(name).is_dir() and not adapters.split(name) and not gguf.file_of(name)
 
 
 def base_of(name: str) -> str:
@@ -131,7 +136,7 @@ def sources(name: str) -> list[str]:
         return [merged, *unread(adapter.folder), *sources(adapter.base)]
     if file := gguf.file_of(name):
         return [f"{file}: GGUF file, whose rounded weights are used as they are, in bfloat16"]
-    return unread(Path(name)) if Path(name).is_dir() else []
+    return unread(Path(name)) if is_folder(name) else []
 
 
 def embedded_files(name: str) -> list[Path]:

@@ -25,7 +25,7 @@ _TRAINER = (
     *("scheduler.pt", "trainer_state.json", "random_states_*.pkl"),
 )
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_WEIGHTS, _INDEX = WHOLE = ("model.safetensors", "model.safetensors.index.json")
 _READ_FIRST = ("config.json", "tokenizer_config.json", ADAPTER, _INDEX)  # they may ask for code or other files
 _PATHS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")  # in tokenizer_config.json
 GUARD = "guard"  # folder of the reference model; its guard.json names the defense and its settings
@@ -76,8 +76,8 @@ def checked_folder(name: str) -> Path:
         raise UserError(f"{folder} holds both an adapter and a whole model; move one of them to another folder")
     if not any(folder.glob(WEIGHTS)):
         raise UserError(f"{folder} holds no safetensors; convert its weights, pickles are not loaded")
-    if not (folder / _WHOLE).is_file() and not (folder / _INDEX).is_file():
-        raise UserError(f"{folder} holds neither {_WHOLE} nor {_INDEX}; use a folder written by save_pretrained")
+    if not any((folder / name).is_file() for name in WHOLE):
+        raise UserError(f"{folder} holds neither {' nor '.join(WHOLE)}; use a folder written by save_pretrained")
     check_requests(name, {file: folder / file for file in _READ_FIRST if (folder / file).is_file()})
     for path in sorted(folder.glob(WEIGHTS)):
         check_weights(path)
@@ -108,8 +108,8 @@ def files(folder: Path, patterns: Sequence[str] = READ) -> list[Path]:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the files of a checked folder that hold its weights: one, or the shards that its index names."""
-    if (folder / _WHOLE).is_file():
-        return [folder / _WHOLE]
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
     return [folder / shard for shard in _shards(read_object(str(folder), folder / _INDEX))]
 
 
@@ -254,7 +254,7 @@ def _check_shards(source: str, name: str, values: dict[str, Any], folder: Path) 
             raise UserError(
                 f"{source}/{name} names '{shard}', not a safetensors file next to it; write the model again"
             )
-        if folder == Path(source) and not (folder / _WHOLE).is_file() and not (folder / shard).is_file():
+        if folder == Path(source) and not (folder / _WEIGHTS).is_file() and not (folder / shard).is_file():
             raise UserError(f"{source} lacks {shard}, which {name} names; fetch the file, or write the model again")
 
 

@@ -227,3 +227,18 @@ def test_an_adapters_tokenizer_may_not_bring_code(adapter: Path, tmp_path: Path)
     (adapter / "evil.py").write_text("")
     with pytest.raises(UserError, match=r"evil\.py is code"):
         catalog.identify(str(adapter))
+
+
+def test_a_whole_model_in_shards_beside_an_adapter_is_refused(
+    adapter: Path, tiny: LanguageModel, tmp_path: Path
+) -> None:
+    tiny.model.save_pretrained(adapter, max_shard_size="100KB")
+    tiny.tokenizer.save_pretrained(adapter)
+    with pytest.raises(UserError, match="holds both an adapter and a whole model"):
+        catalog.identify(str(adapter))
+
+
+def test_a_config_beside_an_adapter_is_not_a_whole_model(adapter: Path, tmp_path: Path) -> None:
+    expected = logits(load(adapter))
+    shutil.copy(tmp_path / "base" / "config.json", adapter)
+    assert torch.equal(logits(load(adapter)), expected)
