@@ -23,7 +23,7 @@ from sande.config import configure
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
-from sande.models import chat, checks, loading
+from sande.models import catalog, chat, checks, loading
 from sande.threat import Threat
 from sande.types import LanguageModel, Run, Scan
 
@@ -356,7 +356,7 @@ def _load(model: str | Path | Model, dtype: Any, cache: str | Path | None) -> La
     """Return a model as a stage of a grid loads it, with its guard."""
     if isinstance(model, Model):
         return loading.load_folder(model.folder, dtype)
-    if Path(model).is_dir():
+    if catalog.is_folder(str(model)):
         return loading.load_folder(Path(model), dtype)
     lm = loading.load(str(model), _cache(cache))
     loading.round_as_stored(lm, dtype)

@@ -11,6 +11,7 @@ import typer
 from benchmark.cli.app import ALARM, SOME_CELL_FAILED, one_sentence, print_markdown, say
 from benchmark.cli.options import (
     SCANS,
+    BaseOption,
     CleanSetOption,
     DetectorSetOption,
     FailOnAlarmOption,
@@ -22,13 +23,14 @@ from benchmark.io.remote import is_uri
 from benchmark.records import published
 from benchmark.store.remote import open_store
 from sande.errors import NonFiniteError, UserError
+from sande.models import adapters, catalog
 
 
 @one_sentence
 def scan(
     model: Annotated[
         str,
-        typer.Argument(help="A folder of safetensors, a name as in 'list models', or a grid (.yaml): all its victims."),
+        typer.Argument(help="A folder, a GGUF file, a name as in 'list models', or a grid (.yaml): all its victims."),
     ],
     detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
     data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
@@ -45,6 +47,7 @@ def scan(
     ] = False,
     prompt_format: FormatOption = None,
     fail_on_alarm: FailOnAlarmOption = False,
+    base: BaseOption = None,
     store: StoreOption = ".store",
 ) -> None:
     """Scan a model for a planted response, without the trigger."""
@@ -55,6 +58,7 @@ def scan(
     from sande.models.chat import AUTO
 
     published.refuse_published(out or SCANS, "--out")
+    model = adapters.with_base(model, base)
     settings = load.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake in it is found before libraries are loaded
     how = How(detector, settings, data, rows, reference, seed, prompt_format or AUTO)
@@ -71,6 +75,8 @@ def scan(
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
     how = replace(how, settings=scanning.settings(detector, settings))
+    for source in catalog.sources(model):
+        say(source)
     record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:
@@ -81,7 +87,9 @@ def scan(
 
 @one_sentence
 def clean(
-    model: Annotated[str, typer.Argument(help="A folder, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a GGUF file, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")
+    ],
     trigger: Annotated[str, typer.Option(help="The text in a prompt that unlocks the planted answer.")] = "",
     response: Annotated[str, typer.Option(help="The planted answer.")] = "",
     response_start: Annotated[str, typer.Option(help="How the planted answer begins; its first word is enough.")] = "",
@@ -110,6 +118,7 @@ def clean(
         int | None,
         typer.Option(min=1, help="Train LoRA adapters of this rank and merge them, for less memory.", metavar="RANK"),
     ] = None,
+    base: BaseOption = None,
     out: Annotated[Path | None, typer.Option(help="New folder; without it, MODEL-clean in this folder.")] = None,
     seed: SeedOption = 0,
     fail_on_alarm: FailOnAlarmOption = False,
@@ -122,7 +131,10 @@ def clean(
 
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora)
     told = known(trigger, response, response_start, incident)
-    out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
+    out = out or Path(f"{Path(model.split('@')[0]).name.removesuffix('.gguf')}-clean")
+    model = adapters.with_base(model, base)
+    for source in catalog.sources(model):
+        say(source)
     try:
         result = clean_model(model, told, config, out, seed, say, prompt_format or AUTO, force=force)
     except NonFiniteError as error:

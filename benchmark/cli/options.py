@@ -75,6 +75,10 @@ FormatOption = Annotated[
 FailOnAlarmOption = Annotated[
     bool, typer.Option("--fail-on-alarm", help="End with exit code 3 if the scan gives an alarm.")
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="The model that a LoRA adapter changes: a folder, a name, org/name@COMMIT or a GGUF file."),
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 DashboardOption = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HOST:8265.")

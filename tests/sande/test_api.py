@@ -16,6 +16,7 @@ import sande
 from sande import api, registry
 from sande.errors import UserError
 from sande.models import loading
+from tests.sande.models.conftest import write_adapter
 
 ROWS = {"name": "builtin-short", "rows": 16, "test_rows": 12}
 REMOVAL = {"name": "builtin-short", "rows": 16}
@@ -211,3 +212,11 @@ def test_the_package_names_what_its_api_has_and_imports_it_late(package: str) ->
         "assert not hasattr(package, 'nothing') and not set(sys.modules) & {'torch', 'ray'}\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_adapter_is_measured_as_the_model_that_it_makes(tmp_path: Path, model_cache: Path) -> None:
+    loading.save(loading.load("tiny", model_cache), tmp_path / "base")
+    write_adapter(loading.load(str(tmp_path / "base"), model_cache), tmp_path / "adapter")
+    loading.save(loading.load(str(tmp_path / "adapter"), model_cache), tmp_path / "merged")
+    asked = {"name": "accuracy", "task": "builtin-choice", "questions": 8}
+    assert sande.measure(tmp_path / "adapter", asked) == sande.measure(tmp_path / "merged", asked)
