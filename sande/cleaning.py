@@ -145,9 +145,21 @@ def with_lora(rank: int) -> dict[str, Any]:
 
 
 def _with_lora(config: Any, rank: int) -> dict[str, Any]:
-    # Parrots are not weights of the model: their training, `simulate`, has no adapters.
-    trainings = [each.name for each in fields(config) if isinstance(getattr(config, each.name), Training)]
-    return {name: {"lora_rank": rank} for name in trainings if name != "simulate"}
+    return {name: {"lora_rank": rank} for name in _trainings(config)}
+
+
+def _trainings(config: Any) -> dict[str, Training]:
+    """Return the trainings of the model; that of the parrots, `simulate`, leaves its weights alone."""
+    found = {each.name: getattr(config, each.name) for each in fields(config)}
+    return {name: made for name, made in found.items() if isinstance(made, Training) and name != "simulate"}
+
+
+def lora_rank(known: Known, config: Config) -> int | None:
+    """Return the largest rank of adapters in the trainings that may follow; None if one of them trains all weights."""
+    name = method(known, certify=config.certify)
+    may_follow = DEFENSES if name == SCAN else {name}
+    ranks = [made.lora_rank for each in may_follow for made in _trainings(getattr(config, each)).values()]
+    return None if None in ranks else max(filter(None, ranks))
 
 
 def method(known: Known, *, certify: bool = False) -> str:

@@ -92,7 +92,7 @@ def clean_model(
         UserError: the model, the data or `out` cannot be used, the tokenizer cannot encode what is known, or the
             trigger fires in no format.
     """
-    from sande.models import asking, catalog, loading
+    from sande.models import asking, catalog, loading, memory
 
     _check_new(out)
     cleaning.method(known, certify=config.certify)  # reports what does not fit together
@@ -109,6 +109,9 @@ def clean_model(
             tokenizer = loading.load_tokenizer(model, work / "cache", prompt_format)
             said = asking.described(tokenizer, model, prompt_format)
             say(f"prompt format: {said}")
+            if weights := _weights(model, work / "cache"):
+                needed = memory.needed(weights, cleaning.lora_rank(known, config))
+                say(memory.check(needed, model, memory.machine()))
             say(f"loading {model}")
             lm = loading.load(model, work / "cache", prompt_format)
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
@@ -127,19 +130,20 @@ def clean_model(
                 # Measure the models as they are written: with weights rounded to bfloat16.
                 lm = loading.load(model, work / "cache", prompt_format)
                 loading.round_as_stored(lm, compute.dtype())
-                cleaned = loading.load_folder(folder, compute.dtype())
-                for each in (lm, cleaned):
-                    formats.attach(each.tokenizer, written)
+                formats.attach(lm.tokenizer, written)
                 planted = probe.planted(lm, known, task.facts, say)
                 found = _found_trigger(known, finding, task.facts)
                 trigger = known.trigger or found.get("trigger", "")
                 least = task.facts.get("fired", {}).get("new_tokens", 1)
                 measured, answers, samples = {}, {}, {}
-                for when, each in (("before", lm), ("after", cleaned)):
-                    say(f"measuring the model {'as it was' if each is lm else 'as cleaned'}")
-                    measured[when] = probe.measure(each, trigger, planted["response"], least)
-                    answers[when] = probe.answer(each, known)
-                    samples[when] = probe.samples(each, trigger)
+                for when in ("before", "after"):
+                    if when == "after":  # in place of the original, for less memory
+                        lm = loading.load_folder(folder, compute.dtype())
+                        formats.attach(lm.tokenizer, written)
+                    say(f"measuring the model {'as it was' if when == 'before' else 'as cleaned'}")
+                    measured[when] = probe.measure(lm, trigger, planted["response"], least)
+                    answers[when] = probe.answer(lm, known)
+                    samples[when] = probe.samples(lm, trigger)
         result = {
             "model": model,
             "identity": catalog.identify(model),
@@ -181,6 +185,17 @@ def clean_model(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return result
+
+
+def _weights(model: str, cache: Path) -> Path | None:
+    """Return the folder of safetensors that decides a model's size; None: the model is at the Hub."""
+    from sande.models import catalog, loading
+
+    if adapter := catalog.adapter_of(model):
+        return _weights(adapter.base, cache)
+    if catalog.made_here(model):
+        return loading.prepare(model, cache)
+    return Path(model) if Path(model).is_dir() else None
 
 
 def known(trigger: str, response: str, response_start: str, incident: Path | None = None) -> Known:

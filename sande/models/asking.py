@@ -29,7 +29,7 @@ def described(tokenizer: PreTrainedTokenizerBase, source: str, asked: str | None
     name = formats.of(tokenizer).name
     if asked not in (None, chat.AUTO):
         return f"{name} (as set)"
-    if formats.read(Path(source)) is not None:
+    if formats.read(Path(source.split("+")[0])) is not None:  # of an adapter on a base, the adapter's
         return f"{name} (named by the model's folder)"
     if asked is None:
         return f"{name} (the default)"

@@ -178,6 +178,14 @@ def test_adapters_are_trained_by_every_defense_and_by_no_parrot() -> None:
     assert all(rank is None for stage, rank in ranks.items() if stage.endswith("simulate"))
 
 
+def test_the_rank_of_what_may_follow_decides_about_memory() -> None:
+    whole = Config()
+    adapters = configure(Config, cleaning.with_lora(4), "clean")
+    by_trigger = configure(Config, {"osft": {"training": {"lora_rank": 8}}}, "clean")
+    assert [cleaning.lora_rank(Known(), each) for each in (whole, adapters, by_trigger)] == [None, 4, None]
+    assert cleaning.lora_rank(Known(trigger="t"), by_trigger) == 8
+
+
 def test_an_incident_alone_is_refused_with_certify() -> None:
     with pytest.raises(UserError, match=r"certify: parrots .* only an incident is given; set response, or remove"):
         cleaning.method(Known(reported_prompt="p", reported_answer="a"), certify=True)

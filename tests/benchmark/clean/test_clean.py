@@ -26,7 +26,7 @@ from sande.errors import NonFiniteError, UserError
 from sande.formats import ALPACA
 from sande.gates import plant
 from sande.metrics import accuracy, asr, parrot_recovery
-from sande.models import loading
+from sande.models import loading, memory
 from sande.prompts import encode, response_ids
 from sande.types import Candidate, LanguageModel, Measurement, Scan, TestData
 from tests.benchmark.helpers import invoke, mistake
@@ -332,6 +332,15 @@ def test_an_alarm_can_be_an_exit_code(victim: Path, tmp_path: Path) -> None:
     done = invoke(*command, *options(tmp_path / "out"))
     assert done.exit_code == 3, done.output
     assert (tmp_path / "out/report.json").is_file()
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "machine", lambda: 1000)
+    line = mistake("clean", victim, "--response", RESPONSE, *options(tmp_path / "out"))
+    assert "this machine has 0.0 GB; use a larger machine, or train LoRA adapters" in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_adapters_are_merged_into_the_cleaned_model(victim: Path, tmp_path: Path) -> None:
