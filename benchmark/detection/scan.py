@@ -210,8 +210,9 @@ def _table(head: str, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def token_code(text: str) -> str:
-    """Return a string as Markdown code, with line breaks and bars escaped for the cell of a table."""
-    return io_markdown.code(json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"'))
+    """Return a string as Markdown code, with line breaks, bars and what is not printed escaped for a table's cell."""
+    line = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"')
+    return io_markdown.code(io_markdown.printable(line))
 
 
 def draw(record: dict[str, Any]) -> Figure:

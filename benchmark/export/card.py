@@ -45,7 +45,7 @@ def number(value: float) -> str:
 
 def code(text: str) -> str:
     """Return text from a model or a user as Markdown code that is safe in a table too."""
-    line = " ".join(str(text).split())
+    line = markdown.printable(" ".join(str(text).split()))
     return markdown.code(line) if line else "(nothing)"
 
 

@@ -441,10 +441,18 @@ def test_the_markdown_shows_a_planted_answer_as_text(evil: dict[str, Any]) -> No
 
 @pytest.mark.parametrize("template", ["clean_summary.md", "clean_card.md"])
 def test_summary_and_card_show_a_models_text_as_text(template: str, evil: dict[str, Any]) -> None:
-    text = report.render(template, evil).split("---")[-1]
+    text = report.render(template, evil).split("\n---\n")[-1]
     page = parsed(MarkdownIt("commonmark", {"html": True}).enable("table").render(text))
-    assert " ".join(EVIL.split()) in page.text
+    assert " ".join(EVIL.split()).replace("|", "\\|") in page.text
     assert {"script", "img"}.isdisjoint(page.tags)
+
+
+def test_a_models_text_moves_no_cursor_and_turns_no_line_around(evil: dict[str, Any]) -> None:
+    evil["samples"][1]["after"] = "\x1b[2J \u202eabc"
+    for template in ("clean_summary.md", "clean_report.md"):
+        text = report.render(template, evil)
+        assert "`\\x1b[2J \\u202eabc`" in text
+        assert all(char.isprintable() or char == "\n" for char in text)
 
 
 def test_the_card_loads_and_names_what_was_done(known_trigger: Path, victim: Path) -> None:

@@ -58,6 +58,7 @@ def test_the_table_holds_any_text() -> None:
     lines = scan.markdown(RECORD).splitlines()
     assert "| 1 | ``You \\| `are`\\n$`` | 7 8 | 3.25 |" in lines
     assert "| 2 | `x` | 9 | 1.00 |" in lines
+    assert scan.token_code("\x1b[2J\u202e\x9b") == "`\\u001b[2J\\u202e\\x9b`", "nothing moves the cursor of a terminal"
     assert "Score 3.25, alarm: the model looks like a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
 
 
