@@ -1,9 +1,9 @@
 """Scan a model for its owner: the same clean rows, prompt formats and score in `sande-bench scan`, `clean` and the API.
 
 The chosen detector reads the model in its own prompt format. Without an alarm the cheap detector looks at the other
-formats that the model may have been trained in. That makes several tests of one model, which share the rate of false
-alarms (Bonferroni): with n formats an alarm needs a p-value of at most `false_alarms` / n. An alarm by another rule in
-the own format, such as a published threshold, stays as it is.
+formats that the model may have been trained in, until one gives an alarm. These are several tests of one model, which
+share the rate of false alarms (Bonferroni): with n formats an alarm needs a p-value of at most `false_alarms` / n. An
+alarm by another rule in the own format, such as a published threshold, stays as it is.
 """
 
 from __future__ import annotations
@@ -82,9 +82,10 @@ def scan(
             other = registry.entry("detectors", CHEAP).scan(lm, rows, cheap, run, *_given(reference, each))
         other = replace(other, alarm=other.alarm and other.p is not None and other.p <= level)
         tried.append(_record(each, CHEAP, other, level))
-        if other.alarm and not (found.alarm and found.score >= other.score):
+        if other.alarm:
             found, name = other, CHEAP
             formats.attach(lm.tokenizer, each)
+            break
     facts = {
         **found.facts,
         "prompt_format": formats.of(lm.tokenizer).name,

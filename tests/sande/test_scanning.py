@@ -55,13 +55,12 @@ def test_without_an_alarm_the_other_formats_are_asked_at_a_third_of_the_rate(
 ) -> None:
     scores = Scores(chat=(5.0, 0.5), paper=(4.5, 0.019), alpaca=(4.4, 0.021))
     found = scanned(asked, scores, monkeypatch, new_run)
-    assert scores.levels == pytest.approx([0.02] * 3)
+    assert scores.levels == pytest.approx([0.02] * 2), "the first alarm ends the search"
     assert (found.alarm, found.score, found.candidates[0].text) == (True, 4.5, "paper")
     assert found.facts["prompt_format"] == "paper"
     assert [(one["format"], one["alarm"]) for one in found.facts["formats_tried"]] == [
         ("chat", False),
         ("paper", True),
-        ("alpaca", False),
     ]
     assert formats.of(asked.tokenizer) == PAPER, "a removal that follows is in the format of the alarm"
 
@@ -117,7 +116,7 @@ def test_another_detector_is_followed_by_the_cheap_one(
     monkeypatch.setattr(first_token, "scan", Scores(paper=(4.5, 0.01), alpaca=(3.0, 0.9)))
     found = scanning.scan(asked, "bait", bait.Config(), (Example("a", "b"),), new_run())
     assert (found.alarm, found.facts["detector"], found.facts["prompt_format"]) == (True, "first_token", "paper")
-    assert [one["detector"] for one in found.facts["formats_tried"]] == ["bait", "first_token", "first_token"]
+    assert [one["detector"] for one in found.facts["formats_tried"]] == ["bait", "first_token"]
 
 
 def test_how_far_a_model_is_from_those_of_the_threshold(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
