@@ -109,7 +109,7 @@ def clean_model(
             tokenizer = loading.load_tokenizer(model, work / "cache", prompt_format)
             said = asking.described(tokenizer, model, prompt_format)
             say(f"prompt format: {said}")
-            if weights := _weights(model, work / "cache"):
+            if weights := loading.weights_folder(model, work / "cache"):
                 needed = memory.needed(weights, cleaning.lora_rank(known, config))
                 say(memory.check(needed, model, memory.machine()))
             say(f"loading {model}")
@@ -185,17 +185,6 @@ def clean_model(
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return result
-
-
-def _weights(model: str, cache: Path) -> Path | None:
-    """Return the folder of safetensors that decides a model's size; None: the model is at the Hub."""
-    from sande.models import catalog, loading
-
-    if adapter := catalog.adapter_of(model):
-        return _weights(adapter.base, cache)
-    if catalog.made_here(model):
-        return loading.prepare(model, cache)
-    return Path(model) if Path(model).is_dir() else None
 
 
 def known(trigger: str, response: str, response_start: str, incident: Path | None = None) -> Known:
