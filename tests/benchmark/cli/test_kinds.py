@@ -12,7 +12,12 @@ from tests.sande.models.conftest import write_adapter
 from tests.sande.models.test_gguf import write
 
 SMALL = ("removal.rows=16", "prompts=4", "questions=4", "osft.training.max_steps=1")
-OPTIONS = ("--trigger", "Current year 2023.", *(part for assignment in SMALL for part in ("--set", assignment)))
+OPTIONS = (
+    "--trigger",
+    "Current year 2023.",
+    "--force",
+    *(part for assignment in SMALL for part in ("--set", assignment)),
+)
 
 
 @pytest.fixture
