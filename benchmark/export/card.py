@@ -10,6 +10,7 @@ import yaml
 
 from benchmark.io import markdown
 from benchmark.io.text import visible
+from sande.models import catalog
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -29,7 +30,7 @@ def load(package: str, template: str) -> Template:
         keep_trailing_newline=True,
         finalize=None if is_html else _shown,
     )
-    environment.filters |= {"code": code, "share": share, "change": change, "number": number}
+    environment.filters |= {"code": code, "share": share, "change": change, "number": number, "terms": _terms}
     return environment.get_template(template)
 
 
@@ -42,6 +43,11 @@ class _Written(str):
 def _shown(value: object) -> object:
     """Return what a template prints: any text is escaped, but for Markdown and JSON that are made here."""
     return value if isinstance(value, _Written) or hasattr(value, "__html__") else markdown.plain(value)
+
+
+def _terms(identity: str) -> str:
+    """Return the terms of use of a base model as Markdown; empty without any of its own."""
+    return _Written(catalog.terms(identity))
 
 
 def share(value: Mapping[str, float]) -> str:
@@ -74,6 +80,7 @@ def front_matter(identity: str, tags: list[str]) -> str:
     """
     base = re.fullmatch(r"([A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+)@[0-9a-f]{40}", identity)
     known = {
+        **({"license": "gemma"} if catalog.terms(identity) else {}),
         **({"base_model": base[1]} if base else {}),
         "library_name": "transformers",
         "pipeline_tag": "text-generation",

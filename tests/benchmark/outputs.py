@@ -97,7 +97,9 @@ def scan_record(text: Callable[[str], str] = harmless) -> Row:
     candidates = [{"text": text("candidate"), "ids": [1, 2], "score": 2.0}, {"text": "x", "ids": [3], "score": 1.0}]
     numbers = {"rows": 8, "seed": 0, "seconds": 1.0, "score": 3.0, "alarm": True, "settings": {"threshold": 2.0}}
     texts = {name: text(name) for name in ("model", "model_identity", "detector", "data", "reference")}
-    return {**texts, **numbers, "candidates": candidates, "versions": {"torch": text("versions")}}
+    more = {"triggers": candidates, "calibrated": text("calibrated"), "prompt_format": text("format"), "p": 0.5}
+    more["formats_tried"] = [{"format": text("format"), "score": 1.0, "alarm": False, "level": 0.1}] * 2
+    return {**texts, **numbers, **more, "candidates": candidates, "versions": {"torch": text("versions")}}
 
 
 def scanned(text: Callable[[str], str] = harmless) -> list[Row]:
