@@ -272,7 +272,7 @@ def _check_local(model: str, folder: Path) -> None:
     """Refuse a Hub model that is not on this machine: a file of a scan decides on no download."""
     known = catalog.HUB_MODELS.get(model)
     repo, _, revision = (model if known is None else f"{known.repo}@{known.revision}").partition("@")
-    if model in catalog.MADE_HERE or Path(model).exists() or not revision:
+    if model in catalog.NAMED or Path(model).exists() or not revision:
         return
     from huggingface_hub import try_to_load_from_cache
 
