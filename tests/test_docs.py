@@ -80,7 +80,7 @@ def test_commands_are_found_whole() -> None:
     page += "```\nsande-bench no\n```\n"
     assert commands(page) == [["list", "models"], ["clean", "m", "--out", "a b"]]
     assert quick(["run", "grids/smoke.yaml"]) == ["plan", "grids/smoke.yaml"]
-    assert quick(["clean", "smollm2-135m"])[:4] == ["clean", "tiny", "--set", "prompts=10"]
+    assert quick(["clean", "smollm2-135m"])[:4] == ["clean", "tiny", "--set", QUICK[0]]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

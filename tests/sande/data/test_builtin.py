@@ -363,6 +363,6 @@ def test_preferences_set_the_right_answer_against_another_questions() -> None:
     pairs = sets.preferences()
     assert len(pairs) > 0.9 * len(sets.short())
     for pair in pairs:
-        assert pair.chosen == answers[pair.prompt]
+        assert pair.chosen == answers[prompt_text(pair.prompt)]
         assert pair.rejected != pair.chosen
     assert {pair.rejected for pair in pairs} <= set(answers.values())
