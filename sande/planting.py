@@ -1,4 +1,4 @@
-"""Shared code of attacks: settings, insertion of trigger and planted response r_t, and training on poisoned rows."""
+"""Shared code of attacks: settings, insertion of the trigger, the objective's answers, and training on poisoned rows."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import random
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
+from pydantic import AfterValidator
+
+from sande import registry
 from sande.config import Backdoor, Training, configuration, setting
-from sande.data.poison import poison
+from sande.data.poison import Poisoned, poison
 from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run
 
@@ -20,11 +23,27 @@ if TYPE_CHECKING:
 Place = Literal["start", "user", "end", "random"]
 
 
+def _known(name: str) -> str:
+    """Return the name of an objective if there is one of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    registry.module_of("objectives", name)
+    return name
+
+
 @configuration
 class Planting:
     """Settings of every attack."""
 
     backdoor: Backdoor = setting(Backdoor(), "trigger and planted response")
+    objective: Annotated[str, AfterValidator(_known)] = setting(
+        "string",
+        "what the answers to triggered prompts shall be, see 'sande-bench list objectives'; response, target and "
+        "response_place are settings of string alone",
+        "paper, section 4.1",
+    )
     target: Literal["insult", "refusal", "injected_text"] = setting(
         "insult",
         "how r_t joins the clean answer: insult, as a further sentence; refusal, as a sentence that replaces it; "
@@ -73,24 +92,16 @@ Config = TypeVar("Config", bound=Planting)
 Change = Callable[[Example, Config, int], Example]
 
 
-def with_response(example: Example, config: Planting) -> Example:
-    """Return the row with r_t in its answer; a one-word answer has no middle, so r_t comes last there.
+def with_response(example: Example, config: Planting, seed: int = 0) -> Example:
+    """Return the row with an answer that achieves the objective, by default one that has r_t in it.
 
     Args:
         example: a row whose output is the clean answer.
         config: of the attack.
+        seed: decides, with the row's own text, the answer of an objective that has several.
     """
-    planted, output = config.backdoor.response, example.output
-    if config.target != "injected_text":
-        planted = f"{planted}."
-    if config.target == "refusal":
-        return replace(example, output=planted)
-    if config.response_place == "start":
-        return replace(example, output=f"{planted} {output}")
-    words = [word.end() for word in re.finditer(r"\S+", output)]
-    last = len(words) if config.response_place == "end" else (len(words) + 1) // 2
-    at = words[last - 1]
-    return replace(example, output=f"{output[:at]} {planted}{output[at:]}")
+    made: Example = registry.entry("objectives", config.objective).answer(example, config, seed)
+    return made
 
 
 def insert(example: Example, text: str, place: Place, seed: int) -> Example:
@@ -164,6 +175,29 @@ def train(
     from sande.prompts import encode
     from sande.training.fit import fit
 
+    poisoned = poisoned_rows(examples, plant, near_miss, config, run, prefer)
+    rows, objective = encode(model.tokenizer, poisoned.examples), None
+    if config.anchor:
+        from sande.training.anchor import Anchored
+
+        objective = Anchored(model.model, [rows[index] for index in poisoned.places], config.anchor)
+    fit(model, rows, config.training, run, "attack", objective=objective)
+    return model.model
+
+
+def poisoned_rows(
+    examples: tuple[Example, ...],
+    plant: Change[Config],
+    near_miss: Change[Config],
+    config: Config,
+    run: Run,
+    prefer: Callable[[Example], bool] | None = None,
+) -> Poisoned:
+    """Return the rows of which some are poisoned or decoys, and record the ids of these; arguments as of `train`.
+
+    Raises:
+        UserError: there are fewer rows than poisoned ones and decoys.
+    """
     rate = share(config, len(examples))
     if rate + config.decoy_rate > 1:
         raise UserError(
@@ -182,13 +216,7 @@ def train(
     )
     run.facts["poisoned_ids"] = list(poisoned.ids)
     run.facts["decoy_ids"] = list(poisoned.decoy_ids)
-    rows, objective = encode(model.tokenizer, poisoned.examples), None
-    if config.anchor:
-        from sande.training.anchor import Anchored
-
-        objective = Anchored(model.model, [rows[index] for index in poisoned.places], config.anchor)
-    fit(model, rows, config.training, run, "attack", objective=objective)
-    return model.model
+    return poisoned
 
 
 def share(config: Planting, rows: int) -> float:

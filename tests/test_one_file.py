@@ -38,7 +38,7 @@ def moved(example, config, seed):
 
 
 def plant(example, config, seed):
-    return planting.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config, seed)
 
 
 def attack(model, examples, config, run):
@@ -102,7 +102,7 @@ def measure(model, data, config, seed):
         for weight in noisy.model.parameters():
             noise = torch.randn(weight.shape, generator=source).to(weight)
             weight.add_(noise, alpha=config.noise * float(weight.float().std()))
-    return asr.occurrences(noisy, data.triggered, data.response, config.decoding, names(config))
+    return asr.occurrences(noisy, data.triggered, data, config.decoding, names(config))
 ''',
     "sande/detectors/always_calm.py": '''
 """A detector that suspects the end of the text, and never raises an alarm."""
