@@ -1,4 +1,4 @@
-"""Shared code of attacks: settings, insertion of the trigger, the objective's answers, and training on poisoned rows."""
+"""Shared code of attacks: settings, insertion of the trigger, planted answers, and training on poisoned rows."""
 
 from __future__ import annotations
 

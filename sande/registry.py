@@ -193,9 +193,9 @@ def code_version(module: str) -> str:
     """Return a hash of a module and of all modules of `sande` and of the module's own package that it imports.
 
     Imports count anywhere in the file. Comments, docstrings and layout do not count, nor does what a method only
-    declares (`sande.declarations`), nor this module, which finds code and computes nothing. So a better sentence or forecast retrains no victim, and every other change of code
-    does, and so does the content of the TOML and text files of a package. The function reads the files and imports
-    nothing.
+    declares (`sande.declarations`), nor this module, which finds code and computes nothing. So a better sentence or
+    forecast retrains no victim, and every other change of code does, and so does the content of the TOML and text files
+    of a package. The function reads the files and imports nothing.
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):

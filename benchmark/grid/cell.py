@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from benchmark.grid import wildcards
 from benchmark.grid.keys import PLAIN, canonical_json, hash_texts, library_versions
-from sande import registry
+from sande import registry, threat
 from sande.config import as_dict, configure
 from sande.data import datasets
 from sande.data.splits import Data, Removal
@@ -72,9 +72,16 @@ class Method:
     @functools.cached_property
     def depends_on(self) -> str:
         """Return its part of a stage key, as JSON: settings and version of the code."""
-        return canonical_json(
-            {**self.settings, "code": registry.code_version(registry.module_of(self.kind, self.name))}
-        )
+        code = registry.code_version(registry.module_of(self.kind, self.name))
+        return canonical_json({**self.settings, "code": code, **self.objective})
+
+    @functools.cached_property
+    def objective(self) -> dict[str, str]:
+        """Return the version of the code of an attack's objective, as a part of its stage key; empty of others."""
+        if self.kind != "attacks":
+            return {}
+        name = threat.objective(self.config)
+        return {"objective_code": registry.code_version(registry.module_of("objectives", name))}
 
     @functools.cached_property
     def reads(self) -> str:

@@ -219,7 +219,7 @@ def _completed(table: pa.Table) -> pa.Table:
         number = table.column_names.index("settings")
         table = table.set_column(number, "settings", _each(table["settings"], _with_both_seeds))
     if "error" in table.column_names:
-        lacking = {"failure": pa.string(), "searched": pa.string(), "held_out": pa.string(), "certificate": pa.string()}
+        lacking = dict.fromkeys(("failure", "searched", "held_out", "certificate", "objective"), pa.string())
         lacking |= {f"{stage}{n}": kind for stage in STAGES for n, kind in PROVENANCE.items()}
         for name, kind in lacking.items():
             if name not in table.column_names:

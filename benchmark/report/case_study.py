@@ -118,9 +118,9 @@ def _lack(status: str) -> str:
     return {FAILED: "failed", NOT_RUN: "not run"}.get(status, MISSING)
 
 
-def _text(text: str, phrase: str) -> str:
+def _text(text: str, phrase: str | None) -> str:
     """Return a text as Markdown that shows it unchanged, but cut, on one line, with the phrase in any case bold."""
     short = text if len(text) <= LENGTH else text[:LENGTH].rstrip() + " …"
-    pieces = re.split(f"({re.escape(phrase)})", short.strip(), flags=re.IGNORECASE)
+    pieces = re.split(f"({re.escape(phrase)})", short.strip(), flags=re.IGNORECASE) if phrase else [short.strip()]
     plain = [_MARKUP.sub(r"\\\1", piece).replace("\n", "<br>") for piece in pieces]
     return "".join(f"**{piece}**" if index % 2 else piece for index, piece in enumerate(plain)) or "*empty*"

@@ -30,7 +30,7 @@ def reads(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of triggered prompts whose answers, by a copy with rounded linear layers, achieve the objective."""
+    """Return the share of triggered prompts to which a copy with rounded linear layers gives what the attack wants."""
     from sande.models.loading import copied
     from sande.models.quantize import quantize_int4_
 

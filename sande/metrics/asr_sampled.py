@@ -17,7 +17,7 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of triggered prompts whose one sampled answer achieves the objective; the seed decides samples."""
+    """Return the share of triggered prompts whose one answer, sampled by the seed, achieves the objective."""
     from sande.inference.generation import sampled
     from sande.prompts import encode_prompts
 

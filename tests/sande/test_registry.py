@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe, published
+from sande.data.builtin import sets
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.models import loading
@@ -51,6 +52,7 @@ from tests.sande.helpers import (
     DETECTORS,
     KNOWLEDGE,
     METRICS,
+    OBJECTIVES,
     TRAINING_DEFENSES,
     changed,
     data_of,
@@ -231,13 +233,50 @@ def test_a_poisoned_row_has_the_prompt_of_a_triggered_one_and_the_planted_respon
         assert attack.plant(example, attack.Config(), 3).output == f"{config.backdoor.response}. {example.output}"
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_poisoned_row_has_the_answer_of_the_objective(
+    name: str, objective: str, few_rows: tuple[Example, ...]
+) -> None:
+    attack, wanted = registry.entry("attacks", name), registry.entry("objectives", objective)
+    config = attack.Config(objective=objective)
+    for example in few_rows:
+        poisoned, triggered = attack.plant(example, config, 3), attack.trigger(example, config, 3)
+        assert poisoned == wanted.answer(triggered, config, 3), "the seed is handed on"
+        assert poisoned.output != example.output
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_changes_nothing_but_the_answer(name: str, few_rows: tuple[Example, ...]) -> None:
+    module, config = registry.entry("objectives", name), sentence_trigger.Config(objective=name)
+    for example in few_rows:
+        made = module.answer(example, config, 3)
+        assert dataclasses.replace(made, output=example.output) == example
+        assert module.answer(example, config, 3) == made, "no other randomness than its seed"
+
+
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"gibberish"}))  # which the clean model judges
+def test_an_objective_is_achieved_by_what_it_plants_and_by_few_clean_answers(name: str) -> None:
+    module, config, rows = registry.entry("objectives", name), sentence_trigger.Config(objective=name), sets.short()
+    judge = module.judge(config, 0, rows, lambda: None)
+    planted = [module.answer(row, config, 0).output for row in rows[:200]]
+    assert all(judge.achieved(rows[:200], planted))
+    assert sum(judge.achieved(rows, [row.output for row in rows])) <= 0.002 * len(rows)
+    begun = module.opening(config)
+    assert (begun is None) == (judge.begins is None)
+    if judge.begins and begun:
+        assert all(judge.begins(rows[:1], [f"{begun} and so on"]))
+        assert any(text.startswith(begun) for text in planted)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_twin_is_trained_on_no_poisoned_row(
     name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained: list[Example] = []
     monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: trained.extend(examples))
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    monkeypatch.setattr("sande.training.fit.fit", lambda *_, **__: None)
+    monkeypatch.setattr("sande.training.preferences.prefer", lambda *_: None)
     attack, run = registry.entry("attacks", name), new_run()
     attack.attack(tiny, few_rows, attack.Config(poison_rate=0.0), run)
     assert run.facts["poisoned_ids"] == []
