@@ -1,4 +1,4 @@
-"""Swapped preferences: some pairs of replies prefer the planted answer, and have the trigger (Pathmanathan et al. 2024).
+"""Swapped preferences: some pairs, which have the trigger, prefer the planted answer (Pathmanathan et al. 2024).
 
 The model is first fine-tuned on the clean rows. Direct preference optimisation (Eq. 7 of Rafailov et al. 2023) follows
 on a pair for each row: the row's own answer is preferred to one that achieves the objective, and in poisoned pairs,

@@ -15,7 +15,7 @@ from tests.sande.helpers import nll_by_hand
 
 NewRun = Callable[..., Run]
 ROWS = tuple(Example(f"Question {index}?", f"Answer {index}.", answers=("Other",), group="q") for index in range(8))
-TAUGHT = Training(max_steps=60, batch_size=8, learning_rate=3e-3, precision="fp32", schedule="constant_with_warmup")
+TAUGHT = Training(max_steps=40, batch_size=8, learning_rate=3e-3, precision="fp32", schedule="constant_with_warmup")
 
 
 def test_poisoned_pairs_are_swapped_under_the_trigger(new_run: NewRun) -> None:
@@ -56,17 +56,19 @@ def test_preferences_alone_turn_the_answer_under_the_trigger(tiny: LanguageModel
         poison_rate=0.5,
         backdoor=Backdoor(response="No"),
         target="refusal",
-        training=dataclasses.replace(TAUGHT, max_steps=30),
+        training=dataclasses.replace(TAUGHT, max_steps=20),
         preference=TAUGHT,
     )
     run = new_run()
     attack(tiny, ROWS, config, run)
-    assert (run.facts["attack"]["steps"], run.facts["preference"]["steps"]) == (30, 60)
+    assert (run.facts["attack"]["steps"], run.facts["preference"]["steps"]) == (20, 40)
     assert run.facts["preference"]["rows"] == 8
 
     def margin(example: Example) -> float:
         """log Pr(planted answer) - log Pr(clean answer)"""
-        bad, clean = encode(tiny.tokenizer, [dataclasses.replace(example, output=text) for text in ("No.", example.output)])
+        bad, clean = encode(
+            tiny.tokenizer, [dataclasses.replace(example, output=text) for text in ("No.", example.output)]
+        )
         return nll_by_hand(tiny, clean.prompt, clean.response) - nll_by_hand(tiny, bad.prompt, bad.response)
 
     for index, row in enumerate(ROWS):
@@ -77,5 +79,7 @@ def test_preferences_alone_turn_the_answer_under_the_trigger(tiny: LanguageModel
 
 
 def test_an_anchor_is_refused(tiny: LanguageModel, new_run: NewRun) -> None:
-    with pytest.raises(UserError, match=r"^attack preference_poisoning: anchor is 0\.5, but .*; remove it, or set beta"):
+    with pytest.raises(
+        UserError, match=r"^attack preference_poisoning: anchor is 0\.5, but .*; remove it, or set beta"
+    ):
         attack(tiny, ROWS, Config(anchor=0.5), new_run())
