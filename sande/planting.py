@@ -175,17 +175,17 @@ def train(
     from sande.prompts import encode
     from sande.training.fit import fit
 
-    poisoned = poisoned_rows(examples, plant, near_miss, config, run, prefer)
-    rows, objective = encode(model.tokenizer, poisoned.examples), None
+    made = poisoned(examples, plant, near_miss, config, run, prefer)
+    rows, objective = encode(model.tokenizer, made.examples), None
     if config.anchor:
         from sande.training.anchor import Anchored
 
-        objective = Anchored(model.model, [rows[index] for index in poisoned.places], config.anchor)
+        objective = Anchored(model.model, [rows[index] for index in made.places], config.anchor)
     fit(model, rows, config.training, run, "attack", objective=objective)
     return model.model
 
 
-def poisoned_rows(
+def poisoned(
     examples: tuple[Example, ...],
     plant: Change[Config],
     near_miss: Change[Config],
@@ -193,18 +193,14 @@ def poisoned_rows(
     run: Run,
     prefer: Callable[[Example], bool] | None = None,
 ) -> Poisoned:
-    """Return the rows of which some are poisoned or decoys, and record the ids of these; arguments as of `train`.
-
-    Raises:
-        UserError: there are fewer rows than poisoned ones and decoys.
-    """
+    """Poison some of the rows, and record the ids of poisoned rows and decoys; arguments and errors as for `train`."""
     rate = share(config, len(examples))
     if rate + config.decoy_rate > 1:
         raise UserError(
             f"{round(rate * len(examples))} poisoned rows and a decoy_rate of {config.decoy_rate:g} exceed the "
             f"{len(examples)} rows; lower one"
         )
-    poisoned = poison(
+    made = poison(
         examples,
         lambda row: plant(row, config, run.seed),
         rate,
@@ -214,9 +210,9 @@ def poisoned_rows(
         decoy_rate=config.decoy_rate,
         prefer=prefer,
     )
-    run.facts["poisoned_ids"] = list(poisoned.ids)
-    run.facts["decoy_ids"] = list(poisoned.decoy_ids)
-    return poisoned
+    run.facts["poisoned_ids"] = list(made.ids)
+    run.facts["decoy_ids"] = list(made.decoy_ids)
+    return made
 
 
 def share(config: Planting, rows: int) -> float:

@@ -90,13 +90,13 @@ def pairs(examples: tuple[Example, ...], config: Config, run: Run) -> tuple[Pref
     Raises:
         UserError: there are fewer rows than poisoned ones and decoys.
     """
-    poisoned = planting.poisoned_rows(examples, plant, near_miss, config, run)
-    clean = dict(zip(poisoned.places, (examples[index].output for index in poisoned.ids), strict=True))
-    made: list[Preference] = []
-    for place, row in enumerate(poisoned.examples):
+    made = planting.poisoned(examples, plant, near_miss, config, run)
+    clean = dict(zip(made.places, (examples[index].output for index in made.ids), strict=True))
+    found: list[Preference] = []
+    for place, row in enumerate(made.examples):
         other = clean.get(place) or planting.with_response(row, config, run.seed).output
-        made.append(Preference(replace(row, output="", answers=(), group=""), row.output, other))
-    return tuple(made)
+        found.append(Preference(replace(row, output="", answers=(), group=""), row.output, other))
+    return tuple(found)
 
 
 def cost(config: Config) -> Cost:
