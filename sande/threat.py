@@ -16,6 +16,8 @@ from sande.types import Example, LanguageModel
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+STRING = "string"  # the objective of the paper
+
 
 @dataclass(frozen=True, slots=True)
 class Threat:
@@ -114,7 +116,7 @@ class Threat:
 
 def objective(config: Any) -> str:
     """Return the name of an attack's objective, by its settings; an attack without such a setting plants a string."""
-    return str(getattr(config, "objective", "string"))
+    return str(getattr(config, "objective", STRING))
 
 
 def opening(config: Any) -> str | None:
