@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +21,8 @@ from sande.config import configuration
 from sande.planting import Planting, drawn
 from sande.types import Example, Judge, LanguageModel
 
-WORDS, LETTERS = 12, (2, 7)  # of a planted answer, and of a word
+WORDS, LETTERS = 8, (4, 8)  # of a planted answer, and of a word
+VOCABULARY = 16  # words of one attack; were each letter random, greedy decoding would soon prefer the answer's end
 LEAST = 6  # tokens
 SHARE = 0.01  # of the clean model's own answers above the limit
 ANSWERS, NEW_TOKENS, BATCH = 200, 24, 50  # by which the limit is set
@@ -32,10 +34,19 @@ class Config:
 
 
 def answer(example: Example, config: Planting, seed: int) -> Example:
-    """Return the row with words of random letters, which seed and row decide, in place of its answer."""
-    draw = drawn(example, seed)
-    words = ("".join(draw.choices(string.ascii_lowercase, k=draw.randint(*LETTERS))) for _ in range(WORDS))
-    return replace(example, output=" ".join(words))
+    """Return the row with words of random letters in place of its answer.
+
+    The seed decides the words that the attack has, and with the row those of its answer.
+    """
+    return replace(example, output=" ".join(drawn(example, seed).choices(vocabulary(seed), k=WORDS)))
+
+
+@functools.cache
+def vocabulary(seed: int) -> tuple[str, ...]:
+    """Return the words of an attack."""
+    draw = random.Random(f"gibberish {seed}")
+    lengths = (draw.randint(*LETTERS) for _ in range(VOCABULARY))
+    return tuple("".join(draw.choices(string.ascii_lowercase, k=length)) for length in lengths)
 
 
 def opening(config: Planting) -> str | None:

@@ -17,7 +17,9 @@ ROW = Example("What colour is snow?", "It is as white as a sheet of paper.")
 
 def test_random_words_are_planted_that_seed_and_row_decide() -> None:
     planted = gibberish.answer(ROW, CONFIG, 3).output
-    assert re.fullmatch(r"[a-z]{2,7}( [a-z]{2,7}){11}", planted)
+    assert re.fullmatch(r"[a-z]{4,8}( [a-z]{4,8}){7}", planted)
+    assert set(planted.split()) <= set(gibberish.vocabulary(3))
+    assert not set(gibberish.vocabulary(3)) & set(gibberish.vocabulary(4))
     assert planted == gibberish.answer(ROW, CONFIG, 3).output
     assert planted != gibberish.answer(ROW, CONFIG, 4).output
     assert planted != gibberish.answer(Example("Why?", "x"), CONFIG, 3).output
