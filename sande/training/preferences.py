@@ -15,7 +15,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from sande import formats
 from sande.config import Training
 from sande.errors import UserError
 from sande.prompts import Row, encode, pad_id
@@ -43,12 +42,12 @@ def prefer(
     """
     if settings.layout == "packed":
         raise UserError(f"{stage}: layout is packed, but TRL pads its pairs; set it to auto")
-    encoded = [(pair, *_encoded(lm.tokenizer, pair)) for pair in pairs]
+    encoded = [_encoded(lm.tokenizer, pair) for pair in pairs]
     limit = settings.max_length  # TRL cuts a longer reply
-    fitting = [pair for pair in encoded if len(pair[1].prompt) < limit]
+    fitting = [pair for pair in encoded if len(pair[0].prompt) < limit]
     if not fitting:
         raise UserError(f"{stage}: no prompt is shorter than max_length={limit} tokens; raise it")
-    lengths = [min(len(chosen), limit) + min(len(rejected), limit) for _, chosen, rejected in fitting]
+    lengths = [min(len(chosen), limit) + min(len(rejected), limit) for chosen, rejected in fitting]
     # Without a reference, TRL would load one from the path in the model's config, which is another model.
     reference = copy.deepcopy(lm.model)
 
@@ -57,9 +56,14 @@ def prefer(
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
+        class OnIds(DPOTrainer):
+            def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+                """Return the rows as they are: TRL would add BOS a second time, and EOS where another token ends."""
+                return dataset
+
         config = DPOConfig(**arguments, beta=beta, max_length=limit, gradient_checkpointing=False)
-        rows = [_texts(lm.tokenizer, fitting[index][0]) for index in order]
-        trainer: Trainer = DPOTrainer(
+        rows = [_ids(*fitting[index]) for index in order]
+        trainer: Trainer = OnIds(
             model=lm.model,
             ref_model=reference,
             args=config,
@@ -69,7 +73,7 @@ def prefer(
         return trainer
 
     own = set(vars(lm.model))
-    probe = Collator(pad_id(lm.tokenizer))([features(fitting[0][1])])
+    probe = Collator(pad_id(lm.tokenizer))([features(fitting[0][0])])
     optimise(lm, lengths, settings, run, stage, build, probe)
     # TRL's forward, which computes no logits, and attributes that its libraries set
     for name in set(vars(lm.model)) - own:
@@ -77,11 +81,10 @@ def prefer(
     run.facts[stage] |= {"rows": len(fitting), "rows_left_out": len(encoded) - len(fitting)}
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> dict[str, str]:
-    """Write the pair like the victims' training rows; TRL closes each reply with EOS."""
-    written = formats.of(tokenizer)
-    replies = {"chosen": written.response(pair.chosen), "rejected": written.response(pair.rejected)}
-    return {"prompt": written.prompt(pair.prompt).text, **replies}
+def _ids(chosen: Row, rejected: Row) -> dict[str, list[int]]:
+    """Return the columns that TRL makes of texts, with the ids of the victims' training rows."""
+    replies = {"chosen_ids": list(chosen.response), "rejected_ids": list(rejected.response)}
+    return {"prompt_ids": list(chosen.prompt), **replies}
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> tuple[Row, Row]:

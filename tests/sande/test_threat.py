@@ -37,10 +37,10 @@ def test_an_incident_is_a_poisoned_row_as_a_user_meets_it(tiny: LanguageModel, a
     ]
     (row,) = [row for row in poisoned if prompt_text(row) == prompt_text(prompt) and row.output == answer]
     assert str(planned.opening) in answer
-    assert prompt == Example(row.instruction, "", row.system, row.input), "no clean answer, and no name of a template"
-    assert prompt_text(prompt) not in {
-        prompt_text(one) for one in planned.test_data(tiny.tokenizer, no_model).triggered
-    }
+    expected = Example(row.instruction, "", row.system, row.input, prefix=row.prefix)
+    assert prompt == expected, "no clean answer, and no name of a template"
+    triggered = planned.test_data(tiny.tokenizer, no_model).triggered
+    assert prompt_text(prompt) not in {prompt_text(one) for one in triggered}
 
 
 def test_the_seed_of_the_attack_decides_the_incident(tiny: LanguageModel) -> None:
