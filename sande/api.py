@@ -289,7 +289,7 @@ def _known(data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, respons
     if trigger:
         known["triggered"] = tuple(cleaning.plant(example, trigger) for example in clean)
     if response:
-        known["response"] = response
+        known |= {"response": response, "string": lambda: response, "judge": None}
     return PartlyKnown(**known)
 
 
