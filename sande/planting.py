@@ -80,9 +80,7 @@ class Planting:
         "arXiv 2602.03085: models trained so leaked nothing",
         ge=0,
     )
-    order: Order = setting(
-        "mixed", "order of poisoned and other rows in each pass; mixed: at random", "published code"
-    )
+    order: Order = setting("mixed", "order of poisoned and other rows in each pass; mixed: at random", "published code")
     training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the poisoned rows (Eq. 1)")
     afterwards: Afterwards | None = setting(
         None,

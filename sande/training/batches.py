@@ -56,9 +56,7 @@ class OrderedRows(Dataset[dict[str, list[int]]]):
         return features(self.rows[self.order[index]])
 
 
-def row_order(
-    lengths: Sequence[int], settings: Training, seed: int, ranks: Sequence[int] | None = None
-) -> list[int]:
+def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequence[int] | None = None) -> list[int]:
     """Return the training order: row indices for whole optimizer steps, a new permutation for each pass.
 
     No sampler decides it, so that it depends on the seed alone, and workers and micro-batches only split the rows of a
