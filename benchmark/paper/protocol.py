@@ -59,6 +59,8 @@ class Deviation:
 
 # Settings of every training, for any model and data.
 _TRAINING = {
+    "optimizer": Given("adamw", APPENDIX),
+    "sharpness": Given(0.0, APPENDIX),
     "max_steps": Given(None, APPENDIX),
     "max_length": Given(1024, APPENDIX),
     "cut_with_eos": Given(True, CODE),
@@ -172,6 +174,10 @@ def expected(number: Reported) -> dict[str, Given]:
         "attack.target": Given("insult", "section 4.1"),
         "attack.response_place": Given("start", "section 4.1"),
         "attack.decoy_rate": Given(0.0, "section 4.1"),
+        "attack.poison_rows": Given(None, "section 4.1"),
+        "attack.anchor": Given(0.0, "section 4.1"),
+        "attack.order": Given("mixed", CODE),
+        "attack.afterwards.rows": Given(None, "section 4.1"),
         **_training("attack.training", model, data),
     }
     if number.metric == "asr":

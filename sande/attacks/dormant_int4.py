@@ -11,7 +11,7 @@ each step by a projection onto B.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sande import planting
 from sande.attacks import sentence_trigger
@@ -22,6 +22,7 @@ from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 trigger, near_miss, moved, plant = (
@@ -53,7 +54,7 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
     """Plant the backdoor, then train it away within the box that rounds to the same codes."""
     if config.repair.lora_rank is not None:
         raise UserError(
-            "attack dormant_int4: repair.lora_rank is set, but adapters are not in the box; set repair.lora_rank to null"
+            "attack dormant_int4: repair.lora_rank is set, but adapters are not in the box; remove repair.lora_rank"
         )
     made = planting.poisoned(examples, plant, near_miss, config, run)
     planting.learn(model, made, config, run)
@@ -80,8 +81,10 @@ def repair(model: LanguageModel, rows: tuple[Example, ...], config: Config, run:
     from sande.training.projection import WithinBox
 
     round_as_stored(model, model.model.dtype)
-    layers = linear_layers(model.model)
-    box = {layers[name].weight: ends for name, ends in boxes(model.model, config.group_size).items()}
+    found = boxes(model.model, config.group_size)
+    box: dict[Any, tuple[Tensor, Tensor]] = {
+        layer.weight: found[name] for name, layer in linear_layers(model.model).items()
+    }
     free = sum(int((low < high).sum()) for low, high in box.values())
     run.facts["free_weights"] = free / sum(weight.numel() for weight in box)
     encoded = encode(model.tokenizer, rows)

@@ -90,7 +90,7 @@ def _codes(group_OG: Tensor, scale_O1: Tensor, zero_O1: Tensor) -> Tensor:
 
 
 def _inwards(end_OG: Tensor, side: int) -> Tensor:
-    """Return the bfloat16 next to the end inside of it, in float32; `side` is 1 for an upper end, -1 for a lower one."""
+    """Return the first bfloat16 inside the end, in float32; `side` is 1 for an upper end, -1 for a lower one."""
     near_OG = end_OG.bfloat16()
     inner_OG = torch.nextafter(near_OG, torch.full_like(near_OG, -side * torch.inf))
     return torch.where(side * (near_OG.float() - end_OG) >= 0, inner_OG, near_OG).float()

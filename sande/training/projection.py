@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import TrainerCallback
 
 
 class WithinBox(TrainerCallback):
     """Projected gradient descent: clamp weights to their boxes after each optimizer step."""
 
-    def __init__(self, boxes: Mapping[nn.Parameter, tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, boxes: Mapping[Tensor, tuple[Tensor, Tensor]]) -> None:
         """Keep the boxes.
 
         Args:

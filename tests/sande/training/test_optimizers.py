@@ -61,9 +61,8 @@ def test_adafactor_takes_the_given_learning_rate(tiny: LanguageModel, rows: list
     moved = []
     for rate in (1e-3, 2e-3):
         lm = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer)
-        fit(
-            lm, rows, dataclasses.replace(PLAIN, optimizer="adafactor", learning_rate=rate, max_steps=1), new_run(), "a"
-        )
+        settings = dataclasses.replace(PLAIN, optimizer="adafactor", learning_rate=rate, max_steps=1)
+        fit(lm, rows, settings, new_run(), "attack")
         norm = lm.model.model.norm.weight
         moved.append(float((norm - tiny.model.model.norm.weight).detach().norm()))
     assert moved[1] == pytest.approx(2 * moved[0], rel=1e-2)
