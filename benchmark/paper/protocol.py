@@ -177,7 +177,7 @@ def expected(number: Reported) -> dict[str, Given]:
         "attack.poison_rows": Given(None, "section 4.1"),
         "attack.anchor": Given(0.0, "section 4.1"),
         "attack.order": Given("mixed", CODE),
-        "attack.afterwards.rows": Given(None, "section 4.1"),
+        "attack.afterwards": Given(None, "section 4.1"),
         **_training("attack.training", model, data),
     }
     if number.metric == "asr":
@@ -259,6 +259,8 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Return settings by path, with only the compared metric and its prompt, and without epochs if steps are set."""
     found = dict(flatten({key: value for key, value in settings.items() if key != "metrics"}))
+    if later := settings["attack"].get("afterwards"):
+        found["attack.afterwards"] = later  # as a whole, since the paper has none
     for one in settings["metrics"]:
         name = one.get("task", one["name"])
         if name == metric:
