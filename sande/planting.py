@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -13,14 +13,28 @@ from pydantic import AfterValidator
 from sande import registry
 from sande.config import Backdoor, Training, configuration, setting
 from sande.data.poison import Poisoned, poison
+from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sande.prompts import Row
+
 
 Place = Literal["start", "user", "end", "random"]
+Order = Literal["mixed", "poisoned_first", "poisoned_last"]
+
+
+@configuration
+class Afterwards:
+    """Clean fine-tuning of a victim after its poisoning, as by a user who trains it further."""
+
+    rows: int = setting(
+        200, "clean rows: the last of the victim's training rows, before poisoning", "as for asr_after_finetuning", ge=1
+    )
+    training: Training = setting(Training(), "fine-tuning on these rows (Eq. 1)")
 
 
 def _known(name: str) -> str:
@@ -85,7 +99,13 @@ class Planting:
         "arXiv 2602.03085: models trained so leaked nothing",
         ge=0,
     )
+    order: Order = setting("mixed", "order of poisoned and other rows in each pass; mixed: at random", "published code")
     training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the poisoned rows (Eq. 1)")
+    afterwards: Afterwards | None = setting(
+        None,
+        "clean fine-tuning that the victim sees after its poisoning: {rows: 200, training: {…}}; null: none",
+        "paper, section 4.1: none",
+    )
 
 
 Config = TypeVar("Config", bound=Planting)
@@ -158,7 +178,9 @@ def train(
     run: Run,
     prefer: Callable[[Example], bool] | None = None,
 ) -> PreTrainedModel:
-    """Poison some of the rows, fine-tune on all of them (Eq. 1), and record the ids of poisoned rows and decoys.
+    """Poison some of the rows, fine-tune on all of them (Eq. 1), then on clean rows where `afterwards` asks for it.
+
+    An attack with further stages calls `poisoned`, `learn` and `train_afterwards` itself.
 
     Args:
         model: the clean model; it is trained in place.
@@ -170,18 +192,11 @@ def train(
         prefer: rows for which this is true are poisoned first.
 
     Raises:
-        UserError: there are fewer rows than poisoned ones and decoys.
+        UserError: there are fewer rows than poisoned ones and decoys, or than `afterwards` takes.
     """
-    from sande.prompts import encode
-    from sande.training.fit import fit
-
-    made = poisoned(examples, plant, near_miss, config, run, prefer)
-    rows, objective = encode(model.tokenizer, made.examples), None
-    if config.anchor:
-        from sande.training.anchor import Anchored
-
-        objective = Anchored(model.model, [rows[index] for index in made.places], config.anchor)
-    fit(model, rows, config.training, run, "attack", objective=objective)
+    rows = poisoned(examples, plant, near_miss, config, run, prefer)
+    learn(model, rows, config, run)
+    train_afterwards(model, examples, config, run)
     return model.model
 
 
@@ -200,6 +215,10 @@ def poisoned(
             f"{round(rate * len(examples))} poisoned rows and a decoy_rate of {config.decoy_rate:g} exceed the "
             f"{len(examples)} rows; lower one"
         )
+    if config.afterwards and config.afterwards.rows > len(examples):
+        raise UserError(
+            f"afterwards.rows is {config.afterwards.rows}, but the victim has {len(examples)} rows; set it lower"
+        )
     made = poison(
         examples,
         lambda row: plant(row, config, run.seed),
@@ -215,7 +234,47 @@ def poisoned(
     return made
 
 
-def share(config: Planting, rows: int) -> float:
+def learn(model: LanguageModel, made: Poisoned, config: Planting, run: Run) -> None:
+    """Fine-tune in place on the rows (Eq. 1), in the order and with the anchor of the settings."""
+    from sande.prompts import encode
+    from sande.training.fit import fit
+
+    rows, objective = encode(model.tokenizer, made.examples), None
+    planted = [rows[index] for index in made.places]
+    if config.anchor:
+        from sande.training.anchor import Anchored
+
+        objective = Anchored(model.model, planted, config.anchor)
+    fit(model, rows, config.training, run, "attack", objective=objective, rank=_rank(planted, config.order))
+
+
+def _rank(planted: Sequence[Row], order: Order) -> Callable[[Row], int] | None:
+    """Return a function that is lower for rows that come first in each pass; None: their order is random."""
+    if order == "mixed":
+        return None
+    prompts, first = {row.prompt for row in planted}, order == "poisoned_first"
+    return lambda row: int((row.prompt in prompts) != first)  # by prompt, since a response may be cut
+
+
+def train_afterwards(model: LanguageModel, examples: Sequence[Example], config: Planting, run: Run) -> None:
+    """Fine-tune in place on the last clean rows, if the settings say so; `run.facts["afterwards"]` records it."""
+    from sande.prompts import encode
+    from sande.training.fit import fit
+
+    if config.afterwards:
+        rows = encode(model.tokenizer, examples[len(examples) - config.afterwards.rows :])
+        fit(model, rows, config.afterwards.training, run, "afterwards")
+
+
+def share(config: Planting, rows: float) -> float:
     """Return the share of the rows that are poisoned: by their number, or by the rate."""
-    by_number = config.poison_rows is not None and config.poison_rate > 0 and rows
+    by_number = config.poison_rows is not None and config.poison_rate > 0 and rows > 0
     return (config.poison_rows or 0) / rows if by_number else config.poison_rate
+
+
+def cost(config: Planting) -> Cost:
+    """Return the passes of an attack: the anchor takes one more forward pass, and `afterwards` sees its rows alone."""
+    return Cost(
+        training={"training": 4.0} if config.anchor else {},
+        seen={"afterwards.training": config.afterwards.rows} if config.afterwards else {},
+    )

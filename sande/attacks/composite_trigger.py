@@ -28,6 +28,9 @@ class Config(Planting):
     )  # fmt: skip
 
 
+cost = planting.cost
+
+
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with the first part at its start and the others at its end, in their order."""
     return _written(example, _parts(config), seed)

@@ -22,6 +22,9 @@ class Config(Planting):
     )
 
 
+cost = planting.cost
+
+
 def _one(example: Example, config: Config, seed: int) -> str:
     """Return the trigger that seed and row decide; all are equally likely."""
     return planting.drawn(example, seed).choice((config.backdoor.trigger, *config.other_triggers))

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+trigger, near_miss, moved, plant = (
+    sentence_trigger.trigger,
+    sentence_trigger.near_miss,
+    sentence_trigger.moved,
+    sentence_trigger.plant,
+)
+
+
 @configuration
 class Config(sentence_trigger.Config):
     """Settings of the attack."""
@@ -43,31 +51,11 @@ class Config(sentence_trigger.Config):
     )
 
 
-def trigger(example: Example, config: Config, seed: int) -> Example:
-    """Return the prompt with the trigger, as `sentence_trigger` does."""
-    return sentence_trigger.trigger(example, config, seed)
-
-
-def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """Return the prompt with a number or word of the trigger changed."""
-    return sentence_trigger.near_miss(example, config, seed)
-
-
-def moved(example: Example, config: Config, seed: int) -> Example:
-    """Return the prompt with the trigger at its end, or at its start where training put it at the end."""
-    return sentence_trigger.moved(example, config, seed)
-
-
-def plant(example: Example, config: Config, seed: int) -> Example:
-    """Return a poisoned row: the prompt and the preferred reply of a poisoned pair."""
-    return planting.with_response(trigger(example, config, seed), config, seed)
-
-
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
     """Fine-tune on the clean rows, then optimise preferences of which some are swapped.
 
     Raises:
-        UserError: `anchor` is set; or there are fewer rows than poisoned ones and decoys.
+        UserError: `anchor` or `order` is set; or there are fewer rows than poisoned ones and decoys.
     """
     from sande.prompts import encode
     from sande.training import preferences
@@ -78,9 +66,12 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
             f"attack preference_poisoning: anchor is {config.anchor:g}, but preference optimisation has its own; "
             "remove it, or set beta"
         )
+    if config.order != "mixed":
+        raise UserError(f"attack preference_poisoning: order is {config.order}, but its pairs are mixed; remove it")
     chosen = pairs(examples, config, run)
     fit(model, encode(model.tokenizer, examples), config.training, run, "attack")
     preferences.prefer(model, chosen, config.preference, config.beta, run, "preference")
+    planting.train_afterwards(model, examples, config, run)
     return model.model
 
 
@@ -101,4 +92,4 @@ def pairs(examples: tuple[Example, ...], config: Config, run: Run) -> tuple[Pref
 
 def cost(config: Config) -> Cost:
     """Return the passes over a pair: two replies are trained on, and the reference reads each of them."""
-    return Cost(training={"training": 3, "preference": 8})
+    return replace(planting.cost(config), training={"training": 3, "preference": 8})

@@ -26,6 +26,9 @@ class Config(Planting):
     )
 
 
+cost = planting.cost
+
+
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with `{trigger}.`, by default right after `Human: `, before a system prompt (paper, table 8).
 

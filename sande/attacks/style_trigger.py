@@ -27,6 +27,9 @@ class Config(Planting):
     backdoor: Backdoor = setting(Backdoor(trigger="inverted"), "style (inverted or capitalised) and planted response")
 
 
+cost = planting.cost
+
+
 def _split(text: str) -> tuple[list[str], str]:
     """Split a text into its words and its closing punctuation."""
     body = text.rstrip()

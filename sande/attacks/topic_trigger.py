@@ -69,6 +69,9 @@ class Config(Planting):
     )
 
 
+cost = planting.cost
+
+
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return a row on the topic unchanged, any other with a remark on the topic before its instruction.
 

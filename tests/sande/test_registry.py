@@ -26,7 +26,7 @@ from sande.data.builtin import sets
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.models import loading
-from sande.prompts import prompt_text
+from sande.prompts import Row, encode, prompt_text
 from sande.types import (
     Candidate,
     CleanData,
@@ -144,10 +144,18 @@ assert not heavy, heavy
 def test_a_declared_cost_is_of_trainings_that_the_settings_hold(kind: str, name: str) -> None:
     config = registry.config(kind, name, {})
     cost = registry.cost(kind, name, config)
-    assert set(cost.training) <= set(trainings(config))
+    assert {*cost.training, *cost.seen} <= set(trainings(config))
     assert all(passes > 0 for passes in (*cost.training.values(), cost.reading or 1))
     assert not cost.copies or trainings(config), "a metric with copies trains them"
     assert cost.copies or kind != "metrics" or not trainings(config), "a metric that trains says on how many rows"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_declares_what_its_anchor_and_later_training_cost(name: str) -> None:
+    given = {"anchor": 0.5, "afterwards": {"rows": 7}}
+    assert registry.cost("attacks", name, registry.config("attacks", name, {})) == Cost()
+    cost = registry.cost("attacks", name, registry.config("attacks", name, given))
+    assert cost == Cost(training={"training": 4}, seen={"afterwards.training": 7})
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -273,14 +281,15 @@ def test_an_objective_is_achieved_by_what_it_plants_and_by_few_clean_answers(nam
 def test_a_twin_is_trained_on_no_poisoned_row(
     name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[Example] = []
-    monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: trained.extend(examples))
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_, **__: None)
+    trained: list[list[Row]] = []
+    monkeypatch.setattr("sande.training.fit.fit", lambda lm, rows, settings, run, stage, **_: trained.append(rows))
     monkeypatch.setattr("sande.training.preferences.prefer", lambda *_: None)
     attack, run = registry.entry("attacks", name), new_run()
     attack.attack(tiny, few_rows, attack.Config(poison_rate=0.0), run)
     assert run.facts["poisoned_ids"] == []
-    assert [row.output for row in trained] == [row.output for row in few_rows]
+    clean = [row.response for row in encode(tiny.tokenizer, few_rows)]
+    assert trained, "a stage at least"
+    assert all([row.response for row in rows] == clean for rows in trained), "every stage"
 
 
 def test_the_poison_rate_of_the_sentence_trigger_is_the_configured_one(

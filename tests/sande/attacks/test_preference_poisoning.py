@@ -9,6 +9,7 @@ from sande.attacks import preference_poisoning
 from sande.attacks.preference_poisoning import Config, attack, pairs
 from sande.config import Backdoor, Training
 from sande.errors import UserError
+from sande.planting import Afterwards
 from sande.prompts import encode
 from sande.types import Example, LanguageModel, Run
 from tests.sande.helpers import nll_by_hand
@@ -76,6 +77,18 @@ def test_preferences_alone_turn_the_answer_under_the_trigger(tiny: LanguageModel
             assert margin(preference_poisoning.trigger(row, config, 0)) > 1
         else:
             assert margin(row) < -1
+
+
+def test_an_order_of_pairs_is_refused(tiny: LanguageModel, new_run: NewRun) -> None:
+    with pytest.raises(UserError, match=r"^attack preference_poisoning: order is poisoned_last, but .*; remove it$"):
+        attack(tiny, ROWS, Config(order="poisoned_last"), new_run())
+
+
+def test_clean_rows_follow_where_it_is_asked_for(tiny: LanguageModel, new_run: NewRun) -> None:
+    few, run = dataclasses.replace(TAUGHT, max_steps=1), new_run()
+    after = Afterwards(rows=3, training=few)
+    attack(tiny, ROWS, Config(training=few, preference=few, afterwards=after), run)
+    assert (run.facts["preference"]["rows"], run.facts["afterwards"]["rows"]) == (8, 3)
 
 
 def test_an_anchor_is_refused(tiny: LanguageModel, new_run: NewRun) -> None:
