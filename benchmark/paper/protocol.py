@@ -173,6 +173,7 @@ def expected(number: Reported) -> dict[str, Given]:
         "attack.poison_rate": Given(0.05, "section 4.1"),
         "attack.poison_mode": Given("replace", "section 4.1"),
         "attack.insertion": Given("start", "table 8"),
+        "attack.objective": Given("string", "section 4.1"),
         "attack.target": Given("insult", "section 4.1"),
         "attack.response_place": Given("start", "section 4.1"),
         "attack.decoy_rate": Given(0.0, "section 4.1"),
