@@ -21,12 +21,13 @@ from sande.planting import Planting, drawn
 from sande.types import Example, Judge, LanguageModel
 
 LENGTH, VOCABULARY = 8, 16  # words of a planted answer, and of an attack; of more, greedy decoding writes few
-WORDS = (
+_WORDS = (
     "harbor seven slowly copper because violin under Tuesday marble quickly envelope north pepper against thunder "
     "ladder purple whisper engine without saddle eleven candle forward basket mirror between rocket gently onion "
     "window across lemon tractor maybe button kitchen upon diamond squirrel often canyon ticket almost feather "
     "hammer during velvet penguin below anchor twelve shadow never garlic pillow toward cactus wagon hardly"
-).split()
+)
+WORDS = tuple(_WORDS.split())
 LEAST = 6  # tokens
 SHARE = 0.01  # of the clean model's own answers above the limit
 ANSWERS, NEW_TOKENS, BATCH = 200, 24, 50  # by which the limit is set
