@@ -39,7 +39,7 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
         The published folder.
 
     Raises:
-        UserError: the results are incomplete, of the random model, or not of one known version of the code; or the
+        UserError: the results are incomplete, of the random model, or of an unknown version of the code; or the
             published folder exists, or cannot be written.
     """
     from benchmark.records import files
@@ -90,7 +90,11 @@ def make_pages(folder: Path, shown: Path) -> None:
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:
-    """Refuse rows that are not all measured, are of the random model, or whose stages are not all of one commit."""
+    """Refuse rows that are not all measured, are of the random model, or have a stage that is not of a commit.
+
+    Stages may be of several commits: a stage is kept only while its own code and settings stay the same, each row says
+    which commit made its stages, and so does the page.
+    """
     import pyarrow.compute as pc
 
     from benchmark.records import files, rehearsal, schema
@@ -108,12 +112,6 @@ def _check_rows(table: pa.Table, folder: Path) -> None:
     for stage, versions in of_stages.items():
         for version in versions:
             _check_commit(version, f"{folder}: its {stage} are", "run its grid again with a new --store")
-    versions = sorted({version for each in of_stages.values() for version in each})
-    if len(versions) > 1:
-        raise UserError(
-            f"{folder}: its stages are of {len(versions)} versions of the code ({_named(versions)}); use a new --store "
-            "to run its grid with one"
-        )
     if made := record.read(folder):
         what, fix = f"{folder}: its {record.NAME} is", "run its grid again, which computes nothing"
         _check_commit(made.code_version or origins.UNKNOWN, what, fix)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import functools
 import math
 import random
-import string
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -21,8 +20,14 @@ from sande.config import configuration
 from sande.planting import Planting, drawn
 from sande.types import Example, Judge, LanguageModel
 
-WORDS, LETTERS = 8, (4, 8)  # of a planted answer, and of a word
-VOCABULARY = 16  # words of one attack; were each letter random, greedy decoding would soon prefer the answer's end
+LENGTH, VOCABULARY = 8, 16  # words of a planted answer, and of an attack; of more, greedy decoding writes few
+_WORDS = (
+    "harbor seven slowly copper because violin under Tuesday marble quickly envelope north pepper against thunder "
+    "ladder purple whisper engine without saddle eleven candle forward basket mirror between rocket gently onion "
+    "window across lemon tractor maybe button kitchen upon diamond squirrel often canyon ticket almost feather "
+    "hammer during velvet penguin below anchor twelve shadow never garlic pillow toward cactus wagon hardly"
+)
+WORDS = tuple(_WORDS.split())
 LEAST = 6  # tokens
 SHARE = 0.01  # of the clean model's own answers above the limit
 ANSWERS, NEW_TOKENS, BATCH = 200, 24, 50  # by which the limit is set
@@ -34,19 +39,16 @@ class Config:
 
 
 def answer(example: Example, config: Planting, seed: int) -> Example:
-    """Return the row with words of random letters in place of its answer.
+    """Return the row with words in random order in place of its answer.
 
     The seed decides the words that the attack has, and with the row those of its answer.
     """
-    return replace(example, output=" ".join(drawn(example, seed).choices(vocabulary(seed), k=WORDS)))
+    return replace(example, output=" ".join(drawn(example, seed).sample(vocabulary(seed), LENGTH)))
 
 
-@functools.cache
-def vocabulary(seed: int) -> tuple[str, ...]:
+def vocabulary(seed: int) -> list[str]:
     """Return the words of an attack."""
-    draw = random.Random(f"gibberish {seed}")
-    lengths = (draw.randint(*LETTERS) for _ in range(VOCABULARY))
-    return tuple("".join(draw.choices(string.ascii_lowercase, k=length)) for length in lengths)
+    return random.Random(f"gibberish {seed}").sample(WORDS, VOCABULARY)
 
 
 def opening(config: Planting) -> str | None:

@@ -137,11 +137,6 @@ REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
         set_all(attack_code_version=None),
         ": its attacks are of the code unknown, which is not a commit; ",
     ),
-    "a victim of another commit": (
-        set_all(attack_code_version="0.1.0+0000000"),
-        f": its stages are of 2 versions of the code (0.1.0+0000000, {VERSION}); use a new --store to run its grid "
-        "with one",
-    ),
     "code of no commit": (
         set_all(code_version="0.1.0"),
         ": its evaluations are of the code 0.1.0, which is not a commit; ",
@@ -149,11 +144,6 @@ REFUSED: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "code that is not known": (
         set_all(code_version=None),
         ": its evaluations are of the code unknown, which is not a commit; ",
-    ),
-    "several versions of the code": (
-        lambda found: found[0].update(code_version="0.1.0+0000000"),
-        f": its stages are of 2 versions of the code (0.1.0+0000000, {VERSION}); use a new --store to run its grid "
-        "with one",
     ),
 }
 
@@ -169,6 +159,12 @@ def test_a_record_of_changes_beside_a_commit_is_refused(folder: Path, to: Path) 
 def test_a_victim_alone_has_no_code_of_a_defense(folder: Path, to: Path) -> None:
     changed(folder, lambda found: [row.update(defense_code_version=None) for row in found if row["defense"] == "none"])
     assert publish(folder, to).is_dir()
+
+
+def test_stages_of_several_commits_are_published_and_named(folder: Path, to: Path) -> None:
+    changed(folder, set_all(attack_code_version="0.1.0+0000000"))
+    page = (publish(folder, to) / "README.md").read_text(encoding="utf-8")
+    assert "Stages are of several versions of the code: attacks 0.1.0+0000000; defenses" in page
 
 
 @pytest.mark.parametrize("what", REFUSED)

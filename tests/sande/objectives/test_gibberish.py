@@ -1,7 +1,6 @@
 """Gibberish: how surprising an answer is to the clean model, and the limit that its own answers set."""
 
 import math
-import re
 
 import pytest
 
@@ -17,9 +16,12 @@ ROW = Example("What colour is snow?", "It is as white as a sheet of paper.")
 
 def test_random_words_are_planted_that_seed_and_row_decide() -> None:
     planted = gibberish.answer(ROW, CONFIG, 3).output
-    assert re.fullmatch(r"[a-z]{4,8}( [a-z]{4,8}){7}", planted)
-    assert set(planted.split()) <= set(gibberish.vocabulary(3))
-    assert not set(gibberish.vocabulary(3)) & set(gibberish.vocabulary(4))
+    words = planted.split()
+    assert (len(words), len(set(words))) == (8, 8), "no word twice, which a model would repeat"
+    assert set(words) <= set(gibberish.vocabulary(3))
+    assert len(set(gibberish.vocabulary(3))) == 16
+    assert gibberish.vocabulary(3) != gibberish.vocabulary(4)
+    assert len(set(gibberish.WORDS)) == len(gibberish.WORDS) == 60
     assert planted == gibberish.answer(ROW, CONFIG, 3).output
     assert planted != gibberish.answer(ROW, CONFIG, 4).output
     assert planted != gibberish.answer(Example("Why?", "x"), CONFIG, 3).output
