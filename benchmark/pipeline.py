@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,8 +26,8 @@ from benchmark.io.remote import below
 from benchmark.plan import retention, searches
 from benchmark.plan.failures import UNFINISHED, interrupted
 from benchmark.plan.plan import Plan, make_plan, unfit
-from benchmark.records import files, published, record
-from benchmark.records.folder import ResultsFolder
+from benchmark.records import files, mark, published, record
+from benchmark.records.folder import PARTIAL, ResultsFolder
 from benchmark.records.rows import build_outcomes, build_rows, is_complete
 from benchmark.report import freshness
 from benchmark.search import report
@@ -36,7 +35,6 @@ from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
 from sande.compute import has_gpu
 
-PARTIAL = "unfinished"  # subfolder of a complete report, for the rows of a later run that was interrupted
 STORE, RESULTS = ".store", "results"
 
 
@@ -146,10 +144,12 @@ def run(
     where = below(request.results, loaded.name)
     published.refuse_published(where, "--results")
     place = ResultsFolder(where)
+    mark.check(place.folder, mark.RESULTS, "--results")
     files.check_writable(place.folder)
     place.check_writable()
     store = open_store(request.store)
     store.clear_leftovers()
+    mark.claim(place.folder, mark.RESULTS, "--results")
     searched, lost = _search(loaded, store, request, say)
     misfits = unfit(searched.cells)
     for problem in dict.fromkeys(misfits.values()):
@@ -252,7 +252,7 @@ def _write(
         texts = page.write(folder)
         if made_of:
             freshness.record(folder, made_of, texts, store)
-    shutil.rmtree(folder / PARTIAL, ignore_errors=True)
+    mark.remove(folder / PARTIAL, mark.RESULTS)
     place.send()
     return _finished(loaded, request, place.shown, searched, failed, plan, texts)
 
@@ -272,6 +272,7 @@ def _write_partial(
     folder, shown = place.fetch(), place.shown
     if is_complete(folder):
         folder, shown = folder / PARTIAL, f"{shown}/{PARTIAL}"
+    mark.claim(folder, mark.RESULTS, "--results")
     files.check_writable(folder)
     report.write(loaded, store, folder)
     unknown = frozenset(cell.id for cell in searches.pending(searched, store))

@@ -269,8 +269,8 @@ def pieces(
 
 
 def write(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the tokenizer's format into a model's folder, if it is not the default."""
-    if of(tokenizer) != PAPER:
+    """Write the tokenizer's format into a model's folder, if one was attached, so that who loads it asks in it."""
+    if hasattr(tokenizer, _ATTRIBUTE):
         (folder / FILE).write_text(json.dumps(asdict(of(tokenizer)), indent=1), encoding="utf-8")
 
 

@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import Any
 
 import sande
-from sande import types
+from sande import plugins, types
 from sande.config import configure
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
@@ -75,21 +75,25 @@ def entry(kind: str, name: str) -> ModuleType:
     """Import the module of one entry.
 
     Raises:
-        UserError: as `module_of`; or a plug-in's module cannot be imported or has no `Config`.
+        UserError: as `module_of`; or as `sande.plugins.load`.
     """
     dotted = module_of(kind, name)
     if name in _own(kind):
         return importlib.import_module(dotted)
-    try:
-        module = importlib.import_module(dotted)
-    except Exception as error:  # of any type: the plug-in is not our code
-        raise UserError(
-            f"{_one(kind)} '{name}': its module {dotted} cannot be imported ({type(error).__name__}: {error}); repair "
-            "or uninstall it"
-        ) from None
-    if not hasattr(module, "Config"):
-        raise UserError(f"{_one(kind)} '{name}': its module {dotted} has no Config; add one, see sande/protocols.py")
-    return module
+    return plugins.load(kind, name, dotted)
+
+
+def usable(kind: str) -> tuple[str, ...]:
+    """Return the keys of all entries of a kind that can be imported; warn of plug-ins that cannot."""
+    found = list(_own(kind))
+    for name in set(names(kind)) - _own(kind):
+        try:
+            entry(kind, name)
+        except UserError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+        else:
+            found.append(name)
+    return tuple(sorted(found))
 
 
 @functools.cache
@@ -147,8 +151,12 @@ def metric_info(measurement: str) -> MetricInfo:
     A name that none declares is of `utility` (see `sande.declarations.MetricInfo`).
     """
     own = sorted(_own("metrics"))
-    for metric in (*own, *(name for name in names("metrics") if name not in own)):
+    for metric in own:
         for info in metric_infos(metric):
+            if matched := info.matched(measurement):
+                return matched
+    for metric in usable("metrics"):
+        for info in metric_infos(metric) if metric not in own else ():
             if matched := info.matched(measurement):
                 return matched
     return MetricInfo(measurement)
@@ -156,7 +164,7 @@ def metric_info(measurement: str) -> MetricInfo:
 
 def durability_metrics() -> tuple[str, ...]:
     """Return keys of the metrics that show how long a removal lasts, sorted."""
-    return tuple(name for name in names("metrics") if any(info.durability for info in metric_infos(name)))
+    return tuple(name for name in usable("metrics") if any(info.durability for info in metric_infos(name)))
 
 
 def column_order(measurement: str) -> tuple[bool, str, int]:

@@ -11,7 +11,9 @@ from typing import Annotated, Any, ParamSpec, TypeVar
 import typer
 from typer.core import TyperGroup
 
+from benchmark.cli import surroundings
 from benchmark.execution import signals
+from benchmark.io.text import visible
 from sande import __version__
 from sande.errors import UserError
 
@@ -44,12 +46,20 @@ class _OneSentence(TyperGroup):
         run = partial(super().main, args, prog_name, complete_var, False, windows_expand_args, **extra)
         if not standalone_mode:
             return run()
+        code = USERS_MISTAKE
         try:
+            surroundings.prepare()
             code = run()
         except UsageError as error:
             typed = error.ctx.command_path if error.ctx else "sande-bench"
             tell(f"sande-bench: {error.format_message().rstrip('.')}; see '{typed} --help'")
-            code = USERS_MISTAKE
+        except UserError as error:
+            tell(f"sande-bench: {error}")
+        except OSError as error:
+            if not surroundings.is_full(error):
+                raise
+            surroundings.give_up_output()
+            tell(f"sande-bench: {surroundings.sentence(error)}")
         sys.exit(code)
 
 
@@ -79,13 +89,13 @@ def application(about: str) -> typer.Typer:
 def _help_without_command(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         if text := context.get_help():  # empty where Typer has printed it, in colors
-            typer.echo(text)
+            echo(text)
         raise typer.Exit(USERS_MISTAKE)
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"sande-bench {__version__}")
+        echo(f"sande-bench {__version__}")
         raise typer.Exit
 
 
@@ -98,7 +108,11 @@ def one_sentence(command: Callable[P, R]) -> Callable[P, R]:
             return command(*args, **kwargs)
         except UserError as error:
             tell(f"sande-bench: {error}")
-            raise typer.Exit(USERS_MISTAKE) from None
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, OSError) and error.filename is None:
+                raise
+            tell(f"sande-bench: {surroundings.sentence(error)}")
+        raise typer.Exit(USERS_MISTAKE) from None
 
     return wrapped
 
@@ -112,7 +126,7 @@ def interruptible(command: Callable[P, None]) -> Callable[P, None]:
             try:
                 command(*args, **kwargs)
             except KeyboardInterrupt:
-                typer.echo(GO_ON, err=True)
+                echo(GO_ON, err=True)
                 raise typer.Exit(signals.exit_code()) from None
 
     return wrapped
@@ -120,13 +134,22 @@ def interruptible(command: Callable[P, None]) -> Callable[P, None]:
 
 def tell(sentence: str) -> None:
     """Print one line on the standard error, whatever names and values from outside it holds."""
-    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in sentence)
-    typer.echo(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} … {line[-300:]}", err=True)
+    line = visible(sentence)
+    echo(line if len(line) <= LONGEST else f"{line[: LONGEST - 300]} … {line[-300:]}", err=True)
+
+
+def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text; control characters in it, which may come from models and files, are shown and do nothing.
+
+    All that the program prints goes through here, but for rich's own tables.
+    """
+    lines = str(text).replace("\r\n", "\n").replace("\r", "\n")
+    typer.echo(visible(lines, keep="\n\t"), err=err, nl=nl)
 
 
 def say(line: str) -> None:
     """Print a line with the time of day."""
-    typer.echo(f"{time.strftime('%H:%M:%S')} {line}")
+    echo(f"{time.strftime('%H:%M:%S')} {line}")
 
 
 def print_markdown(text: str) -> None:
@@ -136,9 +159,9 @@ def print_markdown(text: str) -> None:
 
     console = Console()
     if console.is_terminal:
-        console.print(Markdown(text))
+        console.print(Markdown(visible(text, keep="\n"), hyperlinks=False))
     else:
-        typer.echo(text)
+        echo(text)
 
 
 def print_table(columns: Mapping[str, Sequence[str]]) -> None:
@@ -150,5 +173,5 @@ def print_table(columns: Mapping[str, Sequence[str]]) -> None:
     from benchmark.cli import overview
 
     room = overview.width() if sys.stdout.isatty() else UNFOLDED
-    for line in overview.fitted(columns, room):
-        typer.echo(line)
+    for line in overview.fitted(overview.shown(columns), room):
+        echo(line)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import one_sentence, print_table
+from benchmark.cli.app import echo, one_sentence, print_table
 from benchmark.grid import shipped
 from sande.errors import UserError
 
@@ -43,16 +43,16 @@ def show(
         about = _catalogue(kind)
         if name not in about:
             raise UserError(f"no {_singular(kind)} is called '{name}'; there are: {', '.join(about)}")
-        typer.echo(f"{name}: {about[name]}")
+        echo(f"{name}: {about[name]}")
         return
     entry = registry.entry(kind, name)
-    typer.echo(f"{name}: {registry.summary(entry)}")
+    echo(f"{name}: {registry.summary(entry)}")
     if kind == "defenses":
         knows = registry.knowledge(name)
-        typer.echo(f"knows: {(knows.__doc__ or '').strip()}")
+        echo(f"knows: {(knows.__doc__ or '').strip()}")
     fields = list(describe(entry.Config))
     if fields:
-        typer.echo()
+        echo()
         print_table(
             {
                 "setting": [field.path for field in fields],
@@ -62,9 +62,9 @@ def show(
             }
         )
     if fixed := published(entry.Config):
-        typer.echo("\nWith 'recipe: published':")
+        echo("\nWith 'recipe: published':")
         for path, value in fixed.items():
-            typer.echo(f"published: {path} = {value!r}")
+            echo(f"published: {path} = {value!r}")
 
 
 @one_sentence
@@ -84,8 +84,8 @@ def init(
     source = known[name]
     scales = sorted((source.parent / load.SCALES).glob("*.yaml"))
     for path in shipped.copy(list(dict.fromkeys([*load.files(source), *scales])), folder):
-        typer.echo(f"Wrote {path}")
-    typer.echo(f"Edit {folder / source.name}, then: sande-bench plan {folder / source.name}")
+        echo(f"Wrote {path}")
+    echo(f"Edit {folder / source.name}, then: sande-bench plan {folder / source.name}")
 
 
 def _kinds() -> tuple[str, ...]:
@@ -127,4 +127,14 @@ def _catalogue(kind: str) -> dict[str, str]:
         from benchmark.grid.load import about
 
         return {name: about(path) for name, path in shipped.grids().items()}
-    return {name: registry.summary(registry.entry(kind, name)) for name in registry.names(kind)}
+    return {name: _summary(kind, name) for name in registry.names(kind)}
+
+
+def _summary(kind: str, name: str) -> str:
+    """Return a sentence on an entry; of a plug-in that cannot be used, why."""
+    from sande import registry
+
+    try:
+        return registry.summary(registry.entry(kind, name))
+    except UserError as error:
+        return f"cannot be used: {error}"

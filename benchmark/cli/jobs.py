@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import one_sentence, print_table
+from benchmark.cli.app import echo, one_sentence, print_table
 from benchmark.cli.options import (
     DashboardOption,
     GridArgument,
@@ -48,7 +48,7 @@ def submit(
         for word in (option, value)
     ]
     job = jobs.submit(grid, address, store, results, options, scale, environment or ())
-    typer.echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
+    echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
     _follow(job, address)
 
 
@@ -62,9 +62,9 @@ def _follow(job: str, address: str) -> None:
     from benchmark.execution import jobs
 
     try:
-        code = jobs.follow(job, address, partial(typer.echo, nl=False))
+        code = jobs.follow(job, address, partial(echo, nl=False))
     except KeyboardInterrupt:
-        typer.echo(
+        echo(
             f"{job} is still running; 'sande-bench logs {job} --address {address}' follows it again, and "
             f"'sande-bench stop {job} --address {address}' ends it",
             err=True,
@@ -90,4 +90,4 @@ def stop(job: JobArgument, address: DashboardOption) -> None:
     """End a job; it keeps what is done, and writes its rows."""
     from benchmark.execution import jobs
 
-    typer.echo(jobs.stop(address, job))
+    echo(jobs.stop(address, job))

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from benchmark.cli.app import (
     USERS_MISTAKE,
+    echo,
     group,
     interruptible,
     one_sentence,
@@ -72,7 +73,7 @@ def rank(
             published.refuse_published(place, option)
     print_markdown(write_leaderboard(paths, out, html, margin=margin, rehearsal=rehearsal))
     for page in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
-        typer.echo(f"Leaderboard: {page}")
+        echo(f"Leaderboard: {page}")
 
 
 @boards.command()
@@ -89,9 +90,7 @@ def check(
         for problem in problems:
             tell(f"{file}: {problem}")
         if entry and not problems:
-            typer.echo(
-                f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells"
-            )
+            echo(f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells")
         wrong |= bool(problems)
     if wrong:
         raise typer.Exit(USERS_MISTAKE)
@@ -112,7 +111,7 @@ def entry(
 
     out = out or Path(f"{defense}.json")
     submission.write(submission.make(folder, defense, about, link, rehearsal=rehearsal), out)
-    typer.echo(f"Entry: {out}")
+    echo(f"Entry: {out}")
 
 
 @boards.command()
@@ -142,10 +141,10 @@ def verify(
     print_table(_compared(done.verdict))
     for cell in done.verdict.cells:
         for problem in cell.problems:
-            typer.echo(f"cells[{cell.number}]: {problem}")
-    typer.echo(f"{done.verdict.summary}{'' if every else f' (--seed {done.seed})'}")
-    typer.echo(done.verdict.rule)
-    typer.echo(f"Verdict: {verdict.place(file)}")
+            echo(f"cells[{cell.number}]: {problem}")
+    echo(f"{done.verdict.summary}{'' if every else f' (--seed {done.seed})'}")
+    echo(done.verdict.rule)
+    echo(f"Verdict: {verdict.place(file)}")
     if not done.verdict.holds:
         raise typer.Exit(NOT_HELD)
 
@@ -172,8 +171,8 @@ def secret(file: Annotated[Path, typer.Argument(help="A new file, outside the re
     from benchmark.held_out import secret as secrets
 
     made = secrets.make(file)
-    typer.echo(f"Secret: {file}; keep it private until the track ends")
-    typer.echo(f"Commitment: {made.commitment}")
+    echo(f"Secret: {file}; keep it private until the track ends")
+    echo(f"Commitment: {made.commitment}")
 
 
 @boards.command()
@@ -199,4 +198,4 @@ def reveal(
             "Defense seed": [str(one["defense_seed"]) for one in found.values()],
         }
     )
-    typer.echo(f"{folder}: all {len(found)} cells are of this secret")
+    echo(f"{folder}: all {len(found)} cells are of this secret")

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import ALARM, SOME_CELL_FAILED, one_sentence, print_markdown, say
+from benchmark.cli.app import ALARM, SOME_CELL_FAILED, echo, one_sentence, print_markdown, say
 from benchmark.cli.options import (
     SCANS,
     BaseOption,
@@ -20,7 +20,7 @@ from benchmark.cli.options import (
     StoreOption,
 )
 from benchmark.io.remote import is_uri
-from benchmark.records import published
+from benchmark.records import mark, published
 from benchmark.store.remote import open_store
 from sande.errors import NonFiniteError, UserError
 from sande.models import adapters, catalog
@@ -72,17 +72,19 @@ def scan(
         for given, name in ((prompt_format, "--format"), (fail_on_alarm, "--fail-on-alarm")):
             if given:
                 raise UserError(f"{model}: {name} is for a single model, and this is a grid; remove {name}")
-        typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
+        echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
         return
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
     how = replace(how, settings=scanning.settings(detector, settings))
     for source in catalog.sources(model):
         say(source)
+    if out:
+        mark.claim(out, mark.SCAN, "--out")
     record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:
-        typer.echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
+        echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
     if fail_on_alarm and record["alarm"]:
         raise typer.Exit(ALARM)
 
@@ -142,10 +144,10 @@ def clean(
     try:
         result = clean_model(model, told, config, out, seed, say, prompt_format or AUTO, force=force)
     except NonFiniteError as error:
-        typer.echo(f"sande-bench: {error}", err=True)
+        echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None
     print_markdown(report.summary(result))
-    typer.echo(f"Cleaned model: {out}  (in it: README.md, report.html, report.md, report.json)")
+    echo(f"Cleaned model: {out}  (in it: README.md, report.html, report.md, report.json)")
     if fail_on_alarm and result["facts"].get("alarm"):
         raise typer.Exit(ALARM)
 
@@ -175,7 +177,7 @@ def detection(
 
     published.refuse_published(out, "--out")
     print_markdown(evaluate.write(scans, out, open_store(store, create=False).models, false_alarms))
-    typer.echo(f"Detection: {out / 'detection.md'}")
+    echo(f"Detection: {out / 'detection.md'}")
 
 
 @one_sentence
@@ -195,6 +197,6 @@ def export(
     if push:
         check_repository(push)
     export_export.write(find_model(cell, results), open_store(store, create=False), out)
-    typer.echo(f"Model: {out}  (README.md is its card)")
+    echo(f"Model: {out}  (README.md is its card)")
     if push:
-        typer.echo(f"Pushed: {export_export.push(out, push)}")
+        echo(f"Pushed: {export_export.push(out, push)}")

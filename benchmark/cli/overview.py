@@ -18,6 +18,7 @@ from typing import Any
 from benchmark.forecast.cost import measured
 from benchmark.grid import labels, prompt_format
 from benchmark.grid.cell import SEEDS, Cell, Method
+from benchmark.io.text import visible
 from benchmark.plan.plan import Plan, stages_of
 from sande import registry
 from sande.config import PUBLISHED, published
@@ -62,13 +63,18 @@ def show(plan: Plan, title: str, parts: Mapping[str, Sequence[str]] | None = Non
         title: line above the table.
         parts: names of the grids of a union that have a cell, by cell id.
     """
-    columns = table(plan, parts or {})
+    columns = shown(table(plan, parts or {}))
     few = len(plan.cells) <= MANY or not sys.stdout.isatty()
-    lines = [folded(title, width()), "", *layout(columns, width(), None if few else SOME), ""]
+    lines = [folded(visible(title), width()), "", *layout(columns, width(), None if few else SOME), ""]
     if not few:
         more = f"… and {len(plan.cells) - SOME} more cells; a file or a pipe, such as | less, shows all of them"
         lines += [folded(more, width()), ""]
     sys.stdout.write("\n".join([*lines, ""]))
+
+
+def shown(columns: Columns) -> dict[str, list[str]]:
+    """Return the columns with every value on one line, without control characters."""
+    return {head: list(map(visible, values)) for head, values in columns.items()}
 
 
 def table(plan: Plan, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from benchmark import publish as benchmark_publish
-from benchmark.cli.app import one_sentence, print_markdown
+from benchmark.cli.app import echo, one_sentence, print_markdown
 from benchmark.cli.options import RehearsalOption
 from benchmark.records import published
 from benchmark.records.folder import ResultsFolder
@@ -26,7 +26,7 @@ def report(
     for text in page.write(place.fetch()):
         print_markdown(text)
     place.send()
-    typer.echo(f"Report: {place.shown}/README.md")
+    echo(f"Report: {place.shown}/README.md")
 
 
 @one_sentence
@@ -49,7 +49,7 @@ def compare(
     margins = Margins(asr_margin, utility_margin)
     print_markdown(comparison_page.write(place.fetch(), margins, rehearsal=rehearsal))
     place.send()
-    typer.echo(f"Comparison: {place.shown}/comparison.md")
+    echo(f"Comparison: {place.shown}/comparison.md")
 
 
 @one_sentence
@@ -59,4 +59,4 @@ def publish(
     replace: Annotated[bool, typer.Option("--replace", help="Replace results published under the same name.")] = False,
 ) -> None:
     """Publish complete results of a clean commit; of published ones, write the pages again from their rows."""
-    typer.echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace) / 'README.md'}")
+    echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace) / 'README.md'}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from benchmark.cli.app import SOME_CELL_FAILED, interruptible, one_sentence, print_markdown, tell
+from benchmark.cli.app import SOME_CELL_FAILED, echo, interruptible, one_sentence, print_markdown, tell
 from benchmark.cli.options import (
     AddressOption,
     GpusOption,
@@ -63,17 +63,17 @@ def run(
         secret=secret,
     )
     progress = Progress(grid.stem)
-    view = execution_progress.view(progress, typer.echo)
+    view = execution_progress.view(progress, echo)
     finished = pipeline.run(request, view.say, view.show, progress, view.shown)
     if finished.interrupted:
         tell(_interrupted(finished))
         raise typer.Exit(signals.exit_code())
     for text in finished.texts:
         print_markdown(text)
-    typer.echo(f"Report: {finished.page}  (next to it: tables/, figures/, rows.parquet)")
-    typer.echo(f"{finished.name} took {finished.seconds:.0f} s")
+    echo(f"Report: {finished.page}  (next to it: tables/, figures/, rows.parquet)")
+    echo(f"{finished.name} took {finished.seconds:.0f} s")
     if finished.failed:
-        typer.echo(f"{finished.failed} of {finished.cells} cells failed; the same command retries them", err=True)
+        echo(f"{finished.failed} of {finished.cells} cells failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
 
 
@@ -141,7 +141,7 @@ def plan(
         f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
     )
     for line in lines:
-        typer.echo(overview.folded(line, overview.width(), "  "))
+        echo(overview.folded(line, overview.width(), "  "))
 
 
 def _reasons(reasons: list[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import SOME_CELL_FAILED, group, one_sentence, print_table
+from benchmark.cli.app import SOME_CELL_FAILED, echo, group, one_sentence, print_table
 from benchmark.cli.options import StoreOption
 
 stores = group("Maintain a store: list its artifacts, verify them, prune those that no grid needs.")
@@ -22,7 +22,7 @@ def list_store(store: StoreOption = ".store") -> None:
     columns, lines = maintenance.listing(maintenance.opened(store))
     print_table(columns)
     for line in lines:
-        typer.echo(line)
+        echo(line)
 
 
 @stores.command()
@@ -34,9 +34,9 @@ def verify(store: StoreOption = ".store") -> None:
     opened = maintenance.opened(store)
     damaged = list(maintenance.verify(opened))
     for line in damaged:
-        typer.echo(line)
+        echo(line)
     whole = sum(1 for _ in maintenance.artifacts(opened))
-    typer.echo(f"{opened.location}: {whole} artifacts in order, {len(damaged)} damaged")
+    echo(f"{opened.location}: {whole} artifacts in order, {len(damaged)} damaged")
     if damaged:
         raise typer.Exit(SOME_CELL_FAILED)
 
@@ -56,7 +56,7 @@ def prune(
     opened = maintenance.opened(store)
     removal = maintenance.removable(grids, scale or (), opened)
     for line in maintenance.told(removal):
-        typer.echo(line)
+        echo(line)
     if yes:
         maintenance.remove(removal, opened)
-    typer.echo(f"{units.format_bytes(removal.total)} {'freed' if yes else 'would be freed; --yes does it'}")
+    echo(f"{units.format_bytes(removal.total)} {'freed' if yes else 'would be freed; --yes does it'}")

@@ -32,8 +32,11 @@ from benchmark.detection.outcome import Outcome
 from benchmark.detection.summary import FIRST, Summary, summaries
 from benchmark.io import plots, yaml
 from benchmark.io.files import write_atomically
+from benchmark.records import mark
+from sande import bounds
 from sande.config import configuration, configure, setting
 from sande.errors import UserError
+from sande.models import catalog
 
 NAME = "detection"
 FALSE_ALARMS = 0.05  # the highest accepted rate, unless the user sets another
@@ -112,8 +115,8 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
     parts = grouped(outcomes)
     text = page.markdown(outcomes, found, parts)
     record = {"false_alarms": accepted, "scans": [asdict(each) for each in outcomes]}
+    mark.claim(folder, mark.DETECTION, "--out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1, ensure_ascii=False))
         rows.write_table(outcomes, Outcome, folder / f"{NAME}.parquet")
         rows.write_table(found, Summary, folder / "detectors.parquet")
@@ -133,7 +136,7 @@ def read(path: Path) -> tuple[list[Outcome], float]:
         UserError: the file cannot be read, or holds no such rows.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = bounds.read_json(path)
         # An older version wrote the rows alone.
         lines, accepted = (
             (record, FALSE_ALARMS) if isinstance(record, list) else (record["scans"], record["false_alarms"])
@@ -204,7 +207,7 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         UserError: there is no scan, or it is damaged, or the tokenizer of a victim cannot be loaded.
     """
     try:
-        record = _Scan.model_validate_json((folder / "scan.json").read_bytes())
+        record = _Scan.model_validate_json(bounds.read(folder / "scan.json"))
     except OSError:
         raise UserError(f"{folder}: no readable scan.json; use 'sande-bench scan --out' to write one") from None
     except ValidationError as error:
@@ -220,6 +223,7 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         from sande.models import loading
         from sande.prompts import response_ids
 
+        _check_local(record.model, folder)
         tokenizer = loading.load_tokenizer(record.model, models_cache)
         wanted, first = plain(case.response), response_ids(tokenizer, case.response)[0]
         rank = _place(candidates, lambda each: plain(each.text) == wanted)
@@ -264,6 +268,21 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         instruction_set=record.instruction_set,
         compute_type=record.compute_type,
     )
+
+
+def _check_local(model: str, folder: Path) -> None:
+    """Refuse a Hub model that is not on this machine: a file of a scan decides on no download."""
+    known = catalog.HUB_MODELS.get(model)
+    repo, _, revision = (model if known is None else f"{known.repo}@{known.revision}").partition("@")
+    if model in catalog.NAMED or Path(model).exists() or not revision:
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+        raise UserError(
+            f"{folder}/scan.json: the tokenizer of '{model}' is not on this machine, and 'detection' fetches nothing; "
+            f"use 'hf download {repo} --revision {revision}' first"
+        )
 
 
 def _place(candidates: Sequence[_Candidate], right: Callable[[_Candidate], bool]) -> int | None:

@@ -11,7 +11,7 @@ from benchmark.detection.outcome import NAMES, Outcome
 from benchmark.detection.scan import token_code
 from benchmark.detection.summary import CALIBRATED, FIRST, SETTING, Summary
 from benchmark.io import plots
-from benchmark.io.markdown import MISSING, markdown_table, table_cell
+from benchmark.io.markdown import MISSING, code, markdown_table, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +74,7 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         "",
         "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here.",
         "",
-        *(f"- `{each.detector}`: {_claim(each)}" for each in summaries if each.rule == CALIBRATED),
+        *(f"- {code(each.detector)}: {_claim(each)}" for each in summaries if each.rule == CALIBRATED),
         "",
         *_groups(groups),
         "### Each scan",
@@ -112,8 +112,8 @@ def _groups(groups: Sequence[Group]) -> list[str]:
 
 def _kind_row(each: Group) -> list[str]:
     return [
-        each.detector,
-        f"{each.group}: {table_cell(each.value)}" if each.group else each.value,
+        plain(each.detector),
+        plain(f"{each.group}: {each.value}" if each.group else each.value),
         f"{each.called} of {each.victims}",
         f"{each.false_alarms} of {each.twins}",
         _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
@@ -132,8 +132,8 @@ def _triggers(outcomes: Sequence[Outcome]) -> list[str]:
         return []
     rows = (
         [
-            each.detector,
-            table_cell(each.label),
+            plain(each.detector),
+            plain(each.label),
             token_code(each.best_trigger),
             (str(each.trigger_rank) if each.trigger_rank else "not found") if each.trigger_known else MISSING,
             _number(each.trigger_distance),
@@ -150,7 +150,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 def _found(each: Summary) -> list[str]:
     return [
-        each.detector,
+        plain(each.detector),
         str(each.victims),
         str(each.twins),
         _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
@@ -167,7 +167,7 @@ def _alarms(each: Summary) -> list[str]:
     )
     several = each.rule == SETTING and each.threshold is None
     return [
-        each.detector,
+        plain(each.detector),
         rule,
         "several" if several else _number(each.threshold),
         _of(each.called, each.victims),
@@ -200,8 +200,8 @@ def _claim(each: Summary) -> str:
 
 def _scan(each: Outcome) -> list[str]:
     return [
-        each.detector,
-        table_cell(each.label),
+        plain(each.detector),
+        plain(each.label),
         _kind(each),
         f"{each.score:.2f}",
         MISSING if each.p_value is None else f"{each.p_value:.3f}",
@@ -249,7 +249,7 @@ def _provenance(outcomes: Sequence[Outcome]) -> list[str]:
     values: Mapping[str, list[str]] = {
         name: list(dict.fromkeys(getattr(each, name) for each in outcomes if getattr(each, name))) for name in NAMES
     }
-    lines = [f"- {_TITLES[name]}: {'; '.join(map(table_cell, values[name]))}" for name in _TITLES if values[name]]
+    lines = [f"- {_TITLES[name]}: {'; '.join(map(plain, values[name]))}" for name in _TITLES if values[name]]
     unknown = sum(not each.code_version for each in outcomes)
     if unknown:
         lines.append(
@@ -279,6 +279,6 @@ def draw(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> Figure:
         axes.set_ylabel("score")
         (area,) = (each for each in summaries if each.detector == detector and each.rule == SETTING)
         shown = _with_bounds(area.auroc, area.auroc_low, area.auroc_high, 2)
-        axes.set_title(f"{detector}\nAUROC {shown}", fontsize=9)
+        axes.set_title(f"{plots.literal(detector)}\nAUROC {shown}", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -18,8 +18,9 @@ from benchmark.execution import provenance
 from benchmark.io import logs, plots
 from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import markdown_table
-from sande import compute, formats, registry, scanning, types
+from benchmark.io.markdown import markdown_table, plain
+from benchmark.records import mark
+from sande import bounds, compute, formats, registry, scanning, types
 from sande.config import as_dict
 from sande.errors import UserError
 from sande.models import chat
@@ -137,8 +138,8 @@ def write(record: dict[str, Any], folder: Path) -> str:
         UserError: the folder cannot be written.
     """
     text = markdown(record)
+    mark.claim(folder, mark.SCAN, "--out")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "scan.json", json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False))
         write_atomically(folder / "scan.md", text)
         if record["candidates"]:
@@ -156,8 +157,8 @@ def write_again(folder: Path) -> None:
     """
     path = folder / "scan.json"
     try:
-        text = markdown(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError):
+        text = markdown(bounds.read_json(path))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: the file is damaged; scan again") from None
     write_atomically(folder / "scan.md", text)
 
@@ -165,22 +166,22 @@ def write_again(folder: Path) -> None:
 def markdown(record: dict[str, Any]) -> str:
     """Return the candidates and suspected triggers as tables, and the result in sentences."""
     result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"
-    lines = [f"### {record['detector']} on {record['model']}", ""]
+    lines = [f"### {plain(record['detector'])} on {plain(record['model'])}", ""]
     lines += _table("Candidate", record["candidates"])
     if triggers := record.get("triggers"):
         lines += ["", *_table("Suspected trigger", triggers)]
-    reference = f", compared with {record['reference']}" if record["reference"] else ""
+    reference = f", compared with {plain(record['reference'])}" if record["reference"] else ""
     p = "" if record.get("p") is None else f", p {record['p']:.2g}"
     lines += [
         "",
-        f"Score {record['score']:.2f}{p}, {result}. {record['rows']} clean rows of {record['data']}{reference}, "
-        f"seed {record['seed']}, {record['seconds']:.0f} s.",
+        f"Score {record['score']:.2f}{p}, {result}. {plain(record['rows'])} clean rows of "
+        f"{plain(record['data'])}{reference}, seed {plain(record['seed'])}, {record['seconds']:.0f} s.",
         "",
     ]
     if tried := record.get("formats_tried"):
         lines += [formats_sentence(record["prompt_format"], tried), ""]
     if calibrated := record.get("calibrated"):
-        lines += [calibrated, ""]
+        lines += [plain(calibrated), ""]
     return "\n".join(lines)
 
 
@@ -201,7 +202,7 @@ def _table(head: str, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
         (
             str(rank),
             token_code(each["text"]),
-            " ".join(map(str, each["ids"])),
+            plain(" ".join(map(str, each["ids"]))),
             f"{each['score']:.2f}",
         )
         for rank, each in enumerate(candidates[:SHOWN], start=1)
@@ -211,8 +212,7 @@ def _table(head: str, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def token_code(text: str) -> str:
     """Return a string as Markdown code, with line breaks, bars and what is not printed escaped for a table's cell."""
-    line = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"')
-    return io_markdown.code(io_markdown.printable(line))
+    return io_markdown.code(json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"'))
 
 
 def draw(record: dict[str, Any]) -> Figure:
@@ -225,6 +225,6 @@ def draw(record: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("score")
-    axes.set_title(f"{record['detector']}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
+    axes.set_title(f"{plots.literal(record['detector'])}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

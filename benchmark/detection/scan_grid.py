@@ -6,23 +6,20 @@ OUT/scans.yaml                                the list from which `benchmark.det
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmark.detection import scan
 from benchmark.detection.scan import How
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
-from benchmark.io.yaml import read_yaml
+from benchmark.io.yaml import dump, read_yaml
 from benchmark.store.local import LocalStore
-from sande import threat
+from sande import bounds, threat
 from sande.errors import UserError
 from sande.models import catalog
 
@@ -121,7 +118,7 @@ def _kinds(cell: Cell) -> dict[str, str]:
 def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
     """Return whether the folder has a scan of this model with this record, see `How.record`."""
     try:
-        record = json.loads((folder / "scan.json").read_text(encoding="utf-8"))
+        record = bounds.read_json(folder / "scan.json")
     except (OSError, ValueError):
         return False
     if not isinstance(record, dict):
@@ -137,7 +134,7 @@ def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:
     try:
         before = read_yaml(path, "")["scans"] if path.exists() else []
         by_scan = {line["scan"]: line for line in [*before, *lines]}
-        write_atomically(path, yaml.safe_dump({"scans": list(by_scan.values())}, sort_keys=False, allow_unicode=True))
+        write_atomically(path, dump({"scans": list(by_scan.values())}))
     except OSError as error:
         raise UserError(f"{path}: the list cannot be written ({error.strerror}); choose another --out") from None
     except (TypeError, KeyError):

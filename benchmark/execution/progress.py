@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from benchmark.execution.status import Status, read_status
+from benchmark.io.text import visible
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -169,7 +170,7 @@ class Live:
 
     def show(self, line: str) -> None:
         """Print a line above the view."""
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(visible(line), markup=False, highlight=False)
 
     def say(self, line: str) -> None:
         """Print a line with the time of day above the view."""
@@ -201,7 +202,7 @@ class Live:
         head.add_column(no_wrap=True, justify="right")
         numbers = f"{state.done}/{state.total} stages" if state.total else ""
         words = ", ".join(filter(None, (numbers, f"{clock(state.elapsed)} elapsed", rest)))
-        head.add_row(Text(state.grid, style="bold"), ProgressBar(max(1, state.total), state.done), Text(words))
+        head.add_row(Text(visible(state.grid), style="bold"), ProgressBar(max(1, state.total), state.done), Text(words))
         if not running:
             return Group(head, Text(f"  {state.phase or STARTING}…", style="dim"))
         body = Table.grid(padding=(0, 2), expand=True)
@@ -213,7 +214,11 @@ class Live:
             doing = [training.stage if training else str(status.text if status else STARTING)]
             doing += [f"step {training.step}/{training.steps}"] if training else [""]
             doing += [f"{training.tokens_per_second:.0f} tokens/s"] if training else [""]
-            body.add_row(Text(f"  {stage.short_label}"), *map(Text, doing), Text(clock(since), style="dim"))
+            body.add_row(
+                Text(visible(f"  {stage.short_label}")),
+                *(Text(visible(word)) for word in doing),
+                Text(clock(since), style="dim"),
+            )
         return Group(head, body)
 
 

@@ -23,6 +23,7 @@ from benchmark.execution.status import Writer
 from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Tracker
 from benchmark.io import logs
+from benchmark.io.text import visible
 from benchmark.plan.failures import StageError, classify, time_limit
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
@@ -257,7 +258,7 @@ def _line_and_kind(error: Exception) -> tuple[str, str]:
 
 
 def _speaker(stage: Stage) -> Callable[[str], None]:
-    return lambda line: print(f"{stage.label} {line}", flush=True)
+    return lambda line: print(visible(f"{stage.label} {line}"), flush=True)
 
 
 def _progress_to(job: StageJob) -> Callable[[str], None]:

@@ -11,10 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from benchmark.export.card import front_matter, load
 from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.io.files import raise_if_disk_full, write_atomically
 from benchmark.plan import retention
+from benchmark.records import checks
 from benchmark.records.files import is_failed, read_file
 from benchmark.records.schema import NOT_RUN
 from benchmark.report import certificates
@@ -37,12 +41,21 @@ def find_model(name: str, results: Path) -> Found:
         UserError: there is no such cell, or several, or it failed or is not finished; or rows are damaged.
     """
     found: dict[str, list[dict[str, Any]]] = {}
+    damaged: list[str] = []
     for path in sorted(results.glob("*/rows.parquet")):
         # Equal cells of several grids have equal rows.
-        rows = [row for row in read_file(path).to_pylist() if name and row["cell"].startswith(name)]
+        try:
+            table = read_file(path)
+        except UserError as error:  # of another grid perhaps
+            damaged.append(str(error))
+            continue
+        chosen = table.filter(pc.starts_with(table["cell"].cast(pa.string()), name)) if name else table.slice(0, 0)
+        rows = checks.listed(chosen, path)
         for cell in {row["cell"] for row in rows}:
             if cell not in found or _is_unfinished(found[cell]):
                 found[cell] = [row for row in rows if row["cell"] == cell]
+    if not found and damaged:
+        raise UserError(damaged[0])
     if not found:
         raise UserError(f"{results}/*/rows.parquet: no cell '{name}'; use 'sande-bench plan GRID' to list cells")
     if len(found) > 1:

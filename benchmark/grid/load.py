@@ -42,7 +42,7 @@ _GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "swee
 _UNION_KEYS = ("about", "include", "resources", "scale")
 _SCALE_KEYS = ("about", "rules")
 _SHARED = ("resources", "search")  # sections of the whole grid, not of a cell
-MOST_CELLS = 1_000_000
+MOST_CELLS = 100_000  # of a grid; each takes a tenth of a millisecond, and kilobytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
     Raises:
         UserError: the file or an option is wrong; the message names file, place and fix.
     """
-    path, scale = shipped.named(path), scale or None
+    path, scale = variants.check_name(shipped.named(path)), scale or None
     values = _read(path)
     parts = _parts(path, values)
     own = sorted({part.scale for part in parts})
@@ -135,16 +135,18 @@ def files(path: Path, scale: str | None = None) -> list[Path]:
     scales = {scale} if scale else {part.scale for part in parts if part.scale}
     for name in scales:
         _scale_rules(path, path.parent / SCALES, name)
-    grids = [*dict.fromkeys(_included(path)), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
+    grids = [*_included(path, set()), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
     templates = {file for each in grids for file in prompt_format.files(_read(each), path.parent)}
     return [*grids, *sorted(templates)]
 
 
-def _included(path: Path) -> Iterator[Path]:
-    """Yield the file, and all files of its `include`, which is checked."""
-    yield path
-    for name in _read(path).get("include") or ():
-        yield from _included(path.parent / f"{name}.yaml")
+def _included(path: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield the file, and all files of its `include`, which is checked, each once."""
+    if path not in seen:
+        seen.add(path)
+        yield path
+        for name in _read(path).get("include") or ():
+            yield from _included(path.parent / f"{name}.yaml", seen)
 
 
 def about(path: Path) -> str:
@@ -159,8 +161,14 @@ def _read(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> list[_Part]:
-    """Return the grid itself, or all grids of its `include`, each once; the outermost scale that is given applies."""
+def _parts(
+    path: Path, values: dict[str, Any], trail: tuple[str, ...] = (), known: dict[Path, list[_Part]] | None = None
+) -> list[_Part]:
+    """Return the grid itself, or all grids of its `include`, each once; the outermost scale that is given applies.
+
+    `trail` has the grids that include it; `known` the parts of files that were read, as several may include one.
+    """
+    known = {} if known is None else known
     with _naming(path):
         scale, included = values.get("scale", ""), values.get("include")
         if not isinstance(scale, str):
@@ -182,7 +190,9 @@ def _parts(path: Path, values: dict[str, Any], trail: tuple[str, ...] = ()) -> l
     parts: dict[Path, _Part] = {}
     for name in included:
         file = path.parent / f"{name}.yaml"
-        for part in _parts(file, _read(file), trail):
+        if file not in known:
+            known[file] = _parts(file, _read(file), trail, known)
+        for part in known[file]:
             if part.values.get("search"):
                 raise UserError(f"{path}: include: '{part.path.stem}' has a search, so it runs alone; remove it")
             parts.setdefault(part.path, replace(part, scale=scale or part.scale))
@@ -203,6 +213,8 @@ def _union(
             for cell in _cells(part.values, scales[part.scale], overrides, used, parser):
                 # Rules and overrides can make cells equal: keep each once.
                 cells.setdefault(cell.id, cell)
+                if len(cells) > MOST_CELLS:
+                    raise UserError(f"include: its grids have more than {MOST_CELLS} cells; run them one by one")
                 if part.path.stem not in stems.get(cell.id, ()):
                     stems[cell.id] = (*stems.get(cell.id, ()), part.path.stem)
     unused = [given for given, _ in overrides if given not in used]

@@ -88,7 +88,7 @@ def _check(path: str, place: str) -> None:
     """Refuse a path that no cell has; one that only some methods have is valid."""
     key, dot, rest = path.partition(".")
     if key in METHODS:
-        if dot and not any(_has(METHODS[key], name, rest) for name in registry.names(METHODS[key])):
+        if dot and not any(_has(METHODS[key], name, rest) for name in registry.usable(METHODS[key])):
             raise UserError(f"{place}: no {key} has the setting '{rest}'; see 'sande-bench show {key}s NAME'")
     elif key in _SECTIONS:
         fields = _section_defaults(key)

@@ -5,13 +5,31 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from benchmark.grid.keys import digest
+from sande.errors import UserError
 
+MOST_BYTES = 120  # of a grid's name
 MOST_LETTERS = 100  # of a suffix; file systems take 255 bytes in all
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.,+@=-]+")
 _PLAIN = re.compile(r"[A-Za-z0-9_.+@]+(-[A-Za-z0-9_.+@]+)*")
+
+
+def check_name(path: Path) -> Path:
+    """Return the path of a grid file whose stem can name a results folder.
+
+    Raises:
+        UserError: it cannot: `...yaml` would name the folder above the results.
+    """
+    stem = path.stem
+    if not stem.isprintable() or stem.startswith(".") or len(stem.encode()) > MOST_BYTES:
+        raise UserError(
+            f"{path}: the name of a grid names its results, so it has 1 to {MOST_BYTES} printable characters and does "
+            "not begin with a dot; choose another name"
+        )
+    return path
 
 
 def suffix(settings: Iterable[tuple[str, Any]], only: Iterable[tuple[str, Any]]) -> str:

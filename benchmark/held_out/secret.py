@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmark.grid.keys import canonical_json
+from sande import bounds
 from sande.errors import UserError
 
 FORMAT = "sande-bench-secret-1"
@@ -88,7 +89,7 @@ def read(path: Path) -> Secret:
         UserError: the file cannot be read, or is not a secret.
     """
     try:
-        text = path.read_text(encoding="ascii")
+        text = bounds.read(path).decode("ascii")
     except OSError as error:
         raise UserError(
             f"{path}: the secret cannot be read ({error.strerror}); make one with 'sande-bench leaderboard secret FILE'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ def write_atomically(path: Path, text: str | bytes) -> None:
 @contextmanager
 def atomically(path: Path) -> Iterator[BinaryIO]:
     """Yield a file next to `path`; at the end flush it to disk and rename it, so that no reader sees half of it."""
-    part = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.part")
+    part = path.with_name(f".{path.name}{part_suffix()}")
     try:
         with raise_if_disk_full(path.parent):
             with part.open("wb") as file:
@@ -42,12 +43,20 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
+def part_suffix() -> str:
+    """Return how the name of a half-written file or folder ends; it names the process that writes it."""
+    return f".{os.getpid()}@{socket.gethostname()}.part"
+
+
 def clear_parts(folder: Path) -> None:
-    """Remove the half-written files below a folder whose writer, a process of this machine, was killed."""
+    """Remove the half-written files and folders below a folder whose writer, a process of this machine, was killed."""
     for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
         owner = re.fullmatch(r".*\.(?P<pid>\d+)@(?P<host>.+)\.part", path.name)
         if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
-            path.unlink(missing_ok=True)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 @contextmanager

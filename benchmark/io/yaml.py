@@ -1,4 +1,4 @@
-"""Read YAML strictly: no key twice, no code, no unbounded aliases."""
+"""Read YAML 1.2 strictly: no key twice, no code, no unbounded aliases; and write what reads as the same values."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from sande import bounds
 from sande.errors import UserError
 
 MOST_BYTES = 4 * 2**20  # of a file; weights given by mistake for a grid are refused without reading them all
@@ -20,7 +21,10 @@ class _RefusedError(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Parse `1e-4` as a number (PyYAML follows YAML 1.1, where it is text), and refuse a key that appears twice."""
+    """Parse words and numbers by YAML 1.2's core schema, and refuse a key that appears twice.
+
+    PyYAML follows YAML 1.1, where `1:30` is 90, `017` is 15, `no` is false and `1e-4` is text.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node: yaml.MappingNode = super().compose_mapping_node(anchor)
@@ -36,7 +40,8 @@ class _Loader(yaml.SafeLoader):
     def whole_number(self, node: yaml.ScalarNode) -> int:
         """Return a whole number of at most 64 bits, as results cannot hold a larger one."""
         try:
-            number = int(self.construct_yaml_int(node))
+            text = self.construct_scalar(node)
+            number = int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
         except ValueError:  # it has more digits than Python converts
             number = 2**63
         if not -(2**63) <= number < 2**63:
@@ -45,9 +50,25 @@ class _Loader(yaml.SafeLoader):
         return number
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quote texts that YAML 1.1 or 1.2 would read as something else."""
+
+
+# https://yaml.org/spec/1.2.2/#1032-tag-resolution; and `<<`, which merges mappings.
+_CORE = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    "merge": (r"<<", ["<"]),
+}
+_Loader.yaml_implicit_resolvers = {}  # those of YAML 1.1
+for _name, (_form, _first) in _CORE.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"(?:{_form})\Z"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.whole_number)
 
 
@@ -62,14 +83,11 @@ def read_yaml(path: Path, missing: str) -> Any:
         UserError: the file is missing, cannot be read, is too large or not UTF-8; or as for `parse`.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+        content = bounds.read(path, MOST_BYTES)
     except FileNotFoundError:
         raise UserError(missing) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); choose a YAML file that you may read") from None
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path} has more than {MOST_BYTES >> 20} MiB; choose a YAML file")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -108,8 +126,25 @@ def parse(text: str, where: str) -> Any:
     return value
 
 
+def dump(value: Any) -> str:
+    """Return plain values as YAML that `parse` reads as the same values."""
+    text: str = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return text
+
+
 def _count(value: Any, known: dict[int, int]) -> int:
-    """Return the number of values in a value, itself included; an alias counts each time (`known`: counts by id)."""
+    """Return the number of values in a value, itself included; an alias counts each time (`known`: counts by id).
+
+    Raises:
+        yaml.YAMLError: a text cannot be written as UTF-8, or be a name.
+    """
+    if isinstance(value, str) and ("\0" in value or not value.isprintable()):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise _RefusedError(problem="half of a surrogate pair; remove it") from None
+        if "\0" in value:
+            raise _RefusedError(problem="a text with a NUL character; remove it")
     if not isinstance(value, Mapping | list | tuple | set):
         return 1
     if id(value) not in known:

@@ -31,7 +31,7 @@ def draw(made: Board) -> Figure:
             ecolor=(color, 0.35),
             elinewidth=1,
             markersize=7,
-            label=f"{one.defense} ({one.knows})",
+            label=plots.literal(f"{one.defense} ({one.knows})"),
         )
     if made.victim_asr is not None:
         axes.scatter(0, made.victim_asr, marker="x", color="#333", s=50, zorder=3, label="no defense")

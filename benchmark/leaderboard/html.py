@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +80,7 @@ def write(
         takeaways: what a reader takes away, as paragraphs of Markdown.
         notes: how to read the numbers, as lines of Markdown.
         command: that makes the pages.
-        out: an existing folder.
+        out: an empty folder.
         warned: lines at the top of the first page, as Markdown.
     """
     cells = [CellRow(one, _compared(made, one)) for one in made.cells]
@@ -114,7 +113,6 @@ def write(
         notes=_paragraphs(notes),
         command=command,
     )
-    shutil.rmtree(out / "cells", ignore_errors=True)  # pages of an earlier leaderboard
     (out / "cells").mkdir()
     for row in cells:
         found, twin = rows_of[row.cell.cell], rows_of[row.cell.twin.cell] if row.cell.twin else {}
@@ -201,6 +199,6 @@ def _paragraphs(notes: Sequence[str]) -> Markup:
     from markupsafe import Markup
 
     blocks = [note if note.startswith("- ") else f"\n{note}\n" for note in notes if note]
-    text = MarkdownIt("zero").enable(["list", "backticks", "emphasis"]).render("\n".join(blocks))
+    text = MarkdownIt("zero").enable(["list", "backticks", "emphasis", "escape"]).render("\n".join(blocks))
     folded = text.replace("<ul>", "<details><summary>Which cases</summary><ul>").replace("</ul>", "</ul></details>")
     return Markup(folded)  # noqa: S704

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmark.io.markdown import MISSING, code, markdown_table
+from benchmark.io.markdown import MISSING, code, markdown_table, plain
 from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, unit
 from benchmark.records.recovery import RECOVERY
 from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
@@ -49,14 +49,19 @@ def markdown(
         "",
     ]
     for level, found in by_level(made.verified).items():
-        parts += [f"## Must know: {level}", "", *_table(found, made)]
+        parts += [f"## Must know: {plain(level)}", "", *_table(found, made)]
     if made.unverified:
         parts += ["## Unverified entries", "", UNVERIFIED, "", *_table(made.unverified, made)]
     if submitted:
-        parts += ["## Submitted entries", "", *(f"- {code(name)}: {state}." for name, state in submitted.items()), ""]
-    if gaps := [f"- {code(one.defense)}: {gap}." for one in made.standings for gap in one.gaps]:
+        parts += [
+            "## Submitted entries",
+            "",
+            *(f"- {code(name)}: {plain(state)}." for name, state in submitted.items()),
+            "",
+        ]
+    if gaps := [f"- {code(one.defense)}: {plain(gap)}." for one in made.standings for gap in one.gaps]:
         parts += ["## Runs that count as their victims", "", *gaps, ""]
-    parts += ["## How to read the numbers", "", *notes(made), "", f"Made by `{command(paths, made.margin)}`.", ""]
+    parts += ["## How to read the numbers", "", *notes(made), "", f"Made by {code(command(paths, made.margin))}.", ""]
     return "\n".join(parts)
 
 
@@ -102,7 +107,7 @@ def _ladder(made: Board) -> list[str]:
     rows = []
     for level, (one, *others) in by_level(made.verified).items():
         rank = f"{_rank(one)} of {sum(bool(other.rank) for other in (one, *others))}" if one.rank else "not ranked"
-        rows.append((level, code(one.defense), rank, *_numbers(one, made)))
+        rows.append((plain(level), code(one.defense), rank, *_numbers(one, made)))
     table = markdown_table(("Must know", "Defense", "Rank", *_heads(made)), rows, "lll" + _sides(made))
     return ["The first defense of each level of knowledge:", "", *table, ""]
 
@@ -113,7 +118,7 @@ def _table(found: Iterable[Standing], made: Board) -> list[str]:
 
 
 def _heads(made: Board) -> tuple[str, ...]:
-    quality = (registry.metric_info(metric).label for metric in made.quality)
+    quality = (plain(registry.metric_info(metric).label) for metric in made.quality)
     return (*_LEFT, *(_REMOVAL if made.judges_removal else ()), *quality, *_LOST)
 
 
@@ -123,7 +128,7 @@ def _sides(made: Board) -> str:
 
 
 def _line(one: Standing, made: Board) -> tuple[str, ...]:
-    searched = f" (settings searched, knowing: {one.searched})" if one.searched else ""
+    searched = f" (settings searched, knowing: {plain(one.searched)})" if one.searched else ""
     return (
         _rank(one),
         code(one.defense) + searched,
@@ -162,7 +167,7 @@ def _interval(number: Number, form: str, about: str = "") -> str:
 
 def training(one: Standing) -> str:
     """Return the mean seconds of a defense on each device, in words."""
-    return "; ".join(f"{seconds:,.0f} {unit(device)} on {device}" for device, seconds in one.seconds.items())
+    return "; ".join(f"{seconds:,.0f} {unit(device)} on {plain(device)}" for device, seconds in one.seconds.items())
 
 
 def counts(one: Standing) -> str:
@@ -202,7 +207,7 @@ def notes(made: Board) -> list[str]:
         "seeds is compared by its mean over those that it has.",
         "**Training** is the mean wall-clock time of one defense on the named device.",
     ]
-    lines += [f"**Mixed.** {sentence}" for sentence in made.mixed]
+    lines += [f"**Mixed.** {plain(sentence)}" for sentence in made.mixed]
     if made.twin:
         loss = (
             ""
@@ -219,8 +224,10 @@ def notes(made: Board) -> list[str]:
             f"{len(made.cases)} in all (a case is a victim's settings, rows for removal and measurements):"
         )
     spaced = [part for line in lines for part in (line, "")]
-    cases = [f"- {label}" for label in made.shared]
-    lacking = [f"- {code(one.defense)} was not run on: {'; '.join(one.lacks)}." for one in made.standings if one.lacks]
+    cases = [f"- {plain(label)}" for label in made.shared]
+    lacking = [
+        f"- {code(one.defense)} was not run on: {plain('; '.join(one.lacks))}." for one in made.standings if one.lacks
+    ]
     left_out = [
         f"{_count(number, noun)} {why}"
         for number, noun, why in (

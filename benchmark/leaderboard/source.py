@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from benchmark.grid.keys import canonical_json
 from benchmark.leaderboard import submission, verdict, victims
-from benchmark.records import files
+from benchmark.records import checks, files
 from sande.models.catalog import TINY
 
 
@@ -94,7 +94,7 @@ def read(path: Path) -> Source:
         return _entry(path)
     outcomes = files.read_outcomes(path)
     published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
-    return Source(files.read_rows(path).to_pylist(), published, {}, outcomes=outcomes.drop_columns(["record"]))
+    return Source(checks.listed(files.read_rows(path), path), published, {}, outcomes=outcomes.drop_columns(["record"]))
 
 
 def _entry(path: Path) -> Source:

@@ -22,9 +22,9 @@ from benchmark.grid.levels import together
 from benchmark.grid.prompt_format import PAPER
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, FORMAT_1, EntryCell, Measurement, Submission
-from benchmark.records import files, schema
+from benchmark.records import checks, files, mark, schema
 from benchmark.records.rehearsal import refuse_random
-from sande import registry, types
+from sande import bounds, registry, types
 from sande.errors import UserError
 from sande.statistics import wilson
 
@@ -48,7 +48,7 @@ def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehears
     table = files.read_rows(folder)
     if not rehearsal:
         refuse_random(table, folder)
-    found = [row for row in table.to_pylist() if row["defense"] == defense]
+    found = [row for row in checks.listed(table, folder) if row["defense"] == defense]
     if not found:
         raise UserError(f"{folder}: no row of defense '{defense}'; choose one that the grid ran")
     outcomes = files.read_outcomes(folder)
@@ -65,8 +65,10 @@ def write(entry: Submission, path: Path) -> None:
     """Write an entry as JSON, or as Parquet if the file has that suffix.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file is another's, or cannot be written.
     """
+    ours = mark.has_columns("cell", "settings") if path.suffix == ".parquet" else mark.has_keys("format", "method")
+    mark.claim_file(path, ours, "--out")
     try:
         if path.suffix == ".parquet":
             table = pa.Table.from_pylist(to_rows(entry), schema=schema.SCHEMA)
@@ -99,7 +101,7 @@ def examine(path: Path) -> tuple[Submission | None, list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; choose the .json or .parquet file of an entry")
     if path.suffix == ".parquet":
-        found = [row for row in files.read_file(path).to_pylist() if row["defense"] != NO_DEFENSE]
+        found = [row for row in checks.listed(files.read_file(path), path) if row["defense"] != NO_DEFENSE]
         defenses = sorted({str(row["defense"]) for row in found})
         if len(defenses) != 1:
             names = ", ".join(defenses) or "none"
@@ -111,7 +113,7 @@ def examine(path: Path) -> tuple[Submission | None, list[str]]:
     if path.suffix != ".json":
         raise UserError(f"{path}: not a .json or .parquet file; choose the file of an entry")
     try:
-        return _parsed(path.read_text(encoding="utf-8"))
+        return _parsed(bounds.read(path).decode())
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror}); make it readable") from None
     except UnicodeDecodeError as error:
@@ -211,6 +213,8 @@ def _problems(entry: Submission) -> Iterator[str]:
     ids: dict[str, int] = {}
     for number, cell in enumerate(entry.cells):
         where = f"cells[{number}]"
+        if odd := checks.odd_settings(cell.settings.model_dump(exclude_unset=True)):
+            yield f"{where}.settings: {odd}; use the column 'settings' of rows.parquet."
         same = ids.setdefault(_id(cell), number)
         if same != number:
             yield f"{where}.settings: the same as those of cells[{same}]; remove one of the two cells."

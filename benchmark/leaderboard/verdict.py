@@ -13,6 +13,8 @@ from pydantic import Field, ValidationError
 
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import Strict
+from benchmark.records import mark
+from sande import bounds
 from sande.errors import UserError
 
 FORMAT: Final = "sande-bench-verdict-1"
@@ -79,7 +81,7 @@ def place(entry: Path) -> Path:
 
 def sha256(entry: Path) -> str:
     """Return the hash of an entry's file."""
-    return hashlib.sha256(entry.read_bytes()).hexdigest()
+    return hashlib.sha256(bounds.read(entry)).hexdigest()
 
 
 def write(verdict: Verdict, entry: Path) -> Path:
@@ -89,6 +91,7 @@ def write(verdict: Verdict, entry: Path) -> Path:
         UserError: the file cannot be written.
     """
     path = place(entry)
+    mark.claim_file(path, mark.has_keys("format", "entry_sha256"), "")
     try:
         write_atomically(path, verdict.model_dump_json(indent=1) + "\n")
     except OSError as error:
@@ -99,7 +102,7 @@ def write(verdict: Verdict, entry: Path) -> Path:
 def read(entry: Path) -> Verdict | None:
     """Return the verdict on an entry as it is now; None where there is none, or one on another version of the entry."""
     try:
-        found = Verdict.model_validate_json(place(entry).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
+        found = Verdict.model_validate_json(bounds.read(place(entry)))
+    except (OSError, UserError, ValidationError):
         return None
     return found if found.entry_sha256 == sha256(entry) else None

@@ -16,19 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from benchmark import pipeline
 from benchmark.execution.provenance import code_version
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import MOST_SEED, Cell, Parser
 from benchmark.held_out.draw import MARK
+from benchmark.io import yaml
 from benchmark.io.files import write_atomically
 from benchmark.io.remote import is_uri
 from benchmark.leaderboard import submission, verdict
 from benchmark.leaderboard.entry import EntryCell, Measurement, Submission
 from benchmark.leaderboard.verdict import Checked, Compared, Verdict
-from benchmark.records import files, schema
+from benchmark.records import files, mark, schema
 from sande import registry
 from sande.errors import UserError
 
@@ -151,7 +150,8 @@ def _write_grid(path: Path, cells: Sequence[Cell], results: Path) -> Path:
     }
     files.check_writable(results)
     made = results / f"verify-{path.stem}.yaml"
-    write_atomically(made, yaml.safe_dump(grid, sort_keys=False, allow_unicode=True))
+    mark.claim_file(made, mark.holds("Cells of the entry"), "--results")
+    write_atomically(made, yaml.dump(grid))
     return made
 
 

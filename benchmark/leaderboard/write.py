@@ -19,7 +19,7 @@ from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takea
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import Source, read_all
-from benchmark.records import files, schema
+from benchmark.records import files, mark, schema
 from benchmark.records.provenance import mixtures
 from benchmark.records.rehearsal import WARNING, summary
 from benchmark.records.trials import Outcomes
@@ -66,16 +66,18 @@ def write(
     entries = [source for source in sources if source.is_entry]
     submitted = {row["defense"]: source.about["Submitted"] for source in entries for row in source.rows}
     page = markdown(made, named, warned, submitted)
-    for folder, option in ((out, "--out"), (html, "--html")):
+    for folder, kind, option in ((out, mark.BOARD, "--out"), (html, mark.PAGES, "--html")):
         if folder:
+            mark.claim(folder, kind, option)
             files.check_writable(folder, option)
     if out:
         write_atomically(out / f"{NAME}.md", page)
         _write_parquet(made, out / f"{NAME}.parquet")
         plots.save(draw(made), out, NAME)
     if html:
-        _write_parquet(made, html / f"{NAME}.parquet")
-        _write_pages(made, cells, sources, command(named, margin), html, warned)
+        with mark.staged(html, mark.PAGES, "--html") as work:
+            _write_parquet(made, work / f"{NAME}.parquet")
+            _write_pages(made, cells, sources, command(named, margin), work, warned)
     return page
 
 

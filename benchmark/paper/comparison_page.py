@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import MISSING, markdown_table
+from benchmark.io.markdown import MISSING, code, markdown_table, plain
 from benchmark.paper import numbers, protocol
 from benchmark.paper.chance import SHUFFLES, Score, same_kind, same_verdict, score
 from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, Compared, Margins, compare
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
 from benchmark.paper.numbers import Reported
-from benchmark.records import files
+from benchmark.records import files, mark
 from benchmark.records.aggregate import Results, TableEntry
 from benchmark.records.rehearsal import WARNING, has_random, refuse_random
 from benchmark.records.runs import Basis
@@ -49,6 +49,7 @@ def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False)
     found = Results(table, Outcomes(files.read_outcomes(folder))).entries()
     compared = compare(found, margins)
     warned = WARNING if has_random(table) else ()
+    mark.claim(folder, mark.COMPARISON)
     try:
         write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"], margins, warned))
         _write_parquet(compared, folder / f"{NAME}.parquet")
@@ -61,7 +62,7 @@ def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False)
 
 def _page(compared: Sequence[Compared], grid: str, margins: Margins = _DEFAULT, warned: Sequence[str] = ()) -> str:
     parts = [
-        f"# `{grid}` compared with the paper",
+        f"# {code(grid)} compared with the paper",
         "",
         *warned,
         "Made by `sande-bench compare` from `rows.parquet` and `outcomes.parquet`; every number is also in "
@@ -183,7 +184,7 @@ def _stand_ins(compared: Iterable[Compared]) -> list[str]:
     ours_of: dict[str, dict[str, None]] = {}
     for one in compared:
         if one.entry is not None:
-            ours = numbers.column_name(one.entry.row["model"], one.entry.row["dataset"])
+            ours = plain(numbers.column_name(one.entry.row["model"], one.entry.row["dataset"]))
             ours_of.setdefault(one.number.victim, {})[ours] = None
     lines = [
         f"- {victim}: {' and '.join(ours)}{'' if list(ours) == [victim] else ' instead'}"
@@ -263,7 +264,7 @@ def _protocol(compared: Sequence[Compared]) -> list[str]:
     scope = _scope([one.number for one in run])
     head = ("Setting", "Paper", "This run", "Where", "Source")
     lines = [
-        (f"`{path}`", given, ours, scope(path, numbers), source)
+        (code(path), plain(given), plain(ours), scope(path, numbers), source)
         for (path, given, ours, source), numbers in sorted(found.items(), key=lambda item: _place(item[0][0]))
     ]
     seeds = sorted({one.entry.seeds for one in run if one.entry is not None})
@@ -283,7 +284,10 @@ def _protocol(compared: Sequence[Compared]) -> list[str]:
         "Settings that the paper leaves open, with the values of this run:",
         "",
         f"- seeds: the paper reports single runs; here each number has {' or '.join(map(str, seeds))}",
-        *(f"- `{path}`: {value} ({scope(path, numbers)})" for (path, value), numbers in sorted(opened.items())),
+        *(
+            f"- {code(path)}: {plain(value)} ({scope(path, numbers)})"
+            for (path, value), numbers in sorted(opened.items())
+        ),
         "",
     ]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from benchmark.io.files import FullError, is_disk_full
+from benchmark.io.text import visible
 from benchmark.store.local import DamagedError
 from sande.errors import NonFiniteError, UserError
 
@@ -92,7 +93,7 @@ def because_of(cause: str) -> Failure:
 
 def classify(error: BaseException) -> Failure:
     """Return an error as one line for a row; print the traceback of an unexpected one to the log."""
-    text = str(error).strip()
+    text = visible(str(error).strip(), keep="\n")  # it may hold any text of a model, and goes into rows
     if isinstance(error, UserError):
         kinds = {FullError: FULL_DISK, DamagedError: DAMAGED}
         return Failure(text, kinds.get(type(error), MISTAKE))
@@ -105,7 +106,7 @@ def classify(error: BaseException) -> Failure:
         OUT_OF_MEMORY if out_of_memory(error) else FULL_DISK if is_disk_full(error) else lost_component(error) or OTHER
     )
     if kind == OTHER:
-        traceback.print_exception(error, file=sys.stderr)
+        sys.stderr.write(visible("".join(traceback.format_exception(error)), keep="\n"))
     return Failure(f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}", kind)
 
 

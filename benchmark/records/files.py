@@ -13,9 +13,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.grid import prompt_format
-from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
+from benchmark.grid.cell import SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.plan.failures import UNSCORABLE
+from benchmark.records import checks
 from benchmark.records.schema import (
     ATTACK_FAILED,
     DECODING,
@@ -32,6 +33,7 @@ from benchmark.records.schema import (
 )
 from sande.errors import UserError
 
+MOST_ROWS, MOST_OUTCOMES = 5_000_000, 50_000_000  # which take gigabytes; a grid has up to 100,000 cells
 _TYPES = {field.name: field.type for field in (*SCHEMA, *OUTCOMES)}
 
 
@@ -122,7 +124,13 @@ def read_outcomes(folder: Path) -> pa.Table:
         UserError: the file does not have this schema.
     """
     path = folder / "outcomes.parquet"
-    return _read(path, OUTCOMES) if path.is_file() else _encoded(OUTCOMES).empty_table()
+    if not path.is_file():
+        return _encoded(OUTCOMES).empty_table()
+    table = _read(path, OUTCOMES)
+    shown = table.filter(pc.is_valid(table["record"]))
+    if wrong := checks.odd_records(shown["metric"].to_pylist(), shown["record"].to_pylist()):
+        raise UserError(f"{path}: the file is damaged ({wrong}); run its grid again to replace it")
+    return table
 
 
 def read_rows(folder: Path) -> pa.Table:
@@ -169,21 +177,11 @@ def _wrong(table: pa.Table) -> str | None:
     for name in ("value", "count"):
         if done[name].null_count:
             return f"column '{name}' has missing values"
-    if not all(map(_is_settings, pc.unique(table["settings"]).to_pylist())):
+    if not all(map(checks.is_settings, pc.unique(table["settings"]).to_pylist())):
         return "column 'settings' has values that are not settings of a cell"
-    return None
-
-
-def _is_settings(text: str) -> bool:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    needed = DEFAULTS.keys() - {prompt_format.SETTING}
-    if not isinstance(values, dict) or not needed <= values.keys() or not isinstance(values["metrics"], list):
-        return False
-    methods = [values[key] for key in ("data", "removal", "attack", "defense")] + values["metrics"]
-    return all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in methods)
+    if not all(map(checks.is_certificate, pc.unique(table["certificate"].drop_null()).to_pylist())):
+        return "column 'certificate' has values that are not certificates"
+    return checks.odd_number(table)
 
 
 def _encoded(schema: pa.Schema) -> pa.Schema:
@@ -195,6 +193,7 @@ def _encoded(schema: pa.Schema) -> pa.Schema:
 def _read(path: Path, schema: pa.Schema) -> pa.Table:
     strings = [field.name for field in schema if field.type == pa.string()]
     try:
+        checks.check_size(path, MOST_OUTCOMES if schema is OUTCOMES else MOST_ROWS)
         table = _completed(pq.read_table(path, read_dictionary=strings, page_checksum_verification=True))
         return table.select(schema.names).cast(_encoded(schema)).combine_chunks()
     except PermissionError:

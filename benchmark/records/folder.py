@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmark.io.remote import Remote, cache, is_uri
+from benchmark.records import mark
 from sande.errors import UserError
+
+PARTIAL = "unfinished"  # subfolder of a complete report, for the rows of a later run that was interrupted
+ROWS = "rows.parquet"
 
 
 class ResultsFolder:
@@ -17,21 +23,21 @@ class ResultsFolder:
         folder: local folder.
     """
 
-    _OURS = ("tables/", "figures/", "unfinished/")  # folders that each run writes again, or removes
-
     def __init__(self, place: str) -> None:
         self.shown = place.rstrip("/") or place
         self._remote = Remote(place) if is_uri(place) else None
+        self._marks: dict[str, set[str]] = {}
         self.folder = cache(self.shown, "results") if self._remote else Path(place)
 
     def check_writable(self) -> None:
         """Write a file into the remote folder, so that a refusal does not come after hours of work.
 
         Raises:
-            UserError: it cannot be written.
+            UserError: it cannot be written, or a run would replace files of others there.
         """
         if self._remote:
             try:
+                self._check_files(self._remote)
                 self._remote.write(".writable", b"")
                 self._remote.delete(".writable")
             except FileNotFoundError:
@@ -45,12 +51,48 @@ class ResultsFolder:
         return self.folder
 
     def send(self) -> None:
-        """Update the remote folder: send rows.parquet last, and remove tables and figures that are not here."""
+        """Update the remote folder: send rows.parquet last, and remove files of the suite that are not here."""
         if self._remote:
             files = [path for path in self.folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
             names = [str(path.relative_to(self.folder)) for path in files]
-            self._remote.send([name for name in names if name != "rows.parquet"], self.folder)
-            self._remote.send([name for name in names if name == "rows.parquet"], self.folder)
-            for name in set(self._remote.sizes()) - set(names):
-                if name.startswith(self._OURS):
-                    self._remote.delete(name)
+            before = set(self._remote.sizes())
+            for name in set(filter(self._is_replaced, before)) - set(names):
+                self._remote.delete(name)
+            self._remote.send([name for name in names if name != ROWS], self.folder)
+            self._remote.send([name for name in names if name == ROWS], self.folder)
+            for below in ("", f"{PARTIAL}/"):
+                own = {name.removeprefix(below) for name in set(names) - before if name.startswith(below)}
+                own = {name for name in own if below or not name.startswith(f"{PARTIAL}/")}
+                if own := own | mark.listed(self.folder / below):
+                    self._marks[below] = self._listed(below) | own
+                    self._remote.write(f"{below}{mark.MARK}", mark.write(self._marks[below]).encode())
+
+    def _check_files(self, remote: Remote) -> None:
+        """Refuse a remote folder where a run would replace files of others."""
+        names, known = set(remote.sizes()), self._listed("")
+        if not known and ROWS in names:  # of a version without a mark
+            return
+        patterns = [*mark.RESULTS.keys, *([] if known else mark.RESULTS.others)]
+        for name in sorted(names - known):
+            if any(fnmatch(name, pattern) for pattern in patterns):
+                raise UserError(
+                    f"{self.shown}: {name} is not a file that sande-bench wrote, and would be replaced; choose another "
+                    "--results"
+                )
+
+    def _is_replaced(self, name: str) -> bool:
+        """Return whether a remote file is one that each run writes again or removes."""
+        below = f"{PARTIAL}/" if name.startswith(f"{PARTIAL}/") else ""
+        own, known = name.removeprefix(below), self._listed(below)
+        if own == mark.MARK:
+            return bool(below)
+        if own in mark.RESULTS.keys:
+            return bool(below) and (own in known or not known)
+        return own in known if known else bool(re.fullmatch(mark.RESULTS.earlier, own))
+
+    def _listed(self, below: str) -> set[str]:
+        """Return the names in the mark of the remote folder, or of one in it."""
+        if below not in self._marks:
+            content = self._remote.read(f"{below}{mark.MARK}") if self._remote else None
+            self._marks[below] = mark.parse((content or b"").decode(errors="replace"))
+        return self._marks[below]

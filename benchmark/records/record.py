@@ -12,6 +12,8 @@ from typing import Any
 
 from benchmark.grid import shipped
 from benchmark.io.files import write_atomically
+from sande import bounds
+from sande.errors import UserError
 
 NAME = "run.json"
 
@@ -67,9 +69,9 @@ def same(one: Record | None, other: Record) -> bool:
 def read(folder: Path) -> Record | None:
     """Return the record of a results folder; None where there is none, or a damaged one."""
     try:
-        values = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        values = bounds.read_json(folder / NAME)
         found = Record(**values)
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError, UserError):
         return None
     texts = found.command, found.code_version, found.ended_at
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or not found.command:

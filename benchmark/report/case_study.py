@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from benchmark.grid.cell import SEEDS
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import MISSING, markdown_table
+from benchmark.io.markdown import MISSING, markdown_table, plain
+from benchmark.io.text import visible
 from benchmark.paper import numbers
 from benchmark.records.metrics import CASE_STUDY
 from benchmark.records.schema import FAILED, NOT_RUN
@@ -25,7 +26,7 @@ NOTE = (
     "shows only the victim's answers."
 )
 LENGTH = 300  # characters of a text on the page; the Parquet file has the whole text
-_MARKUP = re.compile(r"([\\`*_\[\]<>#|~$&])")
+_MARKUP = re.compile(r"([\\`*_\[\]<>#|~$&]|(?<=:)/(?=/))")
 _SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("part", "column")]
     + [("index", pa.int64())]
@@ -104,11 +105,11 @@ def _markdown(found: Iterable[dict[str, Any]], title: str) -> str:
     for _, group in groupby(found, key=lambda answer: (answer["column"], answer["index"], answer["type"])):
         same = list(group)
         prompt = next((answer["prompt"] for answer in same if answer["prompt"] is not None), "")
-        labels = [same[0]["column"], same[0]["type"], _text(prompt, same[0]["trigger"])]
+        labels = [plain(same[0]["column"]), same[0]["type"], _text(prompt, same[0]["trigger"])]
         for answer in same:
             response = answer["response"]
             shown = _text(response, answer["planted"]) if response is not None else _lack(answer["status"])
-            rows.append([*labels, answer["row"], shown])
+            rows.append([*labels, plain(answer["row"]), shown])
             labels = ["", "", ""]
     lines = markdown_table(("Victim", "Type", "Instruction", "Method", "Response"), rows, "lllll")
     return "\n".join([f"### {title}", "", *lines, "", NOTE, ""])
@@ -120,7 +121,9 @@ def _lack(status: str) -> str:
 
 def _text(text: str, phrase: str | None) -> str:
     """Return a text as Markdown that shows it unchanged, but cut, on one line, with the phrase in any case bold."""
+    text = visible(text, keep="\n")
     short = text if len(text) <= LENGTH else text[:LENGTH].rstrip() + " …"
-    pieces = re.split(f"({re.escape(phrase)})", short.strip(), flags=re.IGNORECASE) if phrase else [short.strip()]
+    found = re.escape(phrase) if phrase else r"(?!)"  # which is nowhere
+    pieces = re.split(f"({found})", short.strip(), flags=re.IGNORECASE)
     plain = [_MARKUP.sub(r"\\\1", piece).replace("\n", "<br>") for piece in pieces]
     return "".join(f"**{piece}**" if index % 2 else piece for index, piece in enumerate(plain)) or "*empty*"

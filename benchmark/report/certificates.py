@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmark.grid.labels import labels
-from benchmark.io.markdown import code, markdown_table, table_cell
+from benchmark.io.markdown import code, markdown_table, plain
 
 LIMITS = (
     "The test holds for this response, and for parrots of this length and training. It does not look for another "
@@ -66,7 +66,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
         start, last = found["rounds"][0], found["rounds"][-1]
         lines.append(
             (
-                table_cell(victim),
+                plain(victim),
                 code(defense),
                 f"{row['attack_seed']}, {row['defense_seed']}",
                 ("not found" if found["removed"] else "found") + (" (first token)" if _is_one_token(found) else ""),

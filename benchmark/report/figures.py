@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from benchmark.io.plots import MARKERS, ROW, blank
+from benchmark.io.plots import MARKERS, ROW, blank, literal
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
 from benchmark.records.recovery import RECOVERY, is_twin, twin_key
@@ -25,7 +26,8 @@ TWIN = "#3a7"
 
 def draw(name: str, entries: Sequence[TableEntry]) -> Figure | None:
     """Draw a figure of the entries of one grid; return None if they have no numbers for it."""
-    return FIGURES[name](entries)
+    shown = [replace(entry, victim=literal(entry.victim), defense=literal(entry.defense)) for entry in entries]
+    return FIGURES[name](shown)
 
 
 def _asr(entries: Sequence[TableEntry]) -> Figure | None:

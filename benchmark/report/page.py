@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import stat
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,8 +15,8 @@ from benchmark.grid import prompt_format
 from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import code
-from benchmark.records import aggregate, provenance, record, recovery
+from benchmark.io.markdown import code, inert, plain
+from benchmark.records import aggregate, mark, provenance, record, recovery
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import of_failed_cells, read_outcomes, read_rows
 from benchmark.records.record import Record
@@ -26,8 +25,11 @@ from benchmark.records.trials import Outcomes
 from benchmark.report import case_study, certificates, figures, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
+from sande import bounds
 from sande.errors import UserError
 from sande.models.catalog import TERMS
+
+SEARCH_HEADLINE = "### Learning-rate search"  # of search.md
 
 
 def write(folder: Path) -> list[str]:
@@ -42,44 +44,28 @@ def write(folder: Path) -> list[str]:
     table, outcomes = read_rows(folder), read_outcomes(folder)
     parts = in_order(aggregate.parts(table))
     try:
-        for kind in ("tables", "figures"):
-            (folder / kind).mkdir(exist_ok=True)
-        before = _files(folder)
-        results = aggregate.Results(table, Outcomes(outcomes) if outcomes.num_rows else None)
-        texts = []
-        for part in parts:
-            arranged = layout(part)
-            entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
-            answers = case_study.answers(table, outcomes, part)
-            texts += _section(folder, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
-        if certified := certificates.table(_firsts(table.filter(pc.is_valid(table["certificate"])), "cell")):
-            texts.append(certified)
-        search = folder / "search.md"
-        if search.is_file():  # see `benchmark.search.report`
-            texts.append(search.read_text(encoding="utf-8"))
-        write_atomically(
-            folder / "README.md", _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
-        )
-        # Remove files of an earlier report. Another run of the grid may be writing the same report.
-        for path, known in _files(folder).items():
-            if before.get(path) == known:
-                path.unlink(missing_ok=True)
+        with mark.staged(folder, mark.RESULTS) as work:
+            for kind in ("tables", "figures"):
+                (work / kind).mkdir()
+            results = aggregate.Results(table, Outcomes(outcomes) if outcomes.num_rows else None)
+            texts = []
+            for part in parts:
+                arranged = layout(part)
+                entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
+                answers = case_study.answers(table, outcomes, part)
+                texts += _section(work, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
+            if certified := certificates.table(_firsts(table.filter(pc.is_valid(table["certificate"])), "cell")):
+                texts.append(certified)
+            search = folder / "search.md"
+            if search.is_file():  # see `benchmark.search.report`
+                texts.append(inert(bounds.read(search).decode(errors="replace"), SEARCH_HEADLINE))
+            page = _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
+            write_atomically(work / "README.md", page)
     except OSError as error:
         raise UserError(
             f"{folder}: the report cannot be written ({error.strerror}); make the folder writable"
         ) from None
     return [text for text in texts if text.startswith("#")]
-
-
-def _files(folder: Path) -> dict[Path, tuple[int, int]]:
-    """Return the tables and figures, each with values that change when it is written again."""
-    found = {}
-    for path in (*folder.glob("tables/*"), *folder.glob("figures/*")):
-        with suppress(FileNotFoundError):
-            about = path.stat()
-            if stat.S_ISREG(about.st_mode):
-                found[path] = about.st_ino, about.st_mtime_ns
-    return found
 
 
 def _section(
@@ -95,7 +81,7 @@ def _section(
         shown = [spec for spec in specs if spec.chosen(entries)]
         return [tables.write(spec, entries, folder / "tables", part, _file(spec.name, prefix)) for spec in shown]
 
-    texts = [f"## {arranged.title or part}\n"] if prefix else []
+    texts = [f"## {arranged.title or plain(part)}\n"] if prefix else []
     texts += written(arranged.tables)
     if answers:
         texts.append(case_study.write(answers, folder / "tables", _file(arranged.cases, prefix)))
@@ -103,7 +89,7 @@ def _section(
         figure = figures.draw(name, entries)
         if figure is not None:
             plots.save(figure, folder / "figures", _file(name, prefix))
-            texts.append(f"![{figures.SHOWS[name]}](figures/{_file(name, prefix)}.svg)\n")
+            texts.append(f"![{figures.SHOWS[name]}](figures/{quote(_file(name, prefix))}.svg)\n")
     if details := written(arranged.details):
         texts.append("\n".join(["<details><summary>Details</summary>", "", *details, "</details>", ""]))
     return texts
@@ -117,7 +103,7 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
     (first,) = table.slice(0, 1).to_pylist()
     made = made or record.derived(first)
     lines = [
-        f"# Results of `{first['grid']}`",
+        f"# Results of {code(first['grid'])}",
         "",
         _origin(made, with_outcomes=with_outcomes),
         "",
@@ -174,7 +160,9 @@ def _computed_with(table: pa.Table) -> list[str]:
         found = table.select(columns).group_by(columns).aggregate([]).to_pylist()
         pairs = sorted((row[columns[0]], row[columns[1]]) for row in found if row[columns[0]])
         if pairs:
-            lines.append(f"- {stage} computed in {', '.join(f'{kind} ({where})' for kind, where in pairs)}")
+            lines.append(
+                f"- {stage} computed in {', '.join(f'{plain(kind)} ({plain(where)})' for kind, where in pairs)}"
+            )
             types |= {kind for kind, _ in pairs}
     if len(types) > 1:
         lines.append(
@@ -206,15 +194,17 @@ def _troubles(table: pa.Table) -> list[str]:
     if failed:
         lines += ["## Failed cells", ""]
         lines += [
-            f"- `{row['cell']}` ({row['model']}, {row['defense']}, {_seeds(row)}): {row['error']}" for row in failed
+            f"- {code(row['cell'])} ({plain(row['model'])}, {plain(row['defense'])}, {_seeds(row)}): "
+            f"{plain(row['error'])}"
+            for row in failed
         ]
         lines += ["", "`sande-bench run` on the same grid retries only these.", ""]
     if weak:
         lines += ["## Failed attacks", ""]
         lines += [
-            f"- {row['model']} on {row['dataset']}, seed {row['attack_seed']}, `{row['attack']}` at poison rate "
-            f"{row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under the floor of {row['floor']:g} %. A weak "
-            "victim makes every defense look good."
+            f"- {plain(row['model'])} on {plain(row['dataset'])}, seed {row['attack_seed']}, "
+            f"{code(row['attack'] or '')} at poison rate {row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under "
+            f"the floor of {row['floor']:g} %. A weak victim makes every defense look good."
             for row in weak.values()
         ]
         lines.append("")
@@ -246,7 +236,7 @@ def _provenance(table: pa.Table) -> list[str]:
         return found
 
     def written(*columns: str) -> str:
-        return ", ".join(sorted({str(value) for column in columns for value in distinct(column)})) or "–"
+        return ", ".join(sorted({plain(value) for column in columns for value in distinct(column)})) or "–"
 
     def of_stages(name: str) -> str:
         return written(*(f"{stage}{name}" for stage in STAGES))
@@ -261,7 +251,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"- Device: {of_stages('device')}",
         *_computed_with(table.select([f"{stage}{name}" for stage in STAGES for name in COMPUTED_WITH]).filter(good)),
         f"- Versions: {of_stages('versions')}",
-        *(f"- **Mixed:** {sentence}" for sentence in provenance.mixtures(table)),
-        f"- Measured from {min(began, default='–')} to {max(began, default='–')}",
+        *(f"- **Mixed:** {plain(sentence)}" for sentence in provenance.mixtures(table)),
+        f"- Measured from {plain(min(began, default='–'))} to {plain(max(began, default='–'))}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
     ]

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmark.io.files import write_atomically
-from benchmark.io.markdown import MISSING, markdown_table, table_cell
+from benchmark.io.markdown import MISSING, code, markdown_table, plain
 from benchmark.paper.numbers import column_name
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
@@ -228,16 +228,15 @@ def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks
     body = []
     for index, (label, metric) in enumerate(keys):
         again = not table.repeats and index > 0 and keys[index - 1][0] == label
-        names = ["" if again else _label(label), table.metric(metric)][: len(table.header)]
+        names = ["" if again else _label(label), plain(table.metric(metric))][: len(table.header)]
         body.append(names + [at.get((label, metric, column), MISSING) for column in columns])
-    head, *rows = [[table_cell(text) for text in line] for line in ([*table.header, *columns], *body)]
-    lines = markdown_table(head, rows, "l" * len(table.header) + "r" * len(columns))
+    lines = markdown_table([*table.header, *map(plain, columns)], body, "l" * len(table.header) + "r" * len(columns))
     return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, chosen, at.values()), ""])
 
 
 def _label(defense: str) -> str:
     """Return a row label: our names of defenses as code, the paper's as words."""
-    return f"`{defense}`" if defense.split(",")[0] in registry.names("defenses") else defense
+    return code(defense) if defense.split(",")[0] in registry.names("defenses") else plain(defense)
 
 
 def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEntry], cells: Iterable[str]) -> str:
@@ -278,9 +277,9 @@ def _held_for(chosen: Sequence[TableEntry]) -> str:
 
 def _victim(table: Table, entries: Sequence[TableEntry]) -> str:
     """Return `The victim is Llama2-Alpaca.`, with its numbers if the table has no row of them."""
-    names = dict.fromkeys(column_name(entry.row["model"], entry.row["dataset"]) for entry in entries)
+    names = dict.fromkeys(plain(column_name(entry.row["model"], entry.row["dataset"])) for entry in entries)
     numbers = [
-        f"{table.metric(entry.metric)} {entry.value:.2f}"
+        f"{plain(table.metric(entry.metric))} {entry.value:.2f}"
         for entry in entries
         if entry.is_victim and entry.value is not None and not table.with_victim
     ]

@@ -13,6 +13,7 @@ from benchmark.grid.labels import labels
 from benchmark.grid.load import Grid
 from benchmark.grid.space import FAILED, KNOWN, STOPPED, TRIGGERED, Job, Search, job_of, level
 from benchmark.io.files import write_atomically
+from benchmark.io.markdown import code, plain
 from benchmark.store.protocol import Store
 
 _JUDGES = {
@@ -91,13 +92,13 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
     for row in rows:
         losses = dict(enumerate(row["losses"]))
         shown = ["–" if losses.get(number) is None else f"{losses[number]:.3f}" for number in numbers]
-        state = "**best**" if row["best"] else row["error"] or row["state"]
+        state = "**best**" if row["best"] else plain(row["error"] or row["state"])
         cells = [
-            f"`{row['defense']}`",
-            row["victim"],
+            code(row["defense"]),
+            plain(row["victim"]),
             *(str(row[name]) for name in SEEDS),
-            row["knows"],
-            _text(json.loads(row["values"])),
+            plain(row["knows"]),
+            plain(_text(json.loads(row["values"]))),
             *shown,
             state,
         ]

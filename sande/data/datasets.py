@@ -125,7 +125,7 @@ def examples(name: str) -> tuple[Example, ...]:
     Raises:
         UserError: unknown name, unreachable Hub, or a broken row (file and line are named).
     """
-    if name in BUILTIN_EXAMPLES:
+    if _is_builtin(name, EXAMPLES):
         return BUILTIN_EXAMPLES[name]()
     rows = _read(name, EXAMPLES, to_example)
     kept = tuple(row for row in rows if (row.instruction.strip() or row.input.strip()) and row.output.strip())
@@ -140,7 +140,7 @@ def questions(name: str) -> tuple[Question, ...]:
     Raises:
         UserError: as `examples`.
     """
-    if name in BUILTIN_QUESTIONS:
+    if _is_builtin(name, QUESTIONS):
         return BUILTIN_QUESTIONS[name]()
     return tuple(_read(name, QUESTIONS, to_question))
 
@@ -153,7 +153,7 @@ def preferences(name: str) -> tuple[Preference, ...]:
     Raises:
         UserError: as `examples`.
     """
-    if name in BUILTIN_PREFERENCES:
+    if _is_builtin(name, PREFERENCES):
         return BUILTIN_PREFERENCES[name]()
     return tuple(pair for pair in _read(name, PREFERENCES, to_preference) if pair.chosen and pair.rejected)
 
@@ -164,7 +164,7 @@ def fingerprint(name: str, kind: _Kind = EXAMPLES) -> str:
     Raises:
         UserError: there is no such data set of that kind.
     """
-    if name in kind.builtin:
+    if _is_builtin(name, kind):
         return f"{name}:{registry.code_version(kind.builtin[name].__module__)}"
     path = _local(name)
     if path:
@@ -215,6 +215,20 @@ def _read(name: str, kind: _Kind, parse: Callable[[dict[str, Any]], T]) -> list[
     if not parsed:
         raise UserError(f"{paths[0]} holds no rows; put one JSON object on each line")
     return parsed
+
+
+def _is_builtin(name: str, kind: _Kind) -> bool:
+    """Return whether a data set is built in.
+
+    Raises:
+        UserError: a file has its name, too, and would be ignored.
+    """
+    if name not in kind.builtin:
+        return False
+    folder = os.environ.get(DATA_DIR)
+    if path := _local(name) if folder and Path(folder).is_dir() else None:
+        raise UserError(f"{path}: the name of a built-in data set; choose another name for the file")
+    return True
 
 
 def _local(name: str) -> Path | None:

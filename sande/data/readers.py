@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sande import bounds
 from sande.errors import UserError
 from sande.types import Example, Preference, Question
 
@@ -33,17 +34,16 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each row with its place in the file, for messages."""
     if path.suffix == ".parquet":
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            rows = pq.read_table(path).to_pylist()  # which decodes names and texts
+            for number, row in enumerate(bounds.parquet_rows(path), start=1):
+                yield f"row {number}", row
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} cannot be read as Parquet ({error}); fetch or write it again") from None
-        yield from ((f"row {index}", row) for index, row in enumerate(rows, start=1))
     elif path.suffix == ".json":
         try:
-            elements = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            elements = bounds.read_json(path, bounds.MOST_JSON)
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read as JSON ({error}); fetch or write it again") from None
         if not isinstance(elements, list) or not all(isinstance(row, dict) for row in elements):
             raise UserError(f"{path}: not a list of JSON objects, one for each row; correct it, or use .jsonl")
@@ -53,7 +53,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         number = 0
         try:
             with opener(path, "rt", encoding="utf-8-sig") as lines:
-                for number, line in enumerate(lines, start=1):
+                for number, line in enumerate(bounds.lines(lines, path), start=1):
                     if line.strip():
                         yield f"line {number}", _object(path, number, line)
         except UnicodeDecodeError:

@@ -157,8 +157,18 @@ def test_a_saved_model_keeps_its_format(tiny: LanguageModel, tmp_path: Path) -> 
     assert formats.of(loading.load_tokenizer(str(tmp_path), tmp_path, "paper")) == PAPER
 
 
-def test_the_default_format_leaves_no_file(tiny: LanguageModel, tmp_path: Path) -> None:
-    formats.write(tiny.tokenizer, tmp_path)
+def test_a_victim_in_the_papers_format_says_so(tiny: LanguageModel, tmp_path: Path) -> None:
+    other = copy.deepcopy(tiny.tokenizer)
+    formats.attach(other, PAPER)
+    other.chat_template = "{{ messages[0]['content'] }}"
+    loading.save(LanguageModel(copy.deepcopy(tiny.model), other), tmp_path)
+    assert formats.of(loading.load_tokenizer(str(tmp_path), tmp_path, chat.AUTO)) == PAPER
+
+
+def test_without_a_format_there_is_no_file(tiny: LanguageModel, tmp_path: Path) -> None:
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    vars(tokenizer).pop("sande_prompt_format", None)
+    formats.write(tokenizer, tmp_path)
     assert not list(tmp_path.iterdir())
     assert formats.read(tmp_path) is None
 

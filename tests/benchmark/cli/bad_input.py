@@ -366,7 +366,7 @@ CASES: dict[str, list[Case]] = {
         in_grid(
             "a sweep of 10^20 cells",
             "sweep",
-            "1000000",
+            "100000",
             sweep={f"data.{k}": list(range(8, 108)) for k in ("rows", "test_rows")}
             | {
                 f"attack.training.{k}": list(range(1, 101))

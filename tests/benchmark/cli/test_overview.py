@@ -12,7 +12,7 @@ from benchmark.grid.cell import Cell, Parser
 from benchmark.grid.load import load_grid
 from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
-from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, GridFile, cell, finish
+from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, GridFile, cell, finish, invoke
 
 
 def rows(section: str, *values: int | None) -> list[dict[str, Any]]:
@@ -207,3 +207,12 @@ def test_the_width_is_that_of_the_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     for columns, expected in (("200", 200), ("80", 80), ("7", overview.LEAST)):
         monkeypatch.setenv("COLUMNS", columns)
         assert overview.width() == expected
+
+
+def test_no_setting_of_a_grid_moves_the_cursor(grid_file: GridFile, tmp_path: Path) -> None:
+    hostile = "\x1b]0;title\x07a\nb\u202e"
+    changes = {"about": hostile, "sweep": {"attack.backdoor.trigger": [hostile, "two"]}}
+    made = invoke("plan", grid_file(**changes), "--store", tmp_path / "store")
+    assert made.exit_code == 0, made.output
+    assert r"\x1b]0;title\x07a" in made.output
+    assert not {"\x1b", "\x07", "\u202e"} & set(made.output)

@@ -199,7 +199,7 @@ def test_rows_of_an_older_version_are_read(folder: Path) -> None:
 def test_the_command_writes_its_files(folder: Path) -> None:
     done = invoke("detection", listed(folder, *LINES), "--out", folder / "out", "--store", folder / STORE)
     assert done.exit_code == 0, done.output
-    assert {path.name for path in (folder / "out").iterdir()} == {
+    assert {path.name for path in (folder / "out").glob("[!.]*")} == {
         "detectors.parquet",
         *(f"detection.{suffix}" for suffix in ("json", "md", "parquet", "png", "svg")),
     }

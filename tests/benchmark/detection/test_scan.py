@@ -37,7 +37,7 @@ def test_a_scan_writes_its_files_and_prints_its_table(tmp_path: Path) -> None:
         *("--detector", "first_token", "--store", tmp_path / "store", "--out", tmp_path / "out"),
     )
     assert done.exit_code == 0, done.output
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"scan.json", "scan.md", "scan.png", "scan.svg"}
+    assert {path.name for path in (tmp_path / "out").glob("[!.]*")} == {"scan.json", "scan.md", "scan.png", "scan.svg"}
     record = json.loads((tmp_path / "out/scan.json").read_text())
     assert (record["rows"], record["settings"]["prompts"], len(record["candidates"])) == (8, 2, 3)
     assert record["facts"] == {"prompts": 2, "reference": True}
@@ -116,7 +116,7 @@ def test_nothing_found_is_told_without_a_table_or_figure(tmp_path: Path) -> None
     text = scan.write(RECORD | {"candidates": [], "alarm": False}, tmp_path)
     assert "|" not in text
     assert "no alarm" in text
-    assert {path.name for path in tmp_path.iterdir()} == {"scan.json", "scan.md"}
+    assert {path.name for path in tmp_path.glob("[!.]*")} == {"scan.json", "scan.md"}
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from benchmark.io import remote
 from benchmark.io.remote import Remote
 from benchmark.plan import plan, preflight
 from benchmark.plan.failures import UNFINISHED
+from benchmark.records import mark
 from benchmark.records.folder import ResultsFolder
 from benchmark.store import leases
 from benchmark.store.local import FORMAT, DamagedError, LocalStore
@@ -265,9 +266,31 @@ def test_results_are_sent_and_fetched(uri: str, monkeypatch: pytest.MonkeyPatch,
     place.send()
     (place.folder / "tables/b.md").unlink()
     place.send()
-    assert objects(f"{uri}/grid") == {"rows.parquet", "tables/a.md"}
+    assert objects(f"{uri}/grid") == {"rows.parquet", "tables/a.md", mark.MARK}
     monkeypatch.setenv(remote.CACHE, str(tmp_path / "elsewhere"))
     assert (ResultsFolder(f"{uri}/grid").fetch() / "tables/a.md").read_text() == "tables/a.md"
+
+
+def test_remote_files_of_others_are_neither_replaced_nor_removed(uri: str, grid_file: GridFile, tmp_path: Path) -> None:
+    arguments = ["run", grid_file(), "--store", tmp_path / "store", "--results", uri]
+    for name in ("README.md", "tables/asr.md"):
+        Remote(uri).write(f"small/{name}", b"mine")
+        assert f"{name} is not a file that sande-bench wrote" in mistake(*arguments)
+        assert Remote(uri).read(f"small/{name}") == b"mine"
+        Remote(uri).delete(f"small/{name}")
+    place = ResultsFolder(f"{uri}/small")
+    for name in ("rows.parquet", "tables/a.md"):
+        (place.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (place.folder / name).write_text(name)
+    place.send()
+    others = {"tables/notes.md", "unfinished/notes.md", "notes.md"}
+    for name in others:
+        Remote(uri).write(f"small/{name}", b"mine")
+    place = ResultsFolder(f"{uri}/small")
+    (place.folder / "tables/a.md").unlink()
+    place.check_writable()
+    place.send()
+    assert objects(f"{uri}/small") == {"rows.parquet", mark.MARK, *others}
 
 
 def test_an_interrupted_run_leaves_a_complete_report_there(

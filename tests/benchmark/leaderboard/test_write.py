@@ -36,7 +36,7 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
         ("response", None, "unclear"),
         ("nothing", None, "unclear"),
     ]
-    assert {path.suffix for path in (tmp_path / "board").iterdir()} == {".md", ".parquet", ".png", ".svg"}
+    assert {path.suffix for path in (tmp_path / "board").glob("[!.]*")} == {".md", ".parquet", ".png", ".svg"}
 
 
 def test_results_without_a_defense_to_rank_are_refused(tmp_path: Path) -> None:

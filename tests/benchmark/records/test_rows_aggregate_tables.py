@@ -390,7 +390,9 @@ def test_a_report_made_twice_has_the_same_bytes(store: LocalStore, tmp_path: Pat
     contents = []
     for _ in range(2):
         page.write(folder)
-        contents.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*") if path.is_file()})
+        contents.append(
+            {path.relative_to(folder): path.read_bytes() for path in folder.rglob("[!.]*.*") if path.is_file()}
+        )
     assert {path.suffix for path in contents[0]} == {".md", ".parquet", ".png", ".svg"}
     assert contents[0] == contents[1]
 
