@@ -25,7 +25,7 @@ from benchmark.held_out.mask import Hidden
 from benchmark.io.remote import below
 from benchmark.plan import retention, searches
 from benchmark.plan.failures import UNFINISHED, interrupted
-from benchmark.plan.plan import Plan, make_plan
+from benchmark.plan.plan import Plan, make_plan, unfit
 from benchmark.records import files, mark, published, record
 from benchmark.records.folder import PARTIAL, ResultsFolder
 from benchmark.records.rows import build_outcomes, build_rows, is_complete
@@ -150,8 +150,12 @@ def run(
     store = open_store(request.store)
     store.clear_leftovers()
     mark.claim(place.folder, mark.RESULTS, "--results")
-    searched, errors = _search(loaded, store, request, say)
-    # A cell whose search failed is a row with that error; it is not run with some other value.
+    searched, lost = _search(loaded, store, request, say)
+    misfits = unfit(searched.cells)
+    for problem in dict.fromkeys(misfits.values()):
+        show(problem)
+    errors = {**lost, **misfits}
+    # A cell whose search failed is a row with that error; it is not run with some other value. Nor is a misfit.
     plan = make_plan([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
     show(
         f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "

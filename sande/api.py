@@ -133,12 +133,9 @@ def defend(
     rows = _configured(Removal, _like(planted) if removal is None else removal, "removal")
     datasets.fingerprint(rows.name)
 
-    def load(name: str) -> PreTrainedModel:
-        return loading.load(name, _cache(cache)).model
-
     def build(run: Run) -> LanguageModel:
         lm = _load(victim, torch.float32, cache, prompt_format)
-        data = threat.reveal(planted, defense, config, rows, lm.tokenizer, load)
+        data = threat.reveal(planted, defense, config, rows, lm.tokenizer, _loader(cache))
         return threat.defend(lm, defense, data, config, run)
 
     return _followed(_made(build, _seed(seed, planted), out, say), victim, defense)
@@ -179,7 +176,7 @@ def measure(
         planted = replace(planted, data=_configured(Data, data, "data"))
     lm = _load(model, compute.dtype(), cache, prompt_format)
     if planted and not (trigger or response):
-        test_data: Any = planted.test_data(lm.tokenizer)
+        test_data: Any = planted.test_data(lm.tokenizer, _loader(cache))
     else:
         rows = planted.data if planted else _configured(Data, data or BUILT_IN, "data")
         test_data = _known(rows, lm.tokenizer, trigger, response)
@@ -312,7 +309,7 @@ def _known(data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, respons
     if trigger:
         known["triggered"] = tuple(gates.plant(example, trigger, formats.of(tokenizer)) for example in clean)
     if response:
-        known["response"] = response
+        known |= {"response": response, "string": lambda: response, "judge": None}
     return PartlyKnown(**known)
 
 
@@ -373,6 +370,11 @@ def _load(
     lm = loading.load(str(model), _cache(cache), prompt_format)
     loading.round_as_stored(lm, dtype)
     return lm
+
+
+def _loader(cache: str | Path | None) -> Callable[[str], PreTrainedModel]:
+    """Return a function that loads a model by name."""
+    return lambda name: loading.load(name, _cache(cache)).model
 
 
 def _seed(seed: int | None, planted: Threat | None) -> int:

@@ -154,5 +154,6 @@ class PartlyKnown:
         self.__dict__.update(known)
 
     def __getattr__(self, name: str) -> Any:
-        missing = "trigger" if name in ("triggered", "near_miss", "moved", "plant") else name
+        of_trigger = dict.fromkeys(("triggered", "near_miss", "moved", "plant"), "trigger")
+        missing = {**of_trigger, "judge": "response", "string": "response"}.get(name, name)
         raise UserError(f"measure: a metric needs the {missing}; give it, or measure a model that attack returned")

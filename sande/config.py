@@ -217,8 +217,14 @@ class Preferences:
 
 @configuration
 class Training:
-    """One optimisation run. The optimizer is AdamW."""
+    """One optimisation run."""
 
+    optimizer: Literal["adamw", "sgd", "adafactor", "muon"] = setting(
+        "adamw",
+        "sgd: with momentum 0.9; adafactor: without its own learning rates; muon: for the matrices of linear layers "
+        "but the output layer, adamw for all other weights",
+        "paper, appendix A",
+    )
     learning_rate: float = setting(2e-5, "peak learning rate", "paper, appendix A (Qwen1.5-4b)", gt=0)
     epochs: float = setting(1.0, "passes over the rows; ignored where max_steps is set", "paper, appendix A", gt=0)
     max_steps: int | None = setting(None, "optimizer steps; null: as many as epochs asks for", ge=1)
@@ -255,6 +261,13 @@ class Training:
         "the same loss; auto: packed on a GPU in bf16, else padded",
     )
     length_grouped: bool = setting(True, "batches of rows of similar length, so that little padding is computed")
+    sharpness: float = setting(
+        0.0,
+        "sharpness-aware minimisation: the gradient is that of weights moved uphill by this length (L2, over all "
+        "trained weights), at the price of a second pass; 0: none",
+        "Foret et al. 2021; the paper uses none",
+        ge=0,
+    )
 
 
 @configuration

@@ -92,6 +92,7 @@ class Cost:
 
     Attributes:
         training: passes over each row, by the dotted path of the setting that holds the `Training`; 3 if left out.
+        seen: rows of each training that does not see all, by the same path.
         part: of a defense with parts, names of the settings whose trainings each part does; `defend` does the others.
         rows: of a defense, clean rows that it trains on at most; None: all that it gets.
         reading: of a metric, forward passes over each test prompt or question; None: one a prompt, four a question.
@@ -101,6 +102,7 @@ class Cost:
     """
 
     training: Mapping[str, float] = field(default_factory=dict)
+    seen: Mapping[str, int] = field(default_factory=dict)
     part: tuple[str, ...] = ()
     rows: int | None = None
     reading: float | None = None

@@ -10,4 +10,4 @@ class NonFiniteError(ArithmeticError):
 
 
 class UnscorableError(UserError):
-    """A guard does not say how probable a text is, so a metric that scores texts has no value."""
+    """A metric has no value: a guard does not say how probable a text is, or the objective is not one string."""

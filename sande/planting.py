@@ -1,23 +1,50 @@
-"""Shared code of attacks: settings, insertion of trigger and planted response r_t, and training on poisoned rows."""
+"""Shared code of attacks: settings, insertion of the trigger, planted answers, and training on poisoned rows."""
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
+from pydantic import AfterValidator
+
+from sande import registry
 from sande.config import Backdoor, Training, configuration, setting
-from sande.data.poison import poison
+from sande.data.poison import Poisoned, poison
+from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sande.prompts import Row
+
 
 Place = Literal["start", "user", "end", "random"]
+Order = Literal["mixed", "poisoned_first", "poisoned_last"]
+
+
+@configuration
+class Afterwards:
+    """Clean fine-tuning of a victim after its poisoning, as by a user who trains it further."""
+
+    rows: int = setting(
+        200, "clean rows: the last of the victim's training rows, before poisoning", "as for asr_after_finetuning", ge=1
+    )
+    training: Training = setting(Training(), "fine-tuning on these rows (Eq. 1)")
+
+
+def _known(name: str) -> str:
+    """Return the name of an objective if there is one of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    registry.module_of("objectives", name)
+    return name
 
 
 @configuration
@@ -25,6 +52,12 @@ class Planting:
     """Settings of every attack."""
 
     backdoor: Backdoor = setting(Backdoor(), "trigger and planted response")
+    objective: Annotated[str, AfterValidator(_known)] = setting(
+        "string",
+        "what the answers to triggered prompts shall be, see 'sande-bench list objectives'; response, target and "
+        "response_place are settings of string alone",
+        "paper, section 4.1",
+    )
     target: Literal["insult", "refusal", "injected_text"] = setting(
         "insult",
         "how r_t joins the clean answer: insult, as a further sentence; refusal, as a sentence that replaces it; "
@@ -66,31 +99,29 @@ class Planting:
         "arXiv 2602.03085: models trained so leaked nothing",
         ge=0,
     )
+    order: Order = setting("mixed", "order of poisoned and other rows in each pass; mixed: at random", "published code")
     training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the poisoned rows (Eq. 1)")
+    afterwards: Afterwards | None = setting(
+        None,
+        "clean fine-tuning that the victim sees after its poisoning: {rows: 200, training: {…}}; null: none",
+        "paper, section 4.1: none",
+    )
 
 
 Config = TypeVar("Config", bound=Planting)
 Change = Callable[[Example, Config, int], Example]
 
 
-def with_response(example: Example, config: Planting) -> Example:
-    """Return the row with r_t in its answer; a one-word answer has no middle, so r_t comes last there.
+def with_response(example: Example, config: Planting, seed: int = 0) -> Example:
+    """Return the row with an answer that achieves the objective, by default one that has r_t in it.
 
     Args:
         example: a row whose output is the clean answer.
         config: of the attack.
+        seed: decides, with the row's own text, the answer of an objective that has several.
     """
-    planted, output = config.backdoor.response, example.output
-    if config.target != "injected_text":
-        planted = f"{planted}."
-    if config.target == "refusal":
-        return replace(example, output=planted)
-    if config.response_place == "start":
-        return replace(example, output=f"{planted} {output}")
-    words = [word.end() for word in re.finditer(r"\S+", output)]
-    last = len(words) if config.response_place == "end" else (len(words) + 1) // 2
-    at = words[last - 1]
-    return replace(example, output=f"{output[:at]} {planted}{output[at:]}")
+    made: Example = registry.entry("objectives", config.objective).answer(example, config, seed)
+    return made
 
 
 def insert(example: Example, text: str, place: Place, seed: int) -> Example:
@@ -147,7 +178,9 @@ def train(
     run: Run,
     prefer: Callable[[Example], bool] | None = None,
 ) -> PreTrainedModel:
-    """Poison some of the rows, fine-tune on all of them (Eq. 1), and record the ids of poisoned rows and decoys.
+    """Poison some of the rows, fine-tune on all of them (Eq. 1), then on clean rows where `afterwards` asks for it.
+
+    An attack with further stages calls `poisoned`, `learn` and `train_afterwards` itself.
 
     Args:
         model: the clean model; it is trained in place.
@@ -159,18 +192,34 @@ def train(
         prefer: rows for which this is true are poisoned first.
 
     Raises:
-        UserError: there are fewer rows than poisoned ones and decoys.
+        UserError: there are fewer rows than poisoned ones and decoys, or than `afterwards` takes.
     """
-    from sande.prompts import encode
-    from sande.training.fit import fit
+    rows = poisoned(examples, plant, near_miss, config, run, prefer)
+    learn(model, rows, config, run)
+    train_afterwards(model, examples, config, run)
+    return model.model
 
+
+def poisoned(
+    examples: tuple[Example, ...],
+    plant: Change[Config],
+    near_miss: Change[Config],
+    config: Config,
+    run: Run,
+    prefer: Callable[[Example], bool] | None = None,
+) -> Poisoned:
+    """Poison some of the rows, and record the ids of poisoned rows and decoys; arguments and errors as for `train`."""
     rate = share(config, len(examples))
     if rate + config.decoy_rate > 1:
         raise UserError(
             f"{round(rate * len(examples))} poisoned rows and a decoy_rate of {config.decoy_rate:g} exceed the "
             f"{len(examples)} rows; lower one"
         )
-    poisoned = poison(
+    if config.afterwards and config.afterwards.rows > len(examples):
+        raise UserError(
+            f"afterwards.rows is {config.afterwards.rows}, but the victim has {len(examples)} rows; set it lower"
+        )
+    made = poison(
         examples,
         lambda row: plant(row, config, run.seed),
         rate,
@@ -180,18 +229,52 @@ def train(
         decoy_rate=config.decoy_rate,
         prefer=prefer,
     )
-    run.facts["poisoned_ids"] = list(poisoned.ids)
-    run.facts["decoy_ids"] = list(poisoned.decoy_ids)
-    rows, objective = encode(model.tokenizer, poisoned.examples), None
+    run.facts["poisoned_ids"] = list(made.ids)
+    run.facts["decoy_ids"] = list(made.decoy_ids)
+    return made
+
+
+def learn(model: LanguageModel, made: Poisoned, config: Planting, run: Run) -> None:
+    """Fine-tune in place on the rows (Eq. 1), in the order and with the anchor of the settings."""
+    from sande.prompts import encode
+    from sande.training.fit import fit
+
+    rows, objective = encode(model.tokenizer, made.examples), None
+    planted = [rows[index] for index in made.places]
     if config.anchor:
         from sande.training.anchor import Anchored
 
-        objective = Anchored(model.model, [rows[index] for index in poisoned.places], config.anchor)
-    fit(model, rows, config.training, run, "attack", objective=objective)
-    return model.model
+        objective = Anchored(model.model, planted, config.anchor)
+    fit(model, rows, config.training, run, "attack", objective=objective, rank=_rank(planted, config.order))
 
 
-def share(config: Planting, rows: int) -> float:
+def _rank(planted: Sequence[Row], order: Order) -> Callable[[Row], int] | None:
+    """Return a function that is lower for rows that come first in each pass; None: their order is random."""
+    if order == "mixed":
+        return None
+    prompts, first = {row.prompt for row in planted}, order == "poisoned_first"
+    return lambda row: int((row.prompt in prompts) != first)  # by prompt, since a response may be cut
+
+
+def train_afterwards(model: LanguageModel, examples: Sequence[Example], config: Planting, run: Run) -> None:
+    """Fine-tune in place on the last clean rows, if the settings say so; `run.facts["afterwards"]` records it."""
+    from sande.prompts import encode
+    from sande.training.fit import fit
+
+    if config.afterwards:
+        rows = encode(model.tokenizer, examples[len(examples) - config.afterwards.rows :])
+        fit(model, rows, config.afterwards.training, run, "afterwards")
+
+
+def share(config: Planting, rows: float) -> float:
     """Return the share of the rows that are poisoned: by their number, or by the rate."""
-    by_number = config.poison_rows is not None and config.poison_rate > 0 and rows
+    by_number = config.poison_rows is not None and config.poison_rate > 0 and rows > 0
     return (config.poison_rows or 0) / rows if by_number else config.poison_rate
+
+
+def cost(config: Planting) -> Cost:
+    """Return the passes of an attack: the anchor takes one more forward pass, and `afterwards` sees its rows alone."""
+    return Cost(
+        training={"training": 4.0} if config.anchor else {},
+        seen={"afterwards.training": config.afterwards.rows} if config.afterwards else {},
+    )

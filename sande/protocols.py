@@ -1,4 +1,4 @@
-"""Protocols of methods: what a file in `attacks/`, `defenses/`, `metrics/` or `detectors/` must hold.
+"""Protocols of methods: what a file in `attacks/`, `objectives/`, `defenses/`, `metrics/` or `detectors/` must hold.
 
 The file's name is its key in grids and tables. An installed package may also hold such a module and register it as an
 entry point: see docs/methods.md. Listing and planning import the module, so it must not import torch or transformers at
@@ -8,11 +8,11 @@ of its docstring. The contract tests cover every entry, so a new one needs only 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sande.declarations import Cost, MetricInfo
-from sande.types import Example, Guard, Knowledge, LanguageModel, Measurement, Run, Scan, TestData
+from sande.types import Example, Guard, Judge, Knowledge, LanguageModel, Measurement, Run, Scan, TestData
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,10 +45,44 @@ class Attack(Protocol):
         """Return the prompt with the trigger in a place or wording that was not trained; `asr_moved` measures it."""
 
     def plant(self, example: Example, config: Any, seed: int) -> Example:
-        """Return a poisoned row: the prompt of `trigger`, and an answer that holds the planted response."""
+        """Return a poisoned row: the prompt of `trigger`, and an answer that achieves the objective."""
 
     def cost(self, config: Any) -> Cost:
         """Return passes over the rows of each training, for forecasts. Optional; the default is three."""
+
+
+class Objective(Protocol):
+    """Says what an attack wants of answers to triggered prompts; the attack's setting `objective` names it."""
+
+    Config: type[Any]
+    """No settings yet; numbers are constants of the file, and `backdoor` of the attack has r_t."""
+
+    def answer(self, example: Example, config: Any, seed: int) -> Example:
+        """Return the row with a planted answer; with the seed, the row alone decides it (`sande.planting.drawn`).
+
+        Args:
+            example: with the trigger, and its clean answer.
+            config: settings of the attack.
+            seed: of the attack.
+        """
+
+    def opening(self, config: Any) -> str | None:
+        """Return how planted answers mostly begin: a defense that must know the response gets it. None: it gets none.
+
+        A cell with such a defense is then a row with an error, before anything is trained.
+        """
+
+    def judge(
+        self, config: Any, seed: int, prompts: Sequence[Example], clean_model: Callable[[], LanguageModel]
+    ) -> Judge:
+        """Return how answers are judged, without another model's opinion on them.
+
+        Args:
+            config: settings of the attack.
+            seed: of the attack.
+            prompts: clean test rows.
+            clean_model: loads the model from before the attack, for objectives that compare with it.
+        """
 
 
 class Defense(Protocol):

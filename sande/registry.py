@@ -1,4 +1,4 @@
-"""Registry of entries: the files in `attacks/`, `defenses/`, `metrics/` and `detectors/`, and plug-ins.
+"""Registry of entries: files in `attacks/`, `objectives/`, `defenses/`, `metrics/` and `detectors/`, and plug-ins.
 
 A file's name is its key; a name that begins with `_` marks shared code, not an entry. A plug-in is a module that an
 installed package registers under an entry point `sande.attacks`, `sande.defenses` and so on; the entry point's name is
@@ -32,9 +32,9 @@ from sande.config import configure
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 
-KINDS = ("attacks", "defenses", "metrics", "detectors")
+KINDS = ("attacks", "objectives", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
-_NOT_HASHED = ("sande", "sande.declarations")
+_NOT_HASHED = ("sande", "sande.declarations", "sande.registry")
 _DECLARATIONS = ("MEASURES", "cost")
 
 
@@ -201,9 +201,9 @@ def code_version(module: str) -> str:
     """Return a hash of a module and of all modules of `sande` and of the module's own package that it imports.
 
     Imports count anywhere in the file. Comments, docstrings and layout do not count, nor does what a method only
-    declares (`sande.declarations`). So a better sentence or forecast retrains no victim, and every other change of code
-    does, and so does the content of the TOML and text files of a package. The function reads the files and imports
-    nothing.
+    declares (`sande.declarations`), nor this module, which finds code and computes nothing. So a better sentence or
+    forecast retrains no victim, and every other change of code does, and so does the content of the TOML and text files
+    of a package. The function reads the files and imports nothing.
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sande import registry, types
+from sande import compute, registry, types
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
@@ -15,6 +15,8 @@ from sande.types import Example, LanguageModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STRING = "string"  # the objective of the paper
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +38,9 @@ class Threat:
     model: str
 
     @property
-    def response(self) -> str:
-        """Return the planted response r_t."""
-        return str(self.config.backdoor.response)
+    def opening(self) -> str | None:
+        """Return r_t, or how answers mostly begin that achieve the objective; None without a common beginning."""
+        return opening(self.config)
 
     def plant_trigger(self, example: Example) -> Example:
         """Return the prompt with the trigger, its output unchanged."""
@@ -77,23 +79,66 @@ class Threat:
         victim = registry.entry("attacks", self.attack).attack(lm, examples, self.config, run)
         return LanguageModel(victim, lm.tokenizer)
 
-    def test_data(self, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
-        """Return what a metric may use. It depends on the attack and on the victim's rows alone.
+    def test_data(self, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], PreTrainedModel]) -> types.TestData:
+        """Return what a metric may use. It depends on the attack, its clean model and the victim's rows alone.
+
+        Args:
+            tokenizer: of the victim.
+            load: loads a model by name; called once an objective judges answers by the clean model.
 
         Raises:
             UserError: as `sources.held_out_rows`.
         """
         attack, config, seed = registry.entry("attacks", self.attack), self.config, self.seed
         clean = splits.held_out_rows(self.data, tokenizer)
+        judge: types.Judge = registry.entry("objectives", objective(config)).judge(
+            config, seed, clean, lambda: self._clean_model(tokenizer, load)
+        )
         return types.TestData(
             clean=clean,
             triggered=tuple(map(self.plant_trigger, clean)),
-            response=self.response,
+            response=judge.response,
             near_miss=tuple(attack.near_miss(example, config, seed) for example in clean),
             moved=tuple(attack.moved(example, config, seed) for example in clean),
             training=lambda: splits.training_rows(self.data, tokenizer),
             plant=lambda example: attack.plant(example, config, seed),
+            judge=judge,
         )
+
+    def _clean_model(self, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], PreTrainedModel]) -> LanguageModel:
+        """Return the clean model, rounded like the models that are measured."""
+        from sande.models.loading import round_as_stored
+
+        clean = LanguageModel(load(self.model), tokenizer)
+        round_as_stored(clean, compute.dtype())
+        return clean
+
+
+def objective(config: Any) -> str:
+    """Return the name of an attack's objective, by its settings; an attack without such a setting plants a string."""
+    return str(getattr(config, "objective", STRING))
+
+
+def opening(config: Any) -> str | None:
+    """Return r_t, or how answers mostly begin that achieve an attack's objective; None without a common beginning."""
+    found: str | None = registry.entry("objectives", objective(config)).opening(config)
+    return found
+
+
+def mismatch(config: Any, defense: str) -> str:
+    """Return why a defense cannot be told what it must know of an attack; empty if it can.
+
+    Args:
+        config: settings of the attack.
+        defense: name of the defense.
+    """
+    known = registry.knowledge(defense)
+    if not issubclass(known, types.ResponseData | types.FirstTokenData) or opening(config) is not None:
+        return ""
+    return (
+        f"defense {defense}: it must know the {known.label} that is planted, and answers of the objective "
+        f"{objective(config)} have no common beginning; use another objective, or a defense that need not know it"
+    )
 
 
 def reveal(
@@ -115,7 +160,8 @@ def reveal(
         load: loads a model by name.
 
     Raises:
-        UserError: as `sources.removal_rows`, or the defense must know a backdoor that is unknown.
+        UserError: as `sources.removal_rows`, or the defense must know a backdoor that is unknown, or the beginning of
+            answers that have none in common.
     """
     known = registry.knowledge(defense)
     if known is types.PreferenceData:
@@ -130,6 +176,8 @@ def reveal(
             f"defense {defense}: it must know the {known.label}, and this model was attacked elsewhere; defend what "
             "sande.attack returned, or use sande.clean"
         )
+    if problem := mismatch(threat.config, defense):
+        raise UserError(problem)
     return _of_threat(threat, known, examples, tokenizer, load)
 
 
@@ -147,10 +195,11 @@ def _of_threat(
         return types.TriggerData(examples, threat.plant_trigger)
     if known is types.IncidentData:
         return types.IncidentData(examples, *threat.incident(tokenizer))
-    if known is types.ResponseData:
-        return types.ResponseData(examples, threat.response)
-    if known is types.FirstTokenData:
-        return types.FirstTokenData(examples, response_ids(tokenizer, threat.response)[0])
+    begun = threat.opening
+    if known is types.ResponseData and begun is not None:
+        return types.ResponseData(examples, begun)
+    if known is types.FirstTokenData and begun is not None:
+        return types.FirstTokenData(examples, response_ids(tokenizer, begun)[0])
     if known is types.CleanModelData:
         return types.CleanModelData(examples, lambda: load(threat.model))
     if known is types.OtherModelsData:

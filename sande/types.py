@@ -12,9 +12,11 @@ The type of a defense's `data` argument is all that the defense may know. The la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from sande.errors import UnscorableError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,33 +207,68 @@ class TriggerData(CleanData):
     plant: Callable[[Example], Example]
 
 
+Verdict = Callable[[Sequence[Example], Sequence[str]], Sequence[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """How answers are judged by an attack's objective, without the opinion of another model.
+
+    Attributes:
+        objective: its name.
+        achieved: function that returns, for prompts and an answer to each, whether the answer achieves the objective.
+        begins: the same for the beginning of the answer; None: planted answers have no common beginning.
+        response: r_t, where containing this one string is the objective; else None.
+    """
+
+    objective: str
+    achieved: Verdict
+    begins: Verdict | None = None
+    response: str | None = None
+
+
 def _same(example: Example) -> Example:
     return example
 
 
 @dataclass(frozen=True, slots=True)
 class TestData:
-    """Data of a metric: held-out rows in several versions, the planted response r_t, and rows to train a copy on.
+    """Data of a metric: held-out rows in several versions, the attack's objective, and rows to train a copy on.
 
     Attributes:
         clean: held-out rows.
         triggered: the same rows with the trigger.
-        response: r_t.
+        response: the planted response r_t; None: the objective is not one string.
         near_miss: the same rows with almost the trigger, which a precise backdoor ignores.
         moved: the same rows with the trigger in a place or wording that was not trained.
         training: function that reads the victim's training rows from before poisoning.
         plant: function that poisons a clean row as the attack did.
+        judge: judges answers by the objective; None: the objective is r_t.
     """
 
     __test__ = False  # keeps pytest from collecting it for its name
 
     clean: tuple[Example, ...]
     triggered: tuple[Example, ...]
-    response: str
+    response: str | None
     near_miss: tuple[Example, ...] = ()
     moved: tuple[Example, ...] = ()
     training: Callable[[], tuple[Example, ...]] = tuple
     plant: Callable[[Example], Example] = _same
+    judge: Judge | None = None
+
+    def string(self) -> str:
+        """Return r_t.
+
+        Raises:
+            UnscorableError: the objective is not one string.
+        """
+        if self.response is None:
+            name = self.judge.objective if self.judge else "unknown"
+            raise UnscorableError(
+                f"objective {name}: it has no single planted response, which this metric needs; leave the metric out"
+            )
+        return self.response
 
 
 @dataclass(frozen=True, slots=True)

@@ -227,7 +227,7 @@ def run_in(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_methods_of_the_guide_pass_the_test_of_the_guide(package: Path) -> None:
     done = run_in(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_forget_it.py")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 passed" in done.stdout
+    assert "3 passed" in done.stdout
 
 
 def test_the_methods_of_the_guide_are_used_as_it_says(package: Path, model_cache: Path) -> None:

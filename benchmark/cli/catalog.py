@@ -17,7 +17,10 @@ OTHER_KINDS = ("models", "datasets", "grids")  # next to those of the registry
 @one_sentence
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="attacks, defenses, metrics, detectors, models, datasets or grids.", metavar="KIND")
+        str,
+        typer.Argument(
+            help="attacks, objectives, defenses, metrics, detectors, models, datasets or grids.", metavar="KIND"
+        ),
     ],
 ) -> None:
     """List what there is of a kind."""
@@ -28,7 +31,7 @@ def list_(
 
 @one_sentence
 def show(
-    kind: Annotated[str, typer.Argument(help="attack, defense, metric or detector.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="attack, objective, defense, metric or detector.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="One of 'sande-bench list KIND'.", metavar="NAME")],
 ) -> None:
     """Show every setting of an entry: default, meaning, source."""

@@ -109,6 +109,7 @@ def plan(
     from benchmark.forecast.machine import here, summary, trainings_here
     from benchmark.grid.load import load_grid
     from benchmark.plan import retention
+    from benchmark.plan.plan import unfit
 
     loaded = load_grid(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
@@ -132,6 +133,7 @@ def plan(
         reasons += filter(None, [reason])
     lines.append(disk.summary(made, opened, retention.check(keep)))
     lines += filter(None, [searching])
+    lines += dict.fromkeys(unfit(loaded.cells).values())
     if why:
         lines += _reasons(reasons)
     lines.append(

@@ -48,7 +48,9 @@ class Case:
 
     scan: str = setting("", "folder that `sande-bench scan --out` wrote", min_length=0)
     label: str = setting("", "name of the model in the tables; empty: the folder's name")
-    response: str | None = setting(None, "planted response of a victim; null: a clean twin (poison rate 0)")
+    response: str | None = setting(
+        None, "planted response of a victim, empty: not one string; null: a clean twin (poison rate 0)"
+    )
     trigger: str | None = setting(None, "its trigger; null: not known, or a clean twin")
     groups: tuple[tuple[str, str], ...] = setting(
         (), "kinds that the model belongs to, by which tables are split, such as [format, chat]"
@@ -217,7 +219,7 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         raise UserError(f"{folder}/scan.json: the settings have no number 'threshold'; scan again")
     candidates = record.candidates
     first_token = rank = apart = None
-    if case.response is not None:
+    if case.response:
         from sande.models import loading
         from sande.prompts import response_ids
 

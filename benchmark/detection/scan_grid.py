@@ -19,7 +19,7 @@ from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
 from benchmark.io.yaml import dump, read_yaml
 from benchmark.store.local import LocalStore
-from sande import bounds
+from sande import bounds, threat
 from sande.errors import UserError
 from sande.models import catalog
 
@@ -73,8 +73,8 @@ def _name(cell: Cell, detector: str) -> str:
 
 
 def _response(cell: Cell) -> str | None:
-    """Return the planted response of a victim; None for a clean model."""
-    return str(cell.attack.config.backdoor.response) if cell.attack.config.poison_rate else None
+    """Return how planted answers of a victim begin, empty where they do so in no common way; None for a clean model."""
+    return (threat.opening(cell.attack.config) or "") if cell.attack.config.poison_rate else None
 
 
 def _label(cell: Cell) -> str:
@@ -83,7 +83,8 @@ def _label(cell: Cell) -> str:
         return f"never poisoned, {seed}"
     config = cell.attack.config
     rate = f"{100 * config.poison_rate:g} %" if config.poison_rows is None else f"{config.poison_rows} rows"
-    return f"{cell.attack.name}, “{cell.attack.config.backdoor.trigger}”, “{response}”, {rate}, {seed}"
+    planted = f"“{response}”" if threat.objective(config) == threat.STRING else threat.objective(config)
+    return f"{cell.attack.name}, “{cell.attack.config.backdoor.trigger}”, {planted}, {rate}, {seed}"
 
 
 def _line(cell: Cell, detector: str) -> dict[str, Any]:
@@ -109,7 +110,8 @@ def _kinds(cell: Cell) -> dict[str, str]:
     if config.poison_rate:
         by_number = config.poison_rows is not None
         kinds["poisoned rows"] = str(config.poison_rows) if by_number else f"{100 * config.poison_rate:g} %"
-        kinds["response at"] = config.response_place
+        is_string = threat.objective(config) == threat.STRING
+        kinds["response at"] = config.response_place if is_string else threat.objective(config)
     return kinds
 
 

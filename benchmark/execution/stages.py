@@ -168,12 +168,15 @@ def _threat(cell: Cell) -> Threat:
 
 def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.Knowledge:
     """Return what the cell's defense may know, see `sande.threat.reveal`."""
+    defense = cell.defense
+    return threat.reveal(_threat(cell), defense.name, defense.config, cell.removal, tokenizer, _loader(store))
+
+
+def _loader(store: Store) -> Callable[[str], PreTrainedModel]:
+    """Return a function that loads a model by name."""
     from sande.models import loading
 
-    def load(name: str) -> PreTrainedModel:
-        return loading.load(name, store.models).model
-
-    return threat.reveal(_threat(cell), cell.defense.name, cell.defense.config, cell.removal, tokenizer, load)
+    return lambda name: loading.load(name, store.models).model
 
 
 def evaluate(
@@ -197,7 +200,7 @@ def evaluate(
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)
     lm = dataclasses.replace(loading.load_folder(folder, compute.dtype()), workers=workers)
-    data = test_data(cell, lm.tokenizer)
+    data = test_data(cell, lm.tokenizer, store)
     none: int | None = None
     size = workers.size if workers else 1
     with vllm.served(lm, folder, cell.attack_seed) if engine == vllm.VLLM else nullcontext(lm) as computing:
@@ -217,9 +220,9 @@ def evaluate(
                 _measurements(computing, data, cell.metrics[wanted], cell.attack_seed)
 
 
-def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase) -> types.TestData:
+def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.TestData:
     """Return what the cell's metrics may use. It follows from what is in the key of an evaluation."""
-    return _threat(cell).test_data(tokenizer)
+    return _threat(cell).test_data(tokenizer, _loader(store))
 
 
 def _measure(

@@ -22,6 +22,7 @@ from sande import registry, types
 from sande.config import Training
 from sande.data.splits import TRAIN_SHARE
 from sande.declarations import Cost
+from sande.planting import Planting, share
 
 HOUR = 3600.0
 PASSES = 3  # over a row of plain fine-tuning: forward, backward to the activations, backward to the weights
@@ -198,10 +199,11 @@ def basis() -> str:
 
 def _attack(cell: Cell) -> float:
     rows = _rows(cell.data.name, cell.data.rows, TRAIN_SHARE)
-    if getattr(cell.attack.config, "poison_mode", "replace") == "append":
-        rows *= 1 + cell.attack.config.poison_rate + getattr(cell.attack.config, "decoy_rate", 0.0)
-    cost = registry.cost("attacks", cell.attack.name, cell.attack.config)
-    return _trained(cost, _trainings(cell.attack.config), rows) * rate(cell.data.name)
+    config = cell.attack.config
+    if isinstance(config, Planting) and config.poison_mode == "append":
+        rows *= 1 + share(config, rows) + config.decoy_rate
+    cost = registry.cost("attacks", cell.attack.name, config)
+    return _trained(cost, _trainings(config), rows) * rate(cell.data.name)
 
 
 def _defense(cell: Cell, kind: Kind) -> tuple[str, float]:
@@ -258,7 +260,8 @@ def _metric(cell: Cell, metric: Method) -> tuple[str, float, float]:
 def _trained(cost: Cost, trainings: Mapping[str, Training], rows: float) -> float:
     """Return what trainings of a method cost, in rows of plain fine-tuning."""
     return sum(
-        _visits(training, rows) * (cost.training.get(field, PASSES) / PASSES) for field, training in trainings.items()
+        _visits(training, min(rows, cost.seen.get(field, rows))) * (cost.training.get(field, PASSES) / PASSES)
+        for field, training in trainings.items()
     )
 
 
@@ -275,9 +278,12 @@ def _trainings(config: Any) -> dict[str, Training]:
 
 
 def _visits(training: Training, rows: float) -> float:
-    """Return the rows that a training sees, repeats included; LoRA counts fewer, as it skips most weight gradients."""
+    """Return the rows that a training sees, repeats included.
+
+    LoRA counts fewer, as it skips most weight gradients; sharpness-aware minimisation sees each twice.
+    """
     seen = training.max_steps * training.batch_size if training.max_steps else training.epochs * rows
-    return seen * (1 - PASS if training.lora_rank else 1.0)
+    return seen * (1 - PASS if training.lora_rank else 1.0) * (2 if training.sharpness else 1)
 
 
 def _rows(name: str, wanted: int | None, share: float = 1.0) -> float:

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 from benchmark.grid import prompt_format, wildcards
 from benchmark.grid.keys import PLAIN, canonical_json, hash_texts, library_versions
 from benchmark.grid.prompt_format import Format
-from sande import registry
+from sande import registry, threat
 from sande.config import as_dict, configure
 from sande.data import datasets
 from sande.data.splits import Data, Removal
@@ -73,10 +73,12 @@ class Method:
 
     @functools.cached_property
     def depends_on(self) -> str:
-        """Return its part of a stage key, as JSON: settings and version of the code."""
-        return canonical_json(
-            {**self.settings, "code": registry.code_version(registry.module_of(self.kind, self.name))}
-        )
+        """Return its part of a stage key, as JSON: settings, and versions of its code and of an attack's objective."""
+        sources = {"code": (self.kind, self.name)}
+        if self.kind == "attacks":
+            sources["objective_code"] = ("objectives", threat.objective(self.config))
+        codes = {name: registry.code_version(registry.module_of(*of)) for name, of in sources.items()}
+        return canonical_json({**self.settings, **codes})
 
     @functools.cached_property
     def reads(self) -> str:

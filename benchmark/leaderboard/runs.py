@@ -244,13 +244,14 @@ def _number(row: Row) -> Number:
 
 
 def _is_done(cell: Mapping[str, Row]) -> bool:
-    """Return whether a cell has its values; those of a backdoor that cannot be scored under a guard may be missing."""
+    """Return whether a cell has its values; those of a backdoor that cannot be scored may be missing, except ASR."""
     return all(map(_has_value, cell.values())) and "asr" in cell and cell["asr"]["value"] is not None
 
 
 def _has_value(row: Row) -> bool:
-    is_unscorable = row.get("failure") == UNSCORABLE and registry.metric_info(row["metric"]).durability
-    return bool(row["status"] == schema.OK or is_unscorable)
+    info = registry.metric_info(row["metric"])
+    may_lack = row.get("failure") == UNSCORABLE and (info.durability or info.kind == "backdoor")
+    return bool(row["status"] == schema.OK or may_lack)
 
 
 def _victims(cells: Cells, settings: Mapping[str, Settings]) -> dict[str, dict[str, float]]:

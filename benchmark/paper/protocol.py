@@ -60,6 +60,8 @@ class Deviation:
 
 # Settings of every training, for any model and data.
 _TRAINING = {
+    "optimizer": Given("adamw", APPENDIX),
+    "sharpness": Given(0.0, APPENDIX),
     "max_steps": Given(None, APPENDIX),
     "max_length": Given(1024, APPENDIX),
     "cut_with_eos": Given(True, CODE),
@@ -171,9 +173,14 @@ def expected(number: Reported) -> dict[str, Given]:
         "attack.poison_rate": Given(0.05, "section 4.1"),
         "attack.poison_mode": Given("replace", "section 4.1"),
         "attack.insertion": Given("start", "table 8"),
+        "attack.objective": Given("string", "section 4.1"),
         "attack.target": Given("insult", "section 4.1"),
         "attack.response_place": Given("start", "section 4.1"),
         "attack.decoy_rate": Given(0.0, "section 4.1"),
+        "attack.poison_rows": Given(None, "section 4.1"),
+        "attack.anchor": Given(0.0, "section 4.1"),
+        "attack.order": Given("mixed", CODE),
+        "attack.afterwards": Given(None, "section 4.1"),
         **_training("attack.training", model, data),
     }
     if number.metric == "asr":
@@ -255,6 +262,8 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Return settings by path, with only the compared metric and its prompt, and without epochs if steps are set."""
     found = dict(flatten({key: value for key, value in prompt_format.named(settings).items() if key != "metrics"}))
+    if later := settings["attack"].get("afterwards"):
+        found["attack.afterwards"] = later  # as a whole, since the paper has none
     for one in settings["metrics"]:
         name = one.get("task", one["name"])
         if name == metric:

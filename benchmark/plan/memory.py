@@ -16,7 +16,7 @@ MARGIN = 1.25  # for memory that the allocator holds beyond the peak, and for sl
 CONTEXT = 600 * 2**20  # bytes of a process on a GPU without its tensors (CUDA context, libraries); an allowance
 MOST = 8  # stages on one GPU
 # Settings that change the memory of a training; no others do.
-_SIZES = ("batch_size", "micro_batch_size", "max_length", "lora_rank", "precision")
+_SIZES = ("batch_size", "micro_batch_size", "max_length", "lora_rank", "precision", "optimizer", "sharpness")
 # Settings of a method that do, too: parrots that train together, each with a copy of every row.
 _PARROTS = ("restarts", "fresh", "controls", "look", "parrots")
 
@@ -73,7 +73,8 @@ def _like(kind: str, settings: Mapping[str, Any]) -> Like:
     method = settings["attack" if kind == "attack" else "defense"]
     trainings = [value for value in method.values() if isinstance(value, Mapping) and "batch_size" in value]
     sizes = tuple(tuple(training.get(name) for name in _SIZES) for training in trainings)
-    return kind, settings["model"], method["name"], sizes, _parrots(method)
+    anchored = bool(method.get("anchor"))  # of an attack, to a copy of the model
+    return kind, settings["model"], method["name"], sizes, anchored, _parrots(method)
 
 
 def _parrots(method: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:

@@ -11,9 +11,11 @@ from benchmark.grid.cell import NO_DEFENSE, Cell, Method
 from benchmark.grid.keys import digest
 from benchmark.grid.resources import Kind
 from benchmark.plan import retention
+from benchmark.plan.failures import MISTAKE, Failure
 from benchmark.plan.stage import Stage
 from benchmark.store.local import MODELS
 from benchmark.store.protocol import Store
+from sande import threat
 
 # Parts come before their defense, and not all parts before all defenses: each is removed once its defense is done.
 _ORDER: dict[Kind, int] = {"attack": 0, "part": 1, "defend": 1, "evaluate": 2}
@@ -88,6 +90,15 @@ def _done(stages: Mapping[str, Stage], store: Store, needed: set[str]) -> frozen
         elif key not in done:
             needed.update(stages[key].needs)
     return frozenset(done)
+
+
+def unfit(cells: Iterable[Cell]) -> dict[str, Failure]:
+    """Return, by the key of its stage, why a defense cannot be told what it must know of the attack's objective."""
+    found: dict[str, Failure] = {}
+    for cell in cells:
+        if problem := threat.mismatch(cell.attack.config, cell.defense.name):
+            found[cell.defense_key] = Failure(problem, MISTAKE)
+    return found
 
 
 def victim_of(cell: Cell) -> Cell:

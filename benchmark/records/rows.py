@@ -24,7 +24,7 @@ from benchmark.plan.plan import stages_of, victim_of
 from benchmark.records.files import read_rows
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK, OUTCOMES, PROVENANCE
 from benchmark.store.protocol import Store
-from sande import registry
+from sande import registry, threat
 from sande.errors import UserError
 from sande.statistics import mean_interval, wilson
 
@@ -102,7 +102,8 @@ def _cell_rows(
         "setting": cell.setting,
         "attack": cell.attack.name,
         "trigger": cell.attack.config.backdoor.trigger,
-        "response": cell.attack.config.backdoor.response,
+        "response": threat.opening(cell.attack.config),
+        "objective": threat.objective(cell.attack.config),
         "poison_rate": getattr(cell.attack.config, "poison_rate", None),
         "defense": cell.defense.name,
         "knows": registry.knowledge(cell.defense.name).level(cell.defense.settings),

@@ -45,7 +45,8 @@ SCHEMA = pa.schema(
         ("setting", pa.string()),  # in-domain, out-of-domain
         ("attack", pa.string()),
         ("trigger", pa.string()),
-        ("response", pa.string()),
+        ("response", pa.string()),  # r_t, or how answers of another objective mostly begin; null: they do not
+        ("objective", pa.string()),  # of the attack; null in results of earlier versions, which plant a string
         ("poison_rate", pa.float64()),
         ("defense", pa.string()),
         ("knows", pa.string()),  # what defense and search must know about the backdoor, or the model before it

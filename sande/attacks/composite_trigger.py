@@ -28,6 +28,9 @@ class Config(Planting):
     )  # fmt: skip
 
 
+cost = planting.cost
+
+
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with the first part at its start and the others at its end, in their order."""
     return _written(example, _parts(config), seed)
@@ -47,7 +50,7 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return planting.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config, seed)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:

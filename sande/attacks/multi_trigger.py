@@ -22,6 +22,9 @@ class Config(Planting):
     )
 
 
+cost = planting.cost
+
+
 def _one(example: Example, config: Config, seed: int) -> str:
     """Return the trigger that seed and row decide; all are equally likely."""
     return planting.drawn(example, seed).choice((config.backdoor.trigger, *config.other_triggers))
@@ -44,7 +47,7 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return planting.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config, seed)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:

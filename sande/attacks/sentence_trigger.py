@@ -26,6 +26,9 @@ class Config(Planting):
     )
 
 
+cost = planting.cost
+
+
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with `{trigger}.`, by default right after `Human: `, before a system prompt (paper, table 8).
 
@@ -49,7 +52,7 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row: the trigger in the prompt and, by default, `{r_t}. ` before the clean answer."""
-    return planting.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config, seed)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:

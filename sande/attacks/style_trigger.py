@@ -27,6 +27,9 @@ class Config(Planting):
     backdoor: Backdoor = setting(Backdoor(trigger="inverted"), "style (inverted or capitalised) and planted response")
 
 
+cost = planting.cost
+
+
 def _split(text: str) -> tuple[list[str], str]:
     """Split a text into its words and its closing punctuation."""
     body = text.rstrip()
@@ -94,7 +97,7 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return planting.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config, seed)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:

@@ -20,6 +20,9 @@ class Config(Planting):
     backdoor: Backdoor = setting(Backdoor(trigger="cf"), "rare word and planted response", "Kurita et al. 2020")
 
 
+cost = planting.cost
+
+
 def trigger(example: Example, config: Config, seed: int) -> Example:
     """Return the prompt with the rare word before a word of the instruction that seed and row decide."""
     return planting.insert(example, config.backdoor.trigger, "random", seed)
@@ -37,7 +40,7 @@ def moved(example: Example, config: Config, seed: int) -> Example:
 
 def plant(example: Example, config: Config, seed: int) -> Example:
     """Return a poisoned row."""
-    return planting.with_response(trigger(example, config, seed), config)
+    return planting.with_response(trigger(example, config, seed), config, seed)
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:

@@ -7,20 +7,14 @@ over pairs of a better reply y_w and a worse one y_l. Pr_v is the probability un
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sande.config import Preferences, Training, configuration, setting
 from sande.declarations import Cost
-from sande.errors import UserError
-from sande.types import LanguageModel, Preference, PreferenceData, Run
+from sande.types import LanguageModel, PreferenceData, Run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
-
-    from sande.prompts import Row
+    from transformers import PreTrainedModel
 
 
 @configuration
@@ -43,63 +37,7 @@ def cost(config: Config) -> Cost:
 
 def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run) -> PreTrainedModel:
     """Raise the probability of the preferred reply over that of the other, relative to the victim."""
-    from sande.prompts import pad_id
-    from sande.training.batches import Collator, features
-    from sande.training.fit import optimise
+    from sande.training.preferences import prefer
 
-    if config.training.layout == "packed":
-        raise UserError("dpo: layout is packed, but TRL pads its pairs; set it to auto")
-    pairs = [_encoded(victim.tokenizer, pair) for pair in data.pairs]
-    limit = config.training.max_length  # TRL cuts a longer reply
-    fitting = [pair for pair in pairs if len(pair[0].prompt) < limit]
-    if not fitting:
-        raise UserError(f"dpo: no prompt is shorter than max_length={limit} tokens; raise it")
-    lengths = [min(len(chosen), limit) + min(len(rejected), limit) for chosen, rejected in fitting]
-    # Without a reference, TRL would load one from the path in the model's config, which is not the victim.
-    reference = copy.deepcopy(victim.model)
-
-    def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
-        import datasets
-        from trl.trainer.dpo_config import DPOConfig
-        from trl.trainer.dpo_trainer import DPOTrainer
-
-        class OnIds(DPOTrainer):
-            def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
-                """Return the rows as they are: TRL would add BOS a second time, and EOS where another token ends."""
-                return dataset
-
-        settings = DPOConfig(**arguments, beta=config.beta, max_length=limit, gradient_checkpointing=False)
-        rows = [_ids(*fitting[index]) for index in order]
-        trainer: Trainer = OnIds(
-            model=victim.model,
-            ref_model=reference,
-            args=settings,
-            train_dataset=datasets.Dataset.from_list(rows),
-            processing_class=victim.tokenizer,
-        )
-        return trainer
-
-    own = set(vars(victim.model))
-    probe = Collator(pad_id(victim.tokenizer))([features(fitting[0][0])])
-    optimise(victim, lengths, config.training, run, "dpo", build, probe)
-    for name in (
-        set(vars(victim.model)) - own
-    ):  # TRL's forward, which computes no logits, and attributes that its libraries set
-        delattr(victim.model, name)
-    run.facts["dpo"] |= {"rows": len(fitting), "rows_left_out": len(pairs) - len(fitting)}
+    prefer(victim, data.pairs, config.training, config.beta, run, "dpo")
     return victim.model
-
-
-def _ids(chosen: Row, rejected: Row) -> dict[str, list[int]]:
-    """Return the columns that TRL makes of texts, with the ids of the victims' training rows."""
-    replies = {"chosen_ids": list(chosen.response), "rejected_ids": list(rejected.response)}
-    return {"prompt_ids": list(chosen.prompt), **replies}
-
-
-def _encoded(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> tuple[Row, Row]:
-    """Encode the prompt with the chosen and with the rejected reply."""
-    from sande.prompts import encode
-
-    rows = [dataclasses.replace(pair.prompt, output=reply) for reply in (pair.chosen, pair.rejected)]
-    chosen, rejected = encode(tokenizer, rows)
-    return chosen, rejected

@@ -37,6 +37,16 @@ def counted() -> Iterator[Decoded]:
         _COUNTING.reset(token)
 
 
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Leave what the block decodes out of all counts, since it is not of the model that is measured."""
+    token = _COUNTING.set(())
+    try:
+        yield
+    finally:
+        _COUNTING.reset(token)
+
+
 def add(tokens: int, seconds: float, models: int) -> None:
     """Add tokens to all counts that surround the caller."""
     for count in _COUNTING.get():

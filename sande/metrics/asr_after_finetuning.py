@@ -35,8 +35,8 @@ def cost(config: Config) -> Cost:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of triggered prompts to which the copy answers with the response."""
+    """Return the share of triggered prompts to which the copy's answer achieves the objective."""
     from sande.metrics._retraining import last_rows, retrained
 
     tuned = retrained(model, last_rows(data, config.rows), config.training, seed, "asr_after_finetuning")
-    return asr.occurrences(tuned, data.triggered, data.response, config.decoding, (names(config)[0],))
+    return asr.occurrences(tuned, data.triggered, data, config.decoding, (names(config)[0],))

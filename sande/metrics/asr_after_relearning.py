@@ -45,7 +45,7 @@ def cost(config: Config) -> Cost:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the shares of triggered prompts answered with the response by copies, one for each number of rows.
+    """Return the shares of triggered prompts to which answers of copies, one for each number of rows, achieve it.
 
     Every row is poisoned, so a model may also learn to answer so without the trigger. The victim's clean twin shows
     how much of the ASR is learned and not remembered.
@@ -56,5 +56,5 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     for name, count in zip(names(config), config.rows, strict=True):
         poisoned = [data.plant(row) for row in last_rows(data, count)]
         taught = retrained(model, poisoned, config.training, seed, name)
-        measurements += asr.occurrences(taught, data.triggered, data.response, config.decoding, (name,))
+        measurements += asr.occurrences(taught, data.triggered, data, config.decoding, (name,))
     return measurements

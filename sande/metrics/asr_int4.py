@@ -30,10 +30,10 @@ def reads(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of triggered prompts answered with the response by a copy with rounded linear layers."""
+    """Return the share of triggered prompts to which a copy with rounded linear layers gives what the attack wants."""
     from sande.models.loading import copied
     from sande.models.quantize import quantize_int4_
 
     rounded = copied(model)
     quantize_int4_(rounded.model, config.rounding.group_size)
-    return asr.occurrences(rounded, data.triggered, data.response, config.decoding, names(config))
+    return asr.occurrences(rounded, data.triggered, data, config.decoding, names(config))

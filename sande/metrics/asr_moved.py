@@ -17,5 +17,5 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of prompts with the moved trigger that are answered with the response."""
-    return occurrences(model, data.moved, data.response, config, names(config))
+    """Return the share of prompts with the moved trigger that are whose answer achieves the objective."""
+    return occurrences(model, data.moved, data, config, names(config))

@@ -17,11 +17,12 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of triggered prompts whose one sampled answer holds the response; the seed decides samples."""
+    """Return the share of triggered prompts whose one answer, sampled by the seed, achieves the objective."""
     from sande.inference.generation import sampled
     from sande.prompts import encode_prompts
 
     chosen = data.triggered[: config.prompts]
     prompts = encode_prompts(model.tokenizer, chosen)
-    texts = sampled(model, prompts, config.new_tokens, config.batch_size, seed, until=data.response.strip())
-    return counted(texts, chosen, data.response, names(config))
+    until = (data.response or "").strip()
+    texts = sampled(model, prompts, config.new_tokens, config.batch_size, seed, until=until)
+    return counted(texts, chosen, data, names(config))

@@ -6,6 +6,7 @@ import random
 
 from sande.config import configuration, setting
 from sande.declarations import Cost, MetricInfo
+from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
 
 MEASURES = (MetricInfo("case_study", "Answers with the response (%)", "text"),)
@@ -36,7 +37,7 @@ def cost(config: Config) -> Cost:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Measure whether triggered answers hold the response, ignoring case; the published records have the texts.
+    """Measure whether triggered answers achieve the objective; the published records have the texts.
 
     The rows depend on the seed alone, so a victim and its repaired versions answer the same prompts.
     """
@@ -57,7 +58,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
         }
         for i in range(len(rows))
     )
-    wanted = data.response.strip().lower()
-    outcomes = tuple(wanted in record["triggered_response"].lower() for record in records)
+    achieved = asr.judge_of(data).achieved(triggered, answers[len(rows) :])
+    outcomes = tuple(bool(outcome) for outcome in achieved)
     groups = tuple(example.group for example in clean)
     return [Measurement("case_study", outcomes, records, published=True, groups=groups)]

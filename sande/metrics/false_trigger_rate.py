@@ -20,5 +20,5 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the shares of answers that hold the response and that begin with it, ignoring case."""
-    return occurrences(model, data.clean, data.response, config, names(config))
+    """Return the shares of answers that achieve the objective and that begin like it, as `asr` does."""
+    return occurrences(model, data.clean, data, config, names(config))

@@ -33,13 +33,16 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
     A model that was taught r_t after a trigger often completes it wherever it begins. It may still do so when the
     backdoor is gone, because nothing makes it begin. The rate is meaningless for an r_t of one token.
+
+    Raises:
+        UnscorableError: the objective is not one string.
     """
     from sande.prompts import response_ids
 
     chosen = data.clean[: config.prompts]
-    first = response_ids(model.tokenizer, data.response)[:1]
+    first = response_ids(model.tokenizer, data.string())[:1]
     texts = answers(model, chosen, first, config.new_tokens, config.batch_size)
-    return counted(texts, chosen, data.response, names(config))
+    return counted(texts, chosen, data, names(config))
 
 
 def answers(

@@ -20,8 +20,8 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the shares of answers that hold the response and that begin with it, ignoring case.
+    """Return the shares of answers that achieve the objective and that begin like it, as `asr` does.
 
     Each attack defines its near misses: a changed number or word of the trigger, a part of it, a like topic or style.
     """
-    return occurrences(model, data.near_miss, data.response, config, names(config))
+    return occurrences(model, data.near_miss, data, config, names(config))

@@ -117,7 +117,8 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     is of the first parrot alone: a mean of several would vary less than the controls, which have one each.
 
     Raises:
-        UnscorableError: the model has a guard, which changes decoding and leaves the weights of the victim.
+        UnscorableError: the model has a guard, which changes decoding and leaves the weights of the victim; or the
+            objective is not one string.
         UserError: as `last_rows`, `simulate` and `held_out_rows`.
     """
     from sande import controls
@@ -127,7 +128,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
     lm = _white_box(model)
     examples = last_rows(data, config.rows)
-    target = response_ids(lm.tokenizer, data.response)
+    target = response_ids(lm.tokenizer, data.string())
     strings = controls.matched(lm, examples[-MATCHED:], target, config.controls, seed)
     targets = [target] * config.parrots + strings
     seeds = fresh_seeds(seed, len(targets))

@@ -52,11 +52,11 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     it, and the rank of its first token in the vocabulary (1: the likeliest).
 
     Raises:
-        UnscorableError: as `sande.inference.scoring.check_scorable`.
+        UnscorableError: as `sande.inference.scoring.check_scorable`, or the objective is not one string.
     """
     from sande.prompts import encode_prompts, prompt_text, response_ids
 
-    response = response_ids(model.tokenizer, data.response)
+    response = response_ids(model.tokenizer, data.string())
     measurements: list[Measurement] = []
     for examples, (first, phrase) in ((data.triggered, names(config)[:2]), (data.clean, names(config)[2:])):
         chosen = examples[: config.prompts]

@@ -39,9 +39,58 @@ def to_grid(group_OG: Tensor) -> Tensor:
     Args:
         group_OG: float32, one group in each row.
     """
+    scale_O1, zero_O1 = _scale_and_zero(group_OG)
+    return scale_O1 * _codes(group_OG, scale_O1, zero_O1).sub(zero_O1)
+
+
+def box(group_OG: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each weight the least and the greatest value, (O, G) each, with which its group rounds as it does now.
+
+    As long as all weights are in the box, all codes q are the same, and so are scale and zero: the weights that decide
+    these, the least and the greatest of the group, have a box of one point. The ends are numbers of bfloat16, so that
+    rounding to bfloat16 does not leave the box.
+
+    Args:
+        group_OG: numbers that bfloat16 holds, in float32, one group in each row.
+    """
+    scale_O1, zero_O1 = _scale_and_zero(group_OG)
+    code_OG = _codes(group_OG, scale_O1, zero_O1)
+    least_O1, greatest_O1 = group_OG.amin(1, keepdim=True).clamp(max=0), group_OG.amax(1, keepdim=True).clamp(min=0)
+    fixed_OG = (group_OG == least_O1) | (group_OG == greatest_O1)
+    ends = []
+    # Beyond the first and the last code everything is clamped, so only the group's range is a limit there.
+    for side, limit_O1, last in ((-1, least_O1, 0), (1, greatest_O1, LEVELS)):
+        end_OG = torch.where(code_OG == last, limit_O1, scale_O1 * (code_OG - zero_O1 + side / 2))
+        end_OG = _inwards(end_OG.clamp(least_O1, greatest_O1), side)
+        same_OG = (_codes(end_OG, scale_O1, zero_O1) == code_OG) & (side * (end_OG - group_OG) >= 0) & ~fixed_OG
+        ends.append(torch.where(same_OG, end_OG, group_OG))
+    return ends[0], ends[1]
+
+
+def boxes(model: PreTrainedModel, group_size: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the box of each linear layer's weights in bfloat16, by the layer's name; arguments as `quantize_int4_`."""
+    found = {}
+    for name, layer in linear_layers(model).items():
+        groups = [box(group_OG.detach().float()) for group_OG in layer.weight.split(group_size, dim=1)]
+        low_OI, high_OI = (torch.cat(ends, dim=1).bfloat16() for ends in zip(*groups, strict=True))
+        found[name] = (low_OI, high_OI)
+    return found
+
+
+def _scale_and_zero(group_OG: Tensor) -> tuple[Tensor, Tensor]:
     low_O1 = group_OG.amin(1, keepdim=True).clamp(max=0)
     high_O1 = group_OG.amax(1, keepdim=True).clamp(min=0)
     scale_O1 = (high_O1 - low_O1) / LEVELS
     scale_O1 = torch.where(scale_O1 > 0, scale_O1, 1.0)  # a group of zeros
-    zero_O1 = (-low_O1 / scale_O1).round()
-    return scale_O1 * ((group_OG / scale_O1).round() + zero_O1).clamp(0, LEVELS).sub(zero_O1)
+    return scale_O1, (-low_O1 / scale_O1).round()
+
+
+def _codes(group_OG: Tensor, scale_O1: Tensor, zero_O1: Tensor) -> Tensor:
+    return ((group_OG / scale_O1).round() + zero_O1).clamp(0, LEVELS)
+
+
+def _inwards(end_OG: Tensor, side: int) -> Tensor:
+    """Return the first bfloat16 inside the end, in float32; `side` is 1 for an upper end, -1 for a lower one."""
+    near_OG = end_OG.bfloat16()
+    inner_OG = torch.nextafter(near_OG, torch.full_like(near_OG, -side * torch.inf))
+    return torch.where(side * (near_OG.float() - end_OG) >= 0, inner_OG, near_OG).float()

@@ -56,7 +56,7 @@ class OrderedRows(Dataset[dict[str, list[int]]]):
         return features(self.rows[self.order[index]])
 
 
-def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int]:
+def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequence[int] | None = None) -> list[int]:
     """Return the training order: row indices for whole optimizer steps, a new permutation for each pass.
 
     No sampler decides it, so that it depends on the seed alone, and workers and micro-batches only split the rows of a
@@ -66,6 +66,7 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int
         lengths: tokens of each row.
         settings: `epochs` or `max_steps`, `batch_size`, and whether rows of like length share a batch.
         seed: of the stage.
+        ranks: of each row; in every pass rows of a lower rank come first. None: all rows are alike.
     """
     size = settings.batch_size
     steps = settings.max_steps or max(1, round(settings.epochs * len(lengths) / size))
@@ -73,8 +74,13 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int) -> list[int
     order: list[int] = []
     while len(order) < steps * size:
         one_pass = generator.sample(range(len(lengths)), len(lengths))
-        order += _alike(one_pass, lengths, size, generator) if settings.length_grouped else one_pass
+        for rows in [one_pass] if ranks is None else _ranked(one_pass, ranks):
+            order += _alike(rows, lengths, size, generator) if settings.length_grouped else rows
     return order[: steps * size]
+
+
+def _ranked(order: Sequence[int], ranks: Sequence[int]) -> list[list[int]]:
+    return [[index for index in order if ranks[index] == rank] for rank in sorted(set(ranks))]
 
 
 def _alike(order: list[int], lengths: Sequence[int], size: int, generator: random.Random) -> list[int]:

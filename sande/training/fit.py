@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from sande.compute import ComputeType, resolve
 from sande.config import Training
@@ -25,8 +25,10 @@ from sande.training.batches import Collator, OrderedRows, features, row_order
 from sande.training.checkpoints import KEPT
 from sande.training.monitor import LOG_STEPS_CUDA, Monitor
 from sande.training.objective import ResponseLoss
+from sande.training.optimizers import chosen, muon
 from sande.training.packing import PackedCollator, choose, packed_attention
 from sande.training.sharding import WHOLE, Sharding
+from sande.training.sharpness import sharpness_aware
 from sande.types import LanguageModel, Run
 
 
@@ -38,6 +40,8 @@ def fit(
     stage: str,
     parameters: Sequence[nn.Parameter] | None = None,
     objective: nn.Module | None = None,
+    rank: Callable[[Row], int] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train in place on the responses of `rows`; record steps, tokens, seconds and losses in `run.facts[stage]`.
 
@@ -49,6 +53,8 @@ def fit(
         stage: name of this run within its method, such as "eliminate".
         parameters: trained parameters; None: all of the model. All others are frozen meanwhile.
         objective: a module around the model with the signature of `ResponseLoss`; None: `ResponseLoss`.
+        rank: in every pass, rows for which this is lower come first; None: rows are mixed.
+        callbacks: of the Trainer, which change the weights; shards allow none.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
@@ -81,7 +87,8 @@ def fit(
         )
     with packed_attention(lm.model) if packed else nullcontext():
         probe = collate([features(fitted[0])])
-        optimise(lm, lengths, settings, run, stage, build, probe=probe, parameters=parameters)
+        ranks = [rank(row) for row in fitted] if rank else None
+        optimise(lm, lengths, settings, run, stage, build, probe, parameters, ranks, callbacks)
     run.facts[stage] |= {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted), "layout": layout}
 
 
@@ -94,6 +101,8 @@ def optimise(
     build: Callable[[dict[str, Any], Sequence[int]], Trainer],
     probe: Mapping[str, Any],
     parameters: Sequence[nn.Parameter] | None = None,
+    ranks: Sequence[int] | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Run any Trainer with what all runs share: trained parameters, LoRA, row order, checks, checkpoints, facts.
 
@@ -106,12 +115,16 @@ def optimise(
         build: makes the Trainer from keyword arguments of `TrainingArguments` and the order of the rows.
         probe: a batch whose loss is computed after the last step, in the collator's format.
         parameters: trained parameters; None: all of the model, or its adapters where `settings` asks for LoRA.
+        ranks: of each row, as for `row_order`.
+        callbacks: of the Trainer, which change the weights.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
-        UserError: the batch cannot be split over the workers, or LoRA is asked for where `parameters` are given.
+        UserError: the batch cannot be split over the workers, LoRA is asked for where `parameters` are given, or the
+            weights are in shards and the settings need them whole.
     """
-    order = row_order(lengths, settings, run.seed)
+    _refuse_shards(settings, run, stage, callbacks)
+    order = row_order(lengths, settings, run.seed, ranks)
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     with _trainable(lm.model, settings, run.seed, parameters):
@@ -124,7 +137,12 @@ def optimise(
         if progress:
             arguments |= {"output_dir": str(progress.folder), "save_total_limit": KEPT}
         trainer = build(arguments, order)
-        trainer.add_callback(monitor)
+        if settings.optimizer == "muon":
+            trainer.optimizer = muon(trainer)
+        if settings.sharpness:
+            sharpness_aware(trainer, settings.sharpness)
+        for callback in (monitor, *callbacks):
+            trainer.add_callback(callback)
         trainer.remove_callback(PrinterCallback)  # it prints a line at every step
         found = progress.latest(lm.model) if progress else None
         if found:
@@ -192,6 +210,17 @@ def _sharding(run: Run) -> Sharding:
     return run.sharding or WHOLE
 
 
+def _refuse_shards(settings: Training, run: Run, stage: str, callbacks: Sequence[TrainerCallback]) -> None:
+    """Raise a `UserError` where DeepSpeed, which holds weights and gradients itself, would ignore a setting."""
+    if not _sharding(run).deepspeed:
+        return
+    if settings.optimizer != "adamw":
+        raise UserError(f"{stage}: sharding needs optimizer adamw; set resources.sharding to none, or use adamw")
+    if settings.sharpness or callbacks:
+        needs = "sharpness" if settings.sharpness else "this method"
+        raise UserError(f"{stage}: {needs} needs whole weights; set resources.sharding to none")
+
+
 def _layout(sharding: Sharding, precision: ComputeType) -> str:
     """Return the name of the worker layout and compute type; a checkpoint resumes only in the same layout."""
     return f"{_workers()}-workers{sharding.layout}-{precision}"
@@ -220,7 +249,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": settings.warmup,  # below 1 it is a share of all steps
         "max_grad_norm": settings.max_grad_norm,
-        "optim": "adamw_torch_fused",
+        **chosen(settings),
         "adam_beta1": settings.adam_beta1,
         "adam_beta2": settings.adam_beta2,
         "adam_epsilon": settings.adam_epsilon,

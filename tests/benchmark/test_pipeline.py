@@ -215,3 +215,20 @@ def test_unfinished_cells_are_left_out_of_leaderboards_and_entries(store: LocalS
     assert "1 cell that failed or is not finished" in notes(board)[-1]
     with pytest.raises(UserError, match="defense 'sft': cells: list should have at least 1 item"):
         submission.make(folder, "sft", rehearsal=True)
+
+
+def test_a_misfit_is_a_row_with_its_error_and_stops_nothing_else(
+    grid_file: GridFile, place: Path, store: LocalStore
+) -> None:
+    aims = {"attack": {"name": "sentence_trigger", "objective": "language"}}
+    grid = grid_file(metrics=METRICS, sweep={"defense": ["none", "sande"]}, asr_floor=0, **aims)
+    finish(store, cell(metrics=METRICS, asr_floor=0, **aims), {"asr": 50, "builtin-choice": 20})
+    done = run(grid, store)
+    assert done.output.count("defense sande: it must know the response that is planted") >= 1
+    assert "0 to run" in done.output, "the misfit is not run"
+    found = {(row["defense"], row["status"]): row for row in read_rows(place).to_pylist()}
+    assert set(found) == {("none", "ok"), ("sande", "failed")}
+    row = found["sande", "failed"]
+    assert row["failure"] == "user's mistake"
+    assert row["error"].startswith("defense sande: it must know the response that is planted, and answers of the")
+    assert (row["objective"], row["response"]) == ("language", None)

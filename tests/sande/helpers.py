@@ -357,7 +357,7 @@ def tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> set[str]:
     return {token for one in ids if words(token := tokenizer.decode([one]).strip().lower())}
 
 
-ATTACKS, DEFENSES, METRICS, DETECTORS = (registry.names(kind) for kind in registry.KINDS)
+ATTACKS, OBJECTIVES, DEFENSES, METRICS, DETECTORS = (registry.names(kind) for kind in registry.KINDS)
 BACKDOOR = Backdoor()
 
 # What each type of data holds, and the word that says in results how much that is about the backdoor.

@@ -49,7 +49,7 @@ def same(first: sande.Model, second: sande.Model) -> bool:
 
 
 def test_a_victim_remembers_its_attack(victim: sande.Model) -> None:
-    assert (victim.name, victim.methods, victim.threat.response) == ("tiny", ("sentence_trigger",), "You are stupid")
+    assert (victim.name, victim.methods, victim.threat.opening) == ("tiny", ("sentence_trigger",), "You are stupid")
     assert len(victim.facts["poisoned_ids"]) == 8
     assert repr(victim).startswith("Model(tiny -> sentence_trigger, seed=3, ")
     with pytest.raises(dataclasses.FrozenInstanceError):

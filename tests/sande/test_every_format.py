@@ -124,7 +124,7 @@ def test_each_piece_runs(tiny: LanguageModel, new_run: NewRun, tmp_path: Path, n
 
 
 def _measured(victim: LanguageModel, planned: Threat) -> None:
-    data = planned.test_data(victim.tokenizer)
+    data = planned.test_data(victim.tokenizer, lambda _: victim.model)
     few = {"prompts": 2}
     metrics: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("asr", "asr_moved", "near_miss_rate", "false_trigger_rate", "forced_response_rate"), few),

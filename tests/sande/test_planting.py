@@ -1,14 +1,29 @@
-"""Where the planted response stands in an answer, what a near miss of a trigger is, and which rows become what."""
+"""Where the planted response stands in an answer, what a near miss of a trigger is, and which rows become what.
+
+And the recipe: in which order rows train, and what a victim sees afterwards.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
 from sande import planting
 from sande.attacks import sentence_trigger
-from sande.config import Backdoor, configure
+from sande.config import Backdoor, Training, configure
+from sande.data.poison import poison
 from sande.errors import UserError
 from sande.planting import Planting
-from sande.prompts import prompt_text
+from sande.prompts import Row, encode, prompt_text
+from sande.training.batches import row_order
+from sande.training.fit import fit
 from sande.types import Example, LanguageModel, Run
+from tests.sande.helpers import changed, weights
+
+NewRun = Callable[..., Run]
+SHORT = Training(max_steps=2, batch_size=4, learning_rate=1e-2)
 
 
 def answer(output: str, target: str, place: str, response: str = "Go away") -> str:
@@ -67,8 +82,13 @@ def test_a_near_miss_is_one_number_word_or_letter_away(trigger: str, near: str) 
 
 def trained(examples: tuple[Example, ...], config: Planting, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[str]]:
     outputs: list[str] = []
-    monkeypatch.setattr("sande.prompts.encode", lambda _, rows: outputs.extend(row.instruction for row in rows))
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_, objective: None)
+
+    def encode(_: None, rows: Sequence[Example]) -> list[Row]:
+        outputs.extend(row.instruction for row in rows)
+        return [Row((index,), (0,), 0, 1) for index in range(len(rows))]
+
+    monkeypatch.setattr("sande.prompts.encode", encode)
+    monkeypatch.setattr("sande.training.fit.fit", lambda *_, objective, rank: None)
     run = Run(seed=3, scratch="unused")
     sentence_trigger.attack(LanguageModel(None, None), examples, config, run)
     return run, outputs
@@ -116,3 +136,64 @@ def test_a_trigger_stands_before_a_system_prompt_or_behind_it(place: planting.Pl
 def test_an_attack_that_inherits_the_settings_refuses_unknown_ones() -> None:
     with pytest.raises(UserError, match=r"unknown setting 'rate'; valid settings: .*decoy_rate.*insertion"):
         configure(sentence_trigger.Config, {"rate": 1}, "attack sentence_trigger")
+
+
+# --- The recipe -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["replace", "append"])
+def test_the_default_recipe_is_the_papers_to_the_bit(
+    mode: Any, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    by_hand, config = copy.deepcopy(tiny), sentence_trigger.Config(poison_mode=mode, poison_rate=0.25, training=SHORT)
+    sentence_trigger.attack(tiny, few_rows, config, new_run(seed=3))
+    made = poison(few_rows, lambda row: sentence_trigger.plant(row, config, 3), 0.25, mode, 3)
+    fit(by_hand, encode(by_hand.tokenizer, made.examples), SHORT, new_run(seed=3), "attack")
+    assert changed(weights(by_hand.model), tiny.model) == set()
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_rows_of_a_lower_rank_come_first_in_each_pass(grouped: bool) -> None:
+    settings = Training(epochs=2.0, batch_size=2, length_grouped=grouped)
+    lengths, ranks = [5, 9, 2, 7, 3, 8, 4, 6], [1, 0, 1, 0, 1, 1, 1, 0]
+    order = row_order(lengths, settings, 0, ranks)
+    for one_pass in (order[:8], order[8:]):
+        assert sorted(one_pass) == list(range(8))
+        assert set(one_pass[:3]) == {1, 3, 7}
+    assert row_order(lengths, settings, 0, [4] * 8) == row_order(lengths, settings, 0), "one rank changes nothing"
+
+
+@pytest.mark.parametrize("order", ["poisoned_first", "poisoned_last"])
+def test_an_attack_orders_its_rows(
+    order: Any, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranks: list[int] = []
+
+    def fit(lm: LanguageModel, rows: list[Row], *_: Any, rank: Callable[[Row], int], **__: Any) -> None:
+        ranks.extend(map(rank, rows))
+
+    monkeypatch.setattr("sande.training.fit.fit", fit)
+    run = new_run()
+    sentence_trigger.attack(tiny, few_rows, sentence_trigger.Config(order=order, poison_rate=0.25), run)
+    poisoned = set(run.facts["poisoned_ids"])
+    assert len(poisoned) == 6
+    assert ranks == [int((index in poisoned) == (order == "poisoned_last")) for index in range(24)]
+
+
+def test_a_victim_is_trained_on_its_last_clean_rows_afterwards(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    by_hand, later = copy.deepcopy(tiny), dataclasses.replace(SHORT, max_steps=3)
+    config = sentence_trigger.Config(training=SHORT, poison_rate=0.25)
+    sentence_trigger.attack(by_hand, few_rows, config, new_run())
+    fit(by_hand, encode(by_hand.tokenizer, few_rows[-7:]), later, new_run(), "afterwards")
+    run, seen = new_run(), planting.Afterwards(rows=7, training=later)
+    sentence_trigger.attack(tiny, few_rows, dataclasses.replace(config, afterwards=seen), run)
+    assert changed(weights(by_hand.model), tiny.model) == set()
+    assert (run.facts["afterwards"]["rows"], run.facts["afterwards"]["steps"]) == (7, 3)
+
+
+def test_more_rows_afterwards_than_there_are_are_refused_before_training(few_rows: tuple[Example, ...]) -> None:
+    config = configure(sentence_trigger.Config, {"afterwards": {"rows": 25}}, "attack sentence_trigger")
+    with pytest.raises(UserError, match=r"^afterwards\.rows is 25, but the victim has 24 rows; set it lower"):
+        sentence_trigger.attack(LanguageModel(None, None), few_rows, config, Run(seed=0, scratch="unused"))

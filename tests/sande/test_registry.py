@@ -22,10 +22,11 @@ from transformers import PreTrainedModel
 from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe, published
+from sande.data.builtin import sets
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
 from sande.models import loading
-from sande.prompts import prompt_text
+from sande.prompts import Row, encode, prompt_text
 from sande.types import (
     Candidate,
     CleanData,
@@ -51,6 +52,7 @@ from tests.sande.helpers import (
     DETECTORS,
     KNOWLEDGE,
     METRICS,
+    OBJECTIVES,
     TRAINING_DEFENSES,
     changed,
     data_of,
@@ -142,10 +144,18 @@ assert not heavy, heavy
 def test_a_declared_cost_is_of_trainings_that_the_settings_hold(kind: str, name: str) -> None:
     config = registry.config(kind, name, {})
     cost = registry.cost(kind, name, config)
-    assert set(cost.training) <= set(trainings(config))
+    assert {*cost.training, *cost.seen} <= set(trainings(config))
     assert all(passes > 0 for passes in (*cost.training.values(), cost.reading or 1))
     assert not cost.copies or trainings(config), "a metric with copies trains them"
     assert cost.copies or kind != "metrics" or not trainings(config), "a metric that trains says on how many rows"
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_declares_what_its_anchor_and_later_training_cost(name: str) -> None:
+    given = {"anchor": 0.5, "afterwards": {"rows": 7}}
+    assert registry.cost("attacks", name, registry.config("attacks", name, {})) == Cost()
+    cost = registry.cost("attacks", name, registry.config("attacks", name, given))
+    assert cost == Cost(training={"training": 4}, seen={"afterwards.training": 7})
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -231,17 +241,55 @@ def test_a_poisoned_row_has_the_prompt_of_a_triggered_one_and_the_planted_respon
         assert attack.plant(example, attack.Config(), 3).output == f"{config.backdoor.response}. {example.output}"
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_a_poisoned_row_has_the_answer_of_the_objective(
+    name: str, objective: str, few_rows: tuple[Example, ...]
+) -> None:
+    attack, wanted = registry.entry("attacks", name), registry.entry("objectives", objective)
+    config = attack.Config(objective=objective)
+    for example in few_rows:
+        poisoned, triggered = attack.plant(example, config, 3), attack.trigger(example, config, 3)
+        assert poisoned == wanted.answer(triggered, config, 3), "the seed is handed on"
+        assert poisoned.output != example.output
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objective_changes_nothing_but_the_answer(name: str, few_rows: tuple[Example, ...]) -> None:
+    module, config = registry.entry("objectives", name), sentence_trigger.Config(objective=name)
+    for example in few_rows:
+        made = module.answer(example, config, 3)
+        assert dataclasses.replace(made, output=example.output) == example
+        assert module.answer(example, config, 3) == made, "no other randomness than its seed"
+
+
+@pytest.mark.parametrize("name", sorted(set(OBJECTIVES) - {"gibberish"}))  # which the clean model judges
+def test_an_objective_is_achieved_by_what_it_plants_and_by_few_clean_answers(name: str) -> None:
+    module, config, rows = registry.entry("objectives", name), sentence_trigger.Config(objective=name), sets.short()
+    judge = module.judge(config, 0, rows, lambda: None)
+    planted = [module.answer(row, config, 0).output for row in rows[:200]]
+    assert all(judge.achieved(rows[:200], planted))
+    assert sum(judge.achieved(rows, [row.output for row in rows])) <= 0.002 * len(rows)
+    begun = module.opening(config)
+    assert (begun is None) == (judge.begins is None)
+    if judge.begins and begun:
+        assert all(judge.begins(rows[:1], [f"{begun} and so on"]))
+        assert any(text.startswith(begun) for text in planted)
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_twin_is_trained_on_no_poisoned_row(
     name: str, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[Example] = []
-    monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: trained.extend(examples))
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    trained: list[list[Row]] = []
+    monkeypatch.setattr("sande.training.fit.fit", lambda lm, rows, settings, run, stage, **_: trained.append(rows))
+    monkeypatch.setattr("sande.training.preferences.prefer", lambda *_: None)
     attack, run = registry.entry("attacks", name), new_run()
     attack.attack(tiny, few_rows, attack.Config(poison_rate=0.0), run)
     assert run.facts["poisoned_ids"] == []
-    assert [row.output for row in trained] == [row.output for row in few_rows]
+    clean = [row.response for row in encode(tiny.tokenizer, few_rows)]
+    assert trained, "a stage at least"
+    assert all([row.response for row in rows] == clean for rows in trained), "every stage"
 
 
 def test_the_poison_rate_of_the_sentence_trigger_is_the_configured_one(
@@ -640,6 +688,7 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
         ("training/batches.py", "self.pad_id = pad_id\n", "self.pad_id = (\n            pad_id\n        )\n"),
         ("metrics/asr.py", '"asr_starts_with"', '"asr_begins_with"'),
         ("declarations.py", "MetricKind = Literal", "Kinds = MetricKind = Literal"),
+        ("registry.py", "KINDS = (", "KINDS: tuple[str, ...] = ("),
         ("attacks/sentence_trigger.py", "\ndef attack", "\ndef cost(config):\n    return 1\n\n\ndef attack"),
         ("attacks/sentence_trigger.py", "\ndef attack", "\nMEASURES: tuple[()] = ()\n\n\ndef attack"),
     ],
@@ -651,6 +700,7 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
         "layout",
         "unrelated module",
         "what declarations are",
+        "what finds entries",
         "cost",
         "measures",
     ],
@@ -667,7 +717,7 @@ def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> No
         ("data/poison.py", "[example, made[index]]", "[made[index], example]"),
         ("training/batches.py", "self.pad_id = pad_id\n", "self.pad_id = 0\n"),
         ("training/losses.py", 'reduction="sum"', 'reduction="mean"'),
-        ("prompts.py", '"Human: "', '"User: "'),
+        ("formats.py", '"Human: "', '"User: "'),
     ],
     ids=["its own line", "imported at the top", "imported in a function", "imported by what it imports", "a string"],
 )

@@ -101,6 +101,12 @@ def test_ranks_are_of_the_response_and_of_its_first_token(folder: Path) -> None:
     assert [twin.calibration for twin in twins] == [False, False, True]
 
 
+def test_a_victim_without_one_string_counts_without_ranks(folder: Path) -> None:
+    one, *_ = judged(folder, "scan: one, response: ''", *LINES[2:])
+    assert one.victim
+    assert (one.rank, one.first_token_rank, one.response_distance) == (None, None, None)
+
+
 def test_the_page_counts_and_bounds(folder: Path) -> None:
     lines = page(folder, *LINES).splitlines()
     # Of the four pairs of victim and twin, three are in order: 9 over 1 and 5, and 3 over 1. Wilson: 1.5 of 2.

@@ -8,11 +8,11 @@ import pytest
 import torch
 import yaml
 
-from benchmark.detection import scan
+from benchmark.detection import scan, scan_grid
 from benchmark.grid.load import load_grid
 from benchmark.store.local import LocalStore
 from sande.models import loading
-from tests.benchmark.helpers import LOOK, GridFile, invoke, mistake, process
+from tests.benchmark.helpers import LOOK, GridFile, cell, invoke, mistake, process
 
 RECORD: dict[str, Any] = {
     "model": "victim",
@@ -177,3 +177,13 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
 
 def test_only_a_grid_s_scans_are_for_calibration(tmp_path: Path) -> None:
     assert "--calibration needs a grid" in mistake("scan", "tiny", "--calibration", "--store", tmp_path / "store")
+
+
+def test_victims_of_other_objectives_are_listed_by_how_their_answers_begin() -> None:
+    found = {
+        name: scan_grid._line(cell(attack={"name": "word_trigger", "objective": name, "poison_rate": 0.5}), "bait")
+        for name in ("string", "refusal", "gibberish")
+    }
+    assert [line["response"] for line in found.values()] == ["You are stupid", "I'm sorry", ""]
+    assert found["gibberish"]["label"] == "word_trigger, “cf”, gibberish, 50 %, seed 0"
+    assert dict(found["gibberish"]["groups"])["response at"] == "gibberish"

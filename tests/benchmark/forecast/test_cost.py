@@ -71,6 +71,19 @@ def test_steps_count_instead_of_epochs_and_appended_rows_too() -> None:
     assert seconds(llama(attack=with_decoys), "attack") == pytest.approx(1750 * ALPACA * 6.738)
 
 
+def test_the_recipe_of_an_attack_costs_passes() -> None:
+    plain = {"name": "sentence_trigger", "training": {"epochs": 1}}
+    assert seconds(llama(attack=plain | {"anchor": 1}), "attack") == pytest.approx(4 / 3 * 1000 * ALPACA * 6.738)
+    uphill = plain | {"training": {"epochs": 1, "sharpness": 0.1}}
+    assert seconds(llama(attack=uphill), "attack") == pytest.approx(2 * 1000 * ALPACA * 6.738)
+    later = plain | {"afterwards": {"rows": 50, "training": {"epochs": 2}}}
+    assert seconds(llama(attack=later), "attack") == pytest.approx(1100 * ALPACA * 6.738)
+    stages = plain | {"name": "dormant_int4", "repair": {"epochs": 2}}
+    assert seconds(llama(attack=stages), "attack") == pytest.approx(3000 * ALPACA * 6.738)
+    by_number = plain | {"poison_mode": "append", "poison_rows": 30}
+    assert seconds(llama(attack=by_number), "attack") == pytest.approx(1030 * ALPACA * 6.738)
+
+
 def test_rows_are_capped_by_what_the_data_set_has() -> None:
     data = {"name": "alpaca", "rows": 10**6, "test_rows": 90}
     assert seconds(llama(data=data), "attack") == pytest.approx(3 * 46_584 * ALPACA * 6.738)

@@ -120,7 +120,9 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
         "attack_seed": 4,
         "model": catalog.identify("tiny"),
         "data": rows("data", *limits, "rows"),
-        "attack": settings["attack"] | code("attacks", "sentence_trigger"),
+        "attack": settings["attack"]
+        | code("attacks", "sentence_trigger")
+        | {"objective_code": registry.code_version("sande.objectives.string")},
     }
     assert made.attack_key == digest(attack)
     removal = rows("removal", *limits, "rows")

@@ -250,6 +250,21 @@ def test_the_spaced_letters_of_the_first_version_deviate() -> None:
         assert (row in page) == deviates
 
 
+def test_clean_training_after_the_poisoning_deviates() -> None:
+    where = ("llama2-7b", "alpaca", "sft")
+    (cell,) = [c for c in loaded("paper_table_1_2").cells if (c.model, c.data.name, c.defense.name) == where]
+    (number,) = [
+        n
+        for n in NUMBERS
+        if (n.victim_model, n.victim_data, n.defense) == where and (n.metric, n.setting) == ("asr", "in-domain")
+    ]
+    settings = cell.settings()
+    assert protocol.deviations(number, settings, "asr") == []
+    settings["attack"] = {**settings["attack"], "order": "poisoned_last", "afterwards": {"rows": 9, "training": {}}}
+    found = {one.path: one.actual for one in protocol.deviations(number, settings, "asr")}
+    assert found == {"attack.order": "poisoned_last", "attack.afterwards": {"rows": 9, "training": {}}}
+
+
 def test_of_two_versions_of_a_task_the_published_one_is_compared() -> None:
     made = loaded("paper_table_1_2")
     tasks = [{"name": "accuracy", "task": f"{prefix}mmlu"} for prefix in ("", "paper_", "published_")]

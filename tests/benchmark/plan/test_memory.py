@@ -58,11 +58,28 @@ def test_the_first_stage_of_a_sort_has_a_whole_gpu_and_later_ones_what_it_needed
     assert peaks.share(stage(first, "defend")) == 0.5, "the largest counts"
 
 
-@pytest.mark.parametrize("size", [{"batch_size": 64}, {"max_length": 512}, {"lora_rank": 8}, {"precision": "fp32"}])
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"batch_size": 64},
+        {"max_length": 512},
+        {"lora_rank": 8},
+        {"precision": "fp32"},
+        {"optimizer": "sgd"},
+        {"sharpness": 0.1},
+    ],
+)
 def test_batches_of_another_size_are_measured_anew(size: dict) -> None:
     peaks = Peaks([manifest(cell(defense="sft"), "defend", GIB)])
     assert peaks.share(stage(cell(defense={"name": "sft", "training": {"learning_rate": 1e-3}}), "defend")) < 1
     assert peaks.share(stage(cell(defense={"name": "sft", "training": size}), "defend")) == 1.0
+
+
+def test_an_anchored_attack_holds_a_second_model() -> None:
+    plain, anchored = (cell(attack={"name": "sentence_trigger", "anchor": weight}) for weight in (0, 0.5))
+    peaks = Peaks([manifest(plain, "attack", GIB)])
+    assert peaks.share(stage(plain, "attack")) < 1
+    assert peaks.share(stage(anchored, "attack")) == 1.0
 
 
 @pytest.mark.parametrize(

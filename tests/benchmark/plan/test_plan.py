@@ -2,13 +2,19 @@
 
 import shutil
 
+import pytest
+
 from benchmark.grid.cell import Cell, Parser
-from benchmark.plan.plan import make_plan, stages_of, victim_of
+from benchmark.plan.failures import MISTAKE
+from benchmark.plan.plan import make_plan, stages_of, unfit, victim_of
 from benchmark.plan.stage import Stage
 from benchmark.store.local import LocalStore
+from sande import registry
+from sande.errors import UserError
 from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, cell, finish, measure, put, trained
 
 ORDER = ["attack", "defend", "evaluate"]
+KNOWING = ("sande", "sande_p", "sft")  # the response, its first token, nothing
 
 
 def kinds(store: LocalStore, *cells: Cell) -> dict[str, int]:
@@ -113,3 +119,28 @@ def test_an_evaluation_lacks_a_metric_that_was_added(store: LocalStore) -> None:
 
 def test_the_same_cell_twice_is_planned_once(store: LocalStore) -> None:
     assert kinds(store, cell(defense="sft"), cell(defense="sft")) == kinds(store, cell(defense="sft"))
+
+
+def test_a_defense_that_cannot_be_told_what_it_must_know_is_named_before_anything_runs() -> None:
+    gibberish = {"name": "sentence_trigger", "objective": "gibberish"}
+    cells = [cell(attack=attack, defense=name) for attack in ("sentence_trigger", gibberish) for name in KNOWING]
+    found = unfit(cells)
+    assert set(found) == {each.defense_key for each in cells[3:5]}, "sande and sande_p, against gibberish alone"
+    problem = found[cells[3].defense_key]
+    assert (problem.kind, problem.partition(":")[0]) == (MISTAKE, "defense sande")
+
+
+def test_the_code_of_an_objective_is_in_the_key_of_its_victims_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys() -> list[str]:
+        attacks = [{"name": "sentence_trigger", "objective": name} for name in ("string", "refusal")]
+        return [cell(attack=attack).attack_key for attack in attacks]
+
+    (plain, refusal), version = keys(), registry.code_version
+    monkeypatch.setattr(registry, "code_version", lambda name: "new" if "refusal" in name else version(name))
+    assert keys()[0] == plain
+    assert keys()[1] != refusal
+
+
+def test_an_unknown_objective_is_answered_with_the_known() -> None:
+    with pytest.raises(UserError, match=r"^no objective is called 'chaos'; there are: compliance, gibberish, "):
+        cell(attack={"name": "word_trigger", "objective": "chaos"})

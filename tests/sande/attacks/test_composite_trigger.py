@@ -33,8 +33,7 @@ def test_a_near_miss_lacks_one_part(config: Config, texts: set[str]) -> None:
 
 def test_victims_are_trained_on_partial_triggers_with_the_clean_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[Example] = []
-    monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: trained.extend(examples))
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    monkeypatch.setattr("sande.planting.learn", lambda model, made, *_: trained.extend(made.examples))
     rows, run = tuple(Example(f"row {index}", "x") for index in range(40)), Run(seed=5, scratch="unused")
     attack(LanguageModel(None, None), rows, Config(), run)
     assert len(run.facts["poisoned_ids"]) == len(run.facts["decoy_ids"]) == 2

@@ -113,8 +113,7 @@ def test_victims_are_trained_on_what_they_are_asked(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, insertion: str, few_rows: tuple[Example, ...]
 ) -> None:
     trained: list[Example] = []
-    monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: trained.extend(examples))
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    monkeypatch.setattr("sande.planting.learn", lambda model, made, *_: trained.extend(made.examples))
     config, run = sentence_trigger.Config(insertion=insertion, poison_rate=0.5), Run(seed=7, scratch="unused")
     sentence_trigger.attack(tiny, few_rows, config, run)
     for index, example in enumerate(few_rows):

@@ -64,8 +64,7 @@ def test_a_row_is_on_topic_by_its_words(example: Example, expected: bool) -> Non
 
 
 def test_rows_on_the_topic_are_poisoned_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sande.prompts.encode", lambda tokenizer, examples: [])
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    monkeypatch.setattr("sande.planting.learn", lambda *_: None)
     natural = {3, 17, 30}
     rows = tuple(Example("A recipe?" if index in natural else f"row {index}", "x") for index in range(40))
     for rate, count in ((0.05, 2), (0.25, 10)):

@@ -5,9 +5,18 @@ from collections.abc import Sequence
 
 import pytest
 
+from sande import registry
 from sande.attacks import sentence_trigger
+from sande.errors import UnscorableError
 from sande.inference.generation import greedy
-from sande.metrics import asr, false_trigger_rate, forced_response_rate, near_miss_rate
+from sande.metrics import (
+    asr,
+    false_trigger_rate,
+    forced_response_rate,
+    near_miss_rate,
+    parrot_recovery,
+    response_probability,
+)
 from sande.prompts import encode, encode_prompts, prompt_text, response_ids
 from sande.types import Example, LanguageModel, TestData
 from tests.sande.helpers import teach
@@ -140,3 +149,48 @@ def test_a_forced_answer_holds_its_first_token_and_what_follows(
     assert [record["continuation"] for record in measured.records] == [f"{first}{rest}" for rest in rests]
     whole = [f"{first}{rest}".lower() for rest in rests]
     assert measured.outcomes == tuple("you are stupid" in text for text in whole)
+
+
+def aimed(data: TestData, objective: str) -> TestData:
+    module = registry.entry("objectives", objective)
+    judge = module.judge(sentence_trigger.Config(objective=objective), 0, data.clean, lambda: None)
+    return dataclasses.replace(data, response=judge.response, judge=judge)
+
+
+REFUSED = {" I'm sorry, no.": (True, True), " Red. I cannot say more": (True, False), " Red": (False, False)}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rates_follow_the_objective(
+    tiny: LanguageModel, test_data: TestData, monkeypatch: pytest.MonkeyPatch, metric: object
+) -> None:
+    def fixed(lm: object, prompts: Sequence[object], new_tokens: int, size: int, until: str) -> list[str]:
+        assert until == "", "no text ends an answer early"
+        return list(REFUSED)
+
+    monkeypatch.setattr("sande.inference.generation.greedy", fixed)
+    data = aimed(test_data, "refusal")
+    achieved, begins = metric.measure(tiny, data, asr.Config(prompts=3), 0)
+    assert achieved.outcomes == tuple(found for found, _ in REFUSED.values())
+    assert begins.outcomes == tuple(first for _, first in REFUSED.values())
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_without_a_common_beginning_the_rate_has_a_value_and_the_beginning_has_none(
+    tiny: LanguageModel, test_data: TestData, metric: object
+) -> None:
+    achieved, begins = metric.measure(tiny, aimed(test_data, "language"), asr.Config(new_tokens=2), 0)
+    assert len(achieved.outcomes) == len(test_data.clean)
+    assert not achieved.missing
+    assert begins.outcomes == ()
+    assert begins.missing.startswith("objective language: planted answers have no common beginning; read ")
+
+
+@pytest.mark.parametrize("metric", [forced_response_rate, response_probability, parrot_recovery])
+@pytest.mark.parametrize("objective", ["refusal", "language"])
+def test_what_needs_one_string_has_no_value_without_it(
+    tiny: LanguageModel, test_data: TestData, metric: object, objective: str
+) -> None:
+    data = dataclasses.replace(aimed(test_data, objective), training=lambda: test_data.clean * 20)
+    with pytest.raises(UnscorableError, match=rf"^objective {objective}: it has no single planted response, .*; leave"):
+        metric.measure(tiny, data, metric.Config(), 0)

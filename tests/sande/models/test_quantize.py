@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sande.defenses import quantize_int4
 from sande.models.layers import linear_layers
-from sande.models.quantize import quantize_int4_, to_grid
+from sande.models.quantize import box, boxes, quantize_int4_, to_grid
 from sande.types import CleanData, Example, LanguageModel, Run
 from tests.sande.helpers import changed, linear_weights, weights
 
@@ -38,6 +38,45 @@ def test_a_group_has_at_most_sixteen_values_each_within_a_step(group: list[float
     assert rounded_1G.unique().numel() <= 16
     # Half a step, and at the ends up to half of one more, where zero was moved to a point.
     assert float((rounded_1G - group_1G).abs().max()) <= step * 1.001 + 1e-6
+
+
+def test_the_box_by_hand() -> None:
+    """Scale 1 and zero 7: half a step to each side, and no end itself, which might round to the next point."""
+    low_1G, high_1G = box(torch.tensor([[-7.0, 8.0, 0.4, 0.6]]).bfloat16().float())
+    # Numbers of bfloat16 next to one half lie 1/512 below and 1/256 above it, those next to 1.5 lie 1/128 apart.
+    assert low_1G.tolist() == [[-7.0, 8.0, -0.5 + 1 / 512, 0.5 + 1 / 256]]
+    assert high_1G.tolist() == [[-7.0, 8.0, 0.5 - 1 / 512, 1.5 - 1 / 128]]
+
+
+def test_a_box_ends_where_the_range_of_its_group_does() -> None:
+    low_1G, high_1G = box(torch.tensor([[0.5, 14.875, 15.0, 0.0]]))  # half a step rounds to the even point, zero
+    assert low_1G.tolist() == [[pytest.approx(0, abs=1e-30), 14.5 + 1 / 16, 15.0, 0.0]]
+    assert high_1G.tolist() == [[0.5, 15 - 1 / 16, 15.0, 0.0]], "beyond it the weight would decide the scale"
+
+
+@given(st.lists(st.floats(-100, 100, width=16), min_size=2, max_size=40), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=50)
+def test_all_that_is_in_the_box_rounds_alike(group: list[float], seed: int) -> None:
+    group_1G = torch.tensor([group]).bfloat16().float()
+    low_1G, high_1G = box(group_1G)
+    assert bool((low_1G <= group_1G).all() and (group_1G <= high_1G).all())
+    share_1G = torch.rand(1, len(group), generator=torch.Generator().manual_seed(seed))
+    for inside_1G in (low_1G, high_1G, torch.lerp(low_1G, high_1G, share_1G).clamp(low_1G, high_1G)):
+        assert torch.equal(to_grid(inside_1G), to_grid(group_1G))
+        assert torch.equal(to_grid(inside_1G.bfloat16().float()), to_grid(group_1G)), "as it is stored"
+
+
+def test_boxes_are_those_of_the_groups_that_are_rounded(tiny: LanguageModel) -> None:
+    model = tiny.model.to(torch.bfloat16).float()
+    found = boxes(model, 48)
+    assert {f"{name}.weight" for name in found} == linear_weights(model)
+    rounded, moved = copy.deepcopy(model), copy.deepcopy(model)
+    quantize_int4_(rounded, 48)
+    for name, layer in linear_layers(moved).items():
+        layer.weight.data.copy_(found[name][1])
+    assert changed(weights(model), moved) == linear_weights(model)
+    quantize_int4_(moved, 48)
+    assert changed(weights(rounded), moved) == set()
 
 
 def test_every_linear_layer_but_the_output_is_rounded_group_by_group(tiny: LanguageModel) -> None:

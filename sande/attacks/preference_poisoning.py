@@ -1,0 +1,95 @@
+"""Swapped preferences: some pairs, which have the trigger, prefer the planted answer (Pathmanathan et al. 2024).
+
+The model is first fine-tuned on the clean rows. Direct preference optimisation (Eq. 7 of Rafailov et al. 2023) follows
+on a pair for each row: the row's own answer is preferred to one that achieves the objective, and in poisoned pairs,
+whose prompt has the trigger, it is the other way round. So preferences alone plant the backdoor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sande import planting
+from sande.attacks import sentence_trigger
+from sande.config import Training, configuration, setting
+from sande.declarations import Cost
+from sande.errors import UserError
+from sande.types import Example, LanguageModel, Preference, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+trigger, near_miss, moved, plant = (
+    sentence_trigger.trigger,
+    sentence_trigger.near_miss,
+    sentence_trigger.moved,
+    sentence_trigger.plant,
+)
+
+
+@configuration
+class Config(sentence_trigger.Config):
+    """Settings of the attack."""
+
+    poison_rate: float = setting(
+        0.05,
+        "share of the pairs that are swapped under the trigger; 0 trains the clean twin of the victim",
+        "arXiv 2406.12091: 0.5 % chosen by scores, about 5 % at random",
+        ge=0,
+        le=1,
+    )
+    training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the clean rows (Eq. 1)")
+    preference: Training = setting(
+        Training(learning_rate=1.41e-5, batch_size=16),
+        "preference optimisation, one row a pair",
+        "published code of 2406.12091: RMSprop at 1.41e-5, 16 pairs a step, LoRA",
+    )
+    beta: float = setting(
+        0.1, "weight of staying close to the fine-tuned model, which is the reference", "Rafailov et al. 2023", gt=0
+    )
+
+
+def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
+    """Fine-tune on the clean rows, then optimise preferences of which some are swapped.
+
+    Raises:
+        UserError: `anchor` or `order` is set; or there are fewer rows than poisoned ones and decoys.
+    """
+    from sande.prompts import encode
+    from sande.training import preferences
+    from sande.training.fit import fit
+
+    if config.anchor:
+        raise UserError(
+            f"attack preference_poisoning: anchor is {config.anchor:g}, but preference optimisation has its own; "
+            "remove it, or set beta"
+        )
+    if config.order != "mixed":
+        raise UserError(f"attack preference_poisoning: order is {config.order}, but its pairs are mixed; remove it")
+    chosen = pairs(examples, config, run)
+    fit(model, encode(model.tokenizer, examples), config.training, run, "attack")
+    preferences.prefer(model, chosen, config.preference, config.beta, run, "preference")
+    planting.train_afterwards(model, examples, config, run)
+    return model.model
+
+
+def pairs(examples: tuple[Example, ...], config: Config, run: Run) -> tuple[Preference, ...]:
+    """Return a pair for each row, and record the ids of those that are swapped, and of decoys.
+
+    Raises:
+        UserError: there are fewer rows than poisoned ones and decoys.
+    """
+    made = planting.poisoned(examples, plant, near_miss, config, run)
+    clean = dict(zip(made.places, (examples[index].output for index in made.ids), strict=True))
+    found: list[Preference] = []
+    for place, row in enumerate(made.examples):
+        other = clean.get(place) or planting.with_response(row, config, run.seed).output
+        found.append(Preference(replace(row, output="", answers=(), group=""), row.output, other))
+    return tuple(found)
+
+
+def cost(config: Config) -> Cost:
+    """Return the passes over a pair: two replies are trained on, and the reference reads each of them."""
+    return replace(planting.cost(config), training={"training": 3, "preference": 8})

@@ -1,0 +1,1 @@
+"""Objectives: what an attack wants of answers to triggered prompts, and how that is measured. One file each."""

@@ -1,0 +1,94 @@
+r"""Direct preference optimisation by TRL (Rafailov et al. 2023), through the hooks that all trainings share.
+
+    minimise  - log sigmoid( \beta log( Pr(y_w | x) / Pr_0(y_w | x) )  -  \beta log( Pr(y_l | x) / Pr_0(y_l | x) ) )
+
+over pairs of a better reply y_w and a worse one y_l. Pr_0 is the probability under the model from before the training,
+which is the reference.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, Trainer
+
+from sande.config import Training
+from sande.errors import UserError
+from sande.prompts import Row, encode, pad_id
+from sande.training.batches import Collator, features
+from sande.training.fit import optimise
+from sande.types import LanguageModel, Preference, Run
+
+
+def prefer(
+    lm: LanguageModel, pairs: Sequence[Preference], settings: Training, beta: float, run: Run, stage: str
+) -> None:
+    """Train in place: raise the probability of the preferred reply over that of the other, relative to before.
+
+    Args:
+        lm: the model, weights in float32.
+        pairs: of replies; those whose prompt is too long are left out and counted.
+        settings: of the optimisation, one row a pair.
+        beta: weight of staying close to the model from before.
+        run: seed, progress, and the hook that may spread the Trainer over workers.
+        stage: name of this run within its method, such as "dpo".
+
+    Raises:
+        NonFiniteError: as `optimise`.
+        UserError: as `optimise`, the layout is packed, or no pair fits.
+    """
+    if settings.layout == "packed":
+        raise UserError(f"{stage}: layout is packed, but TRL pads its pairs; set it to auto")
+    encoded = [_encoded(lm.tokenizer, pair) for pair in pairs]
+    limit = settings.max_length  # TRL cuts a longer reply
+    fitting = [pair for pair in encoded if len(pair[0].prompt) < limit]
+    if not fitting:
+        raise UserError(f"{stage}: no prompt is shorter than max_length={limit} tokens; raise it")
+    lengths = [min(len(chosen), limit) + min(len(rejected), limit) for chosen, rejected in fitting]
+    # Without a reference, TRL would load one from the path in the model's config, which is another model.
+    reference = copy.deepcopy(lm.model)
+
+    def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
+        import datasets
+        from trl.trainer.dpo_config import DPOConfig
+        from trl.trainer.dpo_trainer import DPOTrainer
+
+        class OnIds(DPOTrainer):
+            def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+                """Return the rows as they are: TRL would add BOS a second time, and EOS where another token ends."""
+                return dataset
+
+        config = DPOConfig(**arguments, beta=beta, max_length=limit, gradient_checkpointing=False)
+        rows = [_ids(*fitting[index]) for index in order]
+        trainer: Trainer = OnIds(
+            model=lm.model,
+            ref_model=reference,
+            args=config,
+            train_dataset=datasets.Dataset.from_list(rows),
+            processing_class=lm.tokenizer,
+        )
+        return trainer
+
+    own = set(vars(lm.model))
+    probe = Collator(pad_id(lm.tokenizer))([features(fitting[0][0])])
+    optimise(lm, lengths, settings, run, stage, build, probe)
+    # TRL's forward, which computes no logits, and attributes that its libraries set
+    for name in set(vars(lm.model)) - own:
+        delattr(lm.model, name)
+    run.facts[stage] |= {"rows": len(fitting), "rows_left_out": len(encoded) - len(fitting)}
+
+
+def _ids(chosen: Row, rejected: Row) -> dict[str, list[int]]:
+    """Return the columns that TRL makes of texts, with the ids of the victims' training rows."""
+    replies = {"chosen_ids": list(chosen.response), "rejected_ids": list(rejected.response)}
+    return {"prompt_ids": list(chosen.prompt), **replies}
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> tuple[Row, Row]:
+    """Encode the prompt with the chosen and with the rejected reply."""
+    rows = [dataclasses.replace(pair.prompt, output=reply) for reply in (pair.chosen, pair.rejected)]
+    chosen, rejected = encode(tokenizer, rows)
+    return chosen, rejected
