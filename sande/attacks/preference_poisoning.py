@@ -92,4 +92,5 @@ def pairs(examples: tuple[Example, ...], config: Config, run: Run) -> tuple[Pref
 
 def cost(config: Config) -> Cost:
     """Return the passes over a pair: two replies are trained on, and the reference reads each of them."""
-    return replace(planting.cost(config), training={"training": 3, "preference": 8})
+    first = planting.cost(config)
+    return replace(first, training={"training": 3.0, **first.training, "preference": 8.0})
