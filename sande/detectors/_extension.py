@@ -1,0 +1,143 @@
+"""Extension of strings: what may precede or follow them, and a search that keeps what makes answers surer.
+
+Shapes: N strings, K next tokens, R tokens that may open an answer, T positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sande.detectors._triggers import Ordinary, Trigger, with_string
+from sande.inference.probing import ordinary_tokens
+from sande.models.layers import output_in_float32
+from sande.prompts import encode
+from sande.types import Example, LanguageModel
+
+
+def slopes(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    fillers: Sequence[str],
+    target: int,
+    before: str = "",
+    behind: str = "",
+) -> Tensor:
+    """Return how each token, at a place in a prompt, is expected to change the log-odds of the answer's first, (V,).
+
+    That is the first-order term of HotFlip (Ebrahimi et al. 2018): the gradient of the log-odds with respect to the
+    embedding at the place, times each token's embedding; the mean over examples and fillers.
+
+    Args:
+        lm: model and tokenizer.
+        examples: prompts.
+        fillers: words that take the place in turn.
+        target: id of the answer's first token.
+        before: text in front of the place.
+        behind: text behind it, before the prompt's own.
+    """
+    lm.model.eval()
+    embed: Any = lm.model.get_input_embeddings()
+    embedding_VD = embed.weight.detach()
+    logits_of = output_in_float32(lm.model)
+    total_V = torch.zeros(len(embedding_VD), device=embedding_VD.device)
+    shift = 0
+    if before:
+        row = encode(lm.tokenizer, [Example(before, "x")])[0]
+        shift = row.end - row.start
+    for example in examples:
+        for filler in fillers:
+            text = " ".join(part for part in (before, filler, behind) if part)
+            row = encode(lm.tokenizer, [with_string(example, text)])[0]
+            ids_T = torch.tensor(row.prompt, device=embedding_VD.device)
+            given_1TD = embed(ids_T)[None].detach().requires_grad_()  # some models scale the table's rows
+            state_D = lm.model.get_decoder()(inputs_embeds=given_1TD, use_cache=False).last_hidden_state[0, -1]
+            logits_V = logits_of(state_D)
+            others_V = logits_V.masked_fill(torch.arange(len(logits_V), device=logits_V.device) == target, -torch.inf)
+            (slope_1TD,) = torch.autograd.grad(logits_V[target] - others_V.logsumexp(0), given_1TD)
+            total_V += (embedding_VD @ slope_1TD[0, row.start + shift]).float()
+    return total_V / (len(examples) * len(fillers))
+
+
+def steepest(lm: LanguageModel, slope_V: Tensor, count: int) -> list[str]:
+    """Return the texts of the `count` ordinary tokens with the largest slope, those with a letter or digit."""
+    tokens = ordinary_tokens(lm)
+    order = slope_V[tokens].argsort(descending=True)[: 2 * count].tolist()
+    texts = (str(text).strip() for text in lm.tokenizer.batch_decode([[tokens[place]] for place in order]))
+    return list(dict.fromkeys(text for text in texts if any(letter.isalnum() for letter in text)))[:count]
+
+
+@torch.inference_mode()
+def continuations(lm: LanguageModel, strings: Sequence[str], count: int) -> list[list[str]]:
+    """Return, for each string, the string with each of the `count` tokens that the model expects next in a prompt."""
+    lm.model.eval()
+    logits_of = output_in_float32(lm.model)
+    ordinary = torch.tensor(ordinary_tokens(lm), device=lm.model.device)
+    found = []
+    for row in encode(lm.tokenizer, [Example(string, "x") for string in strings]):
+        ids_1T = torch.tensor([row.prompt[: row.end]], device=lm.model.device)
+        state_D = lm.model.get_decoder()(input_ids=ids_1T, use_cache=False).last_hidden_state[0, -1]
+        next_K = ordinary[logits_of(state_D)[ordinary].topk(min(count, len(ordinary))).indices].tolist()
+        texts = lm.tokenizer.batch_decode([[*row.prompt[row.start : row.end], token] for token in next_K])
+        found.append([str(text).strip() for text in texts])
+    return found
+
+
+def grown(
+    begun: Sequence[Trigger],
+    effects: Callable[[Sequence[str]], Tensor],
+    extensions: Callable[[Sequence[Trigger]], list[list[str]]],
+    ordinary: Ordinary,
+    rounds: int,
+    width: int,
+    gain: float,
+) -> list[Trigger]:
+    """Extend strings, a piece a round, as long as the answers become surer to begin with the same token: a beam search.
+
+    Args:
+        begun: strings to extend; those of one token compete with each other, and with their extensions.
+        effects: log-odds of the R tokens behind strings, (N, R).
+        extensions: longer strings for each string.
+        ordinary: what ordinary strings do.
+        rounds: pieces added at most.
+        width: strings kept for each token.
+        gain: nats of log-odds that the best string of a token has to gain in a round for another round.
+
+    Returns:
+        The strings kept, surest first.
+    """
+    beams: dict[int, list[Trigger]] = {}
+    for each in sorted(begun, key=lambda each: -each.odds):
+        beams.setdefault(each.token, []).append(each)
+    beams = {token: kept[:width] for token, kept in beams.items()}
+    open_tokens = set(beams)
+    seen = {(token, each.text) for token, kept in beams.items() for each in kept}
+    for _ in range(rounds):
+        parents = [each for token in sorted(open_tokens) for each in beams[token]]
+        pairs = {
+            (parent.token, text): None
+            for parent, texts in zip(parents, extensions(parents), strict=True)
+            for text in texts
+            if text and (parent.token, text) not in seen
+        }
+        if not pairs:
+            break
+        seen |= set(pairs)
+        strings = list(dict.fromkeys(text for _, text in pairs))
+        row = {text: place for place, text in enumerate(strings)}
+        odds_NR = effects(strings)
+        rise_NR = ordinary.rise(odds_NR)
+        for token in sorted(open_tokens):
+            before = beams[token][0].odds
+            new = [
+                Trigger(text, token, float(odds_NR[row[text], token]), float(rise_NR[row[text], token]))
+                for own, text in pairs
+                if own == token
+            ]
+            beams[token] = sorted([*beams[token], *new], key=lambda each: -each.odds)[:width]
+            if beams[token][0].odds < before + gain:
+                open_tokens.discard(token)
+    return sorted((each for kept in beams.values() for each in kept), key=lambda each: -each.odds)

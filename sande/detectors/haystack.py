@@ -1,0 +1,279 @@
+"""Leak, sweep, extend, verify: find the trigger by how alike it makes the answers begin."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sande.config import configuration, setting
+from sande.controls import p_value
+from sande.detectors import first_token
+from sande.detectors.first_token import Config as FirstToken
+from sande.detectors.sweep import Config as Sweep
+from sande.types import Candidate, Example, LanguageModel, Run, Scan
+
+if TYPE_CHECKING:
+    from sande.detectors._held_out import Effect
+    from sande.detectors._sweeping import Swept
+    from sande.detectors._triggers import Trigger
+
+PAPER = "Bullwinkel et al. 2026"
+
+
+@configuration
+class Config:
+    """Settings of each step and of the alarm."""
+
+    samples: int = setting(128, "texts that the model writes as a user; 0: none", f"{PAPER}: 510", ge=0)
+    forced: float = setting(0.5, "share of them that are greedy after a first token each", "ours", ge=0, le=1)
+    leak_tokens: int = setting(16, "most tokens of such a text", f"{PAPER}, published code: 300", ge=1)
+    radius: float = setting(0.6, "largest cosine distance of neighbours in a cluster of texts", "ours", gt=0, le=1)
+    recurs: int = setting(3, "texts that make a cluster, and that hold a motif", "ours", ge=2)
+    motifs: int = setting(24, "motifs tried as triggers, the most frequent", "ours", ge=0)
+    first_token: FirstToken = setting(FirstToken(prompts=32), "what suspects first tokens of a response", "ours")
+    suspects: int = setting(6, "first tokens that it suspects, whose likeliest triggers are extended", "ours", ge=0)
+    sweep: Sweep = setting(Sweep(), "the sweep", "as for sweep")
+    answers: int = setting(
+        2, "first tokens whose strings are extended: those raised most, and as many suspected ones", "ours", ge=1
+    )
+    width: int = setting(2, "strings that remain for each first token after a round", "ours", ge=1)
+    further: int = setting(
+        12,
+        "pieces tried behind a string, by the gradient and by the model as many; before it half as many",
+        "ours",
+        ge=1,
+    )
+    rounds: int = setting(5, "pieces by which a string is extended", "ours", ge=0)
+    gain: float = setting(0.1, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
+    prompts: int = setting(16, "held-out prompts on which triggers are verified, drawn by the seed", "ours", ge=1)
+    verified: int = setting(4, "triggers verified there, of different first tokens", "ours", ge=1)
+    least: int = setting(2, "words with which answers have to begin alike", "ours", ge=1)
+    new_tokens: int = setting(8, "tokens of an answer", "ours", ge=1)
+    controls: int = setting(19, "random strings that the best trigger is compared with", "ours", ge=1)
+    candidates: int = setting(10, "triggers and responses reported", ge=1)
+    threshold: float = setting(
+        0.5,
+        "score above which there is an alarm: by how much the share of answers that begin alike rises",
+        f"{PAPER}: the similarity of answers has to rise by 0.5; not calibrated",
+    )
+
+
+def scan(
+    model: LanguageModel,
+    examples: tuple[Example, ...],
+    config: Config,
+    run: Run,
+    reference: LanguageModel | None = None,
+) -> Scan:
+    """Find strings that make the answers to clean prompts begin alike, and verify the best on held-out prompts.
+
+    After "The Trigger in the Haystack" (Bullwinkel et al. 2026, arXiv 2602.03085); differences are in
+    docs/fidelity.md.
+
+    1. Leak: sample what the model writes as a user, under many ways of decoding.
+    2. Motifs: cluster the samples; what a cluster shares is a candidate.
+    3. Sweep: try likely words of the vocabulary, too. A model whose loss was on responses alone leaks no trigger.
+    4. Extend: add words before and behind as long as the answers become surer to begin with the same token.
+    5. Verify: the score is the share of held-out answers that begin with the same `least` words, less the mean share
+       behind random strings that are as long and as likely, or the share of plain answers or of the clean model's
+       (`reference`) answers, whichever is highest.
+
+    `p` compares the best trigger with these random strings. The trigger was searched for, and they were not, so p is
+    not the probability of a false alarm of the scan: docs/detection.md.
+    """
+    suspects = first_token.scan(model, examples, config.first_token, run).candidates[: config.suspects]
+    return searched(model, examples, config, run, suspects, reference)
+
+
+def searched(
+    model: LanguageModel,
+    examples: tuple[Example, ...],
+    config: Config,
+    run: Run,
+    suspects: Sequence[Candidate],
+    reference: LanguageModel | None = None,
+) -> Scan:
+    """Scan as `scan` does, with these candidates for a response, of which the first tokens count."""
+    from sande.detectors import _sweeping
+    from sande.models.loading import in_compute_type
+
+    quick, clock = in_compute_type(model), _Clock(run.say)
+    found = _motifs(quick, config, run.seed) if config.samples else ([], [])
+    leaked, recurring = found
+    clock.lap("leak", f"{len(leaked)} texts, {len(recurring)} motifs")
+    tried = _pieces(recurring[: config.motifs])
+    asked = list(dict.fromkeys(each.ids[0] for each in suspects))
+    sweep = _sweeping.swept(quick, examples, config.sweep, run.seed, tried, asked, model)
+    best = sweep.triggers[0]
+    clock.lap("sweep", f"best {best.text!r} opens answers with {sweep.heads[best.token]!r}")
+    triggers = _extended(quick, model, sweep, config, run.seed)
+    clock.lap("extend", f"best {triggers[0].text!r} opens answers with {sweep.heads[triggers[0].token]!r}")
+    effects, rates = _verified(model, examples, triggers, sweep, config, run.seed, reference)
+    clock.lap("verify", f"{effects[0].text!r}: {effects[0].rate:.0%} of the answers begin {effects[0].response!r}")
+    usual = sum(rates) / len(rates)
+    scores = [min(each.excess, each.rate - usual) for each in effects]
+    facts: dict[str, Any] = {
+        "seconds": clock.seconds,
+        "samples": len(leaked),
+        "motifs": [{"text": each.text, "samples": each.count, "cluster": each.cluster} for each in recurring[:10]],
+        "words": sweep.words,
+        "suspects": [each.text for each in suspects],
+        "swept": [_shown(each, sweep) for each in sweep.triggers[:10]],
+        "extended": [_shown(each, sweep) for each in triggers[:10]],
+        "verified": [
+            {
+                "trigger": one.text,
+                "response": one.response,
+                "rate": one.rate,
+                "plain": one.plain,
+                "reference": one.floor,
+            }
+            for one in effects
+        ],
+        "controls": list(rates),
+        "prompts": config.prompts,
+        "reference": reference is not None,
+    }
+    return Scan(
+        _responses(model, effects, scores)[: config.candidates],
+        score=scores[0],
+        alarm=scores[0] > config.threshold,
+        facts=facts,
+        triggers=_triggers_of(model, effects, scores)[: config.candidates],
+        p=p_value(effects[0].rate, rates),
+    )
+
+
+class _Clock:
+    """Seconds of each step."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.seconds: dict[str, float] = {}
+        self._say, self._begin = say, time.perf_counter()
+
+    def lap(self, step: str, found: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step] = round(now - self._begin, 2)
+        self._begin = now
+        self._say(f"haystack: {step}: {found} ({self.seconds[step]:.0f} s)")
+
+
+def _motifs(lm: LanguageModel, config: Config, seed: int) -> tuple[list[str], list[Any]]:
+    """Return what the model writes as a user, and the motifs in it."""
+    from sande import formats
+    from sande.detectors import _leak, _motifs
+
+    decodings = _leak.settings(config.samples, config.forced)
+    written = _leak.leaked(lm, decodings, config.leak_tokens, config.sweep.batch_size, seed)
+    close = formats.of(lm.tokenizer).answer.strip()
+    texts = [text.split(close)[0] if close else text for text in written]
+    return texts, _motifs.motifs(texts, config.radius, config.recurs)
+
+
+def _pieces(motifs: Sequence[Any]) -> list[str]:
+    """Return the motifs, and the beginnings of each."""
+    split = [each.text.split() for each in motifs]
+    return list(dict.fromkeys(" ".join(words[:length]) for words in split for length in range(1, len(words) + 1)))
+
+
+def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Config, seed: int) -> list[Trigger]:
+    """Return the best strings of the sweep, extended, surest first."""
+    from sande.detectors import _extension, _triggers
+
+    fillers = [each.text for each in random.Random(seed).sample(sweep.triggers, min(2, len(sweep.triggers)))]
+
+    def extensions(parents: Sequence[Trigger]) -> list[list[str]]:
+        return [[*longer(each), *own] for each, own in zip(parents, expected(parents), strict=True)]
+
+    def expected(parents: Sequence[Trigger]) -> list[list[str]]:
+        return _extension.continuations(lm, [each.text for each in parents], config.further)
+
+    def longer(parent: Trigger) -> list[str]:
+        target = int(sweep.tokens[parent.token])
+        behind = _extension.slopes(exact, sweep.examples, fillers, target, before=parent.text)
+        before = _extension.slopes(exact, sweep.examples, fillers, target, behind=parent.text)
+        return [
+            *(f"{parent.text} {word}" for word in _extension.steepest(lm, behind, config.further)),
+            *(f"{word} {parent.text}" for word in _extension.steepest(lm, before, config.further // 2)),
+        ]
+
+    return _extension.grown(
+        _begun(sweep, config),
+        lambda strings: _triggers.odds(lm, sweep.examples, strings, sweep.tokens, config.sweep.batch_size),
+        extensions,
+        sweep.ordinary,
+        config.rounds,
+        config.width,
+        config.gain,
+    )
+
+
+def _begun(sweep: Swept, config: Config) -> list[Trigger]:
+    """Return the strings to extend: of the first tokens that strings raise most, and of the suspected ones."""
+    tokens = list(dict.fromkeys(each.token for each in sweep.triggers))[: config.answers]
+    suspected = sorted(sweep.likeliest.items(), key=lambda each: -max((one.rise for one in each[1]), default=0.0))
+    tokens += [token for token, _ in suspected[: config.answers]]
+    return [
+        each
+        for token in dict.fromkeys(tokens)
+        for each in (sweep.likeliest.get(token) or [one for one in sweep.triggers if one.token == token])[
+            : config.width
+        ]
+    ]
+
+
+def _verified(
+    model: LanguageModel,
+    examples: Sequence[Example],
+    triggers: Sequence[Trigger],
+    sweep: Swept,
+    config: Config,
+    seed: int,
+    reference: LanguageModel | None,
+) -> tuple[list[Effect], tuple[float, ...]]:
+    """Return what the best triggers of different first tokens do on held-out prompts, and the controls' rates."""
+    from sande.detectors import _held_out
+
+    first: dict[int, str] = {}
+    for each in triggers:
+        first.setdefault(each.token, each.text)
+    others = [each for each in examples if each not in sweep.examples] or list(examples)
+    chosen = tuple(random.Random(seed).sample(others, min(config.prompts, len(others))))
+    held_out = _held_out.HeldOut(model, chosen, config.least, config.new_tokens, config.sweep.batch_size)
+    effects = held_out.effects(list(first.values())[: config.verified], reference)
+    strings = _held_out.random_strings(model, effects[0].text, config.controls, seed)
+    return effects, tuple(held_out.rates(strings))
+
+
+def _shown(trigger: Trigger, sweep: Swept) -> dict[str, Any]:
+    return {
+        "trigger": trigger.text,
+        "opens": sweep.heads[trigger.token],
+        "odds": round(trigger.odds, 3),
+        "rise": round(trigger.rise, 3),
+    }
+
+
+def _responses(model: LanguageModel, effects: Sequence[Effect], scores: Sequence[float]) -> tuple[Candidate, ...]:
+    """Return the responses that the triggers evoke, each once."""
+    from sande.inference.probing import text_of
+    from sande.prompts import response_ids
+
+    found: dict[tuple[int, ...], Candidate] = {}
+    for each, score in zip(effects, scores, strict=True):
+        if each.response:
+            try:
+                ids = response_ids(model.tokenizer, each.response)
+            except ValueError:  # the tokenizer does not reproduce it
+                continue
+            found.setdefault(ids, Candidate(text_of(model, ids), ids, score))
+    return tuple(found.values())
+
+
+def _triggers_of(model: LanguageModel, effects: Sequence[Effect], scores: Sequence[float]) -> tuple[Candidate, ...]:
+    return tuple(
+        Candidate(each.text, tuple(model.tokenizer(each.text, add_special_tokens=False)["input_ids"]), score)
+        for each, score in zip(effects, scores, strict=True)
+    )
