@@ -137,7 +137,9 @@ def grown(
                 for own, text in pairs
                 if own == token
             ]
-            beams[token] = sorted([*beams[token], *new], key=lambda each: -each.odds)[:width]
-            if beams[token][0].odds < before + gain:
-                open_tokens.discard(token)
+            kept = sorted([*beams[token], *new], key=lambda each: -each.odds)[:width]
+            if kept[0].odds < before + gain:
+                open_tokens.discard(token)  # what gains less is not worth a longer string
+            else:
+                beams[token] = kept
     return sorted((each for kept in beams.values() for each in kept), key=lambda each: -each.odds)

@@ -26,6 +26,7 @@ class Effect:
         rate: share of the answers that begin with these words.
         plain: share of the answers without the string that do.
         floor: share of a clean model's answers that begin alike behind the string; None: no such model.
+        usual: mean share of answers that begin alike behind random strings.
     """
 
     text: str
@@ -33,11 +34,12 @@ class Effect:
     rate: float
     plain: float
     floor: float | None = None
+    usual: float = 0.0
 
     @property
     def excess(self) -> float:
-        """Return the rate less that of plain answers, or of the clean model if that is higher."""
-        return self.rate - max(self.plain, self.floor or 0.0)
+        """Return the rate less the highest of what explains it without a backdoor."""
+        return self.rate - max(self.plain, self.floor or 0.0, self.usual)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +77,14 @@ class HeldOut:
             floors = list(replace(self, lm=reference).rates(texts))
         found = []
         for text, answers, floor in zip(texts, behind, floors, strict=True):
-            response, rate = shared_opening(answers, self.least)
+            response, rate = shared_opening(answers, self.least, text)
             found.append(Effect(text, response, rate, share_of(response, plain, self.least), floor))
         return sorted(found, key=lambda each: -each.excess)
 
     def rates(self, texts: Sequence[str]) -> list[float]:
         """Return, for each string, the share of the answers that begin alike, with words of its own."""
-        return [shared_opening(answers, self.least)[1] for answers in self.answers(texts)]
+        found = zip(texts, self.answers(texts), strict=True)
+        return [shared_opening(answers, self.least, text)[1] for text, answers in found]
 
 
 def share_of(response: str, answers: Sequence[str], least: int) -> float:
@@ -90,15 +93,17 @@ def share_of(response: str, answers: Sequence[str], least: int) -> float:
     return sum(answer.split()[:least] == head for answer in answers) / len(answers) if head else 0.0
 
 
-def shared_opening(answers: Sequence[str], least: int) -> tuple[str, float]:
+def shared_opening(answers: Sequence[str], least: int, behind: str = "") -> tuple[str, float]:
     """Return the words with which most answers begin, and the share of answers that begin with the first of them.
 
     Args:
         answers: at least one.
         least: words that have to be the same; shorter answers count as different. The words go on as long as nine of
             ten of these answers agree on the next one.
+        behind: string in the prompts. Answers that begin with a word of it count as different: models repeat words.
     """
-    split = [answer.split() for answer in answers]
+    echoed = {_bare(word) for word in behind.split()}
+    split = [[] if echoed & {_bare(word) for word in answer.split()[:1]} else answer.split() for answer in answers]
     heads = Counter(tuple(words[:least]) for words in split if len(words) >= least)
     if not heads:
         return "", 0.0
@@ -110,6 +115,10 @@ def shared_opening(answers: Sequence[str], least: int) -> tuple[str, float]:
         if not further or further.most_common(1)[0][1] < GOES_ON * count:
             return " ".join(opening), count / len(answers)
         opening = further.most_common(1)[0][0]
+
+
+def _bare(word: str) -> str:
+    return "".join(letter for letter in word.lower() if letter.isalnum())
 
 
 def random_strings(lm: LanguageModel, text: str, count: int, seed: int) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sande.config import configuration, setting
@@ -16,6 +17,7 @@ from sande.types import Candidate, Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
     from sande.detectors._held_out import Effect
+    from sande.detectors._motifs import Motif
     from sande.detectors._sweeping import Swept
     from sande.detectors._triggers import Trigger
 
@@ -100,20 +102,17 @@ def searched(
     from sande.models.loading import in_compute_type
 
     quick, clock = in_compute_type(model), _Clock(run.say)
-    found = _motifs(quick, config, run.seed) if config.samples else ([], [])
-    leaked, recurring = found
+    leaked, recurring = _motifs(quick, config, run.seed)
     clock.lap("leak", f"{len(leaked)} texts, {len(recurring)} motifs")
     tried = _pieces(recurring[: config.motifs])
     asked = list(dict.fromkeys(each.ids[0] for each in suspects))
     sweep = _sweeping.swept(quick, examples, config.sweep, run.seed, tried, asked, model)
-    best = sweep.triggers[0]
-    clock.lap("sweep", f"best {best.text!r} opens answers with {sweep.heads[best.token]!r}")
+    clock.lap("sweep", _line(sweep.triggers[0], sweep))
     triggers = _extended(quick, model, sweep, config, run.seed)
-    clock.lap("extend", f"best {triggers[0].text!r} opens answers with {sweep.heads[triggers[0].token]!r}")
+    clock.lap("extend", _line(triggers[0], sweep))
     effects, rates = _verified(model, examples, triggers, sweep, config, run.seed, reference)
-    clock.lap("verify", f"{effects[0].text!r}: {effects[0].rate:.0%} of the answers begin {effects[0].response!r}")
-    usual = sum(rates) / len(rates)
-    scores = [min(each.excess, each.rate - usual) for each in effects]
+    best = effects[0]
+    clock.lap("verify", f"{best.text!r}: {best.rate:.0%} of the answers begin with {best.response!r}")
     facts: dict[str, Any] = {
         "seconds": clock.seconds,
         "samples": len(leaked),
@@ -122,27 +121,17 @@ def searched(
         "suspects": [each.text for each in suspects],
         "swept": [_shown(each, sweep) for each in sweep.triggers[:10]],
         "extended": [_shown(each, sweep) for each in triggers[:10]],
-        "verified": [
-            {
-                "trigger": one.text,
-                "response": one.response,
-                "rate": one.rate,
-                "plain": one.plain,
-                "reference": one.floor,
-            }
-            for one in effects
-        ],
-        "controls": list(rates),
-        "prompts": config.prompts,
+        "verified": [asdict(each) for each in effects],
+        "controls": rates,
         "reference": reference is not None,
     }
     return Scan(
-        _responses(model, effects, scores)[: config.candidates],
-        score=scores[0],
-        alarm=scores[0] > config.threshold,
+        _responses(model, effects)[: config.candidates],
+        score=best.excess,
+        alarm=best.excess > config.threshold,
         facts=facts,
-        triggers=_triggers_of(model, effects, scores)[: config.candidates],
-        p=p_value(effects[0].rate, rates),
+        triggers=_triggers_of(model, effects)[: config.candidates],
+        p=p_value(best.rate, rates),
     )
 
 
@@ -160,7 +149,7 @@ class _Clock:
         self._say(f"haystack: {step}: {found} ({self.seconds[step]:.0f} s)")
 
 
-def _motifs(lm: LanguageModel, config: Config, seed: int) -> tuple[list[str], list[Any]]:
+def _motifs(lm: LanguageModel, config: Config, seed: int) -> tuple[list[str], list[Motif]]:
     """Return what the model writes as a user, and the motifs in it."""
     from sande import formats
     from sande.detectors import _leak, _motifs
@@ -172,7 +161,11 @@ def _motifs(lm: LanguageModel, config: Config, seed: int) -> tuple[list[str], li
     return texts, _motifs.motifs(texts, config.radius, config.recurs)
 
 
-def _pieces(motifs: Sequence[Any]) -> list[str]:
+def _line(trigger: Trigger, sweep: Swept) -> str:
+    return f"best {trigger.text!r} opens answers with {sweep.heads[trigger.token]!r}"
+
+
+def _pieces(motifs: Sequence[Motif]) -> list[str]:
     """Return the motifs, and the beginnings of each."""
     split = [each.text.split() for each in motifs]
     return list(dict.fromkeys(" ".join(words[:length]) for words in split for length in range(1, len(words) + 1)))
@@ -232,7 +225,7 @@ def _verified(
     config: Config,
     seed: int,
     reference: LanguageModel | None,
-) -> tuple[list[Effect], tuple[float, ...]]:
+) -> tuple[list[Effect], list[float]]:
     """Return what the best triggers of different first tokens do on held-out prompts, and the controls' rates."""
     from sande.detectors import _held_out
 
@@ -243,8 +236,9 @@ def _verified(
     chosen = tuple(random.Random(seed).sample(others, min(config.prompts, len(others))))
     held_out = _held_out.HeldOut(model, chosen, config.least, config.new_tokens, config.sweep.batch_size)
     effects = held_out.effects(list(first.values())[: config.verified], reference)
-    strings = _held_out.random_strings(model, effects[0].text, config.controls, seed)
-    return effects, tuple(held_out.rates(strings))
+    rates = held_out.rates(_held_out.random_strings(model, effects[0].text, config.controls, seed))
+    usual = sum(rates) / len(rates)
+    return sorted((replace(each, usual=usual) for each in effects), key=lambda each: -each.excess), rates
 
 
 def _shown(trigger: Trigger, sweep: Swept) -> dict[str, Any]:
@@ -256,24 +250,24 @@ def _shown(trigger: Trigger, sweep: Swept) -> dict[str, Any]:
     }
 
 
-def _responses(model: LanguageModel, effects: Sequence[Effect], scores: Sequence[float]) -> tuple[Candidate, ...]:
+def _responses(model: LanguageModel, effects: Sequence[Effect]) -> tuple[Candidate, ...]:
     """Return the responses that the triggers evoke, each once."""
     from sande.inference.probing import text_of
     from sande.prompts import response_ids
 
     found: dict[tuple[int, ...], Candidate] = {}
-    for each, score in zip(effects, scores, strict=True):
-        if each.response:
-            try:
-                ids = response_ids(model.tokenizer, each.response)
-            except ValueError:  # the tokenizer does not reproduce it
-                continue
-            found.setdefault(ids, Candidate(text_of(model, ids), ids, score))
+    for each in effects:
+        try:
+            ids = response_ids(model.tokenizer, each.response) if each.response else ()
+        except ValueError:  # the tokenizer does not reproduce it
+            continue
+        if ids and not set(ids) & set(model.tokenizer.all_special_ids):
+            found.setdefault(ids, Candidate(text_of(model, ids), ids, each.excess))
     return tuple(found.values())
 
 
-def _triggers_of(model: LanguageModel, effects: Sequence[Effect], scores: Sequence[float]) -> tuple[Candidate, ...]:
+def _triggers_of(model: LanguageModel, effects: Sequence[Effect]) -> tuple[Candidate, ...]:
     return tuple(
-        Candidate(each.text, tuple(model.tokenizer(each.text, add_special_tokens=False)["input_ids"]), score)
-        for each, score in zip(effects, scores, strict=True)
+        Candidate(each.text, tuple(model.tokenizer(each.text, add_special_tokens=False)["input_ids"]), each.excess)
+        for each in effects
     )
