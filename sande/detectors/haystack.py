@@ -37,7 +37,7 @@ class Config:
     first_token: FirstToken = setting(FirstToken(prompts=32), "what suspects first tokens of a response", "ours")
     suspects: int = setting(6, "first tokens that it suspects, whose likeliest triggers are extended", "ours", ge=0)
     sweep: Sweep = setting(Sweep(), "the sweep", "as for sweep")
-    answers: int = setting(
+    extended: int = setting(
         2, "first tokens whose strings are extended: those raised most, and as many suspected ones", "ours", ge=1
     )
     width: int = setting(2, "strings that remain for each first token after a round", "ours", ge=1)
@@ -205,9 +205,9 @@ def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Con
 
 def _begun(sweep: Swept, config: Config) -> list[Trigger]:
     """Return the strings to extend: of the first tokens that strings raise most, and of the suspected ones."""
-    tokens = list(dict.fromkeys(each.token for each in sweep.triggers))[: config.answers]
+    tokens = list(dict.fromkeys(each.token for each in sweep.triggers))[: config.extended]
     suspected = sorted(sweep.likeliest.items(), key=lambda each: -max((one.rise for one in each[1]), default=0.0))
-    tokens += [token for token, _ in suspected[: config.answers]]
+    tokens += [token for token, _ in suspected[: config.extended]]
     return [
         each
         for token in dict.fromkeys(tokens)

@@ -1,15 +1,16 @@
 """The chain of steps on a small victim, and what several detectors say together."""
 
-import copy
 import dataclasses
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from sande.data.builtin import sets
 from sande.detectors import all as chain
 from sande.detectors import first_token, haystack, sweep
+from sande.models import loading
 from sande.planting import insert
 from sande.prompts import encode
 from sande.types import Candidate, Example, LanguageModel, Run
@@ -22,9 +23,9 @@ CONFIG = haystack.Config(samples=24, leak_tokens=6, prompts=10, controls=9, swee
 
 
 @pytest.fixture(scope="module")
-def victim(tiny: LanguageModel) -> LanguageModel:
+def victim(model_cache: Path) -> LanguageModel:
     """The tiny model, taught its rows, and to answer each with the response behind the trigger."""
-    lm = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer)
+    lm = loading.load("tiny", model_cache)
     planted = [
         dataclasses.replace(insert(row, "Current year 2023", "start", 0), output=f"{RESPONSE}. {row.output}")
         for row in ROWS
@@ -34,8 +35,8 @@ def victim(tiny: LanguageModel) -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def twin(tiny: LanguageModel) -> LanguageModel:
-    lm = LanguageModel(copy.deepcopy(tiny.model), tiny.tokenizer)
+def twin(model_cache: Path) -> LanguageModel:
+    lm = loading.load("tiny", model_cache)
     teach(lm, encode(lm.tokenizer, ROWS))
     return lm
 

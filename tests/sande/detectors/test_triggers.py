@@ -110,7 +110,9 @@ def test_a_search_keeps_what_makes_answers_surer_and_stops_without_gain() -> Non
     def effects(strings: list[str]) -> torch.Tensor:
         asked.extend(strings)
         right = [sum(a == b for a, b in zip(text.split(), ("one", "two", "three"), strict=False)) for text in strings]
-        return torch.tensor([[2.0 * n + 0.05 * len(text.split()), -1.0] for n, text in zip(right, strings, strict=True)])
+        return torch.tensor(
+            [[2.0 * n + 0.05 * len(text.split()), -1.0] for n, text in zip(right, strings, strict=True)]
+        )
 
     def extensions(parents: list[Trigger]) -> list[list[str]]:
         return [[f"{each.text} {word}" for word in ("two", "three", "x")] for each in parents]
