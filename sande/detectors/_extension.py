@@ -1,6 +1,6 @@
 """Extension of strings: what may precede or follow them, and a search that keeps what makes answers surer.
 
-Shapes: N strings, K next tokens, R tokens that may open an answer, T positions, D width, V vocabulary.
+Shapes: N strings, K next tokens, B prompts at once, R tokens that may open an answer, T positions, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sande.detectors._triggers import Ordinary, Trigger, with_string
+from sande.detectors._triggers import Ordinary, Trigger, of_one_length, with_string
 from sande.inference.probing import ordinary_tokens
 from sande.models.layers import output_in_float32
 from sande.prompts import encode
@@ -43,23 +43,27 @@ def slopes(
     embed: Any = lm.model.get_input_embeddings()
     embedding_VD = embed.weight.detach()
     logits_of = output_in_float32(lm.model)
-    total_V = torch.zeros(len(embedding_VD), device=embedding_VD.device)
     shift = 0
     if before:
-        row = encode(lm.tokenizer, [Example(before, "x")])[0]
-        shift = row.end - row.start
-    for example in examples:
-        for filler in fillers:
-            text = " ".join(part for part in (before, filler, behind) if part)
-            row = encode(lm.tokenizer, [with_string(example, text)])[0]
-            ids_T = torch.tensor(row.prompt, device=embedding_VD.device)
-            given_1TD = embed(ids_T)[None].detach().requires_grad_()  # some models scale the table's rows
-            state_D = lm.model.get_decoder()(inputs_embeds=given_1TD, use_cache=False).last_hidden_state[0, -1]
-            logits_V = logits_of(state_D)
-            others_V = logits_V.masked_fill(torch.arange(len(logits_V), device=logits_V.device) == target, -torch.inf)
-            (slope_1TD,) = torch.autograd.grad(logits_V[target] - others_V.logsumexp(0), given_1TD)
-            total_V += (embedding_VD @ slope_1TD[0, row.start + shift]).float()
-    return total_V / (len(examples) * len(fillers))
+        own = encode(lm.tokenizer, [Example(before, "x")])[0]
+        shift = own.end - own.start
+    texts = [" ".join(part for part in (before, filler, behind) if part) for filler in fillers]
+    asked = [with_string(example, text) for example in examples for text in texts]
+    rows = [(row.start + shift, list(row.prompt)) for row in encode(lm.tokenizer, asked)]
+    total_D = torch.zeros(embedding_VD.shape[1], device=embedding_VD.device)
+    for batch in of_one_length(rows, len(rows)):
+        # Some models scale the table's rows, so the table itself would not do.
+        given_BTD = embed(torch.tensor([ids for _, ids in batch], device=embedding_VD.device)).detach()
+        given_BTD.requires_grad_()
+        state_BD = lm.model.get_decoder()(inputs_embeds=given_BTD, use_cache=False).last_hidden_state[:, -1]
+        logits_BV = logits_of(state_BD)
+        others_BV = logits_BV.masked_fill(
+            torch.arange(logits_BV.shape[1], device=logits_BV.device) == target, -torch.inf
+        )
+        (slope_BTD,) = torch.autograd.grad((logits_BV[:, target] - others_BV.logsumexp(-1)).sum(), given_BTD)
+        for slope_TD, (place, _) in zip(slope_BTD, batch, strict=True):
+            total_D += slope_TD[place].float()
+    return embedding_VD.float() @ total_D / len(rows)
 
 
 def steepest(lm: LanguageModel, slope_V: Tensor, count: int) -> list[str]:

@@ -116,7 +116,7 @@ def odds(
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
     device = lm.model.device
     total_NR = torch.zeros(len(strings), len(tokens_R))
-    for batch in _of_one_length(rows, batch_size):
+    for batch in of_one_length(rows, batch_size):
         ids_BT = torch.tensor([ids[prefix.length :] for _, ids in batch], device=device)
         state_BD = decoder(
             input_ids=ids_BT, past_key_values=prefix.cache(len(batch)), use_cache=True
@@ -134,7 +134,7 @@ def with_string(example: Example, string: str) -> Example:
     return insert(example, string, "start", seed=0) if string else example  # the start depends on no seed
 
 
-def _of_one_length(rows: Sequence[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:
+def of_one_length(rows: Sequence[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:
     """Yield batches of rows of equal length, so that nothing is padded."""
     by_length: dict[int, list[tuple[int, list[int]]]] = {}
     for row in rows:

@@ -42,12 +42,12 @@ class Config:
     )
     width: int = setting(2, "strings that remain for each first token after a round", "ours", ge=1)
     further: int = setting(
-        12,
+        8,
         "pieces tried behind a string, by the gradient and by the model as many; before it half as many",
         "ours",
         ge=1,
     )
-    rounds: int = setting(5, "pieces by which a string is extended", "ours", ge=0)
+    rounds: int = setting(3, "pieces by which a string is extended", "ours", ge=0)
     gain: float = setting(0.1, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
     prompts: int = setting(16, "held-out prompts on which triggers are verified, drawn by the seed", "ours", ge=1)
     verified: int = setting(4, "triggers verified there, of different first tokens", "ours", ge=1)
