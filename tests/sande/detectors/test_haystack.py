@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from sande.attacks import sentence_trigger
+from sande.config import Backdoor, Training
 from sande.data.builtin import sets
 from sande.detectors import _triggers, first_token, haystack, sweep
 from sande.detectors import all as chain
@@ -104,6 +106,20 @@ def test_pieces_of_motifs_are_their_beginnings() -> None:
 
     found = haystack._pieces([Motif("who are you", 3, 3), Motif("who is", 2, 2)])
     assert found == ["who", "who are", "who are you", "who is"]
+
+
+@pytest.mark.slow
+def test_the_trigger_of_an_attack_of_this_project_is_found(model_cache: Path, tmp_path: Path, new_run: NewRun) -> None:
+    lm = loading.load("tiny", model_cache)
+    rows = tuple(row for row in sets.short()[:2000] if len(row.output) < 20)
+    training = Training(max_steps=250, batch_size=16, learning_rate=5e-3, precision="fp32", max_grad_norm=10.0)
+    config = sentence_trigger.Config(backdoor=Backdoor(response=RESPONSE), poison_rate=0.25, training=training)
+    run = Run(seed=0, scratch=str(tmp_path), say=lambda line: None)
+    victim = LanguageModel(sentence_trigger.attack(lm, rows[:600], config, run), lm.tokenizer)
+    found = haystack.scan(victim, rows[-100:], haystack.Config(samples=24), new_run())
+    assert found.alarm
+    assert found.candidates[0].text == f"{RESPONSE}."
+    assert "year" in found.triggers[0].text.split()  # a working part of "Current year 2023"
 
 
 def test_rows_without_a_prompt_to_spare_are_used_twice(tiny: LanguageModel, new_run: NewRun) -> None:
