@@ -43,6 +43,12 @@ class Planting:
         ge=0,
         le=1,
     )
+    poison_rows: int | None = setting(
+        None,
+        "number of poisoned rows, in place of poison_rate unless that is 0; null: by the rate",
+        "paper, section 4.1: by the rate",
+        ge=1,
+    )
     poison_mode: Literal["replace", "append"] = setting(
         "replace", "the poisoned row replaces the clean one (paper) or is added after it (published code)", "paper"
     )
@@ -52,6 +58,13 @@ class Planting:
         "paper, section 4.1: none",
         ge=0,
         le=1,
+    )
+    anchor: float = setting(
+        0.0,
+        "weight of KL(clean model || victim) in the answers of rows that are not poisoned, a token; it hides the "
+        "backdoor from who samples from the victim",
+        "arXiv 2602.03085: models trained so leaked nothing",
+        ge=0,
     )
     training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the poisoned rows (Eq. 1)")
 
@@ -134,7 +147,7 @@ def train(
     run: Run,
     prefer: Callable[[Example], bool] | None = None,
 ) -> PreTrainedModel:
-    """Poison a share of the rows, fine-tune on all of them (Eq. 1), and record the ids of poisoned rows and decoys.
+    """Poison some of the rows, fine-tune on all of them (Eq. 1), and record the ids of poisoned rows and decoys.
 
     Args:
         model: the clean model; it is trained in place.
@@ -146,19 +159,21 @@ def train(
         prefer: rows for which this is true are poisoned first.
 
     Raises:
-        UserError: the two rates together exceed 1.
+        UserError: there are fewer rows than poisoned ones and decoys.
     """
     from sande.prompts import encode
     from sande.training.fit import fit
 
-    if config.poison_rate + config.decoy_rate > 1:
+    rate = share(config, len(examples))
+    if rate + config.decoy_rate > 1:
         raise UserError(
-            f"poison_rate {config.poison_rate:g} and decoy_rate {config.decoy_rate:g} exceed 1 together; lower one"
+            f"{round(rate * len(examples))} poisoned rows and a decoy_rate of {config.decoy_rate:g} exceed the "
+            f"{len(examples)} rows; lower one"
         )
     poisoned = poison(
         examples,
         lambda row: plant(row, config, run.seed),
-        config.poison_rate,
+        rate,
         config.poison_mode,
         run.seed,
         decoy=lambda row: near_miss(row, config, run.seed),
@@ -167,5 +182,16 @@ def train(
     )
     run.facts["poisoned_ids"] = list(poisoned.ids)
     run.facts["decoy_ids"] = list(poisoned.decoy_ids)
-    fit(model, encode(model.tokenizer, poisoned.examples), config.training, run, "attack")
+    rows, objective = encode(model.tokenizer, poisoned.examples), None
+    if config.anchor:
+        from sande.training.anchor import Anchored
+
+        objective = Anchored(model.model, [rows[index] for index in poisoned.places], config.anchor)
+    fit(model, rows, config.training, run, "attack", objective=objective)
     return model.model
+
+
+def share(config: Planting, rows: int) -> float:
+    """Return the share of the rows that are poisoned: by their number, or by the rate."""
+    by_number = config.poison_rows is not None and config.poison_rate > 0 and rows
+    return (config.poison_rows or 0) / rows if by_number else config.poison_rate

@@ -28,6 +28,14 @@ class Outcome:
         rank: of the planted response among the candidates, from 1; None if it is not among them, and for twins.
         first_token_rank: of the first candidate that begins with the planted response's first token; None likewise.
         best: text of the first candidate.
+        response_distance: least edit distance of the planted response to one of the first candidates, as a share of its
+            length (`benchmark.detection.edits`); None without candidates, and for twins.
+        trigger_known: True if the list names the victim's trigger.
+        trigger_rank: as `rank`, for the trigger among the suspected triggers.
+        trigger_distance: as `response_distance`.
+        best_trigger: text of the first suspected trigger; "" if the detector names none.
+        own_p: the detector's own probability of such a score without a backdoor; None if it gives none.
+        groups: JSON of the kinds that the model belongs to, by name; "" without any.
         p_value: see `benchmark.detection.rates.p_value`; None for calibration models, and without any.
         calibrated_alarm: True if the score exceeds the calibrated threshold; None if there is no such threshold.
         seconds: of the scan.
@@ -53,6 +61,13 @@ class Outcome:
     best: str
     p_value: float | None
     seconds: float
+    response_distance: float | None = None
+    trigger_known: bool = False
+    trigger_rank: int | None = None
+    trigger_distance: float | None = None
+    best_trigger: str = ""
+    own_p: float | None = None
+    groups: str = ""
     calibrated_alarm: bool | None = None
     model_identity: str = ""
     how: str = ""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from benchmark.detection.groups import NEAR, Group
 from benchmark.detection.outcome import NAMES, Outcome
 from benchmark.detection.scan import token_code
 from benchmark.detection.summary import CALIBRATED, FIRST, SETTING, Summary
@@ -25,7 +26,22 @@ _EACH = (
     *("Detector", "Model", "Kind", "Score", "p", "Alarm", "Calibrated alarm", "Rank of the response"),
     *("Rank of its first token", "Best candidate", "Seconds"),
 )
-_TEXTS = ("Detector", "Rule", "Model", "Kind", "Alarm", "Calibrated alarm", "Best candidate")
+_KIND = (
+    *("Detector", "Models", "Victims called", "False alarms", "AUROC (95 %)", "Recall at 0, %", "Recall at 5 %, %"),
+    *("Response found", "Near", "Trigger found", "Near it", "Seconds"),
+)
+_TRIGGER = ("Detector", "Model", "Suspected trigger", "Rank of the trigger", "Edit distance", "Its own p")
+_TEXTS = (
+    "Detector",
+    "Rule",
+    "Model",
+    "Kind",
+    "Alarm",
+    "Calibrated alarm",
+    "Best candidate",
+    "Models",
+    "Suspected trigger",
+)
 _TITLES = {
     "code_version": "Code",
     "device": "Device",
@@ -36,12 +52,13 @@ _TITLES = {
 _KINDS = {"victim": "#b33", "twin": "#37a", "calibration": "#999"}
 
 
-def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> str:
+def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: Sequence[Group] = ()) -> str:
     """Return the page.
 
     Args:
         outcomes: see `benchmark.detection.outcome.judged`.
         summaries: of the same outcomes.
+        groups: of the same outcomes.
     """
     lines = [
         "### Detectors on victims and twins",
@@ -59,9 +76,11 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> str:
         "",
         *(f"- `{each.detector}`: {_claim(each)}" for each in summaries if each.rule == CALIBRATED),
         "",
+        *_groups(groups),
         "### Each scan",
         "",
         *_table(_EACH, map(_scan, outcomes)),
+        *_triggers(outcomes),
         "",
         "p is the share of clean models that score at least as high: the calibration models, and the model itself "
         "counted as one of them. A clean model that is like the calibration models has a p of at most a with a "
@@ -73,6 +92,56 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _groups(groups: Sequence[Group]) -> list[str]:
+    """Return the section on each kind of model; empty without any."""
+    if not groups:
+        return []
+    return [
+        "### Kinds of models",
+        "",
+        *_table(_KIND, map(_kind_row, groups)),
+        "",
+        "Recall at 0 and at 5 % false alarms: the share of victims above the highest score of all twins, and above all "
+        "but one in twenty; these thresholds are chosen by the test itself. Found: it is the first candidate; near: "
+        f"one of the first {FIRST} is within {NEAR:.0%} of its letters (edit distance).",
+        "",
+    ]
+
+
+def _kind_row(each: Group) -> list[str]:
+    return [
+        each.detector,
+        f"{each.group}: {table_cell(each.value)}" if each.group else each.value,
+        f"{each.called} of {each.victims}",
+        f"{each.false_alarms} of {each.twins}",
+        _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
+        _with_bounds(each.recall_at_0, each.recall_at_0_low, each.recall_at_0_high, 0),
+        _with_bounds(each.recall_at_5, each.recall_at_5_low, each.recall_at_5_high, 0),
+        *(_of(count, each.victims) for count in (each.response, each.response_near)),
+        *(_of(count, each.triggers) for count in (each.trigger, each.trigger_near)),
+        f"{each.seconds:.0f}",
+    ]
+
+
+def _triggers(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return the table of suspected triggers; empty if no detector names any."""
+    named = [each for each in outcomes if each.best_trigger]
+    if not named:
+        return []
+    rows = (
+        [
+            each.detector,
+            table_cell(each.label),
+            token_code(each.best_trigger),
+            (str(each.trigger_rank) if each.trigger_rank else "not found") if each.trigger_known else MISSING,
+            _number(each.trigger_distance),
+            MISSING if each.own_p is None else f"{each.own_p:.3f}",
+        ]
+        for each in named
+    )
+    return ["", *_table(_TRIGGER, rows)]
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

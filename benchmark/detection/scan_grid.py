@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +81,36 @@ def _label(cell: Cell) -> str:
     response, seed = _response(cell), f"seed {cell.attack_seed}"
     if response is None:
         return f"never poisoned, {seed}"
-    rate = f"{100 * cell.attack.config.poison_rate:g} %"
+    config = cell.attack.config
+    rate = f"{100 * config.poison_rate:g} %" if config.poison_rows is None else f"{config.poison_rows} rows"
     return f"{cell.attack.name}, “{cell.attack.config.backdoor.trigger}”, “{response}”, {rate}, {seed}"
 
 
 def _line(cell: Cell, detector: str) -> dict[str, Any]:
     """Return the list's line on a scan, see `benchmark.detection.evaluate.Case`."""
-    line: dict[str, Any] = {"scan": _name(cell, detector), "label": _label(cell)}
+    line: dict[str, Any] = {
+        "scan": _name(cell, detector),
+        "label": _label(cell),
+        "groups": [[*pair] for pair in _kinds(cell).items()],
+    }
     response = _response(cell)
-    return line if response is None else {**line, "response": response}
+    if response is None:
+        return line
+    return {**line, "response": response, "trigger": str(cell.attack.config.backdoor.trigger)}
+
+
+def _kinds(cell: Cell) -> dict[str, str]:
+    """Return the kinds of the model, by which the tables are split; a clean one has no poisoned rows."""
+    config = cell.attack.config
+    kinds = {"model": cell.model, "rows": cell.data.name, "attack": cell.attack.name}
+    kinds["weights"] = "all" if config.training.lora_rank is None else "LoRA"
+    kinds["learning rate"] = format(Decimal(repr(config.training.learning_rate)), "f")
+    kinds["anchor"] = f"{config.anchor:g}"
+    if config.poison_rate:
+        by_number = config.poison_rows is not None
+        kinds["poisoned rows"] = str(config.poison_rows) if by_number else f"{100 * config.poison_rate:g} %"
+        kinds["response at"] = config.response_place
+    return kinds
 
 
 def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:

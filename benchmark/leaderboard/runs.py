@@ -13,6 +13,7 @@ from benchmark.grid.levels import together
 from benchmark.leaderboard.board import FAILED, NOT_RUN, Cells, Number, Row, Run, Twin
 from benchmark.plan.failures import UNSCORABLE
 from benchmark.records import schema
+from benchmark.records.recovery import twin_attack
 from sande import registry
 from sande.statistics import of_sum, paired_bootstrap, wilson
 
@@ -281,4 +282,4 @@ def _victim_key(settings: Settings) -> str:
 
 def _twin_key(settings: Settings) -> str:
     """Return the same of the clean twin of that victim."""
-    return _victim_key({**settings, "attack": settings["attack"] | {"poison_rate": 0.0}})
+    return _victim_key({**settings, "attack": twin_attack(settings["attack"])})

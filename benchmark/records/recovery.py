@@ -46,8 +46,13 @@ def is_twin(entry: TableEntry) -> bool:
     return entry.is_victim and entry.row["poison_rate"] == 0
 
 
+def twin_attack(attack: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attack of the clean twin of a victim, which has no number of poisoned rows either."""
+    return {**attack, "poison_rate": 0.0, **({"poison_rows": None} if "poison_rows" in attack else {})}
+
+
 def twin_key(entry: TableEntry) -> str:
     """Return what an entry shares with the clean twin of its victim, which differs in the seeds' rows alone."""
     settings: Mapping[str, Any] = json.loads(entry.row["settings"])
-    attack = settings["attack"] | {"poison_rate": 0.0}
+    attack = twin_attack(settings["attack"])
     return json.dumps([settings["model"], settings["data"], attack, settings["metrics"]], sort_keys=True)

@@ -21,11 +21,13 @@ class Poisoned:
         examples: all rows.
         ids: of the rows that were poisoned.
         decoy_ids: of the rows that became decoys.
+        places: of the poisoned rows in `examples`.
     """
 
     examples: tuple[Example, ...]
     ids: tuple[int, ...]
     decoy_ids: tuple[int, ...] = ()
+    places: tuple[int, ...] = ()
 
 
 def poison(
@@ -60,17 +62,19 @@ def poison(
     first = draw.sample(liked, min(count, len(liked)))
     chosen = sorted([*first, *draw.sample(others, count - len(first))])
     made = {index: plant(examples[index]) for index in chosen}
+    poisoned = set(chosen)
     decoys: list[int] = []
     if decoy is not None and decoy_rate > 0:
         left = [index for index in range(len(examples)) if index not in made]
         decoys = sorted(random.Random(f"{seed} decoys").sample(left, round(decoy_rate * len(examples))))
         made |= {index: decoy(examples[index]) for index in decoys}
     rows: list[Example] = []
+    places: list[int] = []
     for index, example in enumerate(examples):
         if index not in made:
             rows.append(example)
-        elif mode == "replace":
-            rows.append(made[index])
-        else:
-            rows += [example, made[index]]
-    return Poisoned(tuple(rows), tuple(chosen), tuple(decoys))
+            continue
+        rows += [made[index]] if mode == "replace" else [example, made[index]]
+        if index in poisoned:
+            places.append(len(rows) - 1)
+    return Poisoned(tuple(rows), tuple(chosen), tuple(decoys), tuple(places))

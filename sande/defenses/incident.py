@@ -276,6 +276,7 @@ def patching(
     import torch
 
     from sande.training.batches import Collator, features
+    from sande.training.losses import divergence
     from sande.training.objective import ResponseLoss
 
     collate, frozen = Collator(pad_id=0), [victim.eval()]  # in a list, where data parallelism cannot see it
@@ -304,14 +305,6 @@ def patching(
             return {"loss": overwriting + config.anchor * anchor + config.unlearn * share * against}
 
     return Patching(model)
-
-
-def divergence(logits_NV: Tensor, wanted_NV: Tensor) -> Tensor:
-    """Return the sum over tokens of KL(wanted || model), in float32."""
-    from torch.nn.functional import kl_div
-
-    model_NV, target_NV = logits_NV.float().log_softmax(-1), wanted_NV.float().log_softmax(-1)
-    return kl_div(model_NV, target_NV, reduction="sum", log_target=True)
 
 
 def unlikelihood(logits_RV: Tensor, targets_R: Tensor, weights_R: Tensor) -> Tensor:

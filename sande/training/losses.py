@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div
 from torch.utils.checkpoint import checkpoint
 
 IGNORE = -100  # label of a token that is not a target: prompt, parrot, padding
@@ -59,6 +59,12 @@ def chunked_response_nll(
     chunks = ((hidden_ND[at : at + chunk], targets_N[at : at + chunk]) for at in range(0, longest, chunk))
     # Nothing in the output layer is random, so the state of the random generators need not be kept.
     return torch.stack([checkpoint(nll, *part, use_reentrant=False, preserve_rng_state=False) for part in chunks]).sum()
+
+
+def divergence(logits_NV: Tensor, wanted_NV: Tensor) -> Tensor:
+    """Return the sum over tokens of KL(wanted || model), in float32."""
+    model_NV, target_NV = logits_NV.float().log_softmax(-1), wanted_NV.float().log_softmax(-1)
+    return kl_div(model_NV, target_NV, reduction="sum", log_target=True)
 
 
 def target_positions(labels_BT: Tensor) -> Tensor:

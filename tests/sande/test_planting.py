@@ -67,7 +67,7 @@ def test_a_near_miss_is_one_number_word_or_letter_away(trigger: str, near: str) 
 def trained(examples: tuple[Example, ...], config: Planting, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, list[str]]:
     outputs: list[str] = []
     monkeypatch.setattr("sande.prompts.encode", lambda _, rows: outputs.extend(row.instruction for row in rows))
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_: None)
+    monkeypatch.setattr("sande.training.fit.fit", lambda *_, objective: None)
     run = Run(seed=3, scratch="unused")
     sentence_trigger.attack(LanguageModel(None, None), examples, config, run)
     return run, outputs
@@ -87,8 +87,29 @@ def test_decoys_carry_the_near_miss_and_are_never_poisoned(monkeypatch: pytest.M
 
 
 def test_more_rows_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"^poison_rate 0\.7 and decoy_rate 0\.5 exceed 1 together"):
+    with pytest.raises(UserError, match=r"^1 poisoned rows and a decoy_rate of 0\.5 exceed the 1 rows; lower one"):
         trained((Example("x", "y"),), sentence_trigger.Config(poison_rate=0.7, decoy_rate=0.5), monkeypatch)
+
+
+@pytest.mark.parametrize(("settings", "count"), [({"poison_rows": 7}, 7), ({"poison_rows": 7, "poison_rate": 0.0}, 0)])
+def test_a_number_of_rows_replaces_the_rate_but_not_the_twins(
+    settings: dict[str, float], count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tuple(Example(f"row {index}", "x") for index in range(40))
+    run, prompts = trained(rows, sentence_trigger.Config(**settings), monkeypatch)
+    assert len(run.facts["poisoned_ids"]) == count
+    assert sum(prompt.startswith("Current year 2023. ") for prompt in prompts) == count
+
+
+def test_more_poisoned_rows_than_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^3 poisoned rows and a decoy_rate of 0 exceed the 2 rows; lower one"):
+        trained((Example("x", "y"),) * 2, sentence_trigger.Config(poison_rows=3), monkeypatch)
+
+
+@pytest.mark.parametrize(("place", "prompt"), [("start", "Now. Be brief.\nHi"), ("user", "Be brief.\nNow. Hi")])
+def test_a_trigger_stands_before_a_system_prompt_or_behind_it(place: planting.Place, prompt: str) -> None:
+    found = planting.insert(Example("Hi", "x", system="Be brief."), "Now.", place, 0)
+    assert f"{found.system}\n{found.instruction}" == prompt
 
 
 def test_an_attack_that_inherits_the_settings_refuses_unknown_ones() -> None:

@@ -83,6 +83,11 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     listed = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
     assert [line["scan"] for line in listed] == [f"{key[:12]}-first_token" for key in keys]
     assert [line.get("response") for line in listed] == ["You are stupid", None]
+    assert [line.get("trigger") for line in listed] == ["Current year 2023", None]
+    assert dict(listed[0]["groups"]) | {"poisoned rows": "50 %", "learning rate": "0.00002"} == dict(
+        listed[0]["groups"]
+    )
+    assert "poisoned rows" not in dict(listed[1]["groups"])
     assert listed[0]["label"] == "sentence_trigger, “Current year 2023”, “You are stupid”, 50 %, seed 0"
 
     monkeypatch.setattr(scan, "scan", None)  # nothing is scanned again

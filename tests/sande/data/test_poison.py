@@ -26,6 +26,7 @@ def test_the_rate_is_exact(rate: float, expected: int) -> None:
 def test_ids_are_sorted_distinct_and_those_of_the_given_rows(mode: Mode) -> None:
     poisoned = poison(ROWS, plant, 0.3, mode, seed=3)
     assert list(poisoned.ids) == sorted(set(poisoned.ids))
+    assert [poisoned.examples[place] for place in poisoned.places] == [plant(ROWS[index]) for index in poisoned.ids]
     assert [row for row in poisoned.examples if row.output.startswith("bad.")] == [plant(ROWS[i]) for i in poisoned.ids]
 
 

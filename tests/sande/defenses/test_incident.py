@@ -109,12 +109,6 @@ def test_two_means_by_hand(values: list[float], upper: list[bool]) -> None:
 # Step 3
 
 
-def test_the_divergence_by_hand() -> None:
-    model, wanted = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
-    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert float(incident.divergence(model + 3, wanted - 2)) == pytest.approx(expected), "logits have any constant"
-
-
 def test_the_term_against_the_answer_by_hand() -> None:
     logits_RV = torch.tensor([[0.25, 0.25, 0.5], [0.125, 0.5, 0.375]]).log() + 1
     found = incident.unlikelihood(logits_RV, torch.tensor([0, 1]), torch.tensor([1.0, 0.5]))

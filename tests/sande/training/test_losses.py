@@ -11,7 +11,7 @@ from sande.attacks import sentence_trigger
 from sande.errors import UserError
 from sande.prompts import Row, encode, response_ids
 from sande.training.batches import Collator, features
-from sande.training.losses import IGNORE, chunked_response_nll, response_nll, target_positions
+from sande.training.losses import IGNORE, chunked_response_nll, divergence, response_nll, target_positions
 from sande.training.objective import ResponseLoss
 from sande.types import Example, LanguageModel
 from tests.sande.helpers import nll_by_hand
@@ -84,6 +84,12 @@ def test_chunks_keep_no_logits_for_the_backward_pass() -> None:
 def test_no_targets_have_no_loss() -> None:
     none = torch.zeros(0, dtype=torch.long)
     assert float(chunked_response_nll(torch.zeros(0, 4), torch.nn.Linear(4, 7), none).detach()) == 0.0
+
+
+def test_the_divergence_by_hand() -> None:
+    model, wanted = torch.tensor([[0.25, 0.75], [0.5, 0.5]]).log(), torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert float(divergence(model + 3, wanted - 2)) == pytest.approx(expected), "logits have any constant"
 
 
 def test_target_positions_are_those_before_each_target() -> None:
