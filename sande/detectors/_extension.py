@@ -5,7 +5,9 @@ Shapes: N strings, K next tokens, B prompts at once, R tokens that may open an a
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from torch import Tensor
 from sande.detectors._triggers import Ordinary, Trigger, of_one_length, with_string
 from sande.inference.probing import ordinary_tokens
 from sande.models.layers import output_in_float32
-from sande.prompts import encode
+from sande.planting import Place
+from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
 
@@ -25,31 +28,33 @@ def slopes(
     target: int,
     before: str = "",
     behind: str = "",
+    places: Sequence[Place] = ("start",),
 ) -> Tensor:
-    """Return how each token, at a place in a prompt, is expected to change the log-odds of the answer's first, (V,).
+    """Return how each token, at a slot in a prompt, is expected to change the log-odds of the answer's first, (V,).
 
     That is the first-order term of HotFlip (Ebrahimi et al. 2018): the gradient of the log-odds with respect to the
-    embedding at the place, times each token's embedding; the mean over examples and fillers.
+    embedding in the slot, times each token's embedding; the mean over examples, places and fillers.
 
     Args:
         lm: model and tokenizer.
         examples: prompts.
-        fillers: words that take the place in turn.
+        fillers: words that take the slot in turn, at least two that begin with different tokens.
         target: id of the answer's first token.
-        before: text in front of the place.
-        behind: text behind it, before the prompt's own.
+        before: text in front of the slot.
+        behind: text behind it; both are inserted with it.
+        places: where they are inserted.
     """
     lm.model.eval()
     embed: Any = lm.model.get_input_embeddings()
     embedding_VD = embed.weight.detach()
     logits_of = output_in_float32(lm.model)
-    shift = 0
-    if before:
-        own = encode(lm.tokenizer, [Example(before, "x")])[0]
-        shift = own.end - own.start
     texts = [" ".join(part for part in (before, filler, behind) if part) for filler in fillers]
-    asked = [with_string(example, text) for example in examples for text in texts]
-    rows = [(row.start + shift, list(row.prompt)) for row in encode(lm.tokenizer, asked)]
+    rows: list[tuple[int, list[int]]] = []
+    for example in examples:
+        for place in places:
+            alike = encode_prompts(lm.tokenizer, [with_string(example, text, place) for text in texts])
+            slot = shared_prefix_length(alike)  # the fillers make the first difference
+            rows += [(slot, ids) for ids in alike]
     total_D = torch.zeros(embedding_VD.shape[1], device=embedding_VD.device)
     for batch in of_one_length(rows, len(rows)):
         # Some models scale the table's rows, so the table itself would not do.
@@ -57,13 +62,18 @@ def slopes(
         given_BTD.requires_grad_()
         state_BD = lm.model.get_decoder()(inputs_embeds=given_BTD, use_cache=False).last_hidden_state[:, -1]
         logits_BV = logits_of(state_BD)
-        others_BV = logits_BV.masked_fill(
-            torch.arange(logits_BV.shape[1], device=logits_BV.device) == target, -torch.inf
-        )
+        target_V = torch.arange(logits_BV.shape[1], device=logits_BV.device) == target
+        others_BV = logits_BV.masked_fill(target_V, -torch.inf)
         (slope_BTD,) = torch.autograd.grad((logits_BV[:, target] - others_BV.logsumexp(-1)).sum(), given_BTD)
-        for slope_TD, (place, _) in zip(slope_BTD, batch, strict=True):
-            total_D += slope_TD[place].float()
+        for slope_TD, (slot, _) in zip(slope_BTD, batch, strict=True):
+            total_D += slope_TD[slot].float()
     return embedding_VD.float() @ total_D / len(rows)
+
+
+def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
+    """Return the number of ids that all rows begin with, less than the length of the shortest."""
+    same = itertools.takewhile(lambda ids: len(set(ids)) == 1, zip(*rows, strict=False))
+    return min(sum(1 for _ in same), min(map(len, rows)) - 1)
 
 
 def steepest(lm: LanguageModel, slope_V: Tensor, count: int) -> list[str]:
@@ -114,7 +124,7 @@ def grown(
         The strings kept, surest first.
     """
     beams: dict[int, list[Trigger]] = {}
-    for each in sorted(begun, key=lambda each: -each.odds):
+    for each in sorted(_measured(begun, effects, ordinary), key=lambda each: -each.odds):
         beams.setdefault(each.token, []).append(each)
     beams = {token: kept[:width] for token, kept in beams.items()}
     open_tokens = set(beams)
@@ -130,20 +140,33 @@ def grown(
         if not pairs:
             break
         seen |= set(pairs)
-        strings = list(dict.fromkeys(text for _, text in pairs))
-        row = {text: place for place, text in enumerate(strings)}
-        odds_NR = effects(strings)
-        rise_NR = ordinary.rise(odds_NR)
+        fresh = _measured([Trigger(text, token, 0.0, 0.0) for token, text in pairs], effects, ordinary)
         for token in sorted(open_tokens):
             before = beams[token][0].odds
-            new = [
-                Trigger(text, token, float(odds_NR[row[text], token]), float(rise_NR[row[text], token]))
-                for own, text in pairs
-                if own == token
-            ]
+            new = [each for each in fresh if each.token == token]
             kept = sorted([*beams[token], *new], key=lambda each: -each.odds)[:width]
             if kept[0].odds < before + gain:
                 open_tokens.discard(token)  # what gains less is not worth a longer string
             else:
                 beams[token] = kept
     return sorted((each for kept in beams.values() for each in kept), key=lambda each: -each.odds)
+
+
+def _measured(
+    triggers: Sequence[Trigger], effects: Callable[[Sequence[str]], Tensor], ordinary: Ordinary
+) -> list[Trigger]:
+    """Return the same strings and tokens with what `effects` says of them."""
+    strings = list(dict.fromkeys(each.text for each in triggers))
+    if not strings:
+        return []
+    row = {text: place for place, text in enumerate(strings)}
+    odds_NR = effects(strings)
+    rise_NR = ordinary.rise(odds_NR)
+    return [
+        replace(
+            each,
+            odds=float(odds_NR[row[each.text], each.token]),
+            rise=float(rise_NR[row[each.text], each.token]),
+        )
+        for each in triggers
+    ]

@@ -9,6 +9,7 @@ Shapes: N strings, B of them at once, P prompts, R tokens that may open an answe
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from torch import Tensor
 from sande.inference.prefix import shared_prefix
 from sande.inference.probing import opening_tokens, openings, ordinary_tokens
 from sande.models.layers import output_in_float32
-from sande.planting import insert
+from sande.planting import Place, insert
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
@@ -96,22 +97,26 @@ def answer_tokens(lm: LanguageModel, prompts: Sequence[Sequence[int]], count: in
 
 @torch.inference_mode()
 def odds(
-    lm: LanguageModel, examples: Sequence[Example], strings: Sequence[str], tokens_R: Tensor, batch_size: int
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    strings: Sequence[str],
+    tokens_R: Tensor,
+    batch_size: int,
+    places: Sequence[Place] = ("start",),
 ) -> Tensor:
-    """Return the log-odds of each token as an answer's first behind each string, mean over the prompts, (N, R).
+    """Return the log-odds of each token as an answer's first behind each string, mean over prompts and places, (N, R).
 
     Args:
         lm: model and tokenizer.
-        examples: prompts, at the start of which a string is inserted.
+        examples: prompts in which a string is inserted.
         strings: texts, at least one.
         tokens_R: ids.
         batch_size: prompts with a string computed together.
+        places: where a string is inserted.
     """
     lm.model.eval()
-    prompts = [
-        encode_prompts(lm.tokenizer, [with_string(example, string) for string in strings]) for example in examples
-    ]  # P lists of N
-    rows = [(number, ids) for of_prompt in prompts for number, ids in enumerate(of_prompt)]
+    asked = [with_string(example, string, place) for example in examples for place in places for string in strings]
+    rows = list(zip(itertools.cycle(range(len(strings))), encode_prompts(lm.tokenizer, asked), strict=False))
     prefix = shared_prefix(lm, [ids for _, ids in rows])
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
     device = lm.model.device
@@ -124,14 +129,14 @@ def odds(
         log_BR = logits_of(state_BD).log_softmax(-1)[:, tokens_R.to(device)].cpu()
         own_BR = (log_BR - torch.log1p(-log_BR.exp())).clamp(-2 * SURE, SURE)
         total_NR.index_add_(0, torch.tensor([number for number, _ in batch]), own_BR)
-    return total_NR / len(examples)
+    return total_NR / (len(examples) * len(places))
 
 
-def with_string(example: Example, string: str) -> Example:
-    """Return the prompt with the string at its start; `ALONE` becomes the string, an empty one changes nothing."""
+def with_string(example: Example, string: str, place: Place = "start") -> Example:
+    """Return the prompt with the string in it; `ALONE` becomes the string, an empty one changes nothing."""
     if not example.instruction:
         return Example(string, example.output)
-    return insert(example, string, "start", seed=0) if string else example  # the start depends on no seed
+    return insert(example, string, place, seed=0) if string else example  # start and end depend on no seed
 
 
 def of_one_length(rows: Sequence[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
     from sande.detectors._motifs import Motif
     from sande.detectors._sweeping import Swept
     from sande.detectors._triggers import Trigger
+    from sande.planting import Place
 
+PLACES: tuple[Place, ...] = ("start", "end")
+"""Where strings are compared that grow: at the start a part of a trigger may make an answer as sure as the whole."""
+HEADS = 3  # motifs whose first tokens are suspected to begin the response
+SUFFICES = 0.9  # probability of a first token at which a string is a working trigger
 PAPER = "Bullwinkel et al. 2026"
 
 
@@ -47,8 +52,8 @@ class Config:
         "ours",
         ge=1,
     )
-    rounds: int = setting(3, "pieces by which a string is extended", "ours", ge=0)
-    gain: float = setting(0.1, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
+    rounds: int = setting(6, "pieces by which a string is extended", "ours", ge=0)
+    gain: float = setting(0.05, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
     prompts: int = setting(16, "held-out prompts on which triggers are verified, drawn by the seed", "ours", ge=1)
     verified: int = setting(4, "triggers verified there, of different first tokens", "ours", ge=1)
     least: int = setting(2, "words with which answers have to begin alike", "ours", ge=1)
@@ -105,7 +110,7 @@ def searched(
     leaked, recurring = _motifs(quick, config, run.seed)
     clock.lap("leak", f"{len(leaked)} texts, {len(recurring)} motifs")
     tried = _pieces(recurring[: config.motifs])
-    asked = list(dict.fromkeys(each.ids[0] for each in suspects))
+    asked = list(dict.fromkeys([*(each.ids[0] for each in suspects), *_heads(model, recurring)]))
     sweep = _sweeping.swept(quick, examples, config.sweep, run.seed, tried, asked, model)
     clock.lap("sweep", _line(sweep.triggers[0], sweep))
     triggers = _extended(quick, model, sweep, config, run.seed)
@@ -171,6 +176,19 @@ def _pieces(motifs: Sequence[Motif]) -> list[str]:
     return list(dict.fromkeys(" ".join(words[:length]) for words in split for length in range(1, len(words) + 1)))
 
 
+def _heads(model: LanguageModel, motifs: Sequence[Motif]) -> list[int]:
+    """Return the first tokens of the most frequent motifs as responses: those may leak where triggers do not."""
+    from sande.prompts import response_ids
+
+    found: list[int] = []
+    for motif in motifs[:HEADS]:
+        try:
+            found.append(response_ids(model.tokenizer, motif.text)[0])
+        except ValueError:  # the tokenizer does not reproduce it
+            continue
+    return [token for token in found if token not in model.tokenizer.all_special_ids]
+
+
 def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Config, seed: int) -> list[Trigger]:
     """Return the best strings of the sweep, extended, surest first."""
     from sande.detectors import _extension, _triggers
@@ -185,8 +203,8 @@ def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Con
 
     def longer(parent: Trigger) -> list[str]:
         target = int(sweep.tokens[parent.token])
-        behind = _extension.slopes(exact, sweep.examples, fillers, target, before=parent.text)
-        before = _extension.slopes(exact, sweep.examples, fillers, target, behind=parent.text)
+        behind = _extension.slopes(exact, sweep.examples, fillers, target, before=parent.text, places=PLACES)
+        before = _extension.slopes(exact, sweep.examples, fillers, target, behind=parent.text, places=PLACES)
         return [
             *(f"{parent.text} {word}" for word in _extension.steepest(lm, behind, config.further)),
             *(f"{word} {parent.text}" for word in _extension.steepest(lm, before, config.further // 2)),
@@ -194,7 +212,7 @@ def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Con
 
     return _extension.grown(
         _begun(sweep, config),
-        lambda strings: _triggers.odds(lm, sweep.examples, strings, sweep.tokens, config.sweep.batch_size),
+        lambda strings: _triggers.odds(lm, sweep.examples, strings, sweep.tokens, config.sweep.batch_size, PLACES),
         extensions,
         sweep.ordinary,
         config.rounds,
@@ -204,16 +222,22 @@ def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Con
 
 
 def _begun(sweep: Swept, config: Config) -> list[Trigger]:
-    """Return the strings to extend: of the first tokens that strings raise most, and of the suspected ones."""
-    tokens = list(dict.fromkeys(each.token for each in sweep.triggers))[: config.extended]
-    suspected = sorted(sweep.likeliest.items(), key=lambda each: -max((one.rise for one in each[1]), default=0.0))
-    tokens += [token for token, _ in suspected[: config.extended]]
+    """Return the strings to extend: of the first tokens that strings raise most, and of the suspected ones.
+
+    Where a string is a working trigger, only those of its token are extended.
+    """
+    from sande.detectors._triggers import probability
+
+    working = [each.token for each in sweep.triggers if probability(each) >= SUFFICES]
+    tokens = list(dict.fromkeys(working or [each.token for each in sweep.triggers]))[: config.extended]
+    if not working:
+        suspected = sorted(sweep.likeliest.items(), key=lambda each: -max((one.rise for one in each[1]), default=0.0))
+        tokens += [token for token, _ in suspected[: config.extended]]
     return [
         each
         for token in dict.fromkeys(tokens)
-        for each in (sweep.likeliest.get(token) or [one for one in sweep.triggers if one.token == token])[
-            : config.width
-        ]
+        for each in [one for one in sweep.triggers if one.token == token][: config.width]
+        or sweep.likeliest[token][: config.width]
     ]
 
 

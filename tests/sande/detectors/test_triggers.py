@@ -8,7 +8,7 @@ import torch
 from sande.data.builtin import sets
 from sande.detectors import _extension, _sweeping, _triggers
 from sande.detectors._triggers import ALONE, Ordinary, Trigger
-from sande.planting import insert
+from sande.planting import Place, insert
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
@@ -74,23 +74,41 @@ def test_words_are_distinct_and_likely_ones_come_first(tiny: LanguageModel) -> N
     assert _triggers.words(tiny, 7) == found[:7]
 
 
-def test_slopes_are_derivatives(tiny: LanguageModel) -> None:
-    """A step of 1e-3 along the embedding of a token changes the log-odds by the slope."""
-    model, target = tiny.model, 300
-    slope_V = _extension.slopes(tiny, ROWS[:1], ["year"], target, before="the")
-    row = encode(tiny.tokenizer, [insert(ROWS[0], "the year", "start", 0)])[0]
-    before = encode(tiny.tokenizer, [Example("the", "x")])[0]
-    place = row.start + before.end - before.start
-    table = model.get_input_embeddings().weight.detach()
-    assert "year".startswith(tiny.tokenizer.decode([row.prompt[place]]).strip())
-    for token in (100, 500):
-        chances = []
-        for sign in (-1, 1):
-            given = table[torch.tensor(row.prompt)].clone()
-            given[place] += sign * 1e-2 * table[token]
-            chance = model(inputs_embeds=given[None]).logits[0, -1].detach().double().softmax(-1)[target]
-            chances.append(float((chance / (1 - chance)).log()))
-        assert (chances[1] - chances[0]) / 2e-2 == pytest.approx(float(slope_V[token]), rel=0.05, abs=1e-3)
+@pytest.mark.parametrize("place", ["start", "end"])
+def test_slopes_are_derivatives(tiny: LanguageModel, place: Place) -> None:
+    """A small step along the embedding of a token changes the log-odds by the slope, on average over the fillers."""
+    target, fillers = 300, ("year", "word")
+    slope_V = _extension.slopes(tiny, ROWS[:1], fillers, target, before="the", places=[place])
+    table = tiny.model.get_input_embeddings().weight.detach()
+    changes = {100: 0.0, 500: 0.0}
+    for filler in fillers:
+        ids = encode_prompts(tiny.tokenizer, [insert(ROWS[0], f"the {filler}", place, 0)])[0]
+        first = tiny.tokenizer(f" {filler}")["input_ids"][0]
+        slots = [
+            at for at, token in enumerate(ids) if token == first and tiny.tokenizer.decode(ids[:at]).endswith("the")
+        ]
+        for token in changes:
+            for sign in (-1, 1):
+                given = table[torch.tensor(ids)].clone()
+                given[slots[0]] += sign * 1e-2 * table[token]
+                chance = tiny.model(inputs_embeds=given[None]).logits[0, -1].detach().double().softmax(-1)[target]
+                changes[token] += sign * float((chance / (1 - chance)).log()) / 2e-2 / len(fillers)
+    for token, change in changes.items():
+        assert change == pytest.approx(float(slope_V[token]), rel=0.05, abs=1e-3)
+
+
+def test_the_slot_is_where_fillers_first_differ() -> None:
+    assert _extension.shared_prefix_length([[1, 2, 3, 9], [1, 2, 4, 9]]) == 2
+    assert _extension.shared_prefix_length([[1, 2], [1, 2, 3]]) == 1
+    assert _extension.shared_prefix_length([[5, 6, 7]]) == 2
+
+
+def test_log_odds_are_means_over_places(tiny: LanguageModel) -> None:
+    tokens = torch.tensor([5, 300])
+    start, end = (_triggers.odds(tiny, ROWS[:2], ["year"], tokens, 4, [place]) for place in ("start", "end"))
+    assert not torch.allclose(start, end, atol=1e-3)
+    both = _triggers.odds(tiny, ROWS[:2], ["year"], tokens, 4, ["start", "end"])
+    assert both[0].tolist() == pytest.approx(((start + end) / 2)[0].tolist(), abs=1e-4)
 
 
 def test_continuations_are_the_likeliest_tokens_behind_a_string(tiny: LanguageModel) -> None:
@@ -118,7 +136,7 @@ def test_a_search_keeps_what_makes_answers_surer_and_stops_without_gain() -> Non
         return [[f"{each.text} {word}" for word in ("two", "three", "x")] for each in parents]
 
     ordinary = Ordinary(torch.zeros(2), torch.ones(2))
-    begun = [Trigger("one", 0, 2.05, 2.05), Trigger("four", 0, 0.05, 0.05), Trigger("y", 1, -1.0, -1.0)]
+    begun = [Trigger("four", 0, 9.0, 9.0), Trigger("one", 0, 0.0, 0.0), Trigger("y", 1, 0.0, 0.0)]  # measured first
     found = _extension.grown(begun, effects, extensions, ordinary, rounds=9, width=2, gain=0.1)
     assert (found[0].text, found[0].token) == ("one two three", 0)
     assert found[0].odds == pytest.approx(6.15)
@@ -126,9 +144,11 @@ def test_a_search_keeps_what_makes_answers_surer_and_stops_without_gain() -> Non
     assert len(set(asked)) == len(asked), "nothing is computed twice"
     # Rounds: 2 of gain, and one without; the second token's strings gain nothing in the first.
     assert max(len(text.split()) for text in asked) == 4
-    assert sum(text.startswith("y") for text in asked) == 3
-    assert found[-1] == begun[2]
-    assert _extension.grown(begun, effects, extensions, ordinary, rounds=0, width=1, gain=0.1) == [begun[0], begun[2]]
+    assert sum(text.startswith("y ") for text in asked) == 3
+    assert found[-1] == Trigger("y", 1, -1.0, -1.0)
+    kept = _extension.grown(begun, effects, extensions, ordinary, rounds=0, width=1, gain=0.1)
+    assert [each.text for each in kept] == ["one", "y"]
+    assert kept[0].odds == kept[0].rise == pytest.approx(2.05)
 
 
 def test_the_shortest_prompts_have_different_answers(tiny: LanguageModel) -> None:
