@@ -67,7 +67,8 @@ def slopes(
         (slope_BTD,) = torch.autograd.grad((logits_BV[:, target] - others_BV.logsumexp(-1)).sum(), given_BTD)
         for slope_TD, (slot, _) in zip(slope_BTD, batch, strict=True):
             total_D += slope_TD[slot].float()
-    return embedding_VD.float() @ total_D / len(rows)
+    slope_V: Tensor = embedding_VD.float() @ total_D / len(rows)
+    return slope_V
 
 
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
