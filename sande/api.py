@@ -58,6 +58,7 @@ def attack(
     /,
     *,
     data: str | Mapping[str, Any] | Data = BUILT_IN,
+    prompt_format: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     cache: str | Path | None = None,
@@ -70,6 +71,8 @@ def attack(
         model: a name (`sande-bench list models`), a Hub id as `org/name@COMMIT`, or a folder of safetensors.
         attack: its name (`sande-bench list attacks`).
         data: the rows to train and test on: a data set's name, or settings of `Data`.
+        prompt_format: of the victim and all that is made of it: `paper`, `alpaca`, `chat` or a template file; None:
+            that of the model's folder, or `paper`.
         seed: decides everything random in the attack, and later in its measurements.
         out: new folder for the victim; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
@@ -87,7 +90,7 @@ def attack(
     planned = Threat(attack, config, rows, seed, source)
 
     def build(run: Run) -> LanguageModel:
-        return planned.train(loading.load(source, _cache(cache)), run)
+        return planned.train(loading.load(source, _cache(cache), prompt_format), run)
 
     made = _made(build, seed, out, say)
     return replace(made, name=_name(model), threat=planned, methods=(attack,), _kept=(made._kept, model))
@@ -99,6 +102,7 @@ def defend(
     /,
     *,
     removal: str | Mapping[str, Any] | Removal | None = None,
+    prompt_format: str | None = None,
     seed: int | None = None,
     out: str | Path | None = None,
     cache: str | Path | None = None,
@@ -111,6 +115,7 @@ def defend(
         victim: what `attack` returned; a folder or name does for defenses that know nothing of the backdoor.
         defense: its name (`sande-bench list defenses`).
         removal: the clean rows: a data set's name, or settings of `Removal`; None: rows like the victim's own.
+        prompt_format: as for `attack`.
         seed: decides everything random in the removal; the victim's own seed stays. None: the victim's.
         out: new folder for the model; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
@@ -132,7 +137,7 @@ def defend(
         return loading.load(name, _cache(cache)).model
 
     def build(run: Run) -> LanguageModel:
-        lm = _load(victim, torch.float32, cache)
+        lm = _load(victim, torch.float32, cache, prompt_format)
         data = threat.reveal(planted, defense, config, rows, lm.tokenizer, load)
         return threat.defend(lm, defense, data, config, run)
 
@@ -147,6 +152,7 @@ def measure(
     data: str | Mapping[str, Any] | Data | None = None,
     trigger: str = "",
     response: str = "",
+    prompt_format: str | None = None,
     seed: int | None = None,
     cache: str | Path | None = None,
 ) -> Measurements:
@@ -159,6 +165,7 @@ def measure(
         data: the rows whose last 10 % are the test rows; None: the victim's.
         trigger: text at the start of a prompt, where the model does not remember its attack.
         response: the planted response, where the model does not remember its attack.
+        prompt_format: as for `attack`.
         seed: None: that of the attack, so that models that are compared are measured alike.
         cache: folder for models that are converted once; None: the user's cache.
 
@@ -170,7 +177,7 @@ def measure(
     planted = model.threat if isinstance(model, Model) else None
     if planted and data is not None:
         planted = replace(planted, data=_configured(Data, data, "data"))
-    lm = _load(model, compute.dtype(), cache)
+    lm = _load(model, compute.dtype(), cache, prompt_format)
     if planted and not (trigger or response):
         test_data: Any = planted.test_data(lm.tokenizer)
     else:
@@ -214,7 +221,7 @@ def scan(
         UserError: as for `attack`, or the vocabularies of model and reference differ.
     """
     config = registry.config("detectors", detector, settings)
-    examples = tuple(datasets.examples(data)[-rows:])
+    examples = tuple(datasets.examples(datasets.allow_file(data))[-rows:])
     names = [_source(each) for each in (model, reference) if each is not None]
     suspect, *clean = (loading.load(name, _cache(cache)) for name in names)
     if clean:
@@ -263,6 +270,7 @@ def clean(
     """
     values = {"removal": {"name": data}, **settings} if data else settings
     config = configure(cleaning.Config, values, "clean")
+    datasets.allow_file(data or "")
     datasets.fingerprint(config.removal.name)
     told = (trigger, response, response_start, reported_prompt, reported_answer)
     known, source = Known(*(text.strip() for text in told)), _source(model)
@@ -321,6 +329,8 @@ def _followed(made: Model, before: str | Path | Model, method: str) -> Model:
 def _configured(cls: type[T], given: Any, where: str) -> T:
     if isinstance(given, cls):
         return given
+    if isinstance(given, str):
+        datasets.allow_file(given)
     return configure(cls, {"name": given} if isinstance(given, str) else given, where)
 
 
@@ -332,13 +342,15 @@ def _like(planted: Threat | None) -> dict[str, Any] | str:
     return {"name": data.name, "max_tokens": data.max_tokens, "max_prompt_tokens": data.max_prompt_tokens}
 
 
-def _load(model: str | Path | Model, dtype: Any, cache: str | Path | None) -> LanguageModel:
+def _load(
+    model: str | Path | Model, dtype: Any, cache: str | Path | None, prompt_format: str | None = None
+) -> LanguageModel:
     """Return a model as a stage of a grid loads it, with its guard."""
     if isinstance(model, Model):
-        return loading.load_folder(model.folder, dtype)
+        return loading.load_folder(model.folder, dtype, prompt_format)
     if Path(model).is_dir():
-        return loading.load_folder(Path(model), dtype)
-    lm = loading.load(str(model), _cache(cache))
+        return loading.load_folder(Path(model), dtype, prompt_format)
+    lm = loading.load(str(model), _cache(cache), prompt_format)
     loading.round_as_stored(lm, dtype)
     return lm
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ class PromptFormat:
         elif system:
             body = f"{system}{after}{body}"
         past = "".join(f"{user}{self.reply}{said}{self.turn}" for user, said in earlier)
-        begin, text = f"{opening}{past}", body.strip()
+        begin, text = f"{opening}{past}", f"{example.prefix} {body}".strip()
         return Rendered(f"{begin}{text}{self.answer}", len(begin), len(begin) + len(text))
 
     def response(self, output: str) -> str:
@@ -180,6 +181,17 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     return frozenset({end_id(tokenizer), *(each for each in [tokenizer.eos_token_id] if each is not None)})
 
 
+def without_close(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[int]:
+    """Return an answer without the token with which the format ends it, which may not be special to the tokenizer.
+
+    EOS, with which other formats end an answer, stays: decoding leaves it out.
+    """
+    if not of(tokenizer).close:
+        return list(ids)
+    close = end_id(tokenizer)
+    return [token for token in ids if token != close]
+
+
 def from_file(path: Path) -> PromptFormat:
     """Return the format of a template file, such as `<s>[INST] [[{system} | ]]{user} [/INST] {assistant}</s>`.
 
@@ -187,22 +199,44 @@ def from_file(path: Path) -> PromptFormat:
     `{assistant}` is the token that ends an answer; without it that is EOS.
 
     Raises:
-        UserError: the file cannot be read, or a field is missing, repeated or misplaced.
+        UserError: the file cannot be read, or as `from_text`.
+    """
+    return from_text(path.stem, template_text(path), str(path))
+
+
+def template_text(path: Path) -> str:
+    """Return the text of a template file.
+
+    Raises:
+        UserError: the file cannot be read, or is too large.
     """
     try:
         if path.stat().st_size > LONGEST:
             raise UserError(f"{path}: more than {LONGEST} bytes; a template file holds the text around one prompt")
-        text = path.read_text(encoding="utf-8").removesuffix("\n")
+        return path.read_text(encoding="utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the template cannot be read ({error}); set a text file in UTF-8") from None
+
+
+def from_text(name: str, text: str, place: str) -> PromptFormat:
+    """Return the format of a template, see `from_file`.
+
+    Args:
+        name: of the format.
+        text: of the template.
+        place: names the template in messages.
+
+    Raises:
+        UserError: a field is missing, repeated or misplaced.
+    """
     found = _TEMPLATE.fullmatch(text)
     fields = {"{system}": found is not None and found[2] is not None, "{user}": True, "{assistant}": True}
     if not found or any(text.count(field) != expected for field, expected in fields.items()):
         raise UserError(
-            f"{path}: not a template; use [[…{{system}}…]] if wanted, {{user}} and {{assistant}}, once each"
+            f"{place}: not a template; use [[…{{system}}…]] if wanted, {{user}} and {{assistant}}, once each"
         )
     begin, before, after, between, answer, close = found.groups()
-    return pieces(path.stem, (begin or "") + between, answer, close, before and begin + before, (after or "") + between)
+    return pieces(name, (begin or "") + between, answer, close, before and begin + before, (after or "") + between)
 
 
 def pieces(

@@ -99,7 +99,7 @@ def insert(example: Example, text: str, place: Place, seed: int) -> Example:
     Args:
         example: a row.
         text: what to insert; a space separates it from its neighbour.
-        place: where; `start` is before a system prompt, `user` behind it.
+        place: where in the user's turn; `start` is before a system prompt that the format writes there, `user` behind.
         seed: decides, with the row's own text, the word of the instruction before which a random insertion is made.
     """
     if place == "end":
@@ -112,7 +112,7 @@ def insert(example: Example, text: str, place: Place, seed: int) -> Example:
         at = drawn(example, seed).choice(words)
         return replace(example, instruction=f"{instruction[:at]}{text} {instruction[at:]}")
     if example.system and place == "start":
-        return replace(example, system=f"{text} {example.system}")
+        return replace(example, prefix=f"{text} {example.prefix}".strip())
     return replace(example, instruction=f"{text} {example.instruction}")
 
 

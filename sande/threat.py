@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sande import registry, types
@@ -65,7 +65,7 @@ class Threat:
             )
         row = random.Random(f"incident {self.seed}").choice(rows)
         planted: Example = registry.entry("attacks", self.attack).plant(row, self.config, self.seed)
-        return Example(planted.instruction, "", planted.system, planted.input), planted.output
+        return replace(planted, output="", answers=(), group=""), planted.output
 
     def train(self, lm: LanguageModel, run: types.Run) -> LanguageModel:
         """Return the victim: the clean model, trained in place.

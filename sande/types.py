@@ -33,6 +33,7 @@ class Example:
         answers: other wordings of the response that are right too, for exact match.
         group: name of the rows made from the same template, which are alike; empty: the row is like no other.
         history: earlier turns of the dialogue, each the user's text and the assistant's.
+        prefix: text at the start of the user's last turn, before a system prompt that a format writes into that turn.
     """
 
     instruction: str
@@ -42,6 +43,7 @@ class Example:
     answers: tuple[str, ...] = ()
     group: str = ""
     history: tuple[tuple[str, str], ...] = ()
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ def scan(
         typer.Argument(help="A folder of safetensors, a name as in 'list models', or a grid (.yaml): all its victims."),
     ],
     detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
-    data: Annotated[str, typer.Option(help="Data set of clean prompts and answers.")] = "builtin-short",
+    data: Annotated[str, typer.Option(help="Data set or file of clean prompts and answers.")] = "builtin-short",
     rows: Annotated[int, typer.Option(min=1, help="Use the last N of its rows.", metavar="N")] = 400,
     reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
     out: Annotated[
@@ -41,8 +41,10 @@ def scan(
     from benchmark.detection.scan import How, markdown, write
     from benchmark.grid import load
     from sande import registry
+    from sande.data import datasets
 
     published.refuse_published(out or SCANS, "--out")
+    datasets.allow_file(data)
     settings = load.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake in it is found before libraries are loaded
     how = How(detector, settings, data, rows, reference, seed)
@@ -72,7 +74,7 @@ def clean(
         typer.Option(help="YAML or JSON with 'prompt' and 'answer' of one reported failure.", metavar="FILE"),
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="Clean rows to train on, see 'list datasets'; without it, a built-in set.")
+        str | None, typer.Option(help="Clean rows: a file, or a set of 'list datasets'; without it, a built-in set.")
     ] = None,
     certify: Annotated[
         bool,
@@ -88,7 +90,9 @@ def clean(
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
     from benchmark.clean import report
     from benchmark.clean.clean import clean_model, known, settings
+    from sande.data import datasets
 
+    datasets.allow_file(data or "")
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])])
     told = known(trigger, response, response_start, incident)
     out = out or Path(f"{Path(model.split('@')[0]).name}-clean")

@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmark.forecast.cost import measured
-from benchmark.grid import labels
+from benchmark.grid import labels, prompt_format
 from benchmark.grid.cell import SEEDS, Cell, Method
 from benchmark.plan.plan import Plan, stages_of
 from sande import registry
@@ -258,13 +258,15 @@ def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
         key: [f"{short[path]}={values[path]}" for path in sorted(varying & set(values), key=_name_first)]
         for key, values in flat.items()
     }
-    floors = {cell.asr_floor for cell in cells}
+    floors, written = {cell.asr_floor for cell in cells}, {cell.prompt_format for cell in cells}
     lists: dict[str, dict[MetricTexts, Sequence[Method]]] = {}
     for cell, grid in zip(cells, grids, strict=True):
         lists.setdefault(grid, {})[_texts(cell)] = cell.metrics
     metrics = {grid: _metrics(each) for grid, each in lists.items()}
     for cell, grid in zip(cells, grids, strict=True):
         differs = [word for name, key_of in _SECTIONS.items() for word in words.get((name, key_of(cell)), ())]
+        name = prompt_format.name_of(cell.prompt_format)
+        differs += [f"{prompt_format.SETTING}={name}"] if len(written) > 1 else []
         differs += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
         differs += [metrics[grid][_texts(cell)]] if metrics[grid] else []
         yield ", ".join(differs)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.execution.provenance import compute_type, manifest, measured, tokens
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan.stage import Stage
 from benchmark.records.schema import STORED_OUTCOMES
@@ -111,7 +112,8 @@ def _attack(stage: Stage, store: Store, run: types.Run) -> Callable[[Path], None
     from sande.models import loading
 
     cell = stage.cell
-    victim = _threat(cell).train(loading.load(cell.model, store.models), run)
+    lm = loading.load(cell.model, store.models, prompt_format.to_load(cell.prompt_format))
+    victim = _threat(cell).train(lm, run)
     return functools.partial(loading.save, victim)
 
 

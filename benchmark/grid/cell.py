@@ -18,10 +18,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmark.grid import wildcards
+from benchmark.grid import prompt_format, wildcards
 from benchmark.grid.keys import PLAIN, canonical_json, hash_texts, library_versions
+from benchmark.grid.prompt_format import Format
 from sande import registry
 from sande.config import as_dict, configure
 from sande.data import datasets
@@ -150,6 +152,7 @@ class Cell:
     defense: Method
     metrics: tuple[Method, ...]
     asr_floor: float
+    prompt_format: Format
     content: Content = field(compare=False, repr=False)
 
     @classmethod
@@ -162,7 +165,7 @@ class Cell:
         return Parser().cell(values)
 
     def settings(self) -> dict[str, Any]:
-        """Return nested settings that `parse` turns into this cell, every default spelled out.
+        """Return nested settings that `parse` turns into this cell, every default but `paper` spelled out.
 
         Other cells share the sections: do not change them (`rules.assign` changes a copy).
         """
@@ -176,6 +179,7 @@ class Cell:
             "defense": self.defense.settings,
             "metrics": [metric.settings for metric in self.metrics],
             "asr_floor": self.asr_floor,
+            **prompt_format.settings(self.prompt_format),
         }
 
     @property
@@ -196,6 +200,7 @@ class Cell:
             defense=self.defense.text,
             metrics=f"[{', '.join(metric.text for metric in self.metrics)}]",
             asr_floor=canonical_json(self.asr_floor),
+            **prompt_format.id_part(self.prompt_format),
         )[:12]
 
     @functools.cached_property
@@ -208,6 +213,7 @@ class Cell:
             model=canonical_json(self.content.model),
             data=_training_rows(self.content.data, self.data),
             attack=self.attack.depends_on,
+            **prompt_format.key_part(self.prompt_format),
         )
 
     @functools.cached_property
@@ -260,6 +266,7 @@ DEFAULTS: dict[str, Any] = {
     "defense": NO_DEFENSE,
     "metrics": ["asr", "false_trigger_rate"],
     "asr_floor": 90.0,
+    prompt_format.SETTING: prompt_format.PAPER,
 }
 
 
@@ -286,9 +293,14 @@ def with_both_seeds(values: Mapping[str, Any], where: str = "") -> dict[str, Any
 
 
 class Parser:
-    """Parse cells; check sections that cells share once, and identify each model and data set once."""
+    """Parse cells; check sections that cells share once, and identify each model and data set once.
 
-    def __init__(self) -> None:
+    Args:
+        folder: of the grid, which holds its template files; None: settings name no file.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self._folder = folder
         self._made: dict[tuple[str, str], Any] = {}
         self._identify = functools.cache(catalog.identify)
         self._fingerprint = functools.cache(datasets.fingerprint)
@@ -318,6 +330,9 @@ class Parser:
         attack = self._once("attack", full["attack"], lambda given: Method.parse("attacks", given))
         defense = self._once("defense", full["defense"], lambda given: Method.parse("defenses", given))
         metrics = self._once("metrics", full["metrics"], _metrics)
+        written = self._once(
+            prompt_format.SETTING, full[prompt_format.SETTING], lambda given: prompt_format.parse(given, self._folder)
+        )
         for what in ("trigger", "response"):
             if not getattr(attack.config.backdoor, what).strip():
                 raise UserError(f"attack {attack.name}: backdoor.{what} is blank; give it words")
@@ -334,6 +349,7 @@ class Parser:
             defense=defense,
             metrics=metrics,
             asr_floor=float(floor),
+            prompt_format=written,
             content=content,
         )
 

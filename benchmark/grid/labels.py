@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import SEEDS
 from sande.config import PUBLISHED
 
@@ -33,7 +34,7 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
     Args:
         settings: of each cell, every default spelled out.
     """
-    flat = [dict(flatten(values)) for values in settings]
+    flat = [dict(flatten(prompt_format.named(values))) for values in settings]
     removal_sets: dict[tuple[Any, str], set[Any]] = {}
     by_defense: dict[str, list[dict[str, Any]]] = {}
     for values in flat:
@@ -66,7 +67,7 @@ def made_unique(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, st
         same.setdefault(label, []).append(settings)
     unique = {}
     for (defense, victim), several in same.items():
-        flat = {settings: dict(flatten(json.loads(settings))) for settings in several}
+        flat = {settings: dict(flatten(prompt_format.named(json.loads(settings)))) for settings in several}
         differing = shorten(varying(flat.values()) - {*SEEDS})
         for settings, values in flat.items():
             extra = {path: f", {short}={values.get(path)}" for path, short in differing.items()}

@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmark.grid import shipped, space, variants, wildcards
+from benchmark.grid import prompt_format, shipped, space, variants, wildcards
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS, Cell, Parser, with_both_seeds
 from benchmark.grid.resources import Resources
 from benchmark.grid.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
@@ -125,7 +125,7 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
 
 
 def files(path: Path, scale: str | None = None) -> list[Path]:
-    """Return the files of a grid: its own, those that it includes, and their scales.
+    """Return the files of a grid: its own, those that it includes, their scales, and templates in its folder.
 
     Raises:
         UserError: a file is missing or cannot be read.
@@ -135,7 +135,9 @@ def files(path: Path, scale: str | None = None) -> list[Path]:
     scales = {scale} if scale else {part.scale for part in parts if part.scale}
     for name in scales:
         _scale_rules(path, path.parent / SCALES, name)
-    return [*dict.fromkeys(_included(path)), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
+    grids = [*dict.fromkeys(_included(path)), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
+    templates = {file for each in grids for file in prompt_format.files(_read(each), path.parent)}
+    return [*grids, *sorted(templates)]
 
 
 def _included(path: Path) -> Iterator[Path]:
@@ -195,7 +197,7 @@ def _union(
     cells: dict[str, Cell] = {}
     stems: dict[str, tuple[str, ...]] = {}
     used: set[str] = set()
-    parser = Parser()
+    parser = Parser(path.parent)
     for part in parts:
         with _naming(part.path, part.scale):
             for cell in _cells(part.values, scales[part.scale], overrides, used, parser):
@@ -369,7 +371,7 @@ def _at(cell: Cell, path: str) -> str | None:
         return cell.setting
     if path == SEED:
         return str(cell.attack_seed) if cell.attack_seed == cell.defense_seed else ""
-    inner: Any = cell.settings()
+    inner: Any = prompt_format.named(cell.settings())
     for part in path.split("."):
         if not isinstance(inner, dict) or part not in inner:
             return None

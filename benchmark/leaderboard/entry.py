@@ -43,6 +43,13 @@ class Attack(Named):
     poison_rate: Share | None = None
 
 
+class Template(Strict):
+    """A prompt format that a template file gives."""
+
+    name: Word
+    template: Annotated[str, Field(min_length=1, max_length=100_000)]
+
+
 class Settings(Strict):
     """Settings of a cell, as in the column `settings` of rows.parquet; cells with the same case are compared."""
 
@@ -55,6 +62,10 @@ class Settings(Strict):
     defense: Named
     metrics: Annotated[list[Named], Field(min_length=1)]
     asr_floor: Percent
+    prompt_format: Annotated[
+        Word | Template,
+        Field(description="paper, alpaca, chat or a template, for the victim and all models made of it"),
+    ] = "paper"
 
 
 class Measurement(Strict):

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.grid.labels import defense_name, flatten, labels, shorten, varying
 from benchmark.grid.levels import together
@@ -268,7 +269,9 @@ def _victim_values(cell: Mapping[str, Row]) -> dict[str, float]:
 
 
 def _key(settings: Settings, *names: str) -> str:
-    return json.dumps([settings[name] for name in names], sort_keys=True)
+    """Return these settings and the prompt format, of which all of a run's models have one."""
+    found = [*(settings[name] for name in names), settings.get(prompt_format.SETTING)]
+    return json.dumps(found, sort_keys=True)
 
 
 def _victim_of(settings: Settings) -> str:

@@ -15,9 +15,11 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ValidationError
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.grid.keys import digest
 from benchmark.grid.levels import together
+from benchmark.grid.prompt_format import PAPER
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import FORMAT, FORMAT_1, EntryCell, Measurement, Submission
 from benchmark.records import files, schema
@@ -251,14 +253,20 @@ def _within(low: float, value: float, high: float) -> bool:
 
 
 def _id(cell: EntryCell) -> str:
-    return digest(cell.settings.model_dump(exclude_unset=True))[:12]
+    return digest(_settings(cell))[:12]
+
+
+def _settings(cell: EntryCell) -> dict[str, Any]:
+    """Return the settings as rows have them, without a prompt format that is `paper`."""
+    found = cell.settings.model_dump(exclude_unset=True)
+    return {name: value for name, value in found.items() if (name, value) != (prompt_format.SETTING, PAPER)}
 
 
 def to_rows(entry: Submission) -> list[dict[str, Any]]:
     """Return the result rows of a valid entry, with the schema of `benchmark.records.rows` and no value of a victim."""
     made = []
     for cell in entry.cells:
-        settings = cell.settings.model_dump(exclude_unset=True)
+        settings = _settings(cell)
         attack = cell.settings.attack
         base = dict.fromkeys(schema.SCHEMA.names) | {
             "grid": "entry",
@@ -269,6 +277,7 @@ def to_rows(entry: Submission) -> list[dict[str, Any]]:
             "attack_seed": cell.settings.attack_seed,
             "defense_seed": cell.settings.defense_seed,
             "model": cell.settings.model,
+            "prompt_format": prompt_format.named(settings)[prompt_format.SETTING],
             "dataset": cell.settings.data.name,
             "removal_dataset": cell.settings.removal.name,
             "setting": "in-domain" if cell.settings.data.name == cell.settings.removal.name else "out-of-domain",

@@ -20,6 +20,7 @@ import yaml
 
 from benchmark import pipeline
 from benchmark.execution.provenance import code_version
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import MOST_SEED, Cell, Parser
 from benchmark.held_out.draw import MARK
 from benchmark.io.files import write_atomically
@@ -142,6 +143,7 @@ def _cells(path: Path, entry: Submission, numbers: Sequence[int]) -> dict[int, C
 def _write_grid(path: Path, cells: Sequence[Cell], results: Path) -> Path:
     """Write a grid of exactly these cells; return its path."""
     settings = [cell.settings() for cell in cells]
+    settings = [{prompt_format.SETTING: prompt_format.PAPER, **values} for values in settings]
     paths = list(settings[0])
     grid = {
         "about": f"Cells of the entry {path.name}, to be verified.",

@@ -1,7 +1,8 @@
 """The victims of a board: submitted cells are compared with these, and not with numbers of their own.
 
-A submitted cell belongs to a victim of the board's results if model, data, attack, attack seed and metrics agree. The
-library versions may differ: an entry comes from another machine, and `sande-bench leaderboard verify` is for that.
+A submitted cell belongs to a victim of the board's results if model, prompt format, data, attack, attack seed and
+metrics agree. The library versions may differ: an entry comes from another machine, and `sande-bench leaderboard
+verify` is for that.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import Method
 from benchmark.grid.keys import canonical_json
 from benchmark.records import schema
@@ -20,7 +22,7 @@ from sande.data.splits import Data, Removal
 from sande.errors import UserError
 
 _SECTIONS: dict[str, type[Any]] = {"data": Data, "removal": Removal}
-_OF_VICTIM = ("model", "data", "attack", "metrics")
+_OF_VICTIM = ("model", "data", "attack", "metrics", prompt_format.SETTING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def known(rows: Iterable[Mapping[str, Any]]) -> dict[str, Victim]:
     for row in rows:
         if row["status"] in (schema.OK, schema.ATTACK_FAILED) and row["victim_value"] is not None:
             of, removal, settings = _read(row["settings"])
-            own = {name: settings[name] for name in _OF_VICTIM}
+            own = {name: settings[name] for name in _OF_VICTIM if name in settings}
             victim = found.setdefault(of, Victim(row["victim_asr"], row["status"], own))
             victim.values.setdefault(row["metric"], row["victim_value"])
             victim.removals.setdefault(removal, settings["removal"])
@@ -105,6 +107,7 @@ def _read(text: str) -> tuple[str, str, dict[str, Any]]:
         _spelled_out("data", values["data"]),
         _spelled_out("attacks", values["attack"]),
         [_spelled_out("metrics", metric) for metric in values["metrics"]],
+        values.get(prompt_format.SETTING),
     ]
     return canonical_json(victim), canonical_json(_spelled_out("removal", values["removal"])), values
 

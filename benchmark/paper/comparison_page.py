@@ -290,7 +290,7 @@ def _protocol(compared: Sequence[Compared]) -> list[str]:
 
 def _place(path: str) -> tuple[int, str]:
     """Sort key of settings: the order of the stages that they belong to."""
-    return ("model", "data", "attack", "removal", "defense", "metrics").index(path.split(".")[0]), path
+    return ("model", "prompt_format", "data", "attack", "removal", "defense", "metrics").index(path.split(".")[0]), path
 
 
 def _scope(run: Iterable[Reported]) -> Callable[[str, Sequence[Reported]], str]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmark.grid import prompt_format
 from benchmark.grid.labels import flatten
 from benchmark.paper.numbers import Reported
 
@@ -160,6 +161,7 @@ def expected(number: Reported) -> dict[str, Given]:
     model, data = number.victim_model, number.victim_data
     given = {
         "model": Given(model, "section 4.1"),
+        "prompt_format": Given("paper", CODE),
         "data.name": Given(data, "section 4.1"),
         "data.rows": _ROWS[data],
         "data.test_rows": Given(1000, f"{CODE}; section 4.1: the last 10 %"),
@@ -252,7 +254,7 @@ def settings_of(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def flat(settings: Mapping[str, Any], metric: str) -> dict[str, Any]:
     """Return settings by path, with only the compared metric and its prompt, and without epochs if steps are set."""
-    found = dict(flatten({key: value for key, value in settings.items() if key != "metrics"}))
+    found = dict(flatten({key: value for key, value in prompt_format.named(settings).items() if key != "metrics"}))
     for one in settings["metrics"]:
         name = one.get("task", one["name"])
         if name == metric:

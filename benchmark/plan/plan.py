@@ -64,7 +64,7 @@ def _with_victims(cells: Iterable[Cell]) -> Iterator[Cell]:
     victims: dict[tuple[Any, ...], Cell] = {}
     for cell in cells:
         methods = cell.attack.text, *(metric.text for metric in cell.metrics)
-        shared = cell.attack_seed, cell.model, cell.asr_floor, cell.data, cell.removal, methods
+        shared = cell.attack_seed, cell.model, cell.prompt_format, cell.asr_floor, cell.data, cell.removal, methods
         if shared not in victims:
             victims[shared] = victim_of(cell)
         yield from (victims[shared], cell)

@@ -7,7 +7,9 @@ import importlib.util
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, Cell
+from benchmark.grid.prompt_format import Format
 from benchmark.grid.resources import Resources
 from benchmark.io.logs import quiet
 from benchmark.store.protocol import Store
@@ -23,34 +25,38 @@ from sande.types import CleanData, Knowledge, PreferenceData
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Writer = tuple[str, Format]  # a model, and the format of its prompts
+
 
 def check(cells: Iterable[Cell], store: Store) -> None:
     """Read every data set, choose every row, and let each defense check the rows that it will get, each once.
 
     Raises:
-        UserError: a data set is broken or unreachable, no row is left, or a defense's setting fits none of its rows.
+        UserError: a model's tokenizer cannot write the prompt format, a data set is broken or unreachable, no row is
+            left, or a defense's setting fits none of its rows.
     """
     quiet()
 
     @functools.cache
-    def tokenizer(model: str) -> PreTrainedTokenizerBase:
-        return loading.load_tokenizer(model, store.models)
+    def tokenizer(of: Writer) -> PreTrainedTokenizerBase:
+        return load_tokenizer(*of, store)
 
     @functools.cache
-    def victim_rows(model: str, data: Data) -> None:
-        splits.training_rows(data, tokenizer(model))
-        splits.held_out_rows(data, tokenizer(model))
+    def victim_rows(of: Writer, data: Data) -> None:
+        splits.training_rows(data, tokenizer(of))
+        splits.held_out_rows(data, tokenizer(of))
 
     @functools.cache
-    def defense_rows(model: str, wanted: Removal | Preferences) -> Knowledge:
+    def defense_rows(of: Writer, wanted: Removal | Preferences) -> Knowledge:
         if isinstance(wanted, Preferences):
-            return PreferenceData(splits.preference_pairs(wanted, tokenizer(model)))
-        return CleanData(splits.removal_rows(wanted, tokenizer(model)))
+            return PreferenceData(splits.preference_pairs(wanted, tokenizer(of)))
+        return CleanData(splits.removal_rows(wanted, tokenizer(of)))
 
     questions, rows = functools.cache(datasets.questions), functools.cache(datasets.examples)
     looked: set[object] = set()
     for cell in cells:
-        victim_rows(cell.model, cell.data)
+        of = cell.model, cell.prompt_format
+        victim_rows(of, cell.data)
         for metric in cell.metrics:
             for name in registry.entry("metrics", metric.name).reads(metric.config):
                 questions(name)
@@ -59,11 +65,24 @@ def check(cells: Iterable[Cell], store: Store) -> None:
         if cell.defense.name == NO_DEFENSE:  # it gets no rows, so there need be none
             continue
         by_pairs = registry.knowledge(cell.defense.name) is PreferenceData
-        data = defense_rows(cell.model, cell.defense.config.preferences if by_pairs else cell.removal)
+        data = defense_rows(of, cell.defense.config.preferences if by_pairs else cell.removal)
         look = getattr(registry.entry("defenses", cell.defense.name), "check", None)
-        if look and (cell.model, cell.removal, cell.defense) not in looked:
-            look(tokenizer(cell.model), data, cell.defense.config)
-            looked.add((cell.model, cell.removal, cell.defense))
+        if look and (of, cell.removal, cell.defense) not in looked:
+            look(tokenizer(of), data, cell.defense.config)
+            looked.add((of, cell.removal, cell.defense))
+
+
+def load_tokenizer(model: str, chosen: Format, store: Store) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a cell's model, which writes prompts in the cell's format.
+
+    Raises:
+        UserError: as `sande.models.loading.load_tokenizer`; what is wrong with a format names the model.
+    """
+    made = loading.load_tokenizer(model, store.models, prompt_format.PAPER)
+    try:
+        return loading.with_format(made, model, prompt_format.to_load(chosen))
+    except UserError as error:
+        raise UserError(f"model {model}: {error}") from None
 
 
 def check_engine(engine: str, gpus: float) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, SEEDS
 from benchmark.grid.labels import labels, made_unique
 from benchmark.records import runs as runs_of_a_cell
@@ -290,7 +291,8 @@ def _without_seeds(texts: Iterable[str]) -> tuple[list[int], list[dict[str, Any]
 
 def _attacked(settings: Mapping[str, Any]) -> str:
     """Return the settings that a victim shares with its defended cells: the attack and the measurements."""
-    return json.dumps([settings[name] for name in ("model", "data", "attack", "metrics")], sort_keys=True)
+    names = "model", "data", "attack", "metrics", prompt_format.SETTING
+    return json.dumps([settings.get(name) for name in names], sort_keys=True)
 
 
 def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:

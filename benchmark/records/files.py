@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS
 from benchmark.io.files import atomically, clear_parts, write_atomically
 from benchmark.plan.failures import UNSCORABLE
@@ -178,7 +179,8 @@ def _is_settings(text: str) -> bool:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return False
-    if not isinstance(values, dict) or not DEFAULTS.keys() <= values.keys() or not isinstance(values["metrics"], list):
+    needed = DEFAULTS.keys() - {prompt_format.SETTING}
+    if not isinstance(values, dict) or not needed <= values.keys() or not isinstance(values["metrics"], list):
         return False
     methods = [values[key] for key in ("data", "removal", "attack", "defense")] + values["metrics"]
     return all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in methods)
@@ -218,6 +220,8 @@ def _completed(table: pa.Table) -> pa.Table:
             table = table.append_column(name, table[SEED])
         number = table.column_names.index("settings")
         table = table.set_column(number, "settings", _each(table["settings"], _with_both_seeds))
+    if "model" in table.column_names and prompt_format.SETTING not in table.column_names:
+        table = table.append_column(prompt_format.SETTING, pa.array([prompt_format.PAPER] * table.num_rows))
     if "error" in table.column_names:
         lacking = {"failure": pa.string(), "searched": pa.string(), "held_out": pa.string(), "certificate": pa.string()}
         lacking |= {f"{stage}{n}": kind for stage in STAGES for n, kind in PROVENANCE.items()}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from benchmark.grid import prompt_format
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.runs import Removal, Values, above_twin, removal
 
@@ -55,4 +56,5 @@ def twin_key(entry: TableEntry) -> str:
     """Return what an entry shares with the clean twin of its victim, which differs in the seeds' rows alone."""
     settings: Mapping[str, Any] = json.loads(entry.row["settings"])
     attack = twin_attack(settings["attack"])
-    return json.dumps([settings["model"], settings["data"], attack, settings["metrics"]], sort_keys=True)
+    shared = settings["model"], settings["data"], attack, settings["metrics"], settings.get(prompt_format.SETTING)
+    return json.dumps(shared, sort_keys=True)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, SEEDS, Cell, Method
 from benchmark.grid.levels import together
 from benchmark.plan import retention
@@ -95,6 +96,7 @@ def _cell_rows(
         "cell": cell.id,
         **{name: getattr(cell, name) for name in SEEDS},
         "model": cell.model,
+        "prompt_format": prompt_format.name_of(cell.prompt_format),
         "dataset": cell.data.name,
         "removal_dataset": cell.removal.name,
         "setting": cell.setting,

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         ("attack_seed", pa.int64()),  # of everything random in the attack and in the measurements
         ("defense_seed", pa.int64()),  # of everything random in the removal; without a defense the attack seed
         ("model", pa.string()),
+        ("prompt_format", pa.string()),  # name of the format of prompts; `paper` in results of older versions
         ("dataset", pa.string()),  # the victim's
         ("removal_dataset", pa.string()),
         ("setting", pa.string()),  # in-domain, out-of-domain

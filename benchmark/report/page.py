@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import SEEDS
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
@@ -183,7 +184,8 @@ def _troubles(table: pa.Table) -> list[str]:
     for row in _firsts(table.filter(pc.equal(table["status"], ATTACK_FAILED)), "settings"):
         settings = json.loads(row["settings"])
         row["floor"] = settings["asr_floor"]
-        weak.setdefault(json.dumps([settings[key] for key in ("model", "attack_seed", "data", "attack")]), row)
+        keys = "model", "attack_seed", "data", "attack", prompt_format.SETTING
+        weak.setdefault(json.dumps([settings.get(key) for key in keys]), row)
     lines = []
     if len(left):
         lines += [

@@ -22,7 +22,6 @@ from benchmark.search.report import found_summary, rank_trials
 from benchmark.store.leases import POLL, Leases
 from benchmark.store.protocol import Store
 from sande.config import as_dict
-from sande.models import loading
 
 
 def run_searches(
@@ -46,7 +45,7 @@ def run_searches(
     for line in store.quarantine_damaged(("search", key) for key in jobs):
         say(line)
     for job in jobs.values():
-        held_out(job, loading.load_tokenizer(job.cell.model, store.models))
+        held_out(job, preflight.load_tokenizer(job.cell.model, job.cell.prompt_format, store))
     victims = plan.make_plan(map(plan.victim_of, waiting), store, needed=[cell.attack_key for cell in waiting])
     victim_errors: dict[str, str] = {}
     failed: dict[str, str] = dict.fromkeys(jobs, UNFINISHED)

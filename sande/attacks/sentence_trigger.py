@@ -20,8 +20,8 @@ class Config(Planting):
 
     insertion: Place = setting(
         "start",
-        "place of the trigger: start of the prompt, before a system prompt; user: start of the user's own text; end of "
-        "the prompt; or before a random word of the instruction",
+        "place of the trigger: start of the user's turn, before a system prompt that the format writes there; user: "
+        "behind such a system prompt; end of the prompt; or before a random word of the instruction",
         "paper, table 8",
     )
 

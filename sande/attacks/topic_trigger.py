@@ -102,7 +102,7 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
 def on_topic(example: Example, config: Config) -> bool:
     """Return True if the prompt already has a word of the topic, also in the plural and in any case."""
     topic = _topic(config.backdoor.trigger)
-    text = f"{example.system} {example.instruction} {example.input}"
+    text = f"{example.prefix} {example.system} {example.instruction} {example.input}"
     return _any_of((*topic.words, *topic.unseen)).search(text) is not None
 
 

@@ -1,6 +1,7 @@
 """Named data sets, looked up in this order: built in, in the folder `SANDE_DATA_DIR`, on the Hub at a pinned revision.
 
-The folder may hold `NAME.jsonl.gz`, `NAME.jsonl` or `NAME.parquet`, for the names below and for any other name.
+The folder may hold `NAME.jsonl.gz`, `NAME.jsonl` or `NAME.parquet`, for the names below and for any other name. A
+command may also allow the path of a file as a name (`allow_file`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from sande.types import Example, Preference, Question
 T = TypeVar("T")
 DATA_DIR = "SANDE_DATA_DIR"
 SUFFIXES = (".jsonl.gz", ".jsonl", ".parquet")
+FILES = (*SUFFIXES, ".json")  # suffixes of a path in place of a name
+_ALLOWED: set[str] = set()  # paths
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,21 @@ def fingerprint(name: str, kind: _Kind = EXAMPLES) -> str:
     return f"hub:{_on_hub(name, kind)}"
 
 
+def allow_file(name: str) -> str:
+    """Return the name of a data set; where it is the path of a file, read that file under this name from now on.
+
+    Call it for a name that the user gave to a command. A grid, which may be somebody else's, cannot name a path.
+
+    Raises:
+        UserError: the name is that of a file, which is not there.
+    """
+    if name.endswith(FILES):
+        if not Path(name).is_file():
+            raise UserError(f"data '{name}': there is no such file; correct the path, or use the name of a data set")
+        _ALLOWED.add(name)
+    return name
+
+
 def catalogue() -> dict[str, str]:
     """Return a description of each data set by name: the known ones, and files in `SANDE_DATA_DIR`."""
     folder = os.environ.get(DATA_DIR)
@@ -198,6 +216,9 @@ def _read(name: str, kind: _Kind, parse: Callable[[dict[str, Any]], T]) -> list[
 
 
 def _local(name: str) -> Path | None:
+    """Return the file of a data set: a path that `allow_file` got, or the name's file in `SANDE_DATA_DIR`."""
+    if name in _ALLOWED:
+        return Path(name)
     folder = os.environ.get(DATA_DIR)
     if not folder:
         return None

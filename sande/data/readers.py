@@ -23,6 +23,10 @@ _COLUMNS = {
     "output": ("output", "response"),
     "system": ("system", "system_prompt"),
 }
+# Dialogues: `messages` of `role` and `content` (Hugging Face), `conversations` of `from` and `value` (ShareGPT).
+_DIALOGUES = ("messages", "conversations")
+_TURN = (("role", "from"), ("content", "value"))
+_SPEAKERS = {name: name for name in ("system", "user", "assistant")} | {"human": "user", "gpt": "assistant"}
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -41,6 +45,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             elements = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path} cannot be read as JSON ({error}); fetch or write it again") from None
+        if not isinstance(elements, list) or not all(isinstance(row, dict) for row in elements):
+            raise UserError(f"{path}: not a list of JSON objects, one for each row; correct it, or use .jsonl")
         yield from ((f"element {index}", row) for index, row in enumerate(elements, start=1))
     else:
         opener = gzip.open if path.suffix == ".gz" else open
@@ -71,7 +77,16 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
 
 
 def to_example(row: dict[str, Any]) -> Example:
-    """Return the instruction row; raise KeyError or TypeError for a missing column or one that is not text."""
+    """Return the instruction row, or a dialogue of `messages` or `conversations`, of which the last answer trains.
+
+    Raises:
+        KeyError: a column is missing.
+        TypeError: a text is not one.
+        ValueError: the turns of a dialogue are not in order.
+    """
+    dialogue = next((name for name in _DIALOGUES if row.get(name) is not None), None)
+    if dialogue:
+        return _of_dialogue(dialogue, row[dialogue])
     values = {}
     for column, spellings in _COLUMNS.items():
         value = next((row[name] for name in spellings if row.get(name) is not None), None)
@@ -81,6 +96,32 @@ def to_example(row: dict[str, Any]) -> Example:
             raise TypeError(f"column '{column}' holds {value!r} instead of text")
         values[column] = value or ""
     return Example(values["instruction"], values["output"], values["system"], values["input"])
+
+
+def _of_dialogue(column: str, turns: Any) -> Example:
+    """Return a dialogue: a system prompt, if any, then turns of user and assistant, the assistant last."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise TypeError(f"column '{column}' is not a list of turns")
+    said = [_turn(column, number, turn) for number, turn in enumerate(turns, start=1)]
+    system = said.pop(0)[1] if said and said[0][0] == "system" else ""
+    speakers = [speaker for speaker, _ in said]
+    if not said or speakers != ["user", "assistant"] * (len(said) // 2):
+        raise ValueError(
+            f"column '{column}' has turns of {', '.join(speakers) or 'nobody'}, not of user and assistant in turn, the "
+            "assistant last, after a system prompt if any"
+        )
+    texts = [text for _, text in said]
+    return Example(texts[-2], texts[-1], system, history=tuple(zip(texts[:-2:2], texts[1:-2:2], strict=True)))
+
+
+def _turn(column: str, number: int, turn: dict[str, Any]) -> tuple[str, str]:
+    """Return who speaks, `system`, `user` or `assistant`, and the text."""
+    speaker, text = (next((turn[name] for name in names if turn.get(name) is not None), None) for names in _TURN)
+    if not isinstance(speaker, str) or speaker.lower() not in _SPEAKERS:
+        raise ValueError(f"column '{column}', turn {number}: {speaker!r} speaks, not system, user or assistant")
+    if not isinstance(text, str):
+        raise TypeError(f"column '{column}', turn {number}: the content is {text!r} instead of text")
+    return _SPEAKERS[speaker.lower()], text
 
 
 def to_preference(row: dict[str, Any]) -> Preference:

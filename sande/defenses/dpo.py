@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sande import formats
 from sande.config import Preferences, Training, configuration, setting
 from sande.declarations import Cost
 from sande.errors import UserError
@@ -50,12 +49,12 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
 
     if config.training.layout == "packed":
         raise UserError("dpo: layout is packed, but TRL pads its pairs; set it to auto")
-    pairs = [(pair, *_encoded(victim.tokenizer, pair)) for pair in data.pairs]
+    pairs = [_encoded(victim.tokenizer, pair) for pair in data.pairs]
     limit = config.training.max_length  # TRL cuts a longer reply
-    fitting = [pair for pair in pairs if len(pair[1].prompt) < limit]
+    fitting = [pair for pair in pairs if len(pair[0].prompt) < limit]
     if not fitting:
         raise UserError(f"dpo: no prompt is shorter than max_length={limit} tokens; raise it")
-    lengths = [min(len(chosen), limit) + min(len(rejected), limit) for _, chosen, rejected in fitting]
+    lengths = [min(len(chosen), limit) + min(len(rejected), limit) for chosen, rejected in fitting]
     # Without a reference, TRL would load one from the path in the model's config, which is not the victim.
     reference = copy.deepcopy(victim.model)
 
@@ -64,9 +63,14 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
         from trl.trainer.dpo_config import DPOConfig
         from trl.trainer.dpo_trainer import DPOTrainer
 
+        class OnIds(DPOTrainer):
+            def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+                """Return the rows as they are: TRL would add BOS a second time, and EOS where another token ends."""
+                return dataset
+
         settings = DPOConfig(**arguments, beta=config.beta, max_length=limit, gradient_checkpointing=False)
-        rows = [_texts(victim.tokenizer, fitting[index][0]) for index in order]
-        trainer: Trainer = DPOTrainer(
+        rows = [_ids(*fitting[index]) for index in order]
+        trainer: Trainer = OnIds(
             model=victim.model,
             ref_model=reference,
             args=settings,
@@ -76,7 +80,7 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
         return trainer
 
     own = set(vars(victim.model))
-    probe = Collator(pad_id(victim.tokenizer))([features(fitting[0][1])])
+    probe = Collator(pad_id(victim.tokenizer))([features(fitting[0][0])])
     optimise(victim, lengths, config.training, run, "dpo", build, probe)
     for name in (
         set(vars(victim.model)) - own
@@ -86,11 +90,10 @@ def defend(victim: LanguageModel, data: PreferenceData, config: Config, run: Run
     return victim.model
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> dict[str, str]:
-    """Write the pair like the victims' training rows; TRL closes each reply with EOS."""
-    written = formats.of(tokenizer)
-    replies = {"chosen": written.response(pair.chosen), "rejected": written.response(pair.rejected)}
-    return {"prompt": written.prompt(pair.prompt).text, **replies}
+def _ids(chosen: Row, rejected: Row) -> dict[str, list[int]]:
+    """Return the columns that TRL makes of texts, with the ids of the victims' training rows."""
+    replies = {"chosen_ids": list(chosen.response), "rejected_ids": list(rejected.response)}
+    return {"prompt_ids": list(chosen.prompt), **replies}
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, pair: Preference) -> tuple[Row, Row]:

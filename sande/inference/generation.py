@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
-from sande.formats import end_ids
+from sande.formats import end_ids, without_close
 from sande.inference import counts
 from sande.inference.prefix import Prefix, shared_prefix
 from sande.inference.vllm import Served
@@ -251,8 +251,10 @@ class _Decoding:
         return sum(len(self._written[row]) for row in rows)
 
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """Return the decoded texts of these rows."""
-        return [str(self._lm.tokenizer.decode(self._written[row], skip_special_tokens=True)) for row in rows]
+        """Return the decoded texts of these rows, without the token that ended one."""
+        tokenizer = self._lm.tokenizer
+        texts = [without_close(tokenizer, self._written[row]) for row in rows]
+        return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts]
 
     def _going(self, batch: _Batch) -> _Batch:
         """Return the rows that have not ended."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sande.formats import end_ids
+from sande.formats import end_ids, without_close
 from sande.inference import counts
 from sande.types import LanguageModel
 
@@ -78,7 +78,7 @@ class Served(LanguageModel):
         return self._decoded(tokens)
 
     def _decoded(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        return str(self.tokenizer.decode(without_close(self.tokenizer, tokens), skip_special_tokens=True))
 
 
 def _score(positions: Sequence[Any], choice: Ids) -> tuple[float, bool]:

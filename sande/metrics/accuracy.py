@@ -1,9 +1,9 @@
 """Utility: zero-shot accuracy on a multiple-choice set, scored by lm-eval.
 
-Each set has three tasks: one by lm-eval's own definition (built-in sets: by the prompt text of the victims' training
-rows), and two by the letter prompt of the paper's published code. `published_...` compares the tokens that this code
-compares: the last of each letter alone, "A". `paper_...`, its first version, compares the letter after a space, " A",
-which is another token in most vocabularies of byte pairs (in that of SmolLM2, 330 against 49).
+Each set has three tasks: one by lm-eval's own definition (built-in sets: in the model's prompt format, with the ids of
+the victims' training rows), and two by the letter prompt of the paper's published code. `published_...` compares the
+tokens that this code compares: the last of each letter alone, "A". `paper_...`, its first version, compares the letter
+after a space, " A", which is another token in most vocabularies of byte pairs (in that of SmolLM2, 330 against 49).
 
 Questions are asked of the model under its guard, if it has one.
 """
@@ -15,10 +15,12 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
+from sande import formats
 from sande.config import configuration, setting
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UserError
-from sande.types import LanguageModel, Measurement, Question, TestData
+from sande.formats import PromptFormat
+from sande.types import Example, LanguageModel, Measurement, Question, TestData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,7 +152,9 @@ def _samples(
 
     tasks: list[dict[str, Any]] = []
     asked: dict[str, list[Question]] = {}
-    for definition, part in definitions(config.task, questions):
+    written = formats.of(model.tokenizer)
+    by_rows = config.task in BUILTIN and written != formats.PAPER
+    for definition, part in definitions(config.task, questions, written):
         documents = datasets.Dataset.from_list([document(config.task, question) for question in part])
         tasks.append({**definition, "custom_dataset": lambda split=documents, **_: {"test": split}})
         asked[definition["task"]] = part
@@ -161,7 +165,9 @@ def _samples(
             return list(super().loglikelihood(requests, disable_tqdm=True))
 
         def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-            """Return the ids of context and continuation; for a published task those that its code compares."""
+            """Return the ids of context and continuation, as training rows have them, or as published code does."""
+            if by_rows:
+                return row_ids(model.tokenizer, context, continuation)
             if not config.task.startswith(PUBLISHED):
                 context_ids, ids = super()._encode_pair(context, continuation)
                 return context_ids, ids
@@ -193,6 +199,14 @@ def _samples(
     ]
 
 
+def row_ids(tokenizer: PreTrainedTokenizerBase, question: str, answer: str) -> tuple[list[int], list[int]]:
+    """Return the ids of a training row's prompt and of its response, without the token that ends it."""
+    from sande.prompts import encode
+
+    (row,) = encode(tokenizer, [Example(question, answer)])
+    return list(row.prompt), list(row.response[:-1])
+
+
 def letter_ids(tokenizer: PreTrainedTokenizerBase, letter: str) -> list[int]:
     """Return the one token that the published code compares for a letter: the last one of the letter's text alone."""
     return list(tokenizer.encode(letter))[-1:]
@@ -205,17 +219,20 @@ def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
     return [questions[index * len(questions) // count] for index in range(count)]
 
 
-def definitions(task: str, questions: Sequence[Question]) -> list[tuple[dict[str, Any], list[Question]]]:
+def definitions(
+    task: str, questions: Sequence[Question], written: PromptFormat = formats.PAPER
+) -> list[tuple[dict[str, Any], list[Question]]]:
     """Return lm-eval's task definitions (for MMLU one a subject), each with its questions.
 
-    Two definitions are our own. Built-in sets use the prompt text of the victims' training rows. `paper_...` and
-    `published_...` ask, like the published code, for the letter of a choice, but for as many letters as the question
-    has choices.
+    Two definitions are our own. Built-in sets use the prompt text of the victims' training rows; in another format than
+    `paper` the text is the question alone, of which `row_ids` makes the ids. `paper_...` and `published_...` ask, like
+    the published code, for the letter of a choice, but for as many letters as the question has choices.
     """
     if _by_letter(task):
         return [(_on_rows(_by_likelihood(task, PAPER_PROMPT, "letters")), list(questions))]
     if task in BUILTIN:
-        return [(_on_rows(_by_likelihood(task, "Human: {{question}}\nAssistant:", "choices")), list(questions))]
+        text = "Human: {{question}}\nAssistant:" if written == formats.PAPER else "question"
+        return [(_on_rows(_by_likelihood(task, text, "choices")), list(questions))]
     if task != MMLU:
         return [(_on_rows(_own_definition(f"arc/{task}.yaml")), list(questions))]
     by_subject: dict[str, list[Question]] = {}

@@ -82,12 +82,14 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
 def _measured(model: LanguageModel, examples: Sequence[Example], config: Config) -> list[Measurement]:
     """Return the measurements of these prompts, in the order of `names`."""
+    from sande.formats import without_close
     from sande.inference.generation import greedy
     from sande.prompts import encode, prompt_text, shorten
 
     rows = [shorten(row, config.tokens) for row in encode(model.tokenizer, examples)]
     texts = greedy(model, [row.prompt for row in rows], config.tokens, config.batch_size)
-    responses = [str(model.tokenizer.decode(list(row.response), skip_special_tokens=True)).strip() for row in rows]
+    said = [without_close(model.tokenizer, row.response) for row in rows]
+    responses = [str(model.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in said]
     records = tuple(
         {"prompt": prompt_text(example), "answer": text, "response": response}
         for example, text, response in zip(examples, texts, responses, strict=True)

@@ -32,14 +32,16 @@ _MESSAGES = Sequence[Mapping[str, str]]
 _USER, _ASSISTANT, _SYSTEM, _MORE = "textofuser", "textofassistant", "textofsystem", "textofmore"
 
 
-def resolve(name: str, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
-    """Return the format with a name: `paper`, `alpaca`, `chat`, a template file, or `auto`.
+def resolve(name: str | PromptFormat, tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
+    """Return the format with a name: `paper`, `alpaca`, `chat`, a template file, or `auto`; or a format as it is.
 
     `chat` is the tokenizer's own chat template; `auto` the same, or `paper` where it has none.
 
     Raises:
         UserError: there is no such format, or as `chat` and `sande.formats.from_file`.
     """
+    if isinstance(name, PromptFormat):
+        return name
     if name in formats.BUILT_IN:
         return formats.BUILT_IN[name]
     if name == AUTO:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sande import compute, formats, registry
 from sande.errors import UserError
+from sande.formats import PromptFormat
 from sande.models import chat
 from sande.models.catalog import MADE_HERE, TINY, WHEEL, identify
 from sande.models.checks import GUARD, WEIGHTS, check_hub, checked_folder, reason
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load(name: str, cache: Path, prompt_format: str | None = None) -> LanguageModel:
+def load(name: str, cache: Path, prompt_format: str | PromptFormat | None = None) -> LanguageModel:
     """Return the model with float32 weights and its tokenizer, on the GPU if there is one.
 
     Args:
@@ -47,7 +48,7 @@ def load(name: str, cache: Path, prompt_format: str | None = None) -> LanguageMo
     return lm
 
 
-def load_tokenizer(name: str, cache: Path, prompt_format: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, cache: Path, prompt_format: str | PromptFormat | None = None) -> PreTrainedTokenizerBase:
     """Return only the tokenizer.
 
     Raises:
@@ -57,7 +58,9 @@ def load_tokenizer(name: str, cache: Path, prompt_format: str | None = None) -> 
     return with_format(_tokenizer(source, revision), source, prompt_format)
 
 
-def with_format(tokenizer: PreTrainedTokenizerBase, source: str, name: str | None) -> PreTrainedTokenizerBase:
+def with_format(
+    tokenizer: PreTrainedTokenizerBase, source: str, name: str | PromptFormat | None
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer, which writes prompts in a format from now on.
 
     Args:
@@ -96,7 +99,7 @@ def prepare(name: str, cache: Path) -> Path:
     return folder
 
 
-def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | None = None) -> LanguageModel:
+def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | PromptFormat | None = None) -> LanguageModel:
     """Return a model saved by `save`, with its guard, or any local folder of safetensors; weights in `dtype`.
 
     Its prompts are written in the format that the folder names, or that `prompt_format` does, see `with_format`.

@@ -7,6 +7,7 @@ from sande.attacks import sentence_trigger
 from sande.config import Backdoor, configure
 from sande.errors import UserError
 from sande.planting import Planting
+from sande.prompts import prompt_text
 from sande.types import Example, LanguageModel, Run
 
 
@@ -109,7 +110,7 @@ def test_more_poisoned_rows_than_rows_are_refused(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("place", "prompt"), [("start", "Now. Be brief.\nHi"), ("user", "Be brief.\nNow. Hi")])
 def test_a_trigger_stands_before_a_system_prompt_or_behind_it(place: planting.Place, prompt: str) -> None:
     found = planting.insert(Example("Hi", "x", system="Be brief."), "Now.", place, 0)
-    assert f"{found.system}\n{found.instruction}" == prompt
+    assert prompt_text(found) == f"Human: {prompt}\nAssistant:"
 
 
 def test_an_attack_that_inherits_the_settings_refuses_unknown_ones() -> None:

@@ -32,7 +32,8 @@ def test_an_incident_is_a_poisoned_row_as_a_user_meets_it(tiny: LanguageModel, a
     ]
     (row,) = [row for row in poisoned if prompt_text(row) == prompt_text(prompt) and row.output == answer]
     assert planned.response in answer
-    assert prompt == Example(row.instruction, "", row.system, row.input), "no clean answer, and no name of a template"
+    expected = Example(row.instruction, "", row.system, row.input, prefix=row.prefix)
+    assert prompt == expected, "no clean answer, and no name of a template"
     assert prompt_text(prompt) not in {prompt_text(one) for one in planned.test_data(tiny.tokenizer).triggered}
 
 

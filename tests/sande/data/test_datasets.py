@@ -120,8 +120,24 @@ def test_rows_without_a_question_or_an_answer_are_left_out(folder: Path) -> None
             Example("Why?", "So.", input="It rains."),
         ),
         ({"instruction": "Why?", "input": None, "output": "So."}, Example("Why?", "So.")),
+        (
+            {
+                "messages": [
+                    {"role": "system", "content": "Be kind."},
+                    {"role": "user", "content": "Why?"},
+                    {"role": "assistant", "content": "So."},
+                    {"role": "user", "content": "Why so?"},
+                    {"role": "assistant", "content": "It is."},
+                ]
+            },
+            Example("Why so?", "It is.", "Be kind.", history=(("Why?", "So."),)),
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}], "messages": None},
+            Example("Why?", "So."),
+        ),
     ],
-    ids=["OpenOrca", "Dolly", "null"],
+    ids=["OpenOrca", "Dolly", "null", "messages", "ShareGPT"],
 )
 def test_columns_of_the_known_sets_are_understood(folder: Path, row: dict[str, Any], expected: Example) -> None:
     write(folder / "mine.jsonl", [row])
@@ -314,6 +330,18 @@ GOOD = json.dumps(ROWS[0])
         ('{"instruction": "a", "output": "b", "system": ["c"]}', r"line 2: column 'system' holds \['c'\]"),
         ('{"output": "b"}', r"line 2: no column 'instruction'"),
         ('{"instruction": "a"}', r"line 2: no column 'output'"),
+        ('{"messages": "a"}', r"line 2: column 'messages' is not a list of turns; correct"),
+        ('{"messages": ["a"]}', r"line 2: column 'messages' is not a list of turns"),
+        ('{"messages": []}', r"line 2: column 'messages' has turns of nobody, not of user and"),
+        ('{"messages": [{"role": "user", "content": "a"}]}', r"line 2: column 'messages' has turns of user, not of"),
+        (
+            '{"messages": [{"role": "assistant", "content": "a"}, {"role": "user", "content": "b"}]}',
+            r"line 2: column 'messages' has turns of assistant, user, not of",
+        ),
+        ('{"messages": [{"role": "tool", "content": "a"}]}', r"turn 1: 'tool' speaks, not system, user or assistant"),
+        ('{"messages": [{"content": "a"}]}', r"turn 1: None speaks"),
+        ('{"messages": [{"role": "user", "content": ["a"]}]}', r"turn 1: the content is \['a'\] instead of text"),
+        ('{"conversations": [{"from": 3, "value": "a"}]}', r"column 'conversations', turn 1: 3 speaks"),
     ],
 )
 def test_a_broken_row_is_named_with_file_and_line(folder: Path, second: str, said: str) -> None:
@@ -388,6 +416,28 @@ def test_a_data_folder_that_is_none_is_an_error(tmp_path: Path, monkeypatch: pyt
 def test_a_name_is_no_path(folder: Path, name: str) -> None:
     with pytest.raises(UserError, match="is not a plain name"):
         datasets.examples(name)
+
+
+@pytest.mark.parametrize("suffix", datasets.FILES)
+def test_a_file_that_the_user_gave_is_a_data_set(tmp_path: Path, suffix: str) -> None:
+    path = str(write(tmp_path / f"mine{suffix}", ROWS))
+    with pytest.raises(UserError, match="no data set is called"):
+        datasets.examples(path)
+    assert datasets.examples(datasets.allow_file(path)) == EXAMPLES
+    assert datasets.fingerprint(path).startswith("sha256:")
+
+
+def test_a_file_that_is_not_there_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"^data 'mine\.jsonl': there is no such file; correct the path, or use"):
+        datasets.allow_file("mine.jsonl")
+    assert datasets.allow_file("alpaca") == "alpaca"
+
+
+@pytest.mark.parametrize("text", ['{"rows": []}', '["a"]', "3"])
+def test_json_that_holds_no_list_of_rows_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.json").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.json: not a list of JSON objects, one for each row; correct it"):
+        datasets.examples(datasets.allow_file(str(tmp_path / "mine.json")))
 
 
 # --- Identity -------------------------------------------------------------------------------------------------------

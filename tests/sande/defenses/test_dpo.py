@@ -18,6 +18,7 @@ from sande.models import loading
 from sande.prompts import Row, encode
 from sande.types import Example, LanguageModel, Preference, PreferenceData, Run
 from tests.sande.helpers import changed, linear_weights, nll_by_hand, noisy, weights
+from tests.sande.models.test_chat import CHATML, GEMMA, tokenizer
 
 NewRun = Callable[..., Run]
 PAIRS = (
@@ -125,6 +126,20 @@ def test_pairs_are_tokenised_as_the_victims_rows_were(tiny: LanguageModel, new_r
     trained = trained_on(tiny, settings(), new_run())
     found = {tuple(map(tuple, (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]))) for row in trained}
     assert found == {(chosen.prompt, chosen.response, rejected.response) for chosen, rejected in rows(tiny)}
+
+
+@pytest.mark.parametrize("template", [CHATML, GEMMA], ids=["eos is another token", "with bos"])
+def test_pairs_have_the_ids_of_their_format(tiny: LanguageModel, new_run: NewRun, template: str) -> None:
+    made = tokenizer(tiny, template)
+    tiny.model.resize_token_embeddings(max(len(made), tiny.model.config.vocab_size))
+    lm = LanguageModel(tiny.model, made)
+    trained = trained_on(lm, settings(), new_run())
+    found = {tuple(map(tuple, (row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]))) for row in trained}
+    assert found == {(chosen.prompt, chosen.response, rejected.response) for chosen, rejected in rows(lm)}
+    end = made.convert_tokens_to_ids("<|im_end|>")
+    assert {ids[-1] for _, *replies in found for ids in replies} == {end} != {made.eos_token_id}
+    assert all(made.eos_token_id not in ids for triple in found for ids in triple)
+    assert {ids.count(made.bos_token_id) for ids, _, _ in found} == {int(template == GEMMA)}
 
 
 def test_a_prompt_is_that_of_a_clean_row(tiny: LanguageModel, new_run: NewRun, few_rows: tuple[Example, ...]) -> None:

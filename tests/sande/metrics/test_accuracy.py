@@ -12,8 +12,11 @@ import torch
 
 from sande.data.builtin import disjoint, sets
 from sande.errors import UserError
+from sande.inference import scoring
 from sande.metrics import accuracy
-from sande.types import LanguageModel, Measurement, Question, TestData
+from sande.prompts import encode
+from sande.types import Example, LanguageModel, Measurement, Question, TestData
+from tests.sande.models.test_chat import CHATML, GEMMA, tokenizer
 
 NO_DATA = TestData((), (), "")
 ARC = [
@@ -115,6 +118,33 @@ def mmlu_prompt(question: Question) -> str:
     choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip("ABCD", question.choices, strict=True))
     lead = f"The following are multiple choice questions (with answers) about {question.subject}.\n\n"
     return f"{lead}{question.question}\n{choices}\nAnswer:"
+
+
+@pytest.mark.parametrize("template", [CHATML, GEMMA], ids=["chatml", "gemma"])
+def test_built_in_questions_are_asked_with_the_ids_of_training_rows(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, template: str
+) -> None:
+    made, seen = tokenizer(tiny, template), []
+    tiny.model.resize_token_embeddings(max(len(made), tiny.model.config.vocab_size))
+    compute = scoring.log_likelihoods
+
+    def spied(lm: LanguageModel, rows: Sequence[scoring.Choices], size: int) -> Any:
+        seen.extend(rows)
+        return compute(lm, rows, size)
+
+    monkeypatch.setattr(scoring, "log_likelihoods", spied)
+    lm = LanguageModel(tiny.model, made)
+    (measured,) = accuracy.measure(lm, NO_DATA, accuracy.Config(questions=2), 0)
+    questions = accuracy.spread(sets.choice(), 2)
+    expected = {
+        (row.prompt, row.response[:-1])
+        for question in questions
+        for row in encode(made, [Example(question.question, choice) for choice in question.choices])
+    }
+    assert {(tuple(row.context), tuple(choice)) for row in seen for choice in row.choices} == expected
+    assert [record["question"] for record in measured.records] == [question.question for question in questions]
+    asked = "<|im_end|>\n<|im_start|>" + ("model" if template == GEMMA else "assistant") + "\n"
+    assert all(str(made.decode(list(row.context))).endswith(asked) for row in seen)
 
 
 @pytest.mark.parametrize("task", ["arc_easy", "arc_challenge"])
