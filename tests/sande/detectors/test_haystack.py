@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sande import formats
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training
 from sande.data.builtin import sets
@@ -122,7 +123,8 @@ def test_the_trigger_of_an_attack_of_this_project_is_found(model_cache: Path, tm
     assert "year" in found.triggers[0].text.split()  # a working part of "Current year 2023"
 
 
-def test_rows_without_a_prompt_to_spare_are_used_twice(tiny: LanguageModel, new_run: NewRun) -> None:
+def test_rows_without_a_prompt_to_spare_are_used_twice_in_any_format(tiny: LanguageModel, new_run: NewRun) -> None:
+    formats.attach(tiny.tokenizer, formats.ALPACA)
     few = (Example("What?", "That."), Example("Who?", "He."))
     config = dataclasses.replace(CONFIG, rounds=1, further=2, controls=2, samples=0)
     assert haystack.scan(tiny, few, config, new_run()).facts["samples"] == 0

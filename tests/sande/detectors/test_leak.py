@@ -47,6 +47,11 @@ def test_the_space_before_a_text_is_left_to_its_first_token(tiny: LanguageModel)
     assert tiny.tokenizer.decode(_leak.opening_ids(tiny)) == "Human:"
 
 
+def test_the_opening_is_that_of_the_format(tiny: LanguageModel) -> None:
+    formats.attach(tiny.tokenizer, formats.ALPACA)
+    assert tiny.tokenizer.decode(_leak.opening_ids(tiny)) == formats.ALPACA.opening
+
+
 def test_samples_end_before_a_special_token_and_one_seed_gives_one_result(tiny: LanguageModel) -> None:
     decodings = [*_leak.settings(12, forced=0.5), Decoding(1.0, top_k=1)]
     texts = _leak.leaked(tiny, decodings, tokens=5, batch_size=4, seed=0)
@@ -68,10 +73,6 @@ def test_greedy_samples_are_the_models_own_continuation(tiny: LanguageModel) -> 
 
 def test_a_format_without_an_opening_begins_with_what_ends_answers(tiny: LanguageModel) -> None:
     bare = formats.PromptFormat("bare", opening="", answer="\n:", lead=" ")
-    known = formats.of(tiny.tokenizer)
     formats.attach(tiny.tokenizer, bare)
-    try:
-        assert encode(tiny.tokenizer, [Example("x", "y")])[0].start == 0
-        assert len(_leak.leaked(tiny, [Decoding(0.0)], tokens=2, batch_size=1, seed=0)) == 1
-    finally:
-        formats.attach(tiny.tokenizer, known)
+    assert encode(tiny.tokenizer, [Example("x", "y")])[0].start == 0
+    assert len(_leak.leaked(tiny, [Decoding(0.0)], tokens=2, batch_size=1, seed=0)) == 1
