@@ -48,12 +48,12 @@ class Config:
     width: int = setting(2, "strings that remain for each first token after a round", "ours", ge=1)
     further: int = setting(
         8,
-        "pieces tried behind a string, by the gradient and by the model as many; before it half as many",
+        "pieces tried behind a string, by the sweep, by the gradient and by the model as many; fewer before it",
         "ours",
         ge=1,
     )
-    rounds: int = setting(6, "pieces by which a string is extended", "ours", ge=0)
-    gain: float = setting(0.05, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
+    rounds: int = setting(4, "pieces by which a string is extended", "ours", ge=0)
+    gain: float = setting(0.5, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
     prompts: int = setting(16, "held-out prompts on which triggers are verified, drawn by the seed", "ours", ge=1)
     verified: int = setting(4, "triggers verified there, of different first tokens", "ours", ge=1)
     least: int = setting(2, "words with which answers have to begin alike", "ours", ge=1)
@@ -205,9 +205,11 @@ def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Con
         target = int(sweep.tokens[parent.token])
         behind = _extension.slopes(exact, sweep.examples, fillers, target, before=parent.text, places=PLACES)
         before = _extension.slopes(exact, sweep.examples, fillers, target, behind=parent.text, places=PLACES)
+        # Words of one trigger often act alone, too, so the sweep knows them.
+        known = [each.text for each in sweep.triggers if each.token == parent.token][: config.further]
         return [
-            *(f"{parent.text} {word}" for word in _extension.steepest(lm, behind, config.further)),
-            *(f"{word} {parent.text}" for word in _extension.steepest(lm, before, config.further // 2)),
+            *(f"{parent.text} {word}" for word in [*known, *_extension.steepest(lm, behind, config.further)]),
+            *(f"{word} {parent.text}" for word in [*known, *_extension.steepest(lm, before, config.further // 2)]),
         ]
 
     return _extension.grown(
