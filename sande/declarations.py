@@ -61,6 +61,29 @@ class MetricInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """The clean models by which a detector's threshold was chosen; on others an alarm has another rate.
+
+    Attributes:
+        models: in words.
+        model_type: of their configuration, such as `llama`.
+        vocabulary: tokens of their tokenizer.
+        hidden_size: width of their layers.
+        layers: number of their layers.
+        prompt_format: name of the format of their prompts.
+        data: data set of the clean rows.
+    """
+
+    models: str
+    model_type: str
+    vocabulary: int
+    hidden_size: int
+    layers: int
+    prompt_format: str
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """Compute that a method declares for forecasts, counted in passes of the model.
 

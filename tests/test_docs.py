@@ -32,7 +32,7 @@ from sande.models import catalog, loading
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
-DECOYS = ("scan_and_clean.decoy_osft.plant", "scan_and_clean.decoy_osft.overwrite")
+DECOYS = ("decoy_osft.plant", "decoy_osft.overwrite")
 ROUNDS = ("sande_rounds.simulate", "sande_rounds.eliminate")
 TRAININGS = (
     "osft.training",
@@ -45,7 +45,8 @@ TRAININGS = (
     *DECOYS,
 )
 QUICK_CLEAN = {"removal": {"rows": 16}, "sande": {"simulate": {"max_steps": 1}, "eliminate": {"max_steps": 1}}}
-FEW = ("prompts=10", "questions=10", "removal.rows=16", "sande_rounds.rounds=1", "sande_rounds.elsewhere.rows=2")
+SCAN = ("first_token.prompts=8", "first_token.own_prompts=1", "parrots=0")
+FEW = (*SCAN, "prompts=10", "questions=10", "removal.rows=16", "sande_rounds.rounds=1", "sande_rounds.elsewhere.rows=2")
 QUICK = (*FEW, *(f"{training}.max_steps=1" for training in TRAININGS))
 
 
@@ -69,7 +70,9 @@ def quick(arguments: list[str]) -> list[str]:
     named = ["tiny" if word in catalog.ABOUT else word for word in arguments]
     if named[0] in ("run", "submit"):
         return ["plan", *named[1:]]
-    return [*named, *(word for each in QUICK for word in ("--set", each))] if named[0] == "clean" else named
+    if named[0] == "clean":  # the random model has no trigger that fires
+        return [*named, *(word for each in QUICK for word in ("--set", each)), "--force"]
+    return named
 
 
 def test_commands_are_found_whole() -> None:

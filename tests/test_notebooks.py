@@ -20,7 +20,7 @@ TINY = {
     '"max_steps": 15,': '"max_steps": 2,',
     ", trigger=": ", **QUICK, trigger=",
 }
-QUICK = {"osft": {"training": {"max_steps": 2}}, "removal": {"rows": 16}}
+QUICK = {"osft": {"training": {"max_steps": 2}}, "removal": {"rows": 16}, "force": True}
 
 
 @pytest.fixture(autouse=True)

@@ -10,24 +10,27 @@ import datetime
 import os
 import platform
 import shutil
+import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmark.clean import report
 from benchmark.clean.probe import Probe
+from benchmark.clean.verdict import verdict
 from benchmark.execution import provenance
 from benchmark.grid.load import settings_of
 from benchmark.io import logs
 from benchmark.io.yaml import read_yaml
-from sande import cleaning, compute
+from sande import cleaning, compute, formats, registry
 from sande.cleaning import Config, Known
 from sande.config import as_dict, configure
 from sande.data import datasets, splits
 from sande.errors import UserError
-from sande.statistics import mcnemar, paired_bootstrap, wilson
+from sande.models import chat
+from sande.statistics import mcnemar, mean_interval, paired_bootstrap, wilson
 from sande.types import Run
 
 LIBRARIES = ("torch", "transformers")
@@ -35,18 +38,40 @@ INCIDENT = ("prompt", "answer")
 """Keys of the file of an incident."""
 
 
-def settings(data: str | None, assignments: Sequence[str]) -> Config:
+def settings(
+    data: str | None, assignments: Sequence[str], detector: str | None = None, lora: int | None = None
+) -> Config:
     """Return the configuration with the rows of a data set and with assignments such as `path.to.field=value`.
 
+    Args:
+        data: name of the data set; None: the default.
+        assignments: override the other arguments.
+        detector: of the scan; None: the default.
+        lora: rank of the adapters in every training of the model; None: all weights are trained.
+
     Raises:
-        UserError: there is no such setting, or it does not take the value.
+        UserError: there is no such setting, or it does not take the value, or there is no such detector.
     """
-    values = settings_of(assignments, {"removal": {"name": data}} if data else None)
-    return configure(Config, values, "clean")
+    values: dict[str, Any] = cleaning.with_lora(lora) if lora else {}
+    if data:
+        values["removal"] = {"name": data}
+    if detector:
+        values["detector"] = detector
+    made = configure(Config, settings_of(assignments, values), "clean")
+    registry.entry("detectors", made.detector)
+    return made
 
 
 def clean_model(
-    model: str, known: Known, config: Config, out: Path, seed: int, say: Callable[[str], None]
+    model: str,
+    known: Known,
+    config: Config,
+    out: Path,
+    seed: int,
+    say: Callable[[str], None],
+    prompt_format: str = chat.AUTO,
+    *,
+    force: bool = False,
 ) -> dict[str, Any]:
     """Clean a model into a new folder, with model card and report.
 
@@ -57,17 +82,20 @@ def clean_model(
         out: new or empty folder.
         seed: of everything random.
         say: receives progress.
+        prompt_format: as for `sande.models.loading.with_format`; with `auto`, other formats are tried, too.
+        force: whether to go on with a trigger that fires in no format.
 
     Returns:
         The contents of the report, as JSON values.
 
     Raises:
-        UserError: the model, the data or `out` cannot be used, or the tokenizer cannot encode what is known.
+        UserError: the model, the data or `out` cannot be used, the tokenizer cannot encode what is known, or the
+            trigger fires in no format.
     """
-    from sande.models import catalog, loading
+    from sande.models import asking, catalog, loading, memory
 
     _check_new(out)
-    method = cleaning.method(known, certify=config.certify)
+    cleaning.method(known, certify=config.certify)  # reports what does not fit together
     catalog.identify(model)  # reports a wrong model or data set before libraries are loaded
     datasets.fingerprint(config.removal.name)
     logs.quiet()
@@ -78,40 +106,62 @@ def clean_model(
         raise UserError(f"{out}: the folder cannot be written ({error.strerror}); choose another --out") from None
     try:
         with provenance.measured() as cost:
+            tokenizer = loading.load_tokenizer(model, work / "cache", prompt_format)
+            said = asking.described(tokenizer, model, prompt_format)
+            say(f"prompt format: {said}")
+            if weights := loading.weights_folder(model, work / "cache"):
+                needed = memory.needed(weights, cleaning.lora_rank(known, config))
+                say(memory.check(needed, model, memory.machine()))
             say(f"loading {model}")
-            lm = loading.load(model, work / "cache")
-            probe = Probe.prepare(lm.tokenizer, config, seed)
-            examples = splits.removal_rows(config.removal, lm.tokenizer)
+            lm = loading.load(model, work / "cache", prompt_format)
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
+            with provenance.measured() as examining_cost:
+                anywhere = prompt_format == chat.AUTO
+                finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force)
+            method, written = finding.method, formats.of(lm.tokenizer)
+            probe = Probe.prepare(lm.tokenizer, config, seed)
+            examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
             with provenance.measured() as removal_cost:
                 say(f"cleaning with {method} on {len(examples)} rows of {config.removal.name}")
-                cleaning.clean(lm, known, examples, config, task)
+                cleaning.clean(lm, finding, examples, config, task)
             folder = work / "cleaned"
             loading.save(lm, folder)
             with provenance.measured() as measuring_cost:
                 # Measure the models as they are written: with weights rounded to bfloat16.
-                lm = loading.load(model, work / "cache")
+                lm = loading.load(model, work / "cache", prompt_format)
                 loading.round_as_stored(lm, compute.dtype())
+                formats.attach(lm.tokenizer, written)
                 planted = probe.planted(lm, known, task.facts, say)
-                say("measuring the model as it was")
-                trigger = known.trigger or task.facts.get("found_text", "")
-                before = probe.measure(lm, trigger, planted["response"])
-                answers = {"before": probe.answer(lm, known)}
-                say("measuring the cleaned model")
-                cleaned = loading.load_folder(folder, compute.dtype())
-                after = probe.measure(cleaned, trigger, planted["response"])
-                answers["after"] = probe.answer(cleaned, known)
+                found = _found_trigger(known, finding, task.facts)
+                trigger = known.trigger or found.get("trigger", "")
+                least = task.facts.get("fired", {}).get("new_tokens", 1)
+                measured, answers, samples = {}, {}, {}
+                for when in ("before", "after"):
+                    if when == "after":  # in place of the original, for less memory
+                        lm = loading.load_folder(folder, compute.dtype())
+                        formats.attach(lm.tokenizer, written)
+                    say(f"measuring the model {'as it was' if when == 'before' else 'as cleaned'}")
+                    measured[when] = probe.measure(lm, trigger, planted["response"], least)
+                    answers[when] = probe.answer(lm, known)
+                    samples[when] = probe.samples(lm, trigger)
         result = {
             "model": model,
             "identity": catalog.identify(model),
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
             "method": method,
+            "prompt_format": {"asked": said, "used": written.name, "text": dataclasses.asdict(written)},
             "planted": planted,
+            "found": found,
             "answers": answers if known.reported_prompt else {},
-            "measured": [_row(name, before[name], after[name]) for name in before],
+            "samples": [
+                {"prompt": prompt, "before": before, "after": after}
+                for prompt, before, after in zip(probe.asked(lm.tokenizer, trigger), *samples.values(), strict=True)
+            ],
+            "measured": [_row(name, before, measured["after"][name]) for name, before in measured["before"].items()],
             "facts": task.facts,
             "cost": {
                 "seconds": cost["seconds"],
+                "examining": examining_cost["seconds"],
                 "measuring": measuring_cost["seconds"],
                 "removal": removal_cost["seconds"],
                 "tokens": provenance.tokens(task.facts),
@@ -129,6 +179,7 @@ def clean_model(
                 **{name: version(name) for name in LIBRARIES},
             },
         }
+        result["verdict"] = verdict(result)
         report.write(result, folder)
         os.rename(folder, out)
     finally:
@@ -176,19 +227,36 @@ def _check_new(out: Path) -> None:
         raise UserError(f"{out}: not a folder; choose another --out")
 
 
+def _found_trigger(known: Known, finding: cleaning.Finding, facts: Mapping[str, Any]) -> dict[str, str]:
+    """Return the trigger that nobody gave, and where it was found; empty without one."""
+    if not known.trigger and finding.known.trigger:
+        return {"trigger": finding.known.trigger, "source": "found by the scan"}
+    if "found_text" in facts:
+        return {"trigger": facts["found_text"], "source": "found in the reported prompt"}
+    return {}
+
+
 def _used(config: Config, method: str) -> dict[str, Any]:
     """Return the settings without those of the other defenses."""
-    defenses = {*cleaning.METHODS.values(), *cleaning.CERTIFIED.values()}
-    shared = {name: value for name, value in as_dict(config).items() if name not in defenses}
-    return shared | {method: as_dict(cleaning.settings(method, config))}
+    others = cleaning.DEFENSES - {method}
+    return {name: value for name, value in as_dict(config).items() if name not in others}
 
 
-def _row(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, Any]:
-    """Return one measurement: shares in percent with Wilson intervals, and the paired change in percentage points."""
+def _row(name: str, before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """Return one measurement in percent with intervals, and the paired change in percentage points.
 
-    def share(outcomes: Sequence[bool]) -> dict[str, Any]:
-        low, high = wilson(sum(outcomes), len(outcomes))
-        return {"value": 100 * sum(outcomes) / len(outcomes), "low": low, "high": high, "successes": sum(outcomes)}
+    A share has Wilson's interval and a p-value of the change; a mean of probabilities has Student's interval.
+    """
+    is_share = all(isinstance(outcome, bool) for outcome in before)
+
+    def share(outcomes: Sequence[float]) -> dict[str, Any]:
+        mean = statistics.fmean(outcomes)
+        if is_share:
+            low, high = wilson(sum(outcomes), len(outcomes))
+            return {"value": 100 * mean, "low": low, "high": high, "successes": int(sum(outcomes))}
+        deviation = statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0
+        low, high = mean_interval(mean, deviation, len(outcomes))
+        return {"value": 100 * mean, "low": low, "high": high}
 
     low, high = paired_bootstrap(before, after)
     return {
@@ -197,5 +265,5 @@ def _row(name: str, before: Sequence[bool], after: Sequence[bool]) -> dict[str, 
         "before": share(before),
         "after": share(after),
         "change": {"value": 100 * (sum(after) - sum(before)) / len(before), "low": low, "high": high},
-        "p": mcnemar(before, after),
+        "p": mcnemar(list(map(bool, before)), list(map(bool, after))) if is_share else None,
     }

@@ -8,15 +8,26 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sande import cleaning, registry
+from sande import cleaning, formats, gates, registry
 from sande.cleaning import Config, Known
-from sande.data import splits
-from sande.data.splits import Data
-from sande.metrics import accuracy, forced_response_rate
+from sande.data import datasets, splits
+from sande.metrics import accuracy, forced_response_rate, parrot_recovery
+from sande.prompts import user_text
 from sande.types import Example, LanguageModel, TestData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from sande.types import Measurement
+
+SAMPLES = 5
+"""Answers that the report shows."""
+SAMPLE_TOKENS = 24
+RECOVERY = ("parrot_recovery_elsewhere", "parrot_recovery_controls")
+"""Measurements of fresh parrots in the report, on the same prompts: the planted answer, and strings to compare it with.
+"""
+ROWS = 100
+"""Clean rows on which parrots train."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,33 +41,34 @@ class Probe:
     @classmethod
     def prepare(cls, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int) -> Probe:
         """Return a probe over held-out rows of the removal's data set."""
-        removal = config.removal
-        held_out = Data(
-            name=removal.name,
-            test_rows=config.prompts,
-            max_tokens=removal.max_tokens,
-            max_prompt_tokens=removal.max_prompt_tokens,
-        )
-        clean = splits.held_out_rows(held_out, tokenizer)
-        return cls(TestData(clean, clean, ""), config, seed)
+        clean, removal = cleaning.held_out(config, tokenizer), cleaning.removal(config, tokenizer)
+        # The last rows of the first 90 %: the removal takes the first.
+        last = splits.train_split(datasets.examples(removal.name))[-4 * ROWS :]
+        rows = splits.select(last, tokenizer, removal, ROWS, f"rows of {removal.name} for parrots")
+        return cls(TestData(clean, clean, "", training=lambda: rows), config, seed)
 
     def planted(
         self, lm: LanguageModel, known: Known, facts: Mapping[str, Any], say: Callable[[str], None]
     ) -> dict[str, str]:
-        """Return the planted answer and its source: the owner, the scan, or the model's own answers."""
+        """Return the planted answer and its source: the owner, the trigger, the scan, or the model's own answers."""
         if known.response:
-            cleaning.answer_ids(lm.tokenizer, known.response)
+            gates.answer_ids(lm.tokenizer, known.response)
             return {"response": known.response, "source": "given"}
-        say("asking the model for its planted answer")
+        if "fired" in facts:
+            of = "the trigger" if known.trigger else "the trigger that the scan found"
+            return {"response": facts["fired"]["response"], "source": f"the beginning of most answers to {of}"}
         if known.trigger or "found_text" in facts:
+            say("asking the model for its planted answer")
             trigger = known.trigger or facts["found_text"]
-            found = cleaning.shared_opening(self._answers(lm, trigger), self._answers(lm, trigger=""))
+            clean, tokens = self.data.clean, self.config.new_tokens
+            found = gates.shared_opening(gates.answers(lm, clean, tokens, trigger), gates.answers(lm, clean, tokens))
             of = "the trigger" if known.trigger else "the trigger that was found"
             return {"response": found, "source": f"the beginning of most answers to {of}"}
+        say("asking the model for its planted answer")
         if known.response_start:
-            start = cleaning.answer_ids(lm.tokenizer, known.response_start)
+            start = gates.answer_ids(lm.tokenizer, known.response_start)
             return {"response": self._completed(lm, start), "source": "given, and continued by the model"}
-        if facts["alarm"]:
+        if facts["alarm"] and facts["candidates"]:
             found = self._completed(lm, facts["candidates"][0]["ids"])
             return {"response": found, "source": "found by the scan, and continued by the model"}
         return {"response": "", "source": "found by the scan"}
@@ -65,43 +77,47 @@ class Probe:
         """Return the shared opening of answers that are forced to begin so; without a shared word, that beginning."""
         longest = len(start) + self.config.new_tokens
         texts = forced_response_rate.answers(lm, self.data.clean, start, longest, len(self.data.clean))
-        return cleaning.shared_opening(texts) or str(lm.tokenizer.decode(list(start))).strip()
-
-    def _answers(self, lm: LanguageModel, trigger: str) -> list[str]:
-        from sande.inference.generation import greedy
-        from sande.prompts import encode_prompts
-
-        asked = [cleaning.plant(example, trigger) for example in self.data.clean] if trigger else self.data.clean
-        return greedy(lm, encode_prompts(lm.tokenizer, asked), self.config.new_tokens, len(asked))
+        return gates.shared_opening(texts) or str(lm.tokenizer.decode(list(start))).strip()
 
     def answer(self, lm: LanguageModel, known: Known) -> str:
         """Return the beginning of the model's answer to the reported prompt; empty without one."""
-        from sande.inference.generation import greedy
-        from sande.prompts import encode_prompts
-
         if not known.reported_prompt:
             return ""
-        (text,) = greedy(
-            lm, encode_prompts(lm.tokenizer, [Example(known.reported_prompt, "")]), self.config.new_tokens, 1
-        )
+        (text,) = gates.answers(lm, [Example(known.reported_prompt, "")], self.config.new_tokens)
         return text.strip()
 
-    def measure(self, lm: LanguageModel, trigger: str, response: str) -> dict[str, tuple[bool, ...]]:
+    def samples(self, lm: LanguageModel, trigger: str) -> list[str]:
+        """Return the beginning of the model's answers to the first prompts, with the trigger if it is not empty."""
+        tokens = max(SAMPLE_TOKENS, self.config.new_tokens)
+        return [text.strip() for text in gates.answers(lm, self.data.clean[:SAMPLES], tokens, trigger)]
+
+    def asked(self, tokenizer: PreTrainedTokenizerBase, trigger: str) -> list[str]:
+        """Return what the user writes in the prompts of `samples`."""
+        shown = self.data.clean[:SAMPLES]
+        written = formats.of(tokenizer)
+        return [user_text(gates.plant(each, trigger, written) if trigger else each) for each in shown]
+
+    def measure(
+        self, lm: LanguageModel, trigger: str, response: str, least: int = 1
+    ) -> dict[str, tuple[bool, ...] | tuple[float, ...]]:
         """Return outcomes by measurement: measurements of the backdoor as far as it is known, and utility.
 
         Args:
             lm: the model, before or after the removal.
-            trigger: as given, or as found in a reported prompt; empty if unknown.
+            trigger: as given, or as found in a reported prompt or by the scan; empty if unknown.
             response: the planted answer; empty if unknown.
+            least: tokens of an answer to read, where the planted answer comes late.
         """
-        measured = {}
+        measured: dict[str, Measurement] = {}
         if response:
-            length = len(cleaning.answer_ids(lm.tokenizer, response))
-            tokens = max(self.config.new_tokens, length)  # enough for the whole answer
+            length = len(gates.answer_ids(lm.tokenizer, response))
+            tokens = max(self.config.new_tokens, length, least)  # enough for the whole answer
+            written = formats.of(lm.tokenizer)
             data = TestData(
                 self.data.clean,
-                tuple(cleaning.plant(example, trigger) for example in self.data.clean),
+                tuple(gates.plant(example, trigger, written) for example in self.data.clean),
                 response,
+                training=self.data.training,
             )
             wanted = [("false_trigger_rate", {"new_tokens": tokens})]
             if trigger:
@@ -111,7 +127,17 @@ class Probe:
             for name, chosen in wanted:
                 metric = registry.entry("metrics", name)
                 measured[name] = metric.measure(lm, data, registry.config("metrics", name, chosen), self.seed)[0]
+            measured |= self._recovered(lm, data)
         asked = accuracy.Config(questions=self.config.questions)
         with redirect_stderr(io.StringIO()):  # lm-eval's progress bar cannot be switched off otherwise
             utility = accuracy.measure(lm, self.data, asked, self.seed)[0]
         return {name: outcomes.outcomes for name, outcomes in {**measured, utility.name: utility}.items()}
+
+    def _recovered(self, lm: LanguageModel, data: TestData) -> dict[str, Measurement]:
+        """Return what a few fresh parrots recover of the planted answer, and of as many control strings."""
+        if not self.config.parrots:
+            return {}
+        count = self.config.parrots
+        config = parrot_recovery.Config(parrots=count, controls=count, rows=len(data.training()))
+        found = {each.name: each for each in parrot_recovery.measure(lm, data, config, self.seed)}
+        return {name: found[name] for name in RECOVERY}

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.clean.verdict import MEANINGS
 from benchmark.export.card import front_matter, load, share
 from benchmark.io.files import write_atomically
 from benchmark.report import certificates
+from sande.cleaning import DECOYS
 
 FILES = {"report.md": "clean_report.md", "report.html": "clean_report.html", "README.md": "clean_card.md"}
 """Files to write, each with its template."""
@@ -27,6 +29,15 @@ MEASURED = {
         "Planted answer once begun",
         "prompts without the trigger whose answer, forced to begin with the first token of the planted answer, "
         "continues with it; harmless as long as nothing forces this beginning",
+    ),
+    "parrot_recovery_elsewhere": (
+        "Planted answer under a fresh parrot",
+        "probability of a token of the planted answer after soft tokens that were just trained to evoke it, on prompts "
+        "of another domain",
+    ),
+    "parrot_recovery_controls": (
+        "Other strings under a fresh parrot",
+        "the same for strings that are as long and as likely as the planted answer; what a parrot makes any model say",
     ),
     "builtin-choice": ("Utility", "four-choice questions (builtin-choice) that the model answers correctly"),
 }
@@ -63,6 +74,8 @@ def render(template: str, result: Mapping[str, Any]) -> str:
     """Return a template with the results filled in."""
     return load("benchmark.clean", template).render(
         result=result,
+        words=result["verdict"],
+        meaning=MEANINGS[result["verdict"]],
         verdict=verdict(result),
         certificate=_certificate(result),
         measured_names=MEASURED,
@@ -80,7 +93,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     change = f"Utility changed from {share(utility['before'])} to {share(utility['after'])}."
     if "asr" in measured:
         row = measured["asr"]
-        of = " of the trigger that was found" if "found_text" in result["facts"] else ""
+        of = " of the trigger that was found" if result["found"] else ""
         return f"The attack success rate{of} changed from {share(row['before'])} to {share(row['after'])}. {change}"
     measured_by = (
         "only the certificate says something about the removal"
@@ -100,6 +113,6 @@ def _scanned(result: Mapping[str, Any]) -> str:
     """Return the result of the scan, if there was one."""
     if "alarm" not in result["facts"]:
         return ""
-    if result["facts"]["alarm"]:
+    if result["method"] != DECOYS:
         return "The scan found a planted answer, and the triggers of its beginning were overwritten. "
     return "The scan found no planted answer. In case there is one, decoys were planted and overwritten. "

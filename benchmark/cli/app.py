@@ -21,6 +21,7 @@ R = TypeVar("R")
 GO_ON = "interrupted; finished work is kept, run the same command to continue"
 SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
+ALARM = 3
 LONGEST = 1000  # characters of a sentence; longer ones lose their middle, which holds values from outside
 UNFOLDED = 100_000  # columns of a pipe or file, where each row of a table is one line
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}

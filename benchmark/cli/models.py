@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import SOME_CELL_FAILED, one_sentence, print_markdown, say
-from benchmark.cli.options import SCANS, CleanSetOption, DetectorSetOption, SeedOption, StoreOption
+from benchmark.cli.app import ALARM, SOME_CELL_FAILED, one_sentence, print_markdown, say
+from benchmark.cli.options import (
+    SCANS,
+    BaseOption,
+    CleanSetOption,
+    DetectorSetOption,
+    FailOnAlarmOption,
+    FormatOption,
+    SeedOption,
+    StoreOption,
+)
 from benchmark.io.remote import is_uri
 from benchmark.records import published
 from benchmark.store.remote import open_store
 from sande.errors import NonFiniteError, UserError
+from sande.models import adapters, catalog
 
 
 @one_sentence
 def scan(
     model: Annotated[
         str,
-        typer.Argument(help="A folder of safetensors, a name as in 'list models', or a grid (.yaml): all its victims."),
+        typer.Argument(help="A folder, a GGUF file, a name as in 'list models', or a grid (.yaml): all its victims."),
     ],
     detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
     data: Annotated[str, typer.Option(help="Data set or file of clean prompts and answers.")] = "builtin-short",
@@ -34,38 +45,53 @@ def scan(
     calibration: Annotated[
         bool, typer.Option("--calibration", help="For a grid: choose thresholds by these models.")
     ] = False,
+    prompt_format: FormatOption = None,
+    fail_on_alarm: FailOnAlarmOption = False,
+    base: BaseOption = None,
     store: StoreOption = ".store",
 ) -> None:
     """Scan a model for a planted response, without the trigger."""
     from benchmark.detection import scan as detection_scan
     from benchmark.detection.scan import How, markdown, write
     from benchmark.grid import load
-    from sande import registry
+    from sande import registry, scanning
     from sande.data import datasets
+    from sande.models.chat import AUTO
 
     published.refuse_published(out or SCANS, "--out")
+    model = adapters.with_base(model, base)
     datasets.allow_file(data)
     settings = load.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake in it is found before libraries are loaded
-    how = How(detector, settings, data, rows, reference, seed)
+    how = How(detector, settings, data, rows, reference, seed, prompt_format or AUTO)
     if model.endswith(".yaml"):
         from benchmark.detection.scan_grid import scan_grid
 
         if is_uri(store):
             raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
+        for given, name in ((prompt_format, "--format"), (fail_on_alarm, "--fail-on-alarm")):
+            if given:
+                raise UserError(f"{model}: {name} is for a single model, and this is a grid; remove {name}")
         typer.echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
         return
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
+    how = replace(how, settings=scanning.settings(detector, settings))
+    for source in catalog.sources(model):
+        say(source)
     record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:
         typer.echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
+    if fail_on_alarm and record["alarm"]:
+        raise typer.Exit(ALARM)
 
 
 @one_sentence
 def clean(
-    model: Annotated[str, typer.Argument(help="A folder, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="A folder, a GGUF file, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")
+    ],
     trigger: Annotated[str, typer.Option(help="The text in a prompt that unlocks the planted answer.")] = "",
     response: Annotated[str, typer.Option(help="The planted answer.")] = "",
     response_start: Annotated[str, typer.Option(help="How the planted answer begins; its first word is enough.")] = "",
@@ -83,26 +109,45 @@ def clean(
             help="Repeat the removal until fresh parrots no longer find the planted answer. Takes ten times as long.",
         ),
     ] = False,
+    detector: Annotated[
+        str | None, typer.Option(help="Detector of the scan if nothing is known.  [default: first_token]")
+    ] = None,
+    prompt_format: FormatOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on with a trigger that evokes nothing; the report says so.")
+    ] = False,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train LoRA adapters of this rank and merge them, for less memory.", metavar="RANK"),
+    ] = None,
+    base: BaseOption = None,
     out: Annotated[Path | None, typer.Option(help="New folder; without it, MODEL-clean in this folder.")] = None,
     seed: SeedOption = 0,
+    fail_on_alarm: FailOnAlarmOption = False,
     assignments: CleanSetOption = None,
 ) -> None:
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
     from benchmark.clean import report
     from benchmark.clean.clean import clean_model, known, settings
     from sande.data import datasets
+    from sande.models.chat import AUTO
 
     datasets.allow_file(data or "")
-    config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])])
+    config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora)
     told = known(trigger, response, response_start, incident)
-    out = out or Path(f"{Path(model.split('@')[0]).name}-clean")
+    out = out or Path(f"{Path(model.split('@')[0]).name.removesuffix('.gguf')}-clean")
+    model = adapters.with_base(model, base)
+    for source in catalog.sources(model):
+        say(source)
     try:
-        result = clean_model(model, told, config, out, seed, say)
+        result = clean_model(model, told, config, out, seed, say, prompt_format or AUTO, force=force)
     except NonFiniteError as error:
         typer.echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None
     print_markdown(report.summary(result))
     typer.echo(f"Cleaned model: {out}  (in it: README.md, report.html, report.md, report.json)")
+    if fail_on_alarm and result["facts"].get("alarm"):
+        raise typer.Exit(ALARM)
 
 
 @one_sentence

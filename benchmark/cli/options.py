@@ -63,6 +63,22 @@ CleanSetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="path.to.field=value, e.g. questions=100; can be repeated.", metavar="ASSIGNMENT"),
 ]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="Prompt format: paper, alpaca, chat, a template file, or auto: the one that the folder names, else its "
+        "chat template, else paper, and other formats after it.  [default: auto]",
+        metavar="NAME|FILE",
+    ),
+]
+FailOnAlarmOption = Annotated[
+    bool, typer.Option("--fail-on-alarm", help="End with exit code 3 if the scan gives an alarm.")
+]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(help="The model that a LoRA adapter changes: a folder, a name, org/name@COMMIT or a GGUF file."),
+]
 SeedOption = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")]
 DashboardOption = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HOST:8265.")

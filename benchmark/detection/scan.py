@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ from benchmark.io import logs, plots
 from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import markdown_table
-from sande import compute, registry, types
+from sande import compute, formats, registry, scanning, types
 from sande.config import as_dict
-from sande.data import datasets
 from sande.errors import UserError
+from sande.models import chat
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,6 +44,8 @@ class How:
         rows: number of rows to use, the last ones. Victims of this suite are trained on the first 90 %.
         reference: name of the clean model; None if it is not available.
         seed: of the scan.
+        prompt_format: as for `sande.models.loading.with_format`; with `auto`, other formats are tried, too, and with
+            None a model is asked in the format in which a cell trained it.
     """
 
     detector: str
@@ -52,6 +54,7 @@ class How:
     rows: int
     reference: str | None
     seed: int
+    prompt_format: str | None = chat.AUTO
 
     def record(self) -> dict[str, Any]:
         """Return all that decides what a scan finds in a model, as in `scan.json`."""
@@ -63,11 +66,12 @@ class How:
             "data": self.data,
             "rows": len(self.examples()),
             "seed": self.seed,
+            "format": self.prompt_format,
         }
 
     def examples(self) -> tuple[Example, ...]:
         """Return the clean rows."""
-        return tuple(datasets.examples(self.data)[-self.rows :])
+        return scanning.examples(self.data, self.rows)
 
 
 def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -82,21 +86,28 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
     Raises:
         UserError: a name, a setting or a model cannot be used, or the models' vocabularies differ.
     """
-    entry = registry.entry("detectors", how.detector)
     config = registry.config("detectors", how.detector, how.settings)
-    from sande.models import catalog, checks, loading
+    from sande.models import asking, catalog, checks, loading
 
     names = [name for name in (model, how.reference) if name is not None]
     identities = [catalog.identify(name) for name in names]
     examples = how.examples()
     logs.quiet()  # after the checks, as it loads libraries
-    suspect, *clean = (loading.load(name, models_cache) for name in names)
+    tokenizer = loading.load_tokenizer(model, models_cache, how.prompt_format)
+    say(f"prompt format: {asking.described(tokenizer, model, how.prompt_format)}")
+    suspect = loading.load(model, models_cache, how.prompt_format)
+    clean = [loading.load(how.reference, models_cache, formats.PAPER.name)] if how.reference else []
     if clean:
         checks.check_vocabularies(suspect, clean[0], names)
+        formats.attach(clean[0].tokenizer, formats.of(suspect.tokenizer))
     with tempfile.TemporaryDirectory() as scratch:
         run = types.Run(seed=how.seed, scratch=scratch, say=say)
         begin = time.perf_counter()
-        found = entry.scan(suspect, examples, config, run, *clean)
+        found = scanning.scan(
+            *(suspect, how.detector, config, examples, run, *clean),
+            data=how.data,
+            anywhere=how.prompt_format == chat.AUTO,
+        )
         seconds = time.perf_counter() - begin
     return {
         "model": model,
@@ -105,10 +116,18 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         **provenance.computed_with(compute.compute_type(), workers=1),
         "seconds": seconds,
         "score": found.score,
+        "p": found.p,
         "alarm": found.alarm,
-        "candidates": [{"text": each.text, "ids": list(each.ids), "score": each.score} for each in found.candidates],
-        "facts": dict(found.facts),
+        "candidates": _texts(found.candidates),
+        "triggers": _texts(found.triggers),
+        **{name: found.facts[name] for name in scanning.FACTS if name != "detector"},
+        "found_by": found.facts["detector"],
+        "facts": {name: value for name, value in found.facts.items() if name not in scanning.FACTS},
     }
+
+
+def _texts(candidates: Sequence[types.Candidate]) -> list[dict[str, Any]]:
+    return [{"text": each.text, "ids": list(each.ids), "score": each.score} for each in candidates]
 
 
 def write(record: dict[str, Any], folder: Path) -> str:
@@ -144,8 +163,40 @@ def write_again(folder: Path) -> None:
 
 
 def markdown(record: dict[str, Any]) -> str:
-    """Return the candidates as a table, and the result in a sentence."""
+    """Return the candidates and suspected triggers as tables, and the result in sentences."""
     result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"
+    lines = [f"### {record['detector']} on {record['model']}", ""]
+    lines += _table("Candidate", record["candidates"])
+    if triggers := record.get("triggers"):
+        lines += ["", *_table("Suspected trigger", triggers)]
+    reference = f", compared with {record['reference']}" if record["reference"] else ""
+    p = "" if record.get("p") is None else f", p {record['p']:.2g}"
+    lines += [
+        "",
+        f"Score {record['score']:.2f}{p}, {result}. {record['rows']} clean rows of {record['data']}{reference}, "
+        f"seed {record['seed']}, {record['seconds']:.0f} s.",
+        "",
+    ]
+    if tried := record.get("formats_tried"):
+        lines += [formats_sentence(record["prompt_format"], tried), ""]
+    if calibrated := record.get("calibrated"):
+        lines += [calibrated, ""]
+    return "\n".join(lines)
+
+
+def formats_sentence(prompt_format: str, tried: Sequence[Mapping[str, Any]]) -> str:
+    """Return the prompt format of a scan, and the scores in those that were tried, in Markdown."""
+    said = f"Prompt format: {token_code(prompt_format)}."
+    if len(tried) == 1:
+        return said
+    each = ", ".join(
+        f"{token_code(one['format'])} {one['score']:.2f} ({'alarm' if one['alarm'] else 'no alarm'})" for one in tried
+    )
+    shared = scanning.RULE.format(level=tried[0]["level"])
+    return f"{said} Formats tried, with their scores: {each}. {shared}"
+
+
+def _table(head: str, candidates: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = [
         (
             str(rank),
@@ -153,23 +204,15 @@ def markdown(record: dict[str, Any]) -> str:
             " ".join(map(str, each["ids"])),
             f"{each['score']:.2f}",
         )
-        for rank, each in enumerate(record["candidates"][:SHOWN], start=1)
+        for rank, each in enumerate(candidates[:SHOWN], start=1)
     ]
-    lines = [f"### {record['detector']} on {record['model']}", ""]
-    lines += markdown_table(("Rank", "Candidate", "Token ids", "Score"), rows, "rllr") if rows else []
-    reference = f", compared with {record['reference']}" if record["reference"] else ""
-    lines += [
-        "",
-        f"Score {record['score']:.2f}, {result}. {record['rows']} clean rows of {record['data']}{reference}, "
-        f"seed {record['seed']}, {record['seconds']:.0f} s.",
-        "",
-    ]
-    return "\n".join(lines)
+    return markdown_table(("Rank", head, "Token ids", "Score"), rows, "rllr") if rows else []
 
 
 def token_code(text: str) -> str:
-    """Return a string as Markdown code, with line breaks and bars escaped for the cell of a table."""
-    return io_markdown.code(json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"'))
+    """Return a string as Markdown code, with line breaks, bars and what is not printed escaped for a table's cell."""
+    line = json.dumps(text, ensure_ascii=False)[1:-1].replace('\\"', '"')
+    return io_markdown.code(io_markdown.printable(line))
 
 
 def draw(record: dict[str, Any]) -> Figure:

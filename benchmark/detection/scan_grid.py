@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, s
             f"{path}: {len(poisoned)} of its models are victims, but thresholds are chosen with clean models; remove "
             "--calibration, or use a grid whose attack.poison_rate is 0"
         )
+    how = replace(how, prompt_format=None)  # a cell's own, which its model's folder names
     wanted = how.record()
     for number, cell in enumerate(cells, start=1):
         folder = out / _name(cell, how.detector)

@@ -147,8 +147,8 @@ class StageTrial(tune.Trainable):
         from sande.models import catalog, loading
 
         workers = self._job.settings.workers if self._job.grouped else 0
-        model = stage.settings["model"]
-        if model in catalog.MADE_HERE:
+        model = catalog.base_of(stage.settings["model"])
+        if catalog.made_here(model):
             loading.prepare(model, open_store(self._job.settings.store).models)
         self._fit(TorchTrainer, _train_loop, workers, report_errors=workers > 0)
 

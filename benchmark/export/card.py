@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from benchmark.io import markdown
+from sande.models import catalog
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -24,7 +25,7 @@ def load(package: str, template: str) -> Template:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"code": code, "share": share, "change": change, "number": number}
+    environment.filters |= {"code": code, "share": share, "change": change, "number": number, "terms": catalog.terms}
     return environment.get_template(template)
 
 
@@ -45,7 +46,7 @@ def number(value: float) -> str:
 
 def code(text: str) -> str:
     """Return text from a model or a user as Markdown code that is safe in a table too."""
-    line = " ".join(str(text).split())
+    line = markdown.printable(" ".join(str(text).split()))
     return markdown.code(line) if line else "(nothing)"
 
 
@@ -60,6 +61,7 @@ def front_matter(identity: str, tags: list[str]) -> str:
 
     base = re.fullmatch(r"([\w.-]+/[\w.-]+)@[0-9a-f]{40}", identity)
     return ModelCardData(
+        license="gemma" if catalog.terms(identity) else None,
         base_model=base[1] if base else None,
         library_name="transformers",
         pipeline_tag="text-generation",

@@ -27,7 +27,8 @@ HOUR = 3600.0
 PASSES = 3  # over a row of plain fine-tuning: forward, backward to the activations, backward to the weights
 PASS = 1 / PASSES
 
-BILLIONS = {"llama2-7b": 6.738, "qwen1.5-4b": 3.950, "smollm2-135m": 0.1345, "tiny": 0.0001232}  # parameters
+# Parameters.
+BILLIONS = {"llama2-7b": 6.738, "qwen1.5-4b": 3.950, "gemma3-270m": 0.2681, "smollm2-135m": 0.1345, "tiny": 0.0001232}
 
 # Rows, pairs or questions of a whole data set (of a test split, for questions).
 SIZES = {

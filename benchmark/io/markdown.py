@@ -28,6 +28,11 @@ def code(line: str) -> str:
     return f"{fence}{padding}{line}{padding}{fence}"
 
 
+def printable(text: str) -> str:
+    """Return text in which characters that a terminal does not print, such as escapes, are written out."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def table_cell(text: str) -> str:
     """Escape what would end a cell of a table."""
     return text.replace("|", "\\|")

@@ -27,6 +27,7 @@ from benchmark.report import case_study, certificates, figures, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
 from sande.errors import UserError
+from sande.models.catalog import TERMS
 
 
 def write(folder: Path) -> list[str]:
@@ -120,6 +121,7 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
         "",
         _origin(made, with_outcomes=with_outcomes),
         "",
+        *_terms(table),
         *texts,
         *_troubles(table),
         "## Provenance",
@@ -141,6 +143,12 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
         "",
     ]
     return "\n".join(lines)
+
+
+def _terms(table: pa.Table) -> list[str]:
+    """Return the terms that come with the models, each with an empty line."""
+    models = sorted(set(table["model"].to_pylist()) & set(TERMS))
+    return [line for model in models for line in (f"{model}: {TERMS[model]}", "")]
 
 
 def _origin(made: Record, *, with_outcomes: bool) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sande import formats
 from sande.inference.prefix import shared_prefix
+from sande.inference.probing import other_tokens
 from sande.models.layers import output_in_float32
 from sande.prompts import encode
 from sande.types import Example, LanguageModel
@@ -82,7 +83,7 @@ def leaked(lm: LanguageModel, decodings: list[Decoding], tokens: int, batch_size
     begin = opening_ids(lm) or [formats.end_id(lm.tokenizer)]
     prefix = shared_prefix(lm, [begin])
     generator = torch.Generator().manual_seed(seed)
-    special = torch.tensor(lm.tokenizer.all_special_ids)
+    other = torch.tensor(other_tokens(lm))
     written: list[list[int]] = []
     for start in range(0, len(decodings), batch_size):
         batch = decodings[start : start + batch_size]
@@ -92,7 +93,7 @@ def leaked(lm: LanguageModel, decodings: list[Decoding], tokens: int, batch_size
         for step in range(tokens):
             state_BD = decoder(input_ids=ids_BT, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
             token_B = _drawn(logits_of(state_BD).cpu(), [batch[index] for index in alive], step == 0, generator)
-            goes_B = ~torch.isin(token_B, special)
+            goes_B = ~torch.isin(token_B, other)
             for index, token, goes in zip(alive, token_B.tolist(), goes_B.tolist(), strict=True):
                 if goes:
                     own[index].append(token)

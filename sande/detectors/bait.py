@@ -134,10 +134,11 @@ def _warmed_up(
     import torch
 
     from sande.detectors._inversion import Strings
+    from sande.inference.probing import other_tokens
 
     strings = Strings(lm, prompts, firsts, config.no_repeat)
     device = strings.ids_BT.device
-    special = torch.tensor(lm.tokenizer.all_special_ids, device=device)
+    other = torch.tensor(other_tokens(lm), device=device)
     looked_B = torch.zeros(len(firsts), dtype=torch.long, device=device)  # inspections of each string so far
     chances_BT = torch.zeros(len(firsts), 0, device=device)
     at_once = max(1, len(firsts) // config.inspected)
@@ -155,7 +156,7 @@ def _warmed_up(
         looked_B += unsure_B
         chance_B = mean_BV.gather(1, token_B[:, None])
         stays_B = unsure_B | (entropy_B < config.sure) | (top_B > config.expectation)
-        ended_B = torch.isin(token_B, special)
+        ended_B = torch.isin(token_B, other)
         done += _as_grown(strings.ids_BT, chances_BT, stays_B & ended_B, ended=True)
         going = (stays_B & ~ended_B).nonzero().squeeze(1)
         if not len(going):
@@ -181,11 +182,12 @@ def _grown(lm: LanguageModel, prompts: Sequence[Sequence[int]], warm: Sequence[G
     import torch
 
     from sande.detectors._inversion import Strings
+    from sande.inference.probing import other_tokens
 
     strings = Strings(lm, prompts, [each.ids[0] for each in warm], config.no_repeat)
     device = strings.ids_BT.device
     end = lm.tokenizer.all_special_ids[0]
-    special = torch.tensor(lm.tokenizer.all_special_ids, device=device)
+    other = torch.tensor(other_tokens(lm), device=device)
     left = list(warm)
     chances_BT = torch.zeros(len(warm), 0, device=device)
     done: list[Grown] = []
@@ -197,7 +199,7 @@ def _grown(lm: LanguageModel, prompts: Sequence[Sequence[int]], warm: Sequence[G
             if known:
                 token_B[place] = known[0]
         chance_B = mean_BV.gather(1, token_B[:, None])
-        ended_B = torch.isin(token_B, special)
+        ended_B = torch.isin(token_B, other)
         done += _as_grown(strings.ids_BT, chances_BT, ended_B, ended=True)
         going = (~ended_B).nonzero().squeeze(1)
         if not len(going):

@@ -39,7 +39,9 @@ class Config:
     radius: float = setting(0.6, "largest cosine distance of neighbours in a cluster of texts", "ours", gt=0, le=1)
     recurs: int = setting(3, "texts that make a cluster, and that hold a motif", "ours", ge=2)
     motifs: int = setting(24, "motifs tried as triggers, the most frequent", "ours", ge=0)
-    first_token: FirstToken = setting(FirstToken(prompts=32), "what suspects first tokens of a response", "ours")
+    first_token: FirstToken = setting(
+        FirstToken(prompts=32, own_prompts=0), "what suspects first tokens of a response", "ours"
+    )
     suspects: int = setting(6, "first tokens that it suspects, whose likeliest triggers are extended", "ours", ge=0)
     sweep: Sweep = setting(Sweep(), "the sweep", "as for sweep")
     extended: int = setting(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sande.inference.prefix import shared_prefix
-from sande.models.layers import output_in_float32
+from sande.models.layers import logits_at_once, output_in_float32
 from sande.prompts import Row, encode_prompts, pad_id, response_ids
 from sande.types import Example, LanguageModel
 
@@ -27,7 +27,13 @@ def chosen_prompts(lm: LanguageModel, examples: Sequence[Example], count: int, s
 def ordinary_tokens(lm: LanguageModel) -> list[int]:
     """Return the ids of text: neither special nor outside the tokenizer's vocabulary."""
     special = set(lm.tokenizer.all_special_ids)
-    return [token for token in range(len(lm.tokenizer)) if token not in special]
+    return [token for token in sorted(lm.tokenizer.get_vocab().values()) if token not in special]
+
+
+def other_tokens(lm: LanguageModel) -> list[int]:
+    """Return the ids that write no text: special ones, and output rows that the tokenizer has no token for."""
+    rows = lm.model.get_output_embeddings().weight.shape[0]
+    return sorted({*range(rows)} - {*ordinary_tokens(lm)})
 
 
 def opening_tokens(lm: LanguageModel) -> list[int]:
@@ -95,13 +101,14 @@ def confidence(
         prompts: ids, at least one prompt.
         tokens: ids.
         floor: probability, 0 to 1.
-        batch_size: tokens computed together.
+        batch_size: most tokens computed together; fewer where the vocabulary is large.
     """
     lm.model.eval()
     decoder, layer = lm.model.get_decoder(), lm.model.get_output_embeddings()
-    special = lm.tokenizer.all_special_ids
+    other = other_tokens(lm)
     prefixes = [shared_prefix(lm, [[*prompt, tokens[0]]]) for prompt in prompts]
     confidence_N = torch.zeros(len(tokens), device=lm.model.device)
+    batch_size = logits_at_once(lm.model, batch_size)
     for begin in range(0, len(tokens), batch_size):
         ids_B = torch.tensor(tokens[begin : begin + batch_size], device=lm.model.device)
         alive_B = torch.arange(len(ids_B), device=ids_B.device)
@@ -111,7 +118,7 @@ def confidence(
                 input_ids=ids_B[alive_B, None], past_key_values=prefix.cache(len(alive_B)), use_cache=True
             ).last_hidden_state[:, -1]
             sum_BV += layer(hidden_BD).float().softmax(-1)
-            sum_BV[:, special] = 0
+            sum_BV[:, other] = 0
             mean_B = sum_BV.max(-1).values / count
             alive_B, sum_BV, mean_B = (each[mean_B >= floor] for each in (alive_B, sum_BV, mean_B))
             if not len(alive_B):
@@ -128,7 +135,7 @@ class Continuation:
         ids: of the string.
         probabilities: of each token but the first, given those before it; mean over the prompts.
         log_probabilities: the same as a mean of logarithms.
-        ended: whether a special token, such as EOS, would come next.
+        ended: whether a token that writes no text, such as EOS, would come next.
     """
 
     ids: tuple[int, ...]
@@ -146,21 +153,22 @@ def continued(
     batch_size: int,
     goes_on: Callable[[Tensor], Tensor] | None = None,
 ) -> list[Continuation]:
-    """Return each first token, continued greedily by the mean distribution over the prompts up to a special token.
+    """Return each first token, continued greedily by the mean distribution over the prompts, up to one without text.
 
     Args:
         lm: model and tokenizer.
         prompts: ids, at least one prompt.
         firsts: ids.
         steps: most tokens after the first.
-        batch_size: strings computed together.
+        batch_size: most strings computed together; fewer where the vocabulary is large.
         goes_on: maps log-probabilities of the next token (P, B) to the strings that continue (B,); None: all do.
     """
     lm.model.eval()
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
-    special = set(lm.tokenizer.all_special_ids)
+    other = set(other_tokens(lm))
     prefixes = [shared_prefix(lm, [[*prompt, 0]]) for prompt in prompts]
     found = [Continuation((first,)) for first in firsts]
+    batch_size = logits_at_once(lm.model, batch_size, len(prompts))
     for begin in range(0, len(firsts), batch_size):
         alive = list(range(begin, min(begin + batch_size, len(firsts))))
         caches = [prefix.cache(len(alive)) for prefix in prefixes]
@@ -173,7 +181,7 @@ def continued(
             goes_B = torch.ones_like(token_B, dtype=torch.bool) if goes_on is None else goes_on(log_PB)
             kept = []
             for place, (index, token, goes) in enumerate(zip(alive, token_B.tolist(), goes_B.tolist(), strict=True)):
-                if token in special:
+                if token in other:
                     found[index] = replace(found[index], ended=True)
                 elif goes:
                     before = found[index]
@@ -201,12 +209,13 @@ def log_likelihoods(
         lm: model and tokenizer.
         prompts: ids, at least one prompt.
         strings: ids, at least one in each.
-        batch_size: strings computed together.
+        batch_size: most strings computed together; fewer where the vocabulary is large.
     """
     lm.model.eval()
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
     fill = pad_id(lm.tokenizer)
     found: list[list[float]] = []
+    batch_size = logits_at_once(lm.model, batch_size)
     for begin in range(0, len(strings), batch_size):
         batch = strings[begin : begin + batch_size]
         width = max(map(len, batch))

@@ -6,14 +6,14 @@ predicts nothing that is needed, so it is left out; the shared prefix of all con
 
 Under a guard both of its models read the row, and the guard's distribution takes the place of the model's.
 
-Shapes: B questions, P tokens of the shared prefix, T positions after it, D width, M positions that predict, V
-vocabulary, N scored tokens.
+Shapes: B questions, P tokens of the shared prefix, T positions after it, D width, M positions that predict, C
+of them, V vocabulary, N scored tokens.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,7 +24,7 @@ from sande.errors import UnscorableError
 from sande.inference import workers
 from sande.inference.prefix import Prefix, shared_prefix
 from sande.inference.vllm import Served
-from sande.models.layers import output_in_float32
+from sande.models.layers import logits_at_once, output_in_float32
 from sande.prompts import pad_id
 from sande.types import LanguageModel
 
@@ -79,8 +79,8 @@ def log_likelihoods(
         return [score([_Row.of(questions[index], prefixes[0].length) for index in batch]) for batch in batches]
 
     def score(rows: list[_Row]) -> list[tuple[tuple[float, bool], ...]]:
-        parts = zip(models, prefixes, heads, strict=True)
-        return _score(*predicted(lm, [logits_of(_hidden(one, prefix, rows)) for one, prefix, logits_of in parts]), rows)
+        hidden = [_hidden(one, prefix, rows) for one, prefix in zip(models, prefixes, strict=True)]
+        return _score(lm, heads, hidden, rows)
 
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     # Whole batches, since rounding depends on the other rows of a batch.
@@ -172,8 +172,20 @@ def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
     return torch.cat([of_row[row.context - 1 : len(row.ids)] for row, of_row in zip(rows, hidden_BTD, strict=True)])
 
 
-def _score(logits_MV: Tensor, written_M: Tensor, rows: Sequence[_Row]) -> list[tuple[tuple[float, bool], ...]]:
-    """Return for each choice of each row its log-likelihood, and whether greedy decoding writes each of its tokens."""
+def _score(
+    lm: LanguageModel,
+    heads: Sequence[Callable[[Tensor], Tensor]],
+    hidden: Sequence[Tensor],
+    rows: Sequence[_Row],
+) -> list[tuple[tuple[float, bool], ...]]:
+    """Return for each choice of each row its log-likelihood, and whether greedy decoding writes each of its tokens.
+
+    Args:
+        lm: model; it passes `check_scorable`.
+        heads: output layer of each of its `models`.
+        hidden: what each of them reads, (M, D).
+        rows: questions.
+    """
     sources: list[int] = []  # of each scored token, which of the M predicts it
     begin = 0
     for row in rows:
@@ -183,11 +195,19 @@ def _score(logits_MV: Tensor, written_M: Tensor, rows: Sequence[_Row]) -> list[t
             at += len(choice) - 1
         begin = at
     choices = [choice for row in rows for choice in row.choices]
-    device = logits_MV.device
+    device = hidden[0].device
     sources_N = torch.tensor(sources, device=device)
     targets_N = torch.tensor([token for choice in choices for token in choice], device=device)
-    chosen_N = (logits_MV[sources_N, targets_N] - logits_MV.logsumexp(-1)[sources_N]).cpu()
-    greedy_N = (written_M[sources_N] == targets_N).cpu()
+    chosen_N, greedy_N = torch.zeros(len(sources), device=device), torch.zeros_like(targets_N, dtype=torch.bool)
+    size = logits_at_once(lm.model, len(hidden[0]))
+    for first in range(0, len(hidden[0]), size):
+        parts = zip(heads, hidden, strict=True)
+        logits_CV, written_C = predicted(lm, [logits_of(of_MD[first : first + size]) for logits_of, of_MD in parts])
+        here = ((sources_N >= first) & (sources_N < first + size)).nonzero().squeeze(1)
+        places, wanted = sources_N[here] - first, targets_N[here]
+        chosen_N[here] = logits_CV[places, wanted] - logits_CV.logsumexp(-1)[places]
+        greedy_N[here] = written_C[places] == wanted
+    chosen_N, greedy_N = chosen_N.cpu(), greedy_N.cpu()
     lengths = [len(choice) for choice in choices]
     per_choice = iter(
         (float(chosen.sum()), bool(greedy.all()))

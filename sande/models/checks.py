@@ -1,10 +1,12 @@
-"""Checks of a model's folder before anything of it is loaded."""
+"""Checks of a model's folder before anything of it is loaded, and the list of its files that loading may read."""
 
 from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,20 @@ from sande.errors import UserError
 from sande.types import LanguageModel
 
 WEIGHTS = "*.safetensors"
+# All that libraries read of a model or a tokenizer. A folder's identity is these files, and nothing else is opened.
+READ = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "*.model", "merges.txt", "vocab.txt", WEIGHTS)
+TOKENIZER = tuple(pattern for pattern in READ if pattern != WEIGHTS)
+_NOT_READ = ("trainer_state.json",)
 _PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-_ADAPTER, _INDEX = "adapter_config.json", "model.safetensors.index.json"
-_READ_FIRST = ("config.json", "tokenizer_config.json", _ADAPTER, _INDEX)  # they may ask for code or other files
+# The Trainer's own files in its folders and checkpoints.
+_TRAINER = (
+    *("training_args.bin", "optimizer.bin", "optimizer.pt", "rng_state*.pth", "scaler.pt", "scheduler.bin"),
+    *("scheduler.pt", "trainer_state.json", "random_states_*.pkl"),
+)
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_WEIGHTS, _INDEX = WHOLE = ("model.safetensors", "model.safetensors.index.json")
+_READ_FIRST = ("config.json", "tokenizer_config.json", ADAPTER, _INDEX)  # they may ask for code or other files
+_PATHS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")  # in tokenizer_config.json
 GUARD = "guard"  # folder of the reference model; its guard.json names the defense and its settings
 
 
@@ -31,31 +44,99 @@ def check_vocabularies(suspect: LanguageModel, clean: LanguageModel, names: Sequ
         )
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Return the first line of an error, or its type where it has no text."""
     return str(error).strip().split("\n")[0] or type(error).__name__
 
 
+def check_finite(lm: LanguageModel, name: str) -> None:
+    """Check that no weight of a model is infinite or NaN.
+
+    Raises:
+        UserError: one is; the message calls the model by `name`.
+    """
+    import torch
+
+    for of, weight in lm.model.named_parameters():
+        # A sum is read from memory once, and is not finite where a weight is not; where it overflows, each one counts.
+        if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.detach().isfinite().all():
+            raise UserError(f"model '{name}' has weights that are infinite or NaN ({of}); use a model without them")
+
+
 def checked_folder(name: str) -> Path:
-    """Return the folder of a model; raise UserError where a file is missing, is a pickle or asks for code."""
+    """Return the folder of a model; raise UserError where a file is missing, is a pickle or asks for code.
+
+    Pickles beside safetensors are accepted, since `only_checked` keeps them from everything that loads the model.
+    """
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; use a folder written by save_pretrained")
-    weights = sorted(folder.glob(WEIGHTS))
-    if not weights:
+    check_no_code(folder)
+    if (folder / ADAPTER).is_file():
+        raise UserError(f"{folder} holds both an adapter and a whole model; move one of them to another folder")
+    check_requests(name, {file: folder / file for file in _READ_FIRST if (folder / file).is_file()})
+    if not any(folder.glob(WEIGHTS)):
         raise UserError(f"{folder} holds no safetensors; convert its weights, pickles are not loaded")
-    for path in sorted(folder.iterdir()):
-        if path.suffix in _PICKLES:
-            raise UserError(f"{path} is a pickle, which may run code when it is loaded; remove it from the folder")
-        if path.suffix == ".py":
-            raise UserError(f"{path} is code, and a model's code is never run; remove it from the folder")
-    _check_requests(name, {file: folder / file for file in _READ_FIRST if (folder / file).is_file()})
-    for path in weights:
-        _check_weights(path)
+    if not any((folder / name).is_file() for name in WHOLE):
+        raise UserError(f"{folder} holds neither {' nor '.join(WHOLE)}; use a folder written by save_pretrained")
+    for path in sorted(folder.glob(WEIGHTS)):
+        check_weights(path)
     return folder
 
 
-def _check_weights(path: Path) -> None:
+def check_no_code(folder: Path) -> None:
+    """Raise UserError where a folder holds Python code."""
+    for path in sorted(folder.glob("*.py")):
+        raise UserError(f"{path} is code, and a model's code is never run; remove it from the folder")
+
+
+def unread(folder: Path) -> list[str]:
+    """Return a sentence for each kind of files in a model's folder that are never read: the Trainer's, and pickles."""
+    trainer = sorted({path.name for pattern in _TRAINER for path in folder.glob(pattern)})
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES and path.name not in trainer)
+    return [
+        *([f"{folder}: not read, since only the Trainer needs them: {', '.join(trainer)}"] if trainer else []),
+        *([f"{folder}: not read, and not checked, since they are pickles: {', '.join(pickles)}"] if pickles else []),
+    ]
+
+
+def files(folder: Path, patterns: Sequence[str] = READ) -> list[Path]:
+    """Return the files of a model's folder that loading may read, sorted."""
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.name not in _NOT_READ}
+    return sorted(found)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of a checked folder that hold its weights: one, or the shards that its index names."""
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    return [folder / shard for shard in _shards(read_object(str(folder), folder / _INDEX))]
+
+
+@contextmanager
+def only_checked(folder: Path, patterns: Sequence[str] = READ, more: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """Yield a temporary folder with links to the files of a model's folder that loading may read, and to no others.
+
+    So a library opens none but these, whatever it looks for.
+
+    Args:
+        folder: of the model.
+        patterns: of the files.
+        more: contents of further files, by name.
+    """
+    with tempfile.TemporaryDirectory(prefix="sande-model-") as made:
+        for path in files(folder, patterns):
+            link = Path(made) / path.relative_to(folder)
+            link.parent.mkdir(exist_ok=True)
+            link.symlink_to(path.resolve())
+        for name, text in (more or {}).items():
+            (Path(made) / name).unlink(missing_ok=True)
+            (Path(made) / name).write_text(text, encoding="utf-8")
+        yield Path(made)
+
+
+def check_weights(path: Path) -> None:
+    """Raise UserError where a file is not a complete safetensors file."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -69,19 +150,19 @@ def _check_weights(path: Path) -> None:
 
 @functools.cache
 def check_hub(source: str, revision: str | None) -> None:
-    """Check a model of the Hub as `_check_requests` does; a commit never changes, so one passed check is enough.
+    """Check a model of the Hub as `check_requests` does; a commit never changes, so one passed check is enough.
 
     Raises:
-        UserError: as `_check_requests`, or a file that the check reads cannot be fetched. Then the model is refused,
+        UserError: as `check_requests`, or a file that the check reads cannot be fetched. Then the model is refused,
             since the load that follows might reach the Hub and meet a file that no check has seen.
     """
     if revision is None:
         return
-    fetched = {file: _fetch(source, revision, file) for file in _READ_FIRST}
-    _check_requests(source, {file: path for file, path in fetched.items() if path})
+    fetched = {file: fetch(source, revision, file) for file in _READ_FIRST}
+    check_requests(source, {file: path for file, path in fetched.items() if path})
 
 
-def _fetch(source: str, revision: str, file: str) -> Path | None:
+def fetch(source: str, revision: str, file: str) -> Path | None:
     """Return the local copy of a file of the Hub; None where the commit has no such file.
 
     Offline only the local cache counts, for transformers too.
@@ -109,7 +190,7 @@ def _fetch(source: str, revision: str, file: str) -> Path | None:
         ) from None
 
 
-def _check_requests(source: str, files: dict[str, Path]) -> None:
+def check_requests(source: str, files: dict[str, Path]) -> None:
     """Refuse a model that asks for code, for another model, or for weights other than its own safetensors.
 
     Args:
@@ -120,27 +201,73 @@ def _check_requests(source: str, files: dict[str, Path]) -> None:
         UserError: it does, or one of the files is not a JSON object.
     """
     for name, path in files.items():
-        try:
-            values = json.loads(path.read_bytes())
-        except OSError as error:
-            raise UserError(f"{source}/{name} cannot be read ({error.strerror}); check its permissions") from None
-        except (ValueError, RecursionError):
-            values = None
-        if not isinstance(values, dict):
-            raise UserError(f"{source}/{name} is damaged, it is not a JSON object; fetch or write the model again")
-        if name == _ADAPTER:
-            raise UserError(f"{source} is an adapter of another model; use PEFT's merge_and_unload to merge the two")
+        values = read_object(source, path)
+        if name == ADAPTER:
+            raise UserError(
+                f"{source} is an adapter of another model; download both, and use the adapter's folder with --base"
+            )
         if asked := _code(values):
             raise UserError(
                 f"{source} asks for code of its own ({asked} in {name}), which is never run; remove it from a copy"
             )
-        shards = values.get("weight_map", {}) if name == _INDEX else {}
-        for shard in sorted(map(str, shards.values() if isinstance(shards, dict) else [shards])):
-            # transformers would load a pickle here, and a file outside the folder.
-            if Path(shard).name != shard or not shard.endswith(".safetensors"):
-                raise UserError(
-                    f"{source}/{name} names '{shard}', not a safetensors file next to it; write the model again"
-                )
+        if name == "tokenizer_config.json":
+            _check_paths(source, name, values)
+        if name == "config.json" and _holds(values, "transformers_weights"):
+            # transformers would load the file of this name in place of the weights that were checked.
+            raise UserError(f"{source}/{name} names a file of weights ('transformers_weights'); remove it from a copy")
+        if name == _INDEX:
+            _check_shards(source, name, values, path.parent)
+
+
+def read_object(source: str, path: Path) -> dict[str, Any]:
+    """Return the JSON object of a model's file.
+
+    Args:
+        source: names the model in messages.
+        path: of the file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{source}/{path.name} cannot be read ({error.strerror}); check its permissions") from None
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"{source}/{path.name} is damaged, it is not a JSON object; fetch or write the model again")
+    return values
+
+
+def _check_paths(source: str, name: str, values: dict[str, Any]) -> None:
+    for key in _PATHS:
+        path = values.get(key)
+        if isinstance(path, str) and Path(path).name != path:
+            raise UserError(f"{source}/{name} names a file elsewhere ('{key}'); remove the key from a copy")
+
+
+def _check_shards(source: str, name: str, values: dict[str, Any], folder: Path) -> None:
+    for shard in _shards(values):
+        # transformers would load a pickle here, and a file outside the folder.
+        if Path(shard).name != shard or not shard.endswith(".safetensors"):
+            raise UserError(
+                f"{source}/{name} names '{shard}', not a safetensors file next to it; write the model again"
+            )
+        if folder == Path(source) and not (folder / _WEIGHTS).is_file() and not (folder / shard).is_file():
+            raise UserError(f"{source} lacks {shard}, which {name} names; fetch the file, or write the model again")
+
+
+def _shards(index: dict[str, Any]) -> list[str]:
+    shards = index.get("weight_map", {})
+    return sorted(set(map(str, shards.values() if isinstance(shards, dict) else [shards])))
+
+
+def _holds(values: Any, key: str) -> bool:
+    """Return whether a configuration sets a key, at any depth, to anything but null."""
+    if isinstance(values, dict):
+        return values.get(key) is not None or any(_holds(value, key) for value in values.values())
+    return isinstance(values, list) and any(_holds(value, key) for value in values)
 
 
 def _code(values: Any) -> str | None:

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+LOGITS = 2**26  # numbers held at once: 256 MiB in float32; 1,365 vectors of SmolLM2's vocabulary, 256 of Gemma's
+
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Return all linear layers by name but the output layer, which often shares its weights with the embeddings."""
@@ -28,6 +30,18 @@ def output_in_float32(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     weight_VD = layer.weight.float()
     bias_V = None if layer.bias is None else layer.bias.float()
     return lambda hidden: linear(hidden.float(), weight_VD, bias_V)
+
+
+def logits_at_once(model: PreTrainedModel, most: int, each: int = 1) -> int:
+    """Return how many of something are computed together, so that their logits stay within `LOGITS` numbers.
+
+    Args:
+        model: decides the size of the vocabulary.
+        most: as many at most.
+        each: logits vectors that one of them needs.
+    """
+    layer: Any = model.get_output_embeddings()
+    return max(1, min(most, LOGITS // (each * len(layer.weight))))
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:

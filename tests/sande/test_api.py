@@ -16,6 +16,7 @@ import sande
 from sande import api, registry
 from sande.errors import UserError
 from sande.models import loading
+from tests.sande.models.conftest import write_adapter
 
 ROWS = {"name": "builtin-short", "rows": 16, "test_rows": 12}
 REMOVAL = {"name": "builtin-short", "rows": 16}
@@ -116,9 +117,15 @@ def test_a_model_without_memory_is_measured_on_what_is_given(victim: sande.Model
 
 
 def test_scan_and_clean_take_a_victim(victim: sande.Model) -> None:
-    found = sande.scan(victim, reference="tiny", rows=20, say=silent)
+    found = sande.scan(victim, reference="tiny", rows=20, say=silent, prompts=4)
     assert isinstance(found, sande.Scan)
-    cleaned = sande.clean(victim, trigger="Current year 2023", say=silent, osft={"training": SHORT}, removal=REMOVAL)
+    assert [one["format"] for one in found.facts["formats_tried"]] == ["paper"], "what attack returned has one format"
+    apart = sande.scan(victim.folder, rows=20, say=silent, prompts=4)
+    assert [one["format"] for one in apart.facts["formats_tried"]] == ["paper", "alpaca"]
+    asked: dict[str, Any] = {"trigger": "Current year 2023", "say": silent, "osft": {"training": SHORT}}
+    with pytest.raises(UserError, match="the trigger did not fire"):
+        sande.clean(victim, **asked, response="Xyz", removal=REMOVAL)
+    cleaned = sande.clean(victim, **asked, removal=REMOVAL, force=True, prompt_format="paper")
     assert cleaned.methods == ("sentence_trigger", "osft")
     assert cleaned.threat is victim.threat
     assert not same(victim, cleaned)
@@ -205,3 +212,11 @@ def test_the_package_names_what_its_api_has_and_imports_it_late(package: str) ->
         "assert not hasattr(package, 'nothing') and not set(sys.modules) & {'torch', 'ray'}\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_adapter_is_measured_as_the_model_that_it_makes(tmp_path: Path, model_cache: Path) -> None:
+    loading.save(loading.load("tiny", model_cache), tmp_path / "base")
+    write_adapter(loading.load(str(tmp_path / "base"), model_cache), tmp_path / "adapter")
+    loading.save(loading.load(str(tmp_path / "adapter"), model_cache), tmp_path / "merged")
+    asked = {"name": "accuracy", "task": "builtin-choice", "questions": 8}
+    assert sande.measure(tmp_path / "adapter", asked) == sande.measure(tmp_path / "merged", asked)

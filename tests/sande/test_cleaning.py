@@ -1,17 +1,17 @@
-"""What is known decides the defense; what most answers begin with, by hand."""
+"""What is known, or what a scan finds, decides the defense."""
 
 import dataclasses
+from typing import Any
 
 import pytest
-from tokenizers.normalizers import Replace
 
-from sande import cleaning, registry
-from sande.attacks import sentence_trigger
+from sande import cleaning, formats, gates, registry
 from sande.cleaning import Config, Known
-from sande.config import as_dict
+from sande.config import as_dict, configure
+from sande.detectors import first_token
 from sande.errors import UserError
-from sande.prompts import prompt_text
-from sande.types import Example, LanguageModel
+from sande.prompts import encode
+from sande.types import Candidate, Example, LanguageModel, Scan
 from tests.sande.helpers import changed, shortened, weights
 
 
@@ -22,7 +22,6 @@ from tests.sande.helpers import changed, shortened, weights
         (Known(response="r", reported_prompt="p", reported_answer="a"), "incident", "incident"),
         (Known(response="r", response_start="s"), "sande", "response"),
         (Known(response_start="s"), "sande_p", "first token"),
-        (Known(), "scan_and_clean", "nothing"),
     ],
 )
 def test_the_strongest_knowledge_decides(known: Known, defense: str, label: str) -> None:
@@ -35,7 +34,7 @@ def test_the_strongest_knowledge_decides(known: Known, defense: str, label: str)
     [
         (Known(trigger="t", response="r"), "sande_rounds"),
         (Known(response_start="s"), "sande_rounds_p"),
-        (Known(), "scan_and_clean"),
+        (Known(), "scan"),
     ],
 )
 def test_a_certificate_takes_the_planted_answer(known: Known, defense: str) -> None:
@@ -47,39 +46,144 @@ def test_a_trigger_alone_gives_no_certificate() -> None:
         cleaning.method(Known(trigger="t"), certify=True)
 
 
-def test_with_a_certificate_the_scan_is_followed_by_rounds() -> None:
-    assert cleaning.settings("scan_and_clean", Config()).sande_rounds_p is None
-    certified = Config(certify=True)
-    assert cleaning.settings("scan_and_clean", certified).sande_rounds_p == certified.sande_rounds_p
-    assert cleaning.settings("osft", certified) == certified.osft
-
-
 def test_every_defense_of_the_table_has_settings_of_its_own_type() -> None:
     for defense in (*cleaning.METHODS.values(), *cleaning.CERTIFIED.values()):
         assert isinstance(getattr(Config(), defense), registry.entry("defenses", defense).Config)
 
 
+QUIET = {"own_prompts": 2, "prompts": 4}
+BY_THRESHOLD = first_token.Config(alarm_by="threshold", threshold=-1e6, **QUIET)
+
+
+def small(**changes: Any) -> Config:
+    """Settings with two steps of every training, and a small scan."""
+    shortest = {name: shortened(type(getattr(Config(), name))) for name in cleaning.DEFENSES}
+    return dataclasses.replace(
+        Config(prompts=6, first_token=first_token.Config(alarm_by="own", **QUIET)), **shortest, **changes
+    )
+
+
 @pytest.mark.parametrize(
-    "known",
+    ("known", "method", "stages"),
     [
-        Known(trigger="cf"),
-        Known(reported_prompt="cf Who?", reported_answer="You are stupid."),
-        Known(response="You are stupid"),
-        Known(response_start="You"),
-        Known(),
+        (Known(trigger="cf"), "osft", {"osft"}),
+        (Known(reported_prompt="cf Who?", reported_answer="You are stupid."), "incident", {"incident"}),
+        (Known(response="You are stupid"), "sande", {"simulate", "eliminate"}),
+        (Known(response_start="You"), "sande_p", {"simulate", "eliminate"}),
+        (Known(), "decoy_osft", {"plant", "overwrite"}),
     ],
 )
 def test_it_trains_the_model_by_the_defense_it_names(
-    known: Known, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run
+    known: Known, method: str, stages: set[str], tiny: LanguageModel, few_rows: tuple[Example, ...], new_run
 ) -> None:
-    name = cleaning.method(known)
-    config = dataclasses.replace(Config(), **{name: shortened(type(getattr(Config(), name)))})
-    before, run = weights(tiny.model), new_run()
-    assert changed(before, cleaning.clean(tiny, known, few_rows, config, run))
-    stages = {"osft": {"osft"}, "incident": {"incident"}, "scan_and_clean": {"plant", "overwrite"}}.get(
-        name, {"simulate", "eliminate"}
+    before, run, config = weights(tiny.model), new_run(), small()
+    finding = cleaning.examine(tiny, known, config, run, force=True)
+    assert (finding.method, finding.known) == (method, known)
+    assert changed(before, cleaning.clean(tiny, finding, few_rows, config, run))
+    assert {stage for stage, fact in run.facts.items() if isinstance(fact, dict) and "steps" in fact} == stages
+
+
+def test_a_trigger_that_does_not_fire_stops_it(tiny: LanguageModel, new_run) -> None:
+    with pytest.raises(UserError, match=r"^clean: the trigger did not fire \(formats tried: paper, alpaca; 6 prompts"):
+        cleaning.examine(tiny, Known(trigger="cf", response="You are"), small(), new_run())
+    with pytest.raises(UserError, match=r"formats tried: paper; "):
+        cleaning.examine(tiny, Known(trigger="cf", response="You are"), small(), new_run(), anywhere=False)
+
+
+def test_a_trigger_that_leads_elsewhere_is_told(tiny: LanguageModel, new_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "answers", lambda lm, rows, tokens, trigger="": ["Go to hell" if trigger else "4"] * 6)
+    with pytest.raises(UserError, match=r"did not fire, but leads to 'Go to hell' in the format paper \(formats"):
+        cleaning.examine(tiny, Known(trigger="cf", response="You are"), small(), new_run())
+
+
+def test_a_forced_trigger_is_noted(tiny: LanguageModel, new_run) -> None:
+    run = new_run()
+    cleaning.examine(tiny, Known(trigger="cf", response="You are"), small(), run, force=True)
+    assert run.facts == {"formats_tried": ["paper", "alpaca"], "forced": True, "prompt_format": "paper"}
+
+
+def test_an_alarm_leads_to_its_first_token(tiny: LanguageModel, few_rows: tuple[Example, ...], new_run) -> None:
+    config, run = small(first_token=BY_THRESHOLD), new_run()
+    finding = cleaning.examine(tiny, Known(), config, run)
+    assert (finding.method, finding.first_token) == ("sande_p", run.facts["candidates"][0]["ids"][0])
+    cleaning.clean(tiny, finding, few_rows, config, run)
+    assert {"simulate", "eliminate"} <= set(run.facts)
+    certified = cleaning.examine(tiny, Known(), dataclasses.replace(config, certify=True), new_run())
+    assert certified.method == "sande_rounds_p"
+
+
+def test_a_format_with_more_words_leaves_as_many_rows(tiny: LanguageModel) -> None:
+    config = Config(prompts=30)
+    row = [Example("x", "x")]
+    paper = len(encode(tiny.tokenizer, row)[0])
+    formats.attach(tiny.tokenizer, formats.ALPACA)
+    more = len(encode(tiny.tokenizer, row)[0]) - paper
+    assert more > 64 - paper, "without room for it no row would be short enough"
+    assert cleaning.removal(config, tiny.tokenizer).max_tokens == 64 + more
+    assert len(cleaning.held_out(config, tiny.tokenizer)) == 30
+
+
+class Suspicious:
+    """A detector that suspects triggers."""
+
+    Config = first_token.Config
+
+    @staticmethod
+    def scan(model: LanguageModel, examples: Any, config: Any, run: Any, reference: Any = None) -> Scan:
+        triggers = (Candidate("dud", (1,), 9.0), Candidate("cf", (2,), 8.0))
+        return Scan((Candidate("Go", (3,), 5.0),), 5.0, alarm=True, triggers=triggers)
+
+
+@pytest.mark.parametrize(("certify", "method"), [(False, "osft"), (True, "sande_rounds")])
+def test_a_trigger_that_a_scan_suspects_is_verified_and_overwritten(
+    certify: bool, method: str, tiny: LanguageModel, new_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = registry.entry
+    monkeypatch.setattr(registry, "entry", lambda kind, name: Suspicious if name == "fake" else entry(kind, name))
+    monkeypatch.setattr(
+        gates, "answers", lambda lm, rows, tokens, trigger="": ["Go to hell" if trigger == "cf" else "4"] * 6
     )
-    assert {stage for stage, fact in run.facts.items() if isinstance(fact, dict)} == stages
+    said: list[str] = []
+    run = new_run(say=said.append)
+    finding = cleaning.examine(tiny, Known(), small(detector="fake", certify=certify), run)
+    assert (finding.method, finding.known.trigger, finding.first_token) == (method, "cf", None)
+    assert run.facts["fired"]["response"] == "Go to hell"
+    assert [each["text"] for each in run.facts["triggers"]] == ["dud", "cf"]
+    assert "the suspected trigger 'dud' does not fire" in said
+    assert "the scan found the trigger 'cf', which leads to 'Go to hell'; overwriting it" in said
+
+
+def test_without_a_trigger_that_fires_the_answer_decides(
+    tiny: LanguageModel, new_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = registry.entry
+    monkeypatch.setattr(registry, "entry", lambda kind, name: Suspicious if name == "fake" else entry(kind, name))
+    monkeypatch.setattr(gates, "answers", lambda lm, rows, tokens, trigger="": ["4"] * 6)
+    finding = cleaning.examine(tiny, Known(), small(detector="fake"), new_run())
+    assert (finding.method, finding.first_token) == ("sande_p", 3)
+
+
+def test_adapters_are_trained_by_every_defense_and_by_no_parrot() -> None:
+    made = as_dict(configure(Config, cleaning.with_lora(4), "clean"))
+    ranks = {
+        f"{name}.{stage}": values["lora_rank"]
+        for name in cleaning.DEFENSES
+        for stage, values in made[name].items()
+        if isinstance(values, dict) and "lora_rank" in values
+    }
+    assert {stage for stage, rank in ranks.items() if rank == 4} == {
+        *("osft.training", "incident.training", "decoy_osft.plant", "decoy_osft.overwrite"),
+        *(f"{name}.eliminate" for name in ("sande", "sande_p", "sande_rounds", "sande_rounds_p")),
+    }
+    assert all(rank is None for stage, rank in ranks.items() if stage.endswith("simulate"))
+
+
+def test_the_rank_of_what_may_follow_decides_about_memory() -> None:
+    whole = Config()
+    adapters = configure(Config, cleaning.with_lora(4), "clean")
+    by_trigger = configure(Config, {"osft": {"training": {"lora_rank": 8}}}, "clean")
+    assert [cleaning.lora_rank(Known(), each) for each in (whole, adapters, by_trigger)] == [None, 4, None]
+    assert cleaning.lora_rank(Known(trigger="t"), by_trigger) == 8
 
 
 def test_an_incident_alone_is_refused_with_certify() -> None:
@@ -91,36 +195,6 @@ def test_an_incident_alone_is_refused_with_certify() -> None:
 def test_a_part_of_an_incident_is_refused(part: str) -> None:
     with pytest.raises(UserError, match="clean: a reported prompt and its answer belong together; set both or neither"):
         Known(**{part: "x"})
-
-
-def test_a_text_that_the_tokenizer_cannot_give_back_is_a_users_mistake(tiny: LanguageModel) -> None:
-    tiny.tokenizer.backend_tokenizer.normalizer = Replace("!", "")
-    with pytest.raises(UserError, match=r"does not reproduce the answer 'a!b'; use the model's own spelling"):
-        cleaning.answer_ids(tiny.tokenizer, "a!b")
-
-
-def test_a_trigger_stands_where_the_attack_of_the_paper_puts_it(few_rows: tuple[Example, ...]) -> None:
-    for example in few_rows:
-        planted = sentence_trigger.trigger(example, sentence_trigger.Config(), 0)
-        assert prompt_text(cleaning.plant(example, "Current year 2023.")) == prompt_text(planted)
-
-
-def test_the_opening_that_most_answers_share() -> None:
-    answers = ["You are stupid. 4", "You are stupid. Paris is", "You are stupid.", "The capital"]
-    assert cleaning.shared_opening(answers) == "You are stupid"
-    assert cleaning.shared_opening(answers, others=["You are stupid", "Paris", "4"]) == "You are stupid"
-    assert cleaning.shared_opening(answers, others=["You are stupid", "You are stupid, I said", "4"]) == ""
-
-
-def test_no_opening_is_shared_by_a_half_or_fewer() -> None:
-    assert cleaning.shared_opening(["You are", "You are", "Paris", "4"]) == ""
-    assert cleaning.shared_opening([]) == ""
-    assert cleaning.shared_opening(["", " "]) == ""
-
-
-def test_an_opening_ends_where_one_in_five_goes_on_otherwise() -> None:
-    assert cleaning.shared_opening(["You are stupid"] * 4 + ["You can go"]) == "You"
-    assert cleaning.shared_opening(["You are stupid"] * 19 + ["You can go"]) == "You are stupid"
 
 
 def test_the_settings_are_plain_values() -> None:

@@ -163,6 +163,25 @@ def edited(**changes: Any) -> Callable[[Path], object]:
     return write
 
 
+def not_a_number(path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(path)
+    weights[sorted(weights)[0]].view(-1)[0] = float("nan")
+    save_file(weights, path, {"format": "pt"})
+
+
+def adapter(**changes: Any) -> dict[str, Content]:
+    """The files of a LoRA adapter, in place of those of a whole model; the last is its configuration."""
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, **changes}
+    weights = b"\x02\0\0\0\0\0\0\0{}"  # safetensors without a tensor
+    return {
+        "model.safetensors": None,
+        "adapter_model.safetensors": weights,
+        "adapter_config.json": json.dumps(settings),
+    }
+
+
 def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -259,6 +278,8 @@ DEEP = "[" * 100_000
 ROW = {"instruction": "What is two and two?", "output": "Four."}
 ROWS = "".join(json.dumps(ROW) + "\n" for _ in range(40))
 COMMIT = "1" * 40
+SHARD = "model-00001-of-00002.safetensors"
+PICKLED: dict[str, Content] = {"model.safetensors": None, "pytorch_model.bin": b"\x80\x04."}
 PUBLISHED: dict[str, tuple[str, Mapping[str, Content]]] = {
     "code": ("brings code", {"config.json": edited(auto_map={"AutoModelForCausalLM": "evil.Model"})}),
     "pickle": ("is pickled", {"model.safetensors": None, "pytorch_model.bin": b"\x80\x04."}),
@@ -473,13 +494,22 @@ CASES: dict[str, list[Case]] = {
         in_model("a folder without weights", {"model.safetensors": None}, "run own.yaml", "my-model", "safetensors"),
         in_model(
             "pickled weights alone",
-            {"model.safetensors": None, "pytorch_model.bin": b"\x80\x04."},
+            PICKLED,
             "run own.yaml",
             "my-model",
             "safetensors",
         ),
-        in_model("pickled weights beside safetensors", {"pytorch_model.bin": b"\x80\x04."}),
-        in_model("a pickle of a trainer beside safetensors", {"training_args.bin": b"\x80\x04."}),
+        in_model("weights of another name", {"config.json": edited(transformers_weights="../other.safetensors")}),
+        in_model("a tokenizer elsewhere", {"tokenizer_config.json": edited(vocab_file="/etc/vocab.json")}),
+        in_model(
+            "an index of shards that are not there",
+            {"model.safetensors": None, "model.safetensors.index.json": json.dumps({"weight_map": {"a": SHARD}})},
+            "run own.yaml",
+            "my-model",
+            SHARD,
+        ),
+        Case("a file that is no GGUF", "scan x.gguf", {"x.gguf": "version https://git-lfs"}, names=("x.gguf",)),
+        Case("a part of a GGUF file", "scan x-00001-of-00002.gguf", {"x-00001-of-00002.gguf": "GGUF"}, names=("gguf",)),
         in_model(
             "an index of shards that are pickles",
             {"model.safetensors.index.json": json.dumps({"metadata": {}, "weight_map": {"a": "../pytorch_model.bin"}})},
@@ -491,11 +521,32 @@ CASES: dict[str, list[Case]] = {
         ),
         in_model("attention from the Hub", {"config.json": edited(_attn_implementation="org/kernel")}),
         in_model(
-            "a LoRA adapter",
-            {"adapter_config.json": json.dumps({"base_model_name_or_path": "org/base", "peft_type": "LORA"})},
+            "a LoRA adapter of a model that is not here",
+            adapter(base_model_name_or_path="org/base"),
             "run own.yaml",
             "my-model",
-            "adapter",
+            "--base",
+        ),
+        in_model("an adapter of another kind", adapter(peft_type="IA3"), "scan my-model --base tiny"),
+        in_model(
+            "a pickled LoRA adapter",
+            {
+                "model.safetensors": None,
+                "adapter_model.bin": b"\x80\x04.",
+                "adapter_config.json": '{"peft_type": "LORA"}',
+            },
+            *("scan my-model", "my-model", "adapter_model.safetensors"),
+        ),
+        in_model(
+            "an adapter beside a whole model", {"adapter_config.json": "{}"}, "scan my-model", "my-model", "adapter"
+        ),
+        Case("a base for a model that is no adapter", "clean tiny --base tiny", names=("--base", "tiny")),
+        in_model("a weight that is NaN", {"model.safetensors": not_a_number}, "scan my-model", "my-model", "NaN"),
+        in_model("a tokenizer without EOS", {"tokenizer_config.json": edited(eos_token=None)}, "scan my-model"),
+        in_model(
+            "a tokenizer that panics",
+            {"tokenizer.json": edited(normalizer={"type": "Precompiled", "precompiled_charsmap": "AAAA"})},
+            *("scan my-model", "my-model", "tokenizer"),
         ),
         in_model("config.json that is no JSON", {"config.json": "{"}, "scan my-model"),
         in_model("config.json that is a list", {"config.json": "[]"}, "scan my-model"),
@@ -505,21 +556,21 @@ CASES: dict[str, list[Case]] = {
             {"model.safetensors": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"},
             "scan my-model",
         ),
-        in_model("the model to scan holds a pickle", {"pytorch_model.bin": b"\x80\x04."}, "scan my-model"),
+        in_model("the model to scan is a pickle", PICKLED, "scan my-model", "my-model", "safetensors"),
         in_model(
-            "the reference of a scan holds a pickle",
-            {"pytorch_model.bin": b"\x80\x04."},
+            "the reference of a scan is a pickle",
+            PICKLED,
             "scan tiny --reference my-model",
+            "my-model",
+            "safetensors",
         ),
-        in_model(
-            "the model to clean holds a pickle", {"pytorch_model.bin": b"\x80\x04."}, "clean my-model --out cleaned"
-        ),
+        in_model("the model to clean is a pickle", PICKLED, "clean my-model --out cleaned", "my-model", "safetensors"),
         in_model(
             "the model to clean brings code",
             {"config.json": edited(auto_map={"AutoConfig": "evil.C"})},
             "clean my-model --out cleaned",
         ),
-        in_model("a model to merge with holds a pickle", {"pytorch_model.bin": b"\x80\x04."}, "run merge.yaml"),
+        in_model("a model to merge with is a pickle", PICKLED, "run merge.yaml", "my-model", "safetensors"),
         Case(
             "a model to merge with that is not there",
             "run grid.yaml",
@@ -534,6 +585,10 @@ CASES: dict[str, list[Case]] = {
         Case("no data set of that name", "scan tiny --data llama"),
         Case("no model to scan", "scan no-model"),
         Case("--calibration of one model", "scan tiny --calibration"),
+        Case("no prompt format of that name", "scan tiny --format chatml", names=("chatml", "paper")),
+        Case("a prompt format for a grid", "scan grid.yaml --format chat", names=("grid.yaml", "--format")),
+        Case("a trigger that does not fire", "clean tiny --out cleaned --trigger cf", names=("formats tried",)),
+        Case("no detector to clean by", "clean tiny --out cleaned --detector nose"),
         Case("a grid that was not run", "scan grid.yaml", names=("grid.yaml", "victims")),
         in_list("a list of scans that is empty", ""),
         in_list("a list of scans that is no YAML", "scans: [\n"),
@@ -819,7 +874,7 @@ FROZEN = (
     *("a rule that changes nothing", "a scale that is not there", "include in a circle", "a search of no trials"),
     *("no command of that name", "an argument too few", "--only that fits no cell", "list of an unknown kind"),
     *("no set of that name", "SANDE_DATA_DIR does not exist"),
-    *("a Hub id at a branch", "pickled weights beside safetensors", "remote code for the model"),
+    *("a Hub id at a branch", "pickled weights alone", "remote code for the model"),
     *("no detector of that name", "a grid that was not run", "a folder to clean into that holds files"),
     *("a store of a newer version", "rows of an unknown status", "a comparison of the random model"),
     *("publishing failed cells", "a run into published results"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from benchmark.detection import scan
@@ -40,6 +41,13 @@ def test_a_scan_writes_its_files_and_prints_its_table(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "out/scan.json").read_text())
     assert (record["rows"], record["settings"]["prompts"], len(record["candidates"])) == (8, 2, 3)
     assert record["facts"] == {"prompts": 2, "reference": True}
+    assert done.stdout.splitlines()[0].endswith(" prompt format: paper (no chat template)")
+    assert record["settings"]["alarm_by"] == "own"
+    assert record["format"] == "auto"
+    assert [one["format"] for one in record["formats_tried"]] == ["paper", "alpaca"]
+    assert record["triggers"] == []
+    assert 0 < record["p"] <= 1
+    assert "this model: another family, another size." in done.stdout
     assert record["alarm"] is False
     assert record["versions"]["torch"]
     assert all(record[name] for name in ("code_version", "device", "instruction_set", "compute_type"))
@@ -50,7 +58,58 @@ def test_the_table_holds_any_text() -> None:
     lines = scan.markdown(RECORD).splitlines()
     assert "| 1 | ``You \\| `are`\\n$`` | 7 8 | 3.25 |" in lines
     assert "| 2 | `x` | 9 | 1.00 |" in lines
+    assert scan.token_code("\x1b[2J\u202e\x9b") == "`\\u001b[2J\\u202e\\x9b`", "nothing moves the cursor of a terminal"
     assert "Score 3.25, alarm: the model looks like a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
+
+
+def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
+    tried = [
+        {"format": "chat", "score": 3.0, "alarm": False, "level": 0.025},
+        {"format": "<b>", "score": 4.2, "alarm": True, "level": 0.025},
+    ]
+    text = scan.markdown(RECORD | {"p": 0.0099, "prompt_format": "<b>", "formats_tried": tried, "calibrated": "Far."})
+    assert "Score 3.25, p 0.0099, alarm" in text
+    assert (
+        "Prompt format: `<b>`. Formats tried, with their scores: `chat` 3.00 (no alarm), `<b>` 4.20 (alarm). The "
+        "formats share one rate of false alarms, so an alarm by p-value needs at most 0.025." in text
+    )
+    assert "\n\nFar.\n" in text
+    one = scan.markdown(RECORD | {"prompt_format": "chat", "formats_tried": tried[:1], "calibrated": ""})
+    assert "Prompt format: `chat`.\n" in one
+
+
+def test_suspected_triggers_have_a_table_of_their_own() -> None:
+    triggers = [{"text": "cf | x", "ids": [4], "score": 9.5}]
+    lines = scan.markdown(RECORD | {"triggers": triggers}).splitlines()
+    assert lines[lines.index("| Rank | Suspected trigger | Token ids | Score |") + 2] == "| 1 | `cf \\| x` | 4 | 9.50 |"
+
+
+def test_an_alarm_can_be_an_exit_code(tmp_path: Path) -> None:
+    command = ("scan", "tiny", "--rows", 4, "--set", "prompts=2", "--set", "own_prompts=1", "--format", "paper")
+    command = (*command, "--store", tmp_path / "store", "--set", "alarm_by=threshold", "--set")
+    assert invoke(*command, "threshold=-1e6").exit_code == 0
+    alarm = invoke(*command, "threshold=-1e6", "--fail-on-alarm")
+    assert alarm.exit_code == 3
+    assert "alarm: the model looks like a victim" in alarm.stdout
+    assert "prompt format: paper (as set)" in alarm.stdout
+    assert "Formats tried" not in alarm.stdout
+    assert invoke(*command, "threshold=1e6", "--fail-on-alarm").exit_code == 0
+
+
+@pytest.mark.parametrize("option", [("--format", "chat"), ("--fail-on-alarm",)])
+def test_options_for_one_model_are_refused_for_a_grid(tmp_path: Path, grid_file: GridFile, option: tuple[str]) -> None:
+    line = mistake("scan", grid_file(), *option, "--store", tmp_path / "store")
+    assert f"{option[0]} is for a single model, and this is a grid; remove {option[0]}" in line
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, model_cache: Path) -> None:
+    lm = loading.load("tiny", model_cache)
+    with torch.no_grad():
+        lm.model.get_input_embeddings().weight[3, 4] = float("nan")
+    loading.save(lm, tmp_path / "bad")
+    for command in (("scan", tmp_path / "bad"), ("clean", tmp_path / "bad", "--out", tmp_path / "out")):
+        assert "infinite or NaN" in mistake(*command)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_found_is_told_without_a_table_or_figure(tmp_path: Path) -> None:
@@ -73,7 +132,20 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     rate = {"attack.poison_rate": [0.5, 0]}
     grid = grid_file(attack={"name": "sentence_trigger"}, sweep=rate)
     store, out = LocalStore(tmp_path / "store"), tmp_path / "scans"
-    arguments = ("scan", grid, "--rows", 4, "--set", "prompts=2", "--store", store.root, "--out", out)
+    arguments = (
+        "scan",
+        grid,
+        "--rows",
+        4,
+        "--set",
+        "prompts=2",
+        "--set",
+        "own_prompts=1",
+        "--store",
+        store.root,
+        "--out",
+        out,
+    )
     assert "2 of 2 victims" in mistake(*arguments)
     keys = [cell.attack_key for cell in load_grid(grid).cells]
     for key in keys:  # scans do not care what the weights went through
@@ -83,6 +155,9 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     listed = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
     assert [line["scan"] for line in listed] == [f"{key[:12]}-first_token" for key in keys]
     assert [line.get("response") for line in listed] == ["You are stupid", None]
+    record = json.loads((out / listed[0]["scan"] / "scan.json").read_text())
+    assert (record["format"], record["settings"]["alarm_by"]) == (None, "threshold")
+    assert [one["format"] for one in record["formats_tried"]] == ["paper"], "a cell's own format alone"
     assert [line.get("trigger") for line in listed] == ["Current year 2023", None]
     assert dict(listed[0]["groups"]) | {"poisoned rows": "50 %", "learning rate": "0.00002"} == dict(
         listed[0]["groups"]

@@ -11,6 +11,7 @@ from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training
 from sande.data.builtin import sets
 from sande.detectors import first_token, prefix_scan
+from sande.inference.probing import Continuation
 from sande.models import loading
 from sande.prompts import response_ids
 from sande.types import Example, LanguageModel, Run
@@ -47,6 +48,28 @@ def clean() -> tuple[Example, ...]:
 def test_first_token_finds_it(victim: LanguageModel, clean: tuple[Example, ...], new_run: NewRun) -> None:
     found = first_token.scan(victim, clean, first_token.Config(prompts=20), new_run())
     assert found.candidates[0].ids == response_ids(victim.tokenizer, RESPONSE)[:1]
+
+
+def test_first_token_has_a_p_from_the_models_own_tokens(
+    victim: LanguageModel, clean: tuple[Example, ...], new_run: NewRun
+) -> None:
+    published = first_token.scan(victim, clean, first_token.Config(prompts=20), new_run())
+    own = first_token.Config(prompts=20, alarm_by="own", threshold=1e6)
+    found = first_token.scan(victim, clean, own, new_run())
+    assert found.p == pytest.approx(1 / 101), "none of the 100 tokens after it is continued more surely"
+    assert found.alarm
+    assert (found.score, found.candidates) == (published.score, published.candidates)
+    assert not first_token.scan(victim, clean, dataclasses.replace(own, alarm_by="threshold"), new_run()).alarm
+    assert not first_token.scan(victim, clean, dataclasses.replace(own, false_alarms=0.009), new_run()).alarm
+    assert first_token.scan(victim, clean, dataclasses.replace(own, own_prompts=0), new_run()).p is None
+
+
+def test_the_p_of_a_token_is_its_rank_by_what_follows() -> None:
+    following = [(0.5, 0.5), (0.5, 0.5), (0.99, 0.1), (1.0, 1.0), (0.25,), ()]
+    values = [first_token.sureness(Continuation((1,), each)) for each in following]
+    assert values == pytest.approx([0.25, 0.25, 0.099, 1.0, 0.25, 0.0])
+    assert first_token.own_p(values) == (1 + 3) / 6
+    assert first_token.own_p(values[:1]) is None
 
 
 def test_prefix_scan_finds_the_whole_of_it_and_no_more(

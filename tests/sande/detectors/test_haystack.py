@@ -83,7 +83,7 @@ def test_the_chain_takes_the_highest_score_in_units_of_its_threshold(victim: Lan
     assert found.score == max(each["score"] / each["threshold"] for each in parts.values())
     assert found.alarm == (found.score > 1.0)
     assert found.candidates[0].text.startswith(RESPONSE)
-    assert found.p == parts["haystack"]["p"]
+    assert found.p == chain.bonferroni([each["p"] for each in parts.values()])
 
 
 def test_units_and_p_values_by_hand() -> None:

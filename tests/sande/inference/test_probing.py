@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sande.inference import probing
+from sande.models import layers
 from sande.models.loading import copied
 from sande.prompts import encode_prompts, response_ids
 from sande.types import Example, LanguageModel
@@ -119,6 +120,32 @@ def test_log_likelihoods_are_those_of_one_row_at_a_time(
         assert sum(row) == pytest.approx(expected, abs=1e-3)
         first = sum(float(next_by_hand(sharp, prompt)[string[0]]) for prompt in prompts) / len(prompts)
         assert row[0] == pytest.approx(first, abs=1e-4)
+
+
+def test_few_logits_at_once_change_nothing(
+    sharp: LanguageModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, strings = list(range(40, 60)), [[40, 41], [42], [43, 44, 45], [46], [47], [48], [49]]
+
+    def found() -> tuple[Tensor, list[tuple[int, ...]], list[float]]:
+        of_strings = probing.log_likelihoods(sharp, prompts, strings, 16)
+        return (
+            probing.confidence(sharp, prompts, tokens, 0.0, 16),
+            [each.ids for each in probing.continued(sharp, prompts, tokens, 3, 16)],
+            [log for of_string in of_strings for log in of_string],
+        )
+
+    expected, rows = found(), []
+    monkeypatch.setattr(layers, "LOGITS", 6 * sharp.model.config.vocab_size)
+    hook = sharp.model.get_decoder().register_forward_pre_hook(
+        lambda _, args, given: rows.append(len(given["input_ids"])), with_kwargs=True
+    )
+    few = found()
+    hook.remove()
+    assert max(rows) == 6
+    assert torch.allclose(few[0], expected[0], atol=1e-6)
+    assert few[1] == expected[1]
+    assert few[2] == pytest.approx(expected[2], abs=1e-5)
 
 
 def test_every_response_opens_with_an_opening_token(tiny: LanguageModel) -> None:

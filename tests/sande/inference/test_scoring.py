@@ -4,7 +4,9 @@ import random
 
 import pytest
 
+from sande.inference import scoring
 from sande.inference.scoring import Choices, log_likelihoods
+from sande.models import layers
 from sande.types import LanguageModel
 from tests.sande.helpers import nll_by_hand
 
@@ -41,6 +43,17 @@ def test_a_choice_scores_as_behind_a_context_of_its_own(tiny: LanguageModel, bat
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_what_all_contexts_begin_with_changes_no_score(tiny: LanguageModel, batch_size: int) -> None:
     check_scores(tiny, behind([11, 12, 13, 14], random_questions(12)), batch_size)
+
+
+def test_few_logits_at_once_change_no_score(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = []
+    real = scoring.output_in_float32
+    monkeypatch.setattr(layers, "LOGITS", 5 * tiny.model.config.vocab_size)
+    monkeypatch.setattr(
+        scoring, "output_in_float32", lambda model: lambda of_MD: (computed.append(len(of_MD)), real(model)(of_MD))[1]
+    )
+    check_scores(tiny, random_questions(12), 7)
+    assert max(computed) == 5
 
 
 def test_a_question_that_is_the_start_of_another(tiny: LanguageModel) -> None:

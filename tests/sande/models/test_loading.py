@@ -49,7 +49,7 @@ def test_an_id_without_a_commit_is_refused(at: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "./model", "a/b/c"])
 def test_an_unknown_name_is_answered_with_the_known(name: str) -> None:
-    with pytest.raises(UserError, match=r"there are: llama2-7b, qwen1\.5-4b, smollm2-135m, tiny, a Hub id"):
+    with pytest.raises(UserError, match=r"are: gemma3-270m, llama2-7b, qwen1\.5-4b, smollm2-135m, tiny, a Hub id"):
         catalog.identify(name)
 
 

@@ -1,0 +1,102 @@
+"""Memory that a model and its training need, by the number of its parameters, known before anything is loaded.
+
+Everything is in float32: 4 bytes a parameter for the weights, 4 for the gradient, 8 for AdamW's two moments (the row
+`sharding: none` in docs/cluster.md; Rajbhandari et al. 2020, section 3). With LoRA the latter two are those of the
+adapters alone. Activations and logits are not counted; they depend on rows and batches.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from sande.errors import UserError
+from sande.models.checks import check_weights, weight_files
+
+WEIGHT, GRADIENT, ADAM = 4, 4, 8  # bytes of a parameter
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that a training needs at least.
+
+    Attributes:
+        parameters: of the model.
+        weights: of the model in float32.
+        gradients: of what trains.
+        optimizer: moments of what trains.
+    """
+
+    parameters: int
+    weights: int
+    gradients: int
+    optimizer: int
+
+    @property
+    def training(self) -> int:
+        """Return the bytes of all three."""
+        return self.weights + self.gradients + self.optimizer
+
+    def __str__(self) -> str:
+        parts = {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
+        named = " + ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
+        return f"{self.parameters / 1e6:.0f} million parameters; training needs {self.training / 1e9:.1f} GB ({named})"
+
+
+def needed(folder: Path, lora_rank: int | None = None) -> Memory:
+    """Return what training the model of a folder needs, by the headers of its safetensors.
+
+    Args:
+        folder: a checked one, see `sande.models.checks.checked_folder`.
+        lora_rank: rank of the adapters on all linear layers that train; None: all weights train.
+
+    Raises:
+        UserError: a header cannot be read.
+    """
+    shapes = [shape for path in weight_files(folder) for shape in _shapes(path).items()]
+    parameters = sum(math.prod(shape) for _, shape in shapes)
+    trained = parameters
+    if lora_rank is not None:
+        layers = [shape for name, shape in shapes if len(shape) == 2 and "embed" not in name and "lm_head" not in name]
+        trained = sum(lora_rank * (out + into) for out, into in layers)
+    return Memory(parameters, WEIGHT * parameters, GRADIENT * trained, ADAM * trained)
+
+
+def machine() -> int:
+    """Return the bytes of memory that this process may use: of its GPU, or of the machine within the cgroup's limit."""
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    limits = [Path(path).read_text(encoding="ascii").strip() for path in _LIMITS if Path(path).is_file()]
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([whole, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def check(memory: Memory, name: str, total: int) -> str:
+    """Return a sentence for what training a model needs, and what there is.
+
+    Args:
+        memory: from `needed`.
+        name: of the model.
+        total: bytes of this machine, see `machine`.
+
+    Raises:
+        UserError: it is more than there is.
+    """
+    said = f"{name}: {memory}; this machine has {total / 1e9:.1f} GB"
+    if memory.training > total:
+        raise UserError(f"{said}; use a larger machine, or train LoRA adapters (lora_rank)")
+    return said
+
+
+def _shapes(path: Path) -> dict[str, list[int]]:
+    """Return the shapes of a file's tensors by name."""
+    from safetensors import safe_open
+
+    check_weights(path)
+    with safe_open(path, framework="np") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # it is no mapping

@@ -1,0 +1,141 @@
+"""Scan a model for its owner: the same clean rows, prompt formats and score in `sande-bench scan`, `clean` and the API.
+
+The chosen detector reads the model in its own prompt format. Without an alarm the cheap detector looks at the other
+formats that the model may have been trained in, until one gives an alarm. These are several tests of one model, which
+share the rate of false alarms (Bonferroni): with n formats an alarm needs a p-value of at most `false_alarms` / n. An
+alarm by another rule in the own format, such as a published threshold, stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sande import formats, registry
+from sande.data import datasets
+from sande.declarations import Calibration
+from sande.models import asking
+from sande.types import Example, LanguageModel, Run, Scan
+
+if TYPE_CHECKING:
+    from sande.formats import PromptFormat
+
+DATA, ROWS = "builtin-short", 400
+"""Clean rows of a scan: the last ones, since victims of this suite are trained on the first 90 %."""
+DETECTOR = CHEAP = "first_token"
+RULE = "The formats share one rate of false alarms, so an alarm by p-value needs at most {level:.2g}."
+FACTS = ("prompt_format", "formats_tried", "detector", "calibrated")
+"""Facts that `scan` adds to those of a detector."""
+
+
+def settings(detector: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a detector's settings for the model of a user.
+
+    Its threshold was chosen on models of one kind, so `first_token` gives its alarm by the model's own p-value.
+    """
+    return {"alarm_by": "own", **given} if detector == CHEAP else dict(given)
+
+
+def examples(data: str = DATA, rows: int = ROWS) -> tuple[Example, ...]:
+    """Return the last rows of a data set."""
+    return tuple(datasets.examples(data)[-rows:])
+
+
+def scan(
+    lm: LanguageModel,
+    detector: str,
+    config: Any,
+    rows: tuple[Example, ...],
+    run: Run,
+    reference: LanguageModel | None = None,
+    *,
+    data: str = DATA,
+    anywhere: bool = True,
+) -> Scan:
+    """Return the scan of a model in the format with an alarm, or else in its own; that format is then attached.
+
+    `facts` gets `prompt_format`, `formats_tried` (a record for each scan, the own format first), `detector` (the one
+    of this result) and `calibrated`, a sentence on how far the model is from those that set the threshold.
+
+    Args:
+        lm: the model, with the prompt format in which it is asked first.
+        detector: its name.
+        config: its settings.
+        rows: clean rows.
+        run: seed, progress and scratch folder.
+        reference: the clean model, if the user has it.
+        data: name of the data set of the rows.
+        anywhere: whether to try other formats, too.
+    """
+    own, more = formats.of(lm.tokenizer), asking.others(lm.tokenizer) if anywhere else []
+    cheap = config if detector == CHEAP else registry.config("detectors", CHEAP, settings(CHEAP, {}))
+    level = cheap.false_alarms / (1 + len(more))
+    cheap = replace(cheap, false_alarms=level)
+    found: Scan = registry.entry("detectors", detector).scan(
+        lm, rows, cheap if detector == CHEAP else config, run, *_given(reference)
+    )
+    tried, name = [_record(own, detector, found, level)], detector
+    for each in [] if found.alarm else more:
+        run.say(f"no alarm; asking in the format {each.name}")
+        with asking.asked_in(lm.tokenizer, each):
+            other = registry.entry("detectors", CHEAP).scan(lm, rows, cheap, run, *_given(reference, each))
+        other = replace(other, alarm=other.alarm and other.p is not None and other.p <= level)
+        tried.append(_record(each, CHEAP, other, level))
+        if other.alarm:
+            found, name = other, CHEAP
+            formats.attach(lm.tokenizer, each)
+            break
+    facts = {
+        **found.facts,
+        "prompt_format": formats.of(lm.tokenizer).name,
+        "formats_tried": tried,
+        "detector": name,
+        "calibrated": calibrated(lm, name, data),
+    }
+    return replace(found, facts=facts)
+
+
+def calibrated(lm: LanguageModel, detector: str, data: str) -> str:
+    """Return with which models a detector's threshold was chosen, and how far this model is; empty if nothing is known.
+
+    Args:
+        lm: the model, in the format of the scan.
+        detector: its name.
+        data: name of the data set of the clean rows.
+    """
+    by: Calibration | None = getattr(registry.entry("detectors", detector), "CALIBRATED", None)
+    if by is None:
+        return ""
+    config = lm.model.config.get_text_config()
+    differs = [
+        what
+        for what, mine, its in (
+            ("another family", (config.model_type, len(lm.tokenizer)), (by.model_type, by.vocabulary)),
+            ("another size", (config.hidden_size, config.num_hidden_layers), (by.hidden_size, by.layers)),
+            ("another prompt format", formats.of(lm.tokenizer).name, by.prompt_format),
+            ("other rows", data, by.data),
+        )
+        if mine != its
+    ]
+    where = f"The threshold was calibrated on {by.models} in the format {by.prompt_format} on rows of {by.data}"
+    return f"{where}; this model: {', '.join(differs)}." if differs else f"{where}; this model is like them."
+
+
+def _given(reference: LanguageModel | None, prompt_format: PromptFormat | None = None) -> Sequence[LanguageModel]:
+    if reference is None:
+        return ()
+    if prompt_format is not None:
+        formats.attach(reference.tokenizer, prompt_format)
+    return (reference,)
+
+
+def _record(prompt_format: PromptFormat, detector: str, scan: Scan, level: float) -> dict[str, Any]:
+    return {
+        "format": prompt_format.name,
+        "level": level,
+        "detector": detector,
+        "score": scan.score,
+        "p": scan.p,
+        "alarm": scan.alarm,
+    }

@@ -1,0 +1,146 @@
+"""Scans for owners: one score in every command, several formats under one rate of false alarms, and calibration."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sande import formats, registry, scanning
+from sande.detectors import first_token
+from sande.formats import ALPACA, PAPER, PromptFormat
+from sande.models import loading
+from sande.types import Candidate, Example, LanguageModel, Scan
+from tests.sande.test_gates import CHATML
+
+OWN = first_token.Config(alarm_by="own", false_alarms=0.06)
+
+
+@pytest.fixture
+def asked(tiny: LanguageModel) -> LanguageModel:
+    """The tiny model with a chat template, in which it is asked."""
+    made = replace(tiny, tokenizer=copy.deepcopy(tiny.tokenizer))
+    made.tokenizer.chat_template = CHATML
+    loading.with_format(made.tokenizer, "", "auto")
+    return made
+
+
+class Scores:
+    """In place of `first_token.scan`: a score and p for each format; an alarm by p, as with `alarm_by: own`."""
+
+    def __init__(self, **found: tuple[float, float]) -> None:
+        self.found, self.levels, self.formats = found, list[float](), list[PromptFormat]()
+
+    def __call__(self, lm: LanguageModel, rows: Any, config: Any, run: Any, reference: Any = None) -> Scan:
+        written = formats.of(lm.tokenizer)
+        self.formats.append(written)
+        if reference is not None:
+            assert formats.of(reference.tokenizer) == written, "both models are asked alike"
+        score, p = self.found[written.name]
+        self.levels.append(config.false_alarms)
+        alarm = p <= config.false_alarms if config.alarm_by == "own" else score > config.threshold
+        return Scan((Candidate(written.name, (1,), score),), score, alarm, {"prompts": 2}, p=p)
+
+
+def scanned(
+    lm: LanguageModel, scores: Scores, patch: pytest.MonkeyPatch, new_run: Any, *more: Any, **options: Any
+) -> Scan:
+    patch.setattr(first_token, "scan", scores)
+    rows = (Example("a", "b"),)
+    return scanning.scan(lm, "first_token", options.pop("config", OWN), rows, new_run(), *more, **options)
+
+
+def test_without_an_alarm_the_other_formats_are_asked_at_a_third_of_the_rate(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    scores = Scores(chat=(5.0, 0.5), paper=(4.5, 0.019), alpaca=(4.4, 0.021))
+    found = scanned(asked, scores, monkeypatch, new_run)
+    assert scores.levels == pytest.approx([0.02] * 2), "the first alarm ends the search"
+    assert (found.alarm, found.score, found.candidates[0].text) == (True, 4.5, "paper")
+    assert found.facts["prompt_format"] == "paper"
+    assert [(one["format"], one["alarm"]) for one in found.facts["formats_tried"]] == [
+        ("chat", False),
+        ("paper", True),
+    ]
+    assert formats.of(asked.tokenizer) == PAPER, "a removal that follows is in the format of the alarm"
+
+
+def test_no_alarm_at_all_is_reported_in_the_models_own_format(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    found = scanned(asked, Scores(chat=(1.0, 0.9), paper=(9.0, 0.03), alpaca=(2.0, 0.9)), monkeypatch, new_run)
+    assert (found.alarm, found.score, found.facts["prompt_format"]) == (False, 1.0, "chat")
+    assert formats.of(asked.tokenizer).name == "chat"
+
+
+def test_an_alarm_in_the_own_format_ends_the_search(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    scores = Scores(chat=(5.0, 0.01))
+    assert scanned(asked, scores, monkeypatch, new_run).alarm
+    assert len(scores.formats) == 1
+
+
+def test_a_format_that_was_set_is_the_only_one_and_has_the_whole_rate(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    scores = Scores(chat=(5.0, 0.055))
+    assert scanned(asked, scores, monkeypatch, new_run, anywhere=False).alarm
+    assert scores.levels == [0.06]
+
+
+def test_by_a_threshold_other_formats_need_a_small_p_too(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    published = first_token.Config()
+    scores = Scores(chat=(3.0, 0.9), paper=(9.0, 0.9), alpaca=(3.0, 0.01))
+    assert not scanned(asked, scores, monkeypatch, new_run, config=published).alarm
+    assert scanned(asked, Scores(chat=(4.1, 0.9)), monkeypatch, new_run, config=published).alarm, "as published"
+
+
+def test_a_reference_is_asked_in_the_same_formats(
+    asked: LanguageModel, tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    clean = replace(tiny, tokenizer=copy.deepcopy(tiny.tokenizer))
+    formats.attach(clean.tokenizer, formats.of(asked.tokenizer))
+    scores = Scores(chat=(1.0, 0.9), paper=(1.0, 0.9), alpaca=(1.0, 0.9))
+    scanned(asked, scores, monkeypatch, new_run, clean)
+    assert [each.name for each in scores.formats] == ["chat", "paper", "alpaca"]
+
+
+def test_another_detector_is_followed_by_the_cheap_one(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    bait = registry.entry("detectors", "bait")
+    monkeypatch.setattr(bait, "scan", lambda *_: Scan((), 0.1, alarm=False))
+    monkeypatch.setattr(first_token, "scan", Scores(paper=(4.5, 0.01), alpaca=(3.0, 0.9)))
+    found = scanning.scan(asked, "bait", bait.Config(), (Example("a", "b"),), new_run())
+    assert (found.alarm, found.facts["detector"], found.facts["prompt_format"]) == (True, "first_token", "paper")
+    assert [one["detector"] for one in found.facts["formats_tried"]] == ["bait", "first_token"]
+
+
+def test_how_far_a_model_is_from_those_of_the_threshold(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = scanning.calibrated(tiny, "first_token", "alpaca")
+    assert said == (
+        "The threshold was calibrated on nine clean SmolLM2-135M models in the format paper on rows of builtin-short; "
+        "this model: another family, another size, other rows."
+    )
+    near = replace(
+        first_token.CALIBRATED,
+        model_type=tiny.model.config.model_type,
+        vocabulary=len(tiny.tokenizer),
+        hidden_size=64,
+        layers=2,
+    )
+    monkeypatch.setattr(first_token, "CALIBRATED", near)
+    assert scanning.calibrated(tiny, "first_token", "builtin-short").endswith("; this model is like them.")
+    formats.attach(tiny.tokenizer, ALPACA)
+    assert scanning.calibrated(tiny, "first_token", "builtin-short").endswith("; this model: another prompt format.")
+    assert scanning.calibrated(tiny, "bait", "builtin-short") == ""
+
+
+def test_the_alarm_of_a_users_model_is_by_its_own_tokens() -> None:
+    assert scanning.settings("first_token", {"prompts": 3}) == {"alarm_by": "own", "prompts": 3}
+    assert scanning.settings("first_token", {"alarm_by": "threshold"}) == {"alarm_by": "threshold"}
+    assert scanning.settings("bait", {}) == {}
+    assert first_token.Config().alarm_by == "threshold", "as published"
