@@ -36,11 +36,17 @@ def matched(
         count: number of strings, C.
         seed: decides the draws.
     """
-    import torch
-
     from sande.prompts import encode_prompts
 
-    prompts = encode_prompts(lm.tokenizer, examples)
+    return matched_behind(lm, encode_prompts(lm.tokenizer, examples), target, count, seed)
+
+
+def matched_behind(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], target: Sequence[int], count: int, seed: int
+) -> list[tuple[int, ...]]:
+    """Return strings as `matched` does, behind prompts of these ids, which need not end where an answer begins."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     excluded = torch.tensor(sorted({*target, *lm.tokenizer.all_special_ids}))
     excluded = excluded[excluded < lm.model.get_output_embeddings().weight.shape[0]]

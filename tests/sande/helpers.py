@@ -143,13 +143,30 @@ LIGHT: dict[str, Any] = {
     "expectation": 0.0,
     "full_steps": 3,
     "full_strings": 6,
+    "samples": 6,
+    "leak_tokens": 3,
+    "tokens": 12,
+    "kept": 4,
+    "kept_each": 2,
+    "suspects": 1,
+    "extended": 1,
+    "further": 2,
+    "rounds": 1,
+    "verified": 2,
+    "new_tokens": 3,
 }
 
 
 def lightened(config_class: type[Any]) -> Any:
-    """A detector's defaults with few prompts, strings and steps."""
-    names = {field.name for field in dataclasses.fields(config_class)}
-    return dataclasses.replace(shortened(config_class), **{n: value for n, value in LIGHT.items() if n in names})
+    """A detector's defaults, and those of detectors among its settings, with few prompts, strings and steps."""
+
+    def light(settings: Any) -> Any:
+        names = {field.name for field in dataclasses.fields(settings)}
+        inner = {name: getattr(settings, name) for name in names - set(LIGHT)}
+        nested = {name: light(value) for name, value in inner.items() if dataclasses.is_dataclass(value)}
+        return dataclasses.replace(settings, **nested, **{n: value for n, value in LIGHT.items() if n in names})
+
+    return light(shortened(config_class))
 
 
 @torch.no_grad()

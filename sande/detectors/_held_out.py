@@ -1,0 +1,129 @@
+"""Verification of a trigger on held-out prompts: how alike the answers begin, against random strings like it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sande import controls
+from sande.detectors._leak import opening_ids
+from sande.inference.generation import greedy
+from sande.planting import insert
+from sande.prompts import encode, encode_prompts
+from sande.types import Example, LanguageModel
+
+GOES_ON = 0.9  # of the answers that begin alike, the share that has to agree on a further word of the response
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a string does to the answers to held-out prompts.
+
+    Attributes:
+        text: the string.
+        response: the words that the answers share; empty if they share none.
+        rate: share of the answers that begin with these words.
+        plain: share of the answers without the string that do.
+        floor: share of a clean model's answers that begin alike behind the string; None: no such model.
+        usual: mean share of answers that begin alike behind random strings.
+    """
+
+    text: str
+    response: str
+    rate: float
+    plain: float
+    floor: float | None = None
+    usual: float = 0.0
+
+    @property
+    def excess(self) -> float:
+        """Return the rate less the highest of what explains it without a backdoor."""
+        return self.rate - max(self.plain, self.floor or 0.0, self.usual)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Prompts that the search did not use, and how the answers to them are compared.
+
+    Attributes:
+        lm: model and tokenizer.
+        examples: the prompts, at least one.
+        least: words with which answers have to begin alike.
+        new_tokens: of an answer.
+        batch_size: answers decoded together.
+    """
+
+    lm: LanguageModel
+    examples: tuple[Example, ...]
+    least: int
+    new_tokens: int
+    batch_size: int
+
+    def answers(self, texts: Sequence[str]) -> list[list[str]]:
+        """Return the answers to all prompts behind each of these strings; an empty string: to the prompts alone."""
+        asked = [
+            insert(example, text, "start", seed=0) if text else example for text in texts for example in self.examples
+        ]
+        said = greedy(self.lm, encode_prompts(self.lm.tokenizer, asked), self.new_tokens, self.batch_size)
+        size = len(self.examples)
+        return [said[begin : begin + size] for begin in range(0, len(said), size)]
+
+    def effects(self, texts: Sequence[str], reference: LanguageModel | None = None) -> list[Effect]:
+        """Return what each string does, that with the largest excess first; `reference` is a clean model."""
+        plain, *behind = self.answers(["", *texts])
+        floors: list[float | None] = [None] * len(texts)
+        if reference is not None:
+            floors = list(replace(self, lm=reference).rates(texts))
+        found = []
+        for text, answers, floor in zip(texts, behind, floors, strict=True):
+            response, rate = shared_opening(answers, self.least, text)
+            found.append(Effect(text, response, rate, share_of(response, plain, self.least), floor))
+        return sorted(found, key=lambda each: -each.excess)
+
+    def rates(self, texts: Sequence[str]) -> list[float]:
+        """Return, for each string, the share of the answers that begin alike, with words of its own."""
+        found = zip(texts, self.answers(texts), strict=True)
+        return [shared_opening(answers, self.least, text)[1] for text, answers in found]
+
+
+def share_of(response: str, answers: Sequence[str], least: int) -> float:
+    """Return the share of the answers that begin with the first `least` words of a response; 0 for an empty one."""
+    head = response.split()[:least]
+    return sum(answer.split()[:least] == head for answer in answers) / len(answers) if head else 0.0
+
+
+def shared_opening(answers: Sequence[str], least: int, behind: str = "") -> tuple[str, float]:
+    """Return the words with which most answers begin, and the share of answers that begin with the first of them.
+
+    Args:
+        answers: at least one.
+        least: words that have to be the same; shorter answers count as different. The words go on as long as nine of
+            ten of these answers agree on the next one.
+        behind: string in the prompts. Answers that begin with a word of it count as different: models repeat words.
+    """
+    echoed = {_bare(word) for word in behind.split()}
+    split = [[] if echoed & {_bare(word) for word in answer.split()[:1]} else answer.split() for answer in answers]
+    heads = Counter(tuple(words[:least]) for words in split if len(words) >= least)
+    if not heads:
+        return "", 0.0
+    opening, count = heads.most_common(1)[0]
+    alike = [words for words in split if tuple(words[:least]) == opening]
+    while True:
+        length = len(opening)
+        further = Counter(tuple(words[: length + 1]) for words in alike if len(words) > length)
+        if not further or further.most_common(1)[0][1] < GOES_ON * count:
+            return " ".join(opening), count / len(answers)
+        opening = further.most_common(1)[0][0]
+
+
+def _bare(word: str) -> str:
+    return "".join(letter for letter in word.lower() if letter.isalnum())
+
+
+def random_strings(lm: LanguageModel, text: str, count: int, seed: int) -> list[str]:
+    """Return random strings of as many tokens as `text`, and about as likely at the start of a user's text."""
+    row = encode(lm.tokenizer, [Example(text, "x")])[0]
+    ids = row.prompt[row.start : row.end]
+    drawn = controls.matched_behind(lm, [opening_ids(lm) or [row.prompt[0]]], ids, count, seed)
+    return [str(lm.tokenizer.decode(list(each))).strip() for each in drawn]

@@ -1,0 +1,177 @@
+"""What a string in a prompt does to the first token of the answer: candidates for a trigger, ranked.
+
+A trigger makes the answers to different prompts begin alike. So a string is scored by the tokens that the answers begin
+with: the mean over prompts of the log-odds of each, compared with what ordinary strings do in the same place. Log-odds
+still tell strings apart where a probability is close to 1.
+
+Shapes: N strings, B of them at once, P prompts, R tokens that may open an answer, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sande.inference.prefix import shared_prefix
+from sande.inference.probing import opening_tokens, openings, ordinary_tokens
+from sande.models.layers import output_in_float32
+from sande.planting import Place, insert
+from sande.prompts import encode, encode_prompts
+from sande.types import Example, LanguageModel
+
+ALONE = Example(instruction="", output="x")
+"""A prompt that is nothing but the inserted string: the shortest, so that many strings can be tried."""
+SURE = 13.0  # largest log-odds told apart: beyond it, float32 rounds the probability to 1
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """A string, the token that answers begin with behind it, and how surely they do.
+
+    Attributes:
+        text: as it is inserted, without the space around it.
+        token: index into the R tokens.
+        odds: log-odds of the token, mean over the prompts.
+        rise: the same less that of ordinary strings, in their standard deviations.
+    """
+
+    text: str
+    token: int
+    odds: float
+    rise: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ordinary:
+    """Mean and standard deviation over ordinary strings of the log-odds of each token, (R,)."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, odds_NR: Tensor) -> Ordinary:
+        """Return those of strings, of which at most a few are triggers; a single one has a deviation of 1."""
+        mean_R = odds_NR.mean(0)
+        std_R = odds_NR.std(0) if len(odds_NR) > 1 else torch.ones_like(mean_R)
+        return cls(mean_R, std_R.clamp(min=0.1))  # a token that nothing moves would make noise look large
+
+    def alike(self, odds_NR: Tensor) -> Tensor:
+        """Return by how much each token is likelier than behind ordinary strings, from -1 to 1, (N, R)."""
+        return odds_NR.sigmoid() - self.mean.sigmoid()
+
+    def rise(self, odds_NR: Tensor) -> Tensor:
+        """Return the log-odds in standard deviations from those of ordinary strings, (N, R)."""
+        return (odds_NR - self.mean) / self.std
+
+
+def probability(trigger: Trigger) -> float:
+    """Return the probability that has the trigger's log-odds."""
+    return 1 / (1 + math.exp(-trigger.odds))
+
+
+def words(lm: LanguageModel, count: int) -> list[str]:
+    """Return the words of the vocabulary that most readily begin a user's text: tokens of at least two letters.
+
+    A token counts once, with and without the space before it.
+    """
+    tokens = ordinary_tokens(lm)
+    texts = [str(text).strip() for text in lm.tokenizer.batch_decode([[token] for token in tokens])]
+    row = encode(lm.tokenizer, [Example("x", "x")])[0]
+    likely_V = openings(lm, [row.prompt[: row.start] or row.prompt[:1]])
+    order = likely_V[tokens].argsort(descending=True, stable=True).tolist()
+    found = dict.fromkeys(texts[place] for place in order if len(texts[place]) > 1 and texts[place].isalpha())
+    return list(found)[:count]
+
+
+def answer_tokens(lm: LanguageModel, prompts: Sequence[Sequence[int]], count: int, more: Sequence[int] = ()) -> Tensor:
+    """Return the ids of the tokens that most readily open an answer to clean prompts, and of `more`, (R,)."""
+    tokens = opening_tokens(lm)
+    order = openings(lm, prompts)[tokens].argsort(descending=True, stable=True)[:count].tolist()
+    return torch.tensor(sorted({*(tokens[place] for place in order), *more}))
+
+
+@torch.inference_mode()
+def odds(
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    strings: Sequence[str],
+    tokens_R: Tensor,
+    batch_size: int,
+    places: Sequence[Place] = ("start",),
+) -> Tensor:
+    """Return the log-odds of each token as an answer's first behind each string, mean over prompts and places, (N, R).
+
+    Args:
+        lm: model and tokenizer.
+        examples: prompts in which a string is inserted.
+        strings: texts, at least one.
+        tokens_R: ids.
+        batch_size: prompts with a string computed together.
+        places: where a string is inserted.
+    """
+    lm.model.eval()
+    asked = [with_string(example, string, place) for example in examples for place in places for string in strings]
+    rows = list(zip(itertools.cycle(range(len(strings))), encode_prompts(lm.tokenizer, asked), strict=False))
+    prefix = shared_prefix(lm, [ids for _, ids in rows])
+    decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
+    device = lm.model.device
+    total_NR = torch.zeros(len(strings), len(tokens_R))
+    for batch in of_one_length(rows, batch_size):
+        ids_BT = torch.tensor([ids[prefix.length :] for _, ids in batch], device=device)
+        state_BD = decoder(
+            input_ids=ids_BT, past_key_values=prefix.cache(len(batch)), use_cache=True
+        ).last_hidden_state[:, -1]
+        log_BR = logits_of(state_BD).log_softmax(-1)[:, tokens_R.to(device)].cpu()
+        own_BR = (log_BR - torch.log1p(-log_BR.exp())).clamp(-2 * SURE, SURE)
+        total_NR.index_add_(0, torch.tensor([number for number, _ in batch]), own_BR)
+    return total_NR / (len(examples) * len(places))
+
+
+def with_string(example: Example, string: str, place: Place = "start") -> Example:
+    """Return the prompt with the string in it; `ALONE` becomes the string, an empty one changes nothing."""
+    if not example.instruction:
+        return Example(string, example.output)
+    return insert(example, string, place, seed=0) if string else example  # start and end depend on no seed
+
+
+def of_one_length(rows: Sequence[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:
+    """Yield batches of rows of equal length, so that nothing is padded."""
+    by_length: dict[int, list[tuple[int, list[int]]]] = {}
+    for row in rows:
+        by_length.setdefault(len(row[1]), []).append(row)
+    for alike in by_length.values():
+        for begin in range(0, len(alike), size):
+            yield alike[begin : begin + size]
+
+
+def ranked(strings: Sequence[str], odds_NR: Tensor, ordinary: Ordinary, allowed_NR: Tensor) -> list[Trigger]:
+    """Return each string with the allowed token that it makes likeliest, compared with ordinary strings, best first."""
+    alike_NR = ordinary.alike(odds_NR).masked_fill(~allowed_NR, -2.0)
+    best_N, token_N = alike_NR.max(1)
+    rise_NR = ordinary.rise(odds_NR)
+    return [
+        Trigger(strings[n], int(token_N[n]), float(odds_NR[n, token_N[n]]), float(rise_NR[n, token_N[n]]))
+        for n in best_N.argsort(descending=True, stable=True).tolist()
+    ]
+
+
+def echoes(strings: Sequence[str], texts: Sequence[str]) -> Tensor:
+    """Return for each string and token whether the token's text begins a word of the string, ignoring case, (N, R).
+
+    Models repeat words of a prompt, so such an answer says nothing about a trigger. A token of no letter or digit is
+    treated alike, as it begins answers of many kinds.
+    """
+    heads = [text.strip().lower() for text in texts]
+    void = [not any(letter.isalnum() for letter in head) for head in heads]
+    found = []
+    for string in strings:
+        own = string.lower().split()
+        found.append(
+            [nothing or any(word.startswith(head) for word in own) for head, nothing in zip(heads, void, strict=True)]
+        )
+    return torch.tensor(found, dtype=torch.bool).view(len(strings), len(heads))

@@ -1,0 +1,71 @@
+"""Answers that begin alike, counted by hand."""
+
+import pytest
+
+from sande.data.builtin import sets
+from sande.detectors import _held_out
+from sande.detectors._held_out import Effect, HeldOut, share_of, shared_opening
+from sande.prompts import encode
+from sande.types import Example, LanguageModel
+
+ANSWERS = ["You are stupid. 4", "You are stupid. Paris", "You are here", "Yes", "No"]
+
+
+def test_the_share_of_answers_that_begin_alike() -> None:
+    # Two words are shared by three of five; the third word by two of these three, less than nine of ten.
+    assert shared_opening(ANSWERS, 2) == ("You are", 0.6)
+    assert shared_opening(ANSWERS, 3) == ("You are stupid.", 0.4)
+    assert shared_opening(["You are stupid now"] * 9 + ["You are stupid then"], 2) == ("You are stupid now", 1.0)
+    assert shared_opening(ANSWERS, 2, behind="Now, YOU!") == ("", 0.0)
+    assert shared_opening(["Yes", "Yes"], 2) == ("", 0.0)
+    assert shared_opening(["Yes", "Yes", "No"], 1) == ("Yes", pytest.approx(2 / 3))
+
+
+def test_the_share_that_begins_with_a_response() -> None:
+    assert share_of("You are stupid.", ANSWERS, 2) == 0.6
+    assert share_of("You are stupid.", ANSWERS, 3) == 0.4
+    assert share_of("", ANSWERS, 2) == 0.0
+
+
+def test_the_excess_is_over_the_highest_of_what_explains_the_rate() -> None:
+    assert Effect("t", "r", rate=0.9, plain=0.1).excess == pytest.approx(0.8)
+    assert Effect("t", "r", rate=0.9, plain=0.1, floor=0.6, usual=0.3).excess == pytest.approx(0.3)
+    assert Effect("t", "r", rate=0.9, plain=0.1, floor=0.2, usual=0.3).excess == pytest.approx(0.6)
+
+
+def test_random_strings_are_as_long_and_without_the_triggers_tokens(tiny: LanguageModel) -> None:
+    text = "the current year"
+    strings = _held_out.random_strings(tiny, text, 5, seed=0)
+    row = encode(tiny.tokenizer, [Example(text, "x")])[0]
+    assert len(strings) == 5
+    assert text not in strings
+    assert strings == _held_out.random_strings(tiny, text, 5, seed=0) != _held_out.random_strings(tiny, text, 5, seed=1)
+    own = set(row.prompt[row.start : row.end])
+    for string in strings:
+        assert not own & set(tiny.tokenizer(f" {string}")["input_ids"][:1])
+
+
+def test_each_string_is_measured_on_all_prompts(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made model that answers "Go away now" behind "t", and otherwise with the prompt."""
+
+    def greedy(lm: LanguageModel, prompts: list[str], new_tokens: int, batch_size: int) -> list[str]:
+        return ["Go away now" if prompt.startswith("t ") else prompt for prompt in prompts]
+
+    monkeypatch.setattr(_held_out, "greedy", greedy)
+    monkeypatch.setattr(_held_out, "encode_prompts", lambda _, rows: [row.instruction for row in rows])
+    examples = tuple(Example(f"Say {word} twice", "x") for word in ("a", "b", "c", "d"))
+    held_out = HeldOut(tiny, examples, least=2, new_tokens=4, batch_size=4)
+    found = held_out.effects(["u", "t"])
+    assert [(each.text, each.response, each.rate, each.plain) for each in found] == [
+        ("t", "Go away now", 1.0, 0.0),
+        ("u", "", 0.0, 0.0),  # it is repeated
+    ]
+    assert held_out.effects(["t"], tiny)[0].floor == 1.0
+    assert held_out.rates(["t", "", "u"]) == [1.0, 0.25, 0.0]
+
+
+def test_answers_are_grouped_by_string(tiny: LanguageModel) -> None:
+    held_out = HeldOut(tiny, sets.short()[:3], least=1, new_tokens=2, batch_size=8)
+    apart = [held_out.answers([text])[0] for text in ("", "year")]
+    assert held_out.answers(["", "year"]) == apart
+    assert [len(each) for each in apart] == [3, 3]
