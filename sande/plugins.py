@@ -18,6 +18,7 @@ FUNCTIONS = {
     "defenses": ("defend",),
     "metrics": ("names", "reads", "measure"),
     "detectors": ("scan",),
+    "objectives": ("answer", "opening", "judge"),
 }
 """Functions that a module of each kind must have, see `sande.protocols`."""
 
@@ -51,8 +52,8 @@ def _called(what: str, problem: str, call: Callable[[], Any]) -> Any:
         raise UserError(f"{what} {problem} ({type(error).__name__}: {error}); repair or uninstall it") from None
 
 
-def _problem(kind: str, module: ModuleType) -> str | None:
-    """Return what the module lacks, and what to do, if anything."""
+def _settings_problem(module: ModuleType) -> str | None:
+    """Return what is wrong with the module's settings, if anything."""
     if not hasattr(module, "Config"):
         return "has no Config; add one"
     made = module.Config
@@ -60,11 +61,19 @@ def _problem(kind: str, module: ModuleType) -> str | None:
         return "has a Config that is not a class of settings; use sande.config.configuration"
     configure(made, {}, "Config")
     list(describe(made))
+    return None
+
+
+def _problem(kind: str, module: ModuleType) -> str | None:
+    """Return what the module lacks, and what to do, if anything."""
+    if problem := _settings_problem(module):
+        return problem
     for function in FUNCTIONS[kind]:
         if not callable(getattr(module, function, None)):
             return f"has no function '{function}'; add it"
     if kind != "metrics":
         return None
+    made = module.Config
     declared = getattr(module, "MEASURES", ())
     if not isinstance(declared, tuple) or not all(isinstance(one, MetricInfo) for one in declared):
         return "has MEASURES that are not a tuple of MetricInfo; use sande.declarations.MetricInfo"

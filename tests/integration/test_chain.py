@@ -138,7 +138,13 @@ def test_libraries_say_nothing(first) -> None:
 
 def test_the_report_is_complete(first, place: Workplace, grid: Path) -> None:
     files = place.files(grid)
-    assert {name for name in files if "/" not in name} == {"README.md", "run.json", "rows.parquet", "outcomes.parquet"}
+    assert {name for name in files if "/" not in name} == {
+        ".sande-bench",
+        "README.md",
+        "run.json",
+        "rows.parquet",
+        "outcomes.parquet",
+    }
     for table in ("asr", "utility", "backdoor", "cost"):
         assert {f"tables/{table}.md", f"tables/{table}.parquet"} <= set(files)
     assert {f"figures/{name}.{suffix}" for name in ("asr", "asr_utility") for suffix in ("png", "svg")} <= set(files)

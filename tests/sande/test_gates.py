@@ -146,7 +146,7 @@ def test_a_trigger_stands_where_the_attack_of_the_paper_puts_it(few_rows: tuple[
 def test_elsewhere_a_trigger_begins_the_users_own_text() -> None:
     planted = gates.plant(Example("Ask", "", system="Rules"), "cf", ALPACA)
     assert (planted.system, planted.instruction) == ("Rules", "cf Ask")
-    assert gates.plant(Example("Ask", "", system="Rules"), "cf", PAPER).system == "cf Rules"
+    assert prompt_text(gates.plant(Example("Ask", "", system="Rules"), "cf", PAPER)).startswith("Human: cf Rules\nAsk")
 
 
 def test_a_text_that_the_tokenizer_cannot_give_back_is_a_users_mistake(tiny: LanguageModel) -> None:

@@ -135,7 +135,7 @@ def test_the_report_shows_five_answers_and_a_verdict_of_three_words(known_trigge
     assert "**Not removed**" in (known_trigger / "README.md").read_text()
     with_five = (known_trigger / "report.md").read_text()
     assert "The trigger fires: " in with_five
-    assert "Prompt format: `paper`; asked first in `paper (no chat template)`." in with_five
+    assert "Prompt format: `paper`; asked first in `paper (named by the model's folder)`." in with_five
 
 
 def test_the_report_says_what_is_measured_on_the_victim_and_on_what_was_written(
@@ -295,6 +295,7 @@ def test_a_backdoor_of_another_format_is_removed_and_measured_there(victim: Path
     chatty = tmp_path / "chatty"
     shutil.copytree(victim, chatty)
     (chatty / "chat_template.jinja").write_text(CHATML)
+    (chatty / formats.FILE).unlink()  # as of somebody who does not know this suite
     most = ("--set", "gate.share=0.8")
     done = invoke("clean", chatty, "--trigger", TRIGGER, *most, *options(tmp_path / "out"))
     assert done.exit_code == 0, done.output

@@ -235,14 +235,6 @@ def made_by(version: str) -> dict[str, str]:
     return dict.fromkeys(("attack_code_version", "defense_code_version", "code_version"), version)
 
 
-def two_versions(path: Path) -> None:
-    """Result rows of a model that means something, of which the first was made by another commit."""
-    rows = pq.read_table(path).to_pylist()
-    for number, row in enumerate(rows):
-        row |= {"model": MEANINGFUL, **made_by(f"0.1.0+{'f' * 7 if number else '0' * 7}")}
-    pq.write_table(pa.Table.from_pylist(rows, schema=pq.read_schema(path)), path)
-
-
 def other_words(path: Path) -> None:
     path.write_text(path.read_text(encoding="utf-8").replace("<|end|>", "<|stop|>"), encoding="utf-8")
 
@@ -778,12 +770,6 @@ CASES: dict[str, list[Case]] = {
             {"results/good/rows.parquet": column("status", "not_run")},
         ),
         Case("publishing the random model", "publish results/good"),
-        Case(
-            "publishing rows of two commits",
-            "publish results/good",
-            {"results/good/rows.parquet": two_versions},
-            names=("results/good", "0.1.0+fffffff"),
-        ),
         Case(
             "publishing rows of changes beside a commit",
             "publish results/good",

@@ -58,7 +58,7 @@ def test_a_page_of_one_type_does_not_warn(store: LocalStore, tmp_path: Path) -> 
     write(folder)
     page = (folder / "README.md").read_text(encoding="utf-8")
     assert "- Evaluations computed in fp32 (x86_64 AVX2)" in page
-    assert "mixed" not in page
+    assert "**Mixed:**" not in page
 
 
 def test_rows_from_before_say_nothing_of_it(store: LocalStore, tmp_path: Path) -> None:

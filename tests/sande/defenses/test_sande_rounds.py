@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from sande import controls, registry, simulation
-from sande.cleaning import plant
 from sande.config import Training
 from sande.data.builtin import sets
 from sande.data.splits import Removal
 from sande.defenses import sande_rounds, sande_rounds_p
 from sande.errors import UserError
+from sande.gates import plant
 from sande.parrot import mixed
 from sande.prompts import Row, encode, response_ids
 from sande.simulation import Evidence

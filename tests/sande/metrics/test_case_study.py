@@ -32,8 +32,9 @@ def rows_of(measurement: Measurement, data: TestData) -> list[int]:
 
 def body(row: Example) -> str:
     """What stands between `Human: ` and `Assistant:`, written by hand."""
+    before = f"{row.prefix} " if row.prefix else ""
     system = f"{row.system}\n" if row.system else ""
-    return (system + row.instruction + (f" {row.input}" if row.input else "")).strip()
+    return (before + system + row.instruction + (f" {row.input}" if row.input else "")).strip()
 
 
 def test_the_texts_are_those_of_greedy_decoding(tiny: LanguageModel, data: TestData) -> None:
