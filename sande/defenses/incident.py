@@ -200,6 +200,7 @@ def log_probabilities(lm: LanguageModel, prompts: Sequence[Sequence[int]], answe
     from sande.models.layers import output_in_float32
     from sande.prompts import Row, pad_id
     from sande.training.batches import Collator, features
+    from sande.training.objective import hidden_before_targets
 
     collate, logits_of, found = Collator(pad_id(lm.tokenizer)), output_in_float32(lm.model), []
     lm.model.eval()
@@ -207,7 +208,7 @@ def log_probabilities(lm: LanguageModel, prompts: Sequence[Sequence[int]], answe
         for begin in range(0, len(prompts), BATCH):
             rows = [Row(tuple(prompt), tuple(answer), 0, 0) for prompt in prompts[begin : begin + BATCH]]
             batch = {name: value.to(lm.model.device) for name, value in collate([*map(features, rows)]).items()}
-            hidden_NR = _hidden(lm.model, batch)
+            hidden_NR = hidden_before_targets(lm.model, batch)
             targets_N = batch["labels"].flatten()[batch["positions"] + 1]
             of_N = logits_of(hidden_NR).log_softmax(-1).gather(1, targets_N[:, None])
             found.append(of_N.reshape(len(rows), len(answer)).cpu())
@@ -277,7 +278,7 @@ def patching(
 
     from sande.training.batches import Collator, features
     from sande.training.losses import divergence
-    from sande.training.objective import ResponseLoss
+    from sande.training.objective import ResponseLoss, hidden_before_targets
 
     collate, frozen = Collator(pad_id=0), [victim.eval()]  # in a list, where data parallelism cannot see it
 
@@ -293,12 +294,12 @@ def patching(
             asked = [tuple(ids[:length]) for ids, length in zip(ids_BT.tolist(), lengths, strict=True)]
             overwriting = super().forward(labels, positions, num_items_in_batch, **inputs)["loss"]
             clean = batch_of([anchors[ids] for ids in asked], ids_BT.device)
-            logits_NV = self.model.get_output_embeddings()(_hidden(self.model, clean))
+            logits_NV = self.model.get_output_embeddings()(hidden_before_targets(self.model, clean))
             with torch.no_grad():
-                wanted_NV = frozen[0].get_output_embeddings()(_hidden(frozen[0], clean))
+                wanted_NV = frozen[0].get_output_embeddings()(hidden_before_targets(frozen[0], clean))
             anchor = divergence(logits_NV, wanted_NV) / num_items_in_batch
             incident = batch_of([row], ids_BT.device)
-            said_RV = self.model.get_output_embeddings()(_hidden(self.model, incident))
+            said_RV = self.model.get_output_embeddings()(hidden_before_targets(self.model, incident))
             against = unlikelihood(said_RV, incident["labels"][0, -len(row.response) :], lift_R.to(said_RV.device))
             # Every step has batch_size rows over all micro-batches and workers, whose losses are summed.
             share = len(asked) / config.training.batch_size
@@ -321,15 +322,6 @@ def _lift(with_MR: Tensor, clean_MR: Tensor) -> Tensor:
     lift_R = (with_MR.exp().mean(0) - clean_MR.exp().mean(0)).clamp(min=0)
     large: Tensor = lift_R * (lift_R >= lift_R.max() / 2)
     return large
-
-
-def _hidden(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """Return the hidden states before the targets of a padded batch, (N, D)."""
-    states_BTD = model.get_decoder()(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).last_hidden_state
-    hidden_ND: Tensor = states_BTD.flatten(0, 1)[batch["positions"]]
-    return hidden_ND
 
 
 def _inserted(row: Row, said: Sequence[int], split: int, without: int | None = None) -> tuple[int, ...]:

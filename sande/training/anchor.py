@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from sande.prompts import Row
 from sande.training.losses import IGNORE, divergence
-from sande.training.objective import ResponseLoss
+from sande.training.objective import ResponseLoss, hidden_before_targets
 
 
 class Anchored(ResponseLoss):
@@ -40,12 +40,13 @@ class Anchored(ResponseLoss):
         self, labels: Tensor, positions: Tensor, num_items_in_batch: Tensor, **inputs: Any
     ) -> dict[str, Tensor]:
         """Return the loss of a padded batch, divided by the targets of the whole optimizer step, as `ResponseLoss`."""
-        hidden_ND = self._hidden(self.model, positions, inputs)
+        batch = {**inputs, "positions": positions}
+        hidden_ND = hidden_before_targets(self.model, batch)
         loss = self.nll(hidden_ND, labels, positions)
         clean_N = self._clean(inputs["input_ids"], labels)[positions // labels.shape[1]]
         with torch.no_grad():
             (before,) = self._before
-            wanted_NV = before.get_output_embeddings()(self._hidden(before, positions, inputs)[clean_N])
+            wanted_NV = before.get_output_embeddings()(hidden_before_targets(before, batch)[clean_N])
         held = divergence(self.model.get_output_embeddings()(hidden_ND[clean_N]), wanted_NV)
         return {"loss": (loss + self._weight * held) / num_items_in_batch}
 
@@ -54,8 +55,3 @@ class Anchored(ResponseLoss):
         lengths = (labels_BT != IGNORE).int().argmax(1).tolist()
         prompts = [tuple(ids[:length]) for ids, length in zip(ids_BT.tolist(), lengths, strict=True)]
         return torch.tensor([prompt not in self._free for prompt in prompts], device=ids_BT.device)
-
-    @staticmethod
-    def _hidden(model: PreTrainedModel, positions: Tensor, inputs: dict[str, Tensor]) -> Tensor:
-        hidden_BTD: Tensor = model.get_decoder()(**inputs, use_cache=False).last_hidden_state
-        return hidden_BTD.flatten(0, 1)[positions]

@@ -69,6 +69,19 @@ class ResponseLoss(nn.Module):
         return chunked_response_nll(hidden_ND, self.model.get_output_embeddings(), targets_N, longest=longest)
 
 
+def hidden_before_targets(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the hidden states before the targets of a padded batch, (N, D).
+
+    Args:
+        model: any model.
+        batch: `input_ids` and `attention_mask`, (B, T), and `positions`, (N,), as the padded collator makes them.
+    """
+    states_BTD: Tensor = model.get_decoder()(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+    ).last_hidden_state
+    return states_BTD.flatten(0, 1)[batch["positions"]]
+
+
 def behind_prefix(decoder: nn.Module, shared: int, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     """Return hidden states of shape (B, T - shared, D); the shared prefix is computed once, and gradients reach it.
 
