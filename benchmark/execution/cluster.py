@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,14 +97,25 @@ def worker_resources(resources: Resources) -> dict[str, float]:
     return {"CPU": float(cpu_share)} | ({"GPU": gpu_share} if gpu_share else {})
 
 
-def at_once(resources: Resources, per_worker: dict[str, float]) -> int:
+def joined(address: str | None) -> bool:
+    """Return whether a run works on a cluster that was there before it, to which nodes may come."""
+    return address is not None or bool(os.environ.get("RAY_ADDRESS"))
+
+
+def capacity(resources: Resources, per_worker: Mapping[str, float]) -> int:
+    """Return how many stages the cluster's nodes hold at a time now; a worker is on one node."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = sum(min(int(node.get(name, 0) / share + 1e-6) for name, share in per_worker.items()) for node in nodes)
+    return workers // resources.workers
+
+
+def at_once(resources: Resources, per_worker: Mapping[str, float]) -> int:
     """Return how many stages the cluster holds at a time.
 
     Raises:
         UserError: it holds none; a worker group that cannot be placed would wait without an error.
     """
-    total = ray.cluster_resources()
-    fitting = min(int(total.get(name, 0) // (share * resources.workers)) for name, share in per_worker.items())
+    fitting = capacity(resources, per_worker)
     if fitting < 1:
         raise UserError(
             f"resources: {resources.workers} workers of {per_worker} are more than the cluster has; set lower ones"

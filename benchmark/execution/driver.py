@@ -20,8 +20,9 @@ from typing import Any, get_args
 from ray import tune
 
 from benchmark.execution import deepspeed, signals, tracking
-from benchmark.execution.cluster import at_once, cluster, worker_resources
+from benchmark.execution.cluster import at_once, cluster, joined, worker_resources
 from benchmark.execution.progress import Progress
+from benchmark.execution.room import Room, await_first
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
 from benchmark.grid.keys import library_versions
@@ -89,14 +90,15 @@ def run(
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
         checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
-        errors = _do(plan, store, resources, say, begin, keep, progress, checked)
+        grows = joined(address)
+        errors = _do(plan, store, resources, say, begin, keep, progress, checked, grows)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
             if not repair.missing or interrupted(errors):
                 break
             say(f"found a damaged artifact; {len(repair.missing)} stages are done again")
             kept = {key: error for key, error in errors.items() if key in repair.done}
-            errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep, progress)
+            errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep, progress, grows=grows)
         return errors
 
 
@@ -140,31 +142,37 @@ def _do(
     keep: str = retention.ALL,
     progress: Progress | None = None,
     checked: Callable[[], None] = lambda: None,
+    grows: bool = False,
 ) -> dict[str, str]:
     folder, leases = store.scratch("tune"), Leases(store.lease_backend(), say)
     progress = progress or Progress(grid="")
     status = None if is_uri(store.location) else folder / "status"
+    room = None
     try:
+        if grows:
+            await_first(resources, say)
         per_worker = worker_resources(resources)
         preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
         preflight.check_sharding(resources)
         tracking.check(resources.report_to)
         slots = at_once(resources, per_worker)
+        room = Room(resources, per_worker) if grows else None
         peaks, share = _sharing(resources, per_worker, store)
         keeper = retention.Keeper(plan.stages.values(), plan.done, store, keep)
         if status:
             status.mkdir()
         progress.begin(plan.missing)
         progress.folder = status
+        progress.at_once = slots * (resources.side_by_side if share is not whole and not peaks else 1)
         queue = Queue(plan, slots, share)
-        searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress)
+        searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress, room)
+        most = TRIALS_OF_A_TUNER if room else slots * (MOST if peaks else resources.side_by_side)
         ended = UNFINISHED  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             begun = searcher.begun
             try:
-                most = MOST if peaks else resources.side_by_side
                 with signals.sigint_kept():
-                    _tuner(searcher, store, resources, per_worker, slots * most, folder, status, checked).fit()
+                    _tuner(searcher, store, resources, per_worker, most, folder, status, checked).fit()
                 if searcher.left_to_others:
                     searcher.wait()
                 elif searcher.begun - begun < TRIALS_OF_A_TUNER:
@@ -187,6 +195,8 @@ def _do(
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
         return queue.errors | dict.fromkeys(unfinished, ended)
     finally:
+        if room:
+            room.close()
         leases.close()
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
 from benchmark.execution.progress import Progress
+from benchmark.execution.room import MOST, Room
 from benchmark.forecast.measured import keep_overhead
 from benchmark.plan import retention
 from benchmark.plan.failures import LOST_NODE, LOST_WORKER, OUT_OF_MEMORY, TIMEOUT, Failure, lost_component
@@ -25,6 +26,7 @@ KILLED = Failure(
     "the worker process died (killed, or out of memory); run again, with smaller batches if it happens again",
     LOST_WORKER,
 )
+_LOST: Mapping[str, Literal["process", "node"]] = {LOST_WORKER: "process", LOST_NODE: "node"}
 GONE = Failure("its machine was lost; run again when the cluster has others", LOST_NODE)
 
 
@@ -42,6 +44,7 @@ class StageSearcher(Searcher):
         timeout: float | None = None,
         keeper: retention.Keeper | None = None,
         progress: Progress | None = None,
+        room: Room | None = None,
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
@@ -57,6 +60,8 @@ class StageSearcher(Searcher):
         self._leases = leases
         self._keeper = keeper
         self._progress = progress or Progress(grid="")
+        self._room = room  # None where no nodes come or go
+        self._a_slot = self._progress.at_once / max(1, queue.slots)  # stages
         self._waiting: set[str] = set()  # keys of stages that another run does
         self._looked = begin  # at leases of others
         self._offer: Assignment | None = None  # the next one, found between two Tuners
@@ -83,8 +88,10 @@ class StageSearcher(Searcher):
 
     def _next(self) -> Assignment | None:
         """Return the next stage that no other run is doing or has done, with its leases acquired."""
-        if time.perf_counter() - self._looked > POLL:
+        due = time.perf_counter() - self._looked > POLL
+        if due:
             self.queue.resume()
+            self._resize()
             self._looked = time.perf_counter()
         while offer := self.queue.next():
             stage = offer.stage
@@ -102,7 +109,17 @@ class StageSearcher(Searcher):
                 if stage.key not in self._waiting and holder != THIS_RUN:
                     self._say(f"{stage.label}: {holder} is doing it")
                 self._waiting.add(stage.key)
+        if due and self._room:  # now that all free slots are taken
+            self._room.ask(self.queue.lacking(MOST))
         return None
+
+    def _resize(self) -> None:
+        """Note nodes that came or went."""
+        slots = self._room.stages() if self._room else self.queue.slots
+        if slots != self.queue.slots:
+            self._say(f"the cluster has room for {slots} stages at a time, {self.queue.slots} before")
+            self.queue.resize(slots)
+            self._progress.at_once = max(1, round(slots * self._a_slot))
 
     def _superseded(self, stage: Stage) -> bool:
         """Return whether another run did, and then dropped, a part: all defenses that need it are done."""
@@ -135,11 +152,13 @@ class StageSearcher(Searcher):
             self._ended(trial_id, KILLED)
 
     def _ended(self, trial_id: str, error: Failure | None) -> None:
+        if error and error.kind == LOST_WORKER and self._room and self._room.lost_node():
+            error = GONE
         offer, begin = self._running.pop(trial_id)
         stage, kind = offer.stage, error.kind if error else ""
         # A process that died while others ran most likely lacked memory.
         short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
-        again = self.queue.ended(stage.key, error, short, lost=kind in (LOST_WORKER, LOST_NODE))
+        again = self.queue.ended(stage.key, error, short, _LOST.get(kind, ""))
         self._progress.ended(stage, again=bool(again))
         self._progress.dropped(self.queue.errors)
         if not again:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from benchmark.plan.plan import Plan
 from benchmark.plan.stage import Stage
 
 UNIT = 10_000  # Ray counts resources in ten-thousandths: 7 times a seventh, rounded up, would be more than one
-TRIES = 3  # of a stage whose process or node is lost
+TRIES = 3  # of a stage whose process is lost
+NODES = 10  # that one stage may lose in a run; a spot machine that goes is not the stage's fault
 _ROUNDING = 1e-9  # tolerance of sums of shares
 
 
@@ -61,6 +63,7 @@ class Queue:
         errors: one line for each stage that failed, or that needs one that failed.
         total: number of stages that the plan missed.
         finished: number of those that are done or have an error.
+        slots: number of stages at a time, if each takes a whole slot.
     """
 
     def __init__(self, plan: Plan, slots: int, share: Callable[[Stage], float] = whole) -> None:
@@ -86,26 +89,47 @@ class Queue:
         self._alone: set[int] = set()  # offered alone
         self._deferred: list[int] = []
         self._tries: Counter[int] = Counter()
+        self._nodes: Counter[int] = Counter()  # lost with the stage
         self._share = share
-        self._free = [1.0] * slots
+        self.slots = slots
+        self._free = [1.0] * slots  # at least as many; a lost slot is in use until its stages have ended
         self._running: dict[str, tuple[int, float]] = {}  # slot and share
         self._crowded: set[str] = set()  # ran at the same time as others
 
     def next(self) -> Assignment | None:
         """Return the next stage, which counts as running from now on; None while there is none, or no room."""
         if self._again:
-            if self._running:
+            if self._running or not self.slots:
                 return None
             place = self._again.pop(0)
             self._alone.add(place)
             return self._start(place, 0, 1.0)
         if not self._ready or any(self._place[key] in self._alone for key in self._running):
             return None
-        share = self._share(self._stages[self._ready[0]])
-        fitting = [slot for slot, free in enumerate(self._free) if free + _ROUNDING >= share]
+        share, more = self._share(self._stages[self._ready[0]]), self._used() < self.slots
+        fitting = [slot for slot, free in enumerate(self._free) if free + _ROUNDING >= share and (more or _used(free))]
         if not fitting:
             return None
         return self._start(heapq.heappop(self._ready), min(fitting, key=self._free.__getitem__), share)
+
+    def resize(self, slots: int) -> None:
+        """Have this many slots from now on, as the cluster grew or shrank; what runs goes on."""
+        self.slots = slots
+        self._free += [1.0] * (slots - len(self._free))
+
+    def lacking(self, most: int) -> int:
+        """Return how many more slots the stages that are ready would fill now, `most` at most."""
+        if self._again or any(self._place[key] in self._alone for key in self._running):
+            return 0  # a stage that runs alone
+        room, needed = most + self.slots - self._used(), 0.0
+        for place in self._ready:
+            needed += self._share(self._stages[place])
+            if needed >= room:
+                break
+        return max(0, min(most, math.ceil(needed - _ROUNDING) - self.slots + self._used()))
+
+    def _used(self) -> int:
+        return sum(map(_used, self._free))
 
     def _start(self, place: int, slot: int, share: float) -> Assignment:
         stage = self._stages[place]
@@ -139,7 +163,11 @@ class Queue:
         return key in self._crowded
 
     def ended(
-        self, key: str, error: str | None = None, short_of_memory: bool = False, lost: bool = False
+        self,
+        key: str,
+        error: str | None = None,
+        short_of_memory: bool = False,
+        lost: Literal["", "process", "node"] = "",
     ) -> Literal["", "again", "again, alone"]:
         """Record that a stage ended.
 
@@ -147,7 +175,7 @@ class Queue:
             key: of the stage.
             error: one line where it failed.
             short_of_memory: whether too little memory was, or may have been, the reason.
-            lost: whether its process or node was lost.
+            lost: what was lost, if that was the reason; a lost node does not count among the stage's tries.
 
         Returns:
             How it will be offered once more; empty where it will not.
@@ -166,7 +194,10 @@ class Queue:
         elif short_of_memory and place not in self._alone:
             self._again.append(place)
             return "again, alone"
-        elif lost and self._tries[place] < TRIES:
+        elif (lost == "process" and self._tries[place] < TRIES) or (lost == "node" and self._nodes[place] < NODES):
+            if lost == "node":
+                self._nodes[place] += 1
+                self._tries[place] -= 1
             heapq.heappush(self._ready, place)
             return "again"
         else:
@@ -186,6 +217,11 @@ class Queue:
     def over(self) -> bool:
         """Return whether every stage is done or has an error."""
         return self.finished == self.total
+
+
+def _used(free: float) -> bool:
+    """Return whether a slot with this share left is in use."""
+    return free < 1.0 - _ROUNDING
 
 
 def simulate(plan: Plan, slots: int, seconds: Callable[[Stage], float], share: Callable[[Stage], float]) -> Forecast:
