@@ -102,8 +102,20 @@ def test_every_pod_of_the_rayjob_has_volume_environment_and_limits() -> None:
         (secret,) = [variable for variable in container["env"] if variable["name"] == "HF_TOKEN"]
         assert "value" not in secret, "a secret's value does not stand in a file"
         assert all(isinstance(amount, str) for amount in container["resources"]["limits"].values())
-    worker = groups()[1]
-    assert worker["replicas"] == worker["minReplicas"] == worker["maxReplicas"]
+
+
+def test_both_clusters_grow_on_spot_machines_and_keep_the_store_elsewhere() -> None:
+    cluster = read("rayjob.yaml")["spec"]["rayClusterSpec"]
+    head, worker = groups()
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert worker["replicas"] == worker["minReplicas"] < worker["maxReplicas"]
+    assert "spot" in worker["template"]["spec"]["nodeSelector"].values()
+    assert "nodeSelector" not in head["template"]["spec"], "the head stays"
+    assert "--store /shared/store" in read("rayjob.yaml")["spec"]["entrypoint"]
+    types = read("aws.yaml")["available_node_types"]
+    assert types["gpus"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
+    assert "InstanceMarketOptions" not in types["head"]["node_config"]
+    assert any("/shared" in command for command in read("aws.yaml")["initialization_commands"])
 
 
 def test_the_rayjob_runs_a_grid_with_options_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +142,7 @@ def test_rays_own_check_takes_the_cluster_file() -> None:
     config = prepare_config(read("aws.yaml"))
     validate_config(config)
     gpus = config["available_node_types"]["gpus"]
-    assert gpus["min_workers"] == gpus["max_workers"] == config["max_workers"] == 8
+    assert gpus["min_workers"] < gpus["max_workers"] == config["max_workers"] == 8
     with pytest.raises(Exception, match="unheard_of"):
         validate_config(config | {"unheard_of": 1})
 

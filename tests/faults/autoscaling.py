@@ -80,6 +80,13 @@ class Autoscaled:
                 found[names["RAY_OVERRIDE_NODE_ID_FOR_TESTING"]] = pid
         return {name: pid for name, pid in found.items() if not name.endswith("f00000")}
 
+    def kill_node_of(self, worker: int) -> None:
+        """All processes of the node that a worker is on, at once; this machine does not come back."""
+        raylet = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
+        assert raylet in self.raylets().values()
+        children = [Path(f"/proc/{raylet}/task/{task}/children") for task in os.listdir(f"/proc/{raylet}/task")]
+        end([raylet, *(int(pid) for path in children for pid in path.read_text().split())])
+
     def close(self) -> None:
         """End all of it."""
 

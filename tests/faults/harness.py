@@ -79,9 +79,9 @@ class Faults:
         marks = list((self.root / "fired").glob(f"{name}.*"))
         return int(marks[0].suffix[1:]) if marks else None
 
-    def release(self) -> None:
-        """Let everything go on that is held, and disarm what did not happen."""
-        for path in (*(self.root / "fired").iterdir(), *(self.root / "armed").iterdir()):
+    def release(self, name: str = "") -> None:
+        """Let go on what a fault holds; without its name, everything that is held, and disarm what did not happen."""
+        for path in (*(self.root / "fired").glob(f"{name}*"), *(self.root / "armed").glob(f"{name}*")):
             path.unlink(missing_ok=True)
 
     def processes(self) -> dict[int, str]:

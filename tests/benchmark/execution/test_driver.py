@@ -26,7 +26,7 @@ from benchmark.plan.failures import kind_of, out_of_memory
 from benchmark.plan.memory import Peaks
 from benchmark.plan.plan import make_plan
 from benchmark.plan.retention import ALL
-from benchmark.plan.schedule import Queue, whole
+from benchmark.plan.schedule import NODES, Queue, whole
 from benchmark.plan.stage import Stage
 from benchmark.store.leases import Leases
 from benchmark.store.local import DamagedError, LocalStore
@@ -52,13 +52,22 @@ class Tune:
     """Feeds a searcher as Tune does."""
 
     def __init__(
-        self, *keys: str, slots: int, store: LocalStore, peaks: Peaks | None = None, timeout: float | None = None
+        self,
+        *keys: str,
+        slots: int,
+        store: LocalStore,
+        peaks: Peaks | None = None,
+        timeout: float | None = None,
+        room: Any = None,
     ) -> None:
         self.said: list[str] = []
         share = peaks.share if peaks else whole
         queue = Queue(plan(*(stage(key) for key in keys)), slots, share)
         self.leases = leases = Leases(store.lease_backend(), self.said.append)
-        self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases, timeout)
+        self.progress = Progress("grid", at_once=slots)
+        self.searcher = StageSearcher(
+            queue, store, peaks, self.said.append, 0.0, leases, timeout, progress=self.progress, room=room
+        )
         self.store = store
         self.trials: list[str] = []  # keys of their stages
 
@@ -148,12 +157,74 @@ def test_a_stage_whose_machine_is_lost_is_tried_again_beside_others(tune: Callab
     fake.end(0, None)
     assert fake.said == ["[0/3] attack m x a lost node; again"]
     assert fake.ask() == "a"
-    for trial in (2, 3):
+    for trial in range(2, NODES + 2):
         fake.searcher.witnessed[str(trial)] = failures.lost_component(NODE_DIED)
         fake.end(trial, None)
         fake.ask()
     assert fake.searcher.queue.errors == {"a": GONE}
     assert kind_of(fake.searcher.queue.errors["a"]) == failures.LOST_NODE
+
+
+class FakeRoom:
+    """A cluster that holds so many stages, and whose nodes may die."""
+
+    def __init__(self, holds: int, dying: bool = False) -> None:
+        self.holds, self.dying = holds, dying
+        self.asked: list[int] = []
+
+    def stages(self) -> int:
+        return self.holds
+
+    def ask(self, more: int) -> None:
+        self.asked.append(more)
+
+    def lost_node(self) -> bool:
+        return self.dying
+
+
+def test_nodes_that_come_are_used_and_more_are_asked_for(
+    tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmark.execution.searcher.POLL", 0.0)
+    room = FakeRoom(1)
+    fake = tune("a", "b", "c", "d", slots=1, room=room)
+    assert [fake.ask(), fake.ask()] == ["a", None]
+    assert room.asked == [3]
+    room.holds = 3
+    assert [fake.ask() for _ in range(3)] == ["b", "c", None]
+    assert fake.said == ["the cluster has room for 3 stages at a time, 1 before"]
+    assert (room.asked, fake.progress.at_once) == ([3, 1], 3)
+    room.holds = 1
+    for trial in range(3):
+        fake.end(trial, OK)
+    assert [fake.ask(), fake.ask()] == ["d", None]
+    assert (room.asked, fake.progress.at_once) == ([3, 1, 0], 1)
+    fake.end(3, OK)
+    assert fake.ask() == FINISHED
+
+
+def test_a_cluster_without_nodes_is_waited_for(tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.execution.searcher.POLL", 0.0)
+    room = FakeRoom(0)
+    fake = tune("a", slots=1, room=room)
+    assert fake.ask() == FINISHED, "a Tuner's idle processes would keep nodes"
+    assert fake.searcher.left_to_others
+    assert room.asked == [1]
+    room.holds = 1
+    fake.searcher.wait()
+    assert fake.ask() == "a"
+
+
+@pytest.mark.parametrize("result", [None, {"ok": 0, "error": "ActorDiedError", "failure": failures.LOST_WORKER}])
+@pytest.mark.parametrize(("dying", "again"), [(True, "lost node; again"), (False, "again, alone")])
+def test_a_process_that_died_with_its_node_is_tried_again_beside_others(
+    tune: Callable[..., Tune], dying: bool, again: str, result: dict[str, Any] | None
+) -> None:
+    fake = tune("a", "b", "c", slots=2, room=FakeRoom(2, dying))
+    assert [fake.ask(), fake.ask()] == ["a", "b"]
+    fake.end(0, result)
+    assert fake.said[0].endswith(again)
+    assert fake.ask() == ("a" if dying else None)
 
 
 def test_a_stage_that_takes_too_long_is_not_tried_again(tune: Callable[..., Tune]) -> None:

@@ -1,8 +1,10 @@
 """The queue that Tune is fed from: order, needs, room, failures, one retry alone; and the simulation of it."""
 
+from typing import Literal
+
 import pytest
 
-from benchmark.plan.schedule import Queue, side_by_side, simulate, whole
+from benchmark.plan.schedule import NODES, TRIES, Queue, side_by_side, simulate, whole
 from benchmark.plan.stage import Stage
 from tests.benchmark.plan.helpers import plan, stage
 
@@ -150,6 +152,89 @@ def test_a_stage_is_crowded_once_it_had_company() -> None:
     queue.ended("a")
     assert start(queue) == ["c"]
     assert not queue.crowded("c")
+
+
+def test_slots_that_come_are_filled_and_lost_ones_are_not_filled_again() -> None:
+    queue = Queue(plan(*(stage(key) for key in "abcdefgh")), slots=1)
+    assert start(queue) == ["a"]
+    queue.resize(4)
+    assert start(queue) == ["b", "c", "d"]
+    queue.resize(2)
+    queue.ended("a")
+    queue.ended("d")
+    assert start(queue) == [], "b and c fill what is left"
+    queue.ended("b")
+    assert start(queue) == ["e"]
+    queue.resize(0)
+    queue.ended("c")
+    queue.ended("e")
+    assert start(queue) == []
+    assert not queue.over
+    queue.resize(4)
+    assert start(queue) == ["f", "g", "h"]
+
+
+def test_shares_fill_a_slot_in_use_before_another_one_also_after_slots_were_lost() -> None:
+    queue = Queue(plan(*(stage(key) for key in "abcdef")), slots=2, share=lambda stage: 0.5)
+    assert start(queue) == ["a", "b", "c", "d"]
+    queue.resize(1)
+    queue.ended("c")
+    queue.ended("d")
+    assert start(queue) == []
+    queue.ended("a")
+    assert start(queue) == ["e"], "beside b"
+
+
+def test_a_stage_that_runs_alone_waits_for_a_slot_too() -> None:
+    queue = Queue(plan(stage("a"), stage("b")), slots=2)
+    assert start(queue) == ["a", "b"]
+    queue.ended("b")
+    assert queue.ended("a", MEMORY, short_of_memory=True)
+    queue.resize(0)
+    assert start(queue) == []
+    queue.resize(1)
+    assert start(queue) == ["a"]
+
+
+def test_a_queue_lacks_the_slots_that_ready_stages_would_fill() -> None:
+    needy = [stage(str(number), "a", kind="defend") for number in range(5)]
+    queue = Queue(plan(stage("a"), stage("b"), *needy), slots=1)
+    assert start(queue) == ["a"]
+    assert queue.lacking(9) == 1, "b; the others cannot start yet"
+    queue.ended("a")
+    assert start(queue) == ["b"]
+    assert queue.lacking(9) == 5
+    assert queue.lacking(3) == 3
+    queue.resize(3)
+    assert queue.lacking(9) == 3, "two will start in the slots that came"
+    assert queue.ended("b", MEMORY, short_of_memory=True)
+    assert queue.lacking(9) == 0, "b runs alone"
+
+
+def test_a_queue_lacks_less_where_stages_share_a_slot() -> None:
+    queue = Queue(plan(*(stage(str(number)) for number in range(9))), slots=1, share=lambda stage: 0.25)
+    assert start(queue) == ["0", "1", "2", "3"]
+    assert queue.lacking(9) == 2
+
+
+@pytest.mark.parametrize(("lost", "most"), [("process", TRIES), ("node", NODES + 1)])
+def test_a_stage_is_tried_again_so_often(lost: Literal["process", "node"], most: int) -> None:
+    queue = Queue(plan(stage("a")), slots=1)
+    for _ in range(most - 1):
+        assert start(queue) == ["a"]
+        assert queue.ended("a", "it died", lost=lost) == "again"
+    assert start(queue) == ["a"]
+    assert queue.ended("a", "it died", lost=lost) == ""
+    assert queue.errors == {"a": "it died"}
+
+
+def test_lost_nodes_do_not_count_among_the_tries_of_a_stage() -> None:
+    queue = Queue(plan(stage("a")), slots=1)
+    for lost in ("process", "node", "node", "process"):
+        assert start(queue) == ["a"]
+        assert queue.ended("a", "it died", lost=lost) == "again"
+    assert start(queue) == ["a"]
+    assert queue.ended("a", "it died", lost="process") == ""
 
 
 def test_a_simulation_takes_as_long_as_the_longest_way_through() -> None:
