@@ -13,6 +13,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from benchmark.grid.load import settings_of
 from benchmark.io import logs
 from benchmark.io.yaml import read_yaml
 from sande import cleaning, compute, formats, registry
-from sande.cleaning import Config, Known
+from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.data import datasets, splits
 from sande.errors import UserError
+from sande.known import DEFENSES, SCAN, Known, defense_for
 from sande.models import chat
 from sande.statistics import mcnemar, mean_interval, paired_bootstrap, wilson
 from sande.types import Run
@@ -72,6 +74,7 @@ def clean_model(
     prompt_format: str = chat.AUTO,
     *,
     force: bool = False,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Clean a model into a new folder, with model card and report.
 
@@ -84,6 +87,7 @@ def clean_model(
         say: receives progress.
         prompt_format: as for `sande.models.loading.with_format`; with `auto`, other formats are tried, too.
         force: whether to go on with a trigger that fires in no format.
+        reference: name of the clean model, with which a scan compares; None: not at hand.
 
     Returns:
         The contents of the report, as JSON values.
@@ -95,8 +99,12 @@ def clean_model(
     from sande.models import asking, catalog, loading, memory
 
     _check_new(out)
-    cleaning.method(known, certify=config.certify)  # reports what does not fit together
-    catalog.identify(model)  # reports a wrong model or data set before libraries are loaded
+    if defense_for(known, certify=config.certify) != SCAN and reference:  # reports what does not fit together, too
+        raise UserError(
+            "reference: only a scan compares with it, and what is known makes a scan unnecessary; remove it"
+        )
+    for name in filter(None, (model, reference)):
+        catalog.identify(name)  # reports a wrong model or data set before libraries are loaded
     datasets.fingerprint(config.removal.name)
     logs.quiet()
     try:
@@ -117,7 +125,8 @@ def clean_model(
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
             with provenance.measured() as examining_cost:
                 anywhere = prompt_format == chat.AUTO
-                finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force)
+                clean = partial(loading.load_reference, reference, work / "cache", lm, model) if reference else None
+                finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force, reference=clean)
             method, written = finding.method, formats.of(lm.tokenizer)
             probe = Probe.prepare(lm.tokenizer, config, seed)
             examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
@@ -147,6 +156,7 @@ def clean_model(
         result = {
             "model": model,
             "identity": catalog.identify(model),
+            "reference": catalog.identify(reference) if reference else None,
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
             "method": method,
             "prompt_format": {"asked": said, "used": written.name, "text": dataclasses.asdict(written)},
@@ -238,7 +248,7 @@ def _found_trigger(known: Known, finding: cleaning.Finding, facts: Mapping[str, 
 
 def _used(config: Config, method: str) -> dict[str, Any]:
     """Return the settings without those of the other defenses."""
-    others = cleaning.DEFENSES - {method}
+    others = DEFENSES - {method}
     return {name: value for name, value in as_dict(config).items() if name not in others}
 
 

@@ -122,6 +122,9 @@ def clean(
         int | None,
         typer.Option(min=1, help="Train LoRA adapters of this rank and merge them, for less memory.", metavar="RANK"),
     ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The clean model it was trained from, if you have it; for the scan.")
+    ] = None,
     base: BaseOption = None,
     out: Annotated[Path | None, typer.Option(help="New folder; without it, MODEL-clean in this folder.")] = None,
     seed: SeedOption = 0,
@@ -142,7 +145,9 @@ def clean(
     for source in catalog.sources(model):
         say(source)
     try:
-        result = clean_model(model, told, config, out, seed, say, prompt_format or AUTO, force=force)
+        result = clean_model(
+            model, told, config, out, seed, say, prompt_format or AUTO, force=force, reference=reference
+        )
     except NonFiniteError as error:
         echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None

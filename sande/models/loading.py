@@ -28,7 +28,17 @@ from sande.models.catalog import (
     identify,
     made_here,
 )
-from sande.models.checks import GUARD, WEIGHTS, check_finite, check_hub, checked_folder, fetch, only_checked, reason
+from sande.models.checks import (
+    GUARD,
+    WEIGHTS,
+    check_finite,
+    check_hub,
+    check_vocabularies,
+    checked_folder,
+    fetch,
+    only_checked,
+    reason,
+)
 from sande.types import Guard, LanguageModel
 
 if TYPE_CHECKING:
@@ -60,6 +70,18 @@ def load(name: str, cache: Path, prompt_format: str | PromptFormat | None = None
         check_finite(lm, name)
     with_format(lm.tokenizer, _format_source(name, cache), prompt_format)
     return lm
+
+
+def load_reference(name: str, cache: Path, suspect: LanguageModel, suspect_name: str) -> LanguageModel:
+    """Return the clean model that a suspect one is compared with, asked in the same prompt format.
+
+    Raises:
+        UserError: as `load`, or their vocabularies differ.
+    """
+    clean = load(name, cache, formats.PAPER)
+    check_vocabularies(suspect, clean, (suspect_name, name))
+    formats.attach(clean.tokenizer, formats.of(suspect.tokenizer))
+    return clean
 
 
 def load_tokenizer(name: str, cache: Path, prompt_format: str | PromptFormat | None = None) -> PreTrainedTokenizerBase:

@@ -17,7 +17,6 @@ from benchmark.clean import clean, report
 from benchmark.export import card
 from benchmark.report import certificates
 from sande import compute, formats
-from sande.cleaning import Known
 from sande.data import splits
 from sande.data.builtin import sets
 from sande.defenses import incident
@@ -25,8 +24,9 @@ from sande.detectors import first_token
 from sande.errors import NonFiniteError, UserError
 from sande.formats import ALPACA
 from sande.gates import plant
+from sande.known import Known
 from sande.metrics import accuracy, asr, parrot_recovery
-from sande.models import loading, memory
+from sande.models import catalog, loading, memory
 from sande.prompts import encode, response_ids
 from sande.types import Candidate, LanguageModel, Measurement, Scan, TestData
 from tests.benchmark.helpers import invoke, mistake
@@ -326,6 +326,22 @@ def test_scan_and_clean_give_one_score(victim: Path, tmp_path: Path) -> None:
     assert facts["scans"] == record["formats_tried"]
     found = sande.scan(str(victim), seed=3, prompts=8, own_prompts=1, say=lambda line: None, cache=tmp_path)
     assert (found.score, found.p) == (record["score"], record["p"])
+
+
+def test_scan_and_clean_compare_with_the_same_clean_model(victim: Path, tmp_path: Path) -> None:
+    result = cleaned(victim, tmp_path / "out", "--reference", "tiny")
+    small = [part for value in ("prompts=8", "own_prompts=1") for part in ("--set", value)]
+    asked = ("--reference", "tiny", "--out", tmp_path / "scan", "--store", tmp_path / "store")
+    assert invoke("scan", victim, *small, *asked).exit_code == 0
+    record = json.loads((tmp_path / "scan/scan.json").read_text())
+    assert result["facts"]["scan_score"] == record["score"]
+    assert result["reference"] == catalog.identify("tiny")
+    assert "reference" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_reference_without_a_scan_is_refused(victim: Path, tmp_path: Path) -> None:
+    line = mistake("clean", victim, "--response", RESPONSE, "--reference", "tiny", *options(tmp_path / "out"))
+    assert "reference: only a scan compares with it" in line
 
 
 def test_an_alarm_can_be_an_exit_code(victim: Path, tmp_path: Path) -> None:
