@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.execution.provenance import compute_type, manifest, measured, tokens
+from benchmark.execution.provenance import compute_type, manifest, measured, tokens, worker_changes
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan.stage import Stage
@@ -50,6 +50,7 @@ def train(
     sharding: Sharding = WHOLE,
     watch: Callable[[types.TrainingStatus], None] | None = None,
     workers: int = 1,
+    planned: int | None = None,
 ) -> None:
     """Run an attack, a defense or a part; the process of rank 0 stores the result, the others only take part.
 
@@ -66,6 +67,7 @@ def train(
         sharding: sharding of its trainings.
         watch: receives the status of its trainings, see `sande.types.Run`.
         workers: processes that run the stage together.
+        planned: number of them for which sizes were chosen, where fewer may take part; None: exactly `workers`.
     """
     from sande.training.checkpoints import Checkpoints
 
@@ -74,7 +76,7 @@ def train(
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
-        checkpoints = Checkpoints(kept, interval)
+        checkpoints = Checkpoints(kept, interval, elastic=planned is not None)
         run = types.Run(
             seed=cell.attack_seed if stage.kind == "attack" else cell.defense_seed,
             scratch=str(scratch),
@@ -84,6 +86,7 @@ def train(
             checkpoints=checkpoints,
             sharding=sharding,
             parts=functools.partial(_part_of, cell, store) if stage.kind == "defend" and cell.defense.parts else None,
+            planned=planned,
         )
         try:
             more = {"facts": run.facts, **_about_parts(stage, store)}
@@ -96,6 +99,8 @@ def train(
                 save(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        if changes := worker_changes(run.facts):
+            more["worker_changes"] = changes
         made = manifest(stage, cost, tokens(run.facts), compute_type(run.facts), workers, more)
         if sharding.deepspeed:
             made["versions"]["deepspeed"] = version("deepspeed")

@@ -22,7 +22,9 @@ PROVENANCE = {
     "device": pa.string(),
     "instruction_set": pa.string(),  # vector instructions of the processor, or the kind of GPU
     "compute_type": pa.string(),  # bf16 or fp32
-    "workers": pa.int64(),  # processes that computed it together
+    "workers": pa.int64(),  # processes that computed it together, at the end
+    # Where their number changed on the way, in words. The stage then rounded differently from one without a change.
+    "worker_changes": pa.string(),
 }
 STAGES = ("attack_", "defense_", "")
 DECODING = ("decoded_tokens", "decoding_seconds", "decoding_models")
