@@ -1,13 +1,36 @@
-"""What one stage may use of the cluster. It is in no key, since it does not change what is computed."""
+"""What one stage may use of the cluster. It is in no key, since it does not change what is computed.
+
+Stages of a grid may differ in it, see `benchmark.grid.stage_resources`.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 from sande.config import configuration, setting
 
 Kind = Literal["attack", "part", "defend", "evaluate"]  # a part is a piece of a defense, see `sande.parts`
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class StageLike(Protocol):
+    """Part of a stage by which its resources are chosen."""
+
+    @property
+    def kind(self) -> Kind:
+        """Return attack, part, defend or evaluate."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return settings of a cell that needs it."""
+
+
+class ResourcesByStage(Protocol):
+    """Resources of each stage of a grid."""
+
+    def of(self, stage: StageLike) -> Resources:
+        """Return the resources of a stage."""
 
 
 @configuration
@@ -62,6 +85,10 @@ class Resources:
     recompute: bool = setting(
         False, "activation checkpointing: keep only the input of each block, and recompute the rest"
     )
+
+    def of(self, stage: StageLike) -> Resources:
+        """Return these resources: without others, all stages have the same."""
+        return self
 
     def grouped(self, kind: Kind) -> bool:
         """Return whether stages of a kind run in a worker group, which DeepSpeed needs even for one worker."""
