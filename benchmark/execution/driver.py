@@ -7,13 +7,13 @@ two or more in a worker group of its own. So is an evaluation by two or more wor
 
 from __future__ import annotations
 
-import functools
 import gc
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,14 +25,15 @@ from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
 from benchmark.grid.keys import library_versions
-from benchmark.grid.resources import Kind, Resources
+from benchmark.grid.resources import Kind, Resources, ResourcesByStage
+from benchmark.grid.stage_resources import distinct
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
 from benchmark.plan import preflight, retention
 from benchmark.plan.failures import FULL_DISK, UNFINISHED, Failure, classify, interrupted, kind_of, out_of_memory
 from benchmark.plan.memory import MOST, Peaks, peaks_of
 from benchmark.plan.plan import Plan, make_plan
-from benchmark.plan.schedule import Queue, side_by_side, whole
+from benchmark.plan.schedule import Queue, side_by_side, widths
 from benchmark.plan.stage import Stage
 from benchmark.store.leases import Leases
 from benchmark.store.protocol import Store
@@ -52,7 +53,7 @@ REPAIRS = 2
 def run(
     plan: Plan,
     store: Store,
-    resources: Resources,
+    resources: ResourcesByStage,
     address: str | None,
     say: Callable[[str], None],
     keep: str = retention.ALL,
@@ -64,7 +65,7 @@ def run(
     Args:
         plan: what to do, in which order.
         store: where artifacts are; every node must see it.
-        resources: of one stage.
+        resources: of each stage.
         address: a running cluster; None starts Ray here (or joins the one a submitted job runs in).
         say: receives a line at the end of each stage.
         keep: which models stay, see `benchmark.plan.retention`.
@@ -86,7 +87,7 @@ def run(
     progress.phase = "starting Ray"
     for line in store.quarantine_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
         say(line)
-    with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
+    with cluster(address, any(resources.of(stage).grouped(stage.kind) for stage in plan.missing)):
         progress.phase = "checking the data, loading libraries"
         checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
@@ -134,7 +135,7 @@ def _repair(plan: Plan, errors: Mapping[str, str], store: Store) -> Plan:
 def _do(
     plan: Plan,
     store: Store,
-    resources: Resources,
+    resources: ResourcesByStage,
     say: Callable[[str], None],
     begin: float,
     keep: str = retention.ALL,
@@ -145,26 +146,22 @@ def _do(
     progress = progress or Progress(grid="")
     status = None if is_uri(store.location) else folder / "status"
     try:
-        per_worker = worker_resources(resources)
-        preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
-        preflight.check_sharding(resources)
-        tracking.check(resources.report_to)
-        slots = at_once(resources, per_worker)
-        peaks, share = _sharing(resources, per_worker, store)
+        room = _room(plan.missing, resources)
+        peaks, share = _sharing(room, store)
         keeper = retention.Keeper(plan.stages.values(), plan.done, store, keep)
         if status:
             status.mkdir()
         progress.begin(plan.missing)
         progress.folder = status
-        queue = Queue(plan, slots, share)
-        searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress)
+        queue = Queue(plan, room.slots, share, room.width)
+        searcher = StageSearcher(queue, store, peaks, say, begin, leases, room.timeout, keeper, progress, room.number)
         ended = UNFINISHED  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             begun = searcher.begun
             try:
-                most = MOST if peaks else resources.side_by_side
+                most = room.slots * (MOST if peaks else max(each.side_by_side for each in room.sorts))
                 with signals.sigint_kept():
-                    _tuner(searcher, store, resources, per_worker, slots * most, folder, status, checked).fit()
+                    _tuner(searcher, store, room, most, folder, status, checked).fit()
                 if searcher.left_to_others:
                     searcher.wait()
                 elif searcher.begun - begun < TRIALS_OF_A_TUNER:
@@ -191,34 +188,97 @@ def _do(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sharing(
-    resources: Resources, per_worker: Mapping[str, float], store: Store
-) -> tuple[Peaks | None, Callable[[Stage], float]]:
-    """Return the peaks of memory by which stages share a GPU, if they do, and the share of a slot that each gets."""
-    if resources.grouped("defend"):  # two ranks of a worker group may not be on one GPU
-        return None, whole
-    if not per_worker.get("GPU"):
-        return None, side_by_side(resources.side_by_side)
-    # A share that the user set is kept. vLLM takes its memory at its start, so it shares with no other stage.
-    if resources.gpus is not None or resources.engine != vllm.BUILT_IN:
-        return None, whole
-    peaks = peaks_of(store)
-    return peaks, peaks.share
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Room of a run's stages on the cluster.
+
+    Attributes:
+        of: returns the resources of a stage.
+        per_worker: amounts of Ray's resources that a worker gets, by the resources of its stage.
+        slots: of the cluster, each as large as the smallest stage.
+        widths: slots of a stage, by its resources.
+    """
+
+    of: Callable[[Stage], Resources]
+    per_worker: Mapping[Resources, dict[str, float]]
+    slots: int
+    widths: Mapping[Resources, float]
+
+    @property
+    def sorts(self) -> tuple[Resources, ...]:
+        """Return the resources that stages have, each once."""
+        return tuple(self.per_worker)
+
+    def width(self, stage: Stage) -> float:
+        """Return the slots of a stage."""
+        return self.widths[self.of(stage)]
+
+    def timeout(self, stage: Stage) -> float | None:
+        """Return the seconds that a stage may take; None: no limit."""
+        return self.of(stage).timeout
+
+    def number(self, stage: Stage) -> int:
+        """Return the place of a stage's resources among `sorts`."""
+        return self.sorts.index(self.of(stage))
+
+
+def _room(stages: Sequence[Stage], resources: ResourcesByStage) -> _Room:
+    """Return the room of stages on the cluster.
+
+    Raises:
+        UserError: the cluster lacks what a stage asks for, or a setting needs what is not installed.
+    """
+    per_worker: dict[Resources, dict[str, float]] = {}
+    at_a_time: dict[Resources, int] = {}
+    for each, alike in distinct(stages, resources).items():
+        per_worker[each] = worker_resources(each)
+        if any(stage.kind == "evaluate" for stage in alike):
+            preflight.check_engine(each.engine, per_worker[each].get("GPU", 0))
+        preflight.check_sharding(each)
+        tracking.check(each.report_to)
+        at_a_time[each] = at_once(each, per_worker[each])
+    needs = {
+        each: {name: amount * each.workers for name, amount in amounts.items()} for each, amounts in per_worker.items()
+    }
+    return _Room(resources.of, per_worker, *widths(needs, at_a_time))
+
+
+def _sharing(room: _Room, store: Store) -> tuple[Peaks | None, Callable[[Stage], float]]:
+    """Return the peaks of memory by which stages share a GPU, if some do, and the share that each stage gets."""
+
+    def by_peaks(resources: Resources) -> bool:
+        # A share that the user set is kept. vLLM takes its memory at its start, so it shares with no other stage. Two
+        # ranks of a worker group may not be on one GPU.
+        free = resources.gpus is None and resources.engine == vllm.BUILT_IN and not resources.grouped("defend")
+        return free and bool(room.per_worker[resources].get("GPU"))
+
+    peaks = peaks_of(store) if any(map(by_peaks, room.sorts)) else None
+
+    def share(stage: Stage) -> float:
+        resources = room.of(stage)
+        if peaks and by_peaks(resources):
+            return peaks.share(stage)
+        if resources.grouped("defend") or room.per_worker[resources].get("GPU"):
+            return 1.0
+        return side_by_side(resources.side_by_side)(stage)
+
+    return peaks, share
 
 
 def _tuner(
     searcher: StageSearcher,
     store: Store,
-    resources: Resources,
-    per_worker: dict[str, float],
+    room: _Room,
     most: int,
     folder: Path,
     status: Path | None,
     checked: Callable[[], None],
 ) -> tune.Tuner:
     return tune.Tuner(
-        tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
-        param_space={"settings": _settings(resources, per_worker, store.location, status)},
+        tune.with_resources(StageTrial, _trial_resources),
+        param_space={
+            "settings": [_settings(each, room.per_worker[each], store.location, status) for each in room.sorts]
+        },
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=ErrorRecorder(searcher.witnessed),
@@ -233,11 +293,12 @@ def _tuner(
 
 
 def _settings(resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None) -> TrialSettings:
-    """Return the settings that all trials of a run share."""
+    """Return the settings that all trials with these resources share."""
     return TrialSettings(
         store=store,
         status=str(status) if status else None,
         workers=resources.workers,
+        cpus=resources.cpus,
         grouped=tuple(kind for kind in get_args(Kind) if resources.grouped(kind)),
         sharding=deepspeed.sharding(resources),
         per_worker=per_worker,
@@ -260,14 +321,14 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
     )
 
 
-def _trial_resources(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+def _trial_resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return what a trial's process holds: its share of what a worker gets; next to nothing where a group does it."""
     job = StageJob.of(config)
     if job.grouped:
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job.share for name, amount in job.settings.per_worker.items()}
-    if resources.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
-        held["CPU"] = float(resources.cpus)
+    if job.settings.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
+        held["CPU"] = float(job.settings.cpus)
     return tune.PlacementGroupFactory([held])
 
 

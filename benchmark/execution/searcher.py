@@ -39,9 +39,10 @@ class StageSearcher(Searcher):
         say: Callable[[str], None],
         begin: float,
         leases: Leases,
-        timeout: float | None = None,
+        timeout: Callable[[Stage], float | None] = lambda stage: None,
         keeper: retention.Keeper | None = None,
         progress: Progress | None = None,
+        sort: Callable[[Stage], int] = lambda stage: 0,
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
@@ -50,6 +51,7 @@ class StageSearcher(Searcher):
         self._store = store
         self._peaks = peaks
         self._timeout = timeout  # seconds of a stage
+        self._sort = sort  # number of a stage's settings among those of the Tuner
         self._running: dict[str, tuple[Assignment, float]] = {}
         self._say = say
         self._begin = begin  # of the run
@@ -72,7 +74,7 @@ class StageSearcher(Searcher):
         self.begun += 1
         self._running[trial_id] = (offer, time.perf_counter())
         self._progress.started(offer.stage)
-        return {"stage": offer.stage.to_json(), "share": offer.share}
+        return {"stage": offer.stage.to_json(), "share": offer.share, "sort": self._sort(offer.stage)}
 
     def wait(self) -> None:
         """Wait until a stage that was left to another run can start here, or all are done."""
@@ -125,11 +127,12 @@ class StageSearcher(Searcher):
         return bool(lost)
 
     def _killed(self, trial_id: str) -> None:
-        took = time.perf_counter() - self._running[trial_id][1]
+        offer, begin = self._running[trial_id]
+        took, limit = time.perf_counter() - begin, self._timeout(offer.stage)
         if self.witnessed.pop(trial_id, "") == LOST_NODE:
             self._ended(trial_id, GONE)
-        elif self._timeout and took >= self._timeout:  # it ends itself only then
-            line = f"it took longer than resources.timeout, {self._timeout:g} s, and was stopped"
+        elif limit and took >= limit:  # it ends itself only then
+            line = f"it took longer than resources.timeout, {limit:g} s, and was stopped"
             self._ended(trial_id, Failure(line, TIMEOUT))
         else:
             self._ended(trial_id, KILLED)

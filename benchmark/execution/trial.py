@@ -49,12 +49,13 @@ def warm_up() -> None:
 
 @dataclass(frozen=True, slots=True)
 class TrialSettings:
-    """Settings that all trials of a run share.
+    """Settings that all trials of a run share whose stages have the same resources.
 
     Attributes:
         store: location of the store, a path or URI.
         status: folder for the files of `benchmark.execution.status`; None: stages print their progress instead.
         workers: processes of a stage that runs in a worker group.
+        cpus: CPUs of a worker that the user set.
         grouped: kinds of stages that do.
         sharding: of the trainings of a stage.
         per_worker: amounts of Ray's resources that one worker gets.
@@ -68,6 +69,7 @@ class TrialSettings:
     store: str
     status: str | None
     workers: int
+    cpus: int | None
     grouped: tuple[Kind, ...]
     sharding: Sharding
     per_worker: Mapping[str, float]
@@ -85,7 +87,7 @@ class StageJob:
     Attributes:
         stage: what to do.
         share: of what one worker gets, 1 for all of it.
-        settings: of the run.
+        settings: of the run, for the resources of the stage.
     """
 
     stage: Stage
@@ -95,7 +97,7 @@ class StageJob:
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> StageJob:
         """Read a trial's config: the searcher's suggestion, and the settings of the Tuner."""
-        return cls(Stage.from_json(config["stage"]), config["share"], config["settings"])
+        return cls(Stage.from_json(config["stage"]), config["share"], config["settings"][config["sort"]])
 
     @property
     def grouped(self) -> bool:

@@ -11,7 +11,7 @@ rules:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -23,7 +23,7 @@ from sande.config import configure
 from sande.errors import UserError
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_SETTINGS = tuple(Resources.__dataclass_fields__)  # type: ignore[attr-defined]  # of pydantic's dataclass
+_SETTINGS = tuple(Resources.__dataclass_fields__)
 
 # The kinds whose sections hold for a kind, the later ones first.
 _SECTIONS: dict[Kind, tuple[Kind, ...]] = {
@@ -74,7 +74,9 @@ class StageResources:
         default: resources of a stage that neither its kind nor a rule changes.
     """
 
-    def __init__(self, grid: Mapping[str, Any], rules: Iterable[Rule] = (), overrides: Mapping[str, Any] | None = None):
+    def __init__(
+        self, grid: Mapping[str, Any], rules: Iterable[Rule] = (), overrides: Mapping[str, Any] | None = None
+    ) -> None:
         """Check and keep the values of all places; a later place replaces those of an earlier one.
 
         Args:
@@ -212,17 +214,17 @@ def _checked(values: Mapping[str, Any], place: str) -> Resources:
     return made
 
 
-def workers_in_words(stages: Sequence[StageLike], resources: ResourcesByStage) -> Iterator[str]:
-    """Yield kind, model and number of workers, for stages that several workers do; the model only where it matters."""
+def workers_in_words(stages: Iterable[StageLike], resources: ResourcesByStage) -> list[str]:
+    """Return a line on the workers of each kind of stages, by model where it matters; none where each has one."""
     by_kind: dict[Kind, dict[str, set[int]]] = {kind: {} for kind in KINDS}
     for stage in stages:
-        workers = resources.of(stage).workers
-        by_kind[stage.kind].setdefault(stage.settings["model"], set()).add(workers)
+        by_kind[stage.kind].setdefault(stage.settings["model"], set()).add(resources.of(stage).workers)
+    words: list[str] = []
     for kind, models in by_kind.items():
         numbers = set().union(*models.values())
         if len(numbers) == 1:
-            yield f"{kind} {numbers.pop()}"
+            words.append(f"{kind} {min(numbers)}")
         else:
-            yield from (
-                f"{kind} {model} {' or '.join(map(str, sorted(each)))}" for model, each in models.items() if each
-            )
+            words += [f"{kind} {model} {' or '.join(map(str, sorted(each)))}" for model, each in models.items()]
+    alone = all(each == {1} for models in by_kind.values() for each in models.values())
+    return [] if alone else [f"Workers of a stage: {', '.join(words)}"]

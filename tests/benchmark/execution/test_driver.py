@@ -58,7 +58,7 @@ class Tune:
         share = peaks.share if peaks else whole
         queue = Queue(plan(*(stage(key) for key in keys)), slots, share)
         self.leases = leases = Leases(store.lease_backend(), self.said.append)
-        self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases, timeout)
+        self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases, lambda stage: timeout)
         self.store = store
         self.trials: list[str] = []  # keys of their stages
 
@@ -346,8 +346,13 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 
 def config(resources: Resources, per_worker: dict[str, float], of: Stage, share: float) -> dict[str, Any]:
     """What Tune gives to a trial."""
-    settings = driver._settings(resources, per_worker, "store", None)
-    return {"settings": settings, "stage": of.to_json(), "share": share}
+    settings = [driver._settings(resources, per_worker, "store", None)]
+    return {"settings": settings, "stage": of.to_json(), "share": share, "sort": 0}
+
+
+def room(resources: Resources, per_worker: dict[str, float]) -> driver._Room:
+    """One slot for stages with the same resources."""
+    return driver._Room(resources.of, {resources: per_worker}, 1, {resources: 1.0})
 
 
 def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
@@ -390,7 +395,7 @@ def test_tune_passes_no_keys_of_a_bucket_to_its_workers(monkeypatch: pytest.Monk
 def test_a_trial_holds_its_share_of_a_worker(
     resources: Resources, kind: str, share: float, expected: dict[str, float]
 ) -> None:
-    held = driver._trial_resources(resources, config(resources, PER_WORKER, replace(stage("a"), kind=kind), share))
+    held = driver._trial_resources(config(resources, PER_WORKER, replace(stage("a"), kind=kind), share))
     assert held.bundles == [expected]
 
 
@@ -405,15 +410,15 @@ def test_a_trial_holds_its_share_of_a_worker(
 def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
     resources: Resources, per_worker: dict[str, float], defense: dict[str, float], store: LocalStore
 ) -> None:
-    _, share = driver._sharing(resources, per_worker, store)
+    _, share = driver._sharing(room(resources, per_worker), store)
     for kind, expected in (("attack", per_worker), ("defend", defense)):
         of = stage("s", kind=kind)
         given = config(resources, per_worker, of, share(of))
-        assert driver._trial_resources(resources, given).bundles == [expected]
+        assert driver._trial_resources(given).bundles == [expected]
 
 
 def test_vllm_shares_no_gpu(store: LocalStore) -> None:
-    peaks, share = driver._sharing(Resources(engine="vllm"), PER_WORKER, store)
+    peaks, share = driver._sharing(room(Resources(engine="vllm"), PER_WORKER), store)
     assert peaks is None
     assert share(stage("s", kind="evaluate")) == 1.0
 
