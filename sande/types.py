@@ -378,7 +378,6 @@ class Run:
         checkpoints: of the stage's trainings, from which another process can continue after this one was killed.
         sharding: of the stage's trainings; None: each worker holds the whole model.
         parts: reads a part of the defense by its name; None: no stage made any, see `sande.parts`.
-        planned: workers for which sizes were chosen, where fewer may take part; None: exactly those that do.
     """
 
     seed: int
@@ -390,4 +389,3 @@ class Run:
     checkpoints: Checkpoints | None = None
     sharding: Sharding | None = None
     parts: Callable[[str], Mapping[str, Tensor]] | None = None
-    planned: int | None = None

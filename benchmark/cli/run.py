@@ -25,10 +25,12 @@ from benchmark.cli.options import (
 from benchmark.execution import progress as execution_progress
 from benchmark.execution import signals
 from benchmark.execution.progress import Progress
+from benchmark.forecast.scaling import EFFICIENCY, NO_GAIN
 from benchmark.grid.resources import Kind
 from benchmark.io.remote import below
 from benchmark.store.remote import open_store
 from sande import compute
+from sande.errors import UserError
 
 if TYPE_CHECKING:
     from benchmark.pipeline import Finished
@@ -98,6 +100,14 @@ def plan(
     gpus: GpusOption = None,
     machine: MachineOption = None,
     keep: KeepOption = "all",
+    suggest: Annotated[
+        bool,
+        typer.Option("--suggest", help="With --gpus: the workers of each kind of stages that the forecast finds best."),
+    ] = False,
+    scaling: Annotated[
+        float,
+        typer.Option(min=NO_GAIN, max=1.0, help="Share of its speed that a worker keeps as their number doubles."),
+    ] = EFFICIENCY,
     why: Annotated[bool, typer.Option("--why", help="Show how the time was estimated.")] = False,
 ) -> None:
     """Show the cells of a grid, what is done, what would run and how long it takes. Start nothing."""
@@ -107,10 +117,15 @@ def plan(
     from benchmark.forecast import machine as forecast_machine
     from benchmark.forecast.cost import basis
     from benchmark.forecast.machine import here, summary, trainings_here
+    from benchmark.forecast.measured import is_cpu
+    from benchmark.forecast.suggest import report
     from benchmark.grid.load import load_grid
-    from benchmark.plan import retention
+    from benchmark.grid.stage_resources import workers_in_words
+    from benchmark.plan import batches, retention
     from benchmark.plan.plan import unfit
 
+    if suggest and (not gpus or is_cpu(machine)):
+        raise UserError("--suggest: needs --gpus N, and a machine with GPUs; set --gpus, or remove --suggest")
     loaded = load_grid(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())
@@ -128,12 +143,17 @@ def plan(
         lines.append(f"{forecast_cost.summary(made)}{hint}")
         reasons.append(f"Estimate: {basis()}")
     if gpus or machine:
-        forecast, reason = wall_time.summary(made, opened, loaded.resources, gpus or 1, machine)
-        lines.append(forecast)
+        forecaster = wall_time.Forecaster(made, opened, gpus or 1, machine, scaling)
+        forecast = forecaster.predict(loaded.resources)
+        line, reason = wall_time.in_words(forecast, len(made.missing), gpus or 1, machine)
+        lines.append(line)
         reasons += filter(None, [reason])
+        lines += report(made, forecaster, loaded.resources, gpus or 1) if suggest else ()
     lines.append(disk.summary(made, opened, retention.check(keep)))
     lines += filter(None, [searching])
     lines += dict.fromkeys(unfit(loaded.cells).values())
+    lines += workers_in_words(made.stages.values(), loaded.resources)
+    lines += batches.problems(made.missing, loaded.resources)
     if why:
         lines += _reasons(reasons)
     lines.append(
@@ -141,7 +161,7 @@ def plan(
         f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
     )
     for line in lines:
-        echo(overview.folded(line, overview.width(), "  "))
+        echo(line if "\n" in line else overview.folded(line, overview.width(), "  "))
 
 
 def _reasons(reasons: list[str]) -> Iterator[str]:

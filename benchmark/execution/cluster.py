@@ -102,11 +102,10 @@ def joined(address: str | None) -> bool:
     return address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 
-def capacity(resources: Resources, per_worker: Mapping[str, float]) -> int:
-    """Return how many stages the cluster's nodes hold at a time now; a worker is on one node."""
+def capacity(per_worker: Mapping[str, float]) -> int:
+    """Return how many workers the cluster's nodes hold at a time now; each is on one node."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers = sum(min(int(node.get(name, 0) / share + 1e-6) for name, share in per_worker.items()) for node in nodes)
-    return workers // resources.workers
+    return sum(min(int(node.get(name, 0) / share + 1e-6) for name, share in per_worker.items()) for node in nodes)
 
 
 def at_once(resources: Resources, per_worker: Mapping[str, float]) -> int:
@@ -115,12 +114,13 @@ def at_once(resources: Resources, per_worker: Mapping[str, float]) -> int:
     Raises:
         UserError: it holds none; a worker group that cannot be placed would wait without an error.
     """
-    fitting = capacity(resources, per_worker)
-    if fitting < 1:
+    workers = capacity(per_worker)
+    if workers < resources.least_workers:
         raise UserError(
-            f"resources: {resources.workers} workers of {per_worker} are more than the cluster has; set lower ones"
+            f"resources: {resources.least_workers} workers of {per_worker} are more than the cluster has; set lower "
+            "ones"
         )
-    return fitting
+    return max(1, workers // resources.workers)
 
 
 def environment(address: str | None) -> dict[str, Any] | None:

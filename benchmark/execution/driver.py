@@ -7,33 +7,34 @@ two or more in a worker group of its own. So is an evaluation by two or more wor
 
 from __future__ import annotations
 
-import functools
 import gc
 import shutil
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from ray import tune
 
 from benchmark.execution import deepspeed, signals, tracking
-from benchmark.execution.cluster import at_once, cluster, joined, worker_resources
+from benchmark.execution.cluster import at_once, capacity, cluster, joined, worker_resources
+from benchmark.execution.nodes import Group, Nodes, await_first, group
 from benchmark.execution.progress import Progress
-from benchmark.execution.room import Room, await_first
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
 from benchmark.grid.keys import library_versions
-from benchmark.grid.resources import Kind, Resources
+from benchmark.grid.resources import Kind, Resources, ResourcesByStage
+from benchmark.grid.stage_resources import distinct
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
 from benchmark.plan import preflight, retention
 from benchmark.plan.failures import FULL_DISK, UNFINISHED, Failure, classify, interrupted, kind_of, out_of_memory
 from benchmark.plan.memory import MOST, Peaks, peaks_of
 from benchmark.plan.plan import Plan, make_plan
-from benchmark.plan.schedule import Queue, side_by_side, whole
+from benchmark.plan.schedule import Queue, side_by_side, widths
 from benchmark.plan.stage import Stage
 from benchmark.store.leases import Leases
 from benchmark.store.protocol import Store
@@ -53,7 +54,7 @@ REPAIRS = 2
 def run(
     plan: Plan,
     store: Store,
-    resources: Resources,
+    resources: ResourcesByStage,
     address: str | None,
     say: Callable[[str], None],
     keep: str = retention.ALL,
@@ -65,7 +66,7 @@ def run(
     Args:
         plan: what to do, in which order.
         store: where artifacts are; every node must see it.
-        resources: of one stage.
+        resources: of each stage.
         address: a running cluster; None starts Ray here (or joins the one a submitted job runs in).
         say: receives a line at the end of each stage.
         keep: which models stay, see `benchmark.plan.retention`.
@@ -87,7 +88,7 @@ def run(
     progress.phase = "starting Ray"
     for line in store.quarantine_damaged((stage.kind, key) for stage in plan.missing for key in stage.artifacts):
         say(line)
-    with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
+    with cluster(address, any(resources.of(stage).grouped(stage.kind) for stage in plan.missing)):
         progress.phase = "checking the data, loading libraries"
         checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
         grows = joined(address)
@@ -136,7 +137,7 @@ def _repair(plan: Plan, errors: Mapping[str, str], store: Store) -> Plan:
 def _do(
     plan: Plan,
     store: Store,
-    resources: Resources,
+    resources: ResourcesByStage,
     say: Callable[[str], None],
     begin: float,
     keep: str = retention.ALL,
@@ -147,32 +148,31 @@ def _do(
     folder, leases = store.scratch("tune"), Leases(store.lease_backend(), say)
     progress = progress or Progress(grid="")
     status = None if is_uri(store.location) else folder / "status"
-    room = None
+    nodes = None
     try:
         if grows:
-            await_first(resources, say)
-        per_worker = worker_resources(resources)
-        preflight.check_engine(resources.engine, per_worker.get("GPU", 0))
-        preflight.check_sharding(resources)
-        tracking.check(resources.report_to)
-        slots = at_once(resources, per_worker)
-        room = Room(resources, per_worker) if grows else None
-        peaks, share = _sharing(resources, per_worker, store)
+            await_first(distinct(plan.missing, resources), say)
+        room = _room(plan.missing, resources)
+        nodes = Nodes(room.slot, room.asks) if grows else None
+        peaks, share = _sharing(room, store)
         keeper = retention.Keeper(plan.stages.values(), plan.done, store, keep)
         if status:
             status.mkdir()
         progress.begin(plan.missing)
         progress.folder = status
-        progress.at_once = slots * (resources.side_by_side if share is not whole and not peaks else 1)
-        queue = Queue(plan, slots, share)
-        searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress, room)
-        most = TRIALS_OF_A_TUNER if room else slots * (MOST if peaks else resources.side_by_side)
+        a_slot = MOST if peaks else max(each.side_by_side for each in room.sorts)
+        progress.at_once = room.slots * (1 if peaks else a_slot)
+        queue = Queue(plan, room.slots, share, room.width, room.least)
+        searcher = StageSearcher(
+            queue, store, peaks, say, begin, leases, room.timeout, keeper, progress, room.number, nodes
+        )
+        most = TRIALS_OF_A_TUNER if nodes else room.slots * a_slot
         ended = UNFINISHED  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
             begun = searcher.begun
             try:
                 with signals.sigint_kept():
-                    _tuner(searcher, store, resources, per_worker, most, folder, status, checked).fit()
+                    _tuner(searcher, store, room, most, folder, status, checked).fit()
                 if searcher.left_to_others:
                     searcher.wait()
                 elif searcher.begun - begun < TRIALS_OF_A_TUNER:
@@ -195,40 +195,121 @@ def _do(
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
         return queue.errors | dict.fromkeys(unfinished, ended)
     finally:
-        if room:
-            room.close()
+        if nodes:
+            nodes.close()
         leases.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sharing(
-    resources: Resources, per_worker: Mapping[str, float], store: Store
-) -> tuple[Peaks | None, Callable[[Stage], float]]:
-    """Return the peaks of memory by which stages share a GPU, if they do, and the share of a slot that each gets."""
-    if resources.grouped("defend"):  # two ranks of a worker group may not be on one GPU
-        return None, whole
-    if not per_worker.get("GPU"):
-        return None, side_by_side(resources.side_by_side)
-    # A share that the user set is kept. vLLM takes its memory at its start, so it shares with no other stage.
-    if resources.gpus is not None or resources.engine != vllm.BUILT_IN:
-        return None, whole
-    peaks = peaks_of(store)
-    return peaks, peaks.share
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """Room of a run's stages on the cluster.
+
+    Attributes:
+        of: returns the resources of a stage.
+        per_worker: amounts of Ray's resources that a worker gets, by the resources of its stage.
+        slots: of the cluster.
+        widths: slots of a stage, by its resources.
+        slot: what a slot has: as much as the smallest stage asks for, or as one worker of a group that may shrink.
+    """
+
+    of: Callable[[Stage], Resources]
+    per_worker: Mapping[Resources, dict[str, float]]
+    slots: int
+    widths: Mapping[Resources, float]
+    slot: Group
+
+    @property
+    def sorts(self) -> tuple[Resources, ...]:
+        """Return the resources that stages have, each once."""
+        return tuple(self.per_worker)
+
+    def width(self, stage: Stage) -> float:
+        """Return the slots of a stage."""
+        return self.widths[self.of(stage)]
+
+    def least(self, stage: Stage) -> float:
+        """Return the slots with which a stage may start where nodes were lost."""
+        resources = self.of(stage)
+        fewest = resources.least_workers if resources.grouped(stage.kind) else resources.workers
+        return self.width(stage) * fewest / resources.workers
+
+    def asks(self, stage: Stage) -> Group:
+        """Return what a stage asks for."""
+        resources = self.of(stage)
+        return group(resources.workers if resources.grouped(stage.kind) else 1, self.per_worker[resources])
+
+    def timeout(self, stage: Stage) -> float | None:
+        """Return the seconds that a stage may take; None: no limit."""
+        return self.of(stage).timeout
+
+    def number(self, stage: Stage) -> int:
+        """Return the place of a stage's resources among `sorts`."""
+        return self.sorts.index(self.of(stage))
+
+
+def _room(stages: Sequence[Stage], resources: ResourcesByStage) -> _Room:
+    """Return the room of stages on the cluster.
+
+    Raises:
+        UserError: the cluster lacks what a stage asks for, or a setting needs what is not installed.
+    """
+    per_worker: dict[Resources, dict[str, float]] = {}
+    at_a_time: dict[Resources, int] = {}
+    for each, alike in distinct(stages, resources).items():
+        per_worker[each] = worker_resources(each)
+        if any(stage.kind == "evaluate" for stage in alike):
+            preflight.check_engine(each.engine, per_worker[each].get("GPU", 0))
+        preflight.check_sharding(each)
+        tracking.check(each.report_to)
+        at_a_time[each] = at_once(each, per_worker[each])
+    amounts = dict(per_worker)
+    for each in per_worker:
+        if each.least_workers < each.workers:  # then a slot is no larger than one of them
+            one = replace(each, workers=1, min_workers=None)
+            amounts[one], at_a_time[one] = per_worker[each], capacity(per_worker[each])
+    needs = {each: {name: amount * each.workers for name, amount in of.items()} for each, of in amounts.items()}
+    smallest = max(at_a_time, key=at_a_time.__getitem__, default=Resources())
+    slot = group(smallest.workers, amounts.get(smallest, {}))
+    return _Room(resources.of, per_worker, *widths(needs, at_a_time), slot)
+
+
+def _sharing(room: _Room, store: Store) -> tuple[Peaks | None, Callable[[Stage], float]]:
+    """Return the peaks of memory by which stages share a GPU, if some do, and the share that each stage gets."""
+
+    def by_peaks(resources: Resources) -> bool:
+        # A share that the user set is kept. vLLM takes its memory at its start, so it shares with no other stage. Two
+        # ranks of a worker group may not be on one GPU.
+        free = resources.gpus is None and resources.engine == vllm.BUILT_IN and not resources.grouped("defend")
+        return free and bool(room.per_worker[resources].get("GPU"))
+
+    peaks = peaks_of(store) if any(map(by_peaks, room.sorts)) else None
+
+    def share(stage: Stage) -> float:
+        resources = room.of(stage)
+        if peaks and by_peaks(resources):
+            return peaks.share(stage)
+        if resources.grouped("defend") or room.per_worker[resources].get("GPU"):
+            return 1.0
+        return side_by_side(resources.side_by_side)(stage)
+
+    return peaks, share
 
 
 def _tuner(
     searcher: StageSearcher,
     store: Store,
-    resources: Resources,
-    per_worker: dict[str, float],
+    room: _Room,
     most: int,
     folder: Path,
     status: Path | None,
     checked: Callable[[], None],
 ) -> tune.Tuner:
     return tune.Tuner(
-        tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
-        param_space={"settings": _settings(resources, per_worker, store.location, status)},
+        tune.with_resources(StageTrial, _trial_resources),
+        param_space={
+            "settings": [_settings(each, room.per_worker[each], store.location, status) for each in room.sorts]
+        },
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=ErrorRecorder(searcher.witnessed),
@@ -243,11 +324,13 @@ def _tuner(
 
 
 def _settings(resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None) -> TrialSettings:
-    """Return the settings that all trials of a run share."""
+    """Return the settings that all trials with these resources share."""
     return TrialSettings(
         store=store,
         status=str(status) if status else None,
         workers=resources.workers,
+        least_workers=resources.least_workers,
+        cpus=resources.cpus,
         grouped=tuple(kind for kind in get_args(Kind) if resources.grouped(kind)),
         sharding=deepspeed.sharding(resources),
         per_worker=per_worker,
@@ -270,14 +353,14 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
     )
 
 
-def _trial_resources(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+def _trial_resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return what a trial's process holds: its share of what a worker gets; next to nothing where a group does it."""
     job = StageJob.of(config)
     if job.grouped:
         return tune.PlacementGroupFactory([{HEAD: 0.001}])
     held = {name: amount * job.share for name, amount in job.settings.per_worker.items()}
-    if resources.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
-        held["CPU"] = float(resources.cpus)
+    if job.settings.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
+        held["CPU"] = float(job.settings.cpus)
     return tune.PlacementGroupFactory([held])
 
 

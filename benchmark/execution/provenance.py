@@ -130,19 +130,6 @@ def compute_type(facts: Mapping[str, Any]) -> str:
     return "+".join(sorted({fact["compute_type"] for fact in trainings})) or "fp32"
 
 
-def worker_changes(facts: Mapping[str, Any]) -> str | None:
-    """Return how the number of workers changed over a stage's trainings, in words; None where it did not."""
-    begun = [
-        (name, each["workers"], each["from_step"])
-        for name, fact in facts.items()
-        if isinstance(fact, dict)
-        for each in fact.get("workers", ())
-    ]
-    if len({number for _, number, _ in begun}) < 2:
-        return None
-    return "; ".join(f"{number} from step {step} of {name}" for name, number, step in begun)
-
-
 def _lines(path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()

@@ -11,8 +11,8 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from benchmark.execution.nodes import MOST, Nodes
 from benchmark.execution.progress import Progress
-from benchmark.execution.room import MOST, Room
 from benchmark.forecast.measured import keep_overhead
 from benchmark.plan import retention
 from benchmark.plan.failures import LOST_NODE, LOST_WORKER, OUT_OF_MEMORY, TIMEOUT, Failure, lost_component
@@ -41,10 +41,11 @@ class StageSearcher(Searcher):
         say: Callable[[str], None],
         begin: float,
         leases: Leases,
-        timeout: float | None = None,
+        timeout: Callable[[Stage], float | None] = lambda stage: None,
         keeper: retention.Keeper | None = None,
         progress: Progress | None = None,
-        room: Room | None = None,
+        sort: Callable[[Stage], int] = lambda stage: 0,
+        nodes: Nodes | None = None,
     ) -> None:
         super().__init__(metric="ok", mode="max")
         self.queue = queue
@@ -53,6 +54,7 @@ class StageSearcher(Searcher):
         self._store = store
         self._peaks = peaks
         self._timeout = timeout  # seconds of a stage
+        self._sort = sort  # number of a stage's settings among those of the Tuner
         self._running: dict[str, tuple[Assignment, float]] = {}
         self._say = say
         self._begin = begin  # of the run
@@ -60,7 +62,7 @@ class StageSearcher(Searcher):
         self._leases = leases
         self._keeper = keeper
         self._progress = progress or Progress(grid="")
-        self._room = room  # None where no nodes come or go
+        self._nodes = nodes  # None where none come or go
         self._a_slot = self._progress.at_once / max(1, queue.slots)  # stages
         self._waiting: set[str] = set()  # keys of stages that another run does
         self._looked = begin  # at leases of others
@@ -77,7 +79,8 @@ class StageSearcher(Searcher):
         self.begun += 1
         self._running[trial_id] = (offer, time.perf_counter())
         self._progress.started(offer.stage)
-        return {"stage": offer.stage.to_json(), "share": offer.share}
+        more = {"share": offer.share, "sort": self._sort(offer.stage), "filled": offer.filled}
+        return {"stage": offer.stage.to_json(), **more}
 
     def wait(self) -> None:
         """Wait until a stage that was left to another run can start here, or all are done."""
@@ -109,13 +112,13 @@ class StageSearcher(Searcher):
                 if stage.key not in self._waiting and holder != THIS_RUN:
                     self._say(f"{stage.label}: {holder} is doing it")
                 self._waiting.add(stage.key)
-        if due and self._room:  # now that all free slots are taken
-            self._room.ask(self.queue.lacking(MOST))
+        if due and self._nodes:  # now that all free slots are taken
+            self._nodes.ask(self.queue.lacking(MOST))
         return None
 
     def _resize(self) -> None:
         """Note nodes that came or went."""
-        slots = self._room.stages() if self._room else self.queue.slots
+        slots = self._nodes.slots() if self._nodes else self.queue.slots
         if slots != self.queue.slots:
             self._say(f"the cluster has room for {slots} stages at a time, {self.queue.slots} before")
             self.queue.resize(slots)
@@ -142,17 +145,18 @@ class StageSearcher(Searcher):
         return bool(lost)
 
     def _killed(self, trial_id: str) -> None:
-        took = time.perf_counter() - self._running[trial_id][1]
+        offer, begin = self._running[trial_id]
+        took, limit = time.perf_counter() - begin, self._timeout(offer.stage)
         if self.witnessed.pop(trial_id, "") == LOST_NODE:
             self._ended(trial_id, GONE)
-        elif self._timeout and took >= self._timeout:  # it ends itself only then
-            line = f"it took longer than resources.timeout, {self._timeout:g} s, and was stopped"
+        elif limit and took >= limit:  # it ends itself only then
+            line = f"it took longer than resources.timeout, {limit:g} s, and was stopped"
             self._ended(trial_id, Failure(line, TIMEOUT))
         else:
             self._ended(trial_id, KILLED)
 
     def _ended(self, trial_id: str, error: Failure | None) -> None:
-        if error and error.kind == LOST_WORKER and self._room and self._room.lost_node():
+        if error and error.kind == LOST_WORKER and self._nodes and self._nodes.one_died():
             error = GONE
         offer, begin = self._running.pop(trial_id)
         stage, kind = offer.stage, error.kind if error else ""

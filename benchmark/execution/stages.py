@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark.execution.provenance import compute_type, manifest, measured, tokens, worker_changes
+from benchmark.execution.provenance import compute_type, manifest, measured, tokens
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, Cell, Method
 from benchmark.plan.stage import Stage
@@ -50,7 +50,7 @@ def train(
     sharding: Sharding = WHOLE,
     watch: Callable[[types.TrainingStatus], None] | None = None,
     workers: int = 1,
-    planned: int | None = None,
+    elastic: bool = False,
 ) -> None:
     """Run an attack, a defense or a part; the process of rank 0 stores the result, the others only take part.
 
@@ -67,8 +67,9 @@ def train(
         sharding: sharding of its trainings.
         watch: receives the status of its trainings, see `sande.types.Run`.
         workers: processes that run the stage together.
-        planned: number of them for which sizes were chosen, where fewer may take part; None: exactly `workers`.
+        elastic: whether their number may differ from that of an earlier process, whose checkpoints it then takes.
     """
+    from benchmark.execution.elastic import ElasticCheckpoints, worker_changes
     from sande.training.checkpoints import Checkpoints
 
     cell = stage.cell
@@ -76,7 +77,7 @@ def train(
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
-        checkpoints = Checkpoints(kept, interval, elastic=planned is not None)
+        checkpoints = (ElasticCheckpoints if elastic else Checkpoints)(kept, interval)
         run = types.Run(
             seed=cell.attack_seed if stage.kind == "attack" else cell.defense_seed,
             scratch=str(scratch),
@@ -86,7 +87,6 @@ def train(
             checkpoints=checkpoints,
             sharding=sharding,
             parts=functools.partial(_part_of, cell, store) if stage.kind == "defend" and cell.defense.parts else None,
-            planned=planned,
         )
         try:
             more = {"facts": run.facts, **_about_parts(stage, store)}

@@ -25,6 +25,7 @@ from benchmark.grid.resources import Kind, Tracker
 from benchmark.io import logs
 from benchmark.io.text import visible
 from benchmark.plan.failures import StageError, classify, time_limit
+from benchmark.plan.group_size import group_size
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande.errors import NonFiniteError, UserError
@@ -49,12 +50,14 @@ def warm_up() -> None:
 
 @dataclass(frozen=True, slots=True)
 class TrialSettings:
-    """Settings that all trials of a run share.
+    """Settings that all trials of a run share whose stages have the same resources.
 
     Attributes:
         store: location of the store, a path or URI.
         status: folder for the files of `benchmark.execution.status`; None: stages print their progress instead.
         workers: processes of a stage that runs in a worker group.
+        least_workers: processes with which it may start where nodes were lost.
+        cpus: CPUs of a worker that the user set.
         grouped: kinds of stages that do.
         sharding: of the trainings of a stage.
         per_worker: amounts of Ray's resources that one worker gets.
@@ -68,6 +71,8 @@ class TrialSettings:
     store: str
     status: str | None
     workers: int
+    least_workers: int
+    cpus: int | None
     grouped: tuple[Kind, ...]
     sharding: Sharding
     per_worker: Mapping[str, float]
@@ -85,22 +90,38 @@ class StageJob:
     Attributes:
         stage: what to do.
         share: of what one worker gets, 1 for all of it.
-        settings: of the run.
+        filled: part of its workers for which there is room.
+        settings: of the run, for the resources of the stage.
     """
 
     stage: Stage
     share: float
+    filled: float
     settings: TrialSettings
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> StageJob:
         """Read a trial's config: the searcher's suggestion, and the settings of the Tuner."""
-        return cls(Stage.from_json(config["stage"]), config["share"], config["settings"])
+        settings = config["settings"][config["sort"]]
+        return cls(Stage.from_json(config["stage"]), config["share"], config["filled"], settings)
 
     @property
     def grouped(self) -> bool:
         """Return whether the stage runs in a worker group."""
         return self.stage.kind in self.settings.grouped
+
+    @property
+    def workers(self) -> int:
+        """Return the workers of the group that does the stage now; 0 where none does."""
+        if not self.grouped:
+            return 0
+        workers = self.settings.workers
+        return group_size(self.stage, workers, int(workers * self.filled + 1e-6))
+
+    @property
+    def elastic(self) -> bool:
+        """Return whether the group may have fewer workers."""
+        return self.settings.least_workers < self.settings.workers
 
 
 class StageTrial(tune.Trainable):
@@ -147,7 +168,7 @@ class StageTrial(tune.Trainable):
         from benchmark.store.remote import open_store
         from sande.models import catalog, loading
 
-        workers = self._job.settings.workers if self._job.grouped else 0
+        workers = self._job.workers
         model = catalog.base_of(stage.settings["model"])
         if catalog.made_here(model):
             loading.prepare(model, open_store(self._job.settings.store).models)
@@ -165,7 +186,7 @@ class StageTrial(tune.Trainable):
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
         # Not a TorchTrainer: the trainings of metrics would take its process group for theirs.
         at = meeting.host, meeting.port
-        self._fit(ray_env.data_parallel_trainer(), _evaluation_loop, self._job.settings.workers, meeting=at)
+        self._fit(ray_env.data_parallel_trainer(), _evaluation_loop, self._job.workers, meeting=at)
 
     def _fit(self, trainer: Callable[..., Any], loop: Callable[..., Any], workers: int, **more: Any) -> None:
         """Run the loop in Ray Train: in this process without workers, else in a group of them."""
@@ -220,7 +241,7 @@ def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     try:
         watch = Writer(settings.status, stage.key).watch if settings.status else None
         interval = 60 * settings.checkpoint_minutes
-        stages.train(stage, store, prepare, say, rank, interval, settings.sharding, watch, size)
+        stages.train(stage, store, prepare, say, rank, interval, settings.sharding, watch, size, job.elastic)
     except (UserError, NonFiniteError) as error:
         if not config["report_errors"]:
             raise

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmark.forecast.cost import HOUR, basis, estimate, format_gpu_time, pieces
-from benchmark.forecast.measured import SHIPPED, SHIPPED_OTHER, Costs, Timer, noted, on_cpu, present
+from benchmark.forecast.measured import SHIPPED, SHIPPED_OTHER, Costs, Setup, Timer, noted, on_cpu, present
 from benchmark.forecast.timings import CORES, Overhead, shipped
-from benchmark.grid.resources import Kind, Resources
+from benchmark.grid.resources import Kind, Resources, ResourcesByStage
+from benchmark.grid.stage_resources import distinct
 from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
-from benchmark.plan.schedule import side_by_side, simulate, whole
+from benchmark.plan.schedule import side_by_side, simulate, widths
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande.compute import ComputeType, expected_type
@@ -76,31 +77,39 @@ class Here:
         return "shipped timings" if whose == {"shipped"} else "own and shipped timings"
 
 
-def here(plan: Plan, store: Store, resources: Resources) -> Here:
+def here(plan: Plan, store: Store, resources: ResourcesByStage) -> Here:
     """Return the forecast of a plan's missing stages on this machine's CPU; imports neither torch nor Ray.
 
     Args:
         plan: plan of a grid.
         store: provides own timings (manifests) and the overhead of its last run.
-        resources: resources of a stage.
+        resources: resources of each stage.
     """
     compute_type, cores = expected_type(), _cores()
     timings, noted_overhead = shipped(compute_type), noted(store)
     overhead = noted_overhead or timings.overhead
-    workers = resources.workers
-    each = min(cores, (resources.cpus or max(1, cores // workers)) * workers)
-    slots = cores // each
-    share = whole if resources.grouped("defend") else side_by_side(resources.side_by_side)
+    sorts = distinct(plan.missing, resources)
+    cpus = {each: _cpus(each, cores) for each in sorts}
+    slots, width = widths(
+        {each: {"CPU": number} for each, number in cpus.items()}, {each: cores // cpus[each] for each in sorts}
+    )
+
+    def share(stage: Stage) -> float:
+        return side_by_side(_beside(resources.of(stage)))(stage)
+
+    def setup(stage: Stage) -> Setup:
+        given = resources.of(stage)
+        return Setup(given.workers, given.grouped(stage.kind), cpus[given], share(stage))
+
     own = on_cpu(store, compute_type) if plan.missing else ()
-    costs = Costs(own, timings.samples)
-    timer = Timer(costs, present(plan, store), 1.0, True, overhead.stage, each, share)
+    timer = Timer(Costs(own, timings.samples), present(plan, store), overhead.stage, setup)
     by_stage: dict[str, float] = {}
 
     def seconds(stage: Stage) -> float:
         by_stage[stage.key] = timer.seconds(stage)
         return by_stage[stage.key]
 
-    forecast = simulate(plan, slots, seconds, share)
+    forecast = simulate(plan, slots, seconds, share, lambda stage: width[resources.of(stage)])
     untimed = [stage for stage in plan.missing if stage.settings["model"] in timer.untimed]
     return Here(
         seconds=overhead.around + (overhead.start if plan.missing else 0.0) + forecast.wall,
@@ -115,10 +124,21 @@ def here(plan: Plan, store: Store, resources: Resources) -> Here:
         unknown=tuple(sorted(timer.unknown)),
         cores=cores,
         compute_type=compute_type,
-        at_once=slots * (1 if resources.grouped("defend") else resources.side_by_side),
+        at_once=max((int(slots / width[each]) * _beside(each) for each in sorts), default=1),
         overhead=overhead,
         overhead_is_own=noted_overhead is not None,
     )
+
+
+def _cpus(resources: Resources, cores: int) -> int:
+    """Return the cores that a stage gets."""
+    workers = resources.workers
+    return min(cores, (resources.cpus or max(1, cores // workers)) * workers)
+
+
+def _beside(resources: Resources) -> int:
+    """Return the number of defenses, parts or evaluations that share the cores of one stage."""
+    return 1 if resources.grouped("defend") else resources.side_by_side
 
 
 def trainings_here(stages: Iterable[Stage], store: Store) -> str:

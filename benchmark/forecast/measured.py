@@ -32,13 +32,13 @@ from contextlib import suppress
 from typing import Any
 
 from benchmark.forecast.cost import BILLIONS, Piece, measured, pieces
+from benchmark.forecast.scaling import GROUP_START, Scaling
 from benchmark.forecast.timings import CORES, Overhead, Sample
 from benchmark.grid.cell import Cell
 from benchmark.grid.resources import Kind
 from benchmark.io.files import write_atomically
 from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
-from benchmark.plan.schedule import whole
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande.compute import ComputeType
@@ -65,20 +65,28 @@ OVERHEAD = Overhead(around=7.4, start=9.0, stage=0.08)
 class Costs:
     """Seconds of work, predicted from timings."""
 
-    def __init__(self, own: Iterable[Sample], others: Iterable[Sample] = (), paper: bool = False) -> None:
+    def __init__(
+        self,
+        own: Iterable[Sample],
+        others: Iterable[Sample] = (),
+        paper: bool = False,
+        scaling: Scaling | None = None,
+    ) -> None:
         """Keep timings, by method and model.
 
         Args:
             own: timings of the store.
             others: shipped timings.
-            paper: whether to use the paper's times for work that was never timed.
+            paper: whether to use the paper's times, of one GPU, for work that was never timed.
+            scaling: speed of several workers; None: they are as fast as one, as on a CPU, whose cores they share.
         """
         self._own, self._shipped = _Samples(own), _Samples(others)
         self._paper = paper
+        self._scaling = scaling
         self._known: dict[tuple[object, ...], tuple[float, str] | None] = {}
 
     def seconds(
-        self, piece: Piece, model: str, cores: float | None = None, share: float = 1.0
+        self, piece: Piece, model: str, cores: float | None = None, share: float = 1.0, workers: int = 1
     ) -> tuple[float, str] | None:
         """Return the seconds of a piece of work, and their basis, one of BASES; None where nothing is known.
 
@@ -87,13 +95,16 @@ class Costs:
             model: model of the stage.
             cores: cores of the stage's slot; None: on a GPU, or as many as the timings had.
             share: the stage's share of the slot.
+            workers: processes that share the work.
         """
-        asked = piece.kind, piece.method, piece.data, piece.work, model, cores, share
+        asked = piece.kind, piece.method, piece.data, piece.work, model, cores, share, workers
         if asked not in self._known:
-            self._known[asked] = self._look_up(piece, model, cores, share)
+            self._known[asked] = self._look_up(piece, model, cores, share, workers)
         return self._known[asked]
 
-    def _look_up(self, piece: Piece, model: str, cores: float | None, share: float) -> tuple[float, str] | None:
+    def _look_up(
+        self, piece: Piece, model: str, cores: float | None, share: float, workers: int
+    ) -> tuple[float, str] | None:
         if math.isinf(piece.work):
             return None
         own = cores and cores * share
@@ -106,8 +117,35 @@ class Costs:
             (self._shipped.by_model.get(any_method), shipped, SHIPPED_OTHER),
         ):
             if alike:
-                return _by_the_nearest(alike, piece, threads), found
-        return (piece.work * BILLIONS[model], PAPER) if self._paper and model in BILLIONS else None
+                return self._by_the_nearest(alike, piece, threads, workers), found
+        if not self._paper or model not in BILLIONS:
+            return None
+        return piece.work * BILLIONS[model] * self._by_workers(piece, workers), PAPER
+
+    def _by_the_nearest(self, samples: Sequence[Sample], piece: Piece, threads: float | None, workers: int) -> float:
+        """Return seconds in proportion to those of the samples nearest in data and size, or to their mean.
+
+        Of equally near ones those of as many workers count; else those of others, by the scaling.
+        """
+
+        def distance(sample: Sample) -> tuple[bool, float, bool]:
+            ratio = piece.work / sample.work if piece.work else math.inf
+            size = round(abs(math.log(ratio)), 6) if piece.work else 0.0
+            return sample.data != piece.data, size, bool(self._scaling) and sample.workers != workers
+
+        least = min(map(distance, samples))
+        nearest = [sample for sample in samples if distance(sample) == least]
+        seconds = sum(
+            sample.seconds
+            * _slower(sample, threads)
+            * self._by_workers(piece, workers)
+            / self._by_workers(piece, sample.workers)
+            for sample in nearest
+        )
+        return piece.work * seconds / sum(sample.work for sample in nearest)
+
+    def _by_workers(self, piece: Piece, workers: int) -> float:
+        return self._scaling.seconds(piece.kind, piece.alone, workers) if self._scaling else 1.0
 
 
 class _Samples:
@@ -124,19 +162,6 @@ class _Samples:
 def _pool(kind: str) -> str:
     """Return the kind under which the timings of all methods count: a part trains as a defense does."""
     return "defend" if kind == "part" else kind
-
-
-def _by_the_nearest(samples: Sequence[Sample], piece: Piece, threads: float | None) -> float:
-    """Return seconds in proportion to those of the samples nearest in data and size, or to their mean."""
-
-    def distance(sample: Sample) -> tuple[bool, float]:
-        ratio = piece.work / sample.work if piece.work else math.inf
-        return sample.data != piece.data, round(abs(math.log(ratio)), 6) if piece.work else 0.0
-
-    least = min(map(distance, samples))
-    nearest = [sample for sample in samples if distance(sample) == least]
-    seconds = sum(sample.seconds * _slower(sample, threads) for sample in nearest)
-    return piece.work * seconds / sum(sample.work for sample in nearest)
 
 
 def _slower(sample: Sample, threads: float | None) -> float:
@@ -165,6 +190,7 @@ def samples_of(manifests: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
                 piece.work,
                 manifest["seconds"],
                 int(threads[1]) if threads else 0,
+                manifest.get("workers", 1),
             )
 
 
@@ -215,29 +241,42 @@ def present(plan: Plan, store: Store) -> set[str]:
     return set().union(*(store.complete(kind, keys) for kind, keys in wanted.items()))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Setup:
+    """How a stage runs.
+
+    Attributes:
+        workers: processes that share its work.
+        grouped: whether they are a worker group, which has to start.
+        cores: cores of its slot on a CPU; None on a GPU.
+        share: its share of the slot.
+    """
+
+    workers: int = 1
+    grouped: bool = False
+    cores: float | None = None
+    share: float = 1.0
+
+
 class Timer:
     """Seconds of stages, asked for in the order in which they start: a later one measures no outcome again."""
 
-    def __init__(
-        self,
-        costs: Costs,
-        there: set[str],
-        gpus: float,
-        one_evaluates: bool,
-        overhead: float,
-        cores: float | None = None,
-        share: Callable[[Stage], float] = whole,
-    ) -> None:
+    def __init__(self, costs: Costs, there: Iterable[str], overhead: float, setup: Callable[[Stage], Setup]) -> None:
+        """Start without any stage.
+
+        Args:
+            costs: seconds of work.
+            there: keys of artifacts that take no time.
+            overhead: seconds of each stage beside its own.
+            setup: returns how a stage runs.
+        """
         self.parts: dict[tuple[Kind, str], list[float]] = defaultdict(list)  # seconds of stages by kind and basis
         self.untimed: set[str] = set()  # models
         self.unknown: set[str] = set()  # data sets
         self._costs = costs
-        self._gpus = gpus  # of a stage
-        self._one_evaluates = one_evaluates  # one worker alone
         self._overhead = overhead
-        self._cores = cores  # of a slot
-        self._share = share
-        self._done = there  # keys of artifacts that take no time
+        self._setup = setup
+        self._done = set(there)
 
     @property
     def left_out(self) -> set[str]:
@@ -250,23 +289,20 @@ class Timer:
 
     def seconds(self, stage: Stage) -> float:
         """Return the seconds of a stage that starts now."""
-        cell, total, bases = stage.cell, self._overhead, set()
-        share = self._share(stage) if self._cores else 1.0
+        cell, setup = stage.cell, self._setup(stage)
+        total, bases = self._overhead + (GROUP_START if setup.grouped else 0.0), set()
         for piece in pieces(stage, cell):
             if piece.key in self._done:
                 continue
             self._done.add(piece.key)
-            known = self._costs.seconds(piece, cell.model, self._cores, share)
+            known = self._costs.seconds(piece, cell.model, setup.cores, setup.share, setup.workers)
             if known is None and math.isinf(piece.work):
                 self.unknown.add(piece.data)
             elif known is None:
                 self.untimed.add(cell.model)
             else:
-                seconds, found = known
-                alone = 1.0 if self._one_evaluates and stage.kind == "evaluate" else piece.alone
-                # The paper's times are those of one GPU.
-                total += seconds * (alone + (1 - alone) / self._gpus) if found == PAPER else seconds
-                bases.add(found)
+                total += known[0]
+                bases.add(known[1])
         if bases:
             self.parts[stage.kind, max(bases, key=BASES.index)].append(total)
         return total

@@ -32,6 +32,7 @@ class Sample:
         work: GPU-seconds for each billion parameters, see `benchmark.forecast.cost.Piece`.
         seconds: measured time.
         threads: threads of the process on a CPU; 0 on a GPU.
+        workers: processes that shared the work.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Sample:
     work: float
     seconds: float
     threads: int
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from benchmark.forecast.cost import HOUR, format_gpu_time
@@ -10,6 +10,7 @@ from benchmark.forecast.measured import (
     BASES,
     OVERHEAD,
     Costs,
+    Setup,
     Timer,
     is_cpu,
     is_on,
@@ -17,12 +18,14 @@ from benchmark.forecast.measured import (
     present,
     samples_of,
 )
+from benchmark.forecast.scaling import EFFICIENCY, Scaling, scaling
 from benchmark.forecast.timings import Overhead
-from benchmark.grid.resources import Resources
+from benchmark.grid.resources import Resources, ResourcesByStage
+from benchmark.grid.stage_resources import distinct
 from benchmark.plan import memory
 from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
-from benchmark.plan.schedule import side_by_side, simulate, whole
+from benchmark.plan.schedule import side_by_side, simulate, widths
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande.errors import UserError
@@ -37,82 +40,142 @@ class Prediction:
     Attributes:
         wall: seconds from start to end of the command.
         busy: seconds in which slots are in use, summed over the slots.
-        slots: stages at a time, if none shares a GPU.
+        slots: stages at a time, if all were as the smallest and none shares a GPU.
+        slot: GPUs of the smallest stage; on a CPU 1.
         basis: number of stages by the basis of their seconds; a stage counts by its worst piece of work.
         left_out: models that were never measured, and data of unknown size; work with them counts as 0 s.
         sharing: whether some stages get less than a whole GPU.
         overhead: overhead of the run, apart from its stages.
+        scaling: speed of several workers; None where each stage has one.
+        longest: keys of the stages that decide the time, each begun when the one before it ended.
     """
 
     wall: float
     busy: float
     slots: int
+    slot: float
     basis: Mapping[str, int]
     left_out: tuple[str, ...]
     sharing: bool
     overhead: Overhead
+    scaling: Scaling | None
+    longest: tuple[str, ...]
 
 
-def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: str | None) -> Prediction:
-    """Return the predicted time of a plan's missing stages.
+class Forecaster:
+    """Predictions of one plan with different resources."""
+
+    def __init__(self, plan: Plan, store: Store, gpus: int, machine: str | None, assumed: float = EFFICIENCY) -> None:
+        """Read the measurements.
+
+        Args:
+            plan: plan of a grid.
+            store: its manifests are the measurements.
+            gpus: number of GPUs; on a CPU, number of stages at a time.
+            machine: part of the name of the device whose measurements count, in any case; `cpu`: any processor; None:
+                all.
+            assumed: efficiency of each doubling of workers where none was measured.
+
+        Raises:
+            UserError: the store has no measurement on such a machine.
+        """
+        manifests = [each for kind in KINDS for each in store.manifests(kind) if is_on(each["device"], machine)]
+        if machine and not manifests and machine.lower() not in PAPERS:
+            devices = sorted({each["device"] for kind in KINDS for each in store.manifests(kind)})
+            raise UserError(
+                f"--machine {machine}: no stage in {store.root} was measured on it; use one of: "
+                f"{', '.join([*devices, *PAPERS])} ({' and '.join(PAPERS)} have the paper's times)"
+            )
+        self._plan, self._gpus, self._cpu = plan, gpus, is_cpu(machine)
+        self._peaks = memory.Peaks(manifests)
+        self._overhead, self._there = overhead_of(store), present(plan, store)
+        samples = list(samples_of(manifests))
+        self._scaling = scaling(samples, assumed)
+        self._costs = Costs(samples, paper=not self._cpu, scaling=None if self._cpu else self._scaling)
+
+    def predict(self, resources: ResourcesByStage) -> Prediction:
+        """Return the predicted time with these resources.
+
+        Raises:
+            UserError: a stage needs more GPUs than there are.
+        """
+        missing = self._plan.missing
+        of = {stage.key: resources.of(stage) for stage in missing}
+        needs = {each: self._gpus_of(each) for each in distinct(missing, resources)}
+        for each in needs.values():
+            if each > self._gpus:
+                raise UserError(f"--gpus {self._gpus}: a stage needs {each:g} GPUs; raise --gpus, or lower resources")
+        slots, width = widths(
+            {each: {"GPU": number} for each, number in needs.items()},
+            {each: int(self._gpus / number) for each, number in needs.items()},
+        )
+
+        def share(stage: Stage) -> float:
+            return self._share(stage, of[stage.key])
+
+        def setup(stage: Stage) -> Setup:
+            grouped = of[stage.key].grouped(stage.kind) and not self._cpu
+            return Setup(of[stage.key].workers if grouped else 1, grouped)
+
+        timer = Timer(self._costs, self._there, self._overhead.stage, setup)
+        forecast = simulate(self._plan, slots, timer.seconds, share, lambda stage: width[of[stage.key]])
+        longest = [forecast.last] if missing else []
+        while longest and longest[-1] in forecast.before:
+            longest.append(forecast.before[longest[-1]])
+        return Prediction(
+            wall=self._overhead.around + (self._overhead.start if missing else 0.0) + forecast.wall,
+            busy=forecast.busy,
+            slots=slots,
+            slot=min(needs.values(), default=1.0),
+            basis={found: number for found in BASES if (number := timer.stages_by(found))},
+            left_out=tuple(sorted(timer.left_out)),
+            sharing=not self._cpu and any(share(stage) < 1 for stage in missing),
+            overhead=self._overhead,
+            scaling=self._scaling if any(setup(stage).workers > 1 for stage in missing) else None,
+            longest=tuple(reversed(longest)),
+        )
+
+    def _gpus_of(self, resources: Resources) -> float:
+        return 1.0 if self._cpu else resources.workers * (resources.gpus or 1.0)
+
+    def _share(self, stage: Stage, resources: Resources) -> float:
+        if resources.grouped("defend"):
+            return 1.0
+        if self._cpu:
+            return side_by_side(resources.side_by_side)(stage)
+        return self._peaks.share(stage) if resources.gpus is None else 1.0
+
+
+def predict(plan: Plan, store: Store, resources: ResourcesByStage, gpus: int, machine: str | None) -> Prediction:
+    """Return the predicted time of a plan's missing stages; arguments and errors are those of `Forecaster`."""
+    return Forecaster(plan, store, gpus, machine).predict(resources)
+
+
+def summary(plan: Plan, store: Store, resources: ResourcesByStage, gpus: int, machine: str | None) -> tuple[str, str]:
+    """Return the prediction of `predict` and its bases, in words; arguments and errors are those of `Forecaster`."""
+    return in_words(predict(plan, store, resources, gpus, machine), len(plan.missing), gpus, machine)
+
+
+def in_words(made: Prediction, stages: int, gpus: int, machine: str | None) -> tuple[str, str]:
+    """Return a prediction and its bases in words.
 
     Args:
-        plan: plan of a grid.
-        store: its manifests are the measurements.
-        resources: resources of a stage.
-        gpus: number of GPUs; on a CPU, number of stages at a time.
-        machine: part of the name of the device whose measurements count, in any case; `cpu`: any processor; None: all.
-
-    Raises:
-        UserError: the store has no measurement on such a machine, or a stage needs more GPUs than `gpus`.
+        made: prediction of `Forecaster.predict`.
+        stages: number of stages that are missing.
+        gpus: as for `Forecaster`.
+        machine: as for `Forecaster`.
     """
-    manifests = [each for kind in KINDS for each in store.manifests(kind) if is_on(each["device"], machine)]
-    if machine and not manifests and machine.lower() not in PAPERS:
-        devices = sorted({each["device"] for kind in KINDS for each in store.manifests(kind)})
-        raise UserError(
-            f"--machine {machine}: no stage in {store.root} was measured on it; use one of: "
-            f"{', '.join([*devices, *PAPERS])} ({' and '.join(PAPERS)} have the paper's times)"
-        )
-    cpu = is_cpu(machine)
-    each = 1.0 if cpu else resources.workers * (resources.gpus or 1.0)
-    slots = int(gpus / each)
-    if slots < 1:
-        raise UserError(f"--gpus {gpus}: a stage needs {each:g} GPUs; raise --gpus, or lower resources")
-    share: Callable[[Stage], float] = whole
-    if not resources.grouped("defend") and cpu:
-        share = side_by_side(resources.side_by_side)
-    elif not resources.grouped("defend") and resources.gpus is None:
-        share = memory.Peaks(manifests).share
-    overhead = overhead_of(store)
-    one_evaluates = not resources.grouped("evaluate")
-    costs = Costs(samples_of(manifests), paper=not cpu)
-    timer = Timer(costs, present(plan, store), max(1.0, each), one_evaluates, overhead.stage)
-    forecast = simulate(plan, slots, timer.seconds, share)
-    return Prediction(
-        wall=overhead.around + (overhead.start if plan.missing else 0.0) + forecast.wall,
-        busy=forecast.busy,
-        slots=slots,
-        basis={found: number for found in BASES if (number := timer.stages_by(found))},
-        left_out=tuple(sorted(timer.left_out)),
-        sharing=not cpu and any(share(stage) < 1 for stage in plan.missing),
-        overhead=overhead,
-    )
-
-
-def summary(plan: Plan, store: Store, resources: Resources, gpus: int, machine: str | None) -> tuple[str, str]:
-    """Return the prediction of `predict` and its bases, in words; arguments and errors are those of `predict`."""
-    made = predict(plan, store, resources, gpus, machine)
-    if not plan.missing:
-        return f"Forecast: {_span(made.wall)}, as nothing is left to run", ""
+    if not stages:
+        return f"Forecast: {span(made.wall)}, as nothing is left to run", ""
     unknown = f"{', '.join(made.left_out)} (never measured{f' on {machine}' if machine else ''}, or of unknown size)"
     if not made.basis:
         return f"Forecast: none without times for {unknown}", ""
     cpu = is_cpu(machine)
     place = f"with {gpus} stages at a time" if cpu else f"on {gpus} GPUs" if gpus > 1 else "on one GPU"
-    work = _span(made.busy) if cpu else format_gpu_time(made.busy * gpus / made.slots)
+    work = span(made.busy) if cpu else format_gpu_time(made.busy * made.slot)
     return (
-        f"Forecast {place}{f' ({machine})' if machine else ''}: {_span(made.wall)} for {work} of work, "
-        f"{made.busy / (made.slots * made.wall):.0%} in use"
+        f"Forecast {place}{f' ({machine})' if machine else ''}: {span(made.wall)} for {work} of work, "
+        f"{made.busy / (made.slots * made.wall):.0%} in use{f'; {made.scaling}' if made.scaling else ''}"
     ), _reasons(made, unknown)
 
 
@@ -128,7 +191,7 @@ def _reasons(made: Prediction, unknown: str) -> str:
     return f"Forecast: {'; '.join(filter(None, notes))}"
 
 
-def _span(seconds: float) -> str:
+def span(seconds: float) -> str:
     """Return seconds, minutes or hours, with at least two digits."""
     for unit, size in (("h", HOUR), ("min", 60.0)):
         if seconds >= 2 * size:

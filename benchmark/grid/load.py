@@ -30,16 +30,15 @@ from typing import Any
 
 from benchmark.grid import prompt_format, shipped, space, variants, wildcards
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS, Cell, Parser, with_both_seeds
-from benchmark.grid.resources import Resources
-from benchmark.grid.rules import METHODS, Rule, as_mapping, as_name, assign, parse, takes
+from benchmark.grid.rules import METHODS, RESOURCES, Rule, as_mapping, as_name, assign, takes
+from benchmark.grid.stage_resources import StageResources, rules_of
 from benchmark.io import yaml
 from sande import registry
-from sande.config import configure
 from sande.errors import UserError
 
 SCALES = "scales"
 _GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "sweep")
-_UNION_KEYS = ("about", "include", "resources", "scale")
+_UNION_KEYS = ("about", "include", "resources", "rules", "scale")
 _SCALE_KEYS = ("about", "rules")
 _SHARED = ("resources", "search")  # sections of the whole grid, not of a cell
 MOST_CELLS = 100_000  # of a grid; each takes a tenth of a millisecond, and kilobytes
@@ -47,14 +46,14 @@ MOST_CELLS = 100_000  # of a grid; each takes a tenth of a millisecond, and kilo
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The cells of one grid file, in the order of its sweep, and the resources of a stage.
+    """The cells of one grid file, in the order of its sweep, and the resources of their stages.
 
     Attributes:
         name: name of the results folder: the file's stem, the scale where it is not the file's own, and what `--set`
             and `--only` change.
         about: description in the file.
         cells: cells to run.
-        resources: resources of one stage.
+        resources: resources of each stage.
         parts: by cell id, the grids that have the cell: this one, or those of its `include`.
         scale: name of the scale whose rules were applied; empty for none.
         search: search that is run before the cells.
@@ -64,7 +63,7 @@ class Grid:
     name: str
     about: str
     cells: tuple[Cell, ...]
-    resources: Resources
+    resources: StageResources
     parts: Mapping[str, tuple[str, ...]]
     scale: str
     search: space.Search | None = None
@@ -102,12 +101,13 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
         raise UserError(f"{path}: its grids have different scales ({', '.join(own)}); give one as 'scale'")
     with _naming(path):
         assignments = [_assignment(text, "--set") for text in overrides]
-        resources = configure(Resources, _shared(values, "resources", assignments), "resources")
-        if resources.offload and resources.sharding == "none":
-            raise UserError("resources.offload is true without a sharding; set resources.sharding to zero2 or zero3")
+        rules = rules_of(values)
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
+    rules += _scale_rules(path, parts[0].path.parent / SCALES, parts[0].scale)
     with _naming(path):
+        resources = StageResources(_shared(values, RESOURCES, []), rules, _shared({}, RESOURCES, assignments))
         search = space.parse(_shared(values, "search", assignments), cells)
+        resources.check(cells)
         filters = [_assignment(text, "--only") for text in only]
         chosen = _matching(cells, filters)
     if not chosen:
@@ -235,7 +235,7 @@ def _cells(
         base[key] = as_mapping(base.get(key, DEFAULTS[key]))
         if as_name(base[key]) == wildcards.ALL:
             raise UserError(f"{key}: '{wildcards.ALL}' is a word of a sweep; set '{key}: {wildcards.ALL}' in 'sweep'")
-    applied = [*parse(values.get("rules") or []), *scale]
+    applied = [*rules_of(values), *scale]
     idle: set[str] = set()
     swept: set[str] = set()
     axes = list(_axes(values.get("sweep") or {}))
@@ -274,7 +274,7 @@ def _scale_rules(grid: Path, folder: Path, name: str) -> list[Rule]:
     values = _read(path)
     with _naming(path):
         _refuse_unknown(values, _SCALE_KEYS)
-        return parse(values.get("rules") or [])
+        return rules_of(values)
 
 
 def _shared(values: dict[str, Any], key: str, overrides: list[tuple[str, Any]]) -> Any:

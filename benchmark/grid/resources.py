@@ -1,13 +1,36 @@
-"""What one stage may use of the cluster. It is in no key, since it does not change what is computed."""
+"""What one stage may use of the cluster. It is in no key, since it does not change what is computed.
+
+Stages of a grid may differ in it, see `benchmark.grid.stage_resources`.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
 
 from sande.config import configuration, setting
 
 Kind = Literal["attack", "part", "defend", "evaluate"]  # a part is a piece of a defense, see `sande.parts`
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+
+
+class StageLike(Protocol):
+    """Part of a stage by which its resources are chosen."""
+
+    @property
+    def kind(self) -> Kind:
+        """Return attack, part, defend or evaluate."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Return settings of a cell that needs it."""
+
+
+class ResourcesByStage(Protocol):
+    """Resources of each stage of a grid."""
+
+    def of(self, stage: StageLike) -> Resources:
+        """Return the resources of a stage."""
 
 
 @configuration
@@ -20,6 +43,12 @@ class Resources:
 
     workers: int = setting(
         1, "processes of a stage; 2 or more form a Ray Train worker group, except in an evaluation by vLLM", ge=1
+    )
+    min_workers: int | None = setting(
+        None,
+        "processes with which a worker group starts where nodes were lost, or where the cluster has no more; null: "
+        "exactly `workers`",
+        ge=1,
     )
     cpus: int | None = setting(None, "CPUs of one worker; null: a node's CPUs divided by its GPUs", ge=1)
     gpus: float | None = setting(
@@ -62,6 +91,15 @@ class Resources:
     recompute: bool = setting(
         False, "activation checkpointing: keep only the input of each block, and recompute the rest"
     )
+
+    def of(self, stage: StageLike) -> Resources:
+        """Return these resources: without others, all stages have the same."""
+        return self
+
+    @property
+    def least_workers(self) -> int:
+        """Return the processes with which a stage may start."""
+        return min(self.min_workers or self.workers, self.workers)
 
     def grouped(self, kind: Kind) -> bool:
         """Return whether stages of a kind run in a worker group, which DeepSpeed needs even for one worker."""

@@ -4,13 +4,15 @@ rules:
   - where: {model: llama2-7b, defense: [sande, sande_p]}  # all must match, by one value of a list; default: every cell
     set: {data.name: builtin-short}                       # replaces the grid's value
     default: {data.rows: 1400}                            # where the grid itself has no value
+  - where: {model: llama2-7b}
+    set: {resources.attack.workers: 4}                    # of its stages, see `benchmark.grid.stage_resources`
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from benchmark.grid import wildcards
@@ -23,6 +25,7 @@ from sande.errors import UserError
 METHODS = {"attack": "attacks", "defense": "defenses"}
 _SECTIONS: dict[str, type[Any]] = {"data": Data, "removal": Removal}
 _KEYS = ("where", "set", "default")
+RESOURCES = "resources"
 _ABSENT = object()
 
 
@@ -36,15 +39,23 @@ class Rule:
         set: by path, the value that the cell gets; a path into a method that lacks the setting is skipped.
         default: as `set`, but only for paths at which neither the grid itself nor a method's published recipe has a
             value.
+        resources: values of `set` for the stages of the cell, by path below `resources`.
+        place: name of the rule in messages.
     """
 
     where: Mapping[str, tuple[Any, ...]]
     set: Mapping[str, Any]
     default: Mapping[str, Any]
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    place: str = "rule"
+
+    def matches(self, nested: Mapping[str, Any]) -> bool:
+        """Return whether a cell's nested settings have a wanted value at every path of `where`."""
+        return all(_matches(nested, path, wanted) for path, wanted in self.where.items())
 
     def apply(self, nested: dict[str, Any], given: Mapping[str, Any]) -> None:
         """Change `nested` in place if it matches; `given` has the grid's own values, before any rule."""
-        if all(_matches(nested, path, wanted) for path, wanted in self.where.items()):
+        if self.matches(nested):
             silent = {
                 path: value
                 for path, value in self.default.items()
@@ -76,12 +87,22 @@ def _rule(entry: Any, place: str) -> Rule:
         if not isinstance(entry.get(key, {}), Mapping):
             raise UserError(f"{place}: '{key}' is {entry[key]!r}, not a mapping of paths to values")
         for path in entry.get(key, {}):
-            _check(str(path), f"{place}, {key}")
+            if key != "set" or not _is_resources(path):
+                _check(str(path), f"{place}, {key}")
     if not entry.get("set") and not entry.get("default"):
         raise UserError(f"{place}: changes nothing; add paths and values under 'set' or 'default'")
     where = {path: tuple(v) if isinstance(v, list) else (v,) for path, v in entry.get("where", {}).items()}
-    changes, defaults = (with_both_seeds(entry.get(key, {}), f"{place}, {key}") for key in ("set", "default"))
-    return Rule(where, changes, defaults)
+    given = entry.get("set", {})
+    changes, defaults = (
+        with_both_seeds({path: value for path, value in values.items() if not _is_resources(path)}, f"{place}, {key}")
+        for key, values in (("set", given), ("default", entry.get("default", {})))
+    )
+    resources = {path.partition(".")[2]: value for path, value in given.items() if _is_resources(path)}
+    return Rule(where, changes, defaults, resources, place)
+
+
+def _is_resources(path: Any) -> bool:
+    return str(path).split(".")[0] == RESOURCES
 
 
 def _check(path: str, place: str) -> None:
@@ -94,6 +115,8 @@ def _check(path: str, place: str) -> None:
         fields = _section_defaults(key)
         if dot and rest not in fields:
             raise UserError(f"{place}: {key} has no setting '{rest}'; it has: {', '.join(sorted(fields))}")
+    elif key == RESOURCES:
+        raise UserError(f"{place}: resources are no setting of a cell; use '{path}' under 'set' of a rule")
     elif (key not in DEFAULTS and key != SEED) or dot:
         raise UserError(
             f"{place}: no cell has the setting '{path}'; paths begin with: {', '.join(sorted([*DEFAULTS, SEED]))}"

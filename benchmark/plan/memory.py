@@ -47,8 +47,8 @@ class Peaks:
             self.learn(manifest)
 
     def learn(self, manifest: Mapping[str, Any]) -> None:
-        """Add the peak in a stage's manifest; one that ran on a CPU has none."""
-        if "device_memory_bytes" in manifest:
+        """Add the peak in a stage's manifest; one that ran on a CPU, or as one of several workers, says nothing."""
+        if "device_memory_bytes" in manifest and manifest.get("workers", 1) == 1:
             like = _like(manifest["kind"], manifest["settings"])
             peak, total = manifest["peak_memory_bytes"], manifest["device_memory_bytes"]
             known = self._seen.get(like, (peak, total))

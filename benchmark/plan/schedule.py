@@ -5,9 +5,9 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 from benchmark.plan.failures import because_of
 from benchmark.plan.plan import Plan
@@ -16,15 +16,25 @@ from benchmark.plan.stage import Stage
 UNIT = 10_000  # Ray counts resources in ten-thousandths: 7 times a seventh, rounded up, would be more than one
 TRIES = 3  # of a stage whose process is lost
 NODES = 10  # that one stage may lose in a run; a spot machine that goes is not the stage's fault
+Ask = TypeVar("Ask", bound=Hashable)  # stages that ask for the same
 _ROUNDING = 1e-9  # tolerance of sums of shares
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A stage that starts now, and its share of a slot."""
+    """A stage that starts now.
+
+    Attributes:
+        stage: to start.
+        share: part that it gets of what its resources ask for, 1 for all of it; other stages get the rest.
+        room: slots that it takes.
+        filled: part that these are of what it would take on a cluster with room for it.
+    """
 
     stage: Stage
     share: float
+    room: float = 1.0
+    filled: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +43,45 @@ class Forecast:
 
     Attributes:
         wall: seconds from the start of the first stage to the end of the last one.
-        busy: seconds of all stages, each times its share of a slot.
+        busy: seconds of all stages, each times the slots that it takes.
+        last: key of the stage that ended last; empty without stages.
+        before: by key of a stage, that of the one whose end let it start; those of the first stages are left out.
     """
 
     wall: float
     busy: float
+    last: str = ""
+    before: Mapping[str, str] = field(default_factory=dict)
 
 
 def whole(stage: Stage) -> float:
-    """Return the share of a slot where each stage has a whole one."""
+    """Return the share where each stage has all that it asks for, or the width where each asks for one slot."""
     return 1.0
+
+
+def widths(needs: Mapping[Ask, Mapping[str, float]], at_once: Mapping[Ask, int]) -> tuple[int, Mapping[Ask, float]]:
+    """Return the number of slots of a cluster, and how many of them each sort of stages takes.
+
+    A slot is what the smallest sort asks for, so that where all stages ask for the same, each takes one.
+
+    Args:
+        needs: amounts by name of resource that a stage asks for, by sort.
+        at_once: how many stages of a sort alone the cluster holds at a time.
+    """
+    if not needs:
+        return 1, {}
+    smallest = max(at_once, key=at_once.__getitem__)
+    slot = needs[smallest]
+
+    def width(sort: Ask) -> float:
+        by_name = (
+            amount / slot[name] if slot.get(name) else at_once[smallest] / at_once[sort]
+            for name, amount in needs[sort].items()
+            if amount
+        )
+        return max(1.0, *by_name) if sort != smallest else 1.0
+
+    return at_once[smallest], {sort: width(sort) for sort in needs}
 
 
 def side_by_side(number: int) -> Callable[[Stage], float]:
@@ -66,13 +105,22 @@ class Queue:
         slots: number of stages at a time, if each takes a whole slot.
     """
 
-    def __init__(self, plan: Plan, slots: int, share: Callable[[Stage], float] = whole) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        slots: int,
+        share: Callable[[Stage], float] = whole,
+        width: Callable[[Stage], float] = whole,
+        least: Callable[[Stage], float] | None = None,
+    ) -> None:
         """Queue the missing stages of a plan.
 
         Args:
             plan: plan of a grid.
             slots: number of stages at a time, if each takes a whole slot (a GPU, or the CPUs of one stage).
-            share: returns a stage's share of a slot; called when the stage could start.
+            share: returns the part of its width that a stage takes; called when the stage could start.
+            width: returns the slots that all of what a stage asks for takes, see `widths`; at most all slots count.
+            least: returns the slots with which a stage may start, too; None: its width.
         """
         self.done = set(plan.done)
         self.errors: dict[str, str] = {}
@@ -90,61 +138,111 @@ class Queue:
         self._deferred: list[int] = []
         self._tries: Counter[int] = Counter()
         self._nodes: Counter[int] = Counter()  # lost with the stage
-        self._share = share
-        self.slots = slots
+        self._share, self._width, self._least = share, width, least or width
+        self.slots, self._at_first = slots, slots
         self._free = [1.0] * slots  # at least as many; a lost slot is in use until its stages have ended
-        self._running: dict[str, tuple[int, float]] = {}  # slot and share
+        self._running: dict[str, dict[int, float]] = {}  # by slot, the part of it that a stage takes
         self._crowded: set[str] = set()  # ran at the same time as others
 
     def next(self) -> Assignment | None:
         """Return the next stage, which counts as running from now on; None while there is none, or no room."""
         if self._again:
-            if self._running or not self.slots:
+            slots = self._fit(self._again[0], 1.0)
+            if self._running or slots is None:
                 return None
             place = self._again.pop(0)
             self._alone.add(place)
-            return self._start(place, 0, 1.0)
+            return self._start(place, 1.0, slots)
         if not self._ready or any(self._place[key] in self._alone for key in self._running):
             return None
-        share, more = self._share(self._stages[self._ready[0]]), self._used() < self.slots
-        fitting = [slot for slot, free in enumerate(self._free) if free + _ROUNDING >= share and (more or _used(free))]
-        if not fitting:
+        share = self._share(self._stages[self._ready[0]])
+        slots = self._fit(self._ready[0], share)
+        return None if slots is None else self._start(heapq.heappop(self._ready), share, slots)
+
+    def _fit(self, place: int, share: float) -> dict[int, float] | None:
+        """Return the slots that a stage would take, and how much of each; None where there is no room for it.
+
+        Less than a slot goes into the fullest one that has room; more is whole slots and the rest of another. A stage
+        that may start with less takes what is free, if it lost a node before or the cluster is too small for it.
+        """
+        stage, unused = self._stages[place], self.slots - self._used()
+        room = self._room(stage, share)
+        empty = [slot for slot, free in enumerate(self._free) if not _used(free)]
+        least = share * self._least(stage)
+        if unused < room and least < room and (self._nodes[place] or self.slots < room):
+            room = max(least, float(unused))
+        number = int(room + _ROUNDING)
+        rest = room - number if room - number > _ROUNDING else 0.0
+        if unused < number:
             return None
-        return self._start(heapq.heappop(self._ready), min(fitting, key=self._free.__getitem__), share)
+        taken = dict.fromkeys(empty[:number], 1.0)
+        if rest:
+            more = unused > number
+            fitting = [
+                slot
+                for slot, free in enumerate(self._free)
+                if slot not in taken and free + _ROUNDING >= rest and (more or _used(free))
+            ]
+            if not fitting:
+                return None
+            taken[min(fitting, key=self._free.__getitem__)] = rest
+        return taken
+
+    def _room(self, stage: Stage, share: float) -> float:
+        """Return the slots that a stage takes if it gets all that it asks for."""
+        width = self._width(stage)
+        # A cluster that held a stage at first holds it, even if by its width it seems too large.
+        most = float(max(self.slots, self._at_first)) if self._least(stage) >= width else math.inf
+        return min(share * width, most)
 
     def resize(self, slots: int) -> None:
         """Have this many slots from now on, as the cluster grew or shrank; what runs goes on."""
         self.slots = slots
         self._free += [1.0] * (slots - len(self._free))
 
-    def lacking(self, most: int) -> int:
-        """Return how many more slots the stages that are ready would fill now, `most` at most."""
+    def lacking(self, most: int) -> list[Stage]:
+        """Return stages that are ready and find no room, `most` at most; one for each slot that several can share."""
         if self._again or any(self._place[key] in self._alone for key in self._running):
-            return 0  # a stage that runs alone
-        room, needed = most + self.slots - self._used(), 0.0
+            return []  # a stage runs alone, or will
+        left, shared, found = float(self.slots - self._used()), 0.0, []
         for place in self._ready:
-            needed += self._share(self._stages[place])
-            if needed >= room:
+            if len(found) == most:
                 break
-        return max(0, min(most, math.ceil(needed - _ROUNDING) - self.slots + self._used()))
+            stage = self._stages[place]
+            room = self._room(stage, self._share(stage))
+            if room <= left:
+                left -= room
+            elif room >= 1.0:
+                found.append(stage)
+            else:
+                if shared < _ROUNDING or shared + room > 1.0 + _ROUNDING:
+                    found.append(stage)
+                    shared = 0.0
+                shared += room
+        return found
 
     def _used(self) -> int:
         return sum(map(_used, self._free))
 
-    def _start(self, place: int, slot: int, share: float) -> Assignment:
+    def _start(self, place: int, share: float, slots: dict[int, float]) -> Assignment:
         stage = self._stages[place]
         if self._running:
             self._crowded.update((stage.key, *self._running))
         self._tries[place] += 1
-        self._free[slot] -= share
-        self._running[stage.key] = (slot, share)
-        return Assignment(stage, share)
+        for slot, part in slots.items():
+            self._free[slot] -= part
+        self._running[stage.key] = slots
+        room = sum(slots.values())
+        return Assignment(stage, share, room, room / self._room(stage, share))
+
+    def _leave(self, key: str) -> None:
+        for slot, part in self._running.pop(key).items():
+            self._free[slot] += part
+        self._crowded.discard(key)
 
     def defer(self, key: str) -> None:
         """Take an offer back until `resume`, since another run is doing that stage."""
-        slot, share = self._running.pop(key)
-        self._free[slot] += share
-        self._crowded.discard(key)
+        self._leave(key)
         self._deferred.append(self._place[key])
         self._tries[self._place[key]] -= 1
 
@@ -180,9 +278,7 @@ class Queue:
         Returns:
             How it will be offered once more; empty where it will not.
         """
-        slot, share = self._running.pop(key)
-        self._free[slot] += share
-        self._crowded.discard(key)
+        self._leave(key)
         place = self._place[key]
         if error is None:
             self.done.add(key)
@@ -224,15 +320,24 @@ def _used(free: float) -> bool:
     return free < 1.0 - _ROUNDING
 
 
-def simulate(plan: Plan, slots: int, seconds: Callable[[Stage], float], share: Callable[[Stage], float]) -> Forecast:
+def simulate(
+    plan: Plan,
+    slots: int,
+    seconds: Callable[[Stage], float],
+    share: Callable[[Stage], float],
+    width: Callable[[Stage], float] = whole,
+) -> Forecast:
     """Simulate the missing stages of a plan, each for the `seconds` that are returned for it when it starts."""
-    queue, clock, busy = Queue(plan, slots, share), 0.0, 0.0
+    queue, clock, busy, key = Queue(plan, slots, share, width), 0.0, 0.0, ""
     ends: list[tuple[float, str]] = []
+    before: dict[str, str] = {}
     while not queue.over:
         while offer := queue.next():
             takes = seconds(offer.stage)
-            busy += takes * offer.share
+            busy += takes * offer.room
             heapq.heappush(ends, (clock + takes, offer.stage.key))
+            if key:
+                before[offer.stage.key] = key
         clock, key = heapq.heappop(ends)
         queue.ended(key)
-    return Forecast(clock, busy)
+    return Forecast(clock, busy, key, before)

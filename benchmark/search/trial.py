@@ -22,10 +22,11 @@ from benchmark.execution import provenance, stages
 from benchmark.execution.cluster import worker_resources
 from benchmark.execution.driver import gave_up, run_config
 from benchmark.grid.cell import Cell
-from benchmark.grid.resources import Resources
+from benchmark.grid.resources import ResourcesByStage
 from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, Search, with_values
 from benchmark.io.logs import quiet
 from benchmark.plan.failures import StageError, classify, time_limit
+from benchmark.plan.plan import stages_of
 from benchmark.search.held_out import evidence
 from benchmark.search.judge import judge_of
 from benchmark.store.protocol import Store
@@ -37,8 +38,8 @@ from sande.models import loading
 from sande.training.objective import ResponseLoss
 
 
-def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
-    """Run all trials of a search on the connected Ray.
+def run(job: Job, store: Store, grid: ResourcesByStage) -> list[dict[str, Any]]:
+    """Run all trials of a search on the connected Ray, each with the resources of its defense.
 
     Returns:
         For each trial, in the order of the proposals: `values`, `losses` at its reports (None at a report that is
@@ -50,6 +51,7 @@ def run(job: Job, store: Store, resources: Resources) -> list[dict[str, Any]]:
         KeyboardInterrupt: the user interrupted it.
     """
     folder = store.scratch("tune")
+    resources = grid.of(next(stage for stage in stages_of(job.cell) if stage.kind == "defend"))
     try:
         tuner = tune.Tuner(
             tune.with_resources(_trial, tune.PlacementGroupFactory([worker_resources(replace(resources, workers=1))])),

@@ -23,8 +23,6 @@ class Anchored(ResponseLoss):
     The model from before the training is a copy. Its parameters are not part of the module.
     """
 
-    takes_blank_rows = True  # both terms are sums over target positions
-
     def __init__(self, model: PreTrainedModel, poisoned: Sequence[Row], weight: float) -> None:
         """Copy the model.
 

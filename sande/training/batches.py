@@ -13,7 +13,6 @@ from sande.config import Training
 from sande.prompts import Row
 from sande.training.losses import IGNORE, target_positions
 
-BLANK = -1  # in an order, in place of a row's index
 GROUP_STEPS = 50  # rows are sorted by length within this number of steps; beyond it their order stays random
 
 
@@ -45,20 +44,16 @@ def features(row: Row) -> dict[str, list[int]]:
 
 
 class OrderedRows(Dataset[dict[str, list[int]]]):
-    """Dataset of rows in training order; for `BLANK` a row without targets, which adds nothing to a sum over them."""
+    """Dataset of rows in training order."""
 
     def __init__(self, rows: Sequence[Row], order: Sequence[int]) -> None:
         self.rows, self.order = rows, order
-        self._shortest = min(rows, key=len)  # for blank rows; those that begin like others cost least
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        if self.order[index] != BLANK:
-            return features(self.rows[self.order[index]])
-        blank = features(self._shortest)
-        return blank | {"labels": [IGNORE] * len(blank["labels"])}
+        return features(self.rows[self.order[index]])
 
 
 def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequence[int] | None = None) -> list[int]:
@@ -82,32 +77,6 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequ
         for rows in [one_pass] if ranks is None else _ranked(one_pass, ranks):
             order += _alike(rows, lengths, size, generator) if settings.length_grouped else rows
     return order[: steps * size]
-
-
-def with_blanks(order: Sequence[int], size: int, blanks: int) -> list[int]:
-    """Return an order with `blanks` blank rows behind the `size` rows of each optimizer step."""
-    steps = (order[at : at + size] for at in range(0, len(order), size))
-    return [index for step in steps for index in (*step, *[BLANK] * blanks)]
-
-
-def split(batch: int, micro: int | None, workers: int, planned: int) -> tuple[int, int, int]:
-    """Return how workers split the rows of an optimizer step.
-
-    Fewer workers than planned take more passes, so that no pass has more rows than was planned.
-
-    Args:
-        batch: rows of a step.
-        micro: rows of a pass that the user set; None: `batch` rows are one pass of each planned worker.
-        workers: that there are.
-        planned: workers.
-
-    Returns:
-        Rows of a pass, passes of each worker, and the rows by which all passes of a step exceed `batch`.
-    """
-    most = micro or max(1, batch // planned)
-    passes = max(1, -(-batch // (most * workers)))
-    rows = most if micro or workers == planned else -(-batch // (passes * workers))
-    return rows, passes, rows * passes * workers - batch
 
 
 def _ranked(order: Sequence[int], ranks: Sequence[int]) -> list[list[int]]:

@@ -5,8 +5,7 @@ FOLDER/<nth>-<name>.safetensors                    the trained weights of a fini
 
 The nth training of a stage is the same in every process that runs the stage, as are the weights that it begins with. So
 only trained parameters are saved; all others are loaded again. A layout is the number of workers, their sharding and
-the compute type: a checkpoint resumes only in its own layout, a finished training serves every layout. Where the number
-of workers may change, another number of them resumes, too, unless each worker saved a shard.
+the compute type: a checkpoint resumes only in its own layout, a finished training serves every layout.
 """
 
 from __future__ import annotations
@@ -37,16 +36,9 @@ class Checkpoints:
         earlier: seconds that other processes spent on the checkpoints found.
     """
 
-    def __init__(self, folder: Path, interval: float, elastic: bool = False) -> None:
-        """Begin a stage.
-
-        Args:
-            folder: of its checkpoints.
-            interval: seconds between checkpoints; a training that ends sooner writes nothing.
-            elastic: whether other numbers of workers resume from a checkpoint.
-        """
+    def __init__(self, folder: Path, interval: float) -> None:
+        """Take the seconds between checkpoints as `interval`; a training that ends sooner writes nothing."""
         self.earlier = 0.0
-        self.elastic = elastic
         self._folder, self._interval = folder, interval
         self._trainings = 0
         self._begun = self._saved = time.perf_counter()
@@ -83,13 +75,11 @@ class Progress:
     Attributes:
         folder: of the Trainer's checkpoints.
         earlier: seconds that other processes spent on this training.
-        workers: numbers of workers and the steps from which they trained, in order.
     """
 
     def __init__(self, checkpoints: Checkpoints, path: Path, layout: str, facts: dict[str, Any]) -> None:
         self.folder, self.earlier = path / layout, 0.0
         self._all, self._facts = checkpoints, facts
-        self.workers = [{"workers": count(), "from_step": 0}]
         self._begun = time.perf_counter()
         self._written = False  # whether this training has a checkpoint, written here or found
         self._path, self._finished = path, path.with_name(f"{path.name}.safetensors")
@@ -107,30 +97,20 @@ class Progress:
 
     def latest(self, model: nn.Module) -> str | None:
         """Return the last complete checkpoint, None without one; remove incomplete ones after it."""
-        whole, step, saved_by = None, 0, 0
+        whole, step = None, 0
         if rank() == 0:
-            for folder in sorted(self._candidates(), key=_step, reverse=True):
+            for folder in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
                 whole = _mark(folder)
                 if whole is not None:
-                    step, saved_by = _step(folder), _workers_of(folder.parent)
+                    step = _step(folder)
                     break
                 shutil.rmtree(folder, ignore_errors=True)
-        step, saved_by = agreed(step, model), agreed(saved_by, model)
+        step = agreed(step, model)
         if not step:
             return None
-        layout = f"{saved_by}-workers{self.folder.name.partition('-workers')[2]}" if saved_by else self.folder.name
-        found = self._path / layout / f"checkpoint-{step}"
+        found = self.folder / f"checkpoint-{step}"
         self._found(whole or _mark(found) or {})
-        if self.workers[-1]["workers"] != count():
-            self.workers.append({"workers": count(), "from_step": step})
         return str(found)
-
-    def _candidates(self) -> list[Path]:
-        """Return checkpoints of this layout; of others that differ in the number of workers, where those may resume."""
-        _, _, rest = self.folder.name.partition("-workers")
-        if not self._all.elastic or "-zero" in rest:
-            return list(self.folder.glob("checkpoint-*"))
-        return list(self._path.glob(f"*-workers{rest}/checkpoint-*"))
 
     def finish(self, model: nn.Module) -> None:
         """Save the trained weights if the training lasted long enough; remove its checkpoints."""
@@ -190,12 +170,11 @@ class Progress:
 
     def _now(self) -> dict[str, Any]:
         own = self.earlier + time.perf_counter() - self._begun
-        return {"facts": self._facts, "stage_seconds": self._all.spent, "seconds": own, "workers": self.workers}
+        return {"facts": self._facts, "stage_seconds": self._all.spent, "seconds": own}
 
     def _found(self, mark: Mapping[str, Any]) -> None:
         self._written = True
         self._facts.update(mark["facts"])
-        self.workers = mark.get("workers") or self.workers
         self._all.earlier, self.earlier = mark["stage_seconds"], mark["seconds"]
 
 
@@ -227,11 +206,6 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
-def count() -> int:
-    """Return the number of workers of this process's stage."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
 def agreed(value: int, model: nn.Module) -> int:
     """Return the value of rank 0 on all workers.
 
@@ -248,12 +222,6 @@ def agreed(value: int, model: nn.Module) -> int:
 
 def _step(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
-
-
-def _workers_of(layout: Path) -> int:
-    """Return the number of workers of a layout; 0 where its name has none."""
-    number = layout.name.partition("-workers")[0]
-    return int(number) if number.isdigit() else 0
 
 
 def _mark(folder: Path) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from sande.config import Training
 from sande.errors import UserError
 from sande.formats import end_id
 from sande.prompts import Row, fit_length, pad_id
-from sande.training.batches import Collator, OrderedRows, features, row_order, split, with_blanks
+from sande.training.batches import Collator, OrderedRows, features, row_order
 from sande.training.checkpoints import KEPT
 from sande.training.monitor import LOG_STEPS_CUDA, Monitor
 from sande.training.objective import ResponseLoss
@@ -70,7 +70,7 @@ def fit(
         choose(settings.layout, lm.model, max(lengths), resolve(settings.precision)) if objective is None else "padded"
     )
     packed = layout == "packed"
-    collate = PackedCollator(_split(settings, run)[0]) if packed else Collator(pad_id(lm.tokenizer))
+    collate = PackedCollator(_micro_batch(settings)) if packed else Collator(pad_id(lm.tokenizer))
 
     def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
         return Trainer(
@@ -88,8 +88,7 @@ def fit(
     with packed_attention(lm.model) if packed else nullcontext():
         probe = collate([features(fitted[0])])
         ranks = [rank(row) for row in fitted] if rank else None
-        blanks = objective is None or getattr(objective, "takes_blank_rows", False)
-        optimise(lm, lengths, settings, run, stage, build, probe, parameters, ranks, callbacks, blanks)
+        optimise(lm, lengths, settings, run, stage, build, probe, parameters, ranks, callbacks)
     run.facts[stage] |= {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted), "layout": layout}
 
 
@@ -104,7 +103,6 @@ def optimise(
     parameters: Sequence[nn.Parameter] | None = None,
     ranks: Sequence[int] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-    takes_blanks: bool = False,
 ) -> None:
     """Run any Trainer with what all runs share: trained parameters, LoRA, row order, checks, checkpoints, facts.
 
@@ -119,7 +117,6 @@ def optimise(
         parameters: trained parameters; None: all of the model, or its adapters where `settings` asks for LoRA.
         ranks: of each row, as for `row_order`.
         callbacks: of the Trainer, which change the weights.
-        takes_blanks: whether the order that `build` gets may have `BLANK` in it.
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
@@ -136,10 +133,10 @@ def optimise(
         if progress and progress.finished(lm.model):
             run.say(f"{stage}: done before")
             return
-        arguments, blanks = _arguments(settings, run, len(order) // settings.batch_size, takes_blanks)
+        arguments = _arguments(settings, run, steps=len(order) // settings.batch_size)
         if progress:
             arguments |= {"output_dir": str(progress.folder), "save_total_limit": KEPT}
-        trainer = build(arguments, with_blanks(order, settings.batch_size, blanks))
+        trainer = build(arguments, order)
         if settings.optimizer == "muon":
             trainer.optimizer = muon(trainer)
         if settings.sharpness:
@@ -156,8 +153,6 @@ def optimise(
         _check_weights(lm, probe, monitor)
         summary = monitor.summary(trainer.state, progress.earlier if progress else 0.0)
         run.facts[stage] = summary | {"compute_type": resolve(settings.precision)}
-        if progress and run.planned:
-            run.facts[stage]["workers"] = progress.workers
         if progress:
             progress.finish(lm.model)
 
@@ -231,25 +226,25 @@ def _layout(sharding: Sharding, precision: ComputeType) -> str:
     return f"{_workers()}-workers{sharding.layout}-{precision}"
 
 
-def _split(settings: Training, run: Run) -> tuple[int, int, int]:
-    return split(settings.batch_size, settings.micro_batch_size, _workers(), max(run.planned or 0, _workers()))
+def _micro_batch(settings: Training) -> int:
+    """Return the rows per forward pass of this worker."""
+    return settings.micro_batch_size or max(1, settings.batch_size // _workers())
 
 
-def _arguments(settings: Training, run: Run, steps: int, takes_blanks: bool) -> tuple[dict[str, Any], int]:
-    """Return keyword arguments of `TrainingArguments` or of a class derived from it, and the blank rows of a step."""
-    workers, precision = _workers(), resolve(settings.precision)
-    micro, passes, blanks = _split(settings, run)
-    if blanks and not (takes_blanks and run.planned):
+def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
+    """Return keyword arguments of `TrainingArguments` or of a class derived from it."""
+    workers, micro, precision = _workers(), _micro_batch(settings), resolve(settings.precision)
+    if settings.batch_size % (micro * workers):
         raise UserError(
             f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro} x {workers} worker(s); "
             "change one of them"
         )
-    arguments = {
+    return {
         "output_dir": run.scratch,
         "seed": run.seed,
         "max_steps": steps,
         "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": passes,
+        "gradient_accumulation_steps": settings.batch_size // (micro * workers),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": settings.warmup,  # below 1 it is a share of all steps
@@ -270,4 +265,3 @@ def _arguments(settings: Training, run: Run, steps: int, takes_blanks: bool) -> 
         "disable_tqdm": True,
         **_sharding(run).arguments(precision),
     }
-    return arguments, blanks

@@ -1,17 +1,22 @@
-"""Runs on a cluster that grows and shrinks: they use nodes that come, and survive those that go."""
+"""Runs on clusters that grow and shrink use nodes that come, and survive those that go, with fewer workers if need be."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from benchmark.plan import maintenance
+from benchmark.store.local import LocalStore
 from tests.faults.autoscaling import Autoscaled
 from tests.faults.conftest import NewCase
-from tests.faults.harness import SOON, TRAIN, Case, Faults, Line
-from tests.integration.helpers import end, wait_until
+from tests.faults.harness import SOON, TRAIN, Case, Faults, Line, Machines
+from tests.integration.helpers import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 MOST = 4  # nodes
+WEIGHTS = "model.safetensors"
+CHANGES = "2 from step 0 of 1-attack; 1 from step 2 of 1-attack"
 GRID = {"sweep": {"seed": [1, 2, 3, 4]}, "defense": "none"}
 
 
@@ -56,7 +61,7 @@ def test_a_cluster_grows_and_shrinks(case: NewCase, quiet: Case, autoscaled: Aut
 
 
 def test_a_node_of_a_growing_cluster_is_lost(case: NewCase, quiet: Case, autoscaled: Autoscaled) -> None:
-    with case("SIGKILL of a spot node, of the four of a cluster with an autoscaler", *autoscaled.options, **GRID) as here:
+    with case("SIGKILL of one of four nodes of a growing cluster", *autoscaled.options, **GRID) as here:
         holding = [here.faults.arm(TRAIN, stage="attack", call=2) for _ in range(MOST)]
         pids = [here.reach(each) for each in holding]
         autoscaled.kill_node_of(pids[-1])
@@ -77,3 +82,28 @@ def test_the_demand_of_a_run_that_ends_is_dropped(case: NewCase, quiet: Case, au
         here.vanish()
         assert nodes_are(autoscaled, 1)
         here.recover(quiet)
+
+
+def test_a_group_goes_on_with_the_worker_that_is_left(case: NewCase, undisturbed: Case, faults: Faults) -> None:
+    resources = {"cpus": 1, "workers": 2, "min_workers": 1, "checkpoint_minutes": 0}
+    changes = {"resources": resources, "sweep": {"defense": ["none"]}}
+    machines = Machines(faults, nodes=2)
+    try:
+        with case("a node of two that train together is lost for good", *machines.options, **changes) as here:
+            fault = here.faults.arm(TRAIN, stage="attack", call=3)
+            machines.kill(machines.node_of(here.reach(fault)))
+            assert here.ended() == 0, here.said
+            assert "lost node; again" in here.said
+            rows = here.rows(here.path)
+            assert {row["attack_worker_changes"] for row in rows} == {CHANGES}
+            assert {(row["status"], row["attack_workers"], row["workers"]) for row in rows} == {("ok", 1, 1)}
+            assert {row["worker_changes"] for row in rows} == {None}
+            assert list(maintenance.verify(LocalStore(here.store))) == []
+            assert here.left() == set()
+            made, whole = (load_file(each.artifact("attack", "none") / WEIGHTS) for each in (here, undisturbed))
+            for name, weight in whole.items():  # of one worker; up to rounding it is the same training
+                torch.testing.assert_close(made[name], weight, rtol=0, atol=1e-3)
+            here.line.recovered = "by the run itself"
+            here.line.repeated = 1
+    finally:
+        machines.close()

@@ -58,16 +58,15 @@ class Tune:
         store: LocalStore,
         peaks: Peaks | None = None,
         timeout: float | None = None,
-        room: Any = None,
+        nodes: Any = None,
     ) -> None:
         self.said: list[str] = []
         share = peaks.share if peaks else whole
         queue = Queue(plan(*(stage(key) for key in keys)), slots, share)
         self.leases = leases = Leases(store.lease_backend(), self.said.append)
         self.progress = Progress("grid", at_once=slots)
-        self.searcher = StageSearcher(
-            queue, store, peaks, self.said.append, 0.0, leases, timeout, progress=self.progress, room=room
-        )
+        more = {"progress": self.progress, "nodes": nodes}
+        self.searcher = StageSearcher(queue, store, peaks, self.said.append, 0.0, leases, lambda stage: timeout, **more)
         self.store = store
         self.trials: list[str] = []  # keys of their stages
 
@@ -165,20 +164,20 @@ def test_a_stage_whose_machine_is_lost_is_tried_again_beside_others(tune: Callab
     assert kind_of(fake.searcher.queue.errors["a"]) == failures.LOST_NODE
 
 
-class FakeRoom:
+class FakeNodes:
     """A cluster that holds so many stages, and whose nodes may die."""
 
     def __init__(self, holds: int, dying: bool = False) -> None:
         self.holds, self.dying = holds, dying
-        self.asked: list[int] = []
+        self.asked: list[str] = []
 
-    def stages(self) -> int:
+    def slots(self) -> int:
         return self.holds
 
-    def ask(self, more: int) -> None:
-        self.asked.append(more)
+    def ask(self, stages: list[Stage]) -> None:
+        self.asked.append("".join(stage.key for stage in stages))
 
-    def lost_node(self) -> bool:
+    def one_died(self) -> bool:
         return self.dying
 
 
@@ -186,31 +185,31 @@ def test_nodes_that_come_are_used_and_more_are_asked_for(
     tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("benchmark.execution.searcher.POLL", 0.0)
-    room = FakeRoom(1)
-    fake = tune("a", "b", "c", "d", slots=1, room=room)
+    nodes = FakeNodes(1)
+    fake = tune("a", "b", "c", "d", slots=1, nodes=nodes)
     assert [fake.ask(), fake.ask()] == ["a", None]
-    assert room.asked == [3]
-    room.holds = 3
+    assert nodes.asked == ["bcd"]
+    nodes.holds = 3
     assert [fake.ask() for _ in range(3)] == ["b", "c", None]
     assert fake.said == ["the cluster has room for 3 stages at a time, 1 before"]
-    assert (room.asked, fake.progress.at_once) == ([3, 1], 3)
-    room.holds = 1
+    assert (nodes.asked, fake.progress.at_once) == (["bcd", "d"], 3)
+    nodes.holds = 1
     for trial in range(3):
         fake.end(trial, OK)
     assert [fake.ask(), fake.ask()] == ["d", None]
-    assert (room.asked, fake.progress.at_once) == ([3, 1, 0], 1)
+    assert (nodes.asked, fake.progress.at_once) == (["bcd", "d", ""], 1)
     fake.end(3, OK)
     assert fake.ask() == FINISHED
 
 
 def test_a_cluster_without_nodes_is_waited_for(tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.execution.searcher.POLL", 0.0)
-    room = FakeRoom(0)
-    fake = tune("a", slots=1, room=room)
+    nodes = FakeNodes(0)
+    fake = tune("a", slots=1, nodes=nodes)
     assert fake.ask() == FINISHED, "a Tuner's idle processes would keep nodes"
     assert fake.searcher.left_to_others
-    assert room.asked == [1]
-    room.holds = 1
+    assert nodes.asked == ["a"]
+    nodes.holds = 1
     fake.searcher.wait()
     assert fake.ask() == "a"
 
@@ -220,7 +219,7 @@ def test_a_cluster_without_nodes_is_waited_for(tune: Callable[..., Tune], monkey
 def test_a_process_that_died_with_its_node_is_tried_again_beside_others(
     tune: Callable[..., Tune], dying: bool, again: str, result: dict[str, Any] | None
 ) -> None:
-    fake = tune("a", "b", "c", slots=2, room=FakeRoom(2, dying))
+    fake = tune("a", "b", "c", slots=2, nodes=FakeNodes(2, dying))
     assert [fake.ask(), fake.ask()] == ["a", "b"]
     fake.end(0, result)
     assert fake.said[0].endswith(again)
@@ -417,8 +416,13 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 
 def config(resources: Resources, per_worker: dict[str, float], of: Stage, share: float) -> dict[str, Any]:
     """What Tune gives to a trial."""
-    settings = driver._settings(resources, per_worker, "store", None)
-    return {"settings": settings, "stage": of.to_json(), "share": share}
+    settings = [driver._settings(resources, per_worker, "store", None)]
+    return {"settings": settings, "stage": of.to_json(), "share": share, "sort": 0}
+
+
+def room(resources: Resources, per_worker: dict[str, float]) -> driver._Room:
+    """One slot for stages with the same resources."""
+    return driver._Room(resources.of, {resources: per_worker}, 1, {resources: 1.0})
 
 
 def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
@@ -461,7 +465,7 @@ def test_tune_passes_no_keys_of_a_bucket_to_its_workers(monkeypatch: pytest.Monk
 def test_a_trial_holds_its_share_of_a_worker(
     resources: Resources, kind: str, share: float, expected: dict[str, float]
 ) -> None:
-    held = driver._trial_resources(resources, config(resources, PER_WORKER, replace(stage("a"), kind=kind), share))
+    held = driver._trial_resources(config(resources, PER_WORKER, replace(stage("a"), kind=kind), share))
     assert held.bundles == [expected]
 
 
@@ -476,15 +480,15 @@ def test_a_trial_holds_its_share_of_a_worker(
 def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
     resources: Resources, per_worker: dict[str, float], defense: dict[str, float], store: LocalStore
 ) -> None:
-    _, share = driver._sharing(resources, per_worker, store)
+    _, share = driver._sharing(room(resources, per_worker), store)
     for kind, expected in (("attack", per_worker), ("defend", defense)):
         of = stage("s", kind=kind)
         given = config(resources, per_worker, of, share(of))
-        assert driver._trial_resources(resources, given).bundles == [expected]
+        assert driver._trial_resources(given).bundles == [expected]
 
 
 def test_vllm_shares_no_gpu(store: LocalStore) -> None:
-    peaks, share = driver._sharing(Resources(engine="vllm"), PER_WORKER, store)
+    peaks, share = driver._sharing(room(Resources(engine="vllm"), PER_WORKER), store)
     assert peaks is None
     assert share(stage("s", kind="evaluate")) == 1.0
 

@@ -1,5 +1,6 @@
 """The queue that Tune is fed from: order, needs, room, failures, one retry alone; and the simulation of it."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
@@ -196,25 +197,79 @@ def test_a_stage_that_runs_alone_waits_for_a_slot_too() -> None:
     assert start(queue) == ["a"]
 
 
-def test_a_queue_lacks_the_slots_that_ready_stages_would_fill() -> None:
-    needy = [stage(str(number), "a", kind="defend") for number in range(5)]
+def lacking(queue: Queue, most: int = 9) -> str:
+    return "".join(stage.key for stage in queue.lacking(most))
+
+
+def test_a_queue_lacks_room_for_stages_that_are_ready() -> None:
+    needy = [stage(key, "a", kind="defend") for key in "defgh"]
     queue = Queue(plan(stage("a"), stage("b"), *needy), slots=1)
     assert start(queue) == ["a"]
-    assert queue.lacking(9) == 1, "b; the others cannot start yet"
+    assert lacking(queue) == "b", "the others cannot start yet"
     queue.ended("a")
     assert start(queue) == ["b"]
-    assert queue.lacking(9) == 5
-    assert queue.lacking(3) == 3
+    assert lacking(queue) == "defgh"
+    assert lacking(queue, most=3) == "def"
     queue.resize(3)
-    assert queue.lacking(9) == 3, "two will start in the slots that came"
+    assert lacking(queue) == "fgh", "two will start in the slots that came"
     assert queue.ended("b", MEMORY, short_of_memory=True)
-    assert queue.lacking(9) == 0, "b runs alone"
+    assert lacking(queue) == "", "b runs alone"
 
 
-def test_a_queue_lacks_less_where_stages_share_a_slot() -> None:
-    queue = Queue(plan(*(stage(str(number)) for number in range(9))), slots=1, share=lambda stage: 0.25)
-    assert start(queue) == ["0", "1", "2", "3"]
-    assert queue.lacking(9) == 2
+def test_a_queue_lacks_a_slot_for_all_that_share_it() -> None:
+    queue = Queue(plan(*(stage(key) for key in "abcdefghi")), slots=1, share=lambda stage: 0.25)
+    assert start(queue) == ["a", "b", "c", "d"]
+    assert lacking(queue) == "ei"
+
+
+def wide(**widths: float) -> Callable[[Stage], float]:
+    """Slots by the stage's key, else one."""
+    return lambda stage: widths.get(stage.key, 1.0)
+
+
+def test_a_wide_stage_takes_what_is_left_of_a_cluster_that_lost_a_node() -> None:
+    queue = Queue(plan(stage("a")), slots=8, width=wide(a=8), least=wide(a=3))
+    first = queue.next()
+    assert first
+    assert (first.room, first.filled) == (8, 1.0)
+    queue.resize(7)
+    assert queue.ended("a", "its node is gone", lost="node") == "again"
+    second = queue.next()
+    assert second
+    assert (second.room, second.filled) == (7, 7 / 8)
+    assert queue.ended("a", "its node is gone", lost="node") == "again"
+    queue.resize(2)
+    assert queue.next() is None, "fewer than it may have"
+    assert lacking(queue) == "a"
+    queue.resize(9)
+    third = queue.next()
+    assert third
+    assert (third.room, third.filled) == (8, 1.0)
+
+
+def test_a_wide_stage_waits_for_all_of_its_slots_where_no_node_was_lost() -> None:
+    queue = Queue(plan(stage("b"), stage("a"), stage("c")), slots=8, width=wide(a=8), least=wide(a=3))
+    assert start(queue) == ["b"]
+    queue.ended("b")
+    assert start(queue) == ["a"]
+
+
+def test_a_wide_stage_starts_small_on_a_small_cluster() -> None:
+    queue = Queue(plan(stage("a"), stage("b")), slots=7, width=wide(a=8), least=wide(a=3))
+    first = queue.next()
+    assert first
+    assert (first.room, first.filled) == (7, 7 / 8)
+    assert queue.next() is None
+
+
+def test_a_wide_stage_waits_where_it_may_not_shrink() -> None:
+    queue = Queue(plan(stage("a")), slots=8, width=wide(a=8))
+    assert start(queue) == ["a"]
+    queue.resize(7)
+    assert queue.ended("a", "its node is gone", lost="node") == "again"
+    assert start(queue) == []
+    queue.resize(8)
+    assert start(queue) == ["a"]
 
 
 @pytest.mark.parametrize(("lost", "most"), [("process", TRIES), ("node", NODES + 1)])
