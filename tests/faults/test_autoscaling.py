@@ -1,4 +1,4 @@
-"""Runs on clusters that grow and shrink use nodes that come, and survive those that go, with fewer workers if need be."""
+"""Runs on clusters that grow and shrink: they use nodes that come, and survive those that go, with fewer workers, too."""
 
 from collections.abc import Iterator
 
