@@ -1,4 +1,4 @@
-"""Runs on clusters that grow and shrink: they use nodes that come, and survive those that go, with fewer workers, too."""
+"""Clusters that grow and shrink: runs use nodes that come, and survive those that go, with fewer workers, too."""
 
 from collections.abc import Iterator
 
