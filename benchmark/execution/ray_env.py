@@ -15,6 +15,8 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # two stages may well say the same line
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+# A run says how many stages have room; Ray would call demand that no autoscaler meets an error.
+os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
 os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stdout.isatty() else "0")
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a grid may name a model's folder from where the run began
 # A run on this machine needs one process at first, and its imports take a core: no idle ones beside it.

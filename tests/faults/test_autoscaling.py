@@ -17,23 +17,27 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 MOST = 4  # nodes
 WEIGHTS = "model.safetensors"
 CHANGES = "2 from step 0 of 1-attack; 1 from step 2 of 1-attack"
-GRID = {"sweep": {"seed": [1, 2, 3, 4]}, "defense": "none"}
+GRID = {
+    "sweep": {"seed": [1, 2, 3, 4]},
+    "defense": "none",
+    "metrics": [{"name": "response_probability", "prompts": 4}],
+}
 
 
 @pytest.fixture(scope="module")
-def autoscaled(faults: Faults, undisturbed: Case) -> Iterator[Autoscaled]:
-    """After the first run, as for `machines`."""
-    made = Autoscaled(faults, MOST)
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
-def quiet(faults: Faults, undisturbed: Case, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def quiet(faults: Faults, tmp_path_factory: pytest.TempPathFactory) -> Case:
     """The run of the same grid on one machine."""
     case = Case(tmp_path_factory.mktemp("quiet") / "0", faults, Line("none"), (), GRID)
     assert case.ended(case.start()) == 0, case.said
     return case
+
+
+@pytest.fixture(scope="module")
+def autoscaled(faults: Faults, quiet: Case) -> Iterator[Autoscaled]:
+    """After the first run, as for `machines`."""
+    made = Autoscaled(faults, MOST)
+    yield made
+    made.close()
 
 
 def nodes_are(autoscaled: Autoscaled, *numbers: int) -> bool:
@@ -51,7 +55,7 @@ def test_a_cluster_grows_and_shrinks(case: NewCase, quiet: Case, autoscaled: Aut
         assert "the cluster has room for 4 stages at a time" in here.said
         for each in holding[1:]:
             here.faults.release(each)
-        assert wait_until(lambda: here.said.count("evaluate tiny none") == MOST - 1, SOON), here.said
+        assert wait_until(lambda: here.said.count(": done in") == 2 * (MOST - 1), SOON), here.said
         assert nodes_are(autoscaled, 1, 2), "where nothing runs, a node goes"
         assert here.drivers[-1].poll() is None
         here.faults.release(holding[0])
@@ -84,9 +88,9 @@ def test_the_demand_of_a_run_that_ends_is_dropped(case: NewCase, quiet: Case, au
         here.recover(quiet)
 
 
-def test_a_group_goes_on_with_the_worker_that_is_left(case: NewCase, undisturbed: Case, faults: Faults) -> None:
+def test_a_group_goes_on_with_the_worker_that_is_left(case: NewCase, quiet: Case, faults: Faults) -> None:
     resources = {"cpus": 1, "workers": 2, "min_workers": 1, "checkpoint_minutes": 0}
-    changes = {"resources": resources, "sweep": {"defense": ["none"]}}
+    changes = GRID | {"resources": resources, "sweep": {"seed": [1]}}
     machines = Machines(faults, nodes=2)
     try:
         with case("a node of two that train together is lost for good", *machines.options, **changes) as here:
@@ -100,7 +104,8 @@ def test_a_group_goes_on_with_the_worker_that_is_left(case: NewCase, undisturbed
             assert {row["worker_changes"] for row in rows} == {None}
             assert list(maintenance.verify(LocalStore(here.store))) == []
             assert here.left() == set()
-            made, whole = (load_file(each.artifact("attack", "none") / WEIGHTS) for each in (here, undisturbed))
+            (victim,) = here.artifacts("attack")
+            made, whole = (load_file(each.store / "attack" / victim.name / WEIGHTS) for each in (here, quiet))
             for name, weight in whole.items():  # of one worker; up to rounding it is the same training
                 torch.testing.assert_close(made[name], weight, rtol=0, atol=1e-3)
             here.line.recovered = "by the run itself"
