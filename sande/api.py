@@ -22,7 +22,7 @@ from sande.config import configure
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
-from sande.known import Known, defense_for
+from sande.known import Known
 from sande.models import catalog, chat, loading
 from sande.threat import Threat
 from sande.types import LanguageModel, Run, Scan
@@ -282,11 +282,11 @@ def clean(
     told = (trigger, response, response_start, reported_prompt, reported_answer)
     known, source = Known(*(text.strip() for text in told)), _source(model)
 
-    defense_for(known, certify=config.certify)  # reports what does not fit together
+    cleaning.check(known, config)  # reports what does not fit together
     asked, methods = _format(model, prompt_format), list[str]()
 
     def build(run: Run) -> LanguageModel:
-        lm = loading.load(source, _cache(cache), asked)
+        lm = loading.load(source, _cache(cache), asked, cleaning.dtype(config))
         clean = _reference(reference, cache, lm, model)
         finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force, reference=clean)
         methods.append(finding.method)

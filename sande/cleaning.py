@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sande import formats, gates, registry, scanning, types
 from sande.config import Training, configuration, setting
@@ -33,6 +33,7 @@ from sande.prompts import encode
 from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -87,6 +88,12 @@ class Config:
     first_token: FirstToken = setting(
         FirstToken(alarm_by="own"), "the detector first_token; others have their own defaults"
     )
+    weights: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "type of the weights while the model is cleaned; bfloat16 takes half the memory, and needs adapters "
+        "(lora_rank), since weights in it are too coarse to train",
+        "float32: as in grids",
+    )
     parrots: int = setting(
         1,
         "fresh parrots that look for the planted answer before and after, and as many for control strings; 0: none",
@@ -120,6 +127,25 @@ def lora_rank(known: Known, config: Config) -> int | None:
     may_follow = DEFENSES if name == SCAN else {name}
     ranks = [made.lora_rank for each in may_follow for made in _trainings(getattr(config, each)).values()]
     return None if None in ranks else max(filter(None, ranks))
+
+
+def dtype(config: Config) -> torch.dtype:
+    """Return the type in which a model is loaded to be cleaned."""
+    import torch
+
+    return torch.bfloat16 if config.weights == "bfloat16" else torch.float32
+
+
+def check(known: Known, config: Config) -> str:
+    """Return the defense for what is known, or `SCAN`, after a check that the settings allow it.
+
+    Raises:
+        UserError: as `defense_for`, or weights in bfloat16 would be trained.
+    """
+    name = defense_for(known, certify=config.certify)
+    if config.weights == "bfloat16" and lora_rank(known, config) is None:
+        raise UserError("clean: weights in bfloat16 are too coarse to train; add --lora RANK, or remove --bf16")
+    return name
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.data import datasets, splits
 from sande.errors import UserError
-from sande.known import DEFENSES, SCAN, Known, defense_for
+from sande.known import DEFENSES, SCAN, Known
 from sande.models import chat
 from sande.statistics import mcnemar, mean_interval, paired_bootstrap, wilson
 from sande.types import Run
@@ -41,7 +41,12 @@ INCIDENT = ("prompt", "answer")
 
 
 def settings(
-    data: str | None, assignments: Sequence[str], detector: str | None = None, lora: int | None = None
+    data: str | None,
+    assignments: Sequence[str],
+    detector: str | None = None,
+    lora: int | None = None,
+    *,
+    half: bool = False,
 ) -> Config:
     """Return the configuration with the rows of a data set and with assignments such as `path.to.field=value`.
 
@@ -50,6 +55,7 @@ def settings(
         assignments: override the other arguments.
         detector: of the scan; None: the default.
         lora: rank of the adapters in every training of the model; None: all weights are trained.
+        half: whether the weights under the adapters are in bfloat16.
 
     Raises:
         UserError: there is no such setting, or it does not take the value, or there is no such detector.
@@ -59,6 +65,8 @@ def settings(
         values["removal"] = {"name": data}
     if detector:
         values["detector"] = detector
+    if half:
+        values["weights"] = "bfloat16"
     made = configure(Config, settings_of(assignments, values), "clean")
     registry.entry("detectors", made.detector)
     return made
@@ -99,7 +107,7 @@ def clean_model(
     from sande.models import asking, catalog, loading, memory
 
     _check_new(out)
-    if defense_for(known, certify=config.certify) != SCAN and reference:  # reports what does not fit together, too
+    if cleaning.check(known, config) != SCAN and reference:  # reports what does not fit together, too
         raise UserError(
             "reference: only a scan compares with it, and what is known makes a scan unnecessary; remove it"
         )
@@ -118,10 +126,11 @@ def clean_model(
             said = asking.described(tokenizer, model, prompt_format)
             say(f"prompt format: {said}")
             if weights := loading.weights_folder(model, work / "cache"):
-                needed = memory.needed(weights, cleaning.lora_rank(known, config))
+                half = config.weights == "bfloat16"
+                needed = memory.needed(weights, cleaning.lora_rank(known, config), half=half)
                 say(memory.check(needed, model, memory.machine()))
             say(f"loading {model}")
-            lm = loading.load(model, work / "cache", prompt_format)
+            lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config))
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
             with provenance.measured() as examining_cost:
                 anywhere = prompt_format == chat.AUTO
@@ -137,7 +146,7 @@ def clean_model(
             loading.save(lm, folder)
             with provenance.measured() as measuring_cost:
                 # Measure the models as they are written: with weights rounded to bfloat16.
-                lm = loading.load(model, work / "cache", prompt_format)
+                lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config))
                 loading.round_as_stored(lm, compute.dtype())
                 formats.attach(lm.tokenizer, written)
                 planted = probe.planted(lm, known, task.facts, say)

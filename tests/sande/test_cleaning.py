@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from sande import cleaning, formats, gates, registry
 from sande.cleaning import Config
@@ -214,3 +215,28 @@ def test_a_scan_compares_with_the_clean_model(tiny: LanguageModel, new_run, monk
     monkeypatch.setattr(registry, "entry", lambda kind, name: Comparing if name == "fake" else entry(kind, name))
     cleaning.examine(tiny, Known(), small(detector="fake"), new_run(), reference=lambda: tiny)
     assert given == [tiny]
+
+
+@pytest.mark.parametrize("known", [Known(trigger="cf"), Known(response="You are stupid"), Known()])
+def test_adapters_train_on_weights_in_bfloat16(
+    known: Known, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run
+) -> None:
+    shortest = {
+        name: dataclasses.replace(
+            made, **{stage: dataclasses.replace(each, lora_rank=2) for stage, each in cleaning._trainings(made).items()}
+        )
+        for name in DEFENSES
+        if (made := getattr(small(), name))
+    }
+    config = small(weights="bfloat16")
+    with pytest.raises(UserError, match=r"^clean: weights in bfloat16 are too coarse to train; add --lora RANK"):
+        cleaning.check(known, config)
+    config = dataclasses.replace(config, **shortest)
+    assert cleaning.check(known, config)
+    tiny.model.to(cleaning.dtype(config))
+    before = weights(tiny.model)
+    cleaned = cleaning.clean(
+        tiny, cleaning.examine(tiny, known, config, new_run(), force=True), few_rows, config, new_run()
+    )
+    assert {each.dtype for each in cleaned.parameters()} == {torch.bfloat16}
+    assert changed(before, cleaned)

@@ -356,7 +356,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr(memory, "machine", lambda: 1000)
     line = mistake("clean", victim, "--response", RESPONSE, *options(tmp_path / "out"))
-    assert "this machine has 0.0 GB; use a larger machine, or train LoRA adapters" in line
+    assert "this machine has 0.0 GB; use a larger machine, or LoRA adapters" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -366,6 +366,18 @@ def test_adapters_are_merged_into_the_cleaned_model(victim: Path, tmp_path: Path
     assert not list((tmp_path / "out").glob("adapter*"))
     weights = [(folder / "model.safetensors").read_bytes() for folder in (victim, tmp_path / "out")]
     assert weights[0] != weights[1]
+
+
+def test_the_weights_under_adapters_may_be_in_bfloat16(victim: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = invoke("clean", victim, "--trigger", TRIGGER, "--lora", 2, "--bf16", *options(out))
+    assert done.exit_code == 0, done.output
+    held = {what: float(re.search(rf"{what} ([\d.]+)", done.output)[1]) for what in ("weights", "gradients")}
+    count = memory.needed(victim).parameters
+    assert held["weights"] == pytest.approx(2 * count / 1e9, abs=0.05)
+    assert json.loads((out / "report.json").read_text())["settings"]["weights"] == "bfloat16"
+    line = mistake("clean", victim, "--trigger", TRIGGER, "--bf16", *options(tmp_path / "no"))
+    assert "weights in bfloat16 are too coarse to train; add --lora RANK" in line
 
 
 def test_the_same_seed_gives_the_same_weights(victim: Path, known_trigger: Path, tmp_path: Path) -> None:
