@@ -154,7 +154,7 @@ class Queue:
 
         Less than a slot goes into the fullest one that has room; more is whole slots and the rest of another.
         """
-        room = min(share * self._width(self._stages[place]), float(len(self._free)))
+        room = share * min(self._width(self._stages[place]), float(len(self._free)))
         number = int(room + _ROUNDING)
         rest = room - number if room - number > _ROUNDING else 0.0
         empty = [slot for slot, free in enumerate(self._free) if free + _ROUNDING >= 1.0]
