@@ -148,7 +148,7 @@ def plan(
         line, reason = wall_time.in_words(forecast, len(made.missing), gpus or 1, machine)
         lines.append(line)
         reasons += filter(None, [reason])
-        lines += report(made, forecaster, loaded.resources, gpus or 1) if suggest else ()
+        lines += report(made, forecaster.predict, loaded.resources, gpus or 1) if suggest else ()
     lines.append(disk.summary(made, opened, retention.check(keep)))
     lines += filter(None, [searching])
     lines += dict.fromkeys(unfit(loaded.cells).values())

@@ -1,7 +1,9 @@
 """Suggest how many workers stages of each kind and model should have, by forecasts: `plan --gpus N --suggest`.
 
 The search is greedy. It begins with one worker for each stage, doubles the workers of the kinds and models on the
-longest chain of stages, one at a time or all together, keeps the best forecast, and ends when none saves `GAIN`.
+longest chain of stages, one at a time or all together, or of all there are, since chains may be equally long. It keeps
+the best forecast and ends when none saves `GAIN`. Then it halves each number again, as long as all of that costs no more
+than `GAIN`.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from benchmark.forecast.wall_time import Forecaster, Prediction, span
+from benchmark.forecast.wall_time import Prediction, span
 from benchmark.grid.resources import Kind, Resources, ResourcesByStage, StageLike
 from benchmark.grid.stage_resources import KINDS
 from benchmark.io.yaml import dump
@@ -20,9 +22,10 @@ from benchmark.plan.batches import divides
 from benchmark.plan.plan import Plan
 from benchmark.plan.stage import Stage
 
-GAIN = 0.01  # share of the time that a doubling has to save
+GAIN = 0.01  # share of the time that more workers have to save
 
 Group = tuple[Kind, str]  # kind of stages, and model
+Predict = Callable[[ResourcesByStage], Prediction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +35,14 @@ class Suggestion:
     Attributes:
         before: forecast with the resources of the grid.
         after: forecast with the suggested workers.
-        workers: suggested number for each kind and model of the missing stages.
-        limited: kinds and models that would gain from more workers, but whose batches cannot be split further.
+        workers: suggested number for each kind and model of the missing stages; empty where the grid's own are as good.
+        stuck: kinds and models on the longest chain whose batches cannot be split further.
     """
 
     before: Prediction
     after: Prediction
     workers: Mapping[Group, int]
-    limited: tuple[Group, ...]
+    stuck: tuple[Group, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +63,37 @@ def _with(given: Resources, workers: int) -> Resources:
     return given if given.workers == workers else dataclasses.replace(given, workers=workers)
 
 
-def suggest(plan: Plan, forecaster: Forecaster, resources: ResourcesByStage, gpus: int) -> Suggestion:
+def suggest(plan: Plan, predict: Predict, resources: ResourcesByStage, gpus: int) -> Suggestion:
     """Return the workers that the forecast finds best.
 
     Args:
         plan: plan of a grid.
-        forecaster: of that plan and as many GPUs.
+        predict: returns the forecast of that plan, on as many GPUs, with other resources.
         resources: those of the grid; what they say besides the number of workers is kept.
         gpus: number of GPUs.
 
     Raises:
         UserError: a stage needs more GPUs than there are.
     """
-    before = forecaster.predict(resources)
     groups: dict[Group, list[Stage]] = defaultdict(list)
     for stage in plan.missing:
         groups[_group(stage)].append(stage)
 
     def fits(group: Group, workers: int) -> bool:
-        return all(
-            workers * (resources.of(stage).gpus or 1.0) <= gpus and divides(stage, workers) for stage in groups[group]
-        )
+        room = all(workers * (resources.of(stage).gpus or 1.0) <= gpus for stage in groups[group])
+        return room and all(divides(stage, workers) for stage in groups[group])
 
     def forecast(workers: Mapping[Group, int]) -> Prediction:
-        return forecaster.predict(WithWorkers(resources, workers))
+        return predict(WithWorkers(resources, workers))
 
     workers, after, longest = _greedy(dict.fromkeys(groups, 1), forecast, fits, plan)
-    limited = tuple(group for group in longest if not fits(group, 2 * workers[group]))
-    if before.wall <= after.wall:
-        own = {group: resources.of(stages[0]).workers for group, stages in groups.items()}
-        return Suggestion(before, before, own, limited)
-    return Suggestion(before, after, workers, limited)
+    workers, after = _trimmed(workers, after, forecast)
+    stuck = [group for group in longest if not all(divides(stage, 2 * workers[group]) for stage in groups[group])]
+    before = predict(resources)
+    works = all(divides(stage, resources.of(stage).workers) for stage in plan.missing)
+    if works and before.wall <= after.wall:
+        return Suggestion(before, before, {}, tuple(stuck))
+    return Suggestion(before, after, workers, tuple(stuck))
 
 
 def _greedy(
@@ -119,8 +122,25 @@ def _doubled(
     able = {group: 2 * workers[group] for group in chain if fits(group, 2 * workers[group])}
     for group, number in able.items():
         yield {**workers, group: number}
-    if len(able) > 1:
-        yield {**workers, **able}
+    all_able = {group: 2 * number for group, number in workers.items() if fits(group, 2 * number)}
+    for together in (able, all_able):
+        if len(together) > 1:
+            yield {**workers, **together}
+
+
+def _trimmed(
+    workers: dict[Group, int], made: Prediction, forecast: Callable[[Mapping[Group, int]], Prediction]
+) -> tuple[dict[Group, int], Prediction]:
+    """Return the workers, and their forecast, without those that save next to nothing."""
+    most = (1 + GAIN) * made.wall
+    for group in reversed(workers):  # of evaluations first, which gain least
+        while workers[group] > 1:
+            fewer = {**workers, group: workers[group] // 2}
+            found = forecast(fewer)
+            if found.wall > most:
+                break
+            workers, made = fewer, found
+    return workers, made
 
 
 def _group(stage: Stage) -> Group:
@@ -153,27 +173,24 @@ def snippet(workers: Mapping[Group, int], given: Mapping[Group, int]) -> tuple[s
     return text, [] if rules else assignments
 
 
-def report(plan: Plan, forecaster: Forecaster, resources: ResourcesByStage, gpus: int) -> Iterator[str]:
+def report(plan: Plan, predict: Predict, resources: ResourcesByStage, gpus: int) -> Iterator[str]:
     """Yield the suggestion in words, and the YAML of it between empty lines; arguments and errors as for `suggest`."""
     if not plan.missing:
         yield "Suggestion: none, as nothing is left to run"
         return
-    made = suggest(plan, forecaster, resources, gpus)
-    if made.before is made.after:
-        yield f"Suggestion: none; no other number of workers has a shorter forecast than {span(made.before.wall)}"
-    else:
+    made = suggest(plan, predict, resources, gpus)
+    if made.workers:
         given = {_group(stage): resources.of(stage).workers for stage in plan.missing}
         text, assignments = snippet(made.workers, given)
-        use = f"add {' '.join(f'--set {each}' for each in assignments)}, or" if assignments else "to use it,"
+        use = f"add {' '.join(f'--set {each}' for each in assignments)}, or" if assignments else "to use them,"
         yield (
             f"Suggestion: {span(made.after.wall)} in place of {span(made.before.wall)} with these workers; {use} paste "
             "into the grid:"
         )
-        yield from ("", text, "")
+        yield f"\n{text}"
+    else:
+        yield f"Suggestion: none; no other workers have a shorter forecast than {span(made.before.wall)}"
     if made.after.scaling:
         yield f"Suggestion: {made.after.scaling}"
-    for kind, model in made.limited:
-        number = made.workers[kind, model]
-        alike = [stage for stage in plan.missing if _group(stage) == (kind, model)]
-        if not all(divides(stage, 2 * number) for stage in alike):
-            yield f"Suggestion: {kind} {model} is on the longest chain, and its batches cannot be split further"
+    for kind, model in made.stuck:
+        yield f"Suggestion: {kind} {model} is on the longest chain, and its batches cannot be split further"

@@ -18,18 +18,19 @@ from typing import Any, get_args
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import Cell
 from benchmark.grid.resources import Kind, Resources, ResourcesByStage, StageLike
-from benchmark.grid.rules import RESOURCES, Rule, parse
+from benchmark.grid.rules import RESOURCES, Rule, assign, parse
 from sande.config import configure
 from sande.errors import UserError
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _SETTINGS = tuple(Resources.__dataclass_fields__)
 
-# The kinds whose sections hold for a kind, the later ones first.
+# The kinds whose sections hold for a kind; a later one wins. A part comes behind its defense, so that a mistake in the
+# section of a defense is named there.
 _SECTIONS: dict[Kind, tuple[Kind, ...]] = {
     "attack": ("attack",),
-    "part": ("defend", "part"),
     "defend": ("defend",),
+    "part": ("defend", "part"),
     "evaluate": ("evaluate",),
 }
 # Settings of a cell that decide a stage. Cells that differ in others share it, so these cannot choose its resources.
@@ -94,7 +95,7 @@ class StageResources:
         self._layers.append(_Layer(None, _sections(overrides or {})))
         self._made: dict[tuple[Kind | None, tuple[bool, ...]], Resources] = {}
         self.default = self._merged(None, tuple(layer.rule is None for layer in self._layers))
-        for kind in KINDS:
+        for kind in _SECTIONS:
             self._merged(kind, tuple(layer.rule is None for layer in self._layers))
 
     def of(self, stage: StageLike) -> Resources:
@@ -110,7 +111,7 @@ class StageResources:
         """Refuse values of rules that do not go together for a stage of a cell; arguments and errors as for `of`."""
         for cell in cells if any(layer.rule for layer in self._layers) else ():
             settings = cell.settings()
-            for kind in KINDS:
+            for kind in _SECTIONS:
                 self.of(_Stage(kind, settings))
 
     def _merged(self, kind: Kind | None, matched: tuple[bool, ...]) -> Resources:
@@ -182,13 +183,11 @@ def _of_rule(rule: Rule) -> Sections:
         UserError: they are wrong, or `where` has settings that do not decide a stage of that kind.
     """
     nested: dict[str, Any] = {}
-    for path, value in rule.resources.items():
-        *kinds, name = path.split(".")
-        section = nested
-        for kind in kinds:
-            section = section.setdefault(kind, {})
-        section[name] = value
     try:
+        for path, value in rule.resources.items():
+            if not path:
+                raise UserError(f"'{RESOURCES}' needs the path of one setting; use {RESOURCES}.workers or another")
+            assign(nested, path, value)
         sections = _sections(nested)
         configure(Resources, sections[""], RESOURCES)
     except UserError as error:

@@ -33,7 +33,8 @@ def section(stores: Sequence[LocalStore], compute_type: ComputeType) -> dict[str
         SystemExit: no store has a stage on a CPU in this type, or none has the overhead of a run.
     """
     names = ", ".join(str(store.root) for store in stores)
-    samples = [sample for store in stores for sample in measured.on_cpu(store, compute_type)]
+    on_cpu = (sample for store in stores for sample in measured.on_cpu(store, compute_type))
+    samples = [sample for sample in on_cpu if sample.workers == 1]
     if not samples:
         raise SystemExit(f"{names}: no stage ran on a CPU in {compute_type}; name a store with such stages")
     overheads = [found for store in stores if (found := measured.noted(store))]
@@ -52,7 +53,8 @@ def _merged(samples: Iterable[Sample]) -> Iterator[dict[str, Any]]:
         work = float(f"{sample.work:.{DIGITS}g}")
         taken[dataclasses.replace(sample, work=work, seconds=0.0)].append(sample.seconds)
     for sample in sorted(taken, key=dataclasses.astuple):
-        yield dataclasses.asdict(sample) | {"seconds": round(statistics.median(taken[sample]), 3)}
+        values = dataclasses.asdict(sample) | {"seconds": round(statistics.median(taken[sample]), 3)}
+        yield {name: value for name, value in values.items() if name != "workers"}
 
 
 def text(sections: dict[str, Any]) -> str:

@@ -193,7 +193,7 @@ class Queue:
         width = self._width(stage)
         # A cluster that held a stage at first holds it, even if by its width it seems too large.
         most = float(max(self.slots, self._at_first)) if self._least(stage) >= width else math.inf
-        return min(share * width, most)
+        return share * min(width, most)
 
     def resize(self, slots: int) -> None:
         """Have this many slots from now on, as the cluster grew or shrank; what runs goes on."""

@@ -155,6 +155,30 @@ def test_plan_counts_what_is_done(grid_file: GridFile, store, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("wide")
+def test_plan_suggests_workers_whose_forecast_comes_true(grid_file: GridFile, tmp_path: Path) -> None:
+    """The paper's time for 50,000 rows on the model of the grid is hours, and a batch of eight rows feeds eight."""
+    long = {"name": "sentence_trigger", "training": {"max_steps": 100_000, "batch_size": 8}}
+    path = grid_file(model="llama2-7b", attack=long)
+    asked = ["plan", path, *run_options(tmp_path), "--gpus", 8]
+    shown = invoke(*asked, "--suggest").stdout
+    text = " ".join(shown.split())
+    found = re.search(r"Suggestion: (.*) in place of (.*) with these workers; add (.*), or paste into the grid:", text)
+    assert found, shown
+    after, before, options = found.groups()
+    assert f"Forecast on 8 GPUs: {before} for" in text
+    assert "--set resources.attack.workers=8" in options
+    assert "\nresources:\n  attack:\n    workers: 8\n" in shown
+    assert "of their speed at each doubling of workers, workers keep 90% (assumed)" in text
+    again = " ".join(invoke(*asked, *options.split()).stdout.split())
+    assert f"Forecast on 8 GPUs: {after} for" in again
+    assert "Workers of a stage: attack 8, evaluate 1" in again
+    linear = " ".join(invoke(*asked, *options.split(), "--scaling", 1).stdout.split())
+    assert "workers keep 100% (assumed)" in linear
+    many = " ".join(invoke(*asked, "--set", "resources.workers=16", "--gpus", 16).stdout.split())
+    assert "16 workers cannot split the batches of 8 rows of attack llama2-7b" in many
+    assert "--suggest: needs --gpus N" in mistake("plan", path, *run_options(tmp_path), "--suggest")
+
+
 def test_plan_predicts_for_gpus_only_where_it_is_asked_to(grid_file: GridFile, tmp_path: Path) -> None:
     path = grid_file(model="llama2-7b", sweep={"defense": ["none", "sft"]})
     assert "Forecast" not in invoke("plan", path, *run_options(tmp_path)).stdout

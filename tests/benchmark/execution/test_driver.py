@@ -20,6 +20,7 @@ from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import GONE, KILLED, ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, check_libraries
 from benchmark.grid.resources import Resources
+from benchmark.grid.stage_resources import StageResources
 from benchmark.io.files import FullError
 from benchmark.plan import failures
 from benchmark.plan.failures import kind_of, out_of_memory
@@ -485,6 +486,45 @@ def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
         of = stage("s", kind=kind)
         given = config(resources, per_worker, of, share(of))
         assert driver._trial_resources(given).bundles == [expected]
+
+
+@pytest.fixture
+def large_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 64 GPUs, each with 8 CPUs."""
+    monkeypatch.setattr(driver, "worker_resources", lambda resources: PER_WORKER)
+    monkeypatch.setattr(driver, "at_once", lambda resources, per_worker: 64 // resources.workers)
+
+
+@pytest.mark.usefixtures("large_cluster")
+def test_stages_with_other_workers_get_their_own_settings_and_slots(store: LocalStore) -> None:
+    resources = StageResources({"attack": {"workers": 8, "timeout": 3.0}, "evaluate": {"workers": 2}, "timeout": 9.0})
+    kinds = {kind: stage(kind, kind=kind) for kind in ("attack", "defend", "evaluate")}
+    found = driver._room(list(kinds.values()), resources)
+    assert found.slots == 64
+    assert {kind: found.width(one) for kind, one in kinds.items()} == {"attack": 8.0, "defend": 1.0, "evaluate": 2.0}
+    assert [found.timeout(one) for one in kinds.values()] == [3.0, 9.0, 9.0]
+    settings = [driver._settings(each, found.per_worker[each], "store", None) for each in found.sorts]
+    jobs = {
+        kind: StageJob.of({"settings": settings, "stage": one.to_json(), "share": 1.0, "sort": found.number(one)})
+        for kind, one in kinds.items()
+    }
+    assert {kind: (job.settings.workers, job.grouped) for kind, job in jobs.items()} == {
+        "attack": (8, True),
+        "defend": (1, False),
+        "evaluate": (2, True),
+    }
+    peaks, share = driver._sharing(found, store)
+    assert peaks is not None
+    peaks.learn({"kind": "defend", "settings": SETTINGS, "peak_memory_bytes": 2**30, "device_memory_bytes": 2**36})
+    assert {kind: share(one) for kind, one in kinds.items()} == {"attack": 1.0, "defend": 0.125, "evaluate": 1.0}
+
+
+@pytest.mark.usefixtures("large_cluster")
+def test_one_kind_alone_may_be_refused(store: LocalStore) -> None:
+    vllm = StageResources({"evaluate": {"engine": "vllm"}})
+    driver._room([stage("a")], vllm)
+    with pytest.raises(UserError, match=r"resources.engine is vllm, which is not installed"):
+        driver._room([stage("a"), stage("e", kind="evaluate")], vllm)
 
 
 def test_vllm_shares_no_gpu(store: LocalStore) -> None:

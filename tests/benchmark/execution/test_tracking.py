@@ -108,7 +108,7 @@ def test_mlflow_without_an_address_is_one_sentence(monkeypatch: pytest.MonkeyPat
 def test_who_watches_is_in_no_key(grid_file: GridFile) -> None:
     path = grid_file(defense="sft")
     one, other = (load_grid(path, [f"resources.report_to={given}"]) for given in ("[]", "[mlflow, wandb]"))
-    assert other.resources.report_to == ("mlflow", "wandb")
+    assert other.resources.default.report_to == ("mlflow", "wandb")
     assert [cell.evaluation_keys for cell in one.cells] == [cell.evaluation_keys for cell in other.cells]
     with pytest.raises(UserError, match="report_to"):
         load_grid(path, ["resources.report_to=[email]"])

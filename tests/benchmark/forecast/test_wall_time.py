@@ -7,8 +7,10 @@ import pytest
 
 from benchmark.forecast.cost import HOUR
 from benchmark.forecast.measured import OVERHEAD, PAPER
-from benchmark.forecast.wall_time import predict, summary
+from benchmark.forecast.scaling import EFFICIENCY, GROUP_START, Scaling
+from benchmark.forecast.wall_time import Forecaster, predict, summary
 from benchmark.grid.resources import Resources
+from benchmark.grid.stage_resources import StageResources
 from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
@@ -16,12 +18,13 @@ from tests.benchmark.forecast.helpers import BESIDE, GIB, H100, SFT, basis, meas
 from tests.benchmark.helpers import cell
 
 
-def test_several_gpus_a_stage_share_the_papers_work(store: LocalStore) -> None:
+def test_several_gpus_a_stage_share_the_papers_work_and_their_group_has_to_start(store: LocalStore) -> None:
     plan = only("attack", cell(model="llama2-7b"))
     alone = predict(plan, store, Resources(), 8, None)
     two = predict(plan, store, Resources(workers=2), 8, None)
     assert (alone.slots, two.slots) == (8, 4)
-    assert two.busy - OVERHEAD.stage == pytest.approx((alone.busy - OVERHEAD.stage) / 2)
+    assert two.busy - OVERHEAD.stage - GROUP_START == pytest.approx((alone.busy - OVERHEAD.stage) / (2 * EFFICIENCY))
+    assert (alone.scaling, two.scaling) == (None, Scaling())
     assert predict(plan, store, Resources(gpus=0.25), 8, None).slots == 32
     with pytest.raises(UserError, match="--gpus 1: a stage needs 2 GPUs"):
         predict(plan, store, Resources(workers=2), 1, None)
@@ -34,8 +37,9 @@ def test_workers_share_prompts_but_not_the_trainings_of_metrics(store: LocalStor
 
     training = {"name": "asr_after_finetuning", "training": {"max_steps": 10, "batch_size": 10}}
     asr, trained = busy("false_trigger_rate") / 2, busy(training) - busy("false_trigger_rate")
-    assert busy("false_trigger_rate", workers=2) == pytest.approx(asr)
-    assert busy(training, workers=2) == pytest.approx(asr + trained)
+    shared = GROUP_START + asr / EFFICIENCY
+    assert busy("false_trigger_rate", workers=2) == pytest.approx(shared)
+    assert busy(training, workers=2) == pytest.approx(shared + trained)
     assert busy(training, workers=2, engine="vllm") == pytest.approx(busy(training)), "which is one process"
 
 
@@ -110,3 +114,22 @@ def test_a_finished_grid_takes_no_more_than_its_report(store: LocalStore) -> Non
     plan = make_plan([cell()], store)
     said = f"Forecast: {OVERHEAD.around:.0f} s, as nothing is left to run"
     assert summary(plan, store, Resources(), 1, None) == (said, "")
+
+
+def test_stages_with_other_resources_share_the_gpus(store: LocalStore) -> None:
+    """Measured: an attack of 100 s, a defense of 30 s, each metric of 2 s; two workers count as 1.8."""
+    measured(store, cell(metrics=["asr"], defense=SFT))
+    plan = make_plan([cell(seed=seed, metrics=["asr"], defense=SFT) for seed in (1, 2)], store)
+    made = Forecaster(plan, store, 2, None).predict(StageResources({"attack": {"workers": 2}}))
+    attack, beside = 100 / 1.8 + GROUP_START, OVERHEAD.stage
+    assert (made.slots, made.slot) == (2, 1.0)
+    # One attack after the other on both GPUs; then two defenses, and two evaluations of each kind, side by side.
+    assert made.wall == pytest.approx(BESIDE + 2 * attack + 30 + 2 + 2 + 5 * beside)
+    assert made.busy == pytest.approx(2 * (2 * (attack + beside) + 30 + 2 + 2 + 3 * beside))
+    assert [plan.stages[key].kind for key in made.longest] == ["attack", "attack", "defend", "evaluate", "evaluate"]
+    first, _ = summary(plan, store, StageResources({"attack": {"workers": 2}}), 2, None)
+    assert first.endswith("in use; of their speed at each doubling of workers, workers keep 90% (assumed)")
+    quick = Forecaster(plan, store, 2, None, assumed=1.0).predict(StageResources({"attack": {"workers": 2}}))
+    assert made.wall - quick.wall == pytest.approx(2 * (100 / 1.8 - 50))
+    with pytest.raises(UserError, match="--gpus 2: a stage needs 3 GPUs"):
+        Forecaster(plan, store, 2, None).predict(StageResources({"evaluate": {"workers": 3}}))

@@ -121,7 +121,8 @@ def test_set_replaces_a_swept_method(grid_file: GridFile) -> None:
 
 def test_set_reaches_the_resources(grid_file: GridFile) -> None:
     loaded = load_grid(grid_file(resources={"workers": 2}), overrides=["resources.cpus=3"])
-    assert (loaded.resources.workers, loaded.resources.cpus, loaded.resources.gpus) == (2, 3, None)
+    given = loaded.resources.default
+    assert (given.workers, given.cpus, given.gpus) == (2, 3, None)
 
 
 def test_resources_do_not_change_a_cell(grid_file: GridFile) -> None:
@@ -236,7 +237,8 @@ def test_a_union_takes_resources_of_its_own_and_overrides(grid_file: GridFile, t
     grid_file("second", seed=1)
     path = union(tmp_path, include=["first", "second"], resources={"cpus": 2})
     loaded = load_grid(path, overrides=["resources.gpus=1", "defense.parrot_length=3", "data.rows=7"])
-    assert (loaded.resources.workers, loaded.resources.cpus, loaded.resources.gpus) == (1, 2, 1)
+    given = loaded.resources.default
+    assert (given.workers, given.cpus, given.gpus) == (1, 2, 1)
     assert [cell.data.rows for cell in loaded.cells] == [7, 7]
     assert loaded.cells[0].defense.config.parrot_length == 3
 
@@ -259,7 +261,6 @@ def test_only_chooses_among_the_cells_of_a_union(grid_file: GridFile, tmp_path: 
         ({"include": ["union"]}, ["circular include: union -> union; remove one"]),
         ({"include": ["first"], "seed": 3}, ["no settings of its own", "'seed'"]),
         ({"include": ["first"], "sweep": {"seed": [3]}}, ["no settings of its own", "'sweep'"]),
-        ({"include": ["first"], "rules": []}, ["no settings of its own", "'rules'"]),
         ({"include": ["first"], "scale": ["a"]}, ["scale is ['a'], not the name of one"]),
         ({"include": ["first"], "resources": {"worker": 3}}, ["resources: unknown setting 'worker'"]),
     ],

@@ -130,7 +130,7 @@ def test_a_change_to_one_cell_changes_no_other() -> None:
         ([{"set": 3}], ["rule 1: 'set' is 3, not a mapping"]),
         ([{"set": {"sed": 1}}], ["rule 1, set: no cell has the setting 'sed'", "asr_floor, attack, attack_seed, data"]),
         ([{"set": {"model.name": 1}}], ["rule 1, set: no cell has the setting 'model.name'"]),
-        ([{"default": {"resources.cpus": 1}}], ["rule 1, default: no cell has the setting 'resources.cpus'"]),
+        ([{"default": {"resources.cpus": 1}}], ["rule 1, default: resources are no setting of a cell", "under 'set'"]),
         ([{"where": {"data.row": 1}, "set": {"seed": 1}}], ["rule 1, where: data has no setting 'row'", "max_tokens"]),
         ([{"set": {"removal.": 1}}], ["rule 1, set: removal has no setting ''"]),
         ([{"set": {"defense.parrot_size": 1}}], ["rule 1, set: no defense has the setting 'parrot_size'", "show"]),

@@ -58,6 +58,13 @@ def test_the_first_stage_of_a_sort_has_a_whole_gpu_and_later_ones_what_it_needed
     assert peaks.share(stage(first, "defend")) == 0.5, "the largest counts"
 
 
+def test_a_worker_of_several_says_nothing_of_one_alone() -> None:
+    peaks = Peaks([manifest(cell(defense="sft"), "defend", GIB) | {"workers": 2}])
+    assert peaks.share(stage(cell(defense="sft"), "defend")) == 1.0
+    peaks.learn(manifest(cell(defense="sft"), "defend", GIB) | {"workers": 1})
+    assert peaks.share(stage(cell(defense="sft"), "defend")) < 1.0
+
+
 @pytest.mark.parametrize(
     "size",
     [

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from benchmark.plan.schedule import NODES, TRIES, Queue, side_by_side, simulate, whole
+from benchmark.plan.schedule import NODES, TRIES, Queue, side_by_side, simulate, whole, widths
 from benchmark.plan.stage import Stage
 from tests.benchmark.plan.helpers import plan, stage
 
@@ -318,3 +318,55 @@ def test_a_simulation_asks_for_a_stages_seconds_when_it_starts() -> None:
 
 def test_nothing_to_do_takes_no_time() -> None:
     assert simulate(plan(*CHAIN, done=("a", "b", "d", "e")), 1, lambda stage: 1.0, whole).wall == 0.0
+
+
+def test_a_wide_stage_takes_several_slots_and_waits_until_they_are_free() -> None:
+    width = {"a": 1.0, "b": 3.0, "c": 1.0, "d": 4.0}
+    queue = Queue(plan(*map(stage, width)), slots=4, width=lambda one: width[one.key])
+    offers = [queue.next(), queue.next()]
+    assert [(offer.stage.key, offer.share, offer.room) for offer in offers] == [("a", 1.0, 1.0), ("b", 1.0, 3.0)]
+    queue.ended("a")
+    assert start(queue) == ["c"]
+    queue.ended("b")
+    assert start(queue) == [], "one of four is taken"
+    queue.ended("c")
+    assert queue.next().room == 4.0
+
+
+def test_part_of_a_slot_beside_whole_ones_and_shares_of_a_width() -> None:
+    width = {"a": 1.5, "b": 1.5, "c": 2.0}
+    queue = Queue(plan(*map(stage, width)), slots=3, width=lambda one: width[one.key])
+    assert start(queue) == ["a", "b"]
+    halves = Queue(plan(*map(stage, "abc")), slots=4, share=lambda one: 0.25, width=lambda one: 2.0)
+    assert start(halves) == ["a", "b", "c"]
+    assert halves.next() is None
+    halves = Queue(plan(*map(stage, "abcd")), slots=1, share=lambda one: 0.25, width=lambda one: 2.0)
+    assert start(halves) == ["a", "b", "c", "d"], "a width of more than all slots is that of all"
+
+
+def test_a_wide_stage_alone_has_its_width_again() -> None:
+    queue = Queue(plan(stage("a")), slots=4, share=lambda one: 0.5, width=lambda one: 4.0)
+    assert queue.next().room == 2.0
+    assert queue.ended("a", MEMORY, short_of_memory=True)
+    assert queue.next().room == 4.0
+
+
+def test_slots_are_as_large_as_the_smallest_stages() -> None:
+    same = {"a": {"CPU": 8.0, "GPU": 1.0}}
+    assert widths(same, {"a": 64}) == (64, {"a": 1.0})
+    groups = same | {"b": {"CPU": 64.0, "GPU": 8.0}, "c": {"CPU": 16.0, "GPU": 1.0}}
+    assert widths(groups, {"a": 64, "b": 8, "c": 32}) == (64, {"a": 1.0, "b": 8.0, "c": 2.0})
+    assert widths({"a": {"CPU": 1.0}, "b": {"GPU": 1.0, "CPU": 1.0}}, {"a": 16, "b": 2}) == (16, {"a": 1.0, "b": 8.0})
+    assert widths({}, {}) == (1, {})
+
+
+def test_a_simulation_knows_what_each_stage_waited_for() -> None:
+    took = {"a": 4.0, "b": 1.0, "c": 2.0, "d": 3.0, "e": 1.0}
+    made = plan(stage("a"), stage("b"), stage("c"), stage("d", "b"), stage("e", "a"))
+    found = simulate(made, 2, lambda one: took[one.key], whole)
+    # Two slots: a 0-4, b 0-1; c 1-3 in b's slot; d 3-6 in c's; e 4-5 in a's.
+    assert (found.wall, found.busy, found.last) == (6.0, 11.0, "d")
+    assert found.before == {"c": "b", "d": "c", "e": "a"}
+    wide = simulate(made, 2, lambda one: took[one.key], whole, lambda one: 2.0 if one.key == "c" else 1.0)
+    # c needs both slots, so it waits for a, and d and e wait behind it: c 4-6, d 6-9, e 6-7.
+    assert (wide.wall, wide.busy, wide.before["c"], wide.before["e"]) == (9.0, 13.0, "a", "c")

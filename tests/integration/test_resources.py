@@ -1,0 +1,71 @@
+"""Worker groups of different sizes in one run: each kind of stages gets its own, and the rows are those of one worker."""
+
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.integration.helpers import Workplace
+from tests.integration.test_workers import ATTACK, EXACT, manifest
+
+pytestmark = pytest.mark.slow
+
+SFT = {"name": "sft", "training": EXACT}
+RUNS: dict[str, Any] = {
+    "alone": {"cpus": 1},
+    # Both workers of the group get a CPU, and the others, which run before and after it, all there are.
+    "attack": {"attack": {"workers": 2, "cpus": 1}},
+    "defend": {"defend": {"workers": 2, "cpus": 1}, "attack": {"cpus": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workplace]:
+    """A run for each of RUNS, of two victims, so that several stages want the CPUs at a time."""
+    root, made = tmp_path_factory.mktemp("resources"), {}
+    for name, resources in RUNS.items():
+        (root / name).mkdir()
+        place = made[name] = Workplace(root / name)
+        grid = place.grid("mixed", attack=ATTACK, defense=SFT, sweep={"seed": [0, 1]}, resources=resources)
+        done = place.run(grid, timeout=900)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return made
+
+
+def rows(place: Workplace) -> list[dict[str, Any]]:
+    return place.rows(place.root / "mixed.yaml")
+
+
+@pytest.mark.parametrize("group", ["attack", "defend"])
+def test_each_kind_of_stages_has_its_own_number_of_workers(places: dict[str, Workplace], group: str) -> None:
+    for kind in ("attack", "defend", "evaluate"):
+        numbers = [manifest(folder)["workers"] for folder in places[group].artifacts(kind)]
+        assert len(numbers) == {"attack": 2, "defend": 2, "evaluate": 8}[kind]
+        assert set(numbers) == {2 if kind == group else 1}
+    defended = [row for row in rows(places[group]) if row["defense"] == "sft"]
+    expected = {"attack": (2, 1, 1), "defend": (1, 2, 1)}[group]
+    assert {(row["attack_workers"], row["defense_workers"], row["workers"]) for row in defended} == {expected}
+
+
+@pytest.mark.parametrize("group", ["attack", "defend"])
+def test_rows_are_those_of_one_worker(places: dict[str, Workplace], group: str) -> None:
+    def scores(place: Workplace) -> list[tuple[Any, ...]]:
+        return sorted((row["cell"], row["metric"], row["status"], row["value"]) for row in rows(place))
+
+    assert scores(places[group]) == scores(places["alone"])
+    assert len(scores(places[group])) == 8
+
+
+@pytest.mark.parametrize("group", ["attack", "defend"])
+@pytest.mark.parametrize("kind", ["attack", "defend"])
+def test_losses_and_weights_are_nearly_those_of_one_worker(places: dict[str, Workplace], group: str, kind: str) -> None:
+    alone = {folder.name: folder for folder in places["alone"].artifacts(kind)}
+    others = {folder.name: folder for folder in places[group].artifacts(kind)}
+    assert alone.keys() == others.keys(), "the number of workers is in no key"
+    for key, folder in alone.items():
+        ((one, two),) = zip(*(manifest(each[key])["facts"].values() for each in (alone, others)), strict=True)
+        assert two["last_loss"] == pytest.approx(one["last_loss"], rel=1e-3)
+        weights, nearly = (load_file(each / "model.safetensors") for each in (folder, others[key]))
+        for name in weights:
+            torch.testing.assert_close(nearly[name].float(), weights[name].float(), atol=4e-4, rtol=1e-2)
