@@ -11,7 +11,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
-from benchmark.execution.nodes import MOST, Nodes
+from benchmark.execution.autoscaling import MOST, Nodes
 from benchmark.execution.progress import Progress
 from benchmark.forecast.measured import keep_overhead
 from benchmark.plan import retention
