@@ -23,6 +23,7 @@ from sande.errors import UserError
 
 PATIENCE = 900.0  # seconds for the first nodes; a cloud takes minutes to start a machine with GPUs
 MOST = 100  # stages for which a run asks at a time; once nodes have come, it asks for others
+PAUSE = 5.0  # seconds without demand
 NOTICE = 20.0  # seconds until Ray reports a node as dead (five checks, three seconds apart), and some more
 RECENT = 60.0  # seconds for which the death of a node may explain that of a process
 
@@ -46,6 +47,7 @@ class Nodes:
         """
         self._slot, self._asks = slot, asks
         self._demand: list[tuple[Group, PlacementGroup]] = []
+        self._pause = 0.0  # until when
         self._living = _living()
         self._died: dict[str, float] = {}  # nodes, and when that was seen
 
@@ -56,12 +58,19 @@ class Nodes:
         return capacity(dict(per_worker)) // workers
 
     def ask(self, stages: Iterable[Stage]) -> None:
-        """Have demand for these stages alone, and give back what it reserved."""
-        wanted = Counter(map(self._asks, stages))
+        """Have demand for these stages alone.
+
+        Where something came free, demand reserves it before a stage does. Then all of it pauses, so that stages start.
+        """
         states = placement_group_table() if self._demand else {}
-        waiting = []
+        if any(states.get(pending.id.hex(), {}).get("state") != "PENDING" for _, pending in self._demand):
+            self.close()
+            self._pause = time.monotonic() + PAUSE
+        if time.monotonic() < self._pause:
+            return
+        wanted, waiting = Counter(map(self._asks, stages)), []
         for asked, pending in self._demand:
-            if wanted[asked] and states.get(pending.id.hex(), {}).get("state") == "PENDING":
+            if wanted[asked]:
                 wanted[asked] -= 1
                 waiting.append((asked, pending))
             else:

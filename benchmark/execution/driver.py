@@ -20,8 +20,8 @@ from typing import Any, get_args
 from ray import tune
 
 from benchmark.execution import deepspeed, signals, tracking
-from benchmark.execution.cluster import at_once, capacity, cluster, joined, worker_resources
 from benchmark.execution.autoscaling import Group, Nodes, await_first, group
+from benchmark.execution.cluster import at_once, capacity, cluster, joined, worker_resources
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
