@@ -205,7 +205,7 @@ class Queue:
         if self._again or any(self._place[key] in self._alone for key in self._running):
             return []  # a stage runs alone, or will
         left, shared, found = float(self.slots - self._used()), 0.0, []
-        for place in self._ready:
+        for place in sorted(self._ready):
             if len(found) == most:
                 break
             stage = self._stages[place]
