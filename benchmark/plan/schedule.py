@@ -204,7 +204,8 @@ class Queue:
         """Return stages that are ready and find no room, `most` at most; one for each slot that several can share."""
         if self._again or any(self._place[key] in self._alone for key in self._running):
             return []  # a stage runs alone, or will
-        left, shared, found = float(self.slots - self._used()), 0.0, []
+        left, shared = float(self.slots - self._used()), 0.0
+        found: list[Stage] = []
         for place in sorted(self._ready):
             if len(found) == most:
                 break
