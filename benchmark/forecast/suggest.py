@@ -1,9 +1,9 @@
 """Suggest how many workers stages of each kind and model should have, by forecasts: `plan --gpus N --suggest`.
 
-The search is greedy. It begins with one worker for each stage, doubles the workers of the kinds and models on the
-longest chain of stages, one at a time or all together, or of all there are, since chains may be equally long. It keeps
-the best forecast and ends when none saves `GAIN`. Then it halves each number again, as long as all of that costs no more
-than `GAIN`.
+The search is greedy. It begins with one worker for each stage. It doubles the workers of the kinds and models on the
+longest chain of stages, one at a time or all together, or of all there are, since two chains may be equally long. It
+keeps the best forecast, and ends when none saves `GAIN`. Then it halves each number again, as long as all of that costs
+no more than `GAIN`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Worker groups of different sizes in one run: each kind of stages gets its own, and the rows are those of one worker."""
+"""Worker groups of different sizes in one run: each kind of stages has its own, and rows are those of one worker."""
 
 from typing import Any
 
