@@ -17,11 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.faults]
 MOST = 4  # nodes
 WEIGHTS = "model.safetensors"
 CHANGES = "2 from step 0 of 1-attack; 1 from step 2 of 1-attack"
-GRID = {
-    "sweep": {"seed": [1, 2, 3, 4]},
-    "defense": "none",
-    "metrics": [{"name": "response_probability", "prompts": 4}],
-}
+GRID = {"sweep": {"seed": [1, 2, 3, 4]}, "defense": "none"}
 
 
 @pytest.fixture(scope="module")
