@@ -16,6 +16,7 @@ from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayA
 from ray.tune.execution import class_cache
 
 from benchmark.execution import cluster, driver, ray_env, searcher
+from benchmark.execution.autoscaling import group
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import GONE, KILLED, ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, check_libraries
@@ -418,12 +419,12 @@ PER_WORKER = {"CPU": 8.0, "GPU": 1.0}
 def config(resources: Resources, per_worker: dict[str, float], of: Stage, share: float) -> dict[str, Any]:
     """What Tune gives to a trial."""
     settings = [driver._settings(resources, per_worker, "store", None)]
-    return {"settings": settings, "stage": of.to_json(), "share": share, "sort": 0}
+    return {"settings": settings, "stage": of.to_json(), "share": share, "sort": 0, "filled": 1.0}
 
 
 def room(resources: Resources, per_worker: dict[str, float]) -> driver._Room:
     """One slot for stages with the same resources."""
-    return driver._Room(resources.of, {resources: per_worker}, 1, {resources: 1.0})
+    return driver._Room(resources.of, {resources: per_worker}, 1, {resources: 1.0}, group(1, per_worker))
 
 
 def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
@@ -431,6 +432,16 @@ def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
     job = StageJob.of(cloudpickle.loads(cloudpickle.dumps(given)))
     assert (job.stage, job.share, job.settings.timeout, job.grouped) == (stage("a"), 0.5, 9, True)
     assert not StageJob.of(config(Resources(), PER_WORKER, stage("a"), 1.0)).grouped
+
+
+@pytest.mark.parametrize(("filled", "workers"), [(1.0, 8), (7 / 8, 4), (3 / 8, 2), (1 / 8, 1)])
+def test_a_trial_has_workers_for_the_room_that_there_is(filled: float, workers: int) -> None:
+    of = Stage.of(cell(attack={"name": "sentence_trigger", "training": {"batch_size": 8}}), "attack", "key")
+    given = config(Resources(workers=8, min_workers=1), PER_WORKER, of, 1.0) | {"filled": filled}
+    job = StageJob.of(given)
+    assert (job.workers, job.elastic) == (workers, True)
+    alone = StageJob.of(config(Resources(min_workers=1), PER_WORKER, of, 1.0))
+    assert (alone.workers, alone.elastic) == (0, False)
 
 
 def test_a_worker_with_another_library_than_the_keys_is_refused() -> None:
@@ -496,6 +507,19 @@ def large_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("large_cluster")
+def test_a_slot_is_no_larger_than_a_worker_of_a_group_that_may_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "capacity", lambda per_worker: 63)
+    attack, defense = stage("a"), stage("d", kind="defend")
+    resources = StageResources({"workers": 8, "attack": {"min_workers": 6}})
+    found = driver._room([attack, defense], resources)
+    assert (found.slots, found.slot) == (63, group(1, PER_WORKER))
+    assert (found.width(attack), found.least(attack)) == (8.0, 6.0)
+    assert (found.width(defense), found.least(defense)) == (8.0, 8.0)
+    assert found.asks(attack) == group(8, PER_WORKER)
+    assert driver._room([defense], resources).slot == group(8, PER_WORKER)
+
+
+@pytest.mark.usefixtures("large_cluster")
 def test_stages_with_other_workers_get_their_own_settings_and_slots(store: LocalStore) -> None:
     resources = StageResources({"attack": {"workers": 8, "timeout": 3.0}, "evaluate": {"workers": 2}, "timeout": 9.0})
     kinds = {kind: stage(kind, kind=kind) for kind in ("attack", "defend", "evaluate")}
@@ -505,7 +529,9 @@ def test_stages_with_other_workers_get_their_own_settings_and_slots(store: Local
     assert [found.timeout(one) for one in kinds.values()] == [3.0, 9.0, 9.0]
     settings = [driver._settings(each, found.per_worker[each], "store", None) for each in found.sorts]
     jobs = {
-        kind: StageJob.of({"settings": settings, "stage": one.to_json(), "share": 1.0, "sort": found.number(one)})
+        kind: StageJob.of(
+            {"settings": settings, "stage": one.to_json(), "share": 1.0, "sort": found.number(one), "filled": 1.0}
+        )
         for kind, one in kinds.items()
     }
     assert {kind: (job.settings.workers, job.grouped) for kind, job in jobs.items()} == {
