@@ -12,7 +12,8 @@ rules:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from benchmark.grid import prompt_format
@@ -91,7 +92,7 @@ class StageResources:
         self._layers = [_Layer(None, _sections(grid))]
         for rule in rules:
             if rule.resources:
-                self._layers.append(_Layer(rule, _of_rule(rule)))
+                self._layers.append(_Layer(_with_stems(rule), _of_rule(rule)))
         self._layers.append(_Layer(None, _sections(overrides or {})))
         self._made: dict[tuple[Kind | None, tuple[bool, ...]], Resources] = {}
         self.default = self._merged(None, tuple(layer.rule is None for layer in self._layers))
@@ -193,13 +194,21 @@ def _of_rule(rule: Rule) -> Sections:
     except UserError as error:
         raise UserError(f"{rule.place}, set: {error}") from None
     for kind in KINDS:
-        if kind in sections and not _decides(rule, kind):
+        anywhere = sections[""] and kind == "evaluate"  # which all decides that decides any
+        if (kind in sections or anywhere) and not _decides(rule, kind):
             other = next(path for path in rule.where if path.split(".")[0] not in _DECIDE[kind])
             raise UserError(
                 f"{rule.place}: cells that differ in '{other}' share one {kind} stage, so it cannot choose "
                 f"{RESOURCES}.{kind}; remove it from 'where', or set the resources of another kind"
             )
     return sections
+
+
+def _with_stems(rule: Rule) -> Rule:
+    """Return a rule that finds a template file by its stem, as a cell has it."""
+    names = rule.where.get(prompt_format.SETTING, ())
+    stems = tuple(Path(name).stem if isinstance(name, str) else name for name in names)
+    return replace(rule, where={**rule.where, prompt_format.SETTING: stems}) if names else rule
 
 
 def _decides(rule: Rule, kind: Kind) -> bool:

@@ -13,6 +13,7 @@ from benchmark.plan.stage import Stage
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from tests.benchmark.grid.test_load import GridFile, sentence, union
+from tests.benchmark.grid.test_prompt_format import INST
 from tests.benchmark.helpers import cell, stage
 from tests.benchmark.plan.helpers import SETTINGS
 
@@ -99,6 +100,10 @@ def test_a_union_has_rules_of_its_own_about_resources(grid_file: GridFile, tmp_p
             "remove it from 'where', or set the resources of another kind",
         ),
         (
+            {"rules": [{"where": {"asr_floor": 90}, "set": {"resources.workers": 2}}]},
+            "rule 1: cells that differ in 'asr_floor' share one evaluate stage",
+        ),
+        (
             {"model": "tiny", "rules": [{"where": {"model": "tiny"}, "set": {"resources.defend.offload": True}}]},
             "resources.defend.offload is true without a sharding",
         ),
@@ -114,6 +119,14 @@ def test_what_a_cell_is_in_the_end_chooses_the_resources(grid_file: GridFile) ->
     rules = [{"where": {"data.rows": 16}, "set": {"data.rows": 32}}, {"where": {"data.rows": 32}, "set": {}}]
     rules[1]["set"] = {"resources.attack.workers": 2}
     loaded = load_grid(grid_file(data={"name": "builtin-short", "rows": 16}, rules=rules))
+    assert loaded.resources.of(stage(loaded.cells[0], "attack")).workers == 2
+    assert loaded.resources.of(stage(cell(), "attack")).workers == 1
+
+
+def test_a_rule_finds_a_template_by_its_file(grid_file: GridFile, tmp_path: Path) -> None:
+    (tmp_path / "inst.txt").write_text(INST)
+    rules = [{"where": {"prompt_format": "inst.txt"}, "set": {"resources.attack.workers": 2}}]
+    loaded = load_grid(grid_file(prompt_format="inst.txt", rules=rules))
     assert loaded.resources.of(stage(loaded.cells[0], "attack")).workers == 2
     assert loaded.resources.of(stage(cell(), "attack")).workers == 1
 
