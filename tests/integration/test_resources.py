@@ -24,14 +24,14 @@ RUNS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workplace]:
-    """Return the place of one of RUNS. It has two victims, so that several stages want the CPUs at a time."""
+    """Return the place of one of RUNS: a victim and a defended model, each measured."""
     root = tmp_path_factory.mktemp("resources")
 
     @functools.cache
     def place_of(name: str) -> Workplace:
         (root / name).mkdir()
         place = Workplace(root / name)
-        grid = place.grid("mixed", attack=ATTACK, defense=SFT, sweep={"seed": [0, 1]}, resources=RUNS[name])
+        grid = place.grid("mixed", attack=ATTACK, defense=SFT, resources=RUNS[name])
         done = place.run(grid, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         return place
@@ -47,7 +47,7 @@ def rows(place: Workplace) -> list[dict[str, Any]]:
 def test_each_kind_of_stages_has_its_own_number_of_workers(run_of: Callable[[str], Workplace], group: str) -> None:
     for kind in ("attack", "defend", "evaluate"):
         numbers = [manifest(folder)["workers"] for folder in run_of(group).artifacts(kind)]
-        assert len(numbers) == {"attack": 2, "defend": 2, "evaluate": 8}[kind]
+        assert len(numbers) == {"attack": 1, "defend": 1, "evaluate": 4}[kind]
         assert set(numbers) == {2 if kind == group else 1}
     defended = [row for row in rows(run_of(group)) if row["defense"] == "sft"]
     expected = {"attack": (2, 1, 1), "defend": (1, 2, 1)}[group]
@@ -60,7 +60,7 @@ def test_rows_are_those_of_one_worker(run_of: Callable[[str], Workplace], group:
         return sorted((row["cell"], row["metric"], row["status"], row["value"]) for row in rows(place))
 
     assert scores(run_of(group)) == scores(run_of("alone"))
-    assert len(scores(run_of(group))) == 8
+    assert len(scores(run_of(group))) == 4
 
 
 @pytest.mark.parametrize("group", ["attack", "defend"])
