@@ -48,13 +48,17 @@ class Scaling:
         return alone + (1 - alone) / self.speedup(kind, workers)
 
     def __str__(self) -> str:
-        found = [f"{name} keep {share:.0%} (measured in this store)" for name, share in sorted(self.measured.items())]
-        if len(found) < len(_SORTS):
-            found.append(f"{'others' if found else 'workers'} keep {self.assumed:.0%} (assumed)")
-        return f"of their speed at each doubling of workers, {', '.join(found)}"
+        head = "each doubling of workers keeps"
+        if not self.measured:
+            return f"{head} {self.assumed:.0%} of a worker's speed (assumed)"
+        known = {sort: (self.measured[sort], "measured in this store") for sort in self.measured}
+        shares = {sort: known.get(sort, (self.assumed, "assumed")) for sort in _SORTS}
+        return f"{head} of a worker's speed " + ", ".join(
+            f"{share:.0%} in {sort} ({how})" for sort, (share, how) in shares.items()
+        )
 
 
-_SORTS = ("evaluations", "trainings")
+_SORTS = ("trainings", "evaluations")
 
 
 def _sort(kind: str) -> str:

@@ -1,5 +1,7 @@
 """Worker groups of different sizes in one run: each kind of stages has its own, and rows are those of one worker."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,16 +23,20 @@ RUNS: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Workplace]:
-    """A run for each of RUNS, of two victims, so that several stages want the CPUs at a time."""
-    root, made = tmp_path_factory.mktemp("resources"), {}
-    for name, resources in RUNS.items():
+def run_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Workplace]:
+    """Return the place of one of RUNS: a victim and a defended model, each measured."""
+    root = tmp_path_factory.mktemp("resources")
+
+    @functools.cache
+    def place_of(name: str) -> Workplace:
         (root / name).mkdir()
-        place = made[name] = Workplace(root / name)
-        grid = place.grid("mixed", attack=ATTACK, defense=SFT, sweep={"seed": [0, 1]}, resources=resources)
+        place = Workplace(root / name)
+        grid = place.grid("mixed", attack=ATTACK, defense=SFT, resources=RUNS[name])
         done = place.run(grid, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
-    return made
+        return place
+
+    return place_of
 
 
 def rows(place: Workplace) -> list[dict[str, Any]]:
@@ -38,33 +44,36 @@ def rows(place: Workplace) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("group", ["attack", "defend"])
-def test_each_kind_of_stages_has_its_own_number_of_workers(places: dict[str, Workplace], group: str) -> None:
+def test_each_kind_of_stages_has_its_own_number_of_workers(run_of: Callable[[str], Workplace], group: str) -> None:
     for kind in ("attack", "defend", "evaluate"):
-        numbers = [manifest(folder)["workers"] for folder in places[group].artifacts(kind)]
-        assert len(numbers) == {"attack": 2, "defend": 2, "evaluate": 8}[kind]
+        numbers = [manifest(folder)["workers"] for folder in run_of(group).artifacts(kind)]
+        assert len(numbers) == {"attack": 1, "defend": 1, "evaluate": 4}[kind]
         assert set(numbers) == {2 if kind == group else 1}
-    defended = [row for row in rows(places[group]) if row["defense"] == "sft"]
+    defended = [row for row in rows(run_of(group)) if row["defense"] == "sft"]
     expected = {"attack": (2, 1, 1), "defend": (1, 2, 1)}[group]
     assert {(row["attack_workers"], row["defense_workers"], row["workers"]) for row in defended} == {expected}
 
 
 @pytest.mark.parametrize("group", ["attack", "defend"])
-def test_rows_are_those_of_one_worker(places: dict[str, Workplace], group: str) -> None:
+def test_rows_are_those_of_one_worker(run_of: Callable[[str], Workplace], group: str) -> None:
     def scores(place: Workplace) -> list[tuple[Any, ...]]:
         return sorted((row["cell"], row["metric"], row["status"], row["value"]) for row in rows(place))
 
-    assert scores(places[group]) == scores(places["alone"])
-    assert len(scores(places[group])) == 8
+    assert scores(run_of(group)) == scores(run_of("alone"))
+    assert len(scores(run_of(group))) == 4
 
 
 @pytest.mark.parametrize("group", ["attack", "defend"])
 @pytest.mark.parametrize("kind", ["attack", "defend"])
-def test_losses_and_weights_are_nearly_those_of_one_worker(places: dict[str, Workplace], group: str, kind: str) -> None:
-    alone = {folder.name: folder for folder in places["alone"].artifacts(kind)}
-    others = {folder.name: folder for folder in places[group].artifacts(kind)}
+def test_losses_and_weights_are_nearly_those_of_one_worker(
+    run_of: Callable[[str], Workplace], group: str, kind: str
+) -> None:
+    alone = {folder.name: folder for folder in run_of("alone").artifacts(kind)}
+    others = {folder.name: folder for folder in run_of(group).artifacts(kind)}
     assert alone.keys() == others.keys(), "the number of workers is in no key"
     for key, folder in alone.items():
-        ((one, two),) = zip(*(manifest(each[key])["facts"].values() for each in (alone, others)), strict=True)
+        training = {"attack": "attack", "defend": "sft"}[kind]
+        one, two = (manifest(each[key])["facts"][training] for each in (alone, others))
         assert two["last_loss"] == pytest.approx(one["last_loss"], rel=1e-3)
         weights, nearly = (load_file(each / "model.safetensors") for each in (folder, others[key]))
         for name in weights:

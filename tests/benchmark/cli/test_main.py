@@ -168,12 +168,12 @@ def test_plan_suggests_workers_whose_forecast_comes_true(grid_file: GridFile, tm
     assert f"Forecast on 8 GPUs: {before} for" in text
     assert "--set resources.attack.workers=8" in options
     assert "\nresources:\n  attack:\n    workers: 8\n" in shown
-    assert "of their speed at each doubling of workers, workers keep 90% (assumed)" in text
+    assert "each doubling of workers keeps 90% of a worker's speed (assumed)" in text
     again = " ".join(invoke(*asked, *options.split()).stdout.split())
     assert f"Forecast on 8 GPUs: {after} for" in again
     assert "Workers of a stage: attack 8, evaluate 1" in again
     linear = " ".join(invoke(*asked, *options.split(), "--scaling", 1).stdout.split())
-    assert "workers keep 100% (assumed)" in linear
+    assert "keeps 100% of a worker's speed (assumed)" in linear
     many = " ".join(invoke(*asked, "--set", "resources.workers=16", "--gpus", 16).stdout.split())
     assert "16 workers cannot split the batches of 8 rows of attack llama2-7b" in many
     assert "--suggest: needs --gpus N" in mistake("plan", path, *run_options(tmp_path), "--suggest")

@@ -19,7 +19,7 @@ def test_each_doubling_keeps_a_share_of_the_speed() -> None:
     assert [made.speedup("attack", workers) for workers in (1, 2, 8)] == pytest.approx([1, 1.8, 8 * 0.9**3])
     assert made.seconds("evaluate", 0.5, 2) == pytest.approx(0.5 + 0.5 / 1.8)
     assert Scaling(assumed=NO_GAIN).speedup("attack", 64) == pytest.approx(1)
-    assert str(made) == "of their speed at each doubling of workers, workers keep 90% (assumed)"
+    assert str(made) == "each doubling of workers keeps 90% of a worker's speed (assumed)"
 
 
 def test_timings_of_the_same_work_by_several_workers_measure_it() -> None:
@@ -28,7 +28,10 @@ def test_timings_of_the_same_work_by_several_workers_measure_it() -> None:
     assert found.measured == {"trainings": pytest.approx(0.8)}
     assert found.speedup("part", 4) == pytest.approx(4 * 0.64)
     assert found.speedup("evaluate", 2) == pytest.approx(2 * EFFICIENCY)
-    assert str(found).endswith("trainings keep 80% (measured in this store), others keep 90% (assumed)")
+    assert str(found) == (
+        "each doubling of workers keeps of a worker's speed 80% in trainings (measured in this store), 90% in "
+        "evaluations (assumed)"
+    )
     both = scaling([sample(8, 1, kind="evaluate"), sample(5, 2, kind="evaluate"), sample(2, 1), sample(1, 2)])
     assert "assumed" not in str(both)
 

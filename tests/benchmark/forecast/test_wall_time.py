@@ -128,7 +128,7 @@ def test_stages_with_other_resources_share_the_gpus(store: LocalStore) -> None:
     assert made.busy == pytest.approx(2 * (2 * (attack + beside) + 30 + 2 + 2 + 3 * beside))
     assert [plan.stages[key].kind for key in made.longest] == ["attack", "attack", "defend", "evaluate", "evaluate"]
     first, _ = summary(plan, store, StageResources({"attack": {"workers": 2}}), 2, None)
-    assert first.endswith("in use; of their speed at each doubling of workers, workers keep 90% (assumed)")
+    assert first.endswith("in use; each doubling of workers keeps 90% of a worker's speed (assumed)")
     quick = Forecaster(plan, store, 2, None, assumed=1.0).predict(StageResources({"attack": {"workers": 2}}))
     assert made.wall - quick.wall == pytest.approx(2 * (100 / 1.8 - 50))
     with pytest.raises(UserError, match="--gpus 2: a stage needs 3 GPUs"):
