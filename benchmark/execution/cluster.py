@@ -2,19 +2,56 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from benchmark.execution import ray_env, signals
+from benchmark.execution import ray_env, signals, watch
 from benchmark.execution.jobs import shared_environment, unreachable
 from benchmark.grid.resources import Resources
 from sande.errors import UserError
+
+
+STARTS = 4  # of Ray in a run, where its own processes end under it
+
+_connected: list[_Connection] = []  # the outermost block's
+
+
+@dataclass
+class _Connection:
+    """Ray as a block has it, and may have it again.
+
+    Attributes:
+        address: of the cluster; None where Ray runs on this machine alone.
+        groups: as for `cluster`.
+        watch: of the processes that this one needs; None before they are there, and where Ray's client hides them.
+        starts: how often Ray was started.
+    """
+
+    address: str | None
+    groups: bool
+    watch: watch.Watch | None = None
+    starts: int = 0
+
+    def start(self) -> None:
+        with signals.held():
+            _start(self.address, self.groups)
+        signals.take()
+        self.starts += 1
+        if self.address is None or not self.address.startswith("ray://"):
+            self.watch = watch.Watch(_servers(self.address))
+
+    def stop(self) -> None:
+        if self.watch:
+            self.watch.close()
+        ray.shutdown()
 
 
 @contextmanager
@@ -37,13 +74,52 @@ def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
     _check_reachable(address)
+    connection = _Connection(address, groups)
     try:
-        with signals.held():
-            _start(address, groups)
-        signals.take()
+        connection.start()
+        _connected.append(connection)
         yield
     finally:
-        ray.shutdown()
+        _connected.clear()
+        connection.stop()
+
+
+def check() -> None:
+    """Raise where Ray's own processes ended.
+
+    Raises:
+        RayEndedError: the control server is gone, or the raylet of this node.
+    """
+    for connection in _connected:
+        if connection.watch:
+            connection.watch.check()
+
+
+def start_again() -> bool:
+    """Start Ray again where it ran on this machine alone, a few times in a run; return whether it did.
+
+    Raises:
+        UserError: it did not start.
+    """
+    (connection,) = _connected
+    if connection.address is not None or connection.starts >= STARTS:
+        return False
+    gc.collect()  # handles of what is gone, which their ends would report to a Ray that does not know them
+    connection.stop()
+    connection.start()
+    return True
+
+
+def _servers(address: str | None) -> list[watch.Server]:
+    """Return the processes without which a driver waits for ever, or is ended by Ray."""
+    context = ray.get_runtime_context()
+    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    host, port = context.gcs_address.rsplit(":", 1)
+    patience = watch.RECONNECT * (0.5 if address else 0.1)
+    return [
+        watch.Server("control server (GCS)", host, int(port), patience, vital=True),
+        watch.Server("raylet on this machine", here["NodeManagerAddress"], here["NodeManagerPort"]),
+    ]
 
 
 def _start(address: str | None, groups: bool) -> None:

@@ -20,16 +20,26 @@ from typing import Any, get_args
 from ray import tune
 
 from benchmark.execution import deepspeed, signals, tracking
-from benchmark.execution.cluster import at_once, cluster, worker_resources
+from benchmark.execution.cluster import at_once, cluster, start_again, worker_resources
 from benchmark.execution.progress import Progress
-from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
+from benchmark.execution.searcher import ErrorRecorder, Gate, Pulse, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
+from benchmark.execution.watch import RayEndedError
 from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Resources
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
 from benchmark.plan import preflight, retention
-from benchmark.plan.failures import FULL_DISK, UNFINISHED, Failure, classify, interrupted, kind_of, out_of_memory
+from benchmark.plan.failures import (
+    FULL_DISK,
+    LOST_NODE,
+    UNFINISHED,
+    Failure,
+    classify,
+    interrupted,
+    kind_of,
+    out_of_memory,
+)
 from benchmark.plan.memory import MOST, Peaks, peaks_of
 from benchmark.plan.plan import Plan, make_plan
 from benchmark.plan.schedule import Queue, side_by_side, whole
@@ -160,7 +170,7 @@ def _do(
         searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress)
         ended = UNFINISHED  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
-            begun = searcher.begun
+            begun, ray_ended = searcher.begun, ""
             try:
                 most = MOST if peaks else resources.side_by_side
                 with signals.sigint_kept():
@@ -180,8 +190,16 @@ def _do(
                 ended = Failure(f"not finished, {gave_up(error)}; run again to continue", kind_of(classify(error)))
                 if not (out_of_memory(error) and searcher.killed()):
                     break
+            except RayEndedError as error:
+                ended = Failure(f"not finished, {error}; run again to continue", LOST_NODE)
+                searcher.put_back()
+                ray_ended = str(error)
             except KeyboardInterrupt:  # outside Tune, or a second time
                 break
+            if ray_ended:
+                if not start_again():
+                    break
+                say(f"{ray_ended}; Ray started again")
         searcher.note_overhead()
         queue = searcher.queue
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
@@ -256,7 +274,7 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
         storage_path=str(folder),
         verbose=0,
         failure_config=tune.FailureConfig(max_failures=0),
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, Pulse()],
     )
 
 
