@@ -14,10 +14,10 @@ from typing import Any
 import ray
 
 from benchmark.execution import ray_env, signals, watch
-from benchmark.execution.jobs import shared_environment, unreachable
+from benchmark.execution.jobs import shared_environment
 from benchmark.grid.resources import Resources
+from benchmark.io.network import unreachable, without_secrets
 from sande.errors import UserError
-
 
 STARTS = 4  # of Ray in a run, where its own processes end under it
 
@@ -113,12 +113,15 @@ def start_again() -> bool:
 def _servers(address: str | None) -> list[watch.Server]:
     """Return the processes without which a driver waits for ever, or is ended by Ray."""
     context = ray.get_runtime_context()
-    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     host, port = context.gcs_address.rsplit(":", 1)
     patience = watch.RECONNECT * (0.5 if address else 0.1)
     return [
-        watch.Server("control server (GCS)", host, int(port), patience, vital=True),
-        watch.Server("raylet on this machine", here["NodeManagerAddress"], here["NodeManagerPort"]),
+        watch.Server("control server (GCS)", host.strip("[]"), int(port), patience, vital=True),
+        *(
+            watch.Server("raylet on this machine", node["NodeManagerAddress"], node["NodeManagerPort"])
+            for node in ray.nodes()
+            if node["NodeID"] == context.get_node_id()
+        ),
     ]
 
 
@@ -132,12 +135,15 @@ def _start(address: str | None, groups: bool) -> None:
             runtime_env=environment(address),
         )
     except Exception as error:  # Ray raises nothing narrower where it does not start in time
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].replace(address or "local", without_secrets(address or "local"))
         if address is None:
             raise UserError(f"Ray did not start here ({reason}); run again when the machine is less busy") from None
-        raise UserError(
-            f"no Ray cluster at '{address}' ({reason}); check --address, or remove it to run here"
-        ) from None
+        raise _no_cluster(address, reason) from None
+
+
+def _no_cluster(address: str, reason: str) -> UserError:
+    shown = without_secrets(address)
+    return UserError(f"no Ray cluster at '{shown}' ({reason}); check --address, or remove it to run here")
 
 
 def _check_reachable(address: str | None) -> None:
@@ -149,10 +155,10 @@ def _check_reachable(address: str | None) -> None:
     if address is not None and not address.strip():
         raise UserError("--address is empty; set it to host:port of a Ray cluster, or remove it to run here")
     found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address or "")
-    if not found:
+    if not address or not found:
         return
-    if reason := unreachable(found["host"], int(found["port"])):
-        raise UserError(f"no Ray cluster at '{address}' ({reason}); check --address, or remove it to run here")
+    if reason := unreachable(found["host"].strip("[]"), int(found["port"])):
+        raise _no_cluster(address, reason)
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:

@@ -19,7 +19,7 @@ LOOK = 2.0  # seconds between two looks
 PATIENCE = 6.0  # seconds without an answer after which a process on this machine counts as ended
 # Seconds after which Ray itself ends, without a sentence, a driver that cannot reach the control server. On a cluster
 # that server may come back before; the rows of what is done have to be written before, too.
-RECONNECT = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))
+RECONNECT = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112
 REACTION = 0.25 * RECONNECT  # seconds for the driver to leave a call of Ray, after which it is ended here
 _OWN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)  # reasons of this process, not of the other
 
