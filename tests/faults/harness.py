@@ -286,6 +286,12 @@ class Case(Workplace):
         for driver in self.drivers:
             driver.poll()  # else what is left of it would look alive to others
 
+    def of_run(self) -> dict[int, str]:
+        """Living processes that the last driver started, by what each is, and the driver itself."""
+        driver = self.drivers[-1].pid
+        found = {driver: "the driver"} if self.drivers[-1].poll() is None else {}
+        return found | {pid: _what(_title(pid)) for pid in _descendants(driver)}
+
     def ended(self, driver: subprocess.Popen[bytes] | None = None) -> int:
         """Wait for the end of a run, of the last one if none is given; gives its exit code."""
         return (driver or self.drivers[-1]).wait(SOON)
@@ -363,9 +369,37 @@ class Case(Workplace):
                 driver.wait()
 
 
+# Of Ray's processes that a run starts on its machine: what each is, by a part of its command line.
+OF_A_RUN = {
+    "the control server (GCS)": "/gcs_server ",
+    "the raylet": "/raylet ",
+    "the runtime env agent": "RuntimeEnvAgent",
+    "the dashboard agent": "DashboardAgent",
+    "the dashboard": "/dashboard/dashboard.py",
+    "the log monitor": "/log_monitor.py",
+    "the autoscaler's monitor": "/monitor.py",
+}
+
+
+def _what(title: str) -> str:
+    for what, part in OF_A_RUN.items():
+        if part in title:
+            return what
+    return "a worker" if title.startswith("ray::") or "default_worker.py" in title else "another process"
+
+
+def _descendants(pid: int) -> list[int]:
+    """Living processes below one, however deep."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # gone meanwhile
+            found += [int(child) for child in path.read_text().split() if _began(int(child))]
+    return found + [below for child in found for below in _descendants(child)]
+
+
 def _title(pid: int) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
         return ""
 

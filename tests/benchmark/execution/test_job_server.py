@@ -1,4 +1,4 @@
-"""Job servers that are silent, slow, endless, that close or lie; and addresses of all kinds: a sentence in good time."""
+"""Job servers that are silent, slow, endless, that close or lie, and odd addresses: a sentence in good time."""
 
 from __future__ import annotations
 
@@ -283,7 +283,8 @@ def followed(pieces: list[str | None], state: str, monkeypatch: pytest.MonkeyPat
 ADDRESSES = [
     "", " ", "x", "http://", "http://:8265", "http://host:port", "http://host:0", "http://host:-1", "http://host:65536",
     "host:99999", "http://[::1", "http://::1", "::1", "[::1]:8265", "http://[::1]:1", "http://ho st", "http://host\n",
-    "\thttp://host", "http://a\0b", "http://\x1b[31m", "http://höst.invalid:1", "http://" + "ü" * 70, "http://" + "." * 300,
+    "\thttp://host", "http://a\0b", "http://\x1b[31m", "http://höst.invalid:1", "http://" + "ü" * 70,
+    "http://" + "." * 300,
     "//host", "http:host", "http:///path", "ftp://host", "ray://127.0.0.1:1", "file:///etc/passwd", "auto", "local",
     "http://\udc80", "http://127.0.0.1:1/../..", "http://127.0.0.1:１", "http://😀", "javascript:1", "http://%31",
     f"http://me:{PASSWORD}@127.0.0.1:1", f"me:{PASSWORD}@127.0.0.1:1", f"http://{PASSWORD}@127.0.0.1:1",
