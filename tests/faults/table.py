@@ -47,11 +47,11 @@ def merged(lines: Sequence[Line]) -> list[Line]:
 
 def _sum(lines: Sequence[Line]) -> Line:
     ends = Counter(line.recovered for line in lines)
-    recovered = ", ".join(f"{count} {how}" for how, count in sorted(ends.items())) if len(ends) > 1 else [*ends][0]
+    recovered = ", ".join(f"{count} {how}" for how, count in sorted(ends.items()))
     return Line(
         lines[0].fault,
         sum(line.injected for line in lines),
-        recovered,
+        recovered if len(ends) > 1 else lines[0].recovered,
         sum(line.repeated for line in lines),
         sum(line.seconds for line in lines),
     )

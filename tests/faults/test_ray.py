@@ -4,6 +4,7 @@ A raylet ends with each of its agents, and a driver without a raylet once waited
 """
 
 import random
+import sys
 import time
 
 import pytest
@@ -49,5 +50,6 @@ def test_a_random_process_is_killed_at_a_random_moment(case: NewCase, undisturbe
             begin = time.monotonic()
             driver.wait(ENOUGH)
             took = time.monotonic() - begin
-            print(f"kill {kill}: {what} after {seconds:.1f} s; ended {took:.1f} s later with {driver.returncode}")
+            code = driver.returncode
+            sys.stdout.write(f"kill {kill}: {what} after {seconds:.1f} s; ended {took:.1f} s later with {code}\n")
         here.recover(undisturbed)
