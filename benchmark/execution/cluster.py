@@ -19,6 +19,7 @@ from benchmark.grid.resources import Resources
 from benchmark.io.network import unreachable, without_secrets
 from sande.errors import UserError
 
+RECONNECT_HERE = "20"  # seconds
 STARTS = 4  # of Ray in a run, where its own processes end under it
 
 _connected: list[_Connection] = []  # the outermost block's
@@ -46,7 +47,7 @@ class _Connection:
         signals.take()
         self.starts += 1
         if self.address is None or not self.address.startswith("ray://"):
-            self.watch = watch.Watch(_servers(self.address))
+            self.watch = watch.Watch(_servers(self.address), watch.REACTION * watch.reconnect_seconds())
 
     def stop(self) -> None:
         if self.watch:
@@ -96,17 +97,17 @@ def check() -> None:
 
 
 def start_again() -> bool:
-    """Start Ray again where it ran on this machine alone, a few times in a run; return whether it did.
-
-    Raises:
-        UserError: it did not start.
-    """
+    """Start Ray again where it ran on this machine alone, a few times in a run; return whether it did."""
     (connection,) = _connected
     if connection.address is not None or connection.starts >= STARTS:
         return False
     gc.collect()  # handles of what is gone, which their ends would report to a Ray that does not know them
     connection.stop()
-    connection.start()
+    try:
+        connection.start()
+    except UserError:
+        return False
+    watch.started_again = True
     return True
 
 
@@ -114,7 +115,7 @@ def _servers(address: str | None) -> list[watch.Server]:
     """Return the processes without which a driver waits for ever, or is ended by Ray."""
     context = ray.get_runtime_context()
     host, port = context.gcs_address.rsplit(":", 1)
-    patience = watch.RECONNECT * (0.5 if address else 0.1)
+    patience = watch.reconnect_seconds() * (watch.GONE if address else watch.GONE_HERE)
     return [
         watch.Server("control server (GCS)", host.strip("[]"), int(port), patience, vital=True),
         *(
@@ -126,6 +127,9 @@ def _servers(address: str | None) -> list[watch.Server]:
 
 
 def _start(address: str | None, groups: bool) -> None:
+    if address is None:
+        # Ray's agents outlive a killed driver by this time. A control server that ended here does not come back.
+        os.environ.setdefault(watch.RECONNECT, RECONNECT_HERE)
     try:
         ray.init(
             address=address or "local",  # None would also find a cluster of another user on this machine

@@ -198,8 +198,9 @@ def _do(
                 break
             if ray_ended:
                 if not start_again():
+                    say(ended)
                     break
-                say(f"{ray_ended}; Ray started again")
+                say(f"{ray_ended}; Ray was started again, and the run continues")
         searcher.note_overhead()
         queue = searcher.queue
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)

@@ -72,7 +72,7 @@ def job_client(url: str, send: Callable[..., Any]) -> Any:
     """
     from ray.job_submission import JobSubmissionClient
 
-    class Client(JobSubmissionClient):
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # its module has no types
         def _do_request(
             self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None, **more: Any
         ) -> Any:

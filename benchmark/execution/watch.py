@@ -17,10 +17,11 @@ from dataclasses import dataclass
 
 LOOK = 2.0  # seconds between two looks
 PATIENCE = 6.0  # seconds without an answer after which a process on this machine counts as ended
-# Seconds after which Ray itself ends, without a sentence, a driver that cannot reach the control server. On a cluster
-# that server may come back before; the rows of what is done have to be written before, too.
-RECONNECT = float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60"))  # noqa: SIM112
-REACTION = 0.25 * RECONNECT  # seconds for the driver to leave a call of Ray, after which it is ended here
+# Ray's setting: seconds after which a process ends itself, without a sentence, if it cannot reach the control server.
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+# Parts of that time. On a cluster the control server may come back. Then the rows of what is done have to be written.
+GONE, GONE_HERE, REACTION = 0.4, 0.1, 0.5
+started_again = False  # Ray, in this process
 _OWN = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.EADDRNOTAVAIL)  # reasons of this process, not of the other
 
 
@@ -55,6 +56,11 @@ class Server:
         return True
 
 
+def reconnect_seconds() -> float:
+    """Return the seconds of `RECONNECT`."""
+    return float(os.environ.get(RECONNECT, "60"))
+
+
 def _end_process(sentence: str) -> None:
     sys.stderr.write(f"{sentence}\n")
     sys.stderr.flush()
@@ -71,16 +77,16 @@ class Watch:
     def __init__(
         self,
         servers: Sequence[Server],
+        reaction: float,
         look: float = LOOK,
-        reaction: float = REACTION,
         end: Callable[[str], None] = _end_process,
     ) -> None:
         """Begin to watch.
 
         Args:
             servers: processes to watch.
+            reaction: seconds from the end of a vital process until `end` is called, unless this watch is closed.
             look: seconds between two looks.
-            reaction: seconds from the end of a vital process until `end` is called, unless `check` was.
             end: ends this process with a sentence.
         """
         self.ended = ""
@@ -96,7 +102,6 @@ class Watch:
             RayEndedError: a process ended that the driver needs.
         """
         if self.ended:
-            self._over.set()
             raise RayEndedError(self.ended)
 
     def close(self) -> None:
