@@ -153,6 +153,11 @@ def answering(address: str, job: str = "") -> Iterator[None]:
             f"{place}: the cluster {answer}; set RAY_AUTH_TOKEN, or ~/.ray/auth_token, to the one that "
             "'ray get-auth-token' shows on its head"
         ) from None
+    except requests.exceptions.InvalidHeader:  # whose text holds the token
+        raise UserError(
+            "RAY_AUTH_TOKEN: the token, or that in ~/.ray/auth_token, holds a character that no header may have; set it "
+            "to what 'ray get-auth-token' shows on the head"
+        ) from None
     except (TimeoutError, requests.Timeout):
         raise UserError(
             f"{place}: no whole answer within {ANSWER_SECONDS:g} s; check the address, and run again when the cluster "

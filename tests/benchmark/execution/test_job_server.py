@@ -19,7 +19,7 @@ from click.testing import Result
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from benchmark.execution import job_server, jobs
-from tests.benchmark.helpers import invoke, mistake
+from tests.benchmark.helpers import invoke, mistake, process
 
 FOLDERS = ["--store", "/shared/store", "--results", "/shared/results"]
 COMMANDS = (["status"], ["status", "g-1"], ["logs", "g-1"], ["stop", "g-1"], ["submit", "quickstart", *FOLDERS])
@@ -308,6 +308,16 @@ def test_a_run_shows_no_password_of_its_cluster() -> None:
         line = mistake("run", "quickstart", "--address", address)
         assert "no Ray cluster at" in line
         assert PASSWORD not in line
+
+
+@pytest.mark.slow
+def test_a_token_that_cannot_be_sent_is_not_shown(serving: Callable[[Answer, bool], str]) -> None:
+    # In a process of its own: Ray remembers the token that it found first.
+    address, token = serving(ANSWERS["page"], False), f"{PASSWORD}\n{PASSWORD}"
+    done = process("-m", "benchmark", "status", "--address", address, env={"RAY_AUTH_TOKEN": token})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert PASSWORD not in line
 
 
 @pytest.mark.parametrize("name", ["", " ", "..", "a/b", "../version", "a?b", "a#b", "ü", "a\nb", "-", "a" * 201])
