@@ -155,8 +155,8 @@ def answering(address: str, job: str = "") -> Iterator[None]:
         ) from None
     except requests.exceptions.InvalidHeader:  # whose text holds the token
         raise UserError(
-            "RAY_AUTH_TOKEN: the token, or that in ~/.ray/auth_token, holds a character that no header may have; set it "
-            "to what 'ray get-auth-token' shows on the head"
+            "RAY_AUTH_TOKEN: this token, or that in ~/.ray/auth_token, holds a character that no header may have; set "
+            "it to what 'ray get-auth-token' shows on the head"
         ) from None
     except (TimeoutError, requests.Timeout):
         raise UserError(

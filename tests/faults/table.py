@@ -18,8 +18,8 @@ and writes this page; `make faults` alone prints the table.
 The grid has one victim of the model `tiny`, two defenses and two metrics: six stages. Every process is real, and so is
 Ray; the nodes of a cluster are separate sets of its processes on one machine. A file on Python's path
 (`tests/faults/hook`) holds the process that is to be hit at a named function, so the moment is certain and the program
-itself is unchanged. Only the random kills hit any process of a run, Ray's included, at any moment; `make faults KILLS=5`
-does fewer of them.
+itself is unchanged. Only the random kills hit any process of a run, Ray's included, at any moment; `KILLS=5` does fewer
+of them.
 
 A fault counts as recovered if one more `sande-bench run` ends without an error and then
 
