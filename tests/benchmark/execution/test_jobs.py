@@ -225,10 +225,8 @@ def test_the_environment_that_travels_holds_no_secret(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("name", jobs.PASSED)
-@pytest.mark.parametrize("value", ["https://me:planted@server", "http://server/?token=planted"])
-def test_a_variable_with_a_password_is_refused_and_stays_here(
-    name: str, value: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variable_with_a_password_is_refused_and_stays_here(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = "https://me:planted@server"
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv(name, value)
     line = mistake("submit", "quickstart", "--address", "http://127.0.0.1:1", *FOLDERS)
