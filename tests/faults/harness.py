@@ -372,8 +372,8 @@ class Case(Workplace):
 
 # Of Ray's processes that a run starts on its machine: what each is, by a part of its command line.
 OF_A_RUN = {
-    "the control server (GCS)": "/gcs_server ",
-    "the raylet": "/raylet ",
+    "the control server (GCS)": "/gcs/gcs_server ",
+    "the raylet": "/raylet/raylet ",
     "the runtime env agent": "RuntimeEnvAgent",
     "the dashboard agent": "DashboardAgent",
     "the dashboard": "/dashboard/dashboard.py",
