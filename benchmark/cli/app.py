@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from benchmark.cli import surroundings
-from benchmark.execution import signals
+from benchmark.execution import signals, watch
 from benchmark.io.text import visible
 from sande import __version__
 from sande.errors import UserError
@@ -60,6 +60,8 @@ class _OneSentence(TyperGroup):
                 raise
             surroundings.give_up_output()
             tell(f"sande-bench: {surroundings.sentence(error)}")
+        if watch.started_again:  # Ray may crash such a process at its end, when all is written
+            surroundings.leave(code or 0)
         sys.exit(code)
 
 

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from contextlib import suppress
+from typing import NoReturn
 
 from sande.errors import UserError
 
@@ -36,6 +37,14 @@ def give_up_output() -> None:
     """Send what is still to be printed nowhere, so that the end of the process does not try again."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once, once all output is written."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def sentence(error: OSError | UnicodeError) -> str:

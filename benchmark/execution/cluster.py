@@ -2,19 +2,57 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from benchmark.execution import ray_env, signals
-from benchmark.execution.jobs import shared_environment, unreachable
+from benchmark.execution import ray_env, signals, watch
+from benchmark.execution.jobs import shared_environment
 from benchmark.grid.resources import Resources
+from benchmark.io.network import unreachable, without_secrets
 from sande.errors import UserError
+
+RECONNECT_HERE = "20"  # seconds
+STARTS = 4  # of Ray in a run, where its own processes end under it
+
+_connected: list[_Connection] = []  # the outermost block's
+
+
+@dataclass
+class _Connection:
+    """Ray as a block has it, and may have it again.
+
+    Attributes:
+        address: of the cluster; None where Ray runs on this machine alone.
+        groups: as for `cluster`.
+        watch: of the processes that this one needs; None before they are there, and where Ray's client hides them.
+        starts: how often Ray was started.
+    """
+
+    address: str | None
+    groups: bool
+    watch: watch.Watch | None = None
+    starts: int = 0
+
+    def start(self) -> None:
+        with signals.held():
+            _start(self.address, self.groups)
+        signals.take()
+        self.starts += 1
+        if self.address is None or not self.address.startswith("ray://"):
+            self.watch = watch.Watch(_servers(self.address), watch.REACTION * watch.reconnect_seconds())
+
+    def stop(self) -> None:
+        if self.watch:
+            self.watch.close()
+        ray.shutdown()
 
 
 @contextmanager
@@ -37,16 +75,61 @@ def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
     _check_reachable(address)
+    connection = _Connection(address, groups)
     try:
-        with signals.held():
-            _start(address, groups)
-        signals.take()
+        connection.start()
+        _connected.append(connection)
         yield
     finally:
-        ray.shutdown()
+        _connected.clear()
+        connection.stop()
+
+
+def check() -> None:
+    """Raise where Ray's own processes ended.
+
+    Raises:
+        RayEndedError: the control server is gone, or the raylet of this node.
+    """
+    for connection in _connected:
+        if connection.watch:
+            connection.watch.check()
+
+
+def start_again() -> bool:
+    """Start Ray again where it ran on this machine alone, a few times in a run; return whether it did."""
+    (connection,) = _connected
+    if connection.address is not None or connection.starts >= STARTS:
+        return False
+    gc.collect()  # handles of what is gone, which their ends would report to a Ray that does not know them
+    connection.stop()
+    try:
+        connection.start()
+    except UserError:
+        return False
+    watch.started_again = True
+    return True
+
+
+def _servers(address: str | None) -> list[watch.Server]:
+    """Return the processes without which a driver waits for ever, or is ended by Ray."""
+    context = ray.get_runtime_context()
+    host, port = context.gcs_address.rsplit(":", 1)
+    patience = watch.reconnect_seconds() * (watch.GONE if address else watch.GONE_HERE)
+    return [
+        watch.Server("control server (GCS)", host.strip("[]"), int(port), patience, vital=True),
+        *(
+            watch.Server("raylet on this machine", node["NodeManagerAddress"], node["NodeManagerPort"])
+            for node in ray.nodes()
+            if node["NodeID"] == context.get_node_id()
+        ),
+    ]
 
 
 def _start(address: str | None, groups: bool) -> None:
+    if address is None:
+        # Ray's agents outlive a killed driver by this time. A control server that ended here does not come back.
+        os.environ.setdefault(watch.RECONNECT, RECONNECT_HERE)
     try:
         ray.init(
             address=address or "local",  # None would also find a cluster of another user on this machine
@@ -56,12 +139,15 @@ def _start(address: str | None, groups: bool) -> None:
             runtime_env=environment(address),
         )
     except Exception as error:  # Ray raises nothing narrower where it does not start in time
-        reason = str(error).strip().split("\n")[0]
+        reason = str(error).strip().split("\n")[0].replace(address or "local", without_secrets(address or "local"))
         if address is None:
             raise UserError(f"Ray did not start here ({reason}); run again when the machine is less busy") from None
-        raise UserError(
-            f"no Ray cluster at '{address}' ({reason}); check --address, or remove it to run here"
-        ) from None
+        raise _no_cluster(address, reason) from None
+
+
+def _no_cluster(address: str, reason: str) -> UserError:
+    shown = without_secrets(address)
+    return UserError(f"no Ray cluster at '{shown}' ({reason}); check --address, or remove it to run here")
 
 
 def _check_reachable(address: str | None) -> None:
@@ -73,10 +159,10 @@ def _check_reachable(address: str | None) -> None:
     if address is not None and not address.strip():
         raise UserError("--address is empty; set it to host:port of a Ray cluster, or remove it to run here")
     found = re.fullmatch(r"(?:ray://)?(?P<host>[^/]+):(?P<port>\d+)", address or "")
-    if not found:
+    if not address or not found:
         return
-    if reason := unreachable(found["host"], int(found["port"])):
-        raise UserError(f"no Ray cluster at '{address}' ({reason}); check --address, or remove it to run here")
+    if reason := unreachable(found["host"].strip("[]"), int(found["port"])):
+        raise _no_cluster(address, reason)
 
 
 def worker_resources(resources: Resources) -> dict[str, float]:

@@ -21,17 +21,27 @@ from ray import tune
 
 from benchmark.execution import deepspeed, signals, tracking
 from benchmark.execution.autoscaling import Group, Nodes, await_first, group
-from benchmark.execution.cluster import at_once, capacity, cluster, joined, worker_resources
+from benchmark.execution.cluster import at_once, capacity, cluster, joined, start_again, worker_resources
 from benchmark.execution.progress import Progress
-from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
+from benchmark.execution.searcher import ErrorRecorder, Gate, Pulse, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
+from benchmark.execution.watch import RayEndedError
 from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Resources, ResourcesByStage
 from benchmark.grid.stage_resources import distinct
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
 from benchmark.plan import preflight, retention
-from benchmark.plan.failures import FULL_DISK, UNFINISHED, Failure, classify, interrupted, kind_of, out_of_memory
+from benchmark.plan.failures import (
+    FULL_DISK,
+    LOST_NODE,
+    UNFINISHED,
+    Failure,
+    classify,
+    interrupted,
+    kind_of,
+    out_of_memory,
+)
 from benchmark.plan.memory import MOST, Peaks, peaks_of
 from benchmark.plan.plan import Plan, make_plan
 from benchmark.plan.schedule import Queue, side_by_side, widths
@@ -169,7 +179,7 @@ def _do(
         most = TRIALS_OF_A_TUNER if nodes else room.slots * a_slot
         ended = UNFINISHED  # by the user: Tune then returns early, without an exception
         while not searcher.queue.over:
-            begun = searcher.begun
+            begun, ray_ended = searcher.begun, ""
             try:
                 with signals.sigint_kept():
                     _tuner(searcher, store, room, most, folder, status, checked).fit()
@@ -188,8 +198,17 @@ def _do(
                 ended = Failure(f"not finished, {gave_up(error)}; run again to continue", kind_of(classify(error)))
                 if not (out_of_memory(error) and searcher.killed()):
                     break
+            except RayEndedError as error:
+                ended = Failure(f"not finished, {error}; run again to continue", LOST_NODE)
+                searcher.put_back()
+                ray_ended = str(error)
             except KeyboardInterrupt:  # outside Tune, or a second time
                 break
+            if ray_ended:
+                if not start_again():
+                    say(ended)
+                    break
+                say(f"{ray_ended}; Ray was started again, and the run continues")
         searcher.note_overhead()
         queue = searcher.queue
         unfinished = {stage.key for stage in plan.missing} - queue.done - set(queue.errors)
@@ -349,7 +368,7 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
         storage_path=str(folder),
         verbose=0,
         failure_config=tune.FailureConfig(max_failures=0),
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, Pulse()],
     )
 
 

@@ -7,25 +7,25 @@ its nodes have to reach the store and the results.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import shlex
 import shutil
-import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import benchmark
 import sande
+from benchmark.execution import job_server
+from benchmark.execution.job_server import answering, check_id, connect
 from benchmark.execution.provenance import CODE_VERSION, code_version
 from benchmark.grid import load, shipped
+from benchmark.io.network import holds_secret
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,10 +45,8 @@ PASSED = (
     ),
     *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),  # address of a store
 )
-_WITH_PASSWORD = re.compile(r"://[^/]*@")
 STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is done; Ray's default is 3
 MOST_MIB = 50.0  # of an upload, which has 1.5 MiB; Ray's dashboard takes 100
-PORT = 8265
 INTERRUPTED, STOPPED = 130, 143
 COLUMNS = ("job", "state", "began", "took", "command")  # of the table of jobs
 EXIT_CODES = (0, 1, 2, INTERRUPTED, STOPPED)  # of `sande-bench run`
@@ -83,13 +81,16 @@ def submit(
     """
     for option, place in (("--store", store), ("--results", results)):
         _refuse_if_lost(option, place)
+        _refuse_secret(option, place)
+    for word in options:
+        _refuse_secret("--set", word)
     environment = _environment(passed)
     with tempfile.TemporaryDirectory(prefix="sande-bench-") as folder:
         entry = pack(grid, Path(folder), scale)
         words = ["python", "-m", "benchmark", "run", entry, "--store", store, "--results", results, *options]
         client = connect(address)
         name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(entry).stem)
-        with _answering(address):
+        with answering(address):
             return str(
                 client.submit_job(
                     entrypoint=shlex.join([*words, *(["--scale", scale] if scale else [])]),
@@ -131,14 +132,26 @@ def _environment(passed: Iterable[str]) -> dict[str, str]:
     missing = [name for name in passed if name not in os.environ]
     if missing:
         raise UserError(f"--env {missing[0]}: this environment has no such variable; set it, or remove the option")
-    wanted = shared_environment() | {name: os.environ[name] for name in passed}
+    asked = {name: os.environ[name] for name in passed}
+    for name in PASSED:
+        if name in os.environ and name not in asked:
+            _refuse_secret(name, os.environ[name])
+    wanted = shared_environment() | asked
     return wanted | {CODE_VERSION: code_version(), "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}
 
 
 def shared_environment() -> dict[str, str]:
-    """Return the variables of `PASSED` that are set, without addresses that hold a password."""
+    """Return the variables of `PASSED` that are set, but for those with a password, which nodes have themselves."""
     found = {name: os.environ[name] for name in PASSED if name in os.environ}
-    return {name: value for name, value in found.items() if not _WITH_PASSWORD.search(value)}
+    return {name: value for name, value in found.items() if not holds_secret(value)}
+
+
+def _refuse_secret(place: str, value: str) -> None:
+    if holds_secret(value):
+        fix = "remove it from the address, and set it in the environment of the nodes"
+        if place in PASSED:
+            fix = f"unset it here, and set it in the environment of the nodes; --env {place} passes it all the same"
+        raise UserError(f"{place}: holds a password or token, which Ray would show in its dashboard and logs; {fix}")
 
 
 def _refuse_if_lost(option: str, place: str) -> None:
@@ -147,74 +160,6 @@ def _refuse_if_lost(option: str, place: str) -> None:
             f"{option} {place}: a job runs in a copy of this program that is removed at its end; choose a folder that "
             "every node sees, as an absolute path, or a URI such as s3://bucket/folder"
         )
-
-
-def connect(address: str) -> JobSubmissionClient:
-    """Return a client of the cluster's job server, with the user's token (`RAY_AUTH_TOKEN`, or Ray's file in ~/.ray).
-
-    Raises:
-        UserError: the server cannot be reached, is not a Ray head, or refuses the token.
-    """
-    parts = urlsplit(address if "://" in address else f"http://{address}")
-    try:
-        host, port = parts.hostname, parts.port or (443 if parts.scheme == "https" else PORT)
-    except ValueError:
-        host = None
-    if parts.scheme not in ("http", "https") or not host:
-        raise UserError(f"--address {address}: not the address of a Ray dashboard; use one such as http://host:{PORT}")
-    if reason := unreachable(host, port):
-        raise UserError(
-            f"no Ray cluster at '{address}' ({reason}); check --address, and that its dashboard listens there"
-        )
-    url = f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{parts.path}"
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray reads it on import
-    os.environ["RAY_API_SERVER_ADDRESS"] = url  # else Ray takes RAY_ADDRESS, which is not a dashboard
-    from ray.job_submission import JobSubmissionClient
-
-    for handler in logging.getLogger("ray").handlers:
-        handler.setLevel(logging.ERROR)  # this module reports uploads and tokens itself
-    with _answering(address):
-        return JobSubmissionClient(url)
-
-
-def unreachable(host: str, port: int) -> str:
-    """Return why a server does not answer within five seconds, or an empty text; Ray would try for minutes."""
-    try:
-        socket.create_connection((host, port), timeout=5).close()
-    except (OSError, OverflowError) as error:
-        return str(error)
-    return ""
-
-
-@contextmanager
-def _answering(address: str, job: str = "") -> Iterator[None]:
-    """Raise errors of Ray's client as mistakes of the user.
-
-    Raises:
-        UserError: instead of any error of the client.
-    """
-    import requests
-    from ray.exceptions import AuthenticationError
-
-    try:
-        yield
-    except AuthenticationError as error:
-        answer = "refuses this token" if "invalid" in str(error).lower() else "requires a token"
-        raise UserError(
-            f"--address {address}: the cluster {answer}; set RAY_AUTH_TOKEN, or ~/.ray/auth_token, to the one that "
-            "'ray get-auth-token' shows on its head"
-        ) from None
-    except (requests.RequestException, ConnectionError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().split("\n")[0]
-        if job and "404" in reason:
-            raise UserError(
-                f"job {job}: not known to the cluster at {address}; use one that 'sande-bench status --address "
-                f"{address}' lists"
-            ) from None
-        raise UserError(
-            f"--address {address}: no usable job server ({reason}); check the address, and that the head has "
-            "ray[default]"
-        ) from None
 
 
 def follow(job: str, address: str, write: Callable[[str], None]) -> int:
@@ -227,21 +172,42 @@ def follow(job: str, address: str, write: Callable[[str], None]) -> int:
 
     Returns:
         The exit code of the run; 143 where the job was stopped; 1 where it has no exit code of its own.
+
+    Raises:
+        UserError: the job is not known, the server does not answer, or it ends the log while the job runs.
     """
+    check_id(job)
     client = connect(address)
-
-    async def tail() -> None:
-        async for piece in client.tail_job_logs(job):
-            write(piece)
-
-    with _answering(address, job):
-        details = client.get_job_info(job)
-        asyncio.run(tail())
-        details = _ended(client, job)
-    code, reason = outcome(details)
+    with answering(address, job):
+        client.get_job_info(job)
+        asyncio.run(_tail(client, job, write))
+        details = _ended(client, job, job_server.ANSWER_SECONDS)
+        if not details.status.is_terminal():
+            again = f"run 'sande-bench logs {job} --address {address}' to follow it again"
+            raise UserError(f"job {job}: its log ended at {address}, and it still runs; {again}")
+        code, reason = outcome(details)
     if reason:
         write(f"{reason}\n")
     return code
+
+
+async def _tail(client: JobSubmissionClient, job: str, write: Callable[[str], None]) -> None:
+    """Pass on the log to its end; while it is silent, look whether there is still a server, and a job that runs."""
+    log = client.tail_job_logs(job)
+
+    async def piece() -> str:
+        return await anext(log)
+
+    coming = asyncio.create_task(piece())
+    with suppress(StopAsyncIteration):
+        while True:
+            done, _ = await asyncio.wait({coming}, timeout=job_server.ANSWER_SECONDS)
+            if done:
+                write(coming.result())
+                coming = asyncio.create_task(piece())
+            elif client.get_job_info(job).status.is_terminal():
+                coming.cancel()
+                return
 
 
 def outcome(details: JobDetails) -> tuple[int, str]:
@@ -259,19 +225,23 @@ def outcome(details: JobDetails) -> tuple[int, str]:
     return 1, f"{details.submission_id} failed with exit code {code}"
 
 
-def _ended(client: JobSubmissionClient, job: str) -> JobDetails:
-    while not (details := client.get_job_info(job)).status.is_terminal():
+def _ended(client: JobSubmissionClient, job: str, seconds: float) -> JobDetails:
+    """Return a job's state once it ended, or after `seconds`."""
+    end = time.monotonic() + seconds
+    while not (details := client.get_job_info(job)).status.is_terminal() and time.monotonic() < end:
         time.sleep(0.5)
     return details
 
 
 def status(address: str, job: str | None = None) -> dict[str, list[str]]:
     """Return a table, by head, of one job or of all that were submitted, the earliest first."""
+    if job is not None:
+        check_id(job)
     client = connect(address)
-    with _answering(address, job or ""):
+    with answering(address, job or ""):
         found = [client.get_job_info(job)] if job else client.list_jobs()
-    submitted = sorted((one for one in found if one.submission_id), key=lambda one: one.start_time or 0)
-    rows = [_row(one) for one in submitted]
+        submitted = sorted((one for one in found if one.submission_id), key=lambda one: one.start_time or 0)
+        rows = [_row(one) for one in submitted]
     return {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
 
 
@@ -286,10 +256,17 @@ def stop(address: str, job: str) -> str:
 
     Returns:
         A sentence with the job's final state.
+
+    Raises:
+        UserError: the job is not known, the server does not answer, or the job does not end in time.
     """
+    check_id(job)
     client = connect(address)
-    with _answering(address, job):
+    with answering(address, job):
         running = not client.get_job_info(job).status.is_terminal()
         client.stop_job(job)
-        state = _ended(client, job).status.value
-    return f"{job} {'ended' if running else 'had ended before'}: {state}"
+        patience = STOP_SECONDS + job_server.ANSWER_SECONDS
+        details = _ended(client, job, patience)
+        if not details.status.is_terminal():
+            raise UserError(f"job {job}: still running {patience:g} s after it was asked to end; run stop again")
+    return f"{job} {'ended' if running else 'had ended before'}: {details.status.value}"

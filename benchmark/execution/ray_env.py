@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +63,22 @@ def data_parallel_trainer() -> Any:
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     return DataParallelTrainer
+
+
+def job_client(url: str, send: Callable[..., Any]) -> Any:
+    """Return Ray's client of a job server, with its requests sent by `send`; Ray itself sets them no limits.
+
+    Args:
+        url: of the dashboard.
+        send: called like `requests.request`.
+    """
+    from ray.job_submission import JobSubmissionClient
+
+    class Client(JobSubmissionClient):  # type: ignore[misc]  # its module has no types
+        def _do_request(
+            self, method: str, endpoint: str, *, data: bytes | None = None, json_data: Any = None, **more: Any
+        ) -> Any:
+            kept = {"cookies": self._cookies, "headers": self._headers, "verify": self._verify}
+            return send(method, self._address + endpoint, data=data, json=json_data, **kept, **more)
+
+    return Client(url)

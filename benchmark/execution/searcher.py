@@ -11,6 +11,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import Searcher
 
+from benchmark.execution import cluster
 from benchmark.execution.autoscaling import MOST, Nodes
 from benchmark.execution.progress import Progress
 from benchmark.forecast.measured import keep_overhead
@@ -144,6 +145,16 @@ class StageSearcher(Searcher):
             self._killed(trial_id)
         return bool(lost)
 
+    def put_back(self) -> None:
+        """Return running stages to the queue as if they had not begun; Ray itself ended, through no fault of theirs."""
+        for offer, _ in self._running.values():
+            self.queue.defer(offer.stage.key)
+            self._progress.ended(offer.stage, again=True)
+            self._leases.release(offer.stage.key)
+        self.queue.resume()
+        self._running.clear()
+        self.witnessed.clear()
+
     def _killed(self, trial_id: str) -> None:
         offer, begin = self._running[trial_id]
         took, limit = time.perf_counter() - begin, self._timeout(offer.stage)
@@ -217,6 +228,14 @@ class Gate(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Wait for the check, after a trial's process has started and before it works."""
         self._checked()
+
+
+class Pulse(tune.Callback):
+    """End Tune where Ray itself ended; Tune would wait for it."""
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Raise what the watch of Ray's processes noticed; Tune calls this some ten times a second."""
+        cluster.check()
 
 
 class ErrorRecorder(FIFOScheduler):

@@ -19,8 +19,9 @@ from ray.tune.schedulers import ASHAScheduler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from benchmark.execution import provenance, stages
-from benchmark.execution.cluster import worker_resources
+from benchmark.execution.cluster import start_again, worker_resources
 from benchmark.execution.driver import gave_up, run_config
+from benchmark.execution.watch import RayEndedError
 from benchmark.grid.cell import Cell
 from benchmark.grid.resources import ResourcesByStage
 from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, Search, with_values
@@ -39,7 +40,7 @@ from sande.training.objective import ResponseLoss
 
 
 def run(job: Job, store: Store, grid: ResourcesByStage) -> list[dict[str, Any]]:
-    """Run all trials of a search on the connected Ray, each with the resources of its defense.
+    """Run all trials of a search, each with the resources of its defense; once more where Ray ended and starts again.
 
     Returns:
         For each trial, in the order of the proposals: `values`, `losses` at its reports (None at a report that is
@@ -50,6 +51,16 @@ def run(job: Job, store: Store, grid: ResourcesByStage) -> list[dict[str, Any]]:
         StageError: Ray ended the search.
         KeyboardInterrupt: the user interrupted it.
     """
+    while True:
+        try:
+            return _run(job, store, grid)
+        except RayEndedError as error:
+            ended = str(error)
+        if not start_again():
+            raise StageError(f"search: not finished, {ended}; run again to go on")
+
+
+def _run(job: Job, store: Store, grid: ResourcesByStage) -> list[dict[str, Any]]:
     folder = store.scratch("tune")
     resources = grid.of(next(stage for stage in stages_of(job.cell) if stage.kind == "defend"))
     try:

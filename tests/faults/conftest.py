@@ -14,10 +14,17 @@ from tests.faults.harness import Case, Faults, Line, Machines
 
 NewCase = Callable[..., AbstractContextManager[Case]]
 _lines: list[Line] = []
+KILLS = 50  # random ones
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", type=Path, help="write the table of the faults into this file")
+    parser.addoption("--faults-kills", type=int, default=KILLS, help="number of random kills [default: %(default)s]")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kill" in metafunc.fixturenames:  # each kill by its seed; the option is unknown where all tests are run
+        metafunc.parametrize("kill", range(metafunc.config.getoption("--faults-kills", KILLS)))
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from benchmark.plan import maintenance
 from benchmark.store.local import LocalStore
+from tests.faults import processes
 from tests.integration.helpers import ROOT, TRAINING, Workplace, end, wait_until
 
 HOOK = Path(__file__).parent / "hook"
@@ -27,8 +28,6 @@ GONE = 120  # seconds; a Ray worker that was just starting gives up only after i
 FOLDER = "SANDE_FAULTS"
 NODE = "SANDE_FAULTS_NODE"  # in the environment of all processes of a node of the cluster
 
-# Workers of a cluster that are Ray's own, and stay.
-OF_RAY = tuple(f"ray::{name}" for name in ("IDLE", "DashboardAgent", "RuntimeEnvAgent", "_AutoscalingCoordinatorActor"))
 TRAIN, DECODE = "sande.training.fit:ResponseLoss.forward", "sande.inference.generation:greedy"
 WRITE, PUT = "benchmark.io.files:atomically", "benchmark.store.local:LocalStore._move_in"
 STEPS = TRAINING | {"max_steps": 4}
@@ -44,15 +43,8 @@ GRID: dict[str, Any] = {
     "sweep": {"defense": list(DEFENSES)},
 }
 # Of a row: what is not the same in two runs.
-VARY = {
-    "seconds",
-    "attack_seconds",
-    "metric_seconds",
-    "decoding_seconds",
-    "peak_memory_bytes",
-    "started_at",
-    "code_version",
-}
+VARY = {"seconds", "attack_seconds", "metric_seconds", "decoding_seconds", "peak_memory_bytes", "started_at"}
+VARY |= {"code_version", "attack_code_version", "defense_code_version"}  # the code may be edited meanwhile
 
 
 class Faults:
@@ -106,11 +98,11 @@ class Faults:
                     for line in (folder / "environ").read_text(errors="replace").split("\0")
                     if "=" in line
                 )
-                if names.get(FOLDER) == str(self.root) and _began(int(folder.name)):
+                if names.get(FOLDER) == str(self.root) and processes.began(int(folder.name)):
                     found[int(folder.name)] = names.get(NODE, "")
         for line in (self.root / "processes").read_text().splitlines():
             pid, began, *node = line.split()
-            if began == _began(int(pid)):
+            if began == processes.began(int(pid)):
                 found[int(pid)] = "".join(node)
         return found
 
@@ -118,15 +110,6 @@ class Faults:
         """How often each stage was begun in a store, by key."""
         lines = (line.split() for line in (self.root / "stages").read_text().splitlines())
         return Counter(key for _, root, _, key in lines if root == location)
-
-
-def _began(pid: int) -> str | None:
-    """Of a living process, which one it is among all that have this number; None of one that ended."""
-    try:
-        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if state == "Z" else rest[18]
 
 
 class Machines:
@@ -291,9 +274,15 @@ class Case(Workplace):
     def kill(self, *pids: int) -> None:
         """SIGKILL."""
         end(list(pids))
-        assert wait_until(lambda: not any(map(_living, pids)), SOON)
+        assert wait_until(lambda: not any(map(processes.living, pids)), SOON)
         for driver in self.drivers:
             driver.poll()  # else what is left of it would look alive to others
+
+    def of_run(self) -> dict[int, str]:
+        """Living processes that the last driver started, by what each is, and the driver itself."""
+        driver = self.drivers[-1].pid
+        found = {driver: "the driver"} if self.drivers[-1].poll() is None else {}
+        return found | {pid: processes.what(processes.title(pid)) for pid in processes.descendants(driver)}
 
     def ended(self, driver: subprocess.Popen[bytes] | None = None) -> int:
         """Wait for the end of a run, of the last one if none is given; gives its exit code."""
@@ -314,7 +303,7 @@ class Case(Workplace):
 
         Ray's own workers, which leave a minute after a driver that was killed, are waited for after the next run.
         """
-        assert wait_until(lambda: not any(_working(pid) for pid in self.processes()), GONE), self.processes()
+        assert wait_until(lambda: not any(processes.working(pid) for pid in self.processes()), GONE), self.processes()
         self.faults.release()
 
     def recover(self, undisturbed: Case, fetch: Callable[[], None] = lambda: None) -> None:
@@ -361,7 +350,7 @@ class Case(Workplace):
 
     def processes(self) -> list[int]:
         """Of this case's runs, those of the cluster's own aside."""
-        return [pid for pid, node in self.faults.processes().items() if not node or _has_a_job(pid)]
+        return [pid for pid, node in self.faults.processes().items() if not node or processes.has_a_job(pid)]
 
     def close(self) -> None:
         """End what is left of it, and disarm its faults."""
@@ -370,24 +359,3 @@ class Case(Workplace):
             if driver.poll() is None:
                 driver.kill()
                 driver.wait()
-
-
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def _working(pid: int) -> bool:
-    """Whether a process is none of Ray's own workers."""
-    return not _title(pid).startswith(OF_RAY)
-
-
-def _has_a_job(pid: int) -> bool:
-    """Whether a process of the cluster is a worker with a job."""
-    return _working(pid) and _title(pid).startswith("ray::")
-
-
-def _living(pid: int) -> bool:
-    return _began(pid) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ and writes this page; `make faults` alone prints the table.
 The grid has one victim of the model `tiny`, two defenses and two metrics: six stages. Every process is real, and so is
 Ray; the nodes of a cluster are separate sets of its processes on one machine. A file on Python's path
 (`tests/faults/hook`) holds the process that is to be hit at a named function, so the moment is certain and the program
-itself is unchanged.
+itself is unchanged. Only the random kills hit any process of a run, Ray's included, at any moment; `KILLS=5` does fewer
+of them.
 
 A fault counts as recovered if one more `sande-bench run` ends without an error and then
 
@@ -36,8 +38,29 @@ Seconds are those of all runs of a line, including Ray's starts.
 """
 
 
+def merged(lines: Sequence[Line]) -> list[Line]:
+    """One line for each fault, where a fault was tried several times."""
+    found: dict[str, list[Line]] = {}
+    for line in lines:
+        found.setdefault(line.fault, []).append(line)
+    return [_sum(same) if len(same) > 1 else same[0] for same in found.values()]
+
+
+def _sum(lines: Sequence[Line]) -> Line:
+    ends = Counter(line.recovered for line in lines)
+    recovered = ", ".join(f"{count} {how}" for how, count in sorted(ends.items()))
+    return Line(
+        lines[0].fault,
+        sum(line.injected for line in lines),
+        recovered if len(ends) > 1 else lines[0].recovered,
+        sum(line.repeated for line in lines),
+        sum(line.seconds for line in lines),
+    )
+
+
 def text(lines: Sequence[Line]) -> str:
     """As a Markdown table."""
+    lines = merged(lines)
     cells = [COLUMNS, *((x.fault, str(x.injected), x.recovered, str(x.repeated), f"{x.seconds:.0f}") for x in lines)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = ["| " + " | ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) + " |" for row in cells]
@@ -47,7 +70,9 @@ def text(lines: Sequence[Line]) -> str:
 def page(lines: Sequence[Line], cores: int) -> str:
     """The table with what it is about, and the machine."""
     seconds = sum(line.seconds for line in lines)
-    return PAGE.format(table=text(lines), count=len(lines), seconds=seconds, machine=f"{_processor()}, {cores} cores")
+    return PAGE.format(
+        table=text(lines), count=len(merged(lines)), seconds=seconds, machine=f"{_processor()}, {cores} cores"
+    )
 
 
 def _processor() -> str:

@@ -18,8 +18,9 @@ from ray.tune.execution import class_cache
 from benchmark.execution import cluster, driver, ray_env, searcher
 from benchmark.execution.autoscaling import group
 from benchmark.execution.progress import Progress
-from benchmark.execution.searcher import GONE, KILLED, ErrorRecorder, Gate, StageSearcher
+from benchmark.execution.searcher import GONE, KILLED, ErrorRecorder, Gate, Pulse, StageSearcher
 from benchmark.execution.trial import StageJob, check_libraries
+from benchmark.execution.watch import RayEndedError
 from benchmark.grid.resources import Resources
 from benchmark.grid.stage_resources import StageResources
 from benchmark.io.files import FullError
@@ -664,6 +665,50 @@ def test_where_tune_ends_for_another_reason_it_is_not_started_again(
     assert len(tuners) == 1
 
 
+def ends_with_ray(times: int) -> Callable[[FakeTuner], None]:
+    """Tuners under which Ray ends so often, in the middle of two stages; the next one does what is left."""
+    left = [times]
+
+    def fit(self: FakeTuner) -> None:
+        begun = [self.searcher.suggest(f"{left} {number}") for number in range(2)]
+        if left[0]:
+            left[0] -= 1
+            raise RayEndedError("Ray's raylet ended")
+        for number, config in enumerate(begun):
+            if isinstance(config, dict):
+                put(self.store, "attack", Stage.from_json(config["stage"]).key, MANIFEST)
+                self.searcher.on_trial_complete(f"{left} {number}", OK)
+
+    return fit
+
+
+def test_where_ray_ends_it_is_started_again_and_no_stage_loses_a_try(
+    store: LocalStore, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTuner, "fit", ends_with_ray(5))  # more often than a stage is tried
+    monkeypatch.setattr(driver, "start_again", lambda: True)
+    said: list[str] = []
+    assert driver._do(plan(stage("a"), stage("b")), store, Resources(), said.append, 0.0, ALL) == {}
+    assert len(tuners) == 6
+    assert said[:5] == ["Ray's raylet ended; Ray was started again, and the run continues"] * 5
+    assert [line.split(":")[0] for line in said[5:]] == ["[1/2] attack m x a", "[2/2] attack m x b"]
+
+
+def test_where_ray_ends_and_does_not_start_again_the_run_ends_with_a_sentence(
+    store: LocalStore, tuners: list[FakeTuner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeTuner, "fit", ends_with_ray(1))
+    monkeypatch.setattr(driver, "start_again", lambda: False)
+    said: list[str] = []
+    errors = driver._do(plan(stage("a"), stage("b")), store, Resources(), said.append, 0.0, ALL)
+    assert errors == dict.fromkeys("ab", "not finished, Ray's raylet ended; run again to continue")
+    assert {kind_of(error) for error in errors.values()} == {failures.LOST_NODE}
+    assert said == ["not finished, Ray's raylet ended; run again to continue"]
+    other = Leases(store.lease_backend(), print)
+    assert other.acquire("a", [("attack", "a")]) is None, "it holds nothing any more"
+    other.close()
+
+
 def test_what_a_run_took_beside_its_stages_is_kept(store: LocalStore, tuners: list[FakeTuner]) -> None:
     driver._do(
         plan(stage("a"), stage("b", "a")), store, Resources(), lambda line: None, time.perf_counter() - 99.5, ALL
@@ -692,7 +737,7 @@ def test_a_process_past_its_limit_ends_and_its_log_says_where() -> None:
 
 def test_tune_can_write_its_settings_down(tune: Callable[..., Tune]) -> None:
     searcher = tune("a", slots=1).searcher
-    for each in (searcher, ErrorRecorder(searcher.witnessed)):
+    for each in (searcher, ErrorRecorder(searcher.witnessed), Pulse()):
         cloudpickle.loads(cloudpickle.dumps(each))
 
 

@@ -220,7 +220,33 @@ def test_the_environment_that_travels_holds_no_secret(monkeypatch: pytest.Monkey
     for name in ("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"):
         monkeypatch.setenv(name, "planted")
     assert "planted" not in jobs._environment(()).values()
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:planted@server")
-    assert not [value for value in jobs._environment(()).values() if "planted" in value]
     assert jobs._environment(())["SANDE_DATA_DIR"] == "/data"
     assert jobs._environment(("HF_TOKEN",))["HF_TOKEN"] == "planted"
+
+
+@pytest.mark.parametrize("name", jobs.PASSED)
+def test_a_variable_with_a_password_is_refused_and_stays_here(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = "https://me:planted@server"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv(name, value)
+    line = mistake("submit", "quickstart", "--address", "http://127.0.0.1:1", *FOLDERS)
+    assert line.startswith(f"sande-bench: {name}: holds a password or token, which Ray would show")
+    assert "set it in the environment of the nodes" in line
+    assert "planted" not in line
+    assert name not in jobs.shared_environment(), "nodes that a run joins have their own"
+    assert jobs._environment((name,))[name] == value, "whoever asks for it gets it"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--store", "s3://me:planted@bucket/store", *FOLDERS[2:]],
+        [*FOLDERS[:2], "--results", "https://server/results?sig=planted"],
+        [*FOLDERS, "--set", "data.path=https://me:planted@server/rows"],
+    ],
+)
+def test_an_option_with_a_password_is_refused(options: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    line = mistake("submit", "quickstart", "--address", "http://127.0.0.1:1", *options)
+    assert "holds a password or token, which Ray would show in its dashboard and logs; remove it" in line
+    assert "planted" not in line
