@@ -43,6 +43,7 @@ from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande.compute import ComputeType
 from sande.errors import UserError
+from sande.permissions import share
 
 CPU = "cpu"  # as a machine: any processor
 _FILE = "overhead.json"
@@ -273,10 +274,11 @@ class Timer:
 
 
 def keep_overhead(store: Store, **seconds: float) -> None:
-    """Store the overhead of a run, for predictions of the next run on this store; a full disk is ignored."""
+    """Store the overhead of a run, for predictions of the next run; skip it where the store cannot be written."""
     values = dataclasses.asdict(overhead_of(store)) | {name: round(value, 3) for name, value in seconds.items()}
-    with suppress(UserError):
+    with suppress(OSError, UserError):
         write_atomically(store.root / _FILE, json.dumps(values))
+        share(store.root / _FILE, store.root)
 
 
 def noted(store: Store) -> Overhead | None:

@@ -28,6 +28,20 @@ class Store(Protocol):
     def exists(self) -> bool:
         """Return whether there is a store."""
 
+    def check_there(self) -> None:
+        """Refuse to go on with a store that was removed.
+
+        Raises:
+            UserError: it was.
+        """
+
+    def check_writable(self) -> None:
+        """Write into the store, so that a refusal does not come after hours of work.
+
+        Raises:
+            UserError: it is gone, or cannot be written.
+        """
+
     def path(self, kind: str, key: str) -> Path:
         """Return the local folder of an artifact, which need not exist."""
 
@@ -44,6 +58,9 @@ class Store(Protocol):
             kind: of the artifact.
             key: of the artifact.
             every_byte: compare files of a model by content too, not by size alone.
+
+        Raises:
+            UnreadableError: this user may not read it.
         """
 
     def read(self, kind: str, key: str) -> Path:
@@ -51,6 +68,7 @@ class Store(Protocol):
 
         Raises:
             DamagedError: they are not; the artifact was quarantined.
+            UnreadableError: this user may not read them; nothing is moved.
         """
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
@@ -58,6 +76,7 @@ class Store(Protocol):
 
         Raises:
             DamagedError: it is missing or garbled.
+            UnreadableError: this user may not read it.
         """
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
@@ -107,4 +126,4 @@ class Store(Protocol):
         """Make a new empty local folder for work in progress, marked with the process that owns it."""
 
     def clear_leftovers(self) -> None:
-        """Remove what ended processes of this machine left: work, leases, and checkpoints of finished stages."""
+        """Remove what ended processes left: work, leases, and checkpoints of finished stages."""

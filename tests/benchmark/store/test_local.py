@@ -19,7 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.io.files import clear_parts, write_atomically
-from benchmark.store.local import FORMAT, DamagedError, LocalStore
+from benchmark.store.errors import DamagedError
+from benchmark.store.local import FORMAT, LocalStore
 from sande.errors import UserError
 
 ROOT = Path(__file__).parents[3]
