@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from ray import tune
 
-from benchmark.execution import deepspeed, signals, tracking
+from benchmark.execution import deepspeed, nodes, signals, tracking
 from benchmark.execution.cluster import at_once, cluster, worker_resources
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
@@ -69,7 +69,8 @@ def run(
         say: receives a line at the end of each stage.
         keep: which models stay, see `benchmark.plan.retention`.
         progress: receives which stages run.
-        check: looks for the user's mistakes in a thread while the first worker starts; it ends before any training.
+        check: looks for the user's mistakes in a thread while the first worker starts; it ends before any training. So
+            do the looks at the other nodes of a cluster.
 
     Returns:
         By stage key, one line for each stage that failed, that could not run because one it needs failed, or that is
@@ -88,7 +89,9 @@ def run(
         say(line)
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
-        checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
+        checked = _beside(
+            lambda: (check(), nodes.check(plan.cells, store))
+        )  # only now: Ray's own processes take both cores of a small machine as they start
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
@@ -100,7 +103,7 @@ def run(
         return errors
 
 
-def _beside(work: Callable[[], None]) -> Callable[[], None]:
+def _beside(work: Callable[[], object]) -> Callable[[], None]:
     """Start work in a thread; return a function that waits for its end and raises its error."""
     raised: list[Exception] = []
 
