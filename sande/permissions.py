@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-def share(path: Path, like: Path) -> None:
+def share(path: Path, like: Path, *, deep: bool = True) -> None:
     """Give a file, or a folder with all that is in it, the permissions and the group of another folder.
 
     What belongs to another user, or cannot be changed, stays as it is. Bits beside those of reading, writing and
@@ -17,12 +17,13 @@ def share(path: Path, like: Path) -> None:
     Args:
         path: file or folder; links in it are not followed.
         like: folder whose users are to use it.
+        deep: with all that is in a folder; False: the folder alone.
     """
     with suppress(OSError):
         found = like.stat()
         bits = stat.S_IMODE(found.st_mode) & 0o777
         _set(path, bits, found.st_gid)
-        if stat.S_ISDIR(path.lstat().st_mode):
+        if deep and stat.S_ISDIR(path.lstat().st_mode):
             for folder, folders, files in os.walk(path):
                 for name in (*folders, *files):
                     _set(Path(folder, name), bits, found.st_gid)

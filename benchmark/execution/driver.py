@@ -89,9 +89,8 @@ def run(
         say(line)
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
-        checked = _beside(
-            lambda: (check(), nodes.check(plan.cells, store))
-        )  # only now: Ray's own processes take both cores of a small machine as they start
+        # Only now: Ray's own processes take both cores of a small machine as they start.
+        checked = _beside(lambda: (check(), nodes.check(plan.cells, store)))
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)

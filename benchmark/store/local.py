@@ -34,6 +34,7 @@ from typing import Any
 
 from benchmark.io import owners
 from benchmark.io.files import clear_parts, raise_if_disk_full, remove, write_atomically
+from benchmark.store.checkpoints import Kept
 from benchmark.store.errors import (
     DamagedError,
     UnreadableError,
@@ -290,6 +291,10 @@ class LocalStore:
         except OSError:
             if not self.has(kind, key):
                 raise
+
+    def checkpoints(self, kind: str, key: str, say: Callable[[str], None]) -> Kept:
+        """Return the checkpoints of the stage that makes an artifact."""
+        return Kept(self.root / "checkpoints" / kind / key, self.root)
 
     def lease_backend(self) -> FileLeases:
         """Return where the drivers on this store keep their leases."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmark.store.checkpoints import Kept
 from benchmark.store.leases import LeaseBackend
 
 
@@ -118,6 +119,9 @@ class Store(Protocol):
 
     def clear_quarantine(self) -> None:
         """Remove all quarantined artifacts."""
+
+    def checkpoints(self, kind: str, key: str, say: Callable[[str], None]) -> Kept:
+        """Return the checkpoints of the stage that makes an artifact; `say` receives a line about what fails."""
 
     def lease_backend(self) -> LeaseBackend:
         """Return where the drivers on this store keep their leases."""

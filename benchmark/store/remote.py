@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.io.remote import AT_ONCE, Remote, cache, is_uri
-from benchmark.store import local
+from benchmark.store import checkpoints, local
+from benchmark.store.checkpoints import Sent
 from benchmark.store.errors import DamagedError, gone, quarantine_message
 from benchmark.store.leases import holders
 from benchmark.store.local import FORMAT, MODELS, check_format
@@ -27,7 +28,7 @@ from benchmark.store.protocol import Store
 from sande.errors import UserError
 from sande.permissions import share_new_folder
 
-_FOLDERS = (*MODELS, "evaluate", "search", "dropped", "leases", "damaged")
+_FOLDERS = (*MODELS, "evaluate", "search", "dropped", "leases", "damaged", "checkpoints")
 
 
 def open_store(place: str | Path, create: bool = True) -> Store:
@@ -131,9 +132,10 @@ class RemoteStore:
         return self._copy.scratch(name)
 
     def clear_leftovers(self) -> None:
-        """Remove what ended processes left: local work and checkpoints, and leases there."""
+        """Remove what ended processes left: local work, leases there, and checkpoints of finished stages."""
         self._copy.clear_leftovers()
         holders(self.lease_backend())
+        checkpoints.clear(self._remote, self.has)
 
     def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
         """Return the keys of the complete artifacts; fetch their manifests, and small artifacts whole."""
@@ -319,6 +321,11 @@ class RemoteStore:
         self._remote.delete(f"{kind}/{key}/{MANIFEST}")
         self._remote.remove(f"{kind}/{key}")
         shutil.rmtree(self.path(kind, key), ignore_errors=True)
+
+    def checkpoints(self, kind: str, key: str, say: Callable[[str], None]) -> Sent:
+        """Return the checkpoints of the stage that makes an artifact, which are sent while it runs."""
+        below = f"checkpoints/{kind}/{key}"
+        return Sent(self.path("checkpoints", kind) / key, self.root, self._remote, below, self.scratch, say)
 
     def lease_backend(self) -> RemoteLeases:
         """Return where the drivers on this store keep their leases."""

@@ -1,7 +1,6 @@
 """A cluster of two nodes is looked at before the first stage; each problem names its node."""
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,9 +43,7 @@ def test_nodes_are_looked_at_and_problems_name_them(cluster: Cluster, tmp_path: 
     store = LocalStore(tmp_path / "store")
     assert len(ray.nodes()) == 2
     (name,) = nodes.others().values()
-    begin = time.monotonic()
     nodes.check([cell()], store)
-    print(f"one other node took {time.monotonic() - begin:.1f} s")
     own = cell(data=SMALL["data"] | {"name": "own"}, removal=SMALL["removal"] | {"name": "own"})
     with pytest.raises(UserError) as caught:
         nodes.check([own], store)

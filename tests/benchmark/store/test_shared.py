@@ -125,7 +125,6 @@ def test_a_refusal_to_read_is_a_sentence_wherever_it_comes_from(
     from benchmark.store import manifest
 
     store.put("attack", KEY, build)
-    place = str(store.path("attack", KEY) / name)
 
     def refused(path: str | Path) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
