@@ -40,6 +40,7 @@ from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
 from benchmark.plan.schedule import whole
 from benchmark.plan.stage import Stage
+from benchmark.store.manifest import OTHER_FORM
 from benchmark.store.protocol import Store
 from sande.compute import ComputeType
 from sande.errors import UserError
@@ -148,25 +149,22 @@ def _slower(sample: Sample, threads: float | None) -> float:
 
 
 def samples_of(manifests: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
-    """Yield samples from manifests, at most ENOUGH of a method on a model; skip work of size 0 or of unknown size."""
+    """Yield samples from manifests, at most ENOUGH of a method on a model.
+
+    Work of size 0 or of unknown size is left out, and so are manifests of another form than this version's.
+    """
     known: Counter[tuple[str, str, str]] = Counter()
     for manifest in manifests:
-        method, model = _method(manifest), manifest["settings"]["model"]
-        if known[manifest["kind"], method, model] == ENOUGH:
-            continue
-        piece = _piece(manifest)
-        if piece and 0 < piece.work < math.inf:
-            known[manifest["kind"], method, model] += 1
-            threads = _THREADS.search(manifest["device"])
-            yield Sample(
-                piece.kind,
-                method,
-                model,
-                piece.data,
-                piece.work,
-                manifest["seconds"],
-                int(threads[1]) if threads else 0,
-            )
+        with suppress(*OTHER_FORM):
+            method, model = _method(manifest), str(manifest["settings"]["model"])
+            if known[manifest["kind"], method, model] == ENOUGH:
+                continue
+            piece = _piece(manifest)
+            if piece and 0 < piece.work < math.inf:
+                threads = _THREADS.search(manifest["device"])
+                number, seconds = int(threads[1]) if threads else 0, float(manifest["seconds"])
+                known[manifest["kind"], method, model] += 1
+                yield Sample(piece.kind, method, model, piece.data, piece.work, seconds, number)
 
 
 def on_cpu(store: Store, compute_type: ComputeType) -> Iterator[Sample]:
@@ -175,7 +173,7 @@ def on_cpu(store: Store, compute_type: ComputeType) -> Iterator[Sample]:
         manifest
         for kind in KINDS
         for manifest in store.manifests(kind)
-        if is_on(manifest.get("device", ""), CPU) and manifest.get("compute_type") in (None, compute_type)
+        if is_on(str(manifest.get("device", "")), CPU) and manifest.get("compute_type") in (None, compute_type)
     )
 
 

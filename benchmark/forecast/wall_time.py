@@ -66,9 +66,11 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
     Raises:
         UserError: the store has no measurement on such a machine, or a stage needs more GPUs than `gpus`.
     """
-    manifests = [each for kind in KINDS for each in store.manifests(kind) if is_on(each["device"], machine)]
+    manifests = [
+        each for kind in KINDS for each in store.manifests(kind) if is_on(str(each.get("device", "")), machine)
+    ]
     if machine and not manifests and machine.lower() not in PAPERS:
-        devices = sorted({each["device"] for kind in KINDS for each in store.manifests(kind)})
+        devices = sorted({str(each["device"]) for each in every if "device" in each})
         raise UserError(
             f"--machine {machine}: no stage in {store.root} was measured on it; use one of: "
             f"{', '.join([*devices, *PAPERS])} ({' and '.join(PAPERS)} have the paper's times)"

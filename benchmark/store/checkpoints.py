@@ -114,6 +114,7 @@ class Sent(Kept):
     def saved(self) -> None:
         """Make a snapshot and let the thread send it."""
         super().saved()
+        work: Path | None = None
         try:
             work = self._scratch("snapshot")
             for path in self.folder.rglob("*"):
@@ -123,6 +124,8 @@ class Sent(Kept):
                     _link(path, to)
         except (OSError, UserError) as error:
             self._say(f"a checkpoint is not sent to the store ({_reason(error)})")
+            if work:
+                shutil.rmtree(work, ignore_errors=True)
             return
         with self._changed:
             waited, self._next = self._next, work

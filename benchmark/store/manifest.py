@@ -19,6 +19,8 @@ _BEGIN, _END = b'{\n "checksums": {\n  "manifest": "', b"}\n"
 _DECODER = json.JSONDecoder()
 # Errors of reading a manifest that holds other things than this version writes.
 GARBLED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+# Errors of using a manifest of another form: one of an earlier version lacks what this one records.
+OTHER_FORM = (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, IndexError, OverflowError)
 
 
 def with_checksums(manifest: dict[str, Any], folder: Path) -> bytes:
