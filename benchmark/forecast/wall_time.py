@@ -66,9 +66,8 @@ def predict(plan: Plan, store: Store, resources: Resources, gpus: int, machine: 
     Raises:
         UserError: the store has no measurement on such a machine, or a stage needs more GPUs than `gpus`.
     """
-    manifests = [
-        each for kind in KINDS for each in store.manifests(kind) if is_on(str(each.get("device", "")), machine)
-    ]
+    every = [each for kind in KINDS for each in store.manifests(kind)]
+    manifests = [each for each in every if is_on(str(each.get("device", "")), machine)]
     if machine and not manifests and machine.lower() not in PAPERS:
         devices = sorted({str(each["device"]) for each in every if "device" in each})
         raise UserError(
