@@ -90,7 +90,7 @@ def run(
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
         # Only now: Ray's own processes take both cores of a small machine as they start.
-        checked = _beside(lambda: (check(), nodes.check(plan.cells, store)))
+        checked = _beside(lambda: _each(check, functools.partial(nodes.check, plan.cells, store)))
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
@@ -102,7 +102,12 @@ def run(
         return errors
 
 
-def _beside(work: Callable[[], object]) -> Callable[[], None]:
+def _each(*looks: Callable[[], None]) -> None:
+    for look in looks:
+        look()
+
+
+def _beside(work: Callable[[], None]) -> Callable[[], None]:
     """Start work in a thread; return a function that waits for its end and raises its error."""
     raised: list[Exception] = []
 

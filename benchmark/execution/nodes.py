@@ -98,7 +98,9 @@ def ask(nodes: Mapping[str, str], made: Wanted, seconds: float = ANSWER) -> list
         for node, name in nodes.items()
     }
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
-    found = [f"node {asked[ref]}: {problem}" for ref in answered for problem in _answer(lambda r=ref: ray.get(r))]
+    found = [
+        f"node {asked[ref]}: {problem}" for ref in answered for problem in _answer(functools.partial(ray.get, ref))
+    ]
     for ref in silent:
         ray.cancel(ref, force=True)
         found.append(f"node {asked[ref]} did not answer in {seconds:.0f} s; check it, or remove it from the cluster")
