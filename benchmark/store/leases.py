@@ -82,7 +82,7 @@ class FileLeases:
         try:
             try:
                 return bounds.read(self._root / name, _LARGEST)
-            except (PermissionError, IsADirectoryError, UserError):
+            except (OSError, UserError):
                 return str((self._root / name).lstat().st_mtime_ns).encode()  # each heartbeat changes that, too
         except FileNotFoundError:
             return None
@@ -203,7 +203,7 @@ class Leases:
             numbers: list[int] = []
             with suppress(OSError, UserError):
                 numbers = _numbers(self._backend.names()).get(name, [])
-            _delete(self._backend, name, [other for other in numbers if other <= number])
+            _delete(self._backend, name, {number, *(other for other in numbers if other <= number)} - {0})
 
     def close(self) -> None:
         """Release all leases and stop their renewal."""
