@@ -10,13 +10,14 @@ from benchmark.execution import nodes
 from benchmark.execution.nodes import Wanted
 from benchmark.store.local import LocalStore
 from sande.models import loading
-from tests.benchmark.helpers import cell
+from tests.benchmark.helpers import ACCURACY, cell
 
 
 @pytest.fixture
 def made(store: LocalStore) -> Wanted:
     mark = store.scratch("nodes")
-    return nodes.wanted([cell(), cell(defense="dpo")], store, mark)
+    metrics = [{"name": "asr"}, ACCURACY]
+    return nodes.wanted([cell(metrics=metrics), cell(metrics=metrics, defense="dpo")], store, mark)
 
 
 def test_where_all_is_as_on_the_driver_nothing_is_said(made: Wanted) -> None:

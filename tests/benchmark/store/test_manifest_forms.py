@@ -60,7 +60,7 @@ def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [path, *(leaf for key, each in inner for leaf in leaves(each, (*path, key)))][0 if path else 1 :]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
 @given(data=st.data())
 def test_a_manifest_that_lacks_something_or_holds_odd_values_is_a_sentence_or_is_left_out(filled, data) -> None:
     store, known = filled
