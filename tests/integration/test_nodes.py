@@ -26,7 +26,6 @@ def data_folder(path: Path, answer: str) -> Path:
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     """Two nodes, the second of which has other data; the driver is on the first."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
     made = Cluster()
     monkeypatch.setenv("SANDE_DATA_DIR", str(data_folder(tmp_path / "one", "yes")))
     made.add_node(num_cpus=1, include_dashboard=False)
