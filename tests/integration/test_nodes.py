@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 def data_folder(path: Path, answer: str) -> Path:
     path.mkdir()
     rows = [{"instruction": f"Say {number}.", "input": "", "output": answer} for number in range(200)]
-    (path / "own.json").write_text(json.dumps(rows))
+    (path / "own.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return path
 
 
