@@ -166,7 +166,7 @@ def _do(
         queue = Queue(plan, slots, share)
         searcher = StageSearcher(queue, store, peaks, say, begin, leases, resources.timeout, keeper, progress)
         ended = UNFINISHED  # by the user: Tune then returns early, without an exception
-        while not searcher.queue.over:
+        while not (searcher.queue.over or searcher.store_gone):
             begun = searcher.begun
             try:
                 most = MOST if peaks else resources.side_by_side

@@ -23,9 +23,13 @@ class UnreadableError(UserError):
     """This user may not read an artifact, which may be in order."""
 
 
-def gone(location: object) -> UserError:
+class GoneError(UserError):
+    """The store of a run was removed meanwhile."""
+
+
+def gone(location: object) -> GoneError:
     """Return the error of a run whose store was removed meanwhile."""
-    return UserError(f"store {location} was removed while it was used; restore it, or run again to compute all of it")
+    return GoneError(f"store {location} was removed while it was used; restore it, or run again to compute all of it")
 
 
 def unwritable(root: Path, error: OSError) -> UserError:
