@@ -209,6 +209,7 @@ def _execute(
     begin = time.perf_counter()
     errors: dict[str, str] = {}
     if plan.missing:
+        store.check_writable()
         try:
             progress.phase = "loading Ray"
             from benchmark.execution import driver
@@ -221,6 +222,10 @@ def _execute(
             )
         except KeyboardInterrupt:  # before the first stage; the rows are still written
             errors = unfinished
+        except Exception:
+            store.check_there()  # if it is not, the error follows from that
+            raise
+        store.check_there()
     return errors, time.perf_counter() - begin
 
 

@@ -23,6 +23,7 @@ from benchmark.cli.options import AddressOption, RehearsalOption, ResultsOption,
 from benchmark.execution import signals
 from benchmark.leaderboard.board import MARGIN
 from benchmark.records import published
+from benchmark.records.folder import local_copies
 
 if TYPE_CHECKING:
     from benchmark.leaderboard.verdict import Verdict
@@ -45,9 +46,12 @@ boards = group("Rank the defenses of any results. 'rank' can be left out: leader
 @boards.command()
 @one_sentence
 def rank(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(help="Results of grids, such as results/quickstart, and files of entries.", metavar="RESULTS…"),
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            help="Results of grids, such as results/quickstart, and files of entries; folders, files or URIs (s3://…).",
+            metavar="RESULTS…",
+        ),
     ],
     out: Annotated[
         Path | None,
@@ -71,9 +75,11 @@ def rank(
     for place, option in ((out, "--out"), (html, "--html")):
         if place:
             published.refuse_published(place, option)
-    print_markdown(write_leaderboard(paths, out, html, margin=margin, rehearsal=rehearsal))
-    for page in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
-        echo(f"Leaderboard: {page}")
+    with local_copies(places) as paths:
+        page = write_leaderboard(paths, out, html, margin=margin, rehearsal=rehearsal, named=places)
+    print_markdown(page)
+    for made in ([out / "leaderboard.md"] if out else []) + ([html / "index.html"] if html else []):
+        echo(f"Leaderboard: {made}")
 
 
 @boards.command()
@@ -99,7 +105,9 @@ def check(
 @boards.command()
 @one_sentence
 def entry(
-    folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.", metavar="RESULTS")],
+    place: Annotated[
+        str, typer.Argument(help="Results of a grid, such as results/quickstart, or their URI.", metavar="RESULTS")
+    ],
     defense: Annotated[str, typer.Argument(help="Name of the defense in them.")],
     out: Annotated[Path | None, typer.Option(help="File, .json or .parquet; without it, DEFENSE.json.")] = None,
     about: Annotated[str, typer.Option(help="One sentence about the defense.")] = "",
@@ -110,7 +118,8 @@ def entry(
     from benchmark.leaderboard import submission
 
     out = out or Path(f"{defense}.json")
-    submission.write(submission.make(folder, defense, about, link, rehearsal=rehearsal), out)
+    with local_copies([place]) as (folder,):
+        submission.write(submission.make(folder, defense, about, link, rehearsal=rehearsal), out)
     echo(f"Entry: {out}")
 
 

@@ -19,7 +19,6 @@ from benchmark.cli.options import (
     SeedOption,
     StoreOption,
 )
-from benchmark.io.remote import is_uri
 from benchmark.records import mark, published
 from benchmark.store.remote import open_store
 from sande.errors import NonFiniteError, UserError
@@ -67,12 +66,10 @@ def scan(
     if model.endswith(".yaml"):
         from benchmark.detection.scan_grid import scan_grid
 
-        if is_uri(store):
-            raise UserError(f"a grid's victims are scanned in a store on this machine; copy {store} here first")
         for given, name in ((prompt_format, "--format"), (fail_on_alarm, "--fail-on-alarm")):
             if given:
                 raise UserError(f"{model}: {name} is for a single model, and this is a grid; remove {name}")
-        echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, Path(store), say)}")
+        echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, store, say)}")
         return
     if calibration:
         raise UserError("--calibration needs a grid of models that were never poisoned; remove it")

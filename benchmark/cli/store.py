@@ -32,12 +32,17 @@ def verify(store: StoreOption = ".store") -> None:
     from benchmark.plan import maintenance
 
     opened = maintenance.opened(store)
-    damaged = list(maintenance.verify(opened))
-    for line in damaged:
+    before = sum(1 for _ in maintenance.artifacts(opened))
+    problems = list(maintenance.verify(opened))
+    for line in problems:
         echo(line)
-    whole = sum(1 for _ in maintenance.artifacts(opened))
-    echo(f"{opened.location}: {whole} artifacts in order, {len(damaged)} damaged")
-    if damaged:
+    left = sum(1 for _ in maintenance.artifacts(opened))
+    unreadable = max(0, len(problems) - (before - left))
+    echo(
+        f"{opened.location}: {left - unreadable} artifacts in order, {len(problems) - unreadable} damaged"
+        f"{f', {unreadable} unreadable' if unreadable else ''}"
+    )
+    if problems:
         raise typer.Exit(SOME_CELL_FAILED)
 
 

@@ -17,8 +17,9 @@ from benchmark.detection.scan import How
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
+from benchmark.io.remote import is_uri
 from benchmark.io.yaml import dump, read_yaml
-from benchmark.store.local import LocalStore
+from benchmark.store.remote import open_store
 from sande import bounds, threat
 from sande.errors import UserError
 from sande.models import catalog
@@ -27,7 +28,7 @@ LIST = "scans.yaml"
 KEY = 12  # characters of a victim's key in the name of its folder
 
 
-def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, say: Callable[[str], None]) -> Path:
+def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, say: Callable[[str], None]) -> Path:
     """Scan the attacked models of a grid, except for scans that exist, and return the list with all of them.
 
     Args:
@@ -35,14 +36,15 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, s
         out: folder of the scans.
         how: the detector, its settings and its inputs.
         calibration: True if the detector's threshold is chosen with these models, so that no test may include them.
-        store: that has the grid's victims; records name models by this path as given.
+        store: path or URI of the one that has the grid's victims. Records name models by the path as given; those of a
+            remote store by the path of the local copy.
         say: receives a line per model, and messages of detectors.
 
     Raises:
         UserError: the grid has a mistake, a victim is missing or would calibrate, or `out` cannot be written.
     """
     cells = list({cell.attack_key: cell for cell in load_grid(path).cells}.values())
-    kept = LocalStore(store, create=False)
+    kept = open_store(store, create=False)
     missing = [cell for cell in cells if not kept.has("attack", cell.attack_key)]
     if missing:
         raise UserError(
@@ -59,7 +61,8 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: Path, s
     wanted = how.record()
     for number, cell in enumerate(cells, start=1):
         folder = out / _name(cell, how.detector)
-        model = str(store / "attack" / cell.attack_key)
+        folder_of = kept.read("attack", cell.attack_key) if is_uri(store) else Path(store, "attack", cell.attack_key)
+        model = str(folder_of)
         if not _made(folder, model, wanted):
             say(f"[{number}/{len(cells)}] {how.detector} on {_label(cell)}")
             scan.write(scan.scan(model, how, kept.models, say), folder)

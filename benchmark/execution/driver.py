@@ -7,6 +7,7 @@ two or more in a worker group of its own. So is an evaluation by two or more wor
 
 from __future__ import annotations
 
+import functools
 import gc
 import shutil
 import threading
@@ -22,6 +23,7 @@ from ray import tune
 from benchmark.execution import deepspeed, signals, tracking
 from benchmark.execution.autoscaling import Group, Nodes, await_first, group
 from benchmark.execution.cluster import at_once, capacity, cluster, joined, start_again, worker_resources
+from benchmark.execution.nodes import check as check_nodes
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, Pulse, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
@@ -81,7 +83,8 @@ def run(
         say: receives a line at the end of each stage.
         keep: which models stay, see `benchmark.plan.retention`.
         progress: receives which stages run.
-        check: looks for the user's mistakes in a thread while the first worker starts; it ends before any training.
+        check: looks for the user's mistakes in a thread while the first worker starts; it ends before any training. So
+            do the looks at the other nodes of a cluster.
 
     Returns:
         By stage key, one line for each stage that failed, that could not run because one it needs failed, or that is
@@ -100,7 +103,8 @@ def run(
         say(line)
     with cluster(address, any(resources.of(stage).grouped(stage.kind) for stage in plan.missing)):
         progress.phase = "checking the data, loading libraries"
-        checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
+        # Only now: Ray's own processes take both cores of a small machine as they start.
+        checked = _beside(lambda: _each(check, functools.partial(check_nodes, plan.cells, store)))
         grows = joined(address)
         errors = _do(plan, store, resources, say, begin, keep, progress, checked, grows)
         for _ in range(REPAIRS):
@@ -111,6 +115,11 @@ def run(
             kept = {key: error for key, error in errors.items() if key in repair.done}
             errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep, progress, grows=grows)
         return errors
+
+
+def _each(*looks: Callable[[], None]) -> None:
+    for look in looks:
+        look()
 
 
 def _beside(work: Callable[[], None]) -> Callable[[], None]:
@@ -178,7 +187,7 @@ def _do(
         )
         most = TRIALS_OF_A_TUNER if nodes else room.slots * a_slot
         ended = UNFINISHED  # by the user: Tune then returns early, without an exception
-        while not searcher.queue.over:
+        while not (searcher.queue.over or searcher.store_gone):
             begun, ray_ended = searcher.begun, ""
             try:
                 with signals.sigint_kept():

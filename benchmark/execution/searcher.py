@@ -20,8 +20,10 @@ from benchmark.plan.failures import LOST_NODE, LOST_WORKER, OUT_OF_MEMORY, TIMEO
 from benchmark.plan.memory import Peaks
 from benchmark.plan.schedule import Assignment, Queue
 from benchmark.plan.stage import Stage, manifests_of
+from benchmark.store.errors import GoneError
 from benchmark.store.leases import POLL, THIS_RUN, Leases
 from benchmark.store.protocol import Store
+from sande.errors import UserError
 
 KILLED = Failure(
     "the worker process died (killed, or out of memory); run again, with smaller batches if it happens again",
@@ -69,9 +71,12 @@ class StageSearcher(Searcher):
         self._looked = begin  # at leases of others
         self._offer: Assignment | None = None  # the next one, found between two Tuners
         self.left_to_others = False  # all that could start
+        self.store_gone = False  # removed while it was used
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
         """Return the next stage as a trial's config, None while none can start, FINISHED when none is left here."""
+        if self.store_gone:
+            return Searcher.FINISHED
         offer, self._offer = self._offer or self._next(), None
         if offer is None:
             # Tune's idle processes hold CPUs, which another run may need for the stages that this one waits for.
@@ -171,6 +176,9 @@ class StageSearcher(Searcher):
             error = GONE
         offer, begin = self._running.pop(trial_id)
         stage, kind = offer.stage, error.kind if error else ""
+        if error and self._is_store_gone():  # the error follows from that, whatever it says
+            self.store_gone = True
+            return
         # A process that died while others ran most likely lacked memory.
         short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
         again = self.queue.ended(stage.key, error, short, _LOST.get(kind, ""))
@@ -189,6 +197,15 @@ class StageSearcher(Searcher):
             self._learn(manifests_of(stage, self._store), now - (begin if self._beside else self._begin))
             if self._keeper:
                 self._keeper.ended(stage)
+
+    def _is_store_gone(self) -> bool:
+        try:
+            self._store.check_there()
+        except GoneError:
+            return True
+        except UserError:  # it does not answer
+            return False
+        return False
 
     def _learn(self, manifests: list[dict[str, Any]], took: float) -> None:
         """Learn from a stage that is done; nothing where a shared file system does not show its manifests here yet."""

@@ -73,11 +73,14 @@ def train(
     from sande.training.checkpoints import Checkpoints
 
     cell = stage.cell
-    kept = store.root / "checkpoints" / stage.kind / stage.key
+    kept = store.checkpoints(stage.kind, stage.key, say)
+    if not (sharding.deepspeed and workers > 1):  # a snapshot has the shards of one machine
+        kept.restore(together=workers > 1)
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
-        checkpoints = (ElasticCheckpoints if elastic else Checkpoints)(kept, interval)
+        written = kept.saved if not (sharding.deepspeed and workers > 1) else lambda: None
+        checkpoints = (ElasticCheckpoints if elastic else Checkpoints)(kept.folder, interval, written)
         run = types.Run(
             seed=cell.attack_seed if stage.kind == "attack" else cell.defense_seed,
             scratch=str(scratch),
@@ -107,8 +110,12 @@ def train(
         return made
 
     if rank == 0:
-        store.put(stage.kind, stage.key, build)
-        shutil.rmtree(kept, ignore_errors=True)
+        done = False
+        try:
+            store.put(stage.kind, stage.key, build)
+            done = True
+        finally:
+            kept.close(done)
     else:
         build(store.root)
 

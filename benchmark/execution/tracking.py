@@ -12,11 +12,13 @@ import importlib.util
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.grid.resources import Tracker
 from sande.errors import UserError
+from sande.permissions import share_new_folder
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
@@ -57,6 +59,8 @@ def reporting(
         label: label of the stage.
         say: receives a line about a tracker that fails.
     """
+    with suppress(OSError):  # then the tracker reports it
+        share_new_folder(folder)
     for tracker, variable in _NAMED.items():
         if tracker in trackers:
             os.environ.setdefault(variable, PROJECT)

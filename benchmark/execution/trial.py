@@ -139,12 +139,13 @@ class StageTrial(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Do the whole stage."""
-        from benchmark.store.remote import open_store
+        from benchmark.store.remote import reopen
 
-        stage, store = self._job.stage, open_store(self._job.settings.store)
+        stage = self._job.stage
         ray_env.name_process(stage.label)
         _bound_memory(self._job.share)
         try:
+            store = reopen(self._job.settings.store)
             check_libraries(self._job.settings.libraries)
             with time_limit(self._job.settings.timeout):
                 if stage.kind == "evaluate":
@@ -165,13 +166,13 @@ class StageTrial(tune.Trainable):
     def _train(self, stage: Stage) -> None:
         from ray.train.torch import TorchTrainer
 
-        from benchmark.store.remote import open_store
+        from benchmark.store.remote import reopen
         from sande.models import catalog, loading
 
         workers = self._job.workers
         model = catalog.base_of(stage.settings["model"])
         if catalog.made_here(model):
-            loading.prepare(model, open_store(self._job.settings.store).models)
+            loading.prepare(model, reopen(self._job.settings.store).models)
         self._fit(TorchTrainer, _train_loop, workers, report_errors=workers > 0)
 
     def _evaluate(self, stage: Stage, store: Store) -> None:
@@ -225,13 +226,13 @@ def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     import ray.train.huggingface.transformers
 
     from benchmark.execution import stages, tracking
-    from benchmark.store.remote import open_store
+    from benchmark.store.remote import reopen
 
     logs.quiet()
     job: StageJob = config["job"]
     stage, settings = job.stage, job.settings
     rank, size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
-    store, say = open_store(settings.store), _speaker(stage)
+    store, say = reopen(settings.store), _speaker(stage)
     watched = tracking.reporting(settings.report_to if rank == 0 else (), store.tracking, stage.label, say)
 
     def prepare(trainer: Trainer) -> Trainer:
@@ -255,7 +256,7 @@ def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of a star import there
 
     from benchmark.execution import stages
-    from benchmark.store.remote import open_store
+    from benchmark.store.remote import reopen
     from sande.inference.workers import WorkerGroupError, worker_group
 
     logs.quiet()
@@ -265,7 +266,7 @@ def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     meeting = TCPStore(host, port, is_master=False, timeout=PATIENCE)
     try:
         with worker_group(meeting, rank, context.get_world_size(), _line_and_kind) as workers:
-            store = open_store(job.settings.store)
+            store = reopen(job.settings.store)
             stages.evaluate(job.stage, store, _progress_to(job), job.settings.engine, workers)
     except WorkerGroupError as error:
         line, kind = error.description

@@ -40,9 +40,11 @@ from benchmark.io.files import write_atomically
 from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
 from benchmark.plan.stage import Stage
+from benchmark.store.manifest import OTHER_FORM
 from benchmark.store.protocol import Store
 from sande.compute import ComputeType
 from sande.errors import UserError
+from sande.permissions import share
 
 CPU = "cpu"  # as a machine: any processor
 _FILE = "overhead.json"
@@ -172,26 +174,23 @@ def _slower(sample: Sample, threads: float | None) -> float:
 
 
 def samples_of(manifests: Iterable[Mapping[str, Any]]) -> Iterator[Sample]:
-    """Yield samples from manifests, at most ENOUGH of a method on a model; skip work of size 0 or of unknown size."""
+    """Yield samples from manifests, at most ENOUGH of a method on a model.
+
+    Work of size 0 or of unknown size is left out, and so are manifests of another form than this version's.
+    """
     known: Counter[tuple[str, str, str]] = Counter()
     for manifest in manifests:
-        method, model = _method(manifest), manifest["settings"]["model"]
-        if known[manifest["kind"], method, model] == ENOUGH:
-            continue
-        piece = _piece(manifest)
-        if piece and 0 < piece.work < math.inf:
-            known[manifest["kind"], method, model] += 1
-            threads = _THREADS.search(manifest["device"])
-            yield Sample(
-                piece.kind,
-                method,
-                model,
-                piece.data,
-                piece.work,
-                manifest["seconds"],
-                int(threads[1]) if threads else 0,
-                manifest.get("workers", 1),
-            )
+        with suppress(*OTHER_FORM):
+            method, model = _method(manifest), str(manifest["settings"]["model"])
+            if known[manifest["kind"], method, model] == ENOUGH:
+                continue
+            piece = _piece(manifest)
+            if piece and 0 < piece.work < math.inf:
+                threads = _THREADS.search(manifest["device"])
+                number, seconds = int(threads[1]) if threads else 0, float(manifest["seconds"])
+                workers = int(manifest.get("workers", 1))
+                known[manifest["kind"], method, model] += 1
+                yield Sample(piece.kind, method, model, piece.data, piece.work, seconds, number, workers)
 
 
 def on_cpu(store: Store, compute_type: ComputeType) -> Iterator[Sample]:
@@ -200,7 +199,7 @@ def on_cpu(store: Store, compute_type: ComputeType) -> Iterator[Sample]:
         manifest
         for kind in KINDS
         for manifest in store.manifests(kind)
-        if is_on(manifest.get("device", ""), CPU) and manifest.get("compute_type") in (None, compute_type)
+        if is_on(str(manifest.get("device", "")), CPU) and manifest.get("compute_type") in (None, compute_type)
     )
 
 
@@ -309,10 +308,11 @@ class Timer:
 
 
 def keep_overhead(store: Store, **seconds: float) -> None:
-    """Store the overhead of a run, for predictions of the next run on this store; a full disk is ignored."""
+    """Store the overhead of a run, for predictions of the next run; skip it where the store cannot be written."""
     values = dataclasses.asdict(overhead_of(store)) | {name: round(value, 3) for name, value in seconds.items()}
-    with suppress(UserError):
+    with suppress(OSError, UserError):
         write_atomically(store.root / _FILE, json.dumps(values))
+        share(store.root / _FILE, store.root)
 
 
 def noted(store: Store) -> Overhead | None:

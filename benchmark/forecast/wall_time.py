@@ -79,9 +79,10 @@ class Forecaster:
         Raises:
             UserError: the store has no measurement on such a machine.
         """
-        manifests = [each for kind in KINDS for each in store.manifests(kind) if is_on(each["device"], machine)]
+        every = [each for kind in KINDS for each in store.manifests(kind)]
+        manifests = [each for each in every if is_on(str(each.get("device", "")), machine)]
         if machine and not manifests and machine.lower() not in PAPERS:
-            devices = sorted({each["device"] for kind in KINDS for each in store.manifests(kind)})
+            devices = sorted({str(each["device"]) for each in every if "device" in each})
             raise UserError(
                 f"--machine {machine}: no stage in {store.root} was measured on it; use one of: "
                 f"{', '.join([*devices, *PAPERS])} ({' and '.join(PAPERS)} have the paper's times)"

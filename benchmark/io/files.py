@@ -6,12 +6,12 @@ import errno
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from benchmark.io import owners
 from sande.errors import UserError
 
 # Messages about a full disk from libraries that write files in Rust (safetensors, tokenizers), and from PyTorch.
@@ -45,18 +45,28 @@ def atomically(path: Path) -> Iterator[BinaryIO]:
 
 def part_suffix() -> str:
     """Return how the name of a half-written file or folder ends; it names the process that writes it."""
-    return f".{os.getpid()}@{socket.gethostname()}.part"
+    return f".{owners.me()}.part"
 
 
 def clear_parts(folder: Path) -> None:
-    """Remove the half-written files and folders below a folder whose writer, a process of this machine, was killed."""
+    """Remove the half-written files and folders below a folder that ended processes left; skip what cannot be removed.
+
+    See `benchmark.io.owners.is_left`.
+    """
     for path in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
-        owner = re.fullmatch(r".*\.(?P<pid>\d+)@(?P<host>.+)\.part", path.name)
-        if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+        found = re.fullmatch(r".*\.(?P<owner>[^.].*@.+)\.part", path.name)
+        owner = owners.parse(found["owner"]) if found else None
+        if owner and owners.is_left(path, owner):
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; leave what cannot be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -83,17 +93,3 @@ def is_disk_full(error: BaseException) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return any(sign in str(error).lower() for sign in _NO_SPACE)
-
-
-def alive(pid: int) -> bool:
-    """Return whether a process of this machine is running."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    # A process that has ended keeps its id until its parent reaps it, which may never happen in a container.
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
-    return True

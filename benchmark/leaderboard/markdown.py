@@ -30,7 +30,7 @@ _REMOVAL = ("Backdoor (% recovered)",)
 
 
 def markdown(
-    made: Board, paths: Sequence[Path], warned: Sequence[str] = (), submitted: Mapping[str, str] | None = None
+    made: Board, paths: Sequence[Path | str], warned: Sequence[str] = (), submitted: Mapping[str, str] | None = None
 ) -> str:
     """Return the page: what to take away, the standings of each level, how to read them, and the figure.
 
@@ -177,7 +177,7 @@ def counts(one: Standing) -> str:
     return f"{runs}, {_count(one.victims, 'victim')}"
 
 
-def command(paths: Sequence[Path], margin: float = MARGIN) -> str:
+def command(paths: Sequence[Path | str], margin: float = MARGIN) -> str:
     """Return the command that makes the leaderboard from these paths."""
     option = "" if margin == MARGIN else f" --margin {margin:g}"
     return f"sande-bench leaderboard {' '.join(map(str, paths))}{option}"

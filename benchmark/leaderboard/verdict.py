@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from benchmark.io.files import write_atomically
 from benchmark.leaderboard.entry import Strict
 from benchmark.records import mark
+from benchmark.records.folder import VERDICT
 from sande import bounds
 from sande.errors import UserError
 
@@ -76,7 +77,7 @@ class Verdict(Strict):
 
 def place(entry: Path) -> Path:
     """Return the file of the verdict on an entry."""
-    return entry.with_name(f"{entry.stem}.verdict.json")
+    return entry.with_name(f"{entry.stem}{VERDICT}")
 
 
 def sha256(entry: Path) -> str:

@@ -33,7 +33,7 @@ def write(
     *,
     margin: float = MARGIN,
     rehearsal: bool = False,
-    named: Sequence[Path] = (),
+    named: Sequence[Path | str] = (),
 ) -> str:
     """Write the leaderboard.
 

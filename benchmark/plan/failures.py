@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from benchmark.io.files import FullError, is_disk_full
 from benchmark.io.text import visible
-from benchmark.store.local import DamagedError
+from benchmark.store.errors import DamagedError
 from sande.errors import NonFiniteError, UserError
 
 MISTAKE = "user's mistake"

@@ -14,7 +14,8 @@ from benchmark.io import units
 from benchmark.plan import plan, searches
 from benchmark.plan.retention import DROPPED
 from benchmark.store import leases
-from benchmark.store.local import MODELS, DamagedError
+from benchmark.store.errors import DamagedError, UnreadableError
+from benchmark.store.local import MODELS
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
 from sande.errors import UserError
@@ -69,8 +70,10 @@ def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
         counts[kind] += 1
         try:
             manifest = store.manifest(kind, key)
-            about = manifest["settings"]["model"], _what(kind, manifest), _made(manifest)
-        except (DamagedError, KeyError, TypeError):
+            about = str(manifest["settings"]["model"]), _what(kind, manifest), _made(manifest)
+        except UnreadableError:
+            about = ("", "may not be read", "")
+        except (DamagedError, KeyError, TypeError, AttributeError):  # of an earlier version
             about = ("", "damaged" if store.problem(kind, key) else "", "")
         rows.append((kind, key[:12], units.format_bytes(size), *about))
     columns = {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
@@ -102,10 +105,16 @@ def artifacts(store: Store) -> Iterator[tuple[str, str]]:
 
 
 def verify(store: Store) -> Iterator[str]:
-    """Read every byte of every artifact; quarantine damaged ones and yield one message each."""
+    """Read every byte of every artifact; quarantine damaged ones; yield one message for each, and for unreadable ones.
+
+    Unreadable ones stay where they are.
+    """
     for kind, key in artifacts(store):
-        if problem := store.problem(kind, key, every_byte=True):
-            yield store.quarantine(kind, key, problem)
+        try:
+            if problem := store.problem(kind, key, every_byte=True):
+                yield store.quarantine(kind, key, problem)
+        except UnreadableError as error:
+            yield str(error)
 
 
 def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:

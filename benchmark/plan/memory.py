@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, get_args
 
 from benchmark.grid.resources import Kind
 from benchmark.plan.retention import DROPPED
 from benchmark.plan.schedule import UNIT
 from benchmark.plan.stage import Stage
+from benchmark.store.manifest import OTHER_FORM
 from benchmark.store.protocol import Store
 
 KINDS = (*get_args(Kind), DROPPED)  # of manifests that have the costs of a stage
@@ -47,10 +49,12 @@ class Peaks:
             self.learn(manifest)
 
     def learn(self, manifest: Mapping[str, Any]) -> None:
-        """Add the peak in a stage's manifest; one that ran on a CPU, or as one of several workers, says nothing."""
-        if "device_memory_bytes" in manifest and manifest.get("workers", 1) == 1:
+        """Add the peak in a stage's manifest; one on a CPU, of several workers, or of another form says nothing."""
+        if "device_memory_bytes" not in manifest or manifest.get("workers", 1) != 1:
+            return
+        with suppress(*OTHER_FORM):
             like = _like(manifest["kind"], manifest["settings"])
-            peak, total = manifest["peak_memory_bytes"], manifest["device_memory_bytes"]
+            peak, total = int(manifest["peak_memory_bytes"]), int(manifest["device_memory_bytes"])
             known = self._seen.get(like, (peak, total))
             self._seen[like] = max(peak, known[0]), min(total, known[1])
 

@@ -12,7 +12,8 @@ from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any
 
 from benchmark.grid.resources import Kind
-from benchmark.store.local import MODELS, DamagedError
+from benchmark.store.errors import DamagedError
+from benchmark.store.local import MODELS
 from benchmark.store.protocol import Store
 from sande.errors import UserError
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from benchmark.io.remote import Remote, cache, is_uri
 from benchmark.records import mark
 from sande.errors import UserError
 
+OUTCOMES = "outcomes.parquet"
+VERDICT = ".verdict.json"  # how the file of a verdict on an entry ends
 PARTIAL = "unfinished"  # subfolder of a complete report, for the rows of a later run that was interrupted
 ROWS = "rows.parquet"
 
@@ -96,3 +100,37 @@ class ResultsFolder:
             content = self._remote.read(f"{below}{mark.MARK}") if self._remote else None
             self._marks[below] = mark.parse((content or b"").decode(errors="replace"))
         return self._marks[below]
+
+
+@contextmanager
+def local_copies(places: Sequence[str]) -> Iterator[list[Path]]:
+    """Yield the local paths of results and entries; fetch the rows, outcomes and entries of those that are URIs.
+
+    Raises:
+        UserError: what the block raises, with the places as they were given; or one cannot be fetched.
+    """
+    paths = [_fetched(place) if is_uri(place) else Path(place) for place in places]
+    try:
+        yield paths
+    except UserError as error:
+        text = str(error)
+        for place, path in zip(places, paths, strict=True):
+            text = text.replace(str(path), place) if is_uri(place) else text
+        raise UserError(text) from None
+
+
+def _fetched(place: str) -> Path:
+    """Fetch the rows and outcomes of a remote results folder, or a remote entry with its verdict, if they are there."""
+    remote = Remote(place)
+    above, _, name = remote.uri.rpartition("/")
+    names, below = (ROWS, OUTCOMES), remote
+    if is_file := name.endswith((".json", ".parquet")):
+        names, below = (name, f"{name.rpartition('.')[0]}{VERDICT}"), Remote(above)
+    # Not the folder in which a run of this grid works.
+    folder = cache(below.uri, "read")
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in names:
+        (folder / each).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            below.fetch([each], folder)
+    return folder / name if is_file else folder

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from benchmark.plan.failures import INTERRUPTED, UNFINISHED, UNSCORABLE, kind_of
 from benchmark.plan.plan import stages_of, victim_of
 from benchmark.records.files import read_rows
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK, OUTCOMES, PROVENANCE
+from benchmark.store.manifest import OTHER_FORM
 from benchmark.store.protocol import Store
 from sande import registry, threat
 from sande.errors import UserError
@@ -59,7 +61,9 @@ def build_rows(
         base = {"grid": grid, "grids": list((parts or {}).get(cell.id, (grid,))), "scale": scale}
         used = (searched or {}).get(cell.id)
         is_known = cell.id not in unknown
-        for row in _cell_rows(cell, store, manifest, errors, is_known=is_known):
+        with _of_this_form(cell, store):
+            made = _cell_rows(cell, store, manifest, errors, is_known=is_known)
+        for row in made:
             yield base | row | {"knows": together(row["knows"], used), "searched": used}
 
 
@@ -69,7 +73,8 @@ def build_outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
         for metric in cell.metrics:
             key = cell.evaluation_key(metric)
             if store.has("evaluate", key):
-                published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
+                with _of_this_form(cell, store):
+                    published = [m["name"] for m in store.manifest("evaluate", key)["measurements"] if m["published"]]
                 # `pq.read_table` takes three times as long for such a small file.
                 with pq.ParquetFile(store.read("evaluate", key) / "outcomes.parquet") as file:
                     found = file.read(use_threads=False)
@@ -85,6 +90,24 @@ def build_outcomes(cells: Iterable[Cell], store: Store) -> Iterator[pa.Table]:
                     "record": pc.if_else(shown, found["record"].cast(pa.string()), pa.scalar(None, pa.string())),
                 }
                 yield pa.table(columns, schema=OUTCOMES)
+
+
+@contextmanager
+def _of_this_form(cell: Cell, store: Store) -> Iterator[None]:
+    """Raise a `UserError` where the manifests of a cell lack what rows need, as those of an earlier version may.
+
+    Raises:
+        UserError: so it is.
+    """
+    try:
+        yield
+    except OTHER_FORM as error:
+        kinds = {stage.kind: stage for stage in _needed(cell)}
+        folders = [str(store.path(kind, key)) for kind, stage in kinds.items() for key in stage.artifacts]
+        raise UserError(
+            f"cell {cell.id}: a manifest is of another version ({type(error).__name__}: {error}); remove these folders "
+            f"and run again: {' '.join(folders)}"
+        ) from None
 
 
 def _cell_rows(

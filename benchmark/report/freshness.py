@@ -25,6 +25,7 @@ from benchmark.plan import retention
 from benchmark.plan.plan import Plan
 from benchmark.store.protocol import Store
 from sande.errors import UserError
+from sande.permissions import share, share_new_folder
 
 _LIBRARIES = ("matplotlib", "numpy", "pyarrow", "scipy")  # which make rows, tables and figures
 _FILES = ("rows.parquet", "outcomes.parquet", "run.json", "search.*", "README.md", "tables/*", "figures/*")
@@ -71,11 +72,12 @@ def cached_output(folder: Path, made_of: str, store: Store) -> list[str] | None:
 
 
 def record(folder: Path, made_of: str, texts: Sequence[str], store: Store) -> None:
-    """Store the hash of a folder's inputs and the printed texts; skip it on a full disk, where the report is kept."""
+    """Store the hash of a folder's inputs and the printed texts; skip it where the store cannot be written."""
     place = _place(folder, store)
-    with suppress(UserError):
-        place.parent.mkdir(exist_ok=True)
+    with suppress(OSError, UserError):
+        share_new_folder(place.parent)
         write_atomically(place, json.dumps({"made_of": made_of, "files": _files(folder), "texts": list(texts)}))
+        share(place, place.parent)
 
 
 def _place(folder: Path, store: Store) -> Path:

@@ -34,12 +34,14 @@ def run_searches(
         its search found no value.
 
     Raises:
-        UserError: what `preflight.check` finds, too few rows to hold out, or a cluster that cannot be reached.
+        UserError: what `preflight.check` finds, too few rows to hold out, a store that cannot be written, or a cluster
+            that cannot be reached.
     """
     waiting = pending(grid, store)
     if not waiting:
         return settled(grid, store), {}
 
+    store.check_writable()
     preflight.check(grid.cells, store)
     jobs = {job.key: job for job in waiting.values()}
     for line in store.quarantine_damaged(("search", key) for key in jobs):

@@ -5,7 +5,8 @@ STORE/leases/<kind>-<key>.<n>     the n-th holder of the lease on an artifact: i
 Before a driver starts a stage it acquires the leases of what the stage makes, and a thread renews them. A lease is a
 file that is created only where no file has its name, so one of several drivers succeeds. A driver that sees no change
 of the newest file for `SECONDS` takes the lease over by creating the next number. It measures that time on its own
-clock, so no two clocks are compared. It does not wait for a holder on this machine whose process has ended.
+clock, so no two clocks are compared. It does not wait for a holder on this machine whose process has ended; what makes
+a machine and a process is in `benchmark.io.owners`.
 
 A lease saves work and protects nothing: an artifact that two drivers make all the same is put once, see `Store.put`.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -23,12 +25,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from benchmark.io.files import alive, write_atomically
+from benchmark.io import owners
+from benchmark.io.files import write_atomically
+from sande import bounds
 from sande.errors import UserError
+from sande.permissions import share, share_new_folder
 
 SECONDS = 60.0  # without a heartbeat, after which another driver may take a lease over
 BEATS = 6  # heartbeats in that time
 POLL = 2.0  # seconds between two checks of a lease that another driver holds
+_LARGEST = 64 * 1024  # bytes of a lease; ours have about 200
+_NUMBERED = re.compile(r"(?P<artifact>.+)\.(?P<number>[1-9][0-9]{0,8})", re.ASCII | re.DOTALL)
 THIS_RUN, ANOTHER_RUN = "this run", "another run"
 
 
@@ -52,42 +59,57 @@ class LeaseBackend(Protocol):
 
 
 class FileLeases:
-    """Leases in a folder that all drivers share."""
+    """Leases in a folder that all drivers share, and which has the permissions of the folder around it."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def names(self) -> list[str]:
-        """Return the names of all leases."""
+        """Return the names of all leases.
+
+        Raises:
+            UserError: the folder cannot be read, or is a file.
+        """
         try:
             return [name for name in os.listdir(self._root) if not name.startswith(".")]
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise UserError(f"{self._root} cannot be read ({error.strerror}); check its owner, or remove it") from None
 
     def read(self, name: str) -> bytes | None:
-        """Return the content of a lease; None where there is none of that name."""
+        """Return the content of a lease, or the time of its last change where it is not a readable file; None: none."""
         try:
-            return (self._root / name).read_bytes()
+            try:
+                return bounds.read(self._root / name, _LARGEST)
+            except (OSError, UserError):
+                return str((self._root / name).lstat().st_mtime_ns).encode()  # each heartbeat changes that, too
         except FileNotFoundError:
             return None
 
     def create(self, name: str, content: bytes) -> bool:
         """Create a lease and return True; return False where there is one of that name."""
-        self._root.mkdir(exist_ok=True)
+        share_new_folder(self._root)
         try:
             with (self._root / name).open("xb") as file:
                 file.write(content)
         except FileExistsError:
             return False
+        share(self._root / name, self._root)
         return True
 
     def write(self, name: str, content: bytes) -> None:
         """Replace the content of a lease, whole or not at all."""
         write_atomically(self._root / name, content)
+        share(self._root / name, self._root)
 
     def delete(self, name: str) -> None:
-        """Remove a lease, if it is there."""
-        (self._root / name).unlink(missing_ok=True)
+        """Remove a lease, or an empty folder in its place, if it is there."""
+        path = self._root / name
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
 
 
 class Leases:
@@ -101,7 +123,9 @@ class Leases:
         self.seconds = seconds
         self._backend = backend
         self._say = say
-        self._me = {"process": os.getpid(), "machine": _machine(), "run": uuid.uuid4().hex}
+        me = owners.me()
+        self._me: dict[str, Any] = {"process": me.process, "started": me.started, "run": uuid.uuid4().hex}
+        self._me["machine"] = f"{socket.gethostname()}/{me.machine}"  # the name is for messages
         self._held: dict[str, tuple[int, str]] = {}  # number and use, by artifact
         self._seen: dict[str, tuple[int, bytes, float]] = {}  # number, content, and since when, by artifact
         self._lock = threading.Lock()
@@ -160,10 +184,8 @@ class Leases:
 
     def _is_gone(self, name: str, number: int, content: bytes) -> bool:
         """Return whether the holder's process has ended on this machine, or its heartbeat has stopped for too long."""
-        with suppress(ValueError, KeyError, TypeError):
-            holder = json.loads(content)
-            if holder["machine"] == self._me["machine"] and not alive(holder["process"]):
-                return True
+        if _has_ended(content):
+            return True
         now = time.monotonic()
         if self._seen.get(name, (0, b"", 0.0))[:2] != (number, content):
             self._seen[name] = number, content, now
@@ -178,9 +200,10 @@ class Leases:
             with self._lock:
                 number, _ = self._held.pop(name, (0, ""))
             # Delete our own file last, or the one before it would look like the holder's.
+            numbers: list[int] = []
             with suppress(OSError, UserError):
-                for other in sorted(n for n in _numbers(self._backend.names()).get(name, []) if n <= number):
-                    self._backend.delete(f"{name}.{other}")
+                numbers = _numbers(self._backend.names()).get(name, [])
+            _delete(self._backend, name, {number, *(other for other in numbers if other <= number)} - {0})
 
     def close(self) -> None:
         """Release all leases and stop their renewal."""
@@ -199,46 +222,58 @@ class Leases:
                     if max(numbers.get(name, [number])) > number:  # taken over while this machine slept
                         del self._held[name]
                     else:
-                        self._backend.write(f"{name}.{number}", self._content(beat))
+                        with suppress(OSError, UserError):  # the others are renewed all the same
+                            self._backend.write(f"{name}.{number}", self._content(beat))
 
     def _content(self, beat: int) -> bytes:
         return json.dumps(self._me | {"beat": beat}).encode()
 
 
 def holders(backend: LeaseBackend) -> list[str]:
-    """Return the live holders of leases; remove the leases of processes of this machine that have ended."""
+    """Return the live holders of leases; remove the leases of processes of this machine that have ended.
+
+    Raises:
+        UserError: the leases cannot be listed.
+    """
     found = set()
     for name, numbers in _numbers(backend.names()).items():
         content = backend.read(f"{name}.{max(numbers)}") or b""
-        if Leases(backend, print, seconds=float("inf"))._is_gone(name, max(numbers), content):
-            for number in sorted(numbers):
-                backend.delete(f"{name}.{number}")
+        if _has_ended(content):
+            _delete(backend, name, numbers)
         else:
             found.add(_holder(content))
     return sorted(found)
 
 
+def _delete(backend: LeaseBackend, name: str, numbers: Iterable[int]) -> None:
+    """Remove an artifact's leases of these numbers, the last one last; leave what cannot be removed."""
+    for number in sorted(numbers):
+        with suppress(OSError, UserError):
+            backend.delete(f"{name}.{number}")
+
+
 def _numbers(names: Iterable[str]) -> dict[str, list[int]]:
-    """Return the numbers of each artifact's leases."""
+    """Return the numbers of each artifact's leases; names that no lease has are left out."""
     found: dict[str, list[int]] = {}
     for name in names:
-        artifact, _, number = name.rpartition(".")
-        if number.isdecimal():
-            found.setdefault(artifact, []).append(int(number))
+        if lease := _NUMBERED.fullmatch(name):
+            found.setdefault(lease["artifact"], []).append(int(lease["number"]))
     return found
+
+
+def _has_ended(content: bytes) -> bool:
+    """Return whether the holder in a lease's content is a process of this machine that no longer runs."""
+    try:
+        holder = json.loads(content)
+        here = holder["machine"].rpartition("/")[2] == owners.machine()
+        return here and not owners.alive(holder["process"], holder["started"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
 
 
 def _holder(content: bytes) -> str:
     try:
         holder: dict[str, Any] = json.loads(content)
         return f"process {holder['process']} on {holder['machine'].split('/')[0]}"
-    except (ValueError, KeyError, TypeError, AttributeError):  # it is being written
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # it is being written
         return ANOTHER_RUN
-
-
-def _machine() -> str:
-    """Return the name of this machine, with its namespace of process ids, of which containers have their own."""
-    try:
-        return f"{socket.gethostname()}/{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()

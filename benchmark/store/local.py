@@ -12,34 +12,47 @@ STORE/unfinished/                    work in progress; the next run removes what
 A manifest lists every file of its artifact with size and SHA-256, and holds a checksum of itself. All are computed
 once, when the artifact is put. Planning checks the whole manifest, models by the sizes of their files, and small
 artifacts (outcomes, searches) byte for byte. A stage that reads an artifact checks every byte. A damaged artifact is
-quarantined and computed again. Artifacts of earlier versions have no checksums and are taken as they are.
+quarantined and computed again. Artifacts of earlier versions have no checksums and are taken as they are. An artifact
+that this user may not read is not damaged: it stays, and an error says how to mend it.
+
+All that is put into a store gets the permissions and the group of the store's folder, so who may use the folder may use
+all of it, see `sande.permissions`.
 """
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
-import re
 import shutil
-import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmark.io.files import alive, clear_parts, raise_if_disk_full, write_atomically
+from benchmark.io import owners
+from benchmark.io.files import clear_parts, raise_if_disk_full, remove, write_atomically
+from benchmark.store.checkpoints import Kept
+from benchmark.store.errors import (
+    DamagedError,
+    UnreadableError,
+    gone,
+    quarantine_message,
+    reading,
+    unwritable,
+    writing,
+)
 from benchmark.store.leases import FileLeases, holders
-from benchmark.store.manifest import MANIFEST, problem_in, read_manifest, size_of, with_checksums
+from benchmark.store.manifest import GARBLED, MANIFEST, problem_in, read_manifest, size_of, with_checksums
+from sande import bounds
 from sande.errors import UserError
+from sande.permissions import share, share_new_folder
 
 FORMAT = 1
+_LARGEST_MARK = 2**20  # bytes of store.json
 MODELS = ("attack", "part", "defend")  # kinds whose artifacts are large; a part may be a model
-
-
-class DamagedError(UserError):
-    """An artifact is not as its stage left it."""
 
 
 class LocalStore:
@@ -65,19 +78,48 @@ class LocalStore:
         self._unfinished = self.root / "unfinished"
         mark = self.root / "store.json"
         try:
-            if mark.is_file():
-                check_format(mark.read_bytes(), str(mark), str(root))
+            with reading(self.root):
+                content = bounds.read(mark, _LARGEST_MARK) if mark.is_file() else None
+            if content is not None:
+                check_format(content, str(mark), str(root))
             elif create:
                 self.root.mkdir(parents=True, exist_ok=True)
                 # Another process may be opening the same new store: its store.json, finished or not, is not foreign.
-                ours = (mark.name, f".{mark.name}", self._unfinished.name)
+                # Nor is what stages still write after their store was removed.
+                ours = (mark.name, f".{mark.name}", "unfinished", "checkpoints", "tracking", "leases")
                 if any(not path.name.startswith(ours) for path in self.root.iterdir()):
                     raise UserError(f"{root} holds files but is not a store; choose an empty or new folder for --store")
                 write_atomically(mark, json.dumps({"format": FORMAT}))
-            if create:
-                self._unfinished.mkdir(exist_ok=True)
+                share(mark, self.root)
+                share_new_folder(self._unfinished)
         except OSError as error:
-            raise UserError(f"store {root} cannot be written ({error.strerror}); choose another --store") from None
+            raise unwritable(self.root, error) from None
+
+    def check_writable(self) -> None:
+        """Write into the store, so that a refusal does not come after hours of work.
+
+        Raises:
+            UserError: it is gone, or cannot be written.
+        """
+        self.check_there()
+        folder = self.scratch("writable")
+        try:
+            with writing(self.root):
+                (folder / "file").touch()
+                for kind in (*MODELS, "evaluate"):
+                    if (self.root / kind).is_dir() and not os.access(self.root / kind, os.W_OK | os.X_OK):
+                        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self.root / kind))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def check_there(self) -> None:
+        """Refuse to go on with a store that was removed.
+
+        Raises:
+            UserError: it was.
+        """
+        if not self.exists:
+            raise gone(self.location)
 
     @property
     def exists(self) -> bool:
@@ -94,11 +136,7 @@ class LocalStore:
 
     def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
         """Return the keys of those artifacts that `has` finds; one listing of the folder excludes most others."""
-        try:
-            there = os.listdir(self.root / kind)
-        except FileNotFoundError:
-            return set()
-        return {key for key in set(keys).intersection(there) if self.has(kind, key)}
+        return {key for key in set(keys).intersection(self.keys(kind)) if self.has(kind, key)}
 
     def problem(self, kind: str, key: str, every_byte: bool = False) -> str | None:
         """Return in a few words what is wrong with an artifact; None where nothing is.
@@ -107,8 +145,12 @@ class LocalStore:
             kind: of the artifact.
             key: of the artifact.
             every_byte: compare files of a model by content too, not by size alone.
+
+        Raises:
+            UnreadableError: this user may not read it.
         """
-        return problem_in(str(self.path(kind, key)), every_byte or kind not in MODELS)
+        with reading(self.root):
+            return problem_in(str(self.path(kind, key)), every_byte or kind not in MODELS)
 
     def read(self, kind: str, key: str) -> Path:
         """Return the folder of an artifact whose files are byte for byte as its stage left them.
@@ -139,9 +181,9 @@ class LocalStore:
         """Return where the artifact is now; None where there was none, or another process moved it first."""
         folder, moved_to = self.path(kind, key), self.damaged / f"{kind}-{key}-{uuid.uuid4().hex[:8]}"
         try:
-            self.damaged.mkdir(exist_ok=True)
+            share_new_folder(self.damaged)
             if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-                folder.chmod(0o700)  # a folder without the right to write cannot be moved
+                folder.chmod(folder.stat().st_mode | 0o700)  # a folder without the right to write cannot be moved
             folder.rename(moved_to)
         except FileNotFoundError:
             return None
@@ -156,19 +198,28 @@ class LocalStore:
 
         Raises:
             DamagedError: it is missing or garbled.
+            UnreadableError: this user may not read it.
         """
         try:
-            return read_manifest(self.path(kind, key))
-        except (OSError, ValueError, RecursionError):
+            with reading(self.root):
+                return read_manifest(self.path(kind, key))
+        except (OSError, *GARBLED):
             place = self.path(kind, key) / MANIFEST
             raise DamagedError(f"{place} is missing or garbled; run again to recompute it") from None
 
     def keys(self, kind: str) -> list[str]:
-        """Return the keys of a kind's artifacts, damaged ones too, in order."""
+        """Return the keys of a kind's artifacts, damaged ones too, in order.
+
+        Raises:
+            UnreadableError: this user may not list them.
+        """
         try:
-            return sorted(name for name in os.listdir(self.root / kind) if not name.startswith("."))
-        except FileNotFoundError:
-            return []
+            with reading(self.root):
+                return sorted(name for name in os.listdir(self.root / kind) if not name.startswith("."))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):  # there is no such folder
+                return []
+            raise
 
     def size(self, kind: str, key: str) -> int:
         """Return the bytes of an artifact's files; 0 where it is not there."""
@@ -203,7 +254,7 @@ class LocalStore:
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
         """Yield at most `most` manifests of a kind, the first by key: a random choice, since keys are hashes."""
         for path in itertools.islice(sorted(self.path(kind, "").glob(f"*/{MANIFEST}")), most):
-            with suppress(DamagedError):
+            with suppress(DamagedError, UnreadableError):
                 yield self.manifest(kind, path.parent.name)
 
     def put(self, kind: str, key: str, build: Callable[[Path], dict[str, Any]]) -> None:
@@ -212,20 +263,27 @@ class LocalStore:
         Where another process made the same one meanwhile, that one stays.
 
         Raises:
-            UserError: the disk is full; what was begun is removed.
+            UserError: the disk is full, the store cannot be written, or it was removed; what was begun is removed.
         """
         scratch = self.scratch(f"{kind}-{key[:12]}")
         try:
-            with raise_if_disk_full(self.root):
-                manifest = build(scratch)
+            try:
+                with raise_if_disk_full(self.root):
+                    manifest = build(scratch)
+            except Exception:
+                self.check_there()
+                raise
+            self.check_there()
+            with writing(self.root):
                 write_atomically(scratch / MANIFEST, with_checksums(manifest, scratch))
+                share(scratch, self.root)
                 self._move_in(scratch, kind, key)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _move_in(self, scratch: Path, kind: str, key: str) -> None:
         final = self.path(kind, key)
-        final.parent.mkdir(exist_ok=True)
+        share_new_folder(final.parent)
         if final.exists() and not self.has(kind, key):
             self._move_out(kind, key)
         try:
@@ -234,34 +292,47 @@ class LocalStore:
             if not self.has(kind, key):
                 raise
 
+    def checkpoints(self, kind: str, key: str, say: Callable[[str], None]) -> Kept:
+        """Return the checkpoints of the stage that makes an artifact."""
+        return Kept(self.root / "checkpoints" / kind / key, self.root)
+
     def lease_backend(self) -> FileLeases:
         """Return where the drivers on this store keep their leases."""
         return FileLeases(self.root / "leases")
 
     def scratch(self, name: str) -> Path:
-        """Make a new empty folder for work in progress, marked with the process that owns it."""
-        folder = self._unfinished / f"{os.getpid()}@{socket.gethostname()}@{name}-{uuid.uuid4().hex[:8]}"
-        with raise_if_disk_full(self.root):
-            folder.mkdir(parents=True)
+        """Make a new empty folder for work in progress, marked with the process that owns it.
+
+        Raises:
+            UserError: the disk is full, the store cannot be written, or it was removed.
+        """
+        folder = self._unfinished / f"{owners.me()}@{name}-{uuid.uuid4().hex[:8]}"
+        try:
+            with writing(self.root):
+                share_new_folder(self._unfinished)
+                folder.mkdir()
+        except FileNotFoundError:
+            raise gone(self.location) from None
+        share(folder, self.root)
+        owners.renew(folder)
         return folder
 
     def clear_leftovers(self) -> None:
-        """Remove what ended processes of this machine left: work, leases, and checkpoints of finished stages."""
+        """Remove what ended processes left: work, leases, and checkpoints of finished stages.
+
+        What this user may not remove, and what is in the place of a folder of the store, stays.
+        """
         clear_parts(self.root)
-        holders(self.lease_backend())
+        with suppress(UserError):
+            holders(self.lease_backend())
         for checkpoints in self.root.glob("checkpoints/*/*"):
-            if self.path(*checkpoints.parts[-2:]).exists():
-                shutil.rmtree(checkpoints, ignore_errors=True)
-        for folder in self._unfinished.iterdir():
-            owner = re.fullmatch(r"(?P<pid>\d+)@(?P<host>.+?)@.*", folder.name)
-            if owner and owner["host"] == socket.gethostname() and not alive(int(owner["pid"])):
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def quarantine_message(kind: str, key: str, problem: str, moved_to: object) -> str:
-    """Return the clause that reports a damaged artifact, moved to `moved_to` or already gone (None)."""
-    where = f", and quarantined as {moved_to}" if moved_to else ""
-    return f"{kind} {key[:8]} in the store is damaged ({problem}){where}"
+            with suppress(OSError):
+                if self.path(*checkpoints.parts[-2:]).exists():
+                    remove(checkpoints)
+        for work in self._unfinished.glob("*"):
+            owner = owners.parse("@".join(work.name.split("@", 2)[:2]))
+            if owner and owners.is_left(work, owner):
+                remove(work)
 
 
 def check_format(mark: bytes, path: str, store: str) -> None:

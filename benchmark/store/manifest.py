@@ -6,13 +6,21 @@ import hashlib
 import json
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from sande import bounds
+from sande.errors import UserError
 
 MANIFEST = "manifest.json"
 # A manifest begins with a checksum of all bytes behind it. A manifest of an earlier version ends without a newline.
 _BEGIN, _END = b'{\n "checksums": {\n  "manifest": "', b"}\n"
 _DECODER = json.JSONDecoder()
+# Errors of reading a manifest that holds other things than this version writes.
+GARBLED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+# Errors of using a manifest of another form: one of an earlier version lacks what this one records.
+OTHER_FORM = (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError, IndexError, OverflowError)
 
 
 def with_checksums(manifest: dict[str, Any], folder: Path) -> bytes:
@@ -33,6 +41,9 @@ def problem_in(folder: Path | str, every_byte: bool = True) -> str | None:
     Args:
         folder: of the artifact.
         every_byte: compare files by content too, not by size alone.
+
+    Raises:
+        PermissionError: this user may not read a file, which says nothing about its content.
     """
     name = MANIFEST
     try:
@@ -46,9 +57,11 @@ def problem_in(folder: Path | str, every_byte: bool = True) -> str | None:
                 return f"{name} has other content than was written"
     except FileNotFoundError:
         return f"{name} is missing"
+    except PermissionError:
+        raise
     except OSError as error:
         return f"{name} cannot be read: {error.strerror}"
-    except (ValueError, RecursionError):
+    except GARBLED:
         return f"{MANIFEST} is garbled"
     return None
 
@@ -58,8 +71,7 @@ def files_in(folder: Path | str) -> dict[str, Any]:
 
     Raises:
         OSError: the manifest cannot be read.
-        ValueError: it is garbled.
-        RecursionError: it is nested too deep.
+        One of `GARBLED`: it is garbled, or nested too deep.
     """
     text = checked_text(f"{folder}/{MANIFEST}")
     files: dict[str, Any] = _DECODER.raw_decode(text, text.index("{", 1))[0]["files"] if text else {}
@@ -73,8 +85,10 @@ def checked_text(path: str) -> str | None:
         OSError: it cannot be read.
         ValueError: it is garbled.
     """
-    with open(path, "rb") as file:
-        raw = file.read()
+    try:
+        raw = bounds.read(Path(path))
+    except UserError as error:  # a pipe, or a file without end
+        raise ValueError(str(error)) from None
     # No single flipped bit makes a manifest look like one of an earlier version.
     if not raw.startswith(_BEGIN) and not raw.endswith(_END):
         if not isinstance(json.loads(raw), dict):
@@ -90,7 +104,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest in a folder, without its checksums.
 
     Raises:
-        OSError, ValueError or RecursionError: as `files_in`.
+        OSError or one of `GARBLED`: as `files_in`.
     """
     path = folder / MANIFEST
     manifest: dict[str, Any] = json.loads(checked_text(str(path)) or path.read_bytes())
@@ -105,4 +119,9 @@ def _sha256(path: str) -> str:
 
 def size_of(folder: Path) -> int:
     """Return the bytes of all files below a folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):  # another run removed it meanwhile, or this user may not look at it
+            found = path.stat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from benchmark.store.checkpoints import Kept
 from benchmark.store.leases import LeaseBackend
 
 
@@ -28,6 +29,20 @@ class Store(Protocol):
     def exists(self) -> bool:
         """Return whether there is a store."""
 
+    def check_there(self) -> None:
+        """Refuse to go on with a store that was removed.
+
+        Raises:
+            UserError: it was.
+        """
+
+    def check_writable(self) -> None:
+        """Write into the store, so that a refusal does not come after hours of work.
+
+        Raises:
+            UserError: it is gone, or cannot be written.
+        """
+
     def path(self, kind: str, key: str) -> Path:
         """Return the local folder of an artifact, which need not exist."""
 
@@ -44,6 +59,9 @@ class Store(Protocol):
             kind: of the artifact.
             key: of the artifact.
             every_byte: compare files of a model by content too, not by size alone.
+
+        Raises:
+            UnreadableError: this user may not read it.
         """
 
     def read(self, kind: str, key: str) -> Path:
@@ -51,6 +69,7 @@ class Store(Protocol):
 
         Raises:
             DamagedError: they are not; the artifact was quarantined.
+            UnreadableError: this user may not read them; nothing is moved.
         """
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
@@ -58,6 +77,7 @@ class Store(Protocol):
 
         Raises:
             DamagedError: it is missing or garbled.
+            UnreadableError: this user may not read it.
         """
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
@@ -100,6 +120,9 @@ class Store(Protocol):
     def clear_quarantine(self) -> None:
         """Remove all quarantined artifacts."""
 
+    def checkpoints(self, kind: str, key: str, say: Callable[[str], None]) -> Kept:
+        """Return the checkpoints of the stage that makes an artifact; `say` receives a line about what fails."""
+
     def lease_backend(self) -> LeaseBackend:
         """Return where the drivers on this store keep their leases."""
 
@@ -107,4 +130,4 @@ class Store(Protocol):
         """Make a new empty local folder for work in progress, marked with the process that owns it."""
 
     def clear_leftovers(self) -> None:
-        """Remove what ended processes of this machine left: work, leases, and checkpoints of finished stages."""
+        """Remove what ended processes left: work, leases, and checkpoints of finished stages."""

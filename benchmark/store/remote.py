@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.io.remote import AT_ONCE, Remote, cache, is_uri
-from benchmark.store import local
+from benchmark.store import checkpoints, local
+from benchmark.store.checkpoints import Sent
+from benchmark.store.errors import DamagedError, gone, quarantine_message
 from benchmark.store.leases import holders
-from benchmark.store.local import FORMAT, MODELS, DamagedError, check_format, quarantine_message
-from benchmark.store.manifest import MANIFEST, files_in, problem_in
+from benchmark.store.local import FORMAT, MODELS, check_format
+from benchmark.store.manifest import GARBLED, MANIFEST, files_in, problem_in
 from benchmark.store.protocol import Store
 from sande.errors import UserError
+from sande.permissions import share_new_folder
 
-_FOLDERS = (*MODELS, "evaluate", "search", "dropped", "leases", "damaged")
+_FOLDERS = (*MODELS, "evaluate", "search", "dropped", "leases", "damaged", "checkpoints")
 
 
 def open_store(place: str | Path, create: bool = True) -> Store:
@@ -39,6 +42,18 @@ def open_store(place: str | Path, create: bool = True) -> Store:
         UserError: as for `LocalStore`; or the remote file system is unknown, refuses or does not answer.
     """
     return RemoteStore(str(place), create) if is_uri(place) else local.LocalStore(Path(place), create)
+
+
+def reopen(place: str) -> Store:
+    """Return the store of a run that is going on; unlike `open_store`, make none where it was removed.
+
+    Raises:
+        UserError: as `open_store`, or it was removed.
+    """
+    store = open_store(place, create=False)
+    if not store.exists:
+        raise gone(place)
+    return store
 
 
 class RemoteStore:
@@ -73,25 +88,54 @@ class RemoteStore:
             raise UserError(f"{self.location} cannot be written: no such bucket; create the bucket first") from None
 
     @property
+    def _copy(self) -> local.LocalStore:
+        """Return the local copy, which anyone may remove at any time."""
+        if not self._local.exists:
+            self._local = local.LocalStore(self.root)
+        return self._local
+
+    @property
     def exists(self) -> bool:
         """Return whether there is a store."""
         return self._exists
 
+    def check_there(self) -> None:
+        """Refuse to go on with a store that was removed.
+
+        Raises:
+            UserError: it was, or it does not answer.
+        """
+        if self._remote.read("store.json") is None:
+            raise gone(self.location)
+
+    def check_writable(self) -> None:
+        """Write into the store, so that a refusal does not come after hours of work.
+
+        Raises:
+            UserError: it is gone, or refuses or does not answer.
+        """
+        self.check_there()
+        name = f"leases/.writable-{uuid.uuid4().hex}"
+        self._remote.write(name, b"")
+        self._remote.delete(name)
+        self._copy.check_writable()
+
     def path(self, kind: str, key: str) -> Path:
         """Return the folder of an artifact's local copy, which need not exist."""
-        return self._local.path(kind, key)
+        return self._copy.path(kind, key)
 
     def free(self) -> None:
         """Return None: no file system reports the space of a bucket."""
 
     def scratch(self, name: str) -> Path:
         """Make a new empty local folder for work in progress, marked with the process that owns it."""
-        return self._local.scratch(name)
+        return self._copy.scratch(name)
 
     def clear_leftovers(self) -> None:
-        """Remove what ended processes of this machine left: local work and checkpoints, and leases there."""
-        self._local.clear_leftovers()
+        """Remove what ended processes left: local work, leases there, and checkpoints of finished stages."""
+        self._copy.clear_leftovers()
         holders(self.lease_backend())
+        checkpoints.clear(self._remote, self.has)
 
     def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
         """Return the keys of the complete artifacts; fetch their manifests, and small artifacts whole."""
@@ -120,7 +164,7 @@ class RemoteStore:
         if MANIFEST not in sizes:
             return f"{MANIFEST} is missing"
         if kind not in MODELS:
-            return self._fetch(kind, key, sizes) if self._local.problem(kind, key) else None
+            return self._fetch(kind, key, sizes) if self._copy.problem(kind, key) else None
         files = self._files(kind, key, sizes[MANIFEST])
         if files is None:
             return f"{MANIFEST} is garbled"
@@ -135,7 +179,7 @@ class RemoteStore:
         """Return the files that the manifest lists, from a local copy of the right size; None where it is garbled."""
         folder = self.path(kind, key)
         for fetched in (False, True):  # a damaged local copy is fetched again
-            with suppress(OSError, ValueError, RecursionError):
+            with suppress(OSError, *GARBLED):
                 if fetched or (folder / MANIFEST).stat().st_size == size:
                     return files_in(folder)
             if not fetched:
@@ -159,7 +203,7 @@ class RemoteStore:
 
     def _replace(self, scratch: Path, kind: str, key: str) -> None:
         final = self.path(kind, key)
-        final.parent.mkdir(exist_ok=True)
+        share_new_folder(final.parent)
         old = self.scratch("old")
         try:
             with suppress(FileNotFoundError):
@@ -167,7 +211,7 @@ class RemoteStore:
             try:
                 scratch.rename(final)
             except OSError:  # another process of this machine was first
-                if self._local.problem(kind, key):
+                if self._copy.problem(kind, key):
                     raise
         finally:
             shutil.rmtree(old, ignore_errors=True)
@@ -178,7 +222,7 @@ class RemoteStore:
         Raises:
             DamagedError: the remote files are not; the artifact was quarantined.
         """
-        if self._local.problem(kind, key, every_byte=True) and (
+        if self._copy.problem(kind, key, every_byte=True) and (
             problem := self._fetch(kind, key, self._remote.sizes(f"{kind}/{key}"))
         ):
             raise DamagedError(f"{self.quarantine(kind, key, problem)}; run again to recompute it")
@@ -191,10 +235,10 @@ class RemoteStore:
             DamagedError: it is missing or garbled.
         """
         with suppress(DamagedError):
-            return self._local.manifest(kind, key)
+            return self._copy.manifest(kind, key)
         with suppress(FileNotFoundError):
             self._remote.fetch([MANIFEST], self.path(kind, key), f"{kind}/{key}")
-        return self._local.manifest(kind, key)
+        return self._copy.manifest(kind, key)
 
     def manifests(self, kind: str, most: int = 2000) -> Iterator[dict[str, Any]]:
         """Yield at most `most` manifests of a kind, the first by key."""
@@ -215,9 +259,9 @@ class RemoteStore:
         Raises:
             UserError: the disk is full, or the remote file system refuses or does not answer.
         """
-        if self._local.problem(kind, key, every_byte=True):
+        if self._copy.problem(kind, key, every_byte=True):
             shutil.rmtree(self.path(kind, key), ignore_errors=True)
-            self._local.put(kind, key, build)
+            self._copy.put(kind, key, build)
         sizes = self._remote.sizes(f"{kind}/{key}")
         if MANIFEST in sizes:
             if self._problem_by_size(kind, key, sizes) is None:
@@ -268,7 +312,7 @@ class RemoteStore:
         """Return the bytes of an artifact's files by its manifest; 0 where it is not there."""
         try:
             return sum(known["size"] for known in files_in(self.path(kind, key)).values())
-        except (OSError, ValueError, RecursionError):
+        except (OSError, *GARBLED):
             return sum(self._remote.sizes(f"{kind}/{key}").values())
 
     def remove(self, kind: str, key: str) -> None:
@@ -277,6 +321,11 @@ class RemoteStore:
         self._remote.delete(f"{kind}/{key}/{MANIFEST}")
         self._remote.remove(f"{kind}/{key}")
         shutil.rmtree(self.path(kind, key), ignore_errors=True)
+
+    def checkpoints(self, kind: str, key: str, say: Callable[[str], None]) -> Sent:
+        """Return the checkpoints of the stage that makes an artifact, which are sent while it runs."""
+        below = f"checkpoints/{kind}/{key}"
+        return Sent(self.path("checkpoints", kind) / key, self.root, self._remote, below, self.scratch, say)
 
     def lease_backend(self) -> RemoteLeases:
         """Return where the drivers on this store keep their leases."""

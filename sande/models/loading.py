@@ -39,6 +39,7 @@ from sande.models.checks import (
     only_checked,
     reason,
 )
+from sande.permissions import share, share_new_folder
 from sande.types import Guard, LanguageModel
 
 if TYPE_CHECKING:
@@ -263,6 +264,8 @@ def save(lm: LanguageModel, folder: Path) -> None:
     # In a process group transformers writes nothing but on rank 0, without an error.
     if not any(folder.glob(WEIGHTS)):
         raise RuntimeError(f"{type(lm.model).__name__} was not written; close the open process group")
+    for path in folder.rglob(WEIGHTS):  # safetensors makes them for their owner alone
+        path.chmod((folder / "config.json").stat().st_mode)
 
 
 def _from_pretrained(source: str, revision: str | None, dtype: torch.dtype) -> LanguageModel:
@@ -329,10 +332,12 @@ def _ready(lm: LanguageModel) -> LanguageModel:
 
 def _make(name: str, folder: Path) -> None:
     """Build a model in a scratch folder and move it to its place whole."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.parent.mkdir(parents=True, exist_ok=True)
+    share_new_folder(folder.parent)
     scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:
         save(_made(name), scratch)
+        share(scratch, folder.parent)
         try:
             os.replace(scratch, folder)
         except OSError:

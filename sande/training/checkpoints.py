@@ -14,8 +14,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +36,13 @@ class Checkpoints:
         earlier: seconds that other processes spent on the checkpoints found.
     """
 
-    def __init__(self, folder: Path, interval: float) -> None:
-        """Take the seconds between checkpoints as `interval`; a training that ends sooner writes nothing."""
+    def __init__(self, folder: Path, interval: float, written: Callable[[], None] = lambda: None) -> None:
+        """Take the seconds between checkpoints as `interval`; a training that ends sooner writes nothing.
+
+        On rank 0 `written` is called when a checkpoint or the result of a training is whole.
+        """
         self.earlier = 0.0
+        self._written = written
         self._folder, self._interval = folder, interval
         self._trainings = 0
         self._begun = self._saved = time.perf_counter()
@@ -66,6 +70,8 @@ class Checkpoints:
 
     def saved(self) -> None:
         """Record that a checkpoint is complete."""
+        if rank() == 0:
+            self._written()
         self._saved = time.perf_counter()
 
 
@@ -218,6 +224,15 @@ def agreed(value: int, model: nn.Module) -> int:
     said = torch.tensor(int(value), device=next(model.parameters()).device)
     distributed.broadcast(said, 0)
     return int(said)
+
+
+def seconds_kept(folder: Path) -> float:
+    """Return the seconds of work that the checkpoints in the folder of a stage save; 0 where there are none."""
+    marks = [_mark(path.parent) for path in folder.glob(f"*/*/checkpoint-*/{_COMPLETE}")]
+    for path in folder.glob("*.safetensors"):
+        with suppress(Exception), safe_open(path, framework="pt") as file:  # damaged: its training is repeated
+            marks.append(json.loads(file.metadata()["mark"]))
+    return max((float(mark["stage_seconds"]) for mark in marks if mark), default=0.0)
 
 
 def _step(folder: Path) -> int:

@@ -196,6 +196,17 @@ def test_a_disk_is_full(case: NewCase, undisturbed: Case) -> None:
         here.recover(undisturbed, fetch=here.copy_disk)
 
 
+def test_the_store_is_removed(case: NewCase, undisturbed: Case) -> None:
+    with case("the store is removed during a training") as here:
+        fault = here.faults.arm(TRAIN, stage="defend sft", call=2)
+        here.reach(fault)
+        shutil.rmtree(here.store)
+        here.faults.release()
+        assert here.ended() == 2, here.said
+        assert f"store {here.store} was removed while it was used; restore it, or run again" in here.said
+        here.recover(undisturbed)
+
+
 def test_s3_fails_and_delays(case: NewCase, undisturbed: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     try:

@@ -31,8 +31,9 @@ from benchmark.plan.plan import make_plan
 from benchmark.plan.retention import ALL
 from benchmark.plan.schedule import NODES, Queue, whole
 from benchmark.plan.stage import Stage
+from benchmark.store.errors import DamagedError
 from benchmark.store.leases import Leases
-from benchmark.store.local import DamagedError, LocalStore
+from benchmark.store.local import LocalStore
 from sande.errors import NonFiniteError, UserError
 from tests.benchmark.helpers import cell, process, put
 from tests.benchmark.plan.helpers import SETTINGS, plan, stage

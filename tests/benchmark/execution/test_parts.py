@@ -13,7 +13,8 @@ from benchmark.execution import stages
 from benchmark.grid.cell import Cell
 from benchmark.plan.failures import NON_FINITE, classify
 from benchmark.plan.plan import stages_of
-from benchmark.store.local import DamagedError, LocalStore
+from benchmark.store.errors import DamagedError
+from benchmark.store.local import LocalStore
 from sande.errors import NonFiniteError
 from sande.models import loading
 from tests.benchmark.helpers import SMALL, cell, measure, rows_of

@@ -19,7 +19,8 @@ from benchmark.plan.failures import UNFINISHED
 from benchmark.records import mark
 from benchmark.records.folder import ResultsFolder
 from benchmark.store import leases
-from benchmark.store.local import FORMAT, DamagedError, LocalStore
+from benchmark.store.errors import DamagedError
+from benchmark.store.local import FORMAT, LocalStore
 from benchmark.store.remote import RemoteStore, open_store
 from sande.errors import UserError
 from tests.benchmark.helpers import GridFile, cell, finish, invoke, mistake

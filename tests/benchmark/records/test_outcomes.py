@@ -16,7 +16,8 @@ from benchmark.plan.plan import victim_of
 from benchmark.records import files, rows
 from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.schema import OUTCOMES, SCHEMA
-from benchmark.store.local import DamagedError, LocalStore
+from benchmark.store.errors import DamagedError
+from benchmark.store.local import LocalStore
 from sande import registry
 from sande.errors import UserError
 from sande.statistics import wilson

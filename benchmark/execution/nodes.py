@@ -1,0 +1,254 @@
+"""Check every node of a cluster before the first stage: versions, code, store, data and models.
+
+One short task on each node looks, all at the same time, and a problem is a sentence that names the node. The node of
+the driver is not asked, since `benchmark.plan.preflight` looks there; so nothing is added on a single machine. Results
+are not looked for: the driver alone writes them.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+import benchmark
+import sande
+from benchmark.grid.cell import NO_DEFENSE, Cell
+from benchmark.grid.keys import library_versions
+from benchmark.io.remote import is_uri
+from benchmark.store.protocol import Store
+from benchmark.store.remote import open_store
+from sande import registry
+from sande.config import Preferences
+from sande.data import datasets
+from sande.errors import UserError
+from sande.models import catalog, gguf
+from sande.models.checks import fetch
+
+ANSWER = 120.0  # seconds in which a node must answer; a cold process imports for some of them
+SEEN = 15.0  # seconds in which a file that the driver wrote must be seen, as shared file systems keep listings for some
+SHOWN = 5  # problems in one sentence
+_ROWS, _QUESTIONS, _PAIRS = "rows", "questions", "preference pairs"  # kinds of data sets
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a node must have.
+
+    Attributes:
+        store: location of the store.
+        mark: a folder in it that the driver made; None for a remote store, which is known by its URI.
+        versions: of libraries and of Python, by name.
+        code: version of this project, and a hash of its files.
+        models: by name, facts that differ where the model does, see `model_facts`.
+        data: by name and kind, the fingerprint of a data set.
+    """
+
+    store: str
+    mark: str | None
+    versions: Mapping[str, str]
+    code: tuple[str, str]
+    models: Mapping[str, str]
+    data: Mapping[tuple[str, str], str]
+
+
+def check(cells: Iterable[Cell], store: Store) -> None:
+    """Check all nodes that may run stages, but for this one.
+
+    Raises:
+        UserError: a node lacks something, has something else, or does not answer.
+    """
+    if not (nodes := others()):
+        return
+    mark = store.scratch("nodes")
+    try:
+        made = wanted(cells, store, mark)
+        if problems := ask(nodes, made):
+            more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+            raise UserError(f"the cluster is not ready: {'; '.join(problems[:SHOWN])}{more}")
+    finally:
+        shutil.rmtree(mark, ignore_errors=True)
+
+
+def others() -> dict[str, str]:
+    """Return the names of the living nodes with CPUs, other than the driver's, by id."""
+    here = ray.get_runtime_context().get_node_id()
+    return {
+        node["NodeID"]: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in ray.nodes()
+        if node["Alive"] and node["NodeID"] != here and node["Resources"].get("CPU", 0) > 0
+    }
+
+
+def ask(nodes: Mapping[str, str], made: Wanted, seconds: float = ANSWER) -> list[str]:
+    """Return the problems of some nodes, each with the name of its node; every node is asked at the same time."""
+    # Ray imports this module there; that it cannot is a finding, too.
+    task = ray.remote(num_cpus=0, max_retries=0)(problems)
+    asked = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(made): name
+        for node, name in nodes.items()
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+    found = [
+        f"node {asked[ref]}: {problem}" for ref in answered for problem in _answer(functools.partial(ray.get, ref))
+    ]
+    for ref in silent:
+        ray.cancel(ref, force=True)
+        found.append(f"node {asked[ref]} did not answer in {seconds:.0f} s; check it, or remove it from the cluster")
+    return sorted(found)
+
+
+def _answer(get: Callable[[], list[str]]) -> list[str]:
+    try:
+        return get()
+    except Exception as error:  # whatever is wrong there
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        lacking = next((line for line in lines if "ModuleNotFoundError" in line or "ImportError" in line), "")
+        if lacking:
+            return [f"sande-bench cannot be imported ({lacking.strip()}); install it there as on the driver's machine"]
+        return [f"it cannot run a task ({lines[-1].strip()}); check its log"]
+
+
+def wanted(cells: Iterable[Cell], store: Store, mark: Path) -> Wanted:
+    """Return what the nodes must have for some cells."""
+    cells = tuple(cells)
+    local = not is_uri(store.location)
+    return Wanted(
+        store=store.location,
+        mark=str(mark) if local else None,
+        versions=versions(),
+        code=code(),
+        models={name: model_facts(name) for name in {cell.model for cell in cells}},
+        data={key: _fingerprint(*key) for key in {key for cell in cells for key in _data_of(cell)}},
+    )
+
+
+def problems(made: Wanted) -> list[str]:
+    """Return what is wrong on this node, a clause each."""
+    return [*_versions(made), *_files(made), *_store(made)]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions on this machine that must be the same everywhere."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, "ray": ray.__version__, **library_versions()}
+
+
+@functools.cache
+def code() -> tuple[str, str]:
+    """Return the version of this project here, and a hash of its files."""
+    content = hashlib.sha256()
+    for package in (benchmark, sande):
+        top = Path(package.__file__ or "").parent
+        for path in sorted(top.rglob("*.py")):
+            content.update(f"{path.relative_to(top)} ".encode() + path.read_bytes())
+    try:
+        return version("sande-bench"), content.hexdigest()
+    except PackageNotFoundError:  # a job has an unpacked copy
+        return sande.__version__, content.hexdigest()
+
+
+def model_facts(name: str) -> str:
+    """Return a text that differs where a model does, without reading its weights: names and sizes of its files.
+
+    Raises:
+        UserError: the model is not there.
+    """
+    if adapter := catalog.adapter_of(name):
+        return f"{_sizes(adapter.folder)} on {model_facts(adapter.base)}"
+    if catalog.is_folder(name):
+        return _sizes(Path(name))
+    if name not in catalog.NAMED and (file := gguf.file_of(name)):
+        return f"{file.name} {file.stat().st_size}"
+    identity = catalog.identify(name)
+    if catalog.made_here(name):
+        return identity
+    repo, revision = identity.split("@")
+    if fetch(repo, revision, "config.json") is None:
+        raise UserError(f"model '{name}' is not in the local cache; fetch it once, or remove HF_HUB_OFFLINE")
+    return identity
+
+
+def _sizes(folder: Path) -> str:
+    found = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return " ".join(f"{name} {size}" for name, size in sorted(found.items()))
+
+
+_KINDS = {_ROWS: datasets.EXAMPLES, _QUESTIONS: datasets.QUESTIONS, _PAIRS: datasets.PREFERENCES}
+
+
+def _fingerprint(name: str, kind: str) -> str:
+    return datasets.fingerprint(name, _KINDS[kind])
+
+
+def _data_of(cell: Cell) -> Iterator[tuple[str, str]]:
+    """Yield name and kind of each data set that a cell reads."""
+    yield cell.data.name, _ROWS
+    for metric in cell.metrics:
+        for name in registry.entry("metrics", metric.name).reads(metric.config):
+            yield name, _QUESTIONS
+        for name in metric.reads_rows:
+            yield name, _ROWS
+    if cell.defense.name != NO_DEFENSE:
+        yield cell.removal.name, _ROWS
+        preferences = getattr(cell.defense.config, "preferences", None)
+        if isinstance(preferences, Preferences):
+            yield preferences.name, _PAIRS
+
+
+def _versions(made: Wanted) -> Iterator[str]:
+    here = versions()
+    for name, number in made.versions.items():
+        if here.get(name) != number:
+            yield f"{name} is {here.get(name)}, and {number} where the run was started; install {name}=={number} there"
+    number, content = code()
+    if (number, content) != made.code:
+        what = f"sande-bench is {number}, and {made.code[0]}" if number != made.code[0] else "its sande-bench has other"
+        what += "" if number != made.code[0] else " files than that"
+        yield f"{what} where the run was started; install the same there, or use 'sande-bench submit', which brings it"
+
+
+def _files(made: Wanted) -> Iterator[str]:
+    looks: Sequence[tuple[str, str, Callable[[], str]]] = [
+        *((f"model {name}", facts, functools.partial(model_facts, name)) for name, facts in made.models.items()),
+        *((f"data set {key[0]}", print_, functools.partial(_fingerprint, *key)) for key, print_ in made.data.items()),
+    ]
+    for what, facts, look in looks:
+        try:
+            if look() != facts:
+                yield f"{what} has other files than where the run was started; use a folder that all nodes share"
+        except UserError as error:
+            yield f"{what}: {error}"
+        except OSError as error:
+            yield f"{what} cannot be read ({error.strerror}); use a folder that all nodes share"
+
+
+def _store(made: Wanted) -> Iterator[str]:
+    try:
+        store = open_store(made.store, create=False)
+        if not store.exists:
+            yield f"store {made.store} is not there; mount it at the same path, or use a URI for --store"
+        elif made.mark and not _seen(Path(made.mark)):
+            yield f"store {made.store} is another folder than that of the driver; mount the same one, or use a URI"
+        else:
+            store.check_writable()
+    except UserError as error:
+        yield str(error)
+
+
+def _seen(mark: Path) -> bool:
+    end = time.monotonic() + SEEN
+    while not mark.is_dir():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
