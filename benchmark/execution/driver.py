@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from ray import tune
 
-from benchmark.execution import deepspeed, signals, tracking
+from benchmark.execution import deepspeed, ray_env, signals, tracking
 from benchmark.execution.cluster import at_once, cluster, worker_resources
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
@@ -37,10 +37,6 @@ from benchmark.plan.stage import Stage
 from benchmark.store.leases import Leases
 from benchmark.store.protocol import Store
 from sande.inference import vllm
-
-# A resource of the head node of every cluster, and of no other node. A trial that only waits for its worker group holds
-# a bit of it and no CPU, so that the group can always be placed.
-HEAD = "node:__internal_head__"
 
 # Tune keeps some 60 kB for each of its trials, so a Tuner does at most this many, and the next one continues.
 TRIALS_OF_A_TUNER = 2000
@@ -263,8 +259,8 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
 def _trial_resources(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return what a trial's process holds: its share of what a worker gets; next to nothing where a group does it."""
     job = StageJob.of(config)
-    if job.grouped:
-        return tune.PlacementGroupFactory([{HEAD: 0.001}])
+    if job.grouped:  # no CPU, so that the group can always be placed
+        return tune.PlacementGroupFactory([{ray_env.HEAD: 0.001}])
     held = {name: amount * job.share for name, amount in job.settings.per_worker.items()}
     if resources.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
         held["CPU"] = float(resources.cpus)

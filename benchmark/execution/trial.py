@@ -6,10 +6,12 @@ The driver needs the class alone; the worker imports the libraries that compute.
 from __future__ import annotations
 
 import datetime
+import functools
 import gc
 import importlib
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +156,7 @@ class StageTrial(tune.Trainable):
         self._fit(TorchTrainer, _train_loop, workers, report_errors=workers > 0)
 
     def _evaluate(self, stage: Stage, store: Store) -> None:
+        from ray.train.torch import TorchTrainer
         from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of a star import there
 
         from benchmark.execution import stages
@@ -163,9 +166,8 @@ class StageTrial(tune.Trainable):
             return
         # In this process, which outlives every worker. Ray ends the group where one is lost, so no worker waits on.
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
-        # Not a TorchTrainer: the trainings of metrics would take its process group for theirs.
-        at = meeting.host, meeting.port
-        self._fit(ray_env.data_parallel_trainer(), _evaluation_loop, self._job.settings.workers, meeting=at)
+        trainer = functools.partial(TorchTrainer, torch_config=_no_process_group())
+        self._fit(trainer, _evaluation_loop, self._job.settings.workers, meeting=(meeting.host, meeting.port))
 
     def _fit(self, trainer: Callable[..., Any], loop: Callable[..., Any], workers: int, **more: Any) -> None:
         """Run the loop in Ray Train: in this process without workers, else in a group of them."""
@@ -193,6 +195,25 @@ class StageTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Do nothing: a stage's result is in the store."""
+
+
+def _no_process_group() -> Any:
+    """Return a TorchConfig for workers without a process group: the trainings of metrics would take it for theirs."""
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig
+
+    class NoProcessGroup(TorchConfig):
+        @property
+        def backend_cls(self) -> type:
+            """Return a backend that connects nothing."""
+            return Backend  # type: ignore[no-any-return]
+
+        @property
+        def train_func_context(self) -> type:
+            """Return a context that sets no device."""
+            return nullcontext
+
+    return NoProcessGroup()
 
 
 def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from ray import cloudpickle
 from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayActorError, WorkerCrashedError
-from ray.tune.execution import class_cache
 
 from benchmark.execution import cluster, driver, ray_env, searcher
 from benchmark.execution.progress import Progress
@@ -368,22 +367,16 @@ def test_a_worker_with_another_library_than_the_keys_is_refused() -> None:
     )
 
 
-def test_tune_passes_no_keys_of_a_bucket_to_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", {"AWS_SECRET_ACCESS_KEY", "RAY_TRAIN_V2_ENABLED"})
-    ray_env.keep_keys_private()
-    assert {"RAY_TRAIN_V2_ENABLED"} == class_cache.ENV_VARS_TO_PROPAGATE
-
-
 @pytest.mark.parametrize(
     ("resources", "kind", "share", "expected"),
     [
         (Resources(), "attack", 1.0, {"CPU": 8.0, "GPU": 1.0}),
         (Resources(), "evaluate", 0.25, {"CPU": 2.0, "GPU": 0.25}),
         (Resources(cpus=8), "defend", 0.25, {"CPU": 8.0, "GPU": 0.25}),  # the user's word
-        (Resources(workers=2), "defend", 1.0, {driver.HEAD: 0.001}),
-        (Resources(workers=2), "evaluate", 1.0, {driver.HEAD: 0.001}),
+        (Resources(workers=2), "defend", 1.0, {ray_env.HEAD: 0.001}),
+        (Resources(workers=2), "evaluate", 1.0, {ray_env.HEAD: 0.001}),
         (Resources(workers=2, engine="vllm"), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),  # which is one process
-        (Resources(sharding="zero2"), "defend", 1.0, {driver.HEAD: 0.001}),  # DeepSpeed wants a group, even of one
+        (Resources(sharding="zero2"), "defend", 1.0, {ray_env.HEAD: 0.001}),  # DeepSpeed wants a group, even of one
         (Resources(sharding="zero2"), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),
     ],
 )
@@ -555,16 +548,12 @@ def test_tune_can_write_its_settings_down(tune: Callable[..., Tune]) -> None:
         cloudpickle.loads(cloudpickle.dumps(each))
 
 
-def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_cluster_get_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "planted")
     monkeypatch.setenv("SANDE_DATA_DIR", "/data")
     monkeypatch.setenv("HF_HOME", "/hub")
     assert cluster.environment(None) is None
     assert cluster.environment("head:6379") == {"env_vars": {"SANDE_DATA_DIR": "/data", "HF_HOME": "/hub"}}
-    # Ray refuses a variable that the job and its driver both name.
-    given = {"runtime_env": {"env_vars": {"SANDE_DATA_DIR": "/data"}}}
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
-    assert cluster.environment("head:6379") == {"env_vars": {"HF_HOME": "/hub"}}
 
 
 def test_nothing_is_left_behind(store: LocalStore, tuners: list[FakeTuner]) -> None:
