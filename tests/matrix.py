@@ -85,7 +85,10 @@ def passes(command: Sequence[object], folder: Path, name: str) -> bool:
 
 def versions(python: Path) -> list[str]:
     """Return the releases of the libraries that the table shows, and of Python."""
-    code = "import sys; from importlib.metadata import version as v; print(sys.version.split()[0], *map(v, sys.argv[1:]))"
+    code = (
+        "import platform, sys; from importlib.metadata import version; "
+        "print(platform.python_version(), *map(version, sys.argv[1:]))"
+    )
     done = subprocess.run([python, "-c", code, *SHOWN], capture_output=True, text=True, check=True)
     return done.stdout.split()
 

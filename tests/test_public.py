@@ -51,9 +51,9 @@ def of_others(tree: ast.Module) -> Iterator[str]:
     """Names with an underscore that a module reads from, or sets on, something that this project did not make."""
     own = own_names(tree) | fields()
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and is_private(node.attr) and not of_itself(node):
-            if of_its_base(node) or node.attr not in own:
-                yield node.attr
+        private = isinstance(node, ast.Attribute) and is_private(node.attr) and not of_itself(node)
+        if private and (of_its_base(node) or node.attr not in own):
+            yield node.attr
 
 
 def foreign(names: Iterator[str]) -> list[str]:
@@ -71,7 +71,7 @@ def test_of_ray_only_public_modules_are_imported() -> None:
     assert found == set(), f"use Ray's public API, or move this into {OF_RAY} and test that it is there"
 
 
-# By module and name, why there is no other way. The code of `sande` is part of the keys of stages, so these uses are left
+# By module and name, why there is no other way. The code of `sande` is part of the keys of stages, so these uses stay
 # where they are: to move them would compute every stored model again.
 USED = {
     ("sande.models.checks", "_CACHED_NO_EXIST"): "what huggingface_hub documents as the answer",
@@ -87,12 +87,7 @@ USED = {
 
 
 def test_other_libraries_are_used_by_public_names() -> None:
-    found = {
-        (module, name)
-        for module, tree in TREES.items()
-        if module != OF_RAY
-        for name in of_others(tree)
-    }
+    found = {(module, name) for module, tree in TREES.items() if module != OF_RAY for name in of_others(tree)}
     found |= {
         (module, name.rpartition(".")[2])
         for module, tree in TREES.items()

@@ -35,7 +35,7 @@ def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
         return
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
+    address = to_join(address)
     _check_reachable(address)
     try:
         with signals.held():
@@ -44,6 +44,11 @@ def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def to_join(address: str | None) -> str | None:
+    """Return the address of the cluster to join, which a submitted job has in its environment; None starts Ray here."""
+    return os.environ.get("RAY_ADDRESS") or None if address is None else address
 
 
 def _start(address: str | None, groups: bool) -> None:

@@ -20,7 +20,8 @@ from typing import Any, get_args
 from ray import tune
 
 from benchmark.execution import deepspeed, ray_env, signals, tracking
-from benchmark.execution.cluster import at_once, cluster, worker_resources
+from benchmark.execution.cluster import at_once, cluster, to_join, worker_resources
+from benchmark.execution.metrics import StageMetrics
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
@@ -84,6 +85,8 @@ def run(
         say(line)
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
+        if to_join(address):
+            progress.metrics = StageMetrics(progress.grid)
         checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
         for _ in range(REPAIRS):
@@ -214,7 +217,7 @@ def _tuner(
 ) -> tune.Tuner:
     return tune.Tuner(
         tune.with_resources(StageTrial, functools.partial(_trial_resources, resources)),
-        param_space={"settings": _settings(resources, per_worker, store.location, status)},
+        param_space={"settings": _settings(resources, per_worker, store.location, status, searcher.metered)},
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=ErrorRecorder(searcher.witnessed),
@@ -228,7 +231,9 @@ def _tuner(
     )
 
 
-def _settings(resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None) -> TrialSettings:
+def _settings(
+    resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None, metered: str = ""
+) -> TrialSettings:
     """Return the settings that all trials of a run share."""
     return TrialSettings(
         store=store,
@@ -242,6 +247,7 @@ def _settings(resources: Resources, per_worker: Mapping[str, float], store: str,
         report_to=resources.report_to,
         checkpoint_minutes=resources.checkpoint_minutes,
         libraries=library_versions(),
+        metered=metered,
     )
 
 

@@ -62,6 +62,11 @@ class StageSearcher(Searcher):
         self._offer: Assignment | None = None  # the next one, found between two Tuners
         self.left_to_others = False  # all that could start
 
+    @property
+    def metered(self) -> str:
+        """Return the name of the grid whose metrics are recorded; empty where none are."""
+        return self._progress.metrics.grid if self._progress.metrics else ""
+
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
         """Return the next stage as a trial's config, None while none can start, FINISHED when none is left here."""
         offer, self._offer = self._offer or self._next(), None
@@ -140,7 +145,7 @@ class StageSearcher(Searcher):
         # A process that died while others ran most likely lacked memory.
         short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
         again = self.queue.ended(stage.key, error, short, lost=kind in (LOST_WORKER, LOST_NODE))
-        self._progress.ended(stage, again=bool(again))
+        self._progress.ended(stage, again=bool(again), failed=error is not None)
         self._progress.dropped(self.queue.errors)
         if not again:
             self._leases.release(stage.key)

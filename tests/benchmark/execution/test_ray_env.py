@@ -71,7 +71,9 @@ def test_the_head_of_a_cluster_still_has_its_resource() -> None:
 def test_rays_range_has_an_upper_bound_that_includes_the_tested_release() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = [name for names in project["optional-dependencies"].values() for name in names]
-    ranges = {re.sub(r"^ray(\[.+\])?", "", name) for name in [*project["dependencies"], *extras] if name.startswith("ray[")}
+    ranges = {
+        re.sub(r"^ray(\[.+\])?", "", name) for name in [*project["dependencies"], *extras] if name.startswith("ray[")
+    }
     assert len(ranges) == 1, "Ray has one range"
     (found,) = ranges
     bounds = re.fullmatch(r">=([\d.]+),<([\d.]+)", found)
