@@ -11,7 +11,7 @@ import gc
 import importlib
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -201,20 +201,14 @@ class StageTrial(tune.Trainable):
 
 
 def _no_process_group() -> Any:
-    """Return a TorchConfig for workers without a process group: the trainings of metrics would take it for theirs."""
-    from ray.train.backend import Backend
-    from ray.train.torch import TorchConfig
+    """Return a config for TorchTrainer without a process group, which the trainings of metrics would take for theirs.
 
-    class NoProcessGroup(TorchConfig):
-        @property
-        def backend_cls(self) -> type:
-            """Return a backend that connects nothing."""
-            return Backend  # type: ignore[no-any-return]
+    Not a TorchConfig, with which the controller of the group would spend seconds on importing torch.
+    """
+    from ray.train.backend import BackendConfig
 
-        @property
-        def train_func_context(self) -> type:
-            """Return a context that sets no device."""
-            return nullcontext
+    class NoProcessGroup(BackendConfig):
+        backend = "gloo"  # TorchTrainer asks for a name, which nothing uses here
 
     return NoProcessGroup()
 
