@@ -35,7 +35,7 @@ def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
         return
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = to_join(address)
+    address = os.environ.get("RAY_ADDRESS") or None if address is None else address  # a submitted job has it
     _check_reachable(address)
     try:
         with signals.held():
@@ -44,11 +44,6 @@ def cluster(address: str | None, groups: bool = False) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def to_join(address: str | None) -> str | None:
-    """Return the address of the cluster to join, which a submitted job has in its environment; None starts Ray here."""
-    return os.environ.get("RAY_ADDRESS") or None if address is None else address
 
 
 def _start(address: str | None, groups: bool) -> None:
@@ -100,6 +95,11 @@ def worker_resources(resources: Resources) -> dict[str, float]:
             f"{gpus}; set a lower resources.cpus or resources.gpus"
         )
     return {"CPU": float(cpu_share)} | ({"GPU": gpu_share} if gpu_share else {})
+
+
+def joined(address: str | None) -> bool:
+    """Return whether a run works on a cluster that was there before it, to which nodes may come."""
+    return address is not None or bool(os.environ.get("RAY_ADDRESS"))
 
 
 def at_once(resources: Resources, per_worker: dict[str, float]) -> int:

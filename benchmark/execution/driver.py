@@ -20,7 +20,7 @@ from typing import Any, get_args
 from ray import tune
 
 from benchmark.execution import deepspeed, ray_env, signals, tracking
-from benchmark.execution.cluster import at_once, cluster, to_join, worker_resources
+from benchmark.execution.cluster import at_once, cluster, joined, worker_resources
 from benchmark.execution.metrics import StageMetrics
 from benchmark.execution.progress import Progress
 from benchmark.execution.searcher import ErrorRecorder, Gate, StageSearcher
@@ -85,7 +85,7 @@ def run(
         say(line)
     with cluster(address, resources.grouped("defend") or resources.grouped("evaluate")):
         progress.phase = "checking the data, loading libraries"
-        if to_join(address):
+        if joined(address):
             progress.metrics = StageMetrics(progress.grid)
         checked = _beside(check)  # only now: Ray's own processes take both cores of a small machine as they start
         errors = _do(plan, store, resources, say, begin, keep, progress, checked)
