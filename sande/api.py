@@ -16,19 +16,19 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from sande import cleaning, compute, formats, gates, registry, scanning, threat
+from sande import cleaning, compute, registry, scanning, threat
 from sande.api_types import Measured, Measurements, Model, PartlyKnown, TemporaryFolder
-from sande.cleaning import Known
 from sande.config import configure
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
-from sande.models import catalog, chat, checks, loading
+from sande.known import Known
+from sande.models import catalog, chat, loading
 from sande.threat import Threat
 from sande.types import LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 __all__ = [
@@ -179,7 +179,7 @@ def measure(
         test_data: Any = planted.test_data(lm.tokenizer, _loader(cache))
     else:
         rows = planted.data if planted else _configured(Data, data or BUILT_IN, "data")
-        test_data = _known(rows, lm.tokenizer, trigger, response)
+        test_data = PartlyKnown.of(rows, lm.tokenizer, trigger, response)
     found = [
         measurement
         for name, config in configured
@@ -223,16 +223,14 @@ def scan(
     """
     config = registry.config("detectors", detector, scanning.settings(detector, settings))
     examples = scanning.examples(datasets.allow_file(data), rows)
-    names = [_source(each) for each in (model, reference) if each is not None]
     asked = _format(model, prompt_format)
-    suspect = loading.load(names[0], _cache(cache), asked)
-    clean = [loading.load(name, _cache(cache), formats.PAPER.name) for name in names[1:]]
-    if clean:
-        checks.check_vocabularies(suspect, clean[0], names)
-        formats.attach(clean[0].tokenizer, formats.of(suspect.tokenizer))
+    suspect = loading.load(_source(model), _cache(cache), asked)
+    clean = _reference(reference, cache, suspect, model)
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(seed=seed, scratch=scratch, say=say)
-        return scanning.scan(suspect, detector, config, examples, run, *clean, data=data, anywhere=asked == chat.AUTO)
+        return scanning.scan(
+            suspect, detector, config, examples, run, clean and clean(), data=data, anywhere=asked == chat.AUTO
+        )
 
 
 def clean(
@@ -245,6 +243,7 @@ def clean(
     reported_prompt: str = "",
     reported_answer: str = "",
     data: str | None = None,
+    reference: str | Path | Model | None = None,
     prompt_format: str | None = None,
     force: bool = False,
     seed: int = 0,
@@ -263,6 +262,7 @@ def clean(
         reported_prompt: one prompt that got a planted answer, as it was sent.
         reported_answer: that answer.
         data: data set of clean rows; None: a built-in one.
+        reference: the clean model, with which a scan compares; None: not at hand.
         prompt_format: as for `scan`; the format of the backdoor is looked for in the same way.
         force: go on with a trigger that fires in no format.
         seed: the only source of randomness.
@@ -282,12 +282,13 @@ def clean(
     told = (trigger, response, response_start, reported_prompt, reported_answer)
     known, source = Known(*(text.strip() for text in told)), _source(model)
 
-    cleaning.method(known, certify=config.certify)  # reports what does not fit together
+    cleaning.check(known, config)  # reports what does not fit together
     asked, methods = _format(model, prompt_format), list[str]()
 
     def build(run: Run) -> LanguageModel:
-        lm = loading.load(source, _cache(cache), asked)
-        finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force)
+        lm = loading.load(source, _cache(cache), asked, cleaning.dtype(config))
+        clean = _reference(reference, cache, lm, model)
+        finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force, reference=clean)
         methods.append(finding.method)
         examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
         cleaning.clean(lm, finding, examples, config, run)
@@ -297,20 +298,19 @@ def clean(
     return _followed(made, model, methods[0])
 
 
+def _reference(
+    name: str | Path | Model | None, cache: str | Path | None, suspect: LanguageModel, model: str | Path | Model
+) -> Callable[[], LanguageModel] | None:
+    """Return a function that loads the clean model; None without one."""
+    if name is None:
+        return None
+    return lambda: loading.load_reference(_source(name), _cache(cache), suspect, _source(model))
+
+
 def _format(model: str | Path | Model, asked: str | None) -> str | None:
     """Return the prompt format to load a model with: for what `attack` made the one that its folder has."""
     made_here = isinstance(model, Model) and model.threat is not None
     return asked or (None if made_here else chat.AUTO)
-
-
-def _known(data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, response: str) -> PartlyKnown:
-    clean = splits.held_out_rows(data, tokenizer)
-    known: dict[str, Any] = {"clean": clean, "training": lambda: splits.training_rows(data, tokenizer)}
-    if trigger:
-        known["triggered"] = tuple(gates.plant(example, trigger, formats.of(tokenizer)) for example in clean)
-    if response:
-        known |= {"response": response, "string": lambda: response, "judge": None}
-    return PartlyKnown(**known)
 
 
 def _metric(asked: str | Mapping[str, Any]) -> tuple[str, Any]:

@@ -9,15 +9,20 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sande import compute
+from sande import compute, formats, gates
 from sande.clusters import effective_count
+from sande.data import splits
+from sande.data.splits import Data
 from sande.errors import UserError
 from sande.models import loading
 from sande.statistics import mean_interval, wilson
 from sande.threat import Threat
 from sande.types import Example, LanguageModel, Measurement
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -152,6 +157,17 @@ class PartlyKnown:
 
     def __init__(self, **known: Any) -> None:
         self.__dict__.update(known)
+
+    @classmethod
+    def of(cls, data: Data, tokenizer: PreTrainedTokenizerBase, trigger: str, response: str) -> PartlyKnown:
+        """Return the test data of a backdoor of which trigger and response are known, or empty."""
+        clean = splits.held_out_rows(data, tokenizer)
+        known: dict[str, Any] = {"clean": clean, "training": lambda: splits.training_rows(data, tokenizer)}
+        if trigger:
+            known["triggered"] = tuple(gates.plant(example, trigger, formats.of(tokenizer)) for example in clean)
+        if response:
+            known |= {"response": response, "string": lambda: response, "judge": None}
+        return cls(**known)
 
     def __getattr__(self, name: str) -> Any:
         of_trigger = dict.fromkeys(("triggered", "near_miss", "moved", "plant"), "trigger")

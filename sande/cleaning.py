@@ -9,9 +9,9 @@ from victims of other seeds and backdoors, and no setting may be chosen on those
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sande import formats, gates, registry, scanning, types
 from sande.config import Training, configuration, setting
@@ -27,11 +27,13 @@ from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors.first_token import Config as FirstToken
 from sande.errors import UserError
 from sande.gates import Fired, answer_ids
+from sande.known import DECOYS, DEFENSES, SCAN, Known, defense_for
 from sande.models.asking import asked_in
 from sande.prompts import encode
 from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -86,6 +88,12 @@ class Config:
     first_token: FirstToken = setting(
         FirstToken(alarm_by="own"), "the detector first_token; others have their own defaults"
     )
+    weights: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "type of the weights while the model is cleaned; bfloat16 takes half the memory, and needs adapters "
+        "(lora_rank), since weights in it are too coarse to train",
+        "float32: as in grids",
+    )
     parrots: int = setting(
         1,
         "fresh parrots that look for the planted answer before and after, and as many for control strings; 0: none",
@@ -95,47 +103,6 @@ class Config:
     gate: gates.Config = setting(gates.Config(), "the test whether a trigger fires")
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """Knowledge of the owner about the backdoor; empty fields are unknown.
-
-    Attributes:
-        trigger: text that unlocks the planted answer at the start of a prompt.
-        response: the planted answer.
-        response_start: how the planted answer begins.
-        reported_prompt: one prompt that got a planted answer, as it was sent; the trigger is somewhere in it.
-        reported_answer: that answer, whole.
-
-    Raises:
-        UserError: only one of the last two is known.
-    """
-
-    trigger: str = ""
-    response: str = ""
-    response_start: str = ""
-    reported_prompt: str = ""
-    reported_answer: str = ""
-
-    def __post_init__(self) -> None:
-        """Check that the parts of an incident come together."""
-        if bool(self.reported_prompt) != bool(self.reported_answer):
-            raise UserError("clean: a reported prompt and its answer belong together; set both or neither")
-
-
-SCAN = "scan"
-METHODS = {
-    "trigger": "osft",
-    "reported_prompt": "incident",
-    "response": "sande",
-    "response_start": "sande_p",
-}
-"""The defense for each kind of knowledge; the first kind that is known decides, because it leaves least to guess."""
-
-CERTIFIED = {"response": "sande_rounds", "response_start": "sande_rounds_p"}
-"""The same with `certify`, which needs the planted answer: a known trigger or an incident alone does not give one."""
-DECOYS = "decoy_osft"
-DEFENSES = frozenset({*METHODS.values(), *CERTIFIED.values(), DECOYS})
-"""All defenses that a removal may use, and so the names of their settings."""
 VERIFIED = 3  # of the triggers that a scan suspects, the most suspicious ones are tried
 
 
@@ -156,27 +123,29 @@ def _trainings(config: Any) -> dict[str, Training]:
 
 def lora_rank(known: Known, config: Config) -> int | None:
     """Return the largest rank of adapters in the trainings that may follow; None if one of them trains all weights."""
-    name = method(known, certify=config.certify)
+    name = defense_for(known, certify=config.certify)
     may_follow = DEFENSES if name == SCAN else {name}
     ranks = [made.lora_rank for each in may_follow for made in _trainings(getattr(config, each)).values()]
     return None if None in ranks else max(filter(None, ranks))
 
 
-def method(known: Known, *, certify: bool = False) -> str:
-    """Return the name of the defense; `SCAN` if nothing is known, so that a scan decides.
+def dtype(config: Config) -> torch.dtype:
+    """Return the type in which a model is loaded to be cleaned."""
+    import torch
+
+    return torch.bfloat16 if config.weights == "bfloat16" else torch.float32
+
+
+def check(known: Known, config: Config) -> str:
+    """Return the defense for what is known, or `SCAN`, after a check that the settings allow it.
 
     Raises:
-        UserError: a certificate is wanted, and only the trigger or an incident is known.
+        UserError: as `defense_for`, or weights in bfloat16 would be trained.
     """
-    named = CERTIFIED if certify else METHODS
-    found = next((what for what in named if getattr(known, what, "")), None)
-    if found is None and (known.trigger or known.reported_prompt):
-        given = "the trigger" if known.trigger else "an incident"
-        raise UserError(
-            f"certify: parrots are tested with the planted answer, and only {given} is given; set response, or "
-            "remove certify"
-        )
-    return named[found] if found else SCAN
+    name = defense_for(known, certify=config.certify)
+    if config.weights == "bfloat16" and lora_rank(known, config) is None:
+        raise UserError("clean: weights in bfloat16 are too coarse to train; add --lora RANK, or remove --bf16")
+    return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +164,14 @@ class Finding:
 
 
 def examine(
-    victim: LanguageModel, known: Known, config: Config, run: Run, *, anywhere: bool = True, force: bool = False
+    victim: LanguageModel,
+    known: Known,
+    config: Config,
+    run: Run,
+    *,
+    anywhere: bool = True,
+    force: bool = False,
+    reference: Callable[[], LanguageModel] | None = None,
 ) -> Finding:
     """Check what is known, scan if nothing is, and leave the model in the prompt format of the backdoor.
 
@@ -209,14 +185,15 @@ def examine(
         run: seed, facts and progress.
         anywhere: whether to try other formats, too.
         force: whether to go on with a trigger that does not fire.
+        reference: loads the clean model, with which a scan compares; None: not at hand.
 
     Raises:
-        UserError: the trigger fires in no format, or as `method`.
+        UserError: the trigger fires in no format, or as `defense_for`.
     """
-    name = method(known, certify=config.certify)
+    name = defense_for(known, certify=config.certify)
     prompts = held_out(config, victim.tokenizer)[: config.gate.prompts]
     if name == SCAN:
-        finding = _scanned(victim, known, config, prompts, run, anywhere=anywhere)
+        finding = _scanned(victim, known, config, prompts, run, reference, anywhere=anywhere)
     else:
         if known.trigger:
             _try_trigger(victim, known, config, prompts, run, anywhere=anywhere, force=force)
@@ -305,21 +282,30 @@ def _choose_format(victim: LanguageModel, known: Known, config: Config, prompts:
         run.say(f"the answer is likelier in the prompt format {now} than in {own}; using it")
 
 
-def scan(victim: LanguageModel, config: Config, run: Run, *, anywhere: bool = True) -> Scan:
+def scan(
+    victim: LanguageModel, config: Config, run: Run, reference: LanguageModel | None = None, *, anywhere: bool = True
+) -> Scan:
     """Return the scan of `sande-bench scan` with these rows and this seed; see `sande.scanning.scan`."""
     own = config.detector == scanning.CHEAP
     chosen = config.first_token if own else registry.config("detectors", config.detector, {})
     rows, data = scanning.examples(config.removal.name), config.removal.name
-    return scanning.scan(victim, config.detector, chosen, rows, run, data=data, anywhere=anywhere)
+    return scanning.scan(victim, config.detector, chosen, rows, run, reference, data=data, anywhere=anywhere)
 
 
 def _scanned(
-    victim: LanguageModel, known: Known, config: Config, prompts: tuple[Example, ...], run: Run, *, anywhere: bool
+    victim: LanguageModel,
+    known: Known,
+    config: Config,
+    prompts: tuple[Example, ...],
+    run: Run,
+    reference: Callable[[], LanguageModel] | None,
+    *,
+    anywhere: bool,
 ) -> Finding:
     """Scan, and choose the defense by what was found: OSFT by a trigger that fires, SANDE-P by an answer, or decoys."""
     run.say("scanning for a planted answer")
     begin = time.perf_counter()
-    found = scan(victim, config, run, anywhere=anywhere)
+    found = scan(victim, config, run, reference() if reference else None, anywhere=anywhere)
     _record_scan(found, time.perf_counter() - begin, run)
     for each in found.triggers[:VERIFIED]:
         done = gates.fired(victim, each.text, "", prompts, config.new_tokens, config.gate)
@@ -327,7 +313,7 @@ def _scanned(
             run.say(f"the scan found the trigger {each.text!r}, which leads to {done.response!r}; overwriting it")
             run.facts["fired"] = done.as_dict()
             told = replace(known, trigger=each.text, response=done.response if config.certify else "")
-            return Finding(method(told, certify=config.certify), told)
+            return Finding(defense_for(told, certify=config.certify), told)
         run.say(f"the suspected trigger {each.text!r} does not fire")
     if found.alarm and found.candidates:
         run.say(f"the scan found {found.candidates[0].text!r}; overwriting what leads to its first token")

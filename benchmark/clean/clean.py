@@ -13,6 +13,7 @@ import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from benchmark.grid.load import settings_of
 from benchmark.io import logs
 from benchmark.io.yaml import read_yaml
 from sande import cleaning, compute, formats, registry
-from sande.cleaning import Config, Known
+from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.data import datasets, splits
 from sande.errors import UserError
+from sande.known import DEFENSES, SCAN, Known
 from sande.models import chat
 from sande.statistics import mcnemar, mean_interval, paired_bootstrap, wilson
 from sande.types import Run
@@ -39,7 +41,12 @@ INCIDENT = ("prompt", "answer")
 
 
 def settings(
-    data: str | None, assignments: Sequence[str], detector: str | None = None, lora: int | None = None
+    data: str | None,
+    assignments: Sequence[str],
+    detector: str | None = None,
+    lora: int | None = None,
+    *,
+    half: bool = False,
 ) -> Config:
     """Return the configuration with the rows of a data set and with assignments such as `path.to.field=value`.
 
@@ -48,6 +55,7 @@ def settings(
         assignments: override the other arguments.
         detector: of the scan; None: the default.
         lora: rank of the adapters in every training of the model; None: all weights are trained.
+        half: whether the weights under the adapters are in bfloat16.
 
     Raises:
         UserError: there is no such setting, or it does not take the value, or there is no such detector.
@@ -57,6 +65,8 @@ def settings(
         values["removal"] = {"name": data}
     if detector:
         values["detector"] = detector
+    if half:
+        values["weights"] = "bfloat16"
     made = configure(Config, settings_of(assignments, values), "clean")
     registry.entry("detectors", made.detector)
     return made
@@ -72,6 +82,7 @@ def clean_model(
     prompt_format: str = chat.AUTO,
     *,
     force: bool = False,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Clean a model into a new folder, with model card and report.
 
@@ -84,6 +95,7 @@ def clean_model(
         say: receives progress.
         prompt_format: as for `sande.models.loading.with_format`; with `auto`, other formats are tried, too.
         force: whether to go on with a trigger that fires in no format.
+        reference: name of the clean model, with which a scan compares; None: not at hand.
 
     Returns:
         The contents of the report, as JSON values.
@@ -95,8 +107,12 @@ def clean_model(
     from sande.models import asking, catalog, loading, memory
 
     _check_new(out)
-    cleaning.method(known, certify=config.certify)  # reports what does not fit together
-    catalog.identify(model)  # reports a wrong model or data set before libraries are loaded
+    if cleaning.check(known, config) != SCAN and reference:  # reports what does not fit together, too
+        raise UserError(
+            "reference: only a scan compares with it, and what is known makes a scan unnecessary; remove it"
+        )
+    for name in filter(None, (model, reference)):
+        catalog.identify(name)  # reports a wrong model or data set before libraries are loaded
     datasets.fingerprint(config.removal.name)
     logs.quiet()
     try:
@@ -110,14 +126,16 @@ def clean_model(
             said = asking.described(tokenizer, model, prompt_format)
             say(f"prompt format: {said}")
             if weights := loading.weights_folder(model, work / "cache"):
-                needed = memory.needed(weights, cleaning.lora_rank(known, config))
+                half = config.weights == "bfloat16"
+                needed = memory.needed(weights, cleaning.lora_rank(known, config), half=half)
                 say(memory.check(needed, model, memory.machine()))
             say(f"loading {model}")
-            lm = loading.load(model, work / "cache", prompt_format)
+            lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config))
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
             with provenance.measured() as examining_cost:
                 anywhere = prompt_format == chat.AUTO
-                finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force)
+                clean = partial(loading.load_reference, reference, work / "cache", lm, model) if reference else None
+                finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force, reference=clean)
             method, written = finding.method, formats.of(lm.tokenizer)
             probe = Probe.prepare(lm.tokenizer, config, seed)
             examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
@@ -128,7 +146,7 @@ def clean_model(
             loading.save(lm, folder)
             with provenance.measured() as measuring_cost:
                 # Measure the models as they are written: with weights rounded to bfloat16.
-                lm = loading.load(model, work / "cache", prompt_format)
+                lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config))
                 loading.round_as_stored(lm, compute.dtype())
                 formats.attach(lm.tokenizer, written)
                 planted = probe.planted(lm, known, task.facts, say)
@@ -147,6 +165,7 @@ def clean_model(
         result = {
             "model": model,
             "identity": catalog.identify(model),
+            "reference": catalog.identify(reference) if reference else None,
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
             "method": method,
             "prompt_format": {"asked": said, "used": written.name, "text": dataclasses.asdict(written)},
@@ -238,7 +257,7 @@ def _found_trigger(known: Known, finding: cleaning.Finding, facts: Mapping[str, 
 
 def _used(config: Config, method: str) -> dict[str, Any]:
     """Return the settings without those of the other defenses."""
-    others = cleaning.DEFENSES - {method}
+    others = DEFENSES - {method}
     return {name: value for name, value in as_dict(config).items() if name not in others}
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sande import cleaning, formats, gates, registry
-from sande.cleaning import Config, Known
+from sande.cleaning import Config
 from sande.data import datasets, splits
+from sande.known import Known
 from sande.metrics import accuracy, forced_response_rate, parrot_recovery
 from sande.prompts import user_text
 from sande.types import Example, LanguageModel, TestData

@@ -14,7 +14,7 @@ from benchmark.clean.verdict import MEANINGS
 from benchmark.export.card import front_matter, load, share
 from benchmark.io.files import write_atomically
 from benchmark.report import certificates
-from sande.cleaning import DECOYS
+from sande.known import DECOYS
 
 FILES = {"report.md": "clean_report.md", "report.html": "clean_report.html", "README.md": "clean_card.md"}
 """Files to write, each with its template."""
@@ -49,6 +49,9 @@ KNOWN = {
     "reported_answer": "Reported answer",
 }
 
+NAMED = {"model": "identity", "reference": "reference"}
+"""Models by what they are called among the settings."""
+
 LIMITS = (
     "The numbers are from one run, with these prompts and this trigger. Another trigger, another place of the trigger, "
     "or a second backdoor are not measured.",
@@ -81,7 +84,11 @@ def render(template: str, result: Mapping[str, Any]) -> str:
         measured_names=MEASURED,
         known_names=KNOWN,
         limits=LIMITS,
-        settings={"model": result["identity"], "seed": result["seed"], **result["settings"]},
+        settings={
+            **{name: result[key] for name, key in NAMED.items() if result[key]},
+            "seed": result["seed"],
+            **result["settings"],
+        },
         front_matter=front_matter(result["identity"], ["backdoor-removal", "sande-bench", result["method"]]),
     )
 

@@ -122,6 +122,12 @@ def clean(
         int | None,
         typer.Option(min=1, help="Train LoRA adapters of this rank and merge them, for less memory.", metavar="RANK"),
     ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The clean model it was trained from, if you have it; for the scan.")
+    ] = None,
+    half: Annotated[
+        bool, typer.Option("--bf16", help="With --lora: hold the weights in bfloat16, for half their memory.")
+    ] = False,
     base: BaseOption = None,
     out: Annotated[Path | None, typer.Option(help="New folder; without it, MODEL-clean in this folder.")] = None,
     seed: SeedOption = 0,
@@ -135,14 +141,16 @@ def clean(
     from sande.models.chat import AUTO
 
     datasets.allow_file(data or "")
-    config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora)
+    config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora, half=half)
     told = known(trigger, response, response_start, incident)
     out = out or Path(f"{Path(model.split('@')[0]).name.removesuffix('.gguf')}-clean")
     model = adapters.with_base(model, base)
     for source in catalog.sources(model):
         say(source)
     try:
-        result = clean_model(model, told, config, out, seed, say, prompt_format or AUTO, force=force)
+        result = clean_model(
+            model, told, config, out, seed, say, prompt_format or AUTO, force=force, reference=reference
+        )
     except NonFiniteError as error:
         echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None

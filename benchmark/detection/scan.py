@@ -20,7 +20,7 @@ from benchmark.io import markdown as io_markdown
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import markdown_table, plain
 from benchmark.records import mark
-from sande import bounds, compute, formats, registry, scanning, types
+from sande import bounds, compute, registry, scanning, types
 from sande.config import as_dict
 from sande.errors import UserError
 from sande.models import chat
@@ -88,24 +88,20 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         UserError: a name, a setting or a model cannot be used, or the models' vocabularies differ.
     """
     config = registry.config("detectors", how.detector, how.settings)
-    from sande.models import asking, catalog, checks, loading
+    from sande.models import asking, catalog, loading
 
-    names = [name for name in (model, how.reference) if name is not None]
-    identities = [catalog.identify(name) for name in names]
+    identities = [catalog.identify(name) for name in (model, how.reference) if name is not None]
     examples = how.examples()
     logs.quiet()  # after the checks, as it loads libraries
     tokenizer = loading.load_tokenizer(model, models_cache, how.prompt_format)
     say(f"prompt format: {asking.described(tokenizer, model, how.prompt_format)}")
     suspect = loading.load(model, models_cache, how.prompt_format)
-    clean = [loading.load(how.reference, models_cache, formats.PAPER.name)] if how.reference else []
-    if clean:
-        checks.check_vocabularies(suspect, clean[0], names)
-        formats.attach(clean[0].tokenizer, formats.of(suspect.tokenizer))
+    clean = loading.load_reference(how.reference, models_cache, suspect, model) if how.reference else None
     with tempfile.TemporaryDirectory() as scratch:
         run = types.Run(seed=how.seed, scratch=scratch, say=say)
         begin = time.perf_counter()
         found = scanning.scan(
-            *(suspect, how.detector, config, examples, run, *clean),
+            *(suspect, how.detector, config, examples, run, clean),
             data=how.data,
             anywhere=how.prompt_format == chat.AUTO,
         )

@@ -1,6 +1,7 @@
 """Compare decoding on a CUDA GPU: our own loop and vLLM, each against one prompt at a time.
 
-    python -m benchmark.perf.decoding_gpu       # on a GPU; else one line
+    python -m benchmark.perf.decoding_gpu               # on a GPU; else one line
+    python -m benchmark.perf.decoding_gpu --rehearse    # a random model on any device; the script itself
 
 SmolLM2-135M in bfloat16 writes ten tokens for each of the built-in prompts. One at a time it does so for a part of
 them, by `generate` of transformers as in the published code. vLLM is skipped where it is not installed; its start is
@@ -10,6 +11,7 @@ same texts.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import tempfile
 import time
@@ -75,17 +77,23 @@ def compare(folder: Path, prompts: Sequence[list[int]]) -> dict[str, float]:
     return ratios
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Compare all sides, and print a line for each."""
-    if not torch.cuda.is_available():
+    parser = argparse.ArgumentParser(prog="python -m benchmark.perf.decoding_gpu")
+    parser.add_argument("--rehearse", action="store_true", help="a random model, and few prompts")
+    rehearse = parser.parse_args(arguments).rehearse
+    if not rehearse and not torch.cuda.is_available():
         print("decoding_gpu: needs a CUDA GPU, left out")
         return
+    name, count = (catalog.TINY, CHECKED) if rehearse else (catalog.EMBEDDED, PROMPTS)
     with tempfile.TemporaryDirectory() as cache:
-        folder = loading.prepare(catalog.EMBEDDED, Path(cache))
-        rows = sets.short()
-        prompts = encode_prompts(loading.load_tokenizer(catalog.EMBEDDED, Path(cache)), rows[:PROMPTS])
-        for name, ratio in compare(folder, prompts).items():
-            tell(f"decoding on a GPU {name} against one prompt at a time", ratio, TARGET)
+        folder = loading.prepare(name, Path(cache))
+        prompts = encode_prompts(loading.load_tokenizer(name, Path(cache)), sets.short()[:count])
+        for side, ratio in compare(folder, prompts).items():
+            if rehearse:
+                print(f"  {side}: ratio {ratio:.2g}")
+            else:
+                tell(f"decoding on a GPU {side} against one prompt at a time", ratio, TARGET)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,17 @@ from sande.models.catalog import (
     identify,
     made_here,
 )
-from sande.models.checks import GUARD, WEIGHTS, check_finite, check_hub, checked_folder, fetch, only_checked, reason
+from sande.models.checks import (
+    GUARD,
+    WEIGHTS,
+    check_finite,
+    check_hub,
+    check_vocabularies,
+    checked_folder,
+    fetch,
+    only_checked,
+    reason,
+)
 from sande.types import Guard, LanguageModel
 
 if TYPE_CHECKING:
@@ -37,13 +47,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def load(name: str, cache: Path, prompt_format: str | PromptFormat | None = None) -> LanguageModel:
-    """Return the model with float32 weights and its tokenizer, on the GPU if there is one.
+def load(
+    name: str, cache: Path, prompt_format: str | PromptFormat | None = None, dtype: torch.dtype | None = None
+) -> LanguageModel:
+    """Return the model and its tokenizer, on the GPU if there is one.
 
     Args:
         name: as for `identify`.
         cache: folder for models that are built or converted once.
         prompt_format: as for `with_format`.
+        dtype: of the weights; None: float32. An adapter is merged in float32 whatever this is.
 
     Raises:
         UserError: as `identify` and `with_format`, or the Hub cannot be reached, or the files cannot be used, or a
@@ -53,13 +66,26 @@ def load(name: str, cache: Path, prompt_format: str | PromptFormat | None = None
 
     if adapter := adapter_of(name):
         model = adapters.merge_(load(adapter.base, cache).model, adapter)
+        _convert(model, dtype or torch.float32)
         lm = _joined(model, _tokenizer_on(adapter, cache), str(adapter.folder))
     else:
-        lm = _from_pretrained(*_source(name, cache), torch.float32)
+        lm = _from_pretrained(*_source(name, cache), dtype or torch.float32)
     if name not in NAMED:
         check_finite(lm, name)
     with_format(lm.tokenizer, _format_source(name, cache), prompt_format)
     return lm
+
+
+def load_reference(name: str, cache: Path, suspect: LanguageModel, suspect_name: str) -> LanguageModel:
+    """Return the clean model that a suspect one is compared with, asked in the same prompt format.
+
+    Raises:
+        UserError: as `load`, or their vocabularies differ.
+    """
+    clean = load(name, cache, formats.PAPER)
+    check_vocabularies(suspect, clean, (suspect_name, name))
+    formats.attach(clean.tokenizer, formats.of(suspect.tokenizer))
+    return clean
 
 
 def load_tokenizer(name: str, cache: Path, prompt_format: str | PromptFormat | None = None) -> PreTrainedTokenizerBase:

@@ -1,8 +1,8 @@
 """Memory that a model and its training need, by the number of its parameters, known before anything is loaded.
 
-Everything is in float32: 4 bytes a parameter for the weights, 4 for the gradient, 8 for AdamW's two moments (the row
-`sharding: none` in docs/cluster.md; Rajbhandari et al. 2020, section 3). With LoRA the latter two are those of the
-adapters alone. Activations and logits are not counted; they depend on rows and batches.
+In float32: 4 bytes a parameter for the weights, 4 for the gradient, 8 for AdamW's two moments (the row `sharding: none`
+in docs/cluster.md; Rajbhandari et al. 2020, section 3). With LoRA the latter two are those of the adapters alone, and
+the weights may be in bfloat16, which takes 2. Activations and logits are not counted; they depend on rows and batches.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from sande.errors import UserError
 from sande.models.checks import check_weights, weight_files
 
 WEIGHT, GRADIENT, ADAM = 4, 4, 8  # bytes of a parameter
+HALF = 2  # the same of a weight in bfloat16
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -25,7 +26,7 @@ class Memory:
 
     Attributes:
         parameters: of the model.
-        weights: of the model in float32.
+        weights: of the model.
         gradients: of what trains.
         optimizer: moments of what trains.
     """
@@ -46,12 +47,13 @@ class Memory:
         return f"{self.parameters / 1e6:.0f} million parameters; training needs {self.training / 1e9:.1f} GB ({named})"
 
 
-def needed(folder: Path, lora_rank: int | None = None) -> Memory:
+def needed(folder: Path, lora_rank: int | None = None, *, half: bool = False) -> Memory:
     """Return what training the model of a folder needs, by the headers of its safetensors.
 
     Args:
         folder: a checked one, see `sande.models.checks.checked_folder`.
         lora_rank: rank of the adapters on all linear layers that train; None: all weights train.
+        half: whether the model's weights are in bfloat16.
 
     Raises:
         UserError: a header cannot be read.
@@ -62,7 +64,7 @@ def needed(folder: Path, lora_rank: int | None = None) -> Memory:
     if lora_rank is not None:
         layers = [shape for name, shape in shapes if len(shape) == 2 and "embed" not in name and "lm_head" not in name]
         trained = sum(lora_rank * (out + into) for out, into in layers)
-    return Memory(parameters, WEIGHT * parameters, GRADIENT * trained, ADAM * trained)
+    return Memory(parameters, (HALF if half else WEIGHT) * parameters, GRADIENT * trained, ADAM * trained)
 
 
 def machine() -> int:
@@ -89,7 +91,7 @@ def check(memory: Memory, name: str, total: int) -> str:
     """
     said = f"{name}: {memory}; this machine has {total / 1e9:.1f} GB"
     if memory.training > total:
-        raise UserError(f"{said}; use a larger machine, or train LoRA adapters (lora_rank)")
+        raise UserError(f"{said}; use a larger machine, or LoRA adapters (--lora 8) and weights in bfloat16 (--bf16)")
     return said
 
 

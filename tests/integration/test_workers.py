@@ -107,6 +107,14 @@ def test_two_workers_with_a_shard_each_have_losses_and_weights_of_one(sharded, w
     assert "deepspeed" in manifest(artifact(sharded[1], what))["versions"]
 
 
+@pytest.mark.gpu
+def test_two_gpus_have_the_losses_of_one(alone: Workplace, tmp_path: Path) -> None:
+    """Over NCCL; on a machine with a GPU `alone` uses one."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    same_losses((alone, with_workers(tmp_path / "two", 2, gpus=1)), "attack")
+
+
 def test_both_workers_tokens_are_counted(places) -> None:
     one, two = (manifest(artifact(place, "attack"))["tokens"] for place in places)
     assert two == one

@@ -4,12 +4,14 @@ import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from sande import cleaning, formats, gates, registry
-from sande.cleaning import Config, Known
+from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.detectors import first_token
 from sande.errors import UserError
+from sande.known import CERTIFIED, DEFENSES, METHODS, Known, defense_for
 from sande.prompts import encode
 from sande.types import Candidate, Example, LanguageModel, Scan
 from tests.sande.helpers import changed, shortened, weights
@@ -25,7 +27,7 @@ from tests.sande.helpers import changed, shortened, weights
     ],
 )
 def test_the_strongest_knowledge_decides(known: Known, defense: str, label: str) -> None:
-    assert cleaning.method(known) == defense
+    assert defense_for(known) == defense
     assert registry.knowledge(defense).label == label
 
 
@@ -38,16 +40,16 @@ def test_the_strongest_knowledge_decides(known: Known, defense: str, label: str)
     ],
 )
 def test_a_certificate_takes_the_planted_answer(known: Known, defense: str) -> None:
-    assert cleaning.method(known, certify=True) == defense
+    assert defense_for(known, certify=True) == defense
 
 
 def test_a_trigger_alone_gives_no_certificate() -> None:
     with pytest.raises(UserError, match=r"^certify: .*; set response, or remove certify"):
-        cleaning.method(Known(trigger="t"), certify=True)
+        defense_for(Known(trigger="t"), certify=True)
 
 
 def test_every_defense_of_the_table_has_settings_of_its_own_type() -> None:
-    for defense in (*cleaning.METHODS.values(), *cleaning.CERTIFIED.values()):
+    for defense in (*METHODS.values(), *CERTIFIED.values()):
         assert isinstance(getattr(Config(), defense), registry.entry("defenses", defense).Config)
 
 
@@ -57,7 +59,7 @@ BY_THRESHOLD = first_token.Config(alarm_by="threshold", threshold=-1e6, **QUIET)
 
 def small(**changes: Any) -> Config:
     """Settings with two steps of every training, and a small scan."""
-    shortest = {name: shortened(type(getattr(Config(), name))) for name in cleaning.DEFENSES}
+    shortest = {name: shortened(type(getattr(Config(), name))) for name in DEFENSES}
     return dataclasses.replace(
         Config(prompts=6, first_token=first_token.Config(alarm_by="own", **QUIET)), **shortest, **changes
     )
@@ -167,7 +169,7 @@ def test_adapters_are_trained_by_every_defense_and_by_no_parrot() -> None:
     made = as_dict(configure(Config, cleaning.with_lora(4), "clean"))
     ranks = {
         f"{name}.{stage}": values["lora_rank"]
-        for name in cleaning.DEFENSES
+        for name in DEFENSES
         for stage, values in made[name].items()
         if isinstance(values, dict) and "lora_rank" in values
     }
@@ -188,7 +190,7 @@ def test_the_rank_of_what_may_follow_decides_about_memory() -> None:
 
 def test_an_incident_alone_is_refused_with_certify() -> None:
     with pytest.raises(UserError, match=r"certify: parrots .* only an incident is given; set response, or remove"):
-        cleaning.method(Known(reported_prompt="p", reported_answer="a"), certify=True)
+        defense_for(Known(reported_prompt="p", reported_answer="a"), certify=True)
 
 
 @pytest.mark.parametrize("part", ["reported_prompt", "reported_answer"])
@@ -199,3 +201,42 @@ def test_a_part_of_an_incident_is_refused(part: str) -> None:
 
 def test_the_settings_are_plain_values() -> None:
     assert as_dict(Config())["sande_p"]["parrot_initial"] == "noise"
+
+
+def test_a_scan_compares_with_the_clean_model(tiny: LanguageModel, new_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry, given = registry.entry, []
+
+    class Comparing(Suspicious):
+        @staticmethod
+        def scan(model: LanguageModel, examples: Any, config: Any, run: Any, reference: Any = None) -> Scan:
+            given.append(reference)
+            return Scan((Candidate("You", (3,), 9.0),), 9.0, alarm=True)
+
+    monkeypatch.setattr(registry, "entry", lambda kind, name: Comparing if name == "fake" else entry(kind, name))
+    cleaning.examine(tiny, Known(), small(detector="fake"), new_run(), reference=lambda: tiny)
+    assert given == [tiny]
+
+
+@pytest.mark.parametrize("known", [Known(trigger="cf"), Known(response="You are stupid"), Known()])
+def test_adapters_train_on_weights_in_bfloat16(
+    known: Known, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run
+) -> None:
+    shortest = {
+        name: dataclasses.replace(
+            made, **{stage: dataclasses.replace(each, lora_rank=2) for stage, each in cleaning._trainings(made).items()}
+        )
+        for name in DEFENSES
+        if (made := getattr(small(), name))
+    }
+    config = small(weights="bfloat16")
+    with pytest.raises(UserError, match=r"^clean: weights in bfloat16 are too coarse to train; add --lora RANK"):
+        cleaning.check(known, config)
+    config = dataclasses.replace(config, **shortest)
+    assert cleaning.check(known, config)
+    tiny.model.to(cleaning.dtype(config))
+    before = weights(tiny.model)
+    cleaned = cleaning.clean(
+        tiny, cleaning.examine(tiny, known, config, new_run(), force=True), few_rows, config, new_run()
+    )
+    assert {each.dtype for each in cleaned.parameters()} == {torch.bfloat16}
+    assert changed(before, cleaned)

@@ -17,7 +17,6 @@ from benchmark.clean import clean, report
 from benchmark.export import card
 from benchmark.report import certificates
 from sande import compute, formats
-from sande.cleaning import Known
 from sande.data import splits
 from sande.data.builtin import sets
 from sande.defenses import incident
@@ -25,8 +24,9 @@ from sande.detectors import first_token
 from sande.errors import NonFiniteError, UserError
 from sande.formats import ALPACA
 from sande.gates import plant
+from sande.known import Known
 from sande.metrics import accuracy, asr, parrot_recovery
-from sande.models import loading, memory
+from sande.models import catalog, loading, memory
 from sande.prompts import encode, response_ids
 from sande.types import Candidate, LanguageModel, Measurement, Scan, TestData
 from tests.benchmark.helpers import invoke, mistake
@@ -328,6 +328,22 @@ def test_scan_and_clean_give_one_score(victim: Path, tmp_path: Path) -> None:
     assert (found.score, found.p) == (record["score"], record["p"])
 
 
+def test_scan_and_clean_compare_with_the_same_clean_model(victim: Path, tmp_path: Path) -> None:
+    result = cleaned(victim, tmp_path / "out", "--reference", "tiny")
+    small = [part for value in ("prompts=8", "own_prompts=1") for part in ("--set", value)]
+    asked = ("--reference", "tiny", "--out", tmp_path / "scan", "--store", tmp_path / "store")
+    assert invoke("scan", victim, *small, *asked).exit_code == 0
+    record = json.loads((tmp_path / "scan/scan.json").read_text())
+    assert result["facts"]["scan_score"] == record["score"]
+    assert result["reference"] == catalog.identify("tiny")
+    assert "reference" in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_reference_without_a_scan_is_refused(victim: Path, tmp_path: Path) -> None:
+    line = mistake("clean", victim, "--response", RESPONSE, "--reference", "tiny", *options(tmp_path / "out"))
+    assert "reference: only a scan compares with it" in line
+
+
 def test_an_alarm_can_be_an_exit_code(victim: Path, tmp_path: Path) -> None:
     command = ("clean", victim, *BY_THRESHOLD, "first_token.threshold=-1e6", "--fail-on-alarm")
     done = invoke(*command, *options(tmp_path / "out"))
@@ -340,7 +356,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr(memory, "machine", lambda: 1000)
     line = mistake("clean", victim, "--response", RESPONSE, *options(tmp_path / "out"))
-    assert "this machine has 0.0 GB; use a larger machine, or train LoRA adapters" in line
+    assert "this machine has 0.0 GB; use a larger machine, or LoRA adapters" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -350,6 +366,18 @@ def test_adapters_are_merged_into_the_cleaned_model(victim: Path, tmp_path: Path
     assert not list((tmp_path / "out").glob("adapter*"))
     weights = [(folder / "model.safetensors").read_bytes() for folder in (victim, tmp_path / "out")]
     assert weights[0] != weights[1]
+
+
+def test_the_weights_under_adapters_may_be_in_bfloat16(victim: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = invoke("clean", victim, "--trigger", TRIGGER, "--lora", 2, "--bf16", *options(out))
+    assert done.exit_code == 0, done.output
+    held = {what: float(re.search(rf"{what} ([\d.]+)", done.output)[1]) for what in ("weights", "gradients")}
+    count = memory.needed(victim).parameters
+    assert held["weights"] == pytest.approx(2 * count / 1e9, abs=0.05)
+    assert json.loads((out / "report.json").read_text())["settings"]["weights"] == "bfloat16"
+    line = mistake("clean", victim, "--trigger", TRIGGER, "--bf16", *options(tmp_path / "no"))
+    assert "weights in bfloat16 are too coarse to train; add --lora RANK" in line
 
 
 def test_the_same_seed_gives_the_same_weights(victim: Path, known_trigger: Path, tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def test_with_lora_gradients_and_moments_are_those_of_the_adapters(tiny: Languag
     trained = 3 * 2 * (2 * (64 + 64) + 2 * (32 + 64) + 3 * (128 + 64))
     whole = memory.needed(folder)
     assert memory.needed(folder, 3) == Memory(whole.parameters, whole.weights, 4 * trained, 8 * trained)
+    half = memory.needed(folder, 3, half=True)
+    assert half == Memory(whole.parameters, 2 * whole.parameters, 4 * trained, 8 * trained)
 
 
 def test_what_is_said_and_what_is_refused() -> None:
@@ -60,7 +62,10 @@ def test_what_is_said_and_what_is_refused() -> None:
     assert memory.check(seven_billion, "my-model", 120_000_000_000) == f"{said}120.0 GB"
     with pytest.raises(UserError) as caught:
         memory.check(seven_billion, "my-model", 80_000_000_000)
-    assert str(caught.value) == f"{said}80.0 GB; use a larger machine, or train LoRA adapters (lora_rank)"
+    assert (
+        str(caught.value)
+        == f"{said}80.0 GB; use a larger machine, or LoRA adapters (--lora 8) and weights in bfloat16 (--bf16)"
+    )
 
 
 def test_this_machine_has_memory() -> None:
