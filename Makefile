@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart paper-smoke install gemma dev test slow faults perf gpu-check shape lint docs audit format clean
+.PHONY: quickstart paper-smoke install gemma dev test slow faults perf gpu-check matrix shape lint docs audit format clean
 
 quickstart: install  ## attack and repair a real model on this machine's CPU; prints the tables
 	$(BIN)/sande-bench run grids/quickstart.yaml
@@ -38,6 +38,9 @@ PERF := compute_type threads startup planning overhead report removal training_c
 
 perf: dev  ## what is fast, and how fast, against the plain way; on a machine that does nothing else
 	@for name in $(PERF); do $(BIN)/python -W ignore -m benchmark.perf.$$name 2>.perf.log || { cat .perf.log; exit 1; }; done
+
+matrix:  ## the smoke grid and tests with the lowest and the newest libraries allowed; ENDS=lowest for one of them
+	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.matrix $(ENDS)
 
 # REHEARSE=1 runs every part on the CPU, in its smallest form.
 gpu-check: dev  ## on one H100 or H200: what only a GPU can confirm, in 25 minutes; writes results/gpu_check, to be committed

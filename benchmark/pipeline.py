@@ -135,7 +135,7 @@ def run(
         UserError: the grid is wrong, a folder cannot be written, or the cluster cannot be reached.
         KeyboardInterrupt: the user ended it before there was anything to write, or pressed Ctrl-C twice.
     """
-    begin, progress = time.perf_counter(), progress or Progress("")
+    begin, progress = time.perf_counter(), progress or Progress(request.grid.stem)
     retention.check(request.keep)
     loaded = load_grid(request.grid, request.assignments, request.only, request.scale)
     hidden = _hidden(loaded, request.secret, show) if request.secret else None

@@ -1,12 +1,15 @@
 """The examples in docs/cluster, as far as they can be checked without a cluster."""
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import ray
 import yaml
 from typer.testing import CliRunner
 
@@ -136,15 +139,15 @@ def test_the_image_has_the_releases_of_the_constraints_and_what_the_rayjob_runs(
     assert {"sande", "benchmark", "grids", "constraints.txt"} <= {name for names in copied for name in names}
 
 
-def test_rays_own_check_takes_the_cluster_file() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config = prepare_config(read("aws.yaml"))
-    validate_config(config)
+def test_rays_own_schema_takes_the_cluster_file() -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler/ray-schema.json").read_text(encoding="utf-8"))
+    config = read("aws.yaml")
+    jsonschema.validate(config, schema)
+    assert config["head_node_type"] in config["available_node_types"]
     gpus = config["available_node_types"]["gpus"]
     assert gpus["min_workers"] < gpus["max_workers"] == config["max_workers"] == 8
-    with pytest.raises(Exception, match="unheard_of"):
-        validate_config(config | {"unheard_of": 1})
+    with pytest.raises(jsonschema.ValidationError, match="unheard_of"):
+        jsonschema.validate(config | {"unheard_of": 1}, schema)
 
 
 def test_the_cluster_of_the_file_asks_for_a_token_and_shows_its_dashboard_to_nobody() -> None:

@@ -210,7 +210,6 @@ def at_once(resources: Resources, per_worker: Mapping[str, float]) -> int:
 
 
 def environment(address: str | None) -> dict[str, Any] | None:
-    """Return the environment for workers on other machines; those here inherit it, a job's have what it was given."""
-    given = ray_env.job_variables()
-    passed = {name: value for name, value in shared_environment().items() if name not in given}
+    """Return the environment for workers on other machines; those here inherit it."""
+    passed = shared_environment()
     return {"env_vars": passed} if address and passed else None

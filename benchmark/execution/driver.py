@@ -14,17 +14,18 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from ray import tune
 
-from benchmark.execution import deepspeed, signals, tracking
-from benchmark.execution.autoscaling import Group, Nodes, await_first, group
-from benchmark.execution.cluster import at_once, capacity, cluster, joined, start_again, worker_resources
+from benchmark.execution import deepspeed, ray_env, signals
+from benchmark.execution.autoscaling import Nodes, await_first
+from benchmark.execution.cluster import cluster, joined, start_again
+from benchmark.execution.metrics import StageMetrics
 from benchmark.execution.nodes import check as check_nodes
 from benchmark.execution.progress import Progress
+from benchmark.execution.room import Room, room_of
 from benchmark.execution.searcher import ErrorRecorder, Gate, Pulse, StageSearcher
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
 from benchmark.execution.watch import RayEndedError
@@ -33,7 +34,7 @@ from benchmark.grid.resources import Kind, Resources, ResourcesByStage
 from benchmark.grid.stage_resources import distinct
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
-from benchmark.plan import preflight, retention
+from benchmark.plan import retention
 from benchmark.plan.failures import (
     FULL_DISK,
     LOST_NODE,
@@ -46,15 +47,11 @@ from benchmark.plan.failures import (
 )
 from benchmark.plan.memory import MOST, Peaks, peaks_of
 from benchmark.plan.plan import Plan, make_plan
-from benchmark.plan.schedule import Queue, side_by_side, widths
+from benchmark.plan.schedule import Queue, side_by_side
 from benchmark.plan.stage import Stage
 from benchmark.store.leases import Leases
 from benchmark.store.protocol import Store
 from sande.inference import vllm
-
-# A resource of the head node of every cluster, and of no other node. A trial that only waits for its worker group holds
-# a bit of it and no CPU, so that the group can always be placed.
-HEAD = "node:__internal_head__"
 
 # Tune keeps some 60 kB for each of its trials, so a Tuner does at most this many, and the next one continues.
 TRIALS_OF_A_TUNER = 2000
@@ -103,9 +100,11 @@ def run(
         say(line)
     with cluster(address, any(resources.of(stage).grouped(stage.kind) for stage in plan.missing)):
         progress.phase = "checking the data, loading libraries"
+        grows = joined(address)
+        if grows:
+            progress.metrics = StageMetrics(progress.grid)
         # Only now: Ray's own processes take both cores of a small machine as they start.
         checked = _beside(lambda: _each(check, functools.partial(check_nodes, plan.cells, store)))
-        grows = joined(address)
         errors = _do(plan, store, resources, say, begin, keep, progress, checked, grows)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
@@ -171,7 +170,7 @@ def _do(
     try:
         if grows:
             await_first(distinct(plan.missing, resources), say)
-        room = _room(plan.missing, resources)
+        room = room_of(plan.missing, resources)
         nodes = Nodes(room.slot, room.asks) if grows else None
         peaks, share = _sharing(room, store)
         keeper = retention.Keeper(plan.stages.values(), plan.done, store, keep)
@@ -229,80 +228,7 @@ def _do(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """Room of a run's stages on the cluster.
-
-    Attributes:
-        of: returns the resources of a stage.
-        per_worker: amounts of Ray's resources that a worker gets, by the resources of its stage.
-        slots: of the cluster.
-        widths: slots of a stage, by its resources.
-        slot: what a slot has: as much as the smallest stage asks for, or as one worker of a group that may shrink.
-    """
-
-    of: Callable[[Stage], Resources]
-    per_worker: Mapping[Resources, dict[str, float]]
-    slots: int
-    widths: Mapping[Resources, float]
-    slot: Group
-
-    @property
-    def sorts(self) -> tuple[Resources, ...]:
-        """Return the resources that stages have, each once."""
-        return tuple(self.per_worker)
-
-    def width(self, stage: Stage) -> float:
-        """Return the slots of a stage."""
-        return self.widths[self.of(stage)]
-
-    def least(self, stage: Stage) -> float:
-        """Return the slots with which a stage may start where nodes were lost."""
-        resources = self.of(stage)
-        fewest = resources.least_workers if resources.grouped(stage.kind) else resources.workers
-        return self.width(stage) * fewest / resources.workers
-
-    def asks(self, stage: Stage) -> Group:
-        """Return what a stage asks for."""
-        resources = self.of(stage)
-        return group(resources.workers if resources.grouped(stage.kind) else 1, self.per_worker[resources])
-
-    def timeout(self, stage: Stage) -> float | None:
-        """Return the seconds that a stage may take; None: no limit."""
-        return self.of(stage).timeout
-
-    def number(self, stage: Stage) -> int:
-        """Return the place of a stage's resources among `sorts`."""
-        return self.sorts.index(self.of(stage))
-
-
-def _room(stages: Sequence[Stage], resources: ResourcesByStage) -> _Room:
-    """Return the room of stages on the cluster.
-
-    Raises:
-        UserError: the cluster lacks what a stage asks for, or a setting needs what is not installed.
-    """
-    per_worker: dict[Resources, dict[str, float]] = {}
-    at_a_time: dict[Resources, int] = {}
-    for each, alike in distinct(stages, resources).items():
-        per_worker[each] = worker_resources(each)
-        if any(stage.kind == "evaluate" for stage in alike):
-            preflight.check_engine(each.engine, per_worker[each].get("GPU", 0))
-        preflight.check_sharding(each)
-        tracking.check(each.report_to)
-        at_a_time[each] = at_once(each, per_worker[each])
-    amounts = dict(per_worker)
-    for each in per_worker:
-        if each.least_workers < each.workers:  # then a slot is no larger than one of them
-            one = replace(each, workers=1, min_workers=None)
-            amounts[one], at_a_time[one] = per_worker[each], capacity(per_worker[each])
-    needs = {each: {name: amount * each.workers for name, amount in of.items()} for each, of in amounts.items()}
-    smallest = max(at_a_time, key=at_a_time.__getitem__, default=Resources())
-    slot = group(smallest.workers, amounts.get(smallest, {}))
-    return _Room(resources.of, per_worker, *widths(needs, at_a_time), slot)
-
-
-def _sharing(room: _Room, store: Store) -> tuple[Peaks | None, Callable[[Stage], float]]:
+def _sharing(room: Room, store: Store) -> tuple[Peaks | None, Callable[[Stage], float]]:
     """Return the peaks of memory by which stages share a GPU, if some do, and the share that each stage gets."""
 
     def by_peaks(resources: Resources) -> bool:
@@ -327,7 +253,7 @@ def _sharing(room: _Room, store: Store) -> tuple[Peaks | None, Callable[[Stage],
 def _tuner(
     searcher: StageSearcher,
     store: Store,
-    room: _Room,
+    room: Room,
     most: int,
     folder: Path,
     status: Path | None,
@@ -336,7 +262,9 @@ def _tuner(
     return tune.Tuner(
         tune.with_resources(StageTrial, _trial_resources),
         param_space={
-            "settings": [_settings(each, room.per_worker[each], store.location, status) for each in room.sorts]
+            "settings": [
+                _settings(each, room.per_worker[each], store.location, status, searcher.metered) for each in room.sorts
+            ]
         },
         tune_config=tune.TuneConfig(
             search_alg=searcher,
@@ -351,7 +279,9 @@ def _tuner(
     )
 
 
-def _settings(resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None) -> TrialSettings:
+def _settings(
+    resources: Resources, per_worker: Mapping[str, float], store: str, status: Path | None, metered: str = ""
+) -> TrialSettings:
     """Return the settings that all trials with these resources share."""
     return TrialSettings(
         store=store,
@@ -367,6 +297,7 @@ def _settings(resources: Resources, per_worker: Mapping[str, float], store: str,
         report_to=resources.report_to,
         checkpoint_minutes=resources.checkpoint_minutes,
         libraries=library_versions(),
+        metered=metered,
     )
 
 
@@ -384,8 +315,8 @@ def run_config(folder: Path, callbacks: Sequence[tune.Callback] = ()) -> tune.Ru
 def _trial_resources(config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
     """Return what a trial's process holds: its share of what a worker gets; next to nothing where a group does it."""
     job = StageJob.of(config)
-    if job.grouped:
-        return tune.PlacementGroupFactory([{HEAD: 0.001}])
+    if job.grouped:  # no CPU, so that the group can always be placed
+        return tune.PlacementGroupFactory([{ray_env.HEAD: 0.001}])
     held = {name: amount * job.share for name, amount in job.settings.per_worker.items()}
     if job.settings.cpus is not None and "GPU" in held:  # it has a share of a GPU, and as many CPUs as the user set
         held["CPU"] = float(job.settings.cpus)

@@ -23,6 +23,7 @@ from benchmark.io.text import visible
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+    from benchmark.execution.metrics import StageMetrics
     from benchmark.plan.stage import Stage
 
 
@@ -41,6 +42,7 @@ class Progress:
         grid: name of the grid.
         expected: predicted seconds of each stage by key; empty where no prediction is possible.
         at_once: stages that run at a time.
+        metrics: gets the same events; None where nothing collects metrics.
     """
 
     grid: str
@@ -50,6 +52,7 @@ class Progress:
     folder: Path | None = None  # of the status files
     total: int = 0
     done: int = 0
+    metrics: StageMetrics | None = None
     _began: float = field(default_factory=time.monotonic)
     _running: dict[str, tuple[Stage, float]] = field(default_factory=dict)
     _waiting: dict[str, Stage] = field(default_factory=dict)
@@ -59,15 +62,21 @@ class Progress:
         """Note the stages that are to run from now on."""
         self._waiting = {stage.key: stage for stage in stages}
         self.total = self.done + len(stages)
+        if self.metrics:
+            self.metrics.begin(stages)
 
     def started(self, stage: Stage) -> None:
         """Note that a stage runs."""
         self.phase = ""
         self._waiting.pop(stage.key, None)
         self._running[stage.key] = stage, time.monotonic()
+        if self.metrics:
+            self.metrics.started(stage)
 
-    def ended(self, stage: Stage, again: bool = False) -> None:
+    def ended(self, stage: Stage, again: bool = False, failed: bool = False) -> None:
         """Note that a stage no longer runs: it is done, has failed, or will be tried again."""
+        if self.metrics:
+            self.metrics.ended(stage, ran=stage.key in self._running, again=again, failed=failed)
         _, began = self._running.pop(stage.key, (stage, time.monotonic()))
         if again:
             self._waiting[stage.key] = stage
@@ -80,8 +89,10 @@ class Progress:
     def dropped(self, keys: Collection[str]) -> None:
         """Note stages that will not run since one that they need failed."""
         for key in keys:
-            if self._waiting.pop(key, None):
+            if stage := self._waiting.pop(key, None):
                 self.done += 1
+                if self.metrics:
+                    self.metrics.dropped(stage)
 
     @property
     def running(self) -> list[Running]:

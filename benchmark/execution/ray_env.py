@@ -2,48 +2,50 @@
 
 `benchmark/__init__.py` imports this module, so it runs before any module of the package can import Ray; no module has
 to import it for that. It imports Ray only inside the functions that need it, since planning works without.
+
+`tests/benchmark/execution/test_ray_env.py` looks for all of these parts in the installed release of Ray, and
+`tests/test_public.py` for others elsewhere.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # two stages may well say the same line
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# A run says how many stages have room; Ray would call demand that no autoscaler meets an error.
-os.environ.setdefault("RAY_SCHEDULER_EVENTS", "0")
-os.environ.setdefault("RAY_COLOR_PREFIX", "1" if sys.stdout.isatty() else "0")
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # a grid may name a model's folder from where the run began
-# A run on this machine needs one process at first, and its imports take a core: no idle ones beside it.
-os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS": "0",  # two stages may well say the same line
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # A run says how many stages have room; Ray would call demand that no autoscaler meets an error.
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_COLOR_PREFIX": "1" if sys.stdout.isatty() else "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a grid may name a model's folder from where the run began
+    # A run on this machine needs one process at first, and its imports take a core: no idle ones beside it.
+    "RAY_prestart_worker_first_driver": "0",
+    # A submitted job has the variables of `benchmark.execution.jobs` already, and its driver names them once more for
+    # clusters that it joins. Their values are equal, but without this Ray refuses a variable that both name.
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+for _name, _value in VARIABLES.items():
+    os.environ.setdefault(_name, _value)
 os.environ.setdefault("TQDM_DISABLE", "1")  # lm-eval has no other way to switch its progress bars off
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 # Ray shows its token to a cluster that it joins only if told so before it is imported.
 if "ray" not in sys.modules and (os.environ.get("RAY_AUTH_TOKEN") or Path("~/.ray/auth_token").expanduser().exists()):
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
-
-def job_variables() -> set[str]:
-    """Return the names of the variables that a submitted job was given; outside a job none.
-
-    `ray.get_runtime_context()` has them only once Ray is started, and its start is what needs them.
-    """
-    from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
-
-    config: dict[str, Any] = json.loads(os.environ.get(RAY_JOB_CONFIG_JSON_ENV_VAR, "{}"))
-    return set(config.get("runtime_env", {}).get("env_vars", {}))
+# A resource of the head node of every cluster, and of no other node.
+HEAD = "node:__internal_head__"
 
 
 def keep_keys_private() -> None:
     """Stop Tune from passing keys of a bucket to its workers.
 
     It passes them as settings of an actor, which Ray writes into its logs. The nodes of a cluster have their own keys.
+    Tune has no setting for that.
     """
     from ray.tune.execution import class_cache
 
@@ -52,17 +54,10 @@ def keep_keys_private() -> None:
 
 
 def name_process(name: str) -> None:
-    """Name this process as Ray's dashboard and `top` are to show it."""
+    """Name this process as Ray's dashboard and `top` are to show it; Ray names a trial's after its class alone."""
     import ray
 
     ray._raylet.setproctitle(f"ray::{name}")
-
-
-def data_parallel_trainer() -> Any:
-    """Return Ray Train's plain trainer, the base of TorchTrainer; `ray.train` exports only the older one."""
-    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-
-    return DataParallelTrainer
 
 
 def job_client(url: str, send: Callable[..., Any]) -> Any:

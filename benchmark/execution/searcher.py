@@ -73,10 +73,15 @@ class StageSearcher(Searcher):
         self.left_to_others = False  # all that could start
         self.store_gone = False  # removed while it was used
 
+    @property
+    def metered(self) -> str:
+        """Return the name of the grid whose metrics are recorded; empty where none are."""
+        return self._progress.metrics.grid if self._progress.metrics else ""
+
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
         """Return the next stage as a trial's config, None while none can start, FINISHED when none is left here."""
         if self.store_gone:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         offer, self._offer = self._offer or self._next(), None
         if offer is None:
             # Tune's idle processes hold CPUs, which another run may need for the stages that this one waits for.
@@ -182,7 +187,7 @@ class StageSearcher(Searcher):
         # A process that died while others ran most likely lacked memory.
         short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
         again = self.queue.ended(stage.key, error, short, _LOST.get(kind, ""))
-        self._progress.ended(stage, again=bool(again))
+        self._progress.ended(stage, again=bool(again), failed=error is not None)
         self._progress.dropped(self.queue.errors)
         if not again:
             self._leases.release(stage.key)

@@ -6,10 +6,12 @@ The driver needs the class alone; the worker imports the libraries that compute.
 from __future__ import annotations
 
 import datetime
+import functools
 import gc
 import importlib
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ import ray.train
 import ray.train.huggingface.transformers
 from ray import tune
 
-from benchmark.execution import ray_env
+from benchmark.execution import metrics, ray_env
 from benchmark.execution.status import Writer
 from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Tracker
@@ -66,6 +68,7 @@ class TrialSettings:
         report_to: trackers of the trainings.
         checkpoint_minutes: from one checkpoint of a training to the next.
         libraries: versions that are in the keys, which every worker must have.
+        metered: name of the grid that metrics have, see `benchmark.execution.metrics`; empty: none are recorded.
     """
 
     store: str
@@ -81,6 +84,7 @@ class TrialSettings:
     report_to: tuple[Tracker, ...]
     checkpoint_minutes: float
     libraries: Mapping[str, str]
+    metered: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,18 +180,19 @@ class StageTrial(tune.Trainable):
         self._fit(TorchTrainer, _train_loop, workers, report_errors=workers > 0)
 
     def _evaluate(self, stage: Stage, store: Store) -> None:
+        from ray.train.torch import TorchTrainer
         from torch.distributed import TCPStore  # type: ignore[attr-defined]  # of a star import there
 
         from benchmark.execution import stages
 
         if not self._job.grouped:
-            stages.evaluate(stage, store, _progress_to(self._job), self._job.settings.engine)
+            with _evaluating(self._job) as say:
+                stages.evaluate(stage, store, say, self._job.settings.engine)
             return
         # In this process, which outlives every worker. Ray ends the group where one is lost, so no worker waits on.
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
-        # Not a TorchTrainer: the trainings of metrics would take its process group for theirs.
-        at = meeting.host, meeting.port
-        self._fit(ray_env.data_parallel_trainer(), _evaluation_loop, self._job.workers, meeting=at)
+        trainer = functools.partial(TorchTrainer, torch_config=_no_process_group())
+        self._fit(trainer, _evaluation_loop, self._job.workers, meeting=(meeting.host, meeting.port))
 
     def _fit(self, trainer: Callable[..., Any], loop: Callable[..., Any], workers: int, **more: Any) -> None:
         """Run the loop in Ray Train: in this process without workers, else in a group of them."""
@@ -217,6 +222,19 @@ class StageTrial(tune.Trainable):
         """Do nothing: a stage's result is in the store."""
 
 
+def _no_process_group() -> Any:
+    """Return a config for TorchTrainer without a process group, which the trainings of metrics would take for theirs.
+
+    Not a TorchConfig, with which the controller of the group would spend seconds on importing torch.
+    """
+    from ray.train.backend import BackendConfig
+
+    class NoProcessGroup(BackendConfig):
+        backend = "gloo"  # TorchTrainer asks for a name, which nothing uses here
+
+    return NoProcessGroup()
+
+
 def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     """Do one attack, part or defense on this worker.
 
@@ -234,9 +252,11 @@ def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     rank, size = ray.train.get_context().get_world_rank(), ray.train.get_context().get_world_size()
     store, say = reopen(settings.store), _speaker(stage)
     watched = tracking.reporting(settings.report_to if rank == 0 else (), store.tracking, stage.label, say)
+    metered = metrics.counting_trained(settings.metered, stage) if settings.metered and rank == 0 else None
 
     def prepare(trainer: Trainer) -> Trainer:
-        prepared: Trainer = ray.train.huggingface.transformers.prepare_trainer(watched(trainer))
+        reported = watched(metered(trainer) if metered else trainer)
+        prepared: Trainer = ray.train.huggingface.transformers.prepare_trainer(reported)
         return prepared
 
     try:
@@ -267,7 +287,8 @@ def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     try:
         with worker_group(meeting, rank, context.get_world_size(), _line_and_kind) as workers:
             store = reopen(job.settings.store)
-            stages.evaluate(job.stage, store, _progress_to(job), job.settings.engine, workers)
+            with _evaluating(job) as say:
+                stages.evaluate(job.stage, store, say, job.settings.engine, workers)
     except WorkerGroupError as error:
         line, kind = error.description
         return line, kind
@@ -283,9 +304,14 @@ def _speaker(stage: Stage) -> Callable[[str], None]:
     return lambda line: print(visible(f"{stage.label} {line}"), flush=True)
 
 
-def _progress_to(job: StageJob) -> Callable[[str], None]:
-    """Return the receiver of an evaluation's progress: the driver's view or, where it cannot see that, the log."""
-    return Writer(job.settings.status, job.stage.key).say if job.settings.status else _speaker(job.stage)
+def _evaluating(job: StageJob) -> AbstractContextManager[Callable[[str], None]]:
+    """Count tokens in the block of an evaluation; yield the receiver of its progress.
+
+    That is the driver's view or, where it cannot see that, the log.
+    """
+    settings, stage = job.settings, job.stage
+    say = Writer(settings.status, stage.key).say if settings.status else _speaker(stage)
+    return metrics.counting_decoded(settings.metered, stage, say)
 
 
 def check_libraries(planned: Mapping[str, str]) -> None:

@@ -71,6 +71,11 @@ class Stage:
         return self.metric_keys or (self.key,)
 
     @property
+    def method(self) -> str:
+        """Return the name of the attack, or of the defense."""
+        return str(self.settings["attack" if self.kind == "attack" else "defense"]["name"])
+
+    @property
     def label(self) -> str:
         """Return a name for messages: kind, model, method, name of a part, and the start of the key."""
         return self._named(self.settings["model"].rstrip("/").split("/")[-1])
@@ -81,8 +86,7 @@ class Stage:
         return self._named("")
 
     def _named(self, model: str) -> str:
-        method = self.settings["attack" if self.kind == "attack" else "defense"]["name"]
-        return " ".join(filter(None, [self.kind, model, method, self.part, self.key[:8]]))
+        return " ".join(filter(None, [self.kind, model, self.method, self.part, self.key[:8]]))
 
 
 def manifests_of(stage: Stage, store: Store) -> list[dict[str, Any]]:

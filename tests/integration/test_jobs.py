@@ -29,7 +29,7 @@ pytestmark = [
 
 BIN = Path(sys.executable).parent
 GRID = ["grids/quickstart.yaml", "--scale", "tiny", "--set", "resources.cpus=1"]
-COSTS = ("seconds", "attack_seconds", "metric_seconds", "peak_memory_bytes", "started_at")
+COSTS = ("seconds", "attack_seconds", "metric_seconds", "decoding_seconds", "peak_memory_bytes", "started_at")
 RAN = [name for name in SCHEMA.names if name not in (*COSTS, "device", "code_version")]
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from ray import cloudpickle
 from ray.exceptions import NodeDiedError, OutOfDiskError, OutOfMemoryError, RayActorError, WorkerCrashedError
-from ray.tune.execution import class_cache
 
 from benchmark.execution import cluster, driver, ray_env, searcher
 from benchmark.execution.autoscaling import group
 from benchmark.execution.progress import Progress
+from benchmark.execution.room import Room, room_of
 from benchmark.execution.searcher import GONE, KILLED, ErrorRecorder, Gate, Pulse, StageSearcher
 from benchmark.execution.trial import StageJob, check_libraries
 from benchmark.execution.watch import RayEndedError
@@ -424,9 +424,9 @@ def config(resources: Resources, per_worker: dict[str, float], of: Stage, share:
     return {"settings": settings, "stage": of.to_json(), "share": share, "sort": 0, "filled": 1.0}
 
 
-def room(resources: Resources, per_worker: dict[str, float]) -> driver._Room:
+def room(resources: Resources, per_worker: dict[str, float]) -> Room:
     """One slot for stages with the same resources."""
-    return driver._Room(resources.of, {resources: per_worker}, 1, {resources: 1.0}, group(1, per_worker))
+    return Room(resources.of, {resources: per_worker}, 1, {resources: 1.0}, group(1, per_worker))
 
 
 def test_a_trial_reads_its_job_from_what_tune_gives_it() -> None:
@@ -457,22 +457,16 @@ def test_a_worker_with_another_library_than_the_keys_is_refused() -> None:
     )
 
 
-def test_tune_passes_no_keys_of_a_bucket_to_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", {"AWS_SECRET_ACCESS_KEY", "RAY_TRAIN_V2_ENABLED"})
-    ray_env.keep_keys_private()
-    assert {"RAY_TRAIN_V2_ENABLED"} == class_cache.ENV_VARS_TO_PROPAGATE
-
-
 @pytest.mark.parametrize(
     ("resources", "kind", "share", "expected"),
     [
         (Resources(), "attack", 1.0, {"CPU": 8.0, "GPU": 1.0}),
         (Resources(), "evaluate", 0.25, {"CPU": 2.0, "GPU": 0.25}),
         (Resources(cpus=8), "defend", 0.25, {"CPU": 8.0, "GPU": 0.25}),  # the user's word
-        (Resources(workers=2), "defend", 1.0, {driver.HEAD: 0.001}),
-        (Resources(workers=2), "evaluate", 1.0, {driver.HEAD: 0.001}),
+        (Resources(workers=2), "defend", 1.0, {ray_env.HEAD: 0.001}),
+        (Resources(workers=2), "evaluate", 1.0, {ray_env.HEAD: 0.001}),
         (Resources(workers=2, engine="vllm"), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),  # which is one process
-        (Resources(sharding="zero2"), "defend", 1.0, {driver.HEAD: 0.001}),  # DeepSpeed wants a group, even of one
+        (Resources(sharding="zero2"), "defend", 1.0, {ray_env.HEAD: 0.001}),  # DeepSpeed wants a group, even of one
         (Resources(sharding="zero2"), "evaluate", 1.0, {"CPU": 8.0, "GPU": 1.0}),
     ],
 )
@@ -513,19 +507,19 @@ def test_a_slot_is_no_larger_than_a_worker_of_a_group_that_may_shrink(monkeypatc
     monkeypatch.setattr(driver, "capacity", lambda per_worker: 63)
     attack, defense = stage("a"), stage("d", kind="defend")
     resources = StageResources({"workers": 8, "attack": {"min_workers": 6}})
-    found = driver._room([attack, defense], resources)
+    found = room_of([attack, defense], resources)
     assert (found.slots, found.slot) == (63, group(1, PER_WORKER))
     assert (found.width(attack), found.least(attack)) == (8.0, 6.0)
     assert (found.width(defense), found.least(defense)) == (8.0, 8.0)
     assert found.asks(attack) == group(8, PER_WORKER)
-    assert driver._room([defense], resources).slot == group(8, PER_WORKER)
+    assert room_of([defense], resources).slot == group(8, PER_WORKER)
 
 
 @pytest.mark.usefixtures("large_cluster")
 def test_stages_with_other_workers_get_their_own_settings_and_slots(store: LocalStore) -> None:
     resources = StageResources({"attack": {"workers": 8, "timeout": 3.0}, "evaluate": {"workers": 2}, "timeout": 9.0})
     kinds = {kind: stage(kind, kind=kind) for kind in ("attack", "defend", "evaluate")}
-    found = driver._room(list(kinds.values()), resources)
+    found = room_of(list(kinds.values()), resources)
     assert found.slots == 64
     assert {kind: found.width(one) for kind, one in kinds.items()} == {"attack": 8.0, "defend": 1.0, "evaluate": 2.0}
     assert [found.timeout(one) for one in kinds.values()] == [3.0, 9.0, 9.0]
@@ -550,9 +544,9 @@ def test_stages_with_other_workers_get_their_own_settings_and_slots(store: Local
 @pytest.mark.usefixtures("large_cluster")
 def test_one_kind_alone_may_be_refused(store: LocalStore) -> None:
     vllm = StageResources({"evaluate": {"engine": "vllm"}})
-    driver._room([stage("a")], vllm)
+    room_of([stage("a")], vllm)
     with pytest.raises(UserError, match=r"resources.engine is vllm, which is not installed"):
-        driver._room([stage("a"), stage("e", kind="evaluate")], vllm)
+        room_of([stage("a"), stage("e", kind="evaluate")], vllm)
 
 
 def test_vllm_shares_no_gpu(store: LocalStore) -> None:
@@ -742,16 +736,12 @@ def test_tune_can_write_its_settings_down(tune: Callable[..., Tune]) -> None:
         cloudpickle.loads(cloudpickle.dumps(each))
 
 
-def test_workers_of_a_cluster_get_what_they_need_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_of_a_cluster_get_what_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "planted")
     monkeypatch.setenv("SANDE_DATA_DIR", "/data")
     monkeypatch.setenv("HF_HOME", "/hub")
     assert cluster.environment(None) is None
     assert cluster.environment("head:6379") == {"env_vars": {"SANDE_DATA_DIR": "/data", "HF_HOME": "/hub"}}
-    # Ray refuses a variable that the job and its driver both name.
-    given = {"runtime_env": {"env_vars": {"SANDE_DATA_DIR": "/data"}}}
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(given))
-    assert cluster.environment("head:6379") == {"env_vars": {"HF_HOME": "/hub"}}
 
 
 def test_nothing_is_left_behind(store: LocalStore, tuners: list[FakeTuner]) -> None:
