@@ -498,13 +498,13 @@ def test_on_a_machine_without_gpu_defenses_share_the_cpus_of_an_attack(
 @pytest.fixture
 def large_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 64 GPUs, each with 8 CPUs."""
-    monkeypatch.setattr(driver, "worker_resources", lambda resources: PER_WORKER)
-    monkeypatch.setattr(driver, "at_once", lambda resources, per_worker: 64 // resources.workers)
+    monkeypatch.setattr("benchmark.execution.room.worker_resources", lambda resources: PER_WORKER)
+    monkeypatch.setattr("benchmark.execution.room.at_once", lambda resources, per_worker: 64 // resources.workers)
 
 
 @pytest.mark.usefixtures("large_cluster")
 def test_a_slot_is_no_larger_than_a_worker_of_a_group_that_may_shrink(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "capacity", lambda per_worker: 63)
+    monkeypatch.setattr("benchmark.execution.room.capacity", lambda per_worker: 63)
     attack, defense = stage("a"), stage("d", kind="defend")
     resources = StageResources({"workers": 8, "attack": {"min_workers": 6}})
     found = room_of([attack, defense], resources)
@@ -581,8 +581,8 @@ def tuners(monkeypatch: pytest.MonkeyPatch) -> list[FakeTuner]:
         made.append(FakeTuner(searcher, store))
         return made[-1]
 
-    monkeypatch.setattr(driver, "worker_resources", lambda resources: {"CPU": 1.0})
-    monkeypatch.setattr(driver, "at_once", lambda resources, per_worker: 2)
+    monkeypatch.setattr("benchmark.execution.room.worker_resources", lambda resources: {"CPU": 1.0})
+    monkeypatch.setattr("benchmark.execution.room.at_once", lambda resources, per_worker: 2)
     monkeypatch.setattr(driver, "_tuner", tuner)
     return made
 
