@@ -160,6 +160,8 @@ class StageSearcher(Searcher):
             error = GONE
         offer, begin = self._running.pop(trial_id)
         stage, kind = offer.stage, error.kind if error else ""
+        if kind == LOST_NODE:
+            self._resize()  # now, since the next offer must not count on that node
         # A process that died while others ran most likely lacked memory.
         short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
         again = self.queue.ended(stage.key, error, short, _LOST.get(kind, ""))
