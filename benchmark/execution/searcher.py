@@ -184,6 +184,8 @@ class StageSearcher(Searcher):
         if error and self._is_store_gone():  # the error follows from that, whatever it says
             self.store_gone = True
             return
+        if kind == LOST_NODE:
+            self._resize()  # now, since the next offer must not count on that node
         # A process that died while others ran most likely lacked memory.
         short = kind == OUT_OF_MEMORY or (kind == LOST_WORKER and self.queue.crowded(stage.key))
         again = self.queue.ended(stage.key, error, short, _LOST.get(kind, ""))

@@ -206,6 +206,15 @@ def test_nodes_that_come_are_used_and_more_are_asked_for(
     assert fake.ask() == FINISHED
 
 
+def test_a_lost_node_is_not_counted_on_by_the_next_offer(tune: Callable[..., Tune]) -> None:
+    nodes = FakeNodes(2, dying=True)
+    fake = tune("a", "b", "c", slots=2, nodes=nodes)
+    assert [fake.ask(), fake.ask()] == ["a", "b"]
+    nodes.holds = 1
+    fake.end(0, None)
+    assert (fake.searcher.queue.slots, fake.ask()) == (1, None)
+
+
 def test_a_cluster_without_nodes_is_waited_for(tune: Callable[..., Tune], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.execution.searcher.POLL", 0.0)
     nodes = FakeNodes(0)
