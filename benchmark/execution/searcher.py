@@ -80,13 +80,12 @@ class StageSearcher(Searcher):
 
     def suggest(self, trial_id: str) -> Mapping[str, Any] | str | None:
         """Return the next stage as a trial's config, None while none can start, FINISHED when none is left here."""
-        if self.store_gone:
-            return str(Searcher.FINISHED)
-        offer, self._offer = self._offer or self._next(), None
+        offer, self._offer = None if self.store_gone else self._offer or self._next(), None
         if offer is None:
             # Tune's idle processes hold CPUs, which another run may need for the stages that this one waits for.
-            self.left_to_others = not self._running and not self.queue.over
-            return Searcher.FINISHED if self.queue.over or self.left_to_others else None
+            over = self.queue.over or self.store_gone
+            self.left_to_others = not self._running and not over
+            return Searcher.FINISHED if over or self.left_to_others else None
         self.begun += 1
         self._running[trial_id] = (offer, time.perf_counter())
         self._progress.started(offer.stage)
