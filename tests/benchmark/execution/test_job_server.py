@@ -29,6 +29,8 @@ SECONDS = 0.3  # for an answer, in these tests
 MOST = 2**20  # bytes of one
 GENEROUS = 60.0  # seconds until a command must have ended, on a machine that does other things too
 
+PAUSE = threading.Event()  # not `time.sleep`, which other tests replace while a thread of these may still end
+
 Answer = Callable[[socket.socket], None]
 
 
@@ -40,14 +42,14 @@ def silent(peer: socket.socket) -> None:
 def slow_head(peer: socket.socket) -> None:
     for letter in b"HTTP/1.1 200 OK\r\nX-Long: " + b"a" * 10_000:
         peer.sendall(bytes([letter]))
-        time.sleep(0.05)
+        PAUSE.wait(0.05)
 
 
 def slow_body(peer: socket.socket) -> None:
     peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n")
     while True:
         peer.sendall(b" ")
-        time.sleep(0.05)
+        PAUSE.wait(0.05)
 
 
 def endless_head(peer: socket.socket) -> None:
@@ -114,7 +116,7 @@ class Server:
     """Answers each request by a function; with `polite`, what Ray's client asks for first as a head does."""
 
     def __init__(self, answer: Answer, polite: bool) -> None:
-        self._answer, self._polite = answer, polite
+        self._answer, self._polite, self._peers = answer, polite, list[socket.socket]()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -123,6 +125,7 @@ class Server:
         with contextlib.suppress(OSError):  # closed
             while True:
                 peer, _ = self._listener.accept()
+                self._peers.append(peer)
                 threading.Thread(target=self._serve, args=(peer,), daemon=True).start()
 
     def _serve(self, peer: socket.socket) -> None:
@@ -139,6 +142,9 @@ class Server:
             peer.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
+        for each in (self._listener, *self._peers):
+            with contextlib.suppress(OSError):  # gone
+                each.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 
