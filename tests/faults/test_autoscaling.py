@@ -98,8 +98,10 @@ def test_a_group_goes_on_with_the_worker_that_is_left(case: NewCase, quiet: Case
             assert {row["attack_worker_changes"] for row in rows} == {CHANGES}
             assert {(row["status"], row["attack_workers"], row["workers"]) for row in rows} == {("ok", 1, 1)}
             assert {row["worker_changes"] for row in rows} == {None}
+            here.vanish()
+            assert here.ended(here.start()) == 0, here.said
+            assert here.left() == set(), "what the lost worker had begun, the next run removes"
             assert list(maintenance.verify(LocalStore(here.store))) == []
-            assert here.left() == set()
             (victim,) = here.artifacts("attack")
             made, whole = (load_file(each.store / "attack" / victim.name / WEIGHTS) for each in (here, quiet))
             for name, weight in whole.items():  # of one worker; up to rounding it is the same training
