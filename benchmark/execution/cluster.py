@@ -19,7 +19,6 @@ from benchmark.grid.resources import Resources
 from benchmark.io.network import unreachable, without_secrets
 from sande.errors import UserError
 
-RECONNECT_HERE = "20"  # seconds
 STARTS = 4  # of Ray in a run, where its own processes end under it
 
 _connected: list[_Connection] = []  # the outermost block's
@@ -127,9 +126,6 @@ def _servers(address: str | None) -> list[watch.Server]:
 
 
 def _start(address: str | None, groups: bool) -> None:
-    if address is None:
-        # Ray's agents outlive a killed driver by this time. A control server that ended here does not come back.
-        os.environ.setdefault(watch.RECONNECT, RECONNECT_HERE)
     try:
         ray.init(
             address=address or "local",  # None would also find a cluster of another user on this machine
