@@ -44,7 +44,15 @@ GRID: dict[str, Any] = {
     "sweep": {"defense": list(DEFENSES)},
 }
 # Of a row: what is not the same in two runs.
-VARY = {"seconds", "attack_seconds", "metric_seconds", "peak_memory_bytes", "started_at", "code_version"}
+VARY = {
+    "seconds",
+    "attack_seconds",
+    "metric_seconds",
+    "decoding_seconds",
+    "peak_memory_bytes",
+    "started_at",
+    "code_version",
+}
 
 
 class Faults:
