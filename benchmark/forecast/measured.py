@@ -311,6 +311,7 @@ def keep_overhead(store: Store, **seconds: float) -> None:
     """Store the overhead of a run, for predictions of the next run; skip it where the store cannot be written."""
     values = dataclasses.asdict(overhead_of(store)) | {name: round(value, 3) for name, value in seconds.items()}
     with suppress(OSError, UserError):
+        store.check_there()  # a file in the place of a removed store would hinder the next run
         write_atomically(store.root / _FILE, json.dumps(values))
         share(store.root / _FILE, store.root)
 
