@@ -167,17 +167,14 @@ def test_the_script_is_bash_and_stays_on_loopback() -> None:
     assert "RAY_AUTH_MODE=token" in script.read_text()
 
 
-def test_the_guide_quotes_what_plan_says(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gpus", ["16", "64"])
+def test_the_guide_quotes_what_plan_suggests(gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "1000")
-    rows = re.findall(r"^\| (\d+)(, `(.+)`)? \| ([\d.]+ (?:h|min)) \| (\d+) % \|$", guide(), flags=re.MULTILINE)
-    assert len(rows) == 4
-    for gpus, _, setting, wall, share in rows:
-        options = ["--set", setting] if setting else []
-        done = CliRunner().invoke(app, ["plan", "grids/paper.yaml", "--store", "no-store", "--gpus", gpus, *options])
-        named = "one GPU" if gpus == "1" else f"{gpus} GPUs"
-        assert f"Forecast on {named}: {wall} for " in done.stdout
-        assert f"of work, {share}% in use" in done.stdout
+    (row,) = re.findall(rf"^\| {gpus} \| ([\d.]+ h) \| ([\d.]+ h) \| \d+ % \|", guide(), flags=re.MULTILINE)
+    alone, suggested = row
+    command = ["plan", "grids/paper.yaml", "--store", "no-store", "--gpus", gpus, "--suggest"]
+    assert f"Suggestion: {suggested} in place of {alone}" in CliRunner().invoke(app, command).stdout
 
 
 def guide() -> str:

@@ -52,6 +52,7 @@ def of_others(tree: ast.Module) -> Iterator[str]:
     own = own_names(tree) | fields()
     for node in ast.walk(tree):
         private = isinstance(node, ast.Attribute) and is_private(node.attr) and not of_itself(node)
+        private = private and ast.unparse(node) != "os._exit"  # which Python documents
         if private and (of_its_base(node) or node.attr not in own):
             yield node.attr
 

@@ -46,7 +46,7 @@ PASSED = (
     *("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION"),  # address of a store
 )
 STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is done; Ray's default is 3
-MOST_MIB = 50.0  # of an upload, which has 1.5 MiB; Ray's dashboard takes 100
+MOST_MIB = 50.0  # of an upload, which has 2 MiB; Ray's dashboard takes 100
 INTERRUPTED, STOPPED = 130, 143
 COLUMNS = ("job", "state", "began", "took", "command")  # of the table of jobs
 EXIT_CODES = (0, 1, 2, INTERRUPTED, STOPPED)  # of `sande-bench run`

@@ -127,8 +127,8 @@ def run(part: Part, command: Sequence[str], seconds: float, log: Path) -> Outcom
 def supervised(command: Sequence[str], seconds: float, log: Path) -> int | None:
     """Run `python -m COMMAND`, and return its exit code; None if it had to be interrupted.
 
-    It gets SIGINT at the end of its time, so that a grid writes its rows, and is killed with all its processes if that
-    takes longer than WAIT.
+    It gets SIGTERM at the end of its time, so that a grid writes its rows, and is killed with all its processes if that
+    takes longer than WAIT. SIGINT would not do: a shell's background process, and what it starts, ignore it.
     """
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
@@ -137,7 +137,7 @@ def supervised(command: Sequence[str], seconds: float, log: Path) -> int | None:
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
         try:
             process.wait(WAIT)
         except subprocess.TimeoutExpired:

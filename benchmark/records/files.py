@@ -54,6 +54,25 @@ def check_writable(folder: Path, option: str = "--results") -> None:
         ) from None
 
 
+def table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    """Return rows as a table of `SCHEMA`.
+
+    Raises:
+        UserError: a value is of another type, which came from a manifest of another form, or a damaged one.
+    """
+    try:
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        for row in rows:
+            for name, value in row.items():
+                try:
+                    pa.scalar(value, _TYPES[name])
+                except (pa.ArrowException, TypeError, ValueError, OverflowError):
+                    what = f"cell {row['cell']}: a manifest has {value!r:.60} as '{name}'"
+                    raise UserError(f"{what}; remove the cell's artifacts from the store, and run again") from None
+        raise
+
+
 def write_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path) -> int:
     """Write `rows.parquet` and `outcomes.parquet` as they come, each file atomically.
 
@@ -71,7 +90,7 @@ def write_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], fol
         left = iter(rows)
         while some := list(islice(left, ROW_GROUP)):
             failed.update(row["cell"] for row in some if is_failed(row))
-            yield pa.Table.from_pylist(some, schema=SCHEMA)
+            yield table_of(some)
 
     write_tables(tables(), SCHEMA, folder / "rows.parquet", ROW_GROUP)
     write_tables(outcomes, OUTCOMES, folder / "outcomes.parquet", OUTCOME_GROUP)

@@ -40,7 +40,9 @@ def test_each_part_ends_as_it_did_and_the_folder_says_so(programs: Path) -> None
     (programs / "ill.py").write_text("raise SystemExit('the sides differ')")
     (programs / "absent.py").write_text("print('absent: needs a CUDA GPU, left out')")
     (programs / "endless.py").write_text(
-        "import time\ntry:\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    print('rows written')"
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('rows written'), sys.exit()))\n"
+        "time.sleep(60)"
     )
     parts = [part("well", "well"), part("ill", "ill"), part("absent", "absent"), part("endless", "endless", seconds=2)]
     parts.append(part("none"))

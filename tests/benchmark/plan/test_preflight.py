@@ -60,8 +60,8 @@ class Tuner:
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver, "cluster", lambda *_: nullcontext())
-    monkeypatch.setattr(driver, "worker_resources", lambda resources: {"CPU": 1.0})
-    monkeypatch.setattr(driver, "at_once", lambda resources, per_worker: 2)
+    monkeypatch.setattr("benchmark.execution.room.worker_resources", lambda resources: {"CPU": 1.0})
+    monkeypatch.setattr("benchmark.execution.room.at_once", lambda resources, per_worker: 2)
     monkeypatch.setattr(driver, "_tuner", lambda searcher, *more: Tuner(searcher, more[-1]))
 
 

@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +15,7 @@ from benchmark.grid.resources import Resources
 from benchmark.plan import maintenance
 from benchmark.plan.memory import KINDS, peaks_of
 from benchmark.plan.plan import make_plan
+from benchmark.records.files import table_of
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from tests.benchmark.helpers import cell, finish, outcomes_of, rows_of
@@ -50,7 +50,7 @@ def use(store: LocalStore) -> None:
         list(samples_of(store.manifests(kind)))
     peaks_of(store)
     summary(make_plan([CELL], store), store, Resources(), 1, "abacus")
-    pa.Table.from_pylist(rows_of(store, CELL))
+    table_of(rows_of(store, CELL))
     outcomes_of(store, CELL)
 
 
