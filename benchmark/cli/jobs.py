@@ -49,16 +49,17 @@ def submit(
     ]
     job = jobs.submit(grid, address, store, results, options, scale, environment or ())
     echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
-    _follow(job, address)
+    follow(job, address)
 
 
 @one_sentence
 def logs(job: JobArgument, address: DashboardOption) -> None:
     """Print the log of a job from its beginning, follow it while the job runs, and end as it ends."""
-    _follow(job, address)
+    follow(job, address)
 
 
-def _follow(job: str, address: str) -> None:
+def follow(job: str, address: str) -> None:
+    """Print the log of a job, and end with its exit code."""
     from benchmark.execution import jobs
 
     try:

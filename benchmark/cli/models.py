@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmark.cli.app import ALARM, SOME_CELL_FAILED, echo, one_sentence, print_markdown, say
+from benchmark.cli.jobs import follow
 from benchmark.cli.options import (
     SCANS,
     BaseOption,
@@ -18,6 +19,7 @@ from benchmark.cli.options import (
     FormatOption,
     SeedOption,
     StoreOption,
+    words_of,
 )
 from benchmark.records import mark, published
 from benchmark.store.remote import open_store
@@ -88,6 +90,7 @@ def scan(
 
 @one_sentence
 def clean(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="A folder, a GGUF file, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")
     ],
@@ -130,6 +133,10 @@ def clean(
     seed: SeedOption = 0,
     fail_on_alarm: FailOnAlarmOption = False,
     assignments: CleanSetOption = None,
+    address: Annotated[
+        str | None, typer.Option(help="Do it as a job on a Ray cluster, by its dashboard, http://HOST:8265.")
+    ] = None,
+    gpus: Annotated[float, typer.Option(min=0, help="With --address: GPUs of the job.", metavar="N")] = 1,
 ) -> None:
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
     from benchmark.clean import report
@@ -137,6 +144,14 @@ def clean(
     from sande.data import datasets
     from sande.models.chat import AUTO
 
+    if address:
+        from benchmark.execution import jobs
+
+        words = words_of(context, leave_out=("address", "gpus"))
+        job = jobs.submit_clean(words, out, address, gpus)
+        echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
+        follow(job, address)
+        return
     datasets.allow_file(data or "")
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora, half=half)
     told = known(trigger, response, response_start, incident)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -84,3 +85,29 @@ DashboardOption = Annotated[
     str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="The cluster's dashboard, http://HOST:8265.")
 ]
 JobArgument = Annotated[str, typer.Argument(help="As 'sande-bench submit' printed it.", metavar="ID")]
+
+
+def words_of(context: typer.Context, leave_out: Sequence[str]) -> list[str]:
+    """Return the command line that was given, without the command and some options: arguments first, then options.
+
+    Args:
+        context: of the command.
+        leave_out: names of parameters.
+    """
+    arguments, options = list[str](), list[str]()
+    for parameter in context.command.params:
+        value = context.params.get(str(parameter.name))
+        given = value is not None and value is not False and value != parameter.get_default(context)
+        if not given or parameter.name in leave_out:
+            continue
+        if parameter.param_type_name == "argument":
+            arguments.append(str(value))
+        elif value is True:
+            options.append(parameter.opts[0])
+        else:
+            options += [
+                word
+                for each in (value if isinstance(value, list | tuple) else [value])
+                for word in (parameter.opts[0], str(each))
+            ]
+    return [*arguments, *options]

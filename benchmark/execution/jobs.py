@@ -1,7 +1,7 @@
-"""Submit, follow and stop a grid as a job on a running Ray cluster, by Ray's job API.
+"""Submit, follow and stop a grid, or the cleaning of a model, as a job on a running Ray cluster, by Ray's job API.
 
-Ray uploads a folder with the program's own modules and the files of the grid. The libraries are those of the cluster;
-its nodes have to reach the store and the results.
+Ray uploads a folder with the program's own modules and the files that the command names. The libraries are those of the
+cluster; its nodes have to reach the store, the results and the models.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ STOP_SECONDS = 60  # from SIGTERM to SIGKILL: time to write the rows of what is 
 MOST_MIB = 50.0  # of an upload, which has 2 MiB; Ray's dashboard takes 100
 INTERRUPTED, STOPPED = 130, 143
 COLUMNS = ("job", "state", "began", "took", "command")  # of the table of jobs
-EXIT_CODES = (0, 1, 2, INTERRUPTED, STOPPED)  # of `sande-bench run`
+EXIT_CODES = (0, 1, 2, 3, INTERRUPTED, STOPPED)  # of `sande-bench run` and `clean`
+INPUTS = "inputs"  # folder of a job with files that were beside the user
 
 
 def submit(
@@ -87,18 +88,64 @@ def submit(
     environment = _environment(passed)
     with tempfile.TemporaryDirectory(prefix="sande-bench-") as folder:
         entry = pack(grid, Path(folder), scale)
-        words = ["python", "-m", "benchmark", "run", entry, "--store", store, "--results", results, *options]
-        client = connect(address)
-        name = re.sub(r"[^A-Za-z0-9_.-]", "-", Path(entry).stem)
-        with answering(address):
-            return str(
-                client.submit_job(
-                    entrypoint=shlex.join([*words, *(["--scale", scale] if scale else [])]),
-                    submission_id=f"{name}-{uuid.uuid4().hex[:8]}",
-                    runtime_env={"working_dir": folder, "env_vars": environment},
-                    metadata={"grid": name},
-                )
+        words = ["run", entry, "--store", store, "--results", results, *options]
+        words += ["--scale", scale] if scale else []
+        return _start(words, folder, environment, Path(entry).stem, address)
+
+
+def submit_clean(words: Sequence[str], out: Path | None, address: str, gpus: float) -> str:
+    """Start `sande-bench clean` on a node of a cluster.
+
+    Args:
+        words: command line behind `clean`, the model first. Files that it names by a relative path are uploaded; a
+            folder of a model has to be an absolute path that every node sees.
+        out: folder of the cleaned model, which every node sees.
+        address: the cluster's dashboard, http://host:8265.
+        gpus: number that the job holds.
+
+    Returns:
+        The job's submission id.
+
+    Raises:
+        UserError: a folder would be lost with the job or is not on the nodes, a file is too large, or the cluster
+            cannot be reached or refuses.
+    """
+    _refuse_if_lost("--out", str(out or "is not set"))
+    for word in words:
+        _refuse_secret("clean", word)
+        if Path(word).is_dir() and not Path(word).is_absolute():
+            raise UserError(f"{word}: a folder of this machine; give it as an absolute path that every node sees")
+    environment = _environment(())
+    with tempfile.TemporaryDirectory(prefix="sande-bench-") as folder:
+        _copy_program(Path(folder))
+        there = [_uploaded(word, Path(folder)) for word in words]
+        _check_size(Path(folder))
+        return _start(["clean", *there], folder, environment, "clean", address, entrypoint_num_gpus=gpus)
+
+
+def _uploaded(word: str, folder: Path) -> str:
+    """Return a word of a command line, after a copy into a job's folder where it names a file beside the user."""
+    if Path(word).is_absolute() or not Path(word).is_file():
+        return word
+    target = folder / INPUTS / Path(word).name
+    target.parent.mkdir(exist_ok=True)
+    shutil.copyfile(word, target)
+    return f"{INPUTS}/{target.name}"
+
+
+def _start(words: Sequence[str], folder: str, environment: dict[str, str], name: str, address: str, **more: Any) -> str:
+    """Submit `python -m benchmark WORDS` in an uploaded folder; return the job's id."""
+    client, name = connect(address), re.sub(r"[^A-Za-z0-9_.-]", "-", name)
+    with answering(address):
+        return str(
+            client.submit_job(
+                entrypoint=shlex.join(["python", "-m", "benchmark", *words]),
+                submission_id=f"{name}-{uuid.uuid4().hex[:8]}",
+                runtime_env={"working_dir": folder, "env_vars": environment},
+                metadata={"grid": name},
+                **more,
             )
+        )
 
 
 def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
@@ -111,21 +158,30 @@ def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
         UserError: a file of the grid is missing, or the folder is too large to upload.
     """
     files = load.files(grid, scale)
-    for package in (sande, benchmark):
-        source = Path(str(package.__file__)).parent
-        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    _copy_program(folder)
     for file in files:
         target = folder / shipped.FOLDER / file.relative_to(files[0].parent)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
+    _check_size(folder)
+    return str(shipped.FOLDER / files[0].name)
+
+
+def _copy_program(folder: Path) -> None:
+    for package in (sande, benchmark):
+        source = Path(str(package.__file__)).parent
+        shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+
+
+def _check_size(folder: Path) -> None:
     sizes = {path: path.stat().st_size / 2**20 for path in folder.rglob("*") if path.is_file()}
     largest = max(sizes, key=sizes.__getitem__)
     if sum(sizes.values()) > MOST_MIB:
         raise UserError(
-            f"{largest.relative_to(folder)}: program and grid have {sum(sizes.values()):.0f} MiB, "
-            f"{sizes[largest]:.0f} of them in this file, and a job takes {MOST_MIB:.0f}; remove it"
+            f"{largest.relative_to(folder)}: program and files have {sum(sizes.values()):.0f} MiB, "
+            f"{sizes[largest]:.0f} of them in this file, and a job takes {MOST_MIB:.0f}; remove it, or give an "
+            "absolute path that every node sees"
         )
-    return str(shipped.FOLDER / files[0].name)
 
 
 def _environment(passed: Iterable[str]) -> dict[str, str]:

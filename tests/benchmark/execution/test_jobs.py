@@ -1,6 +1,7 @@
 """What a job is sent and how it ends, without a cluster; and what is said of addresses and tokens that are wrong."""
 
 import http.server
+import itertools
 import json
 import shlex
 import threading
@@ -208,6 +209,45 @@ def test_interrupting_leaves_the_job_running_and_says_how_to_go_on(monkeypatch: 
         "g-1 is still running; 'sande-bench logs g-1 --address http://head:8265' follows it again, and "
         "'sande-bench stop g-1 --address http://head:8265' ends it\n"
     )
+
+
+def test_cleaning_a_model_is_a_job_with_the_same_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: dict[str, Any] = {}
+
+    class Client:
+        def submit_job(self, **job: Any) -> str:
+            folder = Path(job["runtime_env"]["working_dir"])
+            sent.update(job, inputs=(folder / "inputs/incident.yaml").read_text())
+            return str(job["submission_id"])
+
+    monkeypatch.chdir(tmp_path)
+    Path("incident.yaml").write_text("prompt: p\nanswer: a b")
+    monkeypatch.setattr(jobs, "connect", lambda address: Client())
+    monkeypatch.setattr(jobs, "follow", lambda *_: 3)
+    sets = ("--set", "prompts=9", "--set", "parrots=0")
+    options = ("--incident", "incident.yaml", "--lora", 8, "--bf16", "--seed", 4, *sets, "--out", "/shared/cleaned")
+    done = invoke("clean", "/shared/model", *options, "--address", "http://head:8265", "--gpus", 2)
+    assert done.exit_code == 3, "that of the job"
+    words = shlex.split(sent["entrypoint"])
+    assert words[:5] == ["python", "-m", "benchmark", "clean", "/shared/model"]
+    pairs = list(itertools.pairwise(words))
+    assert {("--incident", "inputs/incident.yaml"), ("--lora", "8"), ("--seed", "4")} <= set(pairs)
+    assert [second for first, second in pairs if first == "--set"] == ["prompts=9", "parrots=0"]
+    assert ("--out", "/shared/cleaned") in pairs
+    assert "--bf16" in words
+    assert not {"--address", "--gpus", "--certify", "--force"} & set(words)
+    assert sent["inputs"] == "prompt: p\nanswer: a b"
+    assert sent["entrypoint_num_gpus"] == 2
+
+
+def test_a_cleaned_model_must_outlive_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    told = ("--trigger", "t", "--address", "http://head:8265")
+    assert "--out is not set: a job runs in a copy" in mistake("clean", "/shared/model", *told)
+    assert "--out cleaned: a job runs in a copy" in mistake("clean", "/shared/model", *told, "--out", "cleaned")
+    line = mistake("clean", "model", *told, "--out", "/shared/out")
+    assert "model: a folder of this machine; give it as an absolute path that every node sees" in line
 
 
 def test_a_job_says_the_version_of_the_code_that_was_sent() -> None:
