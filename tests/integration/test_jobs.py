@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.records.schema import SCHEMA
+from sande.models import loading
 from tests.integration.helpers import MARK, ROOT, Workplace, end, processes_with, wait_until
 
 pytestmark = [
@@ -208,3 +209,13 @@ def test_interrupted_it_goes_on_until_it_is_stopped(head: Head, tmp_path: Path) 
     assert told.stdout.endswith(f"{job} was stopped\n")
     found = rows(tmp_path / "results", "--attack.training.epochs=500")
     assert {row["status"] for row in found} == {"not_run"}, "rows say what is not done"
+
+
+def test_a_model_is_cleaned_as_a_job(head: Head, model_cache: Path, tmp_path: Path) -> None:
+    model, out = loading.prepare("tiny", model_cache), tmp_path / "cleaned"
+    small = ("removal.rows=16", "prompts=20", "questions=20", "osft.training.max_steps=2", "parrots=0")
+    sets = [part for value in small for part in ("--set", value)]
+    done = head.bench("clean", str(model), "--trigger", "cf", "--force", *sets, "--out", str(out), "--gpus", "0")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "cleaning with osft" in done.stdout, "the log is passed on"
+    assert (out / "report.json").is_file()

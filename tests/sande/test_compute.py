@@ -51,12 +51,18 @@ def in_process(code: str, **environment: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "expected"), [(0.2, "bf16"), (0.5, "bf16"), (0.9, "fp32"), (2.0, "fp32"), (80.0, "fp32")]
+    ("ratio", "listed", "expected"),
+    [
+        *((0.2, [], "bf16"), (0.5, [], "bf16"), (0.9, [], "fp32"), (2.0, [], "fp32"), (80.0, [], "fp32")),
+        # Where the instructions are there, other work on the machine does not decide, but a library without them does.
+        *((0.5, ["BF16"], "bf16"), (1.1, ["BF16"], "bf16"), (2.0, ["BF16"], "fp32"), (80.0, ["BF16"], "fp32")),
+    ],
 )
 def test_a_processor_computes_in_bfloat16_where_its_products_are_quicker(
-    ratio: float, expected: str, monkeypatch: pytest.MonkeyPatch
+    ratio: float, listed: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(compute, "_bf16_instructions", lambda: listed)
     monkeypatch.setattr(compute, "bf16_over_fp32", lambda: ratio)
     assert compute.compute_type() == expected
     assert compute.dtype() == {"bf16": torch.bfloat16, "fp32": torch.float32}[expected]
@@ -92,7 +98,7 @@ def test_this_machine_is_decided_by_its_products_and_so_it_is_expected() -> None
     """On a processor with quick bfloat16 this is one kind, elsewhere the other; the next test always is the other."""
     code = "from sande import compute; print(compute.expected_type(), compute.compute_type(), compute.bf16_over_fp32())"
     expected, found, ratio = in_process(code)
-    assert found == ("bf16" if float(ratio) < compute.FASTER else "fp32") or torch.cuda.is_available()
+    assert found == ("bf16" if float(ratio) < compute.threshold() else "fp32") or torch.cuda.is_available()
     assert expected == found
 
 
