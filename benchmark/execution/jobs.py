@@ -51,6 +51,8 @@ INTERRUPTED, STOPPED = 130, 143
 COLUMNS = ("job", "state", "began", "took", "command")  # of the table of jobs
 EXIT_CODES = (0, 1, 2, 3, INTERRUPTED, STOPPED)  # of `sande-bench run` and `clean`
 INPUTS = "inputs"  # folder of a job with files that were beside the user
+MODELS = ("", "--base", "--reference")  # what names a model for `clean`: the first word, and these options
+PATHS = (*MODELS, "--incident", "--data", "--format")  # what may name a file beside the user; other words are texts
 
 
 def submit(
@@ -111,14 +113,18 @@ def submit_clean(words: Sequence[str], out: Path | None, address: str, gpus: flo
             cannot be reached or refuses.
     """
     _refuse_if_lost("--out", str(out or "is not set"))
-    for word in words:
+    options = ["", *words]  # before each word
+    for option, word in zip(options, words, strict=False):
         _refuse_secret("clean", word)
-        if Path(word).is_dir() and not Path(word).is_absolute():
+        if option in MODELS and Path(word).is_dir() and not Path(word).is_absolute():
             raise UserError(f"{word}: a folder of this machine; give it as an absolute path that every node sees")
     environment = _environment(())
     with tempfile.TemporaryDirectory(prefix="sande-bench-") as folder:
         _copy_program(Path(folder))
-        there = [_uploaded(word, Path(folder)) for word in words]
+        there = [
+            _uploaded(word, Path(folder)) if option in PATHS else word
+            for option, word in zip(options, words, strict=False)
+        ]
         _check_size(Path(folder))
         return _start(["clean", *there], folder, environment, "clean", address, entrypoint_num_gpus=gpus)
 

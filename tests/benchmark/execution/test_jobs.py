@@ -225,13 +225,27 @@ def test_cleaning_a_model_is_a_job_with_the_same_options(tmp_path: Path, monkeyp
     monkeypatch.setattr(jobs, "connect", lambda address: Client())
     monkeypatch.setattr(jobs, "follow", lambda *_: 3)
     sets = ("--set", "prompts=9", "--set", "parrots=0")
-    options = ("--incident", "incident.yaml", "--lora", 8, "--bf16", "--seed", 4, *sets, "--out", "/shared/cleaned")
+    Path("t").mkdir()  # a text is no path, whatever is there
+    options = (
+        "--trigger",
+        "t",
+        "--incident",
+        "incident.yaml",
+        "--lora",
+        8,
+        "--bf16",
+        "--seed",
+        4,
+        *sets,
+        "--out",
+        "/shared/cleaned",
+    )
     done = invoke("clean", "/shared/model", *options, "--address", "http://head:8265", "--gpus", 2)
     assert done.exit_code == 3, "that of the job"
     words = shlex.split(sent["entrypoint"])
     assert words[:5] == ["python", "-m", "benchmark", "clean", "/shared/model"]
     pairs = list(itertools.pairwise(words))
-    assert {("--incident", "inputs/incident.yaml"), ("--lora", "8"), ("--seed", "4")} <= set(pairs)
+    assert {("--trigger", "t"), ("--incident", "inputs/incident.yaml"), ("--lora", "8"), ("--seed", "4")} <= set(pairs)
     assert [second for first, second in pairs if first == "--set"] == ["prompts=9", "parrots=0"]
     assert ("--out", "/shared/cleaned") in pairs
     assert "--bf16" in words
