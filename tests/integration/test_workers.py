@@ -243,3 +243,46 @@ def test_an_error_of_one_worker_alone_ends_an_evaluation(
         assert {row["error"] for row in rows} == {"RuntimeError: torn"}
     assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
     assert not two.artifacts("evaluate")
+
+
+def test_two_shards_of_a_model_give_the_scores_of_one_worker(
+    evaluated: tuple[Workplace, Workplace], tmp_path: Path
+) -> None:
+    one, shards = evaluated[0], Workplace(tmp_path / "shards")
+    shutil.copytree(one.root, shards.root)
+    shutil.rmtree(shards.store / "evaluate")
+    shutil.rmtree(shards.results)
+    changes = SHARED | {"sweep": {"defense": ["none", "clean_decoding"]}, "metrics": METRICS[:-1]}
+    resources = {"cpus": 1, "evaluate": {"workers": 2, "sharding": "tensor"}}
+    grid = shards.grid("evaluated", **changes, resources=resources)
+    done = shards.run(grid, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folders = {folder.name: folder for folder in one.artifacts("evaluate")}
+    assert len(shards.artifacts("evaluate")) == 2 * len(METRICS[:-1])
+    for folder in shards.artifacts("evaluate"):
+        alone, together = (
+            pq.read_table(each / "outcomes.parquet").to_pylist() for each in (folders[folder.name], folder)
+        )
+        assert [row["outcome"] for row in together] == pytest.approx([row["outcome"] for row in alone], abs=1e-5)
+        assert [row["metric"] for row in together] == [row["metric"] for row in alone]
+    assert {(row["workers"], row["sharding"], row["attack_sharding"]) for row in shards.rows(grid)} == {
+        (2, "tensor", None)
+    }
+
+
+@pytest.mark.parametrize(("rank", "ending"), [(0, "raise"), (1, "raise"), (1, "kill")])
+def test_an_error_of_one_worker_alone_ends_an_evaluation_in_shards(
+    evaluated: tuple[Workplace, Workplace], tmp_path: Path, rank: int, ending: str
+) -> None:
+    two = evaluated[1]
+    shutil.rmtree(two.store / "evaluate", ignore_errors=True)
+    (tmp_path / "sitecustomize.py").write_text(FAULTY.format(rank=rank, ending=ending))
+    resources = {"cpus": 1, "evaluate": {"workers": 2, "sharding": "tensor"}}
+    grid = two.grid(f"shards_{ending}_{rank}", **SHARED, metrics=METRICS[:1], resources=resources)
+    done = two.run(grid, timeout=300, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = two.rows(grid)
+    if ending == "raise":
+        assert {row["error"] for row in rows} == {"RuntimeError: torn"}
+    assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
+    assert not two.artifacts("evaluate")
