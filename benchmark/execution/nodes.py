@@ -121,15 +121,15 @@ def _answer(get: Callable[[], list[str]]) -> list[str]:
 
 def largest_memory(gpu: bool) -> int | None:
     """Return the bytes of the largest GPU of all nodes or, with False, of the largest machine; None: unknown."""
-    task = ray.remote(num_cpus=0, max_retries=0)(memory_here)
-    asked = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(gpu)
-        for node in others()
-    ]
-    try:
-        found = [memory_here(gpu), *ray.get(asked, timeout=ANSWER)]
-    except Exception:  # whatever is wrong there, `check` says
-        return None
+    found = [memory_here(gpu)]
+    if nodes := others():
+        task = ray.remote(num_cpus=0, max_retries=0)(memory_here)
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        try:
+            asked = [task.options(scheduling_strategy=place).remote(gpu) for place in places]
+            found += ray.get(asked, timeout=ANSWER)
+        except Exception:  # whatever is wrong there, `check` says
+            return None
     return max((size for size in found if size), default=None)
 
 
