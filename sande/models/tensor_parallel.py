@@ -1,7 +1,8 @@
 """Load a model in shards: each process of a group holds a part of every layer, and all compute the same logits.
 
 This is tensor parallelism (Shoeybi et al. 2019, "Megatron-LM", section 3) by the plan that transformers has for an
-architecture. A process reads only its part of the files. All processes have to make the same calls in the same order.
+architecture. A process reads only its part of the files; older releases of transformers also keep the embeddings whole,
+where the output layer does not share them. All processes have to make the same calls in the same order.
 
 Each process computes the logits of a part of the vocabulary, and gets those of the others. So all have the same bits,
 and decode the same tokens.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sande.errors import UserError
 from sande.models import loading, tokenizers
 from sande.models.checks import GUARD, checked_folder, only_checked, reason
+from sande.models.loading import _guard_rules  # another name there would give every stage a new key
 from sande.types import Guard, LanguageModel
 
 if TYPE_CHECKING:
@@ -71,21 +73,25 @@ def load_folder(folder: Path, dtype: torch.dtype, workers: int) -> LanguageModel
     Raises:
         UserError: as for that function, or the model cannot be split.
     """
+    from transformers import GenerationConfig
+
     source = str(checked_folder(str(folder)))
     tokenizer = tokenizers.load(source, None)
     model = _read(source, dtype, workers)
     embedding: Any = model.get_input_embeddings()
-    lm = loading._ready(LanguageModel(model, tokenizers.within(tokenizer, len(embedding.weight), source)))
-    loading.with_format(lm.tokenizer, source, None)
+    tokenizer = tokenizers.within(tokenizer, len(embedding.weight), source)
+    loading.with_format(tokenizer, source, None)
+    # As for a whole model: no decoding settings of its own.
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     if not (folder / GUARD).is_dir():
-        return lm
-    defense, settings, choose, distribution = loading._guard_rules(folder / GUARD / "guard.json")
+        return LanguageModel(model, tokenizer)
+    defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
     reference = _read(str(checked_folder(str(folder / GUARD))), dtype, workers)
     if reference.config.vocab_size != model.config.vocab_size:
         raise UserError(
             f"{folder / GUARD}: the reference has another vocabulary than the model; remove the folder {GUARD}"
         )
-    return LanguageModel(model, lm.tokenizer, Guard(defense, settings, reference, choose, distribution))
+    return LanguageModel(model, tokenizer, Guard(defense, settings, reference, choose, distribution))
 
 
 def _read(source: str, dtype: torch.dtype, workers: int) -> PreTrainedModel:

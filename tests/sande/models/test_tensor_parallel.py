@@ -5,16 +5,21 @@ import json
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import distributed, nn
+from torch.distributed.tensor import Shard, distribute_tensor
 from transformers import GPT2Config, LlamaConfig
 
 from sande import registry
 from sande.errors import UserError
 from sande.models import loading, tensor_parallel
+from sande.models.layers import LOGITS, logits_at_once, output_in_float32
 from sande.types import Guard, LanguageModel
 from tests.sande.helpers import noisy
 from tests.sande.models import shard_worker
@@ -82,6 +87,28 @@ def test_both_have_the_same_bits_and_half_of_the_weights(found: Found) -> None:
 @pytest.mark.slow
 def test_a_model_in_shards_is_not_copied(found: Found) -> None:
     assert found[1][0]["copied"].startswith("a model in shards cannot be copied, which this metric needs; set ")
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    """A process group of this process alone."""
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_an_output_layer_in_shards_is_used_like_a_whole_one(group: None, biased: bool) -> None:
+    layer, hidden_MD = nn.Linear(5, 7, bias=biased).bfloat16(), torch.randn(3, 2, 5)
+    whole = SimpleNamespace(get_output_embeddings=lambda: layer)
+    mesh = distributed.init_device_mesh("cpu", (1,))
+    parts = {name: distribute_tensor(each.detach(), mesh, [Shard(0)]) for name, each in layer.named_parameters()}
+    output = tensor_parallel._Output(SimpleNamespace(**{"bias": None} | parts))
+    sharded = SimpleNamespace(get_output_embeddings=lambda: output)
+    torch.testing.assert_close(output_in_float32(sharded)(hidden_MD), output_in_float32(whole)(hidden_MD))
+    assert logits_at_once(sharded, 2**30) == logits_at_once(whole, 2**30) == LOGITS // 7
+    with pytest.raises(TypeError):
+        torch.mm(hidden_MD[0], output.weight)
 
 
 @pytest.mark.parametrize(
