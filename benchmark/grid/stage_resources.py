@@ -254,16 +254,23 @@ def _decides(rule: Rule, kind: Kind) -> bool:
 def _checked(values: Mapping[str, Any], place: str, kind: Kind | None) -> Resources:
     made = configure(Resources, values, place)
     if kind == "evaluate":
-        if made.sharding == TENSOR and made.workers == 1:
-            raise UserError(
-                f"{place}.sharding is {TENSOR}, and one worker has no shards; set {place}.workers to 2 or more"
-            )
-        if made.sharding == TENSOR and made.engine == "vllm":
-            raise UserError(f"{place}.sharding is {TENSOR}, which vLLM does not take; remove it, or {place}.engine")
+        if made.sharding == TENSOR:
+            _check_shards(made, place)
         return made
     if made.offload and made.sharding == "none":
         raise UserError(f"{place}.offload is true without a sharding; set {place}.sharding to zero2 or zero3")
     return made
+
+
+def _check_shards(made: Resources, place: str) -> None:
+    """Raise UserError where workers with these resources cannot hold a shard of a model each."""
+    chosen = f"{place}.sharding is {TENSOR}"
+    if made.workers == 1:
+        raise UserError(f"{chosen}, and one worker has no shards; set {place}.workers to 2 or more")
+    if made.engine == "vllm":
+        raise UserError(f"{chosen}, which vLLM does not take; remove it, or {place}.engine")
+    if made.gpus is not None and 0 < made.gpus < 1:
+        raise UserError(f"{chosen}, and two workers cannot share a GPU for it; set {place}.gpus to 1, or remove it")
 
 
 def workers_in_words(stages: Iterable[StageLike], resources: ResourcesByStage) -> list[str]:

@@ -4,8 +4,8 @@ This is tensor parallelism (Shoeybi et al. 2019, "Megatron-LM", section 3) by th
 architecture. A process reads only its part of the files; older releases of transformers also keep the embeddings whole,
 where the output layer does not share them. All processes have to make the same calls in the same order.
 
-Each process computes the logits of a part of the vocabulary, and gets those of the others. So all have the same bits,
-and decode the same tokens.
+Where the plan splits the output layer, as those of decoders do, each process computes the logits of a part of the
+vocabulary, and gets those of the others. So all have the same bits, and decode the same tokens.
 
 Nothing that a method imports may import this module, and it repeats some lines of `sande.models.loading`: the code of
 methods is in the keys of stages, and how many workers measure a model must not be.

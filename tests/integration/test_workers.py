@@ -311,3 +311,21 @@ def test_an_error_of_one_worker_alone_ends_an_evaluation_in_shards(
         assert {row["error"] for row in rows} == {"RuntimeError: torn"}
     assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
     assert not two.artifacts("evaluate")
+
+
+# As sitecustomize.py: a machine of 80 kB.
+SMALL_MACHINE = """
+import os
+whole = os.sysconf
+os.sysconf = lambda name: 20 if name == "SC_PHYS_PAGES" else whole(name)
+"""
+
+
+def test_a_model_that_does_not_fit_stops_the_run_before_its_first_stage(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(SMALL_MACHINE)
+    done = place.run(place.grid("large"), timeout=300, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "model tiny: its 0.000123 billion parameters take 0.00 GB on each worker before and" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not place.artifacts("attack")

@@ -122,6 +122,10 @@ def test_a_union_has_rules_of_its_own_about_resources(grid_file: GridFile, tmp_p
             "resources.evaluate.sharding is tensor, which vLLM does not take; remove it, or resources.evaluate.engine",
         ),
         (
+            {"resources": {"gpus": 0.5, "evaluate": SHARDS}},
+            "and two workers cannot share a GPU for it; set resources.evaluate.gpus to 1, or remove it",
+        ),
+        (
             {"resources": {"evaluate": SHARDS}, "metrics": ["asr", "asr_int4"]},
             "resources.evaluate.sharding is tensor, and metric asr_int4 trains or rounds a copy of the whole model; "
             "remove the metric, or set resources.evaluate.sharding to none",
