@@ -29,9 +29,10 @@ test: dev  ## the default test suite
 slow: dev  ## what takes longer: several processes, worker groups, killed drivers
 	$(BIN)/python -m pytest -m 'slow and not faults'
 
-# TABLE=docs/faults.md writes the table into that file; KILLS=5 does 5 random kills instead of 50.
+# TABLE=docs/faults.md writes the table into that file; KILLS=5 does 5 random kills instead of 50; FAULT="raylet or head"
+# those whose tests have such names alone, whose lines it replaces.
 faults: dev  ## everything that can go wrong, and whether a grid survives it; prints a table
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults $(if $(TABLE),--faults-table $(TABLE)) $(if $(KILLS),--faults-kills $(KILLS))
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults $(if $(TABLE),--faults-table $(TABLE)) $(if $(KILLS),--faults-kills $(KILLS)) $(if $(FAULT),-k "$(FAULT)")
 
 # Those for a GPU say so in a line. Each prints its progress indented, and one line a figure: name, ratio, target, met or not.
 PERF := compute_type threads startup planning overhead report removal training_cpu decoding choices prediction training_gpu decoding_gpu

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmark.execution import provenance
 from tests.faults import table
 from tests.faults.harness import Case, Faults, Line, Machines
 
@@ -39,7 +40,7 @@ def case(faults: Faults, tmp_path: Path) -> Iterator[NewCase]:
 
     @contextmanager
     def new(fault: str, *options: str, **changes: Any) -> Iterator[Case]:
-        line, begin = Line(fault), time.monotonic()
+        line, begin = Line(fault, code=provenance.code_version().partition("+")[2]), time.monotonic()
         _lines.append(line)
         made.append(Case(tmp_path / str(len(made)), faults, line, options, changes))
         try:
@@ -78,4 +79,5 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(table.text(_lines))
         path = config.getoption("--faults-table")
         if path:
-            path.write_text(table.page(_lines, os.cpu_count() or 1))
+            before = table.read(path.read_text()) if path.is_file() else []
+            path.write_text(table.page(_lines, os.cpu_count() or 1, before))

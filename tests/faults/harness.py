@@ -173,6 +173,7 @@ class Line:
         recovered: by the run itself, by the one after it, or not.
         repeated: stages that began once more.
         seconds: that it took, with all runs.
+        code: commit of the program.
     """
 
     fault: str
@@ -180,6 +181,7 @@ class Line:
     recovered: str = "NO"
     repeated: int = 0
     seconds: float = 0.0
+    code: str = ""
 
 
 @dataclass

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from tests.faults.harness import Line
 
-COLUMNS = ("Fault", "Injected", "Recovered", "Stages repeated", "Seconds")
+COLUMNS = ("Fault", "Injected", "Recovered", "Stages repeated", "Seconds", "Code")
 PAGE = """# Faults
 
 What happens to a grid when something goes wrong. `make faults TABLE=docs/faults.md` lets each of these faults happen
-and writes this page; `make faults` alone prints the table.
+and writes this page; `make faults` alone prints the table. With `FAULT="raylet or head"` only those happen whose tests
+have such names, and the page keeps its other lines. *Code* is the commit that a line was made with.
 
 The grid has one victim of the model `tiny`, two defenses and two metrics: six stages. Every process is real, and so is
 Ray; the nodes of a cluster are separate sets of its processes on one machine. A file on Python's path
@@ -34,7 +35,7 @@ Seconds are those of all runs of a line, including Ray's starts.
 
 {table}
 
-{count} faults in {seconds:.0f} s, on {machine}.
+{count} kinds of faults, {times} in all, in {seconds:.0f} s; the last ones on {machine}.
 """
 
 
@@ -55,23 +56,47 @@ def _sum(lines: Sequence[Line]) -> Line:
         recovered if len(ends) > 1 else lines[0].recovered,
         sum(line.repeated for line in lines),
         sum(line.seconds for line in lines),
+        lines[0].code,
     )
 
 
 def text(lines: Sequence[Line]) -> str:
     """As a Markdown table."""
     lines = merged(lines)
-    cells = [COLUMNS, *((x.fault, str(x.injected), x.recovered, str(x.repeated), f"{x.seconds:.0f}") for x in lines)]
+    cells = [
+        COLUMNS,
+        *((x.fault, str(x.injected), x.recovered, str(x.repeated), f"{x.seconds:.0f}", x.code) for x in lines),
+    ]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     rows = ["| " + " | ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)) + " |" for row in cells]
     return "\n".join([rows[0], "| " + " | ".join("-" * n for n in widths) + " |", *rows[1:]])
 
 
-def page(lines: Sequence[Line], cores: int) -> str:
-    """The table with what it is about, and the machine."""
-    seconds = sum(line.seconds for line in lines)
+def read(page: str) -> list[Line]:
+    """The lines of a page."""
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.splitlines() if row.startswith("|")]
+    return [
+        Line(fault, int(injected), recovered, int(repeated), float(seconds), code)
+        for fault, injected, recovered, repeated, seconds, code in rows[2:]
+    ]
+
+
+def page(lines: Sequence[Line], cores: int, before: Sequence[Line] = ()) -> str:
+    """The table with what it is about, and the machine.
+
+    Args:
+        lines: of this run.
+        cores: of this machine.
+        before: of an earlier page; those of faults that this run left out stay, where they were.
+    """
+    made = {line.fault: line for line in merged(lines)}
+    shown = [made.pop(line.fault, line) for line in before] + list(made.values())
     return PAGE.format(
-        table=text(lines), count=len(merged(lines)), seconds=seconds, machine=f"{_processor()}, {cores} cores"
+        table=text(shown),
+        count=len(shown),
+        times=sum(line.injected for line in shown),
+        seconds=sum(line.seconds for line in shown),
+        machine=f"{_processor()}, {cores} cores",
     )
 
 

@@ -415,6 +415,9 @@ def test_other_errors(error: Exception, capsys: pytest.CaptureFixture[str]) -> N
         (RayActorError(error_msg="killed as the node was running low on memory"), failures.OUT_OF_MEMORY),
         (NODE_DIED, failures.LOST_NODE),
         (RuntimeError("Training failed: ActorDiedError: The actor died unexpectedly"), failures.LOST_WORKER),
+        (RuntimeError("[Rank 0 Error Snippet]:\nA worker health check failed.\nWorker info: …"), failures.LOST_WORKER),
+        (RuntimeError("[/gloo/transport/tcp/pair.cc:553] Connection closed by peer"), failures.LOST_WORKER),
+        (RuntimeError("ncclRemoteError: remote process exited or there was a network error"), failures.LOST_WORKER),
     ],
 )
 def test_an_error_has_a_kind_and_no_traceback(error: Exception, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
