@@ -27,7 +27,7 @@ from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Tracker
 from benchmark.io import logs
 from benchmark.io.text import visible
-from benchmark.plan.failures import StageError, classify, lost_component, time_limit
+from benchmark.plan.failures import LOST_NODE, StageError, classify, lost_component, time_limit
 from benchmark.plan.group_size import group_size
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
@@ -200,7 +200,7 @@ class StageTrial(tune.Trainable):
         try:
             self._fit(trainer, _evaluation_loop, self._job.workers, meeting=(meeting.host, meeting.port))
         except Exception as error:
-            if not lost_component(error) and meeting.check([FIRST_FAILURE]):
+            if lost_component(error) != LOST_NODE and meeting.check([FIRST_FAILURE]):
                 raise StageError(*json.loads(meeting.get(FIRST_FAILURE))) from None
             raise
 
