@@ -30,6 +30,8 @@ class MetricInfo:
         column: whether a leaderboard shows the measurement in a column of its own where any result has it.
         durability: whether it shows how long a removal lasts.
         variant_of: measurement of the same task by another prompt; a mean over tasks counts only one of them.
+        whole_model: whether the metric trains or rounds a copy of the model, or trains through it, so that each worker
+            has to hold all of it; the others also measure a model in shards.
     """
 
     name: str
@@ -39,6 +41,7 @@ class MetricInfo:
     column: bool = False
     durability: bool = False
     variant_of: str = ""
+    whole_model: bool = False
 
     def __post_init__(self) -> None:
         """Fill in the label; refuse an unknown kind, which no table would show."""

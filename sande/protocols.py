@@ -131,7 +131,8 @@ class Metric(Protocol):
     `MEASURES` declares the kind, direction and label of each measurement. Other metrics use the same model, so a metric
     trains or rounds a copy (`sande.metrics._retraining`). Where `model.workers` is set, all workers call `measure`, and
     `sande.inference.generation` and `sande.inference.scoring` split prompts and questions among them (see
-    `sande.inference.workers`). So what a metric asks there must depend on its arguments alone.
+    `sande.inference.workers`). So what a metric asks there must depend on its arguments alone. Where the workers hold a
+    shard of the model each, `model.workers` is None, and all call `measure` with all prompts.
     """
 
     Config: type[Any]

@@ -143,6 +143,11 @@ def metric_infos(metric: str) -> tuple[MetricInfo, ...]:
     return declared or tuple(map(MetricInfo, module.names(module.Config())))
 
 
+def needs_whole_model(metric: str) -> bool:
+    """Return whether a metric declares that it cannot measure a model of which each worker holds a shard."""
+    return any(info.whole_model for info in metric_infos(metric))
+
+
 @functools.cache
 def metric_info(measurement: str) -> MetricInfo:
     """Return label, kind and direction of a measurement by its name in results.

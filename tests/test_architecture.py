@@ -14,8 +14,8 @@ TREES = parsed(ROOT)
 GRAPH = import_graph(TREES)
 HEAVY = {"ray", "torch", "transformers", "lm_eval", "datasets"}
 # These modules run stages, so they may load Ray and torch when they are imported.
-RUNNING = {f"benchmark.execution.{name}" for name in ("autoscaling", "cluster", "driver", "elastic", "nodes")}
-RUNNING |= {f"benchmark.execution.{name}" for name in ("room", "searcher", "trial")}
+RUNNING = {f"benchmark.execution.{name}" for name in ("autoscaling", "cluster", "driver", "elastic", "fitting")}
+RUNNING |= {f"benchmark.execution.{name}" for name in ("nodes", "room", "searcher", "trial")}
 RUNNING |= {"benchmark.search.judge", "benchmark.search.run", "benchmark.search.trial", "benchmark.__main__"}
 PLANNING = [name for name in TREES if name.startswith("benchmark.") and name not in RUNNING and ".perf." not in name]
 

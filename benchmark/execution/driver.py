@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from ray import tune
 
-from benchmark.execution import deepspeed, ray_env, signals
+from benchmark.execution import deepspeed, fitting, ray_env, signals
 from benchmark.execution.autoscaling import Nodes, await_first
 from benchmark.execution.cluster import cluster, joined, start_again
 from benchmark.execution.metrics import StageMetrics
@@ -30,7 +30,7 @@ from benchmark.execution.searcher import ErrorRecorder, Gate, Pulse, StageSearch
 from benchmark.execution.trial import StageJob, StageTrial, TrialSettings
 from benchmark.execution.watch import RayEndedError
 from benchmark.grid.keys import library_versions
-from benchmark.grid.resources import Kind, Resources, ResourcesByStage
+from benchmark.grid.resources import TENSOR, Kind, Resources, ResourcesByStage
 from benchmark.grid.stage_resources import distinct
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
@@ -104,7 +104,8 @@ def run(
         if grows:
             progress.metrics = StageMetrics(progress.grid)
         # Only now: Ray's own processes take both cores of a small machine as they start.
-        checked = _beside(lambda: _each(check, functools.partial(check_nodes, plan.cells, store)))
+        fits = functools.partial(fitting.check, plan.missing, resources, fitting.here(store.models))
+        checked = _beside(lambda: _each(check, functools.partial(check_nodes, plan.cells, store), fits))
         errors = _do(plan, store, resources, say, begin, keep, progress, checked, grows)
         for _ in range(REPAIRS):
             repair = _repair(plan, errors, store)
@@ -291,6 +292,7 @@ def _settings(
         cpus=resources.cpus,
         grouped=tuple(kind for kind in get_args(Kind) if resources.grouped(kind)),
         sharding=deepspeed.sharding(resources),
+        in_shards=resources.sharding == TENSOR,
         per_worker=per_worker,
         engine=resources.engine,
         timeout=resources.timeout,

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import platform
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from sande import registry
 from sande.config import Preferences
 from sande.data import datasets
 from sande.errors import UserError
-from sande.models import catalog, gguf
+from sande.models import catalog, gguf, memory
 from sande.models.checks import fetch
 
 ANSWER = 120.0  # seconds in which a node must answer; a cold process imports for some of them
@@ -116,6 +117,32 @@ def _answer(get: Callable[[], list[str]]) -> list[str]:
         if lacking:
             return [f"sande-bench cannot be imported ({lacking.strip()}); install it there as on the driver's machine"]
         return [f"it cannot run a task ({lines[-1].strip()}); check its log"]
+
+
+def largest_memory(gpu: bool) -> int | None:
+    """Return the bytes of the largest GPU of all nodes or, with False, of the largest machine; None: unknown."""
+    found = [memory_here(gpu)]
+    if nodes := others():
+        task = ray.remote(num_cpus=0, max_retries=0)(memory_here)
+        places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+        try:
+            asked = [task.options(scheduling_strategy=place).remote(gpu) for place in places]
+            found += ray.get(asked, timeout=ANSWER)
+        except Exception:  # whatever is wrong there, `check` says
+            return None
+    return max((size for size in found if size), default=None)
+
+
+def memory_here(gpu: bool) -> int | None:
+    """Return the bytes of this node's largest GPU, without a context on it, or of the machine; None: unknown."""
+    if not gpu:
+        return memory.main_memory()
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=ANSWER).stdout
+        return max(int(line) for line in answer.split()) * 2**20
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return None
 
 
 def wanted(cells: Iterable[Cell], store: Store, mark: Path) -> Wanted:

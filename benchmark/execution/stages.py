@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import shutil
 import statistics
 from collections.abc import Callable, Mapping
@@ -20,11 +21,12 @@ from typing import TYPE_CHECKING, Any
 from benchmark.execution.provenance import compute_type, manifest, measured, tokens
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, Cell, Method
+from benchmark.grid.resources import TENSOR
 from benchmark.plan.stage import Stage
 from benchmark.records.schema import STORED_OUTCOMES
 from benchmark.store.protocol import Store
 from sande import clusters, compute, parts, registry, threat, types
-from sande.errors import UnscorableError
+from sande.errors import UnscorableError, UserError
 from sande.inference import vllm
 from sande.inference.counts import Decoded, counted
 from sande.inference.workers import WorkerGroup, broadcast
@@ -107,6 +109,7 @@ def train(
         made = manifest(stage, cost, tokens(run.facts), compute_type(run.facts), workers, more)
         if sharding.deepspeed:
             made["versions"]["deepspeed"] = version("deepspeed")
+            made["sharding"] = sharding.layout.removeprefix("-")
         return made
 
     if rank == 0:
@@ -192,7 +195,13 @@ def _loader(store: Store) -> Callable[[str], PreTrainedModel]:
 
 
 def evaluate(
-    stage: Stage, store: Store, say: Callable[[str], None], engine: str, workers: WorkerGroup | None = None
+    stage: Stage,
+    store: Store,
+    say: Callable[[str], None],
+    engine: str,
+    workers: WorkerGroup | None = None,
+    *,
+    in_shards: bool = False,
 ) -> None:
     """Compute the stage's metrics on its model, and store the outcome of each under its own key.
 
@@ -205,21 +214,22 @@ def evaluate(
         say: receives progress.
         engine: one of `sande.inference.vllm`.
         workers: that compute the stage together, each of which calls this function; None: this process alone.
+        in_shards: whether each of them holds a shard of the model, and computes its part of everything, in an open
+            process group; else each holds the whole model, and computes everything for its share of the prompts.
     """
-    from sande.models import loading
-
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)
-    lm = dataclasses.replace(loading.load_folder(folder, compute.dtype()), workers=workers)
-    data = test_data(cell, lm.tokenizer, store)
+    lm = _in_shards(folder, workers) if in_shards and workers else _whole(folder, workers)
+    data = test_data(cell, lm.tokenizer, _no_clean_model if in_shards else _loader(store))
     none: int | None = None
     size = workers.size if workers else 1
     with vllm.served(lm, folder, cell.attack_seed) if engine == vllm.VLLM else nullcontext(lm) as computing:
 
         def build(number: int, folder: Path) -> dict[str, Any]:
             broadcast(workers, number)  # not before `put`, which may find the outcome and never ask for it
-            return _measure(stage, computing, data, cell.metrics[number], size, folder)
+            made = _measure(stage, computing, data, cell.metrics[number], size, folder)
+            return made | ({"sharding": TENSOR} if in_shards else {})
 
         if workers is None or workers.rank == 0:
             for number, key in enumerate(stage.metric_keys):
@@ -232,9 +242,40 @@ def evaluate(
                 _measurements(computing, data, cell.metrics[wanted], cell.attack_seed)
 
 
-def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.TestData:
-    """Return what the cell's metrics may use. It follows from what is in the key of an evaluation."""
-    return _threat(cell).test_data(tokenizer, _loader(store))
+def _whole(folder: Path, workers: WorkerGroup | None) -> types.LanguageModel:
+    from sande.models import loading
+
+    return dataclasses.replace(loading.load_folder(folder, compute.dtype()), workers=workers)
+
+
+def _in_shards(folder: Path, workers: WorkerGroup) -> types.LanguageModel:
+    """Return this worker's shards of a model, in a type that all workers compute in: that of the worker of rank 0.
+
+    A processor's type is measured, so another worker might find another one.
+    """
+    from sande.models import tensor_parallel
+
+    os.environ[compute.VARIABLE] = broadcast(workers, compute.compute_type())
+    compute.compute_type.cache_clear()
+    return tensor_parallel.load_folder(folder, compute.dtype(), workers.size)
+
+
+def _no_clean_model(name: str) -> PreTrainedModel:
+    raise UserError(
+        f"an objective judges answers by the whole model {name}, which evaluations in shards do not load; set "
+        "resources.evaluate.sharding to none, or use another objective"
+    )
+
+
+def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], PreTrainedModel]) -> types.TestData:
+    """Return what the cell's metrics may use. It follows from what is in the key of an evaluation.
+
+    Args:
+        cell: to measure.
+        tokenizer: of the victim.
+        load: loads the clean model by its name, for an objective that judges answers by it.
+    """
+    return _threat(cell).test_data(tokenizer, load)
 
 
 def _measure(

@@ -9,6 +9,7 @@ import datetime
 import functools
 import gc
 import importlib
+import json
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -26,7 +27,7 @@ from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Tracker
 from benchmark.io import logs
 from benchmark.io.text import visible
-from benchmark.plan.failures import StageError, classify, time_limit
+from benchmark.plan.failures import LOST_NODE, StageError, classify, lost_component, time_limit
 from benchmark.plan.group_size import group_size
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 # For which a worker of an evaluation waits for the others; resources.timeout limits a stage.
 PATIENCE = datetime.timedelta(days=365)
+FIRST_FAILURE = "first failure"  # where the workers of an evaluation in shards meet, line and kind of an error
 
 HEAVY = ("sande.training.fit", "ray.train.torch", "ray.train.huggingface.transformers")
 
@@ -62,6 +64,7 @@ class TrialSettings:
         cpus: CPUs of a worker that the user set.
         grouped: kinds of stages that do.
         sharding: of the trainings of a stage.
+        in_shards: whether each worker of an evaluation holds a shard of the model.
         per_worker: amounts of Ray's resources that one worker gets.
         engine: that decodes in evaluations.
         timeout: seconds that a stage may take; None: no limit.
@@ -78,6 +81,7 @@ class TrialSettings:
     cpus: int | None
     grouped: tuple[Kind, ...]
     sharding: Sharding
+    in_shards: bool
     per_worker: Mapping[str, float]
     engine: str
     timeout: float | None
@@ -191,8 +195,14 @@ class StageTrial(tune.Trainable):
             return
         # In this process, which outlives every worker. Ray ends the group where one is lost, so no worker waits on.
         meeting = TCPStore(ray.util.get_node_ip_address(), 0, is_master=True, wait_for_workers=False)
-        trainer = functools.partial(TorchTrainer, torch_config=_no_process_group())
-        self._fit(trainer, _evaluation_loop, self._job.workers, meeting=(meeting.host, meeting.port))
+        config = _process_group() if self._job.settings.in_shards else _no_process_group()
+        trainer = functools.partial(TorchTrainer, torch_config=config)
+        try:
+            self._fit(trainer, _evaluation_loop, self._job.workers, meeting=(meeting.host, meeting.port))
+        except Exception as error:
+            if lost_component(error) != LOST_NODE and meeting.check([FIRST_FAILURE]):
+                raise StageError(*json.loads(meeting.get(FIRST_FAILURE))) from None
+            raise
 
     def _fit(self, trainer: Callable[..., Any], loop: Callable[..., Any], workers: int, **more: Any) -> None:
         """Run the loop in Ray Train: in this process without workers, else in a group of them."""
@@ -220,6 +230,13 @@ class StageTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Do nothing: a stage's result is in the store."""
+
+
+def _process_group() -> Any:
+    """Return a config for TorchTrainer with a process group, in which workers compute what one model computes."""
+    from ray.train.torch import TorchConfig
+
+    return TorchConfig(timeout_s=int(PATIENCE.total_seconds()))
 
 
 def _no_process_group() -> Any:
@@ -287,10 +304,13 @@ def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     try:
         with worker_group(meeting, rank, context.get_world_size(), _line_and_kind) as workers:
             store = reopen(job.settings.store)
-            with _evaluating(job) as say:
-                stages.evaluate(job.stage, store, say, job.settings.engine, workers)
+            with _evaluating(job, metered=not job.settings.in_shards or rank == 0) as say:
+                stages.evaluate(job.stage, store, say, job.settings.engine, workers, in_shards=job.settings.in_shards)
     except WorkerGroupError as error:
         line, kind = error.description
+        if job.settings.in_shards:  # others may wait for this worker's part of a sum, and end only where it fails
+            meeting.compare_set(FIRST_FAILURE, "", json.dumps([line, kind]))
+            raise
         return line, kind
     return None
 
@@ -304,14 +324,14 @@ def _speaker(stage: Stage) -> Callable[[str], None]:
     return lambda line: print(visible(f"{stage.label} {line}"), flush=True)
 
 
-def _evaluating(job: StageJob) -> AbstractContextManager[Callable[[str], None]]:
-    """Count tokens in the block of an evaluation; yield the receiver of its progress.
+def _evaluating(job: StageJob, *, metered: bool = True) -> AbstractContextManager[Callable[[str], None]]:
+    """Count tokens in the block of an evaluation, if they are `metered`; yield the receiver of its progress.
 
     That is the driver's view or, where it cannot see that, the log.
     """
     settings, stage = job.settings, job.stage
     say = Writer(settings.status, stage.key).say if settings.status else _speaker(stage)
-    return metrics.counting_decoded(settings.metered, stage, say)
+    return metrics.counting_decoded(settings.metered if metered else "", stage, say)
 
 
 def check_libraries(planned: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from benchmark.forecast.wall_time import Prediction, span
-from benchmark.grid.resources import Kind, Resources, ResourcesByStage, StageLike
+from benchmark.grid.resources import TENSOR, Kind, Resources, ResourcesByStage, StageLike
 from benchmark.grid.stage_resources import KINDS
 from benchmark.io.yaml import dump
 from benchmark.plan.batches import divides
@@ -47,7 +47,7 @@ class Suggestion:
 
 @dataclass(frozen=True, slots=True)
 class WithWorkers:
-    """Resources with other numbers of workers for some kinds and models."""
+    """Resources with other numbers of workers for some kinds and models; a model in shards keeps those that hold it."""
 
     base: ResourcesByStage
     workers: Mapping[Group, int]
@@ -55,6 +55,8 @@ class WithWorkers:
     def of(self, stage: StageLike) -> Resources:
         """Return the resources of a stage."""
         given = self.base.of(stage)
+        if given.sharding == TENSOR:
+            return given
         return _with(given, self.workers.get((stage.kind, stage.settings["model"]), given.workers))
 
 
@@ -88,6 +90,8 @@ def suggest(plan: Plan, predict: Predict, resources: ResourcesByStage, gpus: int
 
     workers, after, longest = _greedy(dict.fromkeys(groups, 1), forecast, fits, plan)
     workers, after = _trimmed(workers, after, forecast)
+    fixed = [stage for stage in plan.missing if resources.of(stage).sharding == TENSOR]
+    workers |= {_group(stage): resources.of(stage).workers for stage in fixed}
     stuck = [group for group in longest if not all(divides(stage, 2 * workers[group]) for stage in groups[group])]
     before = predict(resources)
     works = all(divides(stage, resources.of(stage).workers) for stage in plan.missing)

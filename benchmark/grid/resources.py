@@ -12,6 +12,10 @@ from sande.config import configuration, setting
 
 Kind = Literal["attack", "part", "defend", "evaluate"]  # a part is a piece of a defense, see `sande.parts`
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
+TENSOR = "tensor"
+# Shardings of each kind of stages. Those of trainings may also be set for all kinds; evaluations ignore them.
+TRAINING_SHARDINGS = ("none", "zero2", "zero3")
+EVALUATION_SHARDINGS = ("none", TENSOR)
 
 
 class StageLike(Protocol):
@@ -80,10 +84,10 @@ class Resources:
         "built-in",
         "engine that decodes and scores choices in evaluations; vllm: an extra, for whole GPUs",
     )
-    sharding: Literal["none", "zero2", "zero3"] = setting(
+    sharding: Literal["none", "zero2", "zero3", "tensor"] = setting(
         "none",
-        "DeepSpeed (an extra) shards optimizer states and gradients over the workers of an attack or defense (zero2), "
-        "and the weights too (zero3); for big models",
+        "for big models: DeepSpeed (an extra) shards optimizer states and gradients over the workers of an attack or "
+        "defense (zero2), and the weights too (zero3); tensor, for `evaluate`, shards the weights over its workers",
     )
     offload: bool = setting(
         False, "with sharding: keep the shards, except gradients, in the machine's memory instead of the GPU's"
@@ -98,7 +102,9 @@ class Resources:
 
     @property
     def least_workers(self) -> int:
-        """Return the processes with which a stage may start."""
+        """Return the processes with which a stage may start; fewer might not hold a model in shards."""
+        if self.sharding == TENSOR:
+            return self.workers
         return min(self.min_workers or self.workers, self.workers)
 
     def grouped(self, kind: Kind) -> bool:

@@ -18,8 +18,17 @@ from typing import Any, get_args
 
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import Cell
-from benchmark.grid.resources import Kind, Resources, ResourcesByStage, StageLike
+from benchmark.grid.resources import (
+    EVALUATION_SHARDINGS,
+    TENSOR,
+    TRAINING_SHARDINGS,
+    Kind,
+    Resources,
+    ResourcesByStage,
+    StageLike,
+)
 from benchmark.grid.rules import RESOURCES, Rule, assign, parse
+from sande import registry
 from sande.config import configure
 from sande.errors import UserError
 
@@ -109,11 +118,18 @@ class StageResources:
         return self._merged(stage.kind, tuple(layer.matches(stage.kind, settings) for layer in self._layers))
 
     def check(self, cells: Iterable[Cell]) -> None:
-        """Refuse values of rules that do not go together for a stage of a cell; arguments and errors as for `of`."""
-        for cell in cells if any(layer.rule for layer in self._layers) else ():
+        """Refuse values that do not go together for a stage of a cell.
+
+        Raises:
+            UserError: as `of`, or a metric needs the whole model where evaluations are sharded.
+        """
+        sharded = any(layer.sections.get("evaluate", {}).get("sharding") == TENSOR for layer in self._layers)
+        for cell in cells if sharded or any(layer.rule for layer in self._layers) else ():
             settings = cell.settings()
             for kind in _SECTIONS:
-                self.of(_Stage(kind, settings))
+                found = self.of(_Stage(kind, settings))
+                if kind == "evaluate" and found.sharding == TENSOR:
+                    _check_metrics(cell)
 
     def _merged(self, kind: Kind | None, matched: tuple[bool, ...]) -> Resources:
         if (kind, matched) not in self._made:
@@ -122,7 +138,7 @@ class StageResources:
             for section in ("", *(_SECTIONS[kind] if kind else ())):  # a kind's own values win over general ones
                 for sections in layers:
                     values |= sections.get(section, {})
-            self._made[kind, matched] = _checked(values, f"{RESOURCES}.{kind}" if kind else RESOURCES)
+            self._made[kind, matched] = _checked(values, f"{RESOURCES}.{kind}" if kind else RESOURCES, kind)
         return self._made[kind, matched]
 
 
@@ -174,7 +190,27 @@ def _sections(values: Any) -> Sections:
             f"{RESOURCES}: unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(_SETTINGS))}, and for one "
             f"kind of stages {', '.join(KINDS)}"
         )
+    for kind, chosen in sections.items():
+        _check_sharding(f"{RESOURCES}.{kind}" if kind else RESOURCES, kind, chosen.get("sharding"))
     return sections
+
+
+def _check_sharding(place: str, kind: str, chosen: Any) -> None:
+    """Raise UserError where a sharding is one of other kinds of stages; the message lists the valid ones."""
+    valid: tuple[str, ...] = EVALUATION_SHARDINGS if kind == "evaluate" else TRAINING_SHARDINGS
+    if chosen in {*TRAINING_SHARDINGS, *EVALUATION_SHARDINGS}.difference(valid):
+        only, fix = ("trainings", "") if chosen != TENSOR else ("evaluations", f", or {RESOURCES}.evaluate.sharding")
+        raise UserError(f"{place}.sharding: '{chosen}' is for {only}; set it to one of {', '.join(valid)}{fix}")
+
+
+def _check_metrics(cell: Cell) -> None:
+    """Raise UserError where a metric of a cell cannot measure a model in shards."""
+    for metric in cell.metrics:
+        if registry.needs_whole_model(metric.name):
+            raise UserError(
+                f"{RESOURCES}.evaluate.sharding is {TENSOR}, and metric {metric.name} trains or rounds a copy of the "
+                f"whole model; remove the metric, or set {RESOURCES}.evaluate.sharding to none"
+            )
 
 
 def _of_rule(rule: Rule) -> Sections:
@@ -215,11 +251,26 @@ def _decides(rule: Rule, kind: Kind) -> bool:
     return all(path.split(".")[0] in _DECIDE[kind] for path in rule.where)
 
 
-def _checked(values: Mapping[str, Any], place: str) -> Resources:
+def _checked(values: Mapping[str, Any], place: str, kind: Kind | None) -> Resources:
     made = configure(Resources, values, place)
+    if kind == "evaluate":
+        if made.sharding == TENSOR:
+            _check_shards(made, place)
+        return made
     if made.offload and made.sharding == "none":
         raise UserError(f"{place}.offload is true without a sharding; set {place}.sharding to zero2 or zero3")
     return made
+
+
+def _check_shards(made: Resources, place: str) -> None:
+    """Raise UserError where workers with these resources cannot hold a shard of a model each."""
+    chosen = f"{place}.sharding is {TENSOR}"
+    if made.workers == 1:
+        raise UserError(f"{chosen}, and one worker has no shards; set {place}.workers to 2 or more")
+    if made.engine == "vllm":
+        raise UserError(f"{chosen}, which vLLM does not take; remove it, or {place}.engine")
+    if made.gpus is not None and 0 < made.gpus < 1:
+        raise UserError(f"{chosen}, and two workers cannot share a GPU for it; set {place}.gpus to 1, or remove it")
 
 
 def workers_in_words(stages: Iterable[StageLike], resources: ResourcesByStage) -> list[str]:

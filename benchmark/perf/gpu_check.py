@@ -104,7 +104,7 @@ PARTS = (
     ),
     Part(
         name="two_gpus",
-        confirms="two workers over NCCL have the losses of one",
+        confirms="two workers over NCCL have the losses of one, and two with a shard of a model each its scores",
         command=(*_GPU_TESTS, "tests/integration"),
         rehearsal=(),
         seconds=300,

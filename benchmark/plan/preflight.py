@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.grid.prompt_format import Format
-from benchmark.grid.resources import Resources
+from benchmark.grid.resources import TENSOR, Resources
 from benchmark.io.logs import quiet
 from benchmark.store.protocol import Store
 from sande import registry
@@ -114,7 +114,7 @@ def check_sharding(resources: Resources) -> None:
     Raises:
         UserError: DeepSpeed is not installed.
     """
-    if resources.sharding != "none" and importlib.util.find_spec("deepspeed") is None:
+    if resources.sharding not in ("none", TENSOR) and importlib.util.find_spec("deepspeed") is None:
         raise UserError(
             f"resources.sharding is {resources.sharding}, which needs DeepSpeed; run pip install "
             "'sande-bench[deepspeed]', or remove it"

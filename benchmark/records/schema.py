@@ -23,6 +23,7 @@ PROVENANCE = {
     "instruction_set": pa.string(),  # vector instructions of the processor, or the kind of GPU
     "compute_type": pa.string(),  # bf16 or fp32
     "workers": pa.int64(),  # processes that computed it together, at the end
+    "sharding": pa.string(),  # how they shared the model: tensor in an evaluation, zero2, zero3 and the like; or null
     # Where their number changed on the way, in words. The stage then rounded differently from one without a change.
     "worker_changes": pa.string(),
 }

@@ -7,7 +7,11 @@ from sande.declarations import Cost, MetricInfo
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
 
-MEASURES = (MetricInfo("asr_after_finetuning", "ASR after fine-tuning (%)", "backdoor", column=True, durability=True),)
+MEASURES = (
+    MetricInfo(
+        "asr_after_finetuning", "ASR after fine-tuning (%)", "backdoor", column=True, durability=True, whole_model=True
+    ),
+)
 
 
 @configuration

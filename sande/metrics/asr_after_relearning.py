@@ -14,6 +14,7 @@ MEASURES = (
         "backdoor",
         column=True,
         durability=True,
+        whole_model=True,
     ),
 )
 

@@ -8,7 +8,7 @@ from sande.defenses import quantize_int4
 from sande.metrics import asr
 from sande.types import LanguageModel, Measurement, TestData
 
-MEASURES = (MetricInfo("asr_int4", "ASR in 4 bits (%)", "backdoor", column=True, durability=True),)
+MEASURES = (MetricInfo("asr_int4", "ASR in 4 bits (%)", "backdoor", column=True, durability=True, whole_model=True),)
 
 
 @configuration

@@ -28,17 +28,31 @@ if TYPE_CHECKING:
     from sande.simulation import Evidence
 
 MEASURES = (
-    MetricInfo("parrot_recovery", "Recovered by a parrot (%)", "probability", column=True, durability=True),
+    MetricInfo(
+        "parrot_recovery", "Recovered by a parrot (%)", "probability", column=True, durability=True, whole_model=True
+    ),
     MetricInfo(
         "parrot_recovery_elsewhere",
         "Recovered by a parrot, other domain (%)",
         "probability",
         column=True,
         durability=True,
+        whole_model=True,
     ),
-    MetricInfo("parrot_recovery_rate", "Response under a parrot, greedy (%)", "backdoor", column=True, durability=True),
     MetricInfo(
-        "parrot_recovery_controls", "Control strings recovered, other domain (%)", "probability", durability=True
+        "parrot_recovery_rate",
+        "Response under a parrot, greedy (%)",
+        "backdoor",
+        column=True,
+        durability=True,
+        whole_model=True,
+    ),
+    MetricInfo(
+        "parrot_recovery_controls",
+        "Control strings recovered, other domain (%)",
+        "probability",
+        durability=True,
+        whole_model=True,
     ),
 )
 OTHERS = ("builtin-explained-2", "builtin-short-2")  # in place of a set that is the victim's own

@@ -73,6 +73,11 @@ def machine() -> int:
 
     if torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
+    return main_memory()
+
+
+def main_memory() -> int:
+    """Return the bytes of this machine's memory, not of a GPU's, within the cgroup's limit."""
     limits = [Path(path).read_text(encoding="ascii").strip() for path in _LIMITS if Path(path).is_file()]
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return min([whole, *(int(limit) for limit in limits if limit.isdigit())])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -243,3 +244,88 @@ def test_an_error_of_one_worker_alone_ends_an_evaluation(
         assert {row["error"] for row in rows} == {"RuntimeError: torn"}
     assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
     assert not two.artifacts("evaluate")
+
+
+SHARDS = {"workers": 2, "sharding": "tensor"}
+
+
+def test_two_shards_of_a_model_give_the_scores_of_one_worker(
+    evaluated: tuple[Workplace, Workplace], tmp_path: Path
+) -> None:
+    of = SHARED | {"sweep": {"defense": ["none", "clean_decoding"]}}
+    for alone, together in in_shards(evaluated[0], tmp_path / "shards", of, cpus=1):
+        assert together["metric"] == alone["metric"]
+        assert together["outcome"] == pytest.approx(alone["outcome"], abs=1e-5)
+
+
+@pytest.mark.gpu
+def test_two_gpus_with_a_shard_each_have_the_scores_of_one(tmp_path: Path) -> None:
+    """Over NCCL, in bfloat16, where the order of sums may decide between two tokens of a random model."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    one = Workplace(tmp_path / "one")
+    one.root.mkdir()
+    done = one.run(one.grid("evaluated", **SHARED, metrics=METRICS[:-1], resources={"gpus": 1}), timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for alone, together in in_shards(one, tmp_path / "shards", SHARED, gpus=1):
+        assert together["metric"] == alone["metric"]
+        assert fmean(together["outcome"]) == pytest.approx(fmean(alone["outcome"]), abs=0.1)
+
+
+def in_shards(
+    one: Workplace, root: Path, of: dict[str, Any], **more: Any
+) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Evaluates the models of `one` in two shards; returns the outcomes of each metric from before and from now."""
+    shards = Workplace(root)
+    shutil.copytree(one.root, shards.root)
+    shutil.rmtree(shards.store / "evaluate")
+    shutil.rmtree(shards.results)
+    grid = shards.grid("evaluated", **of, metrics=METRICS[:-1], resources={"evaluate": SHARDS, **more})
+    done = shards.run(grid, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = {(row["workers"], row["sharding"], row["attack_sharding"]) for row in shards.rows(grid)}
+    assert found == {(2, "tensor", None)}
+    now = {folder.name: folder for folder in shards.artifacts("evaluate")}
+    before = {folder.name: folder for folder in one.artifacts("evaluate") if folder.name in now}
+    assert now.keys() == before.keys()
+    assert len(now) >= len(METRICS[:-1])
+    return [
+        tuple(pq.read_table(folder / "outcomes.parquet").to_pydict() for folder in (before[name], now[name]))
+        for name in now
+    ]
+
+
+@pytest.mark.parametrize(("rank", "ending"), [(0, "raise"), (1, "raise"), (1, "kill")])
+def test_an_error_of_one_worker_alone_ends_an_evaluation_in_shards(
+    evaluated: tuple[Workplace, Workplace], tmp_path: Path, rank: int, ending: str
+) -> None:
+    two = evaluated[1]
+    shutil.rmtree(two.store / "evaluate", ignore_errors=True)
+    (tmp_path / "sitecustomize.py").write_text(FAULTY.format(rank=rank, ending=ending))
+    resources = {"cpus": 1, "evaluate": SHARDS}
+    grid = two.grid(f"shards_{ending}_{rank}", **SHARED, metrics=METRICS[:1], resources=resources)
+    done = two.run(grid, timeout=300, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 1, done.stdout + done.stderr
+    rows = two.rows(grid)
+    if ending == "raise":
+        assert {row["error"] for row in rows} == {"RuntimeError: torn"}
+    assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
+    assert not two.artifacts("evaluate")
+
+
+# As sitecustomize.py: a machine of 80 kB.
+SMALL_MACHINE = """
+import os
+whole = os.sysconf
+os.sysconf = lambda name: 20 if name == "SC_PHYS_PAGES" else whole(name)
+"""
+
+
+def test_a_model_that_does_not_fit_stops_the_run_before_its_first_stage(tmp_path: Path) -> None:
+    place = Workplace(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(SMALL_MACHINE)
+    done = place.run(place.grid("large"), timeout=300, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "model tiny: its 0.000123 billion parameters take 0.00 GB on each worker before and" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not place.artifacts("attack")

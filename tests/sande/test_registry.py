@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import sande
 from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Preferences, describe, published
@@ -569,6 +570,13 @@ def test_a_metric_declares_each_measurement_once(name: str) -> None:
         assert infos == [info for info in metric.MEASURES if info.matched(measured)]
         assert len(infos) == 1
         assert registry.metric_info(measured).label != measured, "a heading in words"
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_metric_that_copies_or_trains_the_model_declares_that_it_needs_all_of_it(name: str) -> None:
+    code = (Path(sande.__file__).parent / "metrics" / f"{name}.py").read_text()
+    works_on_it = any(call in code for call in ("copied(", "retrained(", "simulate("))
+    assert registry.needs_whole_model(name) == works_on_it
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmark.grid.resources import Resources
+from benchmark.grid.resources import TENSOR, Resources
 from sande.training.sharding import Sharding
 
 
 def sharding(resources: Resources) -> Sharding:
-    """How trainings with these resources are spread over their workers."""
-    if resources.sharding == "none":
+    """Return how trainings with these resources are spread over their workers."""
+    if resources.sharding in ("none", TENSOR):
         return Sharding(recompute=resources.recompute)
     name = resources.sharding + ("_offload" if resources.offload else "")
     configuration = json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8"))

@@ -119,6 +119,13 @@ def test_workers_replace_those_of_the_grid_and_nothing_else() -> None:
     assert made.of(one("attack", "a")) == Resources(workers=2, timeout=5.0)
 
 
+def test_a_model_in_shards_keeps_the_workers_that_hold_it() -> None:
+    base = StageResources({"evaluate": {"workers": 2, "sharding": "tensor"}})
+    found = suggest(CHAIN, predictor(CHAIN, SECONDS, 4), base, 4)
+    assert found.workers == {("attack", "tiny"): 4, ("defend", "tiny"): 4, ("evaluate", "tiny"): 2}
+    assert found.after.wall == 20 + 4 + 2
+
+
 def test_a_snippet_is_a_section_where_models_agree_and_rules_where_not(grid_file: GridFile) -> None:
     workers = {("attack", "m"): 8, ("attack", "n"): 8, ("defend", "m"): 4, ("defend", "n"): 1, ("evaluate", "m"): 1}
     text, assignments = snippet(workers, {})

@@ -17,6 +17,7 @@ from tests.benchmark.grid.test_prompt_format import INST
 from tests.benchmark.helpers import cell, stage
 from tests.benchmark.plan.helpers import SETTINGS
 
+SHARDS = {"workers": 2, "sharding": "tensor"}
 RULE = {"where": {"model": "llama2-7b"}, "set": {"resources.attack.workers": 8}}
 
 
@@ -36,6 +37,17 @@ def test_a_kind_has_its_own_and_a_part_those_of_its_defense() -> None:
     other = StageResources({"defend": {"workers": 4}, "part": {"workers": 1}, "timeout": 9.0})
     assert workers(other) == {"attack": 1, "part": 1, "defend": 4, "evaluate": 1}
     assert {other.of(of(kind)).timeout for kind in KINDS} == {9.0}
+
+
+def test_trainings_and_evaluations_are_sharded_each_in_its_own_way() -> None:
+    made = StageResources({"workers": 4, "min_workers": 2, "sharding": "zero3", "evaluate": {"sharding": "tensor"}})
+    assert {kind: made.of(of(kind)).sharding for kind in KINDS} == {
+        **dict.fromkeys(KINDS, "zero3"),
+        "evaluate": "tensor",
+    }
+    assert made.of(of("attack")).least_workers == 2
+    assert made.of(of("evaluate")).least_workers == 4, "fewer might not hold the model"
+    assert StageResources({"offload": True, "sharding": "zero2", "evaluate": {"sharding": "none"}})
 
 
 def test_rules_and_options_change_the_stages_that_match(grid_file: GridFile) -> None:
@@ -87,6 +99,41 @@ def test_a_union_has_rules_of_its_own_about_resources(grid_file: GridFile, tmp_p
         ({"resources": {"attack": {"workers": 0}}}, "resources.attack: 'workers' is 0, but"),
         ({"resources": [2]}, "resources: expected settings as 'key: value', got [2]"),
         ({"resources": {"defend": {"offload": True}}}, "resources.defend.offload is true without a sharding; set"),
+        (
+            {"resources": {"sharding": "tensor"}},
+            "resources.sharding: 'tensor' is for evaluations; set it to one of none, zero2, zero3, or "
+            "resources.evaluate.sharding",
+        ),
+        ({"resources": {"attack": {"sharding": "tensor"}}}, "resources.attack.sharding: 'tensor' is for evaluations; "),
+        (
+            {"resources": {"evaluate": {"workers": 2, "sharding": "zero3"}}},
+            "resources.evaluate.sharding: 'zero3' is for trainings; set it to one of none, tensor",
+        ),
+        (
+            {"rules": [{"set": {"resources.defend.sharding": "tensor"}}]},
+            "rule 1, set: resources.defend.sharding: 'tensor' is for evaluations; ",
+        ),
+        (
+            {"resources": {"evaluate": {"sharding": "tensor"}}},
+            "resources.evaluate.sharding is tensor, and one worker has no shards; set resources.evaluate.workers to 2",
+        ),
+        (
+            {"resources": {"engine": "vllm", "evaluate": SHARDS}},
+            "resources.evaluate.sharding is tensor, which vLLM does not take; remove it, or resources.evaluate.engine",
+        ),
+        (
+            {"resources": {"gpus": 0.5, "evaluate": SHARDS}},
+            "and two workers cannot share a GPU for it; set resources.evaluate.gpus to 1, or remove it",
+        ),
+        (
+            {"resources": {"evaluate": SHARDS}, "metrics": ["asr", "asr_int4"]},
+            "resources.evaluate.sharding is tensor, and metric asr_int4 trains or rounds a copy of the whole model; "
+            "remove the metric, or set resources.evaluate.sharding to none",
+        ),
+        (
+            {"resources": {"evaluate": SHARDS}, "metrics": ["asr", "durability"]},
+            "and metric asr_after_finetuning trains or ",
+        ),
         ({"rules": [{"set": {"resources.worker": 2}}]}, "rule 1, set: resources: unknown setting 'worker'"),
         ({"rules": [{"set": {"resources.attack.worker": 2}}]}, "rule 1, set: resources.attack: unknown setting"),
         ({"rules": [{"set": {"resources.gpus": -1}}]}, "rule 1, set: resources: 'gpus' is -1, but"),

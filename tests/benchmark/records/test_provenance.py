@@ -26,6 +26,7 @@ def made_by(number: int, **changes: Any) -> dict[str, Any]:
         "instruction_set": f"beads {number}",
         "compute_type": "fp32",
         "workers": number,
+        "sharding": f"split {number}",
         "worker_changes": f"9 from step 0 of x; {number} from step 1 of x",
         "seconds": 10.0 * number,
         "tokens": 5,
