@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 ANSWER_SECONDS = 60.0  # for one request and its whole answer, an upload included
 MOST_ANSWER = 16 * 2**20  # bytes; thousands of jobs have less
 PORT = 8265
+_NO_AGENT = "No available agent"  # Ray's words; the agent starts after the dashboard, or never if its port is taken
 _LONGEST_REASON = 200  # characters of what a server says
 _JOB = re.compile(r"[A-Za-z0-9][\w.:+-]{0,199}", re.ASCII)
 
@@ -171,6 +172,11 @@ def answering(address: str, job: str = "") -> Iterator[None]:
             raise UserError(
                 f"job {job}: not known to the cluster at {address}; use one that 'sande-bench status --address "
                 f"{address}' lists"
+            ) from None
+        if _NO_AGENT in reason:
+            raise UserError(
+                f"{place}: Ray's agent on the head, which starts jobs, is not there; wait until it has started. A "
+                "second head on one machine needs its own --dashboard-agent-listen-port"
             ) from None
         raise UserError(
             f"{place}: no usable job server ({reason}); check the address, and that the head has ray[default]"

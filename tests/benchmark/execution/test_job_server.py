@@ -223,6 +223,13 @@ def test_a_job_with_an_impossible_time_is_a_sentence(serving: Callable[[Answer, 
     assert "no usable job server" in line
 
 
+def test_a_head_without_its_agent_is_a_sentence() -> None:
+    said = "Request failed with status code 500: No available agent to submit job, please try again later.."
+    agent = r"Ray's agent on the head.*--dashboard-agent-listen-port"
+    with pytest.raises(UserError, match=agent), job_server.answering("http://head:8265"):
+        raise RuntimeError(said)
+
+
 def job(state: str) -> Answer:
     return saying(json.dumps({"type": "SUBMISSION", "submission_id": "g-1", "status": state, "entrypoint": "x"}))
 
