@@ -49,10 +49,19 @@ _BY_TYPE = {
 _SHORT = ("out of memory", "_alloc_failed", "can't allocate memory", "memoryerror", "low on memory")
 # In lower case, in Ray's messages about a lost node or worker, also where a worker group hands them on as text.
 _NODE = ("node has died", "node died", "node was terminated", "nodediederror", "node is dead", "preempted")
-_WORKER = ("actordiederror", "actor died", "actor is dead", "workercrashed", "actorunavailable", "rayactorerror")
-_HEALTH = ("actor is temporarily unavailable", "worker health check failed")
-# A group may end with what gloo or NCCL of another worker says of a lost one, before Ray misses it.
-_PEER = ("gloo/transport", "remote process exited")
+_WORKER = (
+    "actordiederror",
+    "actor died",
+    "actor is dead",
+    "workercrashed",
+    "actorunavailable",
+    "rayactorerror",
+    "actor is temporarily unavailable",
+    "worker health check failed",
+    # A group may end with what gloo or NCCL of another worker says of a lost one, before Ray misses it.
+    "gloo/transport",
+    "remote process exited",
+)
 
 
 class Failure(str):
@@ -142,7 +151,7 @@ def lost_component(error: BaseException) -> str:
     if any(sign in text for sign in _NODE):
         return LOST_NODE
     is_actor = isinstance(error, _ray_types("RayActorError"))
-    return LOST_WORKER if is_actor or any(sign in text for sign in (*_WORKER, *_HEALTH, *_PEER)) else ""
+    return LOST_WORKER if is_actor or any(sign in text for sign in _WORKER) else ""
 
 
 @contextmanager

@@ -229,14 +229,20 @@ def test_two_workers_give_the_scores_of_one(evaluated: tuple[Workplace, Workplac
         assert manifest(folder)["measurements"] == manifest(folders[folder.name])["measurements"]
 
 
+SHARDS = {"workers": 2, "sharding": "tensor"}
+
+
+@pytest.mark.parametrize("resources", [{"workers": 2}, {"evaluate": SHARDS}], ids=["whole", "shards"])
 @pytest.mark.parametrize(("rank", "ending"), [(0, "raise"), (1, "raise"), (1, "kill")])
 def test_an_error_of_one_worker_alone_ends_an_evaluation(
-    evaluated: tuple[Workplace, Workplace], tmp_path: Path, rank: int, ending: str
+    evaluated: tuple[Workplace, Workplace], tmp_path: Path, rank: int, ending: str, resources: dict[str, Any]
 ) -> None:
     two = evaluated[1]
     shutil.rmtree(two.store / "evaluate", ignore_errors=True)
     (tmp_path / "sitecustomize.py").write_text(FAULTY.format(rank=rank, ending=ending))
-    grid = two.grid(f"{ending}_{rank}", **SHARED, metrics=METRICS[:1], resources={"workers": 2, "cpus": 1})
+    grid = two.grid(
+        f"{ending}_{rank}_{min(resources)}", **SHARED, metrics=METRICS[:1], resources={"cpus": 1, **resources}
+    )
     done = two.run(grid, timeout=300, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
     assert done.returncode == 1, done.stdout + done.stderr
     rows = two.rows(grid)
@@ -244,9 +250,6 @@ def test_an_error_of_one_worker_alone_ends_an_evaluation(
         assert {row["error"] for row in rows} == {"RuntimeError: torn"}
     assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
     assert not two.artifacts("evaluate")
-
-
-SHARDS = {"workers": 2, "sharding": "tensor"}
 
 
 def test_two_shards_of_a_model_give_the_scores_of_one_worker(
@@ -293,24 +296,6 @@ def in_shards(
         tuple(pq.read_table(folder / "outcomes.parquet").to_pydict() for folder in (before[name], now[name]))
         for name in now
     ]
-
-
-@pytest.mark.parametrize(("rank", "ending"), [(0, "raise"), (1, "raise"), (1, "kill")])
-def test_an_error_of_one_worker_alone_ends_an_evaluation_in_shards(
-    evaluated: tuple[Workplace, Workplace], tmp_path: Path, rank: int, ending: str
-) -> None:
-    two = evaluated[1]
-    shutil.rmtree(two.store / "evaluate", ignore_errors=True)
-    (tmp_path / "sitecustomize.py").write_text(FAULTY.format(rank=rank, ending=ending))
-    resources = {"cpus": 1, "evaluate": SHARDS}
-    grid = two.grid(f"shards_{ending}_{rank}", **SHARED, metrics=METRICS[:1], resources=resources)
-    done = two.run(grid, timeout=300, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
-    assert done.returncode == 1, done.stdout + done.stderr
-    rows = two.rows(grid)
-    if ending == "raise":
-        assert {row["error"] for row in rows} == {"RuntimeError: torn"}
-    assert {row["failure"] for row in rows} == {"other" if ending == "raise" else "lost worker"}
-    assert not two.artifacts("evaluate")
 
 
 # As sitecustomize.py: a machine of 80 kB.
