@@ -1,4 +1,4 @@
-"""`report`, `compare` and `publish`: pages from the rows of a grid."""
+"""`report`, `compare`, `join` and `publish`: pages from the rows of a grid."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from benchmark import join as benchmark_join
 from benchmark import publish as benchmark_publish
 from benchmark.cli.app import echo, one_sentence, print_markdown
 from benchmark.cli.options import RehearsalOption
@@ -50,6 +51,19 @@ def compare(
     print_markdown(comparison_page.write(place.fetch(), margins, rehearsal=rehearsal))
     place.send()
     echo(f"Comparison: {place.shown}/comparison.md")
+
+
+@one_sentence
+def join(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Results of parts of one grid, run with --only.", metavar="FOLDER…")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the joined results.")],
+) -> None:
+    """Make one results folder of a grid that ran in parts, on several machines or days."""
+    for text in benchmark_join.join(folders, out):
+        print_markdown(text)
+    echo(f"Report: {out}/README.md")
 
 
 @one_sentence
