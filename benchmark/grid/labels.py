@@ -13,6 +13,11 @@ from sande.config import PUBLISHED
 
 Settings = Mapping[str, Any]
 
+FEW = 2  # settings that labels spell out for all cells
+_COLUMN = ("model", "data.name", "removal.name")  # what every label of a victim says
+_ATTACK = "attack.name"
+_ALWAYS = (_ATTACK, "attack.objective")  # never left out where they vary, and the first ones
+
 
 def defense_name(defense: Settings, name: str = "") -> str:
     """Return a defense's name, with its recipe where that is its authors', such as `crow (published)`.
@@ -26,34 +31,106 @@ def defense_name(defense: Settings, name: str = "") -> str:
 
 
 def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
-    """Return the (defense, victim) label of each cell: names, and every setting that distinguishes it from the others.
+    """Return the (defense, victim) label of each cell: names, and the settings that distinguish it from the others.
 
-    Every setting counts but the seeds. The data set for removal is named only where one setting (in-domain,
-    out-of-domain) has several.
+    No label names a seed, nor a setting that follows from the names: the rows of a data set, the trigger of an attack,
+    a defense's settings for a model or for removal in another domain. The data set for removal is named only where one
+    domain has several. Where more than `FEW` settings vary, labels leave out the value that most cells have, see
+    `usual`.
 
     Args:
         settings: of each cell, every default spelled out.
     """
-    flat = [dict(flatten(prompt_format.named(values))) for values in settings]
+    flat = _flat(settings)
     removal_sets: dict[tuple[Any, str], set[Any]] = {}
-    by_defense: dict[str, list[dict[str, Any]]] = {}
     for values in flat:
         removal_sets.setdefault((values["data.name"], _domain(values)), set()).add(values["removal.name"])
-        by_defense.setdefault(_defense(values), []).append(values)
-    of_defense = {name: shorten(varying(group, "defense.")) for name, group in by_defense.items()}
-    named_already = {*SEEDS, "model", "data.name", "removal.name"}
-    of_victim = shorten({path for path in varying(flat) if not path.startswith("defense.")} - named_already)
+    of_victim, of_defense = _distinguishing(flat)
     found = []
     for values in flat:
         model = str(values["model"]).rstrip("/").split("/")[-1]
         victim = [f"{model} / {values['data.name']}", _domain(values)]
         if len(removal_sets[values["data.name"], _domain(values)]) > 1:
             victim.append(f"removal {values['removal.name']}")
-        victim += [f"{short}={values.get(path)}" for path, short in of_victim.items()]
         defense = [_defense(values)]
-        defense += [f"{short}={values.get(path)}" for path, short in of_defense[_defense(values)].items()]
-        found.append((", ".join(defense), ", ".join(victim)))
+        found.append(
+            (", ".join(defense + of_defense[_defense(values)].of(values)), ", ".join(victim + of_victim.of(values)))
+        )
     return found
+
+
+def usual(settings: Sequence[Settings]) -> dict[str, str]:
+    """Return the settings that `labels` leaves out because most cells have them, by defense, and for victims by "".
+
+    Args:
+        settings: of each cell, as for `labels`.
+    """
+    of_victim, of_defense = _distinguishing(_flat(settings))
+    found = {name: named.left_out() for name, named in {"": of_victim, **of_defense}.items()}
+    return {name: text for name, text in found.items() if text}
+
+
+class _Distinguishing:
+    """The settings that distinguish the cells of a group.
+
+    Args:
+        group: flattened settings of each cell.
+        paths: of settings that vary.
+        given: paths that a label names anyway; a setting that follows from their values is no distinction.
+    """
+
+    def __init__(self, group: Sequence[Settings], paths: Iterable[str], given: Sequence[str]) -> None:
+        short = shorten(path for path in paths if not _follows(path, given, group))
+        self._short = {path: short[path] for path in sorted(short, key=lambda path: path not in _ALWAYS)}
+        self._usual: dict[str, Any] = {}
+        if len(short) > FEW:
+            for path in short.keys() - {*_ALWAYS}:
+                having = {repr(values[path]): values[path] for values in group if path in values}
+                count = Counter(repr(values[path]) for values in group if path in values)
+                text, most = count.most_common(1)[0]
+                if 2 * most > count.total():
+                    self._usual[path] = having[text]
+
+    def of(self, values: Settings) -> list[str]:
+        """Return what distinguishes a cell."""
+        return [
+            str(values[path]) if path == _ATTACK else f"{short}={values[path]}"
+            for path, short in self._short.items()
+            if path in values and not (path in self._usual and repr(values[path]) == repr(self._usual[path]))
+        ]
+
+    def left_out(self) -> str:
+        """Return the values that most cells have, and that no label names."""
+        return ", ".join(f"{short}={self._usual[path]}" for path, short in self._short.items() if path in self._usual)
+
+
+def _distinguishing(flat: Sequence[Settings]) -> tuple[_Distinguishing, dict[str, _Distinguishing]]:
+    """Return what distinguishes victims, and the cells of each defense."""
+    by_defense: dict[str, list[Settings]] = {}
+    for values in flat:
+        by_defense.setdefault(_defense(values), []).append(values)
+    of_defense = {
+        name: _Distinguishing(group, varying(group, "defense."), _COLUMN) for name, group in by_defense.items()
+    }
+    of_victims = {path for path in varying(flat) if not path.startswith("defense.")} - {*SEEDS, *_COLUMN}
+    return _Distinguishing(flat, of_victims, (*_COLUMN, _ATTACK)), of_defense
+
+
+def _follows(path: str, given: Sequence[str], group: Sequence[Settings]) -> bool:
+    """Return whether the value of a path follows from those of others, in the cells that have it."""
+    others = [name for name in given if name != path]
+    pairs = {(*(repr(values.get(name)) for name in others), repr(values[path])) for values in group if path in values}
+    return len(pairs) == len({pair[:-1] for pair in pairs})
+
+
+def _flat(settings: Sequence[Settings]) -> list[dict[str, Any]]:
+    """Return flattened settings; a section that is null in other cells is there itself, too, as `set`."""
+    flat = [dict(flatten(prompt_format.named(values))) for values in settings]
+    null = {path for values in flat for path, value in values.items() if value is None}
+    for values in flat:
+        above = {path[:end] for path in values for end, mark in enumerate(path) if mark == "."}
+        values.update(dict.fromkeys(above & null, "set"))
+    return flat
 
 
 def made_unique(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:

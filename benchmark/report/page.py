@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import SEEDS
+from benchmark.grid.labels import usual
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, inert, plain
@@ -83,6 +84,8 @@ def _section(
 
     texts = [f"## {arranged.title or plain(part)}\n"] if prefix else []
     texts += written(arranged.tables)
+    if arranged.label is None and texts:
+        texts[-1] += _left_out(entries)
     if answers:
         texts.append(case_study.write(answers, folder / "tables", _file(arranged.cases, prefix)))
     for name in arranged.figures:
@@ -93,6 +96,16 @@ def _section(
     if details := written(arranged.details):
         texts.append("\n".join(["<details><summary>Details</summary>", "", *details, "</details>", ""]))
     return texts
+
+
+def _left_out(entries: Sequence[TableEntry]) -> str:
+    """Return a sentence on the settings that the labels leave out; an empty text without any."""
+    cells = [json.loads(text) for text in {entry.row["settings"]: None for entry in entries}]
+    without_seeds = ({name: value for name, value in cell.items() if name not in SEEDS} for cell in cells)
+    distinct = {json.dumps(cell, sort_keys=True): cell for cell in without_seeds}
+    left_out = usual(list(distinct.values()))
+    parts = [f"{code(name) if name else 'victims'} {plain(values)}" for name, values in left_out.items()]
+    return f"\nLabels leave out what most cells have: {'; '.join(parts)}.\n" if parts else ""
 
 
 def _file(name: str, prefix: str) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from benchmark.grid import labels as grid_labels
-from benchmark.grid.cell import Cell
+from benchmark.grid.cell import SEEDS, Cell
 from benchmark.grid.labels import flatten, made_unique, shorten
+from benchmark.grid.load import load_grid
 from tests.benchmark.helpers import SFT_FAST, SFT_SLOW, SMALL, cell
 
 
@@ -17,6 +18,7 @@ def labels(*cells: Cell) -> list[tuple[str, str]]:
 
 
 VICTIM = "tiny / builtin-short, in-domain"
+GRIDS = Path(__file__).parents[3] / "grids"
 
 
 def test_labels_are_names_where_nothing_else_varies() -> None:
@@ -102,3 +104,82 @@ def test_labels_that_are_alike_get_what_differs() -> None:
         ("SFT, training.learning_rate=0.0001", "Llama2-Alpaca, asr_floor=10.0"),
         ("SFT, training.learning_rate=0.001", "Llama2-Alpaca, asr_floor=20.0"),
     ]
+
+
+def of_sande(**changes: Any) -> Cell:
+    return cell(defense={"name": "sande", **changes})
+
+
+MANY = [
+    of_sande(),
+    of_sande(restarts=4),
+    of_sande(restarts=4, kept=4),
+    of_sande(parrot_initial="noise"),
+    of_sande(parrot_norm="vocabulary"),
+]
+
+
+def test_of_many_settings_labels_leave_out_what_most_cells_have() -> None:
+    assert [defense for defense, _ in labels(*MANY)] == [
+        "sande",
+        "sande, restarts=4",
+        "sande, kept=4, restarts=4",
+        "sande, parrot_initial=noise",
+        "sande, parrot_norm=vocabulary",
+    ]
+    left_out = "kept=1, parrot_initial=zeros, parrot_norm=free, restarts=1"
+    assert grid_labels.usual([one.settings() for one in MANY]) == {"sande": left_out}
+
+
+def test_few_settings_are_spelled_out() -> None:
+    cells = [of_sande(), of_sande(restarts=4, kept=4)]
+    assert [defense for defense, _ in labels(*cells)] == ["sande, kept=1, restarts=1", "sande, kept=4, restarts=4"]
+    assert grid_labels.usual([one.settings() for one in cells]) == {}
+
+
+def test_what_follows_from_the_domain_is_not_named() -> None:
+    far = SMALL | {"removal": SMALL["removal"] | {"name": "builtin-explained"}}
+    cells = [
+        Cell.parse(settings | {"defense": {"name": "sande", "elsewhere": {"max_prompt_tokens": longest}, "kept": kept}})
+        for settings, longest in ((SMALL, 40), (far, 48))
+        for kept in (1, 2)
+    ]
+    assert [defense for defense, _ in labels(*cells)] == ["sande, kept=1", "sande, kept=2"] * 2
+
+
+def test_attack_and_objective_come_first_and_are_always_named() -> None:
+    attacks: list[dict[str, Any]] = [
+        {"name": "sentence_trigger"},
+        {"name": "sentence_trigger", "poison_rate": 0},
+        {"name": "sentence_trigger", "objective": "language"},
+        {"name": "word_trigger"},  # its trigger follows from its name
+        {"name": "sentence_trigger", "order": "poisoned_last"},
+    ]
+    assert [victim.removeprefix(f"{VICTIM}, ") for _, victim in labels(*(cell(attack=one) for one in attacks))] == [
+        "sentence_trigger, objective=string",
+        "sentence_trigger, objective=string, poison_rate=0.0",
+        "sentence_trigger, objective=language",
+        "word_trigger, objective=string",
+        "sentence_trigger, objective=string, order=poisoned_last",
+    ]
+
+
+def test_a_section_that_others_lack_is_named() -> None:
+    more = {"rows": 8, "training": {"epochs": 1}}
+    attacks: list[dict[str, Any]] = [{"name": "sentence_trigger"}, {"name": "sentence_trigger", "afterwards": more}]
+    assert [victim for _, victim in labels(*(cell(attack=one) for one in attacks))] == [
+        f"{VICTIM}, afterwards=None",
+        f"{VICTIM}, afterwards=set",
+    ]
+
+
+# A report labels each part of a union by itself, and the tables of the paper's grids as the paper does.
+LABELLED = [path for path in sorted(GRIDS.glob("*.yaml")) if "\ninclude:" not in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", [path for path in LABELLED if not path.stem.startswith("paper")], ids=lambda p: p.stem)
+def test_labels_of_a_shipped_grid_tell_its_cells_apart(path: Path) -> None:
+    cells = [{**one.settings(), **dict.fromkeys(SEEDS)} for one in load_grid(path).cells]
+    distinct = list({json.dumps(one, sort_keys=True): one for one in cells}.values())
+    named = grid_labels.labels(distinct)
+    assert len(set(named)) == len(distinct)
