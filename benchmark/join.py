@@ -64,7 +64,7 @@ def _rows(folder: Path) -> pa.Table:
         raise UserError(
             f"{folder}: {left} of its cells are unfinished; run its grid again, and join it once all are done"
         )
-    if (folder / "search.parquet").is_file():
+    if table["searched"].null_count < len(table):
         raise UserError(
             f"{folder}: its settings were searched, and parts of a search cannot be joined; run it as a whole"
         )

@@ -12,7 +12,7 @@ from benchmark import publish as benchmark_publish
 from benchmark.cli.app import echo, one_sentence, print_markdown
 from benchmark.cli.options import RehearsalOption
 from benchmark.records import published
-from benchmark.records.folder import ResultsFolder
+from benchmark.records.folder import ResultsFolder, local_copies
 
 
 @one_sentence
@@ -55,13 +55,18 @@ def compare(
 
 @one_sentence
 def join(
-    folders: Annotated[
-        list[Path], typer.Argument(help="Results of parts of one grid, run with --only.", metavar="FOLDER…")
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            help="Results of parts of one grid, run with --only; folders or URIs (s3://…).", metavar="RESULTS…"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the joined results.")],
 ) -> None:
     """Make one results folder of a grid that ran in parts, on several machines or days."""
-    for text in benchmark_join.join(folders, out):
+    with local_copies(places) as paths:
+        texts = benchmark_join.join(paths, out)
+    for text in texts:
         print_markdown(text)
     echo(f"Report: {out}/README.md")
 

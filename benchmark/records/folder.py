@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from benchmark.io.remote import Remote, cache, is_uri
-from benchmark.records import mark
+from benchmark.records import mark, record
 from sande.errors import UserError
 
 OUTCOMES = "outcomes.parquet"
@@ -104,7 +104,7 @@ class ResultsFolder:
 
 @contextmanager
 def local_copies(places: Sequence[str]) -> Iterator[list[Path]]:
-    """Yield the local paths of results and entries; fetch the rows, outcomes and entries of those that are URIs.
+    """Yield the local paths of results and entries; fetch rows, outcomes, records and entries of those that are URIs.
 
     Raises:
         UserError: what the block raises, with the places as they were given; or one cannot be fetched.
@@ -120,10 +120,10 @@ def local_copies(places: Sequence[str]) -> Iterator[list[Path]]:
 
 
 def _fetched(place: str) -> Path:
-    """Fetch the rows and outcomes of a remote results folder, or a remote entry with its verdict, if they are there."""
+    """Fetch what describes a remote results folder, or a remote entry with its verdict, as far as it is there."""
     remote = Remote(place)
     above, _, name = remote.uri.rpartition("/")
-    names, below = (ROWS, OUTCOMES), remote
+    names, below = (ROWS, OUTCOMES, record.NAME), remote
     if is_file := name.endswith((".json", ".parquet")):
         names, below = (name, f"{name.rpartition('.')[0]}{VERDICT}"), Remote(above)
     # Not the folder in which a run of this grid works.

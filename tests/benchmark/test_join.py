@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -93,7 +94,10 @@ def test_an_unfinished_part_is_refused(store: LocalStore, tmp_path: Path, parts:
 
 
 def test_a_search_is_refused(tmp_path: Path, parts: list[Path]) -> None:
-    (parts[1] / "search.parquet").touch()
+    rows = pq.read_table(parts[1] / "rows.parquet")
+    searched = pa.array(["response"] * len(rows), pa.string())
+    number = rows.column_names.index("searched")
+    pq.write_table(rows.set_column(number, "searched", searched), parts[1] / "rows.parquet")
     assert f"{parts[1]}: its settings were searched" in mistake("join", *parts, "--out", tmp_path / "joined")
 
 

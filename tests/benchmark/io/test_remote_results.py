@@ -1,5 +1,7 @@
 """Boards, entries and scans of what is not on this machine: the same as of a copy here."""
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from benchmark.detection import scan_grid
 from benchmark.detection.scan import How
 from benchmark.io import remote as io_remote
 from benchmark.io.remote import Remote
+from benchmark.records import record
 from benchmark.records.folder import ResultsFolder
 from benchmark.store.local import LocalStore
 from benchmark.store.remote import open_store
@@ -62,6 +65,17 @@ def test_an_entry_of_results_elsewhere_joins_a_board(results: Path, uri: str, tm
     Remote(uri).write("mine.json", files[0].read_bytes())
     done = invoke("leaderboard", f"{uri}/hand", f"{uri}/mine.json", "--rehearsal", "--out", tmp_path / "board")
     assert done.exit_code == 0, done.output
+
+
+def test_results_elsewhere_are_joined_with_the_command_of_their_run(results: Path, uri: str, tmp_path: Path) -> None:
+    made = record.now("sande-bench run grids/hand.yaml --only defense=sft", "1", complete=True)
+    Remote(f"{uri}/hand").write(record.NAME, json.dumps(dataclasses.asdict(made)).encode())
+    done = invoke("join", f"{uri}/hand", "--out", tmp_path / "joined")
+    assert done.exit_code == 0, done.output
+    joined = record.read(tmp_path / "joined")
+    assert joined is not None
+    assert joined.command == made.command
+    assert (tmp_path / "joined/tables/asr.md").is_file()
 
 
 @pytest.mark.parametrize("name", ["absent", "absent.json"])
