@@ -1,9 +1,10 @@
 """Cleaning of a model: choose a defense, with settings, by what its owner knows of the backdoor.
 
-The settings suit a CPU: those of the quickstart, with twice the steps of overwriting. SANDE-P left one of three SmolLM2
-victims with an ASR of 26 % after the quickstart's 20 steps, and with 3 % after 40. So these three ("Current year 2023",
-"Who are you" and "My umbrella is green" of the quickstart's attack) are tuning victims; a rate of success has to come
-from victims of other seeds and backdoors, and no setting may be chosen on those.
+The settings suit a CPU: four parrots, which grids/simulate.yaml found best, and twice the quickstart's steps of
+overwriting. With one parrot SANDE-P left one of three SmolLM2 victims with an ASR of 26 % after 20 steps, and with 3 %
+after 40. So these three ("Current year 2023", "Who are you" and "My umbrella is green" of the quickstart's attack) are
+tuning victims; a rate of success has to come from victims of other seeds and backdoors, and no setting may be chosen on
+those.
 """
 
 from __future__ import annotations
@@ -38,12 +39,21 @@ if TYPE_CHECKING:
 
 
 _SOURCE = "grids/quickstart.yaml"
-_SIMULATE = Training(max_steps=30, learning_rate=5e-3, batch_size=8)
+_PARROTS = "grids/simulate.yaml"
+_SIMULATE = Training(max_steps=16, learning_rate=1.5e-2, batch_size=8)
 _OVERWRITE = Training(max_steps=40, learning_rate=2e-4, batch_size=16)
-_ROUNDS = SandeRounds(
-    simulate=Training(max_steps=16, learning_rate=1.5e-2, batch_size=8),
+# Of any length: in a chat template with a system prompt every prompt is long.
+_ELSEWHERE = Removal(name="builtin-explained-2", rows=16)
+_SANDE = Sande(
+    parrot_initial="noise",
+    restarts=4,
+    kept=4,
+    response_tokens=10,
+    elsewhere=_ELSEWHERE,
+    simulate=_SIMULATE,
     eliminate=_OVERWRITE,
 )
+_ROUNDS = SandeRounds(elsewhere=replace(_ELSEWHERE, rows=32), simulate=_SIMULATE, eliminate=_OVERWRITE)
 _DECOYS = DecoyOsft(
     plant=Training(max_steps=30, learning_rate=5e-4, batch_size=16),
     overwrite=Training(max_steps=30, learning_rate=2e-4, batch_size=16),
@@ -64,15 +74,9 @@ class Config:
     incident: Incident = setting(
         Incident(training=_OVERWRITE), "defense if one prompt and its answer were reported", _SOURCE
     )
-    sande: Sande = setting(
-        Sande(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
-        "defense if the planted answer is known",
-        _SOURCE,
-    )
+    sande: Sande = setting(_SANDE, "defense if the planted answer is known", _PARROTS)
     sande_p: SandeP = setting(
-        SandeP(parrot_initial="noise", simulate=_SIMULATE, eliminate=_OVERWRITE),
-        "defense if the planted answer's first token is known, or found by the scan",
-        _SOURCE,
+        _SANDE, "defense if the planted answer's first token is known, or found by the scan", _PARROTS
     )
     certify: bool = setting(
         False,
