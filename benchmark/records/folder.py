@@ -123,9 +123,9 @@ def _fetched(place: str) -> Path:
     """Fetch what describes a remote results folder, or a remote entry with its verdict, as far as it is there."""
     remote = Remote(place)
     above, _, name = remote.uri.rpartition("/")
-    names, below = (ROWS, OUTCOMES, record.NAME), remote
+    names, below = [ROWS, OUTCOMES, record.NAME], remote
     if is_file := name.endswith((".json", ".parquet")):
-        names, below = (name, f"{name.rpartition('.')[0]}{VERDICT}"), Remote(above)
+        names, below = [name, f"{name.rpartition('.')[0]}{VERDICT}"], Remote(above)
     # Not the folder in which a run of this grid works.
     folder = cache(below.uri, "read")
     folder.mkdir(parents=True, exist_ok=True)
