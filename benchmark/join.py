@@ -33,8 +33,8 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
         The tables as Markdown.
 
     Raises:
-        UserError: parts are of different grids, or of a search; a part is unfinished; two parts measured the same cell;
-            or the folder cannot be written.
+        UserError: parts are of different grids, or of a search; a part is unfinished; two parts measured a cell
+            differently; or the folder cannot be written.
     """
     from benchmark.report import page
 

@@ -126,10 +126,13 @@ def _follows(path: str, given: Sequence[str], group: Sequence[Settings]) -> bool
 def _flat(settings: Sequence[Settings]) -> list[dict[str, Any]]:
     """Return flattened settings; a section that is null in other cells is there itself, too, as `set`."""
     flat = [dict(flatten(prompt_format.named(values))) for values in settings]
+    paths = set[str]().union(*flat)
     null = {path for values in flat for path, value in values.items() if value is None}
-    for values in flat:
-        above = {path[:end] for path in values for end, mark in enumerate(path) if mark == "."}
-        values.update(dict.fromkeys(above & null, "set"))
+    sections = {path: {inner for inner in paths if inner.startswith(f"{path}.")} for path in null}
+    for section, inside in ((section, inside) for section, inside in sections.items() if inside):
+        for values in flat:
+            if not inside.isdisjoint(values):
+                values[section] = "set"
     return flat
 
 
