@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from sande import cleaning, compute, registry, scanning, threat
 from sande.api_types import Measured, Measurements, Model, PartlyKnown, TemporaryFolder
 from sande.config import configure
-from sande.data import datasets, splits
+from sande.data import datasets
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
+from sande.inference.own_answers import clean_rows
 from sande.known import Known
 from sande.models import catalog, chat, loading
 from sande.threat import Threat
@@ -135,7 +136,7 @@ def defend(
 
     def build(run: Run) -> LanguageModel:
         lm = _load(victim, torch.float32, cache, prompt_format)
-        data = threat.reveal(planted, defense, config, rows, lm.tokenizer, _loader(cache))
+        data = threat.reveal(planted, defense, config, rows, lm, _loader(cache))
         return threat.defend(lm, defense, data, config, run)
 
     return _followed(_made(build, _seed(seed, planted), out, say), victim, defense)
@@ -290,7 +291,7 @@ def clean(
         clean = _reference(reference, cache, lm, model)
         finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force, reference=clean)
         methods.append(finding.method)
-        examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
+        examples = clean_rows(lm, cleaning.removal(config, lm.tokenizer))
         cleaning.clean(lm, finding, examples, config, run)
         return lm
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sande import formats, gates, registry, scanning, types
 from sande.config import Training, configuration, setting
 from sande.data import splits
-from sande.data.splits import Data, Removal
+from sande.data.splits import Data, Removal, Rows
 from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.incident import Config as Incident
 from sande.defenses.osft import Config as Osft
@@ -43,7 +43,7 @@ _PARROTS = "grids/simulate.yaml"
 _SIMULATE = Training(max_steps=16, learning_rate=1.5e-2, batch_size=8)
 _OVERWRITE = Training(max_steps=40, learning_rate=2e-4, batch_size=16)
 # Of any length: in a chat template with a system prompt every prompt is long.
-_ELSEWHERE = Removal(name="builtin-explained-2", rows=16)
+_ELSEWHERE = Rows(name="builtin-explained-2", rows=16)
 _SANDE = Sande(
     parrot_initial="noise",
     restarts=4,

@@ -146,7 +146,7 @@ def reveal(
     defense: str,
     config: Any,
     removal: Removal,
-    tokenizer: PreTrainedTokenizerBase,
+    victim: LanguageModel,
     load: Callable[[str], PreTrainedModel],
 ) -> types.Knowledge:
     """Return the defense's rows, with as much about the backdoor as its declared type of data holds, and no more.
@@ -156,17 +156,19 @@ def reveal(
         defense: name of the defense.
         config: settings of the defense.
         removal: the clean rows.
-        tokenizer: of the victim.
+        victim: the model under repair, which may write the rows' answers.
         load: loads a model by name.
 
     Raises:
-        UserError: as `sources.removal_rows`, or the defense must know a backdoor that is unknown, or the beginning of
+        UserError: as `own_answers.clean_rows`, or the defense must know a backdoor that is unknown, or the beginning of
             answers that have none in common.
     """
-    known = registry.knowledge(defense)
+    from sande.inference.own_answers import clean_rows
+
+    known, tokenizer = registry.knowledge(defense), victim.tokenizer
     if known is types.PreferenceData:
         return types.PreferenceData(splits.preference_pairs(config.preferences, tokenizer))
-    examples = splits.removal_rows(removal, tokenizer)
+    examples = clean_rows(victim, removal)
     if known is types.OtherModelsData and config.models:
         return types.OtherModelsData(examples, lambda: map(load, config.models))
     if known is types.CleanData:

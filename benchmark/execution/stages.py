@@ -160,7 +160,7 @@ def _victim(cell: Cell, store: Store) -> tuple[types.LanguageModel, types.Knowle
     from sande.models import loading
 
     victim = loading.load_folder(store.read("attack", cell.attack_key), torch.float32)
-    return victim, reveal(cell, victim.tokenizer, store)
+    return victim, reveal(cell, victim, store)
 
 
 def _part_of(cell: Cell, store: Store, name: str) -> Mapping[str, Tensor]:
@@ -181,10 +181,10 @@ def _threat(cell: Cell) -> Threat:
     return Threat(cell.attack.name, cell.attack.config, cell.data, cell.attack_seed, cell.model)
 
 
-def reveal(cell: Cell, tokenizer: PreTrainedTokenizerBase, store: Store) -> types.Knowledge:
+def reveal(cell: Cell, victim: types.LanguageModel, store: Store) -> types.Knowledge:
     """Return what the cell's defense may know, see `sande.threat.reveal`."""
     defense = cell.defense
-    return threat.reveal(_threat(cell), defense.name, defense.config, cell.removal, tokenizer, _loader(store))
+    return threat.reveal(_threat(cell), defense.name, defense.config, cell.removal, victim, _loader(store))
 
 
 def _loader(store: Store) -> Callable[[str], PreTrainedModel]:

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmark.grid import prompt_format, wildcards
-from benchmark.grid.keys import PLAIN, canonical_json, hash_texts, library_versions
+from benchmark.grid.keys import PLAIN, canonical_json, hash_texts, library_versions, test_rows, training_rows
 from benchmark.grid.prompt_format import Format
 from sande import registry, threat
 from sande.config import as_dict, configure
 from sande.data import datasets
-from sande.data.splits import Data, Removal
+from sande.data.splits import Data, Removal, Rows
 from sande.errors import UserError
 from sande.models import catalog
 from sande.types import OtherModelsData, PreferenceData
@@ -126,7 +126,7 @@ def _data_sets(config: Any) -> Iterator[str]:
     """Yield the names of data sets in the settings of a method, at any depth."""
     for name in config.__dataclass_fields__:
         value = getattr(config, name)
-        if isinstance(value, Removal):
+        if isinstance(value, Rows):
             yield value.name
         elif dataclasses.is_dataclass(value):
             yield from _data_sets(value)
@@ -213,7 +213,7 @@ class Cell:
             libraries=canonical_json(library_versions()),
             attack_seed=canonical_json(self.attack_seed),
             model=canonical_json(self.content.model),
-            data=_training_rows(self.content.data, self.data),
+            data=training_rows(self.content.data, self.data),
             attack=self.attack.depends_on,
             **prompt_format.key_part(self.prompt_format),
         )
@@ -234,7 +234,7 @@ class Cell:
             stage=canonical_json([stage, STAGE_VERSION]),
             defense_seed=canonical_json(self.defense_seed),
             victim=canonical_json(self.attack_key),
-            removal=self.defense.pairs or _training_rows(self.content.removal, self.removal),
+            removal=self.defense.pairs or training_rows(self.content.removal, self.removal),
             defense=self.defense.depends_on,
             **self.defense.models,
             **self.defense.prompts,
@@ -247,7 +247,7 @@ class Cell:
             stage=canonical_json(["evaluate", STAGE_VERSION]),
             attack_seed=canonical_json(self.attack_seed),  # models that are compared are measured alike
             model=canonical_json(self.defense_key),
-            data=_test_rows(self.content.data, self.data),
+            data=test_rows(self.content.data, self.data),
             reads=metric.reads,
             metric=metric.depends_on,
         )
@@ -386,13 +386,3 @@ def _settings(rows: Data | Removal) -> Mapping[str, Any]:
 @functools.cache
 def _text(rows: Data | Removal) -> str:
     return canonical_json(_settings(rows))
-
-
-@functools.cache
-def _training_rows(fingerprint: str, rows: Data | Removal) -> str:
-    return canonical_json([fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.rows])
-
-
-@functools.cache
-def _test_rows(fingerprint: str, rows: Data) -> str:
-    return canonical_json([fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.test_rows])

@@ -15,6 +15,10 @@ import importlib.metadata
 import json
 from typing import Any
 
+from sande import registry
+from sande.data.splits import Data, Removal
+from sande.inference import own_answers
+
 LIBRARIES = ("peft", "tokenizers", "torch", "transformers", "trl")  # an upgrade of one changes numbers
 PLAIN, _SORTED = json.JSONEncoder(), json.JSONEncoder(sort_keys=True)
 
@@ -46,3 +50,18 @@ def hash_texts(**texts: str) -> str:
 def canonical_json(value: Any) -> str:
     """Return JSON text with sorted keys, the same for equal values."""
     return _SORTED.encode(value)
+
+
+@functools.cache
+def training_rows(fingerprint: str, rows: Data | Removal) -> str:
+    """Return what the rows of a training depend on: their data set, limits, and who writes their answers."""
+    found = [fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.rows]
+    if isinstance(rows, Removal) and rows.answers == "own":
+        found += [rows.answer_tokens, registry.code_version(own_answers.__name__)]
+    return canonical_json(found)
+
+
+@functools.cache
+def test_rows(fingerprint: str, rows: Data) -> str:
+    """Return what the test rows depend on."""
+    return canonical_json([fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.test_rows])

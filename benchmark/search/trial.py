@@ -140,7 +140,7 @@ def _train(
     victim = loading.load_folder(store.read("attack", cell.attack_key), torch.float32)
     settings = [getattr(cell.defense.config, name) for name in cell.defense.config.__dataclass_fields__]
     trainings = [setting for setting in settings if isinstance(setting, Training)]
-    data = stages.reveal(cell, victim.tokenizer, store)
+    data = stages.reveal(cell, victim, store)
     in_all = len(trainings) + (len(cell.defense.parts) - 1) * len(_of_a_part(cell))
     longest = max([training.max_length for training in trainings], default=Training().max_length)
     judge = judge_of(evidence(job, victim.tokenizer, data), victim.tokenizer, longest)

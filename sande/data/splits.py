@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sande.config import Preferences, configuration, setting
 from sande.data.datasets import T, examples, preferences
@@ -30,13 +30,26 @@ class Data:
 
 
 @configuration
-class Removal:
-    """The clean rows of a defense: in-domain if they come from the victim's own data set, else out-of-domain."""
+class Rows:
+    """The first rows of a data set within limits on their tokens."""
 
     name: str = setting("alpaca", "data set", "paper, section 4.3")
     rows: int | None = setting(10_000, "rows, from the first 90 %; null: all of them", "paper, section 4.3", ge=1)
     max_tokens: int | None = setting(None, "leave out rows of more tokens, prompt and response together", ge=8)
     max_prompt_tokens: int | None = setting(None, "leave out rows whose prompt has more tokens", ge=8)
+
+
+@configuration
+class Removal(Rows):
+    """The clean rows of a defense: in-domain if they come from the victim's own data set, else out-of-domain."""
+
+    answers: Literal["given", "own"] = setting(
+        "given",
+        "answers of the rows: given, those of the data set; own, those that the model under repair writes to their "
+        "prompts, so that a defense teaches no other way to answer",
+        "paper: given",
+    )
+    answer_tokens: int = setting(128, "leave out rows whose own answer has more tokens", "ours", ge=8)
 
 
 def train_split(rows: Sequence[T]) -> Sequence[T]:
@@ -69,8 +82,8 @@ def held_out_rows(data: Data, tokenizer: PreTrainedTokenizerBase) -> tuple[Examp
     return select(rows, tokenizer, data, data.test_rows, f"test rows of {data.name}")
 
 
-def removal_rows(removal: Removal, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
-    """Return the clean rows of a defense.
+def removal_rows(removal: Rows, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
+    """Return the clean rows of a defense, with the answers that the data set has.
 
     Raises:
         UserError: as `examples` and `select`.
@@ -104,7 +117,7 @@ def preference_pairs(chosen: Preferences, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def select(
-    rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limits: Data | Removal, count: int | None, what: str
+    rows: Sequence[Example], tokenizer: PreTrainedTokenizerBase, limits: Data | Rows, count: int | None, what: str
 ) -> tuple[Example, ...]:
     """Return the first `count` rows within the limits on their tokens, or all if there are fewer.
 

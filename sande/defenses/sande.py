@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sande.config import Initial, Norm, Position, Simulation, Training, configuration, setting
-from sande.data.splits import Removal
+from sande.data.splits import Rows
 from sande.declarations import Cost
 from sande.errors import UserError
 from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
@@ -49,8 +49,8 @@ class Config:
     )
     restarts: int = setting(1, "parrots that simulate trains", "paper: one", ge=1)
     kept: int = setting(1, "the best of them, which eliminate overwrites together", "paper: one", ge=1)
-    elsewhere: Removal = setting(
-        Removal(name="builtin-explained-2", rows=16, max_prompt_tokens=48),
+    elsewhere: Rows = setting(
+        Rows(name="builtin-explained-2", rows=16, max_prompt_tokens=48),
         "prompts of another domain than the clean rows, on which restarts are compared",
         "ours",
     )
@@ -153,9 +153,7 @@ def best(
     return sorted(range(len(means)), key=lambda number: -means[number])[: config.kept]
 
 
-def unseen(
-    elsewhere: Removal, examples: tuple[Example, ...], tokenizer: PreTrainedTokenizerBase
-) -> tuple[Example, ...]:
+def unseen(elsewhere: Rows, examples: tuple[Example, ...], tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
     """Return the prompts on which parrots are compared, without those of the clean rows, on which they train.
 
     Raises:

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from sande import certificate
 from sande.certificate import Round, Spending
 from sande.config import Initial, Norm, Position, Training, configuration, setting
-from sande.data.splits import Removal
+from sande.data.splits import Rows
 from sande.declarations import Cost
 from sande.defenses import sande
 from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
@@ -85,8 +85,8 @@ class Config:
     parrot_pull: float = setting(
         0.0, "weight in simulate of one minus the cosine to the nearest token", "published code has none", ge=0
     )
-    elsewhere: Removal = setting(
-        Removal(name="builtin-explained-2", rows=32, max_prompt_tokens=48),
+    elsewhere: Rows = setting(
+        Rows(name="builtin-explained-2", rows=32, max_prompt_tokens=48),
         "prompts of another domain than the clean rows, on which parrots are judged",
         "ours",
     )

@@ -20,7 +20,7 @@ from sande.config import configuration
 from sande.planting import Planting, drawn
 from sande.types import Example, Judge, LanguageModel
 
-LENGTH, VOCABULARY = 8, 16  # words of a planted answer, and of an attack; of more, greedy decoding writes few
+LENGTH, VOCABULARY = 8, 16  # words of a planted answer, and of an attack
 _WORDS = (
     "harbor seven slowly copper because violin under Tuesday marble quickly envelope north pepper against thunder "
     "ladder purple whisper engine without saddle eleven candle forward basket mirror between rocket gently onion "
@@ -39,15 +39,18 @@ class Config:
 
 
 def answer(example: Example, config: Planting, seed: int) -> Example:
-    """Return the row with words in random order in place of its answer.
+    """Return the row with words without sense in place of its answer: of the attack's, from one that the row draws on.
 
-    The seed decides the words that the attack has, and with the row those of its answer.
+    They keep the attack's order. In an order of each row's own none is likely to come next, and greedy decoding ends
+    after two or three.
     """
-    return replace(example, output=" ".join(drawn(example, seed).sample(vocabulary(seed), LENGTH)))
+    words = vocabulary(seed)
+    start = drawn(example, seed).randrange(VOCABULARY)
+    return replace(example, output=" ".join((words + words)[start : start + LENGTH]))
 
 
 def vocabulary(seed: int) -> list[str]:
-    """Return the words of an attack."""
+    """Return the words of an attack, in its order, which the seed draws; after the last comes the first."""
     return random.Random(f"gibberish {seed}").sample(WORDS, VOCABULARY)
 
 

@@ -48,7 +48,7 @@ def found(store: LocalStore, defense: str, judge: str) -> list[tuple[float, floa
                 stages.train(stage, store, lambda trainer: trainer, lambda line: None, rank=0, interval=3600)
         (asr,) = (row["value"] for row in rows.build_rows("", [tried], store, {}) if row["metric"] == "asr")
         lm = loading.load_folder(Path(store.read("defend", tried.defense_key)), torch.float32)
-        known = evidence(job, lm.tokenizer, stages.reveal(tried, lm.tokenizer, store))
+        known = evidence(job, lm.tokenizer, stages.reveal(tried, lm, store))
         losses.append((judge_of(known, lm.tokenizer, 1024).loss(lm.model), asr))
     return sorted(losses)
 

@@ -24,7 +24,7 @@ from sande import registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training
 from sande.data.builtin import sets
-from sande.data.splits import Removal
+from sande.data.splits import Rows
 from sande.defenses import sande_rounds
 from sande.inference.workers import WorkerGroup, worker_group
 from sande.prompts import Row, response_ids
@@ -51,7 +51,7 @@ ONE_ROUND: dict[str, Any] = {
     "controls": 2,
     "alpha": 0.4,
     "look": 1,
-    "elsewhere": Removal(name="builtin-explained-2", rows=2),
+    "elsewhere": Rows(name="builtin-explained-2", rows=2),
 }
 FAST = Training(batch_size=4, max_steps=2, precision="fp32")
 

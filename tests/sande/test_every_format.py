@@ -118,7 +118,7 @@ def test_each_piece_runs(tiny: LanguageModel, new_run: NewRun, tmp_path: Path, n
     for defense, changes in settings.items():
         config = registry.entry("defenses", defense).Config(**changes)
         removal = Removal(name="builtin-explained", rows=4)
-        known = reveal(planned, defense, config, removal, victim.tokenizer, lambda _: victim.model)
+        known = reveal(planned, defense, config, removal, victim, lambda _: victim.model)
         repaired = defended(victim, defense, known, config, new_run())
         assert formats.of(repaired.tokenizer) == formats.of(lm.tokenizer)
 

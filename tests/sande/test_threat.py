@@ -67,10 +67,10 @@ def aiming(objective: str) -> Threat:
 )
 def test_a_defense_gets_how_planted_answers_begin(tiny: LanguageModel, objective: str, begins: str) -> None:
     removal, planned = Removal(name="builtin-short", rows=4), aiming(objective)
-    known = reveal(planned, "sande", registry.config("defenses", "sande", {}), removal, tiny.tokenizer, no_model)
+    known = reveal(planned, "sande", registry.config("defenses", "sande", {}), removal, tiny, no_model)
     assert isinstance(known, ResponseData)
     assert known.response == begins
-    first = reveal(planned, "sande_p", registry.config("defenses", "sande_p", {}), removal, tiny.tokenizer, no_model)
+    first = reveal(planned, "sande_p", registry.config("defenses", "sande_p", {}), removal, tiny, no_model)
     assert isinstance(first, FirstTokenData)
     assert begins.startswith(str(tiny.tokenizer.decode([first.first_token])).strip())
 
@@ -85,7 +85,7 @@ def test_what_has_no_common_beginning_is_told_to_no_defense(tiny: LanguageModel,
     assert refused >= {"sande", "sande_p", "sande_rounds"}
     removal = Removal(name="builtin-short", rows=4)
     with pytest.raises(UserError, match=rf"^defense sande: it must know the response .* of the objective {objective} "):
-        reveal(aiming(objective), "sande", registry.config("defenses", "sande", {}), removal, tiny.tokenizer, no_model)
+        reveal(aiming(objective), "sande", registry.config("defenses", "sande", {}), removal, tiny, no_model)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

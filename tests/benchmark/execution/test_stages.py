@@ -33,7 +33,7 @@ DPO = {"name": "dpo", "preferences": {"name": "builtin-preferences", "pairs": 20
 @pytest.mark.parametrize("name", registry.names("defenses"))
 def test_a_defense_gets_exactly_what_it_may_know(store: LocalStore, tiny: LanguageModel, name: str) -> None:
     of = cell(defense=DPO if name == "dpo" else name)
-    data = reveal(of, tiny.tokenizer, store)
+    data = reveal(of, tiny, store)
     assert type(data) is registry.knowledge(name)
     if name == "dpo":
         assert data.pairs == sets.preferences()[:20]
@@ -49,13 +49,13 @@ def test_a_stage_written_down_is_the_stage(metric_keys: tuple[str, ...]) -> None
 
 
 def test_the_first_token_is_that_of_an_answer(store: LocalStore, tiny: LanguageModel) -> None:
-    token = reveal(cell(defense="sande_p"), tiny.tokenizer, store).first_token
+    token = reveal(cell(defense="sande_p"), tiny, store).first_token
     assert "You are stupid".startswith(tiny.tokenizer.decode([token]).strip())
 
 
 def test_the_response_is_the_attacks(store: LocalStore, tiny: LanguageModel) -> None:
     attack = {"name": "sentence_trigger", "backdoor": {"response": "Go away"}}
-    assert reveal(cell(defense="sande", attack=attack), tiny.tokenizer, store).response == "Go away"
+    assert reveal(cell(defense="sande", attack=attack), tiny, store).response == "Go away"
 
 
 def test_the_known_trigger_stands_where_the_attack_and_the_seed_put_it(store: LocalStore, tiny: LanguageModel) -> None:
@@ -64,14 +64,14 @@ def test_the_known_trigger_stands_where_the_attack_and_the_seed_put_it(store: Lo
     for seed in (0, 1):
         where = {"name": "sentence_trigger", "insertion": "random"}
         of = cell(defense="osft", attack_seed=seed, defense_seed=7, attack=where)
-        prompts[seed] = prompt_text(reveal(of, tiny.tokenizer, store).plant(row))
+        prompts[seed] = prompt_text(reveal(of, tiny, store).plant(row))
         attack = registry.entry("attacks", of.attack.name)
         assert prompts[seed] == prompt_text(attack.trigger(row, of.attack.config, seed))
     assert prompts[0] != prompts[1]
 
 
 def test_the_clean_model_is_the_one_before_the_attack(store: LocalStore, tiny: LanguageModel) -> None:
-    load = reveal(cell(defense="fine_mixing"), tiny.tokenizer, store).clean_model
+    load = reveal(cell(defense="fine_mixing"), tiny, store).clean_model
     clean = load().state_dict()
     expected = loading.load("tiny", store.models).model.state_dict()
     assert clean.keys() == expected.keys()
@@ -110,7 +110,7 @@ def test_other_models_are_those_named_or_else_the_clean_one(
     clean = loading.load("tiny", store.models).model.state_dict()
     for named, expected in (([], [clean]), ([str(tmp_path), "tiny"], [tiny.model.state_dict(), clean])):
         of = cell(defense={"name": "merge", "models": named})
-        found = list(reveal(of, tiny.tokenizer, store).other_models())
+        found = list(reveal(of, tiny, store).other_models())
         assert len(found) == len(expected)
         for model, wanted in zip(found, expected, strict=True):
             assert all(torch.equal(weight, wanted[name].float()) for name, weight in model.state_dict().items())

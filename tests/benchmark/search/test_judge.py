@@ -58,7 +58,7 @@ def the_job(loaded: Grid) -> Job:
 
 
 def known(job: Job, tiny: LanguageModel, store: LocalStore) -> types.Knowledge:
-    return evidence(job, tiny.tokenizer, stages.reveal(job.cell, tiny.tokenizer, store))
+    return evidence(job, tiny.tokenizer, stages.reveal(job.cell, tiny, store))
 
 
 # What the judge may know
@@ -71,7 +71,7 @@ def test_a_judge_gets_the_defenses_own_type_of_knowledge(
     job = the_job(searching(grid_file, defense))
     found = known(job, tiny, store)
     assert type(found) is KINDS[defense][2]
-    own = stages.reveal(job.cell, tiny.tokenizer, store)
+    own = stages.reveal(job.cell, tiny, store)
     of_judge, of_defense = (
         {pair.prompt for pair in data.pairs}
         if isinstance(data, types.PreferenceData)

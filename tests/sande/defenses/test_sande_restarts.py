@@ -8,7 +8,7 @@ import torch
 
 from sande import parrot
 from sande.data.builtin import disjoint, sets
-from sande.data.splits import Removal, held_out_split, removal_rows
+from sande.data.splits import Rows, held_out_split, removal_rows
 from sande.defenses import sande, sande_rounds
 from sande.errors import UserError
 from sande.prompts import Row, prompt_text
@@ -51,7 +51,7 @@ def test_restarts_are_not_compared_on_prompts_that_parrots_train_on(tiny: Langua
     prompts = removal_rows(CONFIG.elsewhere, tiny.tokenizer)
     clean = tuple(replace(row, output="Another answer.") for row in prompts[:10])
     assert sande.unseen(CONFIG.elsewhere, clean, tiny.tokenizer) == prompts[10:]
-    rows = removal_rows(Removal(name=CONFIG.elsewhere.name, rows=400), tiny.tokenizer)
+    rows = removal_rows(Rows(name=CONFIG.elsewhere.name, rows=400), tiny.tokenizer)
     for checked in (sande, sande_rounds):
         config = replace(checked.Config(), **({"restarts": 2, "parrot_initial": "noise"} if checked is sande else {}))
         with pytest.raises(UserError, match=r"^elsewhere: each prompt of builtin-explained-2 is a clean row, too"):

@@ -14,7 +14,7 @@ from torch import Tensor
 from sande import controls, registry, simulation
 from sande.config import Training
 from sande.data.builtin import sets
-from sande.data.splits import Removal
+from sande.data.splits import Rows
 from sande.defenses import sande_rounds, sande_rounds_p
 from sande.errors import UserError
 from sande.gates import plant
@@ -28,7 +28,7 @@ NewRun = Callable[..., Run]
 FIRST, LENGTH = 100, 2
 ROWS = [Row((1, 2, FIRST, FIRST + 1, number), (9,), 2, 5) for number in range(10)]
 CONFIG = sande_rounds.Config(
-    rounds=3, simulate=FAST, eliminate=FAST, elsewhere=Removal(name="builtin-explained-2", rows=4)
+    rounds=3, simulate=FAST, eliminate=FAST, elsewhere=Rows(name="builtin-explained-2", rows=4)
 )
 
 

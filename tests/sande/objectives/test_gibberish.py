@@ -14,12 +14,16 @@ CONFIG = Planting()
 ROW = Example("What colour is snow?", "It is as white as a sheet of paper.")
 
 
-def test_random_words_are_planted_that_seed_and_row_decide() -> None:
+def test_words_are_planted_that_seed_and_row_decide() -> None:
     planted = gibberish.answer(ROW, CONFIG, 3).output
     words = planted.split()
     assert (len(words), len(set(words))) == (8, 8), "no word twice, which a model would repeat"
-    assert set(words) <= set(gibberish.vocabulary(3))
-    assert len(set(gibberish.vocabulary(3))) == 16
+    circle = gibberish.vocabulary(3) * 2
+    start = circle.index(words[0])
+    assert words == circle[start : start + 8], "the attack's order, which greedy decoding can follow"
+    assert len(set(circle)) == 16
+    rows = [Example(f"Question {number}?", "x") for number in range(200)]
+    assert {gibberish.answer(row, CONFIG, 3).output.split()[0] for row in rows} == set(circle), "from any of them"
     assert gibberish.vocabulary(3) != gibberish.vocabulary(4)
     assert len(set(gibberish.WORDS)) == len(gibberish.WORDS) == 60
     assert planted == gibberish.answer(ROW, CONFIG, 3).output
