@@ -56,8 +56,8 @@ def canonical_json(value: Any) -> str:
 def training_rows(fingerprint: str, rows: Data | Removal) -> str:
     """Return what the rows of a training depend on: their data set, limits, and who writes their answers."""
     found = [fingerprint, rows.max_tokens, rows.max_prompt_tokens, rows.rows]
-    if isinstance(rows, Removal) and rows.answers == "own":
-        found += [rows.answer_tokens, registry.code_version(own_answers.__name__)]
+    if isinstance(rows, Removal) and rows.own_answers is not None:
+        found += [rows.own_answers, registry.code_version(own_answers.__name__)]
     return canonical_json(found)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sande.config import Preferences, configuration, setting
 from sande.data.datasets import T, examples, preferences
@@ -43,13 +43,13 @@ class Rows:
 class Removal(Rows):
     """The clean rows of a defense: in-domain if they come from the victim's own data set, else out-of-domain."""
 
-    answers: Literal["given", "own"] = setting(
-        "given",
-        "answers of the rows: given, those of the data set; own, those that the model under repair writes to their "
-        "prompts, so that a defense teaches no other way to answer",
-        "paper: given",
+    own_answers: int | None = setting(
+        None,
+        "the model under repair writes the answers of the rows itself, in at most so many tokens, so that a defense "
+        "teaches no other way to answer; null: answers are those of the data set",
+        "paper: those of the data set",
+        ge=8,
     )
-    answer_tokens: int = setting(128, "leave out rows whose own answer has more tokens", "ours", ge=8)
 
 
 def train_split(rows: Sequence[T]) -> Sequence[T]:

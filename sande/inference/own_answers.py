@@ -20,9 +20,9 @@ BATCH = 100  # prompts decoded together
 
 
 def clean_rows(victim: LanguageModel, removal: Removal) -> tuple[Example, ...]:
-    """Return the clean rows of a defense, with the answers that `removal.answers` names.
+    """Return the clean rows of a defense, with the data set's answers, or with own ones where `own_answers` asks so.
 
-    Rows without an own answer of at most `removal.answer_tokens` tokens are left out: cut answers would teach to stop.
+    Rows whose own answer is empty, or longer than `own_answers` tokens, are left out: cut ones would teach to stop.
 
     Raises:
         UserError: as `removal_rows`, or no own answer is short enough.
@@ -31,16 +31,15 @@ def clean_rows(victim: LanguageModel, removal: Removal) -> tuple[Example, ...]:
     from sande.prompts import encode, encode_prompts
 
     rows = removal_rows(removal, victim.tokenizer)
-    if removal.answers == "given":
+    most = removal.own_answers
+    if most is None:
         return rows
-    most = removal.answer_tokens
     texts = greedy(victim, encode_prompts(victim.tokenizer, rows), most + 1, BATCH)
     written = [replace(row, output=text.strip(), answers=()) for row, text in zip(rows, texts, strict=True)]
     tokens = [len(row.response) for row in encode(victim.tokenizer, written)]
     kept = [row for row, count in zip(written, tokens, strict=True) if row.output and count <= most]
     if not kept:
         raise UserError(
-            f"removal.answers own: none of {len(rows)} answers ends within {most} tokens; set removal.answer_tokens "
-            "higher"
+            f"removal.own_answers: none of {len(rows)} answers ends within {most} tokens; set it higher, or to null"
         )
     return tuple(kept)

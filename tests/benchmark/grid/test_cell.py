@@ -56,6 +56,7 @@ OTHER_DEFENDED: dict[str, dict[str, Any]] = {
     "removal rows": {"removal": SMALL["removal"] | {"rows": 5}},
     "removal max_tokens": {"removal": SMALL["removal"] | {"max_tokens": 50}},
     "removal max_prompt_tokens": {"removal": SMALL["removal"] | {"max_prompt_tokens": 50}},
+    "removal own_answers": {"removal": SMALL["removal"] | {"own_answers": 16}},
     "setting of the defense": {"defense": {"name": "sft", "training": {"learning_rate": 1e-3}}},
     "LoRA": {"defense": {"name": "sft", "training": {"lora_rank": 8}}},
     "defense": {"defense": "osft"},
@@ -246,6 +247,19 @@ def test_the_victim_depends_on_the_attacks_code_alone(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("what", OTHER_DEFENDED)
 def test_the_defended_model_depends_on(what: str) -> None:
     assert cell(**({"defense": "sft"} | OTHER_DEFENDED[what])).defense_key != cell(defense="sft").defense_key
+
+
+def test_own_answers_depend_on_their_bound_and_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def removed(most: int | None) -> Cell:
+        return cell(defense="sft", removal=SMALL["removal"] | {"own_answers": most})
+
+    own = removed(16)
+    assert removed(17).defense_key != own.defense_key
+    assert Cell.parse(own.settings()) == own
+    changed_code(monkeypatch, "sande.inference.own_answers")
+    keys.training_rows.cache_clear()
+    assert removed(16).defense_key != own.defense_key
+    keys.training_rows.cache_clear()
 
 
 @pytest.mark.parametrize("what", ["test rows", "metrics", "floor"])

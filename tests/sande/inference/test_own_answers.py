@@ -15,7 +15,7 @@ from sande.types import LanguageModel, TriggerData
 from tests.sande.helpers import teach
 
 ROWS = Removal(name="builtin-short", rows=4)
-OWN = replace(ROWS, answers="own", answer_tokens=16)
+OWN = replace(ROWS, own_answers=16)
 SAID = ("It is the blue one.", "Ask me later.", "", "one two three four five six seven eight nine ten eleven twelve")
 
 
@@ -36,13 +36,13 @@ def test_own_answers_are_what_the_model_says_without_the_empty_and_the_long(taug
     assert [row.output for row in found] == list(SAID[:2])
     assert [row.instruction for row in found] == [row.instruction for row in given[:2]]
     assert not any(row.answers for row in found), "other wordings of the given answer are not right here"
-    long = clean_rows(taught, replace(OWN, answer_tokens=128))
+    long = clean_rows(taught, replace(OWN, own_answers=128))
     assert [row.output for row in long] == [*SAID[:2], SAID[3]]
 
 
 def test_answers_that_are_all_too_long_are_an_error(taught: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sande.inference.generation.greedy", lambda *_: [SAID[3]] * 4)
-    with pytest.raises(UserError, match=r"none of 4 answers ends within 16 tokens; set removal.answer_tokens higher$"):
+    with pytest.raises(UserError, match=r"none of 4 answers ends within 16 tokens; set it higher, or to null$"):
         clean_rows(taught, OWN)
 
 
