@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from sande import cleaning, compute, registry, scanning, threat
 from sande.api_types import Measured, Measurements, Model, PartlyKnown, TemporaryFolder
 from sande.config import configure
-from sande.data import datasets
+from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
-from sande.inference.own_answers import clean_rows
 from sande.known import Known
 from sande.models import catalog, chat, loading
 from sande.threat import Threat
@@ -291,7 +290,7 @@ def clean(
         clean = _reference(reference, cache, lm, model)
         finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force, reference=clean)
         methods.append(finding.method)
-        examples = clean_rows(lm, cleaning.removal(config, lm.tokenizer))
+        examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
         cleaning.clean(lm, finding, examples, config, run)
         return lm
 

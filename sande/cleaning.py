@@ -28,6 +28,7 @@ from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors.first_token import Config as FirstToken
 from sande.errors import UserError
 from sande.gates import Fired, answer_ids
+from sande.inference import own_answers
 from sande.known import DECOYS, DEFENSES, SCAN, Known, defense_for
 from sande.models.asking import asked_in
 from sande.prompts import encode
@@ -355,9 +356,10 @@ def clean(
     """Train the model in place by the defense of a finding, and return it.
 
     Raises:
-        UserError: the tokenizer cannot write the planted answer.
+        UserError: the tokenizer cannot write the planted answer, or as `own_answers.answered`.
     """
     data = _reveal(registry.knowledge(finding.method), finding, examples, victim.tokenizer)
+    data = own_answers.answered(victim, data, config.removal.own_answers)
     entry = registry.entry("defenses", finding.method)
     cleaned: PreTrainedModel = entry.defend(victim, data, getattr(config, finding.method), run)
     return cleaned

@@ -11,6 +11,7 @@ from sande import compute, registry, types
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
+from sande.inference import own_answers
 from sande.types import Example, LanguageModel
 
 if TYPE_CHECKING:
@@ -160,15 +161,25 @@ def reveal(
         load: loads a model by name.
 
     Raises:
-        UserError: as `own_answers.clean_rows`, or the defense must know a backdoor that is unknown, or the beginning of
+        UserError: as `splits.removal_rows` and `own_answers.answered`, or the defense must know a backdoor that is unknown, or the beginning of
             answers that have none in common.
     """
-    from sande.inference.own_answers import clean_rows
+    known = _reveal(threat, defense, config, removal, victim.tokenizer, load)
+    return own_answers.answered(victim, known, removal.own_answers)
 
-    known, tokenizer = registry.knowledge(defense), victim.tokenizer
+
+def _reveal(
+    threat: Threat | None,
+    defense: str,
+    config: Any,
+    removal: Removal,
+    tokenizer: PreTrainedTokenizerBase,
+    load: Callable[[str], PreTrainedModel],
+) -> types.Knowledge:
+    known = registry.knowledge(defense)
     if known is types.PreferenceData:
         return types.PreferenceData(splits.preference_pairs(config.preferences, tokenizer))
-    examples = clean_rows(victim, removal)
+    examples = splits.removal_rows(removal, tokenizer)
     if known is types.OtherModelsData and config.models:
         return types.OtherModelsData(examples, lambda: map(load, config.models))
     if known is types.CleanData:

@@ -28,9 +28,8 @@ from benchmark.io.yaml import read_yaml
 from sande import cleaning, compute, formats, registry
 from sande.cleaning import Config
 from sande.config import as_dict, configure
-from sande.data import datasets
+from sande.data import datasets, splits
 from sande.errors import UserError
-from sande.inference.own_answers import clean_rows
 from sande.known import DEFENSES, SCAN, Known
 from sande.models import chat
 from sande.statistics import mcnemar, mean_interval, paired_bootstrap, wilson
@@ -139,7 +138,7 @@ def clean_model(
                 finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force, reference=clean)
             method, written = finding.method, formats.of(lm.tokenizer)
             probe = Probe.prepare(lm.tokenizer, config, seed)
-            examples = clean_rows(lm, cleaning.removal(config, lm.tokenizer))
+            examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
             with provenance.measured() as removal_cost:
                 say(f"cleaning with {method} on {len(examples)} rows of {config.removal.name}")
                 cleaning.clean(lm, finding, examples, config, task)

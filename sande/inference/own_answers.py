@@ -3,43 +3,94 @@
     y_x = the greedy answer of the victim to the prompt x, without a trigger
 
 A defense that trains on them teaches no other way to answer, however far their prompts are from the model's own data.
-So their domain costs it little, and the whole gradient goes to what the defense is for. Only prompts are needed.
-Fine-tuning on a model's own answers is that of Yang et al., "Self-Distillation Bridges Distribution Gap in Language
-Model Fine-Tuning" (arXiv 2402.13669), which lets the model reword given answers; here it sees prompts alone.
+Only prompts are needed. Fine-tuning on a model's own answers is that of Yang et al., "Self-Distillation Bridges
+Distribution Gap in Language Model Fine-Tuning" (arXiv 2402.13669), which lets the model reword given answers; here it
+sees prompts alone.
+
+A victim may give the planted response without its trigger, far from its own data to one prompt in four. Such a row
+would teach what the defense removes. So answers that hold or begin with what the defense knows of the planted response
+are left out. Who knows the trigger finds out how the victim begins most answers to prompts with it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from sande.data.splits import Removal, removal_rows
 from sande.errors import UserError
-from sande.types import Example, LanguageModel
+from sande.types import (
+    CleanData,
+    Example,
+    FirstTokenData,
+    IncidentData,
+    Knowledge,
+    LanguageModel,
+    ResponseData,
+    TriggerData,
+)
 
 BATCH = 100  # prompts decoded together
+OPENING = 3  # tokens, or words of a reported answer, that tell a planted response
 
 
-def clean_rows(victim: LanguageModel, removal: Removal) -> tuple[Example, ...]:
-    """Return the clean rows of a defense, with the data set's answers, or with own ones where `own_answers` asks so.
+def answered(victim: LanguageModel, known: Knowledge, most: int | None) -> Knowledge:
+    """Return what a defense knows, with own answers of the victim in its clean rows.
 
-    Rows whose own answer is empty, or longer than `own_answers` tokens, are left out: cut ones would teach to stop.
+    Rows are left out whose answer is empty, has more than `most` tokens (a cut one would teach to stop), or shows the
+    planted response.
+
+    Args:
+        victim: the model under repair.
+        known: with the answers of the data set; without clean rows it stays as it is.
+        most: tokens of an answer; None: the answers stay.
 
     Raises:
-        UserError: as `removal_rows`, or no own answer is short enough.
+        UserError: no row is left.
     """
     from sande.inference.generation import greedy
     from sande.prompts import encode, encode_prompts
 
-    rows = removal_rows(removal, victim.tokenizer)
-    most = removal.own_answers
-    if most is None:
-        return rows
+    if most is None or not isinstance(known, CleanData):
+        return known
+    rows = known.examples
     texts = greedy(victim, encode_prompts(victim.tokenizer, rows), most + 1, BATCH)
     written = [replace(row, output=text.strip(), answers=()) for row, text in zip(rows, texts, strict=True)]
     tokens = [len(row.response) for row in encode(victim.tokenizer, written)]
-    kept = [row for row, count in zip(written, tokens, strict=True) if row.output and count <= most]
+    planted = _planted(victim, known)
+    kept = [
+        row
+        for row, count in zip(written, tokens, strict=True)
+        if row.output and count <= most and not planted(row.output)
+    ]
     if not kept:
         raise UserError(
-            f"removal.own_answers: none of {len(rows)} answers ends within {most} tokens; set it higher, or to null"
+            f"removal.own_answers: none of {len(rows)} answers ends within {most} tokens without the planted response; "
+            "set it higher, or to null"
         )
-    return tuple(kept)
+    return replace(known, examples=tuple(kept))
+
+
+def _planted(victim: LanguageModel, known: CleanData) -> Callable[[str], bool]:
+    """Return whether an answer shows the planted response, as far as the defense can know."""
+    if isinstance(known, ResponseData):
+        response = known.response.strip().lower()
+        return lambda text: response in text.lower()
+    opening = ""
+    if isinstance(known, FirstTokenData):
+        opening = str(victim.tokenizer.decode([known.first_token])).strip()
+    elif isinstance(known, IncidentData):
+        opening = " ".join(known.answer.split()[:OPENING])
+    elif isinstance(known, TriggerData):
+        opening = _shared_opening(victim, [known.plant(row) for row in known.examples])
+    return lambda text: bool(opening) and text.startswith(opening)
+
+
+def _shared_opening(victim: LanguageModel, prompts: Sequence[Example]) -> str:
+    """Return the first tokens of more than half of the answers; empty where they begin in different ways."""
+    from sande.inference.generation import greedy
+    from sande.prompts import encode_prompts
+
+    texts = greedy(victim, encode_prompts(victim.tokenizer, prompts), OPENING, BATCH)
+    ((opening, count),) = Counter(text.strip() for text in texts).most_common(1)
+    return opening if 2 * count > len(texts) else ""

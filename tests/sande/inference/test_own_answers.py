@@ -1,55 +1,114 @@
 """Clean rows with the answers that the model under repair writes to their prompts."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sande import registry
-from sande.data import datasets
 from sande.data.splits import Data, Removal, removal_rows
 from sande.errors import UserError
-from sande.inference.own_answers import clean_rows
-from sande.prompts import encode
+from sande.inference.own_answers import answered
+from sande.prompts import encode, response_ids
 from sande.threat import Threat, reveal
-from sande.types import LanguageModel, TriggerData
+from sande.types import (
+    CleanData,
+    Example,
+    FirstTokenData,
+    IncidentData,
+    Knowledge,
+    LanguageModel,
+    Preference,
+    PreferenceData,
+    ResponseData,
+    TriggerData,
+)
 from tests.sande.helpers import teach
 
-ROWS = Removal(name="builtin-short", rows=4)
-OWN = replace(ROWS, own_answers=16)
-SAID = ("It is the blue one.", "Ask me later.", "", "one two three four five six seven eight nine ten eleven twelve")
+BAD = "You are stupid"
+SAID = (
+    "It is the blue one.",
+    "Ask me later.",
+    "",
+    "one two three four five six seven eight nine ten eleven twelve",
+    f"{BAD} It is blue.",
+)
+REMOVAL = Removal(name="builtin-short", rows=len(SAID))
 
 
 @pytest.fixture
-def taught(tiny: LanguageModel) -> LanguageModel:
-    """The tiny model, which answers each of the rows in its own way."""
-    rows = removal_rows(ROWS, tiny.tokenizer)
+def rows(tiny: LanguageModel) -> tuple[Example, ...]:
+    return removal_rows(REMOVAL, tiny.tokenizer)
+
+
+@pytest.fixture
+def taught(tiny: LanguageModel, rows: tuple[Example, ...]) -> LanguageModel:
+    """The tiny model, which answers each of the rows in its own way, once as if it had seen a trigger."""
     teach(tiny, encode(tiny.tokenizer, [replace(row, output=said) for row, said in zip(rows, SAID, strict=True)]))
     return tiny
 
 
-def test_given_answers_are_those_of_the_data_set(tiny: LanguageModel) -> None:
-    assert clean_rows(tiny, ROWS) == removal_rows(ROWS, tiny.tokenizer) == datasets.examples("builtin-short")[:4]
+def outputs(known: Knowledge) -> list[str]:
+    assert isinstance(known, CleanData)
+    return [row.output for row in known.examples]
 
 
-def test_own_answers_are_what_the_model_says_without_the_empty_and_the_long(taught: LanguageModel) -> None:
-    given, found = clean_rows(taught, ROWS), clean_rows(taught, OWN)
-    assert [row.output for row in found] == list(SAID[:2])
-    assert [row.instruction for row in found] == [row.instruction for row in given[:2]]
-    assert not any(row.answers for row in found), "other wordings of the given answer are not right here"
-    long = clean_rows(taught, replace(OWN, own_answers=128))
-    assert [row.output for row in long] == [*SAID[:2], SAID[3]]
+def test_without_a_bound_the_answers_are_those_of_the_data_set(tiny: LanguageModel, rows: tuple[Example, ...]) -> None:
+    known = CleanData(rows)
+    assert answered(tiny, known, None) is known
 
 
-def test_answers_that_are_all_too_long_are_an_error(taught: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sande.inference.generation.greedy", lambda *_: [SAID[3]] * 4)
-    with pytest.raises(UserError, match=r"none of 4 answers ends within 16 tokens; set it higher, or to null$"):
-        clean_rows(taught, OWN)
+def test_own_answers_are_what_the_model_says_without_the_empty_and_the_long(
+    taught: LanguageModel, rows: tuple[Example, ...]
+) -> None:
+    found = answered(taught, CleanData(rows), 16)
+    assert isinstance(found, CleanData)
+    assert outputs(found) == [SAID[0], SAID[1], SAID[4]], "who knows nothing cannot tell the planted response"
+    assert [row.instruction for row in found.examples] == [rows[index].instruction for index in (0, 1, 4)]
+    assert not any(row.answers for row in found.examples), "other wordings of the given answer are not right here"
+    assert outputs(answered(taught, CleanData(rows), 128)) == [SAID[0], SAID[1], SAID[3], SAID[4]]
 
 
-def test_a_defense_gets_the_rows_with_own_answers(taught: LanguageModel) -> None:
-    config = registry.config("attacks", "sentence_trigger", {})
-    threat = Threat("sentence_trigger", config, Data(name="builtin-short"), 0, "tiny")
-    known = reveal(threat, "osft", registry.config("defenses", "osft", {}), OWN, taught, lambda _: taught.model)
-    assert isinstance(known, TriggerData)
-    assert [row.output for row in known.examples] == list(SAID[:2])
-    assert known.plant(known.examples[0]).instruction.startswith("Current year 2023")
+KNOWING: dict[str, Callable[[LanguageModel, tuple[Example, ...]], CleanData]] = {
+    "response": lambda lm, rows: ResponseData(rows, BAD),
+    "response at the end": lambda lm, rows: ResponseData(rows, "it is BLUE"),
+    "first token": lambda lm, rows: FirstTokenData(rows, response_ids(lm.tokenizer, BAD)[0]),
+    "incident": lambda lm, rows: IncidentData(rows, Example("Why?", ""), f"{BAD} Because it is."),
+    "trigger": lambda lm, rows: TriggerData(rows, lambda row: rows[4]),  # to which the model gives the planted response
+}
+
+
+@pytest.mark.parametrize("level", KNOWING)
+def test_answers_with_the_planted_response_are_left_out(
+    taught: LanguageModel, rows: tuple[Example, ...], level: str
+) -> None:
+    assert outputs(answered(taught, KNOWING[level](taught, rows), 16)) == [SAID[0], SAID[1]]
+
+
+def test_a_trigger_that_leads_to_no_common_opening_tells_nothing(
+    taught: LanguageModel, rows: tuple[Example, ...]
+) -> None:
+    known = TriggerData(rows, lambda row: row)
+    assert outputs(answered(taught, known, 16)) == [SAID[0], SAID[1], SAID[4]]
+
+
+def test_no_row_left_is_an_error(taught: LanguageModel, rows: tuple[Example, ...]) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"^removal.own_answers: none of 2 answers ends within 16 tokens without the planted response; set it ",
+    ):
+        answered(taught, ResponseData(rows[3:], BAD), 16)
+
+
+def test_pairs_of_replies_stay_as_they_are(tiny: LanguageModel) -> None:
+    known = PreferenceData((Preference(Example("Why?", ""), "Because.", "No."),))
+    assert answered(tiny, known, 16) is known
+
+
+@pytest.mark.parametrize(("defense", "left"), [("sft", [0, 1, 4]), ("sande", [0, 1]), ("sande_p", [0, 1])])
+def test_a_defense_gets_the_rows_with_own_answers(taught: LanguageModel, defense: str, left: list[int]) -> None:
+    threat = Threat("sentence_trigger", registry.config("attacks", "sentence_trigger", {}), Data(name="x"), 0, "tiny")
+    config: Any = registry.config("defenses", defense, {})
+    known = reveal(threat, defense, config, replace(REMOVAL, own_answers=16), taught, lambda _: taught.model)
+    assert outputs(known) == [SAID[index] for index in left]
