@@ -161,8 +161,8 @@ def reveal(
         load: loads a model by name.
 
     Raises:
-        UserError: as `splits.removal_rows` and `own_answers.answered`, or the defense must know a backdoor that is unknown, or the beginning of
-            answers that have none in common.
+        UserError: as `splits.removal_rows` and `own_answers.answered`, or the defense must know a backdoor that is
+            unknown, or the beginning of answers that have none in common.
     """
     known = _reveal(threat, defense, config, removal, victim.tokenizer, load)
     return own_answers.answered(victim, known, removal.own_answers)
