@@ -9,6 +9,7 @@ import torch
 from sande import cleaning, formats, gates, registry
 from sande.cleaning import Config
 from sande.config import as_dict, configure
+from sande.data.splits import Removal
 from sande.detectors import first_token
 from sande.errors import UserError
 from sande.known import CERTIFIED, DEFENSES, METHODS, Known, defense_for
@@ -83,6 +84,23 @@ def test_it_trains_the_model_by_the_defense_it_names(
     assert (finding.method, finding.known) == (method, known)
     assert changed(before, cleaning.clean(tiny, finding, few_rows, config, run))
     assert {stage for stage, fact in run.facts.items() if isinstance(fact, dict) and "steps" in fact} == stages
+
+
+def test_own_answers_take_the_place_of_those_of_the_rows(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[str] = []
+    monkeypatch.setattr("sande.inference.generation.greedy", lambda lm, prompts, *_: ["Fine."] * len(prompts))
+    monkeypatch.setattr(
+        "sande.defenses.osft.defend", lambda lm, data, *_: trained.extend(r.output for r in data.examples)
+    )
+    config, run = small(removal=Removal(name="builtin-short", own_answers=16)), new_run()
+    finding = cleaning.examine(tiny, Known(trigger="cf"), config, run, force=True)
+    with pytest.raises(UserError, match=r"^removal.own_answers: none of "):  # "Fine." is what the trigger leads to
+        cleaning.clean(tiny, finding, few_rows, config, run)
+    monkeypatch.setattr("sande.inference.own_answers._shared_opening", lambda *_: "")
+    cleaning.clean(tiny, finding, few_rows, config, run)
+    assert trained == ["Fine."] * len(few_rows)
 
 
 def test_a_trigger_that_does_not_fire_stops_it(tiny: LanguageModel, new_run) -> None:
