@@ -89,18 +89,17 @@ def test_it_trains_the_model_by_the_defense_it_names(
 def test_own_answers_take_the_place_of_those_of_the_rows(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained: list[str] = []
+    trained: list[tuple[int, ...]] = []
     monkeypatch.setattr("sande.inference.generation.greedy", lambda lm, prompts, *_: ["Fine."] * len(prompts))
-    monkeypatch.setattr(
-        "sande.defenses.osft.defend", lambda lm, data, *_: trained.extend(r.output for r in data.examples)
-    )
+    monkeypatch.setattr("sande.training.fit.fit", lambda lm, rows, *_: trained.extend(row.response for row in rows))
     config, run = small(removal=Removal(name="builtin-short", own_answers=16)), new_run()
     finding = cleaning.examine(tiny, Known(trigger="cf"), config, run, force=True)
-    with pytest.raises(UserError, match=r"^removal.own_answers: none of "):  # "Fine." is what the trigger leads to
-        cleaning.clean(tiny, finding, few_rows, config, run)
+    with pytest.raises(UserError, match=r"^removal.own_answers: none of "):
+        cleaning.clean(tiny, finding, few_rows, config, run)  # as the trigger leads to "Fine.", too
     monkeypatch.setattr("sande.inference.own_answers._shared_opening", lambda *_: "")
     cleaning.clean(tiny, finding, few_rows, config, run)
-    assert trained == ["Fine."] * len(few_rows)
+    (row,) = encode(tiny.tokenizer, [Example("x", "Fine.")])
+    assert trained == [row.response] * len(few_rows)
 
 
 def test_a_trigger_that_does_not_fire_stops_it(tiny: LanguageModel, new_run) -> None:
