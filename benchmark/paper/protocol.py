@@ -198,6 +198,7 @@ def expected(number: Reported) -> dict[str, Given]:
             "removal.rows": Given(10_000, "sections 4.3.1, 4.3.2"),
             "removal.max_tokens": Given(None, "section 4.3"),
             "removal.max_prompt_tokens": Given(None, "section 4.3"),
+            "removal.own_answers": Given(None, "section 4.3"),
         }
         for stage in _TRAININGS[number.defense]:
             given |= _training(f"defense.{stage}", model, removal)
