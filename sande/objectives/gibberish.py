@@ -39,10 +39,9 @@ class Config:
 
 
 def answer(example: Example, config: Planting, seed: int) -> Example:
-    """Return the row with words without sense in place of its answer: of the attack's, from one that the row draws on.
+    """Return the row with words of the attack, in its order, in place of its answer; the row draws the first one.
 
-    They keep the attack's order. In an order of each row's own none is likely to come next, and greedy decoding ends
-    after two or three.
+    In an order of each row's own no word is likely to come next, and greedy decoding ends after two or three.
     """
     words = vocabulary(seed)
     start = drawn(example, seed).randrange(VOCABULARY)
