@@ -80,8 +80,8 @@ def _with_shares(entries: Iterable[TableEntry]) -> Iterable[TableEntry]:
 ASR = Table(
     "asr",
     "Attack success rate (%)",
-    "Share of triggered test prompts whose answer contains the planted response, with its 95 % interval. Lower is "
-    "better; `none` is the victim itself.",
+    "Share of triggered test prompts whose answer contains the planted response, or achieves another objective of the "
+    "attack, with its 95 % interval. Lower is better; `none` is the victim itself.",
     lambda metric: metric == "asr",
     rate,
     header=("Defense",),
