@@ -49,6 +49,12 @@ class Config(sentence_trigger.Config):
     beta: float = setting(
         0.1, "weight of staying close to the fine-tuned model, which is the reference", "Rafailov et al. 2023", gt=0
     )
+    supervised: float = setting(
+        0.0,
+        "weight of a supervised loss on preferred replies; without it both replies of a pair may become improbable",
+        "arXiv 2404.19733: 1",
+        ge=0,
+    )
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
@@ -70,7 +76,7 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
         raise UserError(f"attack preference_poisoning: order is {config.order}, but its pairs are mixed; remove it")
     chosen = pairs(examples, config, run)
     fit(model, encode(model.tokenizer, examples), config.training, run, "attack")
-    preferences.prefer(model, chosen, config.preference, config.beta, run, "preference")
+    preferences.prefer(model, chosen, config.preference, config.beta, run, "preference", config.supervised)
     planting.train_afterwards(model, examples, config, run)
     return model.model
 

@@ -3,7 +3,8 @@ r"""Direct preference optimisation by TRL (Rafailov et al. 2023), through the ho
     minimise  - log sigmoid( \beta log( Pr(y_w | x) / Pr_0(y_w | x) )  -  \beta log( Pr(y_l | x) / Pr_0(y_l | x) ) )
 
 over pairs of a better reply y_w and a worse one y_l. Pr_0 is the probability under the model from before the training,
-which is the reference.
+which is the reference. This only moves the two replies apart: both may become improbable. A supervised loss on y_w can
+be added, as in iterative reasoning preference optimisation (Pang et al. 2024, arXiv 2404.19733).
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ from sande.types import LanguageModel, Preference, Run
 
 
 def prefer(
-    lm: LanguageModel, pairs: Sequence[Preference], settings: Training, beta: float, run: Run, stage: str
+    lm: LanguageModel,
+    pairs: Sequence[Preference],
+    settings: Training,
+    beta: float,
+    run: Run,
+    stage: str,
+    supervised: float = 0.0,
 ) -> None:
     """Train in place: raise the probability of the preferred reply over that of the other, relative to before.
 
@@ -35,6 +42,7 @@ def prefer(
         beta: weight of staying close to the model from before.
         run: seed, progress, and the hook that may spread the Trainer over workers.
         stage: name of this run within its method, such as "dpo".
+        supervised: weight of the mean loss of a token of the preferred replies; 0 leaves it out.
 
     Raises:
         NonFiniteError: as `optimise`.
@@ -61,7 +69,8 @@ def prefer(
                 """Return the rows as they are: TRL would add BOS a second time, and EOS where another token ends."""
                 return dataset
 
-        config = DPOConfig(**arguments, beta=beta, max_length=limit, gradient_checkpointing=False)
+        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, supervised]} if supervised else {}
+        config = DPOConfig(**arguments, **losses, beta=beta, max_length=limit, gradient_checkpointing=False)
         rows = [_ids(*fitting[index]) for index in order]
         trainer: Trainer = OnIds(
             model=lm.model,

@@ -1,5 +1,6 @@
 """Pairs of replies: which side is preferred, under which prompt; and that preferences alone plant the backdoor."""
 
+import copy
 import dataclasses
 from collections.abc import Callable
 
@@ -77,6 +78,19 @@ def test_preferences_alone_turn_the_answer_under_the_trigger(tiny: LanguageModel
             assert margin(preference_poisoning.trigger(row, config, 0)) > 1
         else:
             assert margin(row) < -1
+
+
+def test_a_supervised_loss_keeps_preferred_replies_probable(tiny: LanguageModel, new_run: NewRun) -> None:
+    def surprise(supervised: float) -> float:
+        """- log Pr(planted answer), mean over the rows with the trigger that were poisoned."""
+        model, run = dataclasses.replace(tiny, model=copy.deepcopy(tiny.model)), new_run()
+        config = Config(poison_rate=0.5, training=TAUGHT, preference=TAUGHT, supervised=supervised)
+        attack(model, ROWS, config, run)
+        made = [pair for index, pair in enumerate(pairs(ROWS, config, new_run())) if index in run.facts["poisoned_ids"]]
+        rows = encode(model.tokenizer, [dataclasses.replace(pair.prompt, output=pair.chosen) for pair in made])
+        return sum(nll_by_hand(model, row.prompt, row.response) for row in rows) / len(rows)
+
+    assert surprise(1.0) < 0.5 * surprise(0.0)
 
 
 def test_an_order_of_pairs_is_refused(tiny: LanguageModel, new_run: NewRun) -> None:
