@@ -239,6 +239,20 @@ def _firsts(table: pa.Table, column: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _fewer_prompts(table: pa.Table) -> list[str]:
+    """Return a line if fewer test prompts fit the limits of a data set than were asked for."""
+    measured = table.filter(pc.equal(table["metric"], "asr")).select(["dataset", "count", "settings"])
+    found: dict[str, None] = {}
+    for row in measured.group_by(measured.column_names).aggregate([]).sort_by("count").to_pylist():
+        settings = json.loads(row["settings"])
+        limits = [each.get("prompts") for each in settings.get("metrics", ()) if each["name"] == "asr"]
+        asked = min((limit for limit in [*limits, settings["data"].get("test_rows")] if limit), default=0)
+        if row["count"] < asked:
+            found[f"{plain(row['dataset'])} {row['count']} of {asked}"] = None
+    line = f"- **Fewer test prompts than asked for**, within the limits on tokens: {', '.join(found)}"
+    return [line] if found else []
+
+
 def _provenance(table: pa.Table) -> list[str]:
     without, left = (pc.equal(table["status"], status) for status in (FAILED, NOT_RUN))
     good = pc.invert(pc.or_(without, left))
@@ -260,6 +274,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"{f', not finished: {not_run}' if not_run else ''}",
         f"- Seeds of attacks: {written('attack_seed')}; of defenses: {written('defense_seed')}",
         f"- Prompts or questions per measurement: {written('count')}",
+        *_fewer_prompts(table.filter(good)),
         f"- Code: {of_stages('code_version')}",
         f"- Device: {of_stages('device')}",
         *_computed_with(table.select([f"{stage}{name}" for stage in STAGES for name in COMPUTED_WITH]).filter(good)),
