@@ -115,7 +115,9 @@ def defend(
         victim: what `attack` returned; a folder or name does for defenses that know nothing of the backdoor.
         defense: its name (`sande-bench list defenses`).
         removal: the clean rows: a data set's name, or settings of `Removal`; None: rows like the victim's own.
-        prompt_format: as for `attack`.
+        prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
+            chat template, else `paper`. None: `auto` for a folder, `paper` for a name or Hub id, and for a model that
+            was made here its own.
         seed: decides everything random in the removal; the victim's own seed stays. None: the victim's.
         out: new folder for the model; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
@@ -162,7 +164,9 @@ def measure(
         data: the rows whose last 10 % are the test rows; None: the victim's.
         trigger: text at the start of a prompt, where the model does not remember its attack.
         response: the planted response, where the model does not remember its attack.
-        prompt_format: as for `attack`.
+        prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
+            chat template, else `paper`. None: `auto` for a folder, `paper` for a name or Hub id, and for a model that
+            was made here its own.
         seed: None: that of the attack, so that models that are compared are measured alike.
         cache: folder for models that are converted once; None: the user's cache.
 
@@ -366,7 +370,7 @@ def _load(
     if isinstance(model, Model):
         return loading.load_folder(model.folder, dtype, prompt_format)
     if catalog.is_folder(str(model)):
-        return loading.load_folder(Path(model), dtype, prompt_format)
+        return loading.load_folder(Path(model), dtype, prompt_format or chat.AUTO)
     lm = loading.load(str(model), _cache(cache), prompt_format)
     loading.round_as_stored(lm, dtype)
     return lm

@@ -91,24 +91,28 @@ def _compiled(template: str, special: str) -> PromptFormat:
         after, _ = _split(rest, _USER)
     # A template may open an answer in training with more than it writes before one, such as an empty thought.
     opened = reply if reply.startswith(answer) else answer
-    made = replace(
-        formats.pieces(CHAT, opening, opened, close, before, after, past),
-        turn=_split(later, _MORE)[0],
-        close=_first_token(close.strip()),
-        special=False,
-    )
-    history = (("2 + 2?", "4."), (_USER, _ASSISTANT))
-    for text, ruling in zip(checked, ("", _SYSTEM), strict=True):
-        if ruling and before is None:
-            continue
-        if text is None or not made.prompt(Example(_MORE, "", ruling, history=history)).text.startswith(
-            text.rstrip(" ")
-        ):
-            raise UserError(
-                "prompt format chat: the tokenizer's chat template does not write fixed text between its messages; use "
-                "a template file"
-            )
-    return made
+
+    def made(before: str | None, after: str) -> PromptFormat:
+        return replace(
+            formats.pieces(CHAT, opening, opened, close, before, after, past),
+            turn=_split(later, _MORE)[0],
+            close=_first_token(close.strip()),
+            special=False,
+        )
+
+    def writes(which: PromptFormat, text: str | None, ruling: str) -> bool:
+        prompt = which.prompt(Example(_MORE, "", ruling, history=(("2 + 2?", "4."), (_USER, _ASSISTANT)))).text
+        return text is not None and prompt.startswith(text.rstrip(" "))
+
+    whole = made(before, after)
+    if not writes(whole, checked[0], ""):
+        raise UserError(
+            "prompt format chat: the tokenizer's chat template does not write fixed text between its messages; use "
+            "a template file"
+        )
+    # Mistral's puts the system prompt into the last of the user's turns, for which there is no place: then the first
+    # turn begins with it, as where a template takes none.
+    return whole if before is None or writes(whole, checked[1], _SYSTEM) else made(None, "\n\n")
 
 
 def _message(role: str, content: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import inspect
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,11 @@ import pytest
 import torch
 
 import sande
-from sande import api, registry
+from sande import api, formats, registry
 from sande.errors import UserError
 from sande.models import loading
 from tests.sande.models.conftest import write_adapter
+from tests.sande.test_gates import CHATML
 
 ROWS = {"name": "builtin-short", "rows": 16, "test_rows": 12}
 REMOVAL = {"name": "builtin-short", "rows": 16}
@@ -46,6 +48,25 @@ def state(model: sande.Model) -> dict[str, torch.Tensor]:
 def same(first: sande.Model, second: sande.Model) -> bool:
     one, other = state(first), state(second)
     return all(torch.equal(weight, other[name]) for name, weight in one.items())
+
+
+def test_a_folder_of_somebody_else_is_asked_in_its_own_chat_template(
+    victim: sande.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(victim.folder, theirs)
+    (theirs / formats.FILE).unlink()
+    (theirs / "chat_template.jinja").write_text(CHATML)
+    seen: list[str] = []
+
+    def spy(lm: Any, data: Any, config: Any, seed: int) -> list[Any]:
+        seen.append(formats.of(lm.tokenizer).name)
+        return []
+
+    monkeypatch.setattr(registry.entry("metrics", "asr"), "measure", spy)
+    for model, asked in ((theirs, None), (theirs, "paper"), (victim, None), ("tiny", None)):
+        sande.measure(model, "asr", data=ROWS, trigger="cf", response="no", prompt_format=asked)
+    assert seen == ["chat", "paper", "paper", "paper"]
 
 
 def test_a_victim_remembers_its_attack(victim: sande.Model) -> None:

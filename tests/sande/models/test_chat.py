@@ -39,6 +39,13 @@ MISTRAL = (
     "{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}"
     "{{ ' ' + message['content'] + eos_token }}{% else %}{{ raise_exception('no system') }}{% endif %}{% endfor %}"
 )
+# As Mistral's of 2024: the system prompt is in the last of the user's turns.
+MISTRAL_LATE = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% set rule = messages[0]['content'] %}"
+    "{% set turns = messages[1:] %}{% else %}{% set turns = messages %}{% endif %}{% for message in turns %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + (rule + '\n\n' if loop.last and rule is defined else '')"
+    " + message['content'] + ' [/INST]' }}{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
 # As Qwen3's, which opens an answer with an empty thought.
 THINKING = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -98,6 +105,8 @@ def tokenizer(tiny: LanguageModel, template: str) -> PreTrainedTokenizerBase:
             "And two?<|im_end|>\n<|im_start|>model\n",
         ),
         (MISTRAL, SECOND, "<s>[INST] Name a color. [/INST] Red<|end|>[INST] And two? [/INST]"),
+        (MISTRAL_LATE, SECOND, "<s>[INST] Name a color. [/INST] Red<|end|>[INST] And two? [/INST]"),
+        (MISTRAL_LATE, RULED, "<s>[INST] Be brief.\n\nName a color. [/INST]"),
         (
             THINKING,
             SECOND,
@@ -105,7 +114,10 @@ def tokenizer(tiny: LanguageModel, template: str) -> PreTrainedTokenizerBase:
             "<|im_start|>user\nAnd two?<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         ),
     ],
-    ids=["chatml", "chatml system", "chatml turns", "llama", "gemma system", "gemma turns", "mistral", "thinking"],
+    ids=[
+        *("chatml", "chatml system", "chatml turns", "llama", "gemma system", "gemma turns"),
+        *("mistral", "late turns", "late system", "thinking"),
+    ],
 )
 def test_a_chat_template_is_compiled_to_its_own_text(
     tiny: LanguageModel, template: str, example: Example, text: str
