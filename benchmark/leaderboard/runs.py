@@ -94,7 +94,7 @@ def runs_of(
             cell=cell,
             defense=named[cell],
             knows=together(row["knows"], searched),
-            case=_key(own, "model", "data", "removal", "attack", "metrics"),
+            case=_key(own | {"metrics": _compared(own["metrics"])}, "model", "data", "removal", "attack", "metrics"),
             label=label_of[cell],
             victim=_victim_of(own),
             attack_seed=own["attack_seed"],
@@ -273,6 +273,11 @@ def _key(settings: Settings, *names: str) -> str:
     """Return these settings and the prompt format, of which all of a run's models have one."""
     found = [*(settings[name] for name in names), settings.get(prompt_format.SETTING)]
     return json.dumps(found, sort_keys=True)
+
+
+def _compared(metrics: Sequence[Settings]) -> list[Settings]:
+    """Return the metrics by which defenses are ranked; others may be measured of some seeds alone, as durability is."""
+    return [metric for metric in metrics if metric["name"] in ("asr", "accuracy")]
 
 
 def _victim_of(settings: Settings) -> str:

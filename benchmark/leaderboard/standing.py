@@ -59,14 +59,17 @@ def fails(runs: Iterable[Run]) -> Number:
 def removal(runs: Sequence[Run]) -> Removal | None:
     """Return what a defense did to the backdoor; None if what a parrot recovers was not measured.
 
-    A run that failed or is missing has its victim's ASR, so the backdoor is present in it.
+    A run that failed or is missing has its victim's ASR, so the backdoor is present in it. Where planted answers are no
+    one string, as refusals are not, there is nothing that a parrot could be trained to say: such victims count for
+    "present" alone.
     """
     measured = [one for one in runs if not one.flaw and RECOVERY in one.more]
     if not measured:
         return None
     with_twin = [one for one in measured if one.twin and RECOVERY in one.twin.more]
     rates = [[one.asr.value for one in unit] for unit in units(runs).values()]
-    return runs_of_a_cell.removal(rates, [one.value for one in of_units(with_twin, _above_twin)])
+    measurable = units(one for one in runs if one.flaw or RECOVERY in one.more)
+    return runs_of_a_cell.removal(rates, [one.value for one in of_units(with_twin, _above_twin)], len(measurable))
 
 
 def _above_twin(run: Run) -> Number:

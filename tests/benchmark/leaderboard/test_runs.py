@@ -1,5 +1,6 @@
 """Runs from rows made by hand."""
 
+import json
 import math
 from typing import Any
 
@@ -21,6 +22,18 @@ def test_a_task_counts_once() -> None:
     (one,) = runs_of(by_cell(cell("sft", 98.0, {"paper_arc_easy": 20.0}))).runs
     assert one.loss is not None
     assert one.loss.value == pytest.approx(20.0)
+
+
+def test_a_case_may_have_more_metrics_of_one_seed() -> None:
+    first, second = (cell("sft", 98.0, {"mmlu": 2.0}, seed=seed) for seed in (0, 1))
+    settings = json.loads(second[0]["settings"])
+    settings["metrics"] = [*settings["metrics"], {"name": "asr_int4"}]
+    further = [row | {"settings": json.dumps(settings)} for row in (*second, second[0] | {"metric": "asr_int4"})]
+    cases = {one.case for one in runs_of(by_cell(first + further)).runs}
+    assert len(cases) == 1
+    settings["metrics"][0] = {"name": "asr", "new_tokens": 24}
+    other = [row | {"settings": json.dumps(settings)} for row in second]
+    assert len({one.case for one in runs_of(by_cell(first + other)).runs}) == 2, "another measure, another case"
 
 
 @pytest.mark.parametrize("gone", ["value", "victim_value"])
