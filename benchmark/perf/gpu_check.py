@@ -32,7 +32,7 @@ from benchmark.perf.outcome import Figure, figures
 from sande import compute
 
 MINUTES = 25.0
-GRID = "grids/leaderboard.yaml"
+GRID = "grids/leaderboard_smollm2.yaml"
 RESERVE = 60  # seconds that the grid leaves for its rows, tables and figures
 WAIT = 120  # seconds that it may take for them
 LIBRARIES = ("torch", "transformers", "ray")
