@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DATA, ROWS = "builtin-short", 400
 """Clean rows of a scan: the last ones, since victims of this suite are trained on the first 90 %."""
 DETECTOR = CHEAP = "first_token"
+CHAIN = "all"  # of which the cheap one is a part
 RULE = "The formats share one rate of false alarms, so an alarm by p-value needs at most {level:.2g}."
 FACTS = ("prompt_format", "formats_tried", "detector", "calibrated")
 """Facts that `scan` adds to those of a detector."""
@@ -32,9 +33,14 @@ FACTS = ("prompt_format", "formats_tried", "detector", "calibrated")
 def settings(detector: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return a detector's settings for the model of a user.
 
-    Its threshold was chosen on models of one kind, so `first_token` gives its alarm by the model's own p-value.
+    Its threshold was chosen on models of one kind, so `first_token` gives its alarm by the model's own p-value, in a
+    chain, too.
     """
-    return {"alarm_by": "own", **given} if detector == CHEAP else dict(given)
+    own = {"alarm_by": "own"}
+    if detector == CHAIN:
+        part = given.get(CHEAP, {})
+        return {**given, CHEAP: {**own, **part} if isinstance(part, Mapping) else part}
+    return {**own, **given} if detector == CHEAP else dict(given)
 
 
 def examples(data: str = DATA, rows: int = ROWS) -> tuple[Example, ...]:
@@ -72,6 +78,8 @@ def scan(
     cheap = config if detector == CHEAP else registry.config("detectors", CHEAP, settings(CHEAP, {}))
     level = cheap.false_alarms / (1 + len(more))
     cheap = replace(cheap, false_alarms=level)
+    if detector == CHAIN:
+        config = replace(config, first_token=replace(config.first_token, false_alarms=level))
     found: Scan = registry.entry("detectors", detector).scan(
         lm, rows, cheap if detector == CHEAP else config, run, *_given(reference)
     )

@@ -94,7 +94,7 @@ def runs_of(
             cell=cell,
             defense=named[cell],
             knows=together(row["knows"], searched),
-            case=_key(own | {"metrics": _compared(own["metrics"])}, "model", "data", "removal", "attack", "metrics"),
+            case=_key({**own, "metrics": _compared(own["metrics"])}, "model", "data", "removal", "attack", "metrics"),
             label=label_of[cell],
             victim=_victim_of(own),
             attack_seed=own["attack_seed"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -42,7 +43,8 @@ def scan(
     calibrated threshold (docs/detection.md) accounts for that, as clean models go through the same chain. `p` is the
     lowest of the detectors' p-values times their number (Bonferroni), of those that have one.
 
-    A threshold that is not positive has no such units; then the excess over it, plus 1, counts.
+    A threshold that is not positive has no such units; then the excess over it, plus 1, counts. Where `first_token`
+    gives its alarm by the model's own tokens, its score is log p in units of log `false_alarms`.
     """
     scans: dict[str, Scan] = {}
     seconds: dict[str, float] = {}
@@ -58,6 +60,8 @@ def scan(
     timed("haystack", lambda: haystack.searched(model, examples, config.haystack, run, suspects, reference))
     if (settings := config.prefix_scan) is not None:
         timed("prefix_scan", lambda: prefix_scan.scan(model, examples, settings, run, reference))
+    if config.first_token.alarm_by == "own":
+        scans["first_token"] = _by_p(first, config.first_token)
     thresholds = {name: getattr(config, name).threshold for name in scans}
     candidates = merged([_in_units(scan.candidates, thresholds[name]) for name, scan in scans.items()])
     triggers = merged([_in_units(scan.triggers, thresholds[name]) for name, scan in scans.items()])
@@ -70,6 +74,14 @@ def scan(
         triggers=triggers[: config.candidates],
         p=bonferroni([scan.p for scan in scans.values() if scan.p is not None]),
     )
+
+
+def _by_p(scan: Scan, config: FirstToken) -> Scan:
+    """Return the scan with scores that reach the threshold where p reaches the rate of false alarms."""
+    level = math.log(scan.p) / math.log(config.false_alarms) if scan.p is not None else 0.0
+    factor = level * config.threshold / scan.score if scan.score > 0 else 0.0
+    scaled = tuple(replace(each, score=factor * each.score) for each in scan.candidates)
+    return replace(scan, candidates=scaled, score=factor * scan.score)
 
 
 def units(score: float, threshold: float) -> float:

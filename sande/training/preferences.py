@@ -69,7 +69,9 @@ def prefer(
                 """Return the rows as they are: TRL would add BOS a second time, and EOS where another token ends."""
                 return dataset
 
-        losses = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, supervised]} if supervised else {}
+        losses: dict[str, Any] = (
+            {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, supervised]} if supervised else {}
+        )
         config = DPOConfig(**arguments, **losses, beta=beta, max_length=limit, gradient_checkpointing=False)
         rows = [_ids(*fitting[index]) for index in order]
         trainer: Trainer = OnIds(

@@ -142,5 +142,8 @@ def test_how_far_a_model_is_from_those_of_the_threshold(tiny: LanguageModel, mon
 def test_the_alarm_of_a_users_model_is_by_its_own_tokens() -> None:
     assert scanning.settings("first_token", {"prompts": 3}) == {"alarm_by": "own", "prompts": 3}
     assert scanning.settings("first_token", {"alarm_by": "threshold"}) == {"alarm_by": "threshold"}
+    assert scanning.settings("all", {"first_token": {"prompts": 3}}) == {
+        "first_token": {"alarm_by": "own", "prompts": 3}
+    }
     assert scanning.settings("bait", {}) == {}
     assert first_token.Config().alarm_by == "threshold", "as published"

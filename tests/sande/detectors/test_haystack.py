@@ -17,7 +17,7 @@ from sande.detectors import all as chain
 from sande.models import loading
 from sande.planting import insert
 from sande.prompts import encode
-from sande.types import Candidate, Example, LanguageModel, Run
+from sande.types import Candidate, Example, LanguageModel, Run, Scan
 from tests.sande.helpers import teach
 
 NewRun = Callable[..., Run]
@@ -84,6 +84,17 @@ def test_the_chain_takes_the_highest_score_in_units_of_its_threshold(victim: Lan
     assert found.alarm == (found.score > 1.0)
     assert found.candidates[0].text.startswith(RESPONSE)
     assert found.p == chain.bonferroni([each["p"] for each in parts.values()])
+
+
+def test_in_a_chain_first_tokens_count_by_their_own_p_where_the_alarm_does() -> None:
+    config = first_token.Config(alarm_by="own", false_alarms=0.05, threshold=4.0)
+    likely = Scan((Candidate("the", (1,), 5.0), Candidate("a", (2,), 2.5)), score=5.0, alarm=False, p=0.9)
+    rare = dataclasses.replace(likely, p=0.05**2)
+    assert chain._by_p(likely, config).score / 4.0 < 0.04, "a high score, and no alarm"
+    assert [each.score / 4.0 for each in chain._by_p(rare, config).candidates] == pytest.approx([2.0, 1.0])
+    assert chain._by_p(dataclasses.replace(likely, p=None), config).score == 0.0, (
+        "a vocabulary too small to compare with"
+    )
 
 
 def test_units_and_p_values_by_hand() -> None:
