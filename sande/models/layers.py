@@ -24,12 +24,21 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 def output_in_float32(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
     """Return the output layer in float32, from hidden states (..., D) to logits (..., V); weights are converted once.
 
-    In bfloat16 the logits of likely tokens are rounded to eighths, often to the same number.
+    In bfloat16 the logits of likely tokens are rounded to eighths, often to the same number. What a model does to its
+    logits behind the layer is done here, too: a factor (Cohere), a divisor (Granite), a bound (Gemma 2).
     """
-    layer = model.get_output_embeddings()
+    layer, config = model.get_output_embeddings(), model.config.get_text_config()
     weight_VD = layer.weight.float()
     bias_V = None if layer.bias is None else layer.bias.float()
-    return lambda hidden: linear(hidden.float(), weight_VD, bias_V)
+    factor = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    bound = getattr(config, "final_logit_softcapping", None)
+
+    def logits(hidden: Tensor) -> Tensor:
+        found = linear(hidden.float(), weight_VD, bias_V)
+        found = found if factor == 1.0 else found * factor
+        return bound * (found / bound).tanh() if bound else found
+
+    return logits
 
 
 def logits_at_once(model: PreTrainedModel, most: int, each: int = 1) -> int:
