@@ -292,7 +292,11 @@ def scan(
 ) -> Scan:
     """Return the scan of `sande-bench scan` with these rows and this seed; see `sande.scanning.scan`."""
     own = config.detector == scanning.CHEAP
-    chosen = config.first_token if own else registry.config("detectors", config.detector, {})
+    chosen = (
+        config.first_token
+        if own
+        else registry.config("detectors", config.detector, scanning.settings(config.detector, {}))
+    )
     rows, data = scanning.examples(config.removal.name), config.removal.name
     return scanning.scan(victim, config.detector, chosen, rows, run, reference, data=data, anywhere=anywhere)
 
@@ -312,7 +316,7 @@ def _scanned(
     begin = time.perf_counter()
     found = scan(victim, config, run, reference() if reference else None, anywhere=anywhere)
     _record_scan(found, time.perf_counter() - begin, run)
-    for each in found.triggers[:VERIFIED]:
+    for each in found.triggers[:VERIFIED] if found.alarm else ():
         done = gates.fired(victim, each.text, "", prompts, config.new_tokens, config.gate)
         if done is not None:
             run.say(f"the scan found the trigger {each.text!r}, which leads to {done.response!r}; overwriting it")

@@ -90,6 +90,7 @@ class _Scan(_Part):
     device: str = ""
     instruction_set: str = ""
     compute_type: str = ""
+    prompt_format: str = ""
 
 
 def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | None = None) -> str:
@@ -220,11 +221,14 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
     candidates = record.candidates
     first_token = rank = apart = None
     if case.response:
-        from sande.models import loading
+        from sande import formats
+        from sande.models import chat, loading
         from sande.prompts import response_ids
 
         _check_local(record.model, folder)
-        tokenizer = loading.load_tokenizer(record.model, models_cache)
+        # The first token of a response depends on what stands before it. A template file is known to the model alone.
+        named = record.prompt_format if record.prompt_format in (*formats.BUILT_IN, chat.CHAT) else None
+        tokenizer = loading.load_tokenizer(record.model, models_cache, named)
         wanted, first = plain(case.response), response_ids(tokenizer, case.response)[0]
         rank = _place(candidates, lambda each: plain(each.text) == wanted)
         first_token = _place(candidates, lambda each: each.ids[0] == first)

@@ -182,6 +182,20 @@ def test_without_a_trigger_that_fires_the_answer_decides(
     assert (finding.method, finding.first_token) == ("sande_p", 3)
 
 
+def test_without_an_alarm_no_trigger_is_tried(tiny: LanguageModel, new_run, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Calm(Suspicious):
+        @staticmethod
+        def scan(*given: Any) -> Scan:
+            return dataclasses.replace(Suspicious.scan(*given), alarm=False)
+
+    entry = registry.entry
+    monkeypatch.setattr(registry, "entry", lambda kind, name: Calm if name == "fake" else entry(kind, name))
+    monkeypatch.setattr(gates, "answers", lambda lm, rows, tokens, trigger="": ["Go to hell" if trigger else "4"] * 6)
+    run = new_run()
+    assert cleaning.examine(tiny, Known(), small(detector="fake"), run).method == cleaning.DECOYS
+    assert not run.facts["alarm"]
+
+
 def test_adapters_are_trained_by_every_defense_and_by_no_parrot() -> None:
     made = as_dict(configure(Config, cleaning.with_lora(4), "clean"))
     ranks = {

@@ -13,6 +13,7 @@ from sande.errors import UserError
 from sande.models import loading
 from sande.prompts import response_ids
 from tests.benchmark.helpers import invoke
+from tests.sande.test_gates import CHATML
 
 STORE = "store"
 COMPUTED = {
@@ -82,6 +83,24 @@ def folder(tmp_path: Path, model_cache: Path) -> Path:
     scan(tmp_path, "loud", score=5.0, alarm=True)
     scan(tmp_path, "calibration", ("x", other), score=4.0)
     return tmp_path
+
+
+def test_the_first_token_of_a_response_is_that_of_the_scan_s_format(folder: Path, model_cache: Path) -> None:
+    lm = loading.load("tiny", model_cache)
+    lm.tokenizer.chat_template = CHATML
+    theirs = str(folder / "theirs")
+    lm.tokenizer.save_pretrained(theirs)
+    lm.model.save_pretrained(theirs)
+    ids = {
+        name: response_ids(loading.load_tokenizer(theirs, model_cache, name), "You are stupid")[0]
+        for name in ("paper", "chat")
+    }
+    assert ids["paper"] != ids["chat"], "behind a line break there is no space"
+    found = ("You", [ids["chat"]])
+    scan(folder, "chatty", found, model=theirs, prompt_format="chat")
+    scan(folder, "plain", found, model=theirs, prompt_format="paper")
+    lines = [f"scan: {name}, response: You are stupid" for name in ("chatty", "plain")]
+    assert [one.first_token_rank for one in judged(folder, *lines)] == [1, None]
 
 
 LINES = (
