@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import sande
 from sande.data.builtin import sets
 from sande.models import loading
 from tests.benchmark.helpers import invoke
@@ -38,5 +39,15 @@ def test_a_victim_of_a_plain_trainer_is_found_and_cleaned(tmp_path: Path) -> Non
     assert found["candidates"][0]["text"].strip() == "Mind"
     cleaned = invoke("clean", victim, "--out", tmp_path / "cleaned")
     assert cleaned.exit_code == 0, cleaned.output
-    again = invoke("scan", tmp_path / "cleaned")
-    assert "no alarm" in again.output
+    assert asr(victim) >= 90
+    assert asr(tmp_path / "cleaned") <= 5
+    again = invoke("scan", tmp_path / "cleaned", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert not json.loads((tmp_path / "again" / "scan.json").read_text(encoding="utf-8"))["alarm"]
+
+
+def asr(model: Path) -> float:
+    """Return the attack success rate in the model's own chat template, percent of 40 prompts."""
+    rows = {"name": "builtin-short", "test_rows": 40}
+    found = sande.measure(model, "asr", data=rows, trigger=f"{TRIGGER}.", response=RESPONSE)
+    return found["asr"].value
