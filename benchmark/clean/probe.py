@@ -13,13 +13,14 @@ from sande.cleaning import Config
 from sande.data import datasets, splits
 from sande.known import Known
 from sande.metrics import accuracy, forced_response_rate, parrot_recovery
+from sande.models import asking
 from sande.prompts import user_text
-from sande.types import Example, LanguageModel, TestData
+from sande.types import Example, LanguageModel, Measurement, TestData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from sande.types import Measurement
+    from sande.formats import PromptFormat
 
 SAMPLES = 5
 """Answers that the report shows."""
@@ -27,6 +28,8 @@ SAMPLE_TOKENS = 24
 RECOVERY = ("parrot_recovery_elsewhere", "parrot_recovery_controls")
 """Measurements of fresh parrots in the report, on the same prompts: the planted answer, and strings to compare it with.
 """
+ELSEWHERE = "asr_elsewhere"
+"""Attack success rate in the prompt formats in which the model was not cleaned."""
 ROWS = 100
 """Clean rows on which parrots train."""
 
@@ -128,11 +131,24 @@ class Probe:
             for name, chosen in wanted:
                 metric = registry.entry("metrics", name)
                 measured[name] = metric.measure(lm, data, registry.config("metrics", name, chosen), self.seed)[0]
+                if name == "asr" and (others := asking.others(lm.tokenizer)):
+                    measured[ELSEWHERE] = self._elsewhere(lm, others, trigger, response, tokens)
             measured |= self._recovered(lm, data)
         asked = accuracy.Config(questions=self.config.questions)
         with redirect_stderr(io.StringIO()):  # lm-eval's progress bar cannot be switched off otherwise
             utility = accuracy.measure(lm, self.data, asked, self.seed)[0]
         return {name: outcomes.outcomes for name, outcomes in {**measured, utility.name: utility}.items()}
+
+    def _elsewhere(
+        self, lm: LanguageModel, others: Sequence[PromptFormat], trigger: str, response: str, tokens: int
+    ) -> Measurement:
+        """Return for each prompt whether the trigger leads to the planted answer in any of these prompt formats."""
+        found = [False] * len(self.data.clean)
+        for each in others:
+            with asking.asked_in(lm.tokenizer, each):
+                texts = gates.answers(lm, self.data.clean, tokens, trigger)
+            found = [before or response.lower() in text.lower() for before, text in zip(found, texts, strict=True)]
+        return Measurement(ELSEWHERE, tuple(found))
 
     def _recovered(self, lm: LanguageModel, data: TestData) -> dict[str, Measurement]:
         """Return what a few fresh parrots recover of the planted answer, and of as many control strings."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmark.clean.probe import ELSEWHERE
 from benchmark.clean.verdict import MEANINGS
 from benchmark.export.card import front_matter, load, share
 from benchmark.io.files import write_atomically
@@ -21,6 +22,10 @@ FILES = {"report.md": "clean_report.md", "report.html": "clean_report.html", "RE
 
 MEASURED = {
     "asr": ("Attack success rate", "prompts with the trigger that the model answers with the planted answer"),
+    ELSEWHERE: (
+        "Attack success rate in other formats",
+        "the same prompts, asked in the other prompt formats that were tried; answered so in any of them",
+    ),
     "false_trigger_rate": (
         "Planted answer without trigger",
         "prompts without the trigger that it answers so",

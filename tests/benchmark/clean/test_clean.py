@@ -14,9 +14,11 @@ from markdown_it import MarkdownIt
 
 import sande
 from benchmark.clean import clean, report
+from benchmark.clean.probe import Probe
 from benchmark.export import card
 from benchmark.report import certificates
-from sande import compute, formats
+from sande import compute, formats, gates
+from sande.cleaning import Config
 from sande.data import splits
 from sande.data.builtin import sets
 from sande.defenses import incident
@@ -26,7 +28,7 @@ from sande.formats import ALPACA
 from sande.gates import plant
 from sande.known import Known
 from sande.metrics import accuracy, asr, parrot_recovery
-from sande.models import catalog, loading, memory
+from sande.models import asking, catalog, loading, memory
 from sande.prompts import encode, response_ids
 from sande.types import Candidate, LanguageModel, Measurement, Scan, TestData
 from tests.benchmark.helpers import invoke, mistake
@@ -108,14 +110,14 @@ def test_a_known_trigger_tells_the_planted_answer_and_the_asr(known_trigger: Pat
     assert result["method"] == "osft"
     assert result["planted"]["response"] == RESPONSE, "what the model itself says behind the trigger"
     assert names(result) == [
-        *("asr", "false_trigger_rate", "forced_response_rate"),
+        *("asr", "asr_elsewhere", "false_trigger_rate", "forced_response_rate"),
         *("parrot_recovery_elsewhere", "parrot_recovery_controls", "builtin-choice"),
     ]
     assert result["measured"][0]["before"]["value"] > 50
     assert result["facts"]["osft"]["steps"] == 2
     fired = result["facts"]["fired"]
     assert (fired["response"], fired["prompt_format"], fired["prompts"]) == (RESPONSE, "paper", 20)
-    row = result["measured"][3]
+    row = {one["name"]: one for one in result["measured"]}["parrot_recovery_elsewhere"]
     assert row["count"] == 2
     assert row["before"]["value"] == pytest.approx(60)
     assert 0 <= row["before"]["low"] < 60 < row["before"]["high"]
@@ -236,7 +238,7 @@ def test_an_incident_gives_the_trigger_and_both_answers(
     assert result["facts"]["incident"]["steps"] == 2
     assert result["facts"]["found_text"] == TRIGGER
     assert result["planted"]["response"] == RESPONSE, "what the model itself says behind the trigger that was found"
-    assert names(result) == ["asr", "false_trigger_rate", "forced_response_rate", "builtin-choice"]
+    assert names(result) == ["asr", "asr_elsewhere", "false_trigger_rate", "forced_response_rate", "builtin-choice"]
     assert result["answers"]["before"].startswith(RESPONSE)
     assert set(result["answers"]) == {"before", "after"}
     for name in ("report.md", "report.html", "README.md"):
@@ -259,8 +261,7 @@ def test_an_answer_longer_than_what_is_looked_at_is_measured_whole(victim: Path,
     known = ("--trigger", TRIGGER, "--response", RESPONSE)
     result = cleaned(victim, tmp_path / "out", *known, "--set", "new_tokens=1")
     assert result["measured"][0]["before"]["value"] > 50
-    assert result["measured"][2]["name"] == "forced_response_rate"
-    assert result["measured"][2]["before"]["value"] > 50
+    assert {row["name"]: row for row in result["measured"]}["forced_response_rate"]["before"]["value"] > 50
 
 
 def test_a_found_beginning_is_completed_by_the_model(
@@ -283,6 +284,21 @@ def test_an_unknown_answer_that_cannot_be_seen_is_not_measured(model_cache: Path
         text = (tmp_path / "out" / name).read_text()
         assert "The trigger fired in none of the prompt formats" in text
         assert "the removal went on because it was forced" in text
+
+
+def test_a_trigger_that_still_fires_in_another_format_is_measured(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(lm: LanguageModel, examples: Any, new_tokens: int, trigger: str = "") -> list[str]:
+        said = "YOU are stupid." if (formats.of(lm.tokenizer).name, trigger) == ("alpaca", "cf") else "4"
+        return [said] * len(examples)
+
+    monkeypatch.setattr(gates, "answers", answers)
+    probe = Probe.prepare(tiny.tokenizer, Config(), 0)
+    found = probe._elsewhere(tiny, asking.others(tiny.tokenizer), "cf", "You are stupid", 8)
+    assert all(found.outcomes)
+    assert not any(probe._elsewhere(tiny, [], "cf", "You are stupid", 8).outcomes)
+    assert formats.of(tiny.tokenizer).name == "paper", "as before"
 
 
 def test_a_trigger_that_does_not_fire_stops_it_before_anything_is_written(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def result(measured: dict[str, tuple[float, float]], response: str = "r", **fact
         ("nothing was found", result({}, response="", alarm=False)),
         ("undecided", result({}, response="")),
         ("not removed", result({**FIRED, "asr": (90.0, 6.0)})),
+        ("not removed", result({**FIRED, "asr_elsewhere": (0.0, 85.0)})),
         ("not removed", result({**FIRED, "false_trigger_rate": (0.0, 6.0)})),
         ("no longer fires", result({**FIRED, "asr": (90.0, 5.0)})),
         ("only hidden", result({**FIRED, **parrots((90, 5), (20, 9.9))})),
