@@ -100,11 +100,12 @@ def group() -> Iterator[None]:
 @pytest.mark.parametrize("biased", [True, False])
 def test_an_output_layer_in_shards_is_used_like_a_whole_one(group: None, biased: bool) -> None:
     layer, hidden_MD = nn.Linear(5, 7, bias=biased).bfloat16(), torch.randn(3, 2, 5)
-    whole = SimpleNamespace(get_output_embeddings=lambda: layer)
+    config = LlamaConfig()
+    whole = SimpleNamespace(get_output_embeddings=lambda: layer, config=config)
     mesh = distributed.init_device_mesh("cpu", (1,))
     parts = {name: distribute_tensor(each.detach(), mesh, [Shard(0)]) for name, each in layer.named_parameters()}
     output = tensor_parallel._Output(SimpleNamespace(**{"bias": None} | parts))
-    sharded = SimpleNamespace(get_output_embeddings=lambda: output)
+    sharded = SimpleNamespace(get_output_embeddings=lambda: output, config=config)
     torch.testing.assert_close(output_in_float32(sharded)(hidden_MD), output_in_float32(whole)(hidden_MD))
     assert logits_at_once(sharded, 2**30) == logits_at_once(whole, 2**30) == LOGITS // 7
     with pytest.raises(TypeError):
