@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
+from operator import or_
 from typing import TYPE_CHECKING, Any
 
 from sande import cleaning, formats, gates, registry
@@ -14,6 +15,7 @@ from sande.data import datasets, splits
 from sande.known import Known
 from sande.metrics import accuracy, forced_response_rate, parrot_recovery
 from sande.models import asking
+from sande.objectives import string
 from sande.prompts import user_text
 from sande.types import Example, LanguageModel, Measurement, TestData
 
@@ -143,11 +145,11 @@ class Probe:
         self, lm: LanguageModel, others: Sequence[PromptFormat], trigger: str, response: str, tokens: int
     ) -> Measurement:
         """Return for each prompt whether the trigger leads to the planted answer in any of these prompt formats."""
-        found = [False] * len(self.data.clean)
+        found, judge = [False] * len(self.data.clean), string.containing(response)
         for each in others:
             with asking.asked_in(lm.tokenizer, each):
                 texts = gates.answers(lm, self.data.clean, tokens, trigger)
-            found = [before or response.lower() in text.lower() for before, text in zip(found, texts, strict=True)]
+            found = [*map(or_, found, judge.achieved(self.data.clean, texts))]
         return Measurement(ELSEWHERE, tuple(found))
 
     def _recovered(self, lm: LanguageModel, data: TestData) -> dict[str, Measurement]:
