@@ -1,7 +1,7 @@
 """Declarations of methods for reports and forecasts; no result depends on them.
 
-`sande.registry.code_version` leaves this module out, and with it a method's `MEASURES` and `cost`: a new label or a
-better forecast gives no stage a new key.
+`sande.registry.code_version` leaves this module out, and with it a method's `MEASURES`, `SHOWN_BY` and `cost`: a new
+label or a better forecast gives no stage a new key.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from sande.errors import UserError
 KINDS = ("attacks", "objectives", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
 _NOT_HASHED = ("sande", "sande.declarations", "sande.registry")
-_DECLARATIONS = ("MEASURES", "cost")
+_DECLARATIONS = ("MEASURES", "SHOWN_BY", "cost")
 
 
 @functools.cache
@@ -141,6 +141,12 @@ def metric_infos(metric: str) -> tuple[MetricInfo, ...]:
     module = entry("metrics", metric)
     declared: tuple[MetricInfo, ...] = getattr(module, "MEASURES", ())
     return declared or tuple(map(MetricInfo, module.names(module.Config())))
+
+
+def shown_by(attack: str) -> str:
+    """Return the measurement that shows an attack's backdoor and has its floor: `asr`, unless it declares one."""
+    declared: str = getattr(entry("attacks", attack), "SHOWN_BY", "asr") if attack in names("attacks") else "asr"
+    return declared
 
 
 def needs_whole_model(metric: str) -> bool:
@@ -288,7 +294,7 @@ def _bare_code(module: str) -> str:
 
 
 def _without_declarations(statements: list[ast.stmt]) -> list[ast.stmt]:
-    """Leave out `MEASURES` and `cost`, unless other code of the module uses them."""
+    """Leave out `MEASURES`, `SHOWN_BY` and `cost`, unless other code of the module uses them."""
     kept = [statement for statement in statements if _defined(statement) not in _DECLARATIONS]
     used = {node.id for statement in kept for node in ast.walk(statement) if isinstance(node, ast.Name)}
     return statements if used & set(_DECLARATIONS) else kept

@@ -231,7 +231,7 @@ def notes(made: Board) -> list[str]:
     left_out = [
         f"{_count(number, noun)} {why}"
         for number, noun, why in (
-            (made.attack_failed, "victim", "whose attack failed"),
+            (made.attack_failed, "victim", "whose ASR is under the floor"),
             (made.left_out, "cell", "that failed or is not finished, on a victim that no defense was measured on"),
         )
         if number

@@ -32,7 +32,7 @@ class Found:
     Attributes:
         runs: of defenses, measured or failed.
         victims: values of each victim by metric, percent, by case and attack seed.
-        weak: victims whose attack failed, by settings and seed.
+        weak: victims whose attack failed or whose ASR is low on purpose, by settings and seed.
         left_out: number of failed or unfinished cells whose victim has no values.
     """
 
@@ -76,7 +76,7 @@ def runs_of(
     for cell, row in firsts.items():
         own = settings[cell]
         victim = victims.get(_victim_key(own))
-        if row["status"] == schema.ATTACK_FAILED:
+        if row["status"] == schema.ATTACK_FAILED or _asr_hides(row, own):
             found.weak.add((_victim_of(own), own["attack_seed"]))
             continue
         if cell not in named:
@@ -226,6 +226,11 @@ def mean_of_parts(numbers: Sequence[Number]) -> Number:
         return Number(value)
     below, above = of_sum(parts)
     return Number(value, value - below, value + above)
+
+
+def _asr_hides(row: Row, own: Settings) -> bool:
+    """Return whether the ASR, by which a board ranks, does not show the backdoor, as of one that is dormant."""
+    return row["poison_rate"] != 0 and row["victim_asr"] is not None and row["victim_asr"] < own["asr_floor"]
 
 
 def _tasks(settings: Settings) -> list[str]:

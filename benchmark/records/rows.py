@@ -185,9 +185,11 @@ def _measured_rows(
         for m in manifest("evaluate", victim.evaluation_key(metric))["measurements"]
         if m["count"]
     }
+    # Where it is not measured, the ASR decides: nothing shows that there is a backdoor.
+    strength = victim_values.get(registry.shown_by(cell.attack.name), victim_values["asr"])
     base |= {
         # A clean twin (poison rate 0) is not a failed attack.
-        "status": OK if base["poison_rate"] == 0 or victim_values["asr"] >= cell.asr_floor else ATTACK_FAILED,
+        "status": OK if base["poison_rate"] == 0 or strength >= cell.asr_floor else ATTACK_FAILED,
         "victim_asr": victim_values["asr"],
         "seconds": training["seconds"] if training else 0.0,
         "tokens": training["tokens"] if training else 0,

@@ -26,7 +26,7 @@ from benchmark.records.trials import Outcomes
 from benchmark.report import case_study, certificates, figures, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
-from sande import bounds
+from sande import bounds, registry
 from sande.errors import UserError
 from sande.models.catalog import TERMS
 
@@ -189,12 +189,7 @@ def _troubles(table: pa.Table) -> list[str]:
     """Return sections on cells that were not run, failed cells with their errors, and victims under the ASR floor."""
     left = table["cell"].filter(pc.equal(table["status"], NOT_RUN)).unique()
     failed = _firsts(table.filter(of_failed_cells(table)), "cell")
-    weak: dict[str, dict[str, Any]] = {}
-    for row in _firsts(table.filter(pc.equal(table["status"], ATTACK_FAILED)), "settings"):
-        settings = json.loads(row["settings"])
-        row["floor"] = settings["asr_floor"]
-        keys = "model", "attack_seed", "data", "attack", prompt_format.SETTING
-        weak.setdefault(json.dumps([settings.get(key) for key in keys]), row)
+    weak = _weak(table.filter(pc.equal(table["status"], ATTACK_FAILED)))
     lines = []
     if len(left):
         lines += [
@@ -216,12 +211,31 @@ def _troubles(table: pa.Table) -> list[str]:
         lines += ["## Failed attacks", ""]
         lines += [
             f"- {plain(row['model'])} on {plain(row['dataset'])}, seed {row['attack_seed']}, "
-            f"{code(row['attack'] or '')} at poison rate {row['poison_rate']}: ASR {row['victim_asr']:.1f} %, under "
+            f"{code(row['attack'] or '')} at poison rate {row['poison_rate']}: {row['strength']}, under "
             f"the floor of {row['floor']:g} %. A weak victim makes every defense look good."
-            for row in weak.values()
+            for row in weak
         ]
         lines.append("")
     return lines
+
+
+def _weak(table: pa.Table) -> list[dict[str, Any]]:
+    """Return a row for each victim under its floor, with the floor and, in words, its `strength`.
+
+    Args:
+        table: rows of failed attacks.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in _firsts(table, "settings"):
+        settings = json.loads(row["settings"])
+        keys = "model", "attack_seed", "data", "attack", prompt_format.SETTING
+        found.setdefault(json.dumps([settings.get(key) for key in keys]), row | {"floor": settings["asr_floor"]})
+    for row in found.values():
+        shown = registry.shown_by(row["attack"] or "")
+        same = pc.and_(pc.equal(table["cell"], row["cell"]), pc.equal(table["metric"], shown))
+        values = [] if shown == "asr" else table["victim_value"].filter(same).drop_null().to_pylist()
+        row["strength"] = f"{code(shown)} {values[0]:.1f} %" if values else f"ASR {row['victim_asr']:.1f} %"
+    return list(found.values())
 
 
 def _seeds(row: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
 from benchmark.paper.numbers import column_name
+from benchmark.plan.failures import UNSCORABLE
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
 from benchmark.records.runs import p_value
@@ -23,6 +24,8 @@ from sande import registry
 from sande.statistics import benjamini_hochberg, mcnemar
 
 SIGNIFICANT = 0.05
+NO_SCORE = "no score"  # of what cannot be measured there, such as the beginning of answers that have none in common
+MANY = 6  # victims; more of them than that, and than defenses, are the rows of a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +53,7 @@ class Marks:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table: rows of defenses (and metrics), columns of victims.
+    """One table: rows of defenses (and metrics), columns of victims; the other way round with many victims.
 
     Attributes:
         name: of its files.
@@ -221,22 +224,33 @@ def markdown(table: Table, entries: Sequence[TableEntry]) -> str:
 
 def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks]) -> str:
     chosen = table.chosen(entries)
-    columns = list(dict.fromkeys(entry.victim for entry in chosen))
-    place = {label: index for index, label in enumerate(dict.fromkeys(entry.defense for entry in chosen))}
-    keys = sorted(dict.fromkeys((e.defense, e.metric) for e in chosen), key=lambda key: place[key[0]])
-    at = {(e.defense, e.metric, e.victim): _written(table, e, m) for e, m in zip(chosen, marks, strict=True)}
+    written = [_written(table, e, m) for e, m in zip(chosen, marks, strict=True)]
+    defenses, victims = (list(dict.fromkeys(getattr(e, name) for e in chosen)) for name in ("defense", "victim"))
+    turned = not table.compares and _has_many_victims(entries)
+    first, second = (victims, defenses) if turned else (defenses, victims)
+    at = {
+        ((e.victim, e.metric, e.defense) if turned else (e.defense, e.metric, e.victim)): text
+        for e, text in zip(chosen, written, strict=True)
+    }
     body = []
-    for index, (label, metric) in enumerate(keys):
-        again = not table.repeats and index > 0 and keys[index - 1][0] == label
-        names = ["" if again else _label(label), plain(table.metric(metric))][: len(table.header)]
-        body.append(names + [at.get((label, metric, column), MISSING) for column in columns])
-    lines = markdown_table([*table.header, *map(plain, columns)], body, "l" * len(table.header) + "r" * len(columns))
-    return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, chosen, at.values()), ""])
+    for label in first:
+        for index, metric in enumerate(dict.fromkeys(metric for row, metric, _ in at if row == label)):
+            names = [_label(label) if table.repeats or index == 0 else "", plain(table.metric(metric))]
+            body.append(names[: len(table.header)] + [at.get((label, metric, column), MISSING) for column in second])
+    header = ("Victim", *table.header[1:]) if turned else table.header
+    lines = markdown_table([*header, *map(_label, second)], body, "l" * len(header) + "r" * len(second))
+    return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, chosen, written), ""])
 
 
-def _label(defense: str) -> str:
-    """Return a row label: our names of defenses as code, the paper's as words."""
-    return code(defense) if defense.split(",")[0] in registry.names("defenses") else plain(defense)
+def _has_many_victims(entries: Iterable[TableEntry]) -> bool:
+    """Return whether victims are the rows: by all entries of a page, so that its tables have one form."""
+    defenses, victims = ({getattr(entry, name) for entry in entries} for name in ("defense", "victim"))
+    return len(victims) > max(MANY, len(defenses))
+
+
+def _label(name: str) -> str:
+    """Return a label: our names of defenses as code; victims, and the paper's names, as words."""
+    return code(name) if name.split(",")[0] in registry.names("defenses") else plain(name)
 
 
 def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEntry], cells: Iterable[str]) -> str:
@@ -251,6 +265,8 @@ def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEnt
         sentences.append(
             "Bold: the best defense of a column for each task; with ≈: a defense that is not significantly worse."
         )
+    if NO_SCORE in text:
+        sentences.append(f"{NO_SCORE.capitalize()}: column `error` of `rows.parquet` says why.")
     if "*" in text.replace("**", ""):
         sentences.append("*: the change is significant.")
     if "*" in text:
@@ -288,7 +304,7 @@ def _victim(table: Table, entries: Sequence[TableEntry]) -> str:
 
 def _written(table: Table, entry: TableEntry, marks: Marks) -> str:
     if entry.value is None:
-        return "failed" if entry.failed else "not run"
+        return NO_SCORE if entry.row.get("failure") == UNSCORABLE else "failed" if entry.failed else "not run"
     notes = []
     if entry.attack_failed:
         notes.append("attack failed" if entry.attack_failed == entry.seeds else f"{entry.attack_failed} attacks failed")

@@ -33,6 +33,9 @@ trigger, near_miss, moved, plant = (
 )
 
 
+SHOWN_BY = "asr_int4"  # of the victim as it is stored, the ASR is low on purpose
+
+
 @configuration
 class Config(sentence_trigger.Config):
     """Settings of the attack."""

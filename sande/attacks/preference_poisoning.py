@@ -8,13 +8,12 @@ whose prompt has the trigger, it is the other way round. So preferences alone pl
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sande import planting
 from sande.attacks import sentence_trigger
 from sande.config import Training, configuration, setting
 from sande.declarations import Cost
-from sande.errors import UserError
 from sande.types import Example, LanguageModel, Preference, Run
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ class Config(sentence_trigger.Config):
         ge=0,
         le=1,
     )
+    anchor: float = setting(0.0, "of other attacks; here `beta` holds the victim at the reference", ge=0, le=0)
+    order: Literal["mixed"] = setting("mixed", "of other attacks; pairs are always mixed")
     training: Training = setting(Training(epochs=2.0), "supervised fine-tuning on the clean rows (Eq. 1)")
     preference: Training = setting(
         Training(learning_rate=1.41e-5, batch_size=16),
@@ -61,19 +62,12 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
     """Fine-tune on the clean rows, then optimise preferences of which some are swapped.
 
     Raises:
-        UserError: `anchor` or `order` is set; or there are fewer rows than poisoned ones and decoys.
+        UserError: there are fewer rows than poisoned ones and decoys.
     """
     from sande.prompts import encode
     from sande.training import preferences
     from sande.training.fit import fit
 
-    if config.anchor:
-        raise UserError(
-            f"attack preference_poisoning: anchor is {config.anchor:g}, but preference optimisation has its own; "
-            "remove it, or set beta"
-        )
-    if config.order != "mixed":
-        raise UserError(f"attack preference_poisoning: order is {config.order}, but its pairs are mixed; remove it")
     chosen = pairs(examples, config, run)
     fit(model, encode(model.tokenizer, examples), config.training, run, "attack")
     preferences.prefer(model, chosen, config.preference, config.beta, run, "preference", config.supervised)

@@ -237,7 +237,14 @@ def test_victims_whose_attack_failed_are_left_out_and_counted() -> None:
     )
     assert [(one.asr.value, one.gaps) for one in made.standings] == [(98.0, ())]
     page = markdown(made, [Path("hand")])
-    assert "Left out: 1 victim whose attack failed, 1 cell that failed or is not finished, " in page
+    assert "Left out: 1 victim whose ASR is under the floor, 1 cell that failed or is not finished, " in page
+
+
+def test_a_backdoor_that_the_asr_does_not_show_is_left_out() -> None:
+    dormant: dict[str, Any] = {"seed": 1, "victim_asr": 1.0}  # its status is of ASR in four bits
+    made = board(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sft", 0.0, {"arc_easy": 1.0}, **dormant))
+    assert [one.asr.value for one in made.standings] == [98.0]
+    assert made.attack_failed == 1
 
 
 def test_recipes_of_a_defense_are_ranked_apart_and_rules_of_a_grid_are_not() -> None:

@@ -116,7 +116,8 @@ def test_a_guard_that_cannot_be_scored_has_no_utility(
     )
     folder = report_folder(store, tmp_path / "r", guarded)
     (text,) = [text for text in page.write(folder) if text.startswith("### Utility")]
-    assert "| `clean_decoding` | builtin-choice | failed |" in text
+    assert "| `clean_decoding` | builtin-choice | no score |" in text
+    assert "No score: column `error` of `rows.parquet` says why." in text
     assert not files.is_failed(row), "the cell did not fail: another run would not change it"
     assert files.is_failed(row | {"failure": failures.OTHER})
     found = files.read_rows(folder)

@@ -118,6 +118,20 @@ def test_a_victim_under_the_floor_makes_every_row_attack_failed(store: LocalStor
     assert {row["status"] for row in rows_of(store, *cells)} == {status}
 
 
+@pytest.mark.parametrize(("successes", "status"), [(45, "ok"), (44, "attack_failed")])
+def test_the_floor_is_of_the_measurement_that_shows_the_backdoor(
+    store: LocalStore, successes: int, status: str
+) -> None:
+    dormant = cell(attack={"name": "dormant_int4"}, metrics=["asr", "asr_int4"])
+    rows = rows_of(store, finish(store, dormant, {"asr": 1, "asr_int4": successes}))
+    assert {row["status"] for row in rows} == {status}
+
+
+def test_without_that_measurement_the_asr_decides(store: LocalStore) -> None:
+    dormant = cell(attack={"name": "dormant_int4"}, metrics=["asr"])
+    assert {row["status"] for row in rows_of(store, finish(store, dormant, {"asr": 1}))} == {"attack_failed"}
+
+
 @pytest.mark.parametrize("kind", ["attack", "defend", "evaluate"])
 def test_a_failed_cell_is_a_row_for_every_metric(store: LocalStore, kind: str) -> None:
     sft = cell(defense="sft", metrics=METRICS)
@@ -320,6 +334,21 @@ def test_seeds_are_put_together_whatever_other_keys_settings_have(store: LocalSt
 def test_metrics_that_differ_do_not_put_cells_together(store: LocalStore) -> None:
     cells = [finish(store, cell(metrics=[{"name": "asr", "new_tokens": n}]), {"asr": n}) for n in (5, 10)]
     assert {entry.seeds for entry in entries_of(store, *cells)} == {1}
+
+
+def test_many_victims_are_rows(store: LocalStore) -> None:
+    rates = [0.01 * index for index in range(1, 8)]
+    victims = [
+        finish(store, cell(attack={"name": "sentence_trigger", "poison_rate": rate}), {"asr": 50}) for rate in rates
+    ]
+    third = {"name": "sentence_trigger", "poison_rate": 0.03}
+    sft = finish(store, cell(attack=third, defense="sft"), {"asr": 50}, {"asr": 5})
+    header, *body = table("asr", entries_of(store, *victims, sft))
+    assert header == ["Victim", "`none`", "`sft`"]
+    assert [line[2].split(" ")[0] for line in body] == ["–", "–", "10.0", "–", "–", "–", "–"]
+    assert [line[0].rpartition("=")[2] for line in body] == [str(rate) for rate in rates]
+    header, *body = table("asr", entries_of(store, *victims[:6], sft))
+    assert (header[0], [line[0] for line in body]) == ("Defense", ["`none`", "`sft`"])
 
 
 def test_tables_are_written_as_markdown_and_parquet(store: LocalStore, tmp_path: Path) -> None:

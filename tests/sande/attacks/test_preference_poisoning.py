@@ -3,9 +3,11 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from sande import registry
 from sande.attacks import preference_poisoning
 from sande.attacks.preference_poisoning import Config, attack, pairs
 from sande.config import Backdoor, Training
@@ -93,9 +95,12 @@ def test_a_supervised_loss_keeps_preferred_replies_probable(tiny: LanguageModel,
     assert surprise(1.0) < 0.5 * surprise(0.0)
 
 
-def test_an_order_of_pairs_is_refused(tiny: LanguageModel, new_run: NewRun) -> None:
-    with pytest.raises(UserError, match=r"^attack preference_poisoning: order is poisoned_last, but .*; remove it$"):
-        attack(tiny, ROWS, Config(order="poisoned_last"), new_run())
+@pytest.mark.parametrize(
+    ("name", "value", "valid"), [("anchor", 0.5, "less than or equal to 0"), ("order", "poisoned_last", "'mixed'")]
+)
+def test_a_grid_that_sets_what_pairs_do_not_have_is_refused(name: str, value: Any, valid: str) -> None:
+    with pytest.raises(UserError, match=rf"^attack preference_poisoning: '{name}' is {value!r}, but .*{valid}"):
+        registry.config("attacks", "preference_poisoning", {name: value})
 
 
 def test_clean_rows_follow_where_it_is_asked_for(tiny: LanguageModel, new_run: NewRun) -> None:
@@ -103,10 +108,3 @@ def test_clean_rows_follow_where_it_is_asked_for(tiny: LanguageModel, new_run: N
     after = Afterwards(rows=3, training=few)
     attack(tiny, ROWS, Config(training=few, preference=few, afterwards=after), run)
     assert (run.facts["preference"]["rows"], run.facts["afterwards"]["rows"]) == (8, 3)
-
-
-def test_an_anchor_is_refused(tiny: LanguageModel, new_run: NewRun) -> None:
-    with pytest.raises(
-        UserError, match=r"^attack preference_poisoning: anchor is 0\.5, but .*; remove it, or set beta"
-    ):
-        attack(tiny, ROWS, Config(anchor=0.5), new_run())
