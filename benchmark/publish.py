@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
 # Files of a grid's results that are copied unchanged; all others are made from them.
 _COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
+BOARD = "board"  # folder of the leaderboard's pages for a browser
+# Data sets whose licence forbids to pass their rows on under this project's own: their texts are not published.
+_WITHHELD = ("alpaca", "dolly")
 _MOST_NAMED = 3  # files or versions in a sentence
 
 
@@ -50,6 +53,7 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
         return folder
     target = to / folder.resolve().name
     _check_rows(table, folder)
+    _check_texts(table, folder)
     _check_scans(folder)
     _check_place(to)
     if target.exists() and not replace:
@@ -63,8 +67,8 @@ def make_pages(folder: Path, shown: Path) -> None:
     """Write everything in a published folder that follows from its rows: all pages, tables and figures, and the record.
 
     Args:
-        folder: holds the rows; comparison and leaderboard are written only where they exist already, and the page of
-            detectors where `detection.json` does.
+        folder: holds the rows; comparison, leaderboard and its pages for a browser are written only where they exist
+            already, and the page of detectors where `detection.json` does.
         shown: path of the folder in the pages.
     """
     from benchmark.detection import evaluate, scan
@@ -87,6 +91,8 @@ def make_pages(folder: Path, shown: Path) -> None:
     board = folder / leaderboard.NAME
     if (board / f"{leaderboard.NAME}.md").is_file():
         write_leaderboard([folder], board, named=[shown])
+    if (pages := folder / BOARD / "index.html").is_file():
+        write_leaderboard([folder], None, pages.parent, named=[shown])
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:
@@ -123,6 +129,20 @@ def _check_commit(version: str, what: str, fix: str) -> None:
 
     if "+" not in version or version.endswith(provenance.DIRTY):
         raise UserError(f"{what} of the code {version}, which is not a commit; commit the changes, and {fix}")
+
+
+def _check_texts(table: pa.Table, folder: Path) -> None:
+    """Refuse rows of a data set that must not be passed on, which a case study would publish."""
+    import pyarrow.compute as pc
+
+    from benchmark.records.metrics import CASE_STUDY
+
+    shown = set(table.filter(pc.equal(table["metric"], CASE_STUDY))["dataset"].unique().to_pylist())
+    if found := sorted(shown & {*_WITHHELD}):
+        raise UserError(
+            f"{folder}: {CASE_STUDY} shows rows of {', '.join(found)}, whose licence differs; leave it out of the "
+            "grid, or use another data set"
+        )
 
 
 def _check_scans(folder: Path) -> None:
@@ -167,7 +187,8 @@ def _replace(folder: Path, target: Path) -> None:
         new.mkdir()
         for path in sorted(path for pattern in _COPIED for path in folder.glob(pattern)):
             (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / path.name)
-        for name in (f"{comparison_page.NAME}.md", f"{leaderboard.NAME}/{leaderboard.NAME}.md"):
+        pages = f"{comparison_page.NAME}.md", f"{leaderboard.NAME}/{leaderboard.NAME}.md", f"{BOARD}/index.html"
+        for name in pages:
             if (folder / name).is_file():  # `make_pages` writes pages that exist
                 (new / name).parent.mkdir(exist_ok=True)
                 (new / name).touch()

@@ -16,7 +16,13 @@ CLUSTER = "Jobs on a Ray cluster"
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     GRIDS: {"list": catalog.list_, "show": catalog.show, "init": catalog.init, "plan": run.plan, "run": run.run},
-    RESULTS: {"report": report.report, "compare": report.compare, "join": report.join, "publish": report.publish},
+    RESULTS: {
+        "report": report.report,
+        "compare": report.compare,
+        "join": report.join,
+        "publish": report.publish,
+        "repeat": report.repeat,
+    },
     MODELS: {"scan": models.scan, "clean": models.clean, "export": models.export, "detection": models.detection},
     CLUSTER: {"submit": jobs.submit, "logs": jobs.logs, "status": jobs.status, "stop": jobs.stop},
 }

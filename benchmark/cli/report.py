@@ -1,4 +1,4 @@
-"""`report`, `compare`, `join` and `publish`: pages from the rows of a grid."""
+"""`report`, `compare`, `join` and `publish`: pages from the rows of a grid; `repeat`: a second run of some cells."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ import typer
 
 from benchmark import join as benchmark_join
 from benchmark import publish as benchmark_publish
-from benchmark.cli.app import echo, one_sentence, print_markdown
-from benchmark.cli.options import RehearsalOption
+from benchmark.cli.app import echo, interruptible, one_sentence, print_markdown, say, tell
+from benchmark.cli.options import AddressOption, RehearsalOption, ResultsOption, StoreOption
+from benchmark.execution import signals
+from benchmark.grid.cell import MOST_SEED
 from benchmark.records import published
 from benchmark.records.folder import ResultsFolder, local_copies
+
+NOT_WITHIN = 1
 
 
 @one_sentence
@@ -79,3 +83,41 @@ def publish(
 ) -> None:
     """Publish complete results of a clean commit; of published ones, write the pages again from their rows."""
     echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace) / 'README.md'}")
+
+
+@one_sentence
+@interruptible
+def repeat(
+    folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.", metavar="FOLDER")],
+    share: Annotated[float, typer.Option(help="Of the cells; at least one is run.")] = 0.03,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=MOST_SEED, help="Seed that draws the cells; without it, a random one.")
+    ] = None,
+    store: StoreOption = ".store-repeat",
+    results: ResultsOption = "results",
+    address: AddressOption = None,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="resources.field=value; can be repeated.", metavar="ASSIGNMENT")
+    ] = None,
+) -> None:
+    """Train random cells of a grid's results again, and compare; exit code 1 if a number is outside its interval."""
+    from benchmark import repeat as benchmark_repeat
+
+    published.refuse_published(results, "--results")
+    done = benchmark_repeat.repeat(
+        folder,
+        say,
+        share=share,
+        seed=seed,
+        store=store,
+        results=results,
+        address=address,
+        assignments=assignments or (),
+    )
+    if done.interrupted:
+        tell(f"Interrupted; the same command with --seed {done.seed} continues. Measured so far: {done.page}")
+        raise typer.Exit(signals.exit_code())
+    print_markdown(Path(done.page).read_text(encoding="utf-8"))
+    echo(f"Comparison: {done.page}")
+    if not done.holds:
+        raise typer.Exit(NOT_WITHIN)

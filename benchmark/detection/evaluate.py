@@ -32,7 +32,7 @@ from benchmark.detection.outcome import Outcome
 from benchmark.detection.summary import FIRST, Summary, summaries
 from benchmark.io import plots, yaml
 from benchmark.io.files import write_atomically
-from benchmark.records import mark
+from benchmark.records import files, mark
 from sande import bounds
 from sande.config import configuration, configure, setting
 from sande.errors import UserError
@@ -119,10 +119,10 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
     mark.claim(folder, mark.DETECTION, "--out")
     try:
         write_atomically(folder / f"{NAME}.json", json.dumps(record, indent=1, ensure_ascii=False))
-        rows.write_table(outcomes, Outcome, folder / f"{NAME}.parquet")
-        rows.write_table(found, Summary, folder / "detectors.parquet")
+        files.write_records(outcomes, Outcome, folder / f"{NAME}.parquet")
+        files.write_records(found, Summary, folder / "detectors.parquet")
         if parts:
-            rows.write_table(parts, Group, folder / "groups.parquet")
+            files.write_records(parts, Group, folder / "groups.parquet")
         write_atomically(folder / f"{NAME}.md", text)
         plots.save(page.draw(outcomes, found), folder, NAME)
     except OSError as error:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from benchmark.detection import rates
@@ -114,14 +113,3 @@ def from_row(row: Mapping[str, Any]) -> Outcome:
         TypeError: a column is missing.
     """
     return Outcome(**{name: row[name] for name in (field.name for field in fields(Outcome)) if name in row})
-
-
-def write_table(records: Sequence[Any], kind: type[Any], path: Path) -> None:
-    """Write dataclasses of one kind, whose fields are text, numbers or None, as a Parquet file."""
-    import pyarrow as pa
-
-    from benchmark.records.files import write_tables
-
-    types = {"str": pa.string(), "float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}
-    schema = pa.schema([(each.name, types[str(each.type).removesuffix(" | None")]) for each in fields(kind)])
-    write_tables([pa.Table.from_pylist([asdict(each) for each in records], schema=schema)], schema, path, len(records))

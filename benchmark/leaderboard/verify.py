@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmark import pipeline
 from benchmark.execution.provenance import code_version
-from benchmark.grid import prompt_format
 from benchmark.grid.cell import MOST_SEED, Cell, Parser
+from benchmark.grid.listed import listed
 from benchmark.held_out.draw import MARK
 from benchmark.io import yaml
 from benchmark.io.files import write_atomically
@@ -141,17 +141,10 @@ def _cells(path: Path, entry: Submission, numbers: Sequence[int]) -> dict[int, C
 
 def _write_grid(path: Path, cells: Sequence[Cell], results: Path) -> Path:
     """Write a grid of exactly these cells; return its path."""
-    settings = [cell.settings() for cell in cells]
-    settings = [{prompt_format.SETTING: prompt_format.PAPER, **values} for values in settings]
-    paths = list(settings[0])
-    grid = {
-        "about": f"Cells of the entry {path.name}, to be verified.",
-        "sweep": {", ".join(paths): [[values[name] for name in paths] for values in settings]},
-    }
     files.check_writable(results)
     made = results / f"verify-{path.stem}.yaml"
     mark.claim_file(made, mark.holds("Cells of the entry"), "--results")
-    write_atomically(made, yaml.dump(grid))
+    write_atomically(made, yaml.dump(listed(cells, f"Cells of the entry {path.name}, to be verified.")))
     return made
 
 

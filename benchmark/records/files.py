@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,13 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, grou
                 held, count = [], 0
         if held:
             writer.write_table(pa.concat_tables(held))
+
+
+def write_records(records: Sequence[Any], kind: type[Any], path: Path) -> None:
+    """Write dataclasses of one kind, whose fields are text, numbers or None, as a Parquet file."""
+    types = {"str": pa.string(), "float": pa.float64(), "int": pa.int64(), "bool": pa.bool_()}
+    schema = pa.schema([(each.name, types[str(each.type).removesuffix(" | None")]) for each in fields(kind)])
+    write_tables([pa.Table.from_pylist([asdict(each) for each in records], schema=schema)], schema, path, len(records))
 
 
 def is_failed(row: Row) -> bool:

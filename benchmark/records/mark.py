@@ -134,6 +134,9 @@ PAGES = Kind(
     ("cells/*",),
     r"cells/[0-9a-f]+\.html",
 )
+REPETITION = Kind(
+    {"repeat.md": begins("# Cells of `", "trained again"), "repeat.parquet": has_columns("cell", "metric", "again")}
+)
 SCAN = Kind({"scan.json": has_keys("detector", "model_identity")}, ("scan.md", "scan.png", "scan.svg"))
 DETECTION = Kind(
     {

@@ -54,7 +54,7 @@ def folder(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     record.write(record.now(COMMAND, VERSION, complete=True), made)
     page.write(made)
     comparison_page.write(made)
-    leaderboard.write([made], made / "leaderboard")
+    leaderboard.write([made], made / "leaderboard", made / "board")
     (made / "scans/a").mkdir(parents=True)
     (made / "scans/a/scan.json").write_text("{}")
     (made / "detection.md").write_text("detection")
@@ -88,17 +88,20 @@ def test_what_is_published_is_rows_and_what_follows_from_them(folder: Path, to: 
     assert not (target / "notes.txt").exists()
     assert f"which `{COMMAND}` makes." in (target / "README.md").read_text()
     assert f"Made by `sande-bench leaderboard {target}`." in (target / "leaderboard/leaderboard.md").read_text()
+    assert f"sande-bench leaderboard {target}" in (target / "board/index.html").read_text()
+    assert len(list((target / "board/cells").glob("*.html"))) == 1
     assert (to / published.MARKER).is_file()
     assert published.is_published(target)
     assert not published.is_published(folder)
 
 
 def test_only_what_the_run_has_is_made(folder: Path, to: Path) -> None:
-    for name in ("comparison.md", "leaderboard/leaderboard.md", "run.json"):
+    for name in ("comparison.md", "leaderboard/leaderboard.md", "board/index.html", "run.json"):
         (folder / name).unlink()
     target = publish(folder, to)
     assert not list(target.glob("comparison.*"))
     assert not (target / "leaderboard").exists()
+    assert not (target / "board").exists()
     made = record.read(target)
     assert made is not None
     assert not made.recorded
@@ -194,6 +197,18 @@ def test_what_is_published_is_replaced_only_where_that_is_said(folder: Path, to:
     assert [path.name for path in sorted(to.iterdir())] == ["published.json", "small"]
 
 
+def test_answers_to_rows_of_another_licence_are_refused(folder: Path, to: Path) -> None:
+    (first, *_) = pq.read_table(folder / "rows.parquet").to_pylist()
+    shown = first | {"metric": "case_study"}
+    told = changed(folder, lambda found: found.append(shown | {"dataset": "dolly"}))
+    said = sentence(told, to)
+    assert said == (
+        f"{folder}: case_study shows rows of dolly, whose licence differs; leave it out of the grid, or use "
+        "another data set"
+    )
+    publish(changed(folder, lambda found: found[-1].update(dataset="orca")), to)
+
+
 def test_a_folder_of_other_things_does_not_become_published(folder: Path) -> None:
     assert sentence(folder, folder.parent) == (
         f"--to {folder.parent}: the folder holds other files than published results; choose a new one"
@@ -206,7 +221,7 @@ def test_pages_of_published_results_are_made_again_without_a_commit(
 ) -> None:
     target = publish(folder, to)
     before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
-    for name in ("README.md", "tables/asr.md", "comparison.md", "leaderboard/leaderboard.md"):
+    for name in ("README.md", "tables/asr.md", "comparison.md", "leaderboard/leaderboard.md", "board/index.html"):
         (target / name).write_text("old")
     monkeypatch.setattr(provenance, "changed_files", lambda: ["a"])
     assert publish(target) == target
