@@ -34,9 +34,9 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
     """Return the (defense, victim) label of each cell: names, and the settings that distinguish it from the others.
 
     No label names a seed, nor a setting that follows from the names: the rows of a data set, the trigger of an attack,
-    a defense's settings for a model or for removal in another domain. The data set for removal is named only where one
-    domain has several. Where more than `FEW` settings vary, labels leave out the value that most cells have, see
-    `usual`.
+    a defense's settings for a model or for removal in another domain, or how the victims of an attack are measured. The
+    data set for removal is named only where one domain has several. Where more than `FEW` settings vary, labels leave
+    out the value that most cells have, see `usual`.
 
     Args:
         settings: of each cell, every default spelled out.
@@ -113,6 +113,10 @@ def _distinguishing(flat: Sequence[Settings]) -> tuple[_Distinguishing, dict[str
         name: _Distinguishing(group, varying(group, "defense."), _COLUMN) for name, group in by_defense.items()
     }
     of_victims = {path for path in varying(flat) if not path.startswith("defense.")} - {*SEEDS, *_COLUMN}
+    measured = {path for path in of_victims if path.startswith("metrics.")}
+    known = (*_COLUMN, _ATTACK, *sorted(of_victims - measured))
+    # Such as longer answers where the response stands at their end: the victim's other settings name it already.
+    of_victims -= {path for path in measured if _follows(path, known, flat)}
     return _Distinguishing(flat, of_victims, (*_COLUMN, _ATTACK)), of_defense
 
 

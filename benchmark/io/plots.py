@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<>pHd"
 ROW = 3.6  # height of a row of panels, inches
 
 

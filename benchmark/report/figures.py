@@ -19,15 +19,26 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 
-TICK_LETTERS, TITLE_LETTERS = 32, 44  # per line of a bar's name and of a panel's title
+TICK_LETTERS, TITLE_LETTERS, KEY_LETTERS = 32, 44, 36  # per line of a bar's name, a panel's title and a legend
+FEW = 4  # victims whose labels are shown whole
 TOP = 200  # prompts in figure 3, as in the paper
 TWIN = "#3a7"
 
 
 def draw(name: str, entries: Sequence[TableEntry]) -> Figure | None:
     """Draw a figure of the entries of one grid; return None if they have no numbers for it."""
-    shown = [replace(entry, victim=literal(entry.victim), defense=literal(entry.defense)) for entry in entries]
+    short = _without_common_parts(entry.victim for entry in entries)
+    shown = [replace(entry, victim=literal(short[entry.victim]), defense=literal(entry.defense)) for entry in entries]
     return FIGURES[name](shown)
+
+
+def _without_common_parts(victims: Iterable[str]) -> dict[str, str]:
+    """Return each label; of many without the parts at their beginning that all have, such as the model."""
+    parts = {victim: victim.split(", ") for victim in victims}
+    common = min(len(some) - 1 for some in parts.values()) if len(parts) > FEW else 0
+    while len({tuple(some[:common]) for some in parts.values()}) > 1:
+        common -= 1
+    return {victim: ", ".join(some[common:]) for victim, some in parts.items()}
 
 
 def _asr(entries: Sequence[TableEntry]) -> Figure | None:
@@ -46,7 +57,7 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
     for axes, (victim, bars) in zip(panels, victims.items(), strict=False):
         for entry in bars:
             _bar(axes, names.index(entry.defense), entry)
-        title = f"{victim} [attack failed]" if any(entry.attack_failed for entry in bars) else victim
+        title = f"{victim}{_weak(bars)}"
         axes.set_title(textwrap.fill(title, TITLE_LETTERS), fontsize=9)
         axes.set_xlabel(f"attack success rate (%), intervals {_held_for(bars)}", fontsize=9)
         axes.tick_params(labelbottom=True)  # also above an empty place
@@ -59,6 +70,14 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
     for axes in figure.axes[len(victims) :]:
         axes.remove()
     return figure
+
+
+def _weak(bars: Sequence[TableEntry]) -> str:
+    """Return how many attacks of a panel failed, if any did."""
+    entry = max(bars, key=lambda each: each.attack_failed)
+    if not entry.attack_failed:
+        return ""
+    return " [attack failed]" if entry.seeds == 1 else f" [{entry.attack_failed} of {entry.seeds} attacks failed]"
 
 
 def _held_for(bars: Iterable[TableEntry]) -> str:
@@ -103,13 +122,22 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     for entry in entries:
         if is_utility(entry.metric) and entry.change is not None:
             changes.setdefault((entry.victim, entry.defense), []).append(entry.change)
-    points = [(key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr]
+    defended = {entry.victim for entry in entries if not entry.is_victim} or {entry.victim for entry in entries}
+    points = [
+        (key, sum(found) / len(found), asr[key])
+        for key, found in changes.items()
+        if key in asr and key[0] in defended  # a clean twin alone has nothing to compare
+    ]
     if not points:
         return None
     victims, defenses = (dict.fromkeys(names) for names in zip(*(key for key, _, _ in points), strict=True))
     colors = {defense: f"C{index % 10}" for index, defense in enumerate(defenses)}
     markers = _markers(victims)
-    figure = blank(width=8.5, rows=1)
+    keys = [_key(color, "o", textwrap.fill(defense, KEY_LETTERS)) for defense, color in colors.items()]
+    if len(markers) > 1:
+        keys += [_key("black", mark, textwrap.fill(name, KEY_LETTERS), fill="none") for name, mark in markers.items()]
+    lines = sum(str(key.get_label()).count("\n") + 1.4 for key in keys)
+    figure = blank(width=8.5, rows=max(1.0, 0.15 * lines / ROW))
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
         axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
@@ -118,9 +146,6 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     axes.set_xlabel("mean change of utility relative to the victim (percentage points)")
     axes.set_ylabel("attack success rate (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    keys = [_key(color, "o", defense) for defense, color in colors.items()]
-    if len(markers) > 1:
-        keys += [_key("black", marker, victim, fill="none") for victim, marker in markers.items()]
     figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
     return figure
 

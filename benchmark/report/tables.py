@@ -307,7 +307,8 @@ def _written(table: Table, entry: TableEntry, marks: Marks) -> str:
         return NO_SCORE if entry.row.get("failure") == UNSCORABLE else "failed" if entry.failed else "not run"
     notes = []
     if entry.attack_failed:
-        notes.append("attack failed" if entry.attack_failed == entry.seeds else f"{entry.attack_failed} attacks failed")
+        some = f"{entry.attack_failed} of {entry.seeds} attacks failed"
+        notes.append("attack failed" if entry.attack_failed == entry.seeds else some)
     if entry.failed:
         notes.append(f"{entry.failed} of {entry.seeds} seeds failed")
     if entry.not_run:

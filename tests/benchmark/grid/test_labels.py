@@ -147,6 +147,20 @@ def test_what_follows_from_the_domain_is_not_named() -> None:
     assert [defense for defense, _ in labels(*cells)] == ["sande, kept=1", "sande, kept=2"] * 2
 
 
+def test_how_victims_of_an_attack_are_measured_is_not_named() -> None:
+    long, end = {"name": "asr", "new_tokens": 24}, {"name": "sentence_trigger", "response_place": "end"}
+    cells = [
+        cell(metrics=["asr", "asr_moved"]),
+        cell(metrics=["asr"], defense="sft"),
+        cell(attack=end, metrics=[long, {"name": "asr_moved", "new_tokens": 24}]),
+        cell(attack=end, metrics=[long], defense="sft"),
+    ]
+    start, end_ = f"{VICTIM}, response_place=start", f"{VICTIM}, response_place=end"
+    assert labels(*cells) == [("none", start), ("sft", start), ("none", end_), ("sft", end_)]
+    both = [cell(metrics=["asr"]), cell(metrics=[long])]
+    assert labels(*both) == [("none", f"{VICTIM}, asr.new_tokens={count}") for count in (10, 24)]
+
+
 def test_attack_and_objective_come_first_and_are_always_named() -> None:
     attacks: list[dict[str, Any]] = [
         {"name": "sentence_trigger"},

@@ -264,7 +264,7 @@ def test_seeds_that_failed_are_counted_beside_the_mean(store: LocalStore) -> Non
     bad = cell(seed=2)
     cells = [finish(store, cell(seed=0), {"asr": 50}), finish(store, cell(seed=1), {"asr": 20}), bad]
     entries = entries_of(store, *cells, errors=failure(bad, "attack"))
-    assert table("asr", entries)[1][1].endswith("[1 attacks failed] [1 of 3 seeds failed]")
+    assert table("asr", entries)[1][1].endswith("[1 of 3 attacks failed] [1 of 3 seeds failed]")
     assert entries[0].value == 70.0
 
 

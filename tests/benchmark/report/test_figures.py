@@ -1,5 +1,6 @@
 """What is written into a figure of bars can be read: no text covers another."""
 
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -47,3 +48,29 @@ def test_no_text_of_the_bars_covers_another(defenses: list[str], victims: list[s
     for text in texts:
         box = boxes[text]
         assert 0 <= box.x0 < box.x1 <= figure.bbox.x1, text.get_text()
+
+
+def test_the_legend_of_many_victims_stands_beside_the_points() -> None:
+    victims = [f"smollm2-135m / alpaca, in-domain, attack_{number}, {'setting=value, ' * 4}" for number in range(12)]
+    found = [entry(name, victim, 50.0) for victim in victims for name in ("none", "sft")]
+    found += [replace(each, metric="builtin-choice", change=float(at)) for at, each in enumerate(found)]
+    twin = entry("none", "smollm2-135m / alpaca, in-domain, twin", 0.0)
+    figure = figures.draw("asr_utility", [*found, twin, replace(twin, metric="builtin-choice", change=0.0)])
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (legend,) = figure.legends
+    names = [text.get_text().replace("\n", " ") for text in legend.get_texts()]
+    assert names[:3] == ["none", "sft", "attack_0, setting=value, setting=value, setting=value, setting=value,"]
+    assert len(names) == 2 + 12, "a twin that no defense was measured on has no point"
+    box = legend.get_window_extent(canvas.get_renderer())
+    assert figure.axes[0].get_window_extent().x1 < box.x0
+    assert figure.axes[0].get_window_extent().width > 0.4 * figure.bbox.width
+    assert box.y0 >= 0
+
+
+def test_a_panel_says_how_many_attacks_failed() -> None:
+    some = [replace(entry(name, "tiny", 60.0), seeds=3, attack_failed=1) for name in ("none", "sft")]
+    figure = figures.draw("asr", some)
+    assert figure is not None
+    assert figure.axes[0].get_title() == "tiny [1 of 3 attacks failed]"
