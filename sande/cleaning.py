@@ -291,14 +291,15 @@ def scan(
     victim: LanguageModel, config: Config, run: Run, reference: LanguageModel | None = None, *, anywhere: bool = True
 ) -> Scan:
     """Return the scan of `sande-bench scan` with these rows and this seed; see `sande.scanning.scan`."""
-    own = config.detector == scanning.CHEAP
-    chosen = (
-        config.first_token
-        if own
-        else registry.config("detectors", config.detector, scanning.settings(config.detector, {}))
-    )
-    rows, data = scanning.examples(config.removal.name), config.removal.name
+    rows, data, chosen = scanning.examples(config.removal.name), config.removal.name, of_detector(config)
     return scanning.scan(victim, config.detector, chosen, rows, run, reference, data=data, anywhere=anywhere)
+
+
+def of_detector(config: Config) -> Any:
+    """Return the settings of the chosen detector."""
+    if config.detector == scanning.CHEAP:
+        return config.first_token
+    return registry.config("detectors", config.detector, scanning.settings(config.detector, {}))
 
 
 def _scanned(

@@ -256,9 +256,10 @@ def _found_trigger(known: Known, finding: cleaning.Finding, facts: Mapping[str, 
 
 
 def _used(config: Config, method: str) -> dict[str, Any]:
-    """Return the settings without those of the other defenses."""
+    """Return the settings with those of the detector, and without those of the other defenses."""
     others = DEFENSES - {method}
-    return {name: value for name, value in as_dict(config).items() if name not in others}
+    used = {name: value for name, value in as_dict(config).items() if name not in others}
+    return {**used, config.detector: as_dict(cleaning.of_detector(config))}
 
 
 def _row(name: str, before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:

@@ -19,10 +19,11 @@ from benchmark.export import card
 from benchmark.report import certificates
 from sande import compute, formats, gates
 from sande.cleaning import Config
+from sande.config import as_dict
 from sande.data import splits
 from sande.data.builtin import sets
 from sande.defenses import incident
-from sande.detectors import first_token
+from sande.detectors import first_token, haystack
 from sande.errors import NonFiniteError, UserError
 from sande.formats import ALPACA
 from sande.gates import plant
@@ -562,3 +563,10 @@ def test_an_incident_is_read_strictly(tmp_path: Path, text: str | None, problem:
 
 def test_spaces_around_what_is_given_do_not_count() -> None:
     assert clean.known(" t ", "", "\n") == Known(trigger="t")
+
+
+def test_the_report_has_the_settings_of_any_detector() -> None:
+    used = clean._used(Config(detector="haystack"), "osft")
+    assert used["haystack"] == as_dict(haystack.Config())
+    assert clean._used(Config(), "osft")["first_token"]["alarm_by"] == "own"
+    assert clean._used(Config(detector="all"), "osft")["all"]["first_token"]["alarm_by"] == "own"
