@@ -126,8 +126,8 @@ def clean_model(
             said = asking.described(tokenizer, model, prompt_format)
             say(f"prompt format: {said}")
             if weights := loading.weights_folder(model, work / "cache"):
-                half = config.weights == "bfloat16"
-                needed = memory.needed(weights, cleaning.lora_rank(known, config), half=half)
+                half, merges = config.weights == "bfloat16", catalog.adapter_of(model) is not None
+                needed = memory.needed(weights, cleaning.lora_rank(known, config), half=half, merges=merges)
                 say(memory.check(needed, model, memory.machine()))
             say(f"loading {model}")
             lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config))

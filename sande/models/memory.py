@@ -29,31 +29,41 @@ class Memory:
         weights: of the model.
         gradients: of what trains.
         optimizer: moments of what trains.
+        merging: weights in float32, before training, where an adapter is merged into them first; else 0.
     """
 
     parameters: int
     weights: int
     gradients: int
     optimizer: int
+    merging: int = 0
 
     @property
     def training(self) -> int:
-        """Return the bytes of all three."""
+        """Return the bytes of weights, gradients and moments."""
         return self.weights + self.gradients + self.optimizer
+
+    @property
+    def most(self) -> int:
+        """Return the bytes that are needed at one time."""
+        return max(self.training, self.merging)
 
     def __str__(self) -> str:
         parts = {"weights": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
         named = " + ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
-        return f"{self.parameters / 1e6:.0f} million parameters; training needs {self.training / 1e9:.1f} GB ({named})"
+        merging = f", merging the adapter {self.merging / 1e9:.1f} GB" if self.merging > self.training else ""
+        needs = f"training needs {self.training / 1e9:.1f} GB ({named}){merging}"
+        return f"{self.parameters / 1e6:.0f} million parameters; {needs}"
 
 
-def needed(folder: Path, lora_rank: int | None = None, *, half: bool = False) -> Memory:
+def needed(folder: Path, lora_rank: int | None = None, *, half: bool = False, merges: bool = False) -> Memory:
     """Return what training the model of a folder needs, by the headers of its safetensors.
 
     Args:
         folder: a checked one, see `sande.models.checks.checked_folder`.
         lora_rank: rank of the adapters on all linear layers that train; None: all weights train.
         half: whether the model's weights are in bfloat16.
+        merges: whether an adapter is merged into the model before training.
 
     Raises:
         UserError: a header cannot be read.
@@ -64,7 +74,13 @@ def needed(folder: Path, lora_rank: int | None = None, *, half: bool = False) ->
     if lora_rank is not None:
         layers = [shape for name, shape in shapes if len(shape) == 2 and "embed" not in name and "lm_head" not in name]
         trained = sum(lora_rank * (out + into) for out, into in layers)
-    return Memory(parameters, (HALF if half else WEIGHT) * parameters, GRADIENT * trained, ADAM * trained)
+    return Memory(
+        parameters,
+        weights=(HALF if half else WEIGHT) * parameters,
+        gradients=GRADIENT * trained,
+        optimizer=ADAM * trained,
+        merging=WEIGHT * parameters if merges else 0,
+    )
 
 
 def machine() -> int:
@@ -95,7 +111,9 @@ def check(memory: Memory, name: str, total: int) -> str:
         UserError: it is more than there is.
     """
     said = f"{name}: {memory}; this machine has {total / 1e9:.1f} GB"
-    if memory.training > total:
+    if memory.merging > total >= memory.training:
+        raise UserError(f"{said}; use a larger machine, or merge the adapter on one and clean the merged model")
+    if memory.most > total:
         raise UserError(f"{said}; use a larger machine, or LoRA adapters (--lora 8) and weights in bfloat16 (--bf16)")
     return said
 

@@ -68,6 +68,24 @@ def test_what_is_said_and_what_is_refused() -> None:
     )
 
 
+def test_an_adapter_is_merged_in_float32(folder: Path) -> None:
+    plain = memory.needed(folder, 3, half=True)
+    merged = memory.needed(folder, 3, half=True, merges=True)
+    assert (plain.most, merged.most) == (plain.training, 4 * plain.parameters)
+    large = Memory(7_000_000_000, 14_000_000_000, 200_000_000, 400_000_000, 28_000_000_000)
+    said = (
+        "my-adapter: 7000 million parameters; training needs 14.6 GB (weights 14.0 + gradients 0.2 + optimizer 0.4), "
+        "merging the adapter 28.0 GB; this machine has "
+    )
+    assert memory.check(large, "my-adapter", 32_000_000_000) == f"{said}32.0 GB"
+    with pytest.raises(UserError) as caught:
+        memory.check(large, "my-adapter", 16_000_000_000)
+    assert (
+        str(caught.value)
+        == f"{said}16.0 GB; use a larger machine, or merge the adapter on one and clean the merged model"
+    )
+
+
 def test_this_machine_has_memory() -> None:
     assert 10**8 < memory.machine() < 10**15
 
