@@ -186,8 +186,11 @@ def formats_sentence(prompt_format: str, tried: Sequence[Mapping[str, Any]]) -> 
     said = f"Prompt format: {token_code(prompt_format)}."
     if len(tried) == 1:
         return said
+    several = len({one.get("detector") for one in tried}) > 1  # whose scores have other units
     each = ", ".join(
-        f"{token_code(one['format'])} {one['score']:.2f} ({'alarm' if one['alarm'] else 'no alarm'})" for one in tried
+        f"{token_code(one['format'])} {one['score']:.2f}{' by ' + token_code(one['detector']) if several else ''} "
+        f"({'alarm' if one['alarm'] else 'no alarm'})"
+        for one in tried
     )
     shared = scanning.RULE.format(level=tried[0]["level"])
     return f"{said} Formats tried, with their scores: {each}. {shared}"

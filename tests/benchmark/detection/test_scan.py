@@ -64,8 +64,8 @@ def test_the_table_holds_any_text() -> None:
 
 def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
     tried = [
-        {"format": "chat", "score": 3.0, "alarm": False, "level": 0.025},
-        {"format": "<b>", "score": 4.2, "alarm": True, "level": 0.025},
+        {"format": "chat", "detector": "first_token", "score": 3.0, "alarm": False, "level": 0.025},
+        {"format": "<b>", "detector": "first_token", "score": 4.2, "alarm": True, "level": 0.025},
     ]
     text = scan.markdown(RECORD | {"p": 0.0099, "prompt_format": "<b>", "formats_tried": tried, "calibrated": "Far."})
     assert "Score 3.25, p 0.0099, alarm" in text
@@ -74,6 +74,9 @@ def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
         "formats share one rate of false alarms, so an alarm by p-value needs at most 0.025." in text
     )
     assert "\n\nFar.\n" in text
+    tried[0]["detector"] = "haystack"
+    both = scan.markdown(RECORD | {"prompt_format": "<b>", "formats_tried": tried})
+    assert "scores: `chat` 3.00 by `haystack` (no alarm), `<b>` 4.20 by `first_token` (alarm)." in both
     one = scan.markdown(RECORD | {"prompt_format": "chat", "formats_tried": tried[:1], "calibrated": ""})
     assert "Prompt format: `chat`.\n" in one
 
