@@ -88,11 +88,11 @@ def make_pages(folder: Path, shown: Path) -> None:
         evaluate.write(scans, folder, folder)  # rows name no model that has to be loaded
         for path in sorted(folder.glob("scans/*/scan.json")):
             scan.write_again(path.parent)
-    board = folder / leaderboard.NAME
-    if (board / f"{leaderboard.NAME}.md").is_file():
-        write_leaderboard([folder], board, named=[shown])
-    if (pages := folder / BOARD / "index.html").is_file():
-        write_leaderboard([folder], None, pages.parent, named=[shown])
+    board, pages = folder / leaderboard.NAME, folder / BOARD
+    out = board if (board / f"{leaderboard.NAME}.md").is_file() else None
+    html = pages if (pages / "index.html").is_file() else None
+    if out or html:
+        write_leaderboard([folder], out, html, named=[shown])
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:

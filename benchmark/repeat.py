@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,8 @@ from benchmark.io import yaml
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, markdown_table, plain
 from benchmark.io.remote import is_uri
+from benchmark.leaderboard.verify import chosen, counts
 from benchmark.records import files, mark, schema
-from sande import registry
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def draw(table: pa.Table, share: float, seed: int) -> list[str]:
     cells = sorted(table["cell"].filter(measured).unique().to_pylist())
     if not cells:
         raise UserError("no cell of these results has values; run their grid first")
-    return sorted(random.Random(seed).sample(cells, max(1, math.ceil(share * len(cells)))))
+    return [cells[number] for number in chosen(len(cells), max(1, math.ceil(share * len(cells))), seed)]
 
 
 def _cells(folder: Path, table: pa.Table, drawn: Sequence[str]) -> dict[str, Cell]:
@@ -215,7 +214,7 @@ def compare(first: pa.Table, second: pa.Table, cells: Mapping[str, str]) -> tupl
     again = {(row["cell"], row["metric"]): row["value"] for row in second.to_pylist()}
     found = []
     for row in first.to_pylist():
-        if row["cell"] in cells and row["value"] is not None and _counts(row["metric"]):
+        if row["cell"] in cells and row["value"] is not None and counts(row["metric"]):
             value = again.get((cells[row["cell"]], row["metric"]))
             found.append(
                 Repeated(
@@ -227,11 +226,6 @@ def compare(first: pa.Table, second: pa.Table, cells: Mapping[str, str]) -> tupl
                 )
             )
     return tuple(found)
-
-
-def _counts(metric: str) -> bool:
-    """Return whether the measurement is a number of its own: no part of a task, and no text."""
-    return registry.metric_info(metric).kind not in ("part", "text")
 
 
 def _within(value: float, row: Mapping[str, Any]) -> bool:
@@ -254,7 +248,8 @@ def write(made: Repetition, folder: Path, place: Path) -> None:
     body = [
         [
             code(one.cell),
-            *(plain(f"{name}, seed {seed}") for name, seed in _named(one)),
+            plain(f"{one.attack}, seed {one.attack_seed}"),
+            plain(f"{one.defense}, seed {one.defense_seed}"),
             plain(one.metric),
             f"{one.value:.1f}" + ("" if one.low is None else f" ({one.low:.1f} to {one.high:.1f})"),
             "failed" if one.again is None else f"{one.again:.1f}",
@@ -274,7 +269,3 @@ def write(made: Repetition, folder: Path, place: Path) -> None:
     mark.claim(place, mark.REPETITION, "--results")
     write_atomically(place / f"{NAME}.md", "\n".join(lines))
     files.write_records(made.numbers, Repeated, place / f"{NAME}.parquet")
-
-
-def _named(one: Repeated) -> tuple[tuple[str, int], tuple[str, int]]:
-    return (one.attack, one.attack_seed), (one.defense, one.defense_seed)

@@ -163,7 +163,7 @@ def compare(entry: Submission, cells: Mapping[int, Cell], folder: Path) -> list[
     for trial in files.read_outcomes(folder).to_pylist():
         trials.setdefault((trial["cell"], trial["metric"]), []).append(trial["outcome"])
     outcomes_of = {
-        number: {metric: found for (of, metric), found in trials.items() if of == cell.id and _counts(metric)}
+        number: {metric: found for (of, metric), found in trials.items() if of == cell.id and counts(metric)}
         for number, cell in cells.items()
     }
     tests = sum(one.metric in outcomes_of[number] for number in cells for one in entry.cells[number].measurements)
@@ -173,7 +173,7 @@ def compare(entry: Submission, cells: Mapping[int, Cell], folder: Path) -> list[
     ]
 
 
-def _counts(metric: str) -> bool:
+def counts(metric: str) -> bool:
     """Return whether a board shows the measurement: no part of a task, and no text."""
     return registry.metric_info(metric).kind not in ("part", "text")
 
