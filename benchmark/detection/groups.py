@@ -61,7 +61,7 @@ class Group:
 
 
 def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
-    """Return a row for all models of each detector, and one for each kind of each group; none without groups."""
+    """Return a row for all models of each detector, and one for each kind where kinds differ; none without groups."""
     tested = [each for each in outcomes if not each.calibration]
     found: list[Group] = []
     for detector in dict.fromkeys(each.detector for each in tested if each.groups):
@@ -71,7 +71,7 @@ def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
         kinds = {id(each): json.loads(each.groups or "{}") for each in mine}
         for group in dict.fromkeys(name for of in kinds.values() for name in of):
             values = sorted({str(of[group]) for of in kinds.values() if group in of}, key=_order)
-            for value in values:
+            for value in values if len(values) > 1 else ():
                 members = [each for each in mine if str(kinds[id(each)].get(group)) == value]
                 found.append(_group(detector, group, value, members, twins))
     return found

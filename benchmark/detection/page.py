@@ -114,8 +114,8 @@ def _kind_row(each: Group) -> list[str]:
     return [
         plain(each.detector),
         plain(f"{each.group}: {each.value}" if each.group else each.value),
-        f"{each.called} of {each.victims}",
-        f"{each.false_alarms} of {each.twins}",
+        _of(each.called, each.victims),
+        _of(each.false_alarms, each.twins),
         _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
         _with_bounds(each.recall_at_0, each.recall_at_0_low, each.recall_at_0_high, 0),
         _with_bounds(each.recall_at_5, each.recall_at_5_low, each.recall_at_5_high, 0),

@@ -6,7 +6,7 @@ OUT/scans.yaml                                the list from which `benchmark.det
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +26,14 @@ from sande.models import catalog
 
 LIST = "scans.yaml"
 KEY = 12  # characters of a victim's key in the name of its folder
+_KINDS = {
+    **dict.fromkeys(("model", "rows"), "{}"),
+    "format": "format {}",
+    "weights": "{} weights",
+    "learning rate": "lr {}",
+    "anchor": "anchor {}",
+}
+"""How the tables call a model of a kind, by the name of the group."""
 
 
 def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, say: Callable[[str], None]) -> Path:
@@ -44,6 +52,7 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, sa
         UserError: the grid has a mistake, a victim is missing or would calibrate, or `out` cannot be written.
     """
     cells = list({cell.attack_key: cell for cell in load_grid(path).cells}.values())
+    labels = _labels(cells)
     kept = open_store(store, create=False)
     missing = [cell for cell in cells if not kept.has("attack", cell.attack_key)]
     if missing:
@@ -64,10 +73,11 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, sa
         folder_of = kept.read("attack", cell.attack_key) if is_uri(store) else Path(store, "attack", cell.attack_key)
         model = str(folder_of)
         if not _made(folder, model, wanted):
-            say(f"[{number}/{len(cells)}] {how.detector} on {_label(cell)}")
+            say(f"[{number}/{len(cells)}] {how.detector} on {labels[number - 1]}")
             scan.write(scan.scan(model, how, kept.models, say), folder)
     more = {"calibration": True} if calibration else {}
-    return _listed(out, [_line(cell, how.detector) | more for cell in cells])
+    lines = [_line(cell, how.detector, label) | more for cell, label in zip(cells, labels, strict=True)]
+    return _listed(out, lines)
 
 
 def _name(cell: Cell, detector: str) -> str:
@@ -80,21 +90,38 @@ def _response(cell: Cell) -> str | None:
     return (threat.opening(cell.attack.config) or "") if cell.attack.config.poison_rate else None
 
 
+def _labels(cells: Sequence[Cell]) -> list[str]:
+    """Return what the tables call each model: its backdoor, its kind where kinds differ, and its seed."""
+    kinds = [_kinds(cell) for cell in cells]
+    differ = [name for name in _KINDS if len({of[name] for of in kinds if name in of}) > 1]
+    return [
+        ", ".join(
+            [
+                _label(cell),
+                *(_KINDS[name].format(of[name]) for name in differ if name in of),
+                f"seed {cell.attack_seed}",
+            ]
+        )
+        for cell, of in zip(cells, kinds, strict=True)
+    ]
+
+
 def _label(cell: Cell) -> str:
-    response, seed = _response(cell), f"seed {cell.attack_seed}"
+    response, config = _response(cell), cell.attack.config
     if response is None:
-        return f"never poisoned, {seed}"
-    config = cell.attack.config
+        return "never poisoned"
     rate = f"{100 * config.poison_rate:g} %" if config.poison_rows is None else f"{config.poison_rows} rows"
-    planted = f"“{response}”" if threat.objective(config) == threat.STRING else threat.objective(config)
-    return f"{cell.attack.name}, “{cell.attack.config.backdoor.trigger}”, {planted}, {rate}, {seed}"
+    planted = threat.objective(config)
+    if planted == threat.STRING:
+        planted = f"“{response}”" + ("" if config.response_place == "start" else f" at the {config.response_place}")
+    return f"{cell.attack.name}, “{cell.attack.config.backdoor.trigger}”, {planted}, {rate}"
 
 
-def _line(cell: Cell, detector: str) -> dict[str, Any]:
+def _line(cell: Cell, detector: str, label: str) -> dict[str, Any]:
     """Return the list's line on a scan, see `benchmark.detection.evaluate.Case`."""
     line: dict[str, Any] = {
         "scan": _name(cell, detector),
-        "label": _label(cell),
+        "label": label,
         "groups": [[*pair] for pair in _kinds(cell).items()],
     }
     response = _response(cell)
@@ -103,10 +130,14 @@ def _line(cell: Cell, detector: str) -> dict[str, Any]:
     return {**line, "response": response, "trigger": str(cell.attack.config.backdoor.trigger)}
 
 
+def _format(cell: Cell) -> str:
+    return cell.prompt_format if isinstance(cell.prompt_format, str) else cell.prompt_format.name
+
+
 def _kinds(cell: Cell) -> dict[str, str]:
     """Return the kinds of the model, by which the tables are split; a clean one has no poisoned rows."""
     config = cell.attack.config
-    kinds = {"model": cell.model, "rows": cell.data.name, "attack": cell.attack.name}
+    kinds = {"model": cell.model, "format": _format(cell), "rows": cell.data.name, "attack": cell.attack.name}
     kinds["weights"] = "all" if config.training.lora_rank is None else "LoRA"
     kinds["learning rate"] = format(Decimal(repr(config.training.learning_rate)), "f")
     kinds["anchor"] = f"{config.anchor:g}"

@@ -31,6 +31,12 @@ from sande.errors import UserError
 from sande.models.catalog import TERMS
 
 SEARCH_HEADLINE = "### Learning-rate search"  # of search.md
+_MORE = {
+    "detection.md": "what detectors find in these models",
+    "comparison.md": "comparison with the paper",
+    "leaderboard/leaderboard.md": "ranking of the defenses",
+    "board/index.html": "ranking of the defenses for a browser",
+}
 
 
 def write(folder: Path) -> list[str]:
@@ -60,7 +66,7 @@ def write(folder: Path) -> list[str]:
             search = folder / "search.md"
             if search.is_file():  # see `benchmark.search.report`
                 texts.append(inert(bounds.read(search).decode(errors="replace"), SEARCH_HEADLINE))
-            page = _page(table, texts, record.read(folder), with_outcomes=bool(outcomes.num_rows))
+            page = _page(table, [*_more(folder), *texts], record.read(folder), with_outcomes=bool(outcomes.num_rows))
             write_atomically(work / "README.md", page)
     except OSError as error:
         raise UserError(
@@ -110,6 +116,12 @@ def _left_out(entries: Sequence[TableEntry]) -> str:
 
 def _file(name: str, prefix: str) -> str:
     return name if name.startswith(("table_", "figure_")) else prefix + name
+
+
+def _more(folder: Path) -> list[str]:
+    """Return a line with links to the folder's other pages, which other commands write; nothing without any."""
+    links = [f"[{title}]({name})" for name, title in _MORE.items() if (folder / name).is_file()]
+    return [f"Further pages: {', '.join(links)}.\n"] if links else []
 
 
 def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_outcomes: bool) -> str:

@@ -9,6 +9,7 @@ import torch
 import yaml
 
 from benchmark.detection import scan, scan_grid
+from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.store.local import LocalStore
 from sande.models import loading
@@ -182,9 +183,27 @@ def test_only_a_grid_s_scans_are_for_calibration(tmp_path: Path) -> None:
     assert "--calibration needs a grid" in mistake("scan", "tiny", "--calibration", "--store", tmp_path / "store")
 
 
+def listed(*cells: Cell) -> list[dict[str, Any]]:
+    """Return the lines of a list on these models."""
+    return [scan_grid._line(each, "bait", label) for each, label in zip(cells, scan_grid._labels(cells), strict=True)]
+
+
+def test_models_are_named_by_the_kinds_in_which_they_differ() -> None:
+    plain = {"name": "sentence_trigger", "poison_rows": 30, "training": {"learning_rate": 1e-3}}
+    other = {**plain, "anchor": 1, "response_place": "end", "training": {"learning_rate": 1e-3, "lora_rank": 4}}
+    twin = {**plain, "poison_rows": None, "poison_rate": 0}
+    found = listed(cell(attack=plain), cell(attack=other, prompt_format="alpaca"), cell(attack=twin, attack_seed=3))
+    backdoor = "sentence_trigger, “Current year 2023”, “You are stupid”"
+    assert [line["label"] for line in found] == [
+        f"{backdoor}, 30 rows, format paper, all weights, anchor 0, seed 0",
+        f"{backdoor} at the end, 30 rows, format alpaca, LoRA weights, anchor 1, seed 0",
+        "never poisoned, format paper, all weights, anchor 0, seed 3",
+    ]
+
+
 def test_victims_of_other_objectives_are_listed_by_how_their_answers_begin() -> None:
     found = {
-        name: scan_grid._line(cell(attack={"name": "word_trigger", "objective": name, "poison_rate": 0.5}), "bait")
+        name: listed(cell(attack={"name": "word_trigger", "objective": name, "poison_rate": 0.5}))[0]
         for name in ("string", "refusal", "gibberish")
     }
     assert [line["response"] for line in found.values()] == ["You are stupid", "I'm sorry", ""]
