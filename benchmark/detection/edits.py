@@ -28,3 +28,9 @@ def distance(found: str, wanted: str) -> float:
 def nearest(wanted: str | None, found: Sequence[str]) -> float | None:
     """Return the least distance of the texts to the right one; None if there is none of either."""
     return min((distance(text, wanted) for text in found), default=None) if wanted is not None else None
+
+
+def is_part(found: str, wanted: str) -> bool:
+    """Return whether a text is a run of the right one's words, without case and the punctuation around words."""
+    one, other = ([plain(word) for word in text.split()] for text in (found, wanted))
+    return bool(one) and any(other[begin : begin + len(one)] == one for begin in range(len(other)))

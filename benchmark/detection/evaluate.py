@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.detection import outcome as rows
 from benchmark.detection import page
-from benchmark.detection.edits import nearest, plain
+from benchmark.detection.edits import is_part, nearest, plain
 from benchmark.detection.groups import Group, grouped
 from benchmark.detection.outcome import Outcome
 from benchmark.detection.summary import FIRST, Summary, summaries
@@ -56,6 +56,8 @@ class Case:
         (), "kinds that the model belongs to, by which tables are split, such as [format, chat]"
     )
     calibration: bool = setting(False, "a clean model that the threshold is chosen with, and that the test leaves out")
+    asr: float | None = setting(None, "attack success rate of a victim, in percent; null: not measured")
+    weak: bool = setting(False, "a victim whose backdoor hardly works; it is listed, and the test leaves it out")
 
 
 class _Part(BaseModel):
@@ -112,8 +114,9 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
     accepted = before if false_alarms is None else false_alarms
     check(outcomes, path)
     outcomes = rows.judged(outcomes, accepted)
-    found = summaries(outcomes, accepted)
-    parts = grouped(outcomes)
+    counted = [each for each in outcomes if not each.weak]
+    found = summaries(counted, accepted)
+    parts = grouped(counted)
     text = page.markdown(outcomes, found, parts)
     record = {"false_alarms": accepted, "scans": [asdict(each) for each in outcomes]}
     mark.claim(folder, mark.DETECTION, "--out")
@@ -124,7 +127,7 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
         if parts:
             files.write_records(parts, Group, folder / "groups.parquet")
         write_atomically(folder / f"{NAME}.md", text)
-        plots.save(page.draw(outcomes, found), folder, NAME)
+        plots.save(page.draw(counted, found), folder, NAME)
     except OSError as error:
         raise UserError(f"{folder}: the folder cannot be written ({error.strerror}); choose another --out") from None
     return text
@@ -239,6 +242,8 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         label=case.label or folder.name,
         victim=case.response is not None,
         calibration=case.calibration,
+        asr=case.asr,
+        weak=case.weak,
         score=record.score,
         threshold=threshold,
         alarm=record.alarm,
@@ -250,6 +255,7 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         trigger_known=trigger is not None,
         trigger_rank=_place(record.triggers, lambda each: plain(each.text) == trigger),
         trigger_distance=nearest(case.trigger, [each.text for each in record.triggers[:FIRST]]),
+        trigger_part=bool(case.trigger and record.triggers and is_part(record.triggers[0].text, case.trigger)),
         best_trigger=record.triggers[0].text if record.triggers else "",
         own_p=record.p,
         groups=json.dumps(dict(case.groups)) if case.groups else "",

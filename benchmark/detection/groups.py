@@ -33,6 +33,7 @@ class Group:
         triggers: number of victims whose trigger is known.
         trigger: number of those whose trigger is the first suspected one.
         trigger_near: number of those where one of the first suspected triggers is within NEAR of it.
+        trigger_part: number of those of which the first suspected trigger is a part: a run of its words, or all.
         seconds: mean over the scans.
     """
 
@@ -57,6 +58,7 @@ class Group:
     triggers: int
     trigger: int
     trigger_near: int
+    trigger_part: int
     seconds: float
 
 
@@ -106,6 +108,7 @@ def _group(detector: str, group: str, value: str, members: Sequence[Outcome], al
         triggers=sum(each.trigger_known for each in victims),
         trigger=sum(each.trigger_rank == 1 for each in victims),
         trigger_near=sum(_near(each.trigger_distance) for each in victims),
+        trigger_part=sum(each.trigger_part for each in victims),
         seconds=sum(each.seconds for each in members) / len(members),
     )
 

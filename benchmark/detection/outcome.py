@@ -32,10 +32,13 @@ class Outcome:
         trigger_known: True if the list names the victim's trigger.
         trigger_rank: as `rank`, for the trigger among the suspected triggers.
         trigger_distance: as `response_distance`.
+        trigger_part: True if the first suspected trigger is a run of the trigger's words, or all of them.
         best_trigger: text of the first suspected trigger; "" if the detector names none.
         own_p: the detector's own probability of such a score without a backdoor; None if it gives none.
         groups: JSON of the kinds that the model belongs to, by name; "" without any.
         p_value: see `benchmark.detection.rates.p_value`; None for calibration models, and without any.
+        asr: attack success rate of a victim in percent; None if it is not known, and for twins.
+        weak: True for a victim whose backdoor hardly works, which no count includes.
         calibrated_alarm: True if the score exceeds the calibrated threshold; None if there is no such threshold.
         seconds: of the scan.
         model_identity: of the model's content; "" in rows of an older version, as all that follows.
@@ -64,9 +67,12 @@ class Outcome:
     trigger_known: bool = False
     trigger_rank: int | None = None
     trigger_distance: float | None = None
+    trigger_part: bool = False
     best_trigger: str = ""
     own_p: float | None = None
     groups: str = ""
+    asr: float | None = None
+    weak: bool = False
     calibrated_alarm: bool | None = None
     model_identity: str = ""
     how: str = ""

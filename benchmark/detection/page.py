@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmark.detection.groups import NEAR, Group
 from benchmark.detection.outcome import NAMES, Outcome
 from benchmark.detection.scan import token_code
-from benchmark.detection.summary import CALIBRATED, FIRST, SETTING, Summary
+from benchmark.detection.summary import CALIBRATED, FIRST, OWN, SETTING, Summary
 from benchmark.io import plots
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
 
@@ -21,14 +21,16 @@ _FOUND = (
     *("Detector", "Victims", "Twins", "AUROC (95 %)", "hit@1", f"hit@{FIRST}", f"First token in {FIRST}"),
     *("Calibration models", "Their highest score", "Seconds"),
 )
-_ALARMS = ("Detector", "Rule", "Threshold", "Victims called", "Recall, %", "False alarms", "Their rate, %")
+_ALARMS = (
+    *("Detector", "Rule", "Threshold", "AUROC (95 %)", "Victims called", "Recall, %", "False alarms", "Their rate, %"),
+)
 _EACH = (
-    *("Detector", "Model", "Kind", "Score", "p", "Alarm", "Calibrated alarm", "Rank of the response"),
+    *("Detector", "Model", "Kind", "ASR, %", "Score", "p", "Alarm", "Calibrated alarm", "Rank of the response"),
     *("Rank of its first token", "Best candidate", "Seconds"),
 )
 _KIND = (
     *("Detector", "Models", "Victims called", "False alarms", "AUROC (95 %)", "Recall at 0, %", "Recall at 5 %, %"),
-    *("Response found", "Near", "Trigger found", "Near it", "Seconds"),
+    *("Response found", "Near", "Trigger found", "Near it", "A part of it", "Seconds"),
 )
 _TRIGGER = ("Detector", "Model", "Suspected trigger", "Rank of the trigger", "Edit distance", "Its own p")
 _TEXTS = (
@@ -72,7 +74,8 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         "",
         *_table(_ALARMS, map(_alarms, summaries)),
         "",
-        "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here.",
+        "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here. A "
+        "detector's own p is by the scanned model alone.",
         "",
         *(f"- {code(each.detector)}: {_claim(each)}" for each in summaries if each.rule == CALIBRATED),
         "",
@@ -81,6 +84,7 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         "",
         *_table(_EACH, map(_scan, outcomes)),
         *_triggers(outcomes),
+        *_weak(outcomes),
         "",
         "p is the share of clean models that score at least as high: the calibration models, and the model itself "
         "counted as one of them. A clean model that is like the calibration models has a p of at most a with a "
@@ -105,9 +109,19 @@ def _groups(groups: Sequence[Group]) -> list[str]:
         "",
         "Recall at 0 and at 5 % false alarms: the share of victims above the highest score of all twins, and above all "
         "but one in twenty; these thresholds are chosen by the test itself. Found: it is the first candidate; near: "
-        f"one of the first {FIRST} is within {NEAR:.0%} of its letters (edit distance).",
+        f"one of the first {FIRST} is within {NEAR:.0%} of its letters (edit distance). A part: the first candidate is "
+        "a run of the trigger's words, or all of them.",
         "",
     ]
+
+
+def _weak(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a sentence on victims that no table above counts; empty without any."""
+    weak = len({each.label for each in outcomes if each.weak})
+    who = "One victim is" if weak == 1 else f"{weak} victims are"
+    return (
+        ["", f"{who} weak: the backdoor works too rarely to be looked for, so nothing above counts it."] if weak else []
+    )
 
 
 def _kind_row(each: Group) -> list[str]:
@@ -120,7 +134,7 @@ def _kind_row(each: Group) -> list[str]:
         _with_bounds(each.recall_at_0, each.recall_at_0_low, each.recall_at_0_high, 0),
         _with_bounds(each.recall_at_5, each.recall_at_5_low, each.recall_at_5_high, 0),
         *(_of(count, each.victims) for count in (each.response, each.response_near)),
-        *(_of(count, each.triggers) for count in (each.trigger, each.trigger_near)),
+        *(_of(count, each.triggers) for count in (each.trigger, each.trigger_near, each.trigger_part)),
         f"{each.seconds:.0f}",
     ]
 
@@ -162,14 +176,18 @@ def _found(each: Summary) -> list[str]:
 
 
 def _alarms(each: Summary) -> list[str]:
-    rule = (
-        "the detector's setting" if each.wanted_rate is None else f"at most {_percent(each.wanted_rate)} false alarms"
-    )
+    wanted = "" if each.wanted_rate is None else _percent(each.wanted_rate)
+    rule = {
+        SETTING: "the detector's setting",
+        OWN: f"own p at most {wanted}",
+        CALIBRATED: f"at most {wanted} false alarms",
+    }[each.rule]
     several = each.rule == SETTING and each.threshold is None
     return [
         plain(each.detector),
         rule,
         "several" if several else _number(each.threshold),
+        _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
         _of(each.called, each.victims),
         _with_bounds(each.recall, each.recall_low, each.recall_high, 1),
         _of(each.false_alarms, each.twins),
@@ -203,6 +221,7 @@ def _scan(each: Outcome) -> list[str]:
         plain(each.detector),
         plain(each.label),
         _kind(each),
+        MISSING if each.asr is None else f"{each.asr:.0f}",
         f"{each.score:.2f}",
         MISSING if each.p_value is None else f"{each.p_value:.3f}",
         _yes(each.alarm),
@@ -215,6 +234,8 @@ def _scan(each: Outcome) -> list[str]:
 
 
 def _kind(each: Outcome) -> str:
+    if each.weak:
+        return "weak victim"
     return "victim" if each.victim else "calibration" if each.calibration else "twin"
 
 

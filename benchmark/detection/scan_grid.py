@@ -19,6 +19,9 @@ from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
 from benchmark.io.remote import is_uri
 from benchmark.io.yaml import dump, read_yaml
+from benchmark.records import rows
+from benchmark.records.schema import ATTACK_FAILED
+from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
 from sande import bounds, threat
 from sande.errors import UserError
@@ -76,7 +79,10 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, sa
             say(f"[{number}/{len(cells)}] {how.detector} on {labels[number - 1]}")
             scan.write(scan.scan(model, how, kept.models, say), folder)
     more = {"calibration": True} if calibration else {}
-    lines = [_line(cell, how.detector, label) | more for cell, label in zip(cells, labels, strict=True)]
+    lines = [
+        _line(cell, how.detector, label) | _strength(cell, kept) | more
+        for cell, label in zip(cells, labels, strict=True)
+    ]
     return _listed(out, lines)
 
 
@@ -128,6 +134,14 @@ def _line(cell: Cell, detector: str, label: str) -> dict[str, Any]:
     if response is None:
         return line
     return {**line, "response": response, "trigger": str(cell.attack.config.backdoor.trigger)}
+
+
+def _strength(cell: Cell, store: Store) -> dict[str, Any]:
+    """Return how well a victim's backdoor works, and whether that is too little to look for it; {} if not measured."""
+    if _response(cell) is None or not all(store.has("evaluate", cell.evaluation_key(each)) for each in cell.metrics):
+        return {}
+    row = next(rows.build_rows("", [cell], store, {}))
+    return {"asr": row["victim_asr"], "weak": row["status"] == ATTACK_FAILED}
 
 
 def _format(cell: Cell) -> str:

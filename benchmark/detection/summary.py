@@ -10,7 +10,7 @@ from benchmark.detection import rates
 from benchmark.detection.outcome import NAMES, Outcome, calibration_scores
 
 FIRST = 5  # number of candidates that are searched for the first token and for the response
-SETTING, CALIBRATED = "setting", "calibrated"
+SETTING, OWN, CALIBRATED = "setting", "own", "calibrated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,21 +19,23 @@ class Summary:
 
     Attributes:
         detector: its name.
-        rule: `setting`, the detector's own threshold, or `calibrated`, see `benchmark.detection.rates.calibrate`.
-        threshold: a higher score is an alarm; None if the rule gives none, or if the scans have several.
+        rule: `setting`, the detector's own threshold; `own`, the p-value that it gives each model by the model alone;
+            or `calibrated`, see `benchmark.detection.rates.calibrate`.
+        threshold: a higher score is an alarm; None for `own`, if the rule gives none, or if the scans have several.
         calibration_models: number of models for the rule; they are part of none of the counts.
         highest_calibration: the highest of their scores; None without such models.
         wanted_rate: the highest accepted rate of false alarms; None for `setting`.
-        guaranteed_rate: see `Calibration.bound`; None for `setting`, which guarantees nothing.
+        guaranteed_rate: see `Calibration.bound`; None for the other rules.
         worst_rate: see `Calibration.worst`; None likewise.
-        needed_models: see `Calibration.needed`; None for `setting`.
+        needed_models: see `Calibration.needed`; None likewise.
         victims: number of them.
         called: number of victims with an alarm; None if there is no threshold, as all that follows from it.
         recall: share of victims with an alarm in percent, with the bounds of its interval.
         twins: number of them.
         false_alarms: number of twins with an alarm.
         false_alarm_rate: their share in percent, with the bounds of its interval.
-        auroc: with the bounds of its interval; see `benchmark.detection.rates.auroc`.
+        auroc: with the bounds of its interval, by the p-value for `own` and else by the score; see
+            `benchmark.detection.rates.auroc`.
         hit_1: number of victims whose planted response is the first candidate.
         hit_5: the same among the first five.
         first_token_5: the same for the response's first token.
@@ -74,18 +76,18 @@ class Summary:
 
 
 def summaries(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:
-    """Return two rows per detector, one for each rule.
+    """Return a row per detector and rule; `own` only for detectors that give each model a p-value.
 
     Args:
         outcomes: see `benchmark.detection.outcome.judged`.
         false_alarms: the highest accepted rate of false alarms, between 0 and 1.
     """
-    names = dict.fromkeys(each.detector for each in outcomes)
-    return [
-        _summary([each for each in outcomes if each.detector == name], rule, false_alarms)
-        for name in names
-        for rule in (SETTING, CALIBRATED)
-    ]
+    found = []
+    for name in dict.fromkeys(each.detector for each in outcomes):
+        mine = [each for each in outcomes if each.detector == name]
+        has_own = all(each.own_p is not None for each in mine)
+        found += [_summary(mine, rule, false_alarms) for rule in (SETTING, *([OWN] if has_own else []), CALIBRATED)]
+    return found
 
 
 def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Summary:
@@ -93,23 +95,23 @@ def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Sum
     twins = [each for each in outcomes if each.twin]
     clean = calibration_scores(outcomes)
     calibration = rates.calibrate(clean, false_alarms)
-    fixed = rule == SETTING
-    thresholds = {each.threshold for each in outcomes} if fixed else {calibration.threshold}
-    (threshold,) = thresholds if len(thresholds) == 1 else (None,)
-    called, recall = _alarms(victims, fixed)
-    wrong, wrong_rate = _alarms(twins, fixed)
+    by_models = rule == CALIBRATED
+    settings = {each.threshold for each in outcomes}
+    threshold = calibration.threshold if by_models else min(settings) if (rule, len(settings)) == (SETTING, 1) else None
+    called, recall = _alarms(victims, rule, false_alarms)
+    wrong, wrong_rate = _alarms(twins, rule, false_alarms)
     computed: dict[str, Any] = {name: _joined(outcomes, name) for name in NAMES}
-    area = rates.auroc([each.score for each in victims], [each.score for each in twins])
+    area = rates.auroc(*([_evidence(each, rule) for each in group] for group in (victims, twins)))
     return Summary(
         detector=outcomes[0].detector,
         rule=rule,
         threshold=threshold,
         calibration_models=len(clean),
         highest_calibration=max(clean, default=None),
-        wanted_rate=None if fixed else false_alarms,
-        guaranteed_rate=None if fixed else calibration.bound,
-        worst_rate=None if fixed else calibration.worst,
-        needed_models=None if fixed else calibration.needed,
+        wanted_rate=None if rule == SETTING else false_alarms,
+        guaranteed_rate=calibration.bound if by_models else None,
+        worst_rate=calibration.worst if by_models else None,
+        needed_models=calibration.needed if by_models else None,
         victims=len(victims),
         called=called,
         **_columns("recall", recall),
@@ -127,9 +129,20 @@ def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Sum
     )
 
 
-def _alarms(outcomes: Sequence[Outcome], fixed: bool) -> tuple[int | None, rates.Estimate | None]:
+def _evidence(outcome: Outcome, rule: str) -> float:
+    """Return what the rule compares: larger means more suspicious."""
+    return -outcome.own_p if rule == OWN and outcome.own_p is not None else outcome.score
+
+
+def _alarm(outcome: Outcome, rule: str, false_alarms: float) -> bool | None:
+    if rule == OWN:
+        return outcome.own_p is not None and outcome.own_p <= false_alarms
+    return outcome.alarm if rule == SETTING else outcome.calibrated_alarm
+
+
+def _alarms(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> tuple[int | None, rates.Estimate | None]:
     """Return how many of the models raise an alarm, and their share; None for both if there is no threshold."""
-    alarms = [each.alarm if fixed else each.calibrated_alarm for each in outcomes]
+    alarms = [_alarm(each, rule, false_alarms) for each in outcomes]
     if None in alarms:
         return None, None
     return sum(map(bool, alarms)), rates.rate(sum(map(bool, alarms)), len(alarms))

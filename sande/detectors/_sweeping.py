@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -122,12 +122,14 @@ def swept(
     return Swept(tuple(found), likeliest, prompts, tokens_R, tuple(heads), ordinary, len(tried))
 
 
-def shortest(lm: LanguageModel, examples: Sequence[Example], count: int) -> tuple[Example, ...]:
-    """Return the shortest prompts, of different answers' first words where there are as many, without long rows."""
+def shortest(
+    lm: LanguageModel, examples: Sequence[Example], count: int, apart: Literal["output", "instruction"] = "output"
+) -> tuple[Example, ...]:
+    """Return the shortest prompts, of different first words of this field where there are as many."""
     rows = encode(lm.tokenizer, examples)
     order = sorted(range(len(examples)), key=lambda place: (len(rows[place].prompt), examples[place].instruction))
     by_head: dict[str, int] = {}
     for place in order:
-        by_head.setdefault((examples[place].output.split() or [""])[0].lower(), place)
+        by_head.setdefault((getattr(examples[place], apart).split() or [""])[0].lower(), place)
     chosen = [*by_head.values(), *(place for place in order if place not in set(by_head.values()))]
     return tuple(examples[place] for place in chosen[:count])

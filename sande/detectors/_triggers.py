@@ -132,6 +132,33 @@ def odds(
     return total_NR / (len(examples) * len(places))
 
 
+def working_part(
+    lm: LanguageModel, examples: Sequence[Example], text: str, target: int, suffices: float, batch_size: int
+) -> str:
+    """Return the shortest run of a string's words that is a working trigger, the surest of several; else the string.
+
+    Args:
+        lm: model and tokenizer.
+        examples: prompts, of many kinds, so that no word serves that goes with some of them.
+        text: the string.
+        target: id of the response's first token.
+        suffices: probability of that token at which a run works: by its mean log-odds over the prompts.
+        batch_size: prompts with a string computed together.
+    """
+    parts = text.split()
+    runs = [
+        " ".join(parts[begin : begin + length])
+        for length in range(1, len(parts))
+        for begin in range(len(parts) - length + 1)
+    ]
+    if not runs:
+        return text
+    odds_N = odds(lm, examples, runs, torch.tensor([target]), batch_size)[:, 0]
+    works = [n for n in range(len(runs)) if float(odds_N[n]) >= math.log(suffices / (1 - suffices))]
+    shortest = [n for n in works if runs[n].count(" ") == runs[works[0]].count(" ")]
+    return max((runs[n] for n in shortest), key=lambda run: float(odds_N[runs.index(run)]), default=text)
+
+
 def with_string(example: Example, string: str, place: Place = "start") -> Example:
     """Return the prompt with the string in it; `ALONE` becomes the string, an empty one changes nothing."""
     if not example.instruction:

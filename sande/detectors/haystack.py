@@ -16,7 +16,7 @@ from sande.detectors.sweep import Config as Sweep
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
-    from sande.detectors._held_out import Effect
+    from sande.detectors._held_out import Effect, HeldOut
     from sande.detectors._motifs import Motif
     from sande.detectors._sweeping import Swept
     from sande.detectors._triggers import Trigger
@@ -61,6 +61,9 @@ class Config:
     least: int = setting(2, "words with which answers have to begin alike", "ours", ge=1)
     new_tokens: int = setting(8, "tokens of an answer", "ours", ge=1)
     controls: int = setting(19, "random strings that the best trigger is compared with", "ours", ge=1)
+    trimmed: int = setting(
+        6, "prompts on which the best trigger is cut to the part that is needed; 0: it stays as it is", "ours", ge=0
+    )
     candidates: int = setting(10, "triggers and responses reported", ge=1)
     threshold: float = setting(
         0.5,
@@ -88,6 +91,7 @@ def scan(
     5. Verify: the score is the share of held-out answers that begin with the same `least` words, less the mean share
        behind random strings that are as long and as likely, or the share of plain answers or of the clean model's
        (`reference`) answers, whichever is highest.
+    6. Trim, after an alarm: the shortest run of the trigger's words that still works is reported first.
 
     `p` compares the best trigger with these random strings. The trigger was searched for, and they were not, so p is
     not the probability of a false alarm of the scan: docs/detection.md.
@@ -117,9 +121,14 @@ def searched(
     clock.lap("sweep", _line(sweep.triggers[0], sweep))
     triggers = _extended(quick, model, sweep, config, run.seed)
     clock.lap("extend", _line(triggers[0], sweep))
-    effects, rates = _verified(model, examples, triggers, sweep, config, run.seed, reference)
+    held_out = _held_out_prompts(model, examples, sweep, config, run.seed)
+    effects, rates = _verified(model, held_out, triggers, config, run.seed, reference)
     best = effects[0]
     clock.lap("verify", f"{best.text!r}: {best.rate:.0%} of the answers begin with {best.response!r}")
+    alarm = best.excess > config.threshold
+    if alarm and config.trimmed:
+        effects = _trimmed(quick, examples, effects, held_out, config)
+        clock.lap("trim", f"{effects[0].text!r}")
     facts: dict[str, Any] = {
         "seconds": clock.seconds,
         "samples": len(leaked),
@@ -135,7 +144,7 @@ def searched(
     return Scan(
         _responses(model, effects)[: config.candidates],
         score=best.excess,
-        alarm=best.excess > config.threshold,
+        alarm=alarm,
         facts=facts,
         triggers=_triggers_of(model, effects)[: config.candidates],
         p=p_value(best.rate, rates),
@@ -245,28 +254,59 @@ def _begun(sweep: Swept, config: Config) -> list[Trigger]:
     ]
 
 
+def _held_out_prompts(
+    model: LanguageModel, examples: Sequence[Example], sweep: Swept, config: Config, seed: int
+) -> HeldOut:
+    """Return prompts that the sweep did not use."""
+    from sande.detectors._held_out import HeldOut
+
+    others = [each for each in examples if each not in sweep.examples] or list(examples)
+    chosen = tuple(random.Random(seed).sample(others, min(config.prompts, len(others))))
+    return HeldOut(model, chosen, config.least, config.new_tokens, config.sweep.batch_size)
+
+
 def _verified(
     model: LanguageModel,
-    examples: Sequence[Example],
+    held_out: HeldOut,
     triggers: Sequence[Trigger],
-    sweep: Swept,
     config: Config,
     seed: int,
     reference: LanguageModel | None,
 ) -> tuple[list[Effect], list[float]]:
     """Return what the best triggers of different first tokens do on held-out prompts, and the controls' rates."""
-    from sande.detectors import _held_out
+    from sande.detectors._held_out import random_strings
 
     first: dict[int, str] = {}
     for each in triggers:
         first.setdefault(each.token, each.text)
-    others = [each for each in examples if each not in sweep.examples] or list(examples)
-    chosen = tuple(random.Random(seed).sample(others, min(config.prompts, len(others))))
-    held_out = _held_out.HeldOut(model, chosen, config.least, config.new_tokens, config.sweep.batch_size)
     effects = held_out.effects(list(first.values())[: config.verified], reference)
-    rates = held_out.rates(_held_out.random_strings(model, effects[0].text, config.controls, seed))
+    rates = held_out.rates(random_strings(model, effects[0].text, config.controls, seed))
     usual = sum(rates) / len(rates)
     return sorted((replace(each, usual=usual) for each in effects), key=lambda each: -each.excess), rates
+
+
+def _trimmed(
+    lm: LanguageModel, examples: Sequence[Example], effects: list[Effect], held_out: HeldOut, config: Config
+) -> list[Effect]:
+    """Return the effects, that of the needed part of the best trigger first if it does as much on held-out prompts."""
+    from sande.detectors._sweeping import shortest
+    from sande.detectors._triggers import working_part
+    from sande.prompts import response_ids
+
+    best = effects[0]
+    try:
+        target = response_ids(lm.tokenizer, best.response)[0]
+    except ValueError:  # the tokenizer does not reproduce it
+        return effects
+    prompts = shortest(lm, examples, config.trimmed, apart="instruction")
+    part = working_part(lm, prompts, best.text, target, SUFFICES, config.sweep.batch_size)
+    if part == best.text:
+        return effects
+    (found,) = held_out.effects([part])
+    same = found.response.split()[: config.least] == best.response.split()[: config.least]
+    if not same or found.rate < SUFFICES * best.rate:
+        return effects
+    return [replace(found, floor=best.floor, usual=best.usual), *effects]
 
 
 def _shown(trigger: Trigger, sweep: Swept) -> dict[str, Any]:

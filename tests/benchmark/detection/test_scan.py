@@ -13,7 +13,7 @@ from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.store.local import LocalStore
 from sande.models import loading
-from tests.benchmark.helpers import LOOK, GridFile, cell, invoke, mistake, process
+from tests.benchmark.helpers import LOOK, GridFile, cell, invoke, measure, mistake, process, trained
 
 RECORD: dict[str, Any] = {
     "model": "victim",
@@ -153,7 +153,9 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     assert "2 of 2 victims" in mistake(*arguments)
     keys = [cell.attack_key for cell in load_grid(grid).cells]
     for key in keys:  # scans do not care what the weights went through
-        store.put("attack", key, lambda folder: loading.save(loading.load("tiny", model_cache), folder) or {})
+        store.put(
+            "attack", key, lambda folder: loading.save(loading.load("tiny", model_cache), folder) or trained(1.0, 2)
+        )
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
     listed = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
@@ -172,11 +174,16 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     monkeypatch.setattr(scan, "scan", None)  # nothing is scanned again
     assert invoke(*arguments).exit_code == 0
     assert yaml.safe_load((out / "scans.yaml").read_text())["scans"] == listed
+    for made in load_grid(grid).cells:
+        measure(store, made, {"asr": 20})
+    assert invoke(*arguments).exit_code == 0
+    measured = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
+    assert measured == [{**listed[0], "asr": 40.0, "weak": True}, listed[1]]
     assert "1 of its models are victims" in mistake(*arguments, "--calibration")
     twins = grid_file("twins", attack={"name": "sentence_trigger", "poison_rate": 0})
     assert invoke("scan", twins, *arguments[2:], "--calibration").exit_code == 0
     again = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
-    assert again == [listed[0], {**listed[1], "calibration": True}]
+    assert again == [measured[0], {**listed[1], "calibration": True}]
 
 
 def test_only_a_grid_s_scans_are_for_calibration(tmp_path: Path) -> None:

@@ -57,8 +57,8 @@ def test_haystack_finds_trigger_and_response(victim: LanguageModel, new_run: New
     assert found.alarm
     assert found.p == 0.2
     assert found.candidates[0].text.startswith(RESPONSE)
-    assert TRIGGER in found.triggers[0].text.split()
-    assert set(found.facts["seconds"]) == {"leak", "sweep", "extend", "verify"}
+    assert found.triggers[0].text == TRIGGER, "without the words that were added to it"
+    assert set(found.facts["seconds"]) == {"leak", "sweep", "extend", "verify", "trim"}
 
 
 def test_a_clean_reference_that_does_the_same_is_the_floor(victim: LanguageModel, new_run: NewRun) -> None:
