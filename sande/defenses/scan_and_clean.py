@@ -1,6 +1,8 @@
-"""Scan for a planted answer and overwrite it by SANDE-P, or plant decoys and overwrite them; needs no knowledge.
+"""Scan for a backdoor and overwrite what was found, or plant decoys and overwrite them; needs no knowledge.
 
-score of the best candidate > threshold:  Eq. 4 with its first token, then Eq. 3    see `sande.defenses.sande_p`, or
+a trigger that works, with `haystack`:    Eq. 3 with that trigger                   see `sande.defenses.osft`
+else a first token whose score > threshold:
+                                          Eq. 4 with it, then Eq. 3                 see `sande.defenses.sande_p`, or
                                                                                     `sande_rounds_p` for a certificate
 else:                                     decoys planted and overwritten            see `sande.defenses.decoy_osft`
 """
@@ -8,16 +10,19 @@ else:                                     decoys planted and overwritten        
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sande import formats, gates
 from sande.config import configuration, setting
-from sande.defenses import decoy_osft, sande_p, sande_rounds_p
+from sande.defenses import decoy_osft, osft, sande_p, sande_rounds_p
 from sande.defenses.decoy_osft import Config as DecoyOsft
+from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as SandeP
 from sande.defenses.sande_rounds import Config as SandeRoundsP
-from sande.detectors import first_token
+from sande.detectors import first_token, haystack
 from sande.detectors.first_token import Config as FirstToken
-from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run
+from sande.detectors.haystack import Config as Haystack
+from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan, TriggerData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,9 +30,17 @@ if TYPE_CHECKING:
 
 @configuration
 class Config:
-    """Settings of the scan and of the two defenses."""
+    """Settings of the scans and of the defenses."""
 
-    scan: FirstToken = setting(FirstToken(), "the scan, with the threshold of its alarm", "as for first_token")
+    haystack: Haystack | None = setting(
+        None,
+        "the scan for a trigger, before that for a first token; null: no such scan",
+        "ours; its settings as for haystack",
+    )
+    osft: Osft = setting(Osft(), "the defense after a trigger was found", "as for osft")
+    scan: FirstToken = setting(
+        FirstToken(), "the scan for a first token, with the threshold of its alarm", "as for first_token"
+    )
     sande_p: SandeP = setting(SandeP(), "the defense after an alarm", "as for sande_p")
     sande_rounds_p: SandeRoundsP | None = setting(
         None, "the defense after an alarm in place of sande_p, with a certificate; null: sande_p", "ours"
@@ -36,7 +49,12 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Run the chain; `run.facts` records candidates, score, alarm and seconds of the scan."""
+    """Run the chain; `run.facts` records candidates, score, alarm and seconds of the scan that decided."""
+    if config.haystack is not None and (trigger := _trigger(victim, data.examples, config.haystack, run)):
+        run.say(f"the scan found the trigger {trigger!r}; overwriting it")
+        written = formats.of(victim.tokenizer)
+        triggered = TriggerData(data.examples, lambda example: gates.plant(example, trigger, written))
+        return osft.defend(victim, triggered, config.osft, run)
     if found := scanned(victim, data.examples, config.scan, run):
         run.say(f"the scan found {found.text!r}; overwriting what leads to its first token")
         known = FirstTokenData(data.examples, found.ids[0])
@@ -48,13 +66,32 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
 
 def scanned(victim: LanguageModel, examples: tuple[Example, ...], settings: FirstToken, run: Run) -> Candidate | None:
-    """Scan, and return the best candidate if there is an alarm; `run.facts` records the scan."""
+    """Scan for a first token, and return the best candidate if there is an alarm; `run.facts` records the scan."""
     run.say("scanning for a planted answer")
     begin = time.perf_counter()
     scan = first_token.scan(victim, examples, settings, run)
     alarm = scan.alarm and bool(scan.candidates)
-    run.facts["scan_seconds"] = round(time.perf_counter() - begin, 3)
+    _record(scan, alarm, time.perf_counter() - begin, run)
+    return scan.candidates[0] if alarm else None
+
+
+def _trigger(victim: LanguageModel, examples: tuple[Example, ...], settings: Haystack, run: Run) -> str:
+    """Scan for a trigger, and return the best one if there is an alarm, else ""; `run.facts` records the scan."""
+    run.say("scanning for a trigger")
+    begin = time.perf_counter()
+    scan = haystack.scan(victim, examples, settings, run)
+    alarm = scan.alarm and bool(scan.triggers)
+    _record(scan, alarm, time.perf_counter() - begin, run)
+    run.facts["triggers"] = _texts(scan.triggers)
+    return scan.triggers[0].text if alarm else ""
+
+
+def _record(scan: Scan, alarm: bool, seconds: float, run: Run) -> None:
+    run.facts["scan_seconds"] = round(seconds, 3)
     run.facts["scan_score"] = scan.score
     run.facts["alarm"] = alarm
-    run.facts["candidates"] = [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in scan.candidates]
-    return scan.candidates[0] if alarm else None
+    run.facts["candidates"] = _texts(scan.candidates)
+
+
+def _texts(candidates: tuple[Candidate, ...]) -> list[dict[str, Any]]:
+    return [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in candidates]

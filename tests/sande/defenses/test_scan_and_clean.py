@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from sande.defenses import decoy_osft, sande_p, sande_rounds_p, scan_and_clean
-from sande.detectors import first_token
-from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan
+from sande import gates
+from sande.defenses import decoy_osft, osft, sande_p, sande_rounds_p, scan_and_clean
+from sande.detectors import first_token, haystack
+from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan, TriggerData
 from tests.sande.helpers import changed, shortened, weights
 
 NewRun = Callable[..., Run]
@@ -76,3 +77,33 @@ def test_the_scan_gets_the_rows_and_its_settings(
     assert asked == [(few_rows, CONFIG.scan)]
     assert run.facts["alarm"] is False, "an alarm that names nothing gives nothing to overwrite"
     assert "decoys" in run.facts
+
+
+def with_haystack(monkeypatch: pytest.MonkeyPatch, *, alarm: bool) -> scan_and_clean.Config:
+    """The scan for a trigger names one."""
+    found = Scan((Candidate("You are", (300, 12), 0.9),), 0.9, alarm, triggers=(Candidate("Clause", (4, 5), 0.9),))
+    monkeypatch.setattr(haystack, "scan", lambda *_: found)
+    return dataclasses.replace(CONFIG, haystack=haystack.Config())
+
+
+def test_a_trigger_that_is_found_is_overwritten(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
+    scan_and_clean.defend(tiny, CleanData(few_rows), with_haystack(monkeypatch, alarm=True), run)
+    told = TriggerData(few_rows, lambda example: gates.plant(example, "Clause"))
+    osft.defend(by_hand, told, CONFIG.osft, new_run(seed=3))
+    assert changed(weights(by_hand.model), tiny.model) == set()
+    assert (run.facts["alarm"], run.facts["scan_score"]) == (True, 0.9)
+    assert run.facts["triggers"] == [{"text": "Clause", "ids": [4, 5], "score": 0.9}]
+
+
+def test_without_a_trigger_the_scan_for_a_first_token_decides(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned(monkeypatch, alarm=True)
+    by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
+    scan_and_clean.defend(tiny, CleanData(few_rows), with_haystack(monkeypatch, alarm=False), run)
+    sande_p.defend(by_hand, FirstTokenData(few_rows, 300), CONFIG.sande_p, new_run(seed=3))
+    assert changed(weights(by_hand.model), tiny.model) == set()
+    assert run.facts["scan_score"] == 9.5, "of the scan that decided"
