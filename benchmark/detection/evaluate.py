@@ -201,6 +201,9 @@ def cases(path: Path) -> list[Case]:
         raise UserError(
             f"{path}: {wrong[0]} is a victim, but thresholds are chosen with clean models; remove its 'calibration'"
         )
+    wrong = [case.scan for case in cases if case.weak and case.response is None]
+    if wrong:
+        raise UserError(f"{path}: {wrong[0]} is a clean model, which cannot be a weak victim; remove its 'weak'")
     return cases
 
 

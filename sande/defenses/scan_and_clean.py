@@ -49,7 +49,7 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Run the chain; `run.facts` records candidates, score, alarm and seconds of the scan that decided."""
+    """Run the chain; `run.facts` records candidates, score and alarm of the last scan, and seconds of all."""
     if config.haystack is not None and (trigger := _trigger(victim, data.examples, config.haystack, run)):
         run.say(f"the scan found the trigger {trigger!r}; overwriting it")
         written = formats.of(victim.tokenizer)
@@ -87,7 +87,7 @@ def _trigger(victim: LanguageModel, examples: tuple[Example, ...], settings: Hay
 
 
 def _record(scan: Scan, alarm: bool, seconds: float, run: Run) -> None:
-    run.facts["scan_seconds"] = round(seconds, 3)
+    run.facts["scan_seconds"] = round(run.facts.get("scan_seconds", 0.0) + seconds, 3)
     run.facts["scan_score"] = scan.score
     run.facts["alarm"] = alarm
     run.facts["candidates"] = _texts(scan.candidates)

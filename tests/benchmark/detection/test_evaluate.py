@@ -332,14 +332,20 @@ def test_a_weak_victim_is_listed_and_counts_for_nothing(kinds: Path) -> None:
     assert "| prefix_scan | one | victim | 98 | 9.00 |" in lines
     assert "| prefix_scan | two | weak victim | 46 | 3.00 |" in lines
     assert "One victim is weak" in lines
+    assert "| one | weak victim |" in page(kinds, f"{one}, weak: true"), "also where nothing counts"
+
+
+def test_a_clean_model_is_no_weak_victim(folder: Path) -> None:
+    assert "twin is a clean model, which cannot be a weak victim" in mistake(folder, "scan: twin, weak: true")
 
 
 def test_own_p_values_are_a_rule_where_all_models_have_one(kinds: Path) -> None:
     assert "own p" not in page(kinds, *KINDS).partition("A detector's")[0]
     for name, p in (("two", 0.2), ("twin", 0.04), ("loud", 0.9)):
         scan(kinds, name, score=3.0, p=p)
-    setting, own, _ = pq.read_table(kinds / "out/detectors.parquet").to_pylist() if judged(kinds, *KINDS) else ()
+    text = page(kinds, *KINDS)
+    setting, own, _ = pq.read_table(kinds / "out/detectors.parquet").to_pylist()
     assert (own["rule"], own["threshold"], own["called"], own["false_alarms"]) == ("own", None, 1, 1)
     assert own["auroc"] == 0.75, "p of 0.02 and 0.2 against 0.04 and 0.9: three of four pairs"
     assert setting["guaranteed_rate"] is own["guaranteed_rate"] is None
-    assert "| prefix_scan | own p at most 5 % | – | 0.75 (0.20 to 0.97) | 1 of 2 |" in page(kinds, *KINDS)
+    assert "| prefix_scan | own p at most 5 % | – | 0.75 (0.20 to 0.97) | 1 of 2 |" in text
