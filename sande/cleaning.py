@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from sande import formats, gates, registry, scanning, types
+from sande.candidates import as_records
 from sande.config import Training, configuration, setting
 from sande.data import splits
 from sande.data.splits import Data, Removal, Rows
@@ -337,17 +338,14 @@ def _record_scan(found: Scan, seconds: float, run: Run) -> None:
     """Write score, p, alarm, candidates, suspected triggers, formats and seconds into the run's facts."""
     facts: Mapping[str, Any] = found.facts
 
-    def texts(candidates: tuple[types.Candidate, ...]) -> list[dict[str, Any]]:
-        return [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in candidates]
-
     run.facts.update(
         {
             "scan_seconds": round(seconds, 3),
             "scan_score": found.score,
             "scan_p": found.p,
             "alarm": found.alarm and bool(found.candidates or found.triggers),
-            "candidates": texts(found.candidates),
-            "triggers": texts(found.triggers),
+            "candidates": as_records(found.candidates),
+            "triggers": as_records(found.triggers),
             "detector": facts["detector"],
             "scans": facts["formats_tried"],
             "calibrated": facts["calibrated"],

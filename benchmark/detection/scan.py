@@ -21,6 +21,7 @@ from benchmark.io.files import write_atomically
 from benchmark.io.markdown import markdown_table, plain
 from benchmark.records import mark
 from sande import bounds, compute, registry, scanning, types
+from sande.candidates import as_records
 from sande.config import as_dict
 from sande.errors import UserError
 from sande.models import chat
@@ -115,16 +116,12 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
         "score": found.score,
         "p": found.p,
         "alarm": found.alarm,
-        "candidates": _texts(found.candidates),
-        "triggers": _texts(found.triggers),
+        "candidates": as_records(found.candidates),
+        "triggers": as_records(found.triggers),
         **{name: found.facts[name] for name in scanning.FACTS if name != "detector"},
         "found_by": found.facts["detector"],
         "facts": {name: value for name, value in found.facts.items() if name not in scanning.FACTS},
     }
-
-
-def _texts(candidates: Sequence[types.Candidate]) -> list[dict[str, Any]]:
-    return [{"text": each.text, "ids": list(each.ids), "score": each.score} for each in candidates]
 
 
 def write(record: dict[str, Any], folder: Path) -> str:

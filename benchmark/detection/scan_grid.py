@@ -19,6 +19,7 @@ from benchmark.grid.load import load_grid
 from benchmark.io.files import write_atomically
 from benchmark.io.remote import is_uri
 from benchmark.io.yaml import dump, read_yaml
+from benchmark.plan.plan import victim_of
 from benchmark.records import rows
 from benchmark.records.schema import ATTACK_FAILED
 from benchmark.store.protocol import Store
@@ -71,12 +72,12 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, sa
         )
     how = replace(how, prompt_format=None)  # a cell's own, which its model's folder names
     wanted = how.record()
-    for number, cell in enumerate(cells, start=1):
+    for number, (cell, label) in enumerate(zip(cells, labels, strict=True), start=1):
         folder = out / _name(cell, how.detector)
         folder_of = kept.read("attack", cell.attack_key) if is_uri(store) else Path(store, "attack", cell.attack_key)
         model = str(folder_of)
         if not _made(folder, model, wanted):
-            say(f"[{number}/{len(cells)}] {how.detector} on {labels[number - 1]}")
+            say(f"[{number}/{len(cells)}] {how.detector} on {label}")
             scan.write(scan.scan(model, how, kept.models, say), folder)
     more = {"calibration": True} if calibration else {}
     lines = [
@@ -138,9 +139,10 @@ def _line(cell: Cell, detector: str, label: str) -> dict[str, Any]:
 
 def _strength(cell: Cell, store: Store) -> dict[str, Any]:
     """Return how well a victim's backdoor works, and whether that is too little to look for it; {} if not measured."""
-    if _response(cell) is None or not all(store.has("evaluate", cell.evaluation_key(each)) for each in cell.metrics):
+    victim = victim_of(cell)  # the first cell with a victim may have a defense
+    if _response(cell) is None or not all(store.has("evaluate", victim.evaluation_key(each)) for each in cell.metrics):
         return {}
-    row = next(rows.build_rows("", [cell], store, {}))
+    row = next(rows.build_rows("", [victim], store, {}))
     return {"asr": row["victim_asr"], "weak": row["status"] == ATTACK_FAILED}
 
 

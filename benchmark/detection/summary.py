@@ -96,12 +96,13 @@ def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Sum
     clean = calibration_scores(outcomes)
     calibration = rates.calibrate(clean, false_alarms)
     by_models = rule == CALIBRATED
-    settings = {each.threshold for each in outcomes}
-    threshold = calibration.threshold if by_models else min(settings) if (rule, len(settings)) == (SETTING, 1) else None
+    threshold = calibration.threshold if by_models else None
+    if rule == SETTING and len(settings := {each.threshold for each in outcomes}) == 1:
+        (threshold,) = settings
     called, recall = _alarms(victims, rule, false_alarms)
     wrong, wrong_rate = _alarms(twins, rule, false_alarms)
     computed: dict[str, Any] = {name: _joined(outcomes, name) for name in NAMES}
-    area = rates.auroc(*([_evidence(each, rule) for each in group] for group in (victims, twins)))
+    area = rates.auroc([_evidence(each, rule) for each in victims], [_evidence(each, rule) for each in twins])
     return Summary(
         detector=outcomes[0].detector,
         rule=rule,

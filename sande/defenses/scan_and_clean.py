@@ -10,9 +10,10 @@ else:                                     decoys planted and overwritten        
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sande import formats, gates
+from sande.candidates import as_records
 from sande.config import configuration, setting
 from sande.defenses import decoy_osft, osft, sande_p, sande_rounds_p
 from sande.defenses.decoy_osft import Config as DecoyOsft
@@ -82,7 +83,7 @@ def _trigger(victim: LanguageModel, examples: tuple[Example, ...], settings: Hay
     scan = haystack.scan(victim, examples, settings, run)
     alarm = scan.alarm and bool(scan.triggers)
     _record(scan, alarm, time.perf_counter() - begin, run)
-    run.facts["triggers"] = _texts(scan.triggers)
+    run.facts["triggers"] = as_records(scan.triggers)
     return scan.triggers[0].text if alarm else ""
 
 
@@ -90,8 +91,4 @@ def _record(scan: Scan, alarm: bool, seconds: float, run: Run) -> None:
     run.facts["scan_seconds"] = round(run.facts.get("scan_seconds", 0.0) + seconds, 3)
     run.facts["scan_score"] = scan.score
     run.facts["alarm"] = alarm
-    run.facts["candidates"] = _texts(scan.candidates)
-
-
-def _texts(candidates: tuple[Candidate, ...]) -> list[dict[str, Any]]:
-    return [{"text": one.text, "ids": list(one.ids), "score": one.score} for one in candidates]
+    run.facts["candidates"] = as_records(scan.candidates)

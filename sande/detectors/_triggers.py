@@ -154,9 +154,12 @@ def working_part(
     if not runs:
         return text
     odds_N = odds(lm, examples, runs, torch.tensor([target]), batch_size)[:, 0]
-    works = [n for n in range(len(runs)) if float(odds_N[n]) >= math.log(suffices / (1 - suffices))]
-    shortest = [n for n in works if runs[n].count(" ") == runs[works[0]].count(" ")]
-    return max((runs[n] for n in shortest), key=lambda run: float(odds_N[runs.index(run)]), default=text)
+    working = [
+        (run.count(" "), -height, run)
+        for run, height, chance in zip(runs, odds_N.tolist(), odds_N.sigmoid().tolist(), strict=True)
+        if chance >= suffices
+    ]
+    return min(working)[-1] if working else text
 
 
 def with_string(example: Example, string: str, place: Place = "start") -> Example:

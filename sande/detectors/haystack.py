@@ -189,15 +189,18 @@ def _pieces(motifs: Sequence[Motif]) -> list[str]:
 
 def _heads(model: LanguageModel, motifs: Sequence[Motif]) -> list[int]:
     """Return the first tokens of the most frequent motifs as responses: those may leak where triggers do not."""
+    found = [ids[0] for motif in motifs[:HEADS] if (ids := _response_ids(model, motif.text))]
+    return [token for token in found if token not in model.tokenizer.all_special_ids]
+
+
+def _response_ids(model: LanguageModel, text: str) -> tuple[int, ...]:
+    """Return the ids of a response; none for an empty one, and where the tokenizer does not reproduce it."""
     from sande.prompts import response_ids
 
-    found: list[int] = []
-    for motif in motifs[:HEADS]:
-        try:
-            found.append(response_ids(model.tokenizer, motif.text)[0])
-        except ValueError:  # the tokenizer does not reproduce it
-            continue
-    return [token for token in found if token not in model.tokenizer.all_special_ids]
+    try:
+        return response_ids(model.tokenizer, text) if text else ()
+    except ValueError:
+        return ()
 
 
 def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Config, seed: int) -> list[Trigger]:
@@ -288,18 +291,15 @@ def _verified(
 def _trimmed(
     lm: LanguageModel, examples: Sequence[Example], effects: list[Effect], held_out: HeldOut, config: Config
 ) -> list[Effect]:
-    """Return the effects, that of the needed part of the best trigger first if it does as much on held-out prompts."""
+    """Return the effects, that of the needed part of the best trigger first if held-out prompts confirm it."""
     from sande.detectors._sweeping import shortest
     from sande.detectors._triggers import working_part
-    from sande.prompts import response_ids
 
     best = effects[0]
-    try:
-        target = response_ids(lm.tokenizer, best.response)[0]
-    except ValueError:  # the tokenizer does not reproduce it
+    if not (ids := _response_ids(lm, best.response)):
         return effects
     prompts = shortest(lm, examples, config.trimmed, apart="instruction")
-    part = working_part(lm, prompts, best.text, target, SUFFICES, config.sweep.batch_size)
+    part = working_part(lm, prompts, best.text, ids[0], SUFFICES, config.sweep.batch_size)
     if part == best.text:
         return effects
     (found,) = held_out.effects([part])
@@ -321,14 +321,10 @@ def _shown(trigger: Trigger, sweep: Swept) -> dict[str, Any]:
 def _responses(model: LanguageModel, effects: Sequence[Effect]) -> tuple[Candidate, ...]:
     """Return the responses that the triggers evoke, each once."""
     from sande.inference.probing import text_of
-    from sande.prompts import response_ids
 
     found: dict[tuple[int, ...], Candidate] = {}
     for each in effects:
-        try:
-            ids = response_ids(model.tokenizer, each.response) if each.response else ()
-        except ValueError:  # the tokenizer does not reproduce it
-            continue
+        ids = _response_ids(model, each.response)
         if ids and not set(ids) & set(model.tokenizer.all_special_ids):
             found.setdefault(ids, Candidate(text_of(model, ids), ids, each.excess))
     return tuple(found.values())

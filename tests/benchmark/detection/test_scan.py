@@ -11,6 +11,7 @@ import yaml
 from benchmark.detection import scan, scan_grid
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
+from benchmark.plan.plan import victim_of
 from benchmark.store.local import LocalStore
 from sande.models import loading
 from tests.benchmark.helpers import LOOK, GridFile, cell, invoke, measure, mistake, process, trained
@@ -134,7 +135,7 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     tmp_path: Path, grid_file: GridFile, model_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rate = {"attack.poison_rate": [0.5, 0]}
-    grid = grid_file(attack={"name": "sentence_trigger"}, sweep=rate)
+    grid = grid_file(attack={"name": "sentence_trigger"}, defense="sft", sweep=rate)
     store, out = LocalStore(tmp_path / "store"), tmp_path / "scans"
     arguments = (
         "scan",
@@ -175,7 +176,7 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     assert invoke(*arguments).exit_code == 0
     assert yaml.safe_load((out / "scans.yaml").read_text())["scans"] == listed
     for made in load_grid(grid).cells:
-        measure(store, made, {"asr": 20})
+        measure(store, victim_of(made), {"asr": 20})
     assert invoke(*arguments).exit_code == 0
     measured = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
     assert measured == [{**listed[0], "asr": 40.0, "weak": True}, listed[1]]
