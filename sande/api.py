@@ -194,7 +194,7 @@ def measure(
 
 def scan(
     model: str | Path | Model,
-    detector: str = "first_token",
+    detector: str = scanning.DETECTOR,
     /,
     *,
     data: str = BUILT_IN,

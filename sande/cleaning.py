@@ -27,6 +27,7 @@ from sande.defenses.sande import Config as SandeP
 from sande.defenses.sande_rounds import Config as SandeRounds
 from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors.first_token import Config as FirstToken
+from sande.detectors.haystack import Config as Haystack
 from sande.errors import UserError
 from sande.gates import Fired, answer_ids
 from sande.inference import own_answers
@@ -91,8 +92,9 @@ class Config:
     )
     decoy_osft: DecoyOsft = setting(_DECOYS, "defense if nothing is known, and the scan finds nothing", _SOURCE)
     detector: str = setting(scanning.DETECTOR, "detector of the scan if nothing is known")
+    haystack: Haystack = setting(Haystack(), "the detector haystack; others have their own defaults")
     first_token: FirstToken = setting(
-        FirstToken(alarm_by="own"), "the detector first_token; others have their own defaults"
+        FirstToken(alarm_by="own"), "the detector first_token, which looks if another gave no alarm, too"
     )
     weights: Literal["float32", "bfloat16"] = setting(
         "float32",
@@ -293,13 +295,16 @@ def scan(
 ) -> Scan:
     """Return the scan of `sande-bench scan` with these rows and this seed; see `sande.scanning.scan`."""
     rows, data, chosen = scanning.examples(config.removal.name), config.removal.name, of_detector(config)
-    return scanning.scan(victim, config.detector, chosen, rows, run, reference, data=data, anywhere=anywhere)
+    return scanning.scan(
+        *(victim, config.detector, chosen, rows, run, reference), data=data, anywhere=anywhere, cheap=config.first_token
+    )
 
 
 def of_detector(config: Config) -> Any:
     """Return the settings of the chosen detector."""
-    if config.detector == scanning.CHEAP:
-        return config.first_token
+    held = {scanning.CHEAP: config.first_token, scanning.DETECTOR: config.haystack}
+    if config.detector in held:
+        return held[config.detector]
     return registry.config("detectors", config.detector, scanning.settings(config.detector, {}))
 
 

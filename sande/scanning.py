@@ -1,9 +1,10 @@
 """Scan a model for its owner: the same clean rows, prompt formats and score in `sande-bench scan`, `clean` and the API.
 
-The chosen detector reads the model in its own prompt format. Without an alarm the cheap detector looks at the other
-formats that the model may have been trained in, until one gives an alarm. These are several tests of one model, which
-share the rate of false alarms (Bonferroni): with n formats an alarm needs a p-value of at most `false_alarms` / n. An
-alarm by another rule in the own format, such as a published threshold, stays as it is.
+The chosen detector reads the model in its own prompt format. Without an alarm the cheap detector looks, too: in that
+format, unless the chosen one has done what it does, and in the others that the model may have been trained in, until
+one gives an alarm. These are several tests of one model, which share the rate of false alarms (Bonferroni): with n
+formats an alarm of the cheap detector needs a p-value of at most `false_alarms` / n. An alarm of the chosen detector by
+another rule, such as a published threshold, stays as it is.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from sande.models import asking
 from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
+    from sande.detectors.first_token import Config as FirstToken
     from sande.formats import PromptFormat
 
 DATA, ROWS = "builtin-short", 400
 """Clean rows of a scan: the last ones, since victims of this suite are trained on the first 90 %."""
-DETECTOR = CHEAP = "first_token"
+DETECTOR = "haystack"
+CHEAP = "first_token"
 CHAIN = "all"  # of which the cheap one is a part
 RULE = "The formats share one rate of false alarms, so an alarm by p-value needs at most {level:.2g}."
 FACTS = ("prompt_format", "formats_tried", "detector", "calibrated")
@@ -58,6 +61,7 @@ def scan(
     *,
     data: str = DATA,
     anywhere: bool = True,
+    cheap: FirstToken | None = None,
 ) -> Scan:
     """Return the scan of a model in the format with an alarm, or else in its own; that format is then attached.
 
@@ -72,10 +76,13 @@ def scan(
         run: seed, progress and scratch folder.
         reference: the clean model, if the user has it.
         data: name of the data set of the rows.
-        anywhere: whether to try other formats, too.
+        anywhere: whether the cheap detector looks, too, in this format and in others.
+        cheap: its settings if another detector is chosen; None: the defaults for the model of a user.
     """
     own, more = formats.of(lm.tokenizer), asking.others(lm.tokenizer) if anywhere else []
-    cheap = config if detector == CHEAP else registry.config("detectors", CHEAP, settings(CHEAP, {}))
+    if detector == CHEAP:
+        cheap = config
+    cheap = cheap or registry.config("detectors", CHEAP, settings(CHEAP, {}))
     level = cheap.false_alarms / (1 + len(more))
     cheap = replace(cheap, false_alarms=level)
     if detector == CHAIN:
@@ -84,8 +91,10 @@ def scan(
         lm, rows, cheap if detector == CHEAP else config, run, *_given(reference)
     )
     tried, name = [_record(own, detector, found, level)], detector
+    if anywhere and detector not in (CHEAP, CHAIN):
+        more = [own, *more]
     for each in [] if found.alarm else more:
-        run.say(f"no alarm; asking in the format {each.name}")
+        run.say(f"no alarm; looking with {CHEAP} in the format {each.name}")
         with asking.asked_in(lm.tokenizer, each):
             other = registry.entry("detectors", CHEAP).scan(lm, rows, cheap, run, *_given(reference, each))
         other = replace(other, alarm=other.alarm and other.p is not None and other.p <= level)

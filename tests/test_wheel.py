@@ -123,7 +123,9 @@ def test_what_is_installed_runs_scans_and_cleans(site: Path, tmp_path: Path) -> 
     page = (tmp_path / "results/smoke/README.md").read_text(encoding="utf-8")
     assert "sande-bench run smoke" in page
     assert str(site) not in page
-    assert "Scan: found/scan.json" in run(site, tmp_path, "scan", "tiny", "--rows", "20", "--out", "found")
+    assert "Scan: found/scan.json" in run(
+        site, tmp_path, "scan", "tiny", "--detector", "first_token", "--rows", "20", "--out", "found"
+    )
     few = ["questions=10", "prompts=10", "removal.rows=16"]
     few += [f"{training}.max_steps=1" for training in ("osft.training", "sande.simulate", "sande.eliminate")]
     options = [word for setting in few for word in ("--set", setting)]

@@ -23,6 +23,7 @@ from benchmark.cli.options import (
 )
 from benchmark.records import mark, published
 from benchmark.store.remote import open_store
+from sande import scanning
 from sande.errors import NonFiniteError, UserError
 from sande.models import adapters, catalog
 
@@ -33,7 +34,7 @@ def scan(
         str,
         typer.Argument(help="A folder, a GGUF file, a name as in 'list models', or a grid (.yaml): all its victims."),
     ],
-    detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = "first_token",
+    detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = scanning.DETECTOR,
     data: Annotated[str, typer.Option(help="Data set or file of clean prompts and answers.")] = "builtin-short",
     rows: Annotated[int, typer.Option(min=1, help="Use the last N of its rows.", metavar="N")] = 400,
     reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
@@ -55,7 +56,7 @@ def scan(
     from benchmark.detection import scan as detection_scan
     from benchmark.detection.scan import How, markdown, write
     from benchmark.grid import load
-    from sande import registry, scanning
+    from sande import registry
     from sande.data import datasets
     from sande.models.chat import AUTO
 
@@ -112,7 +113,7 @@ def clean(
         ),
     ] = False,
     detector: Annotated[
-        str | None, typer.Option(help="Detector of the scan if nothing is known.  [default: first_token]")
+        str | None, typer.Option(help=f"Detector of the scan if nothing is known.  [default: {scanning.DETECTOR}]")
     ] = None,
     prompt_format: FormatOption = None,
     force: Annotated[

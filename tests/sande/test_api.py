@@ -138,10 +138,10 @@ def test_a_model_without_memory_is_measured_on_what_is_given(victim: sande.Model
 
 
 def test_scan_and_clean_take_a_victim(victim: sande.Model) -> None:
-    found = sande.scan(victim, reference="tiny", rows=20, say=silent, prompts=4)
+    found = sande.scan(victim, "first_token", reference="tiny", rows=20, say=silent, prompts=4)
     assert isinstance(found, sande.Scan)
     assert [one["format"] for one in found.facts["formats_tried"]] == ["paper"], "what attack returned has one format"
-    apart = sande.scan(victim.folder, rows=20, say=silent, prompts=4)
+    apart = sande.scan(victim.folder, "first_token", rows=20, say=silent, prompts=4)
     assert [one["format"] for one in apart.facts["formats_tried"]] == ["paper", "alpaca"]
     asked: dict[str, Any] = {"trigger": "Current year 2023", "say": silent, "osft": {"training": SHORT}}
     with pytest.raises(UserError, match="the trigger did not fire"):

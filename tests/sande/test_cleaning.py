@@ -62,7 +62,9 @@ def small(**changes: Any) -> Config:
     """Settings with two steps of every training, and a small scan."""
     shortest = {name: shortened(type(getattr(Config(), name))) for name in DEFENSES}
     return dataclasses.replace(
-        Config(prompts=6, first_token=first_token.Config(alarm_by="own", **QUIET)), **shortest, **changes
+        Config(prompts=6, detector="first_token", first_token=first_token.Config(alarm_by="own", **QUIET)),
+        **shortest,
+        **changes,
     )
 
 

@@ -113,10 +113,28 @@ def test_another_detector_is_followed_by_the_cheap_one(
 ) -> None:
     bait = registry.entry("detectors", "bait")
     monkeypatch.setattr(bait, "scan", lambda *_: Scan((), 0.1, alarm=False))
-    monkeypatch.setattr(first_token, "scan", Scores(paper=(4.5, 0.01), alpaca=(3.0, 0.9)))
-    found = scanning.scan(asked, "bait", bait.Config(), (Example("a", "b"),), new_run())
+    scores = Scores(chat=(3.0, 0.9), paper=(4.5, 0.01), alpaca=(3.0, 0.9))
+    monkeypatch.setattr(first_token, "scan", scores)
+    rows, config = (Example("a", "b"),), bait.Config()
+    found = scanning.scan(asked, "bait", config, rows, new_run(), cheap=OWN)
     assert (found.alarm, found.facts["detector"], found.facts["prompt_format"]) == (True, "first_token", "paper")
-    assert [one["detector"] for one in found.facts["formats_tried"]] == ["bait", "first_token"]
+    tried = [(one["detector"], one["format"]) for one in found.facts["formats_tried"]]
+    assert tried == [("bait", "chat"), ("first_token", "chat"), ("first_token", "paper")]
+    assert scores.levels == pytest.approx([0.02] * 2)
+    formats.attach(asked.tokenizer, scores.formats[0])
+    alone = scanning.scan(asked, "bait", config, rows, new_run(), anywhere=False)
+    assert [one["detector"] for one in alone.facts["formats_tried"]] == ["bait"]
+
+
+def test_a_chain_with_the_cheap_detector_is_followed_by_it_in_other_formats_alone(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run
+) -> None:
+    chain = registry.entry("detectors", "all")
+    monkeypatch.setattr(chain, "scan", lambda *_: Scan((), 0.1, alarm=False))
+    scores = Scores(paper=(4.5, 0.9), alpaca=(3.0, 0.9))
+    monkeypatch.setattr(first_token, "scan", scores)
+    assert not scanning.scan(asked, "all", chain.Config(), (Example("a", "b"),), new_run()).alarm
+    assert [each.name for each in scores.formats] == ["paper", "alpaca"]
 
 
 def test_how_far_a_model_is_from_those_of_the_threshold(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

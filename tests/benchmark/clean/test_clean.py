@@ -46,7 +46,7 @@ STEPS = (
 )
 STEPS_P = ("sande_p.simulate.max_steps=2", "sande_p.eliminate.max_steps=2")
 DECOYS = ("decoy_osft.plant.max_steps=2", "decoy_osft.overwrite.max_steps=2")
-SCAN = ("first_token.prompts=8", "first_token.own_prompts=1")
+SCAN = ("detector=first_token", "first_token.prompts=8", "first_token.own_prompts=1")
 SMALL = ("removal.rows=16", "prompts=20", "questions=20", *SCAN, *STEPS, *STEPS_P, *DECOYS)
 BY_THRESHOLD = ("--set", "first_token.alarm_by=threshold", "--set")
 
@@ -333,7 +333,7 @@ def test_a_cleaned_model_keeps_the_format_of_the_removal(victim: Path, tmp_path:
 
 def test_scan_and_clean_give_one_score(victim: Path, tmp_path: Path) -> None:
     result = cleaned(victim, tmp_path / "out", "--seed", 3)
-    small = [part for value in ("prompts=8", "own_prompts=1") for part in ("--set", value)]
+    small = ("--detector", "first_token", "--set", "prompts=8", "--set", "own_prompts=1")
     done = invoke("scan", victim, "--seed", 3, *small, "--out", tmp_path / "scan", "--store", tmp_path / "store")
     assert done.exit_code == 0, done.output
     record = json.loads((tmp_path / "scan/scan.json").read_text())
@@ -341,13 +341,15 @@ def test_scan_and_clean_give_one_score(victim: Path, tmp_path: Path) -> None:
     assert (facts["scan_score"], facts["scan_p"], facts["alarm"]) == (record["score"], record["p"], record["alarm"])
     assert facts["candidates"] == record["candidates"]
     assert facts["scans"] == record["formats_tried"]
-    found = sande.scan(str(victim), seed=3, prompts=8, own_prompts=1, say=lambda line: None, cache=tmp_path)
+    found = sande.scan(
+        str(victim), "first_token", seed=3, prompts=8, own_prompts=1, say=lambda line: None, cache=tmp_path
+    )
     assert (found.score, found.p) == (record["score"], record["p"])
 
 
 def test_scan_and_clean_compare_with_the_same_clean_model(victim: Path, tmp_path: Path) -> None:
     result = cleaned(victim, tmp_path / "out", "--reference", "tiny")
-    small = [part for value in ("prompts=8", "own_prompts=1") for part in ("--set", value)]
+    small = ("--detector", "first_token", "--set", "prompts=8", "--set", "own_prompts=1")
     asked = ("--reference", "tiny", "--out", tmp_path / "scan", "--store", tmp_path / "store")
     assert invoke("scan", victim, *small, *asked).exit_code == 0
     record = json.loads((tmp_path / "scan/scan.json").read_text())
@@ -566,7 +568,6 @@ def test_spaces_around_what_is_given_do_not_count() -> None:
 
 
 def test_the_report_has_the_settings_of_any_detector() -> None:
-    used = clean._used(Config(detector="haystack"), "osft")
-    assert used["haystack"] == as_dict(haystack.Config())
-    assert clean._used(Config(), "osft")["first_token"]["alarm_by"] == "own"
+    assert clean._used(Config(), "osft")["haystack"] == as_dict(haystack.Config())
+    assert clean._used(Config(detector="first_token"), "osft")["first_token"]["alarm_by"] == "own"
     assert clean._used(Config(detector="all"), "osft")["all"]["first_token"]["alarm_by"] == "own"

@@ -572,7 +572,7 @@ CASES: dict[str, list[Case]] = {
     ],
     "scan, detection and clean": [
         Case("no detector of that name", "scan tiny --detector nose"),
-        Case("no setting of that name", "scan tiny --set treshold=3", names=("first_token", "treshold")),
+        Case("no setting of that name", "scan tiny --set treshold=3", names=("haystack", "treshold")),
         Case("no rows", "scan tiny --rows 0", names=("--rows",)),
         Case("no data set of that name", "scan tiny --data llama"),
         Case("no model to scan", "scan no-model"),

@@ -11,6 +11,7 @@ from tests.benchmark.helpers import invoke
 from tests.sande.models.conftest import write_adapter
 from tests.sande.models.test_gguf import write
 
+SCAN = ("--detector", "first_token", "--rows", "8")
 SMALL = ("removal.rows=16", "prompts=4", "questions=4", "osft.training.max_steps=1")
 OPTIONS = (
     "--trigger",
@@ -30,7 +31,7 @@ def adapter(tmp_path: Path, model_cache: Path) -> Path:
 
 
 def test_an_adapter_on_its_base_is_scanned_and_cleaned(adapter: Path, tmp_path: Path) -> None:
-    scanned = invoke("scan", adapter, "--base", "tiny", "--rows", "8", "--store", tmp_path / "store")
+    scanned = invoke("scan", adapter, "--base", "tiny", *SCAN, "--store", tmp_path / "store")
     cleaned = invoke("clean", adapter, "--base", "tiny", "--out", tmp_path / "out", *OPTIONS)
     for done in (scanned, cleaned):
         assert done.exit_code == 0, done.output
@@ -45,7 +46,7 @@ def test_a_gguf_file_is_scanned_and_cleaned(tmp_path: Path, model_cache: Path, m
     file = tmp_path / "model.gguf"
     write(loading.load("tiny", model_cache), file, gguf.GGMLQuantizationType.Q8_0)
     monkeypatch.chdir(tmp_path)
-    scanned = invoke("scan", "model.gguf", "--rows", "8", "--store", tmp_path / "store")
+    scanned = invoke("scan", "model.gguf", *SCAN, "--store", tmp_path / "store")
     cleaned = invoke("clean", "model.gguf", *OPTIONS)
     for done in (scanned, cleaned):
         assert done.exit_code == 0, done.output

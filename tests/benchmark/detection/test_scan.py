@@ -16,6 +16,7 @@ from benchmark.store.local import LocalStore
 from sande.models import loading
 from tests.benchmark.helpers import LOOK, GridFile, cell, invoke, measure, mistake, process, trained
 
+CHEAP = ("--detector", "first_token")
 RECORD: dict[str, Any] = {
     "model": "victim",
     "reference": None,
@@ -90,7 +91,7 @@ def test_suspected_triggers_have_a_table_of_their_own() -> None:
 
 
 def test_an_alarm_can_be_an_exit_code(tmp_path: Path) -> None:
-    command = ("scan", "tiny", "--rows", 4, "--set", "prompts=2", "--set", "own_prompts=1", "--format", "paper")
+    command = ("scan", "tiny", *CHEAP, "--rows", 4, "--set", "prompts=2", "--set", "own_prompts=1", "--format", "paper")
     command = (*command, "--store", tmp_path / "store", "--set", "alarm_by=threshold", "--set")
     assert invoke(*command, "threshold=-1e6").exit_code == 0
     alarm = invoke(*command, "threshold=-1e6", "--fail-on-alarm")
@@ -127,7 +128,7 @@ def test_nothing_found_is_told_without_a_table_or_figure(tmp_path: Path) -> None
 @pytest.mark.slow
 def test_scanning_starts_no_ray(tmp_path: Path) -> None:
     code = LOOK.replace('"ray", "torch", "transformers"', '"ray"')
-    done = process("-c", code, "scan", "tiny", "--rows", 4, "--set", "prompts=2", "--store", tmp_path / "store")
+    done = process("-c", code, "scan", "tiny", *CHEAP, "--rows", 4, "--set", "prompts=2", "--store", tmp_path / "store")
     assert done.returncode == 0, done.stderr
 
 
@@ -138,18 +139,8 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     grid = grid_file(attack={"name": "sentence_trigger"}, defense="sft", sweep=rate)
     store, out = LocalStore(tmp_path / "store"), tmp_path / "scans"
     arguments = (
-        "scan",
-        grid,
-        "--rows",
-        4,
-        "--set",
-        "prompts=2",
-        "--set",
-        "own_prompts=1",
-        "--store",
-        store.root,
-        "--out",
-        out,
+        *("scan", grid, *CHEAP, "--rows", 4, "--set", "prompts=2", "--set", "own_prompts=1"),
+        *("--store", store.root, "--out", out),
     )
     assert "2 of 2 victims" in mistake(*arguments)
     keys = [cell.attack_key for cell in load_grid(grid).cells]
