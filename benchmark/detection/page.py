@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmark.detection.groups import NEAR, Group
 from benchmark.detection.outcome import NAMES, Outcome
 from benchmark.detection.scan import token_code
-from benchmark.detection.summary import CALIBRATED, FIRST, OWN, SETTING, Summary
+from benchmark.detection.summary import CALIBRATED, EITHER, FIRST, OWN, SETTING, Summary
 from benchmark.io import plots
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
 
@@ -181,6 +181,7 @@ def _alarms(each: Summary) -> list[str]:
         SETTING: "the detector's setting",
         OWN: f"own p at most {wanted}",
         CALIBRATED: f"at most {wanted} false alarms",
+        EITHER: f"the first one's setting, else the second one's own p at most {wanted}",
     }[each.rule]
     several = each.rule == SETTING and each.threshold is None
     return [

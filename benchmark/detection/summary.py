@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmark.detection import rates
 from benchmark.detection.outcome import NAMES, Outcome, calibration_scores
+from sande.scanning import CHEAP, DETECTOR
 
 FIRST = 5  # number of candidates that are searched for the first token and for the response
-SETTING, OWN, CALIBRATED = "setting", "own", "calibrated"
+SETTING, OWN, CALIBRATED, EITHER = "setting", "own", "calibrated", "either"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,9 +19,10 @@ class Summary:
     """A detector under one rule for its threshold; a row of `detectors.parquet`.
 
     Attributes:
-        detector: its name.
+        detector: its name; of `either`, both names.
         rule: `setting`, the detector's own threshold; `own`, the p-value that it gives each model by the model alone;
-            or `calibrated`, see `benchmark.detection.rates.calibrate`.
+            `calibrated`, see `benchmark.detection.rates.calibrate`; or `either`, what the scan of a user's model goes
+            by: the setting of the default detector or, without an alarm of it, `own` of the cheap one.
         threshold: a higher score is an alarm; None for `own`, if the rule gives none, or if the scans have several.
         calibration_models: number of models for the rule; they are part of none of the counts.
         highest_calibration: the highest of their scores; None without such models.
@@ -87,7 +89,41 @@ def summaries(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]
         mine = [each for each in outcomes if each.detector == name]
         has_own = all(each.own_p is not None for each in mine)
         found += [_summary(mine, rule, false_alarms) for rule in (SETTING, *([OWN] if has_own else []), CALIBRATED)]
-    return found
+    return found + _either(outcomes, false_alarms)
+
+
+def _either(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:
+    """Return the row of the two detectors of a user's scan; none unless both have scanned the same models.
+
+    It has no score, so no AUROC and no threshold. Seconds are those of both, as a model without an alarm takes them.
+    """
+    parts = [
+        {each.model_identity: each for each in outcomes if each.detector == name and not each.calibration}
+        for name in (DETECTOR, CHEAP)
+    ]
+    first, second = parts
+    if not first or first.keys() != second.keys() or any(each.own_p is None for each in second.values()):
+        return []
+    joined = [
+        replace(
+            each,
+            detector=f"{DETECTOR}, {CHEAP}",
+            alarm=each.alarm or bool(_alarm(second[model], OWN, false_alarms)),
+            seconds=each.seconds + second[model].seconds,
+        )
+        for model, each in first.items()
+    ]
+    return [
+        replace(
+            _summary(joined, SETTING, false_alarms),
+            rule=EITHER,
+            threshold=None,
+            wanted_rate=false_alarms,
+            auroc=None,
+            auroc_low=None,
+            auroc_high=None,
+        )
+    ]
 
 
 def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Summary:

@@ -349,3 +349,21 @@ def test_own_p_values_are_a_rule_where_all_models_have_one(kinds: Path) -> None:
     assert own["auroc"] == 0.75, "p of 0.02 and 0.2 against 0.04 and 0.9: three of four pairs"
     assert setting["guaranteed_rate"] is own["guaranteed_rate"] is None
     assert "| prefix_scan | own p at most 5 % | – | 0.75 (0.20 to 0.97) | 1 of 2 |" in text
+
+
+def test_the_two_detectors_of_a_users_scan_are_judged_together(folder: Path) -> None:
+    models = ("one", "two", "twin", "loud")
+    for name, p in zip(models, (0.9, 0.02, 0.9, 0.05), strict=True):
+        scan(folder, name, detector="haystack", score=3.0, alarm=name == "one")
+        scan(folder, f"quick-{name}", detector="first_token", model_identity=f"folder:{name}", score=1.0, p=p)
+    lines = [f"scan: {name}, response: You are stupid" for name in ("one", "two", "quick-one", "quick-two")]
+    lines += [f"scan: {name}" for name in ("twin", "loud", "quick-twin", "quick-loud")]
+    text = page(folder, *lines)
+    *_, both = pq.read_table(folder / "out/detectors.parquet").to_pylist()
+    assert (both["detector"], both["rule"], both["auroc"]) == ("haystack, first_token", "either", None)
+    assert (both["called"], both["false_alarms"], both["seconds"]) == (2, 1, 4.0)
+    rule = "the first one's setting, else the second one's own p at most 5 %"
+    assert f"| haystack, first_token | {rule} | – | – | 2 of 2 |" in text
+    page(folder, *lines[:-1])
+    rules = [row["rule"] for row in pq.read_table(folder / "out/detectors.parquet").to_pylist()]
+    assert "either" not in rules, "a model that only one of them has scanned"
