@@ -17,6 +17,7 @@ from benchmark.cli.options import (
     DetectorSetOption,
     FailOnAlarmOption,
     FormatOption,
+    OnlyOption,
     SeedOption,
     StoreOption,
     words_of,
@@ -48,6 +49,7 @@ def scan(
         bool, typer.Option("--calibration", help="For a grid: choose thresholds by these models.")
     ] = False,
     prompt_format: FormatOption = None,
+    only: OnlyOption = None,
     fail_on_alarm: FailOnAlarmOption = False,
     base: BaseOption = None,
     store: StoreOption = ".store",
@@ -72,10 +74,11 @@ def scan(
         for given, name in ((prompt_format, "--format"), (fail_on_alarm, "--fail-on-alarm")):
             if given:
                 raise UserError(f"{model}: {name} is for a single model, and this is a grid; remove {name}")
-        echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, store, say)}")
+        echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, store, say, only or ())}")
         return
-    if calibration:
-        raise UserError("--calibration needs a grid of models that were never poisoned; remove it")
+    for option, is_given in (("--calibration", calibration), ("--only", only)):
+        if is_given:
+            raise UserError(f"{model}: {option} is for a grid, and this is a single model; remove {option}")
     how = replace(how, settings=scanning.settings(detector, settings))
     for source in catalog.sources(model):
         say(source)

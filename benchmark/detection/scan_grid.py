@@ -40,7 +40,15 @@ _KINDS = {
 """How the tables call a model of a kind, by the name of the group."""
 
 
-def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, say: Callable[[str], None]) -> Path:
+def scan_grid(
+    path: Path,
+    out: Path,
+    how: How,
+    calibration: bool,
+    store: str,
+    say: Callable[[str], None],
+    only: Sequence[str] = (),
+) -> Path:
     """Scan the attacked models of a grid, except for scans that exist, and return the list with all of them.
 
     Args:
@@ -51,12 +59,15 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, sa
         store: path or URI of the one that has the grid's victims. Records name models by the path as given; those of a
             remote store by the path of the local copy.
         say: receives a line per model, and messages of detectors.
+        only: `path=value` of the cells whose models are scanned; none: all.
 
     Raises:
         UserError: the grid has a mistake, a victim is missing or would calibrate, or `out` cannot be written.
     """
-    cells = list({cell.attack_key: cell for cell in load_grid(path).cells}.values())
-    labels = _labels(cells)
+    all_cells = list({cell.attack_key: cell for cell in load_grid(path).cells}.values())
+    labels = dict(zip((cell.attack_key for cell in all_cells), _labels(all_cells), strict=True))
+    chosen = {cell.attack_key for cell in load_grid(path, only=only).cells}
+    cells = [cell for cell in all_cells if cell.attack_key in chosen]
     kept = open_store(store, create=False)
     missing = [cell for cell in cells if not kept.has("attack", cell.attack_key)]
     if missing:
@@ -68,22 +79,19 @@ def scan_grid(path: Path, out: Path, how: How, calibration: bool, store: str, sa
     if calibration and poisoned:
         raise UserError(
             f"{path}: {len(poisoned)} of its models are victims, but thresholds are chosen with clean models; remove "
-            "--calibration, or use a grid whose attack.poison_rate is 0"
+            "--calibration, or add --only attack.poison_rate=0"
         )
     how = replace(how, prompt_format=None)  # a cell's own, which its model's folder names
     wanted = how.record()
-    for number, (cell, label) in enumerate(zip(cells, labels, strict=True), start=1):
+    for number, cell in enumerate(cells, start=1):
         folder = out / _name(cell, how.detector)
         folder_of = kept.read("attack", cell.attack_key) if is_uri(store) else Path(store, "attack", cell.attack_key)
         model = str(folder_of)
         if not _made(folder, model, wanted):
-            say(f"[{number}/{len(cells)}] {how.detector} on {label}")
+            say(f"[{number}/{len(cells)}] {how.detector} on {labels[cell.attack_key]}")
             scan.write(scan.scan(model, how, kept.models, say), folder)
     more = {"calibration": True} if calibration else {}
-    lines = [
-        _line(cell, how.detector, label) | _strength(cell, kept) | more
-        for cell, label in zip(cells, labels, strict=True)
-    ]
+    lines = [_line(cell, how.detector, labels[cell.attack_key]) | _strength(cell, kept) | more for cell in cells]
     return _listed(out, lines)
 
 

@@ -172,14 +172,15 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     measured = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
     assert measured == [{**listed[0], "asr": 40.0, "weak": True}, listed[1]]
     assert "1 of its models are victims" in mistake(*arguments, "--calibration")
-    twins = grid_file("twins", attack={"name": "sentence_trigger", "poison_rate": 0})
-    assert invoke("scan", twins, *arguments[2:], "--calibration").exit_code == 0
+    assert invoke(*arguments, "--calibration", "--only", "attack.poison_rate=0").exit_code == 0
     again = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
     assert again == [measured[0], {**listed[1], "calibration": True}]
 
 
-def test_only_a_grid_s_scans_are_for_calibration(tmp_path: Path) -> None:
-    assert "--calibration needs a grid" in mistake("scan", "tiny", "--calibration", "--store", tmp_path / "store")
+@pytest.mark.parametrize("option", [("--calibration",), ("--only", "seed=0")])
+def test_options_for_a_grid_are_refused_for_one_model(tmp_path: Path, option: tuple[str, ...]) -> None:
+    line = mistake("scan", "tiny", *option, "--store", tmp_path / "store")
+    assert f"tiny: {option[0]} is for a grid, and this is a single model; remove {option[0]}" in line
 
 
 def listed(*cells: Cell) -> list[dict[str, Any]]:
