@@ -15,7 +15,8 @@ A later place replaces the seeds of an earlier one: the sweep those of the grid,
 of them. One place has either `seed` or the other two. A cell without a defense takes its attack seed as defense seed,
 so it is there once for each victim.
 
-A grid may instead be the union of others: `include: [paper_table_6, …]`.
+A grid may instead be the union of others: `include: [paper_table_6, …]`. Its `sweep` goes over all of them, and
+replaces what they sweep at the same paths.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from benchmark.grid import only as only_cells
 from benchmark.grid import prompt_format, shipped, space, variants, wildcards
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS, Cell, Parser, with_both_seeds
 from benchmark.grid.rules import METHODS, RESOURCES, Rule, as_mapping, as_name, assign, takes
@@ -38,7 +40,7 @@ from sande.errors import UserError
 
 SCALES = "scales"
 _GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "sweep")
-_UNION_KEYS = ("about", "include", "resources", "rules", "scale")
+_UNION_KEYS = ("about", "include", "resources", "rules", "scale", "sweep")
 _SCALE_KEYS = ("about", "rules")
 _SHARED = ("resources", "search")  # sections of the whole grid, not of a cell
 MOST_CELLS = 100_000  # of a grid; each takes a tenth of a millisecond, and kilobytes
@@ -109,7 +111,7 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
         search = space.parse(_shared(values, "search", assignments), cells)
         resources.check(cells)
         filters = [_assignment(text, "--only") for text in only]
-        chosen = _matching(cells, filters)
+        chosen = only_cells.matching(cells, filters)
     if not chosen:
         raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
     return Grid(
@@ -181,6 +183,8 @@ def _parts(
             raise UserError(f"a grid with 'include' has no settings of its own; set '{own[0]}' in the included grids")
         if not isinstance(included, list) or not included or not all(isinstance(name, str) for name in included):
             raise UserError(f"include is {included!r}, not a list of names of grids in the same folder")
+        for _ in _axes(values.get("sweep") or {}):
+            pass  # a mistake in it is one of this file
         trail = (*trail, path.stem)
         for name in included:
             if name in trail:
@@ -195,8 +199,15 @@ def _parts(
         for part in known[file]:
             if part.values.get("search"):
                 raise UserError(f"{path}: include: '{part.path.stem}' has a search, so it runs alone; remove it")
-            parts.setdefault(part.path, replace(part, scale=scale or part.scale))
+            swept = _over(part.values.get("sweep") or {}, values.get("sweep") or {})
+            part = replace(part, values={**part.values, "sweep": swept}, scale=scale or part.scale)
+            parts.setdefault(part.path, part)
     return list(parts.values())
+
+
+def _over(inner: Any, outer: Mapping[str, Any]) -> Any:
+    """Return a sweep with one over it; a mistake in it is left for `_axes`."""
+    return {**inner, **outer} if isinstance(inner, Mapping) else inner
 
 
 def _union(
@@ -361,37 +372,3 @@ def _assignment(text: str, option: str) -> tuple[str, Any]:
     if not sign or not path.strip():
         raise UserError(f"{option} '{text}': expected path.to.field=value")
     return path.strip(), yaml.parse(value, f"{option} '{text}'")
-
-
-def _matching(cells: Sequence[Cell], only: Iterable[tuple[str, Any]]) -> list[Cell]:
-    wanted: dict[str, list[str]] = {}
-    for path, value in only:
-        wanted.setdefault(path, []).append(_as_text(value))
-    for path in wanted:
-        if all(_at(cell, path) is None for cell in cells):
-            valid = ", ".join(sorted([*DEFAULTS, SEED, "setting"]))
-            raise UserError(f"--only {path}: no cell has that field; use a path that begins with one of: {valid}")
-    return [cell for cell in cells if all(_at(cell, path) in values for path, values in wanted.items())]
-
-
-def _at(cell: Cell, path: str) -> str | None:
-    """Return the cell's value at a path as text, for a method its name; None where its method lacks the setting.
-
-    `seed` is the value of both seeds; empty where they differ.
-    """
-    if path == "setting":
-        return cell.setting
-    if path == SEED:
-        return str(cell.attack_seed) if cell.attack_seed == cell.defense_seed else ""
-    inner: Any = prompt_format.named(cell.settings())
-    for part in path.split("."):
-        if not isinstance(inner, dict) or part not in inner:
-            return None
-        inner = inner[part]
-    return _as_text(as_name(inner))
-
-
-def _as_text(value: Any) -> str:
-    """Return a value as text; a whole number is the same with or without decimals."""
-    is_whole = isinstance(value, float) and value.is_integer()
-    return str(int(value) if is_whole else value)

@@ -243,6 +243,19 @@ def test_a_union_takes_resources_of_its_own_and_overrides(grid_file: GridFile, t
     assert loaded.cells[0].defense.config.parrot_length == 3
 
 
+def test_the_sweep_of_a_union_goes_over_all_of_its_grids(grid_file: GridFile, tmp_path: Path) -> None:
+    grid_file("first", sweep={"defense": ["none", "sft"], "seed": [0]})
+    grid_file("second", data={"rows": 7}, sweep={"attack, data.test_rows": [["sentence_trigger", 9]]})
+    union(tmp_path, "inner", include=["second"], sweep={"attack.poison_rate": [0.5, 0.25]})
+    loaded = load_grid(union(tmp_path, include=["first", "inner"], sweep={"seed": [1, 2], "attack.poison_rate": [0.5]}))
+    found = [(cell.defense.name, cell.attack_seed, cell.data.rows, cell.data.test_rows) for cell in loaded.cells]
+    assert found == [
+        *[(name, seed, 16, 50) for name in ("none", "sft") for seed in (1, 2)],
+        *[("none", seed, 7, 9) for seed in (1, 2)],
+    ]
+    assert {cell.attack.config.poison_rate for cell in loaded.cells} == {0.5}, "the outermost is the last word"
+
+
 def test_only_chooses_among_the_cells_of_a_union(grid_file: GridFile, tmp_path: Path) -> None:
     grid_file("first", defense="sft")
     grid_file("second", defense="sande")
@@ -260,7 +273,7 @@ def test_only_chooses_among_the_cells_of_a_union(grid_file: GridFile, tmp_path: 
         ({"include": [3]}, ["include is [3], not a list"]),
         ({"include": ["union"]}, ["circular include: union -> union; remove one"]),
         ({"include": ["first"], "seed": 3}, ["no settings of its own", "'seed'"]),
-        ({"include": ["first"], "sweep": {"seed": [3]}}, ["no settings of its own", "'sweep'"]),
+        ({"include": ["first"], "sweep": {"seed": 3}}, ["sweep: 'seed' needs a list of at least one value, got 3"]),
         ({"include": ["first"], "scale": ["a"]}, ["scale is ['a'], not the name of one"]),
         ({"include": ["first"], "resources": {"worker": 3}}, ["resources: unknown setting 'worker'"]),
     ],
