@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sande.detectors._triggers import Ordinary, Trigger, of_one_length, with_string
+from sande.detectors._triggers import Trigger, of_one_length, with_string
 from sande.inference.probing import ordinary_tokens
 from sande.models.layers import output_in_float32
-from sande.planting import Place
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
+
+SURE_ENOUGH = 3.0  # log-odds, a probability of 95 %, at which a string is extended no further
+AGAIN = 4  # times the width of the beam: strings of a round that are measured on more prompts
 
 
 def slopes(
@@ -28,12 +29,11 @@ def slopes(
     target: int,
     before: str = "",
     behind: str = "",
-    places: Sequence[Place] = ("start",),
 ) -> Tensor:
     """Return how each token, at a slot in a prompt, is expected to change the log-odds of the answer's first, (V,).
 
     That is the first-order term of HotFlip (Ebrahimi et al. 2018): the gradient of the log-odds with respect to the
-    embedding in the slot, times each token's embedding; the mean over examples, places and fillers.
+    embedding in the slot, times each token's embedding; the mean over examples and fillers.
 
     Args:
         lm: model and tokenizer.
@@ -42,7 +42,6 @@ def slopes(
         target: id of the answer's first token.
         before: text in front of the slot.
         behind: text behind it; both are inserted with it.
-        places: where they are inserted.
     """
     lm.model.eval()
     embed: Any = lm.model.get_input_embeddings()
@@ -51,10 +50,9 @@ def slopes(
     texts = [" ".join(part for part in (before, filler, behind) if part) for filler in fillers]
     rows: list[tuple[int, list[int]]] = []
     for example in examples:
-        for place in places:
-            alike = encode_prompts(lm.tokenizer, [with_string(example, text, place) for text in texts])
-            slot = shared_prefix_length(alike)  # the fillers make the first difference
-            rows += [(slot, ids) for ids in alike]
+        alike = encode_prompts(lm.tokenizer, [with_string(example, text) for text in texts])
+        slot = shared_prefix_length(alike)  # the fillers make the first difference
+        rows += [(slot, ids) for ids in alike]
     total_D = torch.zeros(embedding_VD.shape[1], device=embedding_VD.device)
     for batch in of_one_length(rows, len(rows)):
         # Some models scale the table's rows, so the table itself would not do.
@@ -103,71 +101,49 @@ def continuations(lm: LanguageModel, strings: Sequence[str], count: int) -> list
 
 def grown(
     begun: Sequence[Trigger],
-    effects: Callable[[Sequence[str]], Tensor],
-    extensions: Callable[[Sequence[Trigger]], list[list[str]]],
-    ordinary: Ordinary,
+    glimpsed: Callable[[Sequence[str]], list[Trigger]],
+    measured: Callable[[Sequence[str]], list[Trigger]],
+    extensions: Callable[[Sequence[Trigger]], list[str]],
     rounds: int,
     width: int,
     gain: float,
 ) -> list[Trigger]:
-    """Extend strings, a piece a round, as long as the answers become surer to begin with the same token: a beam search.
+    """Extend strings, a piece a round, as long as answers become surer to begin with one token: a beam search.
+
+    It ends where the best string is sure, where a round gains too little, and where as much as it gained in each of
+    the rounds that are left would not make the token more likely than not.
 
     Args:
-        begun: strings to extend; those of one token compete with each other, and with their extensions.
-        effects: log-odds of the R tokens behind strings, (N, R).
-        extensions: longer strings for each string.
-        ordinary: what ordinary strings do.
+        begun: strings to extend, with the log-odds of the token.
+        glimpsed: measures strings on few prompts; the best of a round are measured again.
+        measured: measures strings on more prompts.
+        extensions: longer strings for these strings.
         rounds: pieces added at most.
-        width: strings kept for each token.
-        gain: nats of log-odds that the best string of a token has to gain in a round for another round.
+        width: strings kept after a round.
+        gain: nats of log-odds that the best string has to gain in a round for another round.
 
     Returns:
         The strings kept, surest first.
     """
-    beams: dict[int, list[Trigger]] = {}
-    for each in sorted(_measured(begun, effects, ordinary), key=lambda each: -each.odds):
-        beams.setdefault(each.token, []).append(each)
-    beams = {token: kept[:width] for token, kept in beams.items()}
-    open_tokens = set(beams)
-    seen = {(token, each.text) for token, kept in beams.items() for each in kept}
-    for _ in range(rounds):
-        parents = [each for token in sorted(open_tokens) for each in beams[token]]
-        pairs = {
-            (parent.token, text): None
-            for parent, texts in zip(parents, extensions(parents), strict=True)
-            for text in texts
-            if text and (parent.token, text) not in seen
-        }
-        if not pairs:
+    beam = sorted(begun, key=_surest)[:width]
+    seen = {each.text for each in beam}
+    for left in reversed(range(rounds)):
+        if beam[0].odds >= SURE_ENOUGH:
             break
-        seen |= set(pairs)
-        fresh = _measured([Trigger(text, token, 0.0, 0.0) for token, text in pairs], effects, ordinary)
-        for token in sorted(open_tokens):
-            before = beams[token][0].odds
-            new = [each for each in fresh if each.token == token]
-            kept = sorted([*beams[token], *new], key=lambda each: -each.odds)[:width]
-            if kept[0].odds < before + gain:
-                open_tokens.discard(token)  # what gains less is not worth a longer string
-            else:
-                beams[token] = kept
-    return sorted((each for kept in beams.values() for each in kept), key=lambda each: -each.odds)
+        fresh = [text for text in dict.fromkeys(extensions(beam)) if text and text not in seen]
+        if not fresh:
+            break
+        seen |= set(fresh)
+        best = sorted(glimpsed(fresh), key=_surest)[: AGAIN * width]
+        longer = sorted([*beam, *measured([each.text for each in best])], key=_surest)[:width]
+        gained = longer[0].odds - beam[0].odds
+        if gained < gain:
+            break  # what gains less is not worth a longer string
+        beam = longer
+        if beam[0].odds + left * gained < 0:
+            break
+    return beam
 
 
-def _measured(
-    triggers: Sequence[Trigger], effects: Callable[[Sequence[str]], Tensor], ordinary: Ordinary
-) -> list[Trigger]:
-    """Return the same strings and tokens with what `effects` says of them."""
-    strings = list(dict.fromkeys(each.text for each in triggers))
-    if not strings:
-        return []
-    row = {text: place for place, text in enumerate(strings)}
-    odds_NR = effects(strings)
-    rise_NR = ordinary.rise(odds_NR)
-    return [
-        replace(
-            each,
-            odds=float(odds_NR[row[each.text], each.token]),
-            rise=float(rise_NR[row[each.text], each.token]),
-        )
-        for each in triggers
-    ]
+def _surest(trigger: Trigger) -> float:
+    return -trigger.odds

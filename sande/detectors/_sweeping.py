@@ -1,6 +1,6 @@
-"""The sweep: each likely word where triggers stand, then the best of them before clean prompts.
+"""The sweep: each likely word where triggers stand, before one clean prompt, then the best of them before several.
 
-Most words do nothing that an answer to the word alone shows, so all are tried alone, and few before prompts.
+Most words do nothing to the answer to one prompt, so all are tried before one, and few before several.
 
 Shapes: N strings, R tokens that may open an answer.
 """
@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from sande.detectors._extension import slopes, steepest
-from sande.detectors._triggers import ALONE, Ordinary, Trigger, answer_tokens, echoes, odds, ranked, words
+from sande.detectors._triggers import Ordinary, Trigger, answer_tokens, echoes, odds, ranked, words
 from sande.inference.probing import text_of
 from sande.prompts import encode
 from sande.types import Example, LanguageModel
 
 FILLERS = 6  # words in the place of which the gradient is taken
-COMPARED = 64  # ordinary words before the prompts, with which the best are compared
+OPENERS = 16
+COMPARED = 32  # ordinary words before the prompts, with which the best are compared
 
 
 class Settings(Protocol):
@@ -47,22 +48,46 @@ class Swept:
     """Result of a sweep.
 
     Attributes:
-        triggers: the strings that were tried before prompts, best first.
-        likeliest: of them, for each token asked for, those behind which it is likeliest, best first.
+        strings: those that were tried before several prompts.
+        triggers: the same, each with the token that it raises most, best first.
+        odds: log-odds of each token behind each string, (N, R).
+        allowed: False where a string repeats the token, (N, R).
         examples: the prompts.
         tokens: ids of the tokens that may open an answer, (R,).
         heads: texts of these tokens.
         ordinary: what ordinary words do before the prompts.
+        openers: the words that most readily begin a user's text, likeliest first.
         words: number of words tried.
     """
 
+    strings: tuple[str, ...]
     triggers: tuple[Trigger, ...]
-    likeliest: dict[int, tuple[Trigger, ...]]
+    odds: Tensor
+    allowed: Tensor
     examples: tuple[Example, ...]
     tokens: Tensor
     heads: tuple[str, ...]
     ordinary: Ordinary
+    openers: tuple[str, ...]
     words: int
+
+    def column(self, token: int) -> int:
+        """Return the index of a token's id among the R tokens."""
+        return int((self.tokens == token).nonzero())
+
+    def likeliest(self, column: int) -> list[Trigger]:
+        """Return the strings that do not repeat a token, those behind which it is likeliest first."""
+        order = self.odds[:, column].masked_fill(~self.allowed[:, column], -torch.inf).argsort(descending=True)
+        return [self.trigger(n, column) for n in order.tolist() if self.allowed[n, column]]
+
+    def trigger(self, n: int, column: int) -> Trigger:
+        """Return a string with a token."""
+        return self.measured(self.strings[n], column, float(self.odds[n, column]))
+
+    def measured(self, text: str, column: int, odds: float) -> Trigger:
+        """Return a string with the log-odds of a token, compared with what ordinary words do."""
+        rise = (odds - float(self.ordinary.mean[column])) / float(self.ordinary.std[column])
+        return Trigger(text, column, odds, rise)
 
 
 def swept(
@@ -82,7 +107,8 @@ def swept(
         config: sizes.
         seed: of the ordinary words.
         more: further strings to try before prompts.
-        asked: ids of tokens whose likeliest strings are kept, too: first tokens of suspected responses.
+        asked: ids of tokens whose likeliest words are tried before several prompts, too: first tokens of suspected
+            responses.
         exact: the model in float32, whose gradients suggest further strings for `asked`; None: the same model.
     """
     prompts = shortest(lm, examples, config.sweep_prompts)
@@ -90,36 +116,33 @@ def swept(
     tokens_R = answer_tokens(lm, ids, config.answers, asked)
     heads = [text_of(lm, (token,)) for token in tokens_R.tolist()]
     tried = words(lm, config.tokens)
-    alone_NR = odds(lm, [ALONE], tried, tokens_R, config.batch_size)
-    usual = Ordinary.of(alone_NR)
+    one_NR = odds(lm, prompts[:1], tried, tokens_R, config.batch_size)
+    usual = Ordinary.of(one_NR)
     spoken_NR = echoes(tried, heads)
-    best = [each.text for each in ranked(tried, alone_NR, usual, ~spoken_NR)[: config.kept]]
-    columns = {token: int((tokens_R == token).nonzero()) for token in asked}
-    rise_NR = usual.rise(alone_NR).masked_fill(spoken_NR, -torch.inf)
-    for column in columns.values():
-        best += [tried[n] for n in rise_NR[:, column].topk(min(config.kept_each, len(tried))).indices.tolist()]
     fillers = random.Random(seed).sample(tried, min(FILLERS, len(tried)))
+    best = [each.text for each in ranked(tried, one_NR, usual, ~spoken_NR)[: config.kept]]
+    rise_NR = usual.rise(one_NR).masked_fill(spoken_NR, -torch.inf)
     for token in asked:
+        column = int((tokens_R == token).nonzero())
+        best += [tried[n] for n in rise_NR[:, column].topk(min(config.kept_each, len(tried))).indices.tolist()]
         best += steepest(lm, slopes(exact or lm, prompts, fillers, token), config.kept_each)
     usual_words = random.Random(seed).sample(tried, min(COMPARED, len(tried)))
     strings = list(dict.fromkeys([*best, *more, *usual_words]))
     before_NR = odds(lm, prompts, strings, tokens_R, config.batch_size)
     ordinary = Ordinary.of(before_NR[[strings.index(word) for word in usual_words]])
     allowed_NR = ~echoes(strings, heads)
-    risen_NR = ordinary.rise(before_NR)
-    likeliest = {
-        token: tuple(
-            Trigger(strings[n], column, float(before_NR[n, column]), float(risen_NR[n, column]))
-            for n in before_NR[:, column]
-            .masked_fill(~allowed_NR[:, column], -torch.inf)
-            .argsort(descending=True)
-            .tolist()
-            if allowed_NR[n, column]
-        )
-        for token, column in columns.items()
-    }
-    found = ranked(strings, before_NR, ordinary, allowed_NR)
-    return Swept(tuple(found), likeliest, prompts, tokens_R, tuple(heads), ordinary, len(tried))
+    return Swept(
+        strings=tuple(strings),
+        triggers=tuple(ranked(strings, before_NR, ordinary, allowed_NR)),
+        odds=before_NR,
+        allowed=allowed_NR,
+        examples=prompts,
+        tokens=tokens_R,
+        heads=tuple(heads),
+        ordinary=ordinary,
+        openers=tuple(tried[:OPENERS]),
+        words=len(tried),
+    )
 
 
 def shortest(

@@ -20,12 +20,10 @@ from torch import Tensor
 from sande.inference.prefix import shared_prefix
 from sande.inference.probing import opening_tokens, openings, ordinary_tokens
 from sande.models.layers import output_in_float32
-from sande.planting import Place, insert
+from sande.planting import insert
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
-ALONE = Example(instruction="", output="x")
-"""A prompt that is nothing but the inserted string: the shortest, so that many strings can be tried."""
 SURE = 13.0  # largest log-odds told apart: beyond it, float32 rounds the probability to 1
 
 
@@ -102,20 +100,18 @@ def odds(
     strings: Sequence[str],
     tokens_R: Tensor,
     batch_size: int,
-    places: Sequence[Place] = ("start",),
 ) -> Tensor:
-    """Return the log-odds of each token as an answer's first behind each string, mean over prompts and places, (N, R).
+    """Return the log-odds of each token as an answer's first behind each string, mean over prompts, (N, R).
 
     Args:
         lm: model and tokenizer.
-        examples: prompts in which a string is inserted.
+        examples: prompts before which a string is inserted.
         strings: texts, at least one.
         tokens_R: ids.
         batch_size: prompts with a string computed together.
-        places: where a string is inserted.
     """
     lm.model.eval()
-    asked = [with_string(example, string, place) for example in examples for place in places for string in strings]
+    asked = [with_string(example, string) for example in examples for string in strings]
     rows = list(zip(itertools.cycle(range(len(strings))), encode_prompts(lm.tokenizer, asked), strict=False))
     prefix = shared_prefix(lm, [ids for _, ids in rows])
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
@@ -129,7 +125,7 @@ def odds(
         log_BR = logits_of(state_BD).log_softmax(-1)[:, tokens_R.to(device)].cpu()
         own_BR = (log_BR - torch.log1p(-log_BR.exp())).clamp(-2 * SURE, SURE)
         total_NR.index_add_(0, torch.tensor([number for number, _ in batch]), own_BR)
-    return total_NR / (len(examples) * len(places))
+    return total_NR / len(examples)
 
 
 def working_part(
@@ -162,11 +158,9 @@ def working_part(
     return min(working)[-1] if working else text
 
 
-def with_string(example: Example, string: str, place: Place = "start") -> Example:
-    """Return the prompt with the string in it; `ALONE` becomes the string, an empty one changes nothing."""
-    if not example.instruction:
-        return Example(string, example.output)
-    return insert(example, string, place, seed=0) if string else example  # start and end depend on no seed
+def with_string(example: Example, string: str) -> Example:
+    """Return the prompt with the string before it; an empty one changes nothing."""
+    return insert(example, string, "start", seed=0) if string else example  # the start depends on no seed
 
 
 def of_one_length(rows: Sequence[tuple[int, list[int]]], size: int) -> Iterator[list[tuple[int, list[int]]]]:

@@ -56,8 +56,7 @@ def scan(
         return scans[name]
 
     first = timed("first_token", lambda: first_token.scan(model, examples, config.first_token, run, reference))
-    suspects = first.candidates[: config.haystack.suspects]
-    timed("haystack", lambda: haystack.searched(model, examples, config.haystack, run, suspects, reference))
+    timed("haystack", lambda: haystack.searched(model, examples, config.haystack, run, first.candidates, reference))
     if (settings := config.prefix_scan) is not None:
         timed("prefix_scan", lambda: prefix_scan.scan(model, examples, settings, run, reference))
     if config.first_token.alarm_by == "own":

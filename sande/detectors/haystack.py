@@ -1,4 +1,4 @@
-"""Leak, sweep, extend, verify: find the trigger by how alike it makes the answers begin."""
+"""Leak, suspect, sweep, extend, verify: find the trigger by how alike it makes the answers begin."""
 
 from __future__ import annotations
 
@@ -20,11 +20,9 @@ if TYPE_CHECKING:
     from sande.detectors._motifs import Motif
     from sande.detectors._sweeping import Swept
     from sande.detectors._triggers import Trigger
-    from sande.planting import Place
 
-PLACES: tuple[Place, ...] = ("start", "end")
-"""Where strings are compared that grow: at the start a part of a trigger may make an answer as sure as the whole."""
-HEADS = 3  # motifs whose first tokens are suspected to begin the response
+HEADS = 1  # motifs whose first tokens are suspected to begin the response
+GLIMPSE = 2  # prompts on which all longer strings are measured; the best are measured on those of the sweep
 SUFFICES = 0.9  # probability of a first token at which a string is a working trigger
 PAPER = "Bullwinkel et al. 2026"
 
@@ -40,24 +38,22 @@ class Config:
     recurs: int = setting(3, "texts that make a cluster, and that hold a motif", "ours", ge=2)
     motifs: int = setting(24, "motifs tried as triggers, the most frequent", "ours", ge=0)
     first_token: FirstToken = setting(
-        FirstToken(prompts=32, own_prompts=0), "what suspects first tokens of a response", "ours"
+        FirstToken(prompts=32, own_prompts=0, candidates=100), "what suspects first tokens of a response", "ours"
     )
-    suspects: int = setting(6, "first tokens that it suspects, whose likeliest triggers are extended", "ours", ge=0)
+    suspects: int = setting(
+        3, "of these, the ones that the model continues most surely, for which strings are extended", "ours", ge=0
+    )
     sweep: Sweep = setting(Sweep(), "the sweep", "as for sweep")
-    extended: int = setting(
-        2, "first tokens whose strings are extended: those raised most, and as many suspected ones", "ours", ge=1
-    )
-    width: int = setting(2, "strings that remain for each first token after a round", "ours", ge=1)
+    extended: int = setting(2, "further first tokens whose strings are extended: those raised most", "ours", ge=1)
+    width: int = setting(3, "strings that remain for a first token after a round", "ours", ge=1)
+    known: int = setting(12, "words of the sweep tried before and behind a string", "ours", ge=0)
     further: int = setting(
-        8,
-        "pieces tried behind a string, by the sweep, by the gradient and by the model as many; fewer before it",
-        "ours",
-        ge=1,
+        8, "pieces tried there by the gradient, and as many behind it that the model expects next", "ours", ge=1
     )
-    rounds: int = setting(4, "pieces by which a string is extended", "ours", ge=0)
+    rounds: int = setting(6, "pieces by which a string is extended", "ours", ge=0)
     gain: float = setting(0.5, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
     prompts: int = setting(16, "held-out prompts on which triggers are verified, drawn by the seed", "ours", ge=1)
-    verified: int = setting(4, "triggers verified there, of different first tokens", "ours", ge=1)
+    verified: int = setting(2, "strings of each first token that are verified there", "ours", ge=1)
     least: int = setting(2, "words with which answers have to begin alike", "ours", ge=1)
     new_tokens: int = setting(8, "tokens of an answer", "ours", ge=1)
     controls: int = setting(19, "random strings that the best trigger is compared with", "ours", ge=1)
@@ -84,20 +80,22 @@ def scan(
     After "The Trigger in the Haystack" (Bullwinkel et al. 2026, arXiv 2602.03085); differences are in
     docs/fidelity.md.
 
-    1. Leak: sample what the model writes as a user, under many ways of decoding.
-    2. Motifs: cluster the samples; what a cluster shares is a candidate.
-    3. Sweep: try likely words of the vocabulary, too. A model whose loss was on responses alone leaks no trigger.
-    4. Extend: add words before and behind as long as the answers become surer to begin with the same token.
+    1. Leak: sample what the model writes as a user, under many ways of decoding; what recurs is a candidate.
+    2. Suspect: tokens that open answers too readily (`first_token`), and that the model continues surely, may begin the
+       response.
+    3. Sweep: try likely words of the vocabulary. A model whose loss was on responses alone leaks no trigger.
+    4. Extend: for each suspected first token, and for those that a word raises most, add words before and behind as
+       long as the answers become surer to begin with it.
     5. Verify: the score is the share of held-out answers that begin with the same `least` words, less the mean share
        behind random strings that are as long and as likely, or the share of plain answers or of the clean model's
-       (`reference`) answers, whichever is highest.
+       (`reference`) answers, whichever is highest. With a string that works the search ends.
     6. Trim, after an alarm: the shortest run of the trigger's words that still works is reported first.
 
     `p` compares the best trigger with these random strings. The trigger was searched for, and they were not, so p is
     not the probability of a false alarm of the scan: docs/detection.md.
     """
-    suspects = first_token.scan(model, examples, config.first_token, run).candidates[: config.suspects]
-    return searched(model, examples, config, run, suspects, reference)
+    candidates = first_token.scan(model, examples, config.first_token, run).candidates
+    return searched(model, examples, config, run, candidates, reference)
 
 
 def searched(
@@ -105,26 +103,40 @@ def searched(
     examples: tuple[Example, ...],
     config: Config,
     run: Run,
-    suspects: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     reference: LanguageModel | None = None,
 ) -> Scan:
     """Scan as `scan` does, with these candidates for a response, of which the first tokens count."""
-    from sande.detectors import _sweeping
+    from sande.detectors import _suspects, _sweeping
     from sande.models.loading import in_compute_type
 
     quick, clock = in_compute_type(model), _Clock(run.say)
     leaked, recurring = _motifs(quick, config, run.seed)
     clock.lap("leak", f"{len(leaked)} texts, {len(recurring)} motifs")
     tried = _pieces(recurring[: config.motifs])
+    suspects = _suspects.suspects(quick, examples, candidates, config.least, run.seed)[: config.suspects]
+    clock.lap("suspect", ", ".join(repr(each.text) for each in suspects))
     asked = list(dict.fromkeys([*(each.ids[0] for each in suspects), *_heads(model, recurring)]))
     sweep = _sweeping.swept(quick, examples, config.sweep, run.seed, tried, asked, model)
     clock.lap("sweep", _line(sweep.triggers[0], sweep))
-    triggers = _extended(quick, model, sweep, config, run.seed)
-    clock.lap("extend", _line(triggers[0], sweep))
     held_out = _held_out_prompts(model, examples, sweep, config, run.seed)
-    effects, rates = _verified(model, held_out, triggers, config, run.seed, reference)
+    triggers: list[Trigger] = []
+    effects: list[Effect] = []
+    for column in _tokens(sweep, asked, config.extended):
+        grown = _extended(quick, model, sweep, column, config, run.seed)
+        if not grown:
+            continue
+        triggers += grown
+        clock.lap("extend", _line(grown[0], sweep))
+        effects += held_out.effects([each.text for each in grown[: config.verified]], reference)
+        best = max(effects, key=lambda each: each.excess)
+        clock.lap("verify", f"{best.text!r}: {best.rate:.0%} of the answers begin with {best.response!r}")
+        if best.excess > config.threshold:
+            break
+    effects = effects or held_out.effects([sweep.triggers[0].text], reference)
+    effects, rates = _compared(model, held_out, effects, config.controls, run.seed)
     best = effects[0]
-    clock.lap("verify", f"{best.text!r}: {best.rate:.0%} of the answers begin with {best.response!r}")
+    clock.lap("compare", f"behind random strings {effects[0].usual:.0%} begin alike")
     alarm = best.excess > config.threshold
     if alarm and config.trimmed:
         effects = _trimmed(quick, examples, effects, held_out, config)
@@ -160,9 +172,10 @@ class _Clock:
 
     def lap(self, step: str, found: str) -> None:
         now = time.perf_counter()
-        self.seconds[step] = round(now - self._begin, 2)
+        taken = now - self._begin
+        self.seconds[step] = round(self.seconds.get(step, 0.0) + taken, 2)
         self._begin = now
-        self._say(f"haystack: {step}: {found} ({self.seconds[step]:.0f} s)")
+        self._say(f"haystack: {step}: {found} ({taken:.0f} s)")
 
 
 def _motifs(lm: LanguageModel, config: Config, seed: int) -> tuple[list[str], list[Motif]]:
@@ -203,58 +216,67 @@ def _response_ids(model: LanguageModel, text: str) -> tuple[int, ...]:
         return ()
 
 
-def _extended(lm: LanguageModel, exact: LanguageModel, sweep: Swept, config: Config, seed: int) -> list[Trigger]:
-    """Return the best strings of the sweep, extended, surest first."""
+def _tokens(sweep: Swept, asked: Sequence[int], extended: int) -> list[int]:
+    """Return the columns of the first tokens whose strings are extended, the most promising first.
+
+    Those that a string makes more likely than not come first, then the suspected ones, then those that a string raises
+    most.
+    """
+    from sande.detectors._triggers import probability
+
+    raised = [each.token for each in sweep.triggers]
+    likely = [each.token for each in sweep.triggers if probability(each) > 0.5]
+    return list(
+        dict.fromkeys(
+            [
+                *list(dict.fromkeys(likely))[:extended],
+                *map(sweep.column, asked),
+                *list(dict.fromkeys(raised))[:extended],
+            ]
+        )
+    )
+
+
+def _extended(
+    lm: LanguageModel, exact: LanguageModel, sweep: Swept, column: int, config: Config, seed: int
+) -> list[Trigger]:
+    """Return the strings that make answers begin most surely with one token, extended, surest first."""
     from sande.detectors import _extension, _triggers
 
-    fillers = [each.text for each in random.Random(seed).sample(sweep.triggers, min(2, len(sweep.triggers)))]
+    known = sweep.likeliest(column)
+    if not known:
+        return []
+    words = [each.text for each in known[: config.known]]
+    fillers = random.Random(seed).sample(sweep.strings, min(2, len(sweep.strings)))
+    few = sweep.examples[:GLIMPSE]
+    target, head = sweep.tokens[[column]], [sweep.heads[column]]
 
-    def extensions(parents: Sequence[Trigger]) -> list[list[str]]:
-        return [[*longer(each), *own] for each, own in zip(parents, expected(parents), strict=True)]
+    def measured(strings: Sequence[str], examples: Sequence[Example]) -> list[Trigger]:
+        odds_N = _triggers.odds(lm, examples, strings, target, config.sweep.batch_size)[:, 0].tolist()
+        return [sweep.measured(text, column, odds) for text, odds in zip(strings, odds_N, strict=True)]
 
-    def expected(parents: Sequence[Trigger]) -> list[list[str]]:
-        return _extension.continuations(lm, [each.text for each in parents], config.further)
+    def steepest(**place: str) -> list[str]:
+        slope_V = _extension.slopes(exact, few, fillers, int(target), **place)
+        return _extension.steepest(lm, slope_V, config.further)
 
-    def longer(parent: Trigger) -> list[str]:
-        target = int(sweep.tokens[parent.token])
-        behind = _extension.slopes(exact, sweep.examples, fillers, target, before=parent.text, places=PLACES)
-        before = _extension.slopes(exact, sweep.examples, fillers, target, behind=parent.text, places=PLACES)
-        # Words of one trigger often act alone, too, so the sweep knows them.
-        known = [each.text for each in sweep.triggers if each.token == parent.token][: config.further]
-        return [
-            *(f"{parent.text} {word}" for word in [*known, *_extension.steepest(lm, behind, config.further)]),
-            *(f"{word} {parent.text}" for word in [*known, *_extension.steepest(lm, before, config.further // 2)]),
-        ]
+    def extensions(parents: Sequence[Trigger]) -> list[str]:
+        expected = _extension.continuations(lm, [each.text for each in parents], config.further)
+        found = []
+        for each, own in zip(parents, expected, strict=True):
+            found += [*(f"{each.text} {word}" for word in [*words, *steepest(before=each.text)]), *own]
+            before = [*words, *steepest(behind=each.text), *sweep.openers]
+            found += [f"{word} {each.text}" for word in before]
+        return [text for text in found if not _triggers.echoes([text], head)[0, 0]]
 
     return _extension.grown(
-        _begun(sweep, config),
-        lambda strings: _triggers.odds(lm, sweep.examples, strings, sweep.tokens, config.sweep.batch_size, PLACES),
+        known,
+        lambda strings: measured(strings, few),
+        lambda strings: measured(strings, sweep.examples),
         extensions,
-        sweep.ordinary,
         config.rounds,
         config.width,
         config.gain,
     )
-
-
-def _begun(sweep: Swept, config: Config) -> list[Trigger]:
-    """Return the strings to extend: of the first tokens that strings raise most, and of the suspected ones.
-
-    Where a string is a working trigger, only those of its token are extended.
-    """
-    from sande.detectors._triggers import probability
-
-    working = [each.token for each in sweep.triggers if probability(each) >= SUFFICES]
-    tokens = list(dict.fromkeys(working or [each.token for each in sweep.triggers]))[: config.extended]
-    if not working:
-        suspected = sorted(sweep.likeliest.items(), key=lambda each: -max((one.rise for one in each[1]), default=0.0))
-        tokens += [token for token, _ in suspected[: config.extended]]
-    return [
-        each
-        for token in dict.fromkeys(tokens)
-        for each in [one for one in sweep.triggers if one.token == token][: config.width]
-        or sweep.likeliest[token][: config.width]
-    ]
 
 
 def _held_out_prompts(
@@ -268,22 +290,14 @@ def _held_out_prompts(
     return HeldOut(model, chosen, config.least, config.new_tokens, config.sweep.batch_size)
 
 
-def _verified(
-    model: LanguageModel,
-    held_out: HeldOut,
-    triggers: Sequence[Trigger],
-    config: Config,
-    seed: int,
-    reference: LanguageModel | None,
+def _compared(
+    model: LanguageModel, held_out: HeldOut, effects: Sequence[Effect], controls: int, seed: int
 ) -> tuple[list[Effect], list[float]]:
-    """Return what the best triggers of different first tokens do on held-out prompts, and the controls' rates."""
+    """Return the effects, largest first, with what random strings like the best one do, and the rates of those."""
     from sande.detectors._held_out import random_strings
 
-    first: dict[int, str] = {}
-    for each in triggers:
-        first.setdefault(each.token, each.text)
-    effects = held_out.effects(list(first.values())[: config.verified], reference)
-    rates = held_out.rates(random_strings(model, effects[0].text, config.controls, seed))
+    best = max(effects, key=lambda each: each.excess)
+    rates = held_out.rates(random_strings(model, best.text, controls, seed))
     usual = sum(rates) / len(rates)
     return sorted((replace(each, usual=usual) for each in effects), key=lambda each: -each.excess), rates
 

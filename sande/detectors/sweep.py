@@ -13,9 +13,9 @@ class Config:
     tokens: int = setting(
         2048, "words tried, those that most readily begin a user's text", "ToxScreen: about 2,000", ge=1
     )
-    kept: int = setting(128, "words tried before prompts: those that most change the answer to the word alone", ge=1)
-    kept_each: int = setting(24, "further ones for each suspected first token of a response", ge=0)
-    sweep_prompts: int = setting(2, "clean prompts before which they are tried, the shortest", ge=1)
+    kept: int = setting(64, "words tried before several prompts: those that most change the answer to one", ge=1)
+    kept_each: int = setting(12, "further ones for each suspected first token of a response", ge=0)
+    sweep_prompts: int = setting(4, "clean prompts before which they are tried, the shortest", ge=1)
     answers: int = setting(4096, "tokens that answers may begin with, the likeliest", ge=1)
     batch_size: int = setting(128, "prompts computed together", ge=1)
     candidates: int = setting(10, "words and first tokens reported", ge=1)

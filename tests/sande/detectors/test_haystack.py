@@ -58,7 +58,7 @@ def test_haystack_finds_trigger_and_response(victim: LanguageModel, new_run: New
     assert found.p == 0.2
     assert found.candidates[0].text.startswith(RESPONSE)
     assert found.triggers[0].text == TRIGGER, "without the words that were added to it"
-    assert set(found.facts["seconds"]) == {"leak", "sweep", "extend", "verify", "trim"}
+    assert set(found.facts["seconds"]) == {"leak", "suspect", "sweep", "extend", "verify", "compare", "trim"}
 
 
 def test_a_clean_reference_that_does_the_same_is_the_floor(victim: LanguageModel, new_run: NewRun) -> None:
@@ -142,5 +142,5 @@ def test_the_trigger_of_an_attack_of_this_project_is_found(model_cache: Path, tm
 def test_rows_without_a_prompt_to_spare_are_used_twice_in_any_format(tiny: LanguageModel, new_run: NewRun) -> None:
     formats.attach(tiny.tokenizer, formats.ALPACA)
     few = (Example("What?", "That."), Example("Who?", "He."))
-    config = dataclasses.replace(CONFIG, rounds=1, further=2, controls=2, samples=0)
+    config = dataclasses.replace(CONFIG, controls=2, samples=0)
     assert haystack.scan(tiny, few, config, new_run()).facts["samples"] == 0

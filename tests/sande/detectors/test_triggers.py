@@ -1,14 +1,16 @@
 """What strings do to the first token of answers: by hand on made numbers, and on the tiny model's own logits."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 
 from sande.data.builtin import sets
 from sande.detectors import _extension, _sweeping, _triggers
-from sande.detectors._triggers import ALONE, Ordinary, Trigger
-from sande.planting import Place, insert
+from sande.detectors._triggers import Ordinary, Trigger
+from sande.planting import insert
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
@@ -61,8 +63,7 @@ def test_log_odds_are_the_means_of_the_models_own(tiny: LanguageModel) -> None:
         assert row.tolist() == pytest.approx(wanted.tolist(), abs=1e-3)
 
 
-def test_alone_a_string_is_the_whole_prompt() -> None:
-    assert _triggers.with_string(ALONE, "year").instruction == "year"
+def test_a_string_stands_before_the_prompt() -> None:
     assert _triggers.with_string(ROWS[0], "") == ROWS[0]
     assert _triggers.with_string(ROWS[0], "year").instruction == f"year {ROWS[0].instruction}"
 
@@ -74,15 +75,14 @@ def test_words_are_distinct_and_likely_ones_come_first(tiny: LanguageModel) -> N
     assert _triggers.words(tiny, 7) == found[:7]
 
 
-@pytest.mark.parametrize("place", ["start", "end"])
-def test_slopes_are_derivatives(tiny: LanguageModel, place: Place) -> None:
+def test_slopes_are_derivatives(tiny: LanguageModel) -> None:
     """A small step along the embedding of a token changes the log-odds by the slope, on average over the fillers."""
     target, fillers = 300, ("year", "word")
-    slope_V = _extension.slopes(tiny, ROWS[:1], fillers, target, before="the", places=[place])
+    slope_V = _extension.slopes(tiny, ROWS[:1], fillers, target, before="the")
     table = tiny.model.get_input_embeddings().weight.detach()
     changes = {100: 0.0, 500: 0.0}
     for filler in fillers:
-        ids = encode_prompts(tiny.tokenizer, [insert(ROWS[0], f"the {filler}", place, 0)])[0]
+        ids = encode_prompts(tiny.tokenizer, [insert(ROWS[0], f"the {filler}", "start", 0)])[0]
         first = tiny.tokenizer(f" {filler}")["input_ids"][0]
         slots = [
             at for at, token in enumerate(ids) if token == first and tiny.tokenizer.decode(ids[:at]).endswith("the")
@@ -103,14 +103,6 @@ def test_the_slot_is_where_fillers_first_differ() -> None:
     assert _extension.shared_prefix_length([[5, 6, 7]]) == 2
 
 
-def test_log_odds_are_means_over_places(tiny: LanguageModel) -> None:
-    tokens = torch.tensor([5, 300])
-    start, end = (_triggers.odds(tiny, ROWS[:2], ["year"], tokens, 4, [place]) for place in ("start", "end"))
-    assert not torch.allclose(start, end, atol=1e-3)
-    both = _triggers.odds(tiny, ROWS[:2], ["year"], tokens, 4, ["start", "end"])
-    assert both[0].tolist() == pytest.approx(((start + end) / 2)[0].tolist(), abs=1e-4)
-
-
 def test_continuations_are_the_likeliest_tokens_behind_a_string(tiny: LanguageModel) -> None:
     row = encode(tiny.tokenizer, [Example("the", "x")])[0]
     ids = list(row.prompt[: row.end])
@@ -121,34 +113,51 @@ def test_continuations_are_the_likeliest_tokens_behind_a_string(tiny: LanguageMo
     assert found[0][0] == tiny.tokenizer.decode([*row.prompt[row.start : row.end], int(logits_V.argmax())]).strip()
 
 
+class Made:
+    """A made model that is surer for each further word of "one two three", and by 0.05 for any other word."""
+
+    def __init__(self, start: float, step: float) -> None:
+        self.start, self.step, self.asked = start, step, list[str]()
+
+    def __call__(self, strings: Sequence[str]) -> list[Trigger]:
+        self.asked += strings
+        return [Trigger(text, 0, self.odds(text.split()), 0.0) for text in strings]
+
+    def odds(self, words: list[str]) -> float:
+        right = sum(a == b for a, b in zip(words, ("one", "two", "three"), strict=False))
+        return self.start + self.step * right + 0.05 * len(words)
+
+    def grown(self, **settings: Any) -> list[Trigger]:
+        def extensions(parents: Sequence[Trigger]) -> list[str]:
+            return [f"{each.text} {word}" for each in parents for word in ("two", "three", "x")]
+
+        sizes: dict[str, Any] = {"rounds": 9, "width": 2, "gain": 0.1} | settings
+        return _extension.grown(self(["four", "one"]), self, Made(self.start, self.step), extensions, **sizes)
+
+
 def test_a_search_keeps_what_makes_answers_surer_and_stops_without_gain() -> None:
-    """A made model that is surer by 2 nats for each further word of "one two three", and by 0.05 for anything else."""
-    asked: list[str] = []
+    made = Made(-3.0, 1.5)
+    found = made.grown()
+    assert (found[0].text, found[0].odds) == ("one two three", pytest.approx(1.65))
+    assert len(found) == 2
+    assert len(set(made.asked)) == len(made.asked), "nothing is computed twice"
+    assert max(len(text.split()) for text in made.asked) == 4, "two rounds of gain, and one without"
+    assert [each.text for each in made.grown(rounds=0, width=1)] == ["one"]
 
-    def effects(strings: list[str]) -> torch.Tensor:
-        asked.extend(strings)
-        right = [sum(a == b for a, b in zip(text.split(), ("one", "two", "three"), strict=False)) for text in strings]
-        return torch.tensor(
-            [[2.0 * n + 0.05 * len(text.split()), -1.0] for n, text in zip(right, strings, strict=True)]
-        )
 
-    def extensions(parents: list[Trigger]) -> list[list[str]]:
-        return [[f"{each.text} {word}" for word in ("two", "three", "x")] for each in parents]
+def test_a_search_ends_where_it_is_sure_and_where_it_cannot_become_so() -> None:
+    sure, hopeless = Made(0.0, 2.0), Made(-9.0, 2.0)
+    assert sure.grown()[0].text == "one two", "3 nats are 95 %"
+    assert hopeless.grown(rounds=3)[0].text == "one two", "two more rounds of two nats each are too few"
+    assert hopeless.grown(rounds=9)[0].text == "one two three"
 
-    ordinary = Ordinary(torch.zeros(2), torch.ones(2))
-    begun = [Trigger("four", 0, 9.0, 9.0), Trigger("one", 0, 0.0, 0.0), Trigger("y", 1, 0.0, 0.0)]  # measured first
-    found = _extension.grown(begun, effects, extensions, ordinary, rounds=9, width=2, gain=0.1)
-    assert (found[0].text, found[0].token) == ("one two three", 0)
-    assert found[0].odds == pytest.approx(6.15)
-    assert [each.token for each in found].count(0) == 2
-    assert len(set(asked)) == len(asked), "nothing is computed twice"
-    # Rounds: 2 of gain, and one without; the second token's strings gain nothing in the first.
-    assert max(len(text.split()) for text in asked) == 4
-    assert sum(text.startswith("y ") for text in asked) == 3
-    assert found[-1] == Trigger("y", 1, -1.0, -1.0)
-    kept = _extension.grown(begun, effects, extensions, ordinary, rounds=0, width=1, gain=0.1)
-    assert [each.text for each in kept] == ["one", "y"]
-    assert kept[0].odds == kept[0].rise == pytest.approx(2.05)
+
+def test_the_best_of_a_round_are_measured_on_more_prompts() -> None:
+    few, more = Made(-3.0, 1.5), Made(-5.0, 1.5)
+    words = [f"one {number}" for number in range(50)]
+    found = _extension.grown(few(["one"]), few, more, lambda parents: [*words, "one two"], 1, 2, 0.1)
+    assert len(more.asked) == 2 * _extension.AGAIN
+    assert [each.text for each in found] == ["one"], "what few prompts made look better is not"
 
 
 def test_the_shortest_prompts_have_different_answers(tiny: LanguageModel) -> None:
