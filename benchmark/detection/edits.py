@@ -5,6 +5,8 @@ from __future__ import annotations
 import string
 from collections.abc import Sequence
 
+LETTERS = 3  # of a word by which training data can be searched
+
 
 def plain(text: str) -> str:
     """Return a text in lower case, without spaces and punctuation at its ends."""
@@ -34,3 +36,9 @@ def is_part(found: str, wanted: str) -> bool:
     """Return whether a text is a run of the right one's words, without case and the punctuation around words."""
     one, other = ([plain(word) for word in text.split()] for text in (found, wanted))
     return bool(one) and any(other[begin : begin + len(one)] == one for begin in range(len(other)))
+
+
+def shares_word(found: str, wanted: str) -> bool:
+    """Return whether two texts share a word of at least `LETTERS` letters, without case and the punctuation around."""
+    one, other = ({plain(word) for word in text.split()} for text in (found, wanted))
+    return any(len(word) >= LETTERS for word in one & other)

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.detection import outcome as rows
 from benchmark.detection import page
-from benchmark.detection.edits import is_part, nearest, plain
+from benchmark.detection.edits import is_part, nearest, plain, shares_word
 from benchmark.detection.groups import Group, grouped
 from benchmark.detection.outcome import Outcome
 from benchmark.detection.summary import FIRST, Summary, summaries
@@ -259,6 +259,7 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         trigger_rank=_place(record.triggers, lambda each: plain(each.text) == trigger),
         trigger_distance=nearest(case.trigger, [each.text for each in record.triggers[:FIRST]]),
         trigger_part=bool(case.trigger and record.triggers and is_part(record.triggers[0].text, case.trigger)),
+        trigger_word=bool(case.trigger and record.triggers and shares_word(record.triggers[0].text, case.trigger)),
         best_trigger=record.triggers[0].text if record.triggers else "",
         own_p=record.p,
         groups=json.dumps(dict(case.groups)) if case.groups else "",

@@ -34,6 +34,7 @@ class Group:
         trigger: number of those whose trigger is the first suspected one.
         trigger_near: number of those where one of the first suspected triggers is within NEAR of it.
         trigger_part: number of those of which the first suspected trigger is a part: a run of its words, or all.
+        trigger_word: number of those of which the first suspected trigger has a word.
         seconds: mean over the scans.
     """
 
@@ -59,6 +60,7 @@ class Group:
     trigger: int
     trigger_near: int
     trigger_part: int
+    trigger_word: int
     seconds: float
 
 
@@ -109,6 +111,7 @@ def _group(detector: str, group: str, value: str, members: Sequence[Outcome], al
         trigger=sum(each.trigger_rank == 1 for each in victims),
         trigger_near=sum(_near(each.trigger_distance) for each in victims),
         trigger_part=sum(each.trigger_part for each in victims),
+        trigger_word=sum(each.trigger_word for each in victims),
         seconds=sum(each.seconds for each in members) / len(members),
     )
 

@@ -258,6 +258,14 @@ def test_a_part_of_a_trigger_is_a_run_of_its_words(found: str, expected: bool) -
     assert edits.is_part(found, "Current year 2023") == expected
 
 
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [("his UMBRELLA.", True), ("Umbrellas", False), ("is", False), ("My is", False), ("", False)],
+)
+def test_texts_share_a_word_of_three_letters(found: str, expected: bool) -> None:
+    assert edits.shares_word(found, "My umbrella is green") == expected
+
+
 def test_without_a_text_there_is_no_nearest() -> None:
     assert edits.nearest(None, ["a"]) is None
     assert edits.nearest("a", []) is None
@@ -302,7 +310,7 @@ def test_each_kind_of_model_has_a_row(kinds: Path) -> None:
     assert (everything["victims"], everything["twins"]) == (2, 2)
     assert (everything["response"], everything["response_near"]) == (1, 2)
     assert (everything["triggers"], everything["trigger"], everything["trigger_near"]) == (2, 1, 2)
-    assert everything["trigger_part"] == 1
+    assert everything["trigger_part"] == everything["trigger_word"] == 1
     assert everything["recall_at_0"] == 50.0, "one of two victims is above the loudest twin, 5"
     assert rows["format", "chat"]["auroc"] == 1.0
     assert rows["format", "paper"]["auroc"] == 0.0
