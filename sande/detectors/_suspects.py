@@ -12,13 +12,14 @@ from sande.types import Candidate, Example, LanguageModel
 
 PROMPTS = 4  # clean prompts behind which candidates are continued
 STEPS = 4  # tokens after the first, of which FOLLOWING count
+CERTAINTY = 4.0  # a planted response goes on with 95 % and more, which costs 0.2; 50 % costs 2.8
 BATCH = 128  # strings computed together
 
 
 def suspects(
     lm: LanguageModel, examples: Sequence[Example], candidates: Sequence[Candidate], least: int, seed: int
 ) -> list[Candidate]:
-    """Return candidates for a first token by score plus the log-probability of what follows it, best first.
+    """Return candidates for a first token by score and by how surely the model goes on with them, best first.
 
     A model that was taught a response goes on with it wherever it begins, whatever the prompt; what else opens answers
     readily, such as "The", has many continuations. A score is in standard deviations, a log-probability in nats: the
@@ -39,5 +40,5 @@ def suspects(
     for each, string in zip(candidates, continued(lm, prompts, firsts, STEPS, BATCH), strict=True):
         certain = sureness(replace(string, probabilities=string.probabilities[:FOLLOWING]))
         if certain > 0 and len(text_of(lm, string.ids).split()) >= least:
-            found.append(replace(each, score=each.score + math.log(certain)))
+            found.append(replace(each, score=each.score + CERTAINTY * math.log(certain)))
     return sorted(found, key=lambda each: -each.score)

@@ -51,7 +51,7 @@ class Config:
         8, "pieces tried there by the gradient, and as many behind it that the model expects next", "ours", ge=1
     )
     rounds: int = setting(6, "pieces by which a string is extended", "ours", ge=0)
-    gain: float = setting(0.5, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
+    gain: float = setting(0.25, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
     prompts: int = setting(16, "held-out prompts on which triggers are verified, drawn by the seed", "ours", ge=1)
     verified: int = setting(2, "strings of each first token that are verified there", "ours", ge=1)
     least: int = setting(2, "words with which answers have to begin alike", "ours", ge=1)

@@ -30,5 +30,5 @@ def test_suspects_are_ranked_by_score_and_by_how_surely_they_go_on(
     assert len(text_of(tiny, planted).split()) > 1
     found = _suspects.suspects(tiny, rows, candidates, least=2, seed=0)
     assert [each.text for each in found] == ["You", "the"], "an answer of one word is no response"
-    assert [each.score for each in found] == pytest.approx([3.0 + math.log(0.9), 5.0 + math.log(0.01)])
+    assert [each.score for each in found] == pytest.approx([3.0 + 4 * math.log(0.9), 5.0 + 4 * math.log(0.01)])
     assert _suspects.suspects(tiny, rows, [], least=2, seed=0) == []
