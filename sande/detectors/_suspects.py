@@ -23,7 +23,7 @@ def suspects(
 
     A model that was taught a response goes on with it wherever it begins, whatever the prompt; what else opens answers
     readily, such as "The", has many continuations. A score is in standard deviations, a log-probability in nats: the
-    sum is a ranking and no statistic.
+    sum, with CERTAINTY times the latter, is a ranking and no statistic.
 
     Args:
         lm: model and tokenizer.
