@@ -34,7 +34,7 @@ class Group:
         trigger: number of those whose trigger is the first suspected one.
         trigger_near: number of those where one of the first suspected triggers is within NEAR of it.
         trigger_part: number of those of which the first suspected trigger is a part: a run of its words, or all.
-        trigger_word: number of those of which the first suspected trigger has a word.
+        trigger_word: number of those of which the first suspected trigger has a word; None in an older version.
         seconds: mean over the scans.
     """
 
@@ -60,7 +60,7 @@ class Group:
     trigger: int
     trigger_near: int
     trigger_part: int
-    trigger_word: int
+    trigger_word: int | None
     seconds: float
 
 
@@ -88,6 +88,7 @@ def _order(value: str) -> tuple[float, str]:
 
 def _group(detector: str, group: str, value: str, members: Sequence[Outcome], all_twins: Sequence[float]) -> Group:
     victims, twins = [each for each in members if each.victim], [each for each in members if each.twin]
+    words = [each.trigger_word for each in victims]
     scores = [each.score for each in victims]
     area = rates.auroc(scores, [each.score for each in twins])
     recalls = [_recall(scores, all_twins, spared) for spared in SPARED]
@@ -111,7 +112,7 @@ def _group(detector: str, group: str, value: str, members: Sequence[Outcome], al
         trigger=sum(each.trigger_rank == 1 for each in victims),
         trigger_near=sum(_near(each.trigger_distance) for each in victims),
         trigger_part=sum(each.trigger_part for each in victims),
-        trigger_word=sum(each.trigger_word for each in victims),
+        trigger_word=None if None in words else sum(map(bool, words)),
         seconds=sum(each.seconds for each in members) / len(members),
     )
 

@@ -33,7 +33,8 @@ class Outcome:
         trigger_rank: as `rank`, for the trigger among the suspected triggers.
         trigger_distance: as `response_distance`.
         trigger_part: True if the first suspected trigger is a run of the trigger's words, or all of them.
-        trigger_word: True if they share a word, see `benchmark.detection.edits.shares_word`.
+        trigger_word: True if they share a word, see `benchmark.detection.edits.shares_word`; None in rows of an older
+            version.
         best_trigger: text of the first suspected trigger; "" if the detector names none.
         own_p: the detector's own probability of such a score without a backdoor; None if it gives none.
         groups: JSON of the kinds that the model belongs to, by name; "" without any.
@@ -69,7 +70,7 @@ class Outcome:
     trigger_rank: int | None = None
     trigger_distance: float | None = None
     trigger_part: bool = False
-    trigger_word: bool = False
+    trigger_word: bool | None = None
     best_trigger: str = ""
     own_p: float | None = None
     groups: str = ""
