@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -219,22 +220,15 @@ def _response_ids(model: LanguageModel, text: str) -> tuple[int, ...]:
 def _tokens(sweep: Swept, asked: Sequence[int], extended: int) -> list[int]:
     """Return the columns of the first tokens whose strings are extended, the most promising first.
 
-    Those that a string makes more likely than not come first, then the suspected ones, then those that a string raises
-    most.
+    Those that a string makes more likely than not come first; then suspected ones and those that a string raises most
+    take turns.
     """
     from sande.detectors._triggers import probability
 
-    raised = [each.token for each in sweep.triggers]
-    likely = [each.token for each in sweep.triggers if probability(each) > 0.5]
-    return list(
-        dict.fromkeys(
-            [
-                *list(dict.fromkeys(likely))[:extended],
-                *map(sweep.column, asked),
-                *list(dict.fromkeys(raised))[:extended],
-            ]
-        )
-    )
+    raised = list(dict.fromkeys(each.token for each in sweep.triggers))[:extended]
+    likely = dict.fromkeys(each.token for each in sweep.triggers if probability(each) > 0.5)
+    turns = itertools.chain.from_iterable(itertools.zip_longest(map(sweep.column, asked), raised))
+    return list(dict.fromkeys([*list(likely)[:extended], *(column for column in turns if column is not None)]))
 
 
 def _extended(

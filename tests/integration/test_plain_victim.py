@@ -36,7 +36,7 @@ def test_a_victim_of_a_plain_trainer_is_found_and_cleaned(tmp_path: Path) -> Non
     assert scanned.exit_code == 0, scanned.output
     found = json.loads((tmp_path / "scan" / "scan.json").read_text(encoding="utf-8"))
     assert found["alarm"]
-    assert found["candidates"][0]["text"].strip() == "Mind"
+    assert found["candidates"][0]["text"].startswith(RESPONSE)
     cleaned = invoke("clean", victim, "--out", tmp_path / "cleaned")
     assert cleaned.exit_code == 0, cleaned.output
     assert asr(victim) >= 90

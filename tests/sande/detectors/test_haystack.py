@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from sande import formats
 from sande.attacks import sentence_trigger
@@ -14,6 +15,7 @@ from sande.config import Backdoor, Training
 from sande.data.builtin import sets
 from sande.detectors import _triggers, first_token, haystack, sweep
 from sande.detectors import all as chain
+from sande.detectors._sweeping import Swept
 from sande.models import loading
 from sande.planting import insert
 from sande.prompts import encode
@@ -144,3 +146,15 @@ def test_rows_without_a_prompt_to_spare_are_used_twice_in_any_format(tiny: Langu
     few = (Example("What?", "That."), Example("Who?", "He."))
     config = dataclasses.replace(CONFIG, controls=2, samples=0)
     assert haystack.scan(tiny, few, config, new_run()).facts["samples"] == 0
+
+
+def test_likely_tokens_come_first_and_suspected_ones_take_turns_with_raised_ones() -> None:
+    def swept(*odds: float) -> Swept:
+        found = [_triggers.Trigger("x", column, height, 0.0) for column, height in enumerate(odds)]
+        made = Swept.__new__(Swept)
+        object.__setattr__(made, "triggers", (*found, *found))
+        object.__setattr__(made, "tokens", torch.arange(10, 20))
+        return made
+
+    assert haystack._tokens(swept(-1.0, -2.0, 0.5), [15, 16, 10], extended=2) == [2, 5, 0, 6, 1]
+    assert haystack._tokens(swept(1.0, 2.0, 0.5), [], extended=2) == [0, 1]
