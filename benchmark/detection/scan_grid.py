@@ -66,7 +66,7 @@ def scan_grid(
     """
     all_cells = list({cell.attack_key: cell for cell in load_grid(path).cells}.values())
     labels = dict(zip((cell.attack_key for cell in all_cells), _labels(all_cells), strict=True))
-    chosen = {cell.attack_key for cell in load_grid(path, only=only).cells}
+    chosen = {cell.attack_key for cell in load_grid(path, only=only).cells} if only else labels
     cells = [cell for cell in all_cells if cell.attack_key in chosen]
     kept = open_store(store, create=False)
     missing = [cell for cell in cells if not kept.has("attack", cell.attack_key)]
