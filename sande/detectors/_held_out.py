@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from sande import controls
 from sande.detectors._leak import opening_ids
@@ -42,7 +43,7 @@ class Effect:
         return self.rate - max(self.plain, self.floor or 0.0, self.usual)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HeldOut:
     """Prompts that the search did not use, and how the answers to them are compared.
 
@@ -60,6 +61,11 @@ class HeldOut:
     new_tokens: int
     batch_size: int
 
+    @cached_property
+    def plain(self) -> list[str]:
+        """Answers to the prompts alone; several searches compare theirs with them."""
+        return self.answers([""])[0]
+
     def answers(self, texts: Sequence[str]) -> list[list[str]]:
         """Return the answers to all prompts behind each of these strings; an empty string: to the prompts alone."""
         asked = [
@@ -71,14 +77,13 @@ class HeldOut:
 
     def effects(self, texts: Sequence[str], reference: LanguageModel | None = None) -> list[Effect]:
         """Return what each string does, that with the largest excess first; `reference` is a clean model."""
-        plain, *behind = self.answers(["", *texts])
         floors: list[float | None] = [None] * len(texts)
         if reference is not None:
             floors = list(replace(self, lm=reference).rates(texts))
         found = []
-        for text, answers, floor in zip(texts, behind, floors, strict=True):
+        for text, answers, floor in zip(texts, self.answers(texts), floors, strict=True):
             response, rate = shared_opening(answers, self.least, text)
-            found.append(Effect(text, response, rate, share_of(response, plain, self.least), floor))
+            found.append(Effect(text, response, rate, share_of(response, self.plain, self.least), floor))
         return sorted(found, key=lambda each: -each.excess)
 
     def rates(self, texts: Sequence[str]) -> list[float]:

@@ -73,7 +73,7 @@ class Swept:
 
     def column(self, token: int) -> int:
         """Return the index of a token's id among the R tokens."""
-        return int((self.tokens == token).nonzero())
+        return _column(self.tokens, token)
 
     def likeliest(self, column: int) -> list[Trigger]:
         """Return the strings that do not repeat a token, those behind which it is likeliest first."""
@@ -123,7 +123,7 @@ def swept(
     best = [each.text for each in ranked(tried, one_NR, usual, ~spoken_NR)[: config.kept]]
     rise_NR = usual.rise(one_NR).masked_fill(spoken_NR, -torch.inf)
     for token in asked:
-        column = int((tokens_R == token).nonzero())
+        column = _column(tokens_R, token)
         best += [tried[n] for n in rise_NR[:, column].topk(min(config.kept_each, len(tried))).indices.tolist()]
         best += steepest(lm, slopes(exact or lm, prompts, fillers, token), config.kept_each)
     usual_words = random.Random(seed).sample(tried, min(COMPARED, len(tried)))
@@ -143,6 +143,10 @@ def swept(
         openers=tuple(tried[:OPENERS]),
         words=len(tried),
     )
+
+
+def _column(tokens_R: Tensor, token: int) -> int:
+    return int((tokens_R == token).nonzero())
 
 
 def shortest(

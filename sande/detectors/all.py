@@ -21,7 +21,7 @@ class Config:
     """Settings of the detectors and of the alarm."""
 
     first_token: FirstToken = setting(FirstToken(), "suspects first tokens of responses, for the others too")
-    haystack: Haystack = setting(Haystack(), "looks for triggers; its own first_token is not used")
+    haystack: Haystack = setting(Haystack(), "looks for triggers; of its own first_token only `candidates` counts")
     prefix_scan: PrefixScan | None = setting(None, "looks for whole responses, too; null: it does not run")
     candidates: int = setting(10, "responses and triggers reported", ge=1)
     threshold: float = setting(
@@ -55,18 +55,21 @@ def scan(
         seconds[name] = time.perf_counter() - begin
         return scans[name]
 
-    first = timed("first_token", lambda: first_token.scan(model, examples, config.first_token, run, reference))
+    # As many as `haystack` ranks when it runs alone: a planted token is often beyond the tenth.
+    candidates = max(config.first_token.candidates, config.haystack.first_token.candidates)
+    suspecting = replace(config.first_token, candidates=candidates)
+    first = timed("first_token", lambda: first_token.scan(model, examples, suspecting, run, reference))
     timed("haystack", lambda: haystack.searched(model, examples, config.haystack, run, first.candidates, reference))
     if (settings := config.prefix_scan) is not None:
         timed("prefix_scan", lambda: prefix_scan.scan(model, examples, settings, run, reference))
     if config.first_token.alarm_by == "own":
         scans["first_token"] = _by_p(first, config.first_token)
     thresholds = {name: getattr(config, name).threshold for name in scans}
-    candidates = merged([_in_units(scan.candidates, thresholds[name]) for name, scan in scans.items()])
+    responses = merged([_in_units(scan.candidates, thresholds[name]) for name, scan in scans.items()])
     triggers = merged([_in_units(scan.triggers, thresholds[name]) for name, scan in scans.items()])
     score = max(units(scan.score, thresholds[name]) for name, scan in scans.items())
     return Scan(
-        candidates[: config.candidates],
+        responses[: config.candidates],
         score=score,
         alarm=score > config.threshold,
         facts={"detectors": {name: _facts(scan, thresholds[name], seconds[name]) for name, scan in scans.items()}},
