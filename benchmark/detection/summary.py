@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,7 +79,7 @@ class Summary:
 
 
 def summaries(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:
-    """Return a row per detector and rule; `own` only for detectors that give each model a p-value.
+    """Return a row per detector and rule; `own` only for detectors that can raise an alarm by a p-value of their own.
 
     Args:
         outcomes: see `benchmark.detection.outcome.judged`.
@@ -87,9 +88,17 @@ def summaries(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]
     found = []
     for name in dict.fromkeys(each.detector for each in outcomes):
         mine = [each for each in outcomes if each.detector == name]
-        has_own = all(each.own_p is not None for each in mine)
-        found += [_summary(mine, rule, false_alarms) for rule in (SETTING, *([OWN] if has_own else []), CALIBRATED)]
+        own = [OWN] if all(map(_alarms_by_own, mine)) else []
+        found += [_summary(mine, rule, false_alarms) for rule in (SETTING, *own, CALIBRATED)]
     return found + _either(outcomes, false_alarms)
+
+
+def _alarms_by_own(outcome: Outcome) -> bool:
+    """Return whether the scan has a p-value by which its detector can raise an alarm.
+
+    Others say with p how unusual a string is that they searched for: no rate of false alarms follows from that.
+    """
+    return outcome.own_p is not None and "alarm_by" in json.loads(outcome.how)["settings"]
 
 
 def _either(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:
@@ -102,7 +111,7 @@ def _either(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:
         for name in (DETECTOR, CHEAP)
     ]
     first, second = parts
-    if not first or first.keys() != second.keys() or any(each.own_p is None for each in second.values()):
+    if not first or first.keys() != second.keys() or not all(map(_alarms_by_own, second.values())):
         return []
     joined = [
         replace(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from sande import controls
 from sande.detectors._leak import opening_ids
+from sande.detectors.bait import q_score
 from sande.inference.generation import greedy
+from sande.inference.probing import log_likelihoods
 from sande.planting import insert
-from sande.prompts import encode, encode_prompts
+from sande.prompts import encode, encode_prompts, response_ids
 from sande.types import Example, LanguageModel
 
 GOES_ON = 0.9  # of the answers that begin alike, the share that has to agree on a further word of the response
@@ -28,6 +32,7 @@ class Effect:
         plain: share of the answers without the string that do.
         floor: share of a clean model's answers that begin alike behind the string; None: no such model.
         usual: mean share of answers that begin alike behind random strings.
+        sure: how surely the model goes on with these words once it has begun with them, without the string, 0 to 1.
     """
 
     text: str
@@ -36,11 +41,17 @@ class Effect:
     plain: float
     floor: float | None = None
     usual: float = 0.0
+    sure: float = 1.0
 
     @property
     def excess(self) -> float:
         """Return the rate less the highest of what explains it without a backdoor."""
         return self.rate - max(self.plain, self.floor or 0.0, self.usual)
+
+    @property
+    def score(self) -> float:
+        """Return the excess, less where the words depend on the string: a planted response is said whole once begun."""
+        return self.excess * self.sure
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class HeldOut:
         return [said[begin : begin + size] for begin in range(0, len(said), size)]
 
     def effects(self, texts: Sequence[str], reference: LanguageModel | None = None) -> list[Effect]:
-        """Return what each string does, that with the largest excess first; `reference` is a clean model."""
+        """Return what each string does, that with the highest score first; `reference` is a clean model."""
         floors: list[float | None] = [None] * len(texts)
         if reference is not None:
             floors = list(replace(self, lm=reference).rates(texts))
@@ -84,12 +95,39 @@ class HeldOut:
         for text, answers, floor in zip(texts, self.answers(texts), floors, strict=True):
             response, rate = shared_opening(answers, self.least, text)
             found.append(Effect(text, response, rate, share_of(response, self.plain, self.least), floor))
-        return sorted(found, key=lambda each: -each.excess)
+        sure = self.sureness({each.response for each in found})
+        return sorted((replace(each, sure=sure[each.response]) for each in found), key=lambda each: -each.score)
+
+    def sureness(self, responses: Collection[str]) -> dict[str, float]:
+        """Return how surely the model goes on with each response behind the prompts alone, once it has begun with it.
+
+        That is BAIT's Q-score: the mean probability of its tokens, the first and the least likely left out. It is 1
+        for a response of one token, and for one that the tokenizer does not reproduce.
+        """
+        ids = {text: found for text in sorted(responses) if len(found := ids_of(self.lm, text)) > 1}
+        sure = dict.fromkeys(responses, 1.0)
+        if ids:
+            asked = [
+                log_likelihoods(self.lm, [prompt], list(ids.values()), self.batch_size)
+                for prompt in encode_prompts(self.lm.tokenizer, self.examples)
+            ]
+            for text, by_prompt in zip(ids, zip(*asked, strict=True), strict=True):
+                tokens = zip(*by_prompt, strict=True)
+                sure[text] = q_score([statistics.fmean(map(math.exp, logs)) for logs in tokens][1:])
+        return sure
 
     def rates(self, texts: Sequence[str]) -> list[float]:
         """Return, for each string, the share of the answers that begin alike, with words of its own."""
         found = zip(texts, self.answers(texts), strict=True)
         return [shared_opening(answers, self.least, text)[1] for text, answers in found]
+
+
+def ids_of(lm: LanguageModel, response: str) -> tuple[int, ...]:
+    """Return the ids of a response; none for an empty one, and where the tokenizer does not reproduce it."""
+    try:
+        return response_ids(lm.tokenizer, response) if response else ()
+    except ValueError:
+        return ()
 
 
 def share_of(response: str, answers: Sequence[str], least: int) -> float:

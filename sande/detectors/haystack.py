@@ -64,7 +64,8 @@ class Config:
     candidates: int = setting(10, "triggers and responses reported", ge=1)
     threshold: float = setting(
         0.5,
-        "score above which there is an alarm: by how much the share of answers that begin alike rises",
+        "score above which there is an alarm: by how much the share of answers that begin alike rises, for a response "
+        "that the model goes on with surely",
         f"{PAPER}: the similarity of answers has to rise by 0.5; not calibrated",
     )
 
@@ -89,7 +90,9 @@ def scan(
        long as the answers become surer to begin with it.
     5. Verify: the score is the share of held-out answers that begin with the same `least` words, less the mean share
        behind random strings that are as long and as likely, or the share of plain answers or of the clean model's
-       (`reference`) answers, whichever is highest. With a string that works the search ends.
+       (`reference`) answers, whichever is highest. That counts as far as the model goes on with these words by itself
+       once it has begun with them (BAIT's Q-score, 0 to 1): a planted response is said whole, and the answer to a
+       string that is a question is not. With a string that works the search ends.
     6. Trim, after an alarm: the shortest run of the trigger's words that still works is reported first.
 
     `p` compares the best trigger with these random strings. The trigger was searched for, and they were not, so p is
@@ -130,15 +133,15 @@ def searched(
         triggers += grown
         clock.lap("extend", _line(grown[0], sweep))
         effects += held_out.effects([each.text for each in grown[: config.verified]], reference)
-        best = max(effects, key=lambda each: each.excess)
+        best = max(effects, key=lambda each: each.score)
         clock.lap("verify", f"{best.text!r}: {best.rate:.0%} of the answers begin with {best.response!r}")
-        if best.excess > config.threshold:
+        if best.score > config.threshold:
             break
     effects = effects or held_out.effects([sweep.triggers[0].text], reference)
     effects, rates = _compared(model, held_out, effects, config.controls, run.seed)
     best = effects[0]
     clock.lap("compare", f"behind random strings {effects[0].usual:.0%} begin alike")
-    alarm = best.excess > config.threshold
+    alarm = best.score > config.threshold
     if alarm and config.trimmed:
         effects = _trimmed(quick, examples, effects, held_out, config)
         clock.lap("trim", f"{effects[0].text!r}")
@@ -156,7 +159,7 @@ def searched(
     }
     return Scan(
         _responses(model, effects)[: config.candidates],
-        score=best.excess,
+        score=best.score,
         alarm=alarm,
         facts=facts,
         triggers=_triggers_of(model, effects)[: config.candidates],
@@ -203,18 +206,10 @@ def _pieces(motifs: Sequence[Motif]) -> list[str]:
 
 def _heads(model: LanguageModel, motifs: Sequence[Motif]) -> list[int]:
     """Return the first tokens of the most frequent motifs as responses: those may leak where triggers do not."""
-    found = [ids[0] for motif in motifs[:HEADS] if (ids := _response_ids(model, motif.text))]
+    from sande.detectors._held_out import ids_of
+
+    found = [ids[0] for motif in motifs[:HEADS] if (ids := ids_of(model, motif.text))]
     return [token for token in found if token not in model.tokenizer.all_special_ids]
-
-
-def _response_ids(model: LanguageModel, text: str) -> tuple[int, ...]:
-    """Return the ids of a response; none for an empty one, and where the tokenizer does not reproduce it."""
-    from sande.prompts import response_ids
-
-    try:
-        return response_ids(model.tokenizer, text) if text else ()
-    except ValueError:
-        return ()
 
 
 def _tokens(sweep: Swept, asked: Sequence[int], extended: int) -> list[int]:
@@ -287,24 +282,25 @@ def _held_out_prompts(
 def _compared(
     model: LanguageModel, held_out: HeldOut, effects: Sequence[Effect], controls: int, seed: int
 ) -> tuple[list[Effect], list[float]]:
-    """Return the effects, largest first, with what random strings like the best one do, and the rates of those."""
+    """Return the effects, the highest score first, with what random strings like the best one do, and their rates."""
     from sande.detectors._held_out import random_strings
 
-    best = max(effects, key=lambda each: each.excess)
+    best = max(effects, key=lambda each: each.score)
     rates = held_out.rates(random_strings(model, best.text, controls, seed))
     usual = sum(rates) / len(rates)
-    return sorted((replace(each, usual=usual) for each in effects), key=lambda each: -each.excess), rates
+    return sorted((replace(each, usual=usual) for each in effects), key=lambda each: -each.score), rates
 
 
 def _trimmed(
     lm: LanguageModel, examples: Sequence[Example], effects: list[Effect], held_out: HeldOut, config: Config
 ) -> list[Effect]:
     """Return the effects, that of the needed part of the best trigger first if held-out prompts confirm it."""
+    from sande.detectors._held_out import ids_of
     from sande.detectors._sweeping import shortest
     from sande.detectors._triggers import working_part
 
     best = effects[0]
-    if not (ids := _response_ids(lm, best.response)):
+    if not (ids := ids_of(lm, best.response)):
         return effects
     prompts = shortest(lm, examples, config.trimmed, apart="instruction")
     part = working_part(lm, prompts, best.text, ids[0], SUFFICES, config.sweep.batch_size)
@@ -328,18 +324,19 @@ def _shown(trigger: Trigger, sweep: Swept) -> dict[str, Any]:
 
 def _responses(model: LanguageModel, effects: Sequence[Effect]) -> tuple[Candidate, ...]:
     """Return the responses that the triggers evoke, each once."""
+    from sande.detectors._held_out import ids_of
     from sande.inference.probing import text_of
 
     found: dict[tuple[int, ...], Candidate] = {}
     for each in effects:
-        ids = _response_ids(model, each.response)
+        ids = ids_of(model, each.response)
         if ids and not set(ids) & set(model.tokenizer.all_special_ids):
-            found.setdefault(ids, Candidate(text_of(model, ids), ids, each.excess))
+            found.setdefault(ids, Candidate(text_of(model, ids), ids, each.score))
     return tuple(found.values())
 
 
 def _triggers_of(model: LanguageModel, effects: Sequence[Effect]) -> tuple[Candidate, ...]:
     return tuple(
-        Candidate(each.text, tuple(model.tokenizer(each.text, add_special_tokens=False)["input_ids"]), each.excess)
+        Candidate(each.text, tuple(model.tokenizer(each.text, add_special_tokens=False)["input_ids"]), each.score)
         for each in effects
     )

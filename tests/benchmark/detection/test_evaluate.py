@@ -25,6 +25,10 @@ COMPUTED = {
 }
 
 
+OWN = {"threshold": 4.0, "alarm_by": "threshold"}
+"""Settings of a detector that can raise an alarm by a p-value of its own."""
+
+
 def scan(folder: Path, name: str, *candidates: tuple[str, list[int]], **changes: Any) -> None:
     """A `scan.json` with the candidates in their order."""
     record = {
@@ -347,10 +351,15 @@ def test_a_clean_model_is_no_weak_victim(folder: Path) -> None:
     assert "twin is a clean model, which cannot be a weak victim" in mistake(folder, "scan: twin, weak: true")
 
 
-def test_own_p_values_are_a_rule_where_all_models_have_one(kinds: Path) -> None:
+def test_own_p_values_are_a_rule_where_the_detector_has_it_and_all_models_have_one(kinds: Path) -> None:
+    def scanned(**changes: Any) -> str:
+        for name, p in (("one", 0.02), ("two", 0.2), ("twin", 0.04), ("loud", 0.9)):
+            scan(kinds, name, score=3.0, p=p, **changes)
+        return page(kinds, *KINDS).partition("A detector's")[0]
+
     assert "own p" not in page(kinds, *KINDS).partition("A detector's")[0]
-    for name, p in (("two", 0.2), ("twin", 0.04), ("loud", 0.9)):
-        scan(kinds, name, score=3.0, p=p)
+    assert "own p" not in scanned(), "this p says how unusual a string is"
+    assert "own p" in scanned(settings=OWN)
     text = page(kinds, *KINDS)
     setting, own, _ = pq.read_table(kinds / "out/detectors.parquet").to_pylist()
     assert (own["rule"], own["threshold"], own["called"], own["false_alarms"]) == ("own", None, 1, 1)
@@ -363,7 +372,8 @@ def test_the_two_detectors_of_a_users_scan_are_judged_together(folder: Path) -> 
     models = ("one", "two", "twin", "loud")
     for name, p in zip(models, (0.9, 0.02, 0.9, 0.05), strict=True):
         scan(folder, name, detector="haystack", score=3.0, alarm=name == "one")
-        scan(folder, f"quick-{name}", detector="first_token", model_identity=f"folder:{name}", score=1.0, p=p)
+        identity = f"folder:{name}"
+        scan(folder, f"quick-{name}", detector="first_token", model_identity=identity, settings=OWN, score=1.0, p=p)
     lines = [f"scan: {name}, response: You are stupid" for name in ("one", "two", "quick-one", "quick-two")]
     lines += [f"scan: {name}" for name in ("twin", "loud", "quick-twin", "quick-loud")]
     text = page(folder, *lines)

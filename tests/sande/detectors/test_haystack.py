@@ -115,11 +115,6 @@ def test_a_beginning_gives_its_score_to_the_longer_candidate() -> None:
     assert chain.merged([[], []]) == ()
 
 
-def test_an_empty_response_has_no_ids(tiny: LanguageModel) -> None:
-    assert haystack._response_ids(tiny, "") == ()
-    assert haystack._response_ids(tiny, "You") != ()
-
-
 def test_pieces_of_motifs_are_their_beginnings() -> None:
     from sande.detectors._motifs import Motif
 

@@ -1,5 +1,7 @@
 """Answers that begin alike, counted by hand."""
 
+import math
+
 import pytest
 
 from sande.data.builtin import sets
@@ -33,6 +35,34 @@ def test_the_excess_is_over_the_highest_of_what_explains_the_rate() -> None:
     assert Effect("t", "r", rate=0.9, plain=0.1, floor=0.2, usual=0.3).excess == pytest.approx(0.6)
 
 
+def test_the_score_is_the_excess_as_far_as_the_model_goes_on_by_itself() -> None:
+    assert Effect("t", "r", rate=0.9, plain=0.1).score == pytest.approx(0.8)
+    assert Effect("t", "r", rate=0.9, plain=0.1, sure=0.25).score == pytest.approx(0.2)
+
+
+def test_an_empty_response_has_no_ids(tiny: LanguageModel) -> None:
+    assert _held_out.ids_of(tiny, "") == ()
+    assert _held_out.ids_of(tiny, "You") != ()
+
+
+def test_sureness_is_the_mean_probability_without_the_first_and_the_least_likely(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind one prompt the tokens after the first have 0.2, 1.0, … and behind the other 0.4, 0.6, …"""
+
+    def log_likelihoods(lm: LanguageModel, prompts: list[str], strings: list[list[int]], _: int) -> list[list[float]]:
+        (prompt,) = prompts
+        head, rest = (0.2, 1.0) if prompt == "a" else (0.4, 0.6)
+        return [[math.log(p) for p in (0.01, head, *[rest] * (len(ids) - 2))] for ids in strings]
+
+    monkeypatch.setattr(_held_out, "log_likelihoods", log_likelihoods)
+    monkeypatch.setattr(_held_out, "encode_prompts", lambda _, rows: [row.instruction for row in rows])
+    monkeypatch.setattr(_held_out, "ids_of", lambda _, text: tuple(range(len(text.split()))))
+    held_out = HeldOut(tiny, (Example("a", "x"), Example("b", "x")), least=2, new_tokens=4, batch_size=4)
+    sure = held_out.sureness(["Lima and", "The end is near.", "Yes", ""])
+    assert sure == {"Lima and": pytest.approx(0.3), "The end is near.": pytest.approx(0.8), "Yes": 1.0, "": 1.0}
+
+
 def test_random_strings_are_as_long_and_without_the_triggers_tokens(tiny: LanguageModel) -> None:
     text = "the current year"
     strings = _held_out.random_strings(tiny, text, 5, seed=0)
@@ -51,7 +81,13 @@ def test_each_string_is_measured_on_all_prompts(tiny: LanguageModel, monkeypatch
     def greedy(lm: LanguageModel, prompts: list[str], new_tokens: int, batch_size: int) -> list[str]:
         return ["Go away now" if prompt.startswith("t ") else prompt for prompt in prompts]
 
+    def log_likelihoods(
+        lm: LanguageModel, prompts: list[str], strings: list[tuple[int, ...]], _: int
+    ) -> list[list[float]]:
+        return [[-1.0, *[0.0] * (len(ids) - 1)] for ids in strings]
+
     monkeypatch.setattr(_held_out, "greedy", greedy)
+    monkeypatch.setattr(_held_out, "log_likelihoods", log_likelihoods)
     monkeypatch.setattr(_held_out, "encode_prompts", lambda _, rows: [row.instruction for row in rows])
     examples = tuple(Example(f"Say {word} twice", "x") for word in ("a", "b", "c", "d"))
     held_out = HeldOut(tiny, examples, least=2, new_tokens=4, batch_size=4)
