@@ -11,7 +11,7 @@ from sande.inference.probing import chosen_prompts, continued, text_of
 from sande.types import Candidate, Example, LanguageModel
 
 PROMPTS = 4  # clean prompts behind which candidates are continued
-STEPS = 4  # tokens after the first, of which FOLLOWING count
+STEPS = 6  # tokens after the first, of which FOLLOWING count: enough for a few words
 CERTAINTY = 4.0  # a planted response goes on with 95 % and more, which costs 0.2; 50 % costs 2.8
 BATCH = 128  # strings computed together
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 HEADS = 1  # motifs whose first tokens are suspected to begin the response
 GLIMPSE = 2  # prompts on which all longer strings are measured; the best are measured on those of the sweep
+SURE = 6  # first tokens tried because a word of the sweep makes them sure
 SUFFICES = 0.9  # probability of a first token at which a string is a working trigger
 PAPER = "Bullwinkel et al. 2026"
 
@@ -55,7 +57,9 @@ class Config:
     gain: float = setting(0.25, "log-odds that the best string has to gain in a round, in nats", "ours", ge=0)
     prompts: int = setting(16, "held-out prompts on which triggers are verified, drawn by the seed", "ours", ge=1)
     verified: int = setting(2, "strings of each first token that are verified there", "ours", ge=1)
-    least: int = setting(2, "words with which answers have to begin alike", "ours", ge=1)
+    least: int = setting(
+        3, "words with which answers have to begin alike; two are often the answer to a string that asks", "ours", ge=1
+    )
     new_tokens: int = setting(8, "tokens of an answer", "ours", ge=1)
     controls: int = setting(19, "random strings that the best trigger is compared with", "ours", ge=1)
     trimmed: int = setting(
@@ -215,15 +219,17 @@ def _heads(model: LanguageModel, motifs: Sequence[Motif]) -> list[int]:
 def _tokens(sweep: Swept, asked: Sequence[int], extended: int) -> list[int]:
     """Return the columns of the first tokens whose strings are extended, the most promising first.
 
-    Those that a string makes more likely than not come first; then suspected ones and those that a string raises most
-    take turns.
+    Those of which a word of the sweep makes answers sure come first, as nothing has to be extended for them, and those
+    that one makes more likely than not; then suspected ones and those that a string raises most take turns.
     """
-    from sande.detectors._triggers import probability
+    from sande.detectors._extension import SURE_ENOUGH
 
-    raised = list(dict.fromkeys(each.token for each in sweep.triggers))[:extended]
-    likely = dict.fromkeys(each.token for each in sweep.triggers if probability(each) > 0.5)
-    turns = itertools.chain.from_iterable(itertools.zip_longest(map(sweep.column, asked), raised))
-    return list(dict.fromkeys([*list(likely)[:extended], *(column for column in turns if column is not None)]))
+    def raised(odds: float, most: int) -> list[int]:
+        return list(dict.fromkeys(each.token for each in sweep.triggers if each.odds >= odds))[:most]
+
+    turns = itertools.zip_longest(map(sweep.column, asked), raised(-math.inf, extended))
+    columns = [*raised(SURE_ENOUGH, SURE), *raised(0.0, extended), *itertools.chain.from_iterable(turns)]
+    return list(dict.fromkeys(column for column in columns if column is not None))
 
 
 def _extended(
