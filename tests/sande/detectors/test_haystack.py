@@ -153,3 +153,4 @@ def test_likely_tokens_come_first_and_suspected_ones_take_turns_with_raised_ones
 
     assert haystack._tokens(swept(-1.0, -2.0, 0.5), [15, 16, 10], extended=2) == [2, 5, 0, 6, 1]
     assert haystack._tokens(swept(1.0, 2.0, 0.5), [], extended=2) == [0, 1]
+    assert haystack._tokens(swept(1.0, 2.0, 0.5, 3.5, 4.0), [], extended=1) == [3, 4, 0], "sure ones need no extension"
