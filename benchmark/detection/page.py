@@ -119,10 +119,9 @@ def _groups(groups: Sequence[Group]) -> list[str]:
 def _weak(outcomes: Sequence[Outcome]) -> list[str]:
     """Return a sentence on victims that no table above counts; empty without any."""
     weak = len({each.label for each in outcomes if each.weak})
-    who = "One victim is" if weak == 1 else f"{weak} victims are"
-    return (
-        ["", f"{who} weak: the backdoor works too rarely to be looked for, so nothing above counts it."] if weak else []
-    )
+    who, them = ("One victim is", "it") if weak == 1 else (f"{weak} victims are", "them")
+    line = f"{who} weak: the backdoor works too rarely to be looked for, so no rate above counts {them}."
+    return ["", line] if weak else []
 
 
 def _kind_row(each: Group) -> list[str]:
@@ -291,17 +290,18 @@ def draw(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> Figure:
     for panel, detector in enumerate(detectors, start=1):
         axes = figure.add_subplot(1, len(detectors), panel)
         mine = [outcome for outcome in outcomes if outcome.detector == detector]
-        for place, (kind, color) in enumerate(_KINDS.items()):
+        kinds = [kind for kind in _KINDS if any(_kind(each) == kind for each in mine)]
+        for place, kind in enumerate(kinds):
             scores = [each.score for each in mine if _kind(each) == kind]
-            axes.scatter([place] * len(scores), scores, color=color, alpha=0.7)
+            axes.scatter([place] * len(scores), scores, color=_KINDS[kind], alpha=0.7)
         for threshold in {outcome.threshold for outcome in mine}:
             axes.axhline(threshold, color="#555", linewidth=0.8, linestyle="--", label="setting")
         for each in summaries:
             if each.detector == detector and each.rule == CALIBRATED and each.threshold is not None:
                 axes.axhline(each.threshold, color="#283", linewidth=0.8, label="calibrated")
         axes.legend(fontsize=7, frameon=False)
-        axes.set_xticks(range(len(_KINDS)), list(_KINDS), rotation=30, ha="right")
-        axes.set_xlim(-0.5, len(_KINDS) - 0.5)
+        axes.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right")
+        axes.set_xlim(-0.5, len(kinds) - 0.5)
         axes.set_ylabel("score")
         (area,) = (each for each in summaries if each.detector == detector and each.rule == SETTING)
         shown = _with_bounds(area.auroc, area.auroc_low, area.auroc_high, 2)

@@ -28,6 +28,9 @@ class Config:
     openings: Literal["words", "all"] = setting(
         "words", "first tokens: those of letters after a space, or all ordinary tokens", SOURCE
     )
+    tried: int | None = setting(
+        None, "most first tokens, those likeliest to open an answer to the prompts; null: all, as published", ge=1
+    )
     warmup_prompts: int = setting(4, "prompts of the warm-up, from the first", SOURCE, ge=1)
     warmup_steps: int = setting(5, "tokens of the warm-up", SOURCE, ge=1)
     expectation: float = setting(0.3, "mean probability of a token above which the warm-up keeps a string", SOURCE)
@@ -73,13 +76,17 @@ def scan(
     that it ranks all strings. A later version of that code asks GPT-4o whether a string is suspicious, with 4 tokens
     and a threshold of 0.85; this one asks nobody. The reference is ignored.
     """
-    from sande.inference.probing import chosen_prompts, text_of
+    from sande.inference.probing import chosen_prompts, openings, text_of
     from sande.models.loading import in_compute_type
 
     quick = in_compute_type(model)  # for passes over the whole vocabulary
     prompts = chosen_prompts(model, examples, config.prompts, run.seed)
     few = prompts[: config.warmup_prompts]
     firsts = first_tokens(model, config.openings)
+    if config.tried is not None:
+        opening_N = openings(quick, prompts)[firsts]
+        likely = opening_N.argsort(descending=True, stable=True)[: config.tried]
+        firsts = [firsts[index] for index in likely.tolist()]
     warm = [each for some in _batches(firsts, few, config) for each in _warmed_up(quick, few, some, config)]
     run.say(f"bait: {len(warm)} of {len(firsts)} strings outlast the warm-up")
     warm.sort(key=lambda each: -q_score(each.probabilities))

@@ -138,3 +138,25 @@ def test_a_cap_keeps_the_most_confident_warm_ups(
     assert every.facts["strings"] > 5
     assert some.facts["strings"] <= 5
     assert {each.ids for each in some.candidates} <= {each.ids for each in every.candidates}
+
+
+def test_the_first_tokens_tried_are_the_likeliest(
+    lm: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loading, "in_compute_type", lambda lm: lm)
+    light = dataclasses.replace(
+        CONFIG, prompts=2, warmup_steps=1, full_steps=2, least_tokens=2, expectation=0.0, no_repeat=0, tried=6
+    )
+    found = bait.scan(lm, few_rows, light, new_run())
+    prompts = chosen_prompts(lm, few_rows, 2, new_run().seed)
+    likely = torch.stack([log_opening(lm, prompt) for prompt in prompts]).mean(0)
+    words = bait.first_tokens(lm, "words")
+    best = {words[index] for index in likely[words].topk(6).indices.tolist()}
+    assert found.facts["firsts"] == 6
+    assert len(found.candidates) > 0
+    assert {each.ids[0] for each in found.candidates} <= best
+
+
+def log_opening(lm: LanguageModel, prompt: list[int]) -> torch.Tensor:
+    with torch.inference_mode():
+        return lm.model(torch.tensor([prompt])).logits[0, -1].float().log_softmax(-1)
