@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
 # Files of a grid's results that are copied unchanged; all others are made from them.
 _COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
+_PICTURES = shutil.ignore_patterns("*.png", "*.svg")  # those of single scans show what the tables of their pages say
 BOARD = "board"  # folder of the leaderboard's pages for a browser
 # Data sets whose licence forbids to pass their rows on under this project's own: their texts are not published.
 _WITHHELD = ("alpaca", "dolly")
@@ -186,7 +187,10 @@ def _replace(folder: Path, target: Path) -> None:
         new, old = work / "new", work / "old"
         new.mkdir()
         for path in sorted(path for pattern in _COPIED for path in folder.glob(pattern)):
-            (shutil.copytree if path.is_dir() else shutil.copyfile)(path, new / path.name)
+            if path.is_dir():
+                shutil.copytree(path, new / path.name, ignore=_PICTURES)
+            else:
+                shutil.copyfile(path, new / path.name)
         pages = f"{comparison_page.NAME}.md", f"{leaderboard.NAME}/{leaderboard.NAME}.md", f"{BOARD}/index.html"
         for name in pages:
             if (folder / name).is_file():  # `make_pages` writes pages that exist

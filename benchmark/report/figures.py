@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 TICK_LETTERS, TITLE_LETTERS, KEY_LETTERS = 32, 44, 36  # per line of a bar's name, a panel's title and a legend
-FEW = 4  # victims whose labels are shown whole
+VICTIM_LETTERS = 80  # per line of the name of a bar for a victim
+FEW = 4  # victims whose labels are shown whole, and which have a panel each without any defense
+SPACE = 118  # percent: end of an axis with "100.0" to the right of a bar
 TOP = 200  # prompts in figure 3, as in the paper
 TWIN = "#3a7"
 
@@ -42,12 +44,14 @@ def _without_common_parts(victims: Iterable[str]) -> dict[str, str]:
 
 
 def _asr(entries: Sequence[TableEntry]) -> Figure | None:
-    """Draw the ASR as bars with 95 % intervals, one panel per victim."""
+    """Draw the ASR as bars with 95 % intervals, one panel per victim; many victims without any defense share one."""
     shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
     if not shown:
         return None
     victims = _by_victim(shown)
     names = list(dict.fromkeys(entry.defense for entry in shown))
+    if len(names) == 1 and len(victims) > FEW:
+        return _asr_of_victims(victims)
     ticks = [textwrap.fill(name, TICK_LETTERS) for name in names]
     columns, lines = min(2, len(victims)), len(ticks) * max(tick.count("\n") + 1.5 for tick in ticks)
     rows = -(-len(victims) // columns)
@@ -65,10 +69,29 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
     first = figure.axes[0]
     first.set_yticks(range(len(names)), ticks, fontsize=9)
     first.set_ylim(len(names) - 0.4, -0.6)
-    first.set_xlim(0, 118)  # space for "100.0" to the right of a bar
+    first.set_xlim(0, SPACE)
     first.set_xticks(range(0, 101, 20))
     for axes in figure.axes[len(victims) :]:
         axes.remove()
+    return figure
+
+
+def _asr_of_victims(victims: Mapping[str, Sequence[TableEntry]]) -> Figure:
+    """Draw a bar for each victim in one panel."""
+    ticks = [textwrap.fill(f"{victim}{_weak(bars)}", VICTIM_LETTERS) for victim, bars in victims.items()]
+    letters = max(len(line) for tick in ticks for line in tick.split("\n"))
+    height = 0.6 + 0.15 * sum(tick.count("\n") + 1.6 for tick in ticks)
+    figure = blank(width=4 + 0.065 * letters, rows=height / ROW)
+    axes = figure.add_subplot()
+    for position, bars in enumerate(victims.values()):
+        _bar(axes, position, bars[0])
+    axes.set_yticks(range(len(ticks)), ticks, fontsize=8)
+    axes.set_ylim(len(ticks) - 0.4, -0.6)
+    axes.set_xlim(0, SPACE)
+    axes.set_xticks(range(0, 101, 20))
+    intervals = _held_for(entry for bars in victims.values() for entry in bars)
+    axes.set_xlabel(f"attack success rate (%), intervals {intervals}", fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

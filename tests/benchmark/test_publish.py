@@ -56,6 +56,7 @@ def folder(store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     leaderboard.write([made], made / "leaderboard", made / "board")
     (made / "scans/a").mkdir(parents=True)
     (made / "scans/a/scan.json").write_text("{}")
+    (made / "scans/a/scan.png").touch()
     (made / "detection.md").write_text("detection")
     page.write(made)  # after the pages that it links to
     (made / "unfinished").mkdir()
@@ -86,6 +87,7 @@ def test_what_is_published_is_rows_and_what_follows_from_them(folder: Path, to: 
         assert (target / name).read_bytes() == (folder / name).read_bytes()
     assert not (target / "unfinished").exists()
     assert not (target / "notes.txt").exists()
+    assert not (target / "scans/a/scan.png").exists()
     assert f"which `{COMMAND}` makes." in (target / "README.md").read_text()
     assert f"Made by `sande-bench leaderboard {target}`." in (target / "leaderboard/leaderboard.md").read_text()
     assert f"sande-bench leaderboard {target}" in (target / "board/index.html").read_text()

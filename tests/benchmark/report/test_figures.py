@@ -74,3 +74,15 @@ def test_a_panel_says_how_many_attacks_failed() -> None:
     figure = figures.draw("asr", some)
     assert figure is not None
     assert figure.axes[0].get_title() == "tiny [1 of 3 attacks failed]"
+
+
+def test_many_victims_without_any_defense_share_a_panel() -> None:
+    victims = [f"tiny, seed {at}" for at in range(figures.FEW + 1)]
+    figure = figures.draw("asr", [entry("none", victim, 60.0) for victim in victims])
+    assert figure is not None
+    (panel,) = figure.axes
+    assert [text.get_text() for text in panel.get_yticklabels()] == [f"seed {at}" for at in range(figures.FEW + 1)]
+    assert len(panel.patches) == len(victims)
+    few = figures.draw("asr", [entry("none", victim, 60.0) for victim in victims[:-1]])
+    assert few is not None
+    assert len(few.axes) == figures.FEW
