@@ -26,7 +26,7 @@ def names(folder: Path, patterns: tuple[str, ...]) -> set[str]:
 
 
 def test_there_are_some() -> None:
-    assert {"quickstart", "smollm2", "detection"} <= {folder.name for folder in FOLDERS}
+    assert {"quickstart", "smollm2", "detection_open"} <= {folder.name for folder in FOLDERS}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
