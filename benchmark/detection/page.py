@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from benchmark.detection import rates
 from benchmark.detection.edits import LETTERS
 from benchmark.detection.groups import NEAR, Group
 from benchmark.detection.outcome import NAMES, Outcome
@@ -52,6 +53,7 @@ _TITLES = {
     "compute_type": "Compute type",
     "versions": "Versions",
 }
+UNLIKELY = 0.05  # probability of false alarms below which a calibrated threshold is said not to hold
 _KINDS = {"victim": "#b33", "twin": "#37a", "calibration": "#999"}
 
 
@@ -212,11 +214,17 @@ def _claim(each: Summary) -> str:
             "but the interval above."
         )
     rank = round(each.guaranteed_rate * (models + 1))
-    return (
+    claim = (
         f"the threshold is the score of rank {rank} among {models} calibration models, the largest rank k with "
         f"k / (models + 1) at most {wanted}. A clean model like them raises an alarm with a probability of at most "
         f"{_percent(each.guaranteed_rate)}, on average over draws of the calibration models; with these, of at most "
         f"{_percent(each.worst_rate)} (95 % confidence)."
+    )
+    if not each.false_alarms or (chance := rates.chance(each.false_alarms, each.twins, rank, models)) > UNLIKELY:
+        return claim
+    return (
+        f"{claim} **Here it does not hold:** {_of(each.false_alarms, each.twins)} twins raise one, which has a "
+        f"probability of {chance:.2g} if they are like the calibration models and the detector was tuned with neither."
     )
 
 

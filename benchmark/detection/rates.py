@@ -116,3 +116,20 @@ def p_value(score: float, calibration: Sequence[float]) -> float | None:
     if not calibration:
         return None
     return (1 + sum(other >= score for other in calibration)) / (1 + len(calibration))
+
+
+def chance(false_alarms: int, twins: int, rank: int, models: int) -> float:
+    """Return the probability of at least so many false alarms where twins are like the calibration models.
+
+    Above the score of rank k among m models, the number of n further ones of the same kind has the beta-binomial
+    distribution with the parameters n, k and m + 1 - k, whatever the scores are distributed like.
+
+    Args:
+        false_alarms: twins above the threshold.
+        twins: number of them, at least one.
+        rank: of the threshold among the calibration models' scores, from 1.
+        models: number of calibration models.
+    """
+    from scipy.stats import betabinom
+
+    return float(betabinom.sf(false_alarms - 1, twins, rank, models + 1 - rank))

@@ -167,6 +167,17 @@ def test_with_enough_of_them_the_rule_chooses_the_threshold(folder: Path) -> Non
     )
 
 
+def test_the_page_says_where_a_calibrated_rate_does_not_hold(folder: Path) -> None:
+    for score in range(19):
+        scan(folder, f"clean{score}", score=score / 4)
+    scan(folder, "louder", score=6.0)
+    clean = [f"scan: clean{score}, calibration: true" for score in range(19)]
+    loud = [line for line in LINES[:-1] if line != "scan: twin"]
+    text = page(folder, *loud, "scan: louder", *clean)
+    assert "**Here it does not hold:** 2 of 2 twins raise one, which has a probability of 0.0048 if" in text
+    assert "does not hold" not in page(folder, *LINES[:-1], *clean)
+
+
 def test_rows_of_detectors_hold_the_intervals(folder: Path) -> None:
     page(folder, *LINES)
     setting, calibrated = pq.read_table(folder / "out/detectors.parquet").to_pylist()

@@ -1,5 +1,6 @@
 """Intervals, thresholds and p-values of detectors: by hand, and their coverage by simulation."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -170,3 +171,13 @@ def test_the_given_worst_rate_holds_for_most_calibrations() -> None:
 def test_without_clean_models_there_is_no_p_value() -> None:
     assert rates.p_value(3.0, []) is None
     assert rates.p_value(3.0, [1.0, 2.0, 3.0]) == pytest.approx(0.5)
+
+
+def test_the_chance_of_false_alarms_is_that_of_ranks_among_models_of_one_kind() -> None:
+    assert rates.chance(0, 15, 1, 31) == pytest.approx(1)
+    four_highest = math.comb(15, 4) / math.comb(46, 4)  # the four highest of 46 are all twins
+    assert rates.chance(4, 15, 1, 31) == pytest.approx(four_highest)
+    rng = np.random.default_rng(0)
+    scores = rng.random((20_000, 12))
+    above = (scores[:, :5] > np.sort(scores[:, 5:], axis=1)[:, [-2]]).sum(1)  # the second highest of seven
+    assert rates.chance(3, 5, 2, 7) == pytest.approx(np.mean(above >= 3), abs=0.01)
