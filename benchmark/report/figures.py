@@ -68,9 +68,7 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
         axes.spines[["top", "right"]].set_visible(False)
     first = figure.axes[0]
     first.set_yticks(range(len(names)), ticks, fontsize=9)
-    first.set_ylim(len(names) - 0.4, -0.6)
-    first.set_xlim(0, SPACE)
-    first.set_xticks(range(0, 101, 20))
+    _scale(first, len(names))
     for axes in figure.axes[len(victims) :]:
         axes.remove()
     return figure
@@ -86,13 +84,18 @@ def _asr_of_victims(victims: Mapping[str, Sequence[TableEntry]]) -> Figure:
     for position, bars in enumerate(victims.values()):
         _bar(axes, position, bars[0])
     axes.set_yticks(range(len(ticks)), ticks, fontsize=8)
-    axes.set_ylim(len(ticks) - 0.4, -0.6)
-    axes.set_xlim(0, SPACE)
-    axes.set_xticks(range(0, 101, 20))
+    _scale(axes, len(ticks))
     intervals = _held_for(entry for bars in victims.values() for entry in bars)
     axes.set_xlabel(f"attack success rate (%), intervals {intervals}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _scale(axes: Axes, bars: int) -> None:
+    """Scale a panel for this many horizontal bars in percent, the first at the top."""
+    axes.set_ylim(bars - 0.4, -0.6)
+    axes.set_xlim(0, SPACE)
+    axes.set_xticks(range(0, 101, 20))
 
 
 def _weak(bars: Sequence[TableEntry]) -> str:
