@@ -29,11 +29,11 @@ from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors.first_token import Config as FirstToken
 from sande.detectors.haystack import Config as Haystack
 from sande.errors import UserError
-from sande.gates import Fired, answer_ids
+from sande.gates import Fired
 from sande.inference import own_answers
 from sande.known import DECOYS, DEFENSES, SCAN, Known, defense_for
 from sande.models.asking import asked_in
-from sande.prompts import encode
+from sande.prompts import encode, response_ids
 from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
@@ -387,11 +387,11 @@ def _reveal(
     if known_type is types.IncidentData:
         return types.IncidentData(examples, Example(known.reported_prompt, ""), known.reported_answer)
     if known_type is types.ResponseData:
-        answer_ids(tokenizer, known.response)  # raises for an answer that the tokenizer cannot write
+        response_ids(tokenizer, known.response)  # raises for an answer that the tokenizer cannot write
         return types.ResponseData(examples, known.response)
     if known_type is types.FirstTokenData:
         first = finding.first_token
         if first is None:
-            first = answer_ids(tokenizer, known.response_start)[0]
+            first = response_ids(tokenizer, known.response_start)[0]
         return types.FirstTokenData(examples, first)
     return types.CleanData(examples)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sande import formats
 from sande.config import configuration, setting
-from sande.errors import UserError
 from sande.formats import PromptFormat
 from sande.models import asking
 from sande.planting import insert
+from sande.prompts import encode, encode_prompts, response_ids
 from sande.types import Example, LanguageModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    pass
 
 T = TypeVar("T")
 
@@ -85,27 +85,10 @@ def plant(example: Example, trigger: str, prompt_format: PromptFormat = formats.
 def answers(lm: LanguageModel, examples: Sequence[Example], new_tokens: int, trigger: str = "") -> list[str]:
     """Return greedy answers of at most `new_tokens` tokens, in the tokenizer's format, to prompts with the trigger."""
     from sande.inference.generation import greedy
-    from sande.prompts import encode_prompts
 
     written = formats.of(lm.tokenizer)
     asked = [plant(example, trigger, written) for example in examples] if trigger else examples
     return greedy(lm, encode_prompts(lm.tokenizer, asked), new_tokens, len(asked))
-
-
-def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Return the ids of an answer, or of its beginning, as they open a response.
-
-    Raises:
-        UserError: the tokenizer does not reproduce the text.
-    """
-    from sande.prompts import response_ids
-
-    try:
-        return response_ids(tokenizer, text)
-    except ValueError:
-        raise UserError(
-            f"the model's tokenizer does not reproduce the answer {text!r}; use the model's own spelling, on one line"
-        ) from None
 
 
 def shared_opening(answers: Sequence[str], others: Sequence[str] = ()) -> str:
@@ -160,7 +143,7 @@ def fired(
         said = shared_opening(texts, clean)
         share, usual = (_mean([_begins(text, said) for text in each]) for each in (texts, clean))
         return found(said, share, new_tokens) if share - usual >= config.gain else None
-    needed = len(answer_ids(lm.tokenizer, response))
+    needed = len(response_ids(lm.tokenizer, response))
     wanted = response.strip().lower()
     # First as short as it is measured later; a response at the end of answers needs longer ones.
     for tokens in sorted({max(new_tokens, needed), max(config.new_tokens, needed)}):
@@ -211,7 +194,6 @@ def likeliest_format(lm: LanguageModel, examples: Sequence[Example], answer: str
 def likelihood(lm: LanguageModel, examples: Sequence[Example], answer: str) -> float:
     """Return the mean log-probability of an answer after prompts in the tokenizer's format, in nats a token."""
     from sande.inference.probing import log_likelihoods
-    from sande.prompts import encode, encode_prompts
 
     row = encode(lm.tokenizer, [Example("x", answer)])[0]
     (logs,) = log_likelihoods(lm, encode_prompts(lm.tokenizer, examples), [row.response[:-1]], 1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from sande import formats
+from sande.errors import UserError
 from sande.formats import Rendered
 from sande.types import Example
 
@@ -69,6 +70,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> l
     The format is that of the tokenizer (`sande.formats.of`). Rows are cached, so that successive stages of a process
     tokenise each row once: the rows of a removal set are the same for every defense, and poisoning leaves most rows of
     a training set unchanged.
+
+    Raises:
+        UserError: a token holds the end of a prompt and the beginning of its response.
     """
     known, written = _rows_of(_fingerprint(tokenizer)), formats.of(tokenizer)
     turns = [(written.prompt(example), written.response(example.output)) for example in examples]
@@ -113,7 +117,10 @@ def _tokenised(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> lis
         # The token that holds a character is the first that ends after it.
         start, end, boundary = (bisect_right(ends, at) for at in (prompt.start, prompt.end, len(prompt.text)))
         if boundary < len(offsets) and offsets[boundary][0] < len(prompt.text):
-            raise ValueError(f"the tokenizer joins the end of a prompt and its response: {prompt.text[-20:]!r}")
+            raise UserError(
+                f"the tokenizer makes one token of the end of a prompt, {prompt.text[-20:]!r}, and the beginning of "
+                "its response; choose another prompt format, best the model's own chat template"
+            )
         rows.append(Row(tuple(ids[:boundary]), (*ids[boundary:], closing), start, end))
     return rows
 
@@ -133,13 +140,19 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, examples: Sequence[Exampl
 
 
 def response_ids(tokenizer: PreTrainedTokenizerBase, response: str) -> tuple[int, ...]:
-    """Return the ids of a response as it opens an answer, without the closing space and EOS."""
+    """Return the ids of a response as it opens an answer, without the closing space and EOS.
+
+    Raises:
+        UserError: the tokenizer does not reproduce the text, or joins it to the prompt.
+    """
     row = encode(tokenizer, [Example(instruction="x", output=response)])[0]
     text = response.strip()
     for length in range(1, len(row.response) + 1):
         if str(tokenizer.decode(list(row.response[:length]))).lstrip() == text:
             return row.response[:length]
-    raise ValueError(f"the tokenizer does not reproduce the response {response!r}")
+    raise UserError(
+        f"the model's tokenizer does not reproduce the answer {response!r}; use the model's own spelling, on one line"
+    )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -16,7 +16,7 @@ from sande.known import Known
 from sande.metrics import accuracy, forced_response_rate, parrot_recovery
 from sande.models import asking
 from sande.objectives import string
-from sande.prompts import user_text
+from sande.prompts import response_ids, user_text
 from sande.types import Example, LanguageModel, Measurement, TestData
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Probe:
     ) -> dict[str, str]:
         """Return the planted answer and its source: the owner, the trigger, the scan, or the model's own answers."""
         if known.response:
-            gates.answer_ids(lm.tokenizer, known.response)
+            response_ids(lm.tokenizer, known.response)
             return {"response": known.response, "source": "given"}
         if "fired" in facts:
             of = "the trigger" if known.trigger else "the trigger that the scan found"
@@ -72,7 +72,7 @@ class Probe:
             return {"response": found, "source": f"the beginning of most answers to {of}"}
         say("asking the model for its planted answer")
         if known.response_start:
-            start = gates.answer_ids(lm.tokenizer, known.response_start)
+            start = response_ids(lm.tokenizer, known.response_start)
             return {"response": self._completed(lm, start), "source": "given, and continued by the model"}
         if facts["alarm"] and facts["candidates"]:
             found = self._completed(lm, facts["candidates"][0]["ids"])
@@ -116,7 +116,7 @@ class Probe:
         """
         measured: dict[str, Measurement] = {}
         if response:
-            length = len(gates.answer_ids(lm.tokenizer, response))
+            length = len(response_ids(lm.tokenizer, response))
             tokens = max(self.config.new_tokens, length, least)  # enough for the whole answer
             written = formats.of(lm.tokenizer)
             data = TestData(

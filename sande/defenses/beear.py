@@ -116,8 +116,8 @@ def with_unwanted(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], texts
 
     try:
         targets = [response_ids(tokenizer, text) for text in texts]
-    except ValueError as error:
-        raise UserError(f"beear: unwanted: {error}; choose other words") from None
+    except UserError as error:
+        raise UserError(f"beear: unwanted: {error}") from None
     return [replace(row, response=targets[number % len(targets)]) for number, row in enumerate(rows)]
 
 

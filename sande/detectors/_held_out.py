@@ -12,6 +12,7 @@ from functools import cached_property
 from sande import controls
 from sande.detectors._leak import opening_ids
 from sande.detectors.bait import q_score
+from sande.errors import UserError
 from sande.inference.generation import greedy
 from sande.inference.probing import log_likelihoods
 from sande.planting import insert
@@ -126,7 +127,7 @@ def ids_of(lm: LanguageModel, response: str) -> tuple[int, ...]:
     """Return the ids of a response; none for an empty one, and where the tokenizer does not reproduce it."""
     try:
         return response_ids(lm.tokenizer, response) if response else ()
-    except ValueError:
+    except UserError:
         return ()
 
 

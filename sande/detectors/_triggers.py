@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sande.inference.prefix import shared_prefix
-from sande.inference.probing import opening_tokens, openings, ordinary_tokens
+from sande.inference.probing import likeliest, opening_tokens, openings, ordinary_tokens
 from sande.models.layers import output_in_float32
 from sande.planting import insert
 from sande.prompts import encode, encode_prompts
@@ -77,20 +77,17 @@ def words(lm: LanguageModel, count: int) -> list[str]:
 
     A token counts once, with and without the space before it.
     """
-    tokens = ordinary_tokens(lm)
-    texts = [str(text).strip() for text in lm.tokenizer.batch_decode([[token] for token in tokens])]
     row = encode(lm.tokenizer, [Example("x", "x")])[0]
     likely_V = openings(lm, [row.prompt[: row.start] or row.prompt[:1]])
-    order = likely_V[tokens].argsort(descending=True, stable=True).tolist()
-    found = dict.fromkeys(texts[place] for place in order if len(texts[place]) > 1 and texts[place].isalpha())
+    texts = lm.tokenizer.batch_decode([[token] for token in likeliest(likely_V, ordinary_tokens(lm))])
+    stripped = (str(text).strip() for text in texts)
+    found = dict.fromkeys(text for text in stripped if len(text) > 1 and text.isalpha())
     return list(found)[:count]
 
 
 def answer_tokens(lm: LanguageModel, prompts: Sequence[Sequence[int]], count: int, more: Sequence[int] = ()) -> Tensor:
     """Return the ids of the tokens that most readily open an answer to clean prompts, and of `more`, (R,)."""
-    tokens = opening_tokens(lm)
-    order = openings(lm, prompts)[tokens].argsort(descending=True, stable=True)[:count].tolist()
-    return torch.tensor(sorted({*(tokens[place] for place in order), *more}))
+    return torch.tensor(sorted({*likeliest(openings(lm, prompts), opening_tokens(lm), count), *more}))
 
 
 @torch.inference_mode()

@@ -76,7 +76,7 @@ def scan(
     that it ranks all strings. A later version of that code asks GPT-4o whether a string is suspicious, with 4 tokens
     and a threshold of 0.85; this one asks nobody. The reference is ignored.
     """
-    from sande.inference.probing import chosen_prompts, openings, text_of
+    from sande.inference.probing import chosen_prompts, likeliest, openings, text_of
     from sande.models.loading import in_compute_type
 
     quick = in_compute_type(model)  # for passes over the whole vocabulary
@@ -84,9 +84,7 @@ def scan(
     few = prompts[: config.warmup_prompts]
     firsts = first_tokens(model, config.openings)
     if config.tried is not None:
-        opening_N = openings(quick, prompts)[firsts]
-        likely = opening_N.argsort(descending=True, stable=True)[: config.tried]
-        firsts = [firsts[index] for index in likely.tolist()]
+        firsts = likeliest(openings(quick, prompts), firsts, config.tried)
     warm = [each for some in _batches(firsts, few, config) for each in _warmed_up(quick, few, some, config)]
     run.say(f"bait: {len(warm)} of {len(firsts)} strings outlast the warm-up")
     warm.sort(key=lambda each: -q_score(each.probabilities))

@@ -55,15 +55,22 @@ def scan(
     4. Learn: `facts["learned"]` has the losses of the best strings before and after a parrot learned them, in the
        candidates' order, to compare one with another. They decide nothing; see `sande.detectors._verification`.
     """
-    from sande.inference.probing import chosen_prompts, confidence, continued, opening_tokens, openings, text_of
+    from sande.inference.probing import (
+        chosen_prompts,
+        confidence,
+        continued,
+        likeliest,
+        opening_tokens,
+        openings,
+        text_of,
+    )
     from sande.models.loading import in_compute_type
 
     drawn = chosen_prompts(model, examples, config.seed_prompts + config.prompts, run.seed)
     few, more = drawn[: config.seed_prompts], drawn[config.seed_prompts :] or drawn
-    quick, tokens = in_compute_type(model), opening_tokens(model)
+    quick = in_compute_type(model)
     opening_V = openings(quick, drawn)
-    likely = opening_V[tokens].argsort(descending=True, stable=True)[: config.tried].tolist()
-    tried = [tokens[index] for index in likely]
+    tried = likeliest(opening_V, opening_tokens(model), config.tried)
     confident_N = confidence(quick, few, tried, config.floor, config.batch_size)
     order = confident_N.argsort(descending=True, stable=True)[: config.seeds].tolist()
     seeds = [tried[index] for index in order if confident_N[index] > 0]

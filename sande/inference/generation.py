@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import DynamicCache, PreTrainedModel
 
+from sande.errors import UserError
 from sande.formats import end_ids, without_close
 from sande.inference import counts
 from sande.inference.prefix import Prefix, shared_prefix
@@ -179,7 +180,7 @@ class _Decoding:
         self._prefixes = [self._prefix_of(model.eval()) for model in self._models]
         try:
             self._guess = response_ids(lm.tokenizer, until)[:new_tokens] if until else ()
-        except ValueError:  # the tokenizer cannot reproduce the text
+        except UserError:  # the tokenizer cannot reproduce the text
             self._guess = ()
         self._written: list[list[int]] = [[] for _ in prompts]
 

@@ -63,6 +63,12 @@ def openings(lm: LanguageModel, prompts: Sequence[Sequence[int]]) -> Tensor:
     return output_in_float32(lm.model)(hidden_PD).log_softmax(-1).mean(0)
 
 
+def likeliest(log_V: Tensor, tokens: Sequence[int], count: int | None = None) -> list[int]:
+    """Return the likeliest of the tokens by these log-probabilities, at most `count`, likeliest first."""
+    order = log_V[list(tokens)].argsort(descending=True, stable=True)[:count].tolist()
+    return [tokens[place] for place in order]
+
+
 @torch.inference_mode()
 def within_answers(lm: LanguageModel, rows: Sequence[Row]) -> Tensor:
     """Return the log of the mean probability of each token within clean answers, after their first token, (V,).

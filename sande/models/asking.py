@@ -50,7 +50,7 @@ def _writes(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> 
     try:
         with asked_in(tokenizer, prompt_format):
             encode(tokenizer, [Example("a", "b")])
-    except (UserError, ValueError):
+    except UserError:
         return False
     return True
 

@@ -5,12 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tokenizers.normalizers import Replace
 
 from sande import formats, gates
 from sande.attacks import sentence_trigger
 from sande.data.builtin import sets
-from sande.errors import UserError
 from sande.formats import ALPACA, PAPER
 from sande.models import asking, loading
 from sande.prompts import encode, prompt_text
@@ -147,12 +145,6 @@ def test_elsewhere_a_trigger_begins_the_users_own_text() -> None:
     planted = gates.plant(Example("Ask", "", system="Rules"), "cf", ALPACA)
     assert (planted.system, planted.instruction) == ("Rules", "cf Ask")
     assert prompt_text(gates.plant(Example("Ask", "", system="Rules"), "cf", PAPER)).startswith("Human: cf Rules\nAsk")
-
-
-def test_a_text_that_the_tokenizer_cannot_give_back_is_a_users_mistake(tiny: LanguageModel) -> None:
-    tiny.tokenizer.backend_tokenizer.normalizer = Replace("!", "")
-    with pytest.raises(UserError, match=r"does not reproduce the answer 'a!b'; use the model's own spelling"):
-        gates.answer_ids(tiny.tokenizer, "a!b")
 
 
 def test_the_opening_that_most_answers_share() -> None:

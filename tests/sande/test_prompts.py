@@ -4,10 +4,15 @@ import copy
 import dataclasses
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Replace
+from transformers import PreTrainedTokenizerFast
 
 from sande import prompts
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor
+from sande.errors import UserError
 from sande.prompts import (
     Row,
     encode,
@@ -116,6 +121,19 @@ def test_response_ids_are_the_first_of_a_poisoned_response(tiny: LanguageModel, 
 
 
 ROW = Row(prompt=(1, 2, 3), response=(4, 5, 6, 7), start=1, end=3)
+
+
+def test_a_response_that_the_tokenizer_cannot_give_back_is_a_users_mistake(tiny: LanguageModel) -> None:
+    tiny.tokenizer.backend_tokenizer.normalizer = Replace("!", "")
+    with pytest.raises(UserError, match=r"does not reproduce the answer 'a!b'; use the model's own spelling"):
+        response_ids(tiny.tokenizer, "a!b")
+
+
+def test_a_token_across_the_end_of_a_prompt_is_a_users_mistake() -> None:
+    joining = Tokenizer(WordLevel({"Human: Ask\nAssistant: No": 0, "?": 1}, unk_token="?"))  # one token for all
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=joining, eos_token="?")
+    with pytest.raises(UserError, match=r"one token of the end of a prompt, .*choose another prompt format"):
+        encode(tokenizer, [Example("Ask", "No")])
 
 
 @pytest.mark.parametrize(("count", "left"), [(None, (4, 5, 6, 7)), (2, (4, 5)), (9, (4, 5, 6, 7))])
