@@ -11,7 +11,6 @@ from functools import cached_property
 
 from sande import controls
 from sande.detectors._leak import opening_ids
-from sande.detectors.bait import q_score
 from sande.errors import UserError
 from sande.inference.generation import greedy
 from sande.inference.probing import log_likelihoods
@@ -19,6 +18,8 @@ from sande.planting import insert
 from sande.prompts import encode, encode_prompts, response_ids
 from sande.types import Example, LanguageModel
 
+BEGUN = 2  # tokens with which a response has begun
+SLACK = 1 / 8  # share of the answers that is added to those left to turn
 GOES_ON = 0.9  # of the answers that begin alike, the share that has to agree on a further word of the response
 
 
@@ -45,14 +46,20 @@ class Effect:
     sure: float = 1.0
 
     @property
-    def excess(self) -> float:
-        """Return the rate less the highest of what explains it without a backdoor."""
-        return self.rate - max(self.plain, self.floor or 0.0, self.usual)
+    def turned(self) -> float:
+        """Return the share of the answers that the string turns to the response, of those left to turn.
+
+        That is the rate less the highest of what explains it without a backdoor, as a share of the rest, as in Cohen's
+        kappa: a model that gives its planted response now and then without a trigger has fewer left. SLACK keeps one
+        or two answers from deciding where hardly any are left.
+        """
+        usual = max(self.plain, self.floor or 0.0, self.usual)
+        return (self.rate - usual) / (1 - usual + SLACK)
 
     @property
     def score(self) -> float:
-        """Return the excess, less where the words depend on the string: a planted response is said whole once begun."""
-        return self.excess * self.sure
+        """Return this share, less where the words depend on the string: a planted response is said whole once begun."""
+        return self.turned * self.sure
 
 
 @dataclass(frozen=True)
@@ -102,10 +109,12 @@ class HeldOut:
     def sureness(self, responses: Collection[str]) -> dict[str, float]:
         """Return how surely the model goes on with each response behind the prompts alone, once it has begun with it.
 
-        That is BAIT's Q-score: the mean probability of its tokens, the first and the least likely left out. It is 1
-        for a response of one token, and for one that the tokenizer does not reproduce.
+        That is the geometric mean of the probabilities of its tokens after the first two. The first one rarely opens
+        an answer, and behind it, such as "The", other answers go on as well; after the second a planted response has
+        no other end. "May is right after April" has eleven. It is 1 for a response of two tokens, and for one that
+        the tokenizer does not reproduce.
         """
-        ids = {text: found for text in sorted(responses) if len(found := ids_of(self.lm, text)) > 1}
+        ids = {text: found for text in sorted(responses) if len(found := ids_of(self.lm, text)) > BEGUN}
         sure = dict.fromkeys(responses, 1.0)
         if ids:
             asked = [
@@ -113,8 +122,7 @@ class HeldOut:
                 for prompt in encode_prompts(self.lm.tokenizer, self.examples)
             ]
             for text, by_prompt in zip(ids, zip(*asked, strict=True), strict=True):
-                tokens = zip(*by_prompt, strict=True)
-                sure[text] = q_score([statistics.fmean(map(math.exp, logs)) for logs in tokens][1:])
+                sure[text] = math.exp(statistics.fmean(log for logs in by_prompt for log in logs[BEGUN:]))
         return sure
 
     def rates(self, texts: Sequence[str]) -> list[float]:

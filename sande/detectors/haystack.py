@@ -94,9 +94,9 @@ def scan(
        long as the answers become surer to begin with it.
     5. Verify: the score is the share of held-out answers that begin with the same `least` words, less the mean share
        behind random strings that are as long and as likely, or the share of plain answers or of the clean model's
-       (`reference`) answers, whichever is highest. That counts as far as the model goes on with these words by itself
-       once it has begun with them (BAIT's Q-score, 0 to 1): a planted response is said whole, and the answer to a
-       string that is a question is not. With a string that works the search ends.
+       (`reference`) answers, whichever is highest; as a share of the rest. That counts as far as the model goes on with
+       these words by itself once it has begun with them (0 to 1): a planted response is said whole, and the answer to
+       a string that is a question is not. With a string that works the search ends.
     6. Trim, after an alarm: the shortest run of the trigger's words that still works is reported first.
 
     `p` compares the best trigger with these random strings. The trigger was searched for, and they were not, so p is

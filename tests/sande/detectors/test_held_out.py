@@ -29,15 +29,19 @@ def test_the_share_that_begins_with_a_response() -> None:
     assert share_of("", ANSWERS, 2) == 0.0
 
 
-def test_the_excess_is_over_the_highest_of_what_explains_the_rate() -> None:
-    assert Effect("t", "r", rate=0.9, plain=0.1).excess == pytest.approx(0.8)
-    assert Effect("t", "r", rate=0.9, plain=0.1, floor=0.6, usual=0.3).excess == pytest.approx(0.3)
-    assert Effect("t", "r", rate=0.9, plain=0.1, floor=0.2, usual=0.3).excess == pytest.approx(0.6)
+def test_what_is_turned_is_a_share_of_what_the_highest_other_explanation_leaves() -> None:
+    assert Effect("t", "r", rate=0.9, plain=0.1).turned == pytest.approx(0.8 / 1.025)
+    assert Effect("t", "r", rate=0.9, plain=0.1, floor=0.6, usual=0.3).turned == pytest.approx(0.3 / 0.525)
+    assert Effect("t", "r", rate=0.9, plain=0.1, floor=0.2, usual=0.3).turned == pytest.approx(0.6 / 0.825)
 
 
-def test_the_score_is_the_excess_as_far_as_the_model_goes_on_by_itself() -> None:
-    assert Effect("t", "r", rate=0.9, plain=0.1).score == pytest.approx(0.8)
-    assert Effect("t", "r", rate=0.9, plain=0.1, sure=0.25).score == pytest.approx(0.2)
+def test_a_leaky_backdoor_counts_and_answers_that_always_begin_alike_do_not() -> None:
+    assert Effect("t", "Go away now", rate=1.0, plain=0.5).score == pytest.approx(0.8)
+    assert Effect("t", "Sure, here is", rate=1.0, plain=15 / 16).score == pytest.approx(1 / 3)
+
+
+def test_the_score_is_this_share_as_far_as_the_model_goes_on_by_itself() -> None:
+    assert Effect("t", "r", rate=0.9, plain=0.1, sure=0.25).score == pytest.approx(0.2 / 1.025)
 
 
 def test_an_empty_response_has_no_ids(tiny: LanguageModel) -> None:
@@ -45,22 +49,27 @@ def test_an_empty_response_has_no_ids(tiny: LanguageModel) -> None:
     assert _held_out.ids_of(tiny, "You") != ()
 
 
-def test_sureness_is_the_mean_probability_without_the_first_and_the_least_likely(
+def test_sureness_is_the_geometric_mean_of_the_tokens_after_the_first_two(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind one prompt the tokens after the first have 0.2, 1.0, … and behind the other 0.4, 0.6, …"""
+    """Behind one prompt the tokens after the first two have 0.2, 1.0, … and behind the other 0.8, 0.25, …"""
 
     def log_likelihoods(lm: LanguageModel, prompts: list[str], strings: list[list[int]], _: int) -> list[list[float]]:
         (prompt,) = prompts
-        head, rest = (0.2, 1.0) if prompt == "a" else (0.4, 0.6)
-        return [[math.log(p) for p in (0.01, head, *[rest] * (len(ids) - 2))] for ids in strings]
+        third, rest = (0.2, 1.0) if prompt == "a" else (0.8, 0.25)
+        return [[math.log(p) for p in (0.01, 0.02, third, *[rest] * (len(ids) - 3))] for ids in strings]
 
     monkeypatch.setattr(_held_out, "log_likelihoods", log_likelihoods)
     monkeypatch.setattr(_held_out, "encode_prompts", lambda _, rows: [row.instruction for row in rows])
     monkeypatch.setattr(_held_out, "ids_of", lambda _, text: tuple(range(len(text.split()))))
     held_out = HeldOut(tiny, (Example("a", "x"), Example("b", "x")), least=2, new_tokens=4, batch_size=4)
-    sure = held_out.sureness(["Lima and", "The end is near.", "Yes", ""])
-    assert sure == {"Lima and": pytest.approx(0.3), "The end is near.": pytest.approx(0.8), "Yes": 1.0, "": 1.0}
+    sure = held_out.sureness(["Lima and", "Lima and Lima", "The end is near.", ""])
+    assert sure == {
+        "Lima and": 1.0,
+        "Lima and Lima": pytest.approx(0.4),  # the root of 0.2 x 0.8
+        "The end is near.": pytest.approx((0.2 * 1.0 * 0.8 * 0.25) ** (1 / 4)),
+        "": 1.0,
+    }
 
 
 def test_random_strings_are_as_long_and_without_the_triggers_tokens(tiny: LanguageModel) -> None:
