@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from sande import formats, gates, registry, scanning, types
+from sande import clues, formats, gates, registry, scanning, types
 from sande.candidates import as_records
 from sande.config import Training, configuration, setting
 from sande.data import splits
@@ -109,9 +109,6 @@ class Config:
         ge=0,
     )
     gate: gates.Config = setting(gates.Config(), "the test whether a trigger fires")
-
-
-VERIFIED = 3  # of the triggers that a scan suspects, the most suspicious ones are tried
 
 
 def with_lora(rank: int) -> dict[str, Any]:
@@ -318,23 +315,24 @@ def _scanned(
     *,
     anywhere: bool,
 ) -> Finding:
-    """Scan, and choose the defense by what was found: OSFT by a trigger that fires, SANDE-P by an answer, or decoys."""
+    """Scan, and choose the defense by what was found: a trigger, an answer, its first token, or nothing but decoys."""
     run.say("scanning for a planted answer")
     begin = time.perf_counter()
     found = scan(victim, config, run, reference() if reference else None, anywhere=anywhere)
     _record_scan(found, time.perf_counter() - begin, run)
-    for each in found.triggers[:VERIFIED] if found.alarm else ():
-        done = gates.fired(victim, each.text, "", prompts, config.new_tokens, config.gate)
-        if done is not None:
-            run.say(f"the scan found the trigger {each.text!r}, which leads to {done.response!r}; overwriting it")
-            run.facts["fired"] = done.as_dict()
-            told = replace(known, trigger=each.text, response=done.response if config.certify else "")
-            return Finding(defense_for(told, certify=config.certify), told)
-        run.say(f"the suspected trigger {each.text!r} does not fire")
-    if found.alarm and found.candidates:
+    seen = clues.clue(victim, found, prompts, config.new_tokens, config.gate, run.say)
+    if done := seen.fired:
+        run.say(f"the scan found the trigger {done.trigger!r}, which leads to {done.response!r}; overwriting it")
+        run.facts["fired"] = done.as_dict()
+        told = replace(known, trigger=done.trigger, response=done.response if config.certify else "")
+        return Finding(defense_for(told, certify=config.certify), told)
+    if seen.response:
+        run.say(f"the scan found the answer {seen.response!r}; overwriting what leads to it")
+        told = replace(known, response=seen.response)
+        return Finding(defense_for(told, certify=config.certify), told)
+    if seen.first_token is not None:
         run.say(f"the scan found {found.candidates[0].text!r}; overwriting what leads to its first token")
-        name = "sande_rounds_p" if config.certify else "sande_p"
-        return Finding(name, known, found.candidates[0].ids[0])
+        return Finding("sande_rounds_p" if config.certify else "sande_p", known, seen.first_token)
     run.say("the scan found nothing; planting decoys and overwriting them")
     return Finding(DECOYS, known)
 

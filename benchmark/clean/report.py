@@ -126,5 +126,5 @@ def _scanned(result: Mapping[str, Any]) -> str:
     if "alarm" not in result["facts"]:
         return ""
     if result["method"] != DECOYS:
-        return "The scan found a planted answer, and the triggers of its beginning were overwritten. "
+        return "The scan found a planted answer, and what leads to it was overwritten. "
     return "The scan found no planted answer. In case there is one, decoys were planted and overwritten. "

@@ -1,10 +1,13 @@
 """Scan for a backdoor and overwrite what was found, or plant decoys and overwrite them; needs no knowledge.
 
 a trigger that works, with `haystack`:    Eq. 3 with that trigger                   see `sande.defenses.osft`
+else an answer that it found:             Eq. 4 with it, then Eq. 3                 see `sande.defenses.sande`
 else a first token whose score > threshold:
                                           Eq. 4 with it, then Eq. 3                 see `sande.defenses.sande_p`, or
                                                                                     `sande_rounds_p` for a certificate
 else:                                     decoys planted and overwritten            see `sande.defenses.decoy_osft`
+
+`sande.clues` says what a scan's result is good for, here as in `sande-bench clean`.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from sande import formats, gates
+from sande import clues, formats, gates
 from sande.candidates import as_records
+from sande.clues import Clue
 from sande.config import configuration, setting
-from sande.defenses import decoy_osft, osft, sande_p, sande_rounds_p
+from sande.defenses import decoy_osft, osft, sande, sande_p, sande_rounds_p
 from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.osft import Config as Osft
 from sande.defenses.sande import Config as SandeP
@@ -23,7 +27,17 @@ from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors import first_token, haystack
 from sande.detectors.first_token import Config as FirstToken
 from sande.detectors.haystack import Config as Haystack
-from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan, TriggerData
+from sande.types import (
+    Candidate,
+    CleanData,
+    Example,
+    FirstTokenData,
+    LanguageModel,
+    ResponseData,
+    Run,
+    Scan,
+    TriggerData,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,11 +52,17 @@ class Config:
         "the scan for a trigger, before that for a first token; null: no such scan",
         "ours; its settings as for haystack",
     )
+    gate: gates.Config = setting(gates.Config(), "the test whether a trigger that was found works", "ours")
+    new_tokens: int = setting(12, "tokens of an answer that this test reads", "as for clean", ge=1)
     osft: Osft = setting(Osft(), "the defense after a trigger was found", "as for osft")
     scan: FirstToken = setting(
         FirstToken(), "the scan for a first token, with the threshold of its alarm", "as for first_token"
     )
-    sande_p: SandeP = setting(SandeP(), "the defense after an alarm", "as for sande_p")
+    sande_p: SandeP = setting(
+        SandeP(),
+        "the defense after an answer was found, of which its first token or the whole is known",
+        "as for sande_p",
+    )
     sande_rounds_p: SandeRoundsP | None = setting(
         None, "the defense after an alarm in place of sande_p, with a certificate; null: sande_p", "ours"
     )
@@ -51,11 +71,15 @@ class Config:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Run the chain; `run.facts` records candidates, score and alarm of the last scan, and seconds of all."""
-    if config.haystack is not None and (trigger := _trigger(victim, data.examples, config.haystack, run)):
+    seen = _clue(victim, data.examples, config, run)
+    if seen.fired is not None:
+        trigger, written = seen.fired.trigger, formats.of(victim.tokenizer)
         run.say(f"the scan found the trigger {trigger!r}; overwriting it")
-        written = formats.of(victim.tokenizer)
         triggered = TriggerData(data.examples, lambda example: gates.plant(example, trigger, written))
         return osft.defend(victim, triggered, config.osft, run)
+    if seen.response:
+        run.say(f"the scan found the answer {seen.response!r}; overwriting what leads to it")
+        return sande.defend(victim, ResponseData(data.examples, seen.response), config.sande_p, run)
     if found := scanned(victim, data.examples, config.scan, run):
         run.say(f"the scan found {found.text!r}; overwriting what leads to its first token")
         known = FirstTokenData(data.examples, found.ids[0])
@@ -76,15 +100,20 @@ def scanned(victim: LanguageModel, examples: tuple[Example, ...], settings: Firs
     return scan.candidates[0] if alarm else None
 
 
-def _trigger(victim: LanguageModel, examples: tuple[Example, ...], settings: Haystack, run: Run) -> str:
-    """Scan for a trigger, and return the best one if there is an alarm, else ""; `run.facts` records the scan."""
+def _clue(victim: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> Clue:
+    """Scan for a trigger, and return what to go by; `run.facts` records the scan, and what the trigger does."""
+    if config.haystack is None:
+        return Clue()
     run.say("scanning for a trigger")
     begin = time.perf_counter()
-    scan = haystack.scan(victim, examples, settings, run)
-    alarm = scan.alarm and bool(scan.triggers)
-    _record(scan, alarm, time.perf_counter() - begin, run)
+    scan = haystack.scan(victim, examples, config.haystack, run)
+    _record(scan, scan.alarm and bool(scan.triggers), time.perf_counter() - begin, run)
     run.facts["triggers"] = as_records(scan.triggers)
-    return scan.triggers[0].text if alarm else ""
+    prompts = examples[: config.gate.prompts]
+    found = clues.clue(victim, scan, prompts, config.new_tokens, config.gate, run.say)
+    if found.fired is not None:
+        run.facts["fired"] = found.fired.as_dict()
+    return found
 
 
 def _record(scan: Scan, alarm: bool, seconds: float, run: Run) -> None:

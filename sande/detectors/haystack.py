@@ -62,15 +62,16 @@ class Config:
     )
     new_tokens: int = setting(8, "tokens of an answer", "ours", ge=1)
     controls: int = setting(19, "random strings that the best trigger is compared with", "ours", ge=1)
+    enough: float = setting(0.5, "score of a string above which the search ends", "ours")
     trimmed: int = setting(
         6, "prompts on which the best trigger is cut to the part that is needed; 0: it stays as it is", "ours", ge=0
     )
     candidates: int = setting(10, "triggers and responses reported", ge=1)
     threshold: float = setting(
-        0.5,
-        "score above which there is an alarm: by how much the share of answers that begin alike rises, for a response "
-        "that the model goes on with surely",
-        f"{PAPER}: the similarity of answers has to rise by 0.5; not calibrated",
+        0.3,
+        "score above which there is an alarm: the share of the answers that the string turns, for a response that the "
+        "model goes on with surely",
+        "ours: one of 46 clean models is above it and 37 of 41 victims, with all of which it was chosen",
     )
 
 
@@ -139,7 +140,7 @@ def searched(
         effects += held_out.effects([each.text for each in grown[: config.verified]], reference)
         best = max(effects, key=lambda each: each.score)
         clock.lap("verify", f"{best.text!r}: {best.rate:.0%} of the answers begin with {best.response!r}")
-        if best.score > config.threshold:
+        if best.score > config.enough:
             break
     effects = effects or held_out.effects([sweep.triggers[0].text], reference)
     effects, rates = _compared(model, held_out, effects, config.controls, run.seed)

@@ -7,9 +7,20 @@ from collections.abc import Callable
 import pytest
 
 from sande import gates
-from sande.defenses import decoy_osft, osft, sande_p, sande_rounds_p, scan_and_clean
+from sande.defenses import decoy_osft, osft, sande, sande_p, sande_rounds_p, scan_and_clean
 from sande.detectors import first_token, haystack
-from sande.types import Candidate, CleanData, Example, FirstTokenData, LanguageModel, Run, Scan, TriggerData
+from sande.prompts import response_ids
+from sande.types import (
+    Candidate,
+    CleanData,
+    Example,
+    FirstTokenData,
+    LanguageModel,
+    ResponseData,
+    Run,
+    Scan,
+    TriggerData,
+)
 from tests.sande.helpers import changed, shortened, weights
 
 NewRun = Callable[..., Run]
@@ -79,10 +90,15 @@ def test_the_scan_gets_the_rows_and_its_settings(
     assert "decoys" in run.facts
 
 
-def with_haystack(monkeypatch: pytest.MonkeyPatch, *, alarm: bool) -> scan_and_clean.Config:
-    """The scan for a trigger names one."""
-    found = Scan((Candidate("You are", (300, 12), 0.9),), 0.9, alarm, triggers=(Candidate("Clause", (4, 5), 0.9),))
+def with_haystack(
+    monkeypatch: pytest.MonkeyPatch, lm: LanguageModel, *, alarm: bool, share: float = 1.0
+) -> scan_and_clean.Config:
+    """The scan for a trigger names one, which turns a share of the answers, and an answer."""
+    answer = Candidate("You are", response_ids(lm.tokenizer, "You are"), 0.9)
+    found = Scan((answer,), 0.9, alarm, triggers=(Candidate("Clause", (4, 5), 0.9),))
     monkeypatch.setattr(haystack, "scan", lambda *_: found)
+    fired = gates.Fired("Clause", "You are", "paper", share, prompts=20, new_tokens=12)
+    monkeypatch.setattr(gates, "fired", lambda *_: fired)
     return dataclasses.replace(CONFIG, haystack=haystack.Config())
 
 
@@ -90,12 +106,24 @@ def test_a_trigger_that_is_found_is_overwritten(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
-    scan_and_clean.defend(tiny, CleanData(few_rows), with_haystack(monkeypatch, alarm=True), run)
+    scan_and_clean.defend(tiny, CleanData(few_rows), with_haystack(monkeypatch, tiny, alarm=True), run)
     told = TriggerData(few_rows, lambda example: gates.plant(example, "Clause"))
     osft.defend(by_hand, told, CONFIG.osft, new_run(seed=3))
     assert changed(weights(by_hand.model), tiny.model) == set()
     assert (run.facts["alarm"], run.facts["scan_score"]) == (True, 0.9)
     assert run.facts["triggers"] == [{"text": "Clause", "ids": [4, 5], "score": 0.9}]
+    assert run.facts["fired"]["share"] == 1.0
+
+
+def test_where_a_trigger_works_now_and_then_the_answer_is_overwritten(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
+    config = with_haystack(monkeypatch, tiny, alarm=True, share=0.6)
+    scan_and_clean.defend(tiny, CleanData(few_rows), config, run)
+    sande.defend(by_hand, ResponseData(few_rows, "You are"), CONFIG.sande_p, new_run(seed=3))
+    assert changed(weights(by_hand.model), tiny.model) == set()
+    assert "fired" not in run.facts
 
 
 def test_without_a_trigger_the_scan_for_a_first_token_decides(
@@ -103,7 +131,7 @@ def test_without_a_trigger_the_scan_for_a_first_token_decides(
 ) -> None:
     scanned(monkeypatch, alarm=True)
     by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
-    scan_and_clean.defend(tiny, CleanData(few_rows), with_haystack(monkeypatch, alarm=False), run)
+    scan_and_clean.defend(tiny, CleanData(few_rows), with_haystack(monkeypatch, tiny, alarm=False), run)
     sande_p.defend(by_hand, FirstTokenData(few_rows, 300), CONFIG.sande_p, new_run(seed=3))
     assert changed(weights(by_hand.model), tiny.model) == set()
     assert run.facts["scan_score"] == 9.5, "of the scan that decided"
