@@ -128,7 +128,7 @@ def searched(
     asked = list(dict.fromkeys([*(each.ids[0] for each in suspects), *_heads(model, recurring)]))
     sweep = _sweeping.swept(quick, examples, config.sweep, run.seed, tried, asked, model)
     clock.lap("sweep", _line(sweep.triggers[0], sweep))
-    held_out = _held_out_prompts(model, examples, sweep, config, run.seed)
+    held_out = _held_out_prompts(quick, examples, sweep, config, run.seed)
     triggers: list[Trigger] = []
     effects: list[Effect] = []
     for column in _tokens(sweep, asked, config.extended):
@@ -143,7 +143,7 @@ def searched(
         if best.score > config.enough:
             break
     effects = effects or held_out.effects([sweep.triggers[0].text], reference)
-    effects, rates = _compared(model, held_out, effects, config.controls, run.seed)
+    effects, rates = _compared(quick, held_out, effects, config.controls, run.seed)
     best = effects[0]
     clock.lap("compare", f"behind random strings {effects[0].usual:.0%} begin alike")
     alarm = best.score > config.threshold
