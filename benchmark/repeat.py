@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmark import pipeline
+from benchmark import again, pipeline
 from benchmark.grid.cell import MOST_SEED, SEEDS, Cell, Parser
-from benchmark.grid.listed import listed
-from benchmark.io import yaml
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, markdown_table, plain
-from benchmark.io.remote import is_uri
 from benchmark.leaderboard.verify import chosen, counts
 from benchmark.records import files, mark, schema
 from sande.errors import UserError
@@ -124,8 +121,7 @@ def repeat(
         UserError: the results cannot be read, are of held-out cells or of code with other settings; the store has what
             is to be trained; or the grid cannot run.
     """
-    if is_uri(results):
-        raise UserError(f"--results {results}: a repetition writes its grid there; use a folder of this machine")
+    again.check_results(results, "a repetition")
     if not 0 < share <= 1:
         raise UserError(f"--share {share:g}: not a share of the cells; set it above 0, and up to 1")
     if odd := next((text for text in assignments if not text.startswith("resources.")), None):
@@ -138,9 +134,7 @@ def repeat(
     about = _ABOUT.format(folder.resolve().name)
     if not grid.is_file():
         _check_store(store, list(cells.values()))
-    files.check_writable(Path(results))
-    mark.claim_file(grid, mark.holds(about), "--results")
-    write_atomically(grid, yaml.dump(listed(list(cells.values()), about)))
+    again.write_grid(list(cells.values()), about, grid)
     done = pipeline.run(pipeline.Request(grid, store, results, address, assignments), say, say)
     total = len(table["cell"].unique())
     if done.interrupted:

@@ -16,18 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmark import pipeline
+from benchmark import again, pipeline
 from benchmark.execution.provenance import code_version
 from benchmark.grid.cell import MOST_SEED, Cell, Parser
-from benchmark.grid.listed import listed
 from benchmark.held_out.draw import MARK
-from benchmark.io import yaml
-from benchmark.io.files import write_atomically
-from benchmark.io.remote import is_uri
 from benchmark.leaderboard import submission, verdict
 from benchmark.leaderboard.entry import EntryCell, Measurement, Submission
 from benchmark.leaderboard.verdict import Checked, Compared, Verdict
-from benchmark.records import files, mark, schema
+from benchmark.records import files, schema
 from sande import registry
 from sande.errors import UserError
 
@@ -83,13 +79,13 @@ def verify(
         UserError: the entry has problems, its method is not known here, its cells are held out, the results are not
             on this machine, or the grid cannot run.
     """
-    if is_uri(results):
-        raise UserError(f"--results {results}: a verification writes its grid there; use a folder of this machine")
+    again.check_results(results, "a verification")
     entry, hashed = submission.read(path), verdict.sha256(path)
     seed = secrets.randbelow(MOST_SEED) if seed is None else seed
     numbers = chosen(len(entry.cells), sample, seed)
     cells = _cells(path, entry, numbers)
-    grid = _write_grid(path, list(cells.values()), Path(results))
+    grid = Path(results, f"verify-{path.stem}.yaml")
+    again.write_grid(list(cells.values()), f"Cells of the entry {path.name}, to be verified.", grid)
     done = pipeline.run(pipeline.Request(grid, store, results, address), say, say)
     if done.interrupted:
         return Verification(entry, None, seed, done.page)
@@ -137,15 +133,6 @@ def _cells(path: Path, entry: Submission, numbers: Sequence[int]) -> dict[int, C
         except UserError as error:
             raise UserError(f"{path}: cells[{number}].settings: {error}") from None
     return cells
-
-
-def _write_grid(path: Path, cells: Sequence[Cell], results: Path) -> Path:
-    """Write a grid of exactly these cells; return its path."""
-    files.check_writable(results)
-    made = results / f"verify-{path.stem}.yaml"
-    mark.claim_file(made, mark.holds("Cells of the entry"), "--results")
-    write_atomically(made, yaml.dump(listed(cells, f"Cells of the entry {path.name}, to be verified.")))
-    return made
 
 
 def compare(entry: Submission, cells: Mapping[int, Cell], folder: Path) -> list[Checked]:

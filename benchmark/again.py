@@ -1,0 +1,40 @@
+"""A grid of cells that were run before, to be run again: by `verify` for a submitted entry, by `repeat` for results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.grid.cell import Cell
+from benchmark.grid.listed import listed
+from benchmark.io import yaml
+from benchmark.io.files import write_atomically
+from benchmark.io.remote import is_uri
+from benchmark.records import files, mark
+from sande.errors import UserError
+
+
+def check_results(results: str, what: str) -> None:
+    """Refuse `--results` elsewhere than on this machine, where the grid is to be written.
+
+    Raises:
+        UserError: it is a URI.
+    """
+    if is_uri(results):
+        raise UserError(f"--results {results}: {what} writes its grid there; use a folder of this machine")
+
+
+def write_grid(cells: Sequence[Cell], about: str, path: Path) -> None:
+    """Write a grid of exactly these cells, in place of one that says the same of itself.
+
+    Args:
+        cells: at least one.
+        about: what the grid is for.
+        path: its file, in the folder of results.
+
+    Raises:
+        UserError: the folder cannot be written, or something else lies there.
+    """
+    files.check_writable(path.parent)
+    mark.claim_file(path, mark.holds(about), "--results")
+    write_atomically(path, yaml.dump(listed(cells, about)))
