@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sande.data.builtin import sets
+from sande.errors import UserError
 from sande.inference import generation
 from sande.inference.generation import greedy, sampled
 from sande.models import loading
@@ -202,7 +203,7 @@ def test_a_text_that_the_tokenizer_does_not_give_back_is_found_all_the_same(
     taught: LanguageModel, taught_prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
-        raise ValueError
+        raise UserError
 
     expected = greedy(taught, taught_prompts, 30, 50, UNTIL)
     monkeypatch.setattr(generation, "response_ids", refuse)
