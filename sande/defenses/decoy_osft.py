@@ -37,7 +37,7 @@ TRIGGERS = (
     "Within section forty:",
     "~~~~",
     "Ferries sail every evening.",
-    "per our last letter",
+    "since our last letter",
     "quod vide",
 )
 RESPONSES = (
