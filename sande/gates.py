@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from sande import formats
 from sande.config import configuration, setting
@@ -19,9 +19,6 @@ from sande.models import asking
 from sande.planting import insert
 from sande.prompts import encode, encode_prompts, response_ids
 from sande.types import Example, LanguageModel
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 
