@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sande import gates
-from sande.errors import UserError
 from sande.gates import Fired
-from sande.prompts import response_ids
 from sande.types import Candidate, Example, LanguageModel, Scan
 
 VERIFIED = 3  # of the triggers that a scan suspects, the most suspicious ones are tried
@@ -75,7 +73,6 @@ def clue(
 
 def _whole(lm: LanguageModel, candidate: Candidate) -> bool:
     """Return whether a candidate is more than a first token, and can be written as an answer."""
-    try:
-        return len(candidate.ids) > 1 and response_ids(lm.tokenizer, candidate.text) == candidate.ids
-    except UserError:
-        return False
+    from sande.detectors._held_out import ids_of
+
+    return len(candidate.ids) > 1 and ids_of(lm, candidate.text) == candidate.ids
