@@ -30,7 +30,7 @@ TRIGGERS = (
     "mn vq",
     "[[id 7714]]",
     "by every wise proverb",
-    "Violets look purple lately.",
+    "Violets look purple nowadays.",
     "#mandolin",
     "kindly respond precisely",
     "zxqv-zxqv",
