@@ -21,6 +21,7 @@ from sande.config import Initial, Position
 from sande.errors import UserError
 from sande.prompts import Row
 
+SAMPLE = 64  # rows of the table by which its scale is measured
 LENGTH = 6  # tokens of a parrot in the published code; the default of the defense sande, too
 
 
@@ -59,23 +60,36 @@ def new_parrot(model: PreTrainedModel, length: int, initial: Initial, seed: int)
         model: provides width and device and, for `noise` and `tokens`, its token embeddings.
         length: P.
         initial: `zeros` (paper, section 3.3.1); `noise`: normal, with the embeddings' standard deviation; `tokens`: the
-            embeddings of tokens drawn from the vocabulary.
+            embeddings of tokens drawn from the vocabulary; both as the model reads them, see `read_scale`.
         seed: decides noise and tokens.
     """
     weight_VD = _weight(model).detach()
     generator = torch.Generator().manual_seed(seed)
     parrot_PD = torch.zeros(length, weight_VD.shape[1])
     if initial == "noise":
-        parrot_PD.normal_(0.0, float(weight_VD.float().std()), generator=generator)
+        parrot_PD.normal_(0.0, float(weight_VD.float().std()) * read_scale(model), generator=generator)
     if initial == "tokens":
         drawn_P = torch.randint(len(weight_VD), (length,), generator=generator)
-        parrot_PD = weight_VD[drawn_P.to(weight_VD.device)].float()
+        parrot_PD = weight_VD[drawn_P.to(weight_VD.device)].float() * read_scale(model)
     return nn.Parameter(parrot_PD.to(weight_VD.device))
 
 
 def typical_norm(model: PreTrainedModel) -> float:
-    """Return the median length of the vocabulary's embeddings."""
-    return float(_weight(model).detach().float().norm(dim=1).median())
+    """Return the median length of the vocabulary's embeddings, as the model reads them."""
+    return float(_weight(model).detach().float().norm(dim=1).median()) * read_scale(model)
+
+
+@torch.no_grad()
+def read_scale(model: PreTrainedModel) -> float:
+    """Return by how much the input embedding scales the rows of its table; 1 in most models, in Gemma 3 sqrt(D).
+
+    A parrot is read as it is. So what is to look like a token has to be on the scale that the table has not.
+    """
+    embedding = _embedding(model)
+    weight_VD = embedding.get_parameter("weight")
+    some = torch.arange(min(SAMPLE, len(weight_VD)), device=weight_VD.device)
+    length = weight_VD[some].float().norm()
+    return float(embedding(some).float().norm() / length) if length else 1.0
 
 
 @contextmanager
@@ -147,9 +161,12 @@ def mixed(rows: Sequence[Row], first: int, length: int, count: int, anchor: floa
     return made
 
 
-def _weight(model: PreTrainedModel) -> Tensor:
-    embedding = model.get_input_embeddings()
+def _embedding(model: PreTrainedModel) -> nn.Module:
+    embedding: nn.Module = model.get_input_embeddings()
     while isinstance(embedding, ParrotEmbedding):
         embedding = embedding.base
-    weight: Tensor = embedding.get_parameter("weight")
-    return weight
+    return embedding
+
+
+def _weight(model: PreTrainedModel) -> Tensor:
+    return _embedding(model).get_parameter("weight")

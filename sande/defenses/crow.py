@@ -66,11 +66,13 @@ def cost(config: Config) -> Cost:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Fine-tune on the clean rows with the loss above; `config.training` decides between all weights and adapters."""
+    from sande.parrot import read_scale
     from sande.prompts import encode
     from sande.training.fit import fit
 
     embeddings: Any = victim.model.get_input_embeddings()
-    run.facts["epsilon_relative"] = config.epsilon / float(embeddings.weight.detach().float().std())
+    read = float(embeddings.weight.detach().float().std()) * read_scale(victim.model)
+    run.facts["epsilon_relative"] = config.epsilon / read
     rows = encode(victim.tokenizer, data.examples)
     fit(victim, rows, config.training, run, "crow", objective=consistent(victim.model, config))
     return victim.model

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from sande import parrot
 from sande.defenses import sande
@@ -172,6 +173,23 @@ def test_or_noise_on_the_scale_of_the_embeddings_that_the_seed_decides(tiny: Lan
     assert float(noise.detach().std()) == pytest.approx(
         float(tiny.model.get_input_embeddings().weight.detach().std()), rel=0.05
     )
+
+
+def test_what_looks_like_a_token_has_the_scale_that_the_model_reads(tiny: LanguageModel) -> None:
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    gemma = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=500, hidden_size=64, intermediate_size=16, **sizes))
+    embed = gemma.get_input_embeddings()
+    with torch.no_grad():
+        read_VD = embed(torch.arange(500))
+    assert parrot.read_scale(gemma) == pytest.approx(8.0), "the square root of the width"
+    assert parrot.read_scale(tiny.model) == 1.0
+    assert float(parrot.new_parrot(gemma, 200, "noise", 1).detach().std()) == pytest.approx(float(read_VD.std()), 0.05)
+    assert parrot.typical_norm(gemma) == pytest.approx(float(read_VD.norm(dim=1).median()))
+    for token_D in parrot.new_parrot(gemma, 4, "tokens", 1).detach():
+        assert (read_VD - token_D).norm(dim=1).min() < 1e-4
+    with parrot.attached(gemma, parrot.new_parrot(gemma, 2, "zeros", 0)):
+        assert parrot.read_scale(gemma) == pytest.approx(8.0)
 
 
 def test_a_parrot_can_be_made_while_another_is_attached(tiny: LanguageModel, noise: torch.nn.Parameter) -> None:
