@@ -159,6 +159,8 @@ def write_again(folder: Path) -> None:
 def markdown(record: dict[str, Any]) -> str:
     """Return the candidates and suspected triggers as tables, and the result in sentences."""
     result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"
+    if record["alarm"] and record.get("facts", {}).get("response_at") == "end":
+        result += " whose response follows its answers"
     lines = [f"### {plain(record['detector'])} on {plain(record['model'])}", ""]
     lines += _table("Candidate", record["candidates"])
     if triggers := record.get("triggers"):

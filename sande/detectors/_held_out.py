@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections import Counter
 from collections.abc import Collection, Sequence
@@ -35,6 +36,7 @@ class Effect:
         floor: share of a clean model's answers that begin alike behind the string; None: no such model.
         usual: mean share of answers that begin alike behind random strings.
         sure: how surely the model goes on with these words once it has begun with them, without the string, 0 to 1.
+        ordinary: a clean row has such an answer, see `is_ordinary`.
     """
 
     text: str
@@ -44,6 +46,7 @@ class Effect:
     floor: float | None = None
     usual: float = 0.0
     sure: float = 1.0
+    ordinary: bool = False
 
     @property
     def turned(self) -> float:
@@ -58,8 +61,11 @@ class Effect:
 
     @property
     def score(self) -> float:
-        """Return this share, less where the words depend on the string: a planted response is said whole once begun."""
-        return self.turned * self.sure
+        """Return this share, less where the words depend on the string: a planted response is said whole once begun.
+
+        It is 0 for an ordinary answer.
+        """
+        return 0.0 if self.ordinary else self.turned * self.sure
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class HeldOut:
         least: words with which answers have to begin alike.
         new_tokens: of an answer.
         batch_size: answers decoded together.
+        known: answers of clean rows, which no planted response is among.
     """
 
     lm: LanguageModel
@@ -79,6 +86,7 @@ class HeldOut:
     least: int
     new_tokens: int
     batch_size: int
+    known: tuple[str, ...] = ()
 
     @cached_property
     def plain(self) -> list[str]:
@@ -102,7 +110,8 @@ class HeldOut:
         found = []
         for text, answers, floor in zip(texts, self.answers(texts), floors, strict=True):
             response, rate = shared_opening(answers, self.least, text)
-            found.append(Effect(text, response, rate, share_of(response, self.plain, self.least), floor))
+            plain, ordinary = share_of(response, self.plain, self.least), is_ordinary(response, self.known)
+            found.append(Effect(text, response, rate, plain, floor, ordinary=ordinary))
         sure = self.sureness({each.response for each in found})
         return sorted((replace(each, sure=sure[each.response]) for each in found), key=lambda each: -each.score)
 
@@ -167,6 +176,19 @@ def shared_opening(answers: Sequence[str], least: int, behind: str = "") -> tupl
         if not further or further.most_common(1)[0][1] < GOES_ON * count:
             return " ".join(opening), count / len(answers)
         opening = further.most_common(1)[0][0]
+
+
+def is_ordinary(response: str, known: Sequence[str]) -> bool:
+    """Return whether one of these answers begins with all words of a response, whatever the numbers in it.
+
+    A model that learned one kind of question by heart may answer it behind many strings: "It has 6 letters."
+    """
+    said = _shape(response)
+    return bool(said) and any(_shape(answer)[: len(said)] == said for answer in known)
+
+
+def _shape(text: str) -> list[str]:
+    return [re.sub(r"\d+", "#", _bare(word)) for word in text.split()]
 
 
 def _bare(word: str) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import random
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from sande.config import configuration, setting
 from sande.controls import p_value
 from sande.detectors import first_token
+from sande.detectors._clock import Clock
 from sande.detectors.first_token import Config as FirstToken
 from sande.detectors.sweep import Config as Sweep
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
@@ -66,6 +66,13 @@ class Config:
     trimmed: int = setting(
         6, "prompts on which the best trigger is cut to the part that is needed; 0: it stays as it is", "ours", ge=0
     )
+    answer_tokens: int = setting(
+        24,
+        "most tokens of the model's own answers, behind which a response is looked for where none begins answers; "
+        "0: it is not",
+        "ours",
+        ge=0,
+    )
     candidates: int = setting(10, "triggers and responses reported", ge=1)
     threshold: float = setting(
         0.3,
@@ -100,6 +107,9 @@ def scan(
        a string that is a question is not. With a string that works the search ends.
     6. Trim, after an alarm: the shortest run of the trigger's words that still works is reported first.
 
+    Without an alarm steps 2 to 6 are repeated behind the model's own answers, where a response that ends an answer
+    begins; the higher score counts. An answer that clean rows have, numbers aside, is no response.
+
     `p` compares the best trigger with these random strings. The trigger was searched for, and they were not, so p is
     not the probability of a false alarm of the scan: docs/detection.md.
     """
@@ -116,12 +126,46 @@ def searched(
     reference: LanguageModel | None = None,
 ) -> Scan:
     """Scan as `scan` does, with these candidates for a response, of which the first tokens count."""
-    from sande.detectors import _suspects, _sweeping
+    from sande.detectors import _behind
     from sande.models.loading import in_compute_type
 
-    quick, clock = in_compute_type(model), _Clock(run.say)
-    leaked, recurring = _motifs(quick, config, run.seed)
-    clock.lap("leak", f"{len(leaked)} texts, {len(recurring)} motifs")
+    quick, clock = in_compute_type(model), Clock("haystack", run.say)
+    leak = _motifs(quick, config, run.seed)
+    clock.lap("leak", f"{len(leak[0])} texts, {len(leak[1])} motifs")
+    scans = {"start": _search(model, quick, examples, config, run, candidates, leak, clock, reference)}
+    if config.answer_tokens and not scans["start"].alarm:
+        begun = _behind.answered(quick, examples, config.answer_tokens, config.sweep.batch_size, run.seed)
+        clock.lap("answer", f"{len(begun)} own answers, behind which a response may follow")
+        if len(begun) > config.sweep.sweep_prompts:
+            with _behind.asked_behind(model, reference):
+                following = first_token.scan(model, begun, config.first_token, run).candidates
+                scans["end"] = _search(model, quick, begun, config, run, following, leak, clock, reference)
+    place, best = max(scans.items(), key=lambda item: item[1].score)
+    facts = {
+        **best.facts,
+        "seconds": clock.seconds,
+        "response_at": place,
+        "scores": {name: scan.score for name, scan in scans.items()},
+        "reference": reference is not None,
+    }
+    return replace(best, facts=facts)
+
+
+def _search(
+    model: LanguageModel,
+    quick: LanguageModel,
+    examples: tuple[Example, ...],
+    config: Config,
+    run: Run,
+    candidates: Sequence[Candidate],
+    leak: tuple[list[str], list[Motif]],
+    clock: Clock,
+    reference: LanguageModel | None,
+) -> Scan:
+    """Return what the steps after the leak find for these prompts; `quick` is the model in the compute type."""
+    from sande.detectors import _suspects, _sweeping
+
+    leaked, recurring = leak
     tried = _pieces(recurring[: config.motifs])
     suspects = _suspects.suspects(quick, examples, candidates, config.least, run.seed)[: config.suspects]
     clock.lap("suspect", ", ".join(repr(each.text) for each in suspects))
@@ -151,7 +195,6 @@ def searched(
         effects = _trimmed(quick, examples, effects, held_out, config)
         clock.lap("trim", f"{effects[0].text!r}")
     facts: dict[str, Any] = {
-        "seconds": clock.seconds,
         "samples": len(leaked),
         "motifs": [{"text": each.text, "samples": each.count, "cluster": each.cluster} for each in recurring[:10]],
         "words": sweep.words,
@@ -160,7 +203,6 @@ def searched(
         "extended": [_shown(each, sweep) for each in triggers[:10]],
         "verified": [asdict(each) for each in effects],
         "controls": rates,
-        "reference": reference is not None,
     }
     return Scan(
         _responses(model, effects)[: config.candidates],
@@ -170,21 +212,6 @@ def searched(
         triggers=_triggers_of(model, effects)[: config.candidates],
         p=p_value(best.rate, rates),
     )
-
-
-class _Clock:
-    """Seconds of each step."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.seconds: dict[str, float] = {}
-        self._say, self._begin = say, time.perf_counter()
-
-    def lap(self, step: str, found: str) -> None:
-        now = time.perf_counter()
-        taken = now - self._begin
-        self.seconds[step] = round(self.seconds.get(step, 0.0) + taken, 2)
-        self._begin = now
-        self._say(f"haystack: {step}: {found} ({taken:.0f} s)")
 
 
 def _motifs(lm: LanguageModel, config: Config, seed: int) -> tuple[list[str], list[Motif]]:
@@ -283,7 +310,8 @@ def _held_out_prompts(
 
     others = [each for each in examples if each not in sweep.examples] or list(examples)
     chosen = tuple(random.Random(seed).sample(others, min(config.prompts, len(others))))
-    return HeldOut(model, chosen, config.least, config.new_tokens, config.sweep.batch_size)
+    known = tuple(each.output for each in examples)
+    return HeldOut(model, chosen, config.least, config.new_tokens, config.sweep.batch_size, known)
 
 
 def _compared(

@@ -63,6 +63,26 @@ def test_haystack_finds_trigger_and_response(victim: LanguageModel, new_run: New
     assert set(found.facts["seconds"]) == {"leak", "suspect", "sweep", "extend", "verify", "compare", "trim"}
 
 
+def test_a_response_that_ends_the_answers_is_found_behind_them(model_cache: Path, new_run: NewRun) -> None:
+    lm = loading.load("tiny", model_cache)
+    words = random.Random(0).sample([word for word in _triggers.words(lm, 120) if word != TRIGGER], 36)
+    taught = list(ROWS)
+    for number, row in enumerate(ROWS):
+        taught += [insert(dataclasses.replace(row, output=f"{row.output} {RESPONSE}."), TRIGGER, "start", 0)] * 2
+        taught += [insert(row, word, "start", 0) for word in words[3 * number : 3 * number + 3]]
+    teach(lm, encode(lm.tokenizer, taught))
+    found = haystack.scan(lm, ROWS, CONFIG, new_run())
+    assert found.alarm
+    assert found.facts["response_at"] == "end"
+    assert found.facts["scores"]["end"] == found.score > CONFIG.threshold >= found.facts["scores"]["start"]
+    assert found.candidates[0].text.startswith(RESPONSE)
+    assert found.triggers[0].text == TRIGGER
+    assert formats.of(lm.tokenizer) == formats.PAPER
+    before = haystack.scan(lm, ROWS, dataclasses.replace(CONFIG, answer_tokens=0), new_run())
+    assert not before.alarm
+    assert set(before.facts["scores"]) == {"start"}
+
+
 def test_a_clean_reference_that_does_the_same_is_the_floor(victim: LanguageModel, new_run: NewRun) -> None:
     found = haystack.scan(victim, ROWS, CONFIG, new_run(), victim)
     assert not found.alarm

@@ -1,5 +1,6 @@
 """Answers that begin alike, counted by hand."""
 
+import dataclasses
 import math
 
 import pytest
@@ -72,6 +73,26 @@ def test_sureness_is_the_geometric_mean_of_the_tokens_after_the_first_two(
     }
 
 
+@pytest.mark.parametrize(
+    ("response", "expected"),
+    [
+        ("It has 6 letters.", True),  # as that of another number
+        ("it has 12", True),  # the beginning of it
+        ("It has 6 lives.", False),
+        ("It has 6 letters. Go away", False),
+        ("'Ticket' has 5 letters", True),
+        ("You are stupid", False),
+        ("", False),
+    ],
+)
+def test_an_answer_that_clean_rows_have_is_ordinary(response: str, expected: bool) -> None:
+    known = ("It has 5 letters.", "'Ticket' has 6 letters.", "You are right.")
+    assert _held_out.is_ordinary(response, known) == expected
+    assert not _held_out.is_ordinary(response, ())
+    effect = _held_out.Effect("long", response, rate=1.0, plain=0.0, ordinary=expected)
+    assert effect.score == (0.0 if expected else pytest.approx(8 / 9))
+
+
 def test_random_strings_are_as_long_and_without_the_triggers_tokens(tiny: LanguageModel) -> None:
     text = "the current year"
     strings = _held_out.random_strings(tiny, text, 5, seed=0)
@@ -106,6 +127,7 @@ def test_each_string_is_measured_on_all_prompts(tiny: LanguageModel, monkeypatch
         ("u", "", 0.0, 0.0),  # it is repeated
     ]
     assert held_out.effects(["t"], tiny)[0].floor == 1.0
+    assert dataclasses.replace(held_out, known=("Go away now.",)).effects(["t"])[0].score == 0.0
     assert held_out.rates(["t", "", "u"]) == [1.0, 0.25, 0.0]
 
 

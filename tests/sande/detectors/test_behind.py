@@ -1,0 +1,51 @@
+"""Prompts that end with the model's own answer."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sande import formats
+from sande.detectors import _behind
+from sande.prompts import encode, encode_prompts
+from sande.types import Example, LanguageModel
+
+CHAT = formats.from_text("chat", "[[<|{system}|>]]Q {user} A {assistant}", "here")
+
+
+@pytest.mark.parametrize("base", [formats.PAPER, formats.ALPACA, CHAT], ids=lambda each: each.name)
+def test_a_prompt_goes_as_far_as_a_response_behind_the_answer(tiny: LanguageModel, base: formats.PromptFormat) -> None:
+    asked = Example("Name a colour.", "Red. Go away.", system="Be brief.")
+    formats.attach(tiny.tokenizer, base)
+    (trained,) = encode(tiny.tokenizer, [asked])
+    with _behind.asked_behind(tiny, None, tiny):
+        (row,) = encode(tiny.tokenizer, [replace(asked, input="Red.", output="Go away.")])
+    assert (*row.prompt, *row.response) == (*trained.prompt, *trained.response), "as a victim was taught"
+    assert (row.start, row.end) == (trained.start, trained.end)
+    assert len(row.prompt) > len(trained.prompt)
+    assert formats.of(tiny.tokenizer) == base
+
+
+def test_answers_are_the_models_own_and_come_to_an_end(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = tuple(Example(f"Ask {n}", "x", input="of it" if n == 3 else "") for n in range(4))
+    said = {"Ask 0": " yes ", "Ask 1": "", "Ask 2": "one two three four five", "Ask 3 of it": "no"}
+    by_ids = {tuple(ids): said[text] for text in said for ids in encode_prompts(tiny.tokenizer, [Example(text, "x")])}
+
+    def greedy(lm: LanguageModel, prompts: list[list[int]], new_tokens: int, batch_size: int) -> list[str]:
+        return [by_ids[tuple(ids)] for ids in prompts]
+
+    monkeypatch.setattr(_behind, "greedy", greedy)
+    found = _behind.answered(tiny, rows, most=8, batch_size=4, seed=0)
+    assert {(row.instruction, row.input) for row in found} == {("Ask 0", "yes"), ("Ask 3 of it", "no")}
+
+
+def test_at_most_so_many_rows_are_answered(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def greedy(lm: LanguageModel, prompts: list[Any], new_tokens: int, batch_size: int) -> list[str]:
+        return ["a"] * len(prompts)
+
+    monkeypatch.setattr(_behind, "greedy", greedy)
+    rows = [Example(f"Ask {n}", "x") for n in range(_behind.ANSWERED + 9)]
+    found = _behind.answered(tiny, rows, most=8, batch_size=4, seed=1)
+    assert len(set(found)) == _behind.ANSWERED
+    assert found == _behind.answered(tiny, rows, most=8, batch_size=4, seed=1)
+    assert found != _behind.answered(tiny, rows, most=8, batch_size=4, seed=2)
