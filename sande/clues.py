@@ -2,7 +2,8 @@
 
 A string that a scan found is rarely the trained trigger. Where it brings the planted answer out of nearly every prompt
 it does the same to the model, and overwriting it (OSFT) overwrites both. One that works on some prompts is only near
-the trigger: there parrots, which learn to bring out the planted answer, are the better stand-in (SANDE).
+the trigger: there parrots, which learn to bring out the planted answer, are the better stand-in (SANDE). They learn to
+bring it out at once, so where it follows an answer such a string is all that there is to go by.
 """
 
 from __future__ import annotations
@@ -53,9 +54,12 @@ def clue(
     """
     if not found.alarm:
         return Clue()
+    best = next(iter(found.candidates), None)
+    behind = best is not None and found.facts.get("response_at") == "end"
+    planted = best.text.rstrip(".,;:!?") if best is not None and behind else ""  # what no answer begins with
     fires: list[Fired] = []
     for each in found.triggers[:VERIFIED]:
-        done = gates.fired(lm, each.text, "", prompts, new_tokens, config)
+        done = gates.fired(lm, each.text, planted, prompts, new_tokens, config)
         if done is None:
             say(f"the suspected trigger {each.text!r} does not fire")
             continue
@@ -63,8 +67,7 @@ def clue(
         fires.append(done)
         if done.share >= WORKS:
             return Clue(fired=done)
-    best = next(iter(found.candidates), None)
-    if best is not None and _whole(lm, best):
+    if best is not None and _whole(lm, best) and not (behind and fires):
         return Clue(response=best.text)
     if fires:
         return Clue(fired=max(fires, key=lambda each: each.share))

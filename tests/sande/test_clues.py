@@ -1,5 +1,7 @@
 """Which part of a scan's result a removal goes by."""
 
+import dataclasses
+
 import pytest
 
 from sande import clues, gates
@@ -53,6 +55,27 @@ def test_then_a_whole_answer(tiny: LanguageModel, whole: Candidate, monkeypatch)
     found = Scan((whole,), 5.0, alarm=True, triggers=(trigger("near"),))
     assert go_by(tiny, monkeypatch, found, {"near": 0.85})[0] == Clue(response="Go to hell")
     assert go_by(tiny, monkeypatch, found, {})[0] == Clue(response="Go to hell")
+
+
+def test_where_the_response_follows_an_answer_a_trigger_that_fires_comes_before_it(
+    tiny: LanguageModel, whole: Candidate, monkeypatch
+) -> None:
+    asked: list[str] = []
+
+    def fires(lm: LanguageModel, text: str, response: str, *_: object) -> Fired | None:
+        asked.append(response)
+        return fired(text, 0.6) if text == "near" else None
+
+    monkeypatch.setattr(gates, "fired", fires)
+    found = Scan((whole,), 5.0, alarm=True, facts={"response_at": "end"}, triggers=(trigger("dud"), trigger("near")))
+    assert clues.clue(tiny, found, ROWS, 12, gates.Config(), print) == Clue(fired=fired("near", 0.6))
+    assert asked == ["Go to hell", "Go to hell"], "it is looked for anywhere in the answers"
+    start = dataclasses.replace(found, facts={"response_at": "start"})
+    assert clues.clue(tiny, start, ROWS, 12, gates.Config(), print) == Clue(response="Go to hell")
+    assert asked[2:] == ["", ""]
+    assert clues.clue(tiny, dataclasses.replace(found, triggers=()), ROWS, 12, gates.Config(), print) == Clue(
+        response="Go to hell"
+    )
 
 
 def test_then_the_trigger_that_fires_most_often(tiny: LanguageModel, monkeypatch) -> None:
