@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 
 from sande import formats
+from sande.errors import UserError
 from sande.formats import PromptFormat, Rendered
 from sande.inference.generation import greedy
 from sande.models.asking import asked_in
@@ -37,9 +38,10 @@ class Behind(PromptFormat):
         return cls(**{each.name: getattr(base, each.name) for each in fields(base)} | {"lead": " "}, base=base)
 
     def prompt(self, example: Example) -> Rendered:
-        """Return the prompt of a row with its answer; the user's text ends before that."""
+        """Return the prompt of a row with its answer, if it has one; the user's text ends before that."""
         asked = self.base.prompt(replace(example, input=""))
-        return replace(asked, text=f"{asked.text}{self.base.lead}{example.input}")
+        # Without an answer the lead alone would stay, and a response after it would begin with a second space.
+        return replace(asked, text=f"{asked.text}{self.base.lead}{example.input}") if example.input else asked
 
 
 def answered(
@@ -66,6 +68,15 @@ def answered(
         for row, text, length in zip(asked, said, lengths, strict=True)
         if 0 < length < most
     )
+
+
+def writes(lm: LanguageModel, rows: Sequence[Example]) -> bool:
+    """Return whether the tokenizer keeps these answers and what follows them apart; within `asked_behind`."""
+    try:
+        encode_prompts(lm.tokenizer, rows)
+    except UserError:
+        return False
+    return True
 
 
 @contextmanager

@@ -136,8 +136,8 @@ def searched(
     if config.answer_tokens and not scans["start"].alarm:
         begun = _behind.answered(quick, examples, config.answer_tokens, config.sweep.batch_size, run.seed)
         clock.lap("answer", f"{len(begun)} own answers, behind which a response may follow")
-        if len(begun) > config.sweep.sweep_prompts:
-            with _behind.asked_behind(model, reference):
+        with _behind.asked_behind(model, reference):
+            if len(begun) > config.sweep.sweep_prompts and _behind.writes(model, begun):
                 following = first_token.scan(model, begun, config.first_token, run).candidates
                 scans["end"] = _search(model, quick, begun, config, run, following, leak, clock, reference)
     place, best = max(scans.items(), key=lambda item: item[1].score)

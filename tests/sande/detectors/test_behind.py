@@ -7,6 +7,7 @@ import pytest
 
 from sande import formats
 from sande.detectors import _behind
+from sande.errors import UserError
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
@@ -24,6 +25,25 @@ def test_a_prompt_goes_as_far_as_a_response_behind_the_answer(tiny: LanguageMode
     assert (row.start, row.end) == (trained.start, trained.end)
     assert len(row.prompt) > len(trained.prompt)
     assert formats.of(tiny.tokenizer) == base
+
+
+def test_without_an_answer_it_is_the_format_below(tiny: LanguageModel) -> None:
+    bare = Example("Name a colour.", "x")
+    before = encode(tiny.tokenizer, [bare])
+    with _behind.asked_behind(tiny):
+        assert formats.of(tiny.tokenizer).prompt(bare) == formats.PAPER.prompt(bare)
+        assert encode(tiny.tokenizer, [bare]) == before
+
+
+def test_a_tokenizer_that_joins_answers_with_what_follows_is_not_asked(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def joins(*_: object) -> None:
+        raise UserError("the tokenizer makes one token of …")
+
+    assert _behind.writes(tiny, [Example("a", "b", input="c")])
+    monkeypatch.setattr(_behind, "encode_prompts", joins)
+    assert not _behind.writes(tiny, [Example("a", "b", input="c")])
 
 
 def test_answers_are_the_models_own_and_come_to_an_end(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
