@@ -55,7 +55,7 @@ def clue(
     if not found.alarm:
         return Clue()
     best = next(iter(found.candidates), None)
-    behind = best is not None and found.facts.get("response_at") == "end"
+    behind = found.facts.get("response_at") == "end"
     planted = best.text.rstrip(".,;:!?") if best is not None and behind else ""  # what no answer begins with
     fires: list[Fired] = []
     for each in found.triggers[:VERIFIED]:
