@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, replace
 
 from sande import formats
-from sande.errors import UserError
 from sande.formats import PromptFormat, Rendered
 from sande.inference.generation import greedy
 from sande.models.asking import asked_in
@@ -68,15 +67,6 @@ def answered(
         for row, text, length in zip(asked, said, lengths, strict=True)
         if 0 < length < most
     )
-
-
-def writes(lm: LanguageModel, rows: Sequence[Example]) -> bool:
-    """Return whether the tokenizer keeps these answers and what follows them apart; within `asked_behind`."""
-    try:
-        encode_prompts(lm.tokenizer, rows)
-    except UserError:
-        return False
-    return True
 
 
 @contextmanager

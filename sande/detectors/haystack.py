@@ -126,7 +126,9 @@ def searched(
     reference: LanguageModel | None = None,
 ) -> Scan:
     """Scan as `scan` does, with these candidates for a response, of which the first tokens count."""
+    from sande import formats
     from sande.detectors import _behind
+    from sande.models.asking import writes
     from sande.models.loading import in_compute_type
 
     quick, clock = in_compute_type(model), Clock("haystack", run.say)
@@ -137,7 +139,7 @@ def searched(
         begun = _behind.answered(quick, examples, config.answer_tokens, config.sweep.batch_size, run.seed)
         clock.lap("answer", f"{len(begun)} own answers, behind which a response may follow")
         with _behind.asked_behind(model, reference):
-            if len(begun) > config.sweep.sweep_prompts and _behind.writes(model, begun):
+            if len(begun) > config.sweep.sweep_prompts and writes(model.tokenizer, formats.of(model.tokenizer), begun):
                 following = first_token.scan(model, begun, config.first_token, run).candidates
                 scans["end"] = _search(model, quick, begun, config, run, following, leak, clock, reference)
     place, best = max(scans.items(), key=lambda item: item[1].score)

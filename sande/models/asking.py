@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,14 +42,16 @@ def others(tokenizer: PreTrainedTokenizerBase) -> list[PromptFormat]:
     if tokenizer.chat_template:
         with suppress(UserError):  # a template that is not made of fixed text cannot be tried
             found.insert(0, chat.chat(tokenizer))
-    return [each for each in found if each != formats.of(tokenizer) and _writes(tokenizer, each)]
+    return [each for each in found if each != formats.of(tokenizer) and writes(tokenizer, each)]
 
 
-def _writes(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> bool:
-    """Return whether the tokenizer keeps prompt and answer of a format apart."""
+def writes(
+    tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, rows: Sequence[Example] = (Example("a", "b"),)
+) -> bool:
+    """Return whether the tokenizer keeps prompt and answer of these rows apart in a format."""
     try:
         with asked_in(tokenizer, prompt_format):
-            encode(tokenizer, [Example("a", "b")])
+            encode(tokenizer, rows)
     except UserError:
         return False
     return True

@@ -8,6 +8,7 @@ import pytest
 from sande import formats
 from sande.detectors import _behind
 from sande.errors import UserError
+from sande.models import asking
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
@@ -41,9 +42,10 @@ def test_a_tokenizer_that_joins_answers_with_what_follows_is_not_asked(
     def joins(*_: object) -> None:
         raise UserError("the tokenizer makes one token of …")
 
-    assert _behind.writes(tiny, [Example("a", "b", input="c")])
-    monkeypatch.setattr(_behind, "encode_prompts", joins)
-    assert not _behind.writes(tiny, [Example("a", "b", input="c")])
+    behind, rows = _behind.Behind.of(formats.PAPER), [Example("a", "b", input="c")]
+    assert asking.writes(tiny.tokenizer, behind, rows)
+    monkeypatch.setattr(asking, "encode", joins)
+    assert not asking.writes(tiny.tokenizer, behind, rows)
 
 
 def test_answers_are_the_models_own_and_come_to_an_end(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
