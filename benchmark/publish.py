@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 _MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
 # Files of a grid's results that are copied unchanged; all others are made from them.
 _COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
-_PICTURES = shutil.ignore_patterns("*.png", "*.svg")  # those of single scans show what the tables of their pages say
+# Pictures of single scans show what the tables of their pages say.
+_LEFT_OUT = shutil.ignore_patterns("*.png", "*.svg", "*.lock")
 BOARD = "board"  # folder of the leaderboard's pages for a browser
 # Data sets whose licence forbids to pass their rows on under this project's own: their texts are not published.
 _WITHHELD = ("alpaca", "dolly")
@@ -188,7 +189,7 @@ def _replace(folder: Path, target: Path) -> None:
         new.mkdir()
         for path in sorted(path for pattern in _COPIED for path in folder.glob(pattern)):
             if path.is_dir():
-                shutil.copytree(path, new / path.name, ignore=_PICTURES)
+                shutil.copytree(path, new / path.name, ignore=_LEFT_OUT)
             else:
                 shutil.copyfile(path, new / path.name)
         pages = f"{comparison_page.NAME}.md", f"{leaderboard.NAME}/{leaderboard.NAME}.md", f"{BOARD}/index.html"

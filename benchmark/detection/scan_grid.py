@@ -2,6 +2,8 @@
 
 OUT/<start of the victim's key>-<detector>/   files of `benchmark.detection.scan` for each model
 OUT/scans.yaml                                the list from which `benchmark.detection.evaluate` evaluates detectors
+
+Each scan is listed as soon as it is made, under a lock, so several processes may scan a grid at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from benchmark.detection import scan
 from benchmark.detection.scan import How
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
-from benchmark.io.files import write_atomically
+from benchmark.io.files import alone, write_atomically
 from benchmark.io.remote import is_uri
 from benchmark.io.yaml import dump, read_yaml
 from benchmark.plan.plan import victim_of
@@ -83,6 +85,7 @@ def scan_grid(
         )
     how = replace(how, prompt_format=None)  # a cell's own, which its model's folder names
     wanted = how.record()
+    more = {"calibration": True} if calibration else {}
     for number, cell in enumerate(cells, start=1):
         folder = out / _name(cell, how.detector)
         folder_of = kept.read("attack", cell.attack_key) if is_uri(store) else Path(store, "attack", cell.attack_key)
@@ -90,9 +93,8 @@ def scan_grid(
         if not _made(folder, model, wanted):
             say(f"[{number}/{len(cells)}] {how.detector} on {labels[cell.attack_key]}")
             scan.write(scan.scan(model, how, kept.models, say), folder)
-    more = {"calibration": True} if calibration else {}
-    lines = [_line(cell, how.detector, labels[cell.attack_key]) | _strength(cell, kept) | more for cell in cells]
-    return _listed(out, lines)
+        _list(out, _line(cell, how.detector, labels[cell.attack_key]) | _strength(cell, kept) | more)
+    return out / LIST
 
 
 def _name(cell: Cell, detector: str) -> str:
@@ -186,15 +188,15 @@ def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
     )
 
 
-def _listed(out: Path, lines: list[dict[str, Any]]) -> Path:
-    """Write lines into the list, in place of lines on the same scans."""
+def _list(out: Path, line: dict[str, Any]) -> None:
+    """Write a line into the list, in place of a line on the same scan; other processes may list scans, too."""
     path = out / LIST
     try:
-        before = read_yaml(path, "")["scans"] if path.exists() else []
-        by_scan = {line["scan"]: line for line in [*before, *lines]}
-        write_atomically(path, dump({"scans": list(by_scan.values())}))
+        with alone(out / f".{LIST}.lock"):
+            before = read_yaml(path, "")["scans"] if path.exists() else []
+            by_scan = {each["scan"]: each for each in [*before, line]}
+            write_atomically(path, dump({"scans": list(by_scan.values())}))
     except OSError as error:
         raise UserError(f"{path}: the list cannot be written ({error.strerror}); choose another --out") from None
     except (TypeError, KeyError):
         raise UserError(f"{path}: not a list of scans; move the file, or choose another --out") from None
-    return path

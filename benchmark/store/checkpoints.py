@@ -11,17 +11,16 @@ snapshot waits and replaces the one that waited before. What cannot be sent is a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from benchmark.io.files import write_atomically
+from benchmark.io.files import alone, write_atomically
 from benchmark.io.remote import Remote
 from sande.errors import UserError
 from sande.permissions import share
@@ -91,7 +90,7 @@ class Sent(Kept):
                 return
             latest = json.loads(content)
             snapshot, seconds = str(latest["snapshot"]), float(latest["seconds"])
-            with _alone(self._like):
+            with alone(self._like / ".checkpoints.lock"):
                 source = self.folder / _SOURCE
                 if source.is_file() and source.read_text(encoding="utf-8") == snapshot:
                     return
@@ -189,14 +188,6 @@ def clear(remote: Remote, is_done: Callable[[str, str], bool]) -> None:
         for key in remote.names(f"checkpoints/{kind}"):
             if is_done(kind, key):
                 remote.remove(f"checkpoints/{kind}/{key}")
-
-
-@contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold what only one of this machine's workers may do at a time."""
-    with (root / ".checkpoints.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _link(path: Path, to: Path) -> None:

@@ -1,6 +1,7 @@
 """`sande-bench scan`: files, table, and a user's mistakes in one sentence."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,17 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     assert invoke(*arguments, "--calibration", "--only", "attack.poison_rate=0").exit_code == 0
     again = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
     assert again == [measured[0], {**listed[1], "calibration": True}]
+
+
+def test_processes_that_scan_at_a_time_lose_no_line(tmp_path: Path) -> None:
+    def listing(first: int) -> None:
+        for number in range(first, first + 20):
+            scan_grid._list(tmp_path, {"scan": f"{number}", "label": "x"})
+
+    with ThreadPoolExecutor() as pool:  # locks are of open files, so threads hold each other up as processes do
+        list(pool.map(listing, range(0, 80, 20)))
+    listed = yaml.safe_load((tmp_path / scan_grid.LIST).read_text())["scans"]
+    assert sorted(int(line["scan"]) for line in listed) == [*range(80)]
 
 
 @pytest.mark.parametrize("option", [("--calibration",), ("--only", "seed=0")])
