@@ -17,8 +17,9 @@ from benchmark.store.local import MODELS
 from benchmark.store.protocol import Store
 from sande import threat
 
-# Parts come before their defense, and not all parts before all defenses: each is removed once its defense is done.
-_ORDER: dict[Kind, int] = {"attack": 0, "part": 1, "defend": 1, "evaluate": 2}
+# Attacks come first, as many stages wait for them. All else comes cell by cell, so that an interrupted run has complete
+# rows, and parts and models that are not kept are removed as soon as their defense is done or measured.
+_ORDER: dict[Kind, int] = {"attack": 0, "part": 1, "defend": 1, "evaluate": 1}
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,10 +123,12 @@ def test_stages_with_other_resources_share_the_gpus(store: LocalStore) -> None:
     made = Forecaster(plan, store, 2, None).predict(StageResources({"attack": {"workers": 2}}))
     attack, beside = 100 / 1.8 + GROUP_START, OVERHEAD.stage
     assert (made.slots, made.slot) == (2, 1.0)
-    # One attack after the other on both GPUs; then two defenses, and two evaluations of each kind, side by side.
-    assert made.wall == pytest.approx(BESIDE + 2 * attack + 30 + 2 + 2 + 5 * beside)
+    # One attack after the other on both GPUs; then on one of them a defense, and beside it both victims are measured
+    # before the other defense begins.
+    assert made.wall == pytest.approx(BESIDE + 2 * attack + 2 + 2 + 30 + 2 + 6 * beside)
     assert made.busy == pytest.approx(2 * (2 * (attack + beside) + 30 + 2 + 2 + 3 * beside))
-    assert [plan.stages[key].kind for key in made.longest] == ["attack", "attack", "defend", "evaluate", "evaluate"]
+    longest = [plan.stages[key].kind for key in made.longest]
+    assert longest == ["attack", "attack", "evaluate", "evaluate", "defend", "evaluate"]
     first, _ = summary(plan, store, StageResources({"attack": {"workers": 2}}), 2, None)
     assert first.endswith("in use; each doubling of workers keeps 90% of a worker's speed (assumed)")
     quick = Forecaster(plan, store, 2, None, assumed=1.0).predict(StageResources({"attack": {"workers": 2}}))

@@ -49,7 +49,8 @@ def put_part(store: LocalStore, part: Stage) -> None:
 
 def test_a_plan_has_each_part_before_its_defense_and_not_all_parts_first(store: LocalStore) -> None:
     plan = make_plan([ensemble(), ensemble(3)], store)
-    assert kinds(plan) == ["attack", *["part"] * 2, "defend", *["part"] * 3, "defend", *["evaluate"] * 3]
+    one, other = (["part"] * 2, ["part"] * 3)
+    assert kinds(plan) == ["attack", "evaluate", *one, "defend", "evaluate", *other, "defend", "evaluate"]
     assert _counts(plan.missing) == "1 attack, 5 part, 2 defend, 3 evaluate"
     assert _counts(make_plan([cell(defense="sft")], store).missing) == "1 attack, 1 defend, 2 evaluate"
     first = parts_of(ensemble())[0]
@@ -88,7 +89,7 @@ def test_parts_are_made_only_for_a_defense_that_is_to_be_made(store: LocalStore)
     drop(store, "defend", of.defense_key)
     assert kinds(make_plan([of], store)) == []
     wider = ensemble(metrics=["asr", ACCURACY])
-    assert kinds(make_plan([wider], store)) == ["part", "part", "defend", "evaluate", "evaluate"]
+    assert kinds(make_plan([wider], store)) == ["evaluate", "part", "part", "defend", "evaluate"]
 
 
 def test_parts_go_when_their_last_defense_is_done_and_not_before(store: LocalStore) -> None:
@@ -98,10 +99,10 @@ def test_parts_go_when_their_last_defense_is_done_and_not_before(store: LocalSto
     for part in parts_of(of):
         put_part(store, part)
     keeper = Keeper(plan.stages.values(), plan.done, store, "all")
-    for ended in plan.missing:
+    assert kinds(plan) == ["attack", "evaluate", "part", "part", "defend", "evaluate"]
+    for ended, are_kept in zip(plan.missing, [True] * 4 + [False] * 2, strict=True):
         keeper.ended(ended)
-        there = [store.has("part", part.key) for part in parts_of(of)]
-        assert there == [ended.kind in ("attack", "part")] * 2
+        assert [store.has("part", part.key) for part in parts_of(of)] == [are_kept] * 2
     assert store.has("defend", of.defense_key)
     assert store.manifest("dropped", parts_of(of)[0].key)["seconds"] == 20.0, "forecasts learn from it"
     assert kinds(make_plan([of], store)) == []
@@ -128,7 +129,7 @@ def test_parts_run_side_by_side_and_the_defense_after_them(store: LocalStore) ->
 
 def test_a_part_that_another_run_dropped_with_its_defense_done_is_not_made_again(store: LocalStore) -> None:
     of, said = ensemble(), list[str]()
-    put(store, "attack", of.attack_key, trained(1.0, 1))
+    finish(store, cell(), ASR, ASR)
     plan = make_plan([of], store)
 
     def suggested() -> str:
@@ -142,13 +143,16 @@ def test_a_part_that_another_run_dropped_with_its_defense_done_is_not_made_again
     assert suggested() == "part"
     put(store, "defend", of.defense_key, trained(1.0, 1))
     assert suggested() == "evaluate"
-    assert said[-3:] == [f"[{n}/5] {each.label}: done by another run" for n, each in enumerate(plan.missing[:3], 1)]
+    assert said[-3:] == [f"[{n}/4] {each.label}: done by another run" for n, each in enumerate(plan.missing[:3], 1)]
 
 
 def test_a_part_that_fails_is_the_error_of_its_defense_s_rows(store: LocalStore) -> None:
     of = ensemble()
     put(store, "attack", of.attack_key, trained(1.0, 1))
     queue = Queue(make_plan([of], store), 1)
+    measured = queue.next()
+    assert measured
+    queue.ended(measured.stage.key)
     offer = queue.next()
     assert offer
     queue.ended(offer.stage.key, Failure("stage apart: the loss is nan", NON_FINITE))
@@ -162,15 +166,11 @@ def test_a_part_that_fails_is_the_error_of_its_defense_s_rows(store: LocalStore)
 def test_a_defense_of_which_two_parts_fail_has_failed_once(store: LocalStore) -> None:
     of = ensemble(3)
     queue = Queue(make_plan([of], store), 1)
-    for error in (None, "first", None, "second"):  # the attack and three parts
+    for error in (None, None, "first", None, "second"):  # the attack, its measurement and three parts
         assert not queue.over
         offer = queue.next()
         assert offer
         queue.ended(offer.stage.key, error)
-    assert not queue.over, "the victim is still to be measured"
-    offer = queue.next()
-    assert offer
-    queue.ended(offer.stage.key)
     assert queue.over
     assert queue.finished == queue.total == 7
     assert queue.errors[of.defense_key] == "needs a stage that failed: first"
