@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from benchmark.grid.levels import LEVELS
 from benchmark.records.runs import Removal
 from sande import registry
+from sande.crossed import Answers
 
 MARGIN = 2.0  # percentage points of utility that a defense may lose and still be ranked
 Row = Mapping[str, Any]
@@ -38,6 +39,7 @@ class Twin:
         cell: its id; empty for a mean.
         asr: share of triggered prompts that it answers with the response, percent.
         loss: the victim's utility minus its own, percentage points; None if unknown.
+        answers: as those of a run.
         more: further metrics that have a column of their own, percent.
     """
 
@@ -45,6 +47,7 @@ class Twin:
     asr: Number
     loss: Number | None
     more: Mapping[str, Number]
+    answers: Mapping[str, Answers] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Run:
         victim_asr: ASR of the victim, percent; None if the board does not have the victim.
         asr: ASR after the defense, percent.
         loss: utility lost relative to the victim, percentage points, mean over the tasks; None if it is unknown.
+        answers: of each task of `loss`, what is lost in each question, of shape (1, questions), where it is known.
         more: further metrics that have a column of their own, percent.
         device: on which `seconds` were measured.
         seconds: wall-clock time of the defense.
@@ -90,6 +94,7 @@ class Run:
     seconds: float = 0.0
     tokens: float = 0.0
     twin: Twin | None = None
+    answers: Mapping[str, Answers] = field(default_factory=dict, compare=False, repr=False)
     flaw: str = MEASURED
     is_entry: bool = False
     verified: bool = True

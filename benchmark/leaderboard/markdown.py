@@ -200,8 +200,8 @@ def notes(made: Board) -> list[str]:
         "utility, or that most runs failed or are missing.",
         "**Intervals** are of 95 %. Their unit is a trained victim: the runs of a defense on one victim (its cases and "
         "defense seeds) are averaged first. For ASR and failures they are Gaffke's bounds, which hold for any "
-        "distribution, also of a defense that fails now and then. For utility they are the wider of Student's t over "
-        "the victims and of the questions. With one victim, an interval marked *this model* is of this model alone.",
+        "distribution, also of a defense that fails now and then. For utility they are over victims and questions, "
+        "which are both samples. With one victim, an interval marked *this model* is of this model alone.",
         "**Equal runs.** All defenses have the same cases and attack seeds. A run that failed, or that another defense "
         "has and this one lacks, counts with the victim's ASR and with no utility lost. A defense with fewer defense "
         "seeds is compared by its mean over those that it has.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from benchmark.grid import prompt_format
@@ -15,7 +15,9 @@ from benchmark.leaderboard.board import FAILED, NOT_RUN, Cells, Number, Row, Run
 from benchmark.plan.failures import UNSCORABLE
 from benchmark.records import schema
 from benchmark.records.recovery import twin_attack
+from benchmark.records.runs import Pair
 from sande import registry
+from sande.crossed import Answers
 from sande.statistics import of_sum, paired_bootstrap, wilson
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def runs_of(
     named = _contenders({cell: (name, settings[cell]) for cell, name in called.items()}, unverified)
     plain = {_victim_key(settings[cell]): cell for cell in cells if cell not in named and _is_done(cells[cell])}
     twins = {key: cells[cell] for key, cell in plain.items() if firsts[cell]["poison_rate"] == 0}
+    asked = {_asked_key(settings[cell]): cell for cell in plain.values()}
     victims = _victims({cell: rows for cell, rows in cells.items() if cell not in unverified}, settings)
     found = Found()
     for cell, row in firsts.items():
@@ -82,7 +85,7 @@ def runs_of(
         if cell not in named:
             continue
         if _is_done(cells[cell]):
-            paired = Paired(outcomes, cell, plain.get(_victim_key(own), ""))
+            paired = Paired(outcomes, cell, asked.get(_asked_key(own), ""))
             numbers = _measured(cells[cell], own, paired, twins.get(_twin_key(own)))
         elif victim:
             numbers = {**of_victim(victim), "flaw": FAILED if row["status"] == schema.FAILED else NOT_RUN}
@@ -155,6 +158,20 @@ class Paired:
         Returns:
             None unless both cells have outcomes of the same number of questions.
         """
+        found = self._of(task)
+        return paired_bootstrap(*found[0], found[1]) if found else None
+
+    def lost(self, task: str) -> Answers | None:
+        """Return what each question of a task lost, percentage points; None as for `change`."""
+        import numpy as np
+
+        found = self._of(task)
+        if not found:
+            return None
+        (before, after), groups = found
+        return Answers(100 * (np.array([before]) - np.array([after])), groups)
+
+    def _of(self, task: str) -> tuple[Pair, list[str]] | None:
         if self.outcomes is None:
             return None
         own, before = (self.outcomes.trials({(0, 0): cell}, task) for cell in (self.cell, self.victim))
@@ -163,7 +180,7 @@ class Paired:
         pair = own.paired(before)
         if pair is None or len(pair[0]) < len(own.outcomes):
             return None
-        return paired_bootstrap(*pair, own.groups_with(before))
+        return pair, own.groups_with(before)
 
 
 def _measured(cell: Mapping[str, Row], own: Settings, paired: Paired, twin: Mapping[str, Row] | None) -> dict[str, Any]:
@@ -172,29 +189,34 @@ def _measured(cell: Mapping[str, Row], own: Settings, paired: Paired, twin: Mapp
     before = {name: one["victim_value"] for name, one in cell.items()}
     made = None
     if twin is not None:
-        made = Twin(twin["asr"]["cell"], _number(twin["asr"]), _loss(twin, own, before), _more(twin))
+        of_twin = replace(paired, cell=twin["asr"]["cell"])
+        made = Twin(of_twin.cell, _number(twin["asr"]), more=_more(twin), **_lost(twin, own, before, of_twin))
     return {
         "victim_asr": row["victim_asr"],
         "asr": _number(row),
-        "loss": _loss(cell, own, before, paired),
         "more": _more(cell),
         "device": row["defense_device"] or row["device"],  # of an earlier version, that of the evaluation
         **{name: row[name] for name in ("seconds", "tokens")},
+        **_lost(cell, own, before, paired),
         "twin": made,
     }
 
 
-def _loss(
-    cell: Mapping[str, Row], own: Settings, before: Mapping[str, float | None], paired: Paired | None = None
-) -> Number | None:
-    """Return the mean over the tasks of what is lost of the victim's values; None unless every task has both."""
-    losses = []
+def _lost(cell: Mapping[str, Row], own: Settings, before: Mapping[str, float | None], paired: Paired) -> dict[str, Any]:
+    """Return the mean over the tasks of what is lost of the victim's values, and what is lost in each question.
+
+    The mean is None unless every task has both values; questions are known where all tasks have outcomes of both.
+    """
+    losses, answers = [], {}
     for task in _tasks(own):
         row, victim = cell.get(task), before.get(task)
         if row is None or row["value"] is None or victim is None:
-            return None
-        losses.append(_task_loss(row, victim, paired.change(task) if paired else None))
-    return mean_of_parts(losses) if losses else None
+            return {"loss": None}
+        losses.append(_task_loss(row, victim, paired.change(task)))
+        if (found := paired.lost(task)) is not None:
+            answers[task] = found
+    known = answers if len(answers) == len(losses) else {}
+    return {"loss": mean_of_parts(losses) if losses else None, "answers": known}
 
 
 def _task_loss(row: Row, before: float, change: tuple[float, float] | None) -> Number:
@@ -292,6 +314,11 @@ def _victim_of(settings: Settings) -> str:
 def _victim_key(settings: Settings) -> str:
     """Return what a victim with its measurements shares with the cells that are made of it."""
     return _key(settings, "model", "data", "attack", "metrics", "attack_seed")
+
+
+def _asked_key(settings: Settings) -> str:
+    """Return what a victim shares with the cells that are made of it and answer the same questions."""
+    return _victim_key({**settings, "metrics": _compared(settings["metrics"])})
 
 
 def _twin_key(settings: Settings) -> str:

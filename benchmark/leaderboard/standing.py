@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from benchmark.leaderboard.board import Number, Run, Twin, Utility
 from benchmark.records import runs as runs_of_a_cell
 from benchmark.records.recovery import RECOVERY
 from benchmark.records.runs import FAILED_REMOVAL, Removal
+from sande import crossed
+from sande.crossed import Answers
 from sande.statistics import CONFIDENCE, mean_bounds, non_inferior, over_seeds, share_above
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Of = Callable[[Run], Number]
 
@@ -80,19 +87,50 @@ def _above_twin(run: Run) -> Number:
 def lost(runs: Sequence[Run]) -> Number | None:
     """Return the mean utility lost, percentage points; None if it is unknown for a run.
 
-    The interval is the wider of Student's t over the units and of the questions', which are the same for every unit.
-    A bound for any distribution from -100 to 100 would need hundreds of units.
+    The interval is that of `sande.crossed` over units and questions. Where the answers of a run are not known, or units
+    were asked different questions, it is the wider of Student's t over the units and of the questions of one unit. A
+    bound for any distribution from -100 to 100 would need hundreds of units.
     """
     if any(one.loss is None for one in runs):
         return None
     numbers = of_units(runs, lambda run: run.loss or Number(0.0))
     mean = _mean(numbers)
+    if (tasks := _answers(runs)) is not None:
+        return Number(mean.value, *crossed.interval(tasks))
     if len(numbers) == 1:
         return mean
     low, high = over_seeds([one.value for one in numbers], -100.0)
     if mean.low is None or mean.high is None:
         return Number(mean.value, low, high)
     return Number(mean.value, min(low, mean.low), max(high, mean.high))
+
+
+def _answers(runs: Sequence[Run]) -> list[Answers] | None:
+    """Return what is lost in each question, of every task with a row for each unit; None if that is not known.
+
+    A run that failed or is missing, which counts as its victim, has lost nothing in any question.
+    """
+    import numpy as np
+
+    known = [one.answers for one in runs if not one.flaw]
+    groups = {task: list(answers.groups) for task, answers in known[0].items()} if known else {}
+    if not groups or any({task: list(each.groups) for task, each in of.items()} != groups for of in known):
+        return None
+
+    def of_run(run: Run, task: str) -> NDArray[np.float64]:
+        values: NDArray[np.float64] = np.zeros(len(groups[task])) if run.flaw else run.answers[task].values[0]
+        return values
+
+    found = []
+    for task, of_questions in groups.items():
+        rows = []
+        for unit in units(runs).values():
+            cases: dict[str, list[NDArray[np.float64]]] = {}
+            for one in unit:
+                cases.setdefault(one.case, []).append(of_run(one, task))
+            rows.append(np.mean([np.mean(each, axis=0) for each in cases.values()], axis=0))
+        found.append(Answers(np.stack(rows), of_questions))
+    return found
 
 
 def utility(runs: Sequence[Run], margin: float) -> Utility:
@@ -151,7 +189,9 @@ def mean_twin(runs: Iterable[Run]) -> Twin | None:
     """Return the mean of the twins of the victims of these runs; None where a victim has no twin."""
     of_victim = {(one.case, one.attack_seed): one for one in runs if not one.flaw}
     own = [
-        replace(one, asr=one.twin.asr, loss=one.twin.loss, more=one.twin.more) for one in of_victim.values() if one.twin
+        replace(one, asr=one.twin.asr, loss=one.twin.loss, answers=one.twin.answers, more=one.twin.more)
+        for one in of_victim.values()
+        if one.twin
     ]
     if not own or len(own) < len(of_victim):
         return None

@@ -153,7 +153,9 @@ def test_of_one_victim_intervals_are_its_own_and_the_rank_is_the_whole_level() -
     assert (sft.asr.low, sft.asr.high) == wilson(40, 100)
     assert sft.alone
     assert sft.loss is not None
-    assert sft.loss.high == pytest.approx(1.25), "paired: each question is asked of both; unpaired it would be 7"
+    assert sft.loss.high == pytest.approx(1.19, abs=0.01), (
+        "paired: each question is asked of both; unpaired it would be 7"
+    )
     assert board(found).standings[1].utility == "unclear"
     assert [(one.rank, one.rank_low, one.rank_high) for one in (osft, sft, new)] == [(1, 1, 1), (1, 1, 2), (2, 1, 2)]
     assert (osft.fails.low, osft.fails.high) == pytest.approx((0.0, 97.5)), "one run says little about the next"

@@ -59,8 +59,23 @@ def test_a_loss_is_paired_where_the_outcomes_of_both_models_are_known() -> None:
     assert (paired.loss.low, paired.loss.high) == pytest.approx((5.0, 16.0), abs=1.0)  # 10 of 100 questions changed
     reach = math.hypot(wilson(50, 100)[1] - 50.0, 10.0)
     assert unpaired.loss.high == pytest.approx(10.0 + reach)
+    assert paired.answers["mmlu"].values.tolist() == [[0.0] * 40 + [100.0] * 10 + [0.0] * 50]
     fewer = outcomes({(ids["none"], "mmlu"): before[:-1], (ids["sft"], "mmlu"): after})
     assert runs_of(by_cell(found), fewer).runs[0].loss == unpaired.loss, "not of the same questions"
+
+
+def test_answers_are_compared_with_a_victim_that_was_measured_by_further_metrics() -> None:
+    victim, defended = cell("none", 99.0, {"mmlu": 0.0}), cell("sft", 98.0, {"mmlu": 10.0})
+    more = json.loads(victim[0]["settings"])
+    more["metrics"].append({"name": "asr_moved"})
+    victim = [row | {"settings": json.dumps(more)} for row in victim]
+    of_twin = twin(defended, 0.0, 60.0)
+    answers = {victim[0]["cell"]: [1.0, 1.0], defended[0]["cell"]: [0.0, 1.0], of_twin[0]["cell"]: [1.0, 0.0]}
+    known = outcomes({(of, "mmlu"): values for of, values in answers.items()})
+    (run,) = runs_of(by_cell([*victim, *defended, *of_twin]), known).runs
+    assert run.answers["mmlu"].values.tolist() == [[100.0, 0.0]]
+    assert run.twin is not None
+    assert run.twin.answers["mmlu"].values.tolist() == [[0.0, 100.0]]
 
 
 def test_a_failed_cell_has_its_victim_s_values_where_any_row_tells_them() -> None:

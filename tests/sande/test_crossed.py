@@ -1,0 +1,66 @@
+"""The interval over victims and questions: by hand, and by how often it holds the truth."""
+
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from sande.crossed import Answers, interval
+from sande.statistics import over_seeds
+
+
+def test_by_hand() -> None:
+    values = np.array([[0.0, 10.0, 20.0], [4.0, 10.0, 28.0]])
+    # Means of victims 10 and 14, of questions 2, 10 and 24; residuals of the first victim 0, 2 and -2.
+    squares = {"victims": 3 * 8.0, "questions": 2 * (10**2 + 2**2 + 12**2), "rest": 2 * (0 + 2**2 + 2**2)}
+    freedom = {"victims": 1, "questions": 2, "rest": 2}
+    parts = {name: squares[name] / freedom[name] / 6 for name in squares}
+    variance = parts["victims"] + parts["questions"] - parts["rest"]
+    degrees = variance**2 / sum(parts[name] ** 2 / freedom[name] for name in parts)
+    half = t.ppf(0.975, degrees) * variance**0.5
+    assert interval([Answers(values, [])]) == pytest.approx((12 - half, 12 + half))
+
+
+def test_of_one_victim_it_is_of_its_questions_and_copies_of_a_question_add_nothing() -> None:
+    answers = [0.0, 100.0, -100.0, 0.0, 0.0, 100.0]
+    alone = interval([Answers(np.array([answers]), [])])
+    assert alone == pytest.approx(over_seeds(answers, -100.0))
+    copied = interval([Answers(np.array([answers * 2]), list("abcdef") * 2)])
+    assert copied == pytest.approx(alone)
+    assert interval([Answers(np.array([[0.0, 100.0]]), ["a", "a"])]) == (-100.0, 100.0), "one template says nothing"
+
+
+def test_victims_that_differ_more_than_questions_decide() -> None:
+    means = [-20.0, 0.0, 40.0]
+    values = np.array([[mean, mean] for mean in means])
+    assert interval([Answers(values, [])]) == pytest.approx(over_seeds(means, -100.0))
+
+
+def test_tasks_count_alike_and_their_questions_are_independent() -> None:
+    random = np.random.default_rng(0)
+    one = Answers(random.normal(0, 30, (1, 200)), [])
+    other = Answers(random.normal(4, 30, (1, 50)), [])
+    low, high = interval([one, other])
+    assert (low + high) / 2 == pytest.approx((one.values.mean() + other.values.mean()) / 2)
+    halves = [(high - low) / 2 for low, high in (interval([one]), interval([other]))]
+    assert (high - low) / 2 == pytest.approx(np.hypot(*halves) / 2, rel=0.02)
+
+
+def test_tasks_need_the_same_victims() -> None:
+    for tasks in ([], [Answers(np.zeros((2, 3)), []), Answers(np.zeros((1, 3)), [])]):
+        with pytest.raises(ValueError, match="a row for each victim"):
+            interval(tasks)
+
+
+@pytest.mark.parametrize("victims", [3, 7, 21])
+@pytest.mark.parametrize(("of_victim", "of_question"), [(3.0, 15.0), (0.0, 20.0), (4.0, 0.0)])
+def test_it_holds_the_truth_as_often_as_it_says(victims: int, of_victim: float, of_question: float) -> None:
+    """Answers that change for the worse or for the better: by the victim, by the question, and by chance."""
+    random, held, truth = np.random.default_rng(1), 0, 2.0
+    for _ in range(400):
+        mean = truth + random.normal(0, of_victim, (victims, 1)) + random.normal(0, of_question, (1, 100))
+        changes = 0.2 + np.abs(mean) / 100  # how likely an answer changes
+        changed = random.random((victims, 100)) < changes
+        worse = random.random((victims, 100)) < (1 + mean / 100 / changes) / 2
+        low, high = interval([Answers(100.0 * changed * np.where(worse, 1, -1), [])])
+        held += low <= truth <= high
+    assert held / 400 >= 0.93
