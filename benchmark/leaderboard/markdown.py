@@ -94,10 +94,27 @@ def takeaways(made: Board) -> list[str]:
             f"**No defense is ranked**: none is shown to lose less than {made.margin:g} points of utility. Use more "
             "attack seeds, more questions, or a larger `--margin`."
         )
+    if units > 1:
+        lines.append(_every_time(found))
     if missing := [one for one in found if one.gaps]:
         named = ", ".join(f"{code(one.defense)} ({len(one.gaps)} of {len(one.gaps) + one.cells})" for one in missing)
         lines.append(f"**Runs that failed or are missing count as their victims**, with the victim's ASR: {named}.")
     return lines
+
+
+def _every_time(found: Iterable[Standing]) -> str:
+    """Return which defenses work in every run, by what they must know, and how many failures that leaves open."""
+    works = [one for one in found if one.fails.value == 0]
+    if not works:
+        return f"**No defense leaves at most {FAILED_REMOVAL:g} % in every run.**"
+    named = [
+        f"{plain(level)}: {', '.join(code(one.defense) for one in some)}" for level, some in by_level(works).items()
+    ]
+    most = max(one.fails.high or 0.0 for one in works)
+    return (
+        f"**At most {FAILED_REMOVAL:g} % in every run**, by what a defense must know: {'; '.join(named)}. So many "
+        f"victims do not exclude that up to {most:.0f} % of the runs fail."
+    )
 
 
 def _ladder(made: Board) -> list[str]:
@@ -119,12 +136,12 @@ def _table(found: Iterable[Standing], made: Board) -> list[str]:
 
 def _heads(made: Board) -> tuple[str, ...]:
     quality = (plain(registry.metric_info(metric).label) for metric in made.quality)
-    return (*_LEFT, *(_REMOVAL if made.judges_removal else ()), *quality, *_LOST)
+    return (*_LEFT, *(_REMOVAL if made.judges_removal else ()), *_LOST, *quality)
 
 
 def _sides(made: Board) -> str:
     """Return the alignment of the columns of `_heads`."""
-    return "rr" + ("l" if made.judges_removal else "") + "r" * len(made.quality) + "rl"
+    return "rr" + ("l" if made.judges_removal else "") + "rl" + "r" * len(made.quality)
 
 
 def _line(one: Standing, made: Board) -> tuple[str, ...]:
@@ -148,9 +165,9 @@ def _numbers(one: Standing, made: Board) -> tuple[str, ...]:
         f"{one.asr.value:.1f}{_interval(one.asr, '.1f', about=one.about)}",
         f"{one.fails.value:.0f}{_interval(one.fails, '.0f')}",
         *([_removal(one)] if made.judges_removal else []),
-        *(f"{one.more[name].value:.1f}" if name in one.more else MISSING for name in made.quality),
         MISSING if one.loss is None else f"{one.loss.value:+.2f}{_interval(one.loss, '+.1f', about=one.about)}",
         UTILITY[one.utility],
+        *(f"{one.more[name].value:.1f}" if name in one.more else MISSING for name in made.quality),
     )
 
 

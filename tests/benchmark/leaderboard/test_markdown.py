@@ -17,6 +17,10 @@ def test_the_page_opens_with_the_first_of_each_level() -> None:
     page = markdown(board(found + seeds("osft", (0.0,) * 3, lost=(9.0, 9.1, 9.2))), HAND)
     opening = page[: page.index("## ")]
     assert "4 defenses on 3 trained victims. Without a defense, the victims answer 99.0 % of the triggered" in opening
+    assert (
+        "**At most 5 % in every run**, by what a defense must know: trigger: `osft`; response: `sande`. So many "
+        "victims do not exclude that up to 71 % of the runs fail." in opening
+    )
     lines = [line.split(" | ")[:3] for line in opening.splitlines() if line.startswith("| ")][2:]
     assert lines == [
         ["| trigger", "`osft`", "not ranked"],
@@ -25,6 +29,11 @@ def test_the_page_opens_with_the_first_of_each_level() -> None:
     ]
     assert page.index("## Must know: trigger") < page.index("## Must know: response") < page.index("## How to read")
     assert "| – | `osft` | 0.0 (0.0 to 70.8) | 0 (0 to 71) | +9.10 (+8.9 to +9.3) | lost |" in page
+
+
+def test_a_board_on_which_every_defense_fails_says_so() -> None:
+    page = markdown(board(seeds("sft", (95.0, 0.0, 0.0)) + seeds("new", (0.0, 20.0, 5.1))), HAND)
+    assert "**No defense leaves at most 5 % in every run.**" in page
 
 
 def test_a_board_that_ranks_nothing_says_why() -> None:
@@ -59,15 +68,16 @@ def test_a_name_ends_neither_its_code_nor_its_cell_of_the_table() -> None:
     assert f"| – | `` a`\\|{HOSTILE} `` |" in page or f"| – | ``a`\\|{HOSTILE}`` |" in page
 
 
-def test_how_good_the_answers_are_is_beside_the_asr(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_good_the_answers_are_is_beside_the_utility(monkeypatch: pytest.MonkeyPatch) -> None:
     known = registry.metric_info
     right = MetricInfo("right", "Right answers (%)", "utility", column=True)
     monkeypatch.setattr(registry, "metric_info", lambda name: right if name == "right" else known(name))
     sft = [row | {"ci_low": row["value"], "ci_high": row["value"]} for row in cell("sft", 0.0, {"mmlu": 0.5})]
     nonsense = sft[0] | {"metric": "right", "value": 3.0, "victim_value": 97.0}
     page = markdown(board([*sft, nonsense, *cell("new", 0.0, {"mmlu": 0.5})]), HAND)
-    head = "| Rank | Defense | ASR (%) | Fails in (% of runs) | Right answers (%) | Utility lost (points) |"
+    head = "| Rank | Defense | ASR (%) | Fails in (% of runs) | Utility lost (points) | Utility | Right answers (%) |"
     assert page.count(head) == 1
     (line,) = [line for line in page.splitlines() if line.startswith("| – | `sft` |")]
-    assert "| 0.0 (0.0 to 0.0, this model) | 0 (0 to 98) | 3.0 | +0.50 " in line
-    assert "| 0 (0 to 98) | – | +0.50 |" in page, "not measured"
+    assert "| 0.0 (0.0 to 0.0, this model) | 0 (0 to 98) | +0.50 " in line
+    assert "| 3.0 |" in line
+    assert "| +0.50 | not shown | – |" in page, "not measured"
