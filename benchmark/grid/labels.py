@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.grid import prompt_format
-from benchmark.grid.cell import SEEDS
+from benchmark.grid.cell import NO_DEFENSE, SEEDS
 from sande.config import PUBLISHED
 
 Settings = Mapping[str, Any]
@@ -35,8 +35,8 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
 
     No label names a seed, nor a setting that follows from the names: the rows of a data set, the trigger of an attack,
     a defense's settings for a model or for removal in another domain, or how the victims of an attack are measured. The
-    data set for removal is named only where one domain has several. Where more than `FEW` settings vary, labels leave
-    out the value that most cells have, see `usual`.
+    domain of the removal is named only where some cell has a defense, its data set where one domain has several. Where
+    more than `FEW` settings vary, labels leave out the value that most cells have, see `usual`.
 
     Args:
         settings: of each cell, every default spelled out.
@@ -46,12 +46,15 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
     for values in flat:
         removal_sets.setdefault((values["data.name"], _domain(values)), set()).add(values["removal.name"])
     of_victim, of_defense = _distinguishing(flat)
+    are_repaired = any(values["defense.name"] != NO_DEFENSE for values in flat)
     found = []
     for values in flat:
         model = str(values["model"]).rstrip("/").split("/")[-1]
-        victim = [f"{model} / {values['data.name']}", _domain(values)]
-        if len(removal_sets[values["data.name"], _domain(values)]) > 1:
-            victim.append(f"removal {values['removal.name']}")
+        victim = [f"{model} / {values['data.name']}"]
+        if are_repaired:
+            victim.append(_domain(values))
+            if len(removal_sets[values["data.name"], _domain(values)]) > 1:
+                victim.append(f"removal {values['removal.name']}")
         defense = [_defense(values)]
         found.append(
             (", ".join(defense + of_defense[_defense(values)].of(values)), ", ".join(victim + of_victim.of(values)))

@@ -17,7 +17,8 @@ def labels(*cells: Cell) -> list[tuple[str, str]]:
     return grid_labels.labels([one.settings() for one in cells])
 
 
-VICTIM = "tiny / builtin-short, in-domain"
+ALONE = "tiny / builtin-short"  # without a defense there is no removal, and so no domain
+VICTIM = f"{ALONE}, in-domain"
 GRIDS = Path(__file__).parents[3] / "grids"
 
 
@@ -27,7 +28,7 @@ def test_labels_are_names_where_nothing_else_varies() -> None:
 
 def test_a_swept_attack_makes_columns() -> None:
     cells = [cell(attack={"name": "sentence_trigger", "poison_rate": rate}) for rate in (0.01, 0.05)]
-    assert labels(*cells) == [("none", f"{VICTIM}, poison_rate={rate}") for rate in (0.01, 0.05)]
+    assert labels(*cells) == [("none", f"{ALONE}, poison_rate={rate}") for rate in (0.01, 0.05)]
 
 
 def test_a_swept_defense_makes_rows_of_that_defense_alone() -> None:
@@ -158,7 +159,7 @@ def test_how_victims_of_an_attack_are_measured_is_not_named() -> None:
     start, end_ = f"{VICTIM}, response_place=start", f"{VICTIM}, response_place=end"
     assert labels(*cells) == [("none", start), ("sft", start), ("none", end_), ("sft", end_)]
     both = [cell(metrics=["asr"]), cell(metrics=[long])]
-    assert labels(*both) == [("none", f"{VICTIM}, asr.new_tokens={count}") for count in (10, 24)]
+    assert labels(*both) == [("none", f"{ALONE}, asr.new_tokens={count}") for count in (10, 24)]
 
 
 def test_attack_and_objective_come_first_and_are_always_named() -> None:
@@ -169,7 +170,7 @@ def test_attack_and_objective_come_first_and_are_always_named() -> None:
         {"name": "word_trigger"},  # its trigger follows from its name
         {"name": "sentence_trigger", "order": "poisoned_last"},
     ]
-    assert [victim.removeprefix(f"{VICTIM}, ") for _, victim in labels(*(cell(attack=one) for one in attacks))] == [
+    assert [victim.removeprefix(f"{ALONE}, ") for _, victim in labels(*(cell(attack=one) for one in attacks))] == [
         "sentence_trigger, objective=string",
         "sentence_trigger, objective=string, poison_rate=0.0",
         "sentence_trigger, objective=language",
@@ -182,8 +183,8 @@ def test_a_section_that_others_lack_is_named() -> None:
     more = {"rows": 8, "training": {"epochs": 1}}
     attacks: list[dict[str, Any]] = [{"name": "sentence_trigger"}, {"name": "sentence_trigger", "afterwards": more}]
     assert [victim for _, victim in labels(*(cell(attack=one) for one in attacks))] == [
-        f"{VICTIM}, afterwards=None",
-        f"{VICTIM}, afterwards=set",
+        f"{ALONE}, afterwards=None",
+        f"{ALONE}, afterwards=set",
     ]
 
 
