@@ -4,10 +4,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from sande import formats
 from sande.detectors import _behind
-from sande.errors import UserError
 from sande.models import asking
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
@@ -36,16 +39,24 @@ def test_without_an_answer_it_is_the_format_below(tiny: LanguageModel) -> None:
         assert encode(tiny.tokenizer, [bare]) == before
 
 
-def test_a_tokenizer_that_joins_answers_with_what_follows_is_not_asked(
-    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def joins(*_: object) -> None:
-        raise UserError("the tokenizer makes one token of …")
+@pytest.fixture
+def joining() -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for two spaces in a row, as Gemma's is."""
+    rules = Tokenizer(WordLevel({"  ": 0, " ": 1, "[UNK]": 2, "</s>": 3}, unk_token="[UNK]"))
+    rules.pre_tokenizer = Split(Regex(r"\s{2}|\s|[^\s]+"), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=rules, unk_token="[UNK]", eos_token="</s>")
+    formats.attach(tokenizer, formats.PAPER)
+    return tokenizer
 
-    behind, rows = _behind.Behind.of(formats.PAPER), [Example("a", "b", input="c")]
-    assert asking.writes(tiny.tokenizer, behind, rows)
-    monkeypatch.setattr(asking, "encode", joins)
-    assert not asking.writes(tiny.tokenizer, behind, rows)
+
+def test_a_tokenizer_that_joins_two_spaces_is_not_asked_where_prompt_and_response_have_one_each(
+    joining: PreTrainedTokenizerFast,
+) -> None:
+    behind = _behind.Behind.of(formats.PAPER)
+    assert asking.writes(joining, behind, [Example("a", "b", input="c")])
+    assert asking.writes(joining, behind, [Example("a", "b")]), "without an answer there is no second space"
+    assert not asking.writes(joining, behind, [Example("a", "b", input="c")] * 2 + [Example("a", "b", input="c ")])
+    assert formats.of(joining) == formats.PAPER
 
 
 def test_answers_are_the_models_own_and_come_to_an_end(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
