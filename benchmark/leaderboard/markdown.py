@@ -107,9 +107,11 @@ def _every_time(found: Iterable[Standing]) -> str:
     works = [one for one in found if one.fails.value == 0]
     if not works:
         return f"**No defense leaves at most {FAILED_REMOVAL:g} % in every run.**"
-    named = [
-        f"{plain(level)}: {', '.join(code(one.defense) for one in some)}" for level, some in by_level(works).items()
-    ]
+
+    def name(one: Standing) -> str:
+        return code(one.defense) + (" (utility lost)" if one.utility == "lost" else "")
+
+    named = [f"{plain(level)}: {', '.join(map(name, some))}" for level, some in by_level(works).items()]
     most = max(one.fails.high or 0.0 for one in works)
     return (
         f"**At most {FAILED_REMOVAL:g} % in every run**, by what a defense must know: {'; '.join(named)}. So many "

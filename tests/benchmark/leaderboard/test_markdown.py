@@ -18,8 +18,8 @@ def test_the_page_opens_with_the_first_of_each_level() -> None:
     opening = page[: page.index("## ")]
     assert "4 defenses on 3 trained victims. Without a defense, the victims answer 99.0 % of the triggered" in opening
     assert (
-        "**At most 5 % in every run**, by what a defense must know: trigger: `osft`; response: `sande`. So many "
-        "victims do not exclude that up to 71 % of the runs fail." in opening
+        "**At most 5 % in every run**, by what a defense must know: trigger: `osft` (utility lost); response: "
+        "`sande`. So many victims do not exclude that up to 71 % of the runs fail." in opening
     )
     lines = [line.split(" | ")[:3] for line in opening.splitlines() if line.startswith("| ")][2:]
     assert lines == [
