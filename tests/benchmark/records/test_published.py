@@ -12,7 +12,15 @@ from benchmark.records import published, record
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / published.FOLDER
 FOLDERS = sorted(path for path in PUBLISHED.iterdir() if path.is_dir())
-PAGES = ("README.md", "tables/*.md", "comparison.md", "leaderboard/*.md", "detection.md", "scans/*/scan.md")
+PAGES = (
+    "README.md",
+    "tables/*.md",
+    "comparison.md",
+    "leaderboard/*.md",
+    "detection.md",
+    "scans/*/scan.md",
+    "board/**/*.html",
+)
 PICTURES = ("figures/*", "leaderboard/*.png", "leaderboard/*.svg", "detection.png", "detection.svg")
 
 
@@ -33,13 +41,14 @@ def test_there_are_some() -> None:
 def test_pages_are_those_that_follow_from_the_rows(folder: Path, tmp_path: Path) -> None:
     made = tmp_path / folder.name
     made.mkdir()
+    shutil.copy(PUBLISHED / published.MARKER, tmp_path)
     for name in ("rows.parquet", "outcomes.parquet", record.NAME, "search.md", "detection.json"):
         if (folder / name).is_file():
             shutil.copy(folder / name, made)
     for path in folder.glob("scans/*/scan.json"):
         (made / path.parent.relative_to(folder)).mkdir(parents=True)
         shutil.copy(path, made / path.relative_to(folder))
-    for name in names(folder, ("comparison.md", "leaderboard/leaderboard.md")):
+    for name in names(folder, ("comparison.md", "leaderboard/leaderboard.md", "board/index.html")):
         (made / name).parent.mkdir(exist_ok=True)
         (made / name).touch()
     publish.make_pages(made, folder.relative_to(ROOT))
