@@ -107,12 +107,12 @@ def test_a_sweep_a_rule_an_override_and_a_filter_take_it(grid_file: GridFile) ->
 
 def test_labels_and_the_table_of_a_plan_tell_formats_apart(store: LocalStore) -> None:
     cells = [cell(), cell(prompt_format="chat"), cell(prompt_format=TEMPLATE)]
-    victim = "tiny / builtin-short, in-domain, prompt_format="
+    victim = "tiny / builtin-short, prompt_format="
     assert labels([one.settings() for one in cells]) == [("none", victim + one) for one in ("paper", "chat", "inst")]
     plan = make_plan(cells, store)
     assert overview.table(plan, {})["differs in"] == [f"prompt_format={one}" for one in ("paper", "chat", "inst")]
     assert sum(one.kind == "attack" for one in plan.stages.values()) == 3
-    assert [label for _, label in labels([one.settings() for one in cells[1:2]])] == ["tiny / builtin-short, in-domain"]
+    assert [label for _, label in labels([one.settings() for one in cells[1:2]])] == ["tiny / builtin-short"]
 
 
 def test_rows_have_a_column_and_those_of_older_versions_are_paper(store: LocalStore, tmp_path: Path) -> None:
