@@ -152,26 +152,12 @@ class Paired:
     cell: str
     victim: str
 
-    def change(self, task: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of the change of a task, percentage points; questions of a template count together.
+    def of(self, task: str) -> tuple[Pair, list[str]] | None:
+        """Return the outcomes of a task before and after, question by question, and the group of each question.
 
         Returns:
             None unless both cells have outcomes of the same number of questions.
         """
-        found = self._of(task)
-        return paired_bootstrap(*found[0], found[1]) if found else None
-
-    def lost(self, task: str) -> Answers | None:
-        """Return what each question of a task lost, percentage points; None as for `change`."""
-        import numpy as np
-
-        found = self._of(task)
-        if not found:
-            return None
-        (before, after), groups = found
-        return Answers(100 * (np.array([before]) - np.array([after])), groups)
-
-    def _of(self, task: str) -> tuple[Pair, list[str]] | None:
         if self.outcomes is None:
             return None
         own, before = (self.outcomes.trials({(0, 0): cell}, task) for cell in (self.cell, self.victim))
@@ -207,14 +193,18 @@ def _lost(cell: Mapping[str, Row], own: Settings, before: Mapping[str, float | N
 
     The mean is None unless every task has both values; questions are known where all tasks have outcomes of both.
     """
+    import numpy as np
+
     losses, answers = [], {}
     for task in _tasks(own):
         row, victim = cell.get(task), before.get(task)
         if row is None or row["value"] is None or victim is None:
             return {"loss": None}
-        losses.append(_task_loss(row, victim, paired.change(task)))
-        if (found := paired.lost(task)) is not None:
-            answers[task] = found
+        found = paired.of(task)
+        losses.append(_task_loss(row, victim, paired_bootstrap(*found[0], found[1]) if found else None))
+        if found:
+            (first, second), groups = found
+            answers[task] = Answers(100 * (np.array([first]) - np.array([second])), groups)
     known = answers if len(answers) == len(losses) else {}
     return {"loss": mean_of_parts(losses) if losses else None, "answers": known}
 
