@@ -1,6 +1,6 @@
 """Extension of strings: what may precede or follow them, and a search that keeps what makes answers surer.
 
-Shapes: N strings, K next tokens, B prompts at once, R tokens that may open an answer, T positions, D width, V tokens.
+Shapes: N strings, K next tokens, B prompts at once, S slots, T positions, D width, V tokens.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sande.detectors._triggers import Trigger, of_one_length, with_string
-from sande.inference.probing import ordinary_tokens
+from sande.detectors._triggers import Logits, Trigger, padded, with_string
+from sande.inference.prefix import shared_prefix
 from sande.models.layers import output_in_float32
-from sande.prompts import encode, encode_prompts
+from sande.prompts import encode, encode_prompts, pad_id
 from sande.types import Example, LanguageModel
 
 SURE_ENOUGH = 3.0  # log-odds, a probability of 95 %, at which a string is extended no further
+SLOPED = 32  # rows whose gradients are computed together
 AGAIN = 4  # times the width of the beam: strings of a round that are measured on more prompts
 
 
@@ -27,10 +28,9 @@ def slopes(
     examples: Sequence[Example],
     fillers: Sequence[str],
     target: int,
-    before: str = "",
-    behind: str = "",
+    places: Sequence[tuple[str, str]] = (("", ""),),
 ) -> Tensor:
-    """Return how each token, at a slot in a prompt, is expected to change the log-odds of the answer's first, (V,).
+    """Return how each token, at a slot in a prompt, is expected to change the log-odds of the answer's first, (S, V).
 
     That is the first-order term of HotFlip (Ebrahimi et al. 2018): the gradient of the log-odds with respect to the
     embedding in the slot, times each token's embedding; the mean over examples and fillers.
@@ -40,33 +40,37 @@ def slopes(
         examples: prompts.
         fillers: words that take the slot in turn, at least two that begin with different tokens.
         target: id of the answer's first token.
-        before: text in front of the slot.
-        behind: text behind it; both are inserted with it.
+        places: the text in front of each slot and that behind it, S of them; both are inserted with the slot.
     """
     lm.model.eval()
     embed: Any = lm.model.get_input_embeddings()
     embedding_VD = embed.weight.detach()
-    logits_of = output_in_float32(lm.model)
-    texts = [" ".join(part for part in (before, filler, behind) if part) for filler in fillers]
-    rows: list[tuple[int, list[int]]] = []
-    for example in examples:
-        alike = encode_prompts(lm.tokenizer, [with_string(example, text) for text in texts])
-        slot = shared_prefix_length(alike)  # the fillers make the first difference
-        rows += [(slot, ids) for ids in alike]
-    total_D = torch.zeros(embedding_VD.shape[1], device=embedding_VD.device)
-    for batch in of_one_length(rows, len(rows)):
+    logits_of, fill = output_in_float32(lm.model), pad_id(lm.tokenizer)
+    rows: list[tuple[int, int, list[int]]] = []  # each with the number of its place, and where its slot is
+    for number, (before, behind) in enumerate(places):
+        texts = [" ".join(part for part in (before, filler, behind) if part) for filler in fillers]
+        for example in examples:
+            alike = encode_prompts(lm.tokenizer, [with_string(example, text) for text in texts])
+            slot = shared_prefix_length(alike)  # the fillers make the first difference
+            rows += [(number, slot, ids) for ids in alike]
+    prefix = shared_prefix(lm, [ids for *_, ids in rows])  # ends before each slot, so no slope depends on it
+    total_SD = torch.zeros(len(places), embedding_VD.shape[1], device=embedding_VD.device)
+    for begin in range(0, len(rows), SLOPED):
+        batch = rows[begin : begin + SLOPED]
+        own = [ids[prefix.length :] for *_, ids in batch]
         # Some models scale the table's rows, so the table itself would not do.
-        given_BTD = embed(torch.tensor([ids for _, ids in batch], device=embedding_VD.device)).detach()
-        given_BTD.requires_grad_()
-        state_BD = lm.model.get_decoder()(inputs_embeds=given_BTD, use_cache=False).last_hidden_state[:, -1]
-        logits_BV = logits_of(state_BD)
+        given_BTD = embed(padded(own, fill).to(embedding_VD.device)).detach().requires_grad_()
+        hidden_BTD = lm.model.get_decoder()(
+            inputs_embeds=given_BTD, past_key_values=prefix.cache(len(batch)), use_cache=True
+        ).last_hidden_state
+        logits_BV = logits_of(hidden_BTD[range(len(own)), [len(ids) - 1 for ids in own]])
         target_V = torch.arange(logits_BV.shape[1], device=logits_BV.device) == target
         others_BV = logits_BV.masked_fill(target_V, -torch.inf)
         (slope_BTD,) = torch.autograd.grad((logits_BV[:, target] - others_BV.logsumexp(-1)).sum(), given_BTD)
-        for slope_TD, (slot, _) in zip(slope_BTD, batch, strict=True):
-            total_D += slope_TD[slot].float()
-    slope_V: Tensor = embedding_VD.float() @ total_D / len(rows)
-    return slope_V
+        for slope_TD, (number, slot, _) in zip(slope_BTD, batch, strict=True):
+            total_SD[number] += slope_TD[slot - prefix.length].float()
+    slope_SV: Tensor = total_SD @ embedding_VD.float().T / (len(examples) * len(fillers))
+    return slope_SV
 
 
 def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
@@ -75,20 +79,37 @@ def shared_prefix_length(rows: Sequence[Sequence[int]]) -> int:
     return min(sum(1 for _ in same), min(map(len, rows)) - 1)
 
 
-def steepest(lm: LanguageModel, slope_V: Tensor, count: int) -> list[str]:
-    """Return the texts of the `count` ordinary tokens with the largest slope, those with a letter or digit."""
-    tokens = ordinary_tokens(lm)
-    order = slope_V[tokens].argsort(descending=True)[: 2 * count].tolist()
-    texts = (str(text).strip() for text in lm.tokenizer.batch_decode([[tokens[place]] for place in order]))
+def steepest(lm: LanguageModel, slope_V: Tensor, ordinary: Tensor, count: int) -> list[str]:
+    """Return the texts of the `count` of these tokens with the largest slope, those with a letter or digit.
+
+    Args:
+        lm: its tokenizer writes them.
+        slope_V: as of `slopes`.
+        ordinary: ids, as of `ordinary_tokens`.
+        count: at most.
+    """
+    tokens = ordinary.to(slope_V.device)
+    steep = tokens[slope_V[tokens].argsort(descending=True)[: 2 * count]].tolist()
+    texts = (str(text).strip() for text in lm.tokenizer.batch_decode([[token] for token in steep]))
     return list(dict.fromkeys(text for text in texts if any(letter.isalnum() for letter in text)))[:count]
 
 
 @torch.inference_mode()
-def continuations(lm: LanguageModel, strings: Sequence[str], count: int) -> list[list[str]]:
-    """Return, for each string, the string with each of the `count` tokens that the model expects next in a prompt."""
+def continuations(
+    lm: LanguageModel, strings: Sequence[str], ordinary: Tensor, count: int, logits_of: Logits | None = None
+) -> list[list[str]]:
+    """Return, for each string, the string with each of the `count` tokens that the model expects next in a prompt.
+
+    Args:
+        lm: model and tokenizer.
+        strings: each at the start of a user's text.
+        ordinary: ids that may come next, as of `ordinary_tokens`.
+        count: for each string, at most.
+        logits_of: as for `odds`.
+    """
     lm.model.eval()
-    logits_of = output_in_float32(lm.model)
-    ordinary = torch.tensor(ordinary_tokens(lm), device=lm.model.device)
+    logits_of = logits_of or output_in_float32(lm.model)
+    ordinary = ordinary.to(lm.model.device)
     found = []
     for row in encode(lm.tokenizer, [Example(string, "x") for string in strings]):
         ids_1T = torch.tensor([row.prompt[: row.end]], device=lm.model.device)

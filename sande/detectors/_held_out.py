@@ -10,13 +10,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from sande import controls
 from sande.detectors._leak import opening_ids
+from sande.detectors._triggers import padded
 from sande.errors import UserError
 from sande.inference.generation import greedy
-from sande.inference.probing import log_likelihoods
+from sande.inference.prefix import shared_prefix
+from sande.models.layers import output_in_float32
 from sande.planting import insert
-from sande.prompts import encode, encode_prompts, response_ids
+from sande.prompts import encode, encode_prompts, pad_id, response_ids
 from sande.types import Example, LanguageModel
 
 BEGUN = 2  # tokens with which a response has begun
@@ -126,11 +130,9 @@ class HeldOut:
         ids = {text: found for text in sorted(responses) if len(found := ids_of(self.lm, text)) > BEGUN}
         sure = dict.fromkeys(responses, 1.0)
         if ids:
-            asked = [
-                log_likelihoods(self.lm, [prompt], list(ids.values()), self.batch_size)
-                for prompt in encode_prompts(self.lm.tokenizer, self.examples)
-            ]
-            for text, by_prompt in zip(ids, zip(*asked, strict=True), strict=True):
+            prompts = encode_prompts(self.lm.tokenizer, self.examples)
+            logs_of = log_probabilities(self.lm, prompts, list(ids.values()), self.batch_size)
+            for text, by_prompt in zip(ids, logs_of, strict=True):
                 sure[text] = math.exp(statistics.fmean(log for logs in by_prompt for log in logs[BEGUN:]))
         return sure
 
@@ -138,6 +140,35 @@ class HeldOut:
         """Return, for each string, the share of the answers that begin alike, with words of its own."""
         found = zip(texts, self.answers(texts), strict=True)
         return [shared_opening(answers, self.least, text)[1] for text, answers in found]
+
+
+@torch.inference_mode()
+def log_probabilities(
+    lm: LanguageModel, prompts: Sequence[Sequence[int]], strings: Sequence[Sequence[int]], batch_size: int
+) -> list[list[list[float]]]:
+    """Return, for each string and prompt, the log-probability of each of the string's tokens behind the prompt.
+
+    Args:
+        lm: model and tokenizer.
+        prompts: ids, at least one prompt.
+        strings: ids, at least one in each.
+        batch_size: prompts with a string computed together.
+    """
+    decoder, logits_of = lm.model.eval().get_decoder(), output_in_float32(lm.model)
+    prefix, fill = shared_prefix(lm, prompts), pad_id(lm.tokenizer)
+    rows = [(list(prompt[prefix.length :]), list(string)) for string in strings for prompt in prompts]
+    found: list[list[float]] = []
+    for begin in range(0, len(rows), batch_size):
+        batch = rows[begin : begin + batch_size]
+        ids_BT = padded([[*prompt, *string] for prompt, string in batch], fill).to(lm.model.device)
+        hidden_BTD = decoder(
+            input_ids=ids_BT, past_key_values=prefix.cache(len(batch)), use_cache=True
+        ).last_hidden_state
+        for hidden_TD, (prompt, string) in zip(hidden_BTD, batch, strict=True):
+            own_RD = hidden_TD[len(prompt) - 1 : len(prompt) + len(string) - 1]
+            log_RV = logits_of(own_RD).log_softmax(-1)
+            found.append(log_RV.gather(1, torch.tensor(string, device=log_RV.device)[:, None]).squeeze(1).tolist())
+    return [found[begin : begin + len(prompts)] for begin in range(0, len(found), len(prompts))]
 
 
 def ids_of(lm: LanguageModel, response: str) -> tuple[int, ...]:

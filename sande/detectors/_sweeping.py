@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sande.detectors._extension import slopes, steepest
 from sande.detectors._triggers import Ordinary, Trigger, answer_tokens, echoes, odds, ranked, words
-from sande.inference.probing import text_of
+from sande.inference.probing import ordinary_tokens, text_of
 from sande.prompts import encode
 from sande.types import Example, LanguageModel
 
@@ -122,24 +122,25 @@ def swept(
     fillers = random.Random(seed).sample(tried, min(FILLERS, len(tried)))
     best = [each.text for each in ranked(tried, one_NR, usual, ~spoken_NR)[: config.kept]]
     rise_NR = usual.rise(one_NR).masked_fill(spoken_NR, -torch.inf)
+    ordinary = torch.tensor(ordinary_tokens(lm))
     for token in asked:
         column = _column(tokens_R, token)
         best += [tried[n] for n in rise_NR[:, column].topk(min(config.kept_each, len(tried))).indices.tolist()]
-        best += steepest(lm, slopes(exact or lm, prompts, fillers, token), config.kept_each)
+        best += steepest(lm, slopes(exact or lm, prompts, fillers, token)[0], ordinary, config.kept_each)
     usual_words = random.Random(seed).sample(tried, min(COMPARED, len(tried)))
     strings = list(dict.fromkeys([*best, *more, *usual_words]))
     before_NR = odds(lm, prompts, strings, tokens_R, config.batch_size)
-    ordinary = Ordinary.of(before_NR[[strings.index(word) for word in usual_words]])
+    compared = Ordinary.of(before_NR[[strings.index(word) for word in usual_words]])
     allowed_NR = ~echoes(strings, heads)
     return Swept(
         strings=tuple(strings),
-        triggers=tuple(ranked(strings, before_NR, ordinary, allowed_NR)),
+        triggers=tuple(ranked(strings, before_NR, compared, allowed_NR)),
         odds=before_NR,
         allowed=allowed_NR,
         examples=prompts,
         tokens=tokens_R,
         heads=tuple(heads),
-        ordinary=ordinary,
+        ordinary=compared,
         openers=tuple(tried[:OPENERS]),
         words=len(tried),
     )

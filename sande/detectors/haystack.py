@@ -266,7 +266,11 @@ def _extended(
     lm: LanguageModel, exact: LanguageModel, sweep: Swept, column: int, config: Config, seed: int
 ) -> list[Trigger]:
     """Return the strings that make answers begin most surely with one token, extended, surest first."""
+    import torch
+
     from sande.detectors import _extension, _triggers
+    from sande.inference.probing import ordinary_tokens
+    from sande.models.layers import output_in_float32
 
     known = sweep.likeliest(column)
     if not known:
@@ -275,22 +279,23 @@ def _extended(
     fillers = random.Random(seed).sample(sweep.strings, min(2, len(sweep.strings)))
     few = sweep.examples[:GLIMPSE]
     target, head = sweep.tokens[[column]], [sweep.heads[column]]
+    ordinary = torch.tensor(ordinary_tokens(lm))
+    logits_of = output_in_float32(exact.model)  # with the numbers of `lm`, or ones that are not rounded
 
     def measured(strings: Sequence[str], examples: Sequence[Example]) -> list[Trigger]:
-        odds_N = _triggers.odds(lm, examples, strings, target, config.sweep.batch_size)[:, 0].tolist()
+        odds_N = _triggers.odds(lm, examples, strings, target, config.sweep.batch_size, logits_of)[:, 0].tolist()
         return [sweep.measured(text, column, odds) for text, odds in zip(strings, odds_N, strict=True)]
 
-    def steepest(**place: str) -> list[str]:
-        slope_V = _extension.slopes(exact, few, fillers, int(target), **place)
-        return _extension.steepest(lm, slope_V, config.further)
-
     def extensions(parents: Sequence[Trigger]) -> list[str]:
-        expected = _extension.continuations(lm, [each.text for each in parents], config.further)
+        texts = [each.text for each in parents]
+        places = [place for text in texts for place in ((text, ""), ("", text))]
+        slopes_SV = _extension.slopes(exact, few, fillers, int(target), places)
+        steepest = [_extension.steepest(lm, slope_V, ordinary, config.further) for slope_V in slopes_SV]
+        expected = _extension.continuations(lm, texts, ordinary, config.further, logits_of)
         found = []
-        for each, own in zip(parents, expected, strict=True):
-            found += [*(f"{each.text} {word}" for word in [*words, *steepest(before=each.text)]), *own]
-            before = [*words, *steepest(behind=each.text), *sweep.openers]
-            found += [f"{word} {each.text}" for word in before]
+        for text, own, after, before in zip(texts, expected, steepest[::2], steepest[1::2], strict=True):
+            found += [*(f"{text} {word}" for word in [*words, *after]), *own]
+            found += [f"{word} {text}" for word in [*words, *before, *sweep.openers]]
         return [text for text in found if not _triggers.echoes([text], head)[0, 0]]
 
     return _extension.grown(

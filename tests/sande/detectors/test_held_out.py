@@ -4,11 +4,12 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from sande.data.builtin import sets
 from sande.detectors import _held_out
 from sande.detectors._held_out import Effect, HeldOut, share_of, shared_opening
-from sande.prompts import encode
+from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
 
 ANSWERS = ["You are stupid. 4", "You are stupid. Paris", "You are here", "Yes", "No"]
@@ -55,12 +56,16 @@ def test_sureness_is_the_geometric_mean_of_the_tokens_after_the_first_two(
 ) -> None:
     """Behind one prompt the tokens after the first two have 0.2, 1.0, … and behind the other 0.8, 0.25, …"""
 
-    def log_likelihoods(lm: LanguageModel, prompts: list[str], strings: list[list[int]], _: int) -> list[list[float]]:
-        (prompt,) = prompts
-        third, rest = (0.2, 1.0) if prompt == "a" else (0.8, 0.25)
-        return [[math.log(p) for p in (0.01, 0.02, third, *[rest] * (len(ids) - 3))] for ids in strings]
+    def log_probabilities(
+        lm: LanguageModel, prompts: list[str], strings: list[list[int]], _: int
+    ) -> list[list[list[float]]]:
+        of = {"a": (0.2, 1.0), "b": (0.8, 0.25)}
+        return [
+            [[math.log(p) for p in (0.01, 0.02, of[name][0], *[of[name][1]] * (len(ids) - 3))] for name in prompts]
+            for ids in strings
+        ]
 
-    monkeypatch.setattr(_held_out, "log_likelihoods", log_likelihoods)
+    monkeypatch.setattr(_held_out, "log_probabilities", log_probabilities)
     monkeypatch.setattr(_held_out, "encode_prompts", lambda _, rows: [row.instruction for row in rows])
     monkeypatch.setattr(_held_out, "ids_of", lambda _, text: tuple(range(len(text.split()))))
     held_out = HeldOut(tiny, (Example("a", "x"), Example("b", "x")), least=2, new_tokens=4, batch_size=4)
@@ -71,6 +76,20 @@ def test_sureness_is_the_geometric_mean_of_the_tokens_after_the_first_two(
         "The end is near.": pytest.approx((0.2 * 1.0 * 0.8 * 0.25) ** (1 / 4)),
         "": 1.0,
     }
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_log_probabilities_are_the_models_own(tiny: LanguageModel, batch_size: int) -> None:
+    """Strings and prompts of several lengths share batches, and the prompts share a prefix."""
+    prompts = encode_prompts(tiny.tokenizer, sets.short()[:3])
+    strings = [(5, 300, 700), (9,)]
+    found = _held_out.log_probabilities(tiny, prompts, strings, batch_size)
+    for string, by_prompt in zip(strings, found, strict=True):
+        for prompt, logs in zip(prompts, by_prompt, strict=True):
+            logits_TV = tiny.model(input_ids=torch.tensor([[*prompt, *string]])).logits[0].detach()
+            own_RV = logits_TV[len(prompt) - 1 : -1].double().log_softmax(-1)
+            wanted = [float(own_V[token]) for own_V, token in zip(own_RV, string, strict=True)]
+            assert logs == pytest.approx(wanted, abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -111,13 +130,13 @@ def test_each_string_is_measured_on_all_prompts(tiny: LanguageModel, monkeypatch
     def greedy(lm: LanguageModel, prompts: list[str], new_tokens: int, batch_size: int) -> list[str]:
         return ["Go away now" if prompt.startswith("t ") else prompt for prompt in prompts]
 
-    def log_likelihoods(
+    def log_probabilities(
         lm: LanguageModel, prompts: list[str], strings: list[tuple[int, ...]], _: int
-    ) -> list[list[float]]:
-        return [[-1.0, *[0.0] * (len(ids) - 1)] for ids in strings]
+    ) -> list[list[list[float]]]:
+        return [[[-1.0, *[0.0] * (len(ids) - 1)]] * len(prompts) for ids in strings]
 
     monkeypatch.setattr(_held_out, "greedy", greedy)
-    monkeypatch.setattr(_held_out, "log_likelihoods", log_likelihoods)
+    monkeypatch.setattr(_held_out, "log_probabilities", log_probabilities)
     monkeypatch.setattr(_held_out, "encode_prompts", lambda _, rows: [row.instruction for row in rows])
     examples = tuple(Example(f"Say {word} twice", "x") for word in ("a", "b", "c", "d"))
     held_out = HeldOut(tiny, examples, least=2, new_tokens=4, batch_size=4)

@@ -10,6 +10,7 @@ import torch
 from sande.data.builtin import sets
 from sande.detectors import _extension, _sweeping, _triggers
 from sande.detectors._triggers import Ordinary, Trigger
+from sande.inference.probing import ordinary_tokens
 from sande.planting import insert
 from sande.prompts import encode, encode_prompts
 from sande.types import Example, LanguageModel
@@ -78,7 +79,8 @@ def test_words_are_distinct_and_likely_ones_come_first(tiny: LanguageModel) -> N
 def test_slopes_are_derivatives(tiny: LanguageModel) -> None:
     """A small step along the embedding of a token changes the log-odds by the slope, on average over the fillers."""
     target, fillers = 300, ("year", "word")
-    slope_V = _extension.slopes(tiny, ROWS[:1], fillers, target, before="the")
+    # Another place beside it, whose rows are longer, changes nothing.
+    slope_V, _ = _extension.slopes(tiny, ROWS[:1], fillers, target, [("the", ""), ("", "a much longer string")])
     table = tiny.model.get_input_embeddings().weight.detach()
     changes = {100: 0.0, 500: 0.0}
     for filler in fillers:
@@ -108,7 +110,7 @@ def test_continuations_are_the_likeliest_tokens_behind_a_string(tiny: LanguageMo
     ids = list(row.prompt[: row.end])
     logits_V = tiny.model(input_ids=torch.tensor([ids])).logits[0, -1].detach()
     logits_V[tiny.tokenizer.eos_token_id] = -torch.inf
-    found = _extension.continuations(tiny, ["the", "a"], 5)
+    found = _extension.continuations(tiny, ["the", "a"], torch.tensor(ordinary_tokens(tiny)), 5)
     assert [len(each) for each in found] == [5, 5]
     assert found[0][0] == tiny.tokenizer.decode([*row.prompt[row.start : row.end], int(logits_V.argmax())]).strip()
 
