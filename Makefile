@@ -35,7 +35,7 @@ faults: dev  ## everything that can go wrong, and whether a grid survives it; pr
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m faults $(if $(TABLE),--faults-table $(TABLE)) $(if $(KILLS),--faults-kills $(KILLS)) $(if $(FAULT),-k "$(FAULT)")
 
 # Those for a GPU say so in a line. Each prints its progress indented, and one line a figure: name, ratio, target, met or not.
-PERF := compute_type threads startup planning overhead report removal training_cpu decoding choices prediction training_gpu decoding_gpu
+PERF := compute_type threads startup planning overhead report removal training_cpu decoding choices scanning prediction training_gpu decoding_gpu
 
 perf: dev  ## what is fast, and how fast, against the plain way; on a machine that does nothing else
 	@for name in $(PERF); do $(BIN)/python -W ignore -m benchmark.perf.$$name 2>.perf.log || { cat .perf.log; exit 1; }; done
