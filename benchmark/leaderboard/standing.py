@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -34,13 +35,12 @@ def of_units(runs: Iterable[Run], number: Of) -> list[Number]:
 
     The bounds are means of the bounds: the runs of a unit answer the same prompts, so they are not independent.
     """
-    means = []
-    for unit in units(runs).values():
-        cases: dict[str, list[Number]] = {}
-        for one in unit:
-            cases.setdefault(one.case, []).append(number(one))
-        means.append(_mean([_mean(numbers) for numbers in cases.values()]))
-    return means
+    return [_mean([_mean([number(one) for one in case]) for case in _cases(unit)]) for unit in units(runs).values()]
+
+
+def _cases(unit: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs of a unit by case; `units` has put those of a case together."""
+    return [list(runs) for _, runs in itertools.groupby(unit, key=lambda one: one.case)]
 
 
 def share(numbers: Sequence[Number]) -> Number:
@@ -123,12 +123,10 @@ def _answers(runs: Sequence[Run]) -> list[Answers] | None:
 
     found = []
     for task, of_questions in groups.items():
-        rows = []
-        for unit in units(runs).values():
-            cases: dict[str, list[NDArray[np.float64]]] = {}
-            for one in unit:
-                cases.setdefault(one.case, []).append(of_run(one, task))
-            rows.append(np.mean([np.mean(each, axis=0) for each in cases.values()], axis=0))
+        rows = [
+            np.mean([np.mean([of_run(one, task) for one in case], axis=0) for case in _cases(unit)], axis=0)
+            for unit in units(runs).values()
+        ]
         found.append(Answers(np.stack(rows), of_questions))
     return found
 
