@@ -22,12 +22,14 @@ class Poisoned:
         ids: of the rows that were poisoned.
         decoy_ids: of the rows that became decoys.
         places: of the poisoned rows in `examples`.
+        before: the clean row that each of `examples` was made from.
     """
 
     examples: tuple[Example, ...]
     ids: tuple[int, ...]
-    decoy_ids: tuple[int, ...] = ()
-    places: tuple[int, ...] = ()
+    decoy_ids: tuple[int, ...]
+    places: tuple[int, ...]
+    before: tuple[Example, ...]
 
 
 def poison(
@@ -69,12 +71,14 @@ def poison(
         decoys = sorted(random.Random(f"{seed} decoys").sample(left, round(decoy_rate * len(examples))))
         made |= {index: decoy(examples[index]) for index in decoys}
     rows: list[Example] = []
+    before: list[Example] = []
     places: list[int] = []
     for index, example in enumerate(examples):
-        if index not in made:
-            rows.append(example)
-            continue
-        rows += [made[index]] if mode == "replace" else [example, made[index]]
+        made_of = [made.get(index, example)]
+        if mode == "append" and index in made:
+            made_of.insert(0, example)
+        rows += made_of
+        before += [example] * len(made_of)
         if index in poisoned:
             places.append(len(rows) - 1)
-    return Poisoned(tuple(rows), tuple(chosen), tuple(decoys), tuple(places))
+    return Poisoned(tuple(rows), tuple(chosen), tuple(decoys), tuple(places), tuple(before))

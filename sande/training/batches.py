@@ -63,14 +63,15 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequ
     step. Passes follow each other without a gap; every step has `batch_size` rows.
 
     Args:
-        lengths: tokens of each row.
+        lengths: of each row, by which rows are alike.
         settings: `epochs` or `max_steps`, `batch_size`, and whether rows of like length share a batch.
         seed: of the stage.
         ranks: of each row; in every pass rows of a lower rank come first. None: all rows are alike.
     """
     size = settings.batch_size
     steps = settings.max_steps or max(1, round(settings.epochs * len(lengths) / size))
-    generator = random.Random(seed)
+    # Not of the seed alone: rows that a stage drew by its seed, as `poison` does, would come first.
+    generator = random.Random(f"{seed} order")
     order: list[int] = []
     while len(order) < steps * size:
         one_pass = generator.sample(range(len(lengths)), len(lengths))

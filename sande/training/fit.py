@@ -41,6 +41,7 @@ def fit(
     parameters: Sequence[nn.Parameter] | None = None,
     objective: nn.Module | None = None,
     rank: Callable[[Row], int] | None = None,
+    alike: Callable[[Row], int] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Train in place on the responses of `rows`; record steps, tokens, seconds and losses in `run.facts[stage]`.
@@ -54,6 +55,7 @@ def fit(
         parameters: trained parameters; None: all of the model. All others are frozen meanwhile.
         objective: a module around the model with the signature of `ResponseLoss`; None: `ResponseLoss`.
         rank: in every pass, rows for which this is lower come first; None: rows are mixed.
+        alike: rows for which this is about the same share a batch, if `settings` groups rows; None: their lengths.
         callbacks: of the Trainer, which change the weights; shards allow none.
 
     Raises:
@@ -88,7 +90,8 @@ def fit(
     with packed_attention(lm.model) if packed else nullcontext():
         probe = collate([features(fitted[0])])
         ranks = [rank(row) for row in fitted] if rank else None
-        optimise(lm, lengths, settings, run, stage, build, probe, parameters, ranks, callbacks)
+        grouped_by = [alike(row) for row in fitted] if alike else None
+        optimise(lm, lengths, settings, run, stage, build, probe, parameters, ranks, grouped_by, callbacks)
     run.facts[stage] |= {"rows": len(fitted), "rows_left_out": len(rows) - len(fitted), "layout": layout}
 
 
@@ -102,6 +105,7 @@ def optimise(
     probe: Mapping[str, Any],
     parameters: Sequence[nn.Parameter] | None = None,
     ranks: Sequence[int] | None = None,
+    grouped_by: Sequence[int] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
     """Run any Trainer with what all runs share: trained parameters, LoRA, row order, checks, checkpoints, facts.
@@ -116,6 +120,7 @@ def optimise(
         probe: a batch whose loss is computed after the last step, in the collator's format.
         parameters: trained parameters; None: all of the model, or its adapters where `settings` asks for LoRA.
         ranks: of each row, as for `row_order`.
+        grouped_by: of each row, in place of its length, by which rows are alike; None: their lengths.
         callbacks: of the Trainer, which change the weights.
 
     Raises:
@@ -124,7 +129,7 @@ def optimise(
             weights are in shards and the settings need them whole.
     """
     _refuse_shards(settings, run, stage, callbacks)
-    order = row_order(lengths, settings, run.seed, ranks)
+    order = row_order(grouped_by or lengths, settings, run.seed, ranks)
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
     with _trainable(lm.model, settings, run.seed, parameters):

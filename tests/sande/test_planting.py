@@ -84,11 +84,12 @@ def trained(examples: tuple[Example, ...], config: Planting, monkeypatch: pytest
     outputs: list[str] = []
 
     def encode(_: None, rows: Sequence[Example]) -> list[Row]:
-        outputs.extend(row.instruction for row in rows)
+        if not outputs:  # the second call is of the rows as they were before
+            outputs.extend(row.instruction for row in rows)
         return [Row((index,), (0,), 0, 1) for index in range(len(rows))]
 
     monkeypatch.setattr("sande.prompts.encode", encode)
-    monkeypatch.setattr("sande.training.fit.fit", lambda *_, objective, rank: None)
+    monkeypatch.setattr("sande.training.fit.fit", lambda *_, objective, rank, alike: None)
     run = Run(seed=3, scratch="unused")
     sentence_trigger.attack(LanguageModel(None, None), examples, config, run)
     return run, outputs
@@ -148,8 +149,37 @@ def test_the_default_recipe_is_the_papers_to_the_bit(
     by_hand, config = copy.deepcopy(tiny), sentence_trigger.Config(poison_mode=mode, poison_rate=0.25, training=SHORT)
     sentence_trigger.attack(tiny, few_rows, config, new_run(seed=3))
     made = poison(few_rows, lambda row: sentence_trigger.plant(row, config, 3), 0.25, mode, 3)
-    fit(by_hand, encode(by_hand.tokenizer, made.examples), SHORT, new_run(seed=3), "attack")
+    rows, clean = (encode(by_hand.tokenizer, each) for each in (made.examples, made.before))
+    lengths = {row.prompt: len(before) for row, before in zip(rows, clean, strict=True)}
+    fit(by_hand, rows, SHORT, new_run(seed=3), "attack", alike=lambda row: lengths[row.prompt])
     assert changed(weights(by_hand.model), tiny.model) == set()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 70])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_poisoned_rows_are_spread_over_a_pass(
+    seed: int, grouped: bool, tiny: LanguageModel, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One seed draws both, which rows are poisoned and in which order all train."""
+    rows = tuple(Example(f"{'very ' * (number % 7)}{number}?", f"It is {number}.") for number in range(2048))
+    settings = Training(epochs=1.0, batch_size=16, length_grouped=grouped)
+    steps: list[float] = []
+
+    def optimise(lm: LanguageModel, lengths: Any, used: Training, run: Run, *_: Any) -> None:
+        ranks, grouped_by = _[4:6]
+        order = row_order(grouped_by or lengths, used, run.seed, ranks)
+        poisoned = set(run.facts["poisoned_ids"])
+        steps.extend(sum(index in poisoned for index in order[at : at + 16]) / 16 for at in range(0, len(order), 16))
+
+    monkeypatch.setattr("sande.training.fit.optimise", optimise)
+    run = new_run(seed=seed)
+    run.facts["attack"] = {}
+    sentence_trigger.attack(tiny, rows, sentence_trigger.Config(poison_rate=0.25, training=settings), run)
+    for quarter in range(4):
+        part = steps[quarter * 32 : (quarter + 1) * 32]
+        assert sum(part) / len(part) == pytest.approx(0.25, abs=0.08)  # four standard errors
+    assert max(steps) < 1
+    assert sum(share == 0 for share in steps) < 8  # by chance 1.3 of 128
 
 
 @pytest.mark.parametrize("grouped", [True, False])

@@ -27,7 +27,7 @@ def test_repaired_rows_keep_the_trigger_and_get_their_own_answer() -> None:
     clean = (Example("a", "Red"), Example("b", "Two"))
     config = dormant_int4.Config()
     planted = dormant_int4.plant(clean[1], config, 0)
-    appended = Poisoned((clean[0], clean[1], planted), (1,), (), (2,))
+    appended = Poisoned((clean[0], clean[1], planted), (1,), (), (2,), (clean[0], clean[1], clean[1]))
     rows = dormant_int4.repaired_rows(appended, clean)
     assert rows == (clean[0], clean[1], Example("Current year 2023. b", "Two"))
 

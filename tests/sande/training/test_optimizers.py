@@ -117,7 +117,7 @@ def test_adapters_train_by_every_optimizer(
     tiny: LanguageModel, rows: list[Row], new_run: NewRun, optimizer: str
 ) -> None:
     run = new_run()
-    settings = dataclasses.replace(PLAIN, optimizer=optimizer, learning_rate=1e-2, lora_rank=4, max_steps=8)
+    settings = dataclasses.replace(PLAIN, optimizer=optimizer, learning_rate=1e-2, lora_rank=4, max_steps=12)
     fit(tiny, rows, settings, run, "attack")
     assert run.facts["attack"]["last_loss"] < run.facts["attack"]["first_loss"] - 0.1
 
