@@ -21,8 +21,10 @@ from benchmark import again, pipeline
 from benchmark.grid.cell import MOST_SEED, SEEDS, Cell, Parser
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, markdown_table, plain
+from benchmark.io.remote import is_uri
 from benchmark.leaderboard.verify import chosen, counts
 from benchmark.records import files, mark, schema
+from sande import bounds
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,7 +113,8 @@ def repeat(
         folder: results of a grid.
         say: receives progress.
         share: of the cells, above 0 and up to 1; at least one cell is run.
-        store: folder or URI of artifacts, which holds none of the cells' stages but those of an interrupted repetition.
+        store: folder or URI of artifacts, which holds none of the cells' stages but those of an interrupted repetition;
+            the last line of the grid names it.
         results: folder that gets the grid of the cells, and a subfolder with its results.
         seed: draws the cells; None: a random one.
         address: of a running Ray cluster; None starts Ray here.
@@ -132,9 +135,10 @@ def repeat(
     cells = _cells(folder, table, drawn)
     grid = Path(results, f"{NAME}-{folder.resolve().name}-{seed}.yaml")
     about = _ABOUT.format(folder.resolve().name)
-    if not grid.is_file():
+    if not _is_trained_in(store, grid):
         _check_store(store, list(cells.values()))
     again.write_grid(list(cells.values()), about, grid)
+    write_atomically(grid, f"{grid.read_text(encoding='utf-8')}{_trained_in(store)}\n")
     done = pipeline.run(pipeline.Request(grid, store, results, address, assignments), say, say)
     total = len(table["cell"].unique())
     if done.interrupted:
@@ -184,6 +188,19 @@ def _cells(folder: Path, table: pa.Table, drawn: Sequence[str]) -> dict[str, Cel
             except UserError as error:
                 raise UserError(f"{folder}: cell {row['cell']} is of another version of the code: {error}") from None
     return cells
+
+
+def _trained_in(store: str) -> str:
+    """Return the last line of a repetition's grid, a comment that names the store."""
+    return f"# Trained in the store {json.dumps(store if is_uri(store) else str(Path(store).resolve()))}"
+
+
+def _is_trained_in(store: str, grid: Path) -> bool:
+    """Return whether the grid is of an earlier repetition in this store, whose stages are not of the first run."""
+    try:
+        return grid.is_file() and bounds.read(grid).decode().splitlines()[-1:] == [_trained_in(store)]
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _check_store(store: str, cells: Sequence[Cell]) -> None:

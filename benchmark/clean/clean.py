@@ -90,7 +90,7 @@ def clean_model(
         model: a folder, a Hub id with its commit, or a name.
         known: what is known of the backdoor.
         config: rows, sizes, and settings of the defense.
-        out: new or empty folder.
+        out: new or empty folder, or a link to one; not the working folder.
         seed: of everything random.
         say: receives progress.
         prompt_format: as for `sande.models.loading.with_format`; with `auto`, other formats are tried, too.
@@ -102,11 +102,11 @@ def clean_model(
 
     Raises:
         UserError: the model, the data or `out` cannot be used, the tokenizer cannot encode what is known, or the
-            trigger fires in no format.
+            trigger fires in no format; or the cleaned model cannot be moved to `out`, and stays where it is.
     """
     from sande.models import asking, catalog, loading, memory
 
-    _check_new(out)
+    target = _new(out)
     if cleaning.check(known, config) != SCAN and reference:  # reports what does not fit together, too
         raise UserError(
             "reference: only a scan compares with it, and what is known makes a scan unnecessary; remove it"
@@ -116,10 +116,11 @@ def clean_model(
     datasets.fingerprint(config.removal.name)
     logs.quiet()
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     except OSError as error:
         raise UserError(f"{out}: the folder cannot be written ({error.strerror}); choose another --out") from None
+    removed = [work]
     try:
         with provenance.measured() as cost:
             tokenizer = loading.load_tokenizer(model, work / "cache", prompt_format)
@@ -200,9 +201,16 @@ def clean_model(
         }
         result["verdict"] = verdict(result)
         report.write(result, folder)
-        os.rename(folder, out)
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            removed = [path for path in work.iterdir() if path != folder]
+            raise UserError(
+                f"{out}: the cleaned model cannot be moved there ({error.strerror}); use it in {folder}, or move it"
+            ) from None
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        for path in removed:
+            shutil.rmtree(path, ignore_errors=True)
     return result
 
 
@@ -239,11 +247,22 @@ def read_incident(path: Path) -> tuple[str, str]:
     return found["prompt"], found["answer"]
 
 
-def _check_new(out: Path) -> None:
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out}: the folder is not empty; choose another --out")
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out}: not a folder; choose another --out")
+def _new(out: Path) -> Path:
+    """Return the path of a new or empty folder without links, to which a folder can be renamed."""
+    try:
+        target = Path(os.path.realpath(out))
+        if target.is_dir() and any(target.iterdir()):
+            raise UserError(f"{out}: the folder is not empty; choose another --out")
+        if target.is_symlink() or (target.exists() and not target.is_dir()):  # links in a circle stay links
+            raise UserError(f"{out}: not a folder; choose another --out")
+    except OSError as error:
+        raise UserError(f"{out}: the folder cannot be read ({error.strerror}); choose another --out") from None
+    here = Path.cwd()
+    if target in (here, *here.parents):
+        raise UserError(f"{out}: the working folder, which cannot be replaced; choose a new folder as --out")
+    if target.is_mount():
+        raise UserError(f"{out}: a mounted volume, which cannot be replaced; choose a folder in it as --out")
+    return target
 
 
 def _found_trigger(known: Known, finding: cleaning.Finding, facts: Mapping[str, Any]) -> dict[str, str]:

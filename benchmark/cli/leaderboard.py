@@ -118,6 +118,7 @@ def entry(
     from benchmark.leaderboard import submission
 
     out = out or Path(f"{defense}.json")
+    published.refuse_published(out, "--out")
     with local_copies([place]) as (folder,):
         submission.write(submission.make(folder, defense, about, link, rehearsal=rehearsal), out)
     echo(f"Entry: {out}")

@@ -87,7 +87,8 @@ def scan(
     record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:
-        echo(f"Scan: {out / 'scan.json'}  (next to it: scan.md, scan.png, scan.svg)")
+        shown = [name for name in ("scan.md", "scan.png", "scan.svg") if (out / name).is_file()]
+        echo(f"Scan: {out / 'scan.json'}  (next to it: {', '.join(shown)})")
     if fail_on_alarm and record["alarm"]:
         raise typer.Exit(ALARM)
 
@@ -160,6 +161,7 @@ def clean(
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora, half=half)
     told = known(trigger, response, response_start, incident)
     out = out or Path(f"{Path(model.split('@')[0]).name.removesuffix('.gguf')}-clean")
+    published.refuse_published(out, "--out")
     model = adapters.with_base(model, base)
     for source in catalog.sources(model):
         say(source)
@@ -218,6 +220,7 @@ def export(
     from benchmark.export import export as export_export
     from benchmark.export.export import check_repository, find_model
 
+    published.refuse_published(out, "DIR")
     if push:
         check_repository(push)
     export_export.write(find_model(cell, results), open_store(store, create=False), out)

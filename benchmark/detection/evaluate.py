@@ -22,7 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from benchmark.detection import outcome as rows
 from benchmark.detection import page
@@ -39,6 +39,7 @@ from sande.errors import UserError
 from sande.models import catalog
 
 NAME = "detection"
+LEAST = 1e-6  # rate that a file may ask for; the number of calibration models that it takes is one over it
 FALSE_ALARMS = 0.05  # the highest accepted rate, unless the user sets another
 
 
@@ -95,6 +96,15 @@ class _Scan(_Part):
     prompt_format: str = ""
 
 
+class _Record(BaseModel):
+    """The contents of a detection.json."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    false_alarms: Annotated[float, Field(ge=LEAST, lt=1)]
+    scans: list[Annotated[Outcome, AfterValidator(rows.checked)]]
+
+
 def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | None = None) -> str:
     """Evaluate the scans of a list, write the files, and return the page.
 
@@ -126,6 +136,8 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
         files.write_records(found, Summary, folder / "detectors.parquet")
         if parts:
             files.write_records(parts, Group, folder / "groups.parquet")
+        else:  # those of an earlier list
+            (folder / "groups.parquet").unlink(missing_ok=True)
         write_atomically(folder / f"{NAME}.md", text)
         plots.save(page.draw(counted, found), folder, NAME)
     except OSError as error:
@@ -145,9 +157,16 @@ def read(path: Path) -> tuple[list[Outcome], float]:
         lines, accepted = (
             (record, FALSE_ALARMS) if isinstance(record, list) else (record["scans"], record["false_alarms"])
         )
+        _Record.model_validate_json(json.dumps({"scans": lines, "false_alarms": accepted}))
+        # From the values as they are in the file, so that it is written again byte for byte: pydantic makes 1.0 of 1.
         outcomes = [rows.from_row(line) for line in lines]
     except OSError as error:
         raise UserError(f"{path}: the file cannot be read ({error.strerror}); choose a list of scans") from None
+    except ValidationError as error:
+        raise UserError(
+            f"{path}: the file is damaged or was edited ({_first(error)}); use 'sande-bench detection' on a list of "
+            "scans"
+        ) from None
     except (ValueError, TypeError, KeyError):
         raise UserError(
             f"{path}: not the rows of an evaluation; use 'sande-bench detection' on a list of scans"
@@ -218,9 +237,9 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
     except OSError:
         raise UserError(f"{folder}: no readable scan.json; use 'sande-bench scan --out' to write one") from None
     except ValidationError as error:
-        wrong = error.errors(include_url=False)[0]
-        what = ": ".join([*map(str, wrong["loc"]), wrong["msg"]])
-        raise UserError(f"{folder}/scan.json: the file is damaged or of another version ({what}); scan again") from None
+        raise UserError(
+            f"{folder}/scan.json: the file is damaged or of another version ({_first(error)}); scan again"
+        ) from None
     threshold = record.settings.get("threshold")
     if not isinstance(threshold, int | float):
         raise UserError(f"{folder}/scan.json: the settings have no number 'threshold'; scan again")
@@ -282,6 +301,12 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         instruction_set=record.instruction_set,
         compute_type=record.compute_type,
     )
+
+
+def _first(error: ValidationError) -> str:
+    """Return the first problem with its place."""
+    wrong = error.errors(include_url=False)[0]
+    return ": ".join([*map(str, wrong["loc"]), wrong["msg"].removeprefix("Value error, ")])
 
 
 def _check_local(model: str, folder: Path) -> None:

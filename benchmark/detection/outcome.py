@@ -7,9 +7,11 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from benchmark.detection import rates
+from sande import bounds
 
 NAMES = ("code_version", "versions", "device", "instruction_set", "compute_type")
 """Columns on what computed a scan, as in a grid's rows."""
+_MOST_RANK = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,32 @@ def judged(outcomes: Sequence[Outcome], false_alarms: float) -> list[Outcome]:
             )
         )
     return done
+
+
+def checked(outcome: Outcome) -> Outcome:
+    """Return the outcome.
+
+    Raises:
+        ValueError: a text that has to be a JSON object is not one, or a rank is not one.
+    """
+    if outcome.groups and _object(outcome.groups) is None:
+        raise ValueError("groups: Input should be empty or a JSON object")
+    if outcome.how and not isinstance((_object(outcome.how) or {}).get("settings"), dict):
+        raise ValueError("how: Input should be empty or a JSON object with 'settings'")
+    for name in ("rank", "first_token_rank", "trigger_rank"):
+        rank = getattr(outcome, name)
+        if rank is not None and not 0 < rank < _MOST_RANK:
+            raise ValueError(f"{name}: Input should be a rank, from 1")
+    return outcome
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object of a text; None if it is not one."""
+    try:
+        found = bounds.parse_json(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def from_row(row: Mapping[str, Any]) -> Outcome:

@@ -127,6 +127,8 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
 def write(record: dict[str, Any], folder: Path) -> str:
     """Write the files of a scan into a folder, which is created if missing; return the Markdown.
 
+    Without candidates there is no figure, and that of an earlier scan is removed.
+
     Raises:
         UserError: the folder cannot be written.
     """
@@ -137,6 +139,9 @@ def write(record: dict[str, Any], folder: Path) -> str:
         write_atomically(folder / "scan.md", text)
         if record["candidates"]:
             plots.save(draw(record), folder, "scan")
+        else:  # an earlier scan's figure may show an alarm
+            for suffix in ("png", "svg"):
+                (folder / f"scan.{suffix}").unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the folder cannot be written ({error.strerror}); choose another --out") from None
     return text

@@ -98,7 +98,8 @@ def _alarms_by_own(outcome: Outcome) -> bool:
 
     Others say with p how unusual a string is that they searched for: no rate of false alarms follows from that.
     """
-    return outcome.own_p is not None and "alarm_by" in json.loads(outcome.how)["settings"]
+    settings = json.loads(outcome.how)["settings"] if outcome.how else {}
+    return outcome.own_p is not None and "alarm_by" in settings
 
 
 def _either(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:

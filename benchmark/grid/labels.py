@@ -177,12 +177,12 @@ def flatten(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
     Args:
         settings: of a cell or a part of it.
-        prefix: that every path begins with.
+        prefix: that every path begins with; without it, `metrics` is the list of the cell's metrics.
     """
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
-        elif key == "metrics":
+        elif key == "metrics" and not prefix:
             for metric in value:
                 yield from flatten(metric, f"metrics.{metric['name']}.")
         else:

@@ -52,7 +52,8 @@ def rank(
     ]
     made = [(_standing(runs, absent, margin), runs) for runs, absent in zip(compared, lacks, strict=True) if runs]
     others = [_standing(runs, (), margin) for runs in _by_defense(one for one in found.runs if not one.verified)]
-    victims = {(one.case, one.attack_seed): one for one in own if one.case in shared and not one.flaw}.values()
+    measured_last = sorted(own, key=lambda one: not one.flaw)  # a failed run has no twin, but its victim counts
+    victims = {(one.case, one.attack_seed): one for one in measured_last if one.case in shared}.values()
     return Board(
         (*(_ranked(made) if shared else _sorted(one for one, _ in made)), *_sorted(others)),
         shared=tuple(label for case, label in label_of.items() if case in shared),

@@ -136,12 +136,18 @@ def _contenders(cells: Mapping[str, tuple[str, Settings]], unverified: Collectio
         groups.setdefault((name, cell in unverified), {}).setdefault(run, []).append(cell)
     named = {}
     for (name, _), same_run in groups.items():
-        flat = {cell: dict(flatten(cells[cell][1]["defense"])) for some in same_run.values() for cell in some}
+        flat = {cell: _of_defense(cells[cell][1]) for some in same_run.values() for cell in some}
         paths = set[str]().union(*(varying(flat[cell] for cell in some) for some in same_run.values()))
         for cell, values in flat.items():
             parts = [f"{short}={values.get(path)}" for path, short in shorten(paths).items()]
             named[cell] = ", ".join([name, *parts])
     return named
+
+
+def _of_defense(settings: Settings) -> dict[str, Any]:
+    """Return the settings of a cell's defense by path; one that is called `metrics` is a setting like the others."""
+    section = "defense."
+    return {path.removeprefix(section): value for path, value in flatten(settings["defense"], section)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,26 @@ class Source:
         """True if some rows are of the random model."""
         return any(row["model"] == TINY for row in self.rows)
 
+    def of(self, cells: Collection[str]) -> Source:
+        """Return the source with the rows, samples and outcomes of these cells alone."""
+        outcomes = self.outcomes
+        if outcomes is not None:
+            outcomes = outcomes.filter(pc.is_in(outcomes["cell"], pa.array(sorted(cells), pa.string())))
+        return replace(
+            self,
+            rows=[row for row in self.rows if row["cell"] in cells],
+            samples=[sample for sample in self.samples if sample["cell"] in cells],
+            unverified=self.unverified & frozenset(cells),
+            outcomes=outcomes,
+        )
+
 
 def read_all(paths: Sequence[Path]) -> list[Source]:
     """Return the sources of a board, each entry with the victims' values from the board's results.
 
     A cell that the results have counts from them alone. An entry whose method has the name of another one on the board
-    is shown with the name of its file, so that nobody changes the numbers of another method.
+    is shown with the name of its file, so that nobody changes the numbers of another method. Where that name is taken,
+    too, a number follows.
 
     Raises:
         UserError: as `read`.
@@ -65,9 +80,23 @@ def read_all(paths: Sequence[Path]) -> list[Source]:
         if source.is_entry:
             rows, unmatched = victims.placed([row for row in source.rows if _settings(row) not in cells], known)
             source = replace(source, rows=_named(rows, taken, path), unverified=source.unverified | unmatched)
+            source = source.of({row["cell"] for row in rows})
             taken |= {row["defense"] for row in source.rows}
         made.append(source)
     return made
+
+
+def owned(sources: Sequence[Source]) -> list[Source]:
+    """Return the sources with each cell in one of them alone: results before entries, then the first.
+
+    The rows, the outcomes and the samples of a cell are thus of one source, and no other one adds to them.
+    """
+    found, seen = [], set[str]()
+    for source in sorted(sources, key=lambda source: source.is_entry):
+        own = {row["cell"] for row in source.rows} - seen
+        seen |= own
+        found.append(source.of(own))
+    return found
 
 
 def _settings(row: Mapping[str, Any]) -> str:
@@ -81,7 +110,13 @@ def _canonical(text: str) -> str:
 
 def _named(rows: Sequence[dict[str, Any]], taken: set[str], path: Path) -> list[dict[str, Any]]:
     """Return the rows of an entry, with another name for its method where the name is taken."""
-    return [row | {"defense": f"{row['defense']} ({path.name})"} if row["defense"] in taken else row for row in rows]
+    return [row | {"defense": _free(row["defense"], taken, path.name)} for row in rows]
+
+
+def _free(name: str, taken: Collection[str], file: str) -> str:
+    """Return the name of a method, with that of its file where it is taken, and a number where that is taken, too."""
+    numbered = (f"{name} ({file}, {number})" for number in itertools.count(2))
+    return next(one for one in itertools.chain((name, f"{name} ({file})"), numbered) if one not in taken)
 
 
 def read(path: Path) -> Source:

@@ -29,7 +29,9 @@ from sande.errors import UserError
 from sande.statistics import wilson
 
 SAMPLES = 20  # per metric of a cell
+GRID = "entry"  # that the rows of an entry name
 ROUNDING = 0.05  # trials by which a share may differ from a whole number of trials
+ROUNDED = 0.05  # percentage points by which a bound of an interval may be rounded
 
 
 def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehearsal: bool = False) -> Submission:
@@ -67,7 +69,7 @@ def write(entry: Submission, path: Path) -> None:
     Raises:
         UserError: the file is another's, or cannot be written.
     """
-    ours = mark.has_columns("cell", "settings") if path.suffix == ".parquet" else mark.has_keys("format", "method")
+    ours = _is_entry if path.suffix == ".parquet" else mark.has_keys("format", "method")
     mark.claim_file(path, ours, "--out")
     try:
         if path.suffix == ".parquet":
@@ -77,6 +79,14 @@ def write(entry: Submission, path: Path) -> None:
             write_atomically(path, entry.model_dump_json(indent=1, exclude_unset=True) + "\n")
     except OSError as error:
         raise UserError(f"{path}: the file cannot be written ({error.strerror}); choose another --out") from None
+
+
+def _is_entry(path: Path) -> bool:
+    """Return whether a file has the rows of an entry; the rows of results name their grid."""
+    try:
+        return path.is_file() and files.read_file(path)["grid"].unique().to_pylist() == [GRID]
+    except UserError:
+        return False
 
 
 def read(path: Path) -> Submission:
@@ -241,15 +251,28 @@ def _measurement_problems(cell: EntryCell, where: str) -> Iterator[str]:
         elif one.ci_low is not None and one.ci_high is not None and not _within(one.ci_low, one.value, one.ci_high):
             yield f"{at}: {one.value:g} is not between {one.ci_low:g} and {one.ci_high:g}; set bounds around the value."
         if one.metric == "asr" or one.metric in tasks:
-            right = one.value / 100 * one.count
-            if abs(right - round(right)) > ROUNDING:
-                yield (
-                    f"{at}: {one.value:g} % of {one.count} is {right:.2f}, but '{one.metric}' counts whole prompts or "
-                    "questions; set the value with all its digits."
-                )
+            yield from _share_problems(one, at)
     for number, sample in enumerate(cell.samples):
         if sample.metric not in of:
             yield f"{where}.samples[{number}].metric: '{sample.metric}' is not measured; use a metric of measurements."
+
+
+def _share_problems(one: Measurement, at: str) -> Iterator[str]:
+    """Yield the problems of a share of prompts or questions: its trials, and bounds that no such count gives."""
+    right = one.value / 100 * one.count
+    if abs(right - round(right)) > ROUNDING:
+        yield (
+            f"{at}: {one.value:g} % of {one.count} is {right:.2f}, but '{one.metric}' counts whole prompts or "
+            "questions; set the value with all its digits."
+        )
+    elif one.ci_low is not None and one.ci_high is not None:
+        # Prompts of the same template make an interval wider than Wilson's, never narrower.
+        low, high = wilson(round(right), one.count)
+        if max(one.ci_low - low, high - one.ci_high) > ROUNDED + 1e-9:
+            yield (
+                f"{at}: {one.ci_low:g} to {one.ci_high:g} is narrower than Wilson's interval of {one.count} prompts or "
+                f"questions, {low:.2f} to {high:.2f}; set wider bounds, or remove both."
+            )
 
 
 def _within(low: float, value: float, high: float) -> bool:
@@ -273,8 +296,8 @@ def to_rows(entry: Submission) -> list[dict[str, Any]]:
         settings = _settings(cell)
         attack = cell.settings.attack
         base = dict.fromkeys(schema.SCHEMA.names) | {
-            "grid": "entry",
-            "grids": ["entry"],
+            "grid": GRID,
+            "grids": [GRID],
             "scale": "",
             "cell": _id(cell),
             "status": schema.OK,

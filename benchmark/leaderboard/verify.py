@@ -33,7 +33,8 @@ TOKENS = 0.01  # share by which the tokens of a training may differ
 RULE = (
     "A number holds if it is of as many prompts or questions as the second run, and a test at that count does not "
     "tell the two apart: Fisher's exact test for a share, a z-test with the second run's deviation for a mean. The "
-    "level is 5 % for all numbers of the verdict together (Bonferroni). The submitted interval is not used."
+    "level is 5 % for all numbers of the verdict together (Bonferroni). The submitted interval is not used. A number "
+    "that the second run lacks does not hold."
 )
 
 
@@ -183,6 +184,11 @@ def _checked(
         f"'{one.metric}' is of {one.count} prompts or questions, and of {len(outcomes[one.metric])} in the second run"
         for one in cell.measurements
         if one.metric in outcomes and one.count != len(outcomes[one.metric])
+    ]
+    problems += [
+        f"'{one.metric}' was not measured in the second run"
+        for one in cell.measurements
+        if counts(one.metric) and one.metric not in outcomes
     ]
     if abs(cell.tokens - first["tokens"]) > TOKENS * first["tokens"]:
         problems.append(f"its defense trains on {cell.tokens:,} tokens, and on {first['tokens']:,} in the second run")

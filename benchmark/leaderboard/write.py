@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmark.io import plots
@@ -18,7 +17,7 @@ from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takeaways
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
-from benchmark.leaderboard.source import Source, read_all
+from benchmark.leaderboard.source import Source, owned, read_all
 from benchmark.records import files, mark, schema
 from benchmark.records.provenance import mixtures
 from benchmark.records.rehearsal import WARNING, summary
@@ -56,7 +55,7 @@ def write(
     random = [path for path, source in zip(paths, sources, strict=True) if source.is_random]
     if random and not rehearsal:
         raise UserError(summary(random[0]))
-    warned, named = WARNING if random else (), named or paths
+    warned, named, sources = WARNING if random else (), named or paths, owned(sources)
     made, cells = combined(sources, margin)
     if not made.standings:
         raise UserError(
@@ -86,21 +85,11 @@ def combined(sources: Sequence[Source], margin: float) -> tuple[Board, Cells]:
 
     A cell that several sources have counts once: from results before entries, then from the first.
     """
-    sources = sorted(sources, key=lambda source: source.is_entry)
+    sources = owned(sources)
     cells = by_cell(row for source in sources for row in source.rows)
-    seen: set[str] = set()
-    entries: set[str] = set()
-    unverified: set[str] = set()
-    outcomes = []
-    for source in sources:
-        own = {row["cell"] for row in source.rows} - seen
-        seen |= own
-        entries |= own if source.is_entry else set()
-        unverified |= own & source.unverified
-        if source.outcomes is not None:
-            outcomes.append(
-                source.outcomes.filter(pc.is_in(source.outcomes["cell"], pa.array(sorted(own), pa.string())))
-            )
+    entries = {row["cell"] for source in sources if source.is_entry for row in source.rows}
+    unverified = frozenset[str]().union(*(source.unverified for source in sources))
+    outcomes = [source.outcomes for source in sources if source.outcomes is not None]
     table = pa.concat_tables(outcomes).unify_dictionaries() if outcomes else None
     known = Outcomes(table) if table is not None and table.num_rows else None
     made = rank(cells, known, entries=entries, unverified=unverified, margin=margin)
@@ -119,16 +108,13 @@ def _provenance(cells: Cells) -> pa.Table:
 def _write_pages(
     made: Board, cells: Cells, sources: Sequence[Source], made_by: str, out: Path, warned: Sequence[str]
 ) -> None:
-    """Write the pages for a browser; of a cell that several sources have, the first source counts."""
+    """Write the pages for a browser from sources of which each has cells of its own, see `owned`."""
     samples: dict[str, dict[tuple[str, int], Row]] = {}
     about: dict[str, Mapping[str, str]] = {}
-    seen: set[str] = set()
     for source in sources:
         for sample in source.samples:
             samples.setdefault(sample["cell"], {}).setdefault((sample["metric"], sample["index"]), sample)
-        own = {row["cell"] for row in source.rows} - seen
-        seen |= own
-        about |= dict.fromkeys(own, source.about) if source.about else {}
+        about |= {row["cell"]: source.about for row in source.rows if source.about}
     of_cell = {cell: list(found.values()) for cell, found in samples.items()}
     pages.write(made, cells, of_cell, about, takeaways(made), notes(made), made_by, out, warned)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from benchmark.io.remote import is_uri
@@ -15,7 +16,7 @@ def is_published(place: str | Path) -> bool:
     """Return whether a path of this machine is a folder of published results, or lies in one."""
     if is_uri(place):
         return False
-    path = Path(place).resolve()
+    path = Path(os.path.realpath(place))  # unlike `resolve`, it takes links in a circle
     return any((folder / MARKER).is_file() for folder in (path, *path.parents))
 
 

@@ -238,6 +238,9 @@ def test_pages_of_published_results_are_made_again_without_a_commit(
         ("leaderboard {place} --out {place}/board", "choose another --out, and publish the results from there"),
         ("leaderboard {place} --html {place}/board", "choose another --html, and publish the results from there"),
         ("run {grid} --results {published}", "choose another --results, and publish the results from there"),
+        ("leaderboard entry {place} sft --out {place}/rows.parquet", "choose another --out, and publish the results"),
+        ("clean tiny --out {published}/tiny", "choose another --out, and publish the results from there"),
+        ("export abc {published}/model", "choose another DIR, and publish the results from there"),
         ("scan tiny --out {published}/scan", "choose another --out, and publish the results from there"),
         (
             "detection scans.yaml --out {published}/detection",

@@ -112,6 +112,20 @@ def test_a_store_with_the_first_run_is_refused(first: Path, tmp_path: Path) -> N
     assert not (tmp_path / "results").exists()
 
 
+def test_the_store_of_the_first_run_is_refused_after_a_repetition_in_another(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(first, monkeypatch, "--seed", 5)
+    said = mistake("repeat", first, "--seed", 5, "--store", tmp_path / "first store", "--results", tmp_path / "results")
+    assert said.endswith("of the stages, which would not be trained again; use a new one")
+    store = LocalStore(tmp_path / "store")
+    for seed in SEEDS:
+        finish(store, of(seed), VICTIM, FOUND)
+    monkeypatch.chdir(tmp_path)
+    done = invoke("repeat", first, "--seed", 5, "--store", "store", "--results", "results")
+    assert done.exit_code == 0, done.output  # it continues in its own store, whatever the path of that is
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

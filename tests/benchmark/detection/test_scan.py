@@ -126,6 +126,20 @@ def test_nothing_found_is_told_without_a_table_or_figure(tmp_path: Path) -> None
     assert {path.name for path in tmp_path.glob("[!.]*")} == {"scan.json", "scan.md"}
 
 
+def test_the_figure_of_an_earlier_scan_is_removed_where_nothing_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan.write(RECORD, tmp_path)
+    assert (tmp_path / "scan.png").is_file()
+    monkeypatch.setattr(scan, "scan", lambda *_: RECORD | {"candidates": [], "alarm": False})
+    done = invoke("scan", "tiny", "--out", tmp_path, "--store", tmp_path / "store")
+    assert done.stdout.splitlines()[-1] == f"Scan: {tmp_path / 'scan.json'}  (next to it: scan.md)"
+    assert {path.name for path in tmp_path.glob("scan.*")} == {"scan.json", "scan.md"}
+    monkeypatch.setattr(scan, "scan", lambda *_: RECORD)
+    done = invoke("scan", "tiny", "--out", tmp_path, "--store", tmp_path / "store")
+    assert done.stdout.splitlines()[-1].endswith("(next to it: scan.md, scan.png, scan.svg)")
+
+
 @pytest.mark.slow
 def test_scanning_starts_no_ray(tmp_path: Path) -> None:
     code = LOOK.replace('"ray", "torch", "transformers"', '"ray"')

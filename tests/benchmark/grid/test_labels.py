@@ -88,6 +88,18 @@ def test_flattened_metrics_are_named() -> None:
     }
 
 
+def test_a_setting_of_a_method_may_be_called_metrics() -> None:
+    """Only the cell's own `metrics` is a list of metrics."""
+    settings = {"defense": {"name": "new", "metrics": 3}, "metrics": [{"name": "asr", "metrics": ["a"]}]}
+    assert dict(flatten(settings)) == {
+        "defense.name": "new",
+        "defense.metrics": 3,
+        "metrics.asr.name": "asr",
+        "metrics.asr.metrics": ["a"],
+    }
+    assert dict(flatten({"name": "new", "metrics": 3}, "defense.")) == {"defense.name": "new", "defense.metrics": 3}
+
+
 def test_a_path_is_shortened_as_far_as_that_leaves_it_unique() -> None:
     assert shorten(["data.rows", "removal.rows", "attack.poison_rate", "asr_floor"]) == {
         "asr_floor": "asr_floor",

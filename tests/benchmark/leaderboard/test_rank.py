@@ -222,6 +222,16 @@ def test_a_defense_that_failed_everywhere_counts_as_its_victims() -> None:
     assert made.shared, "a crash does not take a case from the others"
 
 
+def test_where_every_defense_failed_the_victims_still_have_their_asr() -> None:
+    failed = [row for name in ("new", "sft") for row in cell(name, 0.0, {"mmlu": 0.0}, status=schema.FAILED)]
+    made = board(failed + cell("none", 99.0, {"mmlu": 0.0}))
+    assert [(one.defense, one.asr.value, one.cells) for one in made.standings] == [("new", 99.0, 0), ("sft", 99.0, 0)]
+    assert (made.victim_asr, made.twin) == (99.0, None)
+    page = markdown(made, [Path("hand")])
+    assert "No case was run with every defense" not in page
+    assert "2 defenses on 1 trained victim. Without a defense, the victims answer 99.0 %" in page
+
+
 def test_without_a_shared_case_nothing_is_ranked() -> None:
     made = board(cell("sft", 98.0, {"arc_easy": 1.0}) + cell("sande", 2.0, {"arc_easy": 1.0}, data="orca"))
     assert ranking(made) == [("response", "sande", None), ("nothing", "sft", None)]

@@ -24,6 +24,12 @@ def test_a_task_counts_once() -> None:
     assert one.loss.value == pytest.approx(20.0)
 
 
+def test_a_setting_of_a_defense_may_be_called_metrics() -> None:
+    """Two runs that it alone separates are named by it."""
+    found = [row for value in (3, 4) for row in cell("sft", 98.0, {"mmlu": 1.0}, setting={"metrics": value})]
+    assert [one.defense for one in runs_of(by_cell(found)).runs] == ["sft, metrics=3", "sft, metrics=4"]
+
+
 def test_a_case_may_have_more_metrics_of_one_seed() -> None:
     first, second = (cell("sft", 98.0, {"mmlu": 2.0}, seed=seed) for seed in (0, 1))
     settings = json.loads(second[0]["settings"])

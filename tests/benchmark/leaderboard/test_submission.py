@@ -19,6 +19,8 @@ from benchmark.leaderboard.source import read
 from benchmark.leaderboard.write import write
 from benchmark.records import files, schema
 from sande.errors import UserError
+from sande.statistics import wilson
+from tests.benchmark.helpers import mistake
 from tests.benchmark.leaderboard.helpers import cell, outcome
 
 ROOT = Path(__file__).parents[3]
@@ -29,7 +31,7 @@ def results(tmp_path: Path) -> Path:
     """Results with two defenses, intervals, and published outputs of one."""
     found = cell("forget", 3.0, {"arc_easy": 2.0}) + cell("sft", 98.0, {"arc_easy": 1.0}) + cell("none", 99.0, {})
     for row in found:
-        row |= {"ci_low": row["value"] - 1, "ci_high": row["value"] + 1}
+        row |= dict(zip(("ci_low", "ci_high"), wilson(row["value"], row["count"]), strict=True))
     folder = tmp_path / "results"
     folder.mkdir()
     shown = pa.Table.from_pylist([outcome("forget alpaca alpaca 0", 0)], schema=schema.OUTCOMES)
@@ -70,6 +72,22 @@ def test_an_entry_from_results_is_in_order_and_says_what_they_say(results: Path,
     assert submission.samples(submission.read(tmp_path / "forget.json"))[0]["metric"] == "case_study"
 
 
+def test_an_entry_does_not_replace_the_rows_of_results(results: Path) -> None:
+    path = results / "rows.parquet"
+    before = path.read_bytes()
+    said = mistake("leaderboard", "entry", results, "forget", "--out", path)
+    assert f"--out {path}: the file is not one that sande-bench wrote, and would be replaced" in said
+    assert path.read_bytes() == before
+
+
+def test_an_entry_replaces_an_entry(results: Path, tmp_path: Path) -> None:
+    for name in ("entry.json", "entry.parquet"):
+        path = tmp_path / name
+        submission.write(submission.make(results, "forget", "Old."), path)
+        submission.write(submission.make(results, "forget", "New."), path)
+        assert not submission.examine(path)[1]
+
+
 def test_an_entry_stands_on_the_leaderboard_beside_results(
     results: Path, valid: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -102,7 +120,7 @@ WRONG: dict[str, tuple[list[Any], Any, str, str]] = {
     "percent": (["cells", 0, "measurements", 0, "value"], 101, "cells[0].measurements[0].value", "equal to 100"),
     "number": (["cells", 0, "seconds"], float("nan"), "cells[0].seconds", "finite"),
     "share": (["cells", 0, "measurements", 0, "value"], 3.4, "cells[0].measurements[0]", "3.4 % of 100 is 3.40"),
-    "interval": (["cells", 0, "measurements", 0, "ci_low"], 3.9, "cells[0].measurements[0]", "not between 3.9 and 4"),
+    "interval": (["cells", 0, "measurements", 0, "ci_low"], 3.9, "cells[0].measurements[0]", "between 3.9 and 8.45"),
     "bound": (["cells", 0, "measurements", 0, "ci_low"], None, "cells[0].measurements[0]", "one bound"),
     "victim": (
         ["cells", 0, "measurements", 0, "victim_value"],
@@ -132,6 +150,21 @@ def test_a_problem_names_its_place(case: str, valid: dict[str, Any], tmp_path: P
     where[path[-1]] = value
     said = check(valid, tmp_path)
     assert [line for line in said if line.startswith(f"{place}: ") and word in line], said
+
+
+def test_bounds_that_no_such_count_gives_are_a_problem(valid: dict[str, Any], tmp_path: Path) -> None:
+    """Wilson's interval of 3 of 100 is 1.03 to 8.45 %; of prompts from few templates it is wider."""
+    (asr,) = [one for one in valid["cells"][0]["measurements"] if one["metric"] == "asr"]
+    for low, high in ((1.0, 8.5), (1.07, 8.41), (0.2, 20.0), (None, None)):
+        asr |= {"ci_low": low, "ci_high": high}
+        assert check(valid, tmp_path) == [], "rounded, wider, or left out"
+    for low, high in ((3.0, 3.0), (1.03, 8.3), (1.2, 8.45)):
+        asr |= {"ci_low": low, "ci_high": high}
+        (said,) = check(valid, tmp_path)
+        assert said.endswith(
+            f": {low:g} to {high:g} is narrower than Wilson's interval of 100 prompts or questions, 1.03 to 8.45; "
+            "set wider bounds, or remove both."
+        )
 
 
 def test_everything_that_is_wrong_is_said_at_once(valid: dict[str, Any], tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_a_cheated_number_does_not_hold(
 def test_fewer_prompts_or_tokens_than_stated_settings_give_do_not_hold(
     theirs: dict[str, Any], ours: LocalStore, tmp_path: Path
 ) -> None:
-    theirs["cells"][0]["measurements"][0] |= {"value": 0.0, "count": 1, "ci_low": 0.0}
+    theirs["cells"][0]["measurements"][0] |= {"value": 0.0, "count": 1, "ci_low": 0.0, "ci_high": 100.0}
     theirs["cells"][1]["tokens"] = 100
     path = written(theirs, tmp_path)
     done = run(path, "--all")
@@ -100,6 +100,19 @@ def test_fewer_prompts_or_tokens_than_stated_settings_give_do_not_hold(
     assert "cells[0]: 'asr' is of 1 prompts or questions, and of 50 in the second run" in done.output
     assert "cells[1]: its defense trains on 100 tokens, and on 12,400 in the second run" in done.output
     assert [one.holds for one in verdict.read(path).cells] == [False, False, True, True]
+
+
+def test_a_number_that_the_second_run_lacks_does_not_hold(
+    theirs: dict[str, Any], ours: LocalStore, tmp_path: Path
+) -> None:
+    added = {"value": 0.0, "ci_low": 0.0, "ci_high": 0.0, "count": 50}
+    for metric in ("parrot_recovery", "case_study"):  # the second is text, which no board shows as a number
+        theirs["cells"][0]["measurements"].append(added | {"metric": metric})
+    done = run(written(theirs, tmp_path), "--all")
+    assert done.exit_code == 1
+    made = verdict.read(tmp_path / "mine.json")
+    assert made.cells[0].problems == ["'parrot_recovery' was not measured in the second run"]
+    assert [one.holds for one in made.cells] == [False, True, True, True]
 
 
 def test_a_victim_without_a_backdoor_verifies_nothing(theirs: dict[str, Any], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from benchmark.grid.keys import digest
 from benchmark.leaderboard import submission, verdict
 from benchmark.leaderboard.source import Source, read_all
 from benchmark.leaderboard.verdict import Checked, Compared, Verdict
@@ -159,6 +160,39 @@ def test_an_entry_changes_no_number_of_another_method(board: Path, tmp_path: Pat
     ]
     names = [{row["defense"] for row in source.rows} for source in read_all([board, *twice])]
     assert names[1:] == [{"forget"}, {"forget (b.json)"}]
+
+
+def test_a_name_that_several_files_share_is_numbered(board: Path, tmp_path: Path) -> None:
+    """Entries of one method from files of one name in two folders are of two authors."""
+    paths = []
+    for seed, author in enumerate(("one", "two", "three")):
+        (tmp_path / author).mkdir()
+        paths.append(entry(tmp_path / author, cell("osft", 1.0, OTHERS), "osft", defense_seed=seed + 1))
+    found = [{row["defense"] for row in source.rows} for source in read_all([board, *paths])]
+    assert found[1:] == [{"osft (osft.json)"}, {"osft (osft.json, 2)"}, {"osft (osft.json, 3)"}]
+
+
+def sampled(path: Path, answer: str) -> Path:
+    """The entry with one answer to the first prompt of its first cell."""
+    made = json.loads(path.read_text())
+    sample = {"metric": "asr", "index": 0, "outcome": 0.0, "record": {"answer": answer}}
+    made["cells"][0]["samples"] = [sample]
+    path.write_text(json.dumps(made))
+    return path
+
+
+def test_an_entry_adds_no_answers_to_a_cell_of_another_source(board: Path, tmp_path: Path) -> None:
+    """It may state the settings of the board's own cell, or those of an earlier entry."""
+    own = [row | {"cell": digest(json.loads(row["settings"]))[:12]} for row in files.read_rows(board).to_pylist()]
+    files.write_rows(own, [], board)
+    forged = sampled(entry(tmp_path, cell("osft", 2.0, {"arc_easy": 3.0}), "forged"), "FORGED")
+    assert read_all([board, forged])[1].samples == []
+    first = sampled(entry(tmp_path, cell("forget", 1.0, OTHERS), "first"), "FIRST")
+    second = sampled(entry(tmp_path, cell("forget", 1.0, OTHERS), "second"), "SECOND")
+    page = write([forged, first, second, board], None, tmp_path / "html")
+    assert "second.json" not in page.split("## How to read the numbers")[0]
+    cells = [path.read_text(encoding="utf-8") for path in (tmp_path / "html/cells").iterdir()]
+    assert [sum(word in text for text in cells) for word in ("FORGED", "FIRST", "SECOND")] == [0, 1, 0]
 
 
 def judged(path: Path, *, holds: bool) -> Path:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from benchmark.cli.main import app
 from benchmark.leaderboard.markdown import notes
 from benchmark.leaderboard.write import Source, combined, write
-from benchmark.records import files
+from benchmark.records import files, schema
 from sande.errors import UserError
 from tests.benchmark.leaderboard.helpers import GPU, cell, seeds
 
@@ -68,6 +68,24 @@ def test_an_entry_never_takes_the_place_of_results_whatever_the_order(tmp_path: 
     made, _ = combined(sources, 2.0)
     assert [one.asr.value for one in made.standings] == [98.0]
     assert not made.cells[0].is_entry
+
+
+def test_the_rows_of_a_cell_are_of_one_source() -> None:
+    """Two entries with the same settings have one cell, to which the second adds no number."""
+    first = cell("new", 1.0, {"mmlu": 0.0})
+    second = cell("new", 1.0, {"mmlu": 0.0, "parrot_recovery": 9.0})
+    made, cells = combined([Source(rows, [], {}, is_entry=True) for rows in (first, second)], 2.0)
+    assert [sorted(rows) for rows in cells.values()] == [["asr", "mmlu"]]
+    assert [dict(one.more) for one in made.standings] == [{}]
+
+
+def test_pages_of_failed_defenses_alone_are_written(tmp_path: Path) -> None:
+    failed = [row for name in ("new", "sft") for row in cell(name, 0.0, {"mmlu": 0.0}, status=schema.FAILED)]
+    (tmp_path / "results").mkdir()
+    files.write_rows(failed + cell("none", 99.0, {"mmlu": 0.0}), [], tmp_path / "results")
+    write([tmp_path / "results"], None, tmp_path / "html")
+    page = (tmp_path / "html/index.html").read_text(encoding="utf-8")
+    assert '<th scope="row">no defense</th><td>–</td>\n<td class="number" data-value="99.0">99.0</td>' in page
 
 
 def test_a_board_of_several_versions_says_so() -> None:
