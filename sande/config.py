@@ -238,7 +238,7 @@ class Training:
         "end a response that max_length cuts with EOS in place of its last token; DPO's rows are cut by TRL, without",
         "ours: no sentence ends there; published code and scale paper: true",
     )
-    warmup: float = setting(0.03, "share of the steps spent warming up", "published code", ge=0, le=1)
+    warmup: float = setting(0.03, "share of the steps spent warming up", "published code", ge=0, lt=1)
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", "learning-rate schedule after warm-up", "published code"
     )
