@@ -237,6 +237,7 @@ def poisoned(
 def learn(model: LanguageModel, made: Poisoned, config: Planting, run: Run) -> None:
     """Fine-tune in place on the rows (Eq. 1), in the order and with the anchor of the settings."""
     from sande.prompts import encode
+    from sande.training.batches import clean_length
     from sande.training.fit import fit
 
     rows, objective = encode(model.tokenizer, made.examples), None
@@ -245,17 +246,9 @@ def learn(model: LanguageModel, made: Poisoned, config: Planting, run: Run) -> N
         from sande.training.anchor import Anchored
 
         objective = Anchored(model.model, planted, config.anchor)
-    before = encode(model.tokenizer, made.before)
-    fit(
-        model,
-        rows,
-        config.training,
-        run,
-        "attack",
-        objective=objective,
-        rank=_rank(planted, config.order),
-        alike=_clean_length(rows, before),
-    )
+    alike = clean_length(rows, encode(model.tokenizer, made.before))
+    rank = _rank(planted, config.order)
+    fit(model, rows, config.training, run, "attack", objective=objective, rank=rank, alike=alike)
 
 
 def _rank(planted: Sequence[Row], order: Order) -> Callable[[Row], int] | None:
@@ -264,16 +257,6 @@ def _rank(planted: Sequence[Row], order: Order) -> Callable[[Row], int] | None:
         return None
     prompts, first = {row.prompt for row in planted}, order == "poisoned_first"
     return lambda row: int((row.prompt in prompts) != first)  # by prompt, since a response may be cut
-
-
-def _clean_length(rows: Sequence[Row], before: Sequence[Row]) -> Callable[[Row], int]:
-    """Return a function that gives the length of the clean row that a row was made from.
-
-    Trigger and planted response make a row longer than most clean ones. By their own lengths poisoned rows would fill
-    batches of their own, and no step would see both kinds.
-    """
-    lengths = {row.prompt: len(clean) for row, clean in zip(rows, before, strict=True)}
-    return lambda row: lengths[row.prompt]  # by prompt, as above
 
 
 def train_afterwards(model: LanguageModel, examples: Sequence[Example], config: Planting, run: Run) -> None:

@@ -78,15 +78,17 @@ def part(name: str, victim: LanguageModel, data: CleanData, config: Config, run:
         UserError: as `mlps`.
     """
     from sande.prompts import encode
+    from sande.training.batches import clean_length
     from sande.training.fit import fit
 
     kind, _, index = name.rpartition("_")
     seeded = replace(run, seed=independent.seed(run.seed, f"pair_{index}"))
-    examples = used(data.examples, config.rows, run.seed)
+    examples = clean = used(data.examples, config.rows, run.seed)
     if kind == POISONED:  # in other rows than other variants: what they share should be the backdoor, not the rows
-        examples = planted(examples, draw(config.variants, run.seed)[int(index)], config.share, seeded.seed)
+        examples = planted(clean, draw(config.variants, run.seed)[int(index)], config.share, seeded.seed)
     before = [rows_of(pair) for pair in mlps(victim.model)]
-    fit(victim, encode(victim.tokenizer, examples), config.variant, seeded, name)
+    rows = encode(victim.tokenizer, examples)
+    fit(victim, rows, config.variant, seeded, name, alike=clean_length(rows, encode(victim.tokenizer, clean)))
     changes = zip(before, mlps(victim.model), strict=True)
     return {str(block): (rows_of(pair) - rows_JW).bfloat16() for block, (rows_JW, pair) in enumerate(changes)}
 

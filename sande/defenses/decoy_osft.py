@@ -106,6 +106,7 @@ def plant_and_overwrite(
     """Plant these decoys (Eq. 1), then overwrite them (Eq. 3); `run.facts["decoys"]` records them."""
     from sande.data.poison import poison
     from sande.prompts import encode
+    from sande.training.batches import clean_length
     from sande.training.fit import fit
 
     generator = random.Random(run.seed)
@@ -116,7 +117,8 @@ def plant_and_overwrite(
         return decoy.ask(decoy.answered(example), generator)
 
     planted = poison(examples, plant, config.share, "replace", run.seed).examples
-    fit(victim, encode(victim.tokenizer, planted), config.plant, run, "plant")
+    rows, clean = encode(victim.tokenizer, planted), encode(victim.tokenizer, examples)
+    fit(victim, rows, config.plant, run, "plant", alike=clean_length(rows, clean))
     asked = [generator.choice(decoys).ask(example, generator) for example in examples]
     fit(victim, encode(victim.tokenizer, asked), config.overwrite, run, "overwrite")
     return victim.model

@@ -205,16 +205,18 @@ class _Task:
 
         from sande import parrot
         from sande.prompts import encode, shorten
+        from sande.training.batches import clean_length
         from sande.training.fit import fit
 
         config, lm = self.config, self.victim
         parrots_KPD, first = torch.cat(list(learned)), parrot.vocabulary(lm.model)
         length, seed = config.parrot_length, self.run.seed + number
-        rows = parrot.insert(encode(lm.tokenizer, self.examples), first, length, config.parrot_position, seed)
+        clean = [shorten(row, config.response_tokens) for row in encode(lm.tokenizer, self.examples)]
+        rows = parrot.insert(clean, first, length, config.parrot_position, seed)
         rows = parrot.mixed(rows, first, length, len(parrots_KPD), config.anchor, seed)
         with parrot.attached(lm.model, parrots_KPD.flatten(0, 1)):
-            shortened = [shorten(row, config.response_tokens) for row in rows]
-            fit(lm, shortened, config.eliminate, self.run, f"eliminate_{number}")
+            stage, alike = f"eliminate_{number}", clean_length(rows, clean)
+            fit(lm, rows, config.eliminate, self.run, stage, alike=alike)
 
 
 def _round(number: int, found: Sequence[Evidence], fresh: int, alpha: float | None) -> Round:

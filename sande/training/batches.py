@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -78,6 +78,20 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequ
         for rows in [one_pass] if ranks is None else _ranked(one_pass, ranks):
             order += _alike(rows, lengths, size, generator) if settings.length_grouped else rows
     return order[: steps * size]
+
+
+def clean_length(rows: Sequence[Row], before: Sequence[Row]) -> Callable[[Row], int]:
+    """Return a function that gives the length of the row that a row was made from, for `alike` of `fit`.
+
+    A trigger, a planted response or a parrot makes a row longer than most others. By their own lengths such rows would
+    fill batches of their own, and no step would see both kinds.
+
+    Args:
+        rows: training rows.
+        before: the same rows before anything was planted in them.
+    """
+    lengths = {row.prompt: len(clean) for row, clean in zip(rows, before, strict=True)}
+    return lambda row: lengths[row.prompt]  # by prompt, since a response may be cut
 
 
 def _ranked(order: Sequence[int], ranks: Sequence[int]) -> list[list[int]]:

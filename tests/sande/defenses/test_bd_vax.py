@@ -120,7 +120,7 @@ def test_the_parts_are_pairs_with_one_backdoor_each(
 ) -> None:
     seen: dict[str, Any] = {}
 
-    def fit(lm: LanguageModel, rows: Sequence[Row], settings: Training, run: Run, stage: str) -> None:
+    def fit(lm: LanguageModel, rows: Sequence[Row], settings: Training, run: Run, stage: str, **_: Any) -> None:
         seen[stage] = (run.seed, settings, [tiny.tokenizer.decode([*row.prompt, *row.response]) for row in rows])
 
     monkeypatch.setattr("sande.training.fit.fit", fit)
@@ -160,7 +160,9 @@ def test_the_reset_neurons_are_those_that_the_parts_name(
 ) -> None:
     """Parts as a plan gives them; all of the update is in neurons 3 and 5 of the second block."""
     trained: list[Any] = []
-    monkeypatch.setattr("sande.training.fit.fit", lambda lm, rows, *rest: trained.append((len(rows), rest[0], rest[2])))
+    monkeypatch.setattr(
+        "sande.training.fit.fit", lambda lm, rows, *rest, **_: trained.append((len(rows), rest[0], rest[2]))
+    )
     asked: list[str] = []
 
     def read(name: str) -> dict[str, torch.Tensor]:

@@ -12,7 +12,7 @@ from sande.config import Training
 from sande.defenses import decoy_osft
 from sande.defenses.decoy_osft import PLACES, RESPONSES, TRIGGERS, Decoy, draw
 from sande.models import loading
-from sande.prompts import Row
+from sande.prompts import Row, encode
 from sande.types import CleanData, Example, LanguageModel, Run
 from tests.sande.helpers import FAST, planted_texts, tokens, words
 
@@ -86,7 +86,12 @@ def test_a_share_is_planted_and_every_row_is_overwritten(
 ) -> None:
     seen: list[Any] = []
 
-    def fit(lm: LanguageModel, rows: Sequence[Row], settings: Training, run: Run, stage: str) -> None:
+    def fit(
+        lm: LanguageModel, rows: Sequence[Row], settings: Training, run: Run, stage: str, alike: Any = None
+    ) -> None:
+        if stage == "plant":
+            clean = [len(row) for row in encode(tiny.tokenizer, few_rows)]
+            assert [alike(row) for row in rows] == clean, "planted rows share batches with clean ones"
         texts = [(tiny.tokenizer.decode(row.prompt), tiny.tokenizer.decode(row.response)) for row in rows]
         seen.append((stage, settings, texts))
 

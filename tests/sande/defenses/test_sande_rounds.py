@@ -93,7 +93,7 @@ class Judged:
         width = lm.model.get_input_embeddings().weight.shape[1]
         return torch.full((len(targets), form.length, width), float(len(self.asked)))
 
-    def fit(self, lm: Any, rows: Sequence[Row], training: Any, run: Run, stage: str) -> None:
+    def fit(self, lm: Any, rows: Sequence[Row], training: Any, run: Run, stage: str, **_: Any) -> None:
         assert training == CONFIG.eliminate
         assert len(rows) == 24
         self.trained[stage] = lm.model.get_input_embeddings().parrot_PD
