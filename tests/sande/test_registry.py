@@ -729,7 +729,7 @@ def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> No
     ("file", "old", "new"),
     [
         ("attacks/sentence_trigger.py", '"start" if', '"random" if'),
-        ("data/poison.py", "[example, made[index]]", "[made[index], example]"),
+        ("data/poison.py", "made_of.insert(0, example)", "made_of.insert(1, example)"),
         ("training/batches.py", "self.pad_id = pad_id\n", "self.pad_id = 0\n"),
         ("training/losses.py", 'reduction="sum"', 'reduction="mean"'),
         ("formats.py", '"Human: "', '"User: "'),
