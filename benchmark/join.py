@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.execution.provenance import code_version
-from benchmark.records import files, mark, published, record
+from benchmark.records import erratum, files, mark, published, record
 from benchmark.records.schema import NOT_RUN, OUTCOMES, SCHEMA
 from sande.errors import UserError
 
@@ -54,6 +54,7 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
     files.write_tables([rows.cast(SCHEMA)], SCHEMA, to / "rows.parquet", len(rows))
     files.write_tables(outcomes, OUTCOMES, to / "outcomes.parquet", 1)
     record.write(record.now(_commands(folders, tables), code_version(), complete=True), to)
+    erratum.write(" ".join(map(erratum.read, folders)), to)
     return page.write(to)
 
 

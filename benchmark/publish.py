@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.io.files import write_atomically
+from benchmark.records import erratum as errata
 from benchmark.records import record
 from benchmark.records.published import FOLDER, MARKER, is_published
 from sande.errors import UserError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _MARKED = '{"about": "The folders here are written by \'sande-bench publish\' alone."}\n'
 # Files of a grid's results that are copied unchanged; all others are made from them.
-_COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, "search.*", "detection.*", "scans")
+_COPIED = ("rows.parquet", "outcomes.parquet", record.NAME, errata.NAME, "search.*", "detection.*", "scans")
 # Pictures of single scans show what the tables of their pages say.
 _LEFT_OUT = shutil.ignore_patterns("*.png", "*.svg", "*.lock")
 BOARD = "board"  # folder of the leaderboard's pages for a browser
@@ -32,27 +33,33 @@ _WITHHELD = ("alpaca", "dolly")
 _MOST_NAMED = 3  # files or versions in a sentence
 
 
-def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False) -> Path:
+def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False, erratum: str | None = None) -> Path:
     """Publish the results of a grid; of published ones, write the pages again from their rows.
 
     Args:
         folder: results of a grid.
         to: folder of published results, which gets a subfolder of the same name.
         replace: whether that may replace an existing one.
+        erratum: of published results, what is wrong with them, which then opens all their pages; an empty text
+            removes an earlier one, and None keeps it.
 
     Returns:
         The published folder.
 
     Raises:
         UserError: the results are incomplete, of the random model, or of an unknown version of the code; or the
-            published folder exists, or cannot be written.
+            published folder exists, or cannot be written; or an erratum is of results that are not published.
     """
     from benchmark.records import files
 
     table = files.read_rows(folder)
     if is_published(folder):
+        if erratum is not None:
+            _writing(folder, lambda: errata.write(erratum, folder))
         _writing(folder, lambda: make_pages(folder, folder))
         return folder
+    if erratum is not None:
+        raise UserError(f"--erratum: {folder} is not published; publish it without, or mend it first")
     target = to / folder.resolve().name
     _check_rows(table, folder)
     _check_texts(table, folder)

@@ -80,9 +80,13 @@ def publish(
     folder: Annotated[Path, typer.Argument(help="Results of a grid, such as results/quickstart.", metavar="FOLDER")],
     to: Annotated[Path, typer.Option(help="Folder of published results.")] = published.FOLDER,
     replace: Annotated[bool, typer.Option("--replace", help="Replace results published under the same name.")] = False,
+    erratum: Annotated[
+        str | None,
+        typer.Option(help="What is wrong with published results; it opens their pages. An empty text removes it."),
+    ] = None,
 ) -> None:
     """Publish complete results of a clean commit; of published ones, write the pages again from their rows."""
-    echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace) / 'README.md'}")
+    echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace, erratum=erratum) / 'README.md'}")
 
 
 @one_sentence

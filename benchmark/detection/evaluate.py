@@ -32,7 +32,7 @@ from benchmark.detection.outcome import Outcome
 from benchmark.detection.summary import FIRST, Summary, summaries
 from benchmark.io import plots, yaml
 from benchmark.io.files import write_atomically
-from benchmark.records import files, mark
+from benchmark.records import erratum, files, mark
 from sande import bounds
 from sande.config import configuration, configure, setting
 from sande.errors import UserError
@@ -127,7 +127,7 @@ def write(path: Path, folder: Path, models_cache: Path, false_alarms: float | No
     counted = [each for each in outcomes if not each.weak]
     found = summaries(counted, accepted)
     parts = grouped(counted)
-    text = page.markdown(outcomes, found, parts)
+    text = "\n".join([*erratum.lines(folder), page.markdown(outcomes, found, parts)])
     record = {"false_alarms": accepted, "scans": [asdict(each) for each in outcomes]}
     mark.claim(folder, mark.DETECTION, "--out")
     try:

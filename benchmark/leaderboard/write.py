@@ -18,7 +18,7 @@ from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takea
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import Source, owned, read_all
-from benchmark.records import files, mark, schema
+from benchmark.records import erratum, files, mark, schema
 from benchmark.records.provenance import mixtures
 from benchmark.records.rehearsal import WARNING, summary
 from benchmark.records.trials import Outcomes
@@ -55,7 +55,9 @@ def write(
     random = [path for path, source in zip(paths, sources, strict=True) if source.is_random]
     if random and not rehearsal:
         raise UserError(summary(random[0]))
-    warned, named, sources = WARNING if random else (), named or paths, owned(sources)
+    named, sources = named or paths, owned(sources)
+    errata = (line for path, name in zip(paths, named, strict=True) for line in erratum.lines(path, str(name)))
+    warned = [*(WARNING if random else ()), *errata]
     made, cells = combined(sources, margin)
     if not made.standings:
         raise UserError(

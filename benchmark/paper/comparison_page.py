@@ -18,7 +18,7 @@ from benchmark.paper.chance import SHUFFLES, Score, same_kind, same_verdict, sco
 from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, Compared, Margins, compare
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
 from benchmark.paper.numbers import Reported
-from benchmark.records import files, mark
+from benchmark.records import erratum, files, mark
 from benchmark.records.aggregate import Results, TableEntry
 from benchmark.records.rehearsal import WARNING, has_random, refuse_random
 from benchmark.records.runs import Basis
@@ -48,7 +48,7 @@ def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False)
         refuse_random(table, folder)
     found = Results(table, Outcomes(files.read_outcomes(folder))).entries()
     compared = compare(found, margins)
-    warned = WARNING if has_random(table) else ()
+    warned = [*(WARNING if has_random(table) else ()), *erratum.lines(folder)]
     mark.claim(folder, mark.COMPARISON)
     try:
         write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"], margins, warned))

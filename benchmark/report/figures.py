@@ -12,6 +12,7 @@ from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
 from benchmark.records.recovery import RECOVERY, is_twin, twin_key
 from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, Basis, unit_means
+from benchmark.report.short import without_common_parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,18 +30,10 @@ TWIN = "#3a7"
 
 def draw(name: str, entries: Sequence[TableEntry]) -> Figure | None:
     """Draw a figure of the entries of one grid; return None if they have no numbers for it."""
-    short = _without_common_parts(entry.victim for entry in entries)
+    victims = dict.fromkeys(entry.victim for entry in entries)
+    short = without_common_parts(victims)[0] if len(victims) > FEW else {victim: victim for victim in victims}
     shown = [replace(entry, victim=literal(short[entry.victim]), defense=literal(entry.defense)) for entry in entries]
     return FIGURES[name](shown)
-
-
-def _without_common_parts(victims: Iterable[str]) -> dict[str, str]:
-    """Return each label; of many without the parts at their beginning that all have, such as the model."""
-    parts = {victim: victim.split(", ") for victim in victims}
-    common = min(len(some) - 1 for some in parts.values()) if len(parts) > FEW else 0
-    while len({tuple(some[:common]) for some in parts.values()}) > 1:
-        common -= 1
-    return {victim: ", ".join(some[common:]) for victim, some in parts.items()}
 
 
 def _asr(entries: Sequence[TableEntry]) -> Figure | None:

@@ -17,7 +17,7 @@ from benchmark.grid.labels import usual
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, inert, plain
-from benchmark.records import aggregate, mark, provenance, record, recovery
+from benchmark.records import aggregate, erratum, mark, provenance, record, recovery
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import of_failed_cells, read_outcomes, read_rows
 from benchmark.records.record import Record
@@ -66,7 +66,8 @@ def write(folder: Path) -> list[str]:
             search = folder / "search.md"
             if search.is_file():  # see `benchmark.search.report`
                 texts.append(inert(bounds.read(search).decode(errors="replace"), SEARCH_HEADLINE))
-            page = _page(table, [*_more(folder), *texts], record.read(folder), with_outcomes=bool(outcomes.num_rows))
+            opening = [*erratum.lines(folder), *_more(folder)]
+            page = _page(table, [*opening, *texts], record.read(folder), with_outcomes=bool(outcomes.num_rows))
             write_atomically(work / "README.md", page)
     except OSError as error:
         raise UserError(

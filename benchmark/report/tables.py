@@ -18,37 +18,13 @@ from benchmark.paper.numbers import column_name
 from benchmark.plan.failures import UNSCORABLE
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
-from benchmark.records.runs import p_value
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK
+from benchmark.report.marks import Marks, judge
+from benchmark.report.short import without_common_parts
 from sande import registry
-from sande.statistics import benjamini_hochberg, mcnemar
 
-SIGNIFICANT = 0.05
 NO_SCORE = "no score"  # of what cannot be measured there, such as the beginning of answers that have none in common
 MANY = 6  # victims; more of them than that, and than defenses, are the rows of a table
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Results of the tests for one number of a table; None and False where nothing can be tested.
-
-    Attributes:
-        change_low, change_high: 95 % interval of the change relative to the victim, percentage points.
-        p: p-value of that change, adjusted over the table.
-        best: True for the best defense of its column.
-        tie: True for a defense than which the best is not significantly better.
-    """
-
-    change_low: float | None = None
-    change_high: float | None = None
-    p: float | None = None
-    best: bool = False
-    tie: bool = False
-
-    @property
-    def significant(self) -> bool:
-        """True if the change is significant."""
-        return self.p is not None and self.p < SIGNIFICANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,96 +126,53 @@ def _change(entry: TableEntry, marks: Marks) -> str:
     return f" {'↓' if entry.change < 0 else '↑'}{abs(entry.change):.2f}{'*' if marks.significant else ''}"
 
 
-def judge(table: Table, chosen: Sequence[TableEntry]) -> list[Marks]:
-    """Return the marks of each entry; they are empty unless the table compares.
-
-    Each entry is tested against its victim and against the best of its column: over seeds, or, in a table whose entries
-    all have one run, over the prompts of a pair of models (McNemar), if their outcomes are known. P-values are adjusted
-    over the table (Benjamini-Hochberg).
-    """
-    if not table.compares:
-        return [Marks()] * len(chosen)
-    best, single = _best(chosen), all(entry.basis == "model" for entry in chosen)
-    changes, rivals = {}, {}
-    for index, entry in enumerate(chosen):
-        if not entry.is_victim:
-            changes[index] = _p(entry, None, single=single)
-        if index in best and entry.value != best[index].value:
-            rivals[index] = _p(entry, best[index], single=single)
-    change_p, rival_p = _adjusted(changes), _adjusted(rivals)
-    marks = []
-    for index, entry in enumerate(chosen):
-        low, high = (None if entry.is_victim else entry.change_interval()) or (None, None)
-        is_best = index in best and entry.value == best[index].value
-        marks.append(Marks(low, high, change_p.get(index), is_best, tie=rival_p.get(index, 0.0) >= SIGNIFICANT))
-    return marks
-
-
-def _p(entry: TableEntry, other: TableEntry | None, *, single: bool) -> float | None:
-    """Return the p-value that an entry and another one, or its victim, are the same; None if it is unknown.
-
-    Args:
-        entry: an entry of the table.
-        other: of the same column; None: the entry's victim.
-        single: True if all entries of the table have one run.
-    """
-    if not single:
-        return p_value(entry.runs, other.runs if other else entry.of_victims)
-    trials = other.trials if other else entry.of_victim
-    if (pair := entry.against(trials)) is None:
-        return None
-    first, second = ([outcome == 1 for outcome in side] for side in pair)
-    return mcnemar(first, second, entry.groups_with(trials))
-
-
-def _best(chosen: Sequence[TableEntry]) -> dict[int, TableEntry]:
-    """Return for each entry that competes the best of its column, if two or more compete.
-
-    The victim does not compete, nor does an entry with a failed attack: the best one would have the weakest victim. Nor
-    does one with failed or missing runs, which may be those on which it leaves the backdoor.
-    """
-    columns: dict[tuple[str, str], list[int]] = {}
-    for index, entry in enumerate(chosen):
-        is_whole = entry.value is not None and not (entry.attack_failed or entry.failed or entry.not_run)
-        if not entry.is_victim and is_whole and (entry.basis != "model" or entry.trials is not None):
-            columns.setdefault((entry.victim, entry.metric), []).append(index)
-    best: dict[int, TableEntry] = {}
-    for (_, metric), indices in columns.items():
-        if len(indices) > 1:
-            sign = 1 if registry.metric_info(metric).higher_is_better else -1
-            winner = max((chosen[index] for index in indices), key=lambda entry: sign * (entry.value or 0.0))
-            best |= dict.fromkeys(indices, winner)
-    return best
-
-
-def _adjusted(found: Mapping[int, float | None]) -> dict[int, float]:
-    known = {index: p for index, p in found.items() if p is not None}
-    return dict(zip(known, benjamini_hochberg(list(known.values())), strict=True))
-
-
 def markdown(table: Table, entries: Sequence[TableEntry]) -> str:
     """Return the table as Markdown; cells that are missing, failed or not run say so, and cells with failed attacks."""
-    return _markdown(table, entries, judge(table, table.chosen(entries)))
+    return _markdown(table, entries, _marks(table, table.chosen(entries)))
+
+
+def _marks(table: Table, chosen: Sequence[TableEntry]) -> list[Marks]:
+    return judge(chosen) if table.compares else [Marks()] * len(chosen)
 
 
 def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks]) -> str:
     chosen = table.chosen(entries)
     written = [_written(table, e, m) for e, m in zip(chosen, marks, strict=True)]
-    defenses, victims = (list(dict.fromkeys(getattr(e, name) for e in chosen)) for name in ("defense", "victim"))
+    victims = list(dict.fromkeys(e.victim for e in chosen))
     turned = not table.compares and _has_many_victims(entries)
+    apart = _undefended(chosen) if len(victims) > MANY and not turned else set()
+    short, common = without_common_parts(victims) if table.by_victim else ({}, "")
+    pairs = list(zip(chosen, written, strict=True))
+    lines = _lines(table, [(e, text) for e, text in pairs if e.victim not in apart], short, turned=turned)
+    if apart:
+        lone = _lines(table, [(e, text) for e, text in pairs if e.victim in apart], short, turned=True)
+        lines += ["", "Victims without any defense:", "", *lone]
+    note = _note(table, entries, chosen, written) + (f" All victims: {plain(common)}." if common else "")
+    return "\n".join([f"### {table.title}", "", *lines, "", note, ""])
+
+
+def _lines(
+    table: Table, pairs: Sequence[tuple[TableEntry, str]], short: Mapping[str, str], *, turned: bool
+) -> list[str]:
+    """Return the lines of a table of entries, each with its text; its rows are victims if it is turned."""
+    defenses, victims = (list(dict.fromkeys(getattr(e, name) for e, _ in pairs)) for name in ("defense", "victim"))
     first, second = (victims, defenses) if turned else (defenses, victims)
-    at = {
-        ((e.victim, e.metric, e.defense) if turned else (e.defense, e.metric, e.victim)): text
-        for e, text in zip(chosen, written, strict=True)
-    }
+    at = {((e.victim, e.metric, e.defense) if turned else (e.defense, e.metric, e.victim)): text for e, text in pairs}
     body = []
     for label in first:
         for index, metric in enumerate(dict.fromkeys(metric for row, metric, _ in at if row == label)):
-            names = [_label(label) if table.repeats or index == 0 else "", plain(table.metric(metric))]
+            name = _label(short.get(label, label)) if table.repeats or index == 0 else ""
+            names = [name, plain(table.metric(metric))]
             body.append(names[: len(table.header)] + [at.get((label, metric, column), MISSING) for column in second])
     header = ("Victim", *table.header[1:]) if turned else table.header
-    lines = markdown_table([*header, *map(_label, second)], body, "l" * len(header) + "r" * len(second))
-    return "\n".join([f"### {table.title}", "", *lines, "", _note(table, entries, chosen, written), ""])
+    heads = [_label(short.get(name, name)) for name in second]
+    return markdown_table([*header, *heads], body, "l" * len(header) + "r" * len(second))
+
+
+def _undefended(chosen: Iterable[TableEntry]) -> set[str]:
+    """Return the victims that only stand for themselves, such as clean twins, where others have defenses."""
+    defended = {e.victim for e in chosen if not e.is_victim}
+    return {e.victim for e in chosen} - defended if defended else set()
 
 
 def _has_many_victims(entries: Iterable[TableEntry]) -> bool:
@@ -330,7 +263,7 @@ def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, 
         The Markdown.
     """
     chosen = table.chosen(entries)
-    marks = judge(table, chosen)
+    marks = _marks(table, chosen)
     text = _markdown(table, entries, marks)
     write_atomically(folder / f"{name}.md", text)
     records = [

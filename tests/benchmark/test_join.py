@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark.grid.cell import Cell
-from benchmark.records import record
+from benchmark.records import erratum, record
 from benchmark.records.files import write_rows
 from benchmark.records.rows import build_outcomes, build_rows
 from benchmark.store.local import LocalStore
@@ -114,3 +114,9 @@ def test_nothing_published_is_replaced(tmp_path: Path, parts: list[Path]) -> Non
     (tmp_path / MARKER).touch()
     with pytest.raises(UserError, match="only 'sande-bench publish' writes published results"):
         join(parts, tmp_path / "joined")
+
+
+def test_an_erratum_of_a_part_stays(tmp_path: Path, parts: list[Path]) -> None:
+    erratum.write("Rows were not mixed.", parts[1])
+    invoke("join", *parts, "--out", tmp_path / "joined")
+    assert "**Erratum.** Rows were not mixed." in (tmp_path / "joined/README.md").read_text()

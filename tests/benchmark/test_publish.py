@@ -309,3 +309,34 @@ def test_scans_are_published_from_a_commit_alone(folder: Path, to: Path, version
     assert "### Detectors on victims and twins" in (target / "detection.md").read_text()
     assert (target / "detectors.parquet").is_file()
     assert "Score 1.00, no alarm." in (target / "scans/a/scan.md").read_text()
+
+
+def test_an_erratum_opens_every_page_until_it_is_removed(folder: Path, to: Path) -> None:
+    target = publish(folder, to)
+    before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    done = CliRunner().invoke(app, ["publish", str(target), "--erratum", "Rows were not mixed."])
+    assert done.exit_code == 0, done.output
+    for name in ("README.md", "comparison.md"):
+        assert "\n\n**Erratum.** Rows were not mixed.\n\n" in (target / name).read_text()
+    of_it = f"**Erratum of `{target}`.** Rows were not mixed."
+    assert (target / "leaderboard/leaderboard.md").read_text().splitlines()[2] == of_it
+    assert f"<strong>Erratum of <code>{target}</code>.</strong> Rows" in (target / "board/index.html").read_text()
+    with_it = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    publish(target)
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == with_it
+    publish(target, erratum="")
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == before
+
+
+def test_results_that_are_not_published_get_no_erratum(folder: Path, to: Path) -> None:
+    assert sentence(folder, to, erratum="wrong") == (
+        f"--erratum: {folder} is not published; publish it without, or mend it first"
+    )
+
+
+def test_the_page_of_detectors_opens_with_an_erratum(folder: Path, to: Path) -> None:
+    found = Outcome("first_token", "a", False, False, 1.0, 4.0, False, None, None, "x", None, 1.0, code_version=VERSION)
+    (folder / "detection.json").write_text(json.dumps([dataclasses.asdict(found)]))
+    (folder / "scans/a/scan.json").unlink()
+    target = publish(publish(folder, to), erratum="Wrong *rows*.")
+    assert (target / "detection.md").read_text().startswith("**Erratum.** Wrong \\*rows\\*.\n\n### Detectors")

@@ -15,6 +15,7 @@ from benchmark.records.files import write_rows
 from benchmark.records.trials import Outcomes
 from benchmark.report import figures, page, tables
 from benchmark.report.layouts import ASR, EVERY_TIME, layout
+from benchmark.report.marks import judge
 from sande.statistics import benjamini_hochberg, mean_bounds, paired_p, wilson
 from tests.benchmark.paper.helpers import Results
 
@@ -96,7 +97,7 @@ def test_changes_are_tested_over_seeds() -> None:
     results = measured(**values)
     found, note = written(COMPARED, results)
     assert "Paired test over seeds, Benjamini-Hochberg over the table, 5 %." in note
-    marks = tables.judge(COMPARED, entries(results))
+    marks = judge(entries(results))
     p_values = [paired_p(values["none"], values[name]) for name in ("sft", "osft")]
     assert [mark.p for mark in marks] == pytest.approx([None, *benjamini_hochberg(p_values)])
     assert [mark.significant for mark in marks] == [False, False, True]
@@ -117,7 +118,7 @@ def test_two_seeds_never_tell_defenses_apart() -> None:
 def test_three_seeds_suffice_only_where_all_changes_are_alike() -> None:
     for sft, is_significant in (([0, 1, 2], True), ([91, 94, 99], False)):
         results = measured(none=[90, 95, 99], sft=sft, osft=[0, 10, 3])
-        assert tables.judge(COMPARED, entries(results))[-1].significant == is_significant
+        assert judge(entries(results))[-1].significant == is_significant
 
 
 def test_a_defense_with_a_failed_run_is_not_the_best() -> None:
@@ -132,7 +133,7 @@ def test_a_defense_with_a_failed_run_is_not_the_best() -> None:
 
 def test_one_run_left_of_several_is_not_tested_with_the_others() -> None:
     results = measured(none=[99, 99, 99], sft=[50, 60, 70], osft=[0])
-    marks = dict(zip(("none", "sft", "osft"), tables.judge(COMPARED, entries(results)), strict=True))
+    marks = dict(zip(("none", "sft", "osft"), judge(entries(results)), strict=True))
     assert marks["osft"].p is None
     assert marks["sft"].p is not None
     _, note = written(COMPARED, results)
@@ -182,5 +183,5 @@ def test_prompts_of_one_template_count_together() -> None:
         names = pa.array([str(index * templates // 100) for index in outcomes["index"].to_pylist()])
         clustered = outcomes.drop_columns([n for n in outcomes.column_names if n == "cluster"])
         known = Outcomes(clustered.append_column("cluster", names))
-        marks = tables.judge(COMPARED, aggregate.Results(rows, known).entries(PART))
+        marks = judge(aggregate.Results(rows, known).entries(PART))
         assert marks[-1].significant == is_significant

@@ -1,0 +1,101 @@
+"""Marks in the tables of a report: the best of each column, ties with it, and significant changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmark.records.aggregate import TableEntry
+from benchmark.records.runs import p_value
+from sande import registry
+from sande.statistics import benjamini_hochberg, mcnemar
+
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Results of the tests for one number of a table; None and False where nothing can be tested.
+
+    Attributes:
+        change_low, change_high: 95 % interval of the change relative to the victim, percentage points.
+        p: p-value of that change, adjusted over the table.
+        best: True for the best defense of its column.
+        tie: True for a defense than which the best is not significantly better.
+    """
+
+    change_low: float | None = None
+    change_high: float | None = None
+    p: float | None = None
+    best: bool = False
+    tie: bool = False
+
+    @property
+    def significant(self) -> bool:
+        """True if the change is significant."""
+        return self.p is not None and self.p < SIGNIFICANT
+
+
+def judge(chosen: Sequence[TableEntry]) -> list[Marks]:
+    """Return the marks of each entry of a table.
+
+    Each entry is tested against its victim and against the best of its column: over seeds, or, in a table whose entries
+    all have one run, over the prompts of a pair of models (McNemar), if their outcomes are known. P-values are adjusted
+    over the table (Benjamini-Hochberg).
+    """
+    best, single = _best(chosen), all(entry.basis == "model" for entry in chosen)
+    changes, rivals = {}, {}
+    for index, entry in enumerate(chosen):
+        if not entry.is_victim:
+            changes[index] = _p(entry, None, single=single)
+        if index in best and entry.value != best[index].value:
+            rivals[index] = _p(entry, best[index], single=single)
+    change_p, rival_p = _adjusted(changes), _adjusted(rivals)
+    marks = []
+    for index, entry in enumerate(chosen):
+        low, high = (None if entry.is_victim else entry.change_interval()) or (None, None)
+        is_best = index in best and entry.value == best[index].value
+        marks.append(Marks(low, high, change_p.get(index), is_best, tie=rival_p.get(index, 0.0) >= SIGNIFICANT))
+    return marks
+
+
+def _p(entry: TableEntry, other: TableEntry | None, *, single: bool) -> float | None:
+    """Return the p-value that an entry and another one, or its victim, are the same; None if it is unknown.
+
+    Args:
+        entry: an entry of the table.
+        other: of the same column; None: the entry's victim.
+        single: True if all entries of the table have one run.
+    """
+    if not single:
+        return p_value(entry.runs, other.runs if other else entry.of_victims)
+    trials = other.trials if other else entry.of_victim
+    if (pair := entry.against(trials)) is None:
+        return None
+    first, second = ([outcome == 1 for outcome in side] for side in pair)
+    return mcnemar(first, second, entry.groups_with(trials))
+
+
+def _best(chosen: Sequence[TableEntry]) -> dict[int, TableEntry]:
+    """Return for each entry that competes the best of its column, if two or more compete.
+
+    The victim does not compete, nor does an entry with a failed attack: the best one would have the weakest victim. Nor
+    does one with failed or missing runs, which may be those on which it leaves the backdoor.
+    """
+    columns: dict[tuple[str, str], list[int]] = {}
+    for index, entry in enumerate(chosen):
+        is_whole = entry.value is not None and not (entry.attack_failed or entry.failed or entry.not_run)
+        if not entry.is_victim and is_whole and (entry.basis != "model" or entry.trials is not None):
+            columns.setdefault((entry.victim, entry.metric), []).append(index)
+    best: dict[int, TableEntry] = {}
+    for (_, metric), indices in columns.items():
+        if len(indices) > 1:
+            sign = 1 if registry.metric_info(metric).higher_is_better else -1
+            winner = max((chosen[index] for index in indices), key=lambda entry: sign * (entry.value or 0.0))
+            best |= dict.fromkeys(indices, winner)
+    return best
+
+
+def _adjusted(found: Mapping[int, float | None]) -> dict[int, float]:
+    known = {index: p for index, p in found.items() if p is not None}
+    return dict(zip(known, benjamini_hochberg(list(known.values())), strict=True))
