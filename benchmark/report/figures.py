@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 TICK_LETTERS, TITLE_LETTERS, KEY_LETTERS = 32, 44, 36  # per line of a bar's name, a panel's title and a legend
 VICTIM_LETTERS = 80  # per line of the name of a bar for a victim
+COLORS = 10  # of matplotlib's cycle
 FEW = 4  # victims whose labels are shown whole, and which have a panel each without any defense
 SPACE = 118  # percent: end of an axis with "100.0" to the right of a bar
 TOP = 200  # prompts in figure 3, as in the paper
@@ -37,14 +38,20 @@ def draw(name: str, entries: Sequence[TableEntry]) -> Figure | None:
 
 
 def _asr(entries: Sequence[TableEntry]) -> Figure | None:
-    """Draw the ASR as bars with 95 % intervals, one panel per victim; many victims without any defense share one."""
+    """Draw the ASR as bars with 95 % intervals, one panel per victim; many victims without any defense share one.
+
+    Of many victims with defenses, those without any are left out.
+    """
     shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
     if not shown:
         return None
     victims = _by_victim(shown)
     names = list(dict.fromkeys(entry.defense for entry in shown))
-    if len(names) == 1 and len(victims) > FEW:
-        return _asr_of_victims(victims)
+    if len(victims) > FEW:
+        if len(names) == 1:
+            return _asr_of_victims(victims)
+        defended = {victim: bars for victim, bars in victims.items() if not all(bar.is_victim for bar in bars)}
+        victims = defended or victims  # clean twins are in the table
     ticks = [textwrap.fill(name, TICK_LETTERS) for name in names]
     columns, lines = min(2, len(victims)), len(ticks) * max(tick.count("\n") + 1.5 for tick in ticks)
     rows = -(-len(victims) // columns)
@@ -150,7 +157,9 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     if not points:
         return None
     victims, defenses = (dict.fromkeys(names) for names in zip(*(key for key, _, _ in points), strict=True))
-    colors = {defense: f"C{index % 10}" for index, defense in enumerate(defenses)}
+    if len(defenses) > COLORS:
+        return _asr_utility_by_victim(points)
+    colors = {defense: f"C{index % COLORS}" for index, defense in enumerate(defenses)}
     markers = _markers(victims)
     keys = [_key(color, "o", textwrap.fill(defense, KEY_LETTERS)) for defense, color in colors.items()]
     if len(markers) > 1:
@@ -169,6 +178,45 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     return figure
 
 
+def _asr_utility_by_victim(points: Sequence[tuple[tuple[str, str], float, float]]) -> Figure:
+    """Draw ASR against the change of utility, one panel per victim, for more defenses than colors."""
+    looks = _looks(dict.fromkeys(defense for (_, defense), _, _ in points))
+    figure, panels = _panels(list(dict.fromkeys(victim for (victim, _), _, _ in points)))
+    changes = [change for _, change, _ in points]
+    for (victim, defense), change, value in points:
+        color, marker = looks[defense]
+        panels[victim].scatter(change, value, color=color, marker=marker, s=50, alpha=0.85, zorder=2)
+    for axes in panels.values():
+        axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
+        axes.set(xlim=(min(changes) - 4, max(changes) + 4), ylim=(-4, 104))
+        axes.set_xlabel("mean change of utility (percentage points)", fontsize=9)
+    keys = [_key(color, marker, defense) for defense, (color, marker) in looks.items()]
+    figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
+    return figure
+
+
+def _panels(victims: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
+    """Return a figure with a panel for the ASR of each victim, two in a row."""
+    columns = min(2, len(victims))
+    rows = -(-len(victims) // columns)
+    figure = blank(width=3.4 + 3.4 * columns, rows=rows)
+    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+    found = dict(zip(victims, panels, strict=False))
+    for victim, axes in found.items():
+        axes.set_title(textwrap.fill(victim, TITLE_LETTERS), fontsize=9)
+        axes.set_ylabel("attack success rate (%)", fontsize=9)
+        axes.tick_params(labelbottom=True, labelleft=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in figure.axes[len(victims) :]:
+        axes.remove()
+    return figure, found
+
+
+def _looks(defenses: Mapping[str, object]) -> dict[str, tuple[str, str]]:
+    """Return a color and a marker for each defense, no two the same."""
+    return {name: (f"C{index % COLORS}", marker) for index, (name, marker) in enumerate(_markers(defenses).items())}
+
+
 def _asr_recovery(entries: Sequence[TableEntry]) -> Figure | None:
     """Draw ASR against what a fresh parrot recovers, one panel per victim, with the level of its clean twin.
 
@@ -181,12 +229,10 @@ def _asr_recovery(entries: Sequence[TableEntry]) -> Figure | None:
     if not victims:
         return None
     defenses = dict.fromkeys(entry.defense for points in victims.values() for entry in points)
-    looks = {name: (f"C{index % 10}", marker) for index, (name, marker) in enumerate(_markers(defenses).items())}
-    columns = min(2, len(victims))
-    rows = -(-len(victims) // columns)
-    figure = blank(width=3.4 + 3.4 * columns, rows=rows)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for axes, (victim, points) in zip(panels, victims.items(), strict=False):
+    looks = _looks(defenses)
+    figure, panels = _panels(list(victims))
+    for victim, points in victims.items():
+        axes = panels[victim]
         axes.set(xlim=(-4, 104), ylim=(-4, 104))
         for entry in points:
             color, marker = looks[entry.defense]
@@ -196,13 +242,7 @@ def _asr_recovery(entries: Sequence[TableEntry]) -> Figure | None:
             axes.axvline(level, color=TWIN, linewidth=1.5, zorder=1)
             axes.axvspan(axes.get_xlim()[0], level + RECOVERY_MARGIN, color=TWIN, alpha=0.13, linewidth=0, zorder=0)
         axes.axhline(FAILED_REMOVAL, color="#999", linestyle=":", linewidth=1, zorder=1)
-        axes.set_title(textwrap.fill(victim, TITLE_LETTERS), fontsize=9)
         axes.set_xlabel("recovered by a fresh parrot (%)", fontsize=9)
-        axes.set_ylabel("attack success rate (%)", fontsize=9)
-        axes.tick_params(labelbottom=True, labelleft=True)
-        axes.spines[["top", "right"]].set_visible(False)
-    for axes in figure.axes[len(victims) :]:
-        axes.remove()
     keys = [_key(color, marker, defense) for defense, (color, marker) in looks.items()]
     keys.append(_key("#999", "_", "from the lowest to the highest seed"))
     keys += [_key(TWIN, "|", f"clean twin (area: up to {RECOVERY_MARGIN:g} points above)")] if twins else []

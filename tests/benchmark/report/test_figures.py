@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from benchmark.records.aggregate import TableEntry
@@ -86,3 +87,24 @@ def test_many_victims_without_any_defense_share_a_panel() -> None:
     few = figures.draw("asr", [entry("none", victim, 60.0) for victim in victims[:-1]])
     assert few is not None
     assert len(few.axes) == figures.FEW
+
+
+def test_of_many_victims_those_without_a_defense_have_no_panel() -> None:
+    victims = [f"tiny, seed {at}" for at in range(figures.FEW)]
+    twin = entry("none", "tiny, twin", 0.0)
+    figure = figures.draw("asr", [twin, *(entry(name, victim, 60.0) for victim in victims for name in ("none", "sft"))])
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == [f"seed {at}" for at in range(figures.FEW)]
+
+
+def test_more_defenses_than_colors_have_a_panel_for_each_victim() -> None:
+    names = [f"defense_{at}" for at in range(figures.COLORS + 1)]
+    found = [entry(name, victim, 50.0) for victim in ("tiny, a", "tiny, b") for name in names]
+    found += [replace(each, metric="builtin-choice", change=float(at)) for at, each in enumerate(found)]
+    figure = figures.draw("asr_utility", found)
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["tiny, a", "tiny, b"]
+    (legend,) = figure.legends
+    looks = {(handle.get_color(), handle.get_marker()) for handle in legend.findobj(Line2D)}
+    assert len(looks) == len(names)
+    assert [text.get_text() for text in legend.get_texts()] == names
