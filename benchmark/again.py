@@ -36,5 +36,14 @@ def write_grid(cells: Sequence[Cell], about: str, path: Path) -> None:
         UserError: the folder cannot be written, or something else lies there.
     """
     files.check_writable(path.parent)
-    mark.claim_file(path, mark.holds(about), "--results")
+    mark.claim_file(path, lambda found: _about(found) == about, "--results")
     write_atomically(path, yaml.dump(listed(cells, about)))
+
+
+def _about(path: Path) -> str | None:
+    """Return what a grid says of itself; None where the file is none."""
+    try:
+        found = yaml.read_yaml(path, f"{path}: no such file")
+    except UserError:
+        return None
+    return found.get("about") if isinstance(found, dict) else None

@@ -9,6 +9,7 @@ import typer
 
 from benchmark.cli.app import echo, one_sentence, print_table
 from benchmark.grid import shipped
+from benchmark.records.published import refuse_published
 from sande.errors import UserError
 
 OTHER_KINDS = ("models", "datasets", "grids")  # next to those of the registry
@@ -81,6 +82,7 @@ def init(
     known = shipped.grids()
     if name not in known:
         raise UserError(f"no grid is called '{name}'; there are: {', '.join(known)}")
+    refuse_published(folder, "FOLDER")
     source = known[name]
     scales = sorted((source.parent / load.SCALES).glob("*.yaml"))
     for path in shipped.copy(list(dict.fromkeys([*load.files(source), *scales])), folder):

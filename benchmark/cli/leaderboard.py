@@ -143,6 +143,7 @@ def verify(
     from benchmark.leaderboard import verify as verification
 
     published.refuse_published(results, "--results")
+    published.refuse_published(file, "ENTRY")
     count = None if every else sample
     done = verification.verify(file, say, sample=count, seed=seed, store=store, results=results, address=address)
     if done.verdict is None:

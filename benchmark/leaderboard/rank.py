@@ -46,7 +46,9 @@ def rank(
     own = [one for runs in _by_defense(one for one in found.runs if one.verified) if _attempted(runs) for one in runs]
     shared = _shared(own)
     label_of = {one.case: one.label for one in own}
-    compared = [_compared(runs, own, shared, found.victims) for runs in _by_defense(own)]
+    # The seeds that every defense must have: those of results, to which an entry adds none.
+    required = [one for one in own if not one.is_entry] or own
+    compared = [_compared(runs, required if shared else own, shared, found.victims) for runs in _by_defense(own)]
     lacks = [
         tuple(label for case, label in label_of.items() if case not in _attempted(runs)) for runs in _by_defense(own)
     ]
@@ -88,11 +90,11 @@ def _shared(runs: Iterable[Run]) -> set[str]:
 
 
 def _compared(runs: Sequence[Run], all_runs: Iterable[Run], shared: Collection[str], victims: Victims) -> list[Run]:
-    """Return the runs of a defense that count, and the victim's numbers for each run that only another defense has.
+    """Return the runs of a defense that count, and the victim's numbers for each run that is missing.
 
     Args:
         runs: of the defense.
-        all_runs: of all defenses.
+        all_runs: whose cases and attack seeds the defense must have.
         shared: the cases that count; without any, those of the defense count.
         victims: values of the victims.
     """

@@ -241,6 +241,8 @@ def test_pages_of_published_results_are_made_again_without_a_commit(
         ("leaderboard entry {place} sft --out {place}/rows.parquet", "choose another --out, and publish the results"),
         ("clean tiny --out {published}/tiny", "choose another --out, and publish the results from there"),
         ("export abc {published}/model", "choose another DIR, and publish the results from there"),
+        ("init quickstart {published}/grids", "choose another FOLDER, and publish the results from there"),
+        ("leaderboard verify {published}/a.json", "choose another ENTRY, and publish the results from there"),
         ("scan tiny --out {published}/scan", "choose another --out, and publish the results from there"),
         (
             "detection scans.yaml --out {published}/detection",

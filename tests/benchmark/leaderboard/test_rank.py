@@ -51,6 +51,12 @@ def test_a_crash_on_two_of_three_seeds_is_never_rank_1(status: str) -> None:
     assert utilities(alone)["new"] == "unknown"
 
 
+def test_an_entry_with_more_attack_seeds_asks_nobody_for_them() -> None:
+    entry = seeds("new", (1.0, 1.0, 1.0, 1.0))
+    made = rank(by_cell(seeds("sft", (2.0, 3.0, 2.0)) + entry), entries={row["cell"] for row in entry})
+    assert {one.defense: (one.cells, one.gaps) for one in made.standings} == {"sft": (3, ()), "new": (3, ())}
+
+
 def test_half_a_point_of_utility_does_not_outrank_45_points_of_asr() -> None:
     """Rank `nad` (ASR 82.1) and `sande_p` (36.9) as Pareto fronts did: by 0.48 points of utility."""
     found = seeds("nad", (82.1,) * 6, lost=(-1.49, -1.3, -1.6, -1.5, -1.4, -1.65))
