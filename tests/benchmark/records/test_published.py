@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmark import publish
-from benchmark.records import published, record
+from benchmark.records import erratum, published, record
 
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / published.FOLDER
@@ -42,7 +42,7 @@ def test_pages_are_those_that_follow_from_the_rows(folder: Path, tmp_path: Path)
     made = tmp_path / folder.name
     made.mkdir()
     shutil.copy(PUBLISHED / published.MARKER, tmp_path)
-    for name in ("rows.parquet", "outcomes.parquet", record.NAME, "search.md", "detection.json"):
+    for name in ("rows.parquet", "outcomes.parquet", record.NAME, erratum.NAME, "search.md", "detection.json"):
         if (folder / name).is_file():
             shutil.copy(folder / name, made)
     for path in folder.glob("scans/*/scan.json"):

@@ -190,7 +190,7 @@ def test_failed_and_weak_and_missing_cells_say_so(store: LocalStore) -> None:
         bad,
     ]
     assert table("asr", entries_of(store, *cells, errors=failure(bad, "defend"))) == [
-        ["Defense", *(f"tiny / builtin-short, in-domain, poison_rate={rate}" for rate in (0.2, 0.1))],
+        ["Defense", *(f"poison_rate={rate}" for rate in (0.2, 0.1))],
         ["`none`", "100.0 (92.9 to 100.0)", "20.0 (11.2 to 33.0) [attack failed]"],
         ["`sft`", "–", "0.0 (0.0 to 7.1) [attack failed]"],
         ["`osft`", "failed", "–"],
