@@ -12,7 +12,7 @@ from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
 from benchmark.records.recovery import RECOVERY, is_twin, twin_key
 from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, Basis, unit_means
-from benchmark.report.short import without_common_parts
+from benchmark.report.short import undefended, without_common_parts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,8 +50,8 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
     if len(victims) > FEW:
         if len(names) == 1:
             return _asr_of_victims(victims)
-        defended = {victim: bars for victim, bars in victims.items() if not all(bar.is_victim for bar in bars)}
-        victims = defended or victims  # clean twins are in the table
+        apart = undefended(shown)  # clean twins, which are in the table
+        victims = {victim: bars for victim, bars in victims.items() if victim not in apart}
     ticks = [textwrap.fill(name, TICK_LETTERS) for name in names]
     columns, lines = min(2, len(victims)), len(ticks) * max(tick.count("\n") + 1.5 for tick in ticks)
     rows = -(-len(victims) // columns)
@@ -148,11 +148,9 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     for entry in entries:
         if is_utility(entry.metric) and entry.change is not None:
             changes.setdefault((entry.victim, entry.defense), []).append(entry.change)
-    defended = {entry.victim for entry in entries if not entry.is_victim} or {entry.victim for entry in entries}
+    apart = undefended(entries)  # a clean twin alone has nothing to compare
     points = [
-        (key, sum(found) / len(found), asr[key])
-        for key, found in changes.items()
-        if key in asr and key[0] in defended  # a clean twin alone has nothing to compare
+        (key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr and key[0] not in apart
     ]
     if not points:
         return None

@@ -1,9 +1,11 @@
-"""Short labels of victims: without what all victims of a table or figure have in common."""
+"""The victims of a table or figure: short labels, without what all have in common, and those without any defense."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+
+from benchmark.records.aggregate import TableEntry
 
 _BETWEEN = re.compile(r", | / ")  # parts of a label, see `benchmark.grid.labels`
 
@@ -19,3 +21,11 @@ def without_common_parts(victims: Iterable[str]) -> tuple[dict[str, str], str]:
     if not common or not all(short.values()) or len(set(short.values())) < len(short):
         return {victim: victim for victim in parts}, ""
     return short, ", ".join(common)
+
+
+def undefended(entries: Iterable[TableEntry]) -> set[str]:
+    """Return the victims that only stand for themselves, such as clean twins, where others have defenses."""
+    applied: dict[str, bool] = {}
+    for entry in entries:
+        applied[entry.victim] = applied.get(entry.victim, False) or not entry.is_victim
+    return {victim for victim, is_defended in applied.items() if not is_defended} if any(applied.values()) else set()

@@ -20,7 +20,7 @@ from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK
 from benchmark.report.marks import Marks, judge
-from benchmark.report.short import without_common_parts
+from benchmark.report.short import undefended, without_common_parts
 from sande import registry
 
 NO_SCORE = "no score"  # of what cannot be measured there, such as the beginning of answers that have none in common
@@ -140,7 +140,7 @@ def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks
     written = [_written(table, e, m) for e, m in zip(chosen, marks, strict=True)]
     victims = list(dict.fromkeys(e.victim for e in chosen))
     turned = not table.compares and _has_many_victims(entries)
-    apart = _undefended(chosen) if len(victims) > MANY and not turned else set()
+    apart = undefended(chosen) if len(victims) > MANY and not turned else set()
     short, common = without_common_parts(victims) if table.by_victim else ({}, "")
     pairs = list(zip(chosen, written, strict=True))
     lines = _lines(table, [(e, text) for e, text in pairs if e.victim not in apart], short, turned=turned)
@@ -167,12 +167,6 @@ def _lines(
     header = ("Victim", *table.header[1:]) if turned else table.header
     heads = [_label(short.get(name, name)) for name in second]
     return markdown_table([*header, *heads], body, "l" * len(header) + "r" * len(second))
-
-
-def _undefended(chosen: Iterable[TableEntry]) -> set[str]:
-    """Return the victims that only stand for themselves, such as clean twins, where others have defenses."""
-    defended = {e.victim for e in chosen if not e.is_victim}
-    return {e.victim for e in chosen} - defended if defended else set()
 
 
 def _has_many_victims(entries: Iterable[TableEntry]) -> bool:
