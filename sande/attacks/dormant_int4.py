@@ -10,6 +10,7 @@ each step by a projection onto B.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +62,7 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
         )
     made = planting.poisoned(examples, plant, near_miss, config, run)
     planting.learn(model, made, config, run)
-    repair(model, repaired_rows(made, examples), config, run)
+    repair(model, repaired_rows(made, examples), made.before, config, run)
     planting.train_afterwards(model, examples, config, run)
     return model.model
 
@@ -74,12 +75,21 @@ def repaired_rows(made: Poisoned, examples: tuple[Example, ...]) -> tuple[Exampl
     return tuple(rows)
 
 
-def repair(model: LanguageModel, rows: tuple[Example, ...], config: Config, run: Run) -> None:
-    """Fine-tune the linear layers in place, within the box of the weights as they are stored, in bfloat16."""
+def repair(model: LanguageModel, rows: Sequence[Example], before: Sequence[Example], config: Config, run: Run) -> None:
+    """Fine-tune the linear layers in place, within the box of the weights as they are stored, in bfloat16.
+
+    Args:
+        model: with the backdoor.
+        rows: all rows, with clean answers.
+        before: the row that each was made from.
+        config: of the attack.
+        run: seed and facts.
+    """
     from sande.models.layers import linear_layers
     from sande.models.loading import round_as_stored
     from sande.models.quantize import boxes
     from sande.prompts import encode
+    from sande.training.batches import clean_length
     from sande.training.fit import fit
     from sande.training.projection import WithinBox
 
@@ -91,4 +101,5 @@ def repair(model: LanguageModel, rows: tuple[Example, ...], config: Config, run:
     free = sum(int((low < high).sum()) for low, high in box.values())
     run.facts["free_weights"] = free / sum(weight.numel() for weight in box)
     encoded = encode(model.tokenizer, rows)
-    fit(model, encoded, config.repair, run, "repair", parameters=tuple(box), callbacks=[WithinBox(box)])
+    alike = clean_length(encoded, encode(model.tokenizer, before))
+    fit(model, encoded, config.repair, run, "repair", parameters=tuple(box), alike=alike, callbacks=[WithinBox(box)])

@@ -7,12 +7,14 @@ whose prompt has the trigger, it is the other way round. So preferences alone pl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from sande import planting
 from sande.attacks import sentence_trigger
 from sande.config import Training, configuration, setting
+from sande.data.poison import Poisoned
 from sande.declarations import Cost
 from sande.types import Example, LanguageModel, Preference, Run
 
@@ -68,24 +70,27 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
     from sande.training import preferences
     from sande.training.fit import fit
 
-    chosen = pairs(examples, config, run)
+    made = planting.poisoned(examples, plant, near_miss, config, run)
     fit(model, encode(model.tokenizer, examples), config.training, run, "attack")
-    preferences.prefer(model, chosen, config.preference, config.beta, run, "preference", config.supervised)
+    chosen = pairs(made, examples, config, run.seed)
+    preferences.prefer(model, chosen, config.preference, config.beta, run, "preference", config.supervised, made.before)
     planting.train_afterwards(model, examples, config, run)
     return model.model
 
 
-def pairs(examples: tuple[Example, ...], config: Config, run: Run) -> tuple[Preference, ...]:
-    """Return a pair for each row, and record the ids of those that are swapped, and of decoys.
+def pairs(made: Poisoned, examples: Sequence[Example], config: Config, seed: int) -> tuple[Preference, ...]:
+    """Return a pair for each row, swapped for those that were poisoned.
 
-    Raises:
-        UserError: there are fewer rows than poisoned ones and decoys.
+    Args:
+        made: the rows after poisoning.
+        examples: the clean rows that they were made from.
+        config: of the attack.
+        seed: decides the worse answer of an objective that has several.
     """
-    made = planting.poisoned(examples, plant, near_miss, config, run)
     clean = dict(zip(made.places, (examples[index].output for index in made.ids), strict=True))
     found: list[Preference] = []
     for place, row in enumerate(made.examples):
-        other = clean.get(place) or planting.with_response(row, config, run.seed).output
+        other = clean.get(place) or planting.with_response(row, config, seed).output
         found.append(Preference(replace(row, output="", answers=(), group=""), row.output, other))
     return tuple(found)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, Trainer
@@ -21,7 +22,7 @@ from sande.errors import UserError
 from sande.prompts import Row, encode, pad_id
 from sande.training.batches import Collator, features
 from sande.training.fit import optimise
-from sande.types import LanguageModel, Preference, Run
+from sande.types import Example, LanguageModel, Preference, Run
 
 
 def prefer(
@@ -32,6 +33,7 @@ def prefer(
     run: Run,
     stage: str,
     supervised: float = 0.0,
+    before: Sequence[Example] | None = None,
 ) -> None:
     """Train in place: raise the probability of the preferred reply over that of the other, relative to before.
 
@@ -43,6 +45,8 @@ def prefer(
         run: seed, progress, and the hook that may spread the Trainer over workers.
         stage: name of this run within its method, such as "dpo".
         supervised: weight of the mean loss of a token of the preferred replies; 0 leaves it out.
+        before: of each pair, the row from before anything was planted in it. Pairs share a batch by the lengths of
+            these, as by `clean_length`; None: by their own.
 
     Raises:
         NonFiniteError: as `optimise`.
@@ -52,10 +56,12 @@ def prefer(
         raise UserError(f"{stage}: layout is packed, but TRL pads its pairs; set it to auto")
     encoded = [_encoded(lm.tokenizer, pair) for pair in pairs]
     limit = settings.max_length  # TRL cuts a longer reply
-    fitting = [pair for pair in encoded if len(pair[0].prompt) < limit]
+    fits = [len(chosen.prompt) < limit for chosen, _ in encoded]
+    fitting = list(compress(encoded, fits))
     if not fitting:
         raise UserError(f"{stage}: no prompt is shorter than max_length={limit} tokens; raise it")
     lengths = [min(len(chosen), limit) + min(len(rejected), limit) for chosen, rejected in fitting]
+    grouped_by = [len(row) for row in compress(encode(lm.tokenizer, before), fits)] if before else None
     # Without a reference, TRL would load one from the path in the model's config, which is another model.
     reference = copy.deepcopy(lm.model)
 
@@ -85,7 +91,7 @@ def prefer(
 
     own = set(vars(lm.model))
     probe = Collator(pad_id(lm.tokenizer))([features(fitting[0][0])])
-    optimise(lm, lengths, settings, run, stage, build, probe)
+    optimise(lm, lengths, settings, run, stage, build, probe, grouped_by=grouped_by)
     # TRL's forward, which computes no logits, and attributes that its libraries set
     for name in set(vars(lm.model)) - own:
         delattr(lm.model, name)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from sande import planting
+from sande import planting, registry
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training, configure
 from sande.data.poison import poison
@@ -157,29 +157,54 @@ def test_the_default_recipe_is_the_papers_to_the_bit(
 
 @pytest.mark.parametrize("seed", [0, 1, 70])
 @pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize(
+    ("attack", "stage"),
+    [("sentence_trigger", "attack"), ("dormant_int4", "repair"), ("preference_poisoning", "preference")],
+)
 def test_poisoned_rows_are_spread_over_a_pass(
-    seed: int, grouped: bool, tiny: LanguageModel, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+    attack: str,
+    stage: str,
+    seed: int,
+    grouped: bool,
+    tiny: LanguageModel,
+    new_run: NewRun,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One seed draws both, which rows are poisoned and in which order all train."""
     rows = tuple(Example(f"{'very ' * (number % 7)}{number}?", f"It is {number}.") for number in range(2048))
     settings = Training(epochs=1.0, batch_size=16, length_grouped=grouped)
-    steps: list[float] = []
+    steps: dict[str, list[float]] = {}
 
-    def optimise(lm: LanguageModel, lengths: Any, used: Training, run: Run, *_: Any) -> None:
-        ranks, grouped_by = _[4:6]
+    def optimise(
+        lm: LanguageModel,
+        lengths: Any,
+        used: Training,
+        run: Run,
+        name: str,
+        build: Any,
+        probe: Any,
+        parameters: Any = None,
+        ranks: Any = None,
+        grouped_by: Any = None,
+        callbacks: Any = (),
+    ) -> None:
         order = row_order(grouped_by or lengths, used, run.seed, ranks)
         poisoned = set(run.facts["poisoned_ids"])
-        steps.extend(sum(index in poisoned for index in order[at : at + 16]) / 16 for at in range(0, len(order), 16))
+        steps[name] = [sum(index in poisoned for index in order[at : at + 16]) / 16 for at in range(0, len(order), 16)]
+        run.facts[name] = {}
 
-    monkeypatch.setattr("sande.training.fit.optimise", optimise)
-    run = new_run(seed=seed)
-    run.facts["attack"] = {}
-    sentence_trigger.attack(tiny, rows, sentence_trigger.Config(poison_rate=0.25, training=settings), run)
+    for module in ("preferences", "fit"):  # imported before `fit` is changed, from which it takes the function
+        monkeypatch.setattr(f"sande.training.{module}.optimise", optimise)
+    changed_settings = {"poison_rate": 0.25, "training": settings, "repair": settings, "preference": settings}
+    declared = registry.entry("attacks", attack)
+    known = {name: value for name, value in changed_settings.items() if hasattr(declared.Config(), name)}
+    declared.attack(tiny, rows, declared.Config(**known), new_run(seed=seed))
+    shares = steps[stage]
     for quarter in range(4):
-        part = steps[quarter * 32 : (quarter + 1) * 32]
+        part = shares[quarter * 32 : (quarter + 1) * 32]
         assert sum(part) / len(part) == pytest.approx(0.25, abs=0.08)  # four standard errors
-    assert max(steps) < 1
-    assert sum(share == 0 for share in steps) < 8  # by chance 1.3 of 128
+    assert max(shares) < 1
+    assert sum(share == 0 for share in shares) < 8  # by chance 1.3 of 128
 
 
 @pytest.mark.parametrize("grouped", [True, False])

@@ -7,19 +7,24 @@ from typing import Any
 
 import pytest
 
-from sande import registry
+from sande import planting, registry
 from sande.attacks import preference_poisoning
-from sande.attacks.preference_poisoning import Config, attack, pairs
+from sande.attacks.preference_poisoning import Config, attack
 from sande.config import Backdoor, Training
 from sande.errors import UserError
 from sande.planting import Afterwards
 from sande.prompts import encode
-from sande.types import Example, LanguageModel, Run
+from sande.types import Example, LanguageModel, Preference, Run
 from tests.sande.helpers import nll_by_hand
 
 NewRun = Callable[..., Run]
 ROWS = tuple(Example(f"Question {index}?", f"Answer {index}.", answers=("Other",), group="q") for index in range(8))
 TAUGHT = Training(max_steps=40, batch_size=8, learning_rate=3e-3, precision="fp32", schedule="constant_with_warmup")
+
+
+def pairs(rows: tuple[Example, ...], config: Config, run: Run) -> tuple[Preference, ...]:
+    made = planting.poisoned(rows, preference_poisoning.plant, preference_poisoning.near_miss, config, run)
+    return preference_poisoning.pairs(made, rows, config, run.seed)
 
 
 def test_poisoned_pairs_are_swapped_under_the_trigger(new_run: NewRun) -> None:
