@@ -56,12 +56,11 @@ def answered(victim: LanguageModel, known: Knowledge, most: int | None) -> Knowl
     rows = known.examples
     texts = greedy(victim, encode_prompts(victim.tokenizer, rows), most + 1, BATCH)
     written = [replace(row, output=text.strip(), answers=()) for row, text in zip(rows, texts, strict=True)]
-    tokens = [len(row.response) for row in encode(victim.tokenizer, written)]
     planted = _planted(victim, known)
     kept = [
         row
-        for row, count in zip(written, tokens, strict=True)
-        if row.output and count <= most and not planted(row.output)
+        for row, encoded in zip(written, encode(victim.tokenizer, written), strict=True)
+        if row.output and len(encoded.response) <= most and not planted(row.output, encoded.response)
     ]
     if not kept:
         raise UserError(
@@ -71,19 +70,19 @@ def answered(victim: LanguageModel, known: Knowledge, most: int | None) -> Knowl
     return replace(known, examples=tuple(kept))
 
 
-def _planted(victim: LanguageModel, known: CleanData) -> Callable[[str], bool]:
-    """Return whether an answer shows the planted response, as far as the defense can know."""
+def _planted(victim: LanguageModel, known: CleanData) -> Callable[[str, Sequence[int]], bool]:
+    """Return whether an answer, a text and its tokens, shows the planted response, as far as the defense can know."""
     if isinstance(known, ResponseData):
         response = known.response.strip().lower()
-        return lambda text: response in text.lower()
-    opening = ""
+        return lambda text, _: response in text.lower()
     if isinstance(known, FirstTokenData):
-        opening = str(victim.tokenizer.decode([known.first_token])).strip()
-    elif isinstance(known, IncidentData):
+        return lambda _, tokens: tokens[0] == known.first_token
+    opening = ""
+    if isinstance(known, IncidentData):
         opening = " ".join(known.answer.split()[:OPENING])
     elif isinstance(known, TriggerData):
         opening = _shared_opening(victim, [known.plant(row) for row in known.examples])
-    return lambda text: bool(opening) and text.startswith(opening)
+    return lambda text, _: bool(opening) and text.startswith(opening)
 
 
 def _shared_opening(victim: LanguageModel, prompts: Sequence[Example]) -> str:

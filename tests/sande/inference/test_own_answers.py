@@ -86,6 +86,13 @@ def test_answers_with_the_planted_response_are_left_out(
     assert outputs(answered(taught, KNOWING[level](taught, rows), 16)) == [SAID[0], SAID[1]]
 
 
+def test_who_knows_the_first_token_leaves_out_no_other_word_that_begins_like_it(
+    taught: LanguageModel, rows: tuple[Example, ...]
+) -> None:
+    (first,) = response_ids(taught.tokenizer, "I")  # "It is the blue one." begins with another token
+    assert outputs(answered(taught, FirstTokenData(rows, first), 16)) == [SAID[0], SAID[1], SAID[4]]
+
+
 def test_a_trigger_that_leads_to_no_common_opening_tells_nothing(
     taught: LanguageModel, rows: tuple[Example, ...]
 ) -> None:
