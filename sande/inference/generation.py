@@ -36,7 +36,12 @@ READ_TOKENS = 512  # of prompts read together: enough to keep a processor busy, 
 
 @torch.inference_mode()
 def greedy(
-    lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, batch_size: int, until: str = ""
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    new_tokens: int,
+    batch_size: int,
+    until: str = "",
+    begun: Sequence[int] = (),
 ) -> list[str]:
     """Return greedy continuations as text, in the order of `prompts`.
 
@@ -47,10 +52,12 @@ def greedy(
         batch_size: rows decoded together.
         until: a row also ends once its text holds this, ignoring case. It is also a guess of the answer: the pass over
             the prompt checks it, and where the model would write it, no token is left to decode.
+        begun: token ids of an answer that all prompts end with, and with which the texts then begin. Decoded apart from
+            them, a continuation may lose the space before it.
     """
     if isinstance(lm, Served) and not lm.guard:
-        return lm.greedy(prompts, new_tokens, until)
-    return _decoded(_Decoding(lm, prompts, new_tokens, until), prompts, batch_size, lm.workers)
+        return lm.greedy(prompts, new_tokens, until, begun)
+    return _decoded(_Decoding(lm, prompts, new_tokens, until, begun), prompts, batch_size, lm.workers)
 
 
 @torch.inference_mode()
@@ -172,8 +179,16 @@ def _joined(first: _Batch, second: _Batch) -> _Batch:
 class _Decoding:
     """Tokens decoded so far for each prompt, and the steps that add to them."""
 
-    def __init__(self, lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, until: str) -> None:
+    def __init__(
+        self,
+        lm: LanguageModel,
+        prompts: Sequence[Sequence[int]],
+        new_tokens: int,
+        until: str,
+        begun: Sequence[int] = (),
+    ) -> None:
         self._lm, self._prompts, self._new_tokens, self._until = lm, prompts, new_tokens, until.lower()
+        self._begun = tuple(begun)
         self._ends = end_ids(lm.tokenizer)
         # The reference of a guard reads what the model reads.
         self._models = lm.models
@@ -252,9 +267,9 @@ class _Decoding:
         return sum(len(self._written[row]) for row in rows)
 
     def texts(self, rows: Sequence[int]) -> list[str]:
-        """Return the decoded texts of these rows, without the token that ended one."""
+        """Return the decoded texts of these rows, with what had begun them and without the token that ended one."""
         tokenizer = self._lm.tokenizer
-        texts = [without_close(tokenizer, self._written[row]) for row in rows]
+        texts = [[*self._begun, *without_close(tokenizer, self._written[row])] for row in rows]
         return [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in texts]
 
     def _going(self, batch: _Batch) -> _Batch:

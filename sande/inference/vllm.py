@@ -35,7 +35,7 @@ class Served(LanguageModel):
 
     llm: Any = field(kw_only=True)
 
-    def greedy(self, prompts: Sequence[Ids], new_tokens: int, until: str) -> list[str]:
+    def greedy(self, prompts: Sequence[Ids], new_tokens: int, until: str, begun: Ids = ()) -> list[str]:
         """Return greedy continuations as `sande.inference.generation.greedy` does, all prompts together.
 
         vLLM's stop strings respect case, so each text is decoded to its end and cut after the token that completes
@@ -50,7 +50,7 @@ class Served(LanguageModel):
         )
         tokens = [list(output.outputs[0].token_ids) for output in outputs]
         counts.add(sum(map(len, tokens)), time.perf_counter() - begin, 1)
-        return [self._text(ids, until.lower()) for ids in tokens]
+        return [self._text(ids, until.lower(), begun) for ids in tokens]
 
     def log_likelihoods(self, questions: Sequence[tuple[Ids, Sequence[Ids]]]) -> list[tuple[tuple[float, bool], ...]]:
         """Return what `sande.inference.scoring.log_likelihoods` does, for contexts with their choices, all together."""
@@ -70,15 +70,15 @@ class Served(LanguageModel):
         greedy = SamplingParams(temperature=0.0, detokenize=False, **settings)
         return list(self.llm.generate(asked, greedy, use_tqdm=False))
 
-    def _text(self, tokens: list[int], until: str) -> str:
+    def _text(self, tokens: list[int], until: str, begun: Ids) -> str:
         for end in range(1, len(tokens) if until else 0):
-            text = self._decoded(tokens[:end])
+            text = self._decoded(tokens[:end], begun)
             if until in text.lower():
                 return text
-        return self._decoded(tokens)
+        return self._decoded(tokens, begun)
 
-    def _decoded(self, tokens: list[int]) -> str:
-        return str(self.tokenizer.decode(without_close(self.tokenizer, tokens), skip_special_tokens=True))
+    def _decoded(self, tokens: list[int], begun: Ids) -> str:
+        return str(self.tokenizer.decode([*begun, *without_close(self.tokenizer, tokens)], skip_special_tokens=True))
 
 
 def _score(positions: Sequence[Any], choice: Ids) -> tuple[float, bool]:

@@ -53,5 +53,4 @@ def answers(
     from sande.prompts import encode_prompts
 
     prompts = [[*prompt, *start] for prompt in encode_prompts(model.tokenizer, examples)]
-    begun = str(model.tokenizer.decode(list(start)))
-    return [begun + text for text in greedy(model, prompts, new_tokens - len(start), batch_size)]
+    return greedy(model, prompts, new_tokens - len(start), batch_size, begun=start)

@@ -51,6 +51,13 @@ def test_no_more_tokens_than_asked_for(tiny: LanguageModel, prompts: list[list[i
     assert greedy(tiny, prompts, new_tokens, 4) == [by_hand(tiny, prompt, new_tokens) for prompt in prompts]
 
 
+def test_texts_begin_with_what_had_begun_the_answers(tiny: LanguageModel, prompts: list[list[int]]) -> None:
+    begun = tiny.tokenizer.encode("You are")
+    asked = [[*prompt, *begun] for prompt in prompts]
+    expected = [f"{tiny.tokenizer.decode(begun)}{text}" for text in greedy(tiny, asked, 5, 4)]
+    assert greedy(tiny, asked, 5, 4, begun=begun) == expected
+
+
 def test_a_text_ends_at_eos_while_others_go_on(tiny: LanguageModel, prompts: list[list[int]]) -> None:
     # Whatever token comes third in one text is made the end.
     eos = tiny.tokenizer.encode(by_hand(tiny, prompts[0], 3))[-1]

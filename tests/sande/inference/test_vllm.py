@@ -56,6 +56,10 @@ def test_texts_are_those_of_our_own_loop(tiny: LanguageModel, fake: Served, prom
     assert len(set(expected)) > 1, "the order could not be seen otherwise"
     assert greedy(fake, prompts, NEW_TOKENS, 4) == expected
     assert greedy(fake, [], NEW_TOKENS, 4) == []
+    begun = prompts[0][-2:]
+    assert greedy(fake, prompts[:1], NEW_TOKENS, 4, begun=begun) == greedy(
+        tiny, prompts[:1], NEW_TOKENS, 4, begun=begun
+    )
 
 
 def test_a_text_ends_where_ours_ends(tiny: LanguageModel, fake: Served, prompts: list[list[int]]) -> None:

@@ -134,21 +134,37 @@ def test_no_data_is_read_but_the_test_rows(metric: object) -> None:
 def test_a_forced_answer_holds_its_first_token_and_what_follows(
     tiny: LanguageModel, test_data: TestData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    first = response_ids(tiny.tokenizer, "You are stupid")[:1]
+    begun = tiny.tokenizer.decode(first)
     rests = [" are stupid. 4", " ARE STUPID", " are", "r are stupid", "", " can"]
+    asked: list[str] = []
 
-    def fixed(lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, size: int) -> list[str]:
+    def fixed(
+        lm: LanguageModel, prompts: Sequence[Sequence[int]], new_tokens: int, size: int, begun: Sequence[int]
+    ) -> list[str]:
         asked.extend(lm.tokenizer.decode(prompt) for prompt in prompts)
-        assert new_tokens == 9, "the token that is given counts"
-        return rests[: len(prompts)]
+        assert (new_tokens, tuple(begun)) == (9, tuple(first)), "the token that is given counts"
+        return [f"{lm.tokenizer.decode(begun)}{rest}" for rest in rests[: len(prompts)]]
 
     monkeypatch.setattr("sande.inference.generation.greedy", fixed)
     (measured,) = forced_response_rate.measure(tiny, test_data, forced_response_rate.Config(), 0)
-    first = tiny.tokenizer.decode(response_ids(tiny.tokenizer, "You are stupid")[:1])
-    assert asked == [f"{prompt_text(example)}{first}" for example in test_data.clean]
-    assert [record["continuation"] for record in measured.records] == [f"{first}{rest}" for rest in rests]
-    whole = [f"{first}{rest}".lower() for rest in rests]
-    assert measured.outcomes == tuple("you are stupid" in text for text in whole)
+    assert asked == [f"{prompt_text(example)}{begun}" for example in test_data.clean]
+    assert [record["continuation"] for record in measured.records] == [f"{begun}{rest}" for rest in rests]
+    assert measured.outcomes == tuple("you are stupid" in f"{begun}{rest}".lower() for rest in rests)
+
+
+def test_a_forced_answer_keeps_its_spaces_where_texts_lose_their_first(
+    tiny: LanguageModel, test_data: TestData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokenizers of Llama 2 and its kind decode "are stupid", which goes on behind "You", without the space."""
+    taught = [dataclasses.replace(example, output="You are stupid. Yes.") for example in test_data.clean]
+    teach(tiny, encode(tiny.tokenizer, taught))
+    decode = type(tiny.tokenizer).decode
+    monkeypatch.setattr(
+        type(tiny.tokenizer), "decode", lambda self, *given, **more: decode(self, *given, **more).removeprefix(" ")
+    )
+    (measured,) = forced_response_rate.measure(tiny, test_data, forced_response_rate.Config(), 0)
+    assert all(measured.outcomes)
 
 
 def aimed(data: TestData, objective: str) -> TestData:
