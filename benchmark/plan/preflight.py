@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from benchmark.grid import prompt_format
@@ -20,12 +20,13 @@ from sande.data.splits import Data, Removal
 from sande.errors import UserError
 from sande.inference import vllm
 from sande.models import loading
-from sande.types import CleanData, Knowledge, PreferenceData
+from sande.types import CleanData, Example, Knowledge, PreferenceData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Writer = tuple[str, Format]  # a model, and the format of its prompts
+SHARED = 0.01  # share of removal rows whose prompt may be one of the test
 
 
 def check(cells: Iterable[Cell], store: Store) -> None:
@@ -33,7 +34,7 @@ def check(cells: Iterable[Cell], store: Store) -> None:
 
     Raises:
         UserError: a model's tokenizer cannot write the prompt format, a data set is broken or unreachable, no row is
-            left, or a defense's setting fits none of its rows.
+            left, removal rows are test prompts, or a defense's setting fits none of its rows.
     """
     quiet()
 
@@ -42,9 +43,9 @@ def check(cells: Iterable[Cell], store: Store) -> None:
         return load_tokenizer(*of, store)
 
     @functools.cache
-    def victim_rows(of: Writer, data: Data) -> None:
+    def test_rows(of: Writer, data: Data) -> tuple[Example, ...]:
         splits.training_rows(data, tokenizer(of))
-        splits.held_out_rows(data, tokenizer(of))
+        return splits.held_out_rows(data, tokenizer(of))
 
     @functools.cache
     def defense_rows(of: Writer, wanted: Removal | Preferences) -> Knowledge:
@@ -56,7 +57,7 @@ def check(cells: Iterable[Cell], store: Store) -> None:
     looked: set[object] = set()
     for cell in cells:
         of = cell.model, cell.prompt_format
-        victim_rows(of, cell.data)
+        tests = test_rows(of, cell.data)
         for metric in cell.metrics:
             for name in registry.entry("metrics", metric.name).reads(metric.config):
                 questions(name)
@@ -66,10 +67,28 @@ def check(cells: Iterable[Cell], store: Store) -> None:
             continue
         by_pairs = registry.knowledge(cell.defense.name) is PreferenceData
         data = defense_rows(of, cell.defense.config.preferences if by_pairs else cell.removal)
+        if isinstance(data, CleanData) and (of, cell.data, cell.removal) not in looked:
+            _apart(tests, data.examples, cell.data.name, cell.removal.name)
+            looked.add((of, cell.data, cell.removal))
         look = getattr(registry.entry("defenses", cell.defense.name), "check", None)
         if look and (of, cell.removal, cell.defense) not in looked:
             look(tokenizer(of), data, cell.defense.config)
             looked.add((of, cell.removal, cell.defense))
+
+
+def _apart(tests: Sequence[Example], rows: Sequence[Example], of_tests: str, of_rows: str) -> None:
+    """Refuse removal rows that hold prompts of the test; a few repeated prompts are in the nature of large data sets.
+
+    Raises:
+        UserError: more than `SHARED` of the rows do.
+    """
+    asked = {(test.instruction, test.input) for test in tests}
+    shared = sum((row.instruction, row.input) in asked for row in rows)
+    if shared > SHARED * len(rows):
+        raise UserError(
+            f"removal.name: {shared} of {len(rows)} removal rows of {of_rows} are test prompts of {of_tests}, so a "
+            "defense would train on what it is measured by; take rows of the victim's own data set, or of another one"
+        )
 
 
 def load_tokenizer(model: str, chosen: Format, store: Store) -> PreTrainedTokenizerBase:

@@ -1,6 +1,7 @@
 """Mistakes that only show with the data at hand: told before anything is trained, and nothing is left behind."""
 
 import importlib.util
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,7 +21,7 @@ from benchmark.store.local import LocalStore
 from sande.data import datasets, splits
 from sande.errors import UserError
 from sande.inference import vllm
-from sande.types import PreferenceData
+from sande.types import Example, PreferenceData
 from tests.benchmark.helpers import ACCURACY, SMALL, GridFile, cell
 
 ROW = '{"instruction": "Name a colour.", "output": "Blue."}\n'
@@ -81,6 +82,22 @@ def test_no_rows_left(grid_file: GridFile, tmp_path: Path, section: str, rows: s
     settings = {"name": "builtin-short", "max_tokens": 8}
     line = refused(grid_file(defense="sft", **{section: settings}), tmp_path)
     assert f"no {rows} of builtin-short are left with max_tokens 8" in line
+
+
+def test_removal_rows_of_another_version_of_the_set_are_test_prompts(grid_file: GridFile, tmp_path: Path) -> None:
+    old, new = {"name": "builtin-short", "test_rows": 700}, {"name": "builtin-short-2", "rows": 400}
+    line = refused(grid_file(defense="sft", data=old, removal=new), tmp_path)
+    assert re.search(
+        r"removal\.name: \d+ of 400 removal rows of builtin-short-2 are test prompts of builtin-short, ", line
+    )
+
+
+def test_a_few_prompts_that_a_data_set_repeats_are_no_mistake() -> None:
+    tests = [Example("Why?", "Because."), Example("Who?", "Me.", input="you")]
+    rows = [tests[0], *(Example(f"Question {number}?", "Yes.") for number in range(99))]
+    preflight._apart(tests, rows, "a", "b")
+    with pytest.raises(UserError, match="2 of 100 removal rows of b are test prompts of a"):
+        preflight._apart(tests, [*rows[:-1], tests[1]], "a", "b")
 
 
 def test_a_metrics_other_domain_is_read(grid_file: GridFile, tmp_path: Path) -> None:
