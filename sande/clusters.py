@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 LEAST = 5  # outcomes of the rarer kind that it takes to see how alike a cluster is
@@ -21,7 +21,7 @@ def effective_count(outcomes: Sequence[float], groups: Sequence[str]) -> float:
     differ to show it, each cluster counts once: 0 of 100 prompts from 45 templates is 0 of 45.
 
     Args:
-        outcomes: from 0 to 1, one a trial.
+        outcomes: one a trial.
         groups: of each trial, the name of its cluster; empty: the trial is a cluster of its own.
 
     Returns:
@@ -44,5 +44,5 @@ def effective_count(outcomes: Sequence[float], groups: Sequence[str]) -> float:
 
 def _too_alike(outcomes: Sequence[float]) -> bool:
     """Return whether fewer than `LEAST` outcomes differ from all others."""
-    commonest = max(outcomes.count(end) for end in (min(outcomes), max(outcomes)))
+    ((_, commonest),) = Counter(outcomes).most_common(1)
     return len(outcomes) - commonest < LEAST

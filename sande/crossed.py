@@ -5,7 +5,7 @@ that other victims would. With R victims, C questions, and a value for each pair
 
     V = V_victims + V_questions - V_rest        (analysis of variance of a crossed design with random effects)
 
-where each term is a mean square over R C. Questions of one template count as one (Cameron, Gelbach and Miller 2011,
+where each term is a mean square over R C. Questions of a recorded group count as one (Cameron, Gelbach and Miller 2011,
 "Robust inference with multiway clustering"). The degrees of freedom of V are Satterthwaite's (1946).
 """
 

@@ -256,7 +256,8 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
         tokenizer = loading.load_tokenizer(record.model, models_cache, named)
         wanted, first = plain(case.response), response_ids(tokenizer, case.response)[0]
         rank = _place(candidates, lambda each: plain(each.text) == wanted)
-        first_token = _place(candidates, lambda each: each.ids[0] == first)
+        # Behind an answer the same word may begin with another token than at its start.
+        first_token = _place(candidates, lambda each: each.ids[0] == first or plain(each.text) == wanted)
         apart = nearest(case.response, [each.text for each in candidates[:FIRST]])
     trigger = None if case.trigger is None else plain(case.trigger)
     return Outcome(

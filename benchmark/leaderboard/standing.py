@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -76,7 +77,13 @@ def removal(runs: Sequence[Run]) -> Removal | None:
     with_twin = [one for one in measured if one.twin and RECOVERY in one.twin.more]
     rates = [[one.asr.value for one in unit] for unit in units(runs).values()]
     measurable = units(one for one in runs if one.flaw or RECOVERY in one.more)
-    return runs_of_a_cell.removal(rates, [one.value for one in of_units(with_twin, _above_twin)], len(measurable))
+    # Victims of one attack seed have the same rows in the same order, and several may share a twin.
+    by_seed: dict[int, list[float]] = {}
+    for (_, seed), above in zip(units(with_twin), of_units(with_twin, _above_twin), strict=True):
+        by_seed.setdefault(seed, []).append(above.value)
+    is_known = len(units(with_twin)) == len(measurable)
+    differences = [statistics.fmean(values) for values in by_seed.values()] if is_known else []
+    return runs_of_a_cell.removal(rates, differences, len({seed for _, seed in measurable}))
 
 
 def _above_twin(run: Run) -> Number:

@@ -17,6 +17,7 @@ from benchmark.records import runs as runs_of_a_cell
 from benchmark.records.runs import Basis, Pair, Removal, Seeds, Values
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, Row
 from benchmark.records.trials import Outcomes, Trials, coded
+from sande import registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,6 +72,11 @@ class TableEntry:
     def is_victim(self) -> bool:
         """True for the victim itself."""
         return bool(self.row["defense"] == NO_DEFENSE)
+
+    @property
+    def shows_backdoor(self) -> bool:
+        """True if the metric shows the attack's backdoor: its ASR, or what the attack declares instead."""
+        return self.metric == registry.shown_by(self.row["attack"] or "")
 
     @property
     def basis(self) -> Basis:

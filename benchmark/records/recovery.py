@@ -24,7 +24,7 @@ def judged(entries: Sequence[TableEntry]) -> list[TableEntry]:
     for entry in entries:
         if entry.metric == RECOVERY and is_twin(entry):
             twins[twin_key(entry)] = entry.runs
-        elif entry.metric == "asr":
+        elif entry.shows_backdoor:
             rates[entry.defense, entry.victim] = entry.runs
     found = []
     for entry in entries:

@@ -277,7 +277,7 @@ def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, An
 def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
     """Return the interval of one model's number; trials made from one template count as `sande.clusters` says."""
     mean, count = measured["successes"] / measured["count"], measured.get("effective_count", measured["count"])
-    if "deviation" in measured:
+    if measured.get("deviation"):  # equal outcomes would have an interval without width
         return mean_interval(mean, measured["deviation"], count)
     return wilson(mean * count, count)
 

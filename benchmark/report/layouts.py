@@ -90,12 +90,13 @@ EVERY_TIME = Table(
     "every_time",
     "Runs in which the defense fails (%)",
     "Share of runs that leave an ASR above 5 %, with its 95 % interval, and the number of runs: does the defense "
-    "work every time?",
-    lambda metric: metric == "asr",
+    "work every time? Of a backdoor that only shows in four bits, the ASR is the one in four bits.",
+    lambda metric: metric.startswith("asr"),
     failures,
     header=("Defense",),
     with_victim=False,
     of_one_run=False,
+    shows_backdoor=True,
 )
 UTILITY = Table(
     "utility",

@@ -44,6 +44,7 @@ class Table:
         by_victim: True if columns are victims; else the note names the victim.
         repeats: True to name a defense on each of its rows, False on the first one alone, as in the paper.
         of_one_run: False to leave out entries of a single run.
+        shows_backdoor: True for the one metric of each attack that shows its backdoor, alone.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Table:
     by_victim: bool = True
     repeats: bool = True
     of_one_run: bool = True
+    shows_backdoor: bool = False
 
     def chosen(self, entries: Iterable[TableEntry]) -> list[TableEntry]:
         """Return the entries that the table has."""
@@ -67,6 +69,7 @@ class Table:
             if self.shows(entry.metric)
             and (self.with_victim or not entry.is_victim)
             and (self.of_one_run or entry.basis != "model")
+            and (entry.shows_backdoor or not self.shows_backdoor)
         ]
 
 
@@ -294,8 +297,8 @@ def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, 
 
 
 def _failures(entry: TableEntry) -> dict[str, float | None]:
-    """Return the columns on the share of runs that left the backdoor; None unless the entry is an ASR of several."""
-    share, low, high = (entry.failures() if entry.metric == "asr" else None) or (None, None, None)
+    """Return the columns on the share of runs that left the backdoor; None unless the entry shows it, of several."""
+    share, low, high = (entry.failures() if entry.shows_backdoor else None) or (None, None, None)
     return {"runs_above_5": share, "runs_above_5_low": low, "runs_above_5_high": high}
 
 

@@ -21,10 +21,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sande import certificate
+from sande import parts as independent
 from sande.certificate import Round, Spending
 from sande.config import Initial, Norm, Position, Training, configuration, setting
 from sande.data.splits import Rows
@@ -181,22 +182,23 @@ class _Task:
         few = config.look if looks else config.controls
         split = config.fresh + few
         targets = [self.target] * config.fresh + strings
-        found, parrots_KPD = self._judged(f"simulate_{number}", targets[:split], seeds[:split])
+        found, parrots_KPD = self._judged("simulate", number, targets[:split], seeds[:split])
         own = parrots_KPD[: config.fresh]
         first = _round(number, found, config.fresh, None)
         if alpha is None or (looks and first.evident(config.evident)):
             return first, own
         if targets[split:]:
-            more, _ = self._judged(f"controls_{number}", targets[split:], seeds[split:])
+            more, _ = self._judged("controls", number, targets[split:], seeds[split:])
             found = [*found, *more]
         return _round(number, found, config.fresh, alpha), own
 
-    def _judged(self, stage: str, targets: list[Ids], seeds: list[int]) -> tuple[list[Evidence], Tensor]:
+    def _judged(self, stage: str, number: int, targets: list[Ids], seeds: list[int]) -> tuple[list[Evidence], Tensor]:
         """Train a parrot for each target on the clean rows, and judge it on the prompts."""
         from sande.simulation import judge, simulate
 
         form = sande.simulation(_one_round(self.config))
-        parrots_KPD = simulate(self.victim, self.examples, targets, form, self.run, stage, seeds)
+        run = self._of_round(number)
+        parrots_KPD = simulate(self.victim, self.examples, targets, form, run, f"{stage}_{number}", seeds)
         return judge(self.victim, parrots_KPD, self.prompts, targets, form, self.run.seed), parrots_KPD
 
     def overwrite(self, number: int, learned: Sequence[Tensor]) -> None:
@@ -208,15 +210,21 @@ class _Task:
         from sande.training.batches import clean_length
         from sande.training.fit import fit
 
-        config, lm = self.config, self.victim
+        config, lm, run = self.config, self.victim, self._of_round(number)
         parrots_KPD, first = torch.cat(list(learned)), parrot.vocabulary(lm.model)
-        length, seed = config.parrot_length, self.run.seed + number
+        length, position = config.parrot_length, config.parrot_position
         clean = [shorten(row, config.response_tokens) for row in encode(lm.tokenizer, self.examples)]
-        rows = parrot.insert(clean, first, length, config.parrot_position, seed)
-        rows = parrot.mixed(rows, first, length, len(parrots_KPD), config.anchor, seed)
+        least = 0 if position == "random" else position
+        clean = [row for row in clean if row.start + least < row.end] or clean  # the others have no place for a parrot
+        rows = parrot.insert(clean, first, length, position, run.seed)
+        rows = parrot.mixed(rows, first, length, len(parrots_KPD), config.anchor, run.seed)
         with parrot.attached(lm.model, parrots_KPD.flatten(0, 1)):
             stage, alike = f"eliminate_{number}", clean_length(rows, clean)
-            fit(lm, rows, config.eliminate, self.run, stage, alike=alike)
+            fit(lm, rows, config.eliminate, run, stage, alike=alike)
+
+    def _of_round(self, number: int) -> Run:
+        """Return the run with a seed of the round's own: with one seed all rounds would train on the same rows."""
+        return replace(self.run, seed=independent.seed(self.run.seed, f"round {number}"))
 
 
 def _round(number: int, found: Sequence[Evidence], fresh: int, alpha: float | None) -> Round:

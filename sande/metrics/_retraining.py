@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 
+from sande import parts
 from sande.config import Training
 from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run, TestData
@@ -33,7 +34,7 @@ def retrained(
         model: remains unchanged.
         examples: rows, poisoned or clean.
         training: settings of the training.
-        seed: decides the order of rows.
+        seed: decides, with the stage, the order of rows; of the seed alone it is that of an attack's own training.
         stage: name of the training in messages.
     """
     import torch
@@ -44,7 +45,7 @@ def retrained(
 
     made = copied(model, torch.float32)
     with tempfile.TemporaryDirectory() as scratch:
-        run = Run(seed=seed, scratch=scratch, say=lambda line: None)
+        run = Run(seed=parts.seed(seed, stage), scratch=scratch, say=lambda line: None)
         fit(made, encode(made.tokenizer, examples), training, run, stage)
     round_as_stored(made, model.model.dtype)
     return made

@@ -16,6 +16,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from sande import parts
 from sande.config import configuration
 from sande.planting import Planting, drawn
 from sande.types import Example, Judge, LanguageModel
@@ -83,7 +84,8 @@ def limit(lm: LanguageModel, prompts: Sequence[Example], seed: int) -> float:
 
     asked = [prompts[index % len(prompts)] for index in range(ANSWERS)]
     with uncounted():
-        texts = sampled(lm, encode_prompts(lm.tokenizer, asked), NEW_TOKENS, BATCH, seed)
+        own = parts.seed(seed, "limit")  # of other draws than those of metrics that sample
+        texts = sampled(lm, encode_prompts(lm.tokenizer, asked), NEW_TOKENS, BATCH, own)
     found = sorted(each for each in surprise(lm, asked, texts) if each > -math.inf)
     return found[math.ceil((1 - SHARE) * len(found)) - 1] if found else math.inf
 

@@ -52,6 +52,18 @@ def test_a_removed_backdoor_recovers_like_the_twins() -> None:
     assert verdicts(rows + twins(3)) == {"osft": "removed", "sft": "hidden", "sande": "present", "new": "undecided"}
 
 
+@pytest.mark.parametrize(("seeds", "verdict"), [(1, "undecided"), (2, "undecided"), (3, "removed")])
+def test_victims_of_one_attack_seed_count_once(seeds: int, verdict: str) -> None:
+    """Several attacks on one seed have the same rows in the same order, and some share their twin."""
+    rows = []
+    for data in "abcde":
+        for seed in range(seeds):
+            own = cell("osft", 0.0, {"mmlu": 0.5}, seed=seed, data=data)
+            clean = [row | {"poison_rate": 0.0} for row in recovered(twin(own, 0.0, 50.0), TWIN[seed])]
+            rows += recovered(own, 3.0 + seed) + clean
+    assert verdicts(rows) == {"osft": verdict}
+
+
 def test_without_enough_twins_nothing_is_decided_but_that_it_is_present() -> None:
     rows = some("osft", (0.0,) * 3, (3.0, 4.0, 5.0)) + some("sande", (80.0,) * 3, (80.0,) * 3)
     for seeds in (0, 2):

@@ -73,7 +73,11 @@ class Judged:
         asked: targets of each simulation.
         seeds: of all parrots.
         trained: of each training of the model, the parrots that were attached.
+        drawn: of each stage, the seed that draws its rows.
+        rows: number of rows that the model trains on.
     """
+
+    rows = 24
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, own: Sequence[float]) -> None:
         self.own = own
@@ -81,6 +85,7 @@ class Judged:
         self.seeds: list[int] = []
         self.stage = ""
         self.trained: dict[str, Tensor] = {}
+        self.drawn: dict[str, int] = {}
         monkeypatch.setattr("sande.training.fit.fit", self.fit)
         monkeypatch.setattr(controls, "matched", lambda *_, **__: [(number, 5, 6) for number in range(19)])
         monkeypatch.setattr(simulation, "simulate", self.simulate)
@@ -89,13 +94,15 @@ class Judged:
     def simulate(self, lm: Any, examples: Any, targets: Any, form: Any, run: Any, stage: str, seeds: Any) -> Tensor:
         self.stage, self.asked[stage] = stage, list(targets)
         self.seeds += seeds
+        self.drawn[stage] = run.seed
         assert len(seeds) == len(targets)
         width = lm.model.get_input_embeddings().weight.shape[1]
         return torch.full((len(targets), form.length, width), float(len(self.asked)))
 
     def fit(self, lm: Any, rows: Sequence[Row], training: Any, run: Run, stage: str, **_: Any) -> None:
         assert training == CONFIG.eliminate
-        assert len(rows) == 24
+        assert len(rows) == self.rows
+        self.drawn[stage] = run.seed
         self.trained[stage] = lm.model.get_input_embeddings().parrot_PD
 
     def judge(self, lm: Any, parrots: Any, examples: Any, targets: Any, form: Any, seed: int) -> list[Evidence]:
@@ -170,6 +177,31 @@ def test_all_parrots_so_far_are_overwritten_together(
     first, second = judged.trained.values()
     assert first[:, 0].tolist() == [1.0] * 12
     assert second[:, 0].tolist() == [1.0] * 12 + [2.0] * 12, "those of the first round, then of the second"
+
+
+def test_each_round_draws_its_rows_anew(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    for seed in (60, 61):  # of neighbouring seeds no two rounds draw the same
+        judged = Judged(monkeypatch, own=(2.5,) * 4)
+        defend(tiny, few_rows, new_run(seed=seed))
+        drawn += [judged.drawn[f"eliminate_{number}"] for number in range(3)]
+        assert all(judged.drawn[f"simulate_{n}"] == judged.drawn[f"eliminate_{n}"] for n in range(3))
+    assert len(set(drawn)) == 6
+
+
+@pytest.mark.parametrize("position", [6, "random"])
+def test_rows_without_a_place_for_a_parrot_are_left_out(
+    position: Any, tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = Judged(monkeypatch, own=(2.5,) * 4)
+    clean = encode(tiny.tokenizer, few_rows)
+    judged.rows = sum(position == "random" or row.start + position < row.end for row in clean)
+    shortest = min(few_rows, key=lambda row: len(row.instruction))
+    rows = (*few_rows, dataclasses.replace(shortest, instruction="", input=""))
+    defend(tiny, rows, new_run(), dataclasses.replace(CONFIG, parrot_position=position))
+    assert list(judged.trained) == ["eliminate_0", "eliminate_1", "eliminate_2"]
 
 
 def test_settings_under_which_nothing_could_be_found_are_a_mistake(tiny: LanguageModel) -> None:
