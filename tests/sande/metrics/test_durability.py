@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from sande import parts
 from sande.attacks import sentence_trigger
 from sande.config import Training
 from sande.data.builtin import sets
@@ -72,7 +73,8 @@ def test_fine_tuning_takes_the_last_clean_rows(tiny: LanguageModel, data: TestDa
     before, training = weights(tiny.model), Training(learning_rate=3e-4)
     config = asr_after_finetuning.Config(rows=7, training=training, decoding=asr.Config(prompts=4, new_tokens=2))
     (measurement,) = asr_after_finetuning.measure(tiny, data, config, 5)
-    assert trained == [(encode(tiny.tokenizer, ROWS[-7:]), training, 5, torch.float32)]
+    own = parts.seed(5, "asr_after_finetuning")  # an attack that trains on these rows afterwards has another order
+    assert trained == [(encode(tiny.tokenizer, ROWS[-7:]), training, own, torch.float32)]
     ((tuned, rows),) = asked
     assert (rows, moved_by(before, tuned)) == (data.triggered, 7)
     assert len(measurement.outcomes) == 4
