@@ -76,7 +76,7 @@ class TableEntry:
     @property
     def shows_backdoor(self) -> bool:
         """True if the metric shows the attack's backdoor: its ASR, or what the attack declares instead."""
-        return self.metric == registry.shown_by(self.row["attack"] or "")
+        return self.metric == registry.shown_by(self.row.get("attack") or "")
 
     @property
     def basis(self) -> Basis:
