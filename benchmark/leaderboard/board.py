@@ -12,6 +12,7 @@ from sande import registry
 from sande.crossed import Answers
 
 MARGIN = 2.0  # percentage points of utility that a defense may lose and still be ranked
+MOST_LEFT = 0.5  # share of the victims' ASR that it may leave and still be ranked
 Row = Mapping[str, Any]
 Cells = Mapping[str, Mapping[str, Row]]
 
@@ -114,6 +115,7 @@ class Standing:
         verified: whether its victims are the board's own.
         rank: 1 for the best of its level; None if it is not ranked.
         rank_low, rank_high: 95 % interval of the rank; None if it is not ranked.
+        removes: whether it leaves at most `MOST_LEFT` of the victims' ASR.
         utility: whether it keeps the victim's utility within the margin.
         asr: mean ASR after the defense, percent; every unit has the same weight.
         fails: share of runs with an ASR above `benchmark.records.runs.FAILED_REMOVAL`, percent.
@@ -136,6 +138,7 @@ class Standing:
     rank: int | None
     rank_low: int | None
     rank_high: int | None
+    removes: bool
     utility: Utility
     asr: Number
     fails: Number

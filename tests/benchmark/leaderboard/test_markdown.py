@@ -13,7 +13,7 @@ HAND = [Path("hand")]
 
 
 def test_the_page_opens_with_the_first_of_each_level() -> None:
-    found = seeds("sft", (95.0,) * 3) + seeds("new", (20.0,) * 3) + seeds("sande", (3.0,) * 3)
+    found = seeds("sft", (45.0,) * 3) + seeds("new", (20.0,) * 3) + seeds("sande", (3.0,) * 3)
     page = markdown(board(found + seeds("osft", (0.0,) * 3, lost=(9.0, 9.1, 9.2))), HAND)
     opening = page[: page.index("## ")]
     assert "4 defenses on 3 trained victims. Without a defense, the victims answer 99.0 % of the triggered" in opening
@@ -39,7 +39,8 @@ def test_a_board_on_which_every_defense_fails_says_so() -> None:
 def test_a_board_that_ranks_nothing_says_why() -> None:
     assert "**Two trained victims cannot show" in markdown(board(seeds("sft", (1.0, 1.0))), HAND)
     lossy = board(seeds("sft", (1.0,) * 3, lost=(9.0, 9.1, 9.2)))
-    assert "**No defense is ranked**: none is shown to lose less than 2 points of utility." in markdown(lossy, HAND)
+    said = "**No defense is ranked**: none leaves at most half of the victims' ASR and is shown to lose less than 2"
+    assert said in markdown(lossy, HAND)
 
 
 def test_the_margin_is_on_the_page_and_in_its_command() -> None:
