@@ -30,7 +30,7 @@ from sande import registry
 from sande.models import catalog, loading
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/findings").glob("*.md")])
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("decoy_osft.plant", "decoy_osft.overwrite")
 ROUNDS = ("sande_rounds.simulate", "sande_rounds.eliminate")
@@ -106,8 +106,10 @@ def test_every_link_between_pages_leads_somewhere() -> None:
     for page in LINKED:
         for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
             assert "://" in link or (page.parent / link).exists(), f"{page.name}: {link}"
-    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
-    assert all(f"({page.name})" in index for page in PAGES if page.name != "README.md"), "a page is not in the index"
+    index = "".join((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("README.md", "findings.md"))
+    linked = set(re.findall(r"\]\(([^)#\s]+)", index))
+    pages = {str(page.relative_to(ROOT / "docs")) for page in PAGES} - {"README.md"}
+    assert not pages - linked, "pages that are not in the index"
 
 
 def test_the_readme_is_short_and_holds_the_commands_of_ci() -> None:

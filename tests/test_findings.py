@@ -1,4 +1,4 @@
-"""The tables of docs/findings.md say what the published results that their section links to say."""
+"""The tables of docs/findings/ say what the published results that their section links to say."""
 
 import re
 from collections.abc import Iterator
@@ -12,15 +12,16 @@ import pytest
 from sande import registry
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "docs" / "findings.md"
+PAGES = sorted((ROOT / "docs/findings").glob("*.md"))
 DEFENSES = frozenset(registry.names("defenses"))
 # Sections whose tables hold means that the results do not: over victims of several labels.
-BY_HAND = ("Clean a model, knowing nothing", "Why parrots fall short at small scale", "In short")
+BY_HAND = ("Clean a model, knowing nothing", "Why parrots fall short at small scale")
 LEFT_OUT = ("rows.parquet", "outcomes.parquet")  # single cells, of which there are too many to miss a number
 
 
 def sections() -> dict[str, str]:
-    parts = re.split(r"^##+ (.*)\n", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    parts = re.split(r"^#+ (.*)\n", text, flags=re.MULTILINE)
     return {head: text for head, text in zip(parts[1::2], parts[2::2], strict=True) if "\n| " in text}
 
 
