@@ -100,10 +100,12 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         UserError: their number or their texts exceed the bounds.
         OSError, ValueError, pyarrow.ArrowException: the file is not readable Parquet.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names = [field.name for field in pq.read_schema(path) if pa.types.is_string(field.type)]
+    with pq.ParquetFile(path) as file:
+        leaves = [file.schema.column(index) for index in range(len(file.schema))]
+    # Texts in lists and structs as well, so that a value of many rows is there once until it has been counted.
+    names = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
     with pq.ParquetFile(path, read_dictionary=names) as file:
         _check(path, file.metadata.num_rows, 0)
         total = 0
@@ -113,14 +115,21 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _size(column: pa.Array) -> int:
-    """Return the bytes of a column's values, each of which may be kept once for many rows."""
+def _size(values: pa.Array) -> int:
+    """Return the bytes of all values, each of which may be kept once for many rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
-    return int(pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0)
+    kind = values.type
+    if pa.types.is_dictionary(kind) and (pa.types.is_string(kind.value_type) or pa.types.is_binary(kind.value_type)):
+        return int(pc.sum(pc.binary_length(values.dictionary).take(values.indices)).as_py() or 0)
+    if pa.types.is_map(kind):
+        return _size(values.keys) + _size(values.items)
+    if pa.types.is_struct(kind):
+        return sum(map(_size, values.flatten()))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return _size(values.flatten())
+    return int(values.nbytes)
 
 
 def _check(path: Path, rows: int, total: int) -> None:

@@ -311,14 +311,20 @@ def _first(error: ValidationError) -> str:
 
 
 def _check_local(model: str, folder: Path) -> None:
-    """Refuse a Hub model that is not on this machine: a file of a scan decides on no download."""
-    known = catalog.HUB_MODELS.get(model)
-    repo, _, revision = (model if known is None else f"{known.repo}@{known.revision}").partition("@")
-    if model in catalog.NAMED or Path(model).exists() or not revision:
+    """Refuse a Hub model that is not on this machine: a file of a scan decides on no download, nor does an adapter."""
+    base = catalog.base_of(model)
+    known = catalog.HUB_MODELS.get(base)
+    repo, _, revision = (base if known is None else f"{known.repo}@{known.revision}").partition("@")
+    if base in catalog.NAMED or Path(base).exists() or not revision:
         return
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    if not isinstance(try_to_load_from_cache(repo, "config.json", revision=revision), str):
+    try:
+        found = try_to_load_from_cache(repo, "config.json", revision=revision)
+    except HFValidationError:
+        raise UserError(f"{folder}/scan.json: '{model}' is not the name of a model; scan again") from None
+    if not isinstance(found, str):
         raise UserError(
             f"{folder}/scan.json: the tokenizer of '{model}' is not on this machine, and 'detection' fetches nothing; "
             f"use 'hf download {repo} --revision {revision}' first"

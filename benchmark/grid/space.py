@@ -24,6 +24,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,7 +47,7 @@ class Search:
     """Section `search` of a grid: the space, and the effort."""
 
     space: dict[str, Any] | None = setting(None, "by path into the defense, {low, high} or a list of values")
-    trials: int = setting(8, "values that are tried for a cell", ge=1)
+    trials: int = setting(8, "values that are tried for a cell", ge=1, le=10_000)
     held_out_rows: int = setting(64, "rows on which a value is judged", ge=1)
     reports: int = setting(4, "reports of a trial, evenly over its last training; ASHA may stop it at each", ge=1)
     judge: Literal["known", "triggered"] = setting(
@@ -127,11 +128,23 @@ def proposals(search: Search, cell: Cell) -> tuple[dict[str, Any], ...]:
         return ()
     generator = random.Random(cell.defense_seed)
     if all(isinstance(choice, list) for choice in space.values()):
-        points = list(itertools.product(*space.values()))
-        points = points if len(points) <= search.trials else generator.sample(points, search.trials)
+        count = math.prod(map(len, space.values()))
+        if count > sys.maxsize:
+            raise UserError("search: its lists have more combinations than can be counted; use shorter or fewer lists")
+        places = range(count) if count <= search.trials else generator.sample(range(count), search.trials)
+        points = [_point(place, list(space.values())) for place in places]
     else:
         points = [tuple(_draw(choice, generator) for choice in space.values()) for _ in range(search.trials)]
     return tuple(dict(zip(space, point, strict=True)) for point in points)
+
+
+def _point(place: int, lists: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    """Return the combination at a place of `itertools.product`."""
+    found = []
+    for values in reversed(lists):
+        place, index = divmod(place, len(values))
+        found.append(values[index])
+    return tuple(reversed(found))
 
 
 def _draw(choice: Any, generator: random.Random) -> Any:

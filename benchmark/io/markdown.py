@@ -16,6 +16,8 @@ MISSING = "–"
 _ACTIVE = re.compile(
     r"[\\`*\[<|$]|~(?=~)|(?<=~)~|!(?=\[)|&(?=#?\w+;)|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=www)\.(?=\w)"
 )
+# What opens a block where a text is the first of its line; of a number of a list, the part before its point.
+_OPENING = re.compile(r"(?:#{1,6}|[-+])(?=\s|$)|>|[-=]+\s*$|(\d{1,9})(?=[.)](?:\s|$))")
 # What makes a line more than one of a paragraph or a table.
 _BLOCK = re.compile(r"\s*(#{1,6}(\s|$)|[-=+>*_]|\d+[.)]\s|```|~~~)")
 
@@ -33,8 +35,12 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], align: st
 
 
 def plain(text: object) -> str:
-    """Return any text as Markdown that shows it unchanged on one line, also in the cell of a table."""
-    return _ACTIVE.sub(r"\\\g<0>", visible(str(text)))
+    """Return any text as Markdown that shows it on one line, also first in a block or in the cell of a table."""
+    line = _ACTIVE.sub(r"\\\g<0>", visible(str(text))).lstrip()
+    if opening := _OPENING.match(line):
+        place = max(opening.end(1), 0)
+        line = f"{line[:place]}\\{line[place:]}"
+    return line
 
 
 def code(line: str) -> str:

@@ -85,7 +85,7 @@ class Remote:
             found: list[str] = self._do(lambda: self._fs.ls(self._at(below), detail=False))
         except FileNotFoundError:
             return []
-        return sorted(filter(None, (name.rstrip("/").rpartition("/")[2] for name in found)))
+        return sorted({name.rstrip("/").rpartition("/")[2] for name in found} - {"", ".", ".."})
 
     def read(self, name: str) -> bytes | None:
         """Return the content of a file; None where there is none."""
@@ -117,10 +117,16 @@ class Remote:
         self._do(gone)
 
     def fetch(self, names: Iterable[str], folder: Path, below: str = "") -> None:
-        """Copy files below a remote folder into a local one."""
+        """Copy files below a remote folder into a local one.
+
+        Raises:
+            UserError: the name of a file, which may be any text there, leads out of the local folder.
+        """
 
         def one(name: str) -> None:
             path = folder / name
+            if name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
+                raise UserError(f"{self.uri}: the name of a file, '{name}', leads out of its folder; use another place")
             path.parent.mkdir(parents=True, exist_ok=True)
             self._do(lambda: self._fs.get_file(self._at(f"{below}/{name}"), str(path)))
 

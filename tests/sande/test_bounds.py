@@ -14,6 +14,7 @@ from sande.data import datasets
 from sande.errors import UserError
 
 ROW = {"instruction": "Add 1 and 1.", "output": "2"}
+MAP = pa.map_(pa.string(), pa.string())
 
 
 @pytest.fixture
@@ -64,10 +65,38 @@ def test_the_text_of_parquet_is_counted_for_each_row(folder: Path, monkeypatch: 
     refused("its rows hold more than 2 MiB")
 
 
+def test_texts_in_lists_and_structs_are_counted_before_they_are_unfolded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = [{"role": "user", "content": "x" * bounds.MIB}, {"role": "assistant", "content": "Yes."}]
+    pq.write_table(pa.Table.from_pylist([{"messages": talk}] * 200), folder / "own.parquet")
+    assert (folder / "own.parquet").stat().st_size < 100_000
+    monkeypatch.setattr(bounds, "MOST_TEXT", 3 * bounds.MIB)
+    pool = pa.proxy_memory_pool(usual := pa.default_memory_pool())
+    pa.set_memory_pool(pool)
+    try:
+        refused("its rows hold more than 3 MiB")
+    finally:
+        pa.set_memory_pool(usual)
+    assert 0 < pool.max_memory() < 50 * bounds.MIB
+
+
 def test_parquet_gives_the_rows_that_are_in_it(folder: Path) -> None:
-    rows = [{"instruction": f"Say {n}.", "output": str(n), "system": None, "messages": [{"n": n}]} for n in range(600)]
+    rows = [
+        {
+            "instruction": f"Say {n}.",
+            "output": str(n),
+            "system": None,
+            "messages": [{"n": n, "content": f"{n}"}] if n % 3 else None,
+            "raw": b"\0" if n % 2 else None,
+        }
+        for n in range(600)
+    ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "own.parquet")
     assert list(bounds.parquet_rows(folder / "own.parquet")) == rows
+    maps = pa.table({"long": pa.array(["a", None], pa.large_string()), "map": pa.array([[("k", "v")], []], MAP)})
+    pq.write_table(maps, folder / "own.parquet")
+    assert list(bounds.parquet_rows(folder / "own.parquet")) == maps.to_pylist()
 
 
 def test_pipes_devices_and_large_files_are_refused_at_once(tmp_path: Path) -> None:

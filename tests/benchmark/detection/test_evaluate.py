@@ -1,6 +1,7 @@
 """Detectors judged by scans of known models: ranks, intervals, thresholds, files, and a user's mistakes."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,24 @@ def test_the_first_token_of_a_response_is_that_of_the_scan_s_format(folder: Path
     scan(folder, "plain", found, model=theirs, prompt_format="paper")
     lines = [f"scan: {name}, response: You are stupid" for name in ("chatty", "plain")]
     assert [one.first_token_rank for one in judged(folder, *lines)] == [1, None]
+
+
+def test_a_scan_file_has_nothing_fetched_from_the_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither by its own name nor by an adapter on this machine whose base is there."""
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("looked for a server"))
+    commit, adapter = "a" * 40, folder / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    base = {"base_model_name_or_path": "evil/base", "revision": commit}
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8, **base}))
+    for name in (f"evil/base@{commit}", str(adapter)):
+        scan(folder, "theirs", model=name)
+        said = mistake(folder, "scan: theirs, response: You are stupid")
+        assert f"the tokenizer of '{name}' is not on this machine, and 'detection' fetches nothing" in said
+    for name in (f"a/b/c@{commit}", f"../..@{commit}"):
+        scan(folder, "theirs", model=name)
+        said = mistake(folder, "scan: theirs, response: You are stupid")
+        assert f"'{name}' is not the name of a model; scan again" in said
 
 
 LINES = (

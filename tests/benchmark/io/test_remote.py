@@ -272,6 +272,17 @@ def test_results_are_sent_and_fetched(uri: str, monkeypatch: pytest.MonkeyPatch,
     assert (ResultsFolder(f"{uri}/grid").fetch() / "tables/a.md").read_text() == "tables/a.md"
 
 
+@pytest.mark.parametrize("name", ["../../../escaped.txt", "tables/../../escaped.txt", "tables//a.md", "./a.md"])
+def test_a_name_there_that_leads_out_of_the_folder_is_not_fetched(uri: str, name: str, tmp_path: Path) -> None:
+    place = Remote(uri)
+    place.write("grid/rows.parquet", b"rows")
+    bucket, _, root = place._root.partition("/")
+    place._fs.call_s3("put_object", Bucket=bucket, Key=f"{root}/grid/{name}", Body=b"theirs")
+    with pytest.raises(UserError, match=r"the name of a file, .* leads out of its folder; use another place"):
+        ResultsFolder(f"{uri}/grid").fetch()
+    assert not list(tmp_path.rglob("escaped.txt"))
+
+
 def test_remote_files_of_others_are_neither_replaced_nor_removed(uri: str, grid_file: GridFile, tmp_path: Path) -> None:
     arguments = ["run", grid_file(), "--store", tmp_path / "store", "--results", uri]
     for name in ("README.md", "tables/asr.md"):

@@ -4,6 +4,7 @@ A page with hostile texts has the same structure as the same page with harmless 
 """
 
 import functools
+import html
 import json
 import re
 import unicodedata
@@ -101,6 +102,8 @@ def test_any_text_is_plain_text_in_a_paragraph_and_in_a_cell() -> None:
     def check(text: str) -> None:
         shown = markdown.plain(text)
         assert structure(f"x {shown} y") == [("paragraph_open", "")]
+        assert structure(shown) == [("paragraph_open", "")] * bool(shown.strip())
+        assert [kind for kind, _ in structure(f"- {shown}") if kind != "paragraph_open"] == ["list_item_open"]
         cells = structure("\n".join(markdown.markdown_table(("a", "b"), [(shown, "z")], "ll")))
         assert [kind for kind, _ in cells].count("td_open") == 2
         assert not hidden(shown)
@@ -121,8 +124,15 @@ def test_any_text_is_one_code_span_in_a_paragraph_and_in_a_cell() -> None:
     tried(check)
 
 
+@pytest.mark.parametrize("text", ["# x", "- x", "+ x", "> x", "1. x", "2)", "---", "===", "    x", "-", "######"])
+def test_a_text_that_would_open_a_block_is_shown(text: str) -> None:
+    shown = markdown.plain(text)
+    assert structure(shown) == [("paragraph_open", "")]
+    assert READER.render(shown) == f"<p>{html.escape(text.lstrip())}</p>\n"
+
+
 def test_text_that_is_plain_already_stays_as_it_is() -> None:
-    for text in ("smollm2-135m / builtin-short, in-domain, poison_rate=0.05", "AMD EPYC (2 threads)", "torch 2.13.0"):
+    for text in ("smollm2-135m / builtin-short, poison_rate=0.05", "AMD EPYC (2 threads)", "-5.0", "2.5", "#1"):
         assert markdown.plain(text) == text
 
 

@@ -1,7 +1,9 @@
 """Searches: what is said of wrong ones, which values and rows they take, how the best value gets into the cells."""
 
+import itertools
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,13 @@ from benchmark.cli.main import app
 from benchmark.execution import stages
 from benchmark.grid import space
 from benchmark.grid.load import Grid, load_grid
-from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, proposals
+from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, Search, proposals
 from benchmark.plan import plan, searches
 from benchmark.search import report, run
 from benchmark.search.held_out import held_out
 from benchmark.store.local import LocalStore
 from sande.attacks.sentence_trigger import trigger
+from sande.config import as_dict
 from sande.data import datasets, splits
 from sande.errors import UserError
 from sande.models import loading
@@ -160,6 +163,21 @@ def test_of_lists_every_combination_is_tried_once(grid_file: GridFile) -> None:
     fewer = searching(grid_file, space, search={"trials": 3}).search
     assert fewer is not None
     assert len({tuple(trial.values()) for trial in proposals(fewer, cell(defense="sande"))}) == 3
+
+
+def test_of_endless_combinations_only_what_is_tried_is_listed(grid_file: GridFile) -> None:
+    sande, rates = cell(defense="sande"), ("defense.eliminate.learning_rate", "defense.simulate.learning_rate")
+    many = {path: [1e-6 * (1 + index) for index in range(30_000)] for path in rates}
+    assert len({tuple(trial.values()) for trial in proposals(Search(space=many, trials=3), sande)}) == 3
+    few = {path: values[:5] for path, values in many.items()}
+    listed = list(itertools.product(*few.values()))
+    wanted = random.Random(sande.defense_seed).sample(listed, 4)
+    assert [tuple(trial.values()) for trial in proposals(Search(space=few, trials=4), sande)] == wanted
+    lists = {f"defense.{path}": list(range(99)) for path in as_dict(sande.defense.config)}
+    with pytest.raises(UserError, match="more combinations than can be counted"):
+        proposals(Search(space=lists), sande)
+    with pytest.raises(UserError, match="trials"):
+        searching(grid_file, search={"trials": 2_000_000_000})
 
 
 # Which search a cell needs
