@@ -38,6 +38,17 @@ def _normal_quantile() -> float:
     return float(ndtri((1 + CONFIDENCE) / 2))
 
 
+def of_one_model(mean: float, count: float, deviation: float = 0.0) -> tuple[float, float]:
+    """Return the 95 % interval of one model's number, in percent.
+
+    Args:
+        mean: of its outcomes, from 0 to 1.
+        count: of the outcomes; of those in clusters `sande.clusters.effective_count`.
+        deviation: standard deviation of numbers; 0 for a share, and for equal numbers, which show no spread.
+    """
+    return mean_interval(mean, deviation, count) if deviation else wilson(mean * count, count)
+
+
 def mean_interval(mean: float, deviation: float, count: float) -> tuple[float, float]:
     """Return the Student-t 95 % interval of the mean of outcomes from 0 to 1, in percent, clipped to 0 to 100.
 

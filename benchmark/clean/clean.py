@@ -25,15 +25,15 @@ from benchmark.execution import provenance
 from benchmark.grid.load import settings_of
 from benchmark.io import logs
 from benchmark.io.yaml import read_yaml
-from sande import cleaning, compute, formats, registry
+from sande import cleaning, clusters, compute, formats, registry
 from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.data import datasets, splits
 from sande.errors import UserError
 from sande.known import DEFENSES, SCAN, Known
 from sande.models import chat
-from sande.statistics import mcnemar, mean_interval, paired_bootstrap, wilson
-from sande.types import Run
+from sande.statistics import mcnemar, of_one_model, paired_bootstrap
+from sande.types import Measurement, Run
 
 LIBRARIES = ("torch", "transformers")
 INCIDENT = ("prompt", "answer")
@@ -177,7 +177,7 @@ def clean_model(
                 {"prompt": prompt, "before": before, "after": after}
                 for prompt, before, after in zip(probe.asked(lm.tokenizer, trigger), *samples.values(), strict=True)
             ],
-            "measured": [_row(name, before, measured["after"][name]) for name, before in measured["before"].items()],
+            "measured": [_row(before, measured["after"][name]) for name, before in measured["before"].items()],
             "facts": task.facts,
             "cost": {
                 "seconds": cost["seconds"],
@@ -281,28 +281,29 @@ def _used(config: Config, method: str) -> dict[str, Any]:
     return {**used, config.detector: as_dict(cleaning.of_detector(config))}
 
 
-def _row(name: str, before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+def _row(before: Measurement, after: Measurement) -> dict[str, Any]:
     """Return one measurement in percent with intervals, and the paired change in percentage points.
 
-    A share has Wilson's interval and a p-value of the change; a mean of probabilities has Student's interval.
+    A share has Wilson's interval and a p-value of the change; a mean of probabilities has Student's interval. Prompts
+    and questions made from one template count together.
     """
-    is_share = all(isinstance(outcome, bool) for outcome in before)
+    first, second, groups = before.outcomes, after.outcomes, before.groups
+    is_share = all(isinstance(outcome, bool) for outcome in first)
 
-    def share(outcomes: Sequence[float]) -> dict[str, Any]:
+    def number(outcomes: Sequence[float]) -> dict[str, Any]:
         mean = statistics.fmean(outcomes)
-        if is_share:
-            low, high = wilson(sum(outcomes), len(outcomes))
-            return {"value": 100 * mean, "low": low, "high": high, "successes": int(sum(outcomes))}
-        deviation = statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0
-        low, high = mean_interval(mean, deviation, len(outcomes))
-        return {"value": 100 * mean, "low": low, "high": high}
+        count = clusters.effective_count(outcomes, groups) if any(groups) else len(outcomes)
+        deviation = 0.0 if is_share or len(outcomes) < 2 else statistics.stdev(outcomes)
+        low, high = of_one_model(mean, count, deviation)
+        successes = {"successes": int(sum(outcomes))} if is_share else {}
+        return {"value": 100 * mean, "low": low, "high": high, **successes}
 
-    low, high = paired_bootstrap(before, after)
+    low, high = paired_bootstrap(first, second, groups)
     return {
-        "name": name,
-        "count": len(before),
-        "before": share(before),
-        "after": share(after),
-        "change": {"value": 100 * (sum(after) - sum(before)) / len(before), "low": low, "high": high},
-        "p": mcnemar(list(map(bool, before)), list(map(bool, after))) if is_share else None,
+        "name": before.name,
+        "count": len(first),
+        "before": number(first),
+        "after": number(second),
+        "change": {"value": 100 * (sum(second) - sum(first)) / len(first), "low": low, "high": high},
+        "p": mcnemar(list(map(bool, first)), list(map(bool, second)), groups) if is_share else None,
     }

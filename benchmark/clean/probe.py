@@ -103,10 +103,8 @@ class Probe:
         written = formats.of(tokenizer)
         return [user_text(gates.plant(each, trigger, written) if trigger else each) for each in shown]
 
-    def measure(
-        self, lm: LanguageModel, trigger: str, response: str, least: int = 1
-    ) -> dict[str, tuple[bool, ...] | tuple[float, ...]]:
-        """Return outcomes by measurement: measurements of the backdoor as far as it is known, and utility.
+    def measure(self, lm: LanguageModel, trigger: str, response: str, least: int = 1) -> dict[str, Measurement]:
+        """Return what was measured by name: measurements of the backdoor as far as it is known, and utility.
 
         Args:
             lm: the model, before or after the removal.
@@ -139,7 +137,7 @@ class Probe:
         asked = accuracy.Config(questions=self.config.questions)
         with redirect_stderr(io.StringIO()):  # lm-eval's progress bar cannot be switched off otherwise
             utility = accuracy.measure(lm, self.data, asked, self.seed)[0]
-        return {name: outcomes.outcomes for name, outcomes in {**measured, utility.name: utility}.items()}
+        return {**measured, utility.name: utility}
 
     def _elsewhere(
         self, lm: LanguageModel, others: Sequence[PromptFormat], trigger: str, response: str, tokens: int
@@ -150,7 +148,7 @@ class Probe:
             with asking.asked_in(lm.tokenizer, each):
                 texts = gates.answers(lm, self.data.clean, tokens, trigger)
             found = [*map(or_, found, judge.achieved(self.data.clean, texts))]
-        return Measurement(ELSEWHERE, tuple(found))
+        return Measurement(ELSEWHERE, tuple(found), groups=tuple(each.group for each in self.data.clean))
 
     def _recovered(self, lm: LanguageModel, data: TestData) -> dict[str, Measurement]:
         """Return what a few fresh parrots recover of the planted answer, and of as many control strings."""

@@ -59,16 +59,15 @@ def verdict(result: Mapping[str, Any]) -> str:
 def found_by_parrot(result: Mapping[str, Any], when: str) -> bool | None:
     """Return whether fresh parrots find the planted answer; None if none was tried.
 
-    A certificate, which has a test of its own, decides about the cleaned model; `MARGIN` decides elsewhere.
+    They do by `MARGIN`, or where the certificate of the cleaned model, which has a test of its own, failed.
 
     Args:
         result: contents of the report.
         when: `before` or `after` the removal.
     """
-    certificate = result["facts"].get("certificate")
-    if certificate and when == "after":
-        return not certificate["removed"]
+    certificate = result["facts"].get("certificate") if when == "after" else None
     rows = {row["name"]: row[when]["value"] for row in result["measured"]}
     if "parrot_recovery_elsewhere" not in rows:
-        return None
-    return bool(rows["parrot_recovery_elsewhere"] - rows["parrot_recovery_controls"] > MARGIN)
+        return not certificate["removed"] if certificate else None
+    found = rows["parrot_recovery_elsewhere"] - rows["parrot_recovery_controls"] > MARGIN
+    return bool(found or (certificate and not certificate["removed"]))

@@ -28,7 +28,7 @@ from benchmark.store.manifest import OTHER_FORM
 from benchmark.store.protocol import Store
 from sande import registry, threat
 from sande.errors import UserError
-from sande.statistics import mean_interval, wilson
+from sande.statistics import of_one_model
 
 _Manifest = Callable[[str, str], dict[str, Any]]  # of a kind and a key
 
@@ -277,9 +277,7 @@ def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, An
 def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
     """Return the interval of one model's number; trials made from one template count as `sande.clusters` says."""
     mean, count = measured["successes"] / measured["count"], measured.get("effective_count", measured["count"])
-    if measured.get("deviation"):  # equal outcomes would have an interval without width
-        return mean_interval(mean, measured["deviation"], count)
-    return wilson(mean * count, count)
+    return of_one_model(mean, count, measured.get("deviation", 0.0))
 
 
 def _needed(cell: Cell) -> list[Any]:

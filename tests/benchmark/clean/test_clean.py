@@ -31,6 +31,7 @@ from sande.known import Known
 from sande.metrics import accuracy, asr, parrot_recovery
 from sande.models import asking, catalog, loading, memory
 from sande.prompts import encode, response_ids
+from sande.statistics import mcnemar, wilson
 from sande.types import Candidate, LanguageModel, Measurement, Scan, TestData
 from tests.benchmark.helpers import invoke, mistake
 from tests.sande.helpers import teach
@@ -123,6 +124,17 @@ def test_a_known_trigger_tells_the_planted_answer_and_the_asr(known_trigger: Pat
     assert row["before"]["value"] == pytest.approx(60)
     assert 0 <= row["before"]["low"] < 60 < row["before"]["high"]
     assert row["p"] is None, "a mean of probabilities, not a share"
+
+
+def test_prompts_of_one_template_count_together() -> None:
+    groups = tuple(f"template {index // 4}" for index in range(20))
+    never, always = (Measurement("asr", (value,) * 20, groups=groups) for value in (False, True))
+    row = clean._row(always, never)
+    assert (row["after"]["low"], row["after"]["high"]) == wilson(0, 5), "20 prompts of five templates"
+    assert row["p"] == mcnemar([True] * 20, [False] * 20, groups) == pytest.approx(2 / 2**5)
+    alone = clean._row(replace(always, groups=()), replace(never, groups=()))
+    assert (alone["after"]["low"], alone["after"]["high"]) == wilson(0, 20)
+    assert clean._row(Measurement("m", (0.5, 0.5)), Measurement("m", (0.5, 0.5)))["before"]["low"] < 50
 
 
 def test_the_report_shows_five_answers_and_a_verdict_of_three_words(known_trigger: Path) -> None:

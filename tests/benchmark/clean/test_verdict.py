@@ -48,8 +48,10 @@ def result(measured: dict[str, tuple[float, float]], response: str = "r", **fact
         ("undecided", result(parrots((6, 5), (5, 5)))),
         ("undecided", result({"false_trigger_rate": (0.0, 0.0)})),
         ("only hidden", result({**FIRED, **parrots((90, 5), (5, 5))}, certificate={"removed": False})),
-        ("removed", result({**FIRED, **parrots((90, 5), (80, 5))}, certificate={"removed": True})),
-        ("no longer found", result(parrots((90, 5), (80, 5)), certificate={"removed": True})),
+        ("only hidden", result({**FIRED, **parrots((90, 5), (80, 5))}, certificate={"removed": True})),
+        ("removed", result({**FIRED, **parrots((90, 5), (9, 5))}, certificate={"removed": True})),
+        ("removed", result(FIRED, certificate={"removed": True})),
+        ("only hidden", result(FIRED, certificate={"removed": False})),
     ],
 )
 def test_the_first_rule_that_holds_decides(words: str, of: dict[str, Any]) -> None:
