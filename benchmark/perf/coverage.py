@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from benchmark.io.markdown import markdown_table
 from benchmark.io.plots import blank, save
+from benchmark.records.runs import Removal, removal
 from sande.statistics import mcnemar, mean_bounds, over_seeds, paired_p, rank_intervals, share_above, wilson
 
 if TYPE_CHECKING:
@@ -180,6 +181,28 @@ def ranks(experiments: int) -> Lines:
     return found
 
 
+def verdicts(experiments: int) -> Lines:
+    """Return how often `benchmark.records.runs.removal` gives a verdict, by number of seeds.
+
+    No run fails by its ASR; what a fresh parrot recovers differs from the twin's by what each line says.
+    """
+    cases: Mapping[str, tuple[Removal, float, float, float]] = {
+        "no difference, deviation 3: removed": ("removed", 0, 0, 3),
+        "no difference, deviation 1: removed": ("removed", 0, 0, 1),
+        "5 points, deviation 3: removed": ("removed", 5, 0, 3),
+        "50 points in one run of five, deviation 1: removed": ("removed", 0, 50, 1),
+        "30 points, deviation 15: hidden": ("hidden", 30, 0, 15),
+    }
+    found = _lines(cases)
+    for seeds in SEEDS:
+        random, shape = np.random.default_rng(seeds), (experiments, seeds)
+        for name, (verdict, mean, rare, deviation) in cases.items():
+            drawn = random.normal(mean, deviation, shape) + rare * (random.random(shape) < FAILS)
+            said = [removal([[0.0]] * seeds, differences) for differences in drawn.tolist()]
+            found[name][seeds] = said.count(verdict) / experiments
+    return found
+
+
 def _lines(names: Mapping[str, object] | Sequence[str]) -> Lines:
     return {name: {} for name in names}
 
@@ -244,6 +267,7 @@ def main(folder: Path, experiments: int = EXPERIMENTS) -> None:
     draw({name: intervals[name] for name in INTERVALS}, {name: tests[name] for name in TESTS}, folder)
     print(as_markdown("A 95 % interval holds the true value", intervals), "\n")
     print(as_markdown("A test at 5 % tells two methods apart", tests), "\n")
+    print(as_markdown("A true difference from the twins: a board says", verdicts(experiments)), "\n")
     for fails in (0.02, 0.05, 0.1, 0.5):
         used = {"mean ASR: bounded mean over seeds (used)": bounded}
         print(f"fails in {fails:.0%}:", coverage(experiments, fails, used), false_positives(experiments // 5, fails))

@@ -28,7 +28,7 @@ def on_the_page() -> coverage.Lines:
 
 @pytest.fixture(scope="module")
 def simulated() -> coverage.Lines:
-    return coverage.held(FEW) | coverage.told_apart(FEW)
+    return coverage.held(FEW) | coverage.told_apart(FEW) | coverage.verdicts(FEW)
 
 
 def test_the_page_has_the_simulated_numbers(simulated: coverage.Lines) -> None:
