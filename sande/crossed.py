@@ -36,13 +36,14 @@ class Answers:
     groups: Sequence[str]
 
 
-def interval(tasks: Sequence[Answers]) -> tuple[float, float]:
-    """Return the 95 % interval of the mean over tasks of the mean over victims and questions, percentage points.
+def interval(tasks: Sequence[Answers], confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the interval of the mean over tasks of the mean over victims and questions, in percentage points.
 
     It is at least Student's over the victims. One victim is judged by its questions.
 
     Args:
         tasks: at least one, each of the same victims in the same order; questions of two tasks are independent.
+        confidence: from 0 to 1.
 
     Raises:
         ValueError: there is no task, or they differ in the number of victims.
@@ -59,7 +60,7 @@ def interval(tasks: Sequence[Answers]) -> tuple[float, float]:
     if count > 1:
         over_units = float(units.var(ddof=1)) / count
         parts.append((over_units, count - 1))
-        half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * math.sqrt(over_units)
+        half = float(t.ppf((1 + confidence) / 2, count - 1)) * math.sqrt(over_units)
     for task in tasks:
         questions, rest, number = _of_questions(task)
         parts.append((questions / len(tasks) ** 2, number - 1))
@@ -68,7 +69,7 @@ def interval(tasks: Sequence[Answers]) -> tuple[float, float]:
     variance = sum(part for part, _ in parts)
     if variance > 0:
         freedom = variance**2 / sum(part**2 / max(1, degrees) for part, degrees in parts)
-        half = max(half, float(t.ppf((1 + CONFIDENCE) / 2, max(1.0, freedom))) * math.sqrt(variance))
+        half = max(half, float(t.ppf((1 + confidence) / 2, max(1.0, freedom))) * math.sqrt(variance))
     return max(-100.0, mean - half), min(100.0, mean + half)
 
 

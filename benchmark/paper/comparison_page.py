@@ -166,13 +166,16 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "counts as agreement.",
         *(f"- {text}" for basis, text in _UNITS.items() if basis in found),
         "- **With the paper's numbers shuffled**: the same score after the paper's numbers changed places at random "
-        f"within each table and metric, {SHUFFLES:,} times. The table has the mean and the range of 95 % of the "
-        "shuffles. Shuffled numbers say nothing about method or victim. So a score within that range shows no "
+        f"within each table and metric, {SHUFFLES:,} times; two that are compared with one number of ours move "
+        "together, and victims, which must have a high ASR, are left out. The table has the mean and the range of "
+        "95 % of the shuffles. Shuffled numbers say nothing about method or victim. So a score within that range shows no "
         "agreement with the paper, however high it is. Of *different* numbers, fewer than by chance are a good sign.",
         f"- **Kind** is a coarser look without a test. An ASR is removed (at most {REMOVED:g} %), kept (at least "
         f"{KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
-        "- **attack failed**: our victim's ASR is under the floor of its grid, so its defenses cannot be judged. "
-        "**not comparable**: the level of another model's utility. **not run**: this run has no number to compare.",
+        "- **attack failed**: the ASR of a victim of ours is under the floor of its grid, so its defenses cannot be "
+        "judged. **not comparable**: the level of another model's utility. **victim at chance**: our victims may be "
+        "guessing this task's answers, so they cannot lose what the paper's lose. **failed**: one of our runs failed. "
+        "**not run**: this run has no number to compare.",
         "- The paper gives single runs without intervals, and its numbers count as exact here. So *different* can also "
         "come from the noise of its one run.",
         "",

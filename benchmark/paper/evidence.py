@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from benchmark.records.runs import Basis
-from sande import clusters, statistics
+from sande import clusters, crossed, statistics
 
 EQUIVALENT, DIFFERENT, UNDECIDED = "equivalent", "different", "undecided"
 DRAWS = 2**14  # 819 of them lie beyond a bound of 95 %, whose level has a standard error of 0.2 %
@@ -70,7 +70,8 @@ def of_change(units: Sequence[float], basis: Basis, groups: Sequence[str] = ()) 
     """Return the evidence on a change relative to the victim.
 
     Over seeds by Student's t, as `sande.statistics.equivalent` does for utility, which differs little from seed to
-    seed. Over the questions of one model by Gaffke's bound: if no question changes, Student's t leaves no doubt at all.
+    seed; see `of_answers` where the answers are known. Over the questions of one model by Gaffke's bound: if no
+    question changes, Student's t leaves no doubt at all.
 
     Args:
         units: percentage points, one for each seed, or for each question of one model.
@@ -78,6 +79,19 @@ def of_change(units: Sequence[float], basis: Basis, groups: Sequence[str] = ()) 
         groups: of each prompt, the name of those made from the same template, which count as `sande.clusters` says.
     """
     return _evidence(units, basis, -100.0, 100.0, _prompts(units, groups) if basis == "model" else _student)
+
+
+def of_answers(answers: crossed.Answers, basis: Basis) -> Evidence:
+    """Return the evidence on a change over several victims or runs, and over questions: both are samples.
+
+    Args:
+        answers: what changed, percentage points, of shape (units, questions); fewer than three units show nothing.
+        basis: what the units stand for.
+    """
+    if len(answers.values) < 3:
+        return Evidence(len(answers.values), basis, (-100.0, 100.0), (-100.0, 100.0))
+    inner, outer = (crossed.interval([answers], 1 - 2 * tail) for tail in _TAILS)
+    return Evidence(len(answers.values), basis, inner, outer)
 
 
 def _evidence(units: Sequence[float], basis: Basis, least: float, most: float, lower: _Lower) -> Evidence:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from benchmark.records.runs import Pair, Seeds
+from sande.crossed import Answers
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +64,32 @@ class Trials:
         indices, groups = (np.concatenate(part) for part in zip(*(each[::3] for each in found), strict=True))
         numbers = groups[np.unique(indices, return_index=True)[1]].tolist()
         return ["" if number < 0 else str(number) for number in numbers]
+
+    def changes(self, other: Trials) -> Answers | None:
+        """Return what this cell has more than another one, in percentage points, of shape (units, questions).
+
+        A unit is an attack seed, or, of one attack seed, a defense seed; runs of one unit are averaged. Only questions
+        that all runs of both cells were asked count; None without one.
+        """
+        import numpy as np
+
+        shared = [seeds for seeds in self.runs if seeds in other.runs]
+        asked = [side.runs[seeds][0] for seeds in shared for side in (self, other)]
+        if not asked or not len(indices := functools.reduce(np.intersect1d, asked)):
+            return None
+
+        def values(side: Trials, seeds: Seeds) -> NDArray[np.float64]:
+            own, outcomes, _ = side.runs[seeds]
+            return outcomes[np.searchsorted(own, indices)]
+
+        place = 0 if len({attack for attack, _ in shared}) > 1 else 1
+        units: dict[int, list[NDArray[np.float64]]] = {}
+        for seeds in shared:
+            units.setdefault(seeds[place], []).append(100 * (values(self, seeds) - values(other, seeds)))
+        own, _, groups = self.runs[shared[0]]
+        numbers = groups[np.searchsorted(own, indices)].tolist()
+        names = ["" if number < 0 else str(number) for number in numbers]
+        return Answers(np.stack([np.mean(runs, axis=0) for runs in units.values()]), names)
 
     def _common(self, other: Trials) -> list[tuple[Any, ...]]:
         """Return of each run that both have the common questions, their outcomes in both, and their groups."""

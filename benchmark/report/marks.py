@@ -11,6 +11,7 @@ from sande import registry
 from sande.statistics import benjamini_hochberg, mcnemar
 
 SIGNIFICANT = 0.05
+TIE = 5.0  # percentage points: farther from the best is no tie, however few seeds there are to show it
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Marks:
         change_low, change_high: 95 % interval of the change relative to the victim, percentage points.
         p: p-value of that change, adjusted over the table.
         best: True for the best defense of its column.
-        tie: True for a defense than which the best is not significantly better.
+        tie: True for a defense than which the best is not significantly better, and by at most `TIE` points.
     """
 
     change_low: float | None = None
@@ -55,7 +56,9 @@ def judge(chosen: Sequence[TableEntry]) -> list[Marks]:
     for index, entry in enumerate(chosen):
         low, high = (None if entry.is_victim else entry.change_interval()) or (None, None)
         is_best = index in best and entry.value == best[index].value
-        marks.append(Marks(low, high, change_p.get(index), is_best, tie=rival_p.get(index, 0.0) >= SIGNIFICANT))
+        is_near = index in best and abs((entry.value or 0.0) - (best[index].value or 0.0)) <= TIE
+        tie = is_near and rival_p.get(index, 0.0) >= SIGNIFICANT
+        marks.append(Marks(low, high, change_p.get(index), is_best, tie))
     return marks
 
 

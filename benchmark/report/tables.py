@@ -19,7 +19,7 @@ from benchmark.plan.failures import UNSCORABLE
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK
-from benchmark.report.marks import Marks, judge
+from benchmark.report.marks import TIE, Marks, judge
 from benchmark.report.short import undefended, without_common_parts
 from sande import registry
 
@@ -193,7 +193,8 @@ def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEnt
         sentences.append(_held_for(chosen))
     if "**" in text:
         sentences.append(
-            "Bold: the best defense of a column for each task; with ≈: a defense that is not significantly worse."
+            "Bold: the best defense of a column for each task; with ≈: a defense that is not significantly worse, and "
+            f"by at most {TIE:g} points."
         )
     if NO_SCORE in text:
         sentences.append(f"{NO_SCORE.capitalize()}: column `error` of `rows.parquet` says why.")

@@ -18,6 +18,7 @@ from benchmark.grid import load
 from benchmark.grid.cell import SEEDS, Cell
 from benchmark.paper import comparison_page, numbers, protocol
 from benchmark.paper.compare import (
+    AT_CHANCE,
     ATTACK_FAILED,
     FAILED,
     NO_MEASURE,
@@ -190,7 +191,7 @@ def test_the_papers_own_numbers_are_equivalent_everywhere_and_deviate_nowhere(as
 def test_the_page_has_the_scores_of_shuffled_numbers(as_the_paper: list[Compared]) -> None:
     page = comparison_page._page(as_the_paper, "paper")
     (line,) = [line for line in page.splitlines() if line.startswith("| ASR | equivalent | ")]
-    assert line.startswith("| ASR | equivalent | 90 of 90 | ")
+    assert line.startswith("| ASR | equivalent | 78 of 78 | "), "without the victims"
     assert line.endswith(" | more |")
 
 
@@ -198,7 +199,7 @@ def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     def values(cell: Cell, metric: str) -> float:
         if metric == "asr":
             return {"none": 99.0, "sft": 97.0, "sande": 20.0}.get(cell.defense.name, 2.0)
-        return 30.0 if cell.defense.name == "none" else 28.0
+        return (26.0 if metric == "arc_challenge" else 50.0) - 2.0 * (cell.defense.name != "none")
 
     pinned = ("attack.poison_rate=0.25", "defense.eliminate.learning_rate=2e-4", "defense.preferences.pairs=200")
     made = compared(rows_of(loaded("smollm2", None, *pinned), values), outcomes=True)
@@ -217,6 +218,7 @@ def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     far = one(made, 4, "sft", "arc_easy")  # a change of +16.37
     assert (far.in_kind, far.verdict) == (False, DIFFERENT)
     assert one(made, 2, "none", "mmlu").verdict == NO_MEASURE
+    assert one(made, 2, "sande", "arc_challenge").verdict == AT_CHANCE, "26 % of 200 questions of four choices"
 
     page = comparison_page._page(made, "smollm2")
     assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca instead" in page
@@ -298,9 +300,8 @@ def test_numbers_without_a_counterpart_are_counted_as_not_run() -> None:
     made = compared(rows_of(loaded("paper_table_6"), as_reported))
     assert len(made) == 360
     run = [c for c in made if c.verdict != NOT_RUN]
-    assert {c.number.table for c in run} == {1, 2, 3, 4, 6}, "tables 1 to 4 have the same victim"
-    assert {c.number.defense for c in run if c.number.table != 6} == {"none"}
-    assert sum(c.number.table == 6 for c in run) == 40
+    assert {c.number.table for c in run} == {6}, "victims of another experiment, as of figure 2, answer for no table"
+    assert len(run) == 40
 
 
 def test_built_in_data_stand_in_for_the_papers() -> None:

@@ -4,18 +4,22 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
+import numpy as np
 import pytest
 from scipy.stats import binom
 
 from benchmark.paper import numbers
 from benchmark.paper.chance import same_kind, same_verdict, score
 from benchmark.paper.compare import COMPARED, Compared, compare, kind_of_change
-from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, of_change, of_level
+from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, of_answers, of_change, of_level
 from benchmark.records import files
 from benchmark.records.aggregate import Results
 from benchmark.records.trials import Outcomes
-from sande import statistics
+from sande import crossed, statistics
+from sande.crossed import Answers
 
 NUMBERS = numbers.reported()
 
@@ -49,6 +53,18 @@ def test_changes_over_seeds_are_equivalent_by_students_tests(units: list[float])
         for margin in (0.5, 2.0, 8.0):
             p = statistics.equivalent([unit - reported for unit in units], margin)
             assert (found.verdict(reported, margin) == EQUIVALENT) == (p < 0.05)
+
+
+def test_changes_over_seeds_are_of_other_questions_too() -> None:
+    """Victims that all gain and lose as many answers have equal changes, and not of any questions."""
+    generator = np.random.default_rng(0)
+    answers = np.stack([generator.permutation([-100.0] * 10 + [100.0] * 10 + [0.0] * 180) for _ in range(3)])
+    over_units = of_change(answers.mean(1).tolist(), "seeds")
+    assert over_units.outer == (0.0, 0.0)
+    found = of_answers(Answers(answers, []), "seeds")
+    assert found.outer == crossed.interval([Answers(answers, [])])
+    assert found.outer[0] < found.inner[0] < -1 < 1 < found.inner[1] < found.outer[1]
+    assert of_answers(Answers(answers[:2], []), "seeds").verdict(0.0, 2.0) == UNDECIDED, "two seeds are never enough"
 
 
 def test_the_prompts_of_one_model_have_clopper_and_pearsons_bounds() -> None:
@@ -155,6 +171,21 @@ def test_scores_by_hand() -> None:
     assert str(replace(found, mean=2.0)) == "3 of 3; shuffled 2 (1 to 3)"
 
 
+def test_numbers_of_the_paper_that_one_of_ours_is_compared_with_move_together() -> None:
+    number, victim = (
+        next(each for each in NUMBERS if each.table == 2 and each.defense == name) for name in ("sft", "none")
+    )
+    papers = [0.0, 50.0] * 8
+    alone = [change_of(number, paper, 0, 150 * (paper > 0), 300) for paper in papers]
+    victims = [replace(one, number=victim) for one in alone]
+    entries = [cast(Any, SimpleNamespace(row={"cell": place % 8})) for place in range(16)]
+    together = [replace(one, entry=of) for one, of in zip(alone, entries, strict=True)]
+    wide, narrow = score([*together, *victims], same_kind), score(alone, same_kind)
+    assert (wide.count, wide.found) == (narrow.count, narrow.found) == (16, 16), "victims do not count"
+    assert wide.mean == pytest.approx(8, abs=0.3)
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
 def test_a_run_that_says_nothing_scores_like_chance_and_one_that_agrees_scores_more() -> None:
     by_chance, real = (score(utilities(2000, informed), same_verdict(EQUIVALENT)) for informed in (False, True))
     assert by_chance.low <= by_chance.found <= by_chance.high
@@ -185,7 +216,7 @@ def published() -> list[Compared]:
 
 
 def test_the_audits_example_on_the_published_rows(published: list[Compared]) -> None:
-    """Of 168 utilities 92 "agreed" by the former rule; with the paper's values shuffled 92 (83 to 100) did."""
+    """Of 56 utilities 23 "agreed" by the former rule; with the paper's values shuffled 26 (21 to 31) did."""
     utilities = [one for one in published if one.number.metric != "asr"]
     intervals = {}
     for one in utilities:
@@ -199,17 +230,17 @@ def test_the_audits_example_on_the_published_rows(published: list[Compared]) -> 
         return round(low, 2) <= round(papers.paper, 2) <= round(high, 2)
 
     former = score(utilities, agreed)
-    assert (former.count, former.found) == (168, 92)
-    assert former.mean == pytest.approx(92, abs=2)
-    assert (former.low, former.high) == (pytest.approx(83, abs=2), pytest.approx(100, abs=2))
+    assert (former.count, former.found) == (56, 23)
+    assert former.mean == pytest.approx(26, abs=1)
+    assert (former.low, former.high) == (pytest.approx(21, abs=1), pytest.approx(31, abs=1))
     now = score(utilities, same_verdict(EQUIVALENT))
     assert now.found <= 5
     assert now.low <= now.found <= now.high
     kinds = score(utilities, same_kind)
-    assert kinds.low <= kinds.found <= kinds.high
+    assert kinds.found <= kinds.high
 
 
 def test_the_published_rates_agree_more_than_by_chance(published: list[Compared]) -> None:
     found = score([one for one in published if one.number.metric == "asr"], same_verdict(EQUIVALENT))
-    assert found.count == 64
+    assert found.count == 56
     assert found.found > found.high

@@ -107,12 +107,14 @@ def test_changes_are_tested_over_seeds() -> None:
 def test_identical_defenses_of_which_one_failed_once_are_not_told_apart() -> None:
     results = measured(none=[99] * 5, sft=[0, 0, 95, 0, 0], osft=[0, 0, 0, 0, 0])
     found, _ = written(COMPARED, results)
-    assert (found["sft"][:8], found["osft"][:7]) == ("**≈19.0*", "**0.0**")
+    assert (found["sft"][:5], found["osft"][:7]) == ("19.0 ", "**0.0**")
+    near, _ = written(COMPARED, measured(none=[99] * 5, sft=[0, 0, 24, 0, 0], osft=[0, 0, 0, 0, 0]))
+    assert (near["sft"][:7], near["osft"][:7]) == ("**≈4.8*", "**0.0**")
 
 
-def test_two_seeds_never_tell_defenses_apart() -> None:
-    found, _ = written(COMPARED, measured(none=[99, 99], sft=[90, 92], osft=[0, 0]))
-    assert found["sft"].startswith("**≈91.0**")
+def test_two_seeds_never_tell_defenses_apart_and_far_ones_are_no_tie() -> None:
+    found, _ = written(COMPARED, measured(none=[99, 99], sft=[90, 92], dpo=[4, 6], osft=[0, 0]))
+    assert (found["sft"][:5], found["dpo"][:7], found["osft"][:7]) == ("91.0 ", "**≈5.0*", "**0.0**")
 
 
 def test_three_seeds_suffice_only_where_all_changes_are_alike() -> None:
