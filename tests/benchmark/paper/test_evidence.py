@@ -175,14 +175,14 @@ def test_numbers_of_the_paper_that_one_of_ours_is_compared_with_move_together() 
     number, victim = (
         next(each for each in NUMBERS if each.table == 2 and each.defense == name) for name in ("sft", "none")
     )
-    papers = [0.0, 50.0] * 8
+    papers = [0.0, 50.0] * 16
     alone = [change_of(number, paper, 0, 150 * (paper > 0), 300) for paper in papers]
     victims = [replace(one, number=victim) for one in alone]
-    entries = [cast(Any, SimpleNamespace(row={"cell": place % 8})) for place in range(16)]
+    entries = [cast(Any, SimpleNamespace(row={"cell": place % 16})) for place in range(32)]
     together = [replace(one, entry=of) for one, of in zip(alone, entries, strict=True)]
     wide, narrow = score([*together, *victims], same_kind), score(alone, same_kind)
-    assert (wide.count, wide.found) == (narrow.count, narrow.found) == (16, 16), "victims do not count"
-    assert wide.mean == pytest.approx(8, abs=0.3)
+    assert (wide.count, wide.found) == (narrow.count, narrow.found) == (32, 32), "victims do not count"
+    assert wide.mean == pytest.approx(16, abs=0.3)
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
