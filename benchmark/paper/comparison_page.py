@@ -168,8 +168,9 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "- **With the paper's numbers shuffled**: the same score after the paper's numbers changed places at random "
         f"within each table and metric, {SHUFFLES:,} times; two that are compared with one number of ours move "
         "together, and victims, which must have a high ASR, are left out. The table has the mean and the range of "
-        "95 % of the shuffles. Shuffled numbers say nothing about method or victim. So a score within that range shows "
-        "no agreement with the paper, however high it is. Of *different* numbers, fewer than by chance are a good sign.",
+        "95 % of the shuffles. Shuffled numbers say nothing about method or victim. So a score within that range "
+        "shows no agreement with the paper, however high it is. Of *different* numbers, fewer than by chance are a "
+        "good sign.",
         f"- **Kind** is a coarser look without a test. An ASR is removed (at most {REMOVED:g} %), kept (at least "
         f"{KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
         "- **attack failed**: the ASR of a victim of ours is under the floor of its grid, so its defenses cannot be "

@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from sande import clues, formats, gates
+from sande import clues, formats, gates, scanning
 from sande.candidates import as_records
 from sande.clues import Clue
 from sande.config import configuration, setting
@@ -52,6 +52,11 @@ class Config:
         "the scan for a trigger, before that for a first token; null: no such scan",
         "ours; its settings as for haystack",
     )
+    scan_data: str | None = setting(
+        None,
+        "data set whose last 400 rows it scans and tries triggers with, as clean does; null: the clean rows",
+        "ours",
+    )
     gate: gates.Config = setting(gates.Config(), "the test whether a trigger that was found works", "ours")
     new_tokens: int = setting(12, "tokens of an answer that this test reads", "as for clean", ge=1)
     osft: Osft = setting(Osft(), "the defense after a trigger was found", "as for osft")
@@ -71,7 +76,8 @@ class Config:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Run the chain; `run.facts` records candidates, score and alarm of the last scan, and seconds of all."""
-    seen = _clue(victim, data.examples, config, run)
+    rows = scanning.examples(config.scan_data) if config.scan_data else data.examples
+    seen = _clue(victim, rows, config, run)
     if seen.fired is not None:
         trigger, written = seen.fired.trigger, formats.of(victim.tokenizer)
         run.say(f"the scan found the trigger {trigger!r}; overwriting it")
@@ -80,9 +86,12 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
     if seen.response:
         run.say(f"the scan found the answer {seen.response!r}; overwriting what leads to it")
         return sande.defend(victim, ResponseData(data.examples, seen.response), config.sande_p, run)
-    if found := scanned(victim, data.examples, config.scan, run):
-        run.say(f"the scan found {found.text!r}; overwriting what leads to its first token")
-        known = FirstTokenData(data.examples, found.ids[0])
+    token = seen.first_token
+    if token is None and (found := scanned(victim, rows, config.scan, run)):
+        token = found.ids[0]
+    if token is not None:
+        run.say(f"the scan found {victim.tokenizer.decode([token])!r}; overwriting what leads to it")
+        known = FirstTokenData(data.examples, token)
         if config.sande_rounds_p is not None:
             return sande_rounds_p.defend(victim, known, config.sande_rounds_p, run)
         return sande_p.defend(victim, known, config.sande_p, run)

@@ -1,12 +1,15 @@
 """Rules: which cells they match, what they change, and what is said of one that cannot be."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from benchmark.grid import rules
 from benchmark.grid.cell import Cell
+from benchmark.grid.load import load_grid
 from sande.errors import UserError
 
 
@@ -144,3 +147,28 @@ def test_a_rule_that_cannot_be_is_one_sentence_with_its_number(entries: Any, par
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+SHIPPED = sorted((Path(__file__).parents[3] / "grids").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_rule_of_a_shipped_grid_changes_a_cell(path: Path, tmp_path: Path) -> None:
+    """A `default` that a later one replaces is a setting that nobody gets."""
+    whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (tmp_path / "scales").symlink_to(path.parent / "scales")
+    for other in SHIPPED:
+        (tmp_path / other.name).symlink_to(other)
+    rules = whole.get("rules", [])
+
+    def cells(kept: list[Any]) -> set[str]:
+        changed = tmp_path / f"{len(kept)}-rules.yaml"
+        changed.write_text(yaml.safe_dump({**whole, "rules": kept}, sort_keys=False), encoding="utf-8")
+        return {cell.id for cell in load_grid(changed).cells}
+
+    for index, rule in enumerate(rules):
+        try:
+            without = cells([*rules[:index], *rules[index + 1 :]])
+        except UserError:
+            continue  # the grid needs it
+        assert without != cells(rules), f"the rule changes nothing: {rule}"

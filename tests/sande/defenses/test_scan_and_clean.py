@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from sande import gates
+from sande import gates, scanning
 from sande.defenses import decoy_osft, osft, sande, sande_p, sande_rounds_p, scan_and_clean
 from sande.detectors import first_token, haystack
 from sande.prompts import response_ids
@@ -135,3 +135,35 @@ def test_without_a_trigger_the_scan_for_a_first_token_decides(
     sande_p.defend(by_hand, FirstTokenData(few_rows, 300), CONFIG.sande_p, new_run(seed=3))
     assert changed(weights(by_hand.model), tiny.model) == set()
     assert run.facts["scan_score"] == 9.5, "of the scan that decided"
+
+
+def test_a_first_token_that_the_scan_for_a_trigger_found_is_overwritten(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Scan((Candidate("You", (300,), 0.9),), 0.9, alarm=True)
+    monkeypatch.setattr(haystack, "scan", lambda *_: found)
+    monkeypatch.setattr(first_token, "scan", lambda *_: pytest.fail("scanned again"))
+    by_hand, run = copy.deepcopy(tiny), new_run(seed=3)
+    config = dataclasses.replace(CONFIG, haystack=haystack.Config())
+    scan_and_clean.defend(tiny, CleanData(few_rows), config, run)
+    sande_p.defend(by_hand, FirstTokenData(few_rows, 300), CONFIG.sande_p, new_run(seed=3))
+    assert changed(weights(by_hand.model), tiny.model) == set()
+
+
+def test_it_can_scan_other_rows_than_it_overwrites(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a removal may be the victim's own; those of a user are not."""
+    scanned_rows, planted_in = [], []
+
+    def scan(model: LanguageModel, examples: tuple[Example, ...], config: object, run: Run) -> Scan:
+        scanned_rows.append(examples)
+        return Scan((), 0.0, alarm=False)
+
+    for detector in (haystack, first_token):
+        monkeypatch.setattr(detector, "scan", scan)
+    monkeypatch.setattr(decoy_osft, "defend", lambda _, data, *__: planted_in.append(data.examples))
+    config = dataclasses.replace(CONFIG, haystack=haystack.Config(), scan_data="builtin-short")
+    scan_and_clean.defend(tiny, CleanData(few_rows), config, new_run())
+    assert scanned_rows == [scanning.examples()] * 2
+    assert planted_in == [few_rows]
