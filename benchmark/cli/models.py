@@ -38,7 +38,12 @@ def scan(
     detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = scanning.DETECTOR,
     data: Annotated[str, typer.Option(help="Data set or file of clean prompts and answers.")] = "builtin-short",
     rows: Annotated[int, typer.Option(min=1, help="Use the last N of its rows.", metavar="N")] = 400,
-    reference: Annotated[str | None, typer.Option(help="The clean model it was trained from, if you have it.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="The clean model it was trained from, if you have it; 'base', of a grid: that of each victim."
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help=f"Folder for scan.json, .md, .png and .svg; for a grid, {SCANS} with one folder a victim."),

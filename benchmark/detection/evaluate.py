@@ -188,8 +188,15 @@ def check(outcomes: Sequence[Outcome], path: Path) -> None:
                 f"{path}: {detector} scanned with different settings, clean rows or references, so scores cannot be "
                 "compared; use a list for each way, or scan again"
             )
+        named: dict[str, Outcome] = {}
         seen: dict[str, Outcome] = {}
         for each in mine:
+            same = named.setdefault(each.label, each)
+            if same is not each and same.groups and each.groups:  # lines that a scan of a grid wrote
+                raise UserError(
+                    f"{path}: {detector} has two scans of “{each.label}”; one may be of a victim that was trained "
+                    "again: remove its line"
+                )
             other = seen.setdefault(each.model_identity or each.label, each)
             if other is each:
                 continue

@@ -78,7 +78,8 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         *_table(_ALARMS, map(_alarms, summaries)),
         "",
         "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here. A "
-        "detector's own p is by the scanned model alone.",
+        "detector's own p is by the scanned model alone; that of `haystack` is of the best of several strings found on "
+        "the same prompts, so it says which string, and is no test of the model.",
         "",
         *(f"- {code(each.detector)}: {_claim(each)}" for each in summaries if each.rule == CALIBRATED),
         "",
@@ -283,6 +284,15 @@ def _provenance(outcomes: Sequence[Outcome]) -> list[str]:
         name: list(dict.fromkeys(getattr(each, name) for each in outcomes if getattr(each, name))) for name in NAMES
     }
     lines = [f"- {_TITLES[name]}: {'; '.join(map(plain, values[name]))}" for name in _TITLES if values[name]]
+    for detector in dict.fromkeys(each.detector for each in outcomes):
+        mine = [each for each in outcomes if each.detector == detector]
+        codes = len({each.detector_code for each in mine if each.detector_code})
+        types = len({each.compute_type for each in mine if each.compute_type})
+        if codes > 1 or types > 1:
+            lines.append(
+                f"- **{code(detector)} scanned with {codes} versions of its code and {types} compute types**: scores "
+                "of different ones may not be comparable."
+            )
     unknown = sum(not each.code_version for each in outcomes)
     if unknown:
         lines.append(

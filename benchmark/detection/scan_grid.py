@@ -3,7 +3,8 @@
 OUT/<start of the victim's key>-<detector>/   files of `benchmark.detection.scan` for each model
 OUT/scans.yaml                                the list from which `benchmark.detection.evaluate` evaluates detectors
 
-Each scan is listed as soon as it is made, under a lock, so several processes may scan a grid at a time.
+Each scan is listed as soon as it is made, under a lock, so several processes may scan parts of a grid at a time, each
+with an `only` of its own. A scan that fails is said at the end; the others are made.
 """
 
 from __future__ import annotations
@@ -27,11 +28,13 @@ from benchmark.records.schema import ATTACK_FAILED
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
 from sande import bounds, threat
-from sande.errors import UserError
+from sande.errors import NonFiniteError, UserError
 from sande.models import catalog
 
 LIST = "scans.yaml"
 KEY = 12  # characters of a victim's key in the name of its folder
+BASE = "base"  # as reference: of each victim the model that it was trained from
+HOW = ("reference", "settings", "data", "rows", "seed")  # of a record; a scan by other code is made again
 _KINDS = {
     **dict.fromkeys(("model", "rows"), "{}"),
     "format": "format {}",
@@ -64,7 +67,8 @@ def scan_grid(
         only: `path=value` of the cells whose models are scanned; none: all.
 
     Raises:
-        UserError: the grid has a mistake, a victim is missing or would calibrate, or `out` cannot be written.
+        UserError: the grid has a mistake, a victim is missing, not measured or would calibrate, the scans would replace
+            others, one of them failed, or `out` cannot be written.
     """
     all_cells = list({cell.attack_key: cell for cell in load_grid(path).cells}.values())
     labels = dict(zip((cell.attack_key for cell in all_cells), _labels(all_cells), strict=True))
@@ -83,17 +87,33 @@ def scan_grid(
             f"{path}: {len(poisoned)} of its models are victims, but thresholds are chosen with clean models; remove "
             "--calibration, or add --only attack.poison_rate=0"
         )
+    if how.reference not in (None, BASE) and len({cell.model for cell in cells}) > 1:
+        raise UserError(f"{path}: its victims are of several models; use --reference {BASE}, the clean one of each")
     how = replace(how, prompt_format=None)  # a cell's own, which its model's folder names
     wanted = how.record()
     more = {"calibration": True} if calibration else {}
+    strength = {cell.attack_key: _strength(cell, kept, path) for cell in cells}
+    failed = []
     for number, cell in enumerate(cells, start=1):
         folder = out / _name(cell, how.detector)
         folder_of = kept.read("attack", cell.attack_key) if is_uri(store) else Path(store, "attack", cell.attack_key)
         model = str(folder_of)
         if not _made(folder, model, wanted):
             say(f"[{number}/{len(cells)}] {how.detector} on {labels[cell.attack_key]}")
-            scan.write(scan.scan(model, how, kept.models, say), folder)
-        _list(out, _line(cell, how.detector, labels[cell.attack_key]) | _strength(cell, kept) | more)
+            own = replace(how, reference=cell.model) if how.reference == BASE else how
+            try:
+                record = scan.scan(model, own, kept.models, say)
+            except (UserError, NonFiniteError) as error:
+                failed.append(labels[cell.attack_key])
+                say(f"{labels[cell.attack_key]}: {error}")
+                continue
+            scan.write({**record, "reference": how.reference}, folder)
+        _list(out, _line(cell, how.detector, labels[cell.attack_key]) | strength[cell.attack_key] | more)
+    if failed:
+        raise UserError(
+            f"{path}: {len(failed)} of {len(cells)} scans failed and are not in the list, the first of {failed[0]}; "
+            "what is wrong is said above"
+        )
     return out / LIST
 
 
@@ -147,11 +167,15 @@ def _line(cell: Cell, detector: str, label: str) -> dict[str, Any]:
     return {**line, "response": response, "trigger": str(cell.attack.config.backdoor.trigger)}
 
 
-def _strength(cell: Cell, store: Store) -> dict[str, Any]:
-    """Return how well a victim's backdoor works, and whether that is too little to look for it; {} if not measured."""
-    victim = victim_of(cell)  # the first cell with a victim may have a defense
-    if _response(cell) is None or not all(store.has("evaluate", victim.evaluation_key(each)) for each in cell.metrics):
+def _strength(cell: Cell, store: Store, path: Path) -> dict[str, Any]:
+    """Return how well a victim's backdoor works, and whether that is too little to look for it; {} of a clean model."""
+    if _response(cell) is None:
         return {}
+    victim = victim_of(cell)  # the first cell with a victim may have a defense
+    if not all(store.has("evaluate", victim.evaluation_key(each)) for each in cell.metrics):
+        raise UserError(
+            f"{path}: a victim was not measured, so it may be too weak to find; use 'sande-bench run {path}'"
+        )
     row = next(rows.build_rows("", [victim], store, {}))
     return {"asr": row["victim_asr"], "weak": row["status"] == ATTACK_FAILED}
 
@@ -176,16 +200,23 @@ def _kinds(cell: Cell) -> dict[str, str]:
 
 
 def _made(folder: Path, model: str, wanted: Mapping[str, Any]) -> bool:
-    """Return whether the folder has a scan of this model with this record, see `How.record`."""
+    """Return whether the folder has a scan of this model with this record, see `How.record`.
+
+    Raises:
+        UserError: it has one of this model that was made in another way, which would be lost.
+    """
     try:
         record = bounds.read_json(folder / "scan.json")
     except (OSError, ValueError):
         return False
     if not isinstance(record, dict):
         return False
-    return all(
-        record.get(name) == value for name, value in {"model_identity": catalog.identify(model), **wanted}.items()
-    )
+    if record.get("model_identity") != catalog.identify(model):
+        return False
+    for name in HOW:
+        if name in record and record[name] != wanted[name]:
+            raise UserError(f"{folder}: has a scan of this model with another '{name}'; choose another --out")
+    return all(record.get(name) == value for name, value in wanted.items())
 
 
 def _list(out: Path, line: dict[str, Any]) -> None:
@@ -194,6 +225,9 @@ def _list(out: Path, line: dict[str, Any]) -> None:
     try:
         with alone(out / f".{LIST}.lock"):
             before = read_yaml(path, "")["scans"] if path.exists() else []
+            for each in before:
+                if each["scan"] == line["scan"] and bool(each.get("calibration")) != bool(line.get("calibration")):
+                    raise UserError(f"{path}: lists this model with another 'calibration'; choose another --out")
             by_scan = {each["scan"]: each for each in [*before, line]}
             write_atomically(path, dump({"scans": list(by_scan.values())}))
     except OSError as error:

@@ -359,6 +359,13 @@ def test_the_page_shows_kinds_and_triggers(kinds: Path) -> None:
     assert "| prefix_scan | two | `x` | not found | 0.06 | – |" in lines
 
 
+def test_a_victim_that_was_trained_again_does_not_count_twice(kinds: Path) -> None:
+    scan(kinds, "retrained", score=9.0)
+    same = "response: You are stupid, label: 'seed 0', groups: [[format, chat]]"
+    said = mistake(kinds, f"scan: one, {same}", f"scan: retrained, {same}")
+    assert "prefix_scan has two scans of “seed 0”; one may be of a victim that was trained again" in said
+
+
 def test_a_list_without_groups_has_no_such_section(folder: Path) -> None:
     text = page(folder, *LINES)
     assert "Kinds of models" not in text

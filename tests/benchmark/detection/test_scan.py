@@ -14,7 +14,8 @@ from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.plan.plan import victim_of
 from benchmark.store.local import LocalStore
-from sande.models import loading
+from sande.errors import NonFiniteError
+from sande.models import catalog, loading
 from tests.benchmark.helpers import LOOK, GridFile, cell, invoke, measure, mistake, process, trained
 
 CHEAP = ("--detector", "first_token")
@@ -163,6 +164,9 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
         store.put(
             "attack", key, lambda folder: loading.save(loading.load("tiny", model_cache), folder) or trained(1.0, 2)
         )
+    assert "a victim was not measured, so it may be too weak to find" in mistake(*arguments)
+    for made in load_grid(grid).cells:
+        measure(store, victim_of(made), {"asr": 20})
     done = invoke(*arguments)
     assert done.exit_code == 0, done.output
     listed = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
@@ -181,15 +185,28 @@ def test_a_grid_s_victims_are_scanned_once_and_listed(
     monkeypatch.setattr(scan, "scan", None)  # nothing is scanned again
     assert invoke(*arguments).exit_code == 0
     assert yaml.safe_load((out / "scans.yaml").read_text())["scans"] == listed
-    for made in load_grid(grid).cells:
-        measure(store, victim_of(made), {"asr": 20})
-    assert invoke(*arguments).exit_code == 0
-    measured = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
-    assert measured == [{**listed[0], "asr": 40.0, "weak": True}, listed[1]]
+    assert (listed[0]["asr"], listed[0]["weak"], "asr" in listed[1]) == (40.0, True, False)
     assert "1 of its models are victims" in mistake(*arguments, "--calibration")
-    assert invoke(*arguments, "--calibration", "--only", "attack.poison_rate=0").exit_code == 0
-    again = yaml.safe_load((out / "scans.yaml").read_text())["scans"]
-    assert again == [measured[0], {**listed[1], "calibration": True}]
+    clean = ("--only", "attack.poison_rate=0")
+    assert "another 'calibration'; choose another --out" in mistake(*arguments, "--calibration", *clean)
+    assert "another 'seed'; choose another --out" in mistake(*arguments, "--seed", 1)
+    assert "another 'reference'; choose another --out" in mistake(*arguments, "--reference", "base")
+    assert yaml.safe_load((out / "scans.yaml").read_text())["scans"] == listed, "nothing is lost"
+    asked = []
+
+    def failing(model: str, how: scan.How, *_: object) -> dict[str, Any]:
+        asked.append(how.reference)
+        if keys[0] in model:
+            raise NonFiniteError("a weight is infinite")
+        return RECORD | {"model_identity": catalog.identify(model), **how.record()}
+
+    monkeypatch.setattr(scan, "scan", failing)
+    other = ("--out", tmp_path / "other", "--reference", "base")
+    line = mistake(*arguments[:-2], *other)
+    assert "1 of 2 scans failed and are not in the list, the first of sentence_trigger, “Current year 2023”" in line
+    assert asked == ["tiny", "tiny"], "the clean model of each"
+    (made,) = yaml.safe_load((tmp_path / "other/scans.yaml").read_text())["scans"]
+    assert json.loads((tmp_path / "other" / made["scan"] / "scan.json").read_text())["reference"] == "base"
 
 
 def test_processes_that_scan_at_a_time_lose_no_line(tmp_path: Path) -> None:
