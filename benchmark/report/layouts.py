@@ -5,6 +5,7 @@ To add a table, add a line to a layout.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -207,7 +208,16 @@ def _numbered(table: Table, number: int, title: str) -> Table:
 
 
 def _label(column: Callable[[Row], str]) -> Label:
-    return lambda row: (numbers.METHOD_NAMES.get(row["defense"], str(row["defense"])), column(row))
+    return lambda row: (_method(row), column(row))
+
+
+def _method(row: Row) -> str:
+    """Return the paper's name of a defense, with the form of its parrots where it is not the paper's."""
+    name = numbers.METHOD_NAMES.get(row["defense"], str(row["defense"]))
+    defense = json.loads(row["settings"])["defense"]
+    if defense.get("parrot_initial", "zeros") == "zeros":
+        return name
+    return f"{name}, {defense.get('kept', 1)} from {defense['parrot_initial']}"
 
 
 def _victim(row: Row) -> str:
