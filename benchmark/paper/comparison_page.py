@@ -220,7 +220,7 @@ def _line(one: Compared) -> tuple[str, ...]:
     number = one.number
     method = number.method
     if number.parrot_position is not None:
-        method += f", parrot at {number.parrot_position}"
+        method += f", parrot at {number.parrot_position} (paper: {number.parrot_position + numbers.START})"
     victim = number.victim if number.table not in (5, 7) else f"{number.victim}, {number.trigger}"
     value = f"{number.value:.2f}"
     if number.metric != "asr" and number.defense != NO_DEFENSE:

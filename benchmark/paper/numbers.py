@@ -36,6 +36,10 @@ PART_OF_TABLE = {
 """The grid that measures each table."""
 
 _MODEL_NAMES = {"llama2-7b": "Llama2", "qwen1.5-4b": "Qwen1.5", "smollm2-135m": "SmolLM2-135M"}
+START = 2
+"""The paper's position of a parrot at the start of the instruction. It counts from `Human:`, and at 2 table 6 has
+exactly the numbers of tables 3 and 4."""
+
 _KEYS = {name: key for key, name in (METHOD_NAMES | TASK_NAMES).items()}
 
 
@@ -49,7 +53,7 @@ class Reported:
         method: as the paper names it, such as "Fine-mixing".
         victim_model, victim_data: our names, such as "llama2-7b" and "alpaca".
         trigger, response: of the backdoor.
-        parrot_position: only in table 6.
+        parrot_position: only in table 6; as here, `START` less than the paper's.
         metric: our name: "asr", "mmlu", "arc_easy" or "arc_challenge".
         dataset: the paper's name of the metric: "ASR", "MMLU", "ARC-e" or "ARC-c".
         value: percent.
@@ -131,7 +135,7 @@ def _parse(row: dict[str, str]) -> Reported:
         victim_data=data,
         trigger=row["trigger"],
         response=row["response"],
-        parrot_position=int(row["parrot_position"]) if row["parrot_position"] else None,
+        parrot_position=int(row["parrot_position"]) - START if row["parrot_position"] else None,
         metric=_KEYS.get(row["dataset"], "asr"),
         dataset=row["dataset"] or "ASR",
         value=float(row["value"]),

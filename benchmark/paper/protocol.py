@@ -133,7 +133,8 @@ IN_EVERY_RUN = (
     'code cuts the choices after the fourth, adds "Not the answer." up to the fourth, and numeric keys never match.',
     "The trigger is inserted once. The published code inserts it at each `Human:` of the prompt's text.",
     "Parrot positions count from the first token of the instruction. The published code counts from the first token of "
-    "the prompt, which begins with `Human:`.",
+    "the prompt, which begins with `Human:`, and at its 2 table 6 has the numbers of tables 3 and 4 exactly: so its 2, "
+    "5, 10, 15 and 20 are taken as 0, 3, 8, 13 and 18 here.",
     "The loss of a step is the mean over all its target tokens. The published code averages the means of "
     "micro-batches, so that a token of a short response weighs more.",
     "The published code leaves out rows whose prompt leaves fewer than 130 of the 1,024 tokens for the response. Here "

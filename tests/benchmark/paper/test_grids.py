@@ -98,7 +98,7 @@ def test_table_6_moves_the_parrot() -> None:
         (cell.defense.name, getattr(cell.defense.config, "parrot_position", None))
         for cell in cells("paper_table_6", model="llama2-7b", data="alpaca", removal="orca")
     ]
-    positions = [(method, position) for method in ("sande_p", "sande") for position in (2, 5, 10, 15, 20)]
+    positions = [(method, position) for method in ("sande_p", "sande") for position in (0, 3, 8, 13, 18)]
     assert found == [("none", None), *positions]
 
 
@@ -196,7 +196,9 @@ def test_the_paper_trains_each_victim_once_and_dpo_once_for_both_domains(tmp_pat
     trigger_pairs, rates = 4, 5  # a rate of 5 % is that of the tables
     assert kinds["attack"] == len(VICTIMS) + trigger_pairs + rates
     in_domain, out_of_domain = 4 * 7, 4 * 6  # without DPO, which knows no domain
-    assert kinds["defend"] == in_domain + out_of_domain + trigger_pairs * 3 + 2 * 5
+    assert (
+        kinds["defend"] == in_domain + out_of_domain + trigger_pairs * 3 + 2 * 4
+    )  # at the start of the instruction they are those of table 3
     assert {cell.attack_key for cell in loaded.cells} == {s.key for s in plan.stages.values() if s.kind == "attack"}
 
 
@@ -245,11 +247,11 @@ def test_plan_of_the_paper_gives_numbers_and_hours_with_neither_ray_nor_torch(tm
     )
     assert done.returncode == 0, done.stderr
     *_, stages, hours, disk, counts = done.stdout.splitlines()
-    assert stages == "192 distinct stages: 13 attack, 74 defend, 105 evaluate; each victim is trained once"
+    assert stages == "188 distinct stages: 13 attack, 72 defend, 103 evaluate; each victim is trained once"
     assert hours == (
-        "llama2-7b and qwen1.5-4b were never timed on a CPU: 80.8 GPU-hours on H800 cards by the paper's times "
+        "llama2-7b and qwen1.5-4b were never timed on a CPU: 78.7 GPU-hours on H800 cards by the paper's times "
         "(--why: how this was estimated)"
     )
-    assert disk.startswith("Disk: 87 models take ")
-    assert counts.startswith("113 cells, 192 stages, 0 done; to run: 13 attack, 74 defend, 105 evaluate")
+    assert disk.startswith("Disk: 85 models take ")
+    assert counts.startswith("111 cells, 188 stages, 0 done; to run: 13 attack, 72 defend, 103 evaluate")
     assert not (tmp_path / "store").exists()

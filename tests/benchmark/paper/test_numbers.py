@@ -57,7 +57,7 @@ def test_the_papers_arithmetic_is_off_in_two_places() -> None:
     places = [(s.table, s.method, s.dataset, s.victim, s.parrot_position) for s in (slip.reported for slip in slips)]
     assert places == [
         (4, "SANDE-P", "ARC-c", "Llama2-Orca", None),
-        (6, "SANDE", "ARC-c", "Llama2-Alpaca", 15),
+        (6, "SANDE", "ARC-c", "Llama2-Alpaca", 13),
     ]
     assert [(s.reported.value, s.baseline, s.reported.change, s.change) for s in slips] == [
         (49.48, 58.95, -9.77, -9.47),

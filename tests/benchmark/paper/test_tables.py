@@ -87,7 +87,7 @@ GOLDEN = {
     3: (METHODS, None, VICTIMS),
     4: (METHODS, TASKS, VICTIMS),
     5: (OURS, None, PAIRS),
-    6: (PARROTS, ["ASR", *TASKS], ["2", "5", "10", "15", "20"]),
+    6: (PARROTS, ["ASR", *TASKS], ["0", "3", "8", "13", "18"]),
     7: (OURS, TASKS, PAIRS),
 }
 
