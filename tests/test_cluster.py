@@ -171,7 +171,7 @@ def test_the_script_is_bash_and_stays_on_loopback() -> None:
 def test_the_guide_quotes_what_plan_suggests(gpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "1000")
-    (row,) = re.findall(rf"^\| {gpus} \| ([\d.]+ h) \| ([\d.]+ h) \| \d+ % \|", guide(), flags=re.MULTILINE)
+    (row,) = re.findall(rf"^\| {gpus} \| ([\d.]+ h) \| ([\d.]+ h) \|", guide(), flags=re.MULTILINE)
     alone, suggested = row
     command = ["plan", "grids/paper.yaml", "--store", "no-store", "--gpus", gpus, "--suggest"]
     assert f"Suggestion: {suggested} in place of {alone}" in CliRunner().invoke(app, command).stdout

@@ -132,6 +132,7 @@ def searched(
     from sande.models.loading import in_compute_type
 
     quick, clock = in_compute_type(model), Clock("haystack", run.say)
+    reference = in_compute_type(reference) if reference is not None else None
     leak = _motifs(quick, config, run.seed)
     clock.lap("leak", f"{len(leak[0])} texts, {len(leak[1])} motifs")
     scans = {"start": _search(model, quick, examples, config, run, candidates, leak, clock, reference)}

@@ -11,11 +11,22 @@ from benchmark.detection import scan_grid
 from benchmark.detection.scan import How
 from benchmark.io import remote as io_remote
 from benchmark.io.remote import Remote
+from benchmark.plan.plan import victim_of
 from benchmark.records import record
 from benchmark.records.folder import ResultsFolder
 from benchmark.store.local import LocalStore
 from benchmark.store.remote import open_store
-from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, invoke, mistake, report_folder
+from tests.benchmark.helpers import (
+    ACCURACY,
+    GridFile,
+    cell,
+    finish,
+    invoke,
+    measure,
+    mistake,
+    report_folder,
+    trained,
+)
 
 METRICS = [{"name": "asr"}, ACCURACY]
 CELLS = [cell(defense=name, metrics=METRICS) for name in ("none", "sft", "osft")]
@@ -98,9 +109,10 @@ def test_victims_of_a_store_elsewhere_are_scanned(
 
     def build(folder: Path) -> dict[str, Any]:
         (folder / "model.safetensors").write_bytes(b"weights")
-        return {}
+        return trained(1.0, 2)
 
     open_store(place).put("attack", victim.attack_key, build)
+    measure(open_store(place), victim_of(victim), {"asr": 20})
     monkeypatch.setenv(io_remote.CACHE, str(tmp_path / "elsewhere"))
     scanned = []
 
