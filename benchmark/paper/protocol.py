@@ -143,6 +143,8 @@ IN_EVERY_RUN = (
     "The paper's DPO also has the annotated red-teaming dialogues of HH-RLHF's data card. They hold no pairs of "
     "replies, and are not used here.",
     "The paper does not give its settings of NAD and DPO; here they follow the papers that proposed them.",
+    "NAD's teacher is the victim, fine-tuned on the clean rows, as Li et al. 2021 have it. Appendix A.1 fine-tunes a "
+    '"pre-trained model" so, which may mean the clean one: that would explain ASRs near 0 out of domain.',
 )
 """Differences from the paper or its code in every run, which no setting changes."""
 
