@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from benchmark.plan.plan import victim_of
 from benchmark.records import files, rows
 from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.schema import OUTCOMES, SCHEMA
+from benchmark.records.trials import Trials
 from benchmark.store.errors import DamagedError
 from benchmark.store.local import LocalStore
 from sande import registry
@@ -226,3 +228,27 @@ def test_models_of_others_are_another_level_than_the_clean_model(store: LocalSto
     of = cell(defense={"name": name, "models": ["smollm2-135m"]})
     made = rows.build_rows("hand", [of], store, {stage(of, "attack").key: "no"})
     assert {row["knows"] for row in made} == {"other models"}
+
+
+def test_changes_are_by_unit_and_of_the_questions_that_all_were_asked() -> None:
+    def run(indices: list[int], outcomes: list[float], groups: list[int]) -> tuple[Any, Any, Any]:
+        return np.array(indices), np.array(outcomes), np.array(groups)
+
+    victims = Trials({(attack, 0): run([0, 1, 2], [1.0, 0.0, 1.0], [7, -1, 7]) for attack in (1, 2)})
+    own = Trials(
+        {
+            (1, 0): run([0, 2, 3], [0.0, 1.0, 1.0], [7, 7, -1]),
+            (2, 0): run([0, 1, 2], [1.0, 1.0, 0.0], [7, -1, 7]),
+            (3, 0): run([0, 1, 2], [0.0, 0.0, 0.0], [7, -1, 7]),  # a run without a victim
+        }
+    )
+    found = own.changes(victims)
+    assert found is not None
+    assert found.values.tolist() == [[-100.0, 0.0], [0.0, -100.0]], "questions 0 and 2"
+    assert list(found.groups) == ["7", "7"]
+    assert own.changes(Trials({(1, 0): run([5], [1.0], [-1])})) is None
+    one = Trials({(1, defense): run([0], [outcome], [-1]) for defense, outcome in ((0, 1.0), (1, 0.5))})
+    of_one = Trials({(1, defense): run([0], [0.0], [-1]) for defense in (0, 1)})
+    by_defense = one.changes(of_one)
+    assert by_defense is not None
+    assert by_defense.values.tolist() == [[100.0], [50.0]], "of one victim its runs are the units"
