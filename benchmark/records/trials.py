@@ -62,8 +62,7 @@ class Trials:
         if not found:
             return []
         indices, groups = (np.concatenate(part) for part in zip(*(each[::3] for each in found), strict=True))
-        numbers = groups[np.unique(indices, return_index=True)[1]].tolist()
-        return ["" if number < 0 else str(number) for number in numbers]
+        return _named(groups[np.unique(indices, return_index=True)[1]])
 
     def changes(self, other: Trials) -> Answers | None:
         """Return what this cell has more than another one, in percentage points, of shape (units, questions).
@@ -87,8 +86,7 @@ class Trials:
         for seeds in shared:
             units.setdefault(seeds[place], []).append(100 * (values(self, seeds) - values(other, seeds)))
         own, _, groups = self.runs[shared[0]]
-        numbers = groups[np.searchsorted(own, indices)].tolist()
-        names = ["" if number < 0 else str(number) for number in numbers]
+        names = _named(groups[np.searchsorted(own, indices)])
         return Answers(np.stack([np.mean(runs, axis=0) for runs in units.values()]), names)
 
     def _common(self, other: Trials) -> list[tuple[Any, ...]]:
@@ -103,6 +101,11 @@ class Trials:
                 if len(common):
                     found.append((common, values[of_theirs], outcomes[own], groups[own]))
         return found
+
+
+def _named(groups: NDArray[np.int64]) -> list[str]:
+    """Return the group of each question as a name; empty: the question is like no other."""
+    return ["" if number < 0 else str(number) for number in groups.tolist()]
 
 
 class Outcomes:
