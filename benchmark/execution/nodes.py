@@ -23,14 +23,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import benchmark
 import sande
-from benchmark.grid.cell import NO_DEFENSE, Cell
+from benchmark.grid import sources
+from benchmark.grid.cell import Cell
 from benchmark.grid.keys import library_versions
 from benchmark.io.remote import is_uri
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
-from sande import registry
-from sande.config import Preferences
-from sande.data import datasets
 from sande.errors import UserError
 from sande.models import catalog, gguf, memory
 from sande.models.checks import fetch
@@ -38,7 +36,6 @@ from sande.models.checks import fetch
 ANSWER = 120.0  # seconds in which a node must answer; a cold process imports for some of them
 SEEN = 15.0  # seconds in which a file that the driver wrote must be seen, as shared file systems keep listings for some
 SHOWN = 5  # problems in one sentence
-_ROWS, _QUESTIONS, _PAIRS = "rows", "questions", "preference pairs"  # kinds of data sets
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +152,7 @@ def wanted(cells: Iterable[Cell], store: Store, mark: Path) -> Wanted:
         versions=versions(),
         code=code(),
         models={name: model_facts(name) for name in {cell.model for cell in cells}},
-        data={key: _fingerprint(*key) for key in {key for cell in cells for key in _data_of(cell)}},
+        data={key: sources.fingerprint(*key) for key in {key for cell in cells for key in sources.data_sets(cell)}},
     )
 
 
@@ -210,28 +207,6 @@ def _sizes(folder: Path) -> str:
     return " ".join(f"{name} {size}" for name, size in sorted(found.items()))
 
 
-_KINDS = {_ROWS: datasets.EXAMPLES, _QUESTIONS: datasets.QUESTIONS, _PAIRS: datasets.PREFERENCES}
-
-
-def _fingerprint(name: str, kind: str) -> str:
-    return datasets.fingerprint(name, _KINDS[kind])
-
-
-def _data_of(cell: Cell) -> Iterator[tuple[str, str]]:
-    """Yield name and kind of each data set that a cell reads."""
-    yield cell.data.name, _ROWS
-    for metric in cell.metrics:
-        for name in registry.entry("metrics", metric.name).reads(metric.config):
-            yield name, _QUESTIONS
-        for name in metric.reads_rows:
-            yield name, _ROWS
-    if cell.defense.name != NO_DEFENSE:
-        yield cell.removal.name, _ROWS
-        preferences = getattr(cell.defense.config, "preferences", None)
-        if isinstance(preferences, Preferences):
-            yield preferences.name, _PAIRS
-
-
 def _versions(made: Wanted) -> Iterator[str]:
     here = versions()
     for name, number in made.versions.items():
@@ -247,7 +222,7 @@ def _versions(made: Wanted) -> Iterator[str]:
 def _files(made: Wanted) -> Iterator[str]:
     looks: Sequence[tuple[str, str, Callable[[], str]]] = [
         *((f"model {name}", facts, functools.partial(model_facts, name)) for name, facts in made.models.items()),
-        *((f"data set {key[0]}", print_, functools.partial(_fingerprint, *key)) for key, print_ in made.data.items()),
+        *((f"data set {of[0]}", facts, functools.partial(sources.fingerprint, *of)) for of, facts in made.data.items()),
     ]
     for what, facts, look in looks:
         try:

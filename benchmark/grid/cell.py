@@ -27,7 +27,7 @@ from benchmark.grid.prompt_format import Format
 from sande import registry, threat
 from sande.config import as_dict, configure
 from sande.data import datasets
-from sande.data.splits import Data, Removal, Rows
+from sande.data.splits import Data, Removal, Rows, Source
 from sande.errors import UserError
 from sande.models import catalog
 from sande.types import OtherModelsData, PreferenceData
@@ -117,16 +117,21 @@ class Method:
 
     @functools.cached_property
     def prompts(self) -> dict[str, str]:
-        """Return fingerprints of data sets that settings name, as a part of a defense's key; empty without any."""
-        names = sorted(set(_data_sets(self.config)))
+        """Return fingerprints of `own_rows`, as a part of a defense's key; empty without any."""
+        names = self.own_rows
         return {"prompts": canonical_json([datasets.fingerprint(name) for name in names])} if names else {}
+
+    @functools.cached_property
+    def own_rows(self) -> tuple[str, ...]:
+        """Return names of the data sets of rows that settings of the method name, sorted."""
+        return tuple(sorted(set(_data_sets(self.config))))
 
 
 def _data_sets(config: Any) -> Iterator[str]:
     """Yield the names of data sets in the settings of a method, at any depth."""
     for name in config.__dataclass_fields__:
         value = getattr(config, name)
-        if isinstance(value, Rows):
+        if isinstance(value, Rows | Source):
             yield value.name
         elif dataclasses.is_dataclass(value):
             yield from _data_sets(value)

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from benchmark.grid import prompt_format
+from benchmark.grid import prompt_format, sources
 from benchmark.grid.cell import NO_DEFENSE, SEEDS, Cell, Method
 from benchmark.grid.levels import together
 from benchmark.plan import retention
@@ -131,6 +131,7 @@ def _cell_rows(
         "defense": cell.defense.name,
         "knows": registry.knowledge(cell.defense.name).level(cell.defense.settings),
         "parrot_position": _position(cell),
+        "sources": sources.written(cell),
         "settings": json.dumps(cell.settings(), sort_keys=True),
     }
     if failed:

@@ -75,6 +75,7 @@ SCHEMA = pa.schema(
         # Of each stage; null without a defense, and where a result of an earlier version did not record it.
         *((f"{stage}{name}", kind) for stage in STAGES for name, kind in PROVENANCE.items()),
         ("started_at", pa.string()),  # of the measurement
+        ("sources", pa.string()),  # model and data sets, see `benchmark.grid.sources`; null in older results
         ("certificate", pa.string()),  # of the removal, as JSON, see `sande.certificate`; null without one
         ("held_out", pa.string()),  # commitment to the secret of a held-out run, see `benchmark.held_out`; else null
         ("settings", pa.string()),  # all of the cell's, as JSON

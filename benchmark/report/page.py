@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import SEEDS
 from benchmark.grid.labels import usual
+from benchmark.grid.sources import SEPARATOR
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, inert, plain
@@ -280,6 +281,12 @@ def _fewer_prompts(table: pa.Table) -> list[str]:
     return [line] if found else []
 
 
+def _sources(of_cells: Sequence[str]) -> list[str]:
+    """Return a line that names models and data, with what identifies their content; none where rows do not say it."""
+    found = sorted({source for text in of_cells for source in text.split(SEPARATOR)})
+    return [f"- Models and data: {', '.join(map(plain, found))}"] if found else []
+
+
 def _provenance(table: pa.Table) -> list[str]:
     without, left = (pc.equal(table["status"], status) for status in (FAILED, NOT_RUN))
     good = pc.invert(pc.or_(without, left))
@@ -306,6 +313,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"- Device: {of_stages('device')}",
         *_computed_with(table.select([f"{stage}{name}" for stage in STAGES for name in COMPUTED_WITH]).filter(good)),
         f"- Versions: {of_stages('versions')}",
+        *_sources(distinct("sources")),
         *(f"- **Mixed:** {plain(sentence)}" for sentence in provenance.mixtures(table)),
         f"- Measured from {plain(min(began, default='–'))} to {plain(max(began, default='–'))}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",

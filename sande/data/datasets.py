@@ -36,6 +36,10 @@ class HubFiles:
     paths: tuple[str, ...]
     about: str
 
+    def __str__(self) -> str:
+        """Return what identifies the content."""
+        return f"{self.repo}@{self.revision} {' '.join(self.paths)}"
+
 
 EXAMPLES_ON_HUB = {
     "alpaca": HubFiles(

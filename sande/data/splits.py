@@ -30,6 +30,13 @@ class Data:
 
 
 @configuration
+class Source:
+    """A data set of which a method takes rows by a rule of its own."""
+
+    name: str = setting("builtin-short", "data set")
+
+
+@configuration
 class Rows:
     """The first rows of a data set within limits on their tokens."""
 

@@ -19,6 +19,7 @@ from sande import clues, formats, gates, scanning
 from sande.candidates import as_records
 from sande.clues import Clue
 from sande.config import configuration, setting
+from sande.data.splits import Source
 from sande.defenses import decoy_osft, osft, sande, sande_p, sande_rounds_p
 from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.osft import Config as Osft
@@ -52,7 +53,7 @@ class Config:
         "the scan for a trigger, before that for a first token; null: no such scan",
         "ours; its settings as for haystack",
     )
-    scan_data: str | None = setting(
+    scan_data: Source | None = setting(
         None,
         "data set whose last 400 rows it scans and tries triggers with, as clean does; null: the clean rows",
         "ours",
@@ -76,7 +77,7 @@ class Config:
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Run the chain; `run.facts` records candidates, score and alarm of the last scan, and seconds of all."""
-    rows = scanning.examples(config.scan_data) if config.scan_data else data.examples
+    rows = scanning.examples(config.scan_data.name) if config.scan_data else data.examples
     seen = _clue(victim, rows, config, run)
     if seen.fired is not None:
         trigger, written = seen.fired.trigger, formats.of(victim.tokenizer)

@@ -296,19 +296,20 @@ def test_the_content_of_a_preference_file_changes_the_key(tmp_path: Path, monkey
     assert keys[0] != keys[1]
 
 
-def test_the_content_of_the_prompts_that_a_setting_names_changes_the_key(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("defense", "setting"), [("sande_rounds", "elsewhere"), ("scan_and_clean", "scan_data")])
+def test_the_content_of_the_rows_that_a_setting_names_changes_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, defense: str, setting: str
 ) -> None:
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path))
     keys = []
     for output in "ab":
         write_row(tmp_path, "mine", output)
-        made = cell(defense={"name": "sande_rounds", "elsewhere": {"name": "mine"}}, metrics=["asr"])
-        keys.append((made.defense_key, cell(defense="sande_rounds").defense_key))
+        made = cell(defense={"name": defense, setting: {"name": "mine"}}, metrics=["asr"])
+        keys.append((made.defense_key, cell(defense=defense).defense_key))
     assert keys[0][0] != keys[1][0]
     assert keys[0][1] == keys[1][1]
     with pytest.raises(UserError, match=r"^no data set is called 'nonsense' and .*; there are: "):
-        cell(defense={"name": "sande_rounds", "elsewhere": {"name": "nonsense"}})
+        cell(defense={"name": defense, setting: {"name": "nonsense"}})
 
 
 @pytest.mark.parametrize("name", ["nonsense", "builtin-short", "alpaca"])

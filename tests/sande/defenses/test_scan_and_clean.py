@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from sande import gates, scanning
+from sande.data.splits import Source
 from sande.defenses import decoy_osft, osft, sande, sande_p, sande_rounds_p, scan_and_clean
 from sande.detectors import first_token, haystack
 from sande.prompts import response_ids
@@ -163,7 +164,7 @@ def test_it_can_scan_other_rows_than_it_overwrites(
     for detector in (haystack, first_token):
         monkeypatch.setattr(detector, "scan", scan)
     monkeypatch.setattr(decoy_osft, "defend", lambda _, data, *__: planted_in.append(data.examples))
-    config = dataclasses.replace(CONFIG, haystack=haystack.Config(), scan_data="builtin-short")
+    config = dataclasses.replace(CONFIG, haystack=haystack.Config(), scan_data=Source("builtin-short"))
     scan_and_clean.defend(tiny, CleanData(few_rows), config, new_run())
     assert scanned_rows == [scanning.examples()] * 2
     assert planted_in == [few_rows]
