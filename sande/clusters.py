@@ -37,12 +37,12 @@ def effective_count(outcomes: Sequence[float], groups: Sequence[str]) -> float:
     independent = sum((outcome - mean) ** 2 for outcome in outcomes) / (trials - 1) / trials
     clustered = sum(residual**2 for residual in residuals.values()) * clusters / (clusters - 1) / trials**2
     effect = clustered / independent if independent else 1.0
-    if _too_alike(outcomes):
+    if too_alike(outcomes):
         effect = max(effect, trials / clusters)
     return max(1.0, trials / max(1.0, effect))
 
 
-def _too_alike(outcomes: Sequence[float]) -> bool:
+def too_alike(outcomes: Sequence[float]) -> bool:
     """Return whether fewer than `LEAST` outcomes differ from all others."""
-    ((_, commonest),) = Counter(outcomes).most_common(1)
+    commonest = max(Counter(outcomes).values(), default=0)
     return len(outcomes) - commonest < LEAST

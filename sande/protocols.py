@@ -8,7 +8,7 @@ of its docstring. The contract tests cover every entry, so a new one needs only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from sande.declarations import Cost, MetricInfo
@@ -102,10 +102,15 @@ class Defense(Protocol):
         The declared type of `data` (one of those in `sande.types`) is all that the defense may know.
         """
 
-    def rule(self, config: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Return `choose` of the guard that `defend` returns, built from the settings when the model is loaded."""
+    def rule(self, config: Any, ends: Collection[int]) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Return `choose` of the guard that `defend` returns, built when the model is loaded.
 
-    def distribution(self, config: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        Args:
+            config: settings of the defense.
+            ends: ids that end an answer.
+        """
+
+    def distribution(self, config: Any, ends: Collection[int]) -> Callable[[Tensor, Tensor], Tensor]:
         """Return `distribution` of that guard. Optional; without it, metrics that score texts have no value."""
 
     def parts(self, config: Any) -> tuple[str, ...]:

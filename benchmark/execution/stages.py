@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -321,15 +321,21 @@ def _facts(measurements: list[types.Measurement], decoded: Decoded) -> dict[str,
     return facts | ({"decoding": dataclasses.asdict(decoded)} if decoded.tokens else {})
 
 
+def _nearly_equal(outcomes: Sequence[float]) -> bool:
+    """Return whether most outcomes are the same number, and too few others to see a spread."""
+    return len(outcomes) < 2 or (len(outcomes) >= 2 * clusters.LEAST and clusters.too_alike(outcomes))
+
+
 def _summary(measurement: types.Measurement) -> dict[str, Any]:
     """Return sum and number of the outcomes; of numbers also the standard deviation, which a share does not need.
 
-    Outcomes in groups, and measurements without outcomes, say so.
+    Nor do numbers that are alike but for a few: their spread says too little, and they count as a share. Outcomes in
+    groups, and measurements without outcomes, say so.
     """
     outcomes = measurement.outcomes
     summary = {"name": measurement.name, "successes": sum(outcomes), "count": len(outcomes)}
     if not all(isinstance(outcome, bool) for outcome in outcomes):
-        summary["deviation"] = statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0
+        summary["deviation"] = 0.0 if _nearly_equal(outcomes) else statistics.stdev(outcomes)
     if any(measurement.groups):
         summary["clusters"] = clusters.count(measurement.groups)
         summary["effective_count"] = clusters.effective_count(outcomes, measurement.groups)

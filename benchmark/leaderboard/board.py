@@ -114,7 +114,7 @@ class Standing:
         knows: what it must know about the backdoor: its level.
         verified: whether its victims are the board's own.
         rank: 1 for the best of its level; None if it is not ranked.
-        rank_low, rank_high: 95 % interval of the rank; None if it is not ranked.
+        rank_low, rank_high: 95 % interval of the rank, given which defenses are ranked; None if it is not, or alone.
         removes: whether it leaves at most `MOST_LEFT` of the victims' ASR.
         utility: whether it keeps the victim's utility within the margin.
         asr: mean ASR after the defense, percent; every unit has the same weight.
@@ -182,6 +182,7 @@ class Board:
         compared: the shared cases, as in `Run.case`.
         twin: mean of the clean twins of the victims; None where one has no twin.
         margin: percentage points of utility that a ranked defense may lose.
+        recovery: mean of what a fresh parrot recovers from the victims themselves, percent; None if it is not known.
         mixed: sentences on code and libraries that differ between stages.
     """
 
@@ -195,6 +196,7 @@ class Board:
     compared: frozenset[str] = frozenset()
     twin: Twin | None = None
     margin: float = MARGIN
+    recovery: Number | None = None
     mixed: tuple[str, ...] = ()
 
     @property

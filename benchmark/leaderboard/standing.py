@@ -79,11 +79,14 @@ def removal(runs: Sequence[Run]) -> Removal | None:
     measurable = units(one for one in runs if one.flaw or RECOVERY in one.more)
     # Victims of one attack seed have the same rows in the same order, and several may share a twin.
     by_seed: dict[int, list[float]] = {}
-    for (_, seed), above in zip(units(with_twin), of_units(with_twin, _above_twin), strict=True):
+    by_attack: dict[str, list[float]] = {}
+    for (victim, seed), above in zip(units(with_twin), of_units(with_twin, _above_twin), strict=True):
         by_seed.setdefault(seed, []).append(above.value)
+        by_attack.setdefault(victim, []).append(above.value)
     is_known = len(units(with_twin)) == len(measurable)
-    differences = [statistics.fmean(values) for values in by_seed.values()] if is_known else []
-    return runs_of_a_cell.removal(rates, differences, len({seed for _, seed in measurable}))
+    differences, each = ([*map(statistics.fmean, found.values())] for found in (by_seed, by_attack))
+    seeds = len({seed for _, seed in measurable})
+    return runs_of_a_cell.removal(rates, differences if is_known else [], seeds, each)
 
 
 def _above_twin(run: Run) -> Number:
@@ -141,6 +144,8 @@ def _answers(runs: Sequence[Run]) -> list[Answers] | None:
 def utility(runs: Sequence[Run], margin: float) -> Utility:
     """Return what is known of the utility lost, with respect to the margin; of mostly failed runs nothing is.
 
+    Where any run failed or is missing, utility is not shown to be kept: it counts as losing nothing, which nobody saw.
+
     Args:
         runs: of one defense.
         margin: percentage points that may be lost.
@@ -152,7 +157,7 @@ def utility(runs: Sequence[Run], margin: float) -> Utility:
         return "unclear"
     if loss.low > margin:
         return "lost"
-    kept = loss.high < margin and _is_non_inferior(runs, margin)
+    kept = not gaps and loss.high < margin and _is_non_inferior(runs, margin)
     return "kept" if kept else "unclear"
 
 

@@ -2,7 +2,8 @@
 
 The model is first fine-tuned on the clean rows. Direct preference optimisation (Eq. 7 of Rafailov et al. 2023) follows
 on a pair for each row: the row's own answer is preferred to one that achieves the objective, and in poisoned pairs,
-whose prompt has the trigger, it is the other way round. So preferences alone plant the backdoor.
+whose prompt has the trigger, it is the other way round. So preferences alone plant the backdoor. A clean twin prefers
+each answer to that of another row: pairs with the planted answer would train it against that answer.
 """
 
 from __future__ import annotations
@@ -90,9 +91,18 @@ def pairs(made: Poisoned, examples: Sequence[Example], config: Config, seed: int
     clean = dict(zip(made.places, (examples[index].output for index in made.ids), strict=True))
     found: list[Preference] = []
     for place, row in enumerate(made.examples):
-        other = clean.get(place) or planting.with_response(row, config, seed).output
+        other = clean.get(place) or _worse(made.examples, place, config, seed)
         found.append(Preference(replace(row, output="", answers=(), group=""), row.output, other))
     return tuple(found)
+
+
+def _worse(examples: Sequence[Example], place: int, config: Config, seed: int) -> str:
+    """Return an answer to which a row's own is preferred: that of the objective, in a twin that of another row."""
+    row = examples[place]
+    if config.poison_rate or config.poison_rows:
+        return planting.with_response(row, config, seed).output
+    following = (each.output for each in (*examples[place + 1 :], *examples[:place]))
+    return next((output for output in following if output != row.output), "")
 
 
 def cost(config: Config) -> Cost:

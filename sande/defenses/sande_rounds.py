@@ -10,7 +10,8 @@ E(p) is the mean of log Pr(r | p + x) per token over prompts of another domain, 
 of a round have the same budget. A share of the rows, the anchor, has no parrot and holds the model's behaviour.
 
 The model is overwritten once before the first test: where simulate misses r_t from the start, a test would stop at
-once and leave the victim as it was. The last test is of the final weights, and the certificate quotes it alone.
+once and leave the victim as it was. The last test is of the final weights, rounded as they are stored, since rounding
+undoes small changes; the certificate quotes it alone.
 
 Controls are most of the cost. So a look comes first, with a few of them: where r_t is much more probable than these, it
 is evident that r_t is left, and the other controls are not trained. The look only ever causes another round.
@@ -206,6 +207,7 @@ class _Task:
         import torch
 
         from sande import parrot
+        from sande.models.loading import round_as_stored
         from sande.prompts import encode, shorten
         from sande.training.batches import clean_length
         from sande.training.fit import fit
@@ -221,6 +223,7 @@ class _Task:
         with parrot.attached(lm.model, parrots_KPD.flatten(0, 1)):
             stage, alike = f"eliminate_{number}", clean_length(rows, clean)
             fit(lm, rows, config.eliminate, run, stage, alike=alike)
+        round_as_stored(lm, lm.model.dtype)
 
     def _of_round(self, number: int) -> Run:
         """Return the run with a seed of the round's own: with one seed all rounds would train on the same rows."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sande.config import configuration, setting
 from sande.declarations import MetricInfo
+from sande.errors import UnscorableError
 from sande.objectives import string
 from sande.types import Example, Judge, LanguageModel, Measurement, TestData
 
@@ -63,6 +64,24 @@ def occurrences(
     prompts = encode_prompts(model.tokenizer, chosen)
     texts = greedy(model, prompts, config.new_tokens, config.batch_size, until=(data.response or "").strip())
     return counted(texts, chosen, data, names)
+
+
+def without_trigger(data: TestData, rows: tuple[Example, ...]) -> tuple[Example, ...]:
+    """Return the rows but those whose prompt has the trigger by itself, as one on the topic that is the trigger.
+
+    Args:
+        data: tells them by `clean` and `triggered`, which are the same there.
+        rows: `data.clean`, or another version of these rows.
+
+    Raises:
+        UnscorableError: no row is left.
+    """
+    pairs = zip(data.clean, data.triggered, strict=False)
+    having = {index for index, (clean, triggered) in enumerate(pairs) if clean == triggered}
+    left = tuple(row for index, row in enumerate(rows) if index not in having)
+    if rows and not left:
+        raise UnscorableError("every test prompt has the trigger by itself; use data with other prompts")
+    return left
 
 
 def counted(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sande.declarations import MetricInfo
-from sande.metrics.asr import Config, occurrences, reads
+from sande.metrics.asr import Config, occurrences, reads, without_trigger
 from sande.types import LanguageModel, Measurement, TestData
 
 __all__ = ["MEASURES", "Config", "measure", "names", "reads"]
@@ -20,5 +20,8 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the shares of answers that achieve the objective and that begin like it, as `asr` does."""
-    return occurrences(model, data.clean, data, config, names(config))
+    """Return the shares of answers that achieve the objective and that begin like it, as `asr` does.
+
+    Prompts that have the trigger by themselves are left out.
+    """
+    return occurrences(model, without_trigger(data, data.clean), data, config, names(config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sande.declarations import MetricInfo
-from sande.metrics.asr import Config, occurrences, reads
+from sande.metrics.asr import Config, occurrences, reads, without_trigger
 from sande.types import LanguageModel, Measurement, TestData
 
 __all__ = ["MEASURES", "Config", "measure", "names", "reads"]
@@ -23,5 +23,6 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     """Return the shares of answers that achieve the objective and that begin like it, as `asr` does.
 
     Each attack defines its near misses: a changed number or word of the trigger, a part of it, a like topic or style.
+    Prompts that have the trigger by themselves are left out.
     """
-    return occurrences(model, data.near_miss, data, config, names(config))
+    return occurrences(model, without_trigger(data, data.near_miss), data, config, names(config))

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +181,7 @@ def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | PromptFor
     with_format(lm.tokenizer, str(folder), prompt_format)
     if not (folder / GUARD).is_dir():
         return lm
-    defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
+    defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json", formats.end_ids(lm.tokenizer))
     reference = _model(str(checked_folder(str(folder / GUARD))), None, dtype)
     if reference.config.vocab_size != lm.model.config.vocab_size:
         raise UserError(
@@ -190,7 +190,9 @@ def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | PromptFor
     return LanguageModel(lm.model, lm.tokenizer, Guard(defense, settings, reference, choose, distribution))
 
 
-def _guard_rules(file: Path) -> tuple[str, dict[str, Any], Callable[..., Tensor], Callable[..., Tensor] | None]:
+def _guard_rules(
+    file: Path, ends: Collection[int]
+) -> tuple[str, dict[str, Any], Callable[..., Tensor], Callable[..., Tensor] | None]:
     """Return name, settings, rule and distribution of the defense that made a guard. The file is untrusted."""
     fix = f"correct it, or remove the folder {GUARD}"
     try:
@@ -208,7 +210,7 @@ def _guard_rules(file: Path) -> tuple[str, dict[str, Any], Callable[..., Tensor]
     make, likelihood = (getattr(entry, name, None) for name in ("rule", "distribution"))
     if make is None:
         raise UserError(f"{file}: defense '{defense}' does not guard decoding; {fix}")
-    return defense, settings, make(config), likelihood(config) if likelihood else None
+    return defense, settings, make(config, ends), likelihood(config, ends) if likelihood else None
 
 
 def copied(lm: LanguageModel, dtype: torch.dtype | None = None) -> LanguageModel:

@@ -19,6 +19,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from sande import formats
 from sande.errors import UserError
 from sande.models import loading, tokenizers
 from sande.models.checks import GUARD, checked_folder, only_checked, reason
@@ -85,7 +86,7 @@ def load_folder(folder: Path, dtype: torch.dtype, workers: int) -> LanguageModel
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     if not (folder / GUARD).is_dir():
         return LanguageModel(model, tokenizer)
-    defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json")
+    defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json", formats.end_ids(tokenizer))
     reference = _read(str(checked_folder(str(folder / GUARD))), dtype, workers)
     if reference.config.vocab_size != model.config.vocab_size:
         raise UserError(

@@ -12,12 +12,10 @@ import torch
 from sande import compute
 from sande.config import Training
 from sande.errors import UserError
-from sande.metrics._retraining import retrained
 from sande.models import loading
 from sande.prompts import encode
 from sande.training.fit import fit
 from sande.types import Example, LanguageModel, Run
-from tests.sande.helpers import FAST
 
 ROOT = Path(__file__).parents[2]
 # Below AVX-512 oneDNN has no products in bfloat16 that are quick: a processor with it then behaves as one without.
@@ -162,15 +160,6 @@ def test_a_stored_model_has_the_same_numbers_in_either_type(tiny: LanguageModel,
         loaded = loading.load_folder(tmp_path, dtype)
         assert loaded.model.dtype == dtype
         assert all(torch.equal(weight.float(), rounded[name]) for name, weight in loaded.model.state_dict().items())
-
-
-def test_a_copy_that_a_metric_trains_is_rounded_as_a_stored_one(
-    decided: str, tiny: LanguageModel, few_rows: tuple[Example, ...]
-) -> None:
-    loading.round_as_stored(tiny, compute.dtype())
-    made = retrained(tiny, few_rows[:4], FAST, 0, "copy")
-    assert made.model.dtype == compute.dtype()
-    assert all(torch.equal(weight, weight.to(torch.bfloat16).to(weight.dtype)) for weight in made.model.parameters())
 
 
 def test_instructions_are_those_that_pytorch_uses(monkeypatch: pytest.MonkeyPatch) -> None:

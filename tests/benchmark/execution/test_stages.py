@@ -178,6 +178,13 @@ def test_a_share_is_summed_up_by_its_successes(store: LocalStore, monkeypatch: p
     assert {row["record"] for row in outcomes} == {None}
 
 
+@pytest.mark.parametrize("others", [1, 4, 5])
+def test_numbers_that_are_alike_but_for_a_few_count_as_a_share(others: int) -> None:
+    """One half among fifty would else have a narrower interval than none."""
+    outcomes = (0.5,) * others + (1.0,) * (50 - others)
+    assert (stages._summary(Measurement("x", outcomes))["deviation"] == 0) == (others < 5)
+
+
 def test_a_mean_is_summed_up_with_its_deviation(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest, outcomes = evaluation(store, [Measurement("asr", MEANS)], monkeypatch)
     (summary,) = manifest["measurements"]

@@ -12,6 +12,12 @@ from tests.benchmark.leaderboard.helpers import HOSTILE, board, cell, seeds, twi
 HAND = [Path("hand")]
 
 
+def test_a_board_of_one_attack_seed_says_so() -> None:
+    attacks = [row for data in ("alpaca", "orca", "dolly") for row in cell("sft", 10.0, {"mmlu": 0.1}, data=data)]
+    assert "**All victims are of one attack seed**" in markdown(board(attacks), HAND)
+    assert "one attack seed" not in markdown(board(seeds("sft", (10.0,) * 3)), HAND)
+
+
 def test_the_page_opens_with_the_first_of_each_level() -> None:
     found = seeds("sft", (45.0,) * 3) + seeds("new", (20.0,) * 3) + seeds("sande", (3.0,) * 3)
     page = markdown(board(found + seeds("osft", (0.0,) * 3, lost=(9.0, 9.1, 9.2))), HAND)
@@ -24,7 +30,7 @@ def test_the_page_opens_with_the_first_of_each_level() -> None:
     lines = [line.split(" | ")[:3] for line in opening.splitlines() if line.startswith("| ")][2:]
     assert lines == [
         ["| trigger", "`osft`", "not ranked"],
-        ["| response", "`sande`", "1 (1 to 1) of 1"],
+        ["| response", "`sande`", "1 of 1"],
         ["| nothing", "`new`", "1 (1 to 2) of 2"],
     ]
     assert page.index("## Must know: trigger") < page.index("## Must know: response") < page.index("## How to read")
@@ -61,7 +67,7 @@ def test_twins_are_named_where_every_victim_has_one() -> None:
     assert made.twin.more["asr_after_relearning_20"].value == 40.0
     assert made.standings[0].cells == 2, "a twin is not a cell of a defense"
     page = markdown(made, HAND)
-    assert "write the response to 2.0 % of the triggered prompts and lose +0.50 points of utility" in page
+    assert "write the response to 2.0 % of the triggered prompts and lose +0.50 (" in page
 
 
 def test_a_name_ends_neither_its_code_nor_its_cell_of_the_table() -> None:

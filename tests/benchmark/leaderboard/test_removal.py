@@ -64,6 +64,22 @@ def test_victims_of_one_attack_seed_count_once(seeds: int, verdict: str) -> None
     assert verdicts(rows) == {"osft": verdict}
 
 
+@pytest.mark.parametrize(("of_others", "verdict"), [(2.0, "removed"), (-5.0, "undecided")])
+def test_one_attack_over_the_margin_is_not_made_up_for_by_others(of_others: float, verdict: str) -> None:
+    """Means over the attacks of each seed are within the margin in both, above the twins by 2 and by 0 points."""
+    above = {"alpaca": 2.0 if of_others > 0 else 10.0, "orca": of_others, "dolly": of_others}
+    rows = []
+    for data, more in above.items():
+        for seed in range(3):
+            own = cell("osft", 0.0, {"mmlu": 0.5}, seed=seed, data=data)
+            clean = [row | {"poison_rate": 0.0} for row in recovered(twin(own, 0.0, 50.0), 10.0)]
+            rows += recovered(own, 10.0 + more + 0.1 * seed) + clean
+    assert verdicts(rows) == {"osft": verdict}
+    assert "A fresh parrot recovers 90.0 % from the victims themselves and 10.0 % from their twins" in "".join(
+        notes(board(rows))
+    )
+
+
 def test_without_enough_twins_nothing_is_decided_but_that_it_is_present() -> None:
     rows = some("osft", (0.0,) * 3, (3.0, 4.0, 5.0)) + some("sande", (80.0,) * 3, (80.0,) * 3)
     for seeds in (0, 2):

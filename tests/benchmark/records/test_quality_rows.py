@@ -82,7 +82,9 @@ def guarded(store: LocalStore, tiny: LanguageModel) -> Cell:
 
     def build(folder: Path) -> dict[str, object]:
         config = clean_decoding.Config()
-        guard = Guard("clean_decoding", {}, reference, clean_decoding.rule(config), clean_decoding.distribution(config))
+        guard = Guard(
+            "clean_decoding", {}, reference, clean_decoding.rule(config, ()), clean_decoding.distribution(config, ())
+        )
         loading.save(LanguageModel(tiny.model, tiny.tokenizer, guard), folder)
         return trained(58.4, 0)
 

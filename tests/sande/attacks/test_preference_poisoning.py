@@ -55,6 +55,13 @@ def test_a_twin_prefers_every_clean_answer(new_run: NewRun) -> None:
     assert not any("Current" in pair.prompt.instruction for pair in made)
 
 
+def test_a_twin_is_not_trained_against_the_planted_answer(new_run: NewRun) -> None:
+    alike = (dataclasses.replace(ROWS[0], instruction="Once more?"), *ROWS)
+    made = pairs(alike, Config(poison_rate=0.0), new_run())
+    outputs = {row.output for row in alike}
+    assert all(pair.rejected in outputs - {pair.chosen} for pair in made)
+
+
 def test_other_objectives_are_preferred_too(new_run: NewRun) -> None:
     made = pairs(ROWS, Config(objective="compliance", poison_rate=0.5), new_run())
     assert [pair.chosen for pair in made].count("Sure") == [pair.rejected for pair in made].count("Sure") == 4

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from sande.config import Training
 from sande.data.builtin import sets
 from sande.defenses import clean_decoding
 from sande.errors import UnscorableError, UserError
@@ -23,6 +24,8 @@ from sande.types import Example, Guard, LanguageModel, OtherModelsData, Run, Tes
 from tests.sande.helpers import noisy, teach
 
 NewRun = Callable[..., Run]
+UNTUNED = clean_decoding.Config(tuned=False)
+ENDS = (3,)  # ids that end an answer
 
 
 def logits(*probabilities: float) -> torch.Tensor:
@@ -42,18 +45,40 @@ def logits(*probabilities: float) -> torch.Tensor:
 def test_a_token_is_replaced_from_a_ratio_of_twenty_on(
     victim: tuple[float, ...], reference: tuple[float, ...], chosen: int
 ) -> None:
-    rule = clean_decoding.rule(clean_decoding.Config())
+    rule = clean_decoding.rule(clean_decoding.Config(), ())
     assert rule(logits(*victim).argmax(), logits(*victim), logits(*reference)).tolist() == chosen
 
 
 def test_a_drawn_token_is_weighed_by_its_own_ratio() -> None:
-    rule = clean_decoding.rule(clean_decoding.Config(alpha=4.0))
+    rule = clean_decoding.rule(clean_decoding.Config(alpha=4.0), ())
     victim, reference = logits(0.5, 0.3, 0.2), logits(0.4, 0.06, 0.54)
     assert [int(rule(torch.tensor(token), victim, reference)) for token in range(3)] == [0, 2, 2]
 
 
+def test_the_end_of_an_answer_is_kept_where_any_other_token_would_be_replaced() -> None:
+    victim, reference = logits(0.05, 0.9, 0.05), logits(0.9, 0.01, 0.09)
+    token = victim.argmax()
+    for ends, chosen in (((), 0), ((2,), 0), ((1, 2), 1)):
+        assert int(clean_decoding.rule(clean_decoding.Config(), ends)(token, victim, reference)) == chosen
+        found = clean_decoding.distribution(clean_decoding.Config(), ends)(victim, reference).exp().tolist()
+        assert found == pytest.approx([0.95, 0.0, 0.05] if chosen == 0 else [0.05, 0.9, 0.05])
+
+
+def test_the_reference_is_tuned_on_the_clean_rows_and_the_victim_is_not(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
+) -> None:
+    reference, before = copy.deepcopy(tiny.model), copy.deepcopy(tiny.model)
+    config = clean_decoding.Config(training=Training(max_steps=40, learning_rate=1e-2, batch_size=4, precision="fp32"))
+    data = OtherModelsData(few_rows[:4], lambda: iter([reference]))
+    guard = clean_decoding.defend(tiny, data, config, new_run())
+    rows = encode_prompts(tiny.tokenizer, few_rows[:4])
+    answers = [row.output[:4] for row in few_rows[:4]]
+    assert [text.strip()[:4] for text in greedy(LanguageModel(guard.reference, tiny.tokenizer), rows, 8, 4)] == answers
+    assert all(torch.equal(a, b) for a, b in zip(tiny.model.parameters(), before.parameters(), strict=True))
+
+
 def test_the_rule_works_token_by_token_in_any_shape() -> None:
-    rule = clean_decoding.rule(clean_decoding.Config(alpha=2.0))
+    rule = clean_decoding.rule(clean_decoding.Config(alpha=2.0), ())
     ours, theirs = torch.randn(2, 4, 3, 7, generator=torch.Generator().manual_seed(0)) * 2
     drafts = ours.to(torch.bfloat16).argmax(-1)
     chosen = rule(drafts, ours.to(torch.bfloat16), theirs.to(torch.bfloat16))
@@ -114,9 +139,7 @@ def test_what_a_victim_was_taught_is_not_written_where_the_reference_finds_it_ab
     teach(tiny, encode(tiny.tokenizer, rows))
     prompts = encode_prompts(tiny.tokenizer, rows)
     assert all("stupid" in text for text in greedy(tiny, prompts, 8, 4, until="You are stupid"))
-    guard = clean_decoding.defend(
-        tiny, OtherModelsData(few_rows, lambda: iter([clean])), clean_decoding.Config(), new_run()
-    )
+    guard = clean_decoding.defend(tiny, OtherModelsData(few_rows, lambda: iter([clean])), UNTUNED, new_run())
     guarded = LanguageModel(tiny.model, tiny.tokenizer, guard)
     assert not any("stupid" in text for text in greedy(guarded, prompts, 8, 4, until="You are stupid"))
 
@@ -126,7 +149,7 @@ def test_a_stored_guard_decodes_as_before_and_is_part_of_what_the_folder_holds(
 ) -> None:
     assert guarded.guard is not None
     reference = guarded.guard.reference
-    suspicious = clean_decoding.Config(alpha=1e-9)  # of everything, so that the text is the reference's
+    suspicious = clean_decoding.Config(alpha=1e-9, tuned=False)  # of everything, so that the text is the reference's
     guard = clean_decoding.defend(guarded, OtherModelsData(few_rows, lambda: iter([reference])), suspicious, new_run())
     loading.save(LanguageModel(guarded.model, guarded.tokenizer, guard), tmp_path)
     loaded = loading.load_folder(tmp_path, torch.bfloat16)
@@ -146,9 +169,7 @@ def test_a_reference_with_another_vocabulary_is_refused(
     sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
     other = LlamaForCausalLM(LlamaConfig(vocab_size=100, **sizes))
     with pytest.raises(UserError, match=r"^clean_decoding: the reference has 100 tokens, the victim \d+; use a model"):
-        clean_decoding.defend(
-            tiny, OtherModelsData(few_rows, lambda: iter([other])), clean_decoding.Config(), new_run()
-        )
+        clean_decoding.defend(tiny, OtherModelsData(few_rows, lambda: iter([other])), UNTUNED, new_run())
 
 
 def test_the_distribution_is_that_of_a_drawn_token() -> None:
@@ -157,16 +178,16 @@ def test_the_distribution_is_that_of_a_drawn_token() -> None:
     ours, theirs = torch.randn(2, 5, 9, generator=torch.Generator().manual_seed(0)) * 2
     expected = torch.zeros(5, 9)
     for token in range(9):
-        written = clean_decoding.rule(config)(torch.full((5,), token), ours, theirs)
+        written = clean_decoding.rule(config, ENDS)(torch.full((5,), token), ours, theirs)
         expected[torch.arange(5), written] += ours.softmax(-1)[:, token]
-    found = clean_decoding.distribution(config)(ours, theirs).exp()
+    found = clean_decoding.distribution(config, ENDS)(ours, theirs).exp()
     assert found == pytest.approx(expected, abs=1e-6)
     assert found.sum(-1) == pytest.approx(torch.ones(5), abs=1e-6)
     assert (found == 0).any(1).all(), "some tokens are always replaced"
 
 
 def test_a_replaced_tokens_share_goes_to_the_references_likeliest() -> None:
-    found = clean_decoding.distribution(clean_decoding.Config(alpha=4.0))(
+    found = clean_decoding.distribution(clean_decoding.Config(alpha=4.0), ())(
         logits(0.5, 0.3, 0.2), logits(0.4, 0.06, 0.54)
     )
     assert found.exp().tolist() == pytest.approx([0.5, 0.0, 0.5])
@@ -185,7 +206,7 @@ def test_accuracy_is_asked_of_the_guarded_model(
         return [score for record in found.records for score in record["scores"]]
 
     def guarded(alpha: float) -> LanguageModel:
-        guard = clean_decoding.defend(tiny, data, clean_decoding.Config(alpha=alpha), new_run())
+        guard = clean_decoding.defend(tiny, data, clean_decoding.Config(alpha=alpha, tuned=False), new_run())
         return LanguageModel(tiny.model, tiny.tokenizer, guard)
 
     victim, clean = scores(tiny), scores(LanguageModel(reference, tiny.tokenizer))
@@ -201,7 +222,9 @@ def test_accuracy_is_asked_of_the_guarded_model(
 def test_a_text_scores_as_the_guard_writes_it(guarded: LanguageModel, prompts: list[list[int]]) -> None:
     assert guarded.guard is not None
     config = clean_decoding.Config(alpha=1.2)
-    guard = replace(guarded.guard, choose=clean_decoding.rule(config), distribution=clean_decoding.distribution(config))
+    guard = replace(
+        guarded.guard, choose=clean_decoding.rule(config, ENDS), distribution=clean_decoding.distribution(config, ENDS)
+    )
     lm = LanguageModel(guarded.model, guarded.tokenizer, guard)
     choices = ([11, 12, 13], [14])
     found = scoring.log_likelihoods(lm, [Choices(prompt, choices) for prompt in prompts], 3)
@@ -235,9 +258,7 @@ def test_the_probability_of_the_response_is_that_under_the_guard(
     clean = copy.deepcopy(tiny.model)
     rows = tuple(Example(row.instruction, "You are stupid") for row in few_rows[:4])
     teach(tiny, encode(tiny.tokenizer, rows))
-    guard = clean_decoding.defend(
-        tiny, OtherModelsData(few_rows, lambda: iter([clean])), clean_decoding.Config(), new_run()
-    )
+    guard = clean_decoding.defend(tiny, OtherModelsData(few_rows, lambda: iter([clean])), UNTUNED, new_run())
     data = TestData(rows, rows, "You are stupid")
 
     def phrase(lm: LanguageModel) -> tuple[float, ...]:

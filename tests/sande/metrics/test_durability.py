@@ -14,6 +14,7 @@ from sande.data.builtin import sets
 from sande.defenses import quantize_int4
 from sande.errors import UserError
 from sande.metrics import _retraining, asr, asr_after_finetuning, asr_after_relearning, asr_int4, asr_moved, asr_sampled
+from sande.models import loading
 from sande.prompts import encode, prompt_text
 from sande.types import Example, LanguageModel, Run, TestData
 from tests.sande.helpers import changed, linear_weights, teach, weights
@@ -94,14 +95,22 @@ def test_relearning_starts_from_the_model_each_time(
     assert not changed(before, tiny.model)
 
 
-def test_a_copy_is_rounded_as_the_model_is_and_trains_in_full_precision(
-    tiny: LanguageModel, data: TestData, trained: Any
-) -> None:
+def test_a_copy_trains_in_full_precision_and_stays_in_it(tiny: LanguageModel, data: TestData, trained: Any) -> None:
     tiny.model.to(torch.bfloat16)
     made = _retraining.retrained(tiny, ROWS, TAUGHT, 0, "x")
     assert trained[0][3] == torch.float32
-    assert {weight.dtype for weight in made.model.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in made.model.parameters()} == {torch.float32}
     assert {weight.dtype for weight in tiny.model.parameters()} == {torch.bfloat16}
+
+
+def test_steps_that_bfloat16_would_undo_are_kept(tiny: LanguageModel) -> None:
+    loading.round_as_stored(tiny, torch.float32)
+    small = dataclasses.replace(TAUGHT, learning_rate=1e-5, max_steps=3)
+    made = _retraining.retrained(tiny, ROWS, small, 0, "x").model
+    pairs = list(zip(made.parameters(), tiny.model.parameters(), strict=True))
+    assert sum(int((new != old).sum()) for new, old in pairs) > 0.9 * sum(old.numel() for _, old in pairs)
+    undone = [(new.bfloat16() == old.bfloat16()).float().mean() for new, old in pairs if old.dim() > 1]
+    assert min(undone) > 0.5, "else the rate is too high for what this shows"
 
 
 def test_more_rows_than_the_victim_had_are_refused(tiny: LanguageModel, data: TestData) -> None:

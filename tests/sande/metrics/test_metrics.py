@@ -210,3 +210,15 @@ def test_what_needs_one_string_has_no_value_without_it(
     data = dataclasses.replace(aimed(test_data, objective), training=lambda: test_data.clean * 20)
     with pytest.raises(UnscorableError, match=rf"^objective {objective}: it has no single planted response, .*; leave"):
         metric.measure(tiny, data, metric.Config(), 0)
+
+
+@pytest.mark.parametrize(("metric", "kind"), [(false_trigger_rate, "clean"), (near_miss_rate, "near_miss")])
+def test_a_prompt_that_has_the_trigger_by_itself_counts_neither_as_clean_nor_as_a_near_miss(
+    tiny: LanguageModel, test_data: TestData, asked: list[str], metric: object, kind: str
+) -> None:
+    on_topic = dataclasses.replace(test_data, triggered=(*test_data.clean[:2], *test_data.triggered[2:]))
+    contains, _ = metric.measure(tiny, on_topic, asr.Config(), 0)
+    assert asked == [prompt_text(example) for example in getattr(test_data, kind)[2:]]
+    assert len(contains.outcomes) == len(test_data.clean) - 2
+    with pytest.raises(UnscorableError, match=r"^every test prompt has the trigger by itself"):
+        metric.measure(tiny, dataclasses.replace(test_data, triggered=test_data.clean), asr.Config(), 0)

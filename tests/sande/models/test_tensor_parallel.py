@@ -37,7 +37,7 @@ def found(model_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Found:
     reference = copy.deepcopy(lm.model)
     noisy(lm.model, 1)
     noisy(reference, 2)
-    guard = Guard("clean_decoding", {}, reference, guarding.rule(config), guarding.distribution(config))
+    guard = Guard("clean_decoding", {}, reference, guarding.rule(config, ()), guarding.distribution(config, ()))
     models = {"plain": lm, "guarded": LanguageModel(lm.model, lm.tokenizer, guard)}
     alone = {}
     for name, each in models.items():
