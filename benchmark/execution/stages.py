@@ -139,10 +139,20 @@ def _part(stage: Stage, store: Store, run: types.Run) -> Callable[[Path], None]:
 
 
 def _defend(stage: Stage, store: Store, run: types.Run) -> Callable[[Path], None]:
-    from sande.models import loading
+    from sande.models import difference, loading
 
     (victim, data), defense = _victim(stage.cell, store), stage.cell.defense
-    return functools.partial(loading.save, threat.defend(victim, defense.name, data, defense.config, run))
+    repaired = threat.defend(victim, defense.name, data, defense.config, run)
+
+    def save(folder: Path) -> None:
+        loading.save(repaired, folder)
+        if repaired.guard is None:
+            same = difference.unchanged(store.read("attack", stage.cell.attack_key), folder)
+            run.facts["unchanged_weights"] = round(same, 4)
+            if same > difference.MOST:
+                run.say(f"{100 * same:.0f} % of the weights are the victim's, once they are stored in bfloat16")
+
+    return save
 
 
 # By kind of stage, a function that computes; what it returns saves the result into a folder.

@@ -19,7 +19,7 @@ from sande.errors import UserError
 
 MOST_BYTES = 8 * 2**30  # of a file, unpacked
 MOST_LISTED = 200_000  # rows that a command takes one by one, which has kilobytes for each
-PERCENT = ("value", "ci_low", "ci_high", "victim_value", "victim_asr")
+PERCENT = ("value", "ci_low", "ci_high", "victim_value", "victim_asr", "unchanged_weights")
 ROUNDING = 1e-6  # percentage points
 
 

@@ -250,6 +250,7 @@ def _completed(table: pa.Table) -> pa.Table:
         table = table.append_column(prompt_format.SETTING, pa.array([prompt_format.PAPER] * table.num_rows))
     if "error" in table.column_names:
         lacking = dict.fromkeys(("failure", "searched", "held_out", "certificate", "objective", "sources"), pa.string())
+        lacking |= {"unchanged_weights": pa.float64()}
         lacking |= {f"{stage}{n}": kind for stage in STAGES for n, kind in PROVENANCE.items()}
         for name, kind in lacking.items():
             if name not in table.column_names:

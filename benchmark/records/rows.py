@@ -195,6 +195,7 @@ def _measured_rows(
         "seconds": training["seconds"] if training else 0.0,
         "tokens": training["tokens"] if training else 0,
         "peak_memory_bytes": training["peak_memory_bytes"] if training else 0,
+        "unchanged_weights": _unchanged(training),
         "attack_seconds": attack["seconds"],
         "attack_tokens": attack["tokens"],
         "certificate": _certificate(training),
@@ -265,6 +266,12 @@ def _certificate(training: Mapping[str, Any] | None) -> str | None:
         return None
     numbers = {name: value for name, value in found.items() if name != "target"}
     return json.dumps(numbers | {"one_token": len(found["target"]) == 1})
+
+
+def _unchanged(training: Mapping[str, Any] | None) -> float | None:
+    """Return how many percent of the stored weights are the victim's; None where it was not recorded."""
+    share = (training or {}).get("facts", {}).get("unchanged_weights")
+    return None if share is None else 100 * share
 
 
 def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -66,6 +66,7 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),  # of the defense's own stage and its parts; 0 where there is none
         ("tokens", pa.int64()),  # trained on by the defense
         ("peak_memory_bytes", pa.int64()),  # of the defense
+        ("unchanged_weights", pa.float64()),  # percent of the stored weights that are the victim's; null: not recorded
         ("attack_seconds", pa.float64()),  # of the attack's own stage
         ("attack_tokens", pa.int64()),
         ("metric_seconds", pa.float64()),  # of the measurement's own stage

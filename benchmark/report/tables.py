@@ -22,6 +22,7 @@ from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK
 from benchmark.report.marks import TIE, Marks, judge
 from benchmark.report.short import undefended, without_common_parts
 from sande import registry
+from sande.models.difference import MOST
 
 NO_SCORE = "no score"  # of what cannot be measured there, such as the beginning of answers that have none in common
 MANY = 6  # victims; more of them than that, and than defenses, are the rows of a table
@@ -107,13 +108,19 @@ def failures(entry: TableEntry, marks: Marks) -> str:
 
 
 def cost(entry: TableEntry, marks: Marks) -> str:
-    """Return `58 s, 12,400 tokens, 3.1 GiB` of the defense's training, and passes for a token under a guard."""
+    """Return `58 s, 12,400 tokens, 3.1 GiB` of the defense's training, and passes for a token under a guard.
+
+    Where most of the stored weights are the victim's, it says that too.
+    """
     spent = (
         f"{entry.cost['seconds']:.0f} s, {entry.cost['tokens']:,.0f} tokens, "
         f"{entry.cost['peak_memory_bytes'] / 2**30:.1f} GiB"
         if entry.cost["tokens"]
         else "nothing"
     )
+    same = entry.row.get("unchanged_weights") or 0.0
+    if same > 100 * MOST:
+        spent += f"; {same:.0f} % of the weights are as before"
     passes = entry.row.get("decoding_models") or 1
     return spent if passes == 1 else f"{spent}; {passes} passes a token in every answer"
 

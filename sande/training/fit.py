@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ from sande.training.packing import PackedCollator, choose, packed_attention
 from sande.training.sharding import WHOLE, Sharding
 from sande.training.sharpness import sharpness_aware
 from sande.types import LanguageModel, Run
+
+A = TypeVar("A", bound=TrainingArguments)
 
 
 def fit(
@@ -72,12 +74,12 @@ def fit(
         choose(settings.layout, lm.model, max(lengths), resolve(settings.precision)) if objective is None else "padded"
     )
     packed = layout == "packed"
-    collate = PackedCollator(_micro_batch(settings)) if packed else Collator(pad_id(lm.tokenizer))
+    collate = PackedCollator(micro_batch(settings)) if packed else Collator(pad_id(lm.tokenizer))
 
     def build(arguments: dict[str, Any], order: Sequence[int]) -> Trainer:
         return Trainer(
             model=ResponseLoss(lm.model) if objective is None else objective,
-            args=TrainingArguments(**arguments, remove_unused_columns=False),
+            args=one_device(TrainingArguments(**arguments, remove_unused_columns=False)),
             train_dataset=OrderedRows(fitted, order),
             data_collator=collate,
         )
@@ -231,14 +233,25 @@ def _layout(sharding: Sharding, precision: ComputeType) -> str:
     return f"{_workers()}-workers{sharding.layout}-{precision}"
 
 
-def _micro_batch(settings: Training) -> int:
+def one_device(arguments: A) -> A:
+    """Return training arguments whose Trainer takes one device.
+
+    With several GPUs and one process, it would split each batch over all of them (`DataParallel`), by a size that the
+    batches here do not have. What uses several GPUs here are worker groups.
+    """
+    _ = arguments.device  # finds the devices
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def micro_batch(settings: Training) -> int:
     """Return the rows per forward pass of this worker."""
     return settings.micro_batch_size or max(1, settings.batch_size // _workers())
 
 
 def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
     """Return keyword arguments of `TrainingArguments` or of a class derived from it."""
-    workers, micro, precision = _workers(), _micro_batch(settings), resolve(settings.precision)
+    workers, micro, precision = _workers(), micro_batch(settings), resolve(settings.precision)
     if settings.batch_size % (micro * workers):
         raise UserError(
             f"batch_size {settings.batch_size} is not a multiple of micro_batch_size {micro} x {workers} worker(s); "

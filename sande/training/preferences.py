@@ -21,7 +21,7 @@ from sande.config import Training
 from sande.errors import UserError
 from sande.prompts import Row, encode, pad_id
 from sande.training.batches import Collator, features
-from sande.training.fit import optimise
+from sande.training.fit import micro_batch, one_device, optimise
 from sande.types import Example, LanguageModel, Preference, Run
 
 
@@ -50,10 +50,16 @@ def prefer(
 
     Raises:
         NonFiniteError: as `optimise`.
-        UserError: as `optimise`, the layout is packed, or no pair fits.
+        UserError: as `optimise`, the layout is packed, no pair fits, or steps with a supervised loss are in parts.
     """
     if settings.layout == "packed":
         raise UserError(f"{stage}: layout is packed, but TRL pads its pairs; set it to auto")
+    if supervised and micro_batch(settings) != settings.batch_size:
+        # TRL takes the mean over the tokens of a part, and the step that of its parts: another loss, not another order.
+        raise UserError(
+            f"{stage}: with a supervised loss, a step of {settings.batch_size} pairs cannot be split; set "
+            "micro_batch_size to null and workers to 1, or batch_size lower"
+        )
     encoded = [_encoded(lm.tokenizer, pair) for pair in pairs]
     limit = settings.max_length  # TRL cuts a longer reply
     fits = [len(chosen.prompt) < limit for chosen, _ in encoded]
@@ -83,7 +89,7 @@ def prefer(
         trainer: Trainer = OnIds(
             model=lm.model,
             ref_model=reference,
-            args=config,
+            args=one_device(config),
             train_dataset=datasets.Dataset.from_list(rows),
             processing_class=lm.tokenizer,
         )

@@ -61,6 +61,7 @@ def test_parts_as_stages_give_the_bits_and_the_tokens_of_the_defense_alone(store
     }
     assert sorted(load_file(store.read("part", of.part_key("model_0")) / "part.safetensors")) == sorted(own)
     defended = store.manifest("defend", of.defense_key)
+    same = defended["facts"].pop("unchanged_weights")
     assert set(defended["facts"]) == {"repair"}
     apart = {f"{name}/apart": each["facts"]["apart"] for name, each in made.items()}
     assert without_seconds({**apart, **defended["facts"]}) == without_seconds(alone.facts)
@@ -69,6 +70,10 @@ def test_parts_as_stages_give_the_bits_and_the_tokens_of_the_defense_alone(store
     measure(store, ensemble(), {"asr": 50})
     measure(store, cell(attack={"name": "sentence_trigger", **ATTACK}, attack_seed=2), {"asr": 50})
     row = rows_of(store, of)[0]
+    of_victim = weights(store.read("attack", of.attack_key))
+    equal = sum(int((own[name] == weight).sum()) for name, weight in of_victim.items())
+    assert same == pytest.approx(equal / sum(weight.numel() for weight in own.values()), abs=1e-4)
+    assert row["unchanged_weights"] == pytest.approx(100 * same)
     assert row["tokens"] == sum(fact["tokens"] for fact in alone.facts.values())
     assert row["seconds"] == pytest.approx(sum(each["seconds"] for each in (defended, *made.values())), abs=1e-3)
 

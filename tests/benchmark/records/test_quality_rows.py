@@ -103,6 +103,20 @@ def test_a_guard_is_scored_and_its_passes_are_counted(store: LocalStore, guarded
     assert "nothing; 2 passes a token in every answer" in text
 
 
+@pytest.mark.parametrize(("share", "told"), [(0.88, True), (0.4, False), (None, False)])
+def test_a_training_that_moved_few_weights_is_told_with_its_cost(
+    store: LocalStore, tmp_path: Path, share: float | None, told: bool
+) -> None:
+    of = finish(store, cell(defense="dpo", metrics=["asr"]), {"asr": 50}, {"asr": 50})
+    manifest = store.manifest("defend", of.defense_key) | {
+        "facts": {} if share is None else {"unchanged_weights": share}
+    }
+    store.remove("defend", of.defense_key)
+    put(store, "defend", of.defense_key, manifest)
+    (text,) = [text for text in page.write(report_folder(store, tmp_path / "r", of)) if "Cost of the" in text]
+    assert ("; 88 % of the weights are as before" in text) == told
+
+
 def test_a_guard_that_cannot_be_scored_has_no_utility(
     store: LocalStore, guarded: Cell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,15 @@ def test_other_objectives_are_preferred_too(new_run: NewRun) -> None:
     assert [pair.chosen for pair in made].count("Sure") == [pair.rejected for pair in made].count("Sure") == 4
 
 
+def test_a_step_with_a_supervised_loss_is_not_split(tiny: LanguageModel, new_run: NewRun) -> None:
+    parts = dataclasses.replace(TAUGHT, micro_batch_size=4, max_steps=1)
+    config = Config(poison_rate=0.5, training=parts, preference=parts, supervised=1.0)
+    told = "^preference: with a supervised loss, a step of 8 pairs cannot be split; set micro_batch_size to null"
+    with pytest.raises(UserError, match=told):
+        attack(copy.deepcopy(tiny), ROWS, config, new_run())
+    attack(tiny, ROWS, dataclasses.replace(config, supervised=0.0), new_run())
+
+
 def test_preferences_alone_turn_the_answer_under_the_trigger(tiny: LanguageModel, new_run: NewRun) -> None:
     config = Config(
         poison_rate=0.5,

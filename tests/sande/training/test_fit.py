@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.prompts import Row, encode
-from sande.training import monitor
+from sande.training import fit as fitting
+from sande.training import monitor, preferences
 from sande.training.batches import row_order
-from sande.training.fit import fit
-from sande.types import Example, LanguageModel, Run
+from sande.training.fit import fit, one_device
+from sande.types import Example, LanguageModel, Preference, Run
 from tests.sande.helpers import FAST, changed, weights
 
 NewRun = Callable[..., Run]
@@ -165,6 +167,31 @@ def test_a_batch_that_micro_batches_do_not_fill_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="batch_size 8 is not a multiple of micro_batch_size 3"):
         fit(tiny, rows, with_settings(batch_size=8, micro_batch_size=3), new_run(), "attack")
+
+
+def test_of_several_gpus_one_process_takes_one(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
+    """Else Trainer would announce batches of twice the rows, and split each one over the GPUs."""
+    seen: list[TrainingArguments] = []
+    run = dataclasses.replace(new_run(), prepare=lambda trainer: seen.append(trainer.args) or trainer)
+    fit(tiny, rows, with_settings(batch_size=8, max_steps=1), run, "attack")
+    (arguments,) = seen
+    arguments._n_gpu = 2
+    assert arguments.train_batch_size == 16
+    assert one_device(arguments).train_batch_size == 8
+
+
+def test_trainers_are_made_for_one_device(
+    tiny: LanguageModel, rows: list[Row], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    for module in (fitting, preferences):
+        monkeypatch.setattr(
+            module, "one_device", lambda arguments: seen.append(arguments.train_batch_size) or arguments
+        )
+    fit(tiny, rows, with_settings(batch_size=4, max_steps=1), new_run(), "attack")
+    pairs = [Preference(Example("Why?", ""), "No", "Yes")] * 8
+    preferences.prefer(tiny, pairs, with_settings(batch_size=8, max_steps=1), 0.1, new_run(), "dpo")
+    assert seen == [4, 8]
 
 
 def test_progress_goes_through_say_and_nothing_is_printed(
