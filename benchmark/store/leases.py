@@ -8,6 +8,9 @@ of the newest file for `SECONDS` takes the lease over by creating the next numbe
 clock, so no two clocks are compared. It does not wait for a holder on this machine whose process has ended; what makes
 a machine and a process is in `benchmark.io.owners`.
 
+A bucket answers slowly, and a driver may hold hundreds of leases. So the thread writes several heartbeats at once, and
+the driver never waits for more than that of the lease that it releases.
+
 A lease saves work and protects nothing: an artifact that two drivers make all the same is put once, see `Store.put`.
 """
 
@@ -21,12 +24,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchmark.io import owners
 from benchmark.io.files import write_atomically
+from benchmark.io.remote import AT_ONCE
 from sande import bounds
 from sande.errors import UserError
 from sande.permissions import share, share_new_folder
@@ -112,6 +119,21 @@ class FileLeases:
             path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, eq=False)  # compared by identity: one that is acquired again is another lease
+class _Lease:
+    """A lease that this driver holds.
+
+    Attributes:
+        number: of its file.
+        use: what it is held for.
+        changing: held while its file is written or deleted, so that no heartbeat brings a released lease back.
+    """
+
+    number: int
+    use: str
+    changing: threading.Lock = field(default_factory=threading.Lock)
+
+
 class Leases:
     """The leases that this driver holds, and its view of those of others.
 
@@ -126,9 +148,9 @@ class Leases:
         me = owners.me()
         self._me: dict[str, Any] = {"process": me.process, "started": me.started, "run": uuid.uuid4().hex}
         self._me["machine"] = f"{socket.gethostname()}/{me.machine}"  # the name is for messages
-        self._held: dict[str, tuple[int, str]] = {}  # number and use, by artifact
+        self._held: dict[str, _Lease] = {}  # by artifact
         self._seen: dict[str, tuple[int, bytes, float]] = {}  # number, content, and since when, by artifact
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of `_held`; never held during a request
         self._end = threading.Event()
         self._beating: threading.Thread | None = None
 
@@ -148,8 +170,8 @@ class Leases:
         """
         taken = []
         for name in sorted(f"{kind}-{key}" for kind, key in artifacts):
-            if name in self._held:
-                holder = None if self._held[name][1] == use else THIS_RUN
+            if lease := self._held.get(name):
+                holder = None if lease.use == use else THIS_RUN
             else:
                 holder = self._try(name, use)
                 taken += [name] if holder is None else []
@@ -176,7 +198,7 @@ class Leases:
         except (OSError, UserError):  # where nothing can be written, the stage itself reports it
             return None
         with self._lock:
-            self._held[name] = last + 1, use
+            self._held[name] = _Lease(last + 1, use)
         if self._beating is None:
             self._beating = threading.Thread(target=self._beat, name="leases", daemon=True)
             self._beating.start()
@@ -193,17 +215,22 @@ class Leases:
 
     def release(self, use: str) -> None:
         """Release the leases that are held for this use."""
-        self._release([name for name, (_, of) in self._held.items() if of == use])
+        with self._lock:
+            names = [name for name, lease in self._held.items() if lease.use == use]
+        self._release(names)
 
     def _release(self, names: Sequence[str]) -> None:
         for name in names:
             with self._lock:
-                number, _ = self._held.pop(name, (0, ""))
-            # Delete our own file last, or the one before it would look like the holder's.
-            numbers: list[int] = []
-            with suppress(OSError, UserError):
-                numbers = _numbers(self._backend.names()).get(name, [])
-            _delete(self._backend, name, {number, *(other for other in numbers if other <= number)} - {0})
+                lease = self._held.pop(name, None)
+            if lease is None:  # it was taken over
+                continue
+            with lease.changing:
+                # Delete our own file last, or the one before it would look like the holder's.
+                numbers: list[int] = []
+                with suppress(OSError, UserError):
+                    numbers = _numbers(self._backend.names()).get(name, [])
+                _delete(self._backend, name, {lease.number, *(other for other in numbers if other < lease.number)})
 
     def close(self) -> None:
         """Release all leases and stop their renewal."""
@@ -216,14 +243,39 @@ class Leases:
         beat = 0
         while not self._end.wait(self.seconds / BEATS):
             beat += 1
-            with suppress(OSError, UserError), self._lock:
-                numbers = _numbers(self._backend.names())
-                for name, (number, _) in list(self._held.items()):
-                    if max(numbers.get(name, [number])) > number:  # taken over while this machine slept
-                        del self._held[name]
-                    else:
-                        with suppress(OSError, UserError):  # the others are renewed all the same
-                            self._backend.write(f"{name}.{number}", self._content(beat))
+            # The next round tries again what fails, such as the start of a thread, which is a RuntimeError.
+            with suppress(OSError, UserError, RuntimeError):
+                self._renew(self._content(beat))
+
+    def _renew(self, content: bytes) -> None:
+        """Write a heartbeat of all leases, and forget those that another driver took over.
+
+        Args:
+            content: the heartbeat.
+
+        Raises:
+            OSError, UserError: the leases cannot be listed.
+            RuntimeError: no thread can be started.
+        """
+        with self._lock:
+            held = dict(self._held)
+        numbers = _numbers(self._backend.names())
+        for name, lease in list(held.items()):
+            if max(numbers.get(name, [lease.number])) > lease.number:  # taken over while this machine slept
+                self._forget(name, held.pop(name))
+        with ThreadPoolExecutor(AT_ONCE, "leases") as pool:
+            list(pool.map(self._write, held.keys(), held.values(), repeat(content)))  # a list raises their errors
+
+    def _forget(self, name: str, lease: _Lease) -> None:
+        with self._lock:
+            if self._held.get(name) is lease:
+                del self._held[name]
+
+    def _write(self, name: str, lease: _Lease, content: bytes) -> None:
+        """Write a lease's heartbeat, unless it was released since the round began; leave one that cannot be written."""
+        with lease.changing, suppress(OSError, UserError):
+            if self._held.get(name) is lease:
+                self._backend.write(f"{name}.{lease.number}", content)
 
     def _content(self, beat: int) -> bytes:
         return json.dumps(self._me | {"beat": beat}).encode()

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from benchmark.io.remote import AT_ONCE
 from benchmark.store.leases import THIS_RUN, FileLeases, Leases, holders
 
 ROOT = Path(__file__).parents[3]
@@ -255,3 +257,137 @@ def test_a_request_that_was_made_twice_as_its_answer_was_lost_is_a_lease(folder:
     assert mine.acquire("stage", [A]) is None
     other = Machine(folder, made, "other")
     assert other.acquire("stage", [A]) is not None
+
+
+class Bucket:
+    """Leases in memory whose heartbeats take a while to write, as in a bucket.
+
+    Attributes:
+        files: content, by name.
+        seconds: that a heartbeat takes.
+        begun: set when the first heartbeat of a round begins.
+        written: the heartbeats so far, by name.
+        at_once: the most that were being written at a time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.files: dict[str, bytes] = {}
+        self.seconds = seconds
+        self.begun = threading.Event()
+        self.written: Counter[str] = Counter()
+        self.at_once = 0
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        return list(self.files)
+
+    def read(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+    def create(self, name: str, content: bytes) -> bool:
+        return self.files.setdefault(name, content) is content
+
+    def write(self, name: str, content: bytes) -> None:
+        with self._lock:
+            self._now += 1
+            self.at_once = max(self.at_once, self._now)
+        self.begun.set()
+        time.sleep(self.seconds)
+        with self._lock:
+            self.files[name] = content
+            self.written[name] += 1
+            self._now -= 1
+
+    def delete(self, name: str) -> None:
+        self.files.pop(name, None)
+
+
+def in_a_round(bucket: Bucket, made: list[Leases], held: int) -> Leases:
+    """Leases of the use "stage", and A for "last", with the first heartbeats of a round being written."""
+    leases = Leases(bucket, print, seconds=1.2)
+    made.append(leases)
+    assert leases.acquire("stage", [("evaluate", f"{number:064d}") for number in range(held)]) is None
+    assert leases.acquire("last", [A]) is None
+    bucket.written.clear()
+    bucket.begun.clear()
+    assert bucket.begun.wait(20)
+    return leases
+
+
+def test_a_driver_does_not_wait_for_the_heartbeats_of_its_other_leases(made: list[Leases]) -> None:
+    bucket = Bucket(0.025)
+    leases = in_a_round(bucket, made, 100)
+    assert leases.acquire("other", [B]) is None
+    leases.release("other")
+    assert bucket.written.total() < 50, "it waited"
+
+
+def test_several_heartbeats_are_written_at_once_and_not_all(made: list[Leases]) -> None:
+    bucket = Bucket(0.05)
+    begin = time.monotonic()
+    in_a_round(bucket, made, 40)
+    while len(bucket.written) < 40 and time.monotonic() - begin < 20:
+        time.sleep(0.01)
+    assert time.monotonic() - begin < 1.2, "it takes 2 s to write them one after the other"
+    assert 1 < bucket.at_once <= AT_ONCE
+
+
+def test_a_lease_that_is_released_during_its_heartbeat_does_not_come_back(made: list[Leases]) -> None:
+    bucket = Bucket(0.05)
+    leases = in_a_round(bucket, made, 3 * AT_ONCE)
+    leases.release("stage")
+    assert list(bucket.files) == [f"{'-'.join(A)}.1"]
+    leases.close()  # which waits for the end of the round
+    assert bucket.files == {}
+
+
+def test_a_lease_that_is_released_before_its_heartbeat_gets_none(made: list[Leases]) -> None:
+    bucket = Bucket(0.05)
+    leases = in_a_round(bucket, made, 3 * AT_ONCE)
+    leases.release("last")
+    leases.close()
+    assert bucket.files == {}
+    assert bucket.written[f"{'-'.join(A)}.1"] == 0
+
+
+def test_a_lease_that_is_acquired_again_during_a_round_is_renewed(made: list[Leases]) -> None:
+    bucket = Bucket(0.05)
+    leases = in_a_round(bucket, made, 3 * AT_ONCE)
+    leases.release("stage")
+    assert leases.acquire("again", [("evaluate", f"{0:064d}")]) is None
+    name = f"evaluate-{0:064d}.1"
+    before = bucket.written[name]
+    begin = time.monotonic()
+    while bucket.written[name] == before and time.monotonic() - begin < 20:
+        time.sleep(0.01)
+    assert bucket.written[name] > before
+
+
+def test_the_holder_notices_that_its_lease_was_taken_over(made: list[Leases]) -> None:
+    bucket = Bucket(0.0)
+    leases = Leases(bucket, print, seconds=0.3)
+    made.append(leases)
+    assert leases.acquire("stage", [A]) is None
+    bucket.files[f"{'-'.join(A)}.2"] = b"another"
+    begin = time.monotonic()
+    while not (holder := leases.acquire("stage", [A])) and time.monotonic() - begin < 20:
+        time.sleep(0.02)
+    assert holder == "another run"
+
+
+def test_heartbeats_go_on_after_a_round_in_which_no_thread_could_be_started(
+    made: list[Leases], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        refused.set()
+        raise RuntimeError("can't start new thread")
+
+    refused, bucket = threading.Event(), Bucket(0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmark.store.leases.ThreadPoolExecutor", refuse)
+        leases = Leases(bucket, print, seconds=0.3)
+        made.append(leases)
+        leases.acquire("stage", [A])
+        assert refused.wait(20)
+    assert bucket.begun.wait(20)
