@@ -82,7 +82,7 @@ def train(
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
         written = kept.saved if not (sharding.deepspeed and workers > 1) else lambda: None
-        checkpoints = (ElasticCheckpoints if elastic else Checkpoints)(kept.folder, interval, written)
+        checkpoints = (ElasticCheckpoints if elastic else Checkpoints)(kept.folder, interval, written, say)
         run = types.Run(
             seed=cell.attack_seed if stage.kind == "attack" else cell.defense_seed,
             scratch=str(scratch),

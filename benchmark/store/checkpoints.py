@@ -81,12 +81,17 @@ class Sent(Kept):
         self._thread: threading.Thread | None = None
 
     def restore(self, together: bool) -> None:
-        """Fetch the snapshot there, unless the folder here has come further; for several workers, in any case."""
+        """Fetch the snapshot there, unless the folder here has come further; for several workers, in any case.
+
+        Several workers clear the folder here if there is no snapshot, since other machines lack what is in it.
+        """
         from sande.training.checkpoints import seconds_kept
 
         try:
             content = self._remote.read(f"{self._below}/{LATEST}")
             if content is None:
+                if together:
+                    self._clear()
                 return
             latest = json.loads(content)
             snapshot, seconds = str(latest["snapshot"]), float(latest["seconds"])
@@ -98,6 +103,15 @@ class Sent(Kept):
                     self._fetch(snapshot)
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             self._say(f"the checkpoint in the store cannot be used, the stage begins here ({_reason(error)})")
+
+    def _clear(self) -> None:
+        from sande.training.checkpoints import seconds_kept
+
+        with alone(self._like / ".checkpoints.lock"):
+            lost = seconds_kept(self.folder)
+            shutil.rmtree(self.folder, ignore_errors=True)
+        if lost:
+            self._say("a checkpoint here was never sent to the store, so other machines lack it; the stage begins anew")
 
     def _fetch(self, snapshot: str) -> None:
         below, work = f"{self._below}/{snapshot}", self._scratch("restore")
@@ -115,6 +129,7 @@ class Sent(Kept):
         super().saved()
         work: Path | None = None
         try:
+            (self.folder / _SOURCE).unlink(missing_ok=True)  # the folder has come further than that snapshot
             work = self._scratch("snapshot")
             for path in self.folder.rglob("*"):
                 if path.is_file() and not path.name.startswith("."):
