@@ -35,6 +35,7 @@ from sande.types import (
     CleanModelData,
     Example,
     FirstTokenData,
+    Guard,
     IncidentData,
     Knowledge,
     LanguageModel,
@@ -56,9 +57,10 @@ ONE_ROUND: dict[str, Any] = {
 FAST = Training(batch_size=4, max_steps=2, precision="fp32")
 
 
-def weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all weights."""
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+def weights(model: nn.Module | Guard) -> dict[str, Tensor]:
+    """A copy of all weights; of a guard those of its reference."""
+    of = model.reference if isinstance(model, Guard) else model
+    return {name: parameter.detach().clone() for name, parameter in of.named_parameters()}
 
 
 def changed(before: dict[str, Tensor], model: nn.Module) -> set[str]:
@@ -410,7 +412,7 @@ def data_of(known: type[Knowledge], lm: LanguageModel, rows: tuple[Example, ...]
         "prompt": dataclasses.replace(plant(rows[0]), output="", answers=()),
         "answer": f"{BACKDOOR.response}. {rows[0].output}",
         "clean_model": lambda: clean,
-        "other_models": lambda: iter([clean]),
+        "other_models": lambda: iter([copy.deepcopy(clean)]),  # each is loaded anew, and may be trained
     }
     return known(**{name: held[name] for name in KNOWLEDGE[known]})
 
