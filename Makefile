@@ -43,9 +43,9 @@ perf: dev  ## what is fast, and how fast, against the plain way; on a machine th
 matrix:  ## the smoke grid and tests with the lowest and the newest libraries allowed; ENDS=lowest for one of them
 	@OMP_NUM_THREADS=1 $(PYTHON) -m tests.matrix $(ENDS)
 
-# REHEARSE=1 runs every part on the CPU, in its smallest form.
-gpu-check: dev  ## on one H100 or H200: what only a GPU can confirm, in 25 minutes; writes results/gpu_check, to be committed
-	OMP_NUM_THREADS=4 $(BIN)/python -W ignore -m benchmark.perf.gpu_check $(if $(REHEARSE),--rehearse --out build/gpu_check --store build/gpu_store)
+# REHEARSE=1 runs every part on the CPU, in its smallest form. HERE=1 installs nothing, and uses the packages of PYTHON.
+gpu-check: $(if $(HERE),,dev)  ## on one H100 or H200: what only a GPU can confirm, in 25 minutes; writes results/gpu_check, to be committed
+	OMP_NUM_THREADS=4 $(if $(HERE),$(PYTHON),$(BIN)/python) -W ignore -m benchmark.perf.gpu_check $(if $(REHEARSE),--rehearse --out build/gpu_check --store build/gpu_store)
 
 shape:  ## counts of the code: sizes, types, docstrings, circles of imports
 	@$(PYTHON) -m tests.shape

@@ -36,6 +36,7 @@ KINDS = ("attacks", "objectives", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
 _NOT_HASHED = ("sande", "sande.declarations", "sande.registry")
 _DECLARATIONS = ("MEASURES", "SHOWN_BY", "cost")
+_NOT_WRITTEN = ("ctx", "kind")  # fields of nodes: what a name's place says already, and a `u` before text
 
 
 @functools.cache
@@ -214,7 +215,7 @@ def code_version(module: str) -> str:
     Imports count anywhere in the file. Comments, docstrings and layout do not count, nor does what a method only
     declares (`sande.declarations`), nor this module, which finds code and computes nothing. So a better sentence or
     forecast retrains no victim, and every other change of code does, and so does the content of the TOML and text files
-    of a package. The function reads the files and imports nothing.
+    of a package. Every version of Python finds the same hash. The function reads the files and imports nothing.
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):
@@ -284,13 +285,46 @@ def _tree(module: str) -> ast.Module:
 
 @functools.cache
 def _bare_code(module: str) -> str:
-    tree = ast.parse(ast.unparse(_tree(module)))
-    tree.body = _without_declarations(tree.body)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):  # noqa: SIM102
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(tree)
+    return _written(ast.Module(_without_declarations(_tree(module).body), type_ignores=[]))
+
+
+def _written(value: Any) -> str:
+    """Return a part of a syntax tree as text, without docstrings, the same in every version of Python.
+
+    `ast.unparse` writes the quotes of f-strings in another way from 3.12 on, and `ast.dump` leaves out empty fields
+    from 3.13 on. Here absent and empty fields are always left out, so that a field of a later version, such as
+    `type_params`, changes no code that does without. Strings are in ASCII: what `repr` escapes is a matter of versions.
+
+    Args:
+        value: node, list of nodes, or value of a field.
+    """
+    if isinstance(value, list):
+        return f"[{','.join([_written(each) for each in value])}]"
+    if not isinstance(value, ast.AST):
+        return ascii(value)
+    fields = [(name, _field(value, name)) for name in value._fields if name not in _NOT_WRITTEN]
+    texts = [f"{name}={_written(field)}" for name, field in fields if field is not None and field != []]
+    return f"{type(value).__name__}({','.join(texts)})"
+
+
+def _field(node: ast.AST, name: str) -> Any:
+    """Return a field of a node: a body without its docstring, an f-string with its neighboring texts joined."""
+    value = getattr(node, name, None)
+    if name == "body" and isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return value if ast.get_docstring(node, clean=False) is None else node.body[1:] or [ast.Pass()]
+    return _joined(node.values) if isinstance(node, ast.JoinedStr) else value
+
+
+def _joined(values: list[ast.expr]) -> list[ast.expr]:
+    """Return the parts of an f-string with one text between two fields; versions may split it, or add an empty one."""
+    joined: list[ast.expr] = []
+    for value in values:
+        last = joined[-1] if joined else None
+        if isinstance(value, ast.Constant) and isinstance(last, ast.Constant):
+            joined[-1] = ast.Constant(str(last.value) + str(value.value))
+        elif not isinstance(value, ast.Constant) or value.value:
+            joined.append(value)
+    return joined
 
 
 def _without_declarations(statements: list[ast.stmt]) -> list[ast.stmt]:

@@ -4,6 +4,7 @@
     python -m benchmark.perf.gpu_check --rehearse            # every part on the CPU, in its smallest form
 
 Each part is a program of its own, with a limit on its time, so that one that fails or hangs leaves the others alone.
+A part that needs a library which is not installed is left out, and the page says so.
 The grid comes last and continues where the store has it, until the time is over; its rows are those of what was done.
 The folder of `--out` then holds `README.md` (a table), `gpu_check.json`, the output of each part and the grid's
 results, to be committed as a whole. The exit code is 1 if a part failed or a target was missed.
@@ -20,8 +21,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ WAIT = 120  # seconds that it may take for them
 LIBRARIES = ("torch", "transformers", "ray")
 FAILED, LEFT_OUT, TIMED_OUT = "failed", "left out", "timed out"
 DONE = "done"
+ABSENT = "absent"  # in place of a version
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Part:
         rehearsal: the same for a CPU; empty if there is none.
         seconds: most that it may take.
         gpus: number that it needs.
+        needs: packages that it cannot do without, besides those of `sande`.
     """
 
     name: str
@@ -59,6 +63,7 @@ class Part:
     rehearsal: tuple[str, ...]
     seconds: float
     gpus: int = 1
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,7 @@ PARTS = (
         command=(*_GPU_TESTS, "tests/sande"),
         rehearsal=("pytest", "-p", "no:cacheprovider", "tests/sande/training/test_packing.py", "-k", "cpu"),
         seconds=180,
+        needs=("pytest",),
     ),
     Part(
         name="training",
@@ -101,6 +107,7 @@ PARTS = (
         command=("benchmark.perf.cells_gpu",),
         rehearsal=("benchmark.perf.cells_gpu", "--rehearse"),
         seconds=480,
+        needs=("ray",),
     ),
     Part(
         name="two_gpus",
@@ -109,6 +116,7 @@ PARTS = (
         rehearsal=(),
         seconds=300,
         gpus=2,
+        needs=("pytest", "ray"),
     ),
 )
 
@@ -127,23 +135,34 @@ def run(part: Part, command: Sequence[str], seconds: float, log: Path) -> Outcom
 def supervised(command: Sequence[str], seconds: float, log: Path) -> int | None:
     """Run `python -m COMMAND`, and return its exit code; None if it had to be interrupted.
 
-    It gets SIGTERM at the end of its time, so that a grid writes its rows, and is killed with all its processes if that
-    takes longer than WAIT. SIGINT would not do: a shell's background process, and what it starts, ignore it.
+    It gets SIGTERM at the end of its time, so that a grid writes its rows, and is killed if that takes longer than
+    WAIT. SIGINT would not do: a shell's background process, and what it starts, ignore it. However it ended, what it
+    started and left behind is killed: a run with a Ray of its own would use the GPU beside the next part.
+
+    Args:
+        command: words behind `python -m`.
+        seconds: until it is interrupted.
+        log: file for its output, written line by line, so that one that is killed leaves what it printed.
     """
     with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            [sys.executable, "-m", *command],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
         )
         try:
             return process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.terminate()
-        try:
-            process.wait(WAIT)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(WAIT)
+            return None
+        finally:
+            with suppress(ProcessLookupError):  # it left nothing behind
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        return None
 
 
 def check(parts: Sequence[Part], out: Path, seconds: float, grid: Sequence[str], *, rehearse: bool) -> list[Outcome]:
@@ -158,12 +177,17 @@ def check(parts: Sequence[Part], out: Path, seconds: float, grid: Sequence[str],
     """
     (out / "output").mkdir(parents=True, exist_ok=True)
     end, count, outcomes = time.monotonic() + seconds, _gpus(), list[Outcome]()
-    whole = Part("grid", "rows of a published grid, from this machine", tuple(grid), tuple(grid), seconds)
+    confirms = "rows of a published grid, from this machine"
+    whole = Part("grid", confirms, tuple(grid), tuple(grid), seconds, needs=("ray",))
     for part in (*parts, *([whole] if grid else [])):
         command = part.rehearsal if rehearse else part.command
         left = end - time.monotonic() - (RESERVE if part is whole else 0)
+        absent = [name for name in part.needs if installed(name) == ABSENT]
         if not command or left <= 0 or not (rehearse or count >= part.gpus):
             outcomes.append(Outcome(part, LEFT_OUT, 0.0, ()))
+        elif absent:
+            outcomes.append(Outcome(part, f"{LEFT_OUT}: needs {' and '.join(absent)}", 0.0, ()))
+            print(f"{part.name}: {outcomes[-1].ended}", flush=True)
         else:
             print(f"{part.name}: {part.confirms}", flush=True)
             outcomes.append(run(part, command, min(left, part.seconds), out / "output" / f"{part.name}.txt"))
@@ -201,8 +225,16 @@ def machine() -> dict[str, Any]:
         "gpus": _gpus(),
         "instruction_set": compute.instruction_set(),
         "python": platform.python_version(),
-        **{name: version(name) for name in LIBRARIES},
+        **{name: installed(name) for name in LIBRARIES},
     }
+
+
+def installed(name: str) -> str:
+    """Return the version of an installed package; ABSENT if there is none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ABSENT
 
 
 def page(outcomes: Sequence[Outcome], about: dict[str, Any]) -> str:

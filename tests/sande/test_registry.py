@@ -405,10 +405,7 @@ def test_a_defense_has_no_other_randomness_than_its_seed(
     defense = registry.entry("defenses", name)
     data = data_of(registry.knowledge(name), tiny, few_rows)
     again = defense.defend(tiny, data, shortened(defense.Config), new_run(seed=SEED))
-    results = [
-        weights(repaired.reference if isinstance(repaired, Guard) else repaired)
-        for repaired in (defended(name).repaired, again)
-    ]
+    results = [weights(repaired) for repaired in (defended(name).repaired, again)]
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 
@@ -754,6 +751,33 @@ def test_code_version_sees_data_files(copied: Path, file: str, old: str, new: st
     before = registry.code_version("sande.data.builtin.sets")
     after = version_after(copied / "data/builtin" / file, old, new, "sande.data.builtin.sets")
     assert (after == before) == same
+
+
+QUOTES = """
+def told(x: dict[str, int], *, width: int = 7) -> str:
+    return f"{'a'}{x['b']!r:>{width}} {{c}}" f'"d"' rf"\\e{x=}" "\U0001faf8"
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("", "", True),
+        ("return", "# why\n    return", True),
+        ("return", '"""Tell."""\n    return', True),
+        (""" {{c}}" f'"d"'""", """ {{c}}\\"d\\"\"""", True),
+        ("= 7", "= 8", False),
+        ("'b'", "'B'", False),
+        ("!r", "", False),
+    ],
+    ids=["as it is", "comment", "docstring", "one string of two", "number", "nested string", "conversion"],
+)
+def test_code_version_is_the_same_in_every_version_of_python(copied: Path, old: str, new: str, same: bool) -> None:
+    entry = copied / "entry.py"
+    entry.write_text(
+        QUOTES, encoding="utf-8"
+    )  # `ast.unparse` of 3.12 writes its quotes in another way than that of 3.11
+    assert (version_after(entry, old, new, "sande.entry") == "c277b8d822502530") == same
 
 
 def test_code_version_sees_a_declaration_that_other_code_uses(copied: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib.metadata
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,8 @@ import torch
 from benchmark.perf import gpu_check
 from benchmark.perf.gpu_check import Outcome, Part, good
 from benchmark.perf.outcome import Figure, figures, tell
+
+ROOT = Path(__file__).parents[3]
 
 
 def part(name: str, *command: str, seconds: float = 60, gpus: int = 1) -> Part:
@@ -57,6 +63,72 @@ def test_each_part_ends_as_it_did_and_the_folder_says_so(programs: Path) -> None
     assert page.startswith("# Rehearsal on a CPU")
     assert "| speed | 3 x | at least 2 x | yes |" in page
     assert "| ill | something | failed |" in page
+
+
+def is_free(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("end", "ended"), [("time.sleep(60)", "timed out"), ("sys.exit('broken')", "failed")], ids=["too long", "by itself"]
+)
+def test_nothing_that_a_part_started_outlives_it(programs: Path, end: str, ended: str) -> None:
+    lock = programs / "lock"  # the child has it as long as it lives
+    held = f"import fcntl, time; file = open({str(lock)!r}, 'w'); fcntl.flock(file, fcntl.LOCK_EX)"
+    child = f"{held}; print(); time.sleep(60)"
+    (programs / "parent.py").write_text(
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-u', '-c', {child!r}], stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
+        f"print('holds', flush=True)\n{end}"
+    )
+    outcome = gpu_check.run(part("parent"), ["parent"], 3, programs / "log")
+    assert outcome.ended == ended
+    assert "holds" in (programs / "log").read_text()
+    until = time.monotonic() + 10  # a killed process ends a moment later
+    while not is_free(lock) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert is_free(lock)
+
+
+def test_what_a_part_printed_survives_its_end(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    (programs / "slow.py").write_text("import time; print('speed: 3 x, target at least 2 x, met'); time.sleep(60)")
+    outcome = gpu_check.run(part("slow"), ["slow"], 3, programs / "log")
+    assert outcome.ended == "timed out"
+    assert [each.measured for each in outcome.figures] == [3]
+
+
+def test_without_ray_the_page_is_written_and_names_the_parts_that_need_it(
+    programs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        if name == "ray":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return importlib.metadata.version(name)
+
+    monkeypatch.setattr(gpu_check, "version", version)
+    (programs / "well.py").write_text("")
+    outcomes = gpu_check.check([part("well", "well")], programs / "out", 600, ["well"], rehearse=True)
+    assert [each.ended for each in outcomes] == ["done", "left out: needs ray"]
+    assert all(map(good, outcomes))
+    page = (programs / "out" / "README.md").read_text()
+    assert "| ray | absent |" in page
+    assert "| left out: needs ray |" in page
+
+
+@pytest.mark.parametrize(("here", "installs"), [("HERE=", True), ("HERE=1", False)])
+def test_make_installs_nothing_where_there_is_an_environment(tmp_path: Path, here: str, installs: bool) -> None:
+    command = ["make", "--dry-run", "gpu-check", here, "PYTHON=my-python", f"VENV={tmp_path}"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert ("pip install" in printed) == installs
+    python = f"{tmp_path}/bin/python" if installs else "my-python"
+    assert f"{python} -W ignore -m benchmark.perf.gpu_check" in printed
 
 
 def test_the_grid_gets_the_time_that_is_left_and_may_use_it_up(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
