@@ -164,19 +164,43 @@ def _check_reachable(address: str | None) -> None:
 def worker_resources(resources: Resources) -> dict[str, float]:
     """Return the CPUs and GPUs of one worker as Ray's resources.
 
+    Defaults are those of one node: that with most GPUs or, for a worker without any, that with most CPUs.
+
     Raises:
         UserError: no node has that many.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cpus, gpus = (max(int(node.get(name, 0)) for node in nodes) for name in ("CPU", "GPU"))
-    gpu_share = resources.gpus if resources.gpus is not None else float(min(1, gpus))
-    cpu_share = resources.cpus or max(1, cpus // max(1, gpus) // (resources.workers if not gpus else 1))
-    if cpu_share > cpus or gpu_share > gpus:
+    nodes = [_cpus_and_gpus(node) for node in _living()]
+    most_gpus = max(gpus for _, gpus in nodes)
+    gpu_share = resources.gpus if resources.gpus is not None else float(min(1, most_gpus))
+    cpus, gpus = max(nodes, key=lambda node: (node[1], node[0])) if gpu_share else max(nodes)
+    cpu_share = resources.cpus or _default_cpus(cpus, gpus, gpu_share, resources.workers)
+    if not any(cpu_share <= has_cpus and gpu_share <= has_gpus for has_cpus, has_gpus in nodes):
         raise UserError(
             f"resources: a worker needs {cpu_share} CPUs and {gpu_share:g} GPUs, but the largest node has {cpus} and "
             f"{gpus}; set a lower resources.cpus or resources.gpus"
         )
     return {"CPU": float(cpu_share)} | ({"GPU": gpu_share} if gpu_share else {})
+
+
+def _default_cpus(cpus: int, gpus: int, gpu_share: float, workers: int) -> int:
+    """Return the CPUs of a worker on a node with these CPUs and GPUs, of which it gets a share.
+
+    A node without GPUs is for one group of workers.
+    """
+    if not gpus:
+        return max(1, cpus // workers)
+    # With more, workers that share a GPU would leave a part of it without a CPU, and so unused.
+    part = min(1.0, gpu_share) if gpu_share else 1.0
+    return max(1, int(cpus // gpus * part))
+
+
+def _living() -> list[Mapping[str, float]]:
+    """Return Ray's resources of the living nodes."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _cpus_and_gpus(node: Mapping[str, float]) -> tuple[int, int]:
+    return int(node.get("CPU", 0)), int(node.get("GPU", 0))
 
 
 def joined(address: str | None) -> bool:
@@ -186,8 +210,7 @@ def joined(address: str | None) -> bool:
 
 def capacity(per_worker: Mapping[str, float]) -> int:
     """Return how many workers the cluster's nodes hold at a time now; each is on one node."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return sum(min(int(node.get(name, 0) / share + 1e-6) for name, share in per_worker.items()) for node in nodes)
+    return sum(min(int(node.get(name, 0) / share + 1e-6) for name, share in per_worker.items()) for node in _living())
 
 
 def at_once(resources: Resources, per_worker: Mapping[str, float]) -> int:

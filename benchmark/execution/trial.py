@@ -10,6 +10,7 @@ import functools
 import gc
 import importlib
 import json
+import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
+import ray.train.collective
 import ray.train.huggingface.transformers
 from ray import tune
 
@@ -31,6 +33,7 @@ from benchmark.plan.failures import LOST_NODE, StageError, classify, lost_compon
 from benchmark.plan.group_size import group_size
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
+from sande import compute
 from sande.errors import NonFiniteError, UserError
 from sande.training.sharding import Sharding
 
@@ -205,7 +208,11 @@ class StageTrial(tune.Trainable):
             raise
 
     def _fit(self, trainer: Callable[..., Any], loop: Callable[..., Any], workers: int, **more: Any) -> None:
-        """Run the loop in Ray Train: in this process without workers, else in a group of them."""
+        """Run the loop in Ray Train: in this process without workers, else in a group of them.
+
+        Raises:
+            StageError: a worker raised or returned what the user is told.
+        """
         import ray.train
 
         per_worker, label = dict(self._job.settings.per_worker), self._job.stage.label
@@ -221,7 +228,12 @@ class StageTrial(tune.Trainable):
                 name=f"{label.replace(' ', '-')}-{uuid.uuid4().hex[:8]}", storage_path=self.logdir
             ),
         )
-        failure = made.fit().return_value
+        try:
+            failure = made.fit().return_value
+        except ray.train.WorkerGroupError as error:
+            if told := _told(error):
+                raise told from None
+            raise
         if failure:
             raise StageError(*failure)
 
@@ -230,6 +242,15 @@ class StageTrial(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         """Do nothing: a stage's result is in the store."""
+
+
+def _told(error: ray.train.WorkerGroupError) -> StageError | None:
+    """Return the error for the user that a worker of a group raised, of the first one that did; None: none did.
+
+    Others may have ended in the same moment with what followed from it.
+    """
+    raised = (failure for _, failure in sorted(error.worker_failures.items()))
+    return next((failure for failure in raised if isinstance(failure, StageError)), None)
 
 
 def _process_group() -> Any:
@@ -252,10 +273,12 @@ def _no_process_group() -> Any:
     return NoProcessGroup()
 
 
-def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
+def _train_loop(config: dict[str, Any]) -> None:
     """Do one attack, part or defense on this worker.
 
-    In a worker group an error is returned as text and kind, since Ray Train would wrap it in tracebacks of its own.
+    Raises:
+        StageError: what the user is told, in a worker group. Ray Train then ends the group, whose other workers may
+            wait for this one in a sum of gradients; had it returned, they would wait on for half an hour.
     """
     import ray.train
     import ray.train.huggingface.transformers
@@ -277,14 +300,22 @@ def _train_loop(config: dict[str, Any]) -> tuple[str, str] | None:
         return prepared
 
     try:
+        check_libraries(settings.libraries)
+        if size > 1:
+            _agree_on_compute_type()
         watch = Writer(settings.status, stage.key).watch if settings.status else None
         interval = 60 * settings.checkpoint_minutes
         stages.train(stage, store, prepare, say, rank, interval, settings.sharding, watch, size, job.elastic)
     except (UserError, NonFiniteError) as error:
         if not config["report_errors"]:
             raise
-        return _line_and_kind(error)
-    return None
+        raise StageError(*_line_and_kind(error)) from None
+
+
+def _agree_on_compute_type() -> None:
+    """Have all workers of a training compute in the type of rank 0: each measures its processor, and may differ."""
+    os.environ[compute.VARIABLE] = ray.train.collective.broadcast_from_rank_zero(compute.compute_type())
+    compute.compute_type.cache_clear()
 
 
 def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
@@ -303,6 +334,7 @@ def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:
     meeting = TCPStore(host, port, is_master=False, timeout=PATIENCE)
     try:
         with worker_group(meeting, rank, context.get_world_size(), _line_and_kind) as workers:
+            check_libraries(job.settings.libraries)
             store = reopen(job.settings.store)
             with _evaluating(job, metered=not job.settings.in_shards or rank == 0) as say:
                 stages.evaluate(job.stage, store, say, job.settings.engine, workers, in_shards=job.settings.in_shards)
