@@ -302,7 +302,7 @@ def _written(value: Any) -> str:
         return f"[{','.join([_written(each) for each in value])}]"
     if not isinstance(value, ast.AST):
         return ascii(value)
-    fields = [(name, _field(value, name)) for name in value._fields if name not in _NOT_WRITTEN]
+    fields = [(name, _field(value, name)) for name, _ in ast.iter_fields(value) if name not in _NOT_WRITTEN]
     texts = [f"{name}={_written(field)}" for name, field in fields if field is not None and field != []]
     return f"{type(value).__name__}({','.join(texts)})"
 

@@ -79,6 +79,7 @@ USED = {
     ("sande.models.loading", "_buffers"): "a module's buffers, as `register_buffer` names them",
     ("sande.models.loading", "_non_persistent_buffers_set"): "buffers that are not saved",
     ("sande.models.tokenizers", "_tokenizer"): "transformers' `backend_tokenizer` cannot be set",
+    ("sande.training.fit", "_n_gpu"): "the number of GPUs of a Trainer can be read publicly, but not set",
     ("sande.training.packing", "_attn_implementation"): "transformers can set it publicly, but not read it",
     ("sande.training.sharding", "_parameters"): "DeepSpeed puts another dict in its place",
     ("benchmark.io.remote", "_strip_protocol"): "fsspec's method that each of its file systems may override",
@@ -142,6 +143,15 @@ def _lm_eval() -> Any:
     return takes == ["self", "requests", "disable_tqdm"] and pair == ["self", "context", "continuation"]
 
 
+def _gpus() -> Any:
+    from transformers import TrainingArguments
+
+    arguments: Any = TrainingArguments("unused", use_cpu=True, per_device_train_batch_size=2)
+    _ = arguments.device
+    arguments._n_gpu = 3
+    return arguments.n_gpu == 3 and arguments.train_batch_size == 6
+
+
 def _trl() -> Any:
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -157,6 +167,7 @@ def _trl() -> Any:
         ("huggingface_hub: `_CACHED_NO_EXIST`", _cached),
         ("lm-eval: `_loglikelihood_tokens` and `_encode_pair` of HFLM", _lm_eval),
         ("TRL: `_prepare_dataset` of DPOTrainer", _trl),
+        ("transformers: `_n_gpu` of TrainingArguments", _gpus),
     ],
 )
 def test_what_is_not_public_is_still_there(library: str, works: Callable[[], Any]) -> None:

@@ -143,7 +143,9 @@ def _start(address: str | None, groups: bool) -> None:
 
 def _no_cluster(address: str, reason: str) -> UserError:
     shown = without_secrets(address)
-    return UserError(f"no Ray cluster at '{shown}' ({reason}); check --address, or remove it to run here")
+    return UserError(
+        f"no Ray cluster at '{shown}' ({reason}); check --address (or RAY_ADDRESS), or remove it to run here"
+    )
 
 
 def _check_reachable(address: str | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from sande.config import configuration, setting
 from sande.declarations import MetricInfo
-from sande.errors import UnscorableError
+from sande.errors import UnscorableError, UserError
 from sande.objectives import string
 from sande.types import Example, Judge, LanguageModel, Measurement, TestData
 
@@ -76,7 +76,10 @@ def without_trigger(data: TestData, rows: tuple[Example, ...]) -> tuple[Example,
     Raises:
         UnscorableError: no row is left.
     """
-    pairs = zip(data.clean, data.triggered, strict=False)
+    try:
+        pairs = zip(data.clean, data.triggered, strict=False)
+    except UserError:  # of a user's model the trigger may be unknown
+        return rows
     having = {index for index, (clean, triggered) in enumerate(pairs) if clean == triggered}
     left = tuple(row for index, row in enumerate(rows) if index not in having)
     if rows and not left:

@@ -493,8 +493,9 @@ def test_micro_batches_give_the_weights_of_the_whole_batch(
         settings["micro_batch_size"] = micro
         results.append(weights(defense.defend(tiny, data, shortened(defense.Config, **settings), new_run())))
     assert max(float((results[0][name] - start[name]).abs().max()) for name in results[0]) > 1e-4
+    rounding = 2**-8 if name.startswith("sande_rounds") else 0.0  # whose weights are rounded to bfloat16 in each round
     for whole, split in zip(results[0].values(), results[1].values(), strict=True):
-        torch.testing.assert_close(split, whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(split, whole, atol=1e-5, rtol=rounding)
 
 
 @pytest.mark.parametrize("name", ["osft", "sande", "sande_p"])
