@@ -42,7 +42,8 @@ SCALES = "scales"
 _GRID_KEYS = ("about", "include", "resources", "rules", "scale", "search", "sweep")
 _UNION_KEYS = ("about", "include", "resources", "rules", "scale", "sweep")
 _SCALE_KEYS = ("about", "rules")
-_SHARED = ("resources", "search")  # sections of the whole grid, not of a cell
+# Sections of the whole grid, not of a cell, and an example of `--set` for each.
+_SHARED = {"resources": "resources.workers=2", "search": "search.trials=8"}
 MOST_CELLS = 100_000  # of a grid; each takes a tenth of a millisecond, and kilobytes
 
 
@@ -87,7 +88,8 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
     Args:
         path: the YAML file, or a plain name as in `sande-bench list grids`; its stem names the grid.
         overrides: `path.to.field=value` (the value in YAML), applied to every cell, also to swept fields.
-        only: `path=value`; keep the cells that have, at every path, one of the values given for it.
+        only: `path=value`; keep the cells that have, at every path, one of the values given for it. Some cell of the
+            grid has each value.
         scale: name of a file in `scales/` next to the grid, instead of the grid's own.
 
     Raises:
@@ -103,6 +105,7 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
         raise UserError(f"{path}: its grids have different scales ({', '.join(own)}); give one as 'scale'")
     with _naming(path):
         assignments = [_assignment(text, "--set") for text in overrides]
+        _refuse_whole(assignments)
         rules = rules_of(values)
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     rules += _scale_rules(path, parts[0].path.parent / SCALES, parts[0].scale)
@@ -112,8 +115,9 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
         resources.check(cells)
         filters = [_assignment(text, "--only") for text in only]
         chosen = only_cells.matching(cells, filters)
-    if not chosen:
-        raise UserError(f"{path}: no cell matches --only {' '.join(only)}; see 'sande-bench plan {path}'")
+    missed = [text for text, given in zip(only, filters, strict=True) if not only_cells.matching(cells, [given])]
+    if missed or not chosen:
+        raise UserError(f"{path}: no cell matches --only {' '.join(missed or only)}; see 'sande-bench plan {path}'")
     return Grid(
         name=(path.stem if scale is None or own == [scale] else f"{path.stem}-{scale}")
         + variants.suffix(assignments, filters),
@@ -172,6 +176,7 @@ def _parts(
     """
     known = {} if known is None else known
     with _naming(path):
+        _refuse_twice(values.get("sweep"))
         scale, included = values.get("scale", ""), values.get("include")
         if not isinstance(scale, str):
             raise UserError(f"scale is {scale!r}, not the name of one")
@@ -296,6 +301,13 @@ def _shared(values: dict[str, Any], key: str, overrides: list[tuple[str, Any]]) 
     return shared[key]
 
 
+def _refuse_whole(overrides: list[tuple[str, Any]]) -> None:
+    """Raise UserError where `--set` names a whole section of the grid in place of one of its fields."""
+    whole = next((path for path, _ in overrides if path in _SHARED), None)
+    if whole:
+        raise UserError(f"--set {whole}=…: set one field, as in {_SHARED[whole]}")
+
+
 def _head(override: tuple[str, Any]) -> str:
     return override[0].split(".")[0]
 
@@ -339,6 +351,14 @@ def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
                 )
             axis.append(list(with_both_seeds(dict(zip(paths, together, strict=True)), "sweep").items()))
         yield axis
+
+
+def _refuse_twice(sweep: Any) -> None:
+    """Raise UserError where two axes of one file sweep a path, since one of them would vanish."""
+    paths = list(_swept(sweep)) if isinstance(sweep, Mapping) else []
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UserError(f"sweep: '{twice}' is in two axes; remove one")
 
 
 def _swept(keys: Iterable[Any]) -> Iterator[str]:

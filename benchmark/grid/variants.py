@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmark.grid.cell import SEED, SEEDS
 from benchmark.grid.keys import digest
 from sande.errors import UserError
 
@@ -35,15 +36,19 @@ def check_name(path: Path) -> Path:
 def suffix(settings: Iterable[tuple[str, Any]], only: Iterable[tuple[str, Any]]) -> str:
     """Return the suffix of a results folder for `--set` and `--only`; empty where they change no number.
 
-    It does not depend on the order of the options. A hash is appended where the suffix had to be shortened, or a value
-    has characters that a file name should not have.
+    It depends on the order of the options only where the cells do. A hash is appended where the suffix had to be
+    shortened, or a value has characters that a file name should not have.
 
     Args:
         settings: path and value of each `--set`.
         only: path and value of each `--only`.
     """
-    sets = {path: _text(value) for path, value in settings if path.split(".")[0] != "resources"}
-    if not any(inner.startswith(f"{path}.") for path in sets for inner in sets):  # else the order decides
+    sets: dict[str, str] = {}
+    for path, value in settings:
+        if path.split(".")[0] != "resources":
+            sets.pop(path, None)  # the last value of a path counts, at its place in the order
+            sets[path] = _text(value)
+    if not _order_counts(sets):
         sets = dict(sorted(sets.items()))
     chosen: dict[str, set[str]] = {}
     for path, value in only:
@@ -57,6 +62,13 @@ def suffix(settings: Iterable[tuple[str, Any]], only: Iterable[tuple[str, Any]])
     if plain and len(made) <= MOST_LETTERS:
         return made
     return f"{_UNSAFE.sub('-', made)[: MOST_LETTERS - 9].rstrip('-.')}-{digest(named)[:8]}"
+
+
+def _order_counts(paths: Collection[str]) -> bool:
+    """Return whether one of the paths sets another, or a part of it, so that the later of the two decides."""
+    if SEED in paths and any(name in paths for name in SEEDS):
+        return True
+    return any(inner.startswith(f"{path}.") for path in paths for inner in paths)
 
 
 def _text(value: Any) -> str:

@@ -59,3 +59,16 @@ def test_where_one_setting_holds_another_the_order_counts(grid_file: GridFile) -
     grid = grid_file("of_sande", defense="sande")
     assert name(grid, whole, part) != name(grid, part, whole)
     assert name(path, whole) == name(path, "defense={'name': 'sande'}")
+
+
+@pytest.mark.parametrize("other", ["attack_seed=2", "defense_seed=2"])
+def test_where_seed_sets_another_seed_the_order_counts(grid_file: GridFile, other: str) -> None:
+    path = grid_file(defense="sft")
+    one, reverse = (load_grid(path, sets) for sets in (("seed=1", other), (other, "seed=1")))
+    assert one.cells != reverse.cells
+    assert (one.name, reverse.name) == (f"small--seed=1--{other}", f"small--{other}--seed=1")
+    assert name(path, "attack_seed=1", "defense_seed=2") == name(path, "defense_seed=2", "attack_seed=1")
+
+
+def test_of_a_setting_given_twice_the_last_place_counts(grid_file: GridFile) -> None:
+    assert name(grid_file(), "seed=1", "attack_seed=2", "seed=1") == "small--attack_seed=2--seed=1"
