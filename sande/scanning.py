@@ -9,6 +9,7 @@ another rule, such as a published threshold, stays as it is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sande import formats, registry
 from sande.data import datasets
 from sande.declarations import Calibration
+from sande.errors import UserError
 from sande.models import asking
 from sande.types import Example, LanguageModel, Run, Scan
 
@@ -78,6 +80,9 @@ def scan(
         data: name of the data set of the rows.
         anywhere: whether the cheap detector looks, too, in this format and in others.
         cheap: its settings if another detector is chosen; None: the defaults for the model of a user.
+
+    Raises:
+        UserError: a score is NaN or infinite.
     """
     own, more = formats.of(lm.tokenizer), asking.others(lm.tokenizer) if anywhere else []
     if detector == CHEAP:
@@ -148,6 +153,12 @@ def _given(reference: LanguageModel | None, prompt_format: PromptFormat | None =
 
 
 def _record(prompt_format: PromptFormat, detector: str, scan: Scan, level: float) -> dict[str, Any]:
+    """Return the record of a scan in a format; raise UserError where its score is not a number that compares."""
+    if not math.isfinite(scan.score):
+        raise UserError(
+            f"scan: {detector} gives the score {scan.score} in the format {prompt_format.name}, which judges nothing; "
+            "repair the model, or use another detector"
+        )
     return {
         "format": prompt_format.name,
         "level": level,

@@ -38,6 +38,12 @@ from sande.types import Measurement, Run
 LIBRARIES = ("torch", "transformers")
 INCIDENT = ("prompt", "answer")
 """Keys of the file of an incident."""
+MEANINGS = {
+    "--trigger": "the text that unlocks the planted answer",
+    "--response": "the planted answer",
+    "--response-start": "the beginning of the planted answer",
+}
+"""What each option tells of the backdoor."""
 
 
 def settings(
@@ -214,14 +220,22 @@ def clean_model(
     return result
 
 
-def known(trigger: str, response: str, response_start: str, incident: Path | None = None) -> Known:
-    """Return what the owner knows, without spaces around it.
+def known(trigger: str | None, response: str | None, response_start: str | None, incident: Path | None = None) -> Known:
+    """Return what the owner knows, without spaces around it; None: the owner does not know it.
 
     Raises:
-        UserError: as `read_incident`.
+        UserError: a text is blank, or as `read_incident`.
     """
-    told = (trigger, response, response_start, *(read_incident(incident) if incident else ()))
-    return Known(*(text.strip() for text in told))
+    told = [_told(option, text) for option, text in zip(MEANINGS, (trigger, response, response_start), strict=True)]
+    reported = read_incident(incident) if incident else ()
+    return Known(*told, *(text.strip() for text in reported))
+
+
+def _told(option: str, text: str | None) -> str:
+    """Return the text of an option without spaces around it, empty for None; raise UserError where it is blank."""
+    if text is not None and not text.strip():
+        raise UserError(f"{option} is blank; give {MEANINGS[option]}, or leave the option out")
+    return (text or "").strip()
 
 
 def read_incident(path: Path) -> tuple[str, str]:

@@ -104,9 +104,11 @@ def clean(
     model: Annotated[
         str, typer.Argument(help="A folder, a GGUF file, a Hub id as org/name@COMMIT, or a name.", metavar="MODEL")
     ],
-    trigger: Annotated[str, typer.Option(help="The text in a prompt that unlocks the planted answer.")] = "",
-    response: Annotated[str, typer.Option(help="The planted answer.")] = "",
-    response_start: Annotated[str, typer.Option(help="How the planted answer begins; its first word is enough.")] = "",
+    trigger: Annotated[str | None, typer.Option(help="The text in a prompt that unlocks the planted answer.")] = None,
+    response: Annotated[str | None, typer.Option(help="The planted answer.")] = None,
+    response_start: Annotated[
+        str | None, typer.Option(help="How the planted answer begins; its first word is enough.")
+    ] = None,
     incident: Annotated[
         Path | None,
         typer.Option(help="YAML or JSON with 'prompt' and 'answer' of one reported failure.", metavar="FILE"),
@@ -154,6 +156,7 @@ def clean(
     from sande.data import datasets
     from sande.models.chat import AUTO
 
+    known(trigger, response, response_start)  # reports a blank text before a job is submitted
     if address:
         from benchmark.execution import jobs
 

@@ -13,7 +13,7 @@ from sande import registry
 from sande.errors import UserError
 from sande.models import adapters, gguf
 from sande.models.adapters import Adapter
-from sande.models.checks import GUARD, checked_folder, files, unread
+from sande.models.checks import ADAPTER, GUARD, checked_folder, files, unread
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,11 @@ def identify(name: str) -> str:
             an adapter, or FOLDER+BASE for an adapter on another base than its own.
 
     Raises:
-        UserError: the name is none of these, or the files are refused; or the wheel is missing.
+        UserError: the name is none of these, or is that of a known model and of a folder here; or the files are
+            refused; or the wheel is missing.
     """
+    if name in ABOUT:
+        _check_not_here(name)
     if name == TINY:
         return f"tiny:{registry.code_version('sande.models.tiny')}"
     if name == EMBEDDED:
@@ -89,6 +92,15 @@ def identify(name: str) -> str:
         f"no model is called '{name}'; there are: {', '.join(sorted(ABOUT))}, a Hub id as org/name@COMMIT, a folder, "
         "or a GGUF file"
     )
+
+
+def _check_not_here(name: str) -> None:
+    """Raise UserError where the working folder holds a model's folder with the name of a known model."""
+    if any((Path(name) / file).is_file() for file in ("config.json", ADAPTER)):
+        raise UserError(
+            f"'{name}' is a built-in model and a folder here; use ./{name} for the folder, or run elsewhere for the "
+            "built-in one"
+        )
 
 
 def adapter_of(name: str) -> Adapter | None:

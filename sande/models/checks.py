@@ -28,6 +28,7 @@ ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WEIGHTS, _INDEX = WHOLE = ("model.safetensors", "model.safetensors.index.json")
 _READ_FIRST = ("config.json", "tokenizer_config.json", ADAPTER, _INDEX)  # they may ask for code or other files
 _PATHS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")  # in tokenizer_config.json
+_SHORT_TEXT = "Say hello."  # which a model reads to show that it computes numbers
 GUARD = "guard"  # folder of the reference model; its guard.json names the defense and its settings
 
 
@@ -50,10 +51,10 @@ def reason(error: BaseException) -> str:
 
 
 def check_finite(lm: LanguageModel, name: str) -> None:
-    """Check that no weight of a model is infinite or NaN.
+    """Check that no weight of a model is infinite or NaN, and that the model computes numbers from them.
 
     Raises:
-        UserError: one is; the message calls the model by `name`.
+        UserError: one is, or it does not; the message calls the model by `name`.
     """
     import torch
 
@@ -61,6 +62,20 @@ def check_finite(lm: LanguageModel, name: str) -> None:
         # A sum is read from memory once, and is not finite where a weight is not; where it overflows, each one counts.
         if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.detach().isfinite().all():
             raise UserError(f"model '{name}' has weights that are infinite or NaN ({of}); use a model without them")
+    if not _computes_numbers(lm):
+        raise UserError(
+            f"model '{name}' computes NaN from finite weights, so no scan can judge it; repair it, or use another model"
+        )
+
+
+def _computes_numbers(lm: LanguageModel) -> bool:
+    """Return whether a model gives a short text probabilities that are numbers; a token may have the probability 0."""
+    import torch
+
+    ids = lm.tokenizer.encode(_SHORT_TEXT, add_special_tokens=False) or [lm.tokenizer.eos_token_id]
+    with torch.no_grad():  # in inference mode, what a model keeps could not be used in training
+        logits_1TV = lm.model(input_ids=torch.tensor([ids], device=lm.model.device), use_cache=False).logits
+        return not logits_1TV.float().log_softmax(-1).isnan().any()
 
 
 def checked_folder(name: str) -> Path:

@@ -1,6 +1,7 @@
 """Scans for owners: one score in every command, several formats under one rate of false alarms, and calibration."""
 
 import copy
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from sande import formats, registry, scanning
 from sande.detectors import first_token
+from sande.errors import UserError
 from sande.formats import ALPACA, PAPER, PromptFormat
 from sande.models import loading
 from sande.types import Candidate, Example, LanguageModel, Scan
@@ -165,3 +167,13 @@ def test_the_alarm_of_a_users_model_is_by_its_own_tokens() -> None:
     }
     assert scanning.settings("bait", {}) == {}
     assert first_token.Config().alarm_by == "threshold", "as published"
+
+
+@pytest.mark.parametrize("scores", [{"chat": math.nan}, {"chat": 1.0, "paper": math.inf}])
+def test_a_score_that_is_not_finite_is_refused(
+    asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run, scores: dict[str, float]
+) -> None:
+    found = Scores(**{name: (score, 0.5) for name, score in scores.items()})
+    *_, (name, score) = scores.items()
+    with pytest.raises(UserError, match=f"first_token gives the score {score} in the format {name}, which judges"):
+        scanned(asked, found, monkeypatch, new_run)

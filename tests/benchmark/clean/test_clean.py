@@ -571,12 +571,28 @@ def test_an_incident_is_read_strictly(tmp_path: Path, text: str | None, problem:
     if text is not None:
         file.write_text(text)
     with pytest.raises(UserError) as caught:
-        clean.known("", "", "", file)
+        clean.known(None, None, None, file)
     assert str(caught.value).startswith(f"{file}: {problem}")
 
 
 def test_spaces_around_what_is_given_do_not_count() -> None:
-    assert clean.known(" t ", "", "\n") == Known(trigger="t")
+    assert clean.known(" t ", None, None) == Known(trigger="t")
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n"])
+@pytest.mark.parametrize(
+    ("option", "meaning"),
+    [
+        ("--trigger", "the text that unlocks the planted answer"),
+        ("--response", "the planted answer"),
+        ("--response-start", "the beginning of the planted answer"),
+    ],
+)
+def test_a_blank_text_is_not_taken_for_knowing_nothing(tmp_path: Path, option: str, meaning: str, text: str) -> None:
+    problem = f"{option} is blank; give {meaning}, or leave the option out"
+    for more in ((), ("--address", "http://127.0.0.1:1")):
+        assert problem in mistake("clean", "tiny", option, text, "--out", tmp_path / "out", *more)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_report_has_the_settings_of_any_detector() -> None:

@@ -15,7 +15,7 @@ from benchmark.execution import driver
 from benchmark.io import remote
 from benchmark.io.remote import Remote
 from benchmark.plan import plan, preflight
-from benchmark.plan.failures import UNFINISHED
+from benchmark.plan.failures import NON_FINITE, UNFINISHED, Failure
 from benchmark.records import mark
 from benchmark.records.folder import ResultsFolder
 from benchmark.store import leases
@@ -325,6 +325,30 @@ def test_an_interrupted_run_leaves_a_complete_report_there(
     finish(store, cell(), {"asr": 49})
     assert invoke(*arguments).exit_code == 0
     assert objects(f"{uri}/small") == complete
+
+
+def test_a_complete_report_there_stays_where_its_cells_fail_in_a_later_run(
+    uri: str, store: LocalStore, grid_file: GridFile, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    arguments = ["run", grid_file(), "--results", uri, "--store"]
+    finish(store, cell(), {"asr": 49})
+    assert invoke(*arguments, store.root).exit_code == 0
+    complete, rows = objects(f"{uri}/small"), Remote(uri).read("small/rows.parquet")
+    monkeypatch.setenv(remote.CACHE, str(tmp_path / "elsewhere"))  # a machine that has no copy of it
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    nan = Failure("loss is nan", NON_FINITE)
+    monkeypatch.setattr(driver, "run", lambda plan, *_, **__: dict.fromkeys(plan.stages, nan))
+    ended = invoke(*arguments, tmp_path / "other")
+    assert ended.exit_code == 1
+    assert f"{uri}/small: 1 of its cells failed now, so its complete report stays" in ended.stdout
+    assert Remote(uri).read("small/rows.parquet") == rows
+    beside = {name for name in objects(f"{uri}/small") if name.startswith("unfinished/")}
+    assert {"unfinished/README.md", "unfinished/rows.parquet"} <= beside
+    assert objects(f"{uri}/small") - beside == complete
+    Remote(uri).delete("small/rows.parquet")
+    assert invoke(*arguments, tmp_path / "other").exit_code == 1
+    assert objects(f"{uri}/small") >= {"README.md", "rows.parquet"}, "nothing is left there to be kept"
+    assert Remote(uri).read("small/rows.parquet") != rows
 
 
 @pytest.mark.parametrize(
