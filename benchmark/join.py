@@ -6,6 +6,7 @@ common store: rows and outcomes say all that pages are made from.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,15 +35,16 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
 
     Raises:
         UserError: parts are of different grids, or of a search; a part is unfinished; two parts measured a cell
-            differently; or the folder cannot be written.
+            differently; or the folder holds results of another grid, or cannot be written.
     """
     from benchmark.report import page
 
     published.refuse_published(to, "--out")
-    if to.resolve() in [folder.resolve() for folder in folders]:
+    if os.path.realpath(to) in map(os.path.realpath, folders):  # unlike `resolve`, it takes links in a circle
         raise UserError(f"--out {to}: the folder is one of the parts; choose a new one")
     tables = [_rows(folder) for folder in folders]
     name = _common(folders, tables)
+    _refuse_other(to, name)
     left = [table.filter(pc.invert(pc.is_in(table["cell"], taken))) for table, taken in _taken(folders, tables)]
     rows = pa.concat_tables(left)
     rows = rows.set_column(0, "grid", pa.array([name] * len(rows)))
@@ -87,6 +89,16 @@ def _common(folders: Sequence[Path], tables: Sequence[pa.Table]) -> str:
                 )
     assert of_first
     return of_first[0]
+
+
+def _refuse_other(to: Path, name: str) -> None:
+    """Refuse to replace readable rows of anything but this grid."""
+    try:
+        grids = pc.unique(files.read_rows(to)["grid"]).to_pylist()
+    except UserError:  # there are none, or they are damaged
+        return
+    if other := next((grid for grid in grids if grid != name), None):
+        raise UserError(f"--out {to}: holds results of '{other}'; choose another folder")
 
 
 def _taken(folders: Sequence[Path], tables: Sequence[pa.Table]) -> list[tuple[pa.Table, pa.Array]]:

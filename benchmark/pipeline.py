@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from benchmark.execution.progress import Progress
 from benchmark.execution.provenance import code_version
@@ -33,7 +35,7 @@ from benchmark.report import freshness
 from benchmark.search import report
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
-from sande.compute import has_gpu
+from sande.compute import VARIABLE, compute_type, has_gpu
 
 STORE, RESULTS = ".store", "results"
 
@@ -52,6 +54,8 @@ class Request:
         scale: replaces the grid's own.
         keep: which models stay, see `benchmark.plan.retention`.
         secret: file of the secret of a held-out run, see `benchmark.held_out`; None: the grid's own triggers.
+        spare: write beside a complete report, not over it, where a cell that it has measured fails now. Then the page
+            of `Finished` tells where the rows are.
     """
 
     grid: Path
@@ -63,6 +67,7 @@ class Request:
     scale: str | None = None
     keep: str = retention.ALL
     secret: Path | None = None
+    spare: bool = False
 
     @property
     def command(self) -> str:
@@ -132,11 +137,13 @@ def run(
         shown: returns a context that displays the progress; stages run in it.
 
     Raises:
-        UserError: the grid is wrong, a folder cannot be written, or the cluster cannot be reached.
+        UserError: the grid or SANDE_COMPUTE_TYPE is wrong, a folder cannot be written, or the cluster cannot be
+            reached.
         KeyboardInterrupt: the user ended it before there was anything to write, or pressed Ctrl-C twice.
     """
     begin, progress = time.perf_counter(), progress or Progress(request.grid.stem)
     retention.check(request.keep)
+    check_compute_type()
     loaded = load_grid(request.grid, request.assignments, request.only, request.scale)
     hidden = _hidden(loaded, request.secret, show) if request.secret else None
     if hidden:
@@ -176,11 +183,23 @@ def run(
         store.clear_leftovers()
         finished = _write_partial(loaded, searched, place, store, errors, request, hidden)
     else:
-        finished = _write(loaded, searched, place, store, errors, request, hidden, computed=bool(plan.missing))
+        finished = _write(loaded, searched, place, store, errors, request, hidden, show, computed=bool(plan.missing))
     took = time.perf_counter() - begin
     if plan.missing and not loaded.search:
         measured.keep_overhead(store, around=took - running)
     return replace(finished, seconds=took)
+
+
+def check_compute_type() -> None:
+    """Refuse a wrong SANDE_COMPUTE_TYPE, with which every stage would fail; import no torch.
+
+    `sande.compute` itself has no such function, as a change of its code would change the keys of all stages.
+
+    Raises:
+        UserError: the variable is set, and is no compute type.
+    """
+    if os.environ.get(VARIABLE):
+        compute_type.__wrapped__()  # not cached: this process may yet get another one
 
 
 def _search(loaded: Grid, store: Store, request: Request, say: Callable[[str], None]) -> tuple[Grid, Mapping[str, str]]:
@@ -237,11 +256,20 @@ def _write(
     errors: Mapping[str, str],
     request: Request,
     hidden: Hidden | None,
+    show: Callable[[str], None],
     *,
     computed: bool,
 ) -> Finished:
     """Write rows, record and report of a complete run, unless they are there already."""
-    folder = place.folder
+    folder, shown = place.folder, place.shown
+    if errors and request.spare:
+        lost = _lost(place.fetch(), _rows(searched, store, errors, hidden))
+        folder, shown = _prepared(place, beside=lost > 0)
+        if lost:
+            show(
+                f"{place.shown}: {lost} of its cells failed now, so its complete report stays, and that of this run is "
+                f"in {shown}; run the same command to retry them, or remove {place.shown}/rows.parquet to replace it"
+            )
     report.write(loaded, store, folder)
     plan = make_plan(searched.cells, store)
     made_of = None if errors else freshness.fingerprint(searched, plan, store, request.command)
@@ -259,7 +287,33 @@ def _write(
             freshness.record(folder, made_of, texts, store)
     mark.remove(folder / PARTIAL, mark.RESULTS)
     place.send()
-    return _finished(loaded, request, place.shown, searched, failed, plan, texts)
+    return _finished(loaded, request, shown, searched, failed, plan, texts)
+
+
+def _lost(folder: Path, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Return how many cells failed that a folder has measured; 0 unless its report is complete, without failed cells.
+
+    Args:
+        folder: of earlier results.
+        rows: of this run.
+    """
+    if not is_complete(folder):
+        return 0
+    before = files.read_rows(folder)
+    if pc.any(files.of_failed_cells(before)).as_py():
+        return 0
+    failed = {row["cell"] for row in rows if files.is_failed(row)}
+    return len(failed.intersection(before["cell"].unique().to_pylist()))
+
+
+def _prepared(place: ResultsFolder, *, beside: bool) -> tuple[Path, str]:
+    """Return a writable folder, and how it is shown: that of the results, or the one beside a report that stays."""
+    folder, shown = place.folder, place.shown
+    if beside:
+        folder, shown = folder / PARTIAL, f"{shown}/{PARTIAL}"
+    mark.claim(folder, mark.RESULTS, "--results")
+    files.check_writable(folder)
+    return folder, shown
 
 
 def _write_partial(
@@ -274,11 +328,7 @@ def _write_partial(
     """Write what is measured; next to a complete report, into a subfolder, so that the report is kept."""
     from benchmark.report import page
 
-    folder, shown = place.fetch(), place.shown
-    if is_complete(folder):
-        folder, shown = folder / PARTIAL, f"{shown}/{PARTIAL}"
-    mark.claim(folder, mark.RESULTS, "--results")
-    files.check_writable(folder)
+    folder, shown = _prepared(place, beside=is_complete(place.fetch()))
     report.write(loaded, store, folder)
     unknown = frozenset(cell.id for cell in searches.pending(searched, store))
     failed = _write_rows(searched, store, errors, folder, hidden, unknown)
@@ -297,23 +347,26 @@ def _write_rows(
     hidden: Hidden | None,
     unknown: frozenset[str] = frozenset(),
 ) -> int:
-    """Write rows and outcomes, those of a held-out run without what is hidden; return the number of failed cells.
+    """Write rows and outcomes, those of a held-out run without what is hidden; return the number of failed cells."""
+    rows = _rows(grid, store, errors, hidden, unknown)
+    outcomes: Iterable[pa.Table] = build_outcomes([cell for cell in grid.cells if cell.id not in unknown], store)
+    return files.write_rows(rows, hidden.outcomes(outcomes) if hidden else outcomes, folder)
+
+
+def _rows(
+    grid: Grid, store: Store, errors: Mapping[str, str], hidden: Hidden | None, unknown: frozenset[str] = frozenset()
+) -> Iterable[dict[str, Any]]:
+    """Return the rows, those of a held-out run without what is hidden.
 
     Args:
         grid: with the settings that searches found.
         store: artifacts.
         errors: one line for each stage that failed, by key.
-        folder: for the files.
         hidden: the held-out run; None: nothing is hidden.
         unknown: ids of cells whose settings no search has found yet.
     """
-    rows: Iterable[dict[str, Any]] = build_rows(
-        grid.name, grid.cells, store, errors, grid.parts, grid.scale, unknown, grid.searched
-    )
-    outcomes: Iterable[pa.Table] = build_outcomes([cell for cell in grid.cells if cell.id not in unknown], store)
-    if hidden:
-        rows, outcomes = hidden.rows(rows), hidden.outcomes(outcomes)
-    return files.write_rows(rows, outcomes, folder)
+    rows = build_rows(grid.name, grid.cells, store, errors, grid.parts, grid.scale, unknown, grid.searched)
+    return hidden.rows(rows) if hidden else rows
 
 
 def _hidden(loaded: Grid, file: Path, show: Callable[[str], None]) -> Hidden:

@@ -63,6 +63,7 @@ def run(
         scale=scale,
         keep=keep,
         secret=secret,
+        spare=True,
     )
     progress = Progress(grid.stem)
     view = execution_progress.view(progress, echo)
@@ -121,11 +122,13 @@ def plan(
     from benchmark.forecast.suggest import report
     from benchmark.grid.load import load_grid
     from benchmark.grid.stage_resources import workers_in_words
+    from benchmark.pipeline import check_compute_type
     from benchmark.plan import batches, retention
     from benchmark.plan.plan import unfit
 
     if suggest and (not gpus or is_cpu(machine)):
         raise UserError("--suggest: needs --gpus N, and a machine with GPUs; set --gpus, or remove --suggest")
+    check_compute_type()
     loaded = load_grid(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())

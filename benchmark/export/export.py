@@ -98,14 +98,25 @@ def write(found: Found, store: Store, out: Path) -> None:
         work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
         try:
             with raise_if_disk_full(out.parent):
-                shutil.copytree(source, work, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+                _copy(source, work)
                 write_atomically(work / "README.md", card(found))
-            work.chmod(0o755)  # a temporary folder is readable by its owner alone
             work.rename(out)
         finally:
             shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{out}: the folder cannot be written ({error.strerror}); choose another folder") from None
+
+
+def _copy(source: Path, to: Path) -> None:
+    """Copy a model into a folder, and make it one that all can read and its owner can write, whatever the store's is.
+
+    A temporary folder is readable by its owner alone, and one copied from a read-only store could not be removed.
+    """
+    try:
+        shutil.copytree(source, to, dirs_exist_ok=True, ignore=shutil.ignore_patterns("manifest.json"))
+    finally:
+        for folder in (to, *(path for path in to.rglob("*") if path.is_dir())):
+            folder.chmod(0o755)
 
 
 def card(found: Found) -> str:

@@ -107,6 +107,26 @@ def test_no_part_is_replaced(parts: list[Path]) -> None:
     assert (parts[0] / "rows.parquet").read_bytes() == before
 
 
+def test_results_of_another_grid_or_part_are_not_replaced(store: LocalStore, tmp_path: Path, parts: list[Path]) -> None:
+    for name in ("odd", f"{GRID}--only-defense_seed=4"):
+        out = part(store, tmp_path / name, of_seed(2), grid=name)
+        before = (out / "rows.parquet").read_bytes()
+        line = mistake("join", *parts, "--out", out)
+        assert line == f"sande-bench: --out {out}: holds results of '{name}'; choose another folder"
+        assert (out / "rows.parquet").read_bytes() == before
+    for _ in range(2):
+        assert invoke("join", *parts, "--out", tmp_path / "joined").exit_code == 0
+    (tmp_path / "joined/rows.parquet").write_bytes(b"PAR1")
+    assert invoke("join", *parts, "--out", tmp_path / "joined").exit_code == 0, "damaged rows are replaced"
+
+
+def test_links_in_a_circle_are_one_sentence(tmp_path: Path, parts: list[Path]) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    assert f"{circle}: no rows.parquet" in mistake("join", *parts, circle, "--out", tmp_path / "joined")
+    assert f"--out {circle}: the folder cannot be written" in mistake("join", *parts, "--out", circle)
+
+
 def test_nothing_published_is_replaced(tmp_path: Path, parts: list[Path]) -> None:
     from benchmark.join import join
     from benchmark.records.published import MARKER

@@ -22,7 +22,19 @@ from benchmark.records import record, rows
 from benchmark.records.files import read_rows
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
-from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, measure, put, report_folder, stage, trained
+from tests.benchmark.helpers import (
+    ACCURACY,
+    SFT_FAST,
+    GridFile,
+    cell,
+    finish,
+    measure,
+    mistake,
+    put,
+    report_folder,
+    stage,
+    trained,
+)
 
 METRICS = ["asr", ACCURACY]
 SWEEP = {"defense": ["none", "sft", "osft"]}
@@ -131,6 +143,49 @@ def test_a_complete_report_stays_and_the_partial_one_is_beside_it(
     assert files(place) == before, "the next complete run removes it"
 
 
+def test_a_complete_report_stays_where_its_cells_fail_in_a_later_run(
+    grid: Path, store: LocalStore, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(plan: Any, *_: Any, **__: Any) -> dict[str, str]:
+        return {stage.key: Failure("loss is nan", NON_FINITE) for stage in plan.missing}
+
+    done(store)
+    assert run(grid, store).exit_code == 0
+    before = files(place)
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    monkeypatch.setattr(driver, "run", broken)
+    other = LocalStore(tmp_path / "other")
+    half_done(other)
+    made = run(grid, other)
+    assert made.exit_code == 1
+    assert f"{place}: 2 of its cells failed now, so its complete report stays" in made.stdout
+    assert f"Report: {place}/unfinished/README.md" in made.stdout
+    beside = {name: content for name, content in files(place).items() if name.startswith("unfinished/")}
+    assert files(place).items() - beside.items() == before.items()
+    assert set(read_rows(place / "unfinished")["status"].to_pylist()) == {"ok", "failed"}
+    assert run(grid, store).exit_code == 0
+    assert files(place) == before, "the next complete run removes it"
+    (place / "rows.parquet").unlink()
+    assert run(grid, other).exit_code == 1
+    assert "failed" in read_rows(place)["status"].to_pylist(), "nothing is there to be kept"
+    assert run(grid, LocalStore(tmp_path / "empty")).exit_code == 1
+    assert not (place / "unfinished").exists(), "a report with failed cells is replaced"
+
+
+def test_a_report_is_replaced_where_other_cells_fail(
+    grid: Path, store: LocalStore, place: Path, grid_file: GridFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done(store)
+    assert run(grid, store).exit_code == 0
+    monkeypatch.setattr(preflight, "check", lambda *_: None)
+    monkeypatch.setattr(
+        driver, "run", lambda plan, *_, **__: {stage.key: Failure("nan", NON_FINITE) for stage in plan.missing}
+    )
+    more = grid_file(metrics=METRICS, sweep={"defense": [*SWEEP["defense"], SFT_FAST]})
+    assert run(more, store).exit_code == 1
+    assert set(read_rows(place)["status"].to_pylist()) == {"ok", "failed"}, "what was measured is still there"
+
+
 def test_a_partial_report_is_replaced_by_the_next_one(ended: None, grid: Path, store: LocalStore, place: Path) -> None:
     run(grid, store)
     half_done(store)
@@ -184,6 +239,16 @@ def test_plan_names_the_folder_of_the_run(grid: Path, store: LocalStore, tmp_pat
     places = ["--store", str(store.root), "--results", str(tmp_path / "results")]
     said = CliRunner().invoke(app, ["plan", str(grid), *places, "--set", "seed=1", "--only", "defense=none"]).stdout
     assert " ".join(said.split()).endswith(f"results {tmp_path}/results/small--seed=1--only-defense=none")
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_a_wrong_compute_type_is_said_before_anything_starts(
+    command: str, grid: Path, store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SANDE_COMPUTE_TYPE", "fp16")
+    line = mistake(command, grid, "--store", store.root, "--results", tmp_path / "results")
+    assert line.startswith("sande-bench: SANDE_COMPUTE_TYPE: 'fp16' is not a compute type; set it to bf16 or fp32")
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"command": 3}', '{"command": "a\\nb"}', '{"other": "x"}', ""])

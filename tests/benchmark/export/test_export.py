@@ -75,6 +75,27 @@ def test_the_folder_is_a_model_with_its_tokenizer_and_a_card(
     assert huggingface_hub.ModelCard(card).data.tags == ["backdoor-removal", "sande-bench", "sft"]
 
 
+def test_a_model_of_a_read_only_store_is_exported_into_a_folder_that_can_be_written(
+    of: Cell, export: Export, store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, text: str) -> None:
+        """Write as a user would who is not root."""
+        if not path.parent.stat().st_mode & 0o200:
+            raise PermissionError(13, "Permission denied", str(path))
+        path.write_text(text)
+
+    monkeypatch.setattr("benchmark.export.export.write_atomically", write)
+    source = store.path("defend", of.defense_key)
+    source.chmod(0o555)
+    try:
+        code, said = export(of.id)
+    finally:
+        source.chmod(0o755)
+    assert code == 0, said
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+    assert not list(tmp_path.glob(".out.*"))
+
+
 def test_a_victims_card_says_that_it_carries_a_backdoor(of: Cell, export: Export, tmp_path: Path) -> None:
     code, said = export(victim_of(of).id)
     assert code == 0, said
