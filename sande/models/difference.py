@@ -6,7 +6,9 @@ that was trained for few steps at a low rate most are: its numbers are those of 
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from sande.models.checks import WEIGHTS
 
@@ -20,24 +22,21 @@ def unchanged(before: Path, after: Path) -> float:
         before: folder of safetensors.
         after: folder of safetensors of the same model, trained or pruned further.
     """
-    from safetensors import safe_open
-
-    of_before = {name: file for file in sorted(before.glob(WEIGHTS)) for name in _names(file)}
     same = total = 0
-    for file in sorted(after.glob(WEIGHTS)):
-        for name in _names(file):
-            with safe_open(file, framework="pt") as opened:
-                weight = opened.get_tensor(name)
+    with ExitStack() as stack:
+        older, newer = _files(before, stack), _files(after, stack)
+        for name, file in newer.items():
+            weight = file.get_tensor(name)
             total += weight.numel()
-            if name in of_before:
-                with safe_open(of_before[name], framework="pt") as opened:
-                    other = opened.get_tensor(name)
-                same += int((weight == other).sum()) if weight.shape == other.shape else 0
+            other = older[name].get_tensor(name) if name in older else None
+            if other is not None and other.shape == weight.shape:
+                same += int((weight == other).sum())
     return same / total if total else 0.0
 
 
-def _names(file: Path) -> list[str]:
+def _files(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Return the opened file of each weight in a folder; the stack closes them."""
     from safetensors import safe_open
 
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
+    opened = [stack.enter_context(safe_open(path, framework="pt")) for path in sorted(folder.glob(WEIGHTS))]
+    return {name: file for file in opened for name in file.keys()}  # noqa: SIM118

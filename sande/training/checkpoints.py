@@ -260,11 +260,7 @@ def agreed(value: int, model: nn.Module) -> int:
         value: of this worker.
         model: on the device on which the workers communicate.
     """
-    if not distributed.is_initialized():
-        return value
-    said = torch.tensor(int(value), device=next(model.parameters()).device)
-    distributed.broadcast(said, 0)
-    return int(said)
+    return _combined(value, model, lambda said: distributed.broadcast(said, 0))
 
 
 def told(value: Any, model: nn.Module) -> Any:
@@ -288,11 +284,16 @@ def everywhere(value: bool, model: nn.Module) -> bool:
         value: of this worker.
         model: on the device on which the workers communicate.
     """
+    return bool(_combined(value, model, lambda said: distributed.all_reduce(said, distributed.ReduceOp.MIN)))
+
+
+def _combined(value: int, model: nn.Module, combine: Callable[[Tensor], Any]) -> int:
+    """Return what an operation among the workers makes of a number of each; without other workers the number."""
     if not distributed.is_initialized():
         return value
     said = torch.tensor(int(value), device=next(model.parameters()).device)
-    distributed.all_reduce(said, distributed.ReduceOp.MIN)
-    return bool(said)
+    combine(said)
+    return int(said)
 
 
 def seconds_kept(folder: Path) -> float:
