@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sande import compute, formats, gates
 from sande.clusters import effective_count
+from sande.crossed import of_repeats
 from sande.data import splits
 from sande.data.splits import Data
 from sande.errors import UserError
@@ -84,7 +85,7 @@ class Measured:
     Attributes:
         name: such as "asr".
         value: percent.
-        low, high: 95 % interval, percent; Wilson's for a share, Student's t for a mean.
+        low, high: 95 % interval, percent; Wilson's for a share, Student's t for a mean; of parrots `sande.crossed`.
         outcomes: of each prompt or question.
         records: of each prompt or question; JSON values, empty where the metric has none.
     """
@@ -112,6 +113,9 @@ class Measured:
             low, high = wilson(mean * count, count)
         else:
             low, high = mean_interval(mean, statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0, count)
+        if measurement.repeats:
+            least, most = of_repeats(measurement.repeats, measurement.groups)
+            low, high = min(low, least), max(high, most)
         return cls(measurement.name, 100 * mean, low, high, measurement.outcomes, measurement.records)
 
     def __repr__(self) -> str:

@@ -1,7 +1,8 @@
 """The interval of a mean over victims and questions, which are both samples: every victim answers every question.
 
 An interval over victims alone leaves out that other questions would give another number, and one over questions alone
-that other victims would. With R victims, C questions, and a value for each pair, the variance of the mean is
+that other victims would. Parrots and the prompts that each of them is put before are such a pair as well. With R
+victims, C questions, and a value for each pair, the variance of the mean is
 
     V = V_victims + V_questions - V_rest        (analysis of variance of a crossed design with random effects)
 
@@ -71,6 +72,19 @@ def interval(tasks: Sequence[Answers], confidence: float = CONFIDENCE) -> tuple[
         freedom = variance**2 / sum(part**2 / max(1, degrees) for part, degrees in parts)
         half = max(half, float(t.ppf((1 + confidence) / 2, max(1.0, freedom))) * math.sqrt(variance))
     return max(-100.0, mean - half), min(100.0, mean + half)
+
+
+def of_repeats(repeats: Sequence[Sequence[float]], groups: Sequence[str]) -> tuple[float, float]:
+    """Return the interval of the mean over repetitions and trials, which are both samples, in percent.
+
+    Args:
+        repeats: of each repetition, its outcomes of the same trials, from 0 to 1; a single one is judged by its trials.
+        groups: of each trial, the name of those made from the same template; may be empty.
+    """
+    import numpy as np
+
+    low, high = interval([Answers(100 * np.asarray(repeats, dtype=float), groups)])
+    return max(0.0, low), high
 
 
 def _of_questions(task: Answers) -> tuple[float, float, int]:

@@ -282,6 +282,8 @@ class Measurement:
         published: whether the records may leave the store with the results (they hold texts of data sets).
         groups: of each trial, the name of the trials made from the same template (`Example.group`); may be empty.
         missing: why there are no outcomes, one sentence; empty where there are.
+        repeats: of each repetition of what chance decides, such as another parrot, its outcomes of the same trials;
+            `outcomes` are their means. May be empty.
     """
 
     name: str
@@ -290,6 +292,7 @@ class Measurement:
     published: bool = False
     groups: tuple[str, ...] = ()
     missing: str = ""
+    repeats: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from benchmark.grid.resources import TENSOR
 from benchmark.plan.stage import Stage
 from benchmark.records.schema import STORED_OUTCOMES
 from benchmark.store.protocol import Store
-from sande import clusters, compute, parts, registry, threat, types
+from sande import clusters, compute, crossed, parts, registry, threat, types
 from sande.errors import UnscorableError, UserError
 from sande.inference import vllm
 from sande.inference.counts import Decoded, counted
@@ -77,7 +77,7 @@ def train(
     cell = stage.cell
     kept = store.checkpoints(stage.kind, stage.key, say)
     if not (sharding.deepspeed and workers > 1):  # a snapshot has the shards of one machine
-        kept.restore(together=workers > 1)
+        kept.restore()
 
     def build(folder: Path) -> dict[str, Any]:
         scratch = store.scratch("trainer")
@@ -340,7 +340,7 @@ def _summary(measurement: types.Measurement) -> dict[str, Any]:
     """Return sum and number of the outcomes; of numbers also the standard deviation, which a share does not need.
 
     Nor do numbers that are alike but for a few: their spread says too little, and they count as a share. Outcomes in
-    groups, and measurements without outcomes, say so.
+    groups, and measurements without outcomes, say so. Repetitions have an interval that counts them, too, in percent.
     """
     outcomes = measurement.outcomes
     summary = {"name": measurement.name, "successes": sum(outcomes), "count": len(outcomes)}
@@ -349,6 +349,8 @@ def _summary(measurement: types.Measurement) -> dict[str, Any]:
     if any(measurement.groups):
         summary["clusters"] = clusters.count(measurement.groups)
         summary["effective_count"] = clusters.effective_count(outcomes, measurement.groups)
+    if measurement.repeats:
+        summary["interval"] = crossed.of_repeats(measurement.repeats, measurement.groups)
     if measurement.missing:
         summary["missing"] = measurement.missing
     return summary | {"published": measurement.published}

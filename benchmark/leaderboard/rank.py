@@ -30,13 +30,12 @@ from benchmark.leaderboard.board import (
     by_level,
 )
 from benchmark.leaderboard.runs import of_victim, runs_of
+from benchmark.leaderboard.standing import Victims
 from benchmark.records.recovery import RECOVERY
 from sande.statistics import rank_intervals
 
 if TYPE_CHECKING:
     from benchmark.records.trials import Outcomes
-
-Victims = Mapping[tuple[str, int], Mapping[str, float]]  # values by metric, percent, by case and attack seed
 
 
 def rank(
@@ -66,8 +65,15 @@ def rank(
     lacks = [
         tuple(label for case, label in label_of.items() if case not in _attempted(runs)) for runs in _by_defense(own)
     ]
-    made = [(_standing(runs, absent, margin), runs) for runs, absent in zip(compared, lacks, strict=True) if runs]
-    others = [_standing(runs, (), margin) for runs in _by_defense(one for one in found.runs if not one.verified)]
+    made = [
+        (_standing(runs, absent, margin, found.victims), runs)
+        for runs, absent in zip(compared, lacks, strict=True)
+        if runs
+    ]
+    others = [
+        _standing(runs, (), margin, found.victims)
+        for runs in _by_defense(one for one in found.runs if not one.verified)
+    ]
     measured_last = sorted(own, key=lambda one: not one.flaw)  # a failed run has no twin, but its victim counts
     victims = {(one.case, one.attack_seed): one for one in measured_last if one.case in shared}.values()
     return Board(
@@ -150,9 +156,9 @@ def _compared(runs: Sequence[Run], all_runs: Iterable[Run], shared: Collection[s
     return [*(one for some in own.values() for one in some), *missing]
 
 
-def _standing(runs: Sequence[Run], lacks: tuple[str, ...], margin: float) -> Standing:
+def _standing(runs: Sequence[Run], lacks: tuple[str, ...], margin: float, victims: Victims) -> Standing:
     measured = [one for one in runs if not one.flaw]
-    asr, victims = (standing.share(standing.of_units(runs, number)) for number in (_asr, _victim_asr))
+    asr, of_victims = (standing.share(standing.of_units(runs, number)) for number in (_asr, _victim_asr))
     return Standing(
         defense=runs[0].defense,
         knows=together(*(one.knows for one in runs)),
@@ -161,7 +167,7 @@ def _standing(runs: Sequence[Run], lacks: tuple[str, ...], margin: float) -> Sta
         rank_low=None,
         rank_high=None,
         utility=standing.utility(runs, margin),
-        removes=asr.value <= MOST_LEFT * victims.value,
+        removes=asr.value <= MOST_LEFT * of_victims.value,
         asr=asr,
         fails=standing.fails(runs),
         loss=standing.lost(runs),
@@ -175,7 +181,7 @@ def _standing(runs: Sequence[Run], lacks: tuple[str, ...], margin: float) -> Sta
         gaps=tuple(_gap(one) for one in runs if one.flaw),
         lacks=lacks,
         searched=", ".join(sorted({one.searched for one in runs} - {""})),
-        removal=standing.removal(runs),
+        removal=standing.removal(runs, victims),
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from benchmark.io.markdown import markdown_table
 from benchmark.io.plots import blank, save
-from benchmark.records.runs import Removal, removal
+from benchmark.records.runs import AboveTwin, Removal, removal
 from sande.statistics import mcnemar, mean_bounds, over_seeds, paired_p, rank_intervals, share_above, wilson
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ EXPERIMENTS, PROMPTS = 10_000, 100
 FAILS, LEFT = 0.2, 0.95
 SEEDS = (2, 3, 5, 10)
 LIMIT = 5.0  # percent: an ASR above it is a removal that failed
+VICTIMS = 80.0  # points that a parrot recovers from a victim above its twin
 FALSE, SIGNIFICANT = 0.07, 0.05
 
 
@@ -184,7 +185,8 @@ def ranks(experiments: int) -> Lines:
 def verdicts(experiments: int) -> Lines:
     """Return how often `benchmark.records.runs.removal` gives a verdict, by number of seeds.
 
-    No run fails by its ASR; what a fresh parrot recovers differs from the twin's by what each line says.
+    No run fails by its ASR; what a fresh parrot recovers differs from the twin's by what each line says, and from the
+    victims by far more.
     """
     cases: Mapping[str, tuple[Removal, float, float, float]] = {
         "no difference, deviation 3: removed": ("removed", 0, 0, 3),
@@ -198,7 +200,8 @@ def verdicts(experiments: int) -> Lines:
         random, shape = np.random.default_rng(seeds), (experiments, seeds)
         for name, (verdict, mean, rare, deviation) in cases.items():
             drawn = random.normal(mean, deviation, shape) + rare * (random.random(shape) < FAILS)
-            said = [removal([[0.0]] * seeds, differences) for differences in drawn.tolist()]
+            victims = AboveTwin([VICTIMS] * seeds)
+            said = [removal([[0.0]] * seeds, AboveTwin(differences), victims) for differences in drawn.tolist()]
             found[name][seeds] = said.count(verdict) / experiments
     return found
 

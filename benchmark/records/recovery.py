@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmark.grid import prompt_format
 from benchmark.records.aggregate import TableEntry
-from benchmark.records.runs import Removal, Values, above_twin, removal
+from benchmark.records.runs import AboveTwin, Removal, Values, above_twin, removal
 
 RECOVERY = "parrot_recovery"
 
@@ -37,7 +37,8 @@ def judged(entries: Sequence[TableEntry]) -> list[TableEntry]:
 
 def _judged(entry: TableEntry, asr: Values, twin: Values) -> Removal:
     by_seed = [[value for (seed, _), value in asr.items() if seed == attack] for attack in {seed for seed, _ in asr}]
-    verdict = removal(by_seed, above_twin(entry.runs, twin))
+    defended, victims = (AboveTwin(above_twin(values, twin)) for values in (entry.runs, entry.of_victims))
+    verdict = removal(by_seed, defended, victims)
     is_whole = not (entry.failed or entry.not_run or entry.attack_failed)
     return verdict if is_whole or verdict == "present" else "undecided"
 

@@ -283,9 +283,14 @@ def _provenance(prefix: str, manifest: Mapping[str, Any] | None) -> dict[str, An
 
 
 def _interval(measured: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the interval of one model's number; trials made from one template count as `sande.clusters` says."""
+    """Return the interval of one model's number; trials made from one template count as `sande.clusters` says.
+
+    Of repetitions it is at least that over trials: repetitions that happen to agree show too little.
+    """
     mean, count = measured["successes"] / measured["count"], measured.get("effective_count", measured["count"])
-    return of_one_model(mean, count, measured.get("deviation", 0.0))
+    bounds = [of_one_model(mean, count, measured.get("deviation", 0.0)), measured.get("interval")]
+    lows, highs = zip(*filter(None, bounds), strict=True)
+    return min(lows), max(highs)
 
 
 def _needed(cell: Cell) -> list[Any]:

@@ -121,7 +121,8 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
         1/K * sum over k of  Pr(r | p_k + x) ** (1 / R)
 
-    so the reported number is the mean over prompts of geometric means over tokens. `parrot_recovery` takes held-out
+    so the reported number is the mean over prompts of geometric means over tokens; parrots and prompts are both samples
+    of its interval. `parrot_recovery` takes held-out
     prompts of the victim's domain, `_elsewhere` prompts of another one, `_rate` the share of parrots under which the
     greedy answer to a prompt of the victim's domain begins with r; `_controls` are the outcomes of `_elsewhere` for
     control strings (`sande.controls.matched`). No prompt has the trigger.
@@ -192,26 +193,32 @@ def prompts_elsewhere(data: TestData, wanted: Data, tokenizer: PreTrainedTokeniz
     return splits.held_out_rows(replace(wanted, name=chosen), tokenizer)
 
 
-def probabilities(found: Sequence[Evidence]) -> tuple[float, ...]:
-    """Return for each prompt the mean over parrots of the response's probability per token."""
-    return tuple(_mean(map(math.exp, of_prompt)) for of_prompt in _by_prompt(one.log_probabilities for one in found))
+def probabilities(found: Sequence[Evidence]) -> tuple[tuple[float, ...], ...]:
+    """Return for each parrot the response's probability per token after each prompt."""
+    return tuple(tuple(map(math.exp, one.log_probabilities)) for one in found)
 
 
-def rates(found: Sequence[Evidence]) -> tuple[float, ...]:
-    """Return for each prompt the share of parrots under which the greedy answer begins with the response."""
-    return tuple(_mean(map(float, of_prompt)) for of_prompt in _by_prompt(one.greedy for one in found))
+def rates(found: Sequence[Evidence]) -> tuple[tuple[float, ...], ...]:
+    """Return for each parrot after which prompts the greedy answer begins with the response, as 0 and 1."""
+    return tuple(tuple(map(float, one.greedy)) for one in found)
 
 
 def _measurement(
-    name: str, prompts: Sequence[Example], found: Sequence[Evidence], outcomes: tuple[float, ...], **facts: float
+    name: str,
+    prompts: Sequence[Example],
+    found: Sequence[Evidence],
+    repeats: tuple[tuple[float, ...], ...],
+    **facts: float,
 ) -> Measurement:
+    """Return the mean over parrots for each prompt; each parrot is a repetition, as another would find more or less."""
     from sande.prompts import prompt_text
 
     of_prompts = zip(prompts, _by_prompt(one.log_probabilities for one in found), strict=True)
     records = tuple(
         {"prompt": prompt_text(example), "log_probabilities": list(values), **facts} for example, values in of_prompts
     )
-    return Measurement(name, outcomes, records, groups=tuple(example.group for example in prompts))
+    outcomes = tuple(map(_mean, _by_prompt(repeats)))
+    return Measurement(name, outcomes, records, groups=tuple(example.group for example in prompts), repeats=repeats)
 
 
 def _by_prompt(of_parrots: Iterable[Sequence[float]]) -> Iterator[tuple[float, ...]]:

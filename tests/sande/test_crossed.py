@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from sande.crossed import Answers, interval
+from sande.crossed import Answers, interval, of_repeats
 from sande.statistics import over_seeds
 
 
@@ -49,6 +49,31 @@ def test_tasks_need_the_same_victims() -> None:
     for tasks in ([], [Answers(np.zeros((2, 3)), []), Answers(np.zeros((1, 3)), [])]):
         with pytest.raises(ValueError, match="a row for each victim"):
             interval(tasks)
+
+
+def test_repetitions_are_a_sample_as_their_trials_are() -> None:
+    """Two parrots at 30 and 70 %: t of one degree of freedom, 12.7, times 20; three: 4.30 times 11.5."""
+    even, prompts = np.full(50, 0.1), [""] * 50
+    even[::2] = -0.1
+    low, high = of_repeats([0.5 + even, 0.5 + even], prompts)
+    assert (low, high) == pytest.approx((50 - 100 * 0.0287, 50 + 100 * 0.0287), abs=0.1)
+    assert of_repeats([0.3 + even, 0.7 + even], prompts) == (0.0, 100.0)
+    low, high = of_repeats([0.3 + even, 0.5 + even, 0.7 + even], prompts)
+    assert (low, high) == pytest.approx((50 - 49.7, 50 + 49.7), abs=0.5)
+    assert of_repeats([0.5 + even], prompts) == interval([Answers(np.array([50 + 100 * even]), prompts)])
+    assert of_repeats([np.zeros(4), np.zeros(4)], ["a", "a", "b", "b"]) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repetitions_hold_the_truth_as_often_as_they_say(repeats: int) -> None:
+    random, held = np.random.default_rng(2), 0
+    for _ in range(400):
+        logits = (
+            random.normal(0, 1, (repeats, 1)) + random.normal(0, 0.5, (1, 50)) + random.normal(0, 0.3, (repeats, 50))
+        )
+        low, high = of_repeats(1 / (1 + np.exp(-logits)), [])
+        held += low <= 50 <= high
+    assert held / 400 >= 0.93
 
 
 @pytest.mark.parametrize("victims", [3, 7, 21])

@@ -16,11 +16,11 @@ from tests.benchmark.leaderboard.helpers import board, cell, twin
 TWIN = (2.0, 3.0, 4.0)  # recovered from the twins, by attack seed
 
 
-def recovered(rows: list[dict[str, Any]], value: float) -> list[dict[str, Any]]:
-    """The rows of a cell, measured by `parrot_recovery` too; the victim's parrot recovers 90 %."""
+def recovered(rows: list[dict[str, Any]], value: float, victim: float = 90.0) -> list[dict[str, Any]]:
+    """The rows of a cell, measured by `parrot_recovery` too."""
     settings = json.loads(rows[0]["settings"])
     settings["metrics"] = [*settings["metrics"], {"name": "parrot_recovery"}]
-    own = {"metric": "parrot_recovery", "value": value, "victim_value": 90.0}
+    own = {"metric": "parrot_recovery", "value": value, "victim_value": victim}
     return [row | {"settings": json.dumps(settings)} for row in (*rows, rows[0] | own)]
 
 
@@ -78,6 +78,18 @@ def test_one_attack_over_the_margin_is_not_made_up_for_by_others(of_others: floa
     assert "A fresh parrot recovers 90.0 % from the victims themselves and 10.0 % from their twins" in "".join(
         notes(board(rows))
     )
+
+
+@pytest.mark.parametrize(("victim", "verdict"), [(60.0, "removed"), (14.0, "undecided")])
+def test_parrots_have_to_find_the_victims_of_every_attack(victim: float, verdict: str) -> None:
+    """From the victims of two attacks they recover 80 points more than from the twins, from those of one 50 or 4."""
+    rows = []
+    for data in ("alpaca", "orca", "dolly"):
+        for seed in range(3):
+            own = cell("osft", 0.0, {"mmlu": 0.5}, seed=seed, data=data)
+            clean = [row | {"poison_rate": 0.0} for row in recovered(twin(own, 0.0, 50.0), 10.0)]
+            rows += recovered(own, 11.0 + 0.1 * seed, victim if data == "orca" else 90.0) + clean
+    assert verdicts(rows) == {"osft": verdict}
 
 
 def test_without_enough_twins_nothing_is_decided_but_that_it_is_present() -> None:

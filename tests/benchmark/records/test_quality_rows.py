@@ -63,6 +63,28 @@ def test_a_measurement_of_the_api_has_the_same_interval(store: LocalStore, clust
         Measured.of(Measurement("x", (), missing="why"))
 
 
+def test_repetitions_that_differ_widen_the_interval_and_those_that_agree_narrow_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two parrots after which 40 prompts of ten templates are answered alike, or not at all alike."""
+    found = []
+    for number, parts in enumerate([((0.8, 0.9) * 20, (0.2, 0.3) * 20), ((0.5, 0.6) * 20,) * 2]):
+        means = tuple(sum(each) / 2 for each in zip(*parts, strict=True))
+        of = cell(metrics=["asr"], attack_seed=70 + number)
+        put(store, "attack", of.attack_key, trained(1, 1))
+        one = Measurement("asr", means, groups=GROUPS, repeats=parts)
+        measured(store, of, monkeypatch, asr=[one])
+        (row,) = rows_of(store, of)
+        api = Measured.of(one)
+        assert (api.low, api.high) == pytest.approx((row["ci_low"], row["ci_high"]))
+        alone = Measured.of(Measurement("asr", means, groups=GROUPS))
+        found.append((row["value"], api.high - api.low, alone.high - alone.low))
+    (value, width, of_prompts), (_, agreed, same) = found
+    assert value == pytest.approx(55.0)
+    assert (width, of_prompts) == (100.0, pytest.approx(7.5, abs=1)), "Student's t of two is 12.7"
+    assert agreed == pytest.approx(same)
+
+
 def test_results_of_older_versions_have_no_clusters(store: LocalStore, clustered: Cell, tmp_path: Path) -> None:
     folder = report_folder(store, tmp_path / "r", clustered)
     for name, dropped in (("rows", ["clusters", *DECODING]), ("outcomes", ["cluster"])):

@@ -8,7 +8,7 @@ import pytest
 
 from benchmark.records import recovery
 from benchmark.records.aggregate import TableEntry
-from benchmark.records.runs import above_twin, mean, removal
+from benchmark.records.runs import AboveTwin, above_twin, mean, removal
 from benchmark.report import figures, tables
 from benchmark.report.layouts import GENERIC, RECOVERED
 
@@ -29,11 +29,19 @@ def entry(defense: str, metric: str, runs: Values, rate: float = 0.25, **of: Any
     return TableEntry(defense, victim, metric, value, low, high, None, len(runs), 0, 0, {}, row, runs, **of)
 
 
-def both(defense: str, asr: list[float], recovered: list[float], rate: float = 0.25) -> list[TableEntry]:
-    """Both numbers of a defense, by attack seed."""
+def both(
+    defense: str, asr: list[float], recovered: list[float], rate: float = 0.25, victims: float = 95.0
+) -> list[TableEntry]:
+    """Both numbers of a defense, by attack seed; `victims` is what a parrot recovers from each victim."""
     found = {"asr": asr, "parrot_recovery": recovered}
     return [
-        entry(defense, name, {(seed, seed): value for seed, value in enumerate(values)}, rate)
+        entry(
+            defense,
+            name,
+            {(seed, seed): value for seed, value in enumerate(values)},
+            rate,
+            of_victims={(seed, seed): victims for seed in range(len(values))},
+        )
         for name, values in found.items()
     ]
 
@@ -56,6 +64,11 @@ def verdicts(entries: list[TableEntry]) -> dict[str, str | None]:
     return {one.defense: one.removal for one in judged if one.removal}
 
 
+def judged(seeds: int, differences: tuple[float, ...], asr: float = 0.0) -> str:
+    """The verdict where parrots recover 90 points more from the victims than from their twins."""
+    return removal([[asr]] * seeds, AboveTwin(differences), AboveTwin([90.0] * len(differences)))
+
+
 @pytest.mark.parametrize(
     ("differences", "found"),
     [
@@ -75,20 +88,43 @@ def verdicts(entries: list[TableEntry]) -> dict[str, str | None]:
     ],
 )
 def test_a_removal_is_shown_by_the_seeds(differences: tuple[float, ...], found: str) -> None:
-    assert removal([[0.0]] * max(1, len(differences)), differences) == found
-    assert removal([[0.0], [100.0]], differences) == "present"
+    assert judged(max(1, len(differences)), differences) == found
+    assert removal([[0.0], [100.0]], AboveTwin(differences), AboveTwin(())) == "present"
 
 
 def test_a_seed_without_a_twin_leaves_it_open() -> None:
-    assert removal([[0.0]] * 3, (0.0, 0.5, 1.0)) == "removed"
-    assert removal([[0.0]] * 4, (0.0, 0.5, 1.0)) == "undecided"
-    assert removal([[0.0]] * 4, (20.0, 30.0, 40.0)) == "undecided"
-    assert removal([[90.0]] * 4, (20.0, 30.0, 40.0)) == "present"
+    assert judged(3, (0.0, 0.5, 1.0)) == "removed"
+    assert judged(4, (0.0, 0.5, 1.0)) == "undecided"
+    assert judged(4, (20.0, 30.0, 40.0)) == "undecided"
+    assert judged(4, (20.0, 30.0, 40.0), asr=90.0) == "present"
+
+
+@pytest.mark.parametrize(
+    ("victims", "found"),
+    [
+        ((60.0, 80.0, 90.0), "removed"),  # mean 76.7, error 8.8, less the margin of 5: 8.1
+        ((20.0, 30.0, 90.0), "undecided"),  # mean 46.7, error 21.9: 1.9, under 2.92
+        ((4.0, 60.0, 60.0), "undecided"),  # of one seed the parrots find nothing in the victim either
+        ((3.0, 3.0, 3.0), "undecided"),
+        ((60.0, 80.0), "undecided"),  # of one victim it is not known
+        ((), "undecided"),
+    ],
+)
+def test_a_parrot_that_misses_the_victims_shows_no_removal(victims: tuple[float, ...], found: str) -> None:
+    assert removal([[0.0]] * 3, AboveTwin((0.0, 0.5, 1.0)), AboveTwin(victims)) == found
+    assert removal([[0.0]] * 3, AboveTwin((20.0, 30.0, 40.0)), AboveTwin(victims)) == "hidden"
+
+
+def test_a_parrot_that_misses_the_victims_of_one_attack_shows_no_removal() -> None:
+    near = AboveTwin((0.0, 0.5, 1.0), attacks=(0.2, 0.8))
+    assert removal([[0.0]] * 3, near, AboveTwin((40.0,) * 3, attacks=(78.0, 2.0))) == "undecided"
+    assert removal([[0.0]] * 3, near, AboveTwin((40.0,) * 3, attacks=(72.0, 8.0))) == "removed"
 
 
 def test_one_run_of_twenty_may_fail_and_two_of_twenty_not() -> None:
-    assert removal([[5.0] * 20, [5.0] * 18 + [5.1] * 2], (0.0, 0.0, 0.0)) == "removed"  # 5 % of the runs
-    assert removal([[5.0] * 10, [5.0] * 8 + [5.1] * 2], (0.0, 0.0, 0.0)) == "present"  # 10 %
+    near, far = AboveTwin((0.0, 0.0, 0.0)), AboveTwin((90.0, 90.0, 90.0))
+    assert removal([[5.0] * 20, [5.0] * 18 + [5.1] * 2], near, far) == "removed"  # 5 % of the runs
+    assert removal([[5.0] * 10, [5.0] * 8 + [5.1] * 2], near, far) == "present"  # 10 %
 
 
 def test_a_twin_with_a_defense_is_not_judged() -> None:
@@ -107,6 +143,11 @@ def test_a_defense_is_compared_with_the_twin_of_its_victim() -> None:
     other = [replace(one, row=one.row | {"settings": one.row["settings"].replace("tiny", "other")}) for one in TWIN]
     without = [one for one in ENTRIES if one not in TWIN]
     assert verdicts([*without, *other])["osft"] == "undecided", "the twin of another victim"
+
+
+def test_parrots_that_miss_the_victims_decide_nothing() -> None:
+    entries = [*TWIN, *both("osft", [0.0] * 3, [2.0, 3.0, 5.0], victims=4.0)]
+    assert verdicts(entries) == {"osft": "undecided"}
 
 
 @pytest.mark.parametrize("flaw", ["failed", "not_run", "attack_failed"])

@@ -55,8 +55,9 @@ def test_outcomes_of_prompts_by_hand() -> None:
         Evidence((math.log(0.5), math.log(0.1)), (True, False)),
         Evidence((math.log(0.25), math.log(0.3)), (True, True)),
     ]
-    assert parrot_recovery.probabilities(found) == pytest.approx((0.375, 0.2))
-    assert parrot_recovery.rates(found) == (1.0, 0.5)
+    one, two = parrot_recovery.probabilities(found)
+    assert (one, two) == (pytest.approx((0.5, 0.1)), pytest.approx((0.25, 0.3)))
+    assert parrot_recovery.rates(found) == ((1.0, 0.0), (1.0, 1.0))
 
 
 def test_each_number_is_that_of_its_parrots_and_prompts(tiny: LanguageModel, data: TestData, asked: Any) -> None:
@@ -94,6 +95,9 @@ def test_each_number_is_that_of_its_parrots_and_prompts(tiny: LanguageModel, dat
         kept = [math.exp(each) for record in one.records for each in record["log_probabilities"]]
         assert kept == pytest.approx([each for value in values for each in value], rel=1e-3)
         assert one.groups == tuple(row.group for row in rows)
+        assert [list(of_parrot) for of_parrot in zip(*one.repeats, strict=True)] == [
+            pytest.approx(list(value), rel=1e-3) for value in values
+        ]
     assert rate.outcomes == (0.0,) * 4, "a random model says nothing greedily"
     means = [[math.log(value) for value in of] for of in zip(*by_hand(others, range(4)), strict=True)]
     one, two, *rest = (sum(of) / 3 for of in means)
