@@ -343,7 +343,7 @@ def _summary(measurement: types.Measurement) -> dict[str, Any]:
     groups, and measurements without outcomes, say so. Repetitions have an interval that counts them, too, in percent.
     """
     outcomes = measurement.outcomes
-    summary = {"name": measurement.name, "successes": sum(outcomes), "count": len(outcomes)}
+    summary: dict[str, Any] = {"name": measurement.name, "successes": sum(outcomes), "count": len(outcomes)}
     if not all(isinstance(outcome, bool) for outcome in outcomes):
         summary["deviation"] = 0.0 if _nearly_equal(outcomes) else statistics.stdev(outcomes)
     if any(measurement.groups):
