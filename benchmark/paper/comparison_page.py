@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
-from benchmark.paper import numbers, protocol
-from benchmark.paper.chance import SHUFFLES, Score, same_kind, same_verdict, score
+from benchmark.paper import numbers, protocol, scores
+from benchmark.paper.chance import SHUFFLES
 from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, Compared, Margins, compare
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
 from benchmark.paper.numbers import Reported
@@ -93,38 +93,13 @@ def _summary(compared: Sequence[Compared]) -> list[str]:
         *_lacking(judged),
         *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),
         "",
-        *_scores(judged),
+        *scores.table(judged),
     ]
 
 
 def _counts(name: str, compared: Sequence[Compared]) -> tuple[str, ...]:
     counts = Counter(one.verdict for one in compared)
     return (name, str(len(compared)), *(str(counts[verdict]) for verdict in VERDICTS))
-
-
-def _scores(judged: Sequence[Compared]) -> list[str]:
-    """Return a table of scores beside those that the paper's numbers give when they are shuffled."""
-    if not judged:
-        return []
-    rates = [one for one in judged if one.number.metric == "asr"]
-    utilities = [one for one in judged if one.number.metric != "asr"]
-    lines = []
-    for name, of in (("ASR", rates), ("utility", utilities)):
-        kinds = [one for one in of if one.in_kind is not None]
-        for label, agrees, among in (
-            (EQUIVALENT, same_verdict(EQUIVALENT), of),
-            (DIFFERENT, same_verdict(DIFFERENT), of),
-            ("same kind", same_kind, kinds),
-        ):
-            if among:
-                lines.append((name, label, *_score_cells(score(among, agrees))))
-    head = ("Numbers", "Score", "Found", "With the paper's numbers shuffled", "Beyond chance")
-    return [*markdown_table(head, lines, "llrrl"), ""]
-
-
-def _score_cells(found: Score) -> tuple[str, str, str]:
-    beyond = "more" if found.found > found.high else "fewer" if found.found < found.low else "no"
-    return f"{found.found} of {found.count}", f"{found.mean:.0f} ({found.low} to {found.high})", beyond
 
 
 def _lacking(judged: Iterable[Compared]) -> list[str]:
@@ -171,6 +146,9 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "95 % of the shuffles. Shuffled numbers say nothing about method or victim. So a score within that range "
         "shows no agreement with the paper, however high it is. Of *different* numbers, fewer than by chance are a "
         "good sign.",
+        "- **Order of the methods** is Kendall's tau-b between the paper's numbers and ours over the methods of a "
+        "victim, mean over the paper's victims: 1 is the same order, -1 the opposite one. Two numbers that differ by "
+        "at most the margin are tied. Its interval is over our attack seeds; with one seed there is none.",
         f"- **Kind** is a coarser look without a test. An ASR is removed (at most {REMOVED:g} %), kept (at least "
         f"{KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
         "- **attack failed**: the ASR of a victim of ours is under the floor of its grid, so its defenses cannot be "
