@@ -121,6 +121,14 @@ def test_both_clusters_grow_on_spot_machines_and_keep_the_store_elsewhere() -> N
     assert any("/shared" in command for command in read("aws.yaml")["initialization_commands"])
 
 
+def test_both_heads_have_no_room_for_stages() -> None:
+    head, worker = groups()
+    assert (head["rayStartParams"]["num-cpus"], head["rayStartParams"]["num-gpus"]) == ("0", "0")
+    assert "num-cpus" not in worker["rayStartParams"], "all of its pod"
+    assert int(head["template"]["spec"]["containers"][0]["resources"]["limits"]["cpu"]) > 0, "the run itself is there"
+    assert read("aws.yaml")["available_node_types"]["head"]["resources"] == {"CPU": 0, "GPU": 0}
+
+
 def test_the_rayjob_runs_a_grid_with_options_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python, dash, module, command, grid, *options = read("rayjob.yaml")["spec"]["entrypoint"].split()
     assert [python, dash, module, command] == ["python", "-m", "benchmark", "run"]

@@ -53,6 +53,20 @@ def keep_keys_private() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = {name for name in names if not name.startswith("AWS_")}
 
 
+def pass_address() -> None:
+    """Tell the processes of the worker groups that this process will start which Ray they belong to.
+
+    Where a group's controller dies, an actor of Ray Train frees what the group held. It learns of the death by Ray's
+    state API, which looks for a Ray on the actor's machine: of two there it chooses none, or the wrong one. Ray Train
+    has no setting for the address, but a list of variables that it passes on.
+    """
+    import ray
+    from ray.train.v2._internal import constants
+
+    os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address
+    constants.ENV_VARS_TO_PROPAGATE.add("RAY_ADDRESS")
+
+
 def name_process(name: str) -> None:
     """Name this process as Ray's dashboard and `top` are to show it; Ray names a trial's after its class alone."""
     import ray

@@ -215,6 +215,8 @@ class StageTrial(tune.Trainable):
         """
         import ray.train
 
+        if workers:
+            ray_env.pass_address()
         per_worker, label = dict(self._job.settings.per_worker), self._job.stage.label
         made = trainer(
             loop,

@@ -21,8 +21,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from benchmark.execution import provenance, stages
 from benchmark.execution.cluster import start_again, worker_resources
 from benchmark.execution.driver import gave_up, run_config
+from benchmark.execution.trial import check_libraries
 from benchmark.execution.watch import RayEndedError
 from benchmark.grid.cell import Cell
+from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import ResourcesByStage
 from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, Search, with_values
 from benchmark.io.logs import quiet
@@ -70,6 +72,7 @@ def _run(job: Job, store: Store, grid: ResourcesByStage) -> list[dict[str, Any]]
                 "job": job,
                 "store": store.location,
                 "timeout": resources.timeout,
+                "libraries": library_versions(),
                 "trial": tune.grid_search(list(range(len(job.proposals)))),
             },
             tune_config=tune.TuneConfig(
@@ -119,6 +122,7 @@ def _trial(config: dict[str, Any]) -> None:
 
     say = functools.partial(print, f"{job.label} trial {number}", flush=True)
     try:
+        check_libraries(config["libraries"])
         with time_limit(config["timeout"]):
             report(job.search.reports, _train(job, number, open_store(config["store"]), say, report))
     except Exception as error:

@@ -7,6 +7,9 @@ URI/checkpoints/<kind>/<key>/<snapshot>/     its files
 A stage writes a checkpoint every `resources.checkpoint_minutes`, and each is sent while the training goes on. A
 snapshot is made of hard links, which takes no time; a thread sends it. Where the thread is still busy, the newest
 snapshot waits and replaces the one that waited before. What cannot be sent is a warning: the stage goes on.
+
+Of several workers each restores on its own machine, where it may find more or less than the others do. All then begin
+from what rank 0 finds: `sande.training.checkpoints` brings it to the machines that lack it.
 """
 
 from __future__ import annotations
@@ -20,13 +23,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from benchmark.io.files import alone, write_atomically
+from benchmark.io.files import alone
 from benchmark.io.remote import Remote
 from sande.errors import UserError
 from sande.permissions import share
 
 LATEST = "latest.json"
-_SOURCE = ".source"  # in the folder of the stage: the snapshot from which it was restored
 PATIENCE = 10.0  # seconds for which the end of a stage waits for its last snapshot
 
 
@@ -41,12 +43,8 @@ class Kept:
         """Take the folder, and the folder of the store, whose users may continue the stage."""
         self.folder, self._like = folder, like
 
-    def restore(self, together: bool) -> None:
-        """Bring what another machine left into the folder.
-
-        Args:
-            together: whether several workers, perhaps on several machines, must begin from the same checkpoint.
-        """
+    def restore(self) -> None:
+        """Bring what another machine left into the folder."""
 
     def saved(self) -> None:
         """Take note of a new checkpoint or finished training."""
@@ -80,44 +78,26 @@ class Sent(Kept):
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
-    def restore(self, together: bool) -> None:
-        """Fetch the snapshot there, unless the folder here has come further; for several workers, in any case.
-
-        Several workers clear the folder here if there is no snapshot, since other machines lack what is in it.
-        """
+    def restore(self) -> None:
+        """Fetch the snapshot there if it has come further than the folder here."""
         from sande.training.checkpoints import seconds_kept
 
         try:
             content = self._remote.read(f"{self._below}/{LATEST}")
             if content is None:
-                if together:
-                    self._clear()
                 return
             latest = json.loads(content)
             snapshot, seconds = str(latest["snapshot"]), float(latest["seconds"])
-            with alone(self._like / ".checkpoints.lock"):
-                source = self.folder / _SOURCE
-                if source.is_file() and source.read_text(encoding="utf-8") == snapshot:
-                    return
-                if together or seconds > seconds_kept(self.folder):
+            with alone(self._like / ".checkpoints.lock"):  # one worker of a machine fetches for all of them
+                if seconds > seconds_kept(self.folder):
                     self._fetch(snapshot)
         except (OSError, ValueError, KeyError, TypeError, UserError) as error:
             self._say(f"the checkpoint in the store cannot be used, the stage begins here ({_reason(error)})")
-
-    def _clear(self) -> None:
-        from sande.training.checkpoints import seconds_kept
-
-        with alone(self._like / ".checkpoints.lock"):
-            lost = seconds_kept(self.folder)
-            shutil.rmtree(self.folder, ignore_errors=True)
-        if lost:
-            self._say("a checkpoint here was never sent to the store, so other machines lack it; the stage begins anew")
 
     def _fetch(self, snapshot: str) -> None:
         below, work = f"{self._below}/{snapshot}", self._scratch("restore")
         try:
             self._remote.fetch(self._remote.sizes(below), work, below)
-            write_atomically(work / _SOURCE, snapshot)
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             work.rename(self.folder)
@@ -129,7 +109,6 @@ class Sent(Kept):
         super().saved()
         work: Path | None = None
         try:
-            (self.folder / _SOURCE).unlink(missing_ok=True)  # the folder has come further than that snapshot
             work = self._scratch("snapshot")
             for path in self.folder.rglob("*"):
                 if path.is_file() and not path.name.startswith("."):

@@ -8,8 +8,8 @@ of the newest file for `SECONDS` takes the lease over by creating the next numbe
 clock, so no two clocks are compared. It does not wait for a holder on this machine whose process has ended; what makes
 a machine and a process is in `benchmark.io.owners`.
 
-A bucket answers slowly, and a driver may hold hundreds of leases. So the thread writes several heartbeats at once, and
-the driver never waits for more than that of the lease that it releases.
+A bucket answers slowly, and a driver may hold hundreds of leases. So the thread writes several heartbeats at once, the
+driver releases several leases at once, and it waits for no heartbeats but those of the leases that it releases.
 
 A lease saves work and protects nothing: an artifact that two drivers make all the same is put once, see `Store.put`.
 """
@@ -23,7 +23,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -219,18 +219,25 @@ class Leases:
             names = [name for name, lease in self._held.items() if lease.use == use]
         self._release(names)
 
-    def _release(self, names: Sequence[str]) -> None:
-        for name in names:
-            with self._lock:
-                lease = self._held.pop(name, None)
-            if lease is None:  # it was taken over
-                continue
+    def _release(self, names: Iterable[str]) -> None:
+        """Release those of some leases that are still held; others were taken over."""
+        with self._lock:
+            released = {name: self._held.pop(name) for name in names if name in self._held}
+        if not released:
+            return
+        numbers: dict[str, list[int]] = {}
+        with suppress(OSError, UserError):
+            numbers = _numbers(self._backend.names())
+
+        def drop(name: str, lease: _Lease) -> None:
             with lease.changing:
                 # Delete our own file last, or the one before it would look like the holder's.
-                numbers: list[int] = []
-                with suppress(OSError, UserError):
-                    numbers = _numbers(self._backend.names()).get(name, [])
-                _delete(self._backend, name, {lease.number, *(other for other in numbers if other < lease.number)})
+                older = {number for number in numbers.get(name, []) if number < lease.number}
+                _delete(self._backend, name, {*older, lease.number})
+
+        # Where no thread can be started, the leases end as those of a silent driver do.
+        with suppress(RuntimeError), ThreadPoolExecutor(AT_ONCE, "leases") as pool:
+            list(pool.map(drop, released.keys(), released.values()))
 
     def close(self) -> None:
         """Release all leases and stop their renewal."""

@@ -6,9 +6,12 @@ import sys
 import tomllib
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
+from ray.train.v2._internal import constants
+from ray.train.v2.api import data_parallel_trainer
 from ray.tune.execution import class_cache
 
 from benchmark.execution import ray_env
@@ -38,6 +41,16 @@ def test_tune_has_names_to_take_the_keys_from() -> None:
     )
 
 
+def test_ray_train_passes_the_address_of_its_ray_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "of another Ray")
+    monkeypatch.setattr(constants, "ENV_VARS_TO_PROPAGATE", set(constants.ENV_VARS_TO_PROPAGATE))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
+    ray_env.pass_address()
+    assert data_parallel_trainer.get_env_vars_to_propagate()["RAY_ADDRESS"] == "10.0.0.1:6379", (
+        f"{CHANGED}: the controller of a worker group is not told its address"
+    )
+
+
 def test_a_process_gets_the_name_of_its_stage() -> None:
     code = (
         "from pathlib import Path; from benchmark.execution import ray_env; ray_env.name_process('attack tiny'); "
@@ -56,7 +69,9 @@ def read_by_ray() -> bytes:
 
 
 # Settings of Ray's core have a prefix that its source does not repeat.
-@pytest.mark.parametrize("name", [*ray_env.VARIABLES, "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_JOB_STOP_WAIT_TIME_S"])
+@pytest.mark.parametrize(
+    "name", [*ray_env.VARIABLES, "RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_JOB_STOP_WAIT_TIME_S"]
+)
 def test_ray_still_reads_each_variable_that_is_set_for_it(name: str) -> None:
     wanted = name.encode(), name.removeprefix("RAY_").encode()
     found = any(re.search(rb"\b" + each + rb"\b", read_by_ray()) for each in wanted)

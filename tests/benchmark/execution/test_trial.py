@@ -104,12 +104,22 @@ def group_that_raises(failures: dict[int, Exception]) -> Any:
     return lambda *_, **__: SimpleNamespace(fit=fit)
 
 
-def fit(of: StageJob, failures: dict[int, Exception]) -> None:
+def fit(of: StageJob, failures: dict[int, Exception], workers: int = 2) -> None:
     alone = SimpleNamespace(_job=of, logdir="/not/there")
-    StageTrial._fit(alone, group_that_raises(failures), trial._train_loop, 2, report_errors=True)  # type: ignore[arg-type]
+    StageTrial._fit(alone, group_that_raises(failures), trial._train_loop, workers, report_errors=True)  # type: ignore[arg-type]
 
 
-def test_the_sentence_of_one_worker_is_that_of_its_stage(store: LocalStore) -> None:
+def test_a_group_is_told_which_ray_it_belongs_to(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+    monkeypatch.setattr(trial.ray_env, "pass_address", lambda: told.append("address"))
+    for workers in (0, 2):  # without a group, the training is in this process
+        with pytest.raises(ray.train.WorkerGroupError):
+            fit(job(store), {}, workers)
+        assert len(told) == workers / 2
+
+
+def test_the_sentence_of_one_worker_is_that_of_its_stage(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial.ray_env, "pass_address", lambda: None)
     followed = RuntimeError("gloo/transport: connection closed by peer")
     first, second = (StageError(f"rows: none; add {number}", MISTAKE) for number in (1, 2))
     with pytest.raises(StageError, match=r"^rows: none; add 1$") as caught:

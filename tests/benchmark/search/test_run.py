@@ -352,6 +352,25 @@ def test_a_defense_of_decoding_has_nothing_to_be_judged_by(
         _train(job, 0, store, lambda line: None, lambda count, loss: None)
 
 
+def test_a_trial_with_another_library_is_refused(
+    with_victim: tuple[Job, LocalStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmark.grid.keys import library_versions
+    from benchmark.search import trial
+
+    job, store = with_victim
+    reported: list[dict[str, Any]] = []
+    monkeypatch.setattr(trial, "quiet", lambda: None)
+    monkeypatch.setattr(trial, "_train", lambda *_: pytest.fail("its loss is not that of the other trials' libraries"))
+    monkeypatch.setattr(trial.tune, "report", reported.append)
+    config = {"job": job, "trial": 0, "store": store.location, "timeout": None}
+    trial._trial(config | {"libraries": library_versions() | {"trl": "0.1"}})
+    (report,) = reported
+    assert (report["loss"], report["report"]) == (math.inf, 0)
+    assert report["error"].startswith("trl is ")
+    assert "on this worker and 0.1 where the run was started" in report["error"]
+
+
 # The outcome
 
 

@@ -79,12 +79,12 @@ def test_another_machine_goes_on_from_what_was_sent(uri: str, monkeypatch: pytes
     until(lambda: len({name.split("/")[0] for name in Remote(uri).sizes(BELOW)}) == 2)  # the mark and one snapshot
     there = elsewhere(uri, monkeypatch, tmp_path)
     second = sent(there)
-    second.restore(together=False)
+    second.restore()
     assert steps(second.folder) == [10, 20]
     write(second.folder, 30, 300.0)
     second.saved()
     until(lambda: latest(uri) == 300.0)
-    first.restore(together=False)
+    first.restore()
     assert steps(first.folder) == [10, 20, 30], "the stale folder here is replaced"
     second.close(done=True)
     until(lambda: not Remote(uri).sizes("checkpoints"))
@@ -92,19 +92,14 @@ def test_another_machine_goes_on_from_what_was_sent(uri: str, monkeypatch: pytes
     assert list((there.root / "unfinished").iterdir()) == []
 
 
-def test_a_folder_that_has_come_further_is_kept_but_by_several_workers(uri: str) -> None:
+def test_a_folder_that_has_come_further_is_kept(uri: str) -> None:
     kept = sent(open_store(uri))
     write(kept.folder, 10, 100.0)
     kept.saved()
     until(lambda: latest(uri) == 100.0)
     write(kept.folder, 20, 200.0)
-    kept.restore(together=False)
+    kept.restore()
     assert steps(kept.folder) == [10, 20]
-    kept.restore(together=True)
-    assert steps(kept.folder) == [10]
-    write(kept.folder, 15, 150.0)
-    kept.restore(together=True)  # by the next worker on this machine
-    assert steps(kept.folder) == [10, 15]
 
 
 def test_a_stage_that_failed_keeps_its_checkpoints(uri: str) -> None:
@@ -145,7 +140,7 @@ def test_a_damaged_mark_there_is_a_warning(uri: str, content: bytes) -> None:
     kept = sent(open_store(uri), said)
     write(kept.folder, 10, 100.0)
     Remote(uri).write(f"{BELOW}/{LATEST}", content)
-    kept.restore(together=False)
+    kept.restore()
     assert steps(kept.folder) == [10]
     assert "the checkpoint in the store cannot be used, the stage begins here" in said[0]
 

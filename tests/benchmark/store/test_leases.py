@@ -260,19 +260,22 @@ def test_a_request_that_was_made_twice_as_its_answer_was_lost_is_a_lease(folder:
 
 
 class Bucket:
-    """Leases in memory whose heartbeats take a while to write, as in a bucket.
+    """Leases in memory whose heartbeats take a while to write, and perhaps to delete, as in a bucket.
 
     Attributes:
         files: content, by name.
         seconds: that a heartbeat takes.
+        deleting: seconds that a deletion takes.
+        listed: how often the names were asked for.
         begun: set when the first heartbeat of a round begins.
         written: the heartbeats so far, by name.
-        at_once: the most that were being written at a time.
+        at_once: the most that were being written or deleted at a time.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, deleting: float = 0.0) -> None:
         self.files: dict[str, bytes] = {}
-        self.seconds = seconds
+        self.seconds, self.deleting = seconds, deleting
+        self.listed = 0
         self.begun = threading.Event()
         self.written: Counter[str] = Counter()
         self.at_once = 0
@@ -280,6 +283,7 @@ class Bucket:
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
+        self.listed += 1
         return list(self.files)
 
     def read(self, name: str) -> bytes | None:
@@ -289,18 +293,23 @@ class Bucket:
         return self.files.setdefault(name, content) is content
 
     def write(self, name: str, content: bytes) -> None:
+        self._wait(self.seconds)
+        with self._lock:
+            self.files[name] = content
+            self.written[name] += 1
+
+    def delete(self, name: str) -> None:
+        self._wait(self.deleting)
+        self.files.pop(name, None)
+
+    def _wait(self, seconds: float) -> None:
         with self._lock:
             self._now += 1
             self.at_once = max(self.at_once, self._now)
         self.begun.set()
-        time.sleep(self.seconds)
+        time.sleep(seconds)
         with self._lock:
-            self.files[name] = content
-            self.written[name] += 1
             self._now -= 1
-
-    def delete(self, name: str) -> None:
-        self.files.pop(name, None)
 
 
 def in_a_round(bucket: Bucket, made: list[Leases], held: int) -> Leases:
@@ -331,6 +340,19 @@ def test_several_heartbeats_are_written_at_once_and_not_all(made: list[Leases]) 
         time.sleep(0.01)
     assert time.monotonic() - begin < 1.2, "it takes 2 s to write them one after the other"
     assert 1 < bucket.at_once <= AT_ONCE
+
+
+@pytest.mark.parametrize("at_the_end", [True, False])
+def test_several_leases_are_released_at_once_and_not_all(made: list[Leases], at_the_end: bool) -> None:
+    bucket = Bucket(0.0, deleting=0.05)
+    leases = Leases(bucket, print)
+    made.append(leases)
+    assert leases.acquire("stage", [("evaluate", f"{number:064d}") for number in range(3 * AT_ONCE)]) is None
+    bucket.listed = 0
+    leases.close() if at_the_end else leases.release("stage")
+    assert bucket.files == {}
+    assert 1 < bucket.at_once <= AT_ONCE
+    assert bucket.listed == 1, "a request for each lease"
 
 
 def test_a_lease_that_is_released_during_its_heartbeat_does_not_come_back(made: list[Leases]) -> None:
