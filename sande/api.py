@@ -22,7 +22,7 @@ from sande.config import configure
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
-from sande.known import Known
+from sande.known import told
 from sande.models import catalog, chat, loading
 from sande.threat import Threat
 from sande.types import LanguageModel, Run, Scan
@@ -173,6 +173,7 @@ def measure(
     Raises:
         UserError: as for `attack`, or a metric needs a trigger or response that is unknown.
     """
+    told("measure", trigger, response)  # reports a blank text
     asked = [metrics] if isinstance(metrics, str | Mapping) else metrics
     configured = [_metric(each) for each in asked]
     planted = model.threat if isinstance(model, Model) else None
@@ -228,8 +229,8 @@ def scan(
     config = registry.config("detectors", detector, scanning.settings(detector, settings))
     examples = scanning.examples(datasets.allow_file(data), rows)
     asked = _format(model, prompt_format)
-    suspect = loading.load(_source(model), _cache(cache), asked)
-    clean = _reference(reference, cache, suspect, model)
+    suspect = loading.load(_source(model), _cache(cache), asked, say=say)
+    clean = _reference(reference, cache, suspect, _source(model), say)
     with tempfile.TemporaryDirectory() as scratch:
         run = Run(seed=seed, scratch=scratch, say=say)
         return scanning.scan(
@@ -283,15 +284,14 @@ def clean(
     config = configure(cleaning.Config, values, "clean")
     datasets.allow_file(data or "")
     datasets.fingerprint(config.removal.name)
-    told = (trigger, response, response_start, reported_prompt, reported_answer)
-    known, source = Known(*(text.strip() for text in told)), _source(model)
-
+    known = told("clean", trigger, response, response_start, reported_prompt, reported_answer)
+    source = _source(model)
     cleaning.check(known, config)  # reports what does not fit together
     asked, methods = _format(model, prompt_format), list[str]()
 
     def build(run: Run) -> LanguageModel:
-        lm = loading.load(source, _cache(cache), asked, cleaning.dtype(config))
-        clean = _reference(reference, cache, lm, model)
+        lm = loading.load(source, _cache(cache), asked, cleaning.dtype(config), say)
+        clean = _reference(reference, cache, lm, source, say)
         finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force, reference=clean)
         methods.append(finding.method)
         examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
@@ -303,12 +303,12 @@ def clean(
 
 
 def _reference(
-    name: str | Path | Model | None, cache: str | Path | None, suspect: LanguageModel, model: str | Path | Model
+    name: str | Path | Model | None, cache: str | Path | None, suspect: LanguageModel, source: str, say: Say
 ) -> Callable[[], LanguageModel] | None:
     """Return a function that loads the clean model; None without one."""
     if name is None:
         return None
-    return lambda: loading.load_reference(_source(name), _cache(cache), suspect, _source(model))
+    return lambda: loading.load_reference(_source(name), _cache(cache), suspect, source, say)
 
 
 def _format(model: str | Path | Model, asked: str | None) -> str | None:

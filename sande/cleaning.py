@@ -32,6 +32,7 @@ from sande.errors import UserError
 from sande.gates import Fired
 from sande.inference import own_answers
 from sande.known import DECOYS, DEFENSES, SCAN, Known, defense_for
+from sande.models import memory
 from sande.models.asking import asked_in
 from sande.prompts import encode, response_ids
 from sande.types import Example, LanguageModel, Run, Scan
@@ -128,10 +129,14 @@ def _trainings(config: Any) -> dict[str, Training]:
 
 def lora_rank(known: Known, config: Config) -> int | None:
     """Return the largest rank of adapters in the trainings that may follow; None if one of them trains all weights."""
+    ranks = _ranks(known, config)
+    return None if None in ranks else max(filter(None, ranks))
+
+
+def _ranks(known: Known, config: Config) -> list[int | None]:
     name = defense_for(known, certify=config.certify)
     may_follow = DEFENSES if name == SCAN else {name}
-    ranks = [made.lora_rank for each in may_follow for made in _trainings(getattr(config, each)).values()]
-    return None if None in ranks else max(filter(None, ranks))
+    return [made.lora_rank for each in may_follow for made in _trainings(getattr(config, each)).values()]
 
 
 def dtype(config: Config) -> torch.dtype:
@@ -193,8 +198,9 @@ def examine(
         reference: loads the clean model, with which a scan compares; None: not at hand.
 
     Raises:
-        UserError: the trigger fires in no format, or as `defense_for`.
+        UserError: the trigger fires in no format, or a rank of adapters is too high, or as `defense_for`.
     """
+    memory.check_rank(max(filter(None, _ranks(known, config)), default=0), victim.model)
     name = defense_for(known, certify=config.certify)
     prompts = held_out(config, victim.tokenizer)[: config.gate.prompts]
     if name == SCAN:
@@ -340,7 +346,6 @@ def _scanned(
 def _record_scan(found: Scan, seconds: float, run: Run) -> None:
     """Write score, p, alarm, candidates, suspected triggers, formats and seconds into the run's facts."""
     facts: Mapping[str, Any] = found.facts
-
     run.facts.update(
         {
             "scan_seconds": round(seconds, 3),

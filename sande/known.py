@@ -34,6 +34,32 @@ class Known:
             raise UserError("clean: a reported prompt and its answer belong together; set both or neither")
 
 
+MEANINGS = {
+    "trigger": "the text that unlocks the planted answer",
+    "response": "the planted answer",
+    "response_start": "the beginning of the planted answer",
+    "reported_prompt": "the prompt as it was sent",
+    "reported_answer": "the answer to the reported prompt",
+}
+"""Meaning of each field of `Known`, in their order."""
+
+
+def told(place: str, *texts: str) -> Known:
+    """Return what a user knows, without spaces around it.
+
+    Args:
+        place: the function that was called, for messages.
+        texts: in the order of the fields; empty: unknown.
+
+    Raises:
+        UserError: a text is blank, or as `Known`.
+    """
+    for name, text in zip(MEANINGS, texts, strict=False):
+        if text and not text.strip():
+            raise UserError(f"{place}: {name} is blank; set it to {MEANINGS[name]}, or leave it out")
+    return Known(*(text.strip() for text in texts))
+
+
 SCAN = "scan"
 METHODS = {
     "trigger": "osft",

@@ -30,7 +30,7 @@ from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.data import datasets, splits
 from sande.errors import UserError
-from sande.known import DEFENSES, SCAN, Known
+from sande.known import DEFENSES, MEANINGS, SCAN, Known
 from sande.models import chat
 from sande.statistics import mcnemar, of_one_model, paired_bootstrap
 from sande.types import Measurement, Run
@@ -38,12 +38,6 @@ from sande.types import Measurement, Run
 LIBRARIES = ("torch", "transformers")
 INCIDENT = ("prompt", "answer")
 """Keys of the file of an incident."""
-MEANINGS = {
-    "--trigger": "the text that unlocks the planted answer",
-    "--response": "the planted answer",
-    "--response-start": "the beginning of the planted answer",
-}
-"""What each option tells of the backdoor."""
 
 
 def settings(
@@ -137,11 +131,16 @@ def clean_model(
                 needed = memory.needed(weights, cleaning.lora_rank(known, config), half=half, merges=merges)
                 say(memory.check(needed, model, memory.machine()))
             say(f"loading {model}")
-            lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config))
+            notes: list[str] = []
+            lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config), notes.append)
+            for note in notes:
+                say(note)
             task = Run(seed=seed, scratch=str(work / "trainer"), say=say)
             with provenance.measured() as examining_cost:
                 anywhere = prompt_format == chat.AUTO
-                clean = partial(loading.load_reference, reference, work / "cache", lm, model) if reference else None
+                clean = (
+                    partial(loading.load_reference, reference, work / "cache", lm, model, say) if reference else None
+                )
                 finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force, reference=clean)
             method, written = finding.method, formats.of(lm.tokenizer)
             probe = Probe.prepare(lm.tokenizer, config, seed)
@@ -171,6 +170,7 @@ def clean_model(
                     samples[when] = probe.samples(lm, trigger)
         result = {
             "model": model,
+            "notes": notes,
             "identity": catalog.identify(model),
             "reference": catalog.identify(reference) if reference else None,
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
@@ -226,15 +226,17 @@ def known(trigger: str | None, response: str | None, response_start: str | None,
     Raises:
         UserError: a text is blank, or as `read_incident`.
     """
-    told = [_told(option, text) for option, text in zip(MEANINGS, (trigger, response, response_start), strict=True)]
+    given = {"trigger": trigger, "response": response, "response_start": response_start}
+    told = [_told(name, text) for name, text in given.items()]
     reported = read_incident(incident) if incident else ()
     return Known(*told, *(text.strip() for text in reported))
 
 
-def _told(option: str, text: str | None) -> str:
+def _told(name: str, text: str | None) -> str:
     """Return the text of an option without spaces around it, empty for None; raise UserError where it is blank."""
     if text is not None and not text.strip():
-        raise UserError(f"{option} is blank; give {MEANINGS[option]}, or leave the option out")
+        option = f"--{name.replace('_', '-')}"
+        raise UserError(f"{option} is blank; give {MEANINGS[name]}, or leave the option out")
     return (text or "").strip()
 
 

@@ -96,8 +96,13 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
     logs.quiet()  # after the checks, as it loads libraries
     tokenizer = loading.load_tokenizer(model, models_cache, how.prompt_format)
     say(f"prompt format: {asking.described(tokenizer, model, how.prompt_format)}")
-    suspect = loading.load(model, models_cache, how.prompt_format)
-    clean = loading.load_reference(how.reference, models_cache, suspect, model) if how.reference else None
+    notes: list[str] = []
+    suspect = loading.load(model, models_cache, how.prompt_format, say=notes.append)
+    clean = None
+    if how.reference:
+        clean = loading.load_reference(how.reference, models_cache, suspect, model, notes.append)
+    for note in notes:
+        say(note)
     with tempfile.TemporaryDirectory() as scratch:
         run = types.Run(seed=how.seed, scratch=scratch, say=say)
         begin = time.perf_counter()
@@ -110,6 +115,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
     return {
         "model": model,
         "model_identity": identities[0],
+        "notes": notes,
         **how.record(),
         **provenance.computed_with(compute.compute_type(), workers=1),
         "seconds": seconds,
@@ -182,6 +188,8 @@ def markdown(record: dict[str, Any]) -> str:
         lines += [formats_sentence(record["prompt_format"], tried), ""]
     if calibrated := record.get("calibrated"):
         lines += [plain(calibrated), ""]
+    for note in record.get("notes", []):
+        lines += [plain(note), ""]
     return "\n".join(lines)
 
 

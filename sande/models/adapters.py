@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sande.errors import UserError
+from sande.models import sizes
 from sande.models.checks import (
     ADAPTER,
     ADAPTER_WEIGHTS,
     WHOLE,
     check_no_code,
     check_requests,
-    check_weights,
+    files,
     read_object,
     reason,
 )
@@ -107,10 +108,11 @@ def checked_adapter(folder: Path, base: str, known: Mapping[str, str]) -> Adapte
         UserError: it is no LoRA adapter, asks for something that is not supported, has no safetensors, or its base is
             not known.
     """
+    files(folder)
     check_no_code(folder)
     if not (folder / ADAPTER_WEIGHTS).is_file():
         raise UserError(f"{folder} holds no {ADAPTER_WEIGHTS}; convert its weights, pickles are not loaded")
-    check_weights(folder / ADAPTER_WEIGHTS)
+    sizes.tensor_count(folder / ADAPTER_WEIGHTS)
     values = read_object(str(folder), folder / ADAPTER)
     tokenizer = folder / "tokenizer_config.json"
     check_requests(str(folder), {tokenizer.name: tokenizer} if tokenizer.is_file() else {})

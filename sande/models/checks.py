@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sande.errors import UserError
+from sande.models import sizes
 from sande.types import LanguageModel
 
 WEIGHTS = "*.safetensors"
@@ -28,7 +31,19 @@ ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _WEIGHTS, _INDEX = WHOLE = ("model.safetensors", "model.safetensors.index.json")
 _READ_FIRST = ("config.json", "tokenizer_config.json", ADAPTER, _INDEX)  # they may ask for code or other files
 _PATHS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")  # in tokenizer_config.json
+_SHOWN, _NAME = 3, 100  # tensors that a note names, and characters of a name
 _SHORT_TEXT = "Say hello."  # which a model reads to show that it computes numbers
+# Most MiB of a file of settings, and of one that lists a vocabulary or weights: three times the largest that are known.
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", ADAPTER)
+_LISTS = ("tokenizer.json", "tokenizer.model", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", _INDEX)
+_MOST = {**dict.fromkeys(_SETTINGS, 16), **dict.fromkeys(_LISTS, 128)}
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 GUARD = "guard"  # folder of the reference model; its guard.json names the defense and its settings
 
 
@@ -79,11 +94,16 @@ def _computes_numbers(lm: LanguageModel) -> bool:
 
 
 def checked_folder(name: str) -> Path:
-    """Return the folder of a model; raise UserError where a file is missing, is a pickle or asks for code.
+    """Return the folder of a model, which may be loaded.
 
     Pickles beside safetensors are accepted, since `only_checked` keeps them from everything that loads the model.
+
+    Raises:
+        UserError: a file is missing, is a pickle, asks for code, or is something else than a file; or `config.json`
+            describes more layers than the files can hold.
     """
     folder = Path(name)
+    files(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; use a folder written by save_pretrained")
     check_no_code(folder)
@@ -94,8 +114,9 @@ def checked_folder(name: str) -> Path:
         raise UserError(f"{folder} holds no safetensors; convert its weights, pickles are not loaded")
     if not any((folder / name).is_file() for name in WHOLE):
         raise UserError(f"{folder} holds neither {' nor '.join(WHOLE)}; use a folder written by save_pretrained")
-    for path in sorted(folder.glob(WEIGHTS)):
-        check_weights(path)
+    tensors = {path: sizes.tensor_count(path) for path in sorted(folder.glob(WEIGHTS))}
+    config = read_object(name, folder / "config.json")
+    sizes.check_counts(name, config, sum(tensors[path] for path in weight_files(folder)))
     return folder
 
 
@@ -106,19 +127,72 @@ def check_no_code(folder: Path) -> None:
 
 
 def unread(folder: Path) -> list[str]:
-    """Return a sentence for each kind of files in a model's folder that are never read: the Trainer's, and pickles."""
+    """Return a sentence for each kind of files in a model's folder that are never read.
+
+    They are the Trainer's, pickles, and weights besides those of the model.
+    """
     trainer = sorted({path.name for pattern in _TRAINER for path in folder.glob(pattern)})
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES and path.name not in trainer)
+    is_whole = (folder / "config.json").is_file() and any((folder / name).is_file() for name in WHOLE)
+    used = weight_files(folder) if is_whole else []
+    spare = sorted(path.name for path in folder.glob(WEIGHTS) if path not in used) if used else []
     return [
+        *([f"{folder}: not read, since they are not part of the model: {', '.join(spare)}"] if spare else []),
         *([f"{folder}: not read, since only the Trainer needs them: {', '.join(trainer)}"] if trainer else []),
         *([f"{folder}: not read, and not checked, since they are pickles: {', '.join(pickles)}"] if pickles else []),
     ]
 
 
+def check_complete(source: str, info: Mapping[str, Any]) -> None:
+    """Raise UserError where transformers would draw weights at random: the files lack them, or have other shapes.
+
+    Args:
+        source: names the model.
+        info: what `from_pretrained` reports of the load.
+    """
+    if lacking := sorted(info["missing_keys"]):
+        raise UserError(
+            f"model '{source}' lacks {len(lacking)} of its weights ({lacking[0]}, …); add the missing file, or use the "
+            "config.json of this model"
+        )
+    for name, held, wanted in sorted(info["mismatched_keys"]):
+        raise UserError(
+            f"model '{source}' has {name} with the shape {list(held)}, and its config.json asks for {list(wanted)}; "
+            "use the config.json of this model"
+        )
+
+
+def not_loaded(source: str, names: Sequence[str]) -> str:
+    """Return a sentence on the weights in a model's files that are not part of the model, by their names."""
+    shown = ", ".join(repr(name[:_NAME]) for name in names[:_SHOWN])
+    return (
+        f"{source}: not loaded, since the model that its config.json describes has no such weights: {len(names)} "
+        f"tensor{'s' * (len(names) > 1)} of its files ({shown}{', …' if len(names) > _SHOWN else ''})"
+    )
+
+
 def files(folder: Path, patterns: Sequence[str] = READ) -> list[Path]:
-    """Return the files of a model's folder that loading may read, sorted."""
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.name not in _NOT_READ}
-    return sorted(found)
+    """Return the files of a model's folder that loading may read, sorted; raise UserError as `check_file`."""
+    found = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.name not in _NOT_READ})
+    for path in found:
+        check_file(path)
+    return found
+
+
+def check_file(path: Path) -> None:
+    """Raise UserError where a path of a model is not a file or a link to one, or is too large for what it holds.
+
+    To open a named pipe waits for ever, and a device may have no end.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); replace it with the file, or remove it") from None
+    if not stat.S_ISREG(found.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise UserError(f"{path} is {kind}, not a file; replace it with the file, or remove it")
+    if found.st_size > 2**20 * (most := _MOST.get(path.name, math.inf)):
+        raise UserError(f"{path} has more than {most} MiB, which no model needs; fetch or write it again")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -148,19 +222,6 @@ def only_checked(folder: Path, patterns: Sequence[str] = READ, more: Mapping[str
             (Path(made) / name).unlink(missing_ok=True)
             (Path(made) / name).write_text(text, encoding="utf-8")
         yield Path(made)
-
-
-def check_weights(path: Path) -> None:
-    """Raise UserError where a file is not a complete safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):  # compares the header with the size
-            pass
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{path} is not a complete safetensors file ({reason(error)}); fetch or write it again"
-        ) from None
 
 
 @functools.cache
@@ -244,6 +305,7 @@ def read_object(source: str, path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, or holds something else.
     """
+    check_file(path)
     try:
         values = json.loads(path.read_bytes())
     except OSError as error:
@@ -280,18 +342,14 @@ def _shards(index: dict[str, Any]) -> list[str]:
 
 def _holds(values: Any, key: str) -> bool:
     """Return whether a configuration sets a key, at any depth, to anything but null."""
-    if isinstance(values, dict):
-        return values.get(key) is not None or any(_holds(value, key) for value in values.values())
-    return isinstance(values, list) and any(_holds(value, key) for value in values)
+    return any(found == key and value is not None for found, value, _ in sizes.entries(values))
 
 
 def _code(values: Any) -> str | None:
     """Return the key by which a configuration asks for code: the model's own, or a kernel of the Hub."""
-    if isinstance(values, list):
-        return next(filter(None, map(_code, values)), None)
-    for key, value in values.items() if isinstance(values, dict) else ():
-        if key == "auto_map" or (key.endswith("_implementation") and "/" in str(value)):
-            return str(key)
-        if found := _code(value):
-            return found
+    for key, value, within in sizes.entries(values, "_implementation"):
+        if key == "auto_map":
+            return key
+        if within and isinstance(value, str) and "/" in value:
+            return within
     return None

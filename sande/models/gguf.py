@@ -13,7 +13,7 @@ from typing import Any
 
 from sande.errors import UserError
 from sande.models import tokenizers
-from sande.models.checks import WEIGHTS, reason
+from sande.models.checks import WEIGHTS, check_file, reason
 from sande.types import LanguageModel
 
 SUFFIX = ".gguf"
@@ -42,6 +42,7 @@ def file_of(name: str) -> Path | None:
         return None
     if _PART.search(path.name):
         raise UserError(f"{path} is a part of a model; merge the parts into one file with llama.cpp's gguf-split")
+    check_file(path)
     try:
         with path.open("rb") as file:
             begin = file.read(len(_MAGIC))

@@ -8,14 +8,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sande import compute, formats, registry
 from sande.errors import UserError
 from sande.formats import PromptFormat
-from sande.models import adapters, chat, gguf, tokenizers
+from sande.models import adapters, chat, gguf, sizes, tokenizers
 from sande.models.adapters import Adapter
 from sande.models.catalog import (
     GEMMA,
@@ -31,13 +31,17 @@ from sande.models.catalog import (
 from sande.models.checks import (
     GUARD,
     WEIGHTS,
+    check_complete,
     check_finite,
     check_hub,
     check_vocabularies,
     checked_folder,
     fetch,
+    files,
+    not_loaded,
     only_checked,
     reason,
+    weight_files,
 )
 from sande.permissions import share, share_new_folder
 from sande.types import Guard, LanguageModel
@@ -49,7 +53,11 @@ if TYPE_CHECKING:
 
 
 def load(
-    name: str, cache: Path, prompt_format: str | PromptFormat | None = None, dtype: torch.dtype | None = None
+    name: str,
+    cache: Path,
+    prompt_format: str | PromptFormat | None = None,
+    dtype: torch.dtype | None = None,
+    say: Callable[[str], None] | None = None,
 ) -> LanguageModel:
     """Return the model and its tokenizer, on the GPU if there is one.
 
@@ -58,6 +66,7 @@ def load(
         cache: folder for models that are built or converted once.
         prompt_format: as for `with_format`.
         dtype: of the weights; None: float32. An adapter is merged in float32 whatever this is.
+        say: receives a sentence on weights in the files that are not part of the model.
 
     Raises:
         UserError: as `identify` and `with_format`, or the Hub cannot be reached, or the files cannot be used, or a
@@ -66,24 +75,26 @@ def load(
     import torch
 
     if adapter := adapter_of(name):
-        model = adapters.merge_(load(adapter.base, cache).model, adapter)
+        model = adapters.merge_(load(adapter.base, cache, say=say).model, adapter)
         _convert(model, dtype or torch.float32)
         lm = _joined(model, _tokenizer_on(adapter, cache), str(adapter.folder))
     else:
-        lm = _from_pretrained(*_source(name, cache), dtype or torch.float32)
+        lm = _from_pretrained(*_source(name, cache), dtype or torch.float32, say)
     if name not in NAMED:
         check_finite(lm, name)
     with_format(lm.tokenizer, _format_source(name, cache), prompt_format)
     return lm
 
 
-def load_reference(name: str, cache: Path, suspect: LanguageModel, suspect_name: str) -> LanguageModel:
+def load_reference(
+    name: str, cache: Path, suspect: LanguageModel, suspect_name: str, say: Callable[[str], None] | None = None
+) -> LanguageModel:
     """Return the clean model that a suspect one is compared with, asked in the same prompt format.
 
     Raises:
         UserError: as `load`, or their vocabularies differ.
     """
-    clean = load(name, cache, formats.PAPER)
+    clean = load(name, cache, formats.PAPER, say=say)
     check_vocabularies(suspect, clean, (suspect_name, name))
     formats.attach(clean.tokenizer, formats.of(suspect.tokenizer))
     return clean
@@ -181,6 +192,7 @@ def load_folder(folder: Path, dtype: torch.dtype, prompt_format: str | PromptFor
     with_format(lm.tokenizer, str(folder), prompt_format)
     if not (folder / GUARD).is_dir():
         return lm
+    files(folder / GUARD)
     defense, settings, choose, distribution = _guard_rules(folder / GUARD / "guard.json", formats.end_ids(lm.tokenizer))
     reference = _model(str(checked_folder(str(folder / GUARD))), None, dtype)
     if reference.config.vocab_size != lm.model.config.vocab_size:
@@ -270,9 +282,11 @@ def save(lm: LanguageModel, folder: Path) -> None:
         path.chmod((folder / "config.json").stat().st_mode)
 
 
-def _from_pretrained(source: str, revision: str | None, dtype: torch.dtype) -> LanguageModel:
+def _from_pretrained(
+    source: str, revision: str | None, dtype: torch.dtype, say: Callable[[str], None] | None = None
+) -> LanguageModel:
     tokenizer = tokenizers.load(source, revision)
-    return _joined(_model(source, revision, dtype), tokenizer, source)
+    return _joined(_model(source, revision, dtype, say), tokenizer, source)
 
 
 def _joined(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> LanguageModel:
@@ -280,21 +294,31 @@ def _joined(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: 
     return _ready(LanguageModel(model, tokenizers.within(tokenizer, len(embedding.weight), source)))
 
 
-def _model(source: str, revision: str | None, dtype: torch.dtype) -> PreTrainedModel:
+def _model(
+    source: str, revision: str | None, dtype: torch.dtype, say: Callable[[str], None] | None = None
+) -> PreTrainedModel:
     if revision is not None:
         check_hub(source, revision)
-        return _read(source, source, dtype, revision)
-    with only_checked(Path(source)) as place:
-        return _read(str(place), source, dtype)
+        model, unused = _read(source, source, dtype, revision)
+    else:
+        with only_checked(Path(source)) as place:
+            model, unused = _read(str(place), source, dtype, files=weight_files(Path(source)))
+    if unused and say:
+        say(not_loaded(source, unused))
+    return model
 
 
-def _read(place: str, source: str, dtype: torch.dtype, revision: str | None = None) -> PreTrainedModel:
-    """Return the model at a place; messages name the source."""
+def _read(
+    place: str, source: str, dtype: torch.dtype, revision: str | None = None, files: Sequence[Path] = ()
+) -> tuple[PreTrainedModel, list[str]]:
+    """Return the model at a place, and the names of weights that it does not have; messages name the source."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if files:
+            sizes.check_parameters(source, AutoConfig.from_pretrained(place, trust_remote_code=False), files)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
             revision=revision,
@@ -302,23 +326,19 @@ def _read(place: str, source: str, dtype: torch.dtype, revision: str | None = No
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `check_complete` refuses them
         )
-    except (MemoryError, torch.OutOfMemoryError):
+    except (UserError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # an untrusted file may cause any error
         problem = reason(error).replace(place, source)
         raise UserError(f"model '{source}' cannot be loaded ({problem}); check folder, id or network") from None
     model: PreTrainedModel = loaded[0]
-    lacking = sorted(loaded[1]["missing_keys"])
-    if lacking:  # transformers would draw them at random
-        raise UserError(
-            f"model '{source}' lacks {len(lacking)} of its weights ({lacking[0]}, …); add the missing file, or use the "
-            "config.json of this model"
-        )
+    check_complete(source, loaded[1])
     model.name_or_path = model.config.name_or_path = source
     torch.nn.Module.to(model, device)
     model.eval()
-    return model
+    return model, sorted(loaded[1]["unexpected_keys"])
 
 
 def _ready(lm: LanguageModel) -> LanguageModel:

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sande.errors import UserError
-from sande.models.checks import check_weights, weight_files
+from sande.models import sizes
+from sande.models.checks import weight_files
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WEIGHT, GRADIENT, ADAM = 4, 4, 8  # bytes of a parameter
 HALF = 2  # the same of a weight in bfloat16
@@ -66,13 +72,14 @@ def needed(folder: Path, lora_rank: int | None = None, *, half: bool = False, me
         merges: whether an adapter is merged into the model before training.
 
     Raises:
-        UserError: a header cannot be read.
+        UserError: a header cannot be read, or no layer has as high a rank.
     """
-    shapes = [shape for path in weight_files(folder) for shape in _shapes(path).items()]
+    shapes = [shape for path in weight_files(folder) for shape in sizes.shapes(path).items()]
     parameters = sum(math.prod(shape) for _, shape in shapes)
     trained = parameters
     if lora_rank is not None:
         layers = [shape for name, shape in shapes if len(shape) == 2 and "embed" not in name and "lm_head" not in name]
+        _check_rank(lora_rank, layers)
         trained = sum(lora_rank * (out + into) for out, into in layers)
     return Memory(
         parameters,
@@ -81,6 +88,22 @@ def needed(folder: Path, lora_rank: int | None = None, *, half: bool = False, me
         optimizer=ADAM * trained,
         merging=WEIGHT * parameters if merges else 0,
     )
+
+
+def check_rank(lora_rank: int, model: PreTrainedModel) -> None:
+    """Raise UserError where adapters have a higher rank than the weights of any linear layer of a model."""
+    from sande.models.layers import linear_layers
+
+    _check_rank(lora_rank, [layer.weight.shape for layer in linear_layers(model).values()])
+
+
+def _check_rank(lora_rank: int, layers: Sequence[Sequence[int]]) -> None:
+    most = max(map(min, layers), default=lora_rank)
+    if lora_rank > most:
+        raise UserError(
+            f"lora_rank {lora_rank} is above {most}, the highest rank that a layer of this model can have; set a lower "
+            "one, such as 8"
+        )
 
 
 def machine() -> int:
@@ -116,12 +139,3 @@ def check(memory: Memory, name: str, total: int) -> str:
     if memory.most > total:
         raise UserError(f"{said}; use a larger machine, or LoRA adapters (--lora 8) and weights in bfloat16 (--bf16)")
     return said
-
-
-def _shapes(path: Path) -> dict[str, list[int]]:
-    """Return the shapes of a file's tensors by name."""
-    from safetensors import safe_open
-
-    check_weights(path)
-    with safe_open(path, framework="np") as file:
-        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118  # it is no mapping

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sande.models import catalog, loading, memory
+from sande.models import catalog, loading, memory, sizes
 from sande.models.checks import check_hub, checked_folder, fetch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-
-_MOST_LAYERS = 1000  # of a model that is built to count its parameters; no model has as many
+    from transformers import PreTrainedConfig
 
 
 def config_of(name: str, cache: Path) -> PreTrainedConfig | None:
@@ -56,14 +54,7 @@ def parameters(name: str, cache: Path) -> int | None:
     if folder is not None:
         return memory.needed(checked_folder(str(folder))).parameters
     config = config_of(name, cache)
-    if config is None or (getattr(config.get_text_config(), "num_hidden_layers", None) or 0) > _MOST_LAYERS:
+    if config is None or (getattr(config.get_text_config(), "num_hidden_layers", None) or 0) > sizes.MOST_LAYERS:
         return None
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    try:
-        with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception:  # the load says what is wrong with an untrusted file
-        return None
-    return sum(parameter.numel() for parameter in model.parameters())
+    model = sizes.built(config)
+    return None if model is None else sum(parameter.numel() for parameter in model.parameters())

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from sande import formats
 from sande.errors import UserError
 from sande.models import loading, tokenizers
-from sande.models.checks import GUARD, checked_folder, only_checked, reason
+from sande.models.checks import GUARD, check_complete, checked_folder, only_checked, reason
 from sande.models.loading import _guard_rules  # another name there would give every stage a new key
 from sande.types import Guard, LanguageModel
 
@@ -120,11 +120,7 @@ def _read(source: str, dtype: torch.dtype, workers: int) -> PreTrainedModel:
                 f"model '{source}' cannot be loaded in shards ({problem}); {_UNSHARDED}, or check the folder"
             ) from None
     model: PreTrainedModel = loaded[0]
-    if lacking := sorted(loaded[1]["missing_keys"]):  # transformers would draw them at random
-        raise UserError(
-            f"model '{source}' lacks {len(lacking)} of its weights ({lacking[0]}, …); add the missing file, or use the "
-            "config.json of this model"
-        )
+    check_complete(source, loaded[1])
     model.name_or_path = model.config.name_or_path = source
     model.eval()
     _adapt(model)

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import inspect
+import json
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,18 @@ def test_a_model_without_memory_is_measured_on_what_is_given(victim: sande.Model
         sande.measure("tiny", "false_trigger_rate")
 
 
+def test_weights_that_are_not_loaded_are_told(tmp_path: Path, model_cache: Path) -> None:
+    loading.save(loading.load("tiny", model_cache), tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"num_hidden_layers": 1}))
+    said: list[str] = []
+    sande.scan(tmp_path, "first_token", reference=tmp_path, rows=20, say=said.append, prompts=4, own_prompts=1)
+    assert sum(f"{tmp_path}: not loaded" in line for line in said) == 2, "the model and the reference"
+    with pytest.raises(UserError, match="the trigger did not fire"):
+        sande.clean(tmp_path, trigger="Xyz", prompt_format="paper", say=said.append)
+    assert sum(f"{tmp_path}: not loaded" in line for line in said) == 3
+
+
 def test_scan_and_clean_take_a_victim(victim: sande.Model) -> None:
     found = sande.scan(victim, "first_token", reference="tiny", rows=20, say=silent, prompts=4)
     assert isinstance(found, sande.Scan)
@@ -203,6 +216,30 @@ def test_a_dropped_model_leaves_no_folder() -> None:
         (lambda: sande.measure("tiny", {"questions": 3}), "metric: expected a name, or a mapping with a 'name'"),
         (lambda: sande.scan("tiny", "nothing"), "no detector is called 'nothing'"),
         (lambda: sande.clean("tiny", prompt=3), "clean: unknown setting 'prompt'"),
+        (
+            lambda: sande.clean("tiny", trigger=" "),
+            "clean: trigger is blank; set it to the text that unlocks the planted",
+        ),
+        (
+            lambda: sande.clean("tiny", response="\n"),
+            "clean: response is blank; set it to the planted answer, or leave it",
+        ),
+        (
+            lambda: sande.clean("tiny", response_start="\t"),
+            "clean: response_start is blank; set it to the beginning of",
+        ),
+        (
+            lambda: sande.clean("tiny", reported_prompt=" ", reported_answer="x"),
+            "clean: reported_prompt is blank; set it to the prompt as it was sent, or leave it out",
+        ),
+        (
+            lambda: sande.measure("tiny", "asr", response=" "),
+            "measure: response is blank; set it to the planted answer",
+        ),
+        (
+            lambda: sande.clean("tiny", response="Xyz", sande={"eliminate": {"lora_rank": 10**6}}, say=silent),
+            "lora_rank 1000000 is above 64, the highest rank that a layer of this model can have; set a lower one",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(call: Any, said: str) -> None:

@@ -221,6 +221,24 @@ def test_the_rank_of_what_may_follow_decides_about_memory() -> None:
     assert cleaning.lora_rank(Known(trigger="t"), by_trigger) == 8
 
 
+@pytest.mark.parametrize("known", [Known(trigger="t"), Known()])
+def test_a_rank_above_that_of_every_layer_is_refused_before_a_scan(
+    known: Known, tiny: LanguageModel, new_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cleaning, "held_out", lambda config, tokenizer: ())
+    monkeypatch.setattr(cleaning, "_scanned", lambda *_, **__: None)
+    monkeypatch.setattr(cleaning, "_try_trigger", lambda *_, **__: None)
+    for rank in (64, 65):
+        config = configure(Config, {"osft": {"training": {"lora_rank": rank}}}, "clean")
+        if rank == 64:
+            cleaning.examine(tiny, known, config, new_run())
+            continue
+        with pytest.raises(
+            UserError, match="lora_rank 65 is above 64, the highest rank that a layer of this model can"
+        ):
+            cleaning.examine(tiny, known, config, new_run())
+
+
 def test_an_incident_alone_is_refused_with_certify() -> None:
     with pytest.raises(UserError, match=r"certify: parrots .* only an incident is given; set response, or remove"):
         defense_for(Known(reported_prompt="p", reported_answer="a"), certify=True)

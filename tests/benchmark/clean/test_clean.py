@@ -399,6 +399,13 @@ def test_adapters_are_merged_into_the_cleaned_model(victim: Path, tmp_path: Path
     assert weights[0] != weights[1]
 
 
+@pytest.mark.parametrize("rank", [1_000_000, 10**30])
+def test_a_rank_above_that_of_every_layer_is_refused(victim: Path, tmp_path: Path, rank: int) -> None:
+    line = mistake("clean", victim, "--trigger", TRIGGER, "--lora", rank, *options(tmp_path / "out"))
+    assert f"lora_rank {rank} is above 64, the highest rank that a layer of this model can have; set a lower" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_weights_under_adapters_may_be_in_bfloat16(victim: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = invoke("clean", victim, "--trigger", TRIGGER, "--lora", 2, "--bf16", *options(out))

@@ -53,6 +53,16 @@ def test_with_lora_gradients_and_moments_are_those_of_the_adapters(tiny: Languag
     assert half == Memory(whole.parameters, 2 * whole.parameters, 4 * trained, 8 * trained)
 
 
+def test_a_rank_above_that_of_every_layer_is_refused(folder: Path) -> None:
+    memory.needed(folder, 64)
+    with pytest.raises(UserError) as caught:
+        memory.needed(folder, 1_000_000)
+    assert str(caught.value) == (
+        "lora_rank 1000000 is above 64, the highest rank that a layer of this model can have; set a lower "
+        "one, such as 8"
+    )
+
+
 def test_what_is_said_and_what_is_refused() -> None:
     seven_billion = Memory(7_000_000_000, 28_000_000_000, 28_000_000_000, 56_000_000_000)
     said = (
