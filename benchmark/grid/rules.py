@@ -10,6 +10,7 @@ rules:
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sande.data.splits import Data, Removal
 from sande.errors import UserError
 
 METHODS = {"attack": "attacks", "defense": "defenses"}
+_NAMED = {**METHODS, "metrics": "metrics"}  # settings whose values are names of the registry
 _SECTIONS: dict[str, type[Any]] = {"data": Data, "removal": Removal}
 _KEYS = ("where", "set", "default")
 RESOURCES = "resources"
@@ -91,7 +93,7 @@ def _rule(entry: Any, place: str) -> Rule:
                 _check(str(path), f"{place}, {key}")
     if not entry.get("set") and not entry.get("default"):
         raise UserError(f"{place}: changes nothing; add paths and values under 'set' or 'default'")
-    where = {path: tuple(v) if isinstance(v, list) else (v,) for path, v in entry.get("where", {}).items()}
+    where = {path: _wanted(str(path), value, f"{place}, where") for path, value in entry.get("where", {}).items()}
     given = entry.get("set", {})
     changes, defaults = (
         with_both_seeds({path: value for path, value in values.items() if not _is_resources(path)}, f"{place}, {key}")
@@ -99,6 +101,31 @@ def _rule(entry: Any, place: str) -> Rule:
     )
     resources = {path.partition(".")[2]: value for path, value in given.items() if _is_resources(path)}
     return Rule(where, changes, defaults, resources, place)
+
+
+def _wanted(path: str, given: Any, place: str) -> tuple[Any, ...]:
+    """Return the values of which a cell must have one at a path.
+
+    Raises:
+        UserError: no cell can have one of them, so the rule would never apply.
+    """
+    values = tuple(given) if isinstance(given, list) else (given,)
+    key, _, rest = path.partition(".")
+    names = registry.names(_NAMED[key]) if key in _NAMED and rest in ("", "name") else None
+    if not values:
+        raise UserError(f"{place}: '{path}' has an empty list, which no cell matches; add a value")
+    for value in values:
+        if isinstance(value, Mapping) and not rest:
+            raise UserError(f"{place}: '{path}' is {value!r}; use its name alone, and paths for other settings")
+        if names and value not in names:
+            use = _near(str(value), names) or ", ".join(names)
+            raise UserError(f"{place}: no {_NAMED[key].removesuffix('s')} is called {value!r}; use {use}")
+    return values
+
+
+def _near(given: str, valid: Iterable[str]) -> str:
+    """Return the valid names that a mistyped one may stand for; empty if none is like it."""
+    return " or ".join(f"'{name}'" for name in difflib.get_close_matches(given, sorted(set(valid)), n=2))
 
 
 def _is_resources(path: Any) -> bool:
@@ -109,8 +136,11 @@ def _check(path: str, place: str) -> None:
     """Refuse a path that no cell has; one that only some methods have is valid."""
     key, dot, rest = path.partition(".")
     if key in METHODS:
-        if dot and not any(_has(METHODS[key], name, rest) for name in registry.usable(METHODS[key])):
-            raise UserError(f"{place}: no {key} has the setting '{rest}'; see 'sande-bench show {key}s NAME'")
+        names = registry.usable(METHODS[key])
+        if dot and not any(_has(METHODS[key], name, rest) for name in names):
+            near = _near(rest, (field for name in names for field in _fields(METHODS[key], name)))
+            use = f"use {near}, or " if near else ""
+            raise UserError(f"{place}: no {key} has the setting '{rest}'; {use}see 'sande-bench show {key}s NAME'")
     elif key in _SECTIONS:
         fields = _section_defaults(key)
         if dot and rest not in fields:
@@ -174,8 +204,13 @@ def _matches(nested: Mapping[str, Any], path: str, wanted: tuple[Any, ...]) -> b
 
 
 def _value(nested: Mapping[str, Any], path: str) -> Any:
-    """Return the cell's value at a path, or its default; for a method its name, for `seed` the value of both seeds."""
+    """Return the cell's value at a path, or its default.
+
+    It is the name for a method or a section, and for `seed` the value of both seeds.
+    """
     key, *rest = path.split(".")
+    if key in _SECTIONS and not rest:
+        rest = ["name"]
     if key == SEED:
         attack, defense = (_value(nested, name) for name in SEEDS)
         return attack if attack == defense else _ABSENT
@@ -218,5 +253,10 @@ def _section_defaults(key: str) -> dict[str, Any]:
 
 @functools.cache
 def _has(kind: str, name: str, setting: str) -> bool:
-    fields = [field.path for field in describe(registry.entry(kind, name).Config)]
-    return any(f"{field}.".startswith(f"{setting}.") for field in ["name", *fields])
+    return any(f"{field}.".startswith(f"{setting}.") for field in ["name", *_fields(kind, name)])
+
+
+@functools.cache
+def _fields(kind: str, name: str) -> tuple[str, ...]:
+    """Return the paths of all settings of a method."""
+    return tuple(field.path for field in describe(registry.entry(kind, name).Config))

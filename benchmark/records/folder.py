@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from benchmark.grid import shipped
 from benchmark.io.remote import Remote, cache, is_uri
-from benchmark.records import mark, record
+from benchmark.records import checks, files, mark, record
 from sande.errors import UserError
 
 OUTCOMES = "outcomes.parquet"
@@ -107,10 +113,13 @@ def local_copies(places: Sequence[str]) -> Iterator[list[Path]]:
     """Yield the local paths of results and entries; fetch rows, outcomes, records and entries of those that are URIs.
 
     Raises:
-        UserError: what the block raises, with the places as they were given; or one cannot be fetched.
+        UserError: what the block raises, with the places as they were given; one cannot be fetched; or as
+            `check_outcomes`.
     """
     paths = [_fetched(place) if is_uri(place) else Path(place) for place in places]
     try:
+        for path in paths:
+            check_outcomes(path)
         yield paths
     except UserError as error:
         text = str(error)
@@ -119,11 +128,82 @@ def local_copies(places: Sequence[str]) -> Iterator[list[Path]]:
         raise UserError(text) from None
 
 
-def _fetched(place: str) -> Path:
+def check_outcomes(folder: Path) -> None:
+    """Refuse outcomes of other results beside the rows of a folder: tests and intervals would be theirs.
+
+    Raises:
+        UserError: the mean of some outcomes is not the value of their row, they are more than it counts, or they have
+            no row.
+    """
+    if not (folder / ROWS).is_file() or not (folder / OUTCOMES).is_file():
+        return
+    keys = ["cell", "metric"]
+    outcomes = files.read_outcomes(folder)
+    if not outcomes.num_rows:
+        return
+    means = outcomes.select([*keys, "outcome"]).group_by(keys).aggregate([("outcome", "mean"), ("outcome", "count")])
+    rows = files.read_rows(folder).select([*keys, "value", "count"])
+    both = rows.append_column("there", pa.repeat(True, len(rows))).join(means, keys, join_type="full outer")
+    difference = pc.abs(pc.subtract(pc.multiply(both["outcome_mean"], 100.0), both["value"]))
+    same = pc.and_(pc.less_equal(difference, checks.ROUNDING), pc.less_equal(both["outcome_count"], both["count"]))
+    # A failed or unfinished row has no value, and may have outcomes.
+    other = pc.if_else(pc.is_valid(both["value"]), pc.invert(pc.fill_null(same, False)), pc.is_null(both["there"]))
+    wrong = pc.and_(pc.is_valid(both["outcome_count"]), other)
+    if pc.any(wrong).as_py():
+        first = min(both.filter(wrong).select(keys).to_pylist(), key=str)
+        raise UserError(
+            f"{folder}: {OUTCOMES} does not belong to {ROWS} (cell {first['cell']}, {first['metric']}); run its grid "
+            f"again, or remove {OUTCOMES}"
+        )
+
+
+def refuse_other(place: str, grid: Path, cells: Collection[str]) -> None:
+    """Refuse a folder with complete results of another grid of the same name, which a run would replace.
+
+    A grid that was edited is still the same file; one that was moved or copied shares cells with its results.
+
+    Args:
+        place: folder or URI of the results.
+        grid: file that is to be run, or a plain name.
+        cells: ids of its cells.
+
+    Raises:
+        UserError: the folder holds results of another file, and none of these cells.
+    """
+    made = record.read(_copied(place, record.NAME))
+    before = _grid_of(made.command) if made and made.complete else None
+    if before is None or os.path.realpath(before) == os.path.realpath(shipped.named(grid)):  # takes links in a circle
+        return
+    try:
+        there = pc.unique(files.read_rows(_copied(place, ROWS))["cell"]).to_pylist()
+    except UserError:  # there are none, or they are damaged
+        return
+    if not set(cells).intersection(there):
+        raise UserError(
+            f"{place}: holds results of another grid, {before}; set another --results, rename {grid}, or remove "
+            f"{place}/{ROWS} to replace them"
+        )
+
+
+def _grid_of(command: str) -> Path | None:
+    """Return the grid file in the command of a run; None where there is none."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return None
+    return shipped.named(Path(words[2])) if words[:2] == ["sande-bench", "run"] and len(words) > 2 else None
+
+
+def _copied(place: str, name: str) -> Path:
+    """Return the folder that holds a file of a results folder, as far as it is there."""
+    return _fetched(place, [name]) if is_uri(place) else Path(place)
+
+
+def _fetched(place: str, names: Sequence[str] = (ROWS, OUTCOMES, record.NAME)) -> Path:
     """Fetch what describes a remote results folder, or a remote entry with its verdict, as far as it is there."""
     remote = Remote(place)
     above, _, name = remote.uri.rpartition("/")
-    names, below = [ROWS, OUTCOMES, record.NAME], remote
+    below = remote
     if is_file := name.endswith((".json", ".parquet")):
         names, below = [name, f"{name.rpartition('.')[0]}{VERDICT}"], Remote(above)
     # Not the folder in which a run of this grid works.

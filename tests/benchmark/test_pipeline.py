@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -25,9 +26,11 @@ from sande.errors import UserError
 from tests.benchmark.helpers import (
     ACCURACY,
     SFT_FAST,
+    SMALL,
     GridFile,
     cell,
     finish,
+    invoke,
     measure,
     mistake,
     put,
@@ -297,3 +300,27 @@ def test_a_misfit_is_a_row_with_its_error_and_stops_nothing_else(
     assert row["failure"] == "user's mistake"
     assert row["error"].startswith("defense sande: it must know the response that is planted, and answers of the")
     assert (row["objective"], row["response"]) == ("language", None)
+
+
+def test_results_of_another_grid_with_the_same_name_stay(
+    grid: Path, store: LocalStore, place: Path, tmp_path: Path
+) -> None:
+    done(store)
+    assert run(grid, store).exit_code == 0
+    before = files(place)
+    finish(store, cell(attack_seed=9, metrics=METRICS), {"asr": 50, "builtin-choice": 20})
+    other = tmp_path / "other/small.yaml"
+    other.parent.mkdir()
+    other.write_text(yaml.safe_dump(SMALL | {"metrics": METRICS, "attack_seed": 9}))
+    places = ["--store", store.root, "--results", place.parent]
+    line = mistake("run", other, *places)
+    assert line == (
+        f"sande-bench: {place}: holds results of another grid, {grid}; set another --results, rename {other}, or "
+        f"remove {place}/rows.parquet to replace them"
+    )
+    assert files(place) == before
+    grid.write_text(other.read_text())  # an edited grid
+    assert invoke("run", grid, *places).exit_code == 0
+    assert files(place)["rows.parquet"] != before["rows.parquet"]
+    moved = grid.rename(tmp_path / "other/small.yaml")
+    assert invoke("run", moved, *places).exit_code == 0

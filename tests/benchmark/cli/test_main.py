@@ -1,5 +1,6 @@
 """The command line: a user's mistake is exit code 2 and one line; looking starts neither Ray nor torch."""
 
+import json
 import re
 from pathlib import Path
 
@@ -263,3 +264,29 @@ def test_report_prints_the_tables_and_where_the_report_is(store, tmp_path: Path)
     assert shown.exit_code == 0
     assert "| `none` | 100.0 (92.9 to 100.0) |" in shown.stdout
     assert shown.stdout.splitlines()[-1] == f"Report: {folder / 'README.md'}"
+
+
+@pytest.mark.usefixtures("wide")
+def test_more_rows_than_a_data_set_has_are_noted_once(
+    grid_file: GridFile, store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    row = json.dumps({"instruction": "Name a colour.", "output": "Red."})
+    (tmp_path / "data/mine.jsonl").write_text(f"{row}\n" * 30)
+    monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path / "data"))
+    wanted = {"data": {"name": "builtin-short", "rows": 7000, "test_rows": 50}, "removal": {"name": "mine"}}
+    fix = "no more are used; set {0}.rows to {1}, or choose a larger data set"
+    notes = [
+        f"data.rows is 7000, but builtin-short has 6735 training rows, and {fix.format('data', 6735)}",
+        f"removal.rows is 10000, but mine has 27 training rows, and {fix.format('removal', 27)}",
+    ]
+    path = grid_file(**wanted, sweep={"defense": ["none", "sft", "osft"]})
+    for each in ("none", "sft", "osft"):
+        finish(store, cell(**wanted, defense=each), {"asr": 50}, {"asr": 1})
+    for command in ("plan", "run"):
+        shown = invoke(command, path, *run_options(tmp_path))
+        assert shown.exit_code == 0, shown.output
+        assert [line for line in shown.stdout.splitlines() if " training rows, and " in line] == notes
+    enough = {"removal": {"name": "mine", "rows": 27}, "defense": "sft"}
+    for path in (grid_file(**enough), grid_file(removal={"name": "mine"})):  # without a defense, nothing gets the rows
+        assert " training rows, and " not in invoke("plan", path, *run_options(tmp_path)).stdout

@@ -1,6 +1,7 @@
 """Rules: which cells they match, what they change, and what is said of one that cannot be."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from benchmark.grid import rules
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from sande.errors import UserError
+from tests.benchmark.helpers import GridFile
 
 
 def applied(rule: dict[str, Any], **nested: Any) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def matches(where: dict[str, Any], **nested: Any) -> bool:
         ({"attack_seed": 1}, {"attack_seed": 1, "defense": "sft"}, True),
         ({"defense_seed": 2}, {"attack_seed": 1, "defense_seed": 2, "defense": "sft"}, True),
         ({"defense_seed": 2}, {"attack_seed": 1, "defense_seed": 2}, False),  # without a defense it is the attack's
+        ({"data": "alpaca"}, {"data": {"rows": 5}}, True),
+        ({"removal": ["dolly", "orca"]}, {"removal": {"name": "dolly", "rows": 5}}, True),
         ({"data.rows": None}, {}, True),
         ({"data.rows": None}, {"data": None}, True),
         ({"data.rows": None}, {"data": {"rows": 5}}, False),
@@ -147,6 +151,55 @@ def test_a_rule_that_cannot_be_is_one_sentence_with_its_number(entries: Any, par
     for part in parts:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "text"),
+    [
+        ({"defence": "sande"}, "no cell has the setting 'defence'; paths begin with: asr_floor, attack, attack_seed"),
+        ({"attack.poison_rat": 0}, "no attack has the setting 'poison_rat'; use 'poison_rate' or 'poison_rows'"),
+        ({"defense.training.learning_rat": 1}, "no defense has the setting 'training.learning_rat'; use 'training.lea"),
+        ({"defense": "sand"}, "no defense is called 'sand'; use 'sande' or 'sande_p'"),
+        ({"defense": ["osft", "none", "sandep"]}, "no defense is called 'sandep'; use 'sande_p' or 'sande'"),
+        ({"defense": None}, "no defense is called None; use 'none'"),
+        ({"attack.name": "sentence"}, "no attack is called 'sentence'; use 'sentence_trigger'"),
+        ({"attack": "all"}, "no attack is called 'all'; use composite_trigger, dormant_int4"),
+        ({"metrics": "arc"}, "no metric is called 'arc'; use 'asr'"),
+        ({"defense": {"name": "sande"}}, "'defense' is {'name': 'sande'}; use its name alone, and paths for other"),
+        ({"data": {"rows": 5}}, "'data' is {'rows': 5}; use its name alone, and paths for other settings"),
+        ({"model": []}, "'model' has an empty list, which no cell matches; add a value"),
+    ],
+)
+@pytest.mark.parametrize("place", ["grid", "scale"])
+def test_a_rule_that_could_never_apply_is_refused(
+    where: dict[str, Any], text: str, place: str, grid_file: GridFile, tmp_path: Path
+) -> None:
+    rules = [{"set": {"seed": 1}}, {"where": where, "set": {"seed": 2}}]
+    path, file = grid_file(rules=rules), "small.yaml"
+    if place == "scale":
+        path, file = grid_file(scale="small"), "scales/small.yaml"
+        (tmp_path / "scales").mkdir()
+        (tmp_path / file).write_text(yaml.safe_dump({"rules": rules}), encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(f"{file}: rule 2, where: {text}")):
+        load_grid(path)
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"model": "my-model"},
+        {"model": ["./folder", "org/name@0123", "model.gguf"]},
+        {"data.name": "my_rows"},
+        {"removal": "my_rows"},
+        {"attack.order": "poisoned_first"},
+        {"attack.repair.epochs": 1},  # of one attack
+        {"defense.haystack": None},  # of one defense
+    ],
+)
+def test_names_of_models_and_data_and_settings_of_some_methods_are_allowed(
+    where: dict[str, Any], grid_file: GridFile
+) -> None:
+    assert load_grid(grid_file(rules=[{"where": where, "set": {"seed": 2}}])).cells
 
 
 SHIPPED = sorted((Path(__file__).parents[3] / "grids").glob("*.yaml"))

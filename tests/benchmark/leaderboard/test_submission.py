@@ -34,7 +34,7 @@ def results(tmp_path: Path) -> Path:
         row |= dict(zip(("ci_low", "ci_high"), wilson(row["value"], row["count"]), strict=True))
     folder = tmp_path / "results"
     folder.mkdir()
-    shown = pa.Table.from_pylist([outcome("forget alpaca alpaca 0", 0)], schema=schema.OUTCOMES)
+    shown = pa.Table.from_pylist([outcome("forget alpaca alpaca 0", 0) | {"outcome": 0.0}], schema=schema.OUTCOMES)
     files.write_rows(
         [*found, found[0] | {"metric": "case_study", "value": 0.0, "ci_low": 0.0, "ci_high": 9.0}], [shown], folder
     )
