@@ -39,7 +39,7 @@ def table(judged: Sequence[Compared]) -> list[str]:
 
 
 def _counted(found: Score) -> tuple[str, str, str]:
-    beyond = _beyond(found.found, found.low, found.high)
+    beyond = _beyond(found.found, found.low, found.high, "fewer")
     return f"{found.found} of {found.count}", f"{found.mean:.0f} ({found.low} to {found.high})", beyond
 
 
@@ -48,8 +48,8 @@ def _ordered(found: Agreement) -> tuple[str, str, str]:
     if found.interval:
         text += " ({:.2f} to {:.2f})".format(*found.interval)
     text += f", {found.victims} victim{'s' * (found.victims > 1)}"
-    return text, f"({found.low:.2f} to {found.high:.2f})", _beyond(found.tau, found.low, found.high)
+    return text, f"({found.low:.2f} to {found.high:.2f})", _beyond(found.tau, found.low, found.high, "less")
 
 
-def _beyond(found: float, low: float, high: float) -> str:
-    return "more" if found > high else "less" if found < low else "no"
+def _beyond(found: float, low: float, high: float, below: str) -> str:
+    return "more" if found > high else below if found < low else "no"
