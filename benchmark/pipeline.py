@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +16,7 @@ import pyarrow.compute as pc
 
 from benchmark.execution.progress import Progress
 from benchmark.execution.provenance import code_version
-from benchmark.forecast import machine, measured
+from benchmark.forecast import machine, measured, shortage
 from benchmark.forecast.searches import plan_searches
 from benchmark.grid import shipped
 from benchmark.grid.load import Grid, load_grid
@@ -25,17 +24,17 @@ from benchmark.held_out import mask
 from benchmark.held_out import secret as secrets
 from benchmark.held_out.mask import Hidden
 from benchmark.io.remote import below
-from benchmark.plan import retention, searches
+from benchmark.plan import early, retention, searches
 from benchmark.plan.failures import UNFINISHED, interrupted
 from benchmark.plan.plan import Plan, make_plan, unfit
 from benchmark.records import files, mark, published, record
-from benchmark.records.folder import PARTIAL, ResultsFolder
+from benchmark.records.folder import PARTIAL, ResultsFolder, refuse_other
 from benchmark.records.rows import build_outcomes, build_rows, is_complete
 from benchmark.report import freshness
 from benchmark.search import report
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
-from sande.compute import VARIABLE, compute_type, has_gpu
+from sande.compute import has_gpu
 
 STORE, RESULTS = ".store", "results"
 
@@ -143,7 +142,7 @@ def run(
     """
     begin, progress = time.perf_counter(), progress or Progress(request.grid.stem)
     retention.check(request.keep)
-    check_compute_type()
+    early.check_compute_type()
     loaded = load_grid(request.grid, request.assignments, request.only, request.scale)
     hidden = _hidden(loaded, request.secret, show) if request.secret else None
     if hidden:
@@ -154,12 +153,14 @@ def run(
     mark.check(place.folder, mark.RESULTS, "--results")
     files.check_writable(place.folder)
     place.check_writable()
+    if not hidden:  # a held-out run has a folder of its own
+        refuse_other(where, request.grid, {cell.id for cell in loaded.cells})
     store = open_store(request.store)
     store.clear_leftovers()
     mark.claim(place.folder, mark.RESULTS, "--results")
     searched, lost = _search(loaded, store, request, say)
     misfits = unfit(searched.cells)
-    for problem in dict.fromkeys(misfits.values()):
+    for problem in [*shortage.few_rows(loaded.cells), *dict.fromkeys(misfits.values())]:
         show(problem)
     errors = {**lost, **misfits}
     # A cell whose search failed is a row with that error; it is not run with some other value. Nor is a misfit.
@@ -188,18 +189,6 @@ def run(
     if plan.missing and not loaded.search:
         measured.keep_overhead(store, around=took - running)
     return replace(finished, seconds=took)
-
-
-def check_compute_type() -> None:
-    """Refuse a wrong SANDE_COMPUTE_TYPE, with which every stage would fail; import no torch.
-
-    `sande.compute` itself has no such function, as a change of its code would change the keys of all stages.
-
-    Raises:
-        UserError: the variable is set, and is no compute type.
-    """
-    if os.environ.get(VARIABLE):
-        compute_type.__wrapped__()  # not cached: this process may yet get another one
 
 
 def _search(loaded: Grid, store: Store, request: Request, say: Callable[[str], None]) -> tuple[Grid, Mapping[str, str]]:

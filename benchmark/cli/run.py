@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import cache, partial
-from math import inf
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -27,13 +26,10 @@ from benchmark.execution import progress as execution_progress
 from benchmark.execution import signals
 from benchmark.execution.progress import Progress
 from benchmark.forecast.scaling import EFFICIENCY, NO_GAIN
-from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.grid.resources import Kind
 from benchmark.io.remote import below
 from benchmark.store.remote import open_store
 from sande import compute
-from sande.data import datasets
-from sande.data.splits import Data, Rows, train_split
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,12 +52,7 @@ def run(
 ) -> None:
     """Run what is missing of a grid; write its rows and report."""
     from benchmark import pipeline
-    from benchmark.grid.load import load_grid
-    from benchmark.records.folder import refuse_other
 
-    loaded = load_grid(grid, assignments or (), only or (), scale)
-    if not secret:  # whose results have other names and cells
-        refuse_other(below(results, loaded.name), grid, {cell.id for cell in loaded.cells})
     request = pipeline.Request(
         grid,
         store,
@@ -76,8 +67,6 @@ def run(
     )
     progress = Progress(grid.stem)
     view = execution_progress.view(progress, echo)
-    for note in _notes(loaded.cells):
-        view.show(note)
     finished = pipeline.run(request, view.say, view.show, progress, view.shown)
     if finished.interrupted:
         tell(_interrupted(finished))
@@ -125,7 +114,7 @@ def plan(
     """Show the cells of a grid, what is done, what would run and how long it takes. Start nothing."""
     from benchmark.cli import overview
     from benchmark.forecast import cost as forecast_cost
-    from benchmark.forecast import disk, searches, wall_time
+    from benchmark.forecast import disk, searches, shortage, wall_time
     from benchmark.forecast import machine as forecast_machine
     from benchmark.forecast.cost import basis
     from benchmark.forecast.machine import here, summary, trainings_here
@@ -133,13 +122,12 @@ def plan(
     from benchmark.forecast.suggest import report
     from benchmark.grid.load import load_grid
     from benchmark.grid.stage_resources import workers_in_words
-    from benchmark.pipeline import check_compute_type
-    from benchmark.plan import batches, retention
+    from benchmark.plan import batches, early, retention
     from benchmark.plan.plan import unfit
 
     if suggest and (not gpus or is_cpu(machine)):
         raise UserError("--suggest: needs --gpus N, and a machine with GPUs; set --gpus, or remove --suggest")
-    check_compute_type()
+    early.check_compute_type()
     loaded = load_grid(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())
@@ -165,7 +153,7 @@ def plan(
         lines += report(made, forecaster.predict, loaded.resources, gpus or 1) if suggest else ()
     lines.append(disk.summary(made, opened, retention.check(keep)))
     lines += filter(None, [searching])
-    lines += _notes(loaded.cells)
+    lines += shortage.few_rows(loaded.cells)
     lines += dict.fromkeys(unfit(loaded.cells).values())
     lines += workers_in_words(made.stages.values(), loaded.resources)
     lines += batches.problems(made.missing, loaded.resources)
@@ -177,33 +165,6 @@ def plan(
     )
     for line in lines:
         echo(line if "\n" in line else overview.folded(line, overview.width(), "  "))
-
-
-def _notes(cells: Iterable[Cell]) -> list[str]:
-    """Return a sentence for each data set that has fewer training rows than the cells ask for."""
-    from benchmark.forecast.cost import SIZES
-
-    @cache
-    def size(name: str) -> float:
-        is_file = datasets.fingerprint(name).startswith("sha256:")  # also one with the name of a known data set
-        try:
-            rows = SIZES[name] if name in SIZES and not is_file else len(datasets.examples(name))
-        except UserError:  # a broken file, which the run reports
-            return inf
-        return len(train_split(range(rows)))
-
-    notes: dict[str, None] = {}
-    for cell in cells:
-        asked: list[tuple[str, Data | Rows]] = [("data", cell.data)]
-        if cell.defense.name != NO_DEFENSE and cell.defense.pairs is None:
-            asked.append(("removal", cell.removal))
-        for section, wanted in asked:
-            if wanted.rows and (most := size(wanted.name)) < wanted.rows:
-                notes[
-                    f"{section}.rows is {wanted.rows}, but {wanted.name} has {most} training rows, and no more are "
-                    f"used; set {section}.rows to {most}, or choose a larger data set"
-                ] = None
-    return list(notes)
 
 
 def _reasons(reasons: list[str]) -> Iterator[str]:
