@@ -25,7 +25,7 @@ from benchmark.execution import provenance
 from benchmark.grid.load import settings_of
 from benchmark.io import logs
 from benchmark.io.yaml import read_yaml
-from sande import cleaning, clusters, compute, formats, registry
+from sande import cleaning, clusters, compute, crossed, formats, registry
 from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.data import datasets, splits
@@ -300,17 +300,22 @@ def _used(config: Config, method: str) -> dict[str, Any]:
 def _row(before: Measurement, after: Measurement) -> dict[str, Any]:
     """Return one measurement in percent with intervals, and the paired change in percentage points.
 
-    A share has Wilson's interval and a p-value of the change; a mean of probabilities has Student's interval. Prompts
-    and questions made from one template count together.
+    A share has Wilson's interval and a p-value of the change; a mean of probabilities has Student's interval, over
+    parrots, too, where there are several. The change has the interval over prompts alone, of this pair of models and
+    these parrots. Prompts and questions made from one template count together.
     """
     first, second, groups = before.outcomes, after.outcomes, before.groups
     is_share = all(isinstance(outcome, bool) for outcome in first)
 
-    def number(outcomes: Sequence[float]) -> dict[str, Any]:
+    def number(measured: Measurement) -> dict[str, Any]:
+        outcomes = measured.outcomes
         mean = statistics.fmean(outcomes)
         count = clusters.effective_count(outcomes, groups) if any(groups) else len(outcomes)
         deviation = 0.0 if is_share or len(outcomes) < 2 else statistics.stdev(outcomes)
         low, high = of_one_model(mean, count, deviation)
+        if measured.repeats:
+            least, most = crossed.of_repeats(measured.repeats, groups)
+            low, high = min(low, least), max(high, most)
         successes = {"successes": int(sum(outcomes))} if is_share else {}
         return {"value": 100 * mean, "low": low, "high": high, **successes}
 
@@ -318,8 +323,8 @@ def _row(before: Measurement, after: Measurement) -> dict[str, Any]:
     return {
         "name": before.name,
         "count": len(first),
-        "before": number(first),
-        "after": number(second),
+        "before": number(before),
+        "after": number(after),
         "change": {"value": 100 * (sum(second) - sum(first)) / len(first), "low": low, "high": high},
         "p": mcnemar(list(map(bool, first)), list(map(bool, second)), groups) if is_share else None,
     }

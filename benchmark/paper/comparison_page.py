@@ -147,8 +147,9 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "shows no agreement with the paper, however high it is. Of *different* numbers, fewer than by chance are a "
         "good sign.",
         "- **Order of the methods** is Kendall's tau-b between the paper's numbers and ours over the methods of a "
-        "victim, mean over the paper's victims: 1 is the same order, -1 the opposite one. Two numbers that differ by "
-        "at most the margin are tied. Its interval is over our attack seeds; with one seed there is none.",
+        "victim, mean over the paper's victims and our attack seeds: 1 is the same order, -1 the opposite one. Two "
+        "numbers that differ by at most the margin are tied. Its interval is over our attack seeds; with one seed "
+        "there is none.",
         f"- **Kind** is a coarser look without a test. An ASR is removed (at most {REMOVED:g} %), kept (at least "
         f"{KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
         "- **attack failed**: the ASR of a victim of ours is under the floor of its grid, so its defenses cannot be "

@@ -1,4 +1,4 @@
-"""Whether methods come in the paper's order: Kendall's tau-b over the methods of each victim.
+"""The order of the methods compared with the paper's: Kendall's tau-b over the methods of each victim.
 
 A small run has other numbers than the paper's models, and may still tell the methods apart as the paper does. Two that
 differ by no more than a margin are tied (tau-b, Kendall 1945), so the order of those that remove everything is no
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST = 3  # methods of a victim
+ROUNDING = 1e-9  # of differences of numbers with two decimals
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """How far the methods come in the paper's order, mean over the paper's victims.
+    """How far the methods come in the paper's order, mean over the paper's victims and over our attack seeds.
 
     Attributes:
         victims: columns of the paper's tables with at least `LEAST` methods, some of which differ in both.
@@ -49,7 +50,7 @@ class Agreement:
 def agreement(compared: Iterable[Compared]) -> Agreement | None:
     """Return how far methods come in the paper's order; None if no victim has enough of them.
 
-    Columns of the paper that are compared with the same numbers of ours are shuffled alike.
+    Columns of the paper that are compared with the same cells of ours, method by method, are shuffled alike.
 
     Args:
         compared: rates alone, or utilities alone; those without a verdict on ours, and victims, do not count.
@@ -64,6 +65,7 @@ def agreement(compared: Iterable[Compared]) -> Agreement | None:
     chosen = [column for column in columns.values() if len(column) >= LEAST and _norm(column)]
     if not chosen:
         return None
+    seeds = _seeds(chosen)
     generator = np.random.default_rng(0)
     totals = np.zeros(SHUFFLES)
     alike: dict[tuple[object, ...], list[list[Compared]]] = {}
@@ -72,23 +74,22 @@ def agreement(compared: Iterable[Compared]) -> Agreement | None:
     for group in alike.values():
         places = generator.permuted(np.tile(np.arange(len(group[0])), (SHUFFLES, 1)), axis=1)
         for column in group:
-            ours, papers = _signs(_ours(column), column[0].margin), _papers(column)
-            shuffled = papers[places[:, :, None], places[:, None, :]]
-            totals += (ours * shuffled).sum((1, 2)) / _norm(column)
+            ours = np.mean([_scaled(column, seed) for seed in seeds or (None,)], axis=0)
+            totals += (ours * _papers(column)[places[:, :, None], places[:, None, :]]).sum((1, 2))
     low, high = np.percentile(totals / len(chosen), [2.5, 97.5])
-    of_seeds = [_mean(chosen, seed) for seed in _seeds(chosen)]
-    interval = _interval(of_seeds) if len(of_seeds) > 1 else None
-    return Agreement(len(chosen), _mean(chosen), len(of_seeds), interval, float(low), float(high))
+    taus = [
+        statistics.fmean(float((_scaled(column, seed) * _papers(column)).sum()) for column in chosen)
+        for seed in seeds or (None,)
+    ]
+    interval = _interval(taus) if len(taus) > 1 else None
+    return Agreement(len(chosen), statistics.fmean(taus), len(seeds), interval, float(low), float(high))
 
 
-def _mean(columns: Sequence[Sequence[Compared]], seed: int | None = None) -> float:
-    """Return the mean over columns, by one attack seed of ours or by the mean over all; without any order it is 0."""
-    taus = []
-    for column in columns:
-        ours = _signs(_ours(column, seed), column[0].margin)
-        norm = _norm(column, seed)
-        taus.append(float((ours * _papers(column)).sum()) / norm if norm else 0.0)
-    return statistics.fmean(taus)
+def _scaled(column: Sequence[Compared], seed: int | None) -> NDArray[np.float64]:
+    """Return the signs of ours over the denominator of tau-b, by one attack seed; zeros where nothing has an order."""
+    ours, norm = _signs(_ours(column, seed), column[0].margin), _norm(column, seed)
+    scaled: NDArray[np.float64] = ours / (norm or math.inf)
+    return scaled
 
 
 def _norm(column: Sequence[Compared], seed: int | None = None) -> float:
@@ -108,7 +109,7 @@ def _signs(values: Sequence[float], margin: float) -> NDArray[np.int64]:
 
     array = np.asarray(values)
     differences = array[:, None] - array[None, :]
-    return np.where(abs(differences) <= margin, 0, np.sign(differences)).astype(np.int64)
+    return np.where(abs(differences) <= margin + ROUNDING, 0, np.sign(differences)).astype(np.int64)
 
 
 def _papers(column: Sequence[Compared]) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ _HEAD = ("Numbers", "Score", "Found", "With the paper's numbers shuffled", "Beyo
 
 
 def table(judged: Sequence[Compared]) -> list[str]:
-    """Return the scores beside those that the paper's numbers give when they are shuffled.
+    """Return the scores, and those that the paper's numbers give when they are shuffled.
 
     Args:
         judged: numbers with a verdict on ours.
@@ -47,7 +47,7 @@ def _ordered(found: Agreement) -> tuple[str, str, str]:
     text = f"tau {found.tau:.2f}"
     if found.interval:
         text += " ({:.2f} to {:.2f})".format(*found.interval)
-    text += f", {found.victims} victim{'s' * (found.victims > 1)}"
+    text += f", {found.victims} of the paper's victims"
     return text, f"({found.low:.2f} to {found.high:.2f})", _beyond(found.tau, found.low, found.high, "less")
 
 

@@ -1,4 +1,4 @@
-"""What a run checks before anything else."""
+"""Checks that a run makes before anything else."""
 
 from __future__ import annotations
 

@@ -183,11 +183,13 @@ class AboveTwin:
 
     @property
     def is_far(self) -> bool:
-        """True if it is shown to be more than the margin, and no attack is under it."""
+        """True if it is shown to be more than twice the margin, and no attack is under that.
+
+        Twice: what is left within the margin is then less than half of what parrots find in the victims.
+        """
+        least = 2 * RECOVERY_MARGIN
         every = (*self.seeds, *self.attacks)
-        return all(each > RECOVERY_MARGIN for each in every) and (
-            non_inferior(self.seeds, -RECOVERY_MARGIN) <= RECOVERY_LEVEL
-        )
+        return all(each > least for each in every) and non_inferior(self.seeds, -least) <= RECOVERY_LEVEL
 
 
 def removal(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MOST_LAYERS = 1000  # of a model that is built whatever its files hold; no model has as many
+MOST_LISTED = 2**15  # experts and labels, likewise; Doge calls the 16,384 rows of a table experts
 _SMALL = 2**26  # parameters that are built whatever the files hold: 256 MiB in float32
 _SLACK = 2  # a model that lacks fewer of its weights is loaded, and the error names them
 _PACKED = 8  # weights in a byte of a quantized model, at most
@@ -59,8 +60,8 @@ def check_counts(source: str, config: Mapping[str, Any], tensors: int) -> None:
     Raises:
         UserError: one of the numbers is larger, and above `MOST_LAYERS`.
     """
-    most = max(MOST_LAYERS, tensors)
     for key, value, _ in entries(config):
+        most = max(MOST_LISTED if key.endswith(("experts", "labels")) else MOST_LAYERS, tensors)
         if isinstance(value, int | float) and value > most and _COUNT.fullmatch(key):
             raise UserError(
                 f"{source}/config.json sets {key} above {most}, and its files hold {tensors} tensors; {_FIX}"

@@ -86,9 +86,14 @@ def outcomes(made: list[Row], text: Callable[[str], str] = harmless) -> pa.Table
 def results(folder: Path, text: Callable[[str], str] = harmless) -> Path:
     """A results folder whose texts are made by a function."""
     made = rows(text)
-    made += [row | {"metric": "case_study"} for row in made if row["metric"] == "asr" and row["value"] is not None]
+    made += [
+        row | {"metric": "case_study", "value": 100.0}
+        for row in made
+        if row["metric"] == "asr" and row["value"] is not None
+    ]
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_rows(made, [outcomes(made, text)], folder)
+    answered = [row for row in made if row["metric"] == "case_study"]
+    files.write_rows(made, [outcomes(answered, text)], folder)
     return folder
 
 

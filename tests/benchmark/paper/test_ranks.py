@@ -70,11 +70,11 @@ def test_the_interval_is_over_attack_seeds_and_shuffles_give_the_range_of_chance
     found = agreement([*column(paper, ours), *column(paper, ours, "qwen1.5-4b")])
     assert found
     assert (found.victims, found.seeds) == (2, 3)
-    assert found.tau == pytest.approx(1.0), "of the means: 90, 63, 57, 0"
     # Seeds: 1, 1 and 4/6, mean 0.89, error 0.111, Student's t of two degrees of freedom 4.30.
+    assert found.tau == pytest.approx(8 / 9)
     assert found.interval == pytest.approx((0.889 - 0.478, 1.0), abs=0.002)
-    # Both columns are compared with the same numbers of ours, so they are shuffled alike: of 24 orders one has 1.
-    assert (found.low, found.high) == (-1.0, 1.0)
+    # Both columns are compared with the same cells of ours, so they are shuffled alike: one of 24 orders has that tau.
+    assert (found.low, found.high) == pytest.approx((-8 / 9, 8 / 9))
     alone = agreement(column(paper, [{seed: values[seed] for seed in (0,)} for values in ours]))
     assert alone
     assert alone.interval is None
@@ -95,4 +95,4 @@ def test_changes_of_utility_are_ranked_where_changes_are_compared() -> None:
 
 def test_the_page_has_it_beside_the_scores() -> None:
     lines = table(column((99, 80, 40, 0), one_seed(90, 70, 50, 10)))
-    assert "| ASR | order of the methods | tau 1.00, 1 victim | (-1.00 to 1.00) | no |" in lines
+    assert "| ASR | order of the methods | tau 1.00, 1 of the paper's victims | (-1.00 to 1.00) | no |" in lines

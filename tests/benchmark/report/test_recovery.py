@@ -102,8 +102,8 @@ def test_a_seed_without_a_twin_leaves_it_open() -> None:
 @pytest.mark.parametrize(
     ("victims", "found"),
     [
-        ((60.0, 80.0, 90.0), "removed"),  # mean 76.7, error 8.8, less the margin of 5: 8.1
-        ((20.0, 30.0, 90.0), "undecided"),  # mean 46.7, error 21.9: 1.9, under 2.92
+        ((60.0, 80.0, 90.0), "removed"),  # mean 76.7, error 8.8, less twice the margin: 7.6
+        ((20.0, 30.0, 90.0), "undecided"),  # mean 46.7, error 21.9: 1.7, under 2.92
         ((4.0, 60.0, 60.0), "undecided"),  # of one seed the parrots find nothing in the victim either
         ((3.0, 3.0, 3.0), "undecided"),
         ((60.0, 80.0), "undecided"),  # of one victim it is not known
@@ -118,7 +118,8 @@ def test_a_parrot_that_misses_the_victims_shows_no_removal(victims: tuple[float,
 def test_a_parrot_that_misses_the_victims_of_one_attack_shows_no_removal() -> None:
     near = AboveTwin((0.0, 0.5, 1.0), attacks=(0.2, 0.8))
     assert removal([[0.0]] * 3, near, AboveTwin((40.0,) * 3, attacks=(78.0, 2.0))) == "undecided"
-    assert removal([[0.0]] * 3, near, AboveTwin((40.0,) * 3, attacks=(72.0, 8.0))) == "removed"
+    assert removal([[0.0]] * 3, near, AboveTwin((40.0,) * 3, attacks=(68.0, 12.0))) == "removed"
+    assert removal([[0.0]] * 3, near, AboveTwin((9.0, 9.1, 9.2))) == "undecided", "half of it may be left"
 
 
 def test_one_run_of_twenty_may_fail_and_two_of_twenty_not() -> None:
