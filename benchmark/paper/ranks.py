@@ -67,20 +67,18 @@ def agreement(compared: Iterable[Compared]) -> Agreement | None:
         return None
     seeds = _seeds(chosen)
     generator = np.random.default_rng(0)
-    totals = np.zeros(SHUFFLES)
+    totals, by_column = np.zeros(SHUFFLES), list[list[float]]()
     alike: dict[tuple[object, ...], list[list[Compared]]] = {}
     for column in chosen:
         alike.setdefault(tuple(one.entry.row["cell"] if one.entry else None for one in column), []).append(column)
     for group in alike.values():
         places = generator.permuted(np.tile(np.arange(len(group[0])), (SHUFFLES, 1)), axis=1)
         for column in group:
-            ours = np.mean([_scaled(column, seed) for seed in seeds or (None,)], axis=0)
-            totals += (ours * _papers(column)[places[:, :, None], places[:, None, :]]).sum((1, 2))
+            ours, papers = [_scaled(column, seed) for seed in seeds or (None,)], _papers(column)
+            by_column.append([float((each * papers).sum()) for each in ours])
+            totals += (np.mean(ours, axis=0) * papers[places[:, :, None], places[:, None, :]]).sum((1, 2))
     low, high = np.percentile(totals / len(chosen), [2.5, 97.5])
-    taus = [
-        statistics.fmean(float((_scaled(column, seed) * _papers(column)).sum()) for column in chosen)
-        for seed in seeds or (None,)
-    ]
+    taus = [statistics.fmean(of_seed) for of_seed in zip(*by_column, strict=True)]
     interval = _interval(taus) if len(taus) > 1 else None
     return Agreement(len(chosen), statistics.fmean(taus), len(seeds), interval, float(low), float(high))
 
