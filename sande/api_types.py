@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sande import compute, formats, gates
 from sande.clusters import effective_count
-from sande.crossed import of_repeats
+from sande.crossed import widened
 from sande.data import splits
 from sande.data.splits import Data
 from sande.errors import UserError
@@ -113,9 +113,7 @@ class Measured:
             low, high = wilson(mean * count, count)
         else:
             low, high = mean_interval(mean, statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0, count)
-        if measurement.repeats:
-            least, most = of_repeats(measurement.repeats, measurement.groups)
-            low, high = min(low, least), max(high, most)
+        low, high = widened((low, high), measurement.repeats, measurement.groups)
         return cls(measurement.name, 100 * mean, low, high, measurement.outcomes, measurement.records)
 
     def __repr__(self) -> str:

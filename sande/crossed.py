@@ -87,6 +87,16 @@ def of_repeats(repeats: Sequence[Sequence[float]], groups: Sequence[str]) -> tup
     return max(0.0, low), high
 
 
+def widened(
+    bounds: tuple[float, float], repeats: Sequence[Sequence[float]], groups: Sequence[str]
+) -> tuple[float, float]:
+    """Return an interval over trials, at least as wide as that of `of_repeats`; without repetitions it is unchanged."""
+    if not repeats:
+        return bounds
+    low, high = of_repeats(repeats, groups)
+    return min(bounds[0], low), max(bounds[1], high)
+
+
 def _of_questions(task: Answers) -> tuple[float, float, int]:
     """Return the variance of the task's mean by its questions, what of it single answers explain, and the groups.
 

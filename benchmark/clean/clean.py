@@ -312,10 +312,7 @@ def _row(before: Measurement, after: Measurement) -> dict[str, Any]:
         mean = statistics.fmean(outcomes)
         count = clusters.effective_count(outcomes, groups) if any(groups) else len(outcomes)
         deviation = 0.0 if is_share or len(outcomes) < 2 else statistics.stdev(outcomes)
-        low, high = of_one_model(mean, count, deviation)
-        if measured.repeats:
-            least, most = crossed.of_repeats(measured.repeats, groups)
-            low, high = min(low, least), max(high, most)
+        low, high = crossed.widened(of_one_model(mean, count, deviation), measured.repeats, groups)
         successes = {"successes": int(sum(outcomes))} if is_share else {}
         return {"value": 100 * mean, "low": low, "high": high, **successes}
 
