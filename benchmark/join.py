@@ -42,7 +42,7 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
     published.refuse_published(to, "--out")
     if os.path.realpath(to) in map(os.path.realpath, folders):  # unlike `resolve`, it takes links in a circle
         raise UserError(f"--out {to}: the folder is one of the parts; choose a new one")
-    tables = [_rows(folder) for folder in folders]
+    tables, outcomes_of = zip(*map(_results, folders), strict=True)
     name = _common(folders, tables)
     _refuse_other(to, name)
     left = [table.filter(pc.invert(pc.is_in(table["cell"], taken))) for table, taken in _taken(folders, tables)]
@@ -50,7 +50,10 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
     rows = rows.set_column(0, "grid", pa.array([name] * len(rows)))
     rows = rows.set_column(1, "grids", pa.array([_renamed(names, name) for names in rows["grids"].to_pylist()]))
     kept = [pc.unique(table["cell"]) for table in left]
-    outcomes = [_outcomes(folder, cells) for folder, cells in zip(folders, kept, strict=True)]
+    outcomes = [
+        table.cast(OUTCOMES).filter(pc.is_in(table["cell"], cells))
+        for table, cells in zip(outcomes_of, kept, strict=True)
+    ]
     mark.claim(to, mark.RESULTS, "--out")
     files.check_writable(to, "--out")
     files.write_tables([rows.cast(SCHEMA)], SCHEMA, to / "rows.parquet", len(rows))
@@ -60,9 +63,9 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
     return page.write(to)
 
 
-def _rows(folder: Path) -> pa.Table:
-    """Return the rows of a part, with plain strings."""
-    table = files.read_rows(folder)
+def _results(folder: Path) -> tuple[pa.Table, pa.Table]:
+    """Return the rows of a part, with plain strings, and its outcomes."""
+    table, outcomes = files.read_results(folder)
     if left := len(pc.unique(table["cell"].filter(pc.equal(table["status"], NOT_RUN)))):
         raise UserError(
             f"{folder}: {left} of its cells are unfinished; run its grid again, and join it once all are done"
@@ -71,7 +74,7 @@ def _rows(folder: Path) -> pa.Table:
         raise UserError(
             f"{folder}: its settings were searched, and parts of a search cannot be joined; run it as a whole"
         )
-    return table.cast(SCHEMA)
+    return table.cast(SCHEMA), outcomes
 
 
 def _common(folders: Sequence[Path], tables: Sequence[pa.Table]) -> str:
@@ -131,11 +134,6 @@ def _measured(table: pa.Table, cell: str) -> list[tuple[object, ...]]:
 def _renamed(names: Sequence[str], name: str) -> list[str]:
     """Return the grids of a row: without a part's options where it is the grid itself."""
     return list(dict.fromkeys(name if each.partition(_SUFFIX)[0] == name else each for each in names))
-
-
-def _outcomes(folder: Path, cells: pa.Array) -> pa.Table:
-    table = files.read_outcomes(folder).cast(OUTCOMES)
-    return table.filter(pc.is_in(table["cell"], cells))
 
 
 def _commands(folders: Sequence[Path], tables: Sequence[pa.Table]) -> str:

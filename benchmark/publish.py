@@ -52,7 +52,7 @@ def publish(folder: Path, to: Path = FOLDER, *, replace: bool = False, erratum: 
     """
     from benchmark.records import files
 
-    table = files.read_rows(folder)
+    table, _ = files.read_results(folder)
     if is_published(folder):
         if erratum is not None:
             _writing(folder, lambda: errata.write(erratum, folder))

@@ -14,7 +14,7 @@ from benchmark.cli.options import AddressOption, RehearsalOption, ResultsOption,
 from benchmark.execution import signals
 from benchmark.grid.cell import MOST_SEED
 from benchmark.records import published
-from benchmark.records.folder import ResultsFolder, check_outcomes, local_copies
+from benchmark.records.folder import ResultsFolder, local_copies
 
 NOT_WITHIN = 1
 
@@ -28,7 +28,7 @@ def report(
 
     published.refuse_published(folder)
     place = ResultsFolder(folder)
-    check_outcomes(place.fetch())
+    place.fetch()
     for text in page.write(place.folder):
         print_markdown(text)
     place.send()
@@ -53,7 +53,7 @@ def compare(
     published.refuse_published(folder)
     place = ResultsFolder(folder)
     margins = Margins(asr_margin, utility_margin)
-    check_outcomes(place.fetch())
+    place.fetch()
     print_markdown(comparison_page.write(place.folder, margins, rehearsal=rehearsal))
     place.send()
     echo(f"Comparison: {place.shown}/comparison.md")
@@ -88,7 +88,6 @@ def publish(
     ] = None,
 ) -> None:
     """Publish complete results of a clean commit; of published ones, write the pages again from their rows."""
-    check_outcomes(folder)
     echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace, erratum=erratum) / 'README.md'}")
 
 

@@ -127,9 +127,9 @@ def read(path: Path) -> Source:
     """
     if path.is_file():
         return _entry(path)
-    outcomes = files.read_outcomes(path)
+    rows, outcomes = files.read_results(path)
     published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()
-    return Source(checks.listed(files.read_rows(path), path), published, {}, outcomes=outcomes.drop_columns(["record"]))
+    return Source(checks.listed(rows, path), published, {}, outcomes=outcomes.drop_columns(["record"]))
 
 
 def _entry(path: Path) -> Source:

@@ -47,13 +47,12 @@ def make(folder: Path, defense: str, about: str = "", link: str = "", *, rehears
     Raises:
         UserError: the results hold no such defense, or rows of the random model, or do not make a valid entry.
     """
-    table = files.read_rows(folder)
+    table, outcomes = files.read_results(folder)
     if not rehearsal:
         refuse_random(table, folder)
     found = [row for row in checks.listed(table, folder) if row["defense"] == defense]
     if not found:
         raise UserError(f"{folder}: no row of defense '{defense}'; choose one that the grid ran")
-    outcomes = files.read_outcomes(folder)
     published = [row for row in outcomes.to_pylist() if row["record"] is not None]
     raw = _raw(found, published)
     raw["method"] |= {"about": about, "link": link}

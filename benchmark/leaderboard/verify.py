@@ -144,11 +144,12 @@ def compare(entry: Submission, cells: Mapping[int, Cell], folder: Path) -> list[
         cells: that were run, by their number in the entry.
         folder: results of the second run.
     """
+    table, outcomes = files.read_results(folder)
     rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in files.read_rows(folder).to_pylist():
+    for row in table.to_pylist():
         rows.setdefault(row["cell"], {})[row["metric"]] = row
     trials: dict[tuple[str, str], list[float]] = {}
-    for trial in files.read_outcomes(folder).to_pylist():
+    for trial in outcomes.to_pylist():
         trials.setdefault((trial["cell"], trial["metric"]), []).append(trial["outcome"])
     outcomes_of = {
         number: {metric: found for (of, metric), found in trials.items() if of == cell.id and counts(metric)}

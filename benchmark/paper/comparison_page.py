@@ -41,12 +41,12 @@ def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False)
         A summary as Markdown, for the terminal.
 
     Raises:
-        UserError: the folder has no readable rows, or rows of the random model, or cannot be written.
+        UserError: as `read_results`; or the folder has rows of the random model, or cannot be written.
     """
-    table = files.read_rows(folder)
+    table, outcomes = files.read_results(folder)
     if not rehearsal:
         refuse_random(table, folder)
-    found = Results(table, Outcomes(files.read_outcomes(folder))).entries()
+    found = Results(table, Outcomes(outcomes)).entries()
     compared = compare(found, margins)
     warned = [*(WARNING if has_random(table) else ()), *erratum.lines(folder)]
     mark.claim(folder, mark.COMPARISON)

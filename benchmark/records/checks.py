@@ -92,6 +92,23 @@ def odd_number(table: pa.Table) -> str | None:
     return None
 
 
+def other_outcomes(rows: pa.Table, outcomes: pa.Table) -> str | None:
+    """Return the first measurement whose outcomes are not those of its row, if any.
+
+    Their mean is then not its value, they are more than it counts, or there is no such row. A row without a value may
+    have outcomes: its cell failed, or is unfinished.
+    """
+    keys = ["cell", "metric"]
+    means = outcomes.select([*keys, "outcome"]).group_by(keys).aggregate([("outcome", "mean"), ("outcome", "count")])
+    rows = rows.select([*keys, "value", "count"]).append_column("there", pa.repeat(True, len(rows)))
+    both = rows.join(means, keys, join_type="full outer")
+    difference = pc.abs(pc.subtract(pc.multiply(both["outcome_mean"], 100.0), both["value"]))
+    same = pc.and_(pc.less_equal(difference, ROUNDING), pc.less_equal(both["outcome_count"], both["count"]))
+    other = pc.if_else(pc.is_valid(both["value"]), pc.invert(pc.fill_null(same, False)), pc.is_null(both["there"]))
+    wrong = both.filter(pc.and_(pc.is_valid(both["outcome_count"]), other)).select(keys).to_pylist()
+    return min((f"cell {one['cell']}, {one['metric']}" for one in wrong), default=None)
+
+
 def odd_settings(values: Any) -> str | None:
     """Return what is wrong with settings of a cell, if anything; methods may have any settings of their own."""
     if not isinstance(values, dict) or not DEFAULTS.keys() - {prompt_format.SETTING} <= values.keys():

@@ -144,8 +144,24 @@ def _without_values(table: pa.Table) -> pa.ChunkedArray:
     return pc.or_(pc.equal(table["status"], FAILED), pc.equal(table["status"], NOT_RUN))
 
 
+def read_results(folder: Path) -> tuple[pa.Table, pa.Table]:
+    """Return the rows and the outcomes of a grid that was run.
+
+    Raises:
+        UserError: as `read_rows` and `read_outcomes`; or the outcomes are of other rows, so that tests and intervals
+            would be of other results.
+    """
+    rows, outcomes = read_rows(folder), read_outcomes(folder)
+    if other := checks.other_outcomes(rows, outcomes):
+        raise UserError(
+            f"{folder}: outcomes.parquet does not belong to rows.parquet ({other}); run its grid again, or remove "
+            "outcomes.parquet"
+        )
+    return rows, outcomes
+
+
 def read_outcomes(folder: Path) -> pa.Table:
-    """Return the outcomes of a results folder, with strings as in `read`; an empty table if there is no such file.
+    """Return the outcomes of a results folder, with strings as in `read_rows`; none if there is no such file.
 
     Raises:
         UserError: the file does not have this schema.
@@ -177,7 +193,7 @@ def read_rows(folder: Path) -> pa.Table:
 
 
 def read_file(path: Path) -> pa.Table:
-    """Return the rows of one file, with strings as in `read`.
+    """Return the rows of one file, with strings as in `read_rows`.
 
     Raises:
         UserError: there are no rows, or the file does not have this schema.

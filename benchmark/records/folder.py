@@ -11,12 +11,11 @@ from contextlib import contextmanager, suppress
 from fnmatch import fnmatch
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.grid import shipped
 from benchmark.io.remote import Remote, cache, is_uri
-from benchmark.records import checks, files, mark, record
+from benchmark.records import files, mark, record
 from sande.errors import UserError
 
 OUTCOMES = "outcomes.parquet"
@@ -113,48 +112,16 @@ def local_copies(places: Sequence[str]) -> Iterator[list[Path]]:
     """Yield the local paths of results and entries; fetch rows, outcomes, records and entries of those that are URIs.
 
     Raises:
-        UserError: what the block raises, with the places as they were given; one cannot be fetched; or as
-            `check_outcomes`.
+        UserError: what the block raises, with the places as they were given; or one cannot be fetched.
     """
     paths = [_fetched(place) if is_uri(place) else Path(place) for place in places]
     try:
-        for path in paths:
-            check_outcomes(path)
         yield paths
     except UserError as error:
         text = str(error)
         for place, path in zip(places, paths, strict=True):
             text = text.replace(str(path), place) if is_uri(place) else text
         raise UserError(text) from None
-
-
-def check_outcomes(folder: Path) -> None:
-    """Refuse outcomes of other results beside the rows of a folder: tests and intervals would be theirs.
-
-    Raises:
-        UserError: the mean of some outcomes is not the value of their row, they are more than it counts, or they have
-            no row.
-    """
-    if not (folder / ROWS).is_file() or not (folder / OUTCOMES).is_file():
-        return
-    keys = ["cell", "metric"]
-    outcomes = files.read_outcomes(folder)
-    if not outcomes.num_rows:
-        return
-    means = outcomes.select([*keys, "outcome"]).group_by(keys).aggregate([("outcome", "mean"), ("outcome", "count")])
-    rows = files.read_rows(folder).select([*keys, "value", "count"])
-    both = rows.append_column("there", pa.repeat(True, len(rows))).join(means, keys, join_type="full outer")
-    difference = pc.abs(pc.subtract(pc.multiply(both["outcome_mean"], 100.0), both["value"]))
-    same = pc.and_(pc.less_equal(difference, checks.ROUNDING), pc.less_equal(both["outcome_count"], both["count"]))
-    # A failed or unfinished row has no value, and may have outcomes.
-    other = pc.if_else(pc.is_valid(both["value"]), pc.invert(pc.fill_null(same, False)), pc.is_null(both["there"]))
-    wrong = pc.and_(pc.is_valid(both["outcome_count"]), other)
-    if pc.any(wrong).as_py():
-        first = min(both.filter(wrong).select(keys).to_pylist(), key=str)
-        raise UserError(
-            f"{folder}: {OUTCOMES} does not belong to {ROWS} (cell {first['cell']}, {first['metric']}); run its grid "
-            f"again, or remove {OUTCOMES}"
-        )
 
 
 def refuse_other(place: str, grid: Path, cells: Collection[str]) -> None:

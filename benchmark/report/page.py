@@ -20,7 +20,7 @@ from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, inert, plain
 from benchmark.records import aggregate, erratum, mark, provenance, record, recovery
 from benchmark.records.aggregate import TableEntry
-from benchmark.records.files import of_failed_cells, read_outcomes, read_rows
+from benchmark.records.files import of_failed_cells, read_results
 from benchmark.records.record import Record
 from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, STAGES
 from benchmark.records.trials import Outcomes
@@ -47,9 +47,9 @@ def write(folder: Path) -> list[str]:
         The tables as Markdown, for the terminal.
 
     Raises:
-        UserError: the folder holds no readable rows, or cannot be written.
+        UserError: as `read_results`, or the folder cannot be written.
     """
-    table, outcomes = read_rows(folder), read_outcomes(folder)
+    table, outcomes = read_results(folder)
     parts = in_order(aggregate.parts(table))
     try:
         with mark.staged(folder, mark.RESULTS) as work:

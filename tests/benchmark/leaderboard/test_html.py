@@ -59,6 +59,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         row if row["value"] is None else row | {"ci_low": row["value"] - 1, "ci_high": row["value"] + 1}
         for row in some_rows()
     ]
+    found.append(numbers("case_study", found[:1], 100.0))
     samples = [outcome("sft alpaca alpaca 0", index) for index in range(pages.SAMPLES + 5)]
     files.write_rows(found, [pa.Table.from_pylist(samples, schema=schema.OUTCOMES)], folder / "results")
     write([folder / "results"], None, folder / "html")

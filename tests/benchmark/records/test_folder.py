@@ -10,7 +10,9 @@ import pytest
 from benchmark.io import remote as io_remote
 from benchmark.plan.failures import UNFINISHED
 from benchmark.records import published, record
-from benchmark.records.folder import OUTCOMES, ROWS, ResultsFolder, check_outcomes, refuse_other
+from benchmark.records.files import read_results
+from benchmark.records.folder import OUTCOMES, ROWS, ResultsFolder, refuse_other
+from benchmark.report import page
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from tests.benchmark.helpers import ROOT, cell, finish, invoke, measure, mistake, put, report_folder, trained
@@ -45,7 +47,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_outcomes_of_other_results_are_refused(change, folder: Path, store: LocalStore, tmp_path: Path) -> None:
-    check_outcomes(folder)
+    read_results(folder)
     changed(folder, change)
     for command in (
         ("report", folder),
@@ -58,6 +60,8 @@ def test_outcomes_of_other_results_are_refused(change, folder: Path, store: Loca
         line = mistake(*command)
         assert f"{folder}: {OUTCOMES} does not belong to {ROWS} (cell " in line, command
         assert line.endswith(f"; run its grid again, or remove {OUTCOMES}")
+    with pytest.raises(UserError, match="does not belong"):  # for a script as well
+        page.write(folder)
     (folder / OUTCOMES).unlink()
     assert invoke("report", folder).exit_code == 0
 
@@ -69,14 +73,14 @@ def test_results_without_outcomes_and_unfinished_ones_are_read(store: LocalStore
     errors = {OSFT.defense_key: "UserError: it failed", NONE.attack_key: UNFINISHED}
     folder = report_folder(store, tmp_path / "hand", SFT, OSFT, errors=errors)
     assert {row["status"] for row in pq.read_table(folder / ROWS).to_pylist()} >= {"failed"}
-    check_outcomes(folder)
+    read_results(folder)
     changed(folder, lambda table: table.slice(0, 0))  # as in published results of an early version
-    check_outcomes(folder)
+    read_results(folder)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / published.FOLDER).glob("*/")), ids=lambda path: path.name)
 def test_outcomes_of_published_results_belong_to_their_rows(path: Path) -> None:
-    check_outcomes(path)
+    read_results(path)
 
 
 def recorded(folder: Path, command: str, *, complete: bool = True) -> Path:
