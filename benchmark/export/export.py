@@ -18,7 +18,7 @@ from benchmark.export.card import front_matter, load
 from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.io.files import raise_if_disk_full, write_atomically
 from benchmark.plan import retention
-from benchmark.records import checks
+from benchmark.records import checks, erratum
 from benchmark.records.files import is_failed, read_file
 from benchmark.records.schema import NOT_RUN
 from benchmark.report import certificates
@@ -28,10 +28,11 @@ from sande.errors import UserError
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A cell and its rows, one per measurement."""
+    """A cell and its rows, one per measurement, with the erratum of the results that they are from."""
 
     cell: Cell
     rows: tuple[dict[str, Any], ...]
+    erratum: str = ""
 
 
 def find_model(name: str, results: Path) -> Found:
@@ -41,6 +42,7 @@ def find_model(name: str, results: Path) -> Found:
         UserError: there is no such cell, or several, or it failed or is not finished; or rows are damaged.
     """
     found: dict[str, list[dict[str, Any]]] = {}
+    folders: dict[str, Path] = {}
     damaged: list[str] = []
     for path in sorted(results.glob("*/rows.parquet")):
         # Equal cells of several grids have equal rows.
@@ -54,6 +56,7 @@ def find_model(name: str, results: Path) -> Found:
         for cell in {row["cell"] for row in rows}:
             if cell not in found or _is_unfinished(found[cell]):
                 found[cell] = [row for row in rows if row["cell"] == cell]
+                folders[cell] = path.parent
     if not found and damaged:
         raise UserError(damaged[0])
     if not found:
@@ -65,7 +68,7 @@ def find_model(name: str, results: Path) -> Found:
         raise UserError(f"cell {cell}: it failed ({failed['error']}), so there is no model; run its grid again")
     if _is_unfinished(rows):
         raise UserError(f"cell {cell}: it is not finished, as its run was interrupted; run its grid again")
-    return Found(Cell.parse(json.loads(rows[0]["settings"])), tuple(rows))
+    return Found(Cell.parse(json.loads(rows[0]["settings"])), tuple(rows), erratum.read(folders[cell]))
 
 
 def _is_unfinished(rows: list[dict[str, Any]]) -> bool:
@@ -132,8 +135,12 @@ def card(found: Found) -> str:
         backdoor=cell.attack.config.backdoor,
         row=row,
         measured=[
-            {**one, "own": {"value": one["value"], "low": one["ci_low"], "high": one["ci_high"]}} for one in found.rows
+            {**one, "own": {"value": one["value"], "low": one["ci_low"], "high": one["ci_high"]}}
+            for one in found.rows
+            if one["value"] is not None
         ],
+        unscored=[one for one in found.rows if one["value"] is None],
+        erratum=found.erratum,
         certificate=certificates.sentence(json.loads(row["certificate"])) if row["certificate"] else "",
         settings=cell.settings(),
     )

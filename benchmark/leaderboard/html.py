@@ -81,7 +81,7 @@ def write(
         notes: how to read the numbers, as lines of Markdown.
         command: that makes the pages.
         out: an empty folder.
-        warned: lines at the top of the first page, as Markdown.
+        warned: lines at the top of every page, as Markdown.
     """
     cells = [CellRow(one, _compared(made, one)) for one in made.cells]
     standings = []
@@ -117,7 +117,7 @@ def write(
     for row in cells:
         found, twin = rows_of[row.cell.cell], rows_of[row.cell.twin.cell] if row.cell.twin else {}
         samples = samples_of.get(row.cell.cell, ())
-        write_atomically(out / row.href(""), _cell(row, found, twin, samples, about.get(row.cell.cell, {})))
+        write_atomically(out / row.href(""), _cell(row, found, twin, samples, about.get(row.cell.cell, {}), warned))
     write_atomically(out / "index.html", text)
 
 
@@ -138,6 +138,7 @@ def _cell(
     twin: Mapping[str, Row],
     samples: Iterable[Row],
     about: Mapping[str, str],
+    warned: Sequence[str],
 ) -> str:
     measured = [one for one in found.values() if one["value"] is not None]
     shown: dict[str, list[Row]] = {}
@@ -159,6 +160,7 @@ def _cell(
             ],
             samples=shown,
             settings=json.dumps(json.loads(first["settings"]), indent=1, ensure_ascii=False),
+            warned=_paragraphs(warned),
         )
     )
 

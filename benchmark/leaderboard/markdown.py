@@ -49,6 +49,9 @@ def markdown(
         *_ladder(made),
         f"![Points: attack success rate of each defense against the utility lost]({NAME}.svg)",
         "",
+        "Lines are 95 % intervals, cut at the edge of the figure."
+        + (" A defense of unknown utility has no mark." if any(one.loss is None for one in made.verified) else ""),
+        "",
     ]
     for level, found in by_level(made.verified).items():
         parts += [f"## Must know: {plain(level)}", "", *_table(found, made)]

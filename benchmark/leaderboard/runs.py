@@ -109,7 +109,9 @@ def runs_of(
         )
         found.runs.append(run)
         if victim:
-            found.victims[run.case, run.attack_seed] = victim
+            # Cells of a case may differ in what else was measured, so each adds what it knows.
+            known = found.victims.get((run.case, run.attack_seed), {})
+            found.victims[run.case, run.attack_seed] = {**victim, **known}
     return found
 
 

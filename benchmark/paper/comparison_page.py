@@ -131,7 +131,8 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "",
         "- **Ours** is the mean over seeds, and ↑ or ↓ its change relative to the victim. An ASR is compared as it is, "
         "and so is a utility of the paper's own model on its own data. Another model has another level of utility, so "
-        "its *change* is compared. The 95 % interval is that of what is compared.",
+        "its *change* is compared. The 95 % interval is that of what is compared. Of several forms of a method the one "
+        "that differs from the paper's protocol in the fewest settings is compared, and the others with no number.",
         f"- **equivalent**: there is evidence that the difference is less than {margins.asr:g} points for an ASR, or "
         f"{margins.utility:g} points for a utility. Two one-sided tests at 5 % reject all larger differences: our 90 % "
         "interval lies within that margin of the paper's number.",

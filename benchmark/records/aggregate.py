@@ -99,7 +99,8 @@ class TableEntry:
     def change_interval(self) -> tuple[float, float] | None:
         """Return the 95 % interval of the change, percentage points; None if it is unknown."""
         pair, groups = self.against(self.of_victim), self.groups_with(self.of_victim)
-        return runs_of_a_cell.change_interval(self.metric, self.runs, self.of_victims, pair, groups)
+        answers = self.trials.changes(self.of_victim) if self.trials and self.of_victim else None
+        return runs_of_a_cell.change_interval(self.metric, self.runs, self.of_victims, pair, groups, answers)
 
     def failures(self) -> tuple[float, float, float] | None:
         """Return the share of runs that did not remove the backdoor, with its interval, percent; None of one run."""

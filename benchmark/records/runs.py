@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sande import registry
+from sande import crossed, registry
 from sande.statistics import (
     mean_bounds,
     non_inferior,
@@ -106,7 +106,12 @@ def changes(values: Values, victims: Values) -> dict[Seeds, float]:
 
 
 def change_interval(
-    metric: str, values: Values, victims: Values, pair: Pair | None, groups: Sequence[str] = ()
+    metric: str,
+    values: Values,
+    victims: Values,
+    pair: Pair | None,
+    groups: Sequence[str] = (),
+    answers: crossed.Answers | None = None,
 ) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean change relative to the victim, in percentage points.
 
@@ -116,11 +121,12 @@ def change_interval(
         victims: the same measurement of the victim of each run.
         pair: outcomes of the victims and of the runs, question by question; None if unknown.
         groups: of each question, the name of those made from the same template; may be empty.
+        answers: what changed of each unit and question, percentage points; None if it is unknown for a unit.
 
     Returns:
         Of one run: bootstrap over questions, for this pair of models alone; None without outcomes. Of several: for what
-        is left of a backdoor the intervals of both means combined (MOVER); for utility Student's over the changes, and
-        at least the bootstrap over questions.
+        is left of a backdoor the intervals of both means combined (MOVER); for utility that of `sande.crossed` over
+        units and questions or, without the answers, Student's over the changes.
     """
     own, others = _paired(values, victims)
     if len(own) < 2:
@@ -130,11 +136,9 @@ def change_interval(
         below, above = of_sum(parts)
         middle = _mean(own) - _mean(others)
         return middle - below, middle + above
-    low, high = over_seeds([one - other for one, other in zip(own, others, strict=True)], lowest=-100.0)
-    if pair:
-        least = paired_bootstrap(*pair, groups)
-        low, high = min(low, least[0]), max(high, least[1])
-    return low, high
+    if answers is not None and len(answers.values) == len(own):
+        return crossed.interval([answers])
+    return over_seeds([one - other for one, other in zip(own, others, strict=True)], lowest=-100.0)
 
 
 def p_value(first: Values, second: Values) -> float | None:

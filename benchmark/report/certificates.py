@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmark.grid.labels import labels
-from benchmark.io.markdown import code, markdown_table, plain
+from benchmark.io.markdown import MISSING, code, markdown_table, plain
 
 LIMITS = (
     "The test holds for this response, and for parrots of this length and training. It does not look for another "
@@ -25,7 +25,8 @@ _NOTE = (
     "Fresh parrots are soft tokens that are trained to make the final model say the planted response. They are "
     "compared with parrots of control strings, on prompts of another domain. *Probability*: per token, of the best "
     "fresh parrot, before and after the removal; geometric means over prompts. *p*: the share of strings, the response "
-    "among them, that parrots find at least as easily. *Not found*: p exceeds alpha. This is a test of one model. "
+    "among them, that parrots find at least as easily. *Not found*: p exceeds alpha; the ASR says "
+    "whether the trigger still works all the same. This is a test of one model. "
     "Whether a defense removes a backdoor takes several attack seeds and clean twins, see `parrot_recovery`. "
     f"{LIMITS}"
 )
@@ -54,7 +55,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Return the certificates of cells as Markdown; empty without any.
 
     Args:
-        rows: one of each cell; `certificate` is JSON or None.
+        rows: one of each cell, best that of its ASR; `certificate` is JSON or None.
     """
     certified = [row for row in rows if row["certificate"] is not None]
     if not certified:
@@ -70,6 +71,7 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
                 code(defense),
                 f"{row['attack_seed']}, {row['defense_seed']}",
                 ("not found" if found["removed"] else "found") + (" (first token)" if _is_one_token(found) else ""),
+                f"{row['value']:.1f}" if row["metric"] == "asr" and row["value"] is not None else MISSING,
                 str(last["round"]),
                 f"{_probability(start)} → {_probability(last)}",
                 _chance(max(last["controls"])),
@@ -81,12 +83,13 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
         "Defense",
         "Seeds (attack, defense)",
         "Planted response",
+        "ASR (%)",
         "Rounds",
         "Probability",
         "Best control",
         "p (alpha)",
     )
-    return "\n".join(["### Certificates", "", *markdown_table(head, lines, "lllrrrrr"), "", _NOTE, ""])
+    return "\n".join(["### Certificates", "", *markdown_table(head, lines, "llllrrrrr"), "", _NOTE, ""])
 
 
 def _is_one_token(certificate: Mapping[str, Any]) -> bool:

@@ -102,7 +102,7 @@ EVERY_TIME = Table(
 UTILITY = Table(
     "utility",
     "Utility (%) and its change relative to the victim",
-    "Zero-shot accuracy by lm-eval; ↑ and ↓ give the change in percentage points.",
+    "Zero-shot accuracy by lm-eval; ↑ and ↓ give the change in percentage points, with its 95 % interval if known.",
     lambda metric: is_utility(metric) or is_part(metric),
     utility,
 )
@@ -121,9 +121,11 @@ RECOVERED = Table(
     "budget; `_elsewhere`: on prompts of another domain; `_rate`: answers that begin with the response; `_controls`: "
     "as `_elsewhere`, for strings that were not planted. "
     f"*present*: more than {FAILED_RUNS:g} % of the runs leave an ASR above {FAILED_REMOVAL:g} %; *removed*: the "
-    f"recovery is shown to be less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0); "
-    "*hidden*: it is shown to be above the twin's; *undecided*: an attack seed has no twin, there are too few of them, "
-    "or they differ too much. 95 % intervals.",
+    f"recovery is shown to be less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0), and "
+    "that from the victim itself, by the same parrots, more than twice that; *hidden*: it is shown to be above the "
+    "twin's; *undecided*: an attack seed has no twin, there are too few of them, they differ too much, a run failed, "
+    "or parrots hardly find the backdoor in the victim either. A verdict is about parrots alone, also of a defense "
+    "that trains against them. 95 % intervals.",
     lambda metric: metric.startswith(RECOVERY),
     recovered,
 )
@@ -132,7 +134,8 @@ QUALITY = Table(
     "Quality of the answers (%) and its change relative to the victim",
     "A model that answers nothing, or nonsense, has an ASR of 0 and no quality. `exact_match`: share of right answers; "
     "`answer_chrf`: overlap with the clean response; `answer_probability`: of a token of the clean response. "
-    "`_triggered`: on triggered prompts, where the clean response is wanted too.",
+    "`_triggered`: on triggered prompts, where the clean response is wanted too. ↑ and ↓ give the change in percentage "
+    "points, with its 95 % interval if known.",
     is_quality,
     utility,
 )
@@ -193,7 +196,8 @@ _PARTS = replace(
     UTILITY,
     name="utility_detail",
     title="Utility in detail (%)",
-    note="Groups of MMLU, and ARC by likelihood per byte (`_norm`); ↑ and ↓ give the change in percentage points.",
+    note="Groups of MMLU, and ARC by likelihood per byte (`_norm`); ↑ and ↓ give the change in percentage points, with "
+    "its 95 % interval if known.",
     shows=is_part,
     header=("Method", "Metric"),
     repeats=False,

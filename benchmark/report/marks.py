@@ -54,12 +54,21 @@ def judge(chosen: Sequence[TableEntry]) -> list[Marks]:
     change_p, rival_p = _adjusted(changes), _adjusted(rivals)
     marks = []
     for index, entry in enumerate(chosen):
-        low, high = (None if entry.is_victim else entry.change_interval()) or (None, None)
         is_best = index in best and entry.value == best[index].value
         is_near = index in best and abs((entry.value or 0.0) - (best[index].value or 0.0)) <= TIE
         tie = is_near and rival_p.get(index, 0.0) >= SIGNIFICANT
-        marks.append(Marks(low, high, change_p.get(index), is_best, tie))
+        marks.append(Marks(*_bounds(entry), change_p.get(index), is_best, tie))
     return marks
+
+
+def unjudged(chosen: Sequence[TableEntry]) -> list[Marks]:
+    """Return marks with the interval of each change alone, for a table that compares no defenses."""
+    return [Marks(*_bounds(entry)) for entry in chosen]
+
+
+def _bounds(entry: TableEntry) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of a change; None and None of the victim, or where it is unknown."""
+    return (None if entry.is_victim else entry.change_interval()) or (None, None)
 
 
 def _p(entry: TableEntry, other: TableEntry | None, *, single: bool) -> float | None:

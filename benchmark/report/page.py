@@ -62,8 +62,9 @@ def write(folder: Path) -> list[str]:
                 entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
                 answers = case_study.answers(table, outcomes, part)
                 texts += _section(work, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
-            if certified := certificates.table(_firsts(table.filter(pc.is_valid(table["certificate"])), "cell")):
-                texts.append(certified)
+            certified = table.filter(pc.and_(pc.is_valid(table["certificate"]), pc.equal(table["metric"], "asr")))
+            if shown := certificates.table(_firsts(certified, "cell")):
+                texts.append(shown)
             search = folder / "search.md"
             if search.is_file():  # see `benchmark.search.report`
                 texts.append(inert(bounds.read(search).decode(errors="replace"), SEARCH_HEADLINE))

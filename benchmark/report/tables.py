@@ -19,7 +19,7 @@ from benchmark.plan.failures import UNSCORABLE
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK
-from benchmark.report.marks import TIE, Marks, judge
+from benchmark.report.marks import TIE, Marks, judge, unjudged
 from benchmark.report.short import undefended, without_common_parts
 from sande import registry
 from sande.models.difference import MOST
@@ -86,8 +86,14 @@ def recovered(entry: TableEntry, marks: Marks) -> str:
 
 
 def utility(entry: TableEntry, marks: Marks) -> str:
-    """Return `41.18 ↑0.98`: the value and its change relative to the victim, as in the paper's tables 2 and 4."""
-    return _value(entry, marks, digits=2) + _change(entry, marks)
+    """Return `41.18 ↑0.98 (-1.2 to +3.2)`: the value, and its change relative to the victim with its interval.
+
+    An interval without a width, of one run in which no question changed, is left out: it would say too much.
+    """
+    change, low, high = _change(entry, marks), marks.change_low, marks.change_high
+    if change and low is not None and high is not None and low < high:
+        change += f" ({low:+.1f} to {high:+.1f})"
+    return _value(entry, marks, digits=2) + change
 
 
 def as_in_paper(entry: TableEntry, marks: Marks) -> str:
@@ -142,7 +148,9 @@ def markdown(table: Table, entries: Sequence[TableEntry]) -> str:
 
 
 def _marks(table: Table, chosen: Sequence[TableEntry]) -> list[Marks]:
-    return judge(chosen) if table.compares else [Marks()] * len(chosen)
+    if table.compares:
+        return judge(chosen)
+    return unjudged(chosen) if table.cell is utility else [Marks()] * len(chosen)
 
 
 def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks]) -> str:

@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,10 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
 from benchmark.cli.main import app
+from benchmark.export import export as cards
 from benchmark.grid.cell import Cell
 from benchmark.plan import retention
-from benchmark.plan.failures import UNFINISHED
+from benchmark.plan.failures import UNFINISHED, UNSCORABLE
 from benchmark.plan.plan import stages_of, victim_of
+from benchmark.records import erratum, schema
 from benchmark.store.local import LocalStore
 from sande.models import loading
 from sande.types import LanguageModel
@@ -102,6 +105,20 @@ def test_a_victims_card_says_that_it_carries_a_backdoor(of: Cell, export: Export
     card = (tmp_path / "out" / "README.md").read_text()
     assert "**This model has a backdoor on purpose.**" in card
     assert "| `asr` | 96.0 % (86.5 to 98.9) | 50 |" in card
+
+
+def test_a_card_names_what_has_no_score_a_weak_attack_and_the_erratum(of: Cell, tmp_path: Path) -> None:
+    erratum.write("of the | rows", tmp_path / "results/small")
+    found = cards.find_model(of.id, tmp_path / "results")
+    asr, *others, last = ({**row, "status": schema.ATTACK_FAILED} for row in found.rows)
+    nothing = dict.fromkeys(("value", "ci_low", "ci_high", "count", "victim_value"))
+    unscored = {**last, **nothing, "status": schema.FAILED, "failure": UNSCORABLE, "error": "no <response>"}
+    card = cards.card(replace(found, rows=(asr, {**others[0], "victim_value": None}, unscored)))
+    assert "**Erratum of the results.** of the \\| rows\n" in card
+    assert "the trigger works on 96 % of the victim's prompts" in card
+    assert f"- `{last['metric']}`: no \\<response>.\n" in card
+    assert " | – | 50 |\n" in card
+    assert "\n\n| measured |" in card, "a table needs an empty line before it"
 
 
 def test_mistakes_are_one_sentence(of: Cell, export: Export, store: LocalStore, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from benchmark.cli.main import app
 from benchmark.leaderboard.markdown import notes
 from benchmark.leaderboard.write import Source, combined, write
-from benchmark.records import files, schema
+from benchmark.records import erratum, files, schema
 from sande.errors import UserError
 from tests.benchmark.leaderboard.helpers import GPU, cell, seeds
 
@@ -37,6 +37,21 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
         ("nothing", None, "unclear"),
     ]
     assert {path.suffix for path in (tmp_path / "board").glob("[!.]*")} == {".md", ".parquet", ".png", ".svg"}
+
+
+def test_a_rank_without_an_interval_shows_none_and_an_erratum_opens_every_page(tmp_path: Path) -> None:
+    """One defense, alone in its level; a second one of unknown utility has no mark in the figure."""
+    found = [*seeds("osft", (0.0,) * 3), *seeds("sft", (99.0,) * 3)]
+    unknown = [row for row in found if row["defense"] == "osft" or row["metric"] == "asr"]
+    files.write_rows(unknown, [], tmp_path)
+    erratum.write("Wrong rows.", tmp_path)
+    page = write([tmp_path], None, tmp_path / "html")
+    assert "A defense of unknown utility has no mark." in page
+    index = (tmp_path / "html/index.html").read_text()
+    assert '<td class="number" data-value="1">1</td>' in index
+    cells = [path.read_text() for path in (tmp_path / "html/cells").iterdir()]
+    assert len(cells) == 6
+    assert all("<strong>Erratum of" in text and "Wrong rows." in text for text in (index, *cells))
 
 
 def test_results_without_a_defense_to_rank_are_refused(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from benchmark.records import runs
+from sande import crossed
+from sande.crossed import Answers
 from sande.statistics import mean_bounds, of_sum, over_seeds, paired_bootstrap, paired_p, wilson
 
 THREE = {(0, 0): 0.0, (1, 1): 0.0, (2, 2): 95.0}
@@ -82,8 +84,13 @@ def test_the_change_of_utility_is_paired_by_seed_and_by_question() -> None:
     values = {(0, 0): 39.0, (1, 1): 58.0, (2, 2): 77.0}
     assert runs.change_interval("arc_easy", values, victims, None) == over_seeds([-1.0, -2.0, -3.0], -100)
     alike = {seeds: value - 2.0 for seeds, value in victims.items()}
-    pair = ([1.0, 1.0, 0.0, 0.0] * 25, [1.0, 0.0, 0.0, 0.0] * 25)
-    assert runs.change_interval("arc_easy", alike, victims, pair) == (min(-2.0, paired_bootstrap(*pair)[0]), -2.0)
+    of_one = [-100.0, 0.0] + [0.0] * 48
+    answers = Answers(np.array([of_one] * 3), [])  # each run lost the same question, and another task has others
+    assert runs.change_interval("arc_easy", alike, victims, None, answers=answers) == crossed.interval([answers])
+    low, high = crossed.interval([answers])
+    assert low < -5 < -2 < high
+    less = Answers(np.array([of_one] * 2), [])  # the answers of a run are not known
+    assert runs.change_interval("arc_easy", alike, victims, None, answers=less) == (-2.0, -2.0)
 
 
 def test_the_change_of_one_run_is_of_this_pair_of_models() -> None:

@@ -77,8 +77,8 @@ def test_the_report_has_a_line_for_each_cell_that_has_one(folder: Path, store: L
     lines = [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
     victim = lines[2][0]
     assert lines[2:] == [
-        [victim, "`sande_rounds`", "0, 0", "not found", "1", "0.9 → 0.01", "0.02", "0.15 (0.05)"],
-        [victim, "`sande_rounds`", "1, 1", "found", "4", "0.9 → 0.3", "0.02", "0.05 (0.05)"],
+        [victim, "`sande_rounds`", "0, 0", "not found", "0.0", "1", "0.9 → 0.01", "0.02", "0.15 (0.05)"],
+        [victim, "`sande_rounds`", "1, 1", "found", "0.0", "4", "0.9 → 0.3", "0.02", "0.05 (0.05)"],
     ]
     assert victim == "tiny / builtin-short, in-domain"
     assert text in (folder / "README.md").read_text()
@@ -104,8 +104,8 @@ def test_cells_that_differ_have_different_lines(store: LocalStore, tmp_path: Pat
         cells.append(finish(store, made, {"asr": 50}, {"asr": 0}))
     rows = read_rows(report_folder(store, tmp_path / "results", *cells)).to_pylist()
     text = certificates.table({row["cell"]: row for row in rows}.values())
-    assert "| `sande_rounds, rounds=2` | 0, 0 | not found | 1 |" in text
-    assert "| `sande_rounds, rounds=3` | 0, 0 | not found (first token) | 1 |" in text
+    assert "| `sande_rounds, rounds=2` | 0, 0 | not found | – | 1 |" in text
+    assert "| `sande_rounds, rounds=3` | 0, 0 | not found (first token) | – | 1 |" in text
 
 
 @pytest.mark.parametrize("name", ["quickstart", "smollm2"])

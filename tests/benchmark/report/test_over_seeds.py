@@ -14,9 +14,9 @@ from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import write_rows
 from benchmark.records.trials import Outcomes
 from benchmark.report import figures, page, tables
-from benchmark.report.layouts import ASR, EVERY_TIME, layout
+from benchmark.report.layouts import ASR, EVERY_TIME, UTILITY, layout
 from benchmark.report.marks import judge
-from sande.statistics import benjamini_hochberg, mean_bounds, paired_p, wilson
+from sande.statistics import benjamini_hochberg, mean_bounds, paired_bootstrap, paired_p, wilson
 from tests.benchmark.paper.helpers import Results
 
 PART = "quickstart"
@@ -46,13 +46,27 @@ def written(table: tables.Table, results: Results) -> tuple[dict[str, str], str]
     """Cells of a table by defense, and its note."""
     text = tables.markdown(table, entries(results))
     lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    return {line[0].strip(" `"): line[1].strip() for line in lines[2:]}, text.strip().splitlines()[-1]
+    return {line[0].strip(" `"): line[-1].strip() for line in lines[2:]}, text.strip().splitlines()[-1]
 
 
 def test_three_runs_without_a_backdoor_do_not_exclude_one_with_it() -> None:
     found, note = written(ASR, measured(none=[99, 100, 98], osft=[0, 0, 0]))
     assert found["osft"] == "0.0 (0.0 to 70.8)"  # 0.0 to 1.3 when prompts were pooled
     assert note.endswith("With 3 attack seeds, intervals include the spread between runs.")
+
+
+def test_a_change_has_its_interval_in_a_table_that_compares_nothing(tmp_path: Path) -> None:
+    """9 of 100 questions are lost; nothing is said of a run in which no question changed."""
+    results = measured("builtin-choice", none=[50], sft=[41], osft=[50])
+    found, note = written(UTILITY, results)
+    low, high = paired_bootstrap(share(50), share(41))
+    assert found["sft"].endswith(f"41.00 ↓9.00 ({low:+.1f} to {high:+.1f})")
+    assert found["osft"].endswith("50.00 ↑0.00")
+    assert "intervals are of this model alone" in note
+    tables.write(UTILITY, entries(results), tmp_path, PART, "utility")
+    of = {row["row"]: row for row in pq.read_table(tmp_path / "utility.parquet").to_pylist()}
+    assert (of["sft"]["change_low"], of["sft"]["change_high"]) == (low, high)
+    assert of["none"]["change_low"] is None
 
 
 def test_one_run_is_said_to_be_of_this_model_alone() -> None:

@@ -57,6 +57,12 @@ ENTRIES = [
 ]
 
 
+def test_the_note_of_the_table_has_the_whole_rule() -> None:
+    note = tables.markdown(RECOVERED, recovery.judged(ENTRIES))
+    assert "and that from the victim itself, by the same parrots, more than twice that" in note
+    assert "or parrots hardly find the backdoor in the victim either" in note
+
+
 def verdicts(entries: list[TableEntry]) -> dict[str, str | None]:
     judged = recovery.judged(entries)
     assert [one.metric for one in judged] == [one.metric for one in entries]
