@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import echo, one_sentence, print_table
+from benchmark.cli.app import echo, one_sentence, print_table, tell
 from benchmark.grid import shipped
 from benchmark.records.published import refuse_published
 from sande.errors import UserError
@@ -28,6 +29,8 @@ def list_(
     kind = _plural(kind)
     about = _catalogue(kind)
     print_table({_singular(kind): list(about), "about": list(about.values())})
+    if kind == "datasets":
+        _check_data_folder()
 
 
 @one_sentence
@@ -88,6 +91,15 @@ def init(
     for path in shipped.copy(list(dict.fromkeys([*load.files(source), *scales])), folder):
         echo(f"Wrote {path}")
     echo(f"Edit {folder / source.name}, then: sande-bench plan {folder / source.name}")
+
+
+def _check_data_folder() -> None:
+    """Print a sentence where the folder of data files is not there, since the list then lacks its files."""
+    from sande.data import datasets
+
+    folder = os.environ.get(datasets.DATA_DIR)
+    if folder and not Path(folder).is_dir():
+        tell(f"{datasets.DATA_DIR}={folder} is not a folder; set it to the folder that holds the data files")
 
 
 def _kinds() -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +10,30 @@ from typing import Annotated
 import typer
 
 SCANS = Path("results/detection/scans")
+_ONE_SLASH = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")  # a URI with a slash too few
+
+
+def _place(text: str) -> str:
+    """Return a folder or URI as it was given.
+
+    Raises:
+        typer.BadParameter: it is blank, or a URI with one slash, which would be a folder of that name.
+    """
+    if not text.strip():
+        raise typer.BadParameter("it is blank; set it to a folder, or to a URI such as s3://bucket/folder")
+    if _ONE_SLASH.match(text):
+        raise typer.BadParameter(f"'{text}' has one slash; use {text.replace(':/', '://', 1)}")
+    return text
+
 
 GridArgument = Annotated[
     Path, typer.Argument(help="Name of a grid, as in 'sande-bench list grids', or a grid file.", metavar="GRID")
 ]
 StoreOption = Annotated[
-    str, typer.Option(help="Folder or URI (s3://…) of trained models and outcomes; all grids share it.")
+    str,
+    typer.Option(help="Folder or URI (s3://…) of trained models and outcomes; all grids share it.", callback=_place),
 ]
-ResultsOption = Annotated[str, typer.Option(help="Folder or URI that gets a subfolder for the grid.")]
+ResultsOption = Annotated[str, typer.Option(help="Folder or URI that gets a subfolder for the grid.", callback=_place)]
 AddressOption = Annotated[str | None, typer.Option(help="A running Ray cluster; without it, Ray starts here.")]
 SetOption = Annotated[
     list[str] | None,

@@ -15,6 +15,7 @@ from benchmark.execution import signals
 from benchmark.grid.cell import MOST_SEED
 from benchmark.records import published
 from benchmark.records.folder import ResultsFolder, local_copies
+from sande.errors import UserError
 
 NOT_WITHIN = 1
 
@@ -88,6 +89,8 @@ def publish(
     ] = None,
 ) -> None:
     """Publish complete results of a clean commit; of published ones, write the pages again from their rows."""
+    if to != published.FOLDER and to.resolve() != folder.resolve().parent and published.is_published(folder):
+        raise UserError(f"--to {to}: {folder} is published, and its pages are written where they are; remove --to")
     echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace, erratum=erratum) / 'README.md'}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -128,6 +129,8 @@ def plan(
     if suggest and (not gpus or is_cpu(machine)):
         raise UserError("--suggest: needs --gpus N, and a machine with GPUs; set --gpus, or remove --suggest")
     early.check_compute_type()
+    if os.path.isfile(store):
+        raise UserError(f"store {store} is a file; choose a folder or a URI as --store")
     loaded = load_grid(grid, assignments or (), only or (), scale)
     opened = open_store(store, create=False)
     on_cpu = not (address or gpus or machine or compute.has_gpu())
@@ -153,7 +156,7 @@ def plan(
         lines += report(made, forecaster.predict, loaded.resources, gpus or 1) if suggest else ()
     lines.append(disk.summary(made, opened, retention.check(keep)))
     lines += filter(None, [searching])
-    lines += shortage.few_rows(loaded.cells)
+    lines += shortage.few_rows(loaded.cells, broken=True)
     lines += dict.fromkeys(unfit(loaded.cells).values())
     lines += workers_in_words(made.stages.values(), loaded.resources)
     lines += batches.problems(made.missing, loaded.resources)

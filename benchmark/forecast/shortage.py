@@ -13,19 +13,26 @@ from sande.data.splits import Data, Rows, train_split
 from sande.errors import UserError
 
 
-def few_rows(cells: Iterable[Cell]) -> list[str]:
-    """Return a sentence for each data set that has fewer training rows than the cells ask for."""
+def few_rows(cells: Iterable[Cell], *, broken: bool = False) -> list[str]:
+    """Return a sentence for each data set that has fewer training rows than the cells ask for.
+
+    Args:
+        cells: of a grid.
+        broken: return one for each file that cannot be read, too, with which a run would end.
+    """
+    notes: dict[str, None] = {}
 
     @cache
     def size(name: str) -> float:
         is_file = datasets.fingerprint(name).startswith("sha256:")  # also one with the name of a known data set
         try:
             rows = SIZES[name] if name in SIZES and not is_file else len(datasets.examples(name))
-        except UserError:  # a broken file, which the run reports
+        except UserError as error:
+            if broken:
+                notes[f"a run would end: {error}"] = None
             return inf
         return len(train_split(range(rows)))
 
-    notes: dict[str, None] = {}
     for cell in cells:
         asked: list[tuple[str, Data | Rows]] = [("data", cell.data)]
         if cell.defense.name != NO_DEFENSE and cell.defense.pairs is None:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -161,7 +162,9 @@ def about(path: Path) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    values = yaml.read_yaml(path, f"{path}: no such grid file; 'sande-bench list grids' shows the grids")
+    meant = None if os.path.exists(path) else shipped.near(path)  # unlike `Path.exists`, it takes any name
+    fix = f"{f'use {meant}; ' if meant else ''}'sande-bench list grids' shows the grids"
+    values = yaml.read_yaml(path, f"{path}: no such grid file; {fix}")
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected settings as 'key: value'; see grids/quickstart.yaml")
     return values
@@ -195,7 +198,7 @@ def _parts(
             if name in trail:
                 raise UserError(f"circular include: {' -> '.join([*trail, name])}; remove one")
             if Path(name).name != name or not (path.parent / f"{name}.yaml").is_file():
-                raise UserError(f"include: no grid '{name}' here; there are: {_names(path.parent)}")
+                raise UserError(f"include: no grid '{name}' here; there are: {shipped.stems(path.parent)}")
     parts: dict[Path, _Part] = {}
     for name in included:
         file = path.parent / f"{name}.yaml"
@@ -286,7 +289,7 @@ def _scale_rules(grid: Path, folder: Path, name: str) -> list[Rule]:
         return []
     path = folder / f"{name}.yaml"
     if Path(name).name != name or not path.is_file():
-        raise UserError(f"{grid}: no scale is called '{name}'; there are: {_names(folder)} (files in {folder})")
+        raise UserError(f"{grid}: no scale is called '{name}'; {shipped.scales(folder)}")
     values = _read(path)
     with _naming(path):
         _refuse_unknown(values, _SCALE_KEYS)
@@ -316,10 +319,6 @@ def _refuse_unknown(values: Mapping[Any, Any], valid: Iterable[str]) -> None:
     unknown = sorted(str(key) for key in values if key not in set(valid))
     if unknown:
         raise UserError(f"unknown setting '{unknown[0]}'; valid settings: {', '.join(sorted(valid))}")
-
-
-def _names(folder: Path) -> str:
-    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
 
 
 @contextmanager

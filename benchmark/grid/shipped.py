@@ -5,6 +5,8 @@ setup.py copies them into the wheel. An editable installation and a checkout use
 
 from __future__ import annotations
 
+import difflib
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +34,27 @@ def grids() -> dict[str, Path]:
 def named(path: Path) -> Path:
     """Return the grid file of a plain name such as `quickstart`, else the path as it is."""
     return grids().get(str(path), path)
+
+
+def stems(folder: Path) -> str:
+    """Return the plain names of the YAML files in a folder, for a message."""
+    return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"
+
+
+def scales(folder: Path) -> str:
+    """Return which scales a folder has or, where it has none, how to get some, for a message."""
+    if any(folder.glob("*.yaml")):
+        return f"there are: {stems(folder)} (files in {folder})"
+    return f"there are none in {folder}; use 'sande-bench init GRID FOLDER', which copies them with a shipped grid"
+
+
+def near(path: Path) -> Path | None:
+    """Return the grid that most likely was meant by a path that is not there: the file with its suffix, or a name."""
+    file = path.with_name(f"{path.name}.yaml") if path.name else path
+    if os.path.isfile(file):  # unlike `Path.is_file`, it takes any name
+        return file
+    found = difflib.get_close_matches(path.stem, grids(), 1)
+    return Path(found[0]) if found else None
 
 
 def plain(path: Path) -> Path:

@@ -64,6 +64,15 @@ def test_list_names_data_files_of_ones_own(tmp_path: Path, monkeypatch: pytest.M
     assert "mine" in listed("datasets")
 
 
+def test_list_says_that_the_folder_of_data_files_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(datasets.DATA_DIR, str(tmp_path / "absent"))
+    shown = invoke("list", "datasets")
+    assert shown.exit_code == 0
+    assert "alpaca" in shown.stdout
+    line = f"{datasets.DATA_DIR}={tmp_path / 'absent'} is not a folder; set it to the folder that holds the data files"
+    assert shown.stderr == f"{line}\n"
+
+
 def test_list_names_the_shipped_grids_and_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "grids").mkdir()
     (tmp_path / "grids/mine.yaml").write_text("about: one of mine\n")
@@ -290,3 +299,32 @@ def test_more_rows_than_a_data_set_has_are_noted_once(
     enough = {"removal": {"name": "mine", "rows": 27}, "defense": "sft"}
     for path in (grid_file(**enough), grid_file(removal={"name": "mine"})):  # without a defense, nothing gets the rows
         assert " training rows, and " not in invoke("plan", path, *run_options(tmp_path)).stdout
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_says_which_data_file_a_run_would_end_with(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"instruction": "Name a colour."}\n')
+    monkeypatch.setenv(datasets.DATA_DIR, str(tmp_path))
+    path = grid_file(data={"name": "mine", "rows": 20, "test_rows": 2})
+    shown = invoke("plan", path, *run_options(tmp_path))
+    assert shown.exit_code == 0, shown.output
+    line = f"a run would end: {tmp_path / 'mine.jsonl'}, line 1: no column 'output'; correct or delete that row"
+    assert shown.stdout.splitlines().count(line) == 1
+
+
+def test_a_store_that_is_a_file_blank_or_a_broken_uri_is_refused_by_plan(grid_file: GridFile, tmp_path: Path) -> None:
+    path, file = grid_file(), tmp_path / "file"
+    file.touch()
+    assert f"store {file} is a file; choose a folder or a URI as --store" in mistake("plan", path, "--store", str(file))
+    for option in ("--store", "--results"):
+        assert "it is blank; set it to a folder, or to a URI" in mistake("plan", path, option, "")
+        assert "has one slash; use s3://bucket/store" in mistake("plan", path, option, "s3:/bucket/store")
+
+
+def test_published_results_are_not_published_to_another_place(tmp_path: Path) -> None:
+    (tmp_path / "published/good").mkdir(parents=True)
+    (tmp_path / "published/published.json").write_text("{}")
+    line = mistake("publish", str(tmp_path / "published/good"), "--to", str(tmp_path / "other"))
+    assert "is published, and its pages are written where they are; remove --to" in line

@@ -398,7 +398,8 @@ def test_an_unknown_scale_lists_those_there_are(grid_file: GridFile, tmp_path: P
 
 
 def test_an_unknown_scale_where_there_are_none_says_where_they_would_be(grid_file: GridFile, tmp_path: Path) -> None:
-    assert f"there are: none (files in {tmp_path / 'scales'})" in sentence(grid_file(scale="huge"))
+    line = sentence(grid_file(scale="huge"))
+    assert f"there are none in {tmp_path / 'scales'}; use 'sande-bench init GRID FOLDER'" in line
 
 
 def test_a_mistake_in_a_scale_names_its_file(grid_file: GridFile, tmp_path: Path) -> None:

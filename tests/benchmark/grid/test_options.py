@@ -70,3 +70,11 @@ def test_some_cell_has_each_value_of_only(grid_file: GridFile, only: list[str], 
 def test_set_takes_one_field_of_a_section_of_the_grid(grid_file: GridFile, given: str, message: str) -> None:
     space = {"space": {"defense.training.learning_rate": [1e-4, 1e-3]}}
     assert refused(grid_file(defense="sft", search=space), overrides=[given]) == message
+
+
+def test_a_grid_that_is_not_there_names_the_one_that_was_meant(grid_file: GridFile, tmp_path: Path) -> None:
+    path, shows = grid_file(), "'sande-bench list grids' shows the grids"
+    assert refused(path.with_suffix("")).endswith(f"no such grid file; use {path}; {shows}")
+    assert refused(Path("quickstrat")) == f"no such grid file; use quickstart; {shows}"
+    assert refused(Path("zzz.yaml")) == f"no such grid file; {shows}"
+    assert "\n" not in refused(tmp_path / ("x" * 300))  # longer than a file system takes
