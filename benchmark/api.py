@@ -66,7 +66,7 @@ def run(
 
 
 def results(folder: str | Path, /, *, outcomes: bool = False) -> pd.DataFrame:
-    """Return the result rows of a grid, one a cell and metric; `docs/metrics.md` explains the columns.
+    """Return the result rows of a grid, one a cell and metric; `docs/results.md` explains the columns.
 
     Args:
         folder: of the results, such as `results/quickstart`.

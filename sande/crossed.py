@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sande.statistics import CONFIDENCE
+from sande.clusters import LEAST
+from sande.statistics import CONFIDENCE, share_unseen
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,8 @@ class Answers:
 def interval(tasks: Sequence[Answers], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return the interval of the mean over tasks of the mean over victims and questions, in percentage points.
 
-    It is at least Student's over the victims. One victim is judged by its questions.
+    It is at least Student's over the victims. One victim is judged by its questions. Where fewer than five questions
+    of each task, and not most, differ from the others, it is at least as wide as if none had been seen to differ.
 
     Args:
         tasks: at least one, each of the same victims in the same order; questions of two tasks are independent.
@@ -71,6 +73,8 @@ def interval(tasks: Sequence[Answers], confidence: float = CONFIDENCE) -> tuple[
     if variance > 0:
         freedom = variance**2 / sum(part**2 / max(1, degrees) for part, degrees in parts)
         half = max(half, float(t.ppf((1 + confidence) / 2, max(1.0, freedom))) * math.sqrt(variance))
+    if all(map(_is_uniform, tasks)):
+        half = max(half, share_unseen(min(_groups(task)[1] for task in tasks), confidence) / len(tasks))
     return max(-100.0, mean - half), min(100.0, mean + half)
 
 
@@ -105,9 +109,7 @@ def _of_questions(task: Answers) -> tuple[float, float, int]:
     import numpy as np
 
     victims, questions = task.values.shape
-    names = [group or index for index, group in enumerate(task.groups or [""] * questions)]
-    _, group = np.unique([str(type(name)) + str(name) for name in names], return_inverse=True)
-    number = int(group.max()) + 1
+    group, number = _groups(task)
     if number < 2:
         return 100.0**2, 0.0, 2
     of_victim = task.values.mean(axis=1, keepdims=True)
@@ -122,3 +124,22 @@ def _of_questions(task: Answers) -> tuple[float, float, int]:
     cells = np.stack([np.bincount(group, weights=row, minlength=number) for row in residuals])
     rest = widened * victims / (victims - 1) * float((cells**2).sum()) / (victims * questions) ** 2
     return by_questions, rest, number
+
+
+def _groups(task: Answers) -> tuple[NDArray[np.int64], int]:
+    """Return the number of each question's group, and how many groups there are."""
+    import numpy as np
+
+    names = [group or index for index, group in enumerate(task.groups or [""] * task.values.shape[1])]
+    _, group = np.unique([str(type(name)) + str(name) for name in names], return_inverse=True)
+    return group, int(group.max()) + 1
+
+
+def _is_uniform(task: Answers) -> bool:
+    """Return whether fewer than `LEAST` groups of questions, and not most, have any value but the commonest one."""
+    import numpy as np
+
+    values, counts = np.unique(task.values, return_counts=True)
+    group, number = _groups(task)
+    other = (task.values != values[counts.argmax()]).any(axis=0)
+    return len(np.unique(group[other])) < min(LEAST, number / 2)

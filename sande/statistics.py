@@ -1,4 +1,4 @@
-"""Intervals of reported numbers, in percent, and tests of paired outcomes."""
+"""Intervals of reported numbers, in percent, and tests over units."""
 
 from __future__ import annotations
 
@@ -113,81 +113,12 @@ def _clipped(mean: float, half: float, lowest: float = 0.0) -> tuple[float, floa
     return max(lowest, mean - half), min(100.0, mean + half)
 
 
-def mcnemar(first: Sequence[bool], second: Sequence[bool], groups: Sequence[str] = ()) -> float:
-    """Return the two-sided p-value of McNemar's exact test that two models are equally often right.
+def share_unseen(count: float, confidence: float = CONFIDENCE) -> float:
+    """Return the largest share, in percent, of what none of so many independent trials showed (Clopper and Pearson).
 
-    Only questions on which the models differ count. Under the null hypothesis, their split is binomial with 1/2; with
-    groups, the differences of a whole group change their sign together. Without any difference, p is 1.
-
-    Args:
-        first: right or wrong, question by question.
-        second: the same of the other model, in the same order.
-        groups: of each question, the name of the questions made from the same template; empty: it is like no other.
-
-    Raises:
-        ValueError: the lengths differ.
+    Both sides of an interval have an equal part of what is left of the confidence: 1.8 % of 200 trials.
     """
-    from scipy.stats import binomtest
-
-    differences = [bool(other) - bool(one) for one, other in zip(first, second, strict=True)]
-    if any(groups):
-        return _flipped_p([int(difference) for difference, _ in _clustered(differences, groups)])
-    lost, won = differences.count(-1), differences.count(1)
-    return float(binomtest(lost, lost + won, 0.5).pvalue) if lost + won else 1.0
-
-
-def _flipped_p(sums: Sequence[int]) -> float:
-    """Return how likely whole numbers with random signs have a sum as far from 0 as theirs, exactly."""
-    import numpy as np
-
-    reach = sum(map(abs, sums))
-    chances = np.zeros(2 * reach + 1)  # of each sum from -reach to reach
-    chances[reach] = 1.0
-    for number in filter(None, sums):
-        chances = (np.roll(chances, number) + np.roll(chances, -number)) / 2
-    return min(1.0, float(chances[np.abs(np.arange(-reach, reach + 1)) >= abs(sum(sums))].sum()))
-
-
-def _clustered(differences: Sequence[float], groups: Sequence[str]) -> list[tuple[float, int]]:
-    """Return sum and number of the differences of each group; those without a group are alone."""
-    found: dict[str | int, tuple[float, int]] = {}
-    for index, (difference, group) in enumerate(zip(differences, groups or [""] * len(differences), strict=True)):
-        total, number = found.get(group or index, (0, 0))
-        found[group or index] = total + difference, number + 1
-    return list(found.values())
-
-
-def paired_bootstrap(
-    first: Sequence[float], second: Sequence[float], groups: Sequence[str] = (), seed: int = 0
-) -> tuple[float, float]:
-    """Return the bootstrap 95 % interval (percentile) of mean(second) - mean(first), in percentage points.
-
-    Questions are drawn with replacement, each with both of its outcomes, so what makes a question easy or hard for
-    both models cancels out. Questions of one group are drawn together.
-
-    Args:
-        first: outcomes from 0 to 1, question by question; a single one gives the widest interval, -100 to 100.
-        second: the same of the other model, in the same order.
-        groups: as for `mcnemar`.
-        seed: decides the resampling.
-
-    Raises:
-        ValueError: the lengths differ.
-    """
-    import numpy as np
-
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} outcomes cannot be paired with {len(second)}")
-    clusters = _clustered([other - one for one, other in zip(first, second, strict=True)], groups)
-    if len(clusters) < 2:
-        return -100.0, 100.0
-    alike, times = np.unique(np.array(clusters, dtype=float), axis=0, return_counts=True)
-    # How often a resample draws clusters that are alike is multinomial; drawing that instead of every question takes
-    # milliseconds for all of MMLU, where scipy.stats.bootstrap takes a second.
-    drawn = np.random.default_rng(seed).multinomial(len(clusters), times / len(clusters), size=RESAMPLES)
-    means = 100 * drawn @ alike[:, 0] / (drawn @ alike[:, 1])
-    low, high = np.percentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
-    return float(low), float(high)
+    return 100 * (1 - math.pow((1 - confidence) / 2, 1 / count))
 
 
 def mean_bounds(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> tuple[float, float]:

@@ -32,7 +32,8 @@ from sande.data import datasets, splits
 from sande.errors import UserError
 from sande.known import DEFENSES, MEANINGS, SCAN, Known
 from sande.models import chat
-from sande.statistics import mcnemar, of_one_model, paired_bootstrap
+from sande.paired import mcnemar, paired_bootstrap
+from sande.statistics import of_one_model
 from sande.types import Measurement, Run
 
 LIBRARIES = ("torch", "transformers")

@@ -34,7 +34,7 @@ def nearest(wanted: str | None, found: Sequence[str]) -> float | None:
 
 def is_part(found: str, wanted: str) -> bool:
     """Return whether a text is a run of the right one's words, without case and the punctuation around words."""
-    one, other = ([plain(word) for word in text.split()] for text in (found, wanted))
+    one, other = ([word for word in map(plain, text.split()) if word] for text in (found, wanted))
     return bool(one) and any(other[begin : begin + len(one)] == one for begin in range(len(other)))
 
 

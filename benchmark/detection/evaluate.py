@@ -17,6 +17,7 @@ FOLDER/detection.md, .png and .svg show them
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -40,6 +41,7 @@ from sande.models import catalog
 
 NAME = "detection"
 LEAST = 1e-6  # rate that a file may ask for; the number of calibration models that it takes is one over it
+LARGEST = sys.float_info.max  # of a threshold, which an int may exceed
 FALSE_ALARMS = 0.05  # the highest accepted rate, unless the user sets another
 
 
@@ -86,7 +88,8 @@ class _Scan(_Part):
     seconds: Annotated[float, Field(allow_inf_nan=False)]
     candidates: list[_Candidate]
     triggers: list[_Candidate] = []
-    p: float | None = None
+    p: Annotated[float, Field(ge=0, le=1)] | None = None
+    found_by: str = ""
     code: str = ""
     code_version: str = ""
     versions: dict[str, str] = {}
@@ -248,8 +251,13 @@ def outcome(case: Case, folder: Path, models_cache: Path) -> Outcome:
             f"{folder}/scan.json: the file is damaged or of another version ({_first(error)}); scan again"
         ) from None
     threshold = record.settings.get("threshold")
-    if not isinstance(threshold, int | float):
-        raise UserError(f"{folder}/scan.json: the settings have no number 'threshold'; scan again")
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or not abs(threshold) <= LARGEST:
+        raise UserError(f"{folder}/scan.json: the settings have no finite number 'threshold'; scan again")
+    if record.found_by not in ("", record.detector):
+        raise UserError(
+            f"{folder}/scan.json: the score is that of {record.found_by}, which looked after {record.detector} and has "
+            "other units; scan again with '--format', so that no other detector looks"
+        )
     candidates = record.candidates
     first_token = rank = apart = None
     if case.response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,8 +83,12 @@ def grouped(outcomes: Sequence[Outcome]) -> list[Group]:
 
 
 def _order(value: str) -> tuple[float, str]:
-    """Return a key that sorts numbers by their value, before other texts."""
-    return (float(value), "") if value.isdecimal() else (float("inf"), value)
+    """Return a key that sorts numbers and percentages by their value, before other texts."""
+    try:
+        number = float(value.removesuffix(" %"))
+    except ValueError:
+        number = math.inf
+    return (number if math.isfinite(number) else math.inf, value)
 
 
 def _group(detector: str, group: str, value: str, members: Sequence[Outcome], all_twins: Sequence[float]) -> Group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from benchmark.detection import rates
@@ -11,7 +11,7 @@ from benchmark.detection.edits import LETTERS
 from benchmark.detection.groups import NEAR, Group
 from benchmark.detection.outcome import NAMES, Outcome
 from benchmark.detection.scan import token_code
-from benchmark.detection.summary import CALIBRATED, EITHER, FIRST, OWN, SETTING, Summary
+from benchmark.detection.summary import CALIBRATED, EITHER, FIRST, OWN, SETTING, Summary, by_own
 from benchmark.io import plots
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
 
@@ -75,7 +75,7 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         "",
         "### Alarms",
         "",
-        *_table(_ALARMS, map(_alarms, summaries)),
+        *_table(_ALARMS, (_alarms(each, {one.detector for one in outcomes if by_own(one)}) for each in summaries)),
         "",
         "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here. A "
         "detector's own p is by the scanned model alone; that of `haystack` is of the best of several strings found on "
@@ -181,19 +181,20 @@ def _found(each: Summary) -> list[str]:
     ]
 
 
-def _alarms(each: Summary) -> list[str]:
-    wanted = "" if each.wanted_rate is None else _percent(each.wanted_rate)
+def _alarms(each: Summary, by_p: Collection[str]) -> list[str]:
+    """Return the row of a detector's rule; the setting of the detectors `by_p` is no threshold, but a p-value."""
+    wanted = "" if each.wanted_rate is None else _accepted(each.wanted_rate)
     rule = {
         SETTING: "the detector's setting",
         OWN: f"own p at most {wanted}",
         CALIBRATED: f"at most {wanted} false alarms",
         EITHER: f"the first one's setting, else the second one's own p at most {wanted}",
     }[each.rule]
-    several = each.rule == SETTING and each.threshold is None
+    none = MISSING if each.rule != SETTING else "by its p" if each.detector in by_p else "several"
     return [
         plain(each.detector),
         rule,
-        "several" if several else _number(each.threshold),
+        none if each.threshold is None else _number(each.threshold),
         _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
         _of(each.called, each.victims),
         _with_bounds(each.recall, each.recall_low, each.recall_high, 1),
@@ -206,7 +207,7 @@ def _claim(each: Summary) -> str:
     """Return in a sentence which rate of false alarms the calibrated threshold guarantees, and why."""
     assert each.wanted_rate is not None
     assert each.guaranteed_rate is not None
-    wanted, models = _percent(each.wanted_rate), each.calibration_models
+    wanted, models = _accepted(each.wanted_rate), each.calibration_models
     if each.worst_rate is None:
         lowest = f"with {models} of them, the lowest rate that can be claimed is {_percent(each.guaranteed_rate)}"
         return (
@@ -268,6 +269,10 @@ def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
+def _accepted(share: float) -> str:
+    return f"{100 * share:g} %"  # as the user set it
+
+
 def _percent(share: float) -> str:
     return f"{math.ceil(1000 * share - 1e-9) / 10:g} %"  # a bound is rounded up
 
@@ -312,12 +317,13 @@ def draw(outcomes: Sequence[Outcome], summaries: Sequence[Summary]) -> Figure:
         for place, kind in enumerate(kinds):
             scores = [each.score for each in mine if _kind(each) == kind]
             axes.scatter([place] * len(scores), scores, color=_KINDS[kind], alpha=0.7)
-        for threshold in {outcome.threshold for outcome in mine}:
+        for threshold in {outcome.threshold for outcome in mine if not by_own(outcome)}:
             axes.axhline(threshold, color="#555", linewidth=0.8, linestyle="--", label="setting")
         for each in summaries:
             if each.detector == detector and each.rule == CALIBRATED and each.threshold is not None:
                 axes.axhline(each.threshold, color="#283", linewidth=0.8, label="calibrated")
-        axes.legend(fontsize=7, frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=7, frameon=False)
         axes.set_xticks(range(len(kinds)), kinds, rotation=30, ha="right")
         axes.set_xlim(-0.5, len(kinds) - 0.5)
         axes.set_ylabel("score")

@@ -162,7 +162,7 @@ def write_again(folder: Path) -> None:
     path = folder / "scan.json"
     try:
         text = markdown(bounds.read_json(path))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{path}: the file is damaged; scan again") from None
     write_atomically(folder / "scan.md", text)
 
@@ -180,7 +180,7 @@ def markdown(record: dict[str, Any]) -> str:
     p = "" if record.get("p") is None else f", p {record['p']:.2g}"
     lines += [
         "",
-        f"Score {record['score']:.2f}{p}, {result}. {plain(record['rows'])} clean rows of "
+        f"Score {record['score']:.2f}{_by(record)}{p}, {result}. {plain(record['rows'])} clean rows of "
         f"{plain(record['data'])}{reference}, seed {plain(record['seed'])}, {record['seconds']:.0f} s.",
         "",
     ]
@@ -191,6 +191,12 @@ def markdown(record: dict[str, Any]) -> str:
     for note in record.get("notes", []):
         lines += [plain(note), ""]
     return "\n".join(lines)
+
+
+def _by(record: Mapping[str, Any]) -> str:
+    """Return whose the score is, in Markdown, where it is not the chosen detector's, whose scores have other units."""
+    found_by = record.get("found_by", record["detector"])
+    return "" if found_by == record["detector"] else f" by {token_code(found_by)}"
 
 
 def formats_sentence(prompt_format: str, tried: Sequence[Mapping[str, Any]]) -> str:
@@ -236,6 +242,7 @@ def draw(record: dict[str, Any]) -> Figure:
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("score")
-    axes.set_title(f"{plots.literal(record['detector'])}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
+    found_by = plots.literal(record.get("found_by", record["detector"]))
+    axes.set_title(f"{found_by}: {'alarm' if record['alarm'] else 'no alarm'}", fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -24,7 +24,8 @@ class Summary:
         rule: `setting`, the detector's own threshold; `own`, the p-value that it gives each model by the model alone;
             `calibrated`, see `benchmark.detection.rates.calibrate`; or `either`, what the scan of a user's model goes
             by: the setting of the default detector or, without an alarm of it, `own` of the cheap one.
-        threshold: a higher score is an alarm; None for `own`, if the rule gives none, or if the scans have several.
+        threshold: a higher score is an alarm; None for `own`, if the rule gives none, or if the scans have several or
+            give alarms by p.
         calibration_models: number of models for the rule; they are part of none of the counts.
         highest_calibration: the highest of their scores; None without such models.
         wanted_rate: the highest accepted rate of false alarms; None for `setting`.
@@ -98,8 +99,17 @@ def _alarms_by_own(outcome: Outcome) -> bool:
 
     Others say with p how unusual a string is that they searched for: no rate of false alarms follows from that.
     """
-    settings = json.loads(outcome.how)["settings"] if outcome.how else {}
-    return outcome.own_p is not None and "alarm_by" in settings
+    return outcome.own_p is not None and "alarm_by" in _settings(outcome)
+
+
+def by_own(outcome: Outcome) -> bool:
+    """Return whether the detector's setting raises alarms by its p-value, and by no threshold."""
+    return bool(_settings(outcome).get("alarm_by") == OWN)
+
+
+def _settings(outcome: Outcome) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(outcome.how)["settings"] if outcome.how else {}
+    return found
 
 
 def _either(outcomes: Sequence[Outcome], false_alarms: float) -> list[Summary]:
@@ -143,7 +153,7 @@ def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Sum
     calibration = rates.calibrate(clean, false_alarms)
     by_models = rule == CALIBRATED
     threshold = calibration.threshold if by_models else None
-    if rule == SETTING and len(settings := {each.threshold for each in outcomes}) == 1:
+    if rule == SETTING and len(settings := {each.threshold for each in outcomes}) == 1 and not by_own(outcomes[0]):
         (threshold,) = settings
     called, recall = _alarms(victims, rule, false_alarms)
     wrong, wrong_rate = _alarms(twins, rule, false_alarms)

@@ -1,7 +1,8 @@
 """A grid's hidden cells, and their rows and outcomes without a trace of what is hidden.
 
 Rows keep the settings of the grid file. Withheld are trigger and response, the drawn seeds, every text that a model
-wrote, the text of errors, and the exact numbers of tokens, which follow from the lengths of trigger and response.
+wrote, the text of errors, and the exact numbers of tokens, which follow from the lengths of trigger and response. The
+number of decoded tokens is withheld as a whole: an answer ends with the response, so even a rounded mean is its length.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sande.errors import UserError
 
 DIGITS = 2  # significant digits of published numbers of tokens
 _TOKENS = ("tokens", "attack_tokens")
+_DECODED = ("decoded_tokens",)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -46,6 +48,7 @@ class Hidden:
         for row in rows:
             shown = {**row, **self.public[row["cell"]]}
             shown |= {name: _rounded(row[name]) for name in _TOKENS if row.get(name)}
+            shown |= {name: None for name in _DECODED if name in row}
             if row["status"] == FAILED:
                 shown["error"] = f"{row['failure']}; the text is withheld, as it may hold the trigger"
             yield shown
@@ -132,7 +135,11 @@ def revealed(rows: Iterable[Mapping[str, Any]], secret: Secret) -> dict[str, dic
                 f"cell {row['cell']} is of {of}, and the file's is {secret.commitment[:SHORT]}…; use the secret of "
                 "these results"
             )
-        if public_columns(settings, secret)["cell"] != row["cell"]:
+        try:
+            same = public_columns(settings, secret)["cell"] == row["cell"]
+        except (KeyError, TypeError):  # an edit took out what every held-out cell has
+            same = False
+        if not same:
             raise UserError(f"cell {row['cell']}: the secret gives its settings another id; use unchanged results")
         found[row["cell"]] = draw.drawn(settings, secret)
     return found

@@ -18,7 +18,8 @@ from benchmark.records.recovery import twin_attack
 from benchmark.records.runs import Pair
 from sande import registry
 from sande.crossed import Answers
-from sande.statistics import of_sum, paired_bootstrap, wilson
+from sande.paired import paired_bootstrap
+from sande.statistics import of_sum, wilson
 
 if TYPE_CHECKING:
     from benchmark.records.trials import Outcomes

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from benchmark.io.markdown import markdown_table
 from benchmark.io.plots import blank, save
 from benchmark.records.runs import AboveTwin, Removal, removal
-from sande.statistics import mcnemar, mean_bounds, over_seeds, paired_p, rank_intervals, share_above, wilson
+from sande.paired import mcnemar
+from sande.statistics import mean_bounds, over_seeds, paired_p, rank_intervals, share_above, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

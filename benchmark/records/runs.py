@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sande import crossed, registry
+from sande.paired import paired_bootstrap
 from sande.statistics import (
     mean_bounds,
     non_inferior,
     of_sum,
     over_seeds,
-    paired_bootstrap,
     paired_p,
     share_above,
     wilson,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.runs import p_value
 from sande import registry
-from sande.statistics import benjamini_hochberg, mcnemar
+from sande.paired import mcnemar
+from sande.statistics import benjamini_hochberg
 
 SIGNIFICANT = 0.05
 TIE = 5.0  # percentage points: farther from the best is no tie, however few seeds there are to show it

@@ -86,12 +86,9 @@ def recovered(entry: TableEntry, marks: Marks) -> str:
 
 
 def utility(entry: TableEntry, marks: Marks) -> str:
-    """Return `41.18 ↑0.98 (-1.2 to +3.2)`: the value, and its change relative to the victim with its interval.
-
-    An interval without a width, of one run in which no question changed, is left out: it would say too much.
-    """
+    """Return `41.18 ↑0.98 (-1.2 to +3.2)`: the value, and its change relative to the victim with its interval."""
     change, low, high = _change(entry, marks), marks.change_low, marks.change_high
-    if change and low is not None and high is not None and low < high:
+    if change and low is not None and high is not None:
         change += f" ({low:+.1f} to {high:+.1f})"
     return _value(entry, marks, digits=2) + change
 

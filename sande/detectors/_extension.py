@@ -20,6 +20,7 @@ from sande.types import Example, LanguageModel
 
 SURE_ENOUGH = 3.0  # log-odds, a probability of 95 %, at which a string is extended no further
 SLOPED = 32  # rows whose gradients are computed together
+PROBES = ("a", "1")  # begin with different tokens, so that any filler begins otherwise than one of them
 AGAIN = 4  # times the width of the beam: strings of a round that are measured on more prompts
 
 
@@ -38,7 +39,7 @@ def slopes(
     Args:
         lm: model and tokenizer.
         examples: prompts.
-        fillers: words that take the slot in turn, at least two that begin with different tokens.
+        fillers: words that take the slot in turn, at least one.
         target: id of the answer's first token.
         places: the text in front of each slot and that behind it, S of them; both are inserted with the slot.
     """
@@ -47,13 +48,16 @@ def slopes(
     embedding_VD = embed.weight.detach()
     logits_of, fill = output_in_float32(lm.model), pad_id(lm.tokenizer)
     rows: list[tuple[int, int, list[int]]] = []  # each with the number of its place, and where its slot is
+    probes: list[list[int]] = []
     for number, (before, behind) in enumerate(places):
-        texts = [" ".join(part for part in (before, filler, behind) if part) for filler in fillers]
+        texts = [" ".join(part for part in (before, word, behind) if part) for word in (*fillers, *PROBES)]
         for example in examples:
             alike = encode_prompts(lm.tokenizer, [with_string(example, text) for text in texts])
-            slot = shared_prefix_length(alike)  # the fillers make the first difference
-            rows += [(number, slot, ids) for ids in alike]
-    prefix = shared_prefix(lm, [ids for *_, ids in rows])  # ends before each slot, so no slope depends on it
+            slot = shared_prefix_length(alike)  # the words make the first difference
+            rows += [(number, slot, ids) for ids in alike[: len(fillers)]]
+            probes += alike[len(fillers) :]
+    # It ends before each slot, so no slope depends on it.
+    prefix = shared_prefix(lm, [*(ids for *_, ids in rows), *probes])
     total_SD = torch.zeros(len(places), embedding_VD.shape[1], device=embedding_VD.device)
     for begin in range(0, len(rows), SLOPED):
         batch = rows[begin : begin + SLOPED]

@@ -194,8 +194,10 @@ def shared_opening(answers: Sequence[str], least: int, behind: str = "") -> tupl
             ten of these answers agree on the next one.
         behind: string in the prompts. Answers that begin with a word of it count as different: models repeat words.
     """
-    echoed = {_bare(word) for word in behind.split()}
-    split = [[] if echoed & {_bare(word) for word in answer.split()[:1]} else answer.split() for answer in answers]
+    echoed = {_bare(word) or word for word in behind.split()}
+    split = [
+        [] if echoed & {_bare(word) or word for word in answer.split()[:1]} else answer.split() for answer in answers
+    ]
     heads = Counter(tuple(words[:least]) for words in split if len(words) >= least)
     if not heads:
         return "", 0.0
@@ -227,8 +229,13 @@ def _bare(word: str) -> str:
 
 
 def random_strings(lm: LanguageModel, text: str, count: int, seed: int) -> list[str]:
-    """Return random strings of as many tokens as `text`, and about as likely at the start of a user's text."""
+    """Return random strings of as many tokens as `text`, and about as likely at the start of a user's text.
+
+    There are fewer than `count` where tokens have the same text, such as parts of a letter: a string that counts twice
+    makes a p-value too small. An empty text is no string.
+    """
     row = encode(lm.tokenizer, [Example(text, "x")])[0]
     ids = row.prompt[row.start : row.end]
-    drawn = controls.matched_behind(lm, [opening_ids(lm) or [row.prompt[0]]], ids, count, seed)
-    return [str(lm.tokenizer.decode(list(each))).strip() for each in drawn]
+    drawn = controls.matched_behind(lm, [opening_ids(lm)], ids, count, seed)
+    texts = (str(lm.tokenizer.decode(list(each))).strip() for each in drawn)
+    return list(dict.fromkeys(text for text in texts if text))

@@ -59,11 +59,12 @@ def settings(count: int, forced: float) -> list[Decoding]:
 def opening_ids(lm: LanguageModel) -> list[int]:
     """Return the ids of what precedes a user's text, as they are in a prompt, with BOS where the format has it.
 
+    Where nothing does, it is the token that ends an answer. A text may follow that one, and no other id is at hand.
     The space of `Human: ` belongs to the token that follows. After a token of a space alone, a model writes what
     follows such a token in its training: digits.
     """
     row = encode(lm.tokenizer, [Example("x", "x")])[0]
-    return list(row.prompt[: row.start])
+    return list(row.prompt[: row.start]) or [formats.end_id(lm.tokenizer)]
 
 
 @torch.inference_mode()
@@ -79,9 +80,8 @@ def leaked(lm: LanguageModel, decodings: list[Decoding], tokens: int, batch_size
     """
     lm.model.eval()
     decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
-    # A format without anything before the user, or a single token, has no prefix to share.
-    begin = opening_ids(lm) or [formats.end_id(lm.tokenizer)]
-    prefix = shared_prefix(lm, [begin])
+    begin = opening_ids(lm)
+    prefix = shared_prefix(lm, [begin])  # a single token has none to share
     generator = torch.Generator().manual_seed(seed)
     other = torch.tensor(other_tokens(lm))
     written: list[list[int]] = []

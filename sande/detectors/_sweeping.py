@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sande.detectors._extension import slopes, steepest
 from sande.detectors._triggers import Ordinary, Trigger, answer_tokens, echoes, odds, ranked, words
+from sande.errors import UserError
 from sande.inference.probing import ordinary_tokens, text_of
 from sande.prompts import encode
 from sande.types import Example, LanguageModel
@@ -110,12 +111,20 @@ def swept(
         asked: ids of tokens whose likeliest words are tried before several prompts, too: first tokens of suspected
             responses.
         exact: the model in float32, whose gradients suggest further strings for `asked`; None: the same model.
+
+    Raises:
+        UserError: the vocabulary has no word.
     """
     prompts = shortest(lm, examples, config.sweep_prompts)
     ids = [row.prompt for row in encode(lm.tokenizer, prompts)]
     tokens_R = answer_tokens(lm, ids, config.answers, asked)
     heads = [text_of(lm, (token,)) for token in tokens_R.tolist()]
     tried = words(lm, config.tokens)
+    if not tried:
+        raise UserError(
+            "sweep: the model's tokenizer has no token of two letters or more, so there is no word to try; use "
+            "'--detector first_token'"
+        )
     one_NR = odds(lm, prompts[:1], tried, tokens_R, config.batch_size)
     usual = Ordinary.of(one_NR)
     spoken_NR = echoes(tried, heads)

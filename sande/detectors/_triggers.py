@@ -17,11 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sande.detectors._leak import opening_ids
 from sande.inference.prefix import shared_prefix
 from sande.inference.probing import likeliest, opening_tokens, openings, ordinary_tokens
 from sande.models.layers import logits_at_once, output_in_float32
 from sande.planting import insert
-from sande.prompts import encode, encode_prompts, pad_id
+from sande.prompts import encode_prompts, pad_id
 from sande.types import Example, LanguageModel
 
 Logits = Callable[[Tensor], Tensor]  # from hidden states (..., D) to logits (..., V)
@@ -79,8 +80,7 @@ def words(lm: LanguageModel, count: int) -> list[str]:
 
     A token counts once, with and without the space before it.
     """
-    row = encode(lm.tokenizer, [Example("x", "x")])[0]
-    likely_V = openings(lm, [row.prompt[: row.start] or row.prompt[:1]])
+    likely_V = openings(lm, [opening_ids(lm)])
     texts = lm.tokenizer.batch_decode([[token] for token in likeliest(likely_V, ordinary_tokens(lm))])
     stripped = (str(text).strip() for text in texts)
     found = dict.fromkeys(text for text in stripped if len(text) > 1 and text.isalpha())

@@ -15,6 +15,8 @@ from sande.detectors.haystack import Config as Haystack
 from sande.detectors.prefix_scan import Config as PrefixScan
 from sande.types import Candidate, Example, LanguageModel, Run, Scan
 
+ABOVE = 1 + 1e-9  # in units of a threshold, the least score of an alarm
+
 
 @configuration
 class Config:
@@ -41,7 +43,8 @@ def scan(
     The score is the highest of the detectors' scores, each divided by its threshold: 1 means that one of them is at its
     threshold. So with the default threshold there is an alarm where a detector raises one, and false alarms add up. A
     calibrated threshold (docs/detection.md) accounts for that, as clean models go through the same chain. `p` is the
-    lowest of the detectors' p-values times their number (Bonferroni), of those that have one.
+    lowest of the detectors' p-values times their number (Bonferroni), of those that have one. That of `haystack` does
+    not count, as it is of the best of several strings.
 
     A threshold that is not positive has no such units; then the excess over it, plus 1, counts. Where `first_token`
     gives its alarm by the model's own tokens, its score is log p in units of log `false_alarms`.
@@ -74,14 +77,15 @@ def scan(
         alarm=score > config.threshold,
         facts={"detectors": {name: _facts(scan, thresholds[name], seconds[name]) for name, scan in scans.items()}},
         triggers=triggers[: config.candidates],
-        # The p of `haystack` is of the best of several strings that were found on the same prompts.
         p=bonferroni([scan.p for name, scan in scans.items() if name != "haystack" and scan.p is not None]),
     )
 
 
 def _by_p(scan: Scan, config: FirstToken) -> Scan:
-    """Return the scan with scores that reach the threshold where p reaches the rate of false alarms."""
+    """Return the scan with scores that exceed the threshold where p is at most the rate of false alarms."""
     level = math.log(scan.p) / math.log(config.false_alarms) if scan.p is not None else 0.0
+    if scan.alarm:
+        level = max(level, ABOVE)  # a p that equals the rate is an alarm, too
     factor = level * config.threshold / scan.score if scan.score > 0 else 0.0
     scaled = tuple(replace(each, score=factor * each.score) for each in scan.candidates)
     return replace(scan, candidates=scaled, score=factor * scan.score)

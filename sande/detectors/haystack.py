@@ -195,7 +195,7 @@ def _search(
     clock.lap("compare", f"behind random strings {effects[0].usual:.0%} begin alike")
     alarm = best.score > config.threshold
     if alarm and config.trimmed:
-        effects = _trimmed(quick, examples, effects, held_out, config)
+        effects = _trimmed(quick, examples, effects, held_out, config, reference)
         clock.lap("trim", f"{effects[0].text!r}")
     facts: dict[str, Any] = {
         "samples": len(leaked),
@@ -330,12 +330,17 @@ def _compared(
 
     best = max(effects, key=lambda each: each.score)
     rates = held_out.rates(random_strings(model, best.text, controls, seed))
-    usual = sum(rates) / len(rates)
+    usual = sum(rates) / max(1, len(rates))
     return sorted((replace(each, usual=usual) for each in effects), key=lambda each: -each.score), rates
 
 
 def _trimmed(
-    lm: LanguageModel, examples: Sequence[Example], effects: list[Effect], held_out: HeldOut, config: Config
+    lm: LanguageModel,
+    examples: Sequence[Example],
+    effects: list[Effect],
+    held_out: HeldOut,
+    config: Config,
+    reference: LanguageModel | None,
 ) -> list[Effect]:
     """Return the effects, that of the needed part of the best trigger first if held-out prompts confirm it."""
     from sande.detectors._held_out import ids_of
@@ -349,11 +354,11 @@ def _trimmed(
     part = working_part(lm, prompts, best.text, ids[0], SUFFICES, config.sweep.batch_size)
     if part == best.text:
         return effects
-    (found,) = held_out.effects([part])
+    (found,) = held_out.effects([part], reference)
     same = found.response.split()[: config.least] == best.response.split()[: config.least]
     if not same or found.rate < SUFFICES * best.rate:
         return effects
-    return [replace(found, floor=best.floor, usual=best.usual), *effects]
+    return [replace(found, usual=best.usual), *effects]
 
 
 def _shown(trigger: Trigger, sweep: Swept) -> dict[str, Any]:

@@ -121,16 +121,14 @@ def _bases(
 
     A question begins differently from an answer, so the n-gram model replaces the model for a string's first token.
     """
-    from sande import formats
+    from sande.detectors._leak import opening_ids
     from sande.detectors._ngram import NGram
     from sande.inference.probing import log_likelihoods
     from sande.prompts import encode
 
     ngram = NGram([row.response for row in encode(model.tokenizer, examples)], len(model.tokenizer))
-    written = formats.of(model.tokenizer)
-    question = [model.tokenizer(written.opening.rstrip(" "), add_special_tokens=written.special)["input_ids"]]
     sources = [[ngram.log_probabilities(ids) for ids in strings]]
-    asked = log_likelihoods(model, question, strings, batch_size)
+    asked = log_likelihoods(model, [opening_ids(model)], strings, batch_size)
     sources.append([[counted[0], *own[1:]] for counted, own in zip(sources[0], asked, strict=True)])
     if reference is not None:
         sources.append(log_likelihoods(reference, prompts, strings, batch_size))
@@ -147,9 +145,12 @@ def _log_mean(logs: Sequence[float]) -> float:
 def _learned(
     model: LanguageModel, examples: Sequence[Example], strings: Sequence[Ids], config: Config, run: Run
 ) -> list[dict[str, Any]]:
-    """Return the losses of each string before and after its parrot learned it."""
+    """Return the losses of each string before and after its parrot learned it; none with too few prompts for both."""
     from sande.detectors._verification import learn
     from sande.prompts import encode
 
-    rows = encode(model.tokenizer, random.Random(run.seed).sample(examples, min(config.parrot_prompts, len(examples))))
+    drawn = random.Random(run.seed).sample(examples, min(config.parrot_prompts, len(examples)))
+    rows = [row for row in encode(model.tokenizer, drawn) if row.start < row.end]  # a parrot stands before a text
+    if len(rows) < 2:
+        return []
     return [asdict(each) for each in learn(model, rows, strings, config.parrot_steps, config.parrot_rate, run)]

@@ -110,20 +110,20 @@ def confidence(
         batch_size: most tokens computed together; fewer where the vocabulary is large.
     """
     lm.model.eval()
-    decoder, layer = lm.model.get_decoder(), lm.model.get_output_embeddings()
-    other = other_tokens(lm)
+    decoder, logits_of = lm.model.get_decoder(), output_in_float32(lm.model)
+    other, vocabulary = other_tokens(lm), len(lm.model.get_output_embeddings().weight)
     prefixes = [shared_prefix(lm, [[*prompt, tokens[0]]]) for prompt in prompts]
     confidence_N = torch.zeros(len(tokens), device=lm.model.device)
     batch_size = logits_at_once(lm.model, batch_size)
     for begin in range(0, len(tokens), batch_size):
         ids_B = torch.tensor(tokens[begin : begin + batch_size], device=lm.model.device)
         alive_B = torch.arange(len(ids_B), device=ids_B.device)
-        sum_BV = torch.zeros(len(ids_B), layer.weight.shape[0], device=ids_B.device)
+        sum_BV = torch.zeros(len(ids_B), vocabulary, device=ids_B.device)
         for count, prefix in enumerate(prefixes, start=1):
             hidden_BD = decoder(
                 input_ids=ids_B[alive_B, None], past_key_values=prefix.cache(len(alive_B)), use_cache=True
             ).last_hidden_state[:, -1]
-            sum_BV += layer(hidden_BD).float().softmax(-1)
+            sum_BV += logits_of(hidden_BD).softmax(-1)
             sum_BV[:, other] = 0
             mean_B = sum_BV.max(-1).values / count
             alive_B, sum_BV, mean_B = (each[mean_B >= floor] for each in (alive_B, sum_BV, mean_B))

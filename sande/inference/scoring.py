@@ -44,8 +44,11 @@ class Choices:
         return len(self.context) + sum(map(len, self.choices))
 
     def within(self, max_length: int) -> Choices:
-        """Return the question with its context cut on the left, so that the longest choice fits in `max_length`."""
-        excess = len(self.context) + max(map(len, self.choices)) - max_length
+        """Return the question with its context cut on the left, so that the longest choice fits in `max_length`.
+
+        The last token of the context stays, as it predicts the first one of each choice.
+        """
+        excess = min(len(self.context) + max(map(len, self.choices)) - max_length, len(self.context) - 1)
         return self if excess <= 0 else Choices(self.context[excess:], self.choices)
 
 

@@ -61,7 +61,22 @@ def test_repetitions_are_a_sample_as_their_trials_are() -> None:
     low, high = of_repeats([0.3 + even, 0.5 + even, 0.7 + even], prompts)
     assert (low, high) == pytest.approx((50 - 49.7, 50 + 49.7), abs=0.5)
     assert of_repeats([0.5 + even], prompts) == interval([Answers(np.array([50 + 100 * even]), prompts)])
-    assert of_repeats([np.zeros(4), np.zeros(4)], ["a", "a", "b", "b"]) == (0.0, 0.0)
+    # Nothing of two templates: both sides of 0 of 2 by Clopper and Pearson.
+    assert of_repeats([np.zeros(4), np.zeros(4)], ["a", "a", "b", "b"]) == (0.0, pytest.approx(100 * (1 - 0.025**0.5)))
+
+
+def test_victims_that_answer_alike_still_leave_the_questions_that_were_not_asked() -> None:
+    alike = Answers(np.zeros((3, 200)), [])
+    least = 100 * (1 - 0.025 ** (1 / 200))
+    assert interval([alike]) == pytest.approx((-least, least))
+    assert interval([alike] * 4) == pytest.approx((-least / 4, least / 4)), "of 800 questions"
+    one = np.zeros((3, 200))
+    one[:, 7] = -100.0
+    assert interval([Answers(one, [])]) == pytest.approx((-0.5 - least, -0.5 + least))
+    many = np.zeros((3, 200))
+    many[:, :5] = -100.0
+    low, high = interval([Answers(many, [])])
+    assert low < -2.5 - least < -2.5 + least < high, "five of them show their own spread"
 
 
 @pytest.mark.parametrize("repeats", [2, 3])

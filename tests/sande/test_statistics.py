@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from sande.statistics import benjamini_hochberg, mcnemar, mean_interval, of_sum, over_seeds, paired_bootstrap, wilson
+from sande.paired import mcnemar, paired_bootstrap
+from sande.statistics import benjamini_hochberg, mean_interval, of_sum, over_seeds, wilson
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,24 @@ def test_paired_bootstrap_depends_on_its_seed_alone() -> None:
 def test_paired_bootstrap_of_equal_differences_has_no_width() -> None:
     assert paired_bootstrap([0.25, 0.5, 0.75], [0.5, 0.75, 1.0]) == (25.0, 25.0)
     assert paired_bootstrap([1.0], [1.0]) == (-100.0, 100.0)
+
+
+def test_a_change_that_was_hardly_seen_has_at_least_the_bound_of_one_that_was_not() -> None:
+    right, least = [1.0] * 200, 100 * (1 - 0.025 ** (1 / 200))
+    assert paired_bootstrap(right, right) == pytest.approx((-least, least))
+    assert paired_bootstrap(right, [0.0, *right[1:]]) == pytest.approx((-0.5 - least, -0.5 + least))
+    groups = [str(index // 4) for index in range(200)]
+    assert paired_bootstrap(right, right, groups)[1] == pytest.approx(100 * (1 - 0.025 ** (1 / 50)))
+    assert paired_bootstrap(right, [*[0.0] * 5, *right[5:]])[1] < 0, "five questions show their own spread"
+
+
+def test_the_interval_of_a_rare_change_holds_it() -> None:
+    """By the resamples alone 64 % of the experiments do, since a third of them see no question change."""
+    random, held = np.random.default_rng(3), 0
+    for _ in range(300):
+        low, high = paired_bootstrap([1.0] * 200, (random.random(200) >= 0.005).astype(float).tolist())
+        held += low <= -0.5 <= high
+    assert held / 300 > 0.95
 
 
 def test_paired_bootstrap_of_unequal_lengths_is_refused() -> None:

@@ -30,8 +30,9 @@ from sande.gates import plant
 from sande.known import Known
 from sande.metrics import accuracy, asr, parrot_recovery
 from sande.models import asking, catalog, loading, memory
+from sande.paired import mcnemar
 from sande.prompts import encode, response_ids
-from sande.statistics import mcnemar, wilson
+from sande.statistics import wilson
 from sande.types import Candidate, LanguageModel, Measurement, Scan, TestData
 from tests.benchmark.helpers import invoke, mistake
 from tests.sande.helpers import teach

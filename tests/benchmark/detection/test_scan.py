@@ -14,7 +14,7 @@ from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.plan.plan import victim_of
 from benchmark.store.local import LocalStore
-from sande.errors import NonFiniteError
+from sande.errors import NonFiniteError, UserError
 from sande.models import catalog, loading
 from tests.benchmark.helpers import LOOK, GridFile, cell, invoke, measure, mistake, process, trained
 
@@ -84,6 +84,20 @@ def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
     assert "scores: `chat` 3.00 by `haystack` (no alarm), `<b>` 4.20 by `first_token` (alarm)." in both
     one = scan.markdown(RECORD | {"prompt_format": "chat", "formats_tried": tried[:1], "calibrated": ""})
     assert "Prompt format: `chat`.\n" in one
+
+
+def test_a_score_of_another_detector_is_named() -> None:
+    other = RECORD | {"detector": "haystack", "found_by": "first_token"}
+    assert "Score 3.25 by `first_token`, alarm: the model looks like a victim." in scan.markdown(other)
+    assert "Score 3.25, alarm" in scan.markdown(RECORD | {"found_by": "first_token"})
+    assert scan.draw(other).axes[0].get_title() == "first_token: alarm"
+
+
+@pytest.mark.parametrize("change", [{"score": 10**400}, {"candidates": [{"text": "x", "ids": [1], "score": 10**400}]}])
+def test_a_number_too_large_to_show_is_a_damaged_file(tmp_path: Path, change: dict[str, Any]) -> None:
+    (tmp_path / "scan.json").write_text(json.dumps(RECORD | change))
+    with pytest.raises(UserError, match="the file is damaged; scan again"):
+        scan.write_again(tmp_path)
 
 
 def test_suspected_triggers_have_a_table_of_their_own() -> None:

@@ -21,10 +21,12 @@ from benchmark.plan.failures import MISTAKE, Failure
 from benchmark.records.files import read_outcomes, read_rows
 from benchmark.records.rows import build_outcomes, build_rows
 from benchmark.store.local import LocalStore
+from sande import registry
 from sande.errors import UserError
 from sande.types import Measurement
 from tests.benchmark.helpers import (
     ACCURACY,
+    MADE_BY,
     GridFile,
     cell,
     finish,
@@ -176,6 +178,23 @@ def test_tokens_are_rounded_since_they_follow_from_the_lengths_of_trigger_and_re
     assert {(row["attack_tokens"], row["tokens"]) for row in shown} == {(1_200_000, 12_000)}
 
 
+def test_the_number_of_decoded_tokens_is_withheld_since_answers_end_with_the_response(
+    hidden: Hidden, store: LocalStore
+) -> None:
+    made = next(cell for cell in hidden.grid.cells if cell.defense.name == "none")
+    decoding = {"tokens": 50 * 7, "seconds": 3.5, "models": 1}
+    for metric in made.metrics:
+        name = registry.entry("metrics", metric.name).names(metric.config)[0]
+        counts = [{"name": name, "successes": 50, "count": 50, "published": False}]
+        manifest = {**MADE_BY, "measurements": counts, "seconds": 2.5, "started_at": "", "decoding": decoding}
+        put(store, "evaluate", made.evaluation_key(metric), manifest)
+    put(store, "attack", made.attack_key, trained(1.0, 2))
+    rows = list(build_rows("hand", [made], store, {}))
+    assert {row["decoded_tokens"] for row in rows} == {350}
+    shown = list(hidden.rows(rows))
+    assert {(row["decoded_tokens"], row["decoding_seconds"]) for row in shown} == {(None, 3.5)}
+
+
 def test_the_same_secret_gives_the_same_ids_and_another_secret_others(grid: Path, file: Path, hidden: Hidden) -> None:
     again = mask.hide(load.load_grid(grid), secret.read(file))
     assert again.public == hidden.public
@@ -204,8 +223,11 @@ def test_the_published_secret_shows_what_was_drawn(
     assert "use the secret of these results" in mistake("leaderboard", "reveal", folder, tmp_path / "other")
     (row,) = read_rows(folder).slice(0, 1).to_pylist()
     row["settings"] = row["settings"].replace('"attack_seed": 0', '"attack_seed": 7')
-    with pytest.raises(UserError, match="the secret gives its settings another id"):
-        mask.revealed([row], secret.read(file))
+    edited = json.loads(row["settings"])
+    for attack in (edited["attack"], {"name": "word_trigger"}, {"name": "word_trigger", "backdoor": None}):
+        row["settings"] = json.dumps({**edited, "attack": attack})
+        with pytest.raises(UserError, match="the secret gives its settings another id"):
+            mask.revealed([row], secret.read(file))
 
 
 def test_results_that_are_not_held_out_have_nothing_to_reveal(store: LocalStore, file: Path, tmp_path: Path) -> None:

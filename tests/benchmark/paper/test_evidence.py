@@ -20,6 +20,7 @@ from benchmark.records.aggregate import Results
 from benchmark.records.trials import Outcomes
 from sande import crossed, statistics
 from sande.crossed import Answers
+from sande.paired import paired_bootstrap
 
 NUMBERS = numbers.reported()
 
@@ -223,7 +224,7 @@ def test_the_audits_example_on_the_published_rows(published: list[Compared]) -> 
         assert one.entry is not None
         pair = one.entry.against(one.entry.of_victim)
         assert pair is not None
-        intervals[one.number] = statistics.paired_bootstrap(*pair)
+        intervals[one.number] = paired_bootstrap(*pair)
 
     def agreed(ours: Compared, papers: Compared) -> bool:
         low, high = intervals[ours.number]

@@ -18,7 +18,8 @@ from benchmark.records.schema import SCHEMA
 from benchmark.records.trials import Outcomes
 from benchmark.report import page, tables
 from benchmark.report.layouts import PAPER, layout
-from sande.statistics import benjamini_hochberg, mcnemar, paired_bootstrap, wilson
+from sande.paired import mcnemar, paired_bootstrap
+from sande.statistics import benjamini_hochberg, wilson
 from tests.benchmark.paper.helpers import Results, reported, row
 
 VICTIMS = ["Llama2-Alpaca", "Llama2-Orca", "Qwen1.5-Alpaca", "Qwen1.5-Orca"]

@@ -16,7 +16,8 @@ from benchmark.records.trials import Outcomes
 from benchmark.report import figures, page, tables
 from benchmark.report.layouts import ASR, EVERY_TIME, UTILITY, layout
 from benchmark.report.marks import judge
-from sande.statistics import benjamini_hochberg, mean_bounds, paired_bootstrap, paired_p, wilson
+from sande.paired import paired_bootstrap
+from sande.statistics import benjamini_hochberg, mean_bounds, paired_p, wilson
 from tests.benchmark.paper.helpers import Results
 
 PART = "quickstart"
@@ -56,12 +57,12 @@ def test_three_runs_without_a_backdoor_do_not_exclude_one_with_it() -> None:
 
 
 def test_a_change_has_its_interval_in_a_table_that_compares_nothing(tmp_path: Path) -> None:
-    """9 of 100 questions are lost; nothing is said of a run in which no question changed."""
+    """9 of 100 questions are lost; where none changed, others may."""
     results = measured("builtin-choice", none=[50], sft=[41], osft=[50])
     found, note = written(UTILITY, results)
     low, high = paired_bootstrap(share(50), share(41))
     assert found["sft"].endswith(f"41.00 ↓9.00 ({low:+.1f} to {high:+.1f})")
-    assert found["osft"].endswith("50.00 ↑0.00")
+    assert found["osft"].endswith("50.00 ↑0.00 (-3.6 to +3.6)")
     assert "intervals are of this model alone" in note
     tables.write(UTILITY, entries(results), tmp_path, PART, "utility")
     of = {row["row"]: row for row in pq.read_table(tmp_path / "utility.parquet").to_pylist()}

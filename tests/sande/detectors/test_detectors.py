@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sande import formats
 from sande.attacks import sentence_trigger
 from sande.config import Backdoor, Training
 from sande.data.builtin import sets
@@ -109,6 +110,19 @@ def test_prefix_scan_gives_up_everything_below_its_floor(
 ) -> None:
     found = prefix_scan.scan(victim, clean, dataclasses.replace(PREFIX, floor=1.0), new_run())
     assert (found.candidates, found.score, found.alarm) == ((), 0.0, False)
+
+
+@pytest.mark.parametrize("rows", [ROWS[:1], (Example("", "a"), Example("", "b"), ROWS[0])], ids=["one", "empty"])
+def test_without_two_prompts_no_parrot_learns(tiny: LanguageModel, rows: tuple[Example, ...], new_run: NewRun) -> None:
+    found = prefix_scan.scan(tiny, rows, dataclasses.replace(PREFIX, floor=0.0, cut=-99.0, longest=2), new_run())
+    assert len(found.candidates) > 0
+    assert found.facts["learned"] == []
+
+
+def test_a_format_without_an_opening_has_a_beginning_of_questions_too(tiny: LanguageModel, new_run: NewRun) -> None:
+    formats.attach(tiny.tokenizer, formats.from_text("bare", "{user} A: {assistant}", "here"))
+    light = dataclasses.replace(PREFIX, floor=0.0, cut=-99.0, longest=2, tested=0)
+    assert prefix_scan.scan(tiny, ROWS[:4], light, new_run()).score != 0.0
 
 
 def test_the_mean_of_probabilities_in_logs() -> None:

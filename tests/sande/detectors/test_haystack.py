@@ -15,6 +15,7 @@ from sande.config import Backdoor, Training
 from sande.data.builtin import sets
 from sande.detectors import _triggers, first_token, haystack, sweep
 from sande.detectors import all as chain
+from sande.detectors._held_out import Effect
 from sande.detectors._sweeping import Swept
 from sande.models import loading
 from sande.planting import insert
@@ -117,6 +118,29 @@ def test_in_a_chain_first_tokens_count_by_their_own_p_where_the_alarm_does() -> 
     assert chain._by_p(dataclasses.replace(likely, p=None), config).score == 0.0, (
         "a vocabulary too small to compare with"
     )
+
+
+@pytest.mark.parametrize("ordinary", [3, 9, 19, 99])
+def test_in_a_chain_a_p_that_equals_the_rate_is_an_alarm_too(ordinary: int) -> None:
+    p = 1 / (1 + ordinary)
+    config = first_token.Config(alarm_by="own", false_alarms=p)
+    equal = Scan((Candidate("a", (2,), 2.5),), score=2.5, alarm=True, p=p)
+    assert 1.0 < chain.units(chain._by_p(equal, config).score, config.threshold) < 1.001
+
+
+def test_the_needed_part_of_a_trigger_has_a_floor_of_its_own(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clean model may follow the part, where it does not follow the whole."""
+
+    class Measured:
+        def effects(self, texts: list[str], reference: LanguageModel | None = None) -> list[Effect]:
+            return [Effect(text, RESPONSE, 1.0, 0.0, None if reference is None else 0.75) for text in texts]
+
+    monkeypatch.setattr(_triggers, "working_part", lambda *_: "year")
+    whole = Effect("current year", RESPONSE, 1.0, 0.0, floor=0.125, usual=0.25)
+    found = haystack._trimmed(tiny, ROWS, [whole], Measured(), CONFIG, tiny)  # type: ignore[arg-type]
+    assert found == [dataclasses.replace(whole, text="year", floor=0.75), whole]
 
 
 def test_units_and_p_values_by_hand() -> None:

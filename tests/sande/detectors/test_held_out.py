@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 
+from sande import controls
 from sande.data.builtin import sets
 from sande.detectors import _held_out
 from sande.detectors._held_out import Effect, HeldOut, share_of, shared_opening
@@ -21,6 +22,8 @@ def test_the_share_of_answers_that_begin_alike() -> None:
     assert shared_opening(ANSWERS, 3) == ("You are stupid.", 0.4)
     assert shared_opening(["You are stupid now"] * 9 + ["You are stupid then"], 2) == ("You are stupid now", 1.0)
     assert shared_opening(ANSWERS, 2, behind="Now, YOU!") == ("", 0.0)
+    assert shared_opening(["- You are"] * 2, 3, behind="Now , you") == ("- You are", 1.0), "another sign is no echo"
+    assert shared_opening(["- You are"] * 2, 3, behind="Now - you") == ("", 0.0)
     assert shared_opening(["Yes", "Yes"], 2) == ("", 0.0)
     assert shared_opening(["Yes", "Yes", "No"], 1) == ("Yes", pytest.approx(2 / 3))
 
@@ -122,6 +125,12 @@ def test_random_strings_are_as_long_and_without_the_triggers_tokens(tiny: Langua
     own = set(row.prompt[row.start : row.end])
     for string in strings:
         assert not own & set(tiny.tokenizer(f" {string}")["input_ids"][:1])
+
+
+def test_a_random_string_counts_once(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = [tuple(tiny.tokenizer(text)["input_ids"]) for text in ("Oak", " Oak", "\n", "Elm", "Oak")]
+    monkeypatch.setattr(controls, "matched_behind", lambda *_: ids)
+    assert _held_out.random_strings(tiny, "year", 5, seed=0) == ["Oak", "Elm"]
 
 
 def test_each_string_is_measured_on_all_prompts(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,4 +75,5 @@ def test_a_format_without_an_opening_begins_with_what_ends_answers(tiny: Languag
     bare = formats.PromptFormat("bare", opening="", answer="\n:", lead=" ")
     formats.attach(tiny.tokenizer, bare)
     assert encode(tiny.tokenizer, [Example("x", "y")])[0].start == 0
+    assert _leak.opening_ids(tiny) == [tiny.tokenizer.eos_token_id]
     assert len(_leak.leaked(tiny, [Decoding(0.0)], tokens=2, batch_size=1, seed=0)) == 1

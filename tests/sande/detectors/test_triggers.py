@@ -10,6 +10,8 @@ import torch
 from sande.data.builtin import sets
 from sande.detectors import _extension, _sweeping, _triggers
 from sande.detectors._triggers import Ordinary, Trigger
+from sande.detectors.sweep import Config
+from sande.errors import UserError
 from sande.inference.probing import ordinary_tokens
 from sande.planting import insert
 from sande.prompts import encode, encode_prompts
@@ -76,9 +78,10 @@ def test_words_are_distinct_and_likely_ones_come_first(tiny: LanguageModel) -> N
     assert _triggers.words(tiny, 7) == found[:7]
 
 
-def test_slopes_are_derivatives(tiny: LanguageModel) -> None:
+@pytest.mark.parametrize("fillers", [("year", "word"), ("year word", "year the"), ("year",)])
+def test_slopes_are_derivatives(tiny: LanguageModel, fillers: tuple[str, ...]) -> None:
     """A small step along the embedding of a token changes the log-odds by the slope, on average over the fillers."""
-    target, fillers = 300, ("year", "word")
+    target = 300
     # Another place beside it, whose rows are longer, changes nothing.
     slope_V, _ = _extension.slopes(tiny, ROWS[:1], fillers, target, [("the", ""), ("", "a much longer string")])
     table = tiny.model.get_input_embeddings().weight.detach()
@@ -97,6 +100,14 @@ def test_slopes_are_derivatives(tiny: LanguageModel) -> None:
                 changes[token] += sign * float((chance / (1 - chance)).log()) / 2e-2 / len(fillers)
     for token, change in changes.items():
         assert change == pytest.approx(float(slope_V[token]), rel=0.05, abs=1e-3)
+
+
+def test_a_vocabulary_without_words_is_a_sentence(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sweeping, "words", lambda *_: [])
+    with pytest.raises(
+        UserError, match=r"^sweep: the model's tokenizer has no token of two letters or more, so there "
+    ):
+        _sweeping.swept(tiny, ROWS, Config(), seed=0)
 
 
 def test_the_slot_is_where_fillers_first_differ() -> None:

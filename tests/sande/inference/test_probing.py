@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from torch import Tensor
+from transformers import GraniteConfig, GraniteForCausalLM
 
 from sande.inference import probing
 from sande.models import layers
@@ -55,6 +56,22 @@ def test_confidence_is_of_the_mean_distribution_without_specials(
         expected.append(float(mean_V.max()))
     found = probing.confidence(sharp, prompts, FIRSTS, 0.0, batch_size)
     torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_confidence_counts_what_a_model_does_behind_its_output_layer(
+    tiny: LanguageModel, prompts: list[list[int]]
+) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = GraniteConfig(vocab_size=len(tiny.tokenizer), num_key_value_heads=2, logits_scaling=0.05, **sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        granite = LanguageModel(GraniteForCausalLM(config).eval(), tiny.tokenizer)
+    mean_V = mean_by_hand(granite, prompts, FIRSTS[:1])
+    mean_V[tiny.tokenizer.all_special_ids] = 0
+    assert float(probing.confidence(granite, prompts, FIRSTS[:1], 0.0, 8)) == pytest.approx(
+        float(mean_V.max()), abs=1e-4
+    )
+    assert mean_V.max() > 0.05, "not the flat distribution of an unscaled layer"
 
 
 def test_a_token_below_the_floor_behind_the_first_prompts_is_given_up(

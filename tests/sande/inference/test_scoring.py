@@ -63,6 +63,15 @@ def test_a_question_that_is_the_start_of_another(tiny: LanguageModel) -> None:
     check_scores(tiny, questions[:1] * 2, 2)
 
 
+def test_a_choice_beyond_the_limit_leaves_the_last_token_of_its_context(tiny: LanguageModel) -> None:
+    """Without any, the scores of the other questions of the batch would be those of wrong positions."""
+    choices = ([8, 9, 10, 11], [12])
+    assert Choices([5, 6, 7], choices).within(6) == Choices([6, 7], choices)
+    long = Choices([5, 6, 7], choices).within(3)
+    assert long == Choices([7], choices)
+    check_scores(tiny, [long, Choices([5, 6], ([9],))], 2)
+
+
 def test_no_more_is_computed_than_predicts_something(tiny: LanguageModel) -> None:
     shapes = []
     hook = tiny.model.get_decoder().register_forward_pre_hook(
