@@ -140,7 +140,7 @@ def calibrated(lm: LanguageModel, detector: str, data: str) -> str:
         )
         if mine != its
     ]
-    where = f"The threshold was calibrated on {by.models} in the format {by.prompt_format} on rows of {by.data}"
+    where = f"The threshold was chosen on {by.models} in the format {by.prompt_format} on rows of {by.data}"
     return f"{where}; this model: {', '.join(differs)}." if differs else f"{where}; this model is like them."
 
 

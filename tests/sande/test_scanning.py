@@ -142,7 +142,7 @@ def test_a_chain_with_the_cheap_detector_is_followed_by_it_in_other_formats_alon
 def test_how_far_a_model_is_from_those_of_the_threshold(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     said = scanning.calibrated(tiny, "first_token", "alpaca")
     assert said == (
-        "The threshold was calibrated on nine clean SmolLM2-135M models in the format paper on rows of builtin-short; "
+        "The threshold was chosen on nine clean SmolLM2-135M models in the format paper on rows of builtin-short; "
         "this model: another family, another size, other rows."
     )
     near = replace(
