@@ -125,7 +125,7 @@ def read(path: Path) -> Source:
     Raises:
         UserError: a folder has no readable rows, or an entry has problems.
     """
-    if path.is_file():
+    if path.is_file() or (path.suffix in (".json", ".parquet") and not path.exists()):
         return _entry(path)
     rows, outcomes = files.read_results(path)
     published = outcomes.filter(pc.is_valid(outcomes["record"])).to_pylist()

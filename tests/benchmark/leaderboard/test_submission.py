@@ -72,6 +72,11 @@ def test_an_entry_from_results_is_in_order_and_says_what_they_say(results: Path,
     assert submission.samples(submission.read(tmp_path / "forget.json"))[0]["metric"] == "case_study"
 
 
+def test_an_entry_that_is_not_there_is_no_folder_of_results(results: Path) -> None:
+    line = mistake("leaderboard", results, results / "nothere.json", "--out", results.parent / "board")
+    assert line.endswith("nothere.json: no such file; choose the .json or .parquet file of an entry")
+
+
 def test_an_entry_does_not_replace_the_rows_of_results(results: Path) -> None:
     path = results / "rows.parquet"
     before = path.read_bytes()
