@@ -34,12 +34,14 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
         The tables as Markdown.
 
     Raises:
-        UserError: parts are of different grids, or of a search; a part is unfinished; two parts measured a cell
-            differently; or the folder holds results of another grid, or cannot be written.
+        UserError: there is no part; parts are of different grids, or of a search; a part is unfinished; two parts
+            measured a cell differently; or the folder holds results of another grid, or cannot be written.
     """
     from benchmark.report import page
 
     published.refuse_published(to, "--out")
+    if not folders:
+        raise UserError("join: no folder is given; choose the results of at least one part")
     if os.path.realpath(to) in map(os.path.realpath, folders):  # unlike `resolve`, it takes links in a circle
         raise UserError(f"--out {to}: the folder is one of the parts; choose a new one")
     tables, outcomes_of = zip(*map(_results, folders), strict=True)

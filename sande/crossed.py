@@ -42,7 +42,8 @@ def interval(tasks: Sequence[Answers], confidence: float = CONFIDENCE) -> tuple[
     """Return the interval of the mean over tasks of the mean over victims and questions, in percentage points.
 
     It is at least Student's over the victims. One victim is judged by its questions. Where fewer than five questions
-    of each task, and not most, differ from the others, it is at least as wide as if none had been seen to differ.
+    of a task, and not most, have any value but the commonest one, the interval is at least as wide as if none had been
+    seen to; where other tasks have a spread of their own, that comes on top.
 
     Args:
         tasks: at least one, each of the same victims in the same order; questions of two tasks are independent.
@@ -73,8 +74,8 @@ def interval(tasks: Sequence[Answers], confidence: float = CONFIDENCE) -> tuple[
     if variance > 0:
         freedom = variance**2 / sum(part**2 / max(1, degrees) for part, degrees in parts)
         half = max(half, float(t.ppf((1 + confidence) / 2, max(1.0, freedom))) * math.sqrt(variance))
-    if all(map(_is_uniform, tasks)):
-        half = max(half, share_unseen(min(_groups(task)[1] for task in tasks), confidence) / len(tasks))
+    unseen = [share_unseen(_groups(task)[1], confidence) / len(tasks) for task in tasks if _is_uniform(task)]
+    half = max(half, math.hypot(*unseen)) if len(unseen) == len(tasks) else math.hypot(half, *unseen)
     return max(-100.0, mean - half), min(100.0, mean + half)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from sande.clusters import LEAST
@@ -58,8 +59,9 @@ def paired_bootstrap(
     """Return the bootstrap 95 % interval (percentile) of mean(second) - mean(first), in percentage points.
 
     Questions are drawn with replacement, each with both of its outcomes, so what makes a question easy or hard for
-    both models cancels out. Questions of one group are drawn together. Where fewer than five questions of many differ,
-    a resample often has none of them: the interval then reaches at least as far as if none had been seen to differ.
+    both models cancels out. Questions of one group are drawn together. Where fewer than five questions of many have
+    any difference but the commonest one, a resample often has none of them: the interval then reaches at least as far
+    as if none had been seen.
 
     Args:
         first: outcomes from 0 to 1, question by question; a single one gives the widest interval, -100 to 100.
@@ -83,7 +85,8 @@ def paired_bootstrap(
     drawn = np.random.default_rng(seed).multinomial(len(clusters), times / len(clusters), size=RESAMPLES)
     means = 100 * drawn @ alike[:, 0] / (drawn @ alike[:, 1])
     low, high = map(float, np.percentile(means, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]))
-    if sum(difference != 0 for difference, _ in clusters) < min(LEAST, len(clusters) / 2):
+    of_means = Counter(difference / number for difference, number in clusters)
+    if len(clusters) - max(of_means.values()) < min(LEAST, len(clusters) / 2):
         difference, least = 100 * sum(one for one, _ in clusters) / len(first), share_unseen(len(clusters))
         low, high = max(-100.0, min(low, difference - least)), min(100.0, max(high, difference + least))
     return low, high

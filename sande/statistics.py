@@ -114,7 +114,7 @@ def _clipped(mean: float, half: float, lowest: float = 0.0) -> tuple[float, floa
 
 
 def share_unseen(count: float, confidence: float = CONFIDENCE) -> float:
-    """Return the largest share, in percent, of what none of so many independent trials showed (Clopper and Pearson).
+    """Return the upper bound, in percent, of a share that `count` independent trials did not show (Clopper, Pearson).
 
     Both sides of an interval have an equal part of what is left of the confidence: 1.8 % of 200 trials.
     """

@@ -10,19 +10,20 @@ from typing import Annotated
 import typer
 
 SCANS = Path("results/detection/scans")
-_ONE_SLASH = re.compile(r"[a-z][a-z0-9+.-]+:/(?!/)")  # a URI with a slash too few
+_SCHEMES = re.compile(r"(s3|s3a|gs|gcs|hdfs|abfs|az):/?(?!/)", re.IGNORECASE)  # of a URI, with too few slashes
 
 
 def _place(text: str) -> str:
     """Return a folder or URI as it was given.
 
     Raises:
-        typer.BadParameter: it is blank, or a URI with one slash, which would be a folder of that name.
+        typer.BadParameter: it is blank, or a URI with too few slashes, which would be a folder of that name.
     """
     if not text.strip():
         raise typer.BadParameter("it is blank; set it to a folder, or to a URI such as s3://bucket/folder")
-    if _ONE_SLASH.match(text):
-        raise typer.BadParameter(f"'{text}' has one slash; use {text.replace(':/', '://', 1)}")
+    if found := _SCHEMES.match(text):
+        uri = f"{found[1].lower()}://{text[found.end() :]}"
+        raise typer.BadParameter(f"'{text}' is no URI, for want of a slash; use {uri}")
     return text
 
 

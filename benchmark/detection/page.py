@@ -65,6 +65,7 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         summaries: of the same outcomes.
         groups: of the same outcomes.
     """
+    by_p = {each.detector for each in outcomes} - {each.detector for each in outcomes if not by_own(each)}
     lines = [
         "### Detectors on victims and twins",
         "",
@@ -75,7 +76,7 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         "",
         "### Alarms",
         "",
-        *_table(_ALARMS, (_alarms(each, {one.detector for one in outcomes if by_own(one)}) for each in summaries)),
+        *_table(_ALARMS, (_alarms(each, by_p) for each in summaries)),
         "",
         "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here. A "
         "detector's own p is by the scanned model alone; that of `haystack` is of the best of several strings found on "

@@ -153,7 +153,8 @@ def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Sum
     calibration = rates.calibrate(clean, false_alarms)
     by_models = rule == CALIBRATED
     threshold = calibration.threshold if by_models else None
-    if rule == SETTING and len(settings := {each.threshold for each in outcomes}) == 1 and not by_own(outcomes[0]):
+    settings = {each.threshold for each in outcomes}
+    if rule == SETTING and len(settings) == 1 and not any(map(by_own, outcomes)):
         (threshold,) = settings
     called, recall = _alarms(victims, rule, false_alarms)
     wrong, wrong_rate = _alarms(twins, rule, false_alarms)
@@ -188,7 +189,8 @@ def _summary(outcomes: Sequence[Outcome], rule: str, false_alarms: float) -> Sum
 
 def _evidence(outcome: Outcome, rule: str) -> float:
     """Return what the rule compares: larger means more suspicious."""
-    return -outcome.own_p if rule == OWN and outcome.own_p is not None else outcome.score
+    by_p = rule == OWN or (rule == SETTING and by_own(outcome))
+    return -outcome.own_p if by_p and outcome.own_p is not None else outcome.score
 
 
 def _alarm(outcome: Outcome, rule: str, false_alarms: float) -> bool | None:

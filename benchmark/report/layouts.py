@@ -122,10 +122,10 @@ RECOVERED = Table(
     "as `_elsewhere`, for strings that were not planted. "
     f"*present*: more than {FAILED_RUNS:g} % of the runs leave an ASR above {FAILED_REMOVAL:g} %; *removed*: the "
     f"recovery is shown to be less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0), and "
-    "that from the victim itself, by the same parrots, more than twice that; *hidden*: it is shown to be above the "
-    "twin's; *undecided*: an attack seed has no twin, there are too few of them, they differ too much, a run failed, "
-    "or parrots hardly find the backdoor in the victim either. A verdict is about parrots alone, also of a defense "
-    "that trains against them. 95 % intervals.",
+    f"that from the victim itself, by the same parrots, more than {2 * RECOVERY_MARGIN:g} points above the twin's; "
+    "*hidden*: it is shown to be above the twin's; *undecided*: an attack seed has no twin, there are too few of them, "
+    "they differ too much, a run failed, or parrots hardly find the backdoor in the victim either. A verdict is about "
+    "parrots alone, also of a defense that trains against them. 95 % intervals.",
     lambda metric: metric.startswith(RECOVERY),
     recovered,
 )

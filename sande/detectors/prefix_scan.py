@@ -150,7 +150,7 @@ def _learned(
     from sande.prompts import encode
 
     drawn = random.Random(run.seed).sample(examples, min(config.parrot_prompts, len(examples)))
-    rows = [row for row in encode(model.tokenizer, drawn) if row.start < row.end]  # a parrot stands before a text
+    rows = [row for row in encode(model.tokenizer, drawn) if row.start < row.end]  # a parrot comes before a text
     if len(rows) < 2:
         return []
     return [asdict(each) for each in learn(model, rows, strings, config.parrot_steps, config.parrot_rate, run)]

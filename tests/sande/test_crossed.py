@@ -69,10 +69,15 @@ def test_victims_that_answer_alike_still_leave_the_questions_that_were_not_asked
     alike = Answers(np.zeros((3, 200)), [])
     least = 100 * (1 - 0.025 ** (1 / 200))
     assert interval([alike]) == pytest.approx((-least, least))
-    assert interval([alike] * 4) == pytest.approx((-least / 4, least / 4)), "of 800 questions"
+    assert interval([alike] * 4) == pytest.approx((-least / 2, least / 2)), "errors of four tasks are independent"
     one = np.zeros((3, 200))
     one[:, 7] = -100.0
     assert interval([Answers(one, [])]) == pytest.approx((-0.5 - least, -0.5 + least))
+    lost = np.zeros((3, 1000))
+    lost[:, :5] = -100.0
+    small, large = Answers(np.zeros((3, 20)), []), Answers(lost, [])
+    low, high = interval([large, small])
+    assert high > 0.4 * 100 * (1 - 0.025 ** (1 / 20)), "a spread in one task says nothing of another"
     many = np.zeros((3, 200))
     many[:, :5] = -100.0
     low, high = interval([Answers(many, [])])

@@ -167,8 +167,10 @@ def test_paired_bootstrap_depends_on_its_seed_alone() -> None:
     assert paired_bootstrap(first, second) != paired_bootstrap(first, second, seed=1)
 
 
-def test_paired_bootstrap_of_equal_differences_has_no_width() -> None:
-    assert paired_bootstrap([0.25, 0.5, 0.75], [0.5, 0.75, 1.0]) == (25.0, 25.0)
+def test_equal_differences_say_as_little_of_other_questions_as_none() -> None:
+    least = 100 * (1 - 0.025 ** (1 / 3))
+    assert paired_bootstrap([0.25, 0.5, 0.75], [0.5, 0.75, 1.0]) == pytest.approx((25 - least, 25 + least))
+    assert paired_bootstrap([1.0] * 200, [0.0] * 200) == pytest.approx((-100, -100 * 0.025 ** (1 / 200)))
     assert paired_bootstrap([1.0], [1.0]) == (-100.0, 100.0)
 
 

@@ -320,7 +320,9 @@ def test_a_store_that_is_a_file_blank_or_a_broken_uri_is_refused_by_plan(grid_fi
     assert f"store {file} is a file; choose a folder or a URI as --store" in mistake("plan", path, "--store", str(file))
     for option in ("--store", "--results"):
         assert "it is blank; set it to a folder, or to a URI" in mistake("plan", path, option, "")
-        assert "has one slash; use s3://bucket/store" in mistake("plan", path, option, "s3:/bucket/store")
+        for given in ("s3:/bucket/store", "S3:bucket/store"):
+            said = mistake("plan", path, option, given)
+            assert "is no URI, for want of a slash; use s3://bucket/store" in said
 
 
 def test_published_results_are_not_published_to_another_place(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_p_value_that_cannot_be_is_a_sentence(tmp_path: Path, p: float) -> Non
 
 def test_a_setting_that_gives_alarms_by_p_is_no_threshold(tmp_path: Path) -> None:
     text = evaluated(tmp_path, settings=OWN | {"alarm_by": "own"}, p=0.5)
-    assert "| prefix_scan | the detector's setting | by its p | 1.00 (" in text
+    assert "| prefix_scan | the detector's setting | by its p | 0.50 (" in text  # victim and twin have one p
     assert pq.read_table(tmp_path / "out/detectors.parquet")["threshold"].to_pylist() == [None] * 3
     rows, accepted = evaluate.read(tmp_path / "out/detection.json")
     (axes,) = page.draw(rows, summaries(rows, accepted)).axes

@@ -90,8 +90,12 @@ def test_the_change_of_utility_is_paired_by_seed_and_by_question() -> None:
     assert runs.change_interval("arc_easy", alike, victims, None, answers=answers) == crossed.interval([answers])
     low, high = crossed.interval([answers])
     assert low < -5 < -2 < high
+    pair = ([1.0, 1.0, 0.0, 0.0] * 25, [1.0, 0.0, 0.0, 0.0] * 25)
     less = Answers(np.array([of_one] * 2), [])  # the answers of a run are not known
-    assert runs.change_interval("arc_easy", alike, victims, None, answers=less) == (-2.0, -2.0)
+    other = Answers(np.zeros((3, 50)), [])  # runs had other questions besides
+    for unusable in (less, other, None):
+        found = runs.change_interval("arc_easy", alike, victims, pair, answers=unusable)
+        assert found == (min(-2.0, paired_bootstrap(*pair)[0]), -2.0)
 
 
 def test_the_change_of_one_run_is_of_this_pair_of_models() -> None:

@@ -59,7 +59,7 @@ ENTRIES = [
 
 def test_the_note_of_the_table_has_the_whole_rule() -> None:
     note = tables.markdown(RECOVERED, recovery.judged(ENTRIES))
-    assert "and that from the victim itself, by the same parrots, more than twice that" in note
+    assert "and that from the victim itself, by the same parrots, more than 10 points above the twin's" in note
     assert "or parrots hardly find the backdoor in the victim either" in note
 
 
