@@ -74,7 +74,7 @@ def interval(tasks: Sequence[Answers], confidence: float = CONFIDENCE) -> tuple[
     if variance > 0:
         freedom = variance**2 / sum(part**2 / max(1, degrees) for part, degrees in parts)
         half = max(half, float(t.ppf((1 + confidence) / 2, max(1.0, freedom))) * math.sqrt(variance))
-    unseen = [share_unseen(_groups(task)[1], confidence) / len(tasks) for task in tasks if _is_uniform(task)]
+    unseen = [bound / len(tasks) for task in tasks if (bound := _unseen(task, confidence))]
     half = max(half, math.hypot(*unseen)) if len(unseen) == len(tasks) else math.hypot(half, *unseen)
     return max(-100.0, mean - half), min(100.0, mean + half)
 
@@ -136,11 +136,15 @@ def _groups(task: Answers) -> tuple[NDArray[np.int64], int]:
     return group, int(group.max()) + 1
 
 
-def _is_uniform(task: Answers) -> bool:
-    """Return whether fewer than `LEAST` groups of questions, and not most, have any value but the commonest one."""
+def _unseen(task: Answers, confidence: float) -> float:
+    """Return the share of questions, in percent, that may differ where too few were seen to; 0 where enough were.
+
+    Too few: fewer than `LEAST` groups, and not most, have any value but the commonest one.
+    """
     import numpy as np
 
     values, counts = np.unique(task.values, return_counts=True)
     group, number = _groups(task)
     other = (task.values != values[counts.argmax()]).any(axis=0)
-    return len(np.unique(group[other])) < min(LEAST, number / 2)
+    few = len(np.unique(group[other])) < min(LEAST, number / 2)
+    return share_unseen(number, confidence) if few else 0.0

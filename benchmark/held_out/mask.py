@@ -24,7 +24,7 @@ from sande.errors import UserError
 
 DIGITS = 2  # significant digits of published numbers of tokens
 _TOKENS = ("tokens", "attack_tokens")
-_DECODED = ("decoded_tokens",)
+_DECODED = "decoded_tokens"
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -48,7 +48,8 @@ class Hidden:
         for row in rows:
             shown = {**row, **self.public[row["cell"]]}
             shown |= {name: _rounded(row[name]) for name in _TOKENS if row.get(name)}
-            shown |= {name: None for name in _DECODED if name in row}
+            if _DECODED in row:
+                shown[_DECODED] = None
             if row["status"] == FAILED:
                 shown["error"] = f"{row['failure']}; the text is withheld, as it may hold the trigger"
             yield shown

@@ -181,7 +181,7 @@ def _evidence(entry: TableEntry, *, by_change: bool) -> Evidence | None:
         return _evidence_of_one(entry, by_change=by_change)
     if not by_change:
         return evidence.of_level(runs.unit_means(entry.runs), entry.basis)
-    if entry.trials and entry.of_victim and (answers := entry.trials.changes(entry.of_victim)):
+    if answers := entry.changes():
         return evidence.of_answers(answers, entry.basis)
     changes = runs.changes(entry.runs, entry.of_victims)
     return evidence.of_change(runs.unit_means(changes), entry.basis) if changes else None

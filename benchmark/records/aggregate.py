@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from sande.crossed import Answers
+
 
 _COSTS = ("seconds", "tokens", "peak_memory_bytes")
 Label = Callable[[Row], tuple[str, str]]
@@ -96,11 +98,14 @@ class TableEntry:
         """Return the group of each question of `against`: questions made from the same template."""
         return [] if self.trials is None or other is None else self.trials.groups_with(other)
 
+    def changes(self) -> Answers | None:
+        """Return what changed of each unit and question, percentage points; see `benchmark.records.trials`."""
+        return None if self.trials is None or self.of_victim is None else self.trials.changes(self.of_victim)
+
     def change_interval(self) -> tuple[float, float] | None:
         """Return the 95 % interval of the change, percentage points; None if it is unknown."""
         pair, groups = self.against(self.of_victim), self.groups_with(self.of_victim)
-        answers = self.trials.changes(self.of_victim) if self.trials and self.of_victim else None
-        return runs_of_a_cell.change_interval(self.metric, self.runs, self.of_victims, pair, groups, answers)
+        return runs_of_a_cell.change_interval(self.metric, self.runs, self.of_victims, pair, groups, self.changes())
 
     def failures(self) -> tuple[float, float, float] | None:
         """Return the share of runs that did not remove the backdoor, with its interval, percent; None of one run."""

@@ -62,7 +62,9 @@ def write(folder: Path) -> list[str]:
                 entries = arranged.arrange(recovery.judged(results.entries(part, arranged.label)))
                 answers = case_study.answers(table, outcomes, part)
                 texts += _section(work, part, entries, answers, prefix="" if len(parts) == 1 else f"{part}_")
-            certified = table.filter(pc.and_(pc.is_valid(table["certificate"]), pc.equal(table["metric"], "asr")))
+            certified = table.filter(pc.is_valid(table["certificate"]))
+            of_asr = pc.equal(certified["metric"], "asr")
+            certified = pa.concat_tables([certified.filter(of_asr), certified.filter(pc.invert(of_asr))])
             if shown := certificates.table(_firsts(certified, "cell")):
                 texts.append(shown)
             search = folder / "search.md"

@@ -5,6 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from benchmark.export import export
@@ -85,6 +87,16 @@ def test_the_report_has_a_line_for_each_cell_that_has_one(folder: Path, store: L
     plain = report_folder(store, tmp_path / "plain", cell(defense="sft"))
     page.write(plain)
     assert "Certificates" not in (plain / "README.md").read_text()
+
+
+def test_a_certificate_is_shown_without_an_asr_too(folder: Path) -> None:
+    table = pq.read_table(folder / "rows.parquet")
+    other = table.set_column(table.column_names.index("metric"), "metric", pa.array(["arc_easy"] * len(table)))
+    pq.write_table(other, folder / "rows.parquet")
+    (folder / "outcomes.parquet").unlink(missing_ok=True)
+    (text,) = [text for text in page.write(folder) if text.startswith("### Certificates")]
+    assert "| not found | – |" in text
+    assert "| found | – |" in text
 
 
 def test_the_card_of_an_exported_model_says_it(folder: Path) -> None:
