@@ -89,10 +89,12 @@ def test_results_elsewhere_are_joined_with_the_command_of_their_run(results: Pat
     assert (tmp_path / "joined/tables/asr.md").is_file()
 
 
-@pytest.mark.parametrize("name", ["absent", "absent.json"])
-def test_a_place_without_results_is_one_line_with_its_uri(uri: str, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "missing"), [("absent", "no rows.parquet"), ("absent.json", "no such file; choose the .json")]
+)
+def test_a_place_without_results_is_one_line_with_its_uri(uri: str, name: str, missing: str, tmp_path: Path) -> None:
     line = mistake("leaderboard", f"{uri}/{name}", "--out", tmp_path / "board")
-    assert line.startswith(f"sande-bench: {uri}/{name}: no rows.parquet")
+    assert line.startswith(f"sande-bench: {uri}/{name}: {missing}")
 
 
 def test_what_was_removed_there_is_not_read_from_the_copy_here(results: Path, uri: str, tmp_path: Path) -> None:
