@@ -7,24 +7,28 @@ files, the machine's role). They are never part of a URI, since URIs are shown.
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from benchmark.io.files import raise_if_disk_full
 from sande.errors import UserError
 
 R = TypeVar("R")
 CACHE = "SANDE_CACHE"
 TRIES, FIRST_PAUSE = 7, 0.25  # of an operation; each pause doubles: 16 seconds in all
 AT_ONCE = 8  # files
+# How a local folder refuses: this user may not write it, or something else is in the place of a folder or file.
+_REFUSED = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
 # Extras of this project that install a file system.
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 
@@ -53,7 +57,8 @@ class Remote:
     """
 
     def __init__(self, uri: str) -> None:
-        self.uri = uri.rstrip("/")
+        scheme, colon, rest = uri.partition("://")
+        self.uri = f"{scheme.lower()}{colon}{rest}".rstrip("/")  # fsspec knows its file systems in lower case alone
         parts = urlsplit(uri)
         if "@" in parts.netloc or parts.query:
             raise UserError(
@@ -120,15 +125,22 @@ class Remote:
         """Copy files below a remote folder into a local one.
 
         Raises:
-            UserError: the name of a file, which may be any text there, leads out of the local folder.
+            FullError: the local disk is full.
+            UserError: the name of a file, which may be any text there, leads out of the local folder, or that folder
+                cannot be written.
         """
 
         def one(name: str) -> None:
             path = folder / name
             if name.startswith("/") or {"", ".", ".."} & set(name.split("/")):
                 raise UserError(f"{self.uri}: the name of a file, '{name}', leads out of its folder; use another place")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._do(lambda: self._fs.get_file(self._at(f"{below}/{name}"), str(path)))
+
+            def get() -> None:
+                with _writing(folder):
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    self._fs.get_file(self._at(f"{below}/{name}"), str(path))
+
+            self._do(get)
 
         _each(one, names)
 
@@ -158,12 +170,12 @@ class Remote:
 
         Raises:
             FileNotFoundError, FileExistsError: as the file system reports.
-            UserError: access is refused, or all tries failed.
+            UserError: access is refused, all tries failed, or `call` raises it.
         """
         for number in range(TRIES):
             try:
                 return call()
-            except (FileNotFoundError, FileExistsError):
+            except (FileNotFoundError, FileExistsError, UserError):
                 raise
             except Exception as error:  # file systems raise what their client libraries do
                 reason = (str(error).strip() or type(error).__name__).split("\n")[0]
@@ -175,6 +187,29 @@ class Remote:
                     raise UserError(f"{self.uri}: requests fail ({reason}); run again to continue") from None
                 time.sleep(FIRST_PAUSE * 2**number)
         raise AssertionError
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Raise a `UserError` that names a local folder where the block fails for that folder, not for the remote one.
+
+    Raises:
+        FullError: the disk is full, or a quota is used up.
+        UserError: this user may not write the folder, it is read-only, or something else is in its place.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            with raise_if_disk_full(folder):
+                raise
+        refused = isinstance(error, _REFUSED) or error.errno == errno.EROFS
+        if not refused or not Path(str(error.filename or "")).is_relative_to(folder):
+            raise
+        raise UserError(
+            f"{folder} cannot be written ({error.filename}: {error.strerror}); check its owner and permissions, or set "
+            f"{CACHE} to another folder"
+        ) from None
 
 
 def _each(work: Callable[[str], None], names: Iterable[str]) -> None:

@@ -6,16 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from benchmark.grid import space
 from benchmark.grid.load import load_grid
 from benchmark.io import units
 from benchmark.plan import plan, searches
-from benchmark.plan.retention import DROPPED
 from benchmark.store import leases
-from benchmark.store.errors import DamagedError, UnreadableError
-from benchmark.store.local import MODELS
+from benchmark.store.errors import UNFINISHED, DamagedError, UnreadableError
+from benchmark.store.local import DROPPED, MODELS
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
 from sande.errors import UserError
@@ -27,6 +26,19 @@ if TYPE_CHECKING:
 KINDS = (*MODELS, DROPPED, "evaluate", "search")
 CHECKPOINTS = "checkpoints/"  # of interrupted stages, by kind and key of the artifact that they would have made
 COLUMNS = ("kind", "key", "size", "model", "what", "made")
+
+
+class Finding(NamedTuple):
+    """One artifact that `verify` does not find in order.
+
+    Attributes:
+        state: damaged, and quarantined now; unreadable for this user; unfinished, as another run may be sending it; or
+            removed by another run since the artifacts were listed.
+        line: message about it.
+    """
+
+    state: Literal["damaged", "unreadable", "unfinished", "removed"]
+    line: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +86,8 @@ def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
         except UnreadableError:
             about = ("", "may not be read", "")
         except (DamagedError, KeyError, TypeError, AttributeError):  # of an earlier version
-            about = ("", "damaged" if store.problem(kind, key) else "", "")
+            problem = store.problem(kind, key)
+            about = ("", "unfinished" if problem == UNFINISHED else "damaged" if problem else "", "")
         rows.append((kind, key[:12], units.format_bytes(size), *about))
     columns = {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
     each = ", ".join(f"{counts[kind]} {kind} {units.format_bytes(sizes[kind])}" for kind in KINDS if counts[kind])
@@ -104,17 +117,25 @@ def artifacts(store: Store) -> Iterator[tuple[str, str]]:
             yield kind, key
 
 
-def verify(store: Store) -> Iterator[str]:
-    """Read every byte of every artifact; quarantine damaged ones; yield one message for each, and for unreadable ones.
+def verify(store: Store, listed: Iterable[tuple[str, str]] | None = None) -> Iterator[Finding]:
+    """Read every byte of artifacts; quarantine damaged ones; yield those that are not in order.
 
-    Unreadable ones stay where they are.
+    Args:
+        store: holds them.
+        listed: kinds and keys; None: all.
     """
-    for kind, key in artifacts(store):
+    for kind, key in artifacts(store) if listed is None else listed:
         try:
-            if problem := store.problem(kind, key, every_byte=True):
-                yield store.quarantine(kind, key, problem)
+            problem = store.problem(kind, key, every_byte=True)
+            if problem == UNFINISHED:
+                line = f"{kind} {key[:8]} in the store: {UNFINISHED}; the next run that needs it finishes it"
+                yield Finding("unfinished", line)
+            elif problem and key not in store.keys(kind):
+                yield Finding("removed", f"{kind} {key[:8]} was removed by another run meanwhile")
+            elif problem:
+                yield Finding("damaged", store.quarantine(kind, key, problem))
         except UnreadableError as error:
-            yield str(error)
+            yield Finding("unreadable", str(error))
 
 
 def needed(loaded: Grid, store: Store) -> set[tuple[str, str]]:

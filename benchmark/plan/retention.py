@@ -4,6 +4,8 @@ STORE/dropped/<key>/manifest.json     manifest of a victim, a part or a defended
 
 A dropped model counts as done while no missing stage reads it. A new metric recomputes the model, and its victim where
 that was dropped too. Parts of a defense are always dropped once the defense is done.
+
+While another run is at work on the store, nothing is dropped: it may have planned on any model.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmark.grid.resources import Kind
 from benchmark.store.errors import DamagedError
+from benchmark.store.leases import OtherRuns
+from benchmark.store.local import DROPPED as DROPPED
 from benchmark.store.local import MODELS
 from benchmark.store.protocol import Store
 from sande.errors import UserError
@@ -21,7 +25,6 @@ if TYPE_CHECKING:
     from benchmark.plan.stage import Stage
 
 
-DROPPED = "dropped"
 ALL, VICTIMS, NONE = "all", "victims", "none"
 _GOES: dict[str, tuple[Kind, ...]] = {
     ALL: ("part",),
@@ -78,11 +81,13 @@ def manifest(store: Store, kind: str, key: str) -> dict[str, Any]:
 
 
 class Keeper:
-    """Drop each model as soon as every stage of a run that reads it is done."""
+    """Drop each model as soon as every stage of a run that reads it is done, and no other run is at work."""
 
     def __init__(self, stages: Iterable[Stage], done: Collection[str], store: Store, keep: str) -> None:
         """Take the stages of a plan and the keys of those that are done; drop nothing yet."""
-        self._store, self._keep = store, keep
+        self._store = store
+        self._others = OtherRuns(store.lease_backend())
+        self._unread: set[tuple[Kind, str]] = set()  # models that wait to be dropped
         stages = list(stages)
         self._readers: dict[tuple[Kind, str], set[str]] = {
             (stage.kind, stage.key): set() for stage in stages if goes(stage.kind, keep)
@@ -93,19 +98,25 @@ class Keeper:
                     self._readers[model].add(stage.key)
 
     def ended(self, stage: Stage) -> None:
-        """Record that a stage is done, and drop the models that it was the last to read."""
+        """Record that a stage is done, and drop the models that no stage is left to read."""
         for model in self._of(stage):
             self._readers[model].discard(stage.key)
-            self._drop_unread(model)
+            if not self._readers[model]:
+                self._unread.add(model)
+        self._drop_unread()
 
     def sweep(self) -> None:
         """Drop all models that no stage is left to read."""
-        for model in self._readers:
-            self._drop_unread(model)
+        self._unread.update(model for model, readers in self._readers.items() if not readers)
+        self._drop_unread()
 
     def _of(self, stage: Stage) -> list[tuple[Kind, str]]:
         return [(kind, need) for need in stage.needs for kind in _GOES[NONE] if (kind, need) in self._readers]
 
-    def _drop_unread(self, model: tuple[Kind, str]) -> None:
-        if not self._readers[model] and self._store.has(*model):
-            drop(self._store, *model)
+    def _drop_unread(self) -> None:
+        if not self._unread or self._others.at_work():
+            return
+        for model in self._unread:
+            if self._store.has(*model):
+                drop(self._store, *model)
+        self._unread.clear()

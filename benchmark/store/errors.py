@@ -15,6 +15,11 @@ from sande.errors import UserError
 _REFUSED = (PermissionError, NotADirectoryError, FileExistsError, IsADirectoryError)
 
 
+# The problem of an artifact in a remote store, to which the manifest is sent last. It is not damaged: another run may
+# be sending it, and a run that makes it again sends all its files.
+UNFINISHED = "its upload is not finished"
+
+
 class DamagedError(UserError):
     """An artifact is not as its stage left it."""
 
@@ -30,6 +35,11 @@ class GoneError(UserError):
 def gone(location: object) -> GoneError:
     """Return the error of a run whose store was removed meanwhile."""
     return GoneError(f"store {location} was removed while it was used; restore it, or run again to compute all of it")
+
+
+def dropped(kind: str, key: str) -> DamagedError:
+    """Return the error of a stage whose model another run dropped meanwhile, see `benchmark.plan.retention`."""
+    return DamagedError(f"{kind} {key[:8]} was removed by another run; run again to recompute it")
 
 
 def unwritable(root: Path, error: OSError) -> UserError:

@@ -134,6 +134,22 @@ class _Lease:
     changing: threading.Lock = field(default_factory=threading.Lock)
 
 
+class _Heartbeats:
+    """The heartbeats of other drivers, on the clock of this process."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[int, bytes, float]] = {}  # number, content, and since when, by artifact
+
+    def are_gone(self, name: str, number: int, content: bytes, seconds: float) -> bool:
+        """Return whether a holder's process has ended on this machine, or its heartbeat has stopped for too long."""
+        if _has_ended(content):
+            return True
+        now = time.monotonic()
+        if self._seen.get(name, (0, b"", 0.0))[:2] != (number, content):
+            self._seen[name] = number, content, now
+        return now - self._seen[name][2] > seconds
+
+
 class Leases:
     """The leases that this driver holds, and its view of those of others.
 
@@ -149,7 +165,7 @@ class Leases:
         self._me: dict[str, Any] = {"process": me.process, "started": me.started, "run": uuid.uuid4().hex}
         self._me["machine"] = f"{socket.gethostname()}/{me.machine}"  # the name is for messages
         self._held: dict[str, _Lease] = {}  # by artifact
-        self._seen: dict[str, tuple[int, bytes, float]] = {}  # number, content, and since when, by artifact
+        self._heartbeats = _Heartbeats()
         self._lock = threading.Lock()  # of `_held`; never held during a request
         self._end = threading.Event()
         self._beating: threading.Thread | None = None
@@ -186,7 +202,7 @@ class Leases:
             last = max(_numbers(self._backend.names()).get(name, [0]))
             if last:
                 content = self._backend.read(f"{name}.{last}")
-                if content is None or not self._is_gone(name, last, content):
+                if content is None or not self._heartbeats.are_gone(name, last, content, self.seconds):
                     return _holder(content or b"")
                 reason = f"taken over from {_holder(content)}, which has ended or sends no heartbeat"
                 self._say(f"{name[: name.index('-') + 9]}: {reason}")
@@ -203,15 +219,6 @@ class Leases:
             self._beating = threading.Thread(target=self._beat, name="leases", daemon=True)
             self._beating.start()
         return None
-
-    def _is_gone(self, name: str, number: int, content: bytes) -> bool:
-        """Return whether the holder's process has ended on this machine, or its heartbeat has stopped for too long."""
-        if _has_ended(content):
-            return True
-        now = time.monotonic()
-        if self._seen.get(name, (0, b"", 0.0))[:2] != (number, content):
-            self._seen[name] = number, content, now
-        return now - self._seen[name][2] > self.seconds
 
     def release(self, use: str) -> None:
         """Release the leases that are held for this use."""
@@ -288,6 +295,39 @@ class Leases:
         return json.dumps(self._me | {"beat": beat}).encode()
 
 
+class OtherRuns:
+    """The view that this process has of other runs at work on a store, by their leases."""
+
+    def __init__(self, backend: LeaseBackend, seconds: float = SECONDS) -> None:
+        """Take where the leases are, and the seconds without a heartbeat after which a run counts as dead."""
+        self._backend, self._seconds = backend, seconds
+        self._heartbeats = _Heartbeats()
+
+    def at_work(self) -> bool:
+        """Return whether another process holds a lease; True where that cannot be seen."""
+        try:
+            last = {name: max(numbers) for name, numbers in _numbers(self._backend.names()).items()}
+            with ThreadPoolExecutor(AT_ONCE, "leases") as pool:
+                contents = list(pool.map(self._backend.read, (f"{name}.{number}" for name, number in last.items())))
+        except (OSError, UserError, RuntimeError):  # the last one where no thread can be started
+            return True
+        live = [  # a list, since every heartbeat is to be noted
+            not self._heartbeats.are_gone(name, number, content, self._seconds)
+            for (name, number), content in zip(last.items(), contents, strict=True)
+            if content is not None and not _is_ours(content)
+        ]
+        return any(live)
+
+
+def held(backend: LeaseBackend) -> set[str]:
+    """Return the artifacts that have leases, each as <kind>-<key>.
+
+    Raises:
+        UserError: the leases cannot be listed.
+    """
+    return set(_numbers(backend.names()))
+
+
 def holders(backend: LeaseBackend) -> list[str]:
     """Return the live holders of leases; remove the leases of processes of this machine that have ended.
 
@@ -326,6 +366,16 @@ def _has_ended(content: bytes) -> bool:
         holder = json.loads(content)
         here = holder["machine"].rpartition("/")[2] == owners.machine()
         return here and not owners.alive(holder["process"], holder["started"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return False
+
+
+def _is_ours(content: bytes) -> bool:
+    """Return whether the holder in a lease's content is this process."""
+    try:
+        holder, me = json.loads(content), owners.me()
+        machine = holder["machine"].rpartition("/")[2]
+        return bool((holder["process"], holder["started"], machine) == (me.process, me.started, me.machine))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 

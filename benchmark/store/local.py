@@ -38,6 +38,7 @@ from benchmark.store.checkpoints import Kept
 from benchmark.store.errors import (
     DamagedError,
     UnreadableError,
+    dropped,
     gone,
     quarantine_message,
     reading,
@@ -53,6 +54,7 @@ from sande.permissions import share, share_new_folder
 FORMAT = 1
 _LARGEST_MARK = 2**20  # bytes of store.json
 MODELS = ("attack", "part", "defend")  # kinds whose artifacts are large; a part may be a model
+DROPPED = "dropped"  # kind of the manifest that a dropped model leaves, see `benchmark.plan.retention`
 
 
 class LocalStore:
@@ -156,10 +158,12 @@ class LocalStore:
         """Return the folder of an artifact whose files are byte for byte as its stage left them.
 
         Raises:
-            DamagedError: they are not; the artifact was quarantined.
+            DamagedError: they are not, and the artifact was quarantined; or another run dropped it.
         """
         problem = self.problem(kind, key, every_byte=True)
         if problem:
+            if not os.path.lexists(self.path(kind, key)) and self.has(DROPPED, key):
+                raise dropped(kind, key)
             raise DamagedError(f"{self.quarantine(kind, key, problem)}; run again to recompute it")
         return self.path(kind, key)
 

@@ -55,6 +55,8 @@ class Store(Protocol):
     def problem(self, kind: str, key: str, every_byte: bool = False) -> str | None:
         """Return in a few words what is wrong with an artifact; None where nothing is.
 
+        It is `errors.UNFINISHED` for an artifact that another run may be sending to a remote store.
+
         Args:
             kind: of the artifact.
             key: of the artifact.
@@ -68,7 +70,7 @@ class Store(Protocol):
         """Return a local folder of an artifact whose files are byte for byte as its stage left them.
 
         Raises:
-            DamagedError: they are not; the artifact was quarantined.
+            DamagedError: they are not, and the artifact was quarantined; or another run dropped it or is sending it.
             UnreadableError: this user may not read them; nothing is moved.
         """
 
@@ -112,7 +114,10 @@ class Store(Protocol):
         """Move a damaged artifact into quarantine, and return a clause that reports it."""
 
     def quarantine_damaged(self, artifacts: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """Quarantine those of some artifacts (kinds and keys) that are damaged; yield one message each."""
+        """Quarantine those of some artifacts (kinds and keys) that are damaged; yield one message each.
+
+        Unfinished ones stay where they are.
+        """
 
     def quarantined(self) -> dict[str, int]:
         """Return the bytes of each quarantined artifact by name."""

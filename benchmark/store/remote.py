@@ -11,24 +11,24 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from benchmark.io.remote import AT_ONCE, Remote, cache, is_uri
-from benchmark.store import checkpoints, local
+from benchmark.store import checkpoints, copies, local
 from benchmark.store.checkpoints import Sent
-from benchmark.store.errors import DamagedError, gone, quarantine_message
-from benchmark.store.leases import holders
-from benchmark.store.local import FORMAT, MODELS, check_format
+from benchmark.store.errors import UNFINISHED, DamagedError, dropped, gone, quarantine_message
+from benchmark.store.leases import held, holders
+from benchmark.store.local import DROPPED, FORMAT, MODELS, check_format
 from benchmark.store.manifest import GARBLED, MANIFEST, files_in, problem_in
 from benchmark.store.protocol import Store
 from sande.errors import UserError
 from sande.permissions import share_new_folder
 
-_FOLDERS = (*MODELS, "evaluate", "search", "dropped", "leases", "damaged", "checkpoints")
+_FOLDERS = (*MODELS, "evaluate", "search", DROPPED, "leases", "damaged", "checkpoints")
 
 
 def open_store(place: str | Path, create: bool = True) -> Store:
@@ -56,6 +56,13 @@ def reopen(place: str) -> Store:
     return store
 
 
+def tidy(place: str) -> None:
+    """Remove from this machine what killed workers and removed models left here, where the store is elsewhere."""
+    if is_uri(place):
+        with suppress(UserError):  # the stage will say what is wrong with the store
+            reopen(place).clear_leftovers()
+
+
 class RemoteStore:
     """A store below a folder of a remote file system, see `benchmark.store.protocol.Store`.
 
@@ -77,15 +84,17 @@ class RemoteStore:
         self._exists = create or mark is not None
 
     def _create(self) -> None:
-        if foreign := set(self._remote.names()) - set(_FOLDERS):
+        if foreign := set(self._remote.names()) - {*_FOLDERS, "store.json"}:  # another run may be making it, too
             raise UserError(
                 f"{self.location} holds files ({min(foreign)}) but is not a store; choose an empty or new folder for "
                 "--store"
             )
         try:
-            self._remote.write("store.json", json.dumps({"format": FORMAT}).encode())
+            created = self._remote.create("store.json", json.dumps({"format": FORMAT}).encode())
         except FileNotFoundError:
             raise UserError(f"{self.location} cannot be written: no such bucket; create the bucket first") from None
+        if not created and (mark := self._remote.read("store.json")) is not None:
+            check_format(mark, f"{self.location}/store.json", self.location)
 
     @property
     def _copy(self) -> local.LocalStore:
@@ -132,10 +141,18 @@ class RemoteStore:
         return self._copy.scratch(name)
 
     def clear_leftovers(self) -> None:
-        """Remove what ended processes left: local work, leases there, and checkpoints of finished stages."""
+        """Remove what ended processes left: local work, leases there, and checkpoints of finished stages.
+
+        Remove local copies of models that are no longer there, too. Other processes of this machine may be at work:
+        what has a lease stays.
+        """
         self._copy.clear_leftovers()
         holders(self.lease_backend())
         checkpoints.clear(self._remote, self.has)
+        copies.clear(self._copy, self._keys_with_files, self.has, lambda: held(self.lease_backend()))
+
+    def _keys_with_files(self, kind: str) -> set[str]:
+        return {path.partition("/")[0] for path in self._remote.sizes(kind)}  # some file systems keep empty folders
 
     def complete(self, kind: str, keys: Iterable[str]) -> set[str]:
         """Return the keys of the complete artifacts; fetch their manifests, and small artifacts whole."""
@@ -161,8 +178,8 @@ class RemoteStore:
         return key in self._known.get(kind, ()) or self.problem(kind, key) is None
 
     def _problem_by_size(self, kind: str, key: str, sizes: dict[str, int]) -> str | None:
-        if MANIFEST not in sizes:
-            return f"{MANIFEST} is missing"
+        if absent := _absent(sizes):
+            return absent
         if kind not in MODELS:
             return self._fetch(kind, key, sizes) if self._copy.problem(kind, key) else None
         files = self._files(kind, key, sizes[MANIFEST])
@@ -190,6 +207,8 @@ class RemoteStore:
 
     def _fetch(self, kind: str, key: str, sizes: dict[str, int], keep: bool = True) -> str | None:
         """Fetch an artifact and return what is wrong with it; where nothing is and `keep`, make it the local copy."""
+        if absent := _absent(sizes):
+            return absent
         scratch = self.scratch(f"fetch-{kind}-{key[:12]}")
         try:
             with suppress(FileNotFoundError):  # a file that was removed meanwhile is missing in what was fetched
@@ -213,6 +232,7 @@ class RemoteStore:
             except OSError:  # another process of this machine was first
                 if self._copy.problem(kind, key):
                     raise
+            copies.mark(self.root, kind, key)
         finally:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -220,12 +240,18 @@ class RemoteStore:
         """Return the folder of a local copy whose files are byte for byte as its stage left them.
 
         Raises:
-            DamagedError: the remote files are not; the artifact was quarantined.
+            DamagedError: the remote files are not, and the artifact was quarantined; or another run dropped it or is
+                sending it.
         """
-        if self._copy.problem(kind, key, every_byte=True) and (
-            problem := self._fetch(kind, key, self._remote.sizes(f"{kind}/{key}"))
-        ):
-            raise DamagedError(f"{self.quarantine(kind, key, problem)}; run again to recompute it")
+        if self._copy.problem(kind, key, every_byte=True):
+            sizes = self._remote.sizes(f"{kind}/{key}")
+            problem = self._fetch(kind, key, sizes)
+            if problem == UNFINISHED:
+                raise DamagedError(f"{kind} {key[:8]} in the store: {UNFINISHED}; run again to continue")
+            if not sizes and self.has(DROPPED, key):
+                raise dropped(kind, key)
+            if problem:
+                raise DamagedError(f"{self.quarantine(kind, key, problem)}; run again to recompute it")
         return self.path(kind, key)
 
     def manifest(self, kind: str, key: str) -> dict[str, Any]:
@@ -260,23 +286,28 @@ class RemoteStore:
             UserError: the disk is full, or the remote file system refuses or does not answer.
         """
         if self._copy.problem(kind, key, every_byte=True):
+            copies.unmark(self.root, kind, key)
             shutil.rmtree(self.path(kind, key), ignore_errors=True)
             self._copy.put(kind, key, build)
         sizes = self._remote.sizes(f"{kind}/{key}")
         if MANIFEST in sizes:
             if self._problem_by_size(kind, key, sizes) is None:
+                copies.mark(self.root, kind, key)
                 return
             self._move_out(kind, key)
         folder = self.path(kind, key)
         names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
         self._remote.send([name for name in names if name != MANIFEST], folder, f"{kind}/{key}")
         self._remote.send([MANIFEST], folder, f"{kind}/{key}")
+        copies.mark(self.root, kind, key)
 
     def quarantine_damaged(self, artifacts: Iterable[tuple[str, str]]) -> Iterator[str]:
         """Quarantine those of some artifacts (kinds and keys) that are damaged; yield one message each."""
         there: dict[str, set[str]] = {}
         for kind, key in artifacts:
-            if key in there.setdefault(kind, set(self.keys(kind))) and (problem := self.problem(kind, key)):
+            if key not in there.setdefault(kind, set(self.keys(kind))):
+                continue
+            if (problem := self.problem(kind, key)) and problem != UNFINISHED:
                 yield self.quarantine(kind, key, problem)
 
     def quarantine(self, kind: str, key: str, problem: str) -> str:
@@ -284,10 +315,10 @@ class RemoteStore:
         return quarantine_message(kind, key, problem, self._move_out(kind, key))
 
     def _move_out(self, kind: str, key: str) -> str | None:
-        """Return where the artifact is now; None where there was none."""
+        """Return where the artifact is now; None where it is gone, or another run is sending it again."""
         self._known.get(kind, set()).discard(key)
         moved_to = f"damaged/{kind}-{key}-{uuid.uuid4().hex[:8]}"
-        if not self._remote.sizes(f"{kind}/{key}"):
+        if _absent(self._remote.sizes(f"{kind}/{key}")):
             return None
         self._remote.move(f"{kind}/{key}", moved_to)
         return f"{self.location}/{moved_to}"
@@ -321,6 +352,7 @@ class RemoteStore:
         self._remote.delete(f"{kind}/{key}/{MANIFEST}")
         self._remote.remove(f"{kind}/{key}")
         shutil.rmtree(self.path(kind, key), ignore_errors=True)
+        copies.unmark(self.root, kind, key)
 
     def checkpoints(self, kind: str, key: str, say: Callable[[str], None]) -> Sent:
         """Return the checkpoints of the stage that makes an artifact, which are sent while it runs."""
@@ -330,6 +362,13 @@ class RemoteStore:
     def lease_backend(self) -> RemoteLeases:
         """Return where the drivers on this store keep their leases."""
         return RemoteLeases(self._remote)
+
+
+def _absent(sizes: Collection[str]) -> str | None:
+    """Return the problem of an artifact of which only some files are there, or none; None where its manifest is."""
+    if MANIFEST in sizes:
+        return None
+    return UNFINISHED if sizes else f"{MANIFEST} is missing"
 
 
 class RemoteLeases:

@@ -125,6 +125,22 @@ def test_a_plan_says_what_stays_on_disk(store: LocalStore) -> None:
     assert f"take {units.format_bytes(there)}; " in line, "a second defended model does not stay"
 
 
+def test_a_dropped_model_takes_no_disk_and_says_nothing_of_new_ones(store: LocalStore, cells: list[Cell]) -> None:
+    victim = store.size("attack", cells[0].attack_key)
+    model = store.size("defend", cells[0].defense_key)
+    retention.drop(store, "defend", cells[0].defense_key)
+    more = make_plan([*cells, cell(defense={**SFT_FAST, "training": {"epochs": 2}})], store)
+    for keep, count in (("all", 4 - 1), ("victims", 2)):
+        line = disk.summary(more, store, keep)
+        expected = victim + model + (model if keep == "all" else 0)
+        assert line.startswith(f"Disk: {count} models ")
+        assert f" take {units.format_bytes(expected)}; {units.format_bytes(victim + model)} of it are there" in line
+    retention.drop(store, "defend", cells[1].defense_key)
+    assert disk.summary(make_plan(cells, store), store).startswith(
+        f"Disk: 1 model takes {units.format_bytes(victim)}; {units.format_bytes(victim)} of it are there"
+    )
+
+
 def test_an_unknown_word_is_a_mistake_in_one_sentence() -> None:
     with pytest.raises(UserError, match=r"^--keep-models some: no such choice; use one of: all, victims, none$"):
         retention.check("some")
