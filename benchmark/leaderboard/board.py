@@ -25,11 +25,21 @@ MEASURED, FAILED, NOT_RUN, MISSING = "", "failed", "not finished", "missing"
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """A number with its 95 % interval, if known."""
+    """A number with its 95 % interval, if known.
+
+    Attributes:
+        value, low, high: the number and its interval.
+        victims: number of victims that a mean of a further metric is over, as not all may have it; None of others.
+    """
 
     value: float
     low: float | None = None
     high: float | None = None
+    victims: int | None = field(default=None, kw_only=True)
+
+    def of(self, total: int) -> str:
+        """Return "of 5" where it is a mean over fewer victims than the total; else an empty text."""
+        return f"of {self.victims}" if self.victims is not None and self.victims < total else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +130,7 @@ class Standing:
         asr: mean ASR after the defense, percent; every unit has the same weight.
         fails: share of runs with an ASR above `benchmark.records.runs.FAILED_REMOVAL`, percent.
         loss: mean utility lost relative to the victim, percentage points; None if it is unknown.
-        more: means of further metrics, percent, over the units that have them.
+        more: means of further metrics, percent, over the units that have them, and the number of these.
         seconds: mean wall-clock seconds of a defense, by device.
         tokens: mean tokens that a defense trains on.
         victims: number of victims, each seed counted: the units.
@@ -208,6 +218,11 @@ class Board:
     def quality(self) -> list[str]:
         """Those of which more is better: how good the answers are. A model that answers nothing has an ASR of 0 too."""
         return [metric for metric in self.more if registry.metric_info(metric).higher_is_better]
+
+    @property
+    def victims(self) -> int:
+        """Number of victims of the shared cases; 0 without such cases."""
+        return max((one.victims for one in self.verified), default=0) if self.shared else 0
 
     @property
     def judges_removal(self) -> bool:

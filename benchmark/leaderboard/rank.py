@@ -87,14 +87,20 @@ def rank(
         compared=frozenset(shared),
         twin=standing.mean_twin(victims),
         margin=margin,
-        recovery=_recovery(values for (case, _), values in found.victims.items() if case in shared),
+        recovery=_recovery(victims, found.victims),
     )
 
 
-def _recovery(victims: Iterable[Mapping[str, float]]) -> Number | None:
-    """Return the mean of what a fresh parrot recovers from the victims of which it is known."""
-    known = [values[RECOVERY] for values in victims if RECOVERY in values]
-    return Number(sum(known) / len(known)) if known else None
+def _recovery(runs: Iterable[Run], victims: Victims) -> Number | None:
+    """Return the mean of what a fresh parrot recovers from the victims of which it is known, as of their twins.
+
+    Args:
+        runs: one of each case and attack seed.
+        victims: values of the victims.
+    """
+    at = [(one, victims.get((one.case, one.attack_seed), {})) for one in runs]
+    known = [replace(one, more={RECOVERY: Number(values[RECOVERY])}) for one, values in at if RECOVERY in values]
+    return standing.more(known).get(RECOVERY)
 
 
 def _by_defense(runs: Iterable[Run]) -> list[list[Run]]:

@@ -184,12 +184,13 @@ def _is_non_inferior(runs: Iterable[Run], margin: float) -> bool:
 
 
 def more(runs: Sequence[Run]) -> dict[str, Number]:
-    """Return the means of the further metrics, each over the runs that have it."""
+    """Return the means of the further metrics, each over the units that have it, with the number of these."""
     having: dict[str, list[Run]] = {}
     for one in runs:
         for metric in one.more:
             having.setdefault(metric, []).append(one)
-    return {metric: share(of_units(some, _further(metric))) for metric, some in having.items()}
+    of_victims = {metric: of_units(some, _further(metric)) for metric, some in having.items()}
+    return {metric: replace(share(numbers), victims=len(numbers)) for metric, numbers in of_victims.items()}
 
 
 def _further(metric: str) -> Of:

@@ -32,9 +32,10 @@ LEVEL = 0.05  # of all tests of a verdict together
 TOKENS = 0.01  # share by which the tokens of a training may differ
 RULE = (
     "A number holds if it is of as many prompts or questions as the second run, and a test at that count does not "
-    "tell the two apart: Fisher's exact test for a share, a z-test with the second run's deviation for a mean. The "
-    "level is 5 % for all numbers of the verdict together (Bonferroni). The submitted interval is not used. A number "
-    "that the second run lacks does not hold."
+    "tell the two apart: Fisher's exact test for a share, a z-test with the second run's deviation for a mean, or with "
+    "its interval where this is wider, as where parrots are a sample, too. The level is 5 % for all numbers of the "
+    "verdict together (Bonferroni). The submitted interval is not used. A number that the second run lacks does not "
+    "hold."
 )
 
 
@@ -180,7 +181,11 @@ def _checked(
         return Checked(number=number, problems=[problem])
     if first.get("status") != schema.OK:
         return Checked(number=number, problems=[f"the second run failed: {first.get('error')}"])
-    numbers = [_compared(one, outcomes[one.metric], level) for one in cell.measurements if one.metric in outcomes]
+    numbers = [
+        _compared(one, outcomes[one.metric], _error(rows[one.metric]), level)
+        for one in cell.measurements
+        if one.metric in outcomes
+    ]
     problems = [
         f"'{one.metric}' is of {one.count} prompts or questions, and of {len(outcomes[one.metric])} in the second run"
         for one in cell.measurements
@@ -196,10 +201,20 @@ def _checked(
     return Checked(number=number, numbers=numbers, problems=problems)
 
 
-def _compared(one: Measurement, outcomes: Sequence[float], level: float) -> Compared:
+def _error(row: Mapping[str, Any]) -> float:
+    """Return the standard error that the interval of a row stands for, 0 to 1; 0 if it has none.
+
+    Of a mean over parrots it is larger than the deviation of the prompts says: a second run draws other parrots.
+    """
+    if row["ci_low"] is None or row["ci_high"] is None:
+        return 0.0
+    return float(row["ci_high"] - row["ci_low"]) / 100 / (2 * 1.96)
+
+
+def _compared(one: Measurement, outcomes: Sequence[float], error: float, level: float) -> Compared:
     measured = 100 * statistics.fmean(outcomes)
     low, high = submission.interval(one)
-    p = p_value(one.value / 100, outcomes)
+    p = p_value(one.value / 100, outcomes, error)
     return Compared(
         metric=one.metric,
         submitted=one.value,
@@ -211,7 +226,7 @@ def _compared(one: Measurement, outcomes: Sequence[float], level: float) -> Comp
     )
 
 
-def p_value(submitted: float, outcomes: Sequence[float]) -> float:
+def p_value(submitted: float, outcomes: Sequence[float], error: float = 0.0) -> float:
     """Return the two-sided p-value that a submitted mean of as many trials has the same expectation as the outcomes.
 
     Fisher's exact test for shares; for means of other numbers a z-test, with the outcomes' deviation for both.
@@ -219,6 +234,7 @@ def p_value(submitted: float, outcomes: Sequence[float]) -> float:
     Args:
         submitted: mean, 0 to 1.
         outcomes: of the second run, 0 to 1 each.
+        error: least standard error of such a mean, 0 to 1; not of shares.
     """
     from scipy.stats import fisher_exact, norm
 
@@ -226,6 +242,6 @@ def p_value(submitted: float, outcomes: Sequence[float]) -> float:
     if set(outcomes) <= {0.0, 1.0}:
         pairs = [(round(share * count), count - round(share * count)) for share in (submitted, mean)]
         return float(fisher_exact(pairs).pvalue)
-    error = statistics.stdev(outcomes) * math.sqrt(2 / count) if count > 1 else math.inf
-    difference = abs(submitted - mean)
-    return float(2 * norm.sf(difference / error)) if error else float(difference < 1e-9)
+    of_prompts = statistics.stdev(outcomes) / math.sqrt(count) if count > 1 else math.inf
+    of_both, difference = math.sqrt(2) * max(of_prompts, error), abs(submitted - mean)
+    return float(2 * norm.sf(difference / of_both)) if of_both else float(difference < 1e-9)

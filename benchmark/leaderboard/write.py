@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +21,7 @@ from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import Source, owned, read_all
 from benchmark.records import erratum, files, mark, schema
 from benchmark.records.provenance import mixtures
+from benchmark.records.recovery import RECOVERY
 from benchmark.records.rehearsal import WARNING, summary
 from benchmark.records.trials import Outcomes
 from sande.errors import UserError
@@ -122,6 +124,13 @@ def _write_pages(
 
 
 def _write_parquet(made: Board, path: Path) -> None:
+    of_board = {
+        "victim_asr": made.victim_asr,
+        "victim_more": _further({RECOVERY: made.recovery} if made.recovery else {}),
+        **_columns("twin_asr", made.twin.asr if made.twin else None),
+        **_columns("twin_utility_loss", made.twin.loss if made.twin else None),
+        "twin_more": _further(made.twin.more if made.twin else {}),
+    }
     records = [
         {
             **{name: getattr(one, name) for name in _SCHEMA.names if name in Standing.__slots__},
@@ -129,8 +138,9 @@ def _write_parquet(made: Board, path: Path) -> None:
             **_columns("asr", one.asr),
             **_columns("fails", one.fails),
             **_columns("utility_loss", one.loss),
-            "more": [{"metric": metric, **asdict(number)} for metric, number in one.more.items()],
+            "more": _further(one.more),
             "margin": made.margin,
+            **of_board,
             "removal": one.removal,
         }
         for one in made.standings
@@ -141,13 +151,18 @@ def _write_parquet(made: Board, path: Path) -> None:
     write_atomically(path, sink.getvalue().to_pybytes())
 
 
+def _further(more: Mapping[str, Number]) -> list[dict[str, Any]]:
+    return [{"metric": metric, **asdict(number)} for metric, number in more.items()]
+
+
 def _columns(name: str, number: Number | None) -> dict[str, float | None]:
     if number is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
     return {name: number.value, f"{name}_low": number.low, f"{name}_high": number.high}
 
 
-_MORE = pa.struct([("metric", pa.string()), *((name, pa.float64()) for name in ("value", "low", "high"))])
+_NUMBER = [(name, pa.float64()) for name in ("value", "low", "high")]
+_MORE = pa.struct([("metric", pa.string()), *_NUMBER, ("victims", pa.int64())])
 # docs/leaderboard.md says what each column means.
 _SCHEMA = pa.schema(
     [
@@ -164,6 +179,7 @@ _SCHEMA = pa.schema(
             for part in ("", "_low", "_high")
         ),
         ("utility", pa.string()),
+        ("removes", pa.bool_()),
         ("margin", pa.float64()),
         ("more", pa.list_(_MORE)),
         ("seconds", pa.list_(pa.struct([("device", pa.string()), ("seconds", pa.float64())]))),
@@ -174,5 +190,11 @@ _SCHEMA = pa.schema(
         ("cells", pa.int64()),
         ("gaps", pa.list_(pa.string())),
         ("lacks", pa.list_(pa.string())),
+        # Of the board's victims and their twins, the same in each row:
+        ("victim_asr", pa.float64()),
+        ("victim_more", pa.list_(_MORE)),
+        *((f"twin_asr{part}", pa.float64()) for part in ("", "_low", "_high")),
+        *((f"twin_utility_loss{part}", pa.float64()) for part in ("", "_low", "_high")),
+        ("twin_more", pa.list_(_MORE)),
     ]
 )

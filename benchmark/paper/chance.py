@@ -1,20 +1,26 @@
-"""Scores that chance gives: the same comparison with the paper's numbers shuffled."""
+"""Scores that chance gives: the same comparison with the paper's methods shuffled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.paper.compare import COMPARED, Compared
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 SHUFFLES = 2000  # 50 of them lie below the 2.5 % point
 Agrees = Callable[[Compared, Compared], bool]  # of a number of ours, and of one of the paper
+Column = list[Compared]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How many numbers agree, and how many do with the paper's numbers shuffled.
+    """How many numbers agree, and how many do with the paper's methods shuffled.
 
     Attributes:
         count: of numbers that were compared.
@@ -34,12 +40,7 @@ class Score:
 
 
 def score(compared: Iterable[Compared], agrees: Agrees) -> Score:
-    """Return how many of our numbers agree with the paper's, and with the paper's numbers shuffled.
-
-    Numbers change places within a table and a metric, and levels of utility not with changes. So the shuffled numbers
-    are as large as the paper's, but say nothing of the method and the victim that they stand at. Agreement as often as
-    this is no evidence that the run reproduces the paper. Numbers of the paper that one number of ours is compared
-    with move together, as far as as many others do: they agree, or not, as one.
+    """Return how many of our numbers agree with the paper's, and with the paper's methods shuffled.
 
     Args:
         compared: numbers; only those with a verdict on ours count, and victims do not: their grid demands a high ASR.
@@ -47,22 +48,50 @@ def score(compared: Iterable[Compared], agrees: Agrees) -> Score:
     """
     import numpy as np
 
-    ours_of: dict[tuple[object, ...], list[Compared]] = {}  # the paper's numbers by ours
+    chosen = columns(compared)
+    found, totals = 0, np.zeros(SHUFFLES, dtype=int)
+    for column, places in zip(chosen, shuffles(chosen), strict=True):
+        table = np.array([[agrees(ours, papers) for papers in column] for ours in column])
+        found += int(table.diagonal().sum())
+        totals += table[np.arange(len(column)), places].sum(1)
+    low, high = np.percentile(totals, [2.5, 97.5], method="nearest")
+    return Score(sum(map(len, chosen)), found, float(totals.mean()), int(low), int(high))
+
+
+def columns(compared: Iterable[Compared]) -> list[Column]:
+    """Return the methods of each victim and metric of each table, in one order in all of them.
+
+    Levels of utility are no column with changes. Numbers without a verdict on ours, and victims, are left out.
+    """
+    found: dict[tuple[object, ...], Column] = {}
     for one in compared:
         if one.verdict in COMPARED and one.number.defense != NO_DEFENSE:
-            cell = one.entry.row["cell"] if one.entry else id(one)
-            ours_of.setdefault((one.number.table, one.number.metric, one.by_change, cell), []).append(one)
-    groups: dict[tuple[object, ...], list[list[Compared]]] = {}
-    for (*key, _), numbers in ours_of.items():
-        groups.setdefault((*key, len(numbers)), []).append(numbers)
-    found, totals, generator = 0, np.zeros(SHUFFLES, dtype=int), np.random.default_rng(0)
-    for group in groups.values():
-        table = np.array([[sum(map(agrees, ours, papers)) for papers in group] for ours in group])
-        places = np.arange(len(group))
-        found += int(table[places, places].sum())
-        totals += table[places, generator.permuted(np.tile(places, (SHUFFLES, 1)), axis=1)].sum(1)
-    low, high = np.percentile(totals, [2.5, 97.5], method="nearest")
-    return Score(sum(map(len, ours_of.values())), found, float(totals.mean()), int(low), int(high))
+            number = one.number
+            place = (number.table, number.victim, number.trigger, number.metric, one.by_change)
+            found.setdefault(place, []).append(one)
+    return [sorted(column, key=_form) for column in found.values()]
+
+
+def shuffles(chosen: Sequence[Column]) -> list[NDArray[np.intp]]:
+    """Return, for each column, which of the paper's numbers each of ours is compared with, in each shuffle.
+
+    The methods are the sample: what a method leaves is alike on all victims, in the paper as here. So one shuffle
+    gives the paper's methods other names, the same in every column, and leaves victims where they are. Shuffled for
+    each column alone, eight columns that say the same thing once would look like eight pieces of evidence.
+
+    Returns:
+        Places of shape (shuffles, methods of the column).
+    """
+    import numpy as np
+
+    place_of = {form: place for place, form in enumerate(sorted({_form(one) for column in chosen for one in column}))}
+    drawn = np.random.default_rng(0).random((SHUFFLES, len(place_of)))
+    return [drawn[:, [place_of[_form(one)] for one in column]].argsort(1) for column in chosen]
+
+
+def _form(one: Compared) -> tuple[str, int]:
+    """Return the method, and where its parrot stands: what a line of the paper's tables is about."""
+    return one.number.method, one.number.parrot_position or 0
 
 
 def same_verdict(verdict: str) -> Agrees:

@@ -61,6 +61,7 @@ class Compared:
         margin: up to which a difference counts as none, percentage points.
         paper_kind, our_kind: of an ASR, or of a change of utility; None for the utility of a victim, and without ours.
         verdict: one of `VERDICTS`.
+        as_near: our other forms of the method, by their labels, that are as near to the paper's protocol.
         deviations: settings in which our cell differs from the paper's protocol.
         left_open: the cell's values, by path, of settings that the paper does not give.
     """
@@ -74,6 +75,7 @@ class Compared:
     paper_kind: str | None
     our_kind: str | None
     verdict: str
+    as_near: tuple[str, ...] = ()
     deviations: tuple[protocol.Deviation, ...] = ()
     left_open: Mapping[str, Any] = field(default_factory=dict)
 
@@ -119,12 +121,18 @@ def compare(found: Sequence[TableEntry], margins: Margins = _DEFAULT) -> list[Co
             and entry.row["model"] not in others
             and (number.part in entry.row["grids"] or not parts & set(entry.row["grids"]))  # not of another experiment
         ]
-        chosen = min(alike, key=lambda entry: _distance(entry, number), default=None)
+        # What decides between equally near ones depends on no value, and not on the order of the rows.
+        alike.sort(key=lambda entry: (_distance(entry, number), -entry.attack_seeds, entry.defense, entry.victim))
+        chosen = alike[0] if alike else None
         judged = _judged(number, baseline(number, numbers), chosen, margins.of(number))
         if chosen is not None:
             settings = protocol.settings_of(chosen.row)
-            deviations = protocol.deviations(number, settings, chosen.metric)
-            judged = replace(judged, deviations=tuple(deviations), left_open=protocol.left_open(number, settings))
+            judged = replace(
+                judged,
+                as_near=_as_near(alike, number),
+                deviations=tuple(protocol.deviations(number, settings, chosen.metric)),
+                left_open=protocol.left_open(number, settings),
+            )
         compared.append(judged)
     return compared
 
@@ -151,6 +159,14 @@ def _distance(entry: TableEntry, number: Reported) -> tuple[bool, bool, bool, in
     )
 
 
+def _as_near(alike: Sequence[TableEntry], number: Reported) -> tuple[str, ...]:
+    """Return the other forms of a method, by their labels, that are as near as the first."""
+    first, *others = alike
+    nearest = _distance(first, number)
+    found = dict.fromkeys(one.defense for one in others if _distance(one, number) == nearest)
+    return tuple(label for label in found if label != first.defense)  # of a victim, or DPO: the other setting's rows
+
+
 def _judged(number: Reported, victim: Reported, entry: TableEntry | None, margin: float) -> Compared:
     paper_change = number.value - victim.value
     by_change = entry is not None and number.metric != "asr" and _stands_in(entry, number)
@@ -161,8 +177,8 @@ def _judged(number: Reported, victim: Reported, entry: TableEntry | None, margin
         return replace(judged, verdict=FAILED if entry.failed else NOT_RUN)
     if entry.attack_failed and not entry.is_victim:
         return replace(judged, verdict=ATTACK_FAILED)
-    if entry.failed:  # perhaps in the runs in which it leaves the backdoor
-        return replace(judged, verdict=FAILED)
+    if entry.failed or entry.not_run:  # perhaps in the runs in which it leaves the backdoor
+        return replace(judged, verdict=FAILED if entry.failed else NOT_RUN)
     if by_change and (entry.is_victim or entry.change is None):
         return replace(judged, verdict=NO_MEASURE)
     if by_change and _at_chance(entry):

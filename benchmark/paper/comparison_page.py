@@ -1,25 +1,23 @@
-"""Write the page and the Parquet file of a comparison with the paper."""
+"""Write a comparison with the paper: its page and its Parquet files."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
-from benchmark.paper import numbers, protocol, scores
+from benchmark.paper import comparison_files, numbers, protocol
 from benchmark.paper.chance import SHUFFLES
 from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, Compared, Margins, compare
-from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, Evidence
+from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED
 from benchmark.paper.numbers import Reported
+from benchmark.paper.scores import Scored, scores
+from benchmark.paper.scores import table as score_table
 from benchmark.records import erratum, files, mark
-from benchmark.records.aggregate import Results, TableEntry
+from benchmark.records.aggregate import Results
 from benchmark.records.rehearsal import WARNING, has_random, refuse_random
 from benchmark.records.runs import Basis
 from benchmark.records.trials import Outcomes
@@ -30,7 +28,7 @@ _DEFAULT = Margins()
 
 
 def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False) -> str:
-    """Write `comparison.md` and `comparison.parquet` into a results folder.
+    """Write `comparison.md`, `comparison.parquet` and `comparison_scores.parquet` into a results folder.
 
     Args:
         folder: results of a grid.
@@ -48,37 +46,42 @@ def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False)
         refuse_random(table, folder)
     found = Results(table, Outcomes(outcomes)).entries()
     compared = compare(found, margins)
+    scored = scores(compared)
     warned = [*(WARNING if has_random(table) else ()), *erratum.lines(folder)]
     mark.claim(folder, mark.COMPARISON)
     try:
-        write_atomically(folder / f"{NAME}.md", _page(compared, found[0].row["grid"], margins, warned))
-        _write_parquet(compared, folder / f"{NAME}.parquet")
+        write_atomically(folder / f"{NAME}.md", _page(compared, scored, found[0].row["grid"], margins, warned))
+        comparison_files.write(folder / f"{NAME}.parquet", comparison_files.numbers(compared))
+        comparison_files.write(folder / f"{NAME}_scores.parquet", comparison_files.scores(scored))
     except OSError as error:
         raise UserError(
             f"{folder}: the comparison cannot be written ({error.strerror}); make the folder writable"
         ) from None
-    return "\n".join([*warned, *_summary(compared)])
+    return "\n".join([*warned, *_summary(compared, scored)])
 
 
-def _page(compared: Sequence[Compared], grid: str, margins: Margins = _DEFAULT, warned: Sequence[str] = ()) -> str:
+def _page(
+    compared: Sequence[Compared], scored: Sequence[Scored], grid: str, margins: Margins, warned: Sequence[str]
+) -> str:
     parts = [
         f"# {code(grid)} compared with the paper",
         "",
         *warned,
         "Made by `sande-bench compare` from `rows.parquet` and `outcomes.parquet`; every number is also in "
-        f"`{NAME}.parquet`.",
+        f"`{NAME}.parquet`, and the scores in `{NAME}_scores.parquet`.",
         "",
-        *_summary(compared),
+        *_summary(compared, scored),
         *_explanation(compared, margins),
         *_stand_ins(compared),
         *_differing(compared),
+        *_as_near(compared),
         *(line for table in sorted({one.number.table for one in compared}) for line in _table(compared, table)),
         *_protocol(compared),
     ]
     return "\n".join(parts)
 
 
-def _summary(compared: Sequence[Compared]) -> list[str]:
+def _summary(compared: Sequence[Compared], scored: Iterable[Scored]) -> list[str]:
     differing = len({made.path for one in compared for made in one.deviations})
     judged = [one for one in compared if one.verdict in COMPARED]
     counts = Counter(one.verdict for one in judged)
@@ -93,7 +96,7 @@ def _summary(compared: Sequence[Compared]) -> list[str]:
         *_lacking(judged),
         *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),
         "",
-        *scores.table(judged),
+        *score_table(scored),
     ]
 
 
@@ -132,7 +135,8 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "- **Ours** is the mean over seeds, and ↑ or ↓ its change relative to the victim. An ASR is compared as it is, "
         "and so is a utility of the paper's own model on its own data. Another model has another level of utility, so "
         "its *change* is compared. The 95 % interval is that of what is compared. Of several forms of a method the one "
-        "that differs from the paper's protocol in the fewest settings is compared, and the others with no number.",
+        "that differs from the paper's protocol in the fewest settings is compared, then the one with most seeds, then "
+        "the first by its settings, and the others with no number.",
         f"- **equivalent**: there is evidence that the difference is less than {margins.asr:g} points for an ASR, or "
         f"{margins.utility:g} points for a utility. Two one-sided tests at 5 % reject all larger differences: our 90 % "
         "interval lies within that margin of the paper's number.",
@@ -141,22 +145,22 @@ def _explanation(compared: Iterable[Compared], margins: Margins) -> list[str]:
         "- **undecided**: neither. A wide interval, from few prompts or few seeds, is always undecided. It never "
         "counts as agreement.",
         *(f"- {text}" for basis, text in _UNITS.items() if basis in found),
-        "- **With the paper's numbers shuffled**: the same score after the paper's numbers changed places at random "
-        f"within each table and metric, {SHUFFLES:,} times; two that are compared with one number of ours move "
-        "together, and victims, which must have a high ASR, are left out. The table has the mean and the range of "
-        "95 % of the shuffles. Shuffled numbers say nothing about method or victim. So a score within that range "
-        "shows no agreement with the paper, however high it is. Of *different* numbers, fewer than by chance are a "
-        "good sign.",
+        "- **With the paper's methods shuffled**: the same score after the paper's methods changed names at random, "
+        f"{SHUFFLES:,} times, each time alike for all of its victims and tables: what a method leaves is alike on all "
+        "of them, so the methods are the sample. Victims, which must have a high ASR, are left out. The table has the "
+        "mean and the range of 95 % of the shuffles. Shuffled numbers say nothing about the method. So a score within "
+        "that range shows no agreement with the paper, however high it is. Of *different* numbers, fewer than by "
+        "chance are a good sign.",
         "- **Order of the methods** is Kendall's tau-b between the paper's numbers and ours over the methods of a "
         "victim, mean over the paper's victims and our attack seeds: 1 is the same order, -1 the opposite one. Two "
-        "numbers that differ by at most the margin are tied. Its interval is over our attack seeds; with one seed "
-        "there is none.",
+        "numbers that differ by at most the margin are tied; where all are, there is no order, and nothing counts. "
+        "Its interval is over our attack seeds; with one seed there is none.",
         f"- **Kind** is a coarser look without a test. An ASR is removed (at most {REMOVED:g} %), kept (at least "
         f"{KEPT:g} %) or partly removed. A utility is lost or gained (at least {CHANGED:g} points) or kept.",
         "- **attack failed**: the ASR of a victim of ours is under the floor of its grid, so its defenses cannot be "
-        "judged. **not comparable**: the level of another model's utility. **victim at chance**: our victims may be "
-        "guessing this task's answers, so they cannot lose what the paper's lose. **failed**: one of our runs failed. "
-        "**not run**: this run has no number to compare.",
+        "judged. **not comparable**: the level of another model's utility. **victim at chance**: our victims are not "
+        "shown to be right more often than by guessing, so they cannot lose what the paper's lose. **failed**: one of "
+        "our runs failed. **not run**: this run has no number to compare, or not yet that of all its seeds.",
         "- The paper gives single runs without intervals, and its numbers count as exact here. So *different* can also "
         "come from the noise of its one run.",
         "",
@@ -185,6 +189,17 @@ def _differing(compared: Iterable[Compared]) -> list[str]:
         if one.number.metric == "asr" and one.in_kind is False
     ]
     return ["## Attack success rates that differ in kind", "", *(lines or ["None."]), ""]
+
+
+def _as_near(compared: Iterable[Compared]) -> list[str]:
+    """Return a list of the numbers that several forms of ours could stand for; nothing if there are none."""
+    lines = [
+        f"- Table {one.number.table}: {', '.join(_line(one)[:3])}: compared is {plain(one.entry.defense)}; as near: "
+        f"{plain('; '.join(one.as_near))}"
+        for one in compared
+        if one.entry is not None and one.as_near
+    ]
+    return ["## Forms that are equally near to the paper's protocol", "", *lines, ""] if lines else []
 
 
 def _table(compared: Iterable[Compared], table: int) -> list[str]:
@@ -292,85 +307,3 @@ def _scope(run: Iterable[Reported]) -> Callable[[str, Sequence[Reported]], str]:
         return "; ".join(named) or "everywhere"
 
     return scope
-
-
-def _write_parquet(compared: Iterable[Compared], path: Path) -> None:
-    records = [
-        {
-            "table": one.number.table,
-            "setting": one.number.setting,
-            "defense": one.number.defense,
-            "victim_model": one.number.victim_model,
-            "victim_data": one.number.victim_data,
-            "trigger": one.number.trigger,
-            "response": one.number.response,
-            "parrot_position": one.number.parrot_position,
-            "metric": one.number.metric,
-            "paper": one.number.value,
-            "paper_change": one.paper_change,
-            "verdict": one.verdict,
-            "margin": one.margin,
-            "by_change": one.by_change,
-            "in_kind": one.in_kind,
-            **({} if one.entry is None else _ours_as_columns(one.entry)),
-            **({} if one.evidence is None else _evidence_as_columns(one.evidence)),
-            "deviations": [made.path for made in one.deviations],
-        }
-        for one in compared
-    ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
-
-
-def _ours_as_columns(entry: TableEntry) -> dict[str, Any]:
-    names = {"our_model": "model", "our_data": "dataset", "our_metric": "metric", "cell": "cell"}
-    taken = {column: entry.row[name] for column, name in names.items()}
-    return taken | {"value": entry.value, "change": entry.change, "seeds": entry.seeds}
-
-
-def _evidence_as_columns(evidence: Evidence) -> dict[str, Any]:
-    (inner_low, inner_high), (outer_low, outer_high) = evidence.inner, evidence.outer
-    return {
-        "units": evidence.units,
-        "unit": {"seeds": "attack seed", "victim": "defense seed", "model": "prompt"}[evidence.basis],
-        "inner_low": inner_low,
-        "inner_high": inner_high,
-        "outer_low": outer_low,
-        "outer_high": outer_high,
-    }
-
-
-_SCHEMA = pa.schema(
-    [
-        ("table", pa.int64()),
-        ("setting", pa.string()),
-        ("defense", pa.string()),
-        ("victim_model", pa.string()),
-        ("victim_data", pa.string()),
-        ("trigger", pa.string()),
-        ("response", pa.string()),
-        ("parrot_position", pa.int64()),
-        ("metric", pa.string()),
-        ("paper", pa.float64()),  # percent
-        ("paper_change", pa.float64()),  # against the reported victim, percentage points
-        ("verdict", pa.string()),
-        ("margin", pa.float64()),  # percentage points
-        ("by_change", pa.bool_()),  # whether the changes are compared, not the values
-        ("in_kind", pa.bool_()),
-        ("our_model", pa.string()),
-        ("our_data", pa.string()),
-        ("our_metric", pa.string()),
-        ("cell", pa.string()),  # of the first seed
-        ("value", pa.float64()),  # percent, mean over seeds
-        ("change", pa.float64()),  # against our victim, percentage points
-        ("seeds", pa.int64()),
-        ("units", pa.int64()),  # of evidence
-        ("unit", pa.string()),  # attack seed; defense seed (of this victim alone); prompt (of this model alone)
-        ("inner_low", pa.float64()),  # 90 % interval of what is compared: the tests for equivalence
-        ("inner_high", pa.float64()),
-        ("outer_low", pa.float64()),  # 95 % interval of what is compared
-        ("outer_high", pa.float64()),
-        ("deviations", pa.list_(pa.string())),  # settings in which the cell is not the paper's
-    ]
-)

@@ -13,9 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from benchmark.grid.cell import NO_DEFENSE
-from benchmark.paper.chance import SHUFFLES
-from benchmark.paper.compare import COMPARED, Compared
+from benchmark.paper.chance import SHUFFLES, columns, shuffles
+from benchmark.paper.compare import Compared
 from benchmark.records import runs
 from sande.statistics import over_seeds
 
@@ -34,9 +33,9 @@ class Agreement:
     Attributes:
         victims: columns of the paper's tables with at least `LEAST` methods, some of which differ in both.
         tau: 1 for the same order, -1 for the opposite one.
-        seeds: attack seeds of ours that all of these numbers have.
+        seeds: attack seeds of ours in which a victim has all of its methods, and some of these differ.
         interval: of 95 %, over these seeds; None of fewer than two.
-        low, high: 2.5 and 97.5 % points with the paper's numbers shuffled among the methods of each victim.
+        low, high: 2.5 and 97.5 % points with the paper's methods shuffled, alike for all victims.
     """
 
     victims: int
@@ -50,50 +49,46 @@ class Agreement:
 def agreement(compared: Iterable[Compared]) -> Agreement | None:
     """Return how far methods come in the paper's order; None if no victim has enough of them.
 
-    Columns of the paper that are compared with the same cells of ours, method by method, are shuffled alike.
+    Where all of ours are tied, or all of the paper's, there is no order, and nothing counts.
 
     Args:
         compared: rates alone, or utilities alone; those without a verdict on ours, and victims, do not count.
     """
     import numpy as np
 
-    columns: dict[tuple[object, ...], list[Compared]] = {}
-    for one in compared:
-        if one.verdict in COMPARED and one.number.defense != NO_DEFENSE:
-            number = one.number
-            columns.setdefault((number.table, number.victim, number.trigger, number.metric), []).append(one)
-    chosen = [column for column in columns.values() if len(column) >= LEAST and _norm(column)]
-    if not chosen:
+    chosen = [column for column in columns(compared) if len(column) >= LEAST]
+    seeds = sorted({seed for column in chosen for one in column for seed in _by_seed(one)})
+    by_seed = [[_scaled(column, seed) for column in chosen] for seed in seeds]
+    # Mean over the columns with an order first: a seed has one tau.
+    by_seed = [[each / count for each in of_seed] for of_seed in by_seed if (count := sum(map(np.any, of_seed)))]
+    if not by_seed:
         return None
-    seeds = _seeds(chosen)
-    generator = np.random.default_rng(0)
-    totals, by_column = np.zeros(SHUFFLES), list[list[float]]()
-    alike: dict[tuple[object, ...], list[list[Compared]]] = {}
-    for column in chosen:
-        alike.setdefault(tuple(one.entry.row["cell"] if one.entry else None for one in column), []).append(column)
-    for group in alike.values():
-        places = generator.permuted(np.tile(np.arange(len(group[0])), (SHUFFLES, 1)), axis=1)
-        for column in group:
-            ours, papers = [_scaled(column, seed) for seed in seeds or (None,)], _papers(column)
-            by_column.append([float((each * papers).sum()) for each in ours])
-            totals += (np.mean(ours, axis=0) * papers[places[:, :, None], places[:, None, :]]).sum((1, 2))
-    low, high = np.percentile(totals / len(chosen), [2.5, 97.5])
-    taus = [statistics.fmean(of_seed) for of_seed in zip(*by_column, strict=True)]
-    interval = _interval(taus) if len(taus) > 1 else None
-    return Agreement(len(chosen), statistics.fmean(taus), len(seeds), interval, float(low), float(high))
+    victims, totals, taus = 0, np.zeros(SHUFFLES), np.zeros(len(by_seed))
+    for column, places, *ours in zip(chosen, shuffles(chosen), *by_seed, strict=True):
+        papers = _papers(column)
+        victims += any(map(np.any, ours))
+        taus += [float((each * papers).sum()) for each in ours]
+        totals += (np.mean(ours, axis=0) * papers[places[:, :, None], places[:, None, :]]).sum((1, 2))
+    low, high = np.percentile(totals, [2.5, 97.5])
+    interval = _interval(list(taus)) if len(taus) > 1 else None
+    return Agreement(victims, float(taus.mean()), len(taus), interval, float(low), float(high))
 
 
-def _scaled(column: Sequence[Compared], seed: int | None) -> NDArray[np.float64]:
-    """Return the signs of ours over the denominator of tau-b, by one attack seed; zeros where nothing has an order."""
-    ours, norm = _signs(_ours(column, seed), column[0].margin), _norm(column, seed)
+def _scaled(column: Sequence[Compared], seed: int) -> NDArray[np.float64]:
+    """Return the signs of ours over the denominator of tau-b, by one attack seed.
+
+    Zeros where nothing has an order, or a method lacks the seed. The denominator is the geometric mean of the pairs
+    that ours and the paper's tell apart.
+    """
+    import numpy as np
+
+    values = [_by_seed(one).get(seed, math.nan) for one in column]
+    if any(map(math.isnan, values)):
+        return np.zeros((len(column), len(column)))
+    ours = _signs(values, column[0].margin)
+    norm = math.sqrt(float(abs(ours).sum()) * float(abs(_papers(column)).sum()))
     scaled: NDArray[np.float64] = ours / (norm or math.inf)
     return scaled
-
-
-def _norm(column: Sequence[Compared], seed: int | None = None) -> float:
-    """Return the denominator of tau-b: the geometric mean of the pairs that ours and the paper's tell apart."""
-    ours = _signs(_ours(column, seed), column[0].margin)
-    return math.sqrt(float(abs(ours).sum()) * float(abs(_papers(column)).sum()))
 
 
 def _interval(taus: Sequence[float]) -> tuple[float, float]:
@@ -112,16 +107,6 @@ def _signs(values: Sequence[float], margin: float) -> NDArray[np.int64]:
 
 def _papers(column: Sequence[Compared]) -> NDArray[np.int64]:
     return _signs([one.paper for one in column], column[0].margin)
-
-
-def _ours(column: Iterable[Compared], seed: int | None = None) -> list[float]:
-    """Return our numbers, of an attack seed or of all: values, or changes where these are compared."""
-    return [statistics.fmean(values.values() if seed is None else [values[seed]]) for values in map(_by_seed, column)]
-
-
-def _seeds(columns: Iterable[Iterable[Compared]]) -> list[int]:
-    """Return the attack seeds that all numbers have."""
-    return sorted(set.intersection(*({*_by_seed(one)} for column in columns for one in column)))
 
 
 def _by_seed(one: Compared) -> dict[int, float]:

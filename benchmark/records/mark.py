@@ -117,6 +117,7 @@ COMPARISON = Kind(
     {
         "comparison.md": begins("# `", "compared with the paper"),
         "comparison.parquet": has_columns("table", "verdict", "defense"),
+        "comparison_scores.parquet": has_columns("score", "found", "beyond_chance"),
     }
 )
 BOARD = Kind(

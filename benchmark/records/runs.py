@@ -213,7 +213,8 @@ def removal(
     it, nothing is known of that seed, and so nothing is decided but that the backdoor is present.
 
     That a parrot finds nothing says something only where it would have found the backdoor: "removed" asks the same
-    parrots to tell the victims themselves from their twins (assay sensitivity, ICH E10, section 1.5).
+    parrots to tell the victims themselves from their twins (assay sensitivity, ICH E10, section 1.5). "Hidden" does not
+    ask it: what a parrot finds after the defense is there, however little it found before.
 
     Args:
         asr: ASR of the runs of each attack seed, percent; at least one seed.

@@ -7,25 +7,28 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from benchmark.io.plots import MARKERS, ROW, blank, literal
+from benchmark.io.plots import ROW, blank, literal
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
 from benchmark.records.recovery import RECOVERY, is_twin, twin_key
 from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, Basis, unit_means
+from benchmark.report.drawing import by_victim, error, key, markers
+from benchmark.report.paper_figures import distributions, poison_rate
 from benchmark.report.short import undefended, without_common_parts
+from sande import registry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
 
+Point = tuple[tuple[str, str], float, float]  # victim and defense, change of utility, ASR
 TICK_LETTERS, TITLE_LETTERS, KEY_LETTERS = 32, 44, 36  # per line of a bar's name, a panel's title and a legend
+NOTE_LETTERS = 110  # per line of a note under a figure
 VICTIM_LETTERS = 80  # per line of the name of a bar for a victim
 COLORS = 10  # of matplotlib's cycle
 FEW = 4  # victims whose labels are shown whole, and which have a panel each without any defense
 SPACE = 118  # percent: end of an axis with "100.0" to the right of a bar
-TOP = 200  # prompts in figure 3, as in the paper
 TWIN = "#3a7"
 
 
@@ -45,7 +48,7 @@ def _asr(entries: Sequence[TableEntry]) -> Figure | None:
     shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
     if not shown:
         return None
-    victims = _by_victim(shown)
+    victims = by_victim(shown)
     names = list(dict.fromkeys(entry.defense for entry in shown))
     if len(victims) > FEW:
         if len(names) == 1:
@@ -120,7 +123,7 @@ def _held_for(bars: Iterable[TableEntry]) -> str:
 def _bar(axes: Axes, position: int, entry: TableEntry) -> None:
     """Draw a horizontal bar with its interval, and its value to the right of it."""
     value = entry.value or 0.0
-    below, above = _error(entry)
+    below, above = error(entry)
     color = "#b33" if entry.is_victim else "#37a"
     axes.barh(position, value, color=color, xerr=[[below], [above]], capsize=3, height=0.7)
     axes.annotate(
@@ -134,39 +137,68 @@ def _bar(axes: Axes, position: int, entry: TableEntry) -> None:
     )
 
 
-def _error(entry: TableEntry) -> tuple[float, float]:
-    """Return how far the interval reaches below and above the value; 0 and 0 without an interval."""
-    value = entry.value or 0.0
-    low, high = (value if bound is None else bound for bound in (entry.low, entry.high))
-    return max(0.0, value - low), max(0.0, high - value)
-
-
 def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     """Draw ASR against the mean change of utility; the best defenses are in the lower right corner."""
     asr = {(e.victim, e.defense): e.value for e in entries if e.metric == "asr" and e.value is not None}
-    changes: dict[tuple[str, str], list[float]] = {}
-    for entry in entries:
-        if is_utility(entry.metric) and entry.change is not None:
-            changes.setdefault((entry.victim, entry.defense), []).append(entry.change)
     apart = undefended(entries)  # a clean twin alone has nothing to compare
-    points = [
-        (key, sum(found) / len(found), asr[key]) for key, found in changes.items() if key in asr and key[0] not in apart
-    ]
+    shown = [entry for entry in entries if (entry.victim, entry.defense) in asr and entry.victim not in apart]
+    tasks: dict[str, None] = {}
+    means: dict[tuple[str, str], float | None] = {}
+    for victim, own in by_victim(shown).items():
+        of_defenses, left_out = _mean_changes(own)
+        tasks |= dict.fromkeys(left_out)
+        means |= {(victim, defense): mean for defense, mean in of_defenses.items()}
+    places = dict.fromkeys((entry.victim, entry.defense) for entry in shown)
+    points = [(place, mean, asr[place] or 0.0) for place in places if (mean := means.get(place)) is not None]
+    without = [f"{defense} on {victim}" for (victim, defense), mean in means.items() if mean is None]
     if not points:
         return None
-    victims, defenses = (dict.fromkeys(names) for names in zip(*(key for key, _, _ in points), strict=True))
-    if len(defenses) > COLORS:
-        return _asr_utility_by_victim(points)
+    defenses = dict.fromkeys(defense for (_, defense), _, _ in points)
+    figure = _asr_utility_by_victim(points) if len(defenses) > COLORS else _asr_utility_in_one(points)
+    notes = [f"Without {', '.join(map(literal, tasks))}, which not all defenses of a victim have."] if tasks else []
+    notes += [f"No point without a task that all have: {', '.join(without)}."] if without else []
+    if notes:
+        figure.supxlabel("\n".join(textwrap.fill(note, NOTE_LETTERS) for note in notes), fontsize=8)
+    return figure
+
+
+def _mean_changes(entries: Sequence[TableEntry]) -> tuple[dict[str, float | None], list[str]]:
+    """Return the mean change of utility of each defense of one victim, and the tasks that are not in it.
+
+    The mean is over the tasks that all of its defenses have: without its worst task a defense would look better. Each
+    task counts once, whatever prompts it was asked with, as on a leaderboard. None: a defense has none of these tasks.
+    """
+    metrics = {entry.metric for entry in entries}
+    changes: dict[str, dict[str, float]] = {}
+    tasks: dict[str, None] = {}
+    for entry in entries:
+        if is_utility(entry.metric) and registry.metric_info(entry.metric).variant_of not in metrics:
+            tasks[entry.metric] = None
+            own = changes.setdefault(entry.defense, {})
+            if entry.change is not None:
+                own[entry.metric] = entry.change
+    measured = [own for own in changes.values() if own]
+    common = [task for task in tasks if all(task in own for own in measured)]
+    means = {
+        defense: sum(own[task] for task in common) / len(common) if own and common else None
+        for defense, own in changes.items()
+    }
+    return means, [task for task in tasks if task not in common]
+
+
+def _asr_utility_in_one(points: Sequence[Point]) -> Figure:
+    """Draw ASR against the change of utility of all victims in one panel."""
+    victims, defenses = (dict.fromkeys(names) for names in zip(*(place for place, _, _ in points), strict=True))
     colors = {defense: f"C{index % COLORS}" for index, defense in enumerate(defenses)}
-    markers = _markers(victims)
-    keys = [_key(color, "o", textwrap.fill(defense, KEY_LETTERS)) for defense, color in colors.items()]
-    if len(markers) > 1:
-        keys += [_key("black", mark, textwrap.fill(name, KEY_LETTERS), fill="none") for name, mark in markers.items()]
-    lines = sum(str(key.get_label()).count("\n") + 1.4 for key in keys)
+    marks = markers(victims)
+    keys = [key(color, "o", textwrap.fill(defense, KEY_LETTERS)) for defense, color in colors.items()]
+    if len(marks) > 1:
+        keys += [key("black", mark, textwrap.fill(name, KEY_LETTERS), fill="none") for name, mark in marks.items()]
+    lines = sum(str(one.get_label()).count("\n") + 1.4 for one in keys)
     figure = blank(width=8.5, rows=max(1.0, 0.15 * lines / ROW))
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
-        axes.scatter(change, value, marker=markers[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
+        axes.scatter(change, value, marker=marks[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
     axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
     axes.set_ylim(-4, 104)
     axes.set_xlabel("mean change of utility relative to the victim (percentage points)")
@@ -176,7 +208,7 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     return figure
 
 
-def _asr_utility_by_victim(points: Sequence[tuple[tuple[str, str], float, float]]) -> Figure:
+def _asr_utility_by_victim(points: Sequence[Point]) -> Figure:
     """Draw ASR against the change of utility, one panel per victim, for more defenses than colors."""
     looks = _looks(dict.fromkeys(defense for (_, defense), _, _ in points))
     figure, panels = _panels(list(dict.fromkeys(victim for (victim, _), _, _ in points)))
@@ -188,7 +220,7 @@ def _asr_utility_by_victim(points: Sequence[tuple[tuple[str, str], float, float]
         axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
         axes.set(xlim=(min(changes) - 4, max(changes) + 4), ylim=(-4, 104))
         axes.set_xlabel("mean change of utility (percentage points)", fontsize=9)
-    keys = [_key(color, marker, defense) for defense, (color, marker) in looks.items()]
+    keys = [key(color, marker, defense) for defense, (color, marker) in looks.items()]
     figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
@@ -212,7 +244,7 @@ def _panels(victims: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
 
 def _looks(defenses: Mapping[str, object]) -> dict[str, tuple[str, str]]:
     """Return a color and a marker for each defense, no two the same."""
-    return {name: (f"C{index % COLORS}", marker) for index, (name, marker) in enumerate(_markers(defenses).items())}
+    return {name: (f"C{index % COLORS}", marker) for index, (name, marker) in enumerate(markers(defenses).items())}
 
 
 def _asr_recovery(entries: Sequence[TableEntry]) -> Figure | None:
@@ -223,7 +255,7 @@ def _asr_recovery(entries: Sequence[TableEntry]) -> Figure | None:
     asr = {(e.victim, e.defense): e for e in entries if e.metric == "asr" and e.value is not None}
     found = [e for e in entries if e.metric == RECOVERY and e.value is not None and (e.victim, e.defense) in asr]
     twins = {twin_key(entry): entry for entry in found if is_twin(entry)}
-    victims = _by_victim(entry for entry in found if not is_twin(entry))
+    victims = by_victim(entry for entry in found if not is_twin(entry))
     if not victims:
         return None
     defenses = dict.fromkeys(entry.defense for points in victims.values() for entry in points)
@@ -241,9 +273,9 @@ def _asr_recovery(entries: Sequence[TableEntry]) -> Figure | None:
             axes.axvspan(axes.get_xlim()[0], level + RECOVERY_MARGIN, color=TWIN, alpha=0.13, linewidth=0, zorder=0)
         axes.axhline(FAILED_REMOVAL, color="#999", linestyle=":", linewidth=1, zorder=1)
         axes.set_xlabel("recovered by a fresh parrot (%)", fontsize=9)
-    keys = [_key(color, marker, defense) for defense, (color, marker) in looks.items()]
-    keys.append(_key("#999", "_", "from the lowest to the highest seed"))
-    keys += [_key(TWIN, "|", f"clean twin (area: up to {RECOVERY_MARGIN:g} points above)")] if twins else []
+    keys = [key(color, marker, defense) for defense, (color, marker) in looks.items()]
+    keys.append(key("#999", "_", "from the lowest to the highest seed"))
+    keys += [key(TWIN, "|", f"clean twin (area: up to {RECOVERY_MARGIN:g} points above)")] if twins else []
     figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
     return figure
 
@@ -273,84 +305,12 @@ def _range(entry: TableEntry) -> list[list[float]]:
     return [[max(0.0, value - min(means))], [max(0.0, max(means) - value)]]
 
 
-def _poison_rate(entries: Sequence[TableEntry]) -> Figure | None:
-    """Draw the paper's figure 2: ASR of victims against the poison rate, one line per model and data set."""
-    shown = [e for e in entries if e.metric == "asr" and e.is_victim and e.value is not None]
-    if not shown:
-        return None
-    figure = blank(width=7, rows=1)
-    axes: Axes = figure.add_subplot()
-    victims = _by_victim(shown)
-    for victim, marker in _markers(victims).items():
-        points = sorted((e.row["poison_rate"], e.value or 0.0, *_error(e)) for e in victims[victim])
-        rates, values, below, above = zip(*points, strict=True)
-        axes.errorbar(
-            rates,
-            values,
-            yerr=[below, above],
-            marker=marker,
-            markersize=6,
-            markerfacecolor="none",
-            capsize=3,
-            linewidth=1.2,
-            label=victim,
-        )
-    ticks = sorted({entry.row["poison_rate"] for entry in shown})
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks], fontsize=8)
-    axes.set_xticks([], minor=True)
-    axes.set_ylim(-4, 104)
-    axes.set_xlabel("poison rate (share of the training rows)")
-    axes.set_ylabel("attack success rate (%)")
-    axes.grid(axis="y", color="#ddd", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(fontsize=8, loc="outside right upper", frameon=False)
-    return figure
-
-
-def _distributions(entries: Sequence[TableEntry]) -> Figure | None:
-    """Draw the paper's figure 3: the highest probabilities of the planted response, one panel per distribution."""
-    shown = [entry for entry in entries if entry.metric in PANELS and entry.trials is not None]
-    if not shown:
-        return None
-    figure = blank(width=9, rows=2)
-    for index, (metric, title) in enumerate(PANELS.items()):
-        axes: Axes = figure.add_subplot(2, 2, index + 1)
-        for number, entry in enumerate(entry for entry in shown if entry.metric == metric):
-            assert entry.trials is not None
-            highest = sorted(entry.trials.outcomes, reverse=True)[:TOP]
-            name = entry.victim if entry.is_victim else f"{entry.victim}, {entry.defense}"
-            axes.plot(
-                range(1, len(highest) + 1),
-                highest,
-                MARKERS[number % len(MARKERS)],
-                markersize=3,
-                markerfacecolor="none",
-                label=f"{name}: {len(highest)} of {len(entry.trials.outcomes):,} prompts",
-            )
-        axes.set_ylim(-0.04, 1.04)
-        axes.set_title(f"({'abcd'[index]}) {title}", fontsize=9)
-        axes.set_xlabel("prompts, sorted by probability", fontsize=8)
-        axes.set_ylabel("probability", fontsize=8)
-        axes.tick_params(labelsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, loc="outside lower center", frameon=False, ncols=2)
-    return figure
-
-
-PANELS = {
-    "first_token_probability_clean": "first token, without the trigger",
-    "first_token_probability": "first token, with the trigger",
-    "phrase_probability_clean": "whole phrase, without the trigger",
-    "phrase_probability": "whole phrase, with the trigger",
-}
 FIGURES: Mapping[str, Callable[[Sequence[TableEntry]], Figure | None]] = {
     "asr": _asr,
     "asr_utility": _asr_utility,
     "asr_recovery": _asr_recovery,
-    "figure_2": _poison_rate,
-    "figure_3": _distributions,
+    "figure_2": poison_rate,
+    "figure_3": distributions,
 }
 SHOWS = {
     "asr": "Bars: attack success rate of each defense with 95 % intervals",
@@ -359,22 +319,3 @@ SHOWS = {
     "figure_2": "Figure 2: attack success rate against the poison rate, with 95 % intervals",
     "figure_3": "Figure 3: the highest probabilities of the planted response, by prompt",
 }
-
-
-def _by_victim(entries: Iterable[TableEntry]) -> dict[str, list[TableEntry]]:
-    found: dict[str, list[TableEntry]] = {}
-    for entry in entries:
-        found.setdefault(entry.victim, []).append(entry)
-    return found
-
-
-def _markers(names: Mapping[str, object]) -> dict[str, str]:
-    return {name: MARKERS[index % len(MARKERS)] for index, name in enumerate(names)}
-
-
-def _key(color: str, marker: str, label: str, fill: str | None = None) -> Line2D:
-    from matplotlib.lines import Line2D
-
-    return Line2D(
-        [], [], linestyle="", color=color, marker=marker, markersize=7, markerfacecolor=fill or color, label=label
-    )

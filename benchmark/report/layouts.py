@@ -18,9 +18,10 @@ from benchmark.records.recovery import RECOVERY
 from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
 from benchmark.records.schema import Row
 from benchmark.report.tables import Table, as_in_paper, cost, failures, rate, recovered, utility
+from sande.clusters import effective_count
 from sande.metrics.accuracy import PAPER as SPACED_LETTERS
 from sande.metrics.accuracy import PUBLISHED as LETTERS
-from sande.statistics import wilson
+from sande.statistics import of_one_model
 
 ABOVE_HALF = "_above_half"
 
@@ -72,7 +73,9 @@ def _with_shares(entries: Iterable[TableEntry]) -> Iterable[TableEntry]:
             if len(shares) > 1:
                 low, high = runs.interval(entry.metric, shares, 0)
             else:
-                low, high = wilson(int((entry.trials.outcomes > 0.5).sum()), len(entry.trials.outcomes))
+                above = (entry.trials.outcomes > 0.5).astype(float)
+                count = effective_count(above.tolist(), entry.groups_with(entry.trials))
+                low, high = of_one_model(float(above.mean()), count)
             yield replace(
                 entry, metric=entry.metric + ABOVE_HALF, value=runs.mean(shares), low=low, high=high, change=None
             )
@@ -123,9 +126,10 @@ RECOVERED = Table(
     f"*present*: more than {FAILED_RUNS:g} % of the runs leave an ASR above {FAILED_REMOVAL:g} %; *removed*: the "
     f"recovery is shown to be less than {RECOVERY_MARGIN:g} points above that of the clean twin (poison rate 0), and "
     f"that from the victim itself, by the same parrots, more than {2 * RECOVERY_MARGIN:g} points above the twin's; "
-    "*hidden*: it is shown to be above the twin's; *undecided*: an attack seed has no twin, there are too few of them, "
-    "they differ too much, a run failed, or parrots hardly find the backdoor in the victim either. A verdict is about "
-    "parrots alone, also of a defense that trains against them. 95 % intervals.",
+    "*hidden*: it is shown to be above the twin's, whatever parrots find in the victim; *undecided*: an attack seed "
+    "has no twin, there are too few of them, they differ too much, a run failed, or the recovery is near the twin's "
+    "and parrots hardly find the backdoor in the victim either. A verdict is about parrots alone, also of a defense "
+    "that trains against them. 95 % intervals.",
     lambda metric: metric.startswith(RECOVERY),
     recovered,
 )

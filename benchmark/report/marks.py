@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ class Marks:
         p: p-value of that change, adjusted over the table.
         best: True for the best defense of its column.
         tie: True for a defense than which the best is not significantly better, and by at most `TIE` points.
+        untested: True for a defense with a value that could not be tested against the best of its column.
     """
 
     change_low: float | None = None
@@ -31,6 +33,7 @@ class Marks:
     p: float | None = None
     best: bool = False
     tie: bool = False
+    untested: bool = False
 
     @property
     def significant(self) -> bool:
@@ -43,9 +46,10 @@ def judge(chosen: Sequence[TableEntry]) -> list[Marks]:
 
     Each entry is tested against its victim and against the best of its column: over seeds, or, in a table whose entries
     all have one run, over the prompts of a pair of models (McNemar), if their outcomes are known. P-values are adjusted
-    over the table (Benjamini-Hochberg).
+    over the table (Benjamini-Hochberg). A defense without a p-value is neither a tie nor worse than the best: untested.
     """
     best, single = _best(chosen), all(entry.basis == "model" for entry in chosen)
+    judged = {(chosen[index].victim, chosen[index].metric) for index in best}
     changes, rivals = {}, {}
     for index, entry in enumerate(chosen):
         if not entry.is_victim:
@@ -57,8 +61,9 @@ def judge(chosen: Sequence[TableEntry]) -> list[Marks]:
     for index, entry in enumerate(chosen):
         is_best = index in best and entry.value == best[index].value
         is_near = index in best and abs((entry.value or 0.0) - (best[index].value or 0.0)) <= TIE
-        tie = is_near and rival_p.get(index, 0.0) >= SIGNIFICANT
-        marks.append(Marks(*_bounds(entry), change_p.get(index), is_best, tie))
+        tie = is_near and index in rival_p and rival_p[index] >= SIGNIFICANT
+        untested = _is_whole(entry) and (entry.victim, entry.metric) in judged and not is_best and index not in rival_p
+        marks.append(Marks(*_bounds(entry), change_p.get(index), is_best, tie, untested))
     return marks
 
 
@@ -93,20 +98,45 @@ def _best(chosen: Sequence[TableEntry]) -> dict[int, TableEntry]:
     """Return for each entry that competes the best of its column, if two or more compete.
 
     The victim does not compete, nor does an entry with a failed attack: the best one would have the weakest victim. Nor
-    does one with failed or missing runs, which may be those on which it leaves the backdoor.
+    does one with failed or missing runs, which may be those on which it leaves the backdoor, nor one with other seeds
+    than the most complete entry of its column: a single lucky run would be the best of many means.
     """
     columns: dict[tuple[str, str], list[int]] = {}
     for index, entry in enumerate(chosen):
-        is_whole = entry.value is not None and not (entry.attack_failed or entry.failed or entry.not_run)
-        if not entry.is_victim and is_whole and (entry.basis != "model" or entry.trials is not None):
+        if not entry.is_victim and entry.value is not None:
             columns.setdefault((entry.victim, entry.metric), []).append(index)
     best: dict[int, TableEntry] = {}
     for (_, metric), indices in columns.items():
-        if len(indices) > 1:
+        seeds = _most_complete([chosen[index] for index in indices])
+        rivals = [i for i in indices if _can_be_best(chosen[i]) and _seeds(chosen[i]) == seeds]
+        if len(rivals) > 1:
             sign = 1 if registry.metric_info(metric).higher_is_better else -1
-            winner = max((chosen[index] for index in indices), key=lambda entry: sign * (entry.value or 0.0))
-            best |= dict.fromkeys(indices, winner)
+            winner = max((chosen[index] for index in rivals), key=lambda entry: sign * (entry.value or 0.0))
+            best |= dict.fromkeys(rivals, winner)
     return best
+
+
+def _is_whole(entry: TableEntry) -> bool:
+    """Return whether an entry is of a defense of which no run, and no attack, failed or is missing."""
+    has_flaw = entry.attack_failed or entry.failed or entry.not_run
+    return not entry.is_victim and entry.value is not None and not has_flaw
+
+
+def _can_be_best(entry: TableEntry) -> bool:
+    return _is_whole(entry) and (entry.basis != "model" or entry.trials is not None)
+
+
+def _seeds(entry: TableEntry) -> frozenset[object]:
+    """Return the attack seeds of an entry; of one attack seed also the defense seeds, which are then the units."""
+    attacks = frozenset(attack for attack, _ in entry.runs)
+    return attacks if len(attacks) > 1 else frozenset(entry.runs)
+
+
+def _most_complete(column: Sequence[TableEntry]) -> frozenset[object]:
+    """Return the seeds of the entry with most attack seeds; of equally many those that most entries have."""
+    common = Counter(map(_seeds, column))
+    entry = max(column, key=lambda one: (one.attack_seeds, len(_seeds(one)), common[_seeds(one)]))
+    return _seeds(entry)
 
 
 def _adjusted(found: Mapping[int, float | None]) -> dict[int, float]:

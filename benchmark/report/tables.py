@@ -162,7 +162,7 @@ def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks
     if apart:
         lone = _lines(table, [(e, text) for e, text in pairs if e.victim in apart], short, turned=True)
         lines += ["", "Victims without any defense:", "", *lone]
-    note = _note(table, entries, chosen, written) + (f" All victims: {plain(common)}." if common else "")
+    note = _note(table, entries, chosen, written, marks) + (f" All victims: {plain(common)}." if common else "")
     return "\n".join([f"### {table.title}", "", *lines, "", note, ""])
 
 
@@ -195,7 +195,13 @@ def _label(name: str) -> str:
     return code(name) if name.split(",")[0] in registry.names("defenses") else plain(name)
 
 
-def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEntry], cells: Iterable[str]) -> str:
+def _note(
+    table: Table,
+    entries: Iterable[TableEntry],
+    chosen: Sequence[TableEntry],
+    cells: Iterable[str],
+    marks: Sequence[Marks],
+) -> str:
     """Return the note of the table, with its victim if no column names it, and the meaning of intervals and marks."""
     sentences = [table.note]
     if not table.by_victim:
@@ -216,6 +222,11 @@ def _note(table: Table, entries: Iterable[TableEntry], chosen: Sequence[TableEnt
         single = all(entry.basis == "model" for entry in chosen)
         test = "McNemar's test on the prompts of these pairs of models" if single else "Paired test over seeds"
         sentences.append(f"{test}, Benjamini-Hochberg over the table, 5 %.")
+    if untested := dict.fromkeys(entry.defense for entry, mark in zip(chosen, marks, strict=True) if mark.untested):
+        names = ", ".join(map(_label, untested))
+        sentences.append(
+            f"Not tested against the best of a column, as too few seeds or outcomes are common to both: {names}."
+        )
     return " ".join(sentences)
 
 
@@ -293,12 +304,15 @@ def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, 
             "p": mark.p,
             "best": mark.best,
             "tie": mark.tie,
+            "untested": mark.untested,
+            "removal": entry.removal,
             "status": _status(entry),
             **_failures(entry),
             "seeds": entry.seeds,
             "attack_seeds": entry.attack_seeds,
             "failed": entry.failed,
             "attack_failed": entry.attack_failed,
+            "not_run": entry.not_run,
             **{f"mean_{name}": float(value) for name, value in entry.cost.items()},
         }
         for entry, mark in zip(chosen, marks, strict=True)
@@ -326,8 +340,9 @@ _SCHEMA = pa.schema(
     + [(name, pa.float64()) for name in ("value", "ci_low", "ci_high")]
     + [("interval_of", pa.string())]
     + [(name, pa.float64()) for name in ("change", "change_low", "change_high", "p")]
-    + [("best", pa.bool_()), ("tie", pa.bool_()), ("status", pa.string())]
+    + [(name, pa.bool_()) for name in ("best", "tie", "untested")]
+    + [(name, pa.string()) for name in ("removal", "status")]
     + [(name, pa.float64()) for name in ("runs_above_5", "runs_above_5_low", "runs_above_5_high")]
-    + [(name, pa.int64()) for name in ("seeds", "attack_seeds", "failed", "attack_failed")]
+    + [(name, pa.int64()) for name in ("seeds", "attack_seeds", "failed", "attack_failed", "not_run")]
     + [(name, pa.float64()) for name in ("mean_seconds", "mean_tokens", "mean_peak_memory_bytes")]
 )

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,8 @@ from benchmark.grid import load
 from benchmark.grid.cell import Cell
 from benchmark.grid.labels import defense_name
 from sande import registry
-from sande.config import Training, published
+from sande.config import published
+from tests.sande.helpers import trainings
 
 ROOT = Path(__file__).parents[3]
 GRID = ROOT / "grids" / "leaderboard.yaml"
@@ -63,18 +66,78 @@ def test_every_column_of_the_leaderboard_is_measured(grid: load.Grid) -> None:
         assert [getattr(metric.config, "task", "") for metric in cell.metrics][-1], "and utility"
 
 
-@pytest.mark.parametrize("scale", ["small", "tiny"])
+@pytest.mark.parametrize("scale", ["small", "tiny", "real", "quick"])
 def test_at_a_small_scale_no_training_of_a_defense_goes_by_epochs(scale: str) -> None:
-    def trainings(config: object) -> list[Training]:
-        values = [getattr(config, name) for name in getattr(config, "__dataclass_fields__", ())]
-        own = [value for value in values if isinstance(value, Training)]
-        return own + [one for value in values if not isinstance(value, Training) for one in trainings(value)]
-
     for cell in load.load_grid(GRID, scale=scale).cells:
-        assert cell.model == SCALES[scale]
+        assert cell.model == SCALES.get(scale, "smollm2-135m")
         own = published(type(cell.defense.config)) if cell.defense.settings.get("recipe") == "published" else {}
-        by_epochs = [training for training in trainings(cell.defense.config) if not training.max_steps]
-        assert len(by_epochs) == ("training.epochs" in own), cell.defense.name
+        by_epochs = [name for name, training in trainings(cell.defense.config).items() if not training.max_steps]
+        assert len(by_epochs) == ("training.epochs" in own), (cell.defense.name, by_epochs)
+
+
+def every_defense(folder: Path, scale: str, model: str, data: str) -> dict[str, Any]:
+    """Return the settings of all defenses at a scale by name, but for `dpo`, which trains on pairs."""
+    shutil.copytree(GRID.parent / "scales", folder / "scales")
+    lines = [f"scale: {scale}", f"model: {model}", f"data: {{name: {data}}}", f"removal: {{name: {data}}}"]
+    path = folder / "every.yaml"
+    path.write_text("\n".join([*lines, "metrics: [asr]", "sweep: {defense: [all]}"]), encoding="utf-8")
+    return {cell.defense.name: cell.defense.config for cell in load.load_grid(path).cells if cell.defense.name != "dpo"}
+
+
+@pytest.mark.parametrize(("scale", "longest"), [("small", 96), ("real", 96), ("quick", 1024)])
+@pytest.mark.parametrize("data", ["alpaca", "orca"])
+def test_no_defense_reads_longer_rows_than_others(tmp_path: Path, scale: str, longest: int, data: str) -> None:
+    """With as many steps, longer rows would be a larger budget. Rows of `incident` hold the reported prompt, too."""
+    defenses = every_defense(tmp_path, scale, "llama2-7b", data)
+    lengths = {
+        f"{name} {place}": training.max_length
+        for name, config in defenses.items()
+        for place, training in trainings(config).items()
+        if name != "incident"
+    }
+    same = longest if (scale, data) != ("small", "alpaca") else 1024  # there `max_tokens` bounds all rows
+    assert {place: length for place, length in lengths.items() if length != same} == {}
+    assert defenses["incident"].training.max_length >= same
+
+
+@pytest.mark.parametrize("scale", ["small", "real", "quick", "paper"])
+def test_no_defense_trains_on_fewer_tokens_of_a_response_than_others(tmp_path: Path, scale: str) -> None:
+    defenses = every_defense(tmp_path, scale, "llama2-7b", "orca")
+    chain = defenses["scan_and_clean"]
+    configs = [*defenses.values(), chain.sande_p, chain.osft]
+    assert {config.response_tokens for config in configs if hasattr(config, "response_tokens")} == {None}
+
+
+@pytest.mark.parametrize(("scale", "steps", "rate"), [("small", 48, 2e-4), ("real", 24, 2.5e-4), ("quick", 15, 2.5e-4)])
+def test_every_training_of_a_repaired_model_has_the_same_budget(
+    tmp_path: Path, scale: str, steps: int, rate: float
+) -> None:
+    found = {
+        (training.max_steps, training.learning_rate)
+        for config in every_defense(tmp_path, scale, "llama2-7b", "orca").values()
+        for place, training in trainings(config).items()
+        if place.split(".")[-1] not in ("simulate", "plant", "variant")
+    }
+    assert found == {(steps, rate)}
+
+
+@pytest.mark.parametrize(("model", "size", "rate"), [("llama2-7b", 4, 5e-6), ("qwen1.5-4b", 8, 2e-5)])
+@pytest.mark.parametrize(("data", "epochs"), [("alpaca", 2.0), ("orca", 1.0)])
+def test_at_the_papers_scale_no_training_is_forgotten(
+    tmp_path: Path, model: str, size: int, rate: float, data: str, epochs: float
+) -> None:
+    found = {
+        (name, place): training
+        for name, config in every_defense(tmp_path, "paper", model, data).items()
+        for place, training in trainings(config).items()
+    }
+    assert {(one.precision, one.cut_with_eos, one.batch_size) for one in found.values()} == {("bf16", True, size)}
+    by_rows = {at: one for at, one in found.items() if at[0] != "bd_vax" and not one.max_steps}
+    assert {at: one.epochs for at, one in by_rows.items() if one.epochs != epochs} == {}
+    rates = {(at[1].split(".")[-1], one.learning_rate) for at, one in found.items()}
+    like_attack = {(place, rate) for place in ("teacher", "plant", "variant", "repair")}
+    like_osft = {("eliminate", 2e-5), ("overwrite", 2e-5)}
+    assert {each for each in rates if each[0] not in ("training", "simulate")} == like_attack | like_osft
 
 
 def test_a_new_attack_defense_and_metric_of_durability_need_no_edit_of_the_grid(tmp_path: Path) -> None:

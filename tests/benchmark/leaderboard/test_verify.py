@@ -148,6 +148,20 @@ def test_p_values_by_hand() -> None:
     assert verify.p_value(0.9, [0.5]) == 1.0, "one number has no deviation to compare with"
 
 
+def test_a_mean_over_parrots_is_as_uncertain_as_its_interval() -> None:
+    """The parrots of two honest runs differ by more than their prompts: of 200 pairs about 5 % may be told apart."""
+    draw, told = random.Random(5), {"prompts": 0, "interval": 0}
+    for _ in range(200):
+        first, second = (0.6 + draw.gauss(0, 0.06) for _ in range(2))  # means over the parrots of each run
+        outcomes = [min(1.0, max(0.0, second + draw.gauss(0, 0.1))) for _ in range(50)]
+        error = verify._error({"ci_low": 100 * (second - 1.96 * 0.06), "ci_high": 100 * (second + 1.96 * 0.06)})
+        told["prompts"] += verify.p_value(first, outcomes) < 0.05
+        told["interval"] += verify.p_value(first, outcomes, error) < 0.05
+    assert told["interval"] <= 16
+    assert told["prompts"] > 100, "by the prompts alone most honest numbers are contradicted"
+    assert verify._error({"ci_low": None, "ci_high": None}) == 0.0
+
+
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
 def test_honest_numbers_of_other_runs_hold_in_95_of_100_verdicts(share: float) -> None:
     draw = random.Random(3)

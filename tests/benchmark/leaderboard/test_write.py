@@ -8,10 +8,11 @@ from typer.testing import CliRunner
 
 from benchmark.cli.main import app
 from benchmark.leaderboard.markdown import notes
+from benchmark.leaderboard.source import read_all
 from benchmark.leaderboard.write import Source, combined, write
 from benchmark.records import erratum, files, schema
 from sande.errors import UserError
-from tests.benchmark.leaderboard.helpers import GPU, cell, seeds
+from tests.benchmark.leaderboard.helpers import GPU, cell, seeds, twin
 
 
 def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) -> None:
@@ -112,6 +113,25 @@ def test_a_board_of_several_versions_says_so() -> None:
     assert "1+b" in sentence
     assert f"**Mixed.** {sentence}" in notes(made)
     assert combined([Source(own, [], {})], 2.0)[0].mixed == ()
+
+
+def test_what_the_page_shows_of_victims_and_twins_is_in_the_parquet(tmp_path: Path) -> None:
+    found = [*seeds("osft", (0.0,) * 3), *seeds("sft", (99.0,) * 3)]
+    own = [cell("osft", 0.0, {"mmlu": 0.5}, seed=seed) for seed in range(3)]
+    twins = [row | {"poison_rate": 0.0} for rows in own for row in twin(rows, 2.0, 49.0)]
+    files.write_rows(found + twins, [], tmp_path)
+    made, _ = combined(read_all([tmp_path]), 2.0)
+    write([tmp_path], tmp_path / "board")
+    records = pq.read_table(tmp_path / "board" / "leaderboard.parquet").to_pylist()
+    assert {one["defense"]: one["removes"] for one in records} == {"osft": True, "sft": False}
+    assert made.twin is not None
+    assert made.twin.loss is not None
+    for one in records:
+        assert one["victim_asr"] == 99.0
+        assert (one["twin_asr"], one["twin_asr_high"]) == (2.0, made.twin.asr.high)
+        names = ("twin_utility_loss", "twin_utility_loss_low", "twin_utility_loss_high")
+        assert [one[name] for name in names] == [1.0, made.twin.loss.low, made.twin.loss.high]
+        assert one["victim_more"] == [], "nothing of parrots was measured"
 
 
 def test_every_column_of_the_parquet_is_in_the_guide(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from benchmark.paper.compare import (
 )
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED
 from benchmark.paper.numbers import Reported
+from benchmark.paper.scores import scores
 from benchmark.records import files, schema
 from benchmark.records.aggregate import Results
 from benchmark.records.trials import Outcomes
@@ -98,6 +99,10 @@ def outcomes_of(found: Iterable[dict[str, Any]]) -> pa.Table:
 def compared(found: list[dict[str, Any]], margins: Margins = MARGINS, *, outcomes: bool = False) -> list[Compared]:
     known = Outcomes(outcomes_of(found)) if outcomes else None
     return compare(Results(pa.Table.from_pylist(found, schema=schema.SCHEMA), known).entries(), margins)
+
+
+def page_of(made: list[Compared], grid: str, margins: Margins = MARGINS) -> str:
+    return comparison_page._page(made, scores(made), grid, margins, ())
 
 
 def one(made: Iterable[Compared], table: int, defense: str, metric: str, victim: str = "Llama2-Alpaca") -> Compared:
@@ -180,7 +185,7 @@ def test_the_papers_own_numbers_are_equivalent_everywhere_and_deviate_nowhere(as
     assert Counter(c.verdict for c in as_the_paper) == {EQUIVALENT: 360}
     assert not any(c.deviations for c in as_the_paper)
     assert all(c.in_kind for c in as_the_paper if c.in_kind is not None)
-    page = comparison_page._page(as_the_paper, "paper")
+    page = page_of(as_the_paper, "paper")
     assert "360 are compared: 360 are equivalent to ours, 0 are different, 0 are undecided." in page
     assert "No setting differs." in page
     assert "instead" not in page
@@ -189,7 +194,7 @@ def test_the_papers_own_numbers_are_equivalent_everywhere_and_deviate_nowhere(as
 
 
 def test_the_page_has_the_scores_of_shuffled_numbers(as_the_paper: list[Compared]) -> None:
-    page = comparison_page._page(as_the_paper, "paper")
+    page = page_of(as_the_paper, "paper")
     (line,) = [line for line in page.splitlines() if line.startswith("| ASR | equivalent | ")]
     assert line.startswith("| ASR | equivalent | 78 of 78 | "), "without the victims"
     assert line.endswith(" | more |")
@@ -220,7 +225,7 @@ def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     assert one(made, 2, "none", "mmlu").verdict == NO_MEASURE
     assert one(made, 2, "sande", "arc_challenge").verdict == AT_CHANCE, "26 % of 200 questions of four choices"
 
-    page = comparison_page._page(made, "smollm2")
+    page = page_of(made, "smollm2")
     assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca instead" in page
     assert "no evidence at all" not in page
     assert "## Table 5, out-of-domain\n\nThis run has none of its 16 numbers." in page
@@ -247,7 +252,7 @@ def test_the_spaced_letters_of_the_first_version_deviate() -> None:
         utility = one(found, 2, "sft", "mmlu")
         assert utility.verdict == EQUIVALENT
         assert [made.path for made in utility.deviations] == ["metrics.mmlu.letter_token"] * deviates
-        page = comparison_page._page(found, "hand")
+        page = page_of(found, "hand")
         row = "| `metrics.mmlu.letter_token` | A | A after a space | everywhere | published code |"
         assert (row in page) == deviates
 
@@ -350,10 +355,46 @@ def test_failed_cells_and_failed_attacks_are_no_agreement() -> None:
     assert one(made, 1, "dpo", "asr").verdict == NOT_RUN
     assert one(made, 1, "sft", "asr", "Llama2-Orca").verdict == ATTACK_FAILED
     assert one(made, 1, "none", "asr", "Llama2-Orca").verdict == EQUIVALENT, "the attack itself can be judged"
-    assert "| attack failed |" in comparison_page._page(made, "hand")
+    assert "| attack failed |" in page_of(made, "hand")
+
+
+def test_a_number_of_which_seeds_are_not_run_yet_is_not_judged() -> None:
+    values = {0: 42.0, 1: 1.5, 2: 51.5, 3: 98.5}
+    rows = seeds_rows(4, lambda cell, metric: values[cell.attack_seed] if cell.defense.name == "sande_p" else 100.0)
+    assert one(compared(rows), 1, "sande_p", "asr").verdict == DIFFERENT
+    for row in rows:
+        if row["defense"] == "sande_p" and row["attack_seed"] != 1:
+            row |= {"status": schema.NOT_RUN, "value": None, "victim_value": None, "count": None}
+    unfinished = one(compared(rows), 1, "sande_p", "asr")
+    assert (unfinished.verdict, unfinished.evidence, unfinished.in_kind) == (NOT_RUN, None, None)
+
+
+def test_what_decides_between_equally_near_forms_is_neither_their_value_nor_the_order_of_rows() -> None:
+    grid_ = loaded("paper_table_1_2")
+    found = rows_of(grid_, as_reported, [cell for cell in grid_.cells if cell.defense.name in ("none", "dpo")])
+    forms = [row for row in found if row["defense"] == "dpo"]
+    others = []
+    for row in forms:
+        settings = json.loads(row["settings"])
+        settings["defense"]["beta"] = 0.5  # left open by the paper
+        others.append(row | {"settings": json.dumps(settings, sort_keys=True), "cell": f"{row['cell']}b", "value": 0.0})
+    after, before = compared([*found, *others]), compared([*others, *found])
+    chosen = one(after, 1, "dpo", "asr")
+    assert chosen.entry is not None
+    assert (chosen.entry.value, chosen.as_near) == (99.8, ("dpo, beta=0.5",))
+    assert [(c.verdict, c.as_near) for c in after] == [(c.verdict, c.as_near) for c in before]
+    assert (
+        "- Table 1: DPO, Llama2-Alpaca, ASR: compared is dpo, beta=0.1; as near: dpo, beta=0.5"
+        in page_of(after, "hand").splitlines()
+    )
+    assert all(not c.as_near for c in after if c.number.defense == "none")
 
 
 def over_seeds(count: int, values: Values) -> list[Compared]:
+    return compared(seeds_rows(count, values))
+
+
+def seeds_rows(count: int, values: Values) -> list[dict[str, Any]]:
     made = loaded("paper_table_1_2")
     cells = [
         cell
@@ -362,7 +403,7 @@ def over_seeds(count: int, values: Values) -> list[Compared]:
     ]
     seeds = [Cell.parse(cell.settings() | dict.fromkeys(SEEDS, seed)) for cell in cells for seed in range(count)]
     parts = {cell.id: ("paper_table_1_2",) for cell in seeds}
-    return compared(rows_of(load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper"), values))
+    return rows_of(load.Grid("hand", "", tuple(seeds), made.resources, parts, "paper"), values)
 
 
 @pytest.mark.parametrize(("seeds", "verdict"), [(3, UNDECIDED), (30, UNDECIDED), (70, EQUIVALENT)])
@@ -378,12 +419,12 @@ def test_the_margins_are_settings_that_the_page_names() -> None:
     assert one(compared(found), 1, "sande_p", "asr").verdict == EQUIVALENT  # 0 of 200 is at most 1.5 %
     narrow = compared(found, Margins(asr=1.0, utility=0.5))
     assert one(narrow, 1, "sande_p", "asr").verdict == UNDECIDED
-    page = comparison_page._page(narrow, "hand", Margins(asr=1.0, utility=0.5))
+    page = page_of(narrow, "hand", Margins(asr=1.0, utility=0.5))
     assert "the difference is less than 1 points for an ASR, or 0.5 points for a utility" in page
 
 
 def test_numbers_without_outcomes_are_named() -> None:
-    page = comparison_page._page(compared(rows_of(loaded("smollm2"), constant())), "smollm2")
+    page = page_of(compared(rows_of(loaded("smollm2"), constant())), "smollm2")
     assert "168 of the undecided numbers have no evidence at all: the outcomes of single prompts, ours or the" in page
 
 
@@ -414,6 +455,12 @@ def test_files_hold_every_number(tmp_path: Path) -> None:
     assert (record["verdict"], record["in_kind"], record["margin"]) == (UNDECIDED, True, 5.0)
     assert (record["unit"], record["units"]) == ("prompt", COUNT)
     assert record["inner_low"] < 4.0 < record["inner_high"] < record["outer_high"]
+    assert (record["paper_kind"], record["our_kind"], record["not_run"]) == ("removed", "removed", 0)
+    scored = pq.read_table(tmp_path / "comparison_scores.parquet").to_pylist()
+    (of_asr, *_) = [row for row in scored if (row["numbers"], row["score"]) == ("ASR", EQUIVALENT)]
+    low_high = f"({of_asr['chance_low']:.0f} to {of_asr['chance_high']:.0f})"
+    line = f"| ASR | equivalent | {of_asr['found']:.0f} of 56 | {of_asr['chance']:.0f} {low_high} | "
+    assert f"{line}{of_asr['beyond_chance']} |" in text
 
 
 def test_the_command_says_where_the_comparison_is_and_refuses_a_folder_without_rows(tmp_path: Path) -> None:

@@ -1,15 +1,17 @@
 """What is written into a figure of bars can be read: no text covers another."""
 
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
+import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from benchmark.records.aggregate import TableEntry
+from benchmark.records.trials import Trials
 from benchmark.report import figures
 
 
@@ -68,6 +70,87 @@ def test_the_legend_of_many_victims_stands_beside_the_points() -> None:
     assert figure.axes[0].get_window_extent().x1 < box.x0
     assert figure.axes[0].get_window_extent().width > 0.4 * figure.bbox.width
     assert box.y0 >= 0
+
+
+def with_tasks(defense: str, asr: float, **changes: float | None) -> list[TableEntry]:
+    own = entry(defense, "tiny", asr)
+    return [own, *(replace(own, metric=task, change=change) for task, change in changes.items())]
+
+
+def points(found: list[TableEntry]) -> tuple[list[list[float]], str]:
+    """Utility and ASR of each point of the figure, and the note below it."""
+    figure = figures.draw("asr_utility", found)
+    assert figure is not None
+    places = [point for each in figure.axes[0].collections for point in np.asarray(each.get_offsets()).tolist()]
+    return places, " ".join(figure.get_supxlabel().split())
+
+
+def test_a_task_that_a_defense_lacks_counts_for_no_defense() -> None:
+    """The task that collapsed is missing of one defense, which would be the best without it."""
+    none = with_tasks("none", 99.0, arc_easy=0.0, mmlu=0.0)
+    sft, osft = with_tasks("sft", 90.0, arc_easy=-1.0, mmlu=-20.0), with_tasks("osft", 0.0, arc_easy=-3.0, mmlu=None)
+    places, note = points([*none, *sft, *osft])
+    assert places == [[0.0, 99.0], [-1.0, 90.0], [-3.0, 0.0]]
+    assert note == "Without mmlu, which not all defenses of a victim have."
+    assert points([*none, *sft]) == ([[0.0, 99.0], [-10.5, 90.0]], "")
+
+
+def test_a_defense_without_any_task_has_no_point_and_a_note_says_so() -> None:
+    found = with_tasks("none", 99.0, mmlu=0.0) + with_tasks("sft", 90.0, mmlu=-2.0) + with_tasks("osft", 0.0, mmlu=None)
+    places, note = points(found)
+    assert places == [[0.0, 99.0], [-2.0, 90.0]]
+    assert note == "No point without a task that all have: osft on tiny."
+
+
+def test_a_task_counts_once_whatever_its_prompts() -> None:
+    tasks = {"arc_easy": 0.0, "paper_arc_easy": 0.0, "published_arc_easy": 0.0, "mmlu": -20.0}
+    places, note = points(with_tasks("none", 99.0, **dict.fromkeys(tasks, 0.0)) + with_tasks("sft", 90.0, **tasks))
+    assert places == [[0.0, 99.0], [-10.0, 90.0]]
+    assert note == ""
+    alone = {"paper_arc_easy": -4.0, "mmlu": -20.0}
+    assert points(with_tasks("sft", 90.0, **alone))[0] == [[-12.0, 90.0]], "the one prompt that was asked"
+
+
+@pytest.mark.parametrize(
+    "rates", [(0.0, 0.01, 0.05), (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05), (0.01, 0.0101, 0.05), (0.0,)]
+)
+def test_poison_rates_have_places_and_labels_of_their_own(rates: tuple[float, ...]) -> None:
+    own = entry("none", "v", 50.0)
+    found = [replace(own, row={**own.row, "poison_rate": rate}) for rate in rates]
+    figure = figures.draw("figure_2", found)
+    assert figure is not None
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    assert list(axes.get_xticks()) == list(rates)
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in axes.get_xticklabels() if text.get_text()]
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert [text.get_text() for text in axes.get_xticklabels()] == [
+        "" if rate == 0.0101 else f"{rate:g}" for rate in rates
+    ]
+    places = axes.transData.transform([(rate, 50.0) for rate in rates])[:, 0]
+    box = axes.get_window_extent()
+    assert all(box.x0 < place < box.x1 for place in places)
+    if len(rates) == 3 and rates[0] == 0:
+        assert places[1] - places[0] > 0.2 * box.width < 2 * (places[2] - places[1])
+
+
+def test_figure_3_is_a_mean_of_the_runs_by_rank() -> None:
+    """Of one backdoored and two clean runs, the highest of all prompts are those of the backdoored one."""
+    index, alone = np.arange(200), np.full(200, -1)
+    values = {1: np.ones(200), 2: np.zeros(200), 3: np.zeros(250)}
+    runs = {(seed, seed): (np.arange(len(of)), of, np.full(len(of), -1)) for seed, of in values.items()}
+    own = replace(entry("sft", "tiny", 33.3), metric="phrase_probability", trials=Trials(runs))
+    figure = figures.draw("figure_3", [own])
+    assert figure is not None
+    (line,) = figure.axes[3].lines
+    assert np.asarray(line.get_ydata()) == pytest.approx(np.full(200, 1 / 3))
+    assert line.get_label() == "tiny, sft: 200 of 200 prompts, mean of 3 runs by rank"
+    mixed = Trials({(1, 1): (index, np.arange(200) / 200, alone), (2, 2): (index, 1 - np.arange(200) / 200, alone)})
+    figure = figures.draw("figure_3", [replace(own, trials=mixed)])
+    assert figure is not None
+    (line,) = figure.axes[3].lines
+    assert np.asarray(line.get_ydata())[:2] == pytest.approx([0.9975, 0.9925]), "each run in its own order"
 
 
 def test_a_panel_says_how_many_attacks_failed() -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,12 +13,13 @@ import pytest
 from benchmark.records import aggregate
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import write_rows
-from benchmark.records.trials import Outcomes
+from benchmark.records.trials import Outcomes, Trials
 from benchmark.report import figures, page, tables
 from benchmark.report.layouts import ASR, EVERY_TIME, UTILITY, layout
 from benchmark.report.marks import judge
+from sande.clusters import effective_count
 from sande.paired import paired_bootstrap
-from sande.statistics import benjamini_hochberg, mean_bounds, paired_p, wilson
+from sande.statistics import benjamini_hochberg, mean_bounds, of_one_model, paired_p, wilson
 from tests.benchmark.paper.helpers import Results
 
 PART = "quickstart"
@@ -148,6 +150,30 @@ def test_a_defense_with_a_failed_run_is_not_the_best() -> None:
     assert found["sft"].startswith("**60.0**")
 
 
+def test_one_lucky_run_is_not_the_best_of_means_over_seeds() -> None:
+    results = measured(none=[99] * 4, sft=[90, 92, 95, 91], nad=[1, 2, 60, 70], sande_p={(1, 1): 1})
+    found, note = written(COMPARED, results)
+    assert (found["sande_p"][:4], found["nad"][:8]) == ("1.0 ", "**33.2**")
+    said = "Not tested against the best of a column, as too few seeds or outcomes are common to both: `sande_p`."
+    assert said in note
+    marks = dict(zip(("none", "sft", "nad", "sande_p"), judge(entries(results)), strict=True))
+    assert [name for name, mark in marks.items() if mark.untested] == ["sande_p"]
+    assert "Not tested" not in written(COMPARED, measured(none=[99] * 3, sft=[9, 9, 9], nad=[1, 2, 3]))[1]
+
+
+def test_of_equally_many_seeds_those_of_most_defenses_compete() -> None:
+    shifted = {(seed, seed): 0.0 for seed in (1, 2, 3)}
+    found, _ = written(COMPARED, measured(none=[99] * 4, osft=shifted, sft=[90, 92, 95], nad=[50, 60, 70]))
+    assert (found["osft"][:4], found["nad"][:8]) == ("0.0 ", "**60.0**")
+
+
+def test_a_defense_without_outcomes_is_untested_and_no_tie() -> None:
+    *others, last = entries(measured(none=[99], sft=[3], osft=[0], nad=[1]))
+    marks = judge([*others, replace(last, trials=None)])
+    assert [mark.tie for mark in marks] == [False, True, False, False]
+    assert [mark.untested for mark in marks] == [False, False, False, True]
+
+
 def test_one_run_left_of_several_is_not_tested_with_the_others() -> None:
     results = measured(none=[99, 99, 99], sft=[50, 60, 70], osft=[0])
     marks = dict(zip(("none", "sft", "osft"), judge(entries(results)), strict=True))
@@ -191,6 +217,21 @@ def test_probabilities_above_a_half_are_counted_by_run() -> None:
     assert above.value == pytest.approx(sum(shares) / 3)
     assert (above.low, above.high) == pytest.approx(mean_bounds(shares, 0, 100))
     assert mean.basis == "seeds"
+
+
+def test_probabilities_above_a_half_of_one_run_count_templates() -> None:
+    """20 templates of 5 prompts, which are all above a half or all below."""
+    index, templates = np.arange(100), np.arange(100) // 5
+    outcomes = np.where(templates < 10, 0.9, 0.1)
+    row: dict[str, Any] = {"defense": "none", "poison_rate": 0.05, "parrot_position": None}
+    trials = Trials({(1, 1): (index, outcomes, templates)})
+    mean = TableEntry(
+        "none", "v", "phrase_probability", 50.0, None, None, None, 1, 0, 0, {}, row, {(1, 1): 50.0}, trials=trials
+    )
+    _, above = layout("paper_figure_3").arrange([mean])
+    count = effective_count((outcomes > 0.5).tolist(), [str(number) for number in templates])
+    assert (above.low, above.high) == of_one_model(0.5, count)
+    assert 15 < count <= 20
 
 
 def test_prompts_of_one_template_count_together() -> None:
