@@ -53,6 +53,7 @@ def train(
     watch: Callable[[types.TrainingStatus], None] | None = None,
     workers: int = 1,
     elastic: bool = False,
+    agree: Callable[[bool], bool] = bool,
 ) -> None:
     """Run an attack, a defense or a part; the process of rank 0 stores the result, the others only take part.
 
@@ -70,10 +71,15 @@ def train(
         watch: receives the status of its trainings, see `sande.types.Run`.
         workers: processes that run the stage together.
         elastic: whether their number may differ from that of an earlier process, whose checkpoints it then takes.
+        agree: gives all of them what the process of rank 0 has, once each of them has called it.
+
+    Raises:
+        UserError: as `Stage.check`, and as the method.
     """
     from benchmark.execution.elastic import ElasticCheckpoints, worker_changes
     from sande.training.checkpoints import Checkpoints
 
+    stage.check()
     cell = stage.cell
     kept = store.checkpoints(stage.kind, stage.key, say)
     if not (sharding.deepspeed and workers > 1):  # a snapshot has the shards of one machine
@@ -112,15 +118,24 @@ def train(
             made["sharding"] = sharding.layout.removeprefix("-")
         return made
 
-    if rank == 0:
-        done = False
-        try:
-            store.put(stage.kind, stage.key, build)
-            done = True
-        finally:
-            kept.close(done)
-    else:
-        build(store.root)
+    if rank:
+        if agree(False):
+            build(store.root)
+        return
+    done, building = False, False
+
+    def build_with_all(folder: Path) -> dict[str, Any]:
+        nonlocal building
+        building = agree(True)
+        return build(folder)
+
+    try:
+        store.put(stage.kind, stage.key, build_with_all)
+        if not building:  # `put` had only to send what an earlier process built; the others must not wait for this one
+            agree(False)
+        done = True
+    finally:
+        kept.close(done)
 
 
 def _attack(stage: Stage, store: Store, run: types.Run) -> Callable[[Path], None]:
@@ -226,7 +241,11 @@ def evaluate(
         workers: that compute the stage together, each of which calls this function; None: this process alone.
         in_shards: whether each of them holds a shard of the model, and computes its part of everything, in an open
             process group; else each holds the whole model, and computes everything for its share of the prompts.
+
+    Raises:
+        UserError: as `Stage.check`, and as the metrics.
     """
+    stage.check()
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)

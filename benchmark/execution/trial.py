@@ -140,8 +140,11 @@ class StageTrial(tune.Trainable):
 
     def setup(self, config: dict[str, Any]) -> None:
         """Take the first stage of this process."""
+        from benchmark.store.remote import tidy
+
         warm_up()
         self._job = StageJob.of(config)
+        tidy(self._job.settings.store)  # of a machine where no driver starts, which does it there
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take the next stage of this process."""
@@ -307,7 +310,8 @@ def _train_loop(config: dict[str, Any]) -> None:
             _agree_on_compute_type()
         watch = Writer(settings.status, stage.key).watch if settings.status else None
         interval = 60 * settings.checkpoint_minutes
-        stages.train(stage, store, prepare, say, rank, interval, settings.sharding, watch, size, job.elastic)
+        agree = ray.train.collective.broadcast_from_rank_zero if size > 1 else bool
+        stages.train(stage, store, prepare, say, rank, interval, settings.sharding, watch, size, job.elastic, agree)
     except (UserError, NonFiniteError) as error:
         if not config["report_errors"]:
             raise

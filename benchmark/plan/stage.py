@@ -11,6 +11,7 @@ from typing import Any
 from benchmark.grid.cell import Cell
 from benchmark.grid.resources import Kind
 from benchmark.store.protocol import Store
+from sande.errors import UserError
 
 _JSON = ("kind", "key", "settings", "needs", "metric_keys", "part")  # fields of a stage in its text
 
@@ -64,6 +65,27 @@ class Stage:
     def cell(self) -> Cell:
         """Return the cell of the settings."""
         return self.parsed or Cell.parse(self.settings)
+
+    def check(self) -> None:
+        """Refuse to compute something else than what the key stands for.
+
+        Call it in the process that computes: it has its own code, and reads the data again.
+
+        Raises:
+            UserError: code, data or a library have changed since the stage was planned.
+        """
+        cell = self.cell
+        made = {
+            "attack": lambda: (cell.attack_key,),
+            "part": lambda: (cell.part_key(self.part),),
+            "defend": lambda: (cell.defense_key,),
+            "evaluate": lambda: cell.evaluation_keys,
+        }
+        if made[self.kind]() != self.artifacts:
+            raise UserError(
+                f"{self.short_label}: the code, the data or the libraries of this process are not those that the run "
+                "was planned with; run again"
+            )
 
     @property
     def artifacts(self) -> tuple[str, ...]:
