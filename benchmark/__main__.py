@@ -1,5 +1,5 @@
 """`python -m benchmark` is `sande-bench`."""
 
-from benchmark.cli.main import main
+from benchmark.cli.entry import main
 
 main()

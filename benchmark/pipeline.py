@@ -24,6 +24,7 @@ from benchmark.held_out import mask
 from benchmark.held_out import secret as secrets
 from benchmark.held_out.mask import Hidden
 from benchmark.io.remote import below
+from benchmark.io.units import counted
 from benchmark.plan import early, retention, searches
 from benchmark.plan.failures import UNFINISHED, interrupted
 from benchmark.plan.plan import Plan, make_plan, unfit
@@ -166,7 +167,8 @@ def run(
     # A cell whose search failed is a row with that error; it is not run with some other value. Nor is a misfit.
     plan = make_plan([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
     show(
-        f"{loaded.name}: {len(plan.cells)} cells, {len(plan.stages)} stages, {len(plan.done)} done, "
+        f"{loaded.name}: {counted(len(plan.cells), 'cell')}, {counted(len(plan.stages), 'stage')}, "
+        f"{len(plan.done)} done, "
         f"{len(plan.missing)} to run"
     )
     progress.begin(plan.missing)

@@ -22,6 +22,7 @@ from benchmark.cli.options import (
     StoreOption,
     words_of,
 )
+from benchmark.grid import shipped
 from benchmark.records import mark, published
 from benchmark.store.remote import open_store
 from sande import scanning
@@ -68,12 +69,13 @@ def scan(
     from sande.models.chat import AUTO
 
     published.refuse_published(out or SCANS, "--out")
+    _refuse_grid_name(model)
     model = adapters.with_base(model, base)
     datasets.allow_file(data)
     settings = load.settings_of(assignments or ())
     registry.config("detectors", detector, settings)  # a mistake in it is found before libraries are loaded
     how = How(detector, settings, data, rows, reference, seed, prompt_format or AUTO)
-    if model.endswith(".yaml"):
+    if model.endswith((".yaml", ".yml")):
         from benchmark.detection.scan_grid import scan_grid
 
         for given, name in ((prompt_format, "--format"), (fail_on_alarm, "--fail-on-alarm")):
@@ -96,6 +98,16 @@ def scan(
         echo(f"Scan: {out / 'scan.json'}  (next to it: {', '.join(shown)})")
     if fail_on_alarm and record["alarm"]:
         raise typer.Exit(ALARM)
+
+
+def _refuse_grid_name(model: str) -> None:
+    """Raise UserError where a model's name is the plain name of a grid, by which `run` and `plan` know it."""
+    file = shipped.grids().get(model)
+    if file and model not in catalog.ABOUT and not Path(model).exists():
+        raise UserError(
+            f"{model}: a grid, not a model; give scan a model's folder or name, or use 'sande-bench run {model}' to "
+            f"train its victims and 'sande-bench scan {file}' to scan them"
+        )
 
 
 @one_sentence

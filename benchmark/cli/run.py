@@ -29,6 +29,7 @@ from benchmark.execution.progress import Progress
 from benchmark.forecast.scaling import EFFICIENCY, NO_GAIN
 from benchmark.grid.resources import Kind
 from benchmark.io.remote import below
+from benchmark.io.units import counted
 from benchmark.store.remote import open_store
 from sande import compute
 from sande.errors import UserError
@@ -77,20 +78,27 @@ def run(
     echo(f"Report: {finished.page}  (next to it: tables/, figures/, rows.parquet)")
     echo(f"{finished.name} took {finished.seconds:.0f} s")
     if finished.failed:
-        echo(f"{finished.failed} of {finished.cells} cells failed; the same command retries them", err=True)
+        echo(f"{finished.failed} of {counted(finished.cells, 'cell')} failed; the same command retries them", err=True)
         raise typer.Exit(SOME_CELL_FAILED)
 
 
 def _interrupted(finished: Finished) -> str:
     """Return the sentence on a run that the user ended: what is done, what is left, how to continue."""
-    failed = f" {finished.failed} of {finished.cells} cells failed." if finished.failed else ""
+    left = finished.stages - finished.done
+    failed = f" {finished.failed} of {counted(finished.cells, 'cell')} failed." if finished.failed else ""
     return (
-        f"Interrupted: {finished.done} of {finished.stages} stages are done, {finished.stages - finished.done} are "
-        f"left.{failed} Run the same command to continue: {finished.command}. Measured so far: {finished.page}"
+        f"Interrupted: {finished.done} of {counted(finished.stages, 'stage')} {_are(finished.done)} done, {left} "
+        f"{_are(left)} left.{failed} Run the same command to continue: {finished.command}. "
+        f"Measured so far: {finished.page}"
     )
 
 
+def _are(number: int) -> str:
+    return "is" if number == 1 else "are"
+
+
 @one_sentence
+@interruptible
 def plan(
     grid: GridArgument,
     store: StoreOption = ".store",
@@ -137,7 +145,9 @@ def plan(
     cost = partial(trainings_here, store=opened) if on_cpu else None
     made, searching = searches.plan_searches(loaded, opened, cost)
     overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
-    lines = [f"{len(made.stages)} distinct stages: {_counts(made.stages.values())}; each victim is trained once"]
+    lines = [
+        f"{counted(len(made.stages), 'distinct stage')}: {_counts(made.stages.values())}; each victim is trained once"
+    ]
     reasons: list[str] = []
     hint = "" if why else " (--why: how this was estimated)"
     if on_cpu:
@@ -163,8 +173,9 @@ def plan(
     if why:
         lines += _reasons(reasons)
     lines.append(
-        f"{len(made.cells)} cells, {len(made.stages)} stages, {len(made.done)} done; to run: {_counts(made.missing)}; "
-        f"on {address or 'this machine'}; store {store}, results {below(results, loaded.name)}"
+        f"{counted(len(made.cells), 'cell')}, {counted(len(made.stages), 'stage')}, {len(made.done)} done; "
+        f"to run: {_counts(made.missing)}; on {address or 'this machine'}; store {store}, "
+        f"results {below(results, loaded.name)}"
     )
     for line in lines:
         echo(line if "\n" in line else overview.folded(line, overview.width(), "  "))

@@ -34,6 +34,7 @@ from benchmark.grid.resources import TENSOR, Kind, Resources, ResourcesByStage
 from benchmark.grid.stage_resources import distinct
 from benchmark.io.files import is_disk_full
 from benchmark.io.remote import is_uri
+from benchmark.io.units import counted
 from benchmark.plan import retention
 from benchmark.plan.failures import (
     FULL_DISK,
@@ -111,7 +112,7 @@ def run(
             repair = _repair(plan, errors, store)
             if not repair.missing or interrupted(errors):
                 break
-            say(f"found a damaged artifact; {len(repair.missing)} stages are done again")
+            say(f"found a damaged artifact; {counted(len(repair.missing), 'stage')} to do again")
             kept = {key: error for key, error in errors.items() if key in repair.done}
             errors = kept | _do(repair, store, resources, say, time.perf_counter(), keep, progress, grows=grows)
         return errors

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,7 @@ def submit(
         _refuse_secret("--set", word)
     environment = _environment(passed)
     with tempfile.TemporaryDirectory(prefix="sande-bench-") as folder:
-        entry = pack(grid, Path(folder), scale)
+        entry = pack(grid, Path(folder), scale, [word for option, word in pairwise(options) if option == "--set"])
         words = ["run", entry, "--store", store, "--results", results, *options]
         words += ["--scale", scale] if scale else []
         return _start(words, folder, environment, Path(entry).stem, address)
@@ -122,21 +123,24 @@ def submit_clean(words: Sequence[str], out: Path | None, address: str, gpus: flo
     with tempfile.TemporaryDirectory(prefix="sande-bench-") as folder:
         _copy_program(Path(folder))
         there = [
-            _uploaded(word, Path(folder)) if option in PATHS else word
-            for option, word in zip(options, words, strict=False)
+            _uploaded(word, Path(folder), number) if option in PATHS else word
+            for number, (option, word) in enumerate(zip(options, words, strict=False))
         ]
         _check_size(Path(folder))
         return _start(["clean", *there], folder, environment, "clean", address, entrypoint_num_gpus=gpus)
 
 
-def _uploaded(word: str, folder: Path) -> str:
-    """Return a word of a command line, after a copy into a job's folder where it names a file beside the user."""
+def _uploaded(word: str, folder: Path, number: int) -> str:
+    """Return a word of a command line, after a copy into a job's folder where it names a file beside the user.
+
+    Each word has a folder of its own, by its number, since files of several folders may have one name.
+    """
     if Path(word).is_absolute() or not Path(word).is_file():
         return word
-    target = folder / INPUTS / Path(word).name
-    target.parent.mkdir(exist_ok=True)
-    shutil.copyfile(word, target)
-    return f"{INPUTS}/{target.name}"
+    target = Path(INPUTS, str(number), Path(word).name)
+    (folder / target).parent.mkdir(parents=True)
+    shutil.copyfile(word, folder / target)
+    return str(target)
 
 
 def _start(words: Sequence[str], folder: str, environment: dict[str, str], name: str, address: str, **more: Any) -> str:
@@ -154,8 +158,14 @@ def _start(words: Sequence[str], folder: str, environment: dict[str, str], name:
         )
 
 
-def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
+def pack(grid: Path, folder: Path, scale: str | None = None, assignments: Sequence[str] = ()) -> str:
     """Copy the files of a job into an empty folder: the two packages, the grid, the grids it includes, their scales.
+
+    Args:
+        grid: as for `submit`.
+        folder: empty folder.
+        scale: as for `submit`.
+        assignments: values of `--set`, which may name a template in the folder of the grid.
 
     Returns:
         Path of the grid below the folder.
@@ -163,7 +173,7 @@ def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
     Raises:
         UserError: a file of the grid is missing, or the folder is too large to upload.
     """
-    files = load.files(grid, scale)
+    files = load.files(grid, scale, assignments)
     _copy_program(folder)
     for file in files:
         target = folder / shipped.FOLDER / file.relative_to(files[0].parent)

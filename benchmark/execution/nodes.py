@@ -151,7 +151,7 @@ def wanted(cells: Iterable[Cell], store: Store, mark: Path) -> Wanted:
         mark=str(mark) if local else None,
         versions=versions(),
         code=code(),
-        models={name: model_facts(name) for name in {cell.model for cell in cells}},
+        models={name: model_facts(name) for name in {name for cell in cells for name in sources.models(cell)}},
         data={key: sources.fingerprint(*key) for key in {key for cell in cells for key in sources.data_sets(cell)}},
     )
 

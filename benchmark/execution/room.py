@@ -20,7 +20,7 @@ class Room:
     """Room of a run's stages on the cluster.
 
     Attributes:
-        of: returns the resources of a stage.
+        of: returns the resources of a stage, with one worker where the stage is one process.
         per_worker: amounts of Ray's resources that a worker gets, by the resources of its stage.
         slots: of the cluster.
         widths: slots of a stage, by its resources.
@@ -45,13 +45,12 @@ class Room:
     def least(self, stage: Stage) -> float:
         """Return the slots with which a stage may start where nodes were lost."""
         resources = self.of(stage)
-        fewest = resources.least_workers if resources.grouped(stage.kind) else resources.workers
-        return self.width(stage) * fewest / resources.workers
+        return self.width(stage) * resources.least_workers / resources.workers
 
     def asks(self, stage: Stage) -> Group:
         """Return what a stage asks for."""
         resources = self.of(stage)
-        return group(resources.workers if resources.grouped(stage.kind) else 1, self.per_worker[resources])
+        return group(resources.workers, self.per_worker[resources])
 
     def timeout(self, stage: Stage) -> float | None:
         """Return the seconds that a stage may take; None: no limit."""

@@ -15,6 +15,7 @@ from benchmark.execution import cluster
 from benchmark.execution.autoscaling import MOST, Nodes
 from benchmark.execution.progress import Progress
 from benchmark.forecast.measured import keep_overhead
+from benchmark.io.units import counted
 from benchmark.plan import retention
 from benchmark.plan.failures import LOST_NODE, LOST_WORKER, OUT_OF_MEMORY, TIMEOUT, Failure, lost_component
 from benchmark.plan.memory import Peaks
@@ -130,7 +131,7 @@ class StageSearcher(Searcher):
         """Note nodes that came or went."""
         slots = self._nodes.slots() if self._nodes else self.queue.slots
         if slots != self.queue.slots:
-            self._say(f"the cluster has room for {slots} stages at a time, {self.queue.slots} before")
+            self._say(f"the cluster has room for {counted(slots, 'stage')} at a time, {self.queue.slots} before")
             self.queue.resize(slots)
             self._progress.at_once = max(1, round(slots * self._a_slot))
 

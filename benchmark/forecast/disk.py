@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 from benchmark.forecast.cost import BILLIONS
-from benchmark.io.units import format_bytes
+from benchmark.io.units import counted, format_bytes
 from benchmark.plan.plan import Plan
 from benchmark.plan.retention import ALL, goes
 from benchmark.plan.stage import Stage
@@ -31,6 +31,7 @@ def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
         stage.key: store.size(stage.kind, stage.key)
         for stage in plan.stages.values()
         if stage.kind in MODELS and stage.kind != "part" and stage.key in plan.done
+        if store.has(stage.kind, stage.key)  # a dropped model is done, and takes nothing
     }
     known: dict[tuple[str, ...], list[int]] = {}
     for key, size in there.items():
@@ -43,14 +44,14 @@ def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
             new += expected or 0.0
             unknown[stage.settings["model"]] += expected is None
     left_out = ", ".join(f"{count} of {model}" for model, count in unknown.items() if count)
-    stay = [stage for stage in plan.stages.values() if stage.key in there or not goes(stage.kind, keep)]
-    models = sum(stage.kind in MODELS for stage in stay)
+    stay = [*there, *(stage.key for stage in plan.missing if stage.kind in MODELS and not goes(stage.kind, keep))]
     passing = "" if keep == ALL else f" (with --keep-models {keep}; plus those that are being measured)"
     parts = _largest_parts(plan, known)
     free = store.free()
     held = format_bytes(sum(there.values()))
     return (
-        f"Disk: {models} models{passing} take {format_bytes(sum(there.values()) + new)}"
+        f"Disk: {counted(len(stay), 'model')}{passing} {'takes' if len(stay) == 1 else 'take'} "
+        f"{format_bytes(sum(there.values()) + new)}"
         f"{f' without {left_out} (of unknown size)' if left_out else ''}; {held} of it are there"
         f"{'' if free is None else f', and {format_bytes(free)} are free'}"
         f"{f'; the parts of a defense take up to {format_bytes(parts)} more until it is done' if parts else ''}"

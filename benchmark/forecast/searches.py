@@ -8,6 +8,7 @@ from dataclasses import replace
 from benchmark.forecast.cost import estimate, format_gpu_time
 from benchmark.grid.load import Grid
 from benchmark.grid.space import with_values
+from benchmark.io.units import counted
 from benchmark.plan.plan import Plan, make_plan, stages_of
 from benchmark.plan.searches import pending, settled
 from benchmark.plan.stage import Stage
@@ -36,6 +37,6 @@ def plan_searches(grid: Grid, store: Store, cost: Callable[[Iterable[Stage]], st
     more = cost(stages) if cost else format_gpu_time(sum(estimate(stages).seconds.values()))
     return made, (
         f"Search: {len(jobs)} to run between attack and defend, for {', '.join(grid.search.space or {})} of "
-        f"{len(waiting)} cells: {len(trials)} trials, at most {more} more; the values are found at "
-        "run time, so what depends on them counts as to run"
+        f"{counted(len(waiting), 'cell')}: {counted(len(trials), 'trial')}, at most {more} more; the values are found "
+        "at run time, so what depends on them counts as to run"
     )

@@ -57,7 +57,8 @@ class WithWorkers:
         given = self.base.of(stage)
         if given.sharding == TENSOR:
             return given
-        return _with(given, self.workers.get((stage.kind, stage.settings["model"]), given.workers))
+        workers = self.workers.get((stage.kind, stage.settings["model"]), given.workers)
+        return _with(given, workers).of_kind(stage.kind)
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from benchmark.forecast.scaling import EFFICIENCY, Scaling, scaling
 from benchmark.forecast.timings import Overhead
 from benchmark.grid.resources import Resources, ResourcesByStage
 from benchmark.grid.stage_resources import distinct
+from benchmark.io.units import counted
 from benchmark.plan import memory
 from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
@@ -30,6 +31,7 @@ from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande.errors import UserError
 
+GPU, CPUS = "GPU", "CPU"  # what a stage needs
 PAPERS = ("h800", "h100")  # machines for which the paper's times are used where nothing was measured
 
 
@@ -41,7 +43,7 @@ class Prediction:
         wall: seconds from start to end of the command.
         busy: seconds in which slots are in use, summed over the slots.
         slots: stages at a time, if all were as the smallest and none shares a GPU.
-        slot: GPUs of the smallest stage; on a CPU 1.
+        gpu_seconds: seconds of the stages, each times the GPUs that it holds.
         basis: number of stages by the basis of their seconds; a stage counts by its worst piece of work.
         left_out: models that were never measured, and data of unknown size; work with them counts as 0 s.
         sharing: whether some stages get less than a whole GPU.
@@ -53,7 +55,7 @@ class Prediction:
     wall: float
     busy: float
     slots: int
-    slot: float
+    gpu_seconds: float
     basis: Mapping[str, int]
     left_out: tuple[str, ...]
     sharing: bool
@@ -102,14 +104,14 @@ class Forecaster:
         """
         missing = self._plan.missing
         of = {stage.key: resources.of(stage) for stage in missing}
-        needs = {each: self._gpus_of(each) for each in distinct(missing, resources)}
-        for each in needs.values():
-            if each > self._gpus:
-                raise UserError(f"--gpus {self._gpus}: a stage needs {each:g} GPUs; raise --gpus, or lower resources")
+        needs = {each: self._needs_of(each) for each in distinct(missing, resources)}
+        most = max((each[GPU] for each in needs.values()), default=0.0)
+        if most > self._gpus:
+            raise UserError(f"--gpus {self._gpus}: a stage needs {most:g} GPUs; raise --gpus, or lower resources")
         slots, width = widths(
-            {each: {"GPU": number} for each, number in needs.items()},
-            {each: int(self._gpus / number) for each, number in needs.items()},
+            needs, {each: max(1, int(self._gpus / max(need.values()))) for each, need in needs.items()}
         )
+        gpu_seconds: list[float] = []
 
         def share(stage: Stage) -> float:
             return self._share(stage, of[stage.key])
@@ -119,7 +121,13 @@ class Forecaster:
             return Setup(of[stage.key].workers if grouped else 1, grouped)
 
         timer = Timer(self._costs, self._there, self._overhead.stage, setup)
-        forecast = simulate(self._plan, slots, timer.seconds, share, lambda stage: width[of[stage.key]])
+
+        def seconds(stage: Stage) -> float:
+            took = timer.seconds(stage)
+            gpu_seconds.append(took * needs[of[stage.key]][GPU] * share(stage))
+            return took
+
+        forecast = simulate(self._plan, slots, seconds, share, lambda stage: width[of[stage.key]])
         longest = [forecast.last] if missing else []
         while longest and longest[-1] in forecast.before:
             longest.append(forecast.before[longest[-1]])
@@ -127,7 +135,7 @@ class Forecaster:
             wall=self._overhead.around + (self._overhead.start if missing else 0.0) + forecast.wall,
             busy=forecast.busy,
             slots=slots,
-            slot=min(needs.values(), default=1.0),
+            gpu_seconds=sum(gpu_seconds),
             basis={found: number for found in BASES if (number := timer.stages_by(found))},
             left_out=tuple(sorted(timer.left_out)),
             sharing=not self._cpu and any(share(stage) < 1 for stage in missing),
@@ -136,8 +144,15 @@ class Forecaster:
             longest=tuple(reversed(longest)),
         )
 
-    def _gpus_of(self, resources: Resources) -> float:
-        return 1.0 if self._cpu else resources.workers * (resources.gpus or 1.0)
+    def _needs_of(self, resources: Resources) -> dict[str, float]:
+        """Return the GPUs of a stage, and its CPUs, counted in the part of a machine's CPUs that comes with a GPU.
+
+        That part is what a worker without a GPU gets, too.
+        """
+        if self._cpu:
+            return {GPU: 1.0}
+        gpus = 1.0 if resources.gpus is None else resources.gpus
+        return {GPU: resources.workers * gpus, CPUS: resources.workers * (min(1.0, gpus) or 1.0)}
 
     def _share(self, stage: Stage, resources: Resources) -> float:
         if resources.grouped("defend"):
@@ -172,8 +187,8 @@ def in_words(made: Prediction, stages: int, gpus: int, machine: str | None) -> t
     if not made.basis:
         return f"Forecast: none without times for {unknown}", ""
     cpu = is_cpu(machine)
-    place = f"with {gpus} stages at a time" if cpu else f"on {gpus} GPUs" if gpus > 1 else "on one GPU"
-    work = span(made.busy) if cpu else format_gpu_time(made.busy * made.slot)
+    place = f"with {counted(gpus, 'stage')} at a time" if cpu else f"on {gpus} GPUs" if gpus > 1 else "on one GPU"
+    work = span(made.busy) if cpu else format_gpu_time(made.gpu_seconds)
     return (
         f"Forecast {place}{f' ({machine})' if machine else ''}: {span(made.wall)} for {work} of work, "
         f"{made.busy / (made.slots * made.wall):.0%} in use{f'; {made.scaling}' if made.scaling else ''}"
@@ -184,7 +199,7 @@ def _reasons(made: Prediction, unknown: str) -> str:
     once, each = made.overhead.around + made.overhead.start, made.overhead.stage
     source = "as measured on two CPU cores" if made.overhead is OVERHEAD else "as in the last run on this store"
     notes = [
-        ", ".join(f"{count} stages by {found}" for found, count in made.basis.items()),
+        ", ".join(f"{counted(count, 'stage')} by {found}" for found, count in made.basis.items()),
         f"without {unknown}" if made.left_out else "",
         "assuming that stages that share a GPU are as fast as alone" if made.sharing else "",
         f"plus {once:.0f} s, and {each:.1f} s a stage, {source}",

@@ -325,7 +325,7 @@ class Parser:
             if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed <= MOST_SEED:
                 given = SEED if SEED in values else name
                 raise UserError(f"{given} is {seed!r}, not a whole number from 0 to {MOST_SEED}")
-        if not isinstance(floor, int | float) or not 0 <= floor <= 100:
+        if not isinstance(floor, int | float) or isinstance(floor, bool) or not 0 <= floor <= 100:
             raise UserError(f"asr_floor is {floor!r}, not a percentage from 0 to 100")
         if not isinstance(full["metrics"], list) or not full["metrics"]:
             raise UserError(f"metrics is {full['metrics']!r}, not a list of at least one metric")

@@ -31,12 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmark.grid import only as only_cells
-from benchmark.grid import prompt_format, shipped, space, variants, wildcards
+from benchmark.grid import prompt_format, shipped, space, sweep, unmatched, variants, wildcards
 from benchmark.grid.cell import DEFAULTS, SEED, SEEDS, Cell, Parser, with_both_seeds
 from benchmark.grid.rules import METHODS, RESOURCES, Rule, as_mapping, as_name, assign, takes
 from benchmark.grid.stage_resources import StageResources, rules_of
 from benchmark.io import yaml
-from sande import registry
 from sande.errors import UserError
 
 SCALES = "scales"
@@ -45,6 +44,11 @@ _UNION_KEYS = ("about", "include", "resources", "rules", "scale", "sweep")
 _SCALE_KEYS = ("about", "rules")
 # Sections of the whole grid, not of a cell, and an example of `--set` for each.
 _SHARED = {"resources": "resources.workers=2", "search": "search.trials=8"}
+_SECTIONS = {  # and what each expects
+    "sweep": "paths with lists of values",
+    "resources": "settings as 'key: value'",
+    "search": "settings as 'key: value'",
+}
 MOST_CELLS = 100_000  # of a grid; each takes a tenth of a millisecond, and kilobytes
 
 
@@ -76,11 +80,19 @@ class Grid:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A grid file with cells of its own, and the scale that holds for it."""
+    """A grid file with cells of its own.
+
+    Attributes:
+        path: the file.
+        values: its contents, with the sweeps of grids that include it.
+        scale: name of the scale that holds for it.
+        is_changed: whether such a sweep may have replaced values that its rules look for.
+    """
 
     path: Path
     values: dict[str, Any]
     scale: str
+    is_changed: bool = False
 
 
 def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> Grid:
@@ -108,6 +120,7 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
         assignments = [_assignment(text, "--set") for text in overrides]
         _refuse_whole(assignments)
         rules = rules_of(values)
+        unmatched.refuse_mistyped(rules)
     cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
     rules += _scale_rules(path, parts[0].path.parent / SCALES, parts[0].scale)
     with _naming(path):
@@ -131,11 +144,16 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
     )
 
 
-def files(path: Path, scale: str | None = None) -> list[Path]:
+def files(path: Path, scale: str | None = None, overrides: Sequence[str] = ()) -> list[Path]:
     """Return the files of a grid: its own, those that it includes, their scales, and templates in its folder.
 
+    Args:
+        path: as for `load_grid`.
+        scale: as for `load_grid`.
+        overrides: as for `load_grid`; they may name a template, too.
+
     Raises:
-        UserError: a file is missing or cannot be read.
+        UserError: a file is missing or cannot be read, or an override is not one.
     """
     path = shipped.named(path)
     parts = _parts(path, _read(path))
@@ -143,7 +161,8 @@ def files(path: Path, scale: str | None = None) -> list[Path]:
     for name in scales:
         _scale_rules(path, path.parent / SCALES, name)
     grids = [*_included(path, set()), *(path.parent / SCALES / f"{name}.yaml" for name in sorted(scales))]
-    templates = {file for each in grids for file in prompt_format.files(_read(each), path.parent)}
+    naming = [*map(_read, grids), settings_of(text for text in overrides if _names_template(text))]
+    templates = {file for values in naming for file in prompt_format.files(values, path.parent)}
     return [*grids, *sorted(templates)]
 
 
@@ -154,6 +173,10 @@ def _included(path: Path, seen: set[Path]) -> Iterator[Path]:
         yield path
         for name in _read(path).get("include") or ():
             yield from _included(path.parent / f"{name}.yaml", seen)
+
+
+def _names_template(override: str) -> bool:
+    return _assignment(override, "--set")[0] == prompt_format.SETTING
 
 
 def about(path: Path) -> str:
@@ -179,7 +202,8 @@ def _parts(
     """
     known = {} if known is None else known
     with _naming(path):
-        _refuse_twice(values.get("sweep"))
+        _check_sections(values)
+        sweep.refuse_twice(values.get("sweep") or {})
         scale, included = values.get("scale", ""), values.get("include")
         if not isinstance(scale, str):
             raise UserError(f"scale is {scale!r}, not the name of one")
@@ -191,7 +215,7 @@ def _parts(
             raise UserError(f"a grid with 'include' has no settings of its own; set '{own[0]}' in the included grids")
         if not isinstance(included, list) or not included or not all(isinstance(name, str) for name in included):
             raise UserError(f"include is {included!r}, not a list of names of grids in the same folder")
-        for _ in _axes(values.get("sweep") or {}):
+        for _ in sweep.axes(values.get("sweep") or {}):
             pass  # a mistake in it is one of this file
         trail = (*trail, path.stem)
         for name in included:
@@ -207,15 +231,16 @@ def _parts(
         for part in known[file]:
             if part.values.get("search"):
                 raise UserError(f"{path}: include: '{part.path.stem}' has a search, so it runs alone; remove it")
-            swept = _over(part.values.get("sweep") or {}, values.get("sweep") or {})
-            part = replace(part, values={**part.values, "sweep": swept}, scale=scale or part.scale)
+            outer = values.get("sweep") or {}
+            swept = sweep.over(part.values.get("sweep") or {}, outer)
+            part = replace(
+                part,
+                values={**part.values, "sweep": swept},
+                scale=scale or part.scale,
+                is_changed=part.is_changed or bool(outer),
+            )
             parts.setdefault(part.path, part)
     return list(parts.values())
-
-
-def _over(inner: Any, outer: Mapping[str, Any]) -> Any:
-    """Return a sweep with one over it; a mistake in it is left for `_axes`."""
-    return {**inner, **outer} if isinstance(inner, Mapping) else inner
 
 
 def _union(
@@ -229,7 +254,7 @@ def _union(
     parser = Parser(path.parent)
     for part in parts:
         with _naming(part.path, part.scale):
-            for cell in _cells(part.values, scales[part.scale], overrides, used, parser):
+            for cell in _cells(part, scales[part.scale], overrides, used, parser):
                 # Rules and overrides can make cells equal: keep each once.
                 cells.setdefault(cell.id, cell)
                 if len(cells) > MOST_CELLS:
@@ -246,18 +271,20 @@ def _union(
 
 
 def _cells(
-    values: dict[str, Any], scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
+    part: _Part, scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
 ) -> Iterator[Cell]:
     """Yield the cells of one file in the order of its sweep; add to `used` the overrides that some cell takes."""
+    values = part.values
     base = with_both_seeds({key: value for key, value in values.items() if key in DEFAULTS or key == SEED})
     for key in METHODS:
         base[key] = as_mapping(base.get(key, DEFAULTS[key]))
         if as_name(base[key]) == wildcards.ALL:
             raise UserError(f"{key}: '{wildcards.ALL}' is a word of a sweep; set '{key}: {wildcards.ALL}' in 'sweep'")
-    applied = [*rules_of(values), *scale]
+    own = rules_of(values)
+    waiting = unmatched.Unmatched([] if part.is_changed else own)
     idle: set[str] = set()
     swept: set[str] = set()
-    axes = list(_axes(values.get("sweep") or {}))
+    axes = list(sweep.axes(values.get("sweep") or {}))
     if math.prod(map(len, axes)) > MOST_CELLS:
         raise UserError(f"sweep: its axes make more than {MOST_CELLS} cells; use fewer values, or several grids")
     for assignments in itertools.product(*axes):
@@ -270,7 +297,10 @@ def _cells(
             else:
                 idle.add(path)
         given = dict(nested)
-        for rule in applied:
+        for rule in own:
+            waiting.look(rule, nested)
+            rule.apply(nested, given)
+        for rule in scale:
             rule.apply(nested, given)
         for path, value in overrides:
             if takes(nested, path):
@@ -278,6 +308,7 @@ def _cells(
                     assign(nested, each, value)
                 used.add(path)
         yield parser.cell(nested)
+    waiting.refuse()
     if idle - swept:
         path = min(idle - swept)
         kind = path.split(".")[0]
@@ -315,6 +346,14 @@ def _head(override: tuple[str, Any]) -> str:
     return override[0].split(".")[0]
 
 
+def _check_sections(values: Mapping[str, Any]) -> None:
+    """Raise UserError where a section is given and is not a mapping, such as `false` or an empty list."""
+    for key, expected in _SECTIONS.items():
+        given = values.get(key)
+        if given is not None and not isinstance(given, Mapping):
+            raise UserError(f"{key}: expected {expected}, got {given!r}")
+
+
 def _refuse_unknown(values: Mapping[Any, Any], valid: Iterable[str]) -> None:
     unknown = sorted(str(key) for key in values if key not in set(valid))
     if unknown:
@@ -328,54 +367,6 @@ def _naming(path: Path, scale: str = "") -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{path}{f' at scale {scale}' if scale else ''}: {error}") from None
-
-
-def _axes(sweep: Any) -> Iterable[list[list[tuple[str, Any]]]]:
-    """Yield for each axis its points, each a list of (path, value)."""
-    if not isinstance(sweep, Mapping):
-        raise UserError(f"sweep: expected paths with lists of values, got {sweep!r}")
-    with_both_seeds(dict.fromkeys(_swept(sweep)), "sweep")
-    for key, points in sweep.items():
-        paths = list(_swept([key]))
-        if str(key) in METHODS:
-            points = _methods(str(key), points)
-        if not isinstance(points, list) or not points:
-            raise UserError(f"sweep: '{key}' needs a list of at least one value, got {points!r}")
-        axis = []
-        for point in points:
-            together = [point] if len(paths) == 1 else point
-            if not isinstance(together, list) or len(together) != len(paths):
-                raise UserError(
-                    f"sweep: '{key}' sets {len(paths)} fields, so each point is a list of as many: {point!r}"
-                )
-            axis.append(list(with_both_seeds(dict(zip(paths, together, strict=True)), "sweep").items()))
-        yield axis
-
-
-def _refuse_twice(sweep: Any) -> None:
-    """Raise UserError where two axes of one file sweep a path, since one of them would vanish."""
-    paths = list(_swept(sweep)) if isinstance(sweep, Mapping) else []
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice is not None:
-        raise UserError(f"sweep: '{twice}' is in two axes; remove one")
-
-
-def _swept(keys: Iterable[Any]) -> Iterator[str]:
-    """Yield the paths in the keys of a sweep."""
-    for key in keys:
-        yield from (path.strip() for path in str(key).split(","))
-
-
-def _methods(key: str, points: Any) -> Any:
-    """Return the points of a sweep over attacks or defenses, with words replaced by their entries."""
-    kind = METHODS[key]
-    if isinstance(points, str) and points != wildcards.ALL:
-        names = ", ".join(registry.names(kind))
-        raise UserError(
-            f"sweep: '{key}' is '{points}'; give a list of {kind}, or '{wildcards.ALL}' for each of: {names}"
-        )
-    points = [points] if points == wildcards.ALL else points
-    return wildcards.expand(kind, points) if isinstance(points, list) else points
 
 
 def settings_of(assignments: Iterable[str], values: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Stages of a grid may differ in it, see `benchmark.grid.stage_resources`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ TENSOR = "tensor"
 # Shardings of each kind of stages. Those of trainings may also be set for all kinds; evaluations ignore them.
 TRAINING_SHARDINGS = ("none", "zero2", "zero3")
 EVALUATION_SHARDINGS = ("none", TENSOR)
+YEAR = 365 * 24 * 3600  # seconds; far larger numbers overflow the timer of a stage
 
 
 class StageLike(Protocol):
@@ -67,7 +69,7 @@ class Resources:
         ge=1,
     )
     timeout: float | None = setting(
-        None, "seconds after which a stage is stopped and counts as failed; null: no limit", gt=0
+        None, "seconds after which a stage is stopped and counts as failed; null: no limit", gt=0, le=YEAR
     )
     report_to: tuple[Tracker, ...] = setting(
         ("tensorboard",),
@@ -98,7 +100,12 @@ class Resources:
 
     def of(self, stage: StageLike) -> Resources:
         """Return these resources: without others, all stages have the same."""
-        return self
+        return self.of_kind(stage.kind)
+
+    def of_kind(self, kind: Kind) -> Resources:
+        """Return these resources with one worker where stages of a kind are one process whatever `workers` is."""
+        alone = self.workers > 1 and not self.grouped(kind)
+        return dataclasses.replace(self, workers=1, min_workers=None) if alone else self
 
     @property
     def least_workers(self) -> int:

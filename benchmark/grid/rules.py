@@ -117,13 +117,15 @@ def _wanted(path: str, given: Any, place: str) -> tuple[Any, ...]:
     for value in values:
         if isinstance(value, Mapping) and not rest:
             raise UserError(f"{place}: '{path}' is {value!r}; use its name alone, and paths for other settings")
+        if path in (SEED, *SEEDS) and type(value) is not int:
+            raise UserError(f"{place}: '{path}' is {value!r}, not a whole number; write it without quotes")
         if names and value not in names:
-            use = _near(str(value), names) or ", ".join(names)
+            use = near(str(value), names) or ", ".join(names)
             raise UserError(f"{place}: no {_NAMED[key].removesuffix('s')} is called {value!r}; use {use}")
     return values
 
 
-def _near(given: str, valid: Iterable[str]) -> str:
+def near(given: str, valid: Iterable[str]) -> str:
     """Return the valid names that a mistyped one may stand for; empty if none is like it."""
     return " or ".join(f"'{name}'" for name in difflib.get_close_matches(given, sorted(set(valid)), n=2))
 
@@ -138,8 +140,8 @@ def _check(path: str, place: str) -> None:
     if key in METHODS:
         names = registry.usable(METHODS[key])
         if dot and not any(_has(METHODS[key], name, rest) for name in names):
-            near = _near(rest, (field for name in names for field in _fields(METHODS[key], name)))
-            use = f"use {near}, or " if near else ""
+            like = near(rest, (field for name in names for field in _fields(METHODS[key], name)))
+            use = f"use {like}, or " if like else ""
             raise UserError(f"{place}: no {key} has the setting '{rest}'; {use}see 'sande-bench show {key}s NAME'")
     elif key in _SECTIONS:
         fields = _section_defaults(key)
@@ -196,11 +198,15 @@ def _in_recipe(nested: Mapping[str, Any], path: str) -> bool:
 
 
 def _matches(nested: Mapping[str, Any], path: str, wanted: tuple[Any, ...]) -> bool:
+    return any(value in wanted for value in values_at(nested, path))
+
+
+def values_at(nested: Mapping[str, Any], path: str) -> list[Any]:
+    """Return what `where` compares at a path: the names of all metrics, else one value; none if the cell has none."""
     found = _value(nested, path)
-    names = [found]
     if path == "metrics" and isinstance(found, list):
-        names = [as_name(metric) for metric in wildcards.expand("metrics", found)]
-    return any(name in wanted for name in names)
+        return [as_name(metric) for metric in wildcards.expand("metrics", found)]
+    return [] if found is _ABSENT else [found]
 
 
 def _value(nested: Mapping[str, Any], path: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a cell reads: its model, and each data set with what identifies its content.
+"""What a cell reads: its models, and each data set with what identifies its content.
 
 A name alone does not say it: `alpaca` is a file in `SANDE_DATA_DIR` on one machine, and pinned files of the Hub on
 another.
@@ -16,6 +16,13 @@ ROWS, QUESTIONS, PAIRS = "rows", "questions", "preference pairs"  # kinds of dat
 SEPARATOR = "; "  # between the sources of a cell
 
 _KINDS = {ROWS: datasets.EXAMPLES, QUESTIONS: datasets.QUESTIONS, PAIRS: datasets.PREFERENCES}
+
+
+def models(cell: Cell) -> Iterator[str]:
+    """Yield the name of each model that a cell reads: its own, and those that its defense names."""
+    yield cell.model
+    if cell.defense.models:
+        yield from cell.defense.config.models
 
 
 def data_sets(cell: Cell) -> Iterator[tuple[str, str]]:

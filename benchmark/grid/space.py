@@ -172,8 +172,11 @@ def job_of(search: Search, cell: Cell) -> Job | None:
     if not proposed:
         return None
     fixed = with_values(cell, proposed[0])
-    # With the searched settings fixed, the defense's key covers the rest: victim, rows, other settings, code.
-    return Job(digest(["search", VERSION, fixed.defense_key, as_dict(search)]), fixed, proposed, search)
+    # With the searched settings fixed, the defense's key covers the rest: victim, rows, other settings, code. Paths
+    # that only other defenses have do not change what is tried for this one.
+    section = as_dict(search)
+    section["space"] = {path: section["space"][path] for path in proposed[0]}
+    return Job(digest(["search", VERSION, fixed.defense_key, section]), fixed, proposed, search)
 
 
 def level(search: Search, cell: Cell) -> str | None:

@@ -107,6 +107,7 @@ class StageResources:
         self.default = self._merged(None, tuple(layer.rule is None for layer in self._layers))
         for kind in _SECTIONS:
             self._merged(kind, tuple(layer.rule is None for layer in self._layers))
+        self._check_least()
 
     def of(self, stage: StageLike) -> Resources:
         """Return the resources of a stage.
@@ -116,6 +117,19 @@ class StageResources:
         """
         settings = prompt_format.named(stage.settings) if len(self._layers) > 2 else stage.settings
         return self._merged(stage.kind, tuple(layer.matches(stage.kind, settings) for layer in self._layers))
+
+    def _check_least(self) -> None:
+        """Raise UserError where `min_workers` is larger than all numbers of workers that some place sets."""
+        sections = [(kind, values) for layer in self._layers for kind, values in layer.sections.items()]
+        most = max((values.get("workers", 1) for _, values in sections), default=1)
+        for kind, values in sections:
+            least = values.get("min_workers")
+            if least is not None and least > most:
+                place = f"{RESOURCES}.{kind}" if kind else RESOURCES
+                raise UserError(
+                    f"{place}.min_workers is {least}, and the most workers that a stage has are {most}; set it to at "
+                    f"most {most}, or raise {place}.workers"
+                )
 
     def check(self, cells: Iterable[Cell]) -> None:
         """Refuse values that do not go together for a stage of a cell.
@@ -138,7 +152,8 @@ class StageResources:
             for section in ("", *(_SECTIONS[kind] if kind else ())):  # a kind's own values win over general ones
                 for sections in layers:
                     values |= sections.get(section, {})
-            self._made[kind, matched] = _checked(values, f"{RESOURCES}.{kind}" if kind else RESOURCES, kind)
+            made = _checked(values, f"{RESOURCES}.{kind}" if kind else RESOURCES, kind)
+            self._made[kind, matched] = made.of_kind(kind) if kind else made
         return self._made[kind, matched]
 
 
@@ -148,7 +163,8 @@ def rules_of(values: Mapping[str, Any]) -> list[Rule]:
     Raises:
         UserError: one is wrong, or one of a grid with `include` sets something else than resources.
     """
-    rules = parse(values.get("rules") or [])
+    given = values.get("rules")
+    rules = parse([] if given is None else given)
     for rule in rules:
         _of_rule(rule)
         if values.get("include") and (other := sorted([*rule.set, *rule.default])):

@@ -9,3 +9,8 @@ def format_bytes(size: float) -> str:
         if size >= bytes_:
             return f"{size / bytes_:.3g} {unit}" if size < 999.5 * bytes_ else f"{size / bytes_:.0f} {unit}"
     return f"{size:.0f} bytes"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

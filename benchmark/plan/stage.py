@@ -75,13 +75,13 @@ class Stage:
             UserError: code, data or a library have changed since the stage was planned.
         """
         cell = self.cell
-        made = {
-            "attack": lambda: (cell.attack_key,),
-            "part": lambda: (cell.part_key(self.part),),
-            "defend": lambda: (cell.defense_key,),
-            "evaluate": lambda: cell.evaluation_keys,
-        }
-        if made[self.kind]() != self.artifacts:
+        if self.kind == "evaluate":
+            keys = cell.evaluation_keys
+        elif self.kind == "part":
+            keys = (cell.part_key(self.part),)
+        else:
+            keys = (cell.attack_key if self.kind == "attack" else cell.defense_key,)
+        if keys != self.artifacts:
             raise UserError(
                 f"{self.short_label}: the code, the data or the libraries of this process are not those that the run "
                 "was planned with; run again"

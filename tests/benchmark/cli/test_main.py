@@ -2,11 +2,12 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from benchmark.cli.app import print_table
+from benchmark.cli.app import GO_ON, print_table
 from sande import __version__, registry
 from sande.config import describe
 from sande.data import datasets
@@ -155,6 +156,56 @@ def test_plan_counts_what_would_run_and_makes_nothing(grid_file: GridFile, tmp_p
     last = shown.stdout.splitlines()[-1]
     assert last.startswith("3 cells, 6 stages, 0 done; to run: 1 attack, 2 defend, 3 evaluate; on this machine")
     assert [file.name for file in tmp_path.iterdir()] == ["small.yaml"]
+
+
+@pytest.mark.usefixtures("wide")
+def test_plan_counts_one_in_the_singular(grid_file: GridFile, tmp_path: Path) -> None:
+    out = invoke("plan", grid_file(), *run_options(tmp_path)).stdout
+    assert "\n1 cell, 2 stages, 0 done; to run: 1 attack, 0 defend, 1 evaluate; " in out
+    assert "Disk: 1 model takes " in out
+
+
+def test_ctrl_c_in_plan_is_a_line(grid_file: GridFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("benchmark.grid.load.load_grid", interrupt)
+    done = invoke("plan", grid_file())
+    assert (done.exit_code, done.stderr) == (130, f"{GO_ON}\n")
+
+
+STUBBED = """
+import sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "benchmark.cli.main":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+"""
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "import runpy; runpy.run_module('benchmark', run_name='__main__')",
+        "import importlib.metadata as m; m.EntryPoint('', {entry!r}, 'console_scripts').load()()",
+    ],
+    ids=["module", "script"],
+)
+def test_ctrl_c_during_imports_ends_without_a_traceback(start: str) -> None:
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]["sande-bench"]
+    done = process("-c", STUBBED + start.format(entry=entry))
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_scan_says_that_a_grid_is_run(tmp_path: Path) -> None:
+    line = mistake("scan", "quickstart")
+    assert line.startswith("sande-bench: quickstart: a grid, not a model; give scan a model's folder or name, or use ")
+    assert "'sande-bench run quickstart' to train its victims" in line
+    assert "quickstart.yaml' to scan them" in line
+    assert "no such grid file" in mistake("scan", tmp_path / "gone.yml", "--store", tmp_path / "store")
 
 
 @pytest.mark.usefixtures("wide")

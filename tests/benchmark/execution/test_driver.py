@@ -561,6 +561,20 @@ def test_one_kind_alone_may_be_refused(store: LocalStore) -> None:
         room_of([stage("a"), stage("e", kind="evaluate")], vllm)
 
 
+@pytest.mark.usefixtures("large_cluster")
+def test_an_evaluation_by_vllm_takes_the_room_of_one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmark.execution.room.preflight.check_engine", lambda *_: None)
+    attack, evaluation = stage("a"), stage("e", kind="evaluate")
+    resources = StageResources({"workers": 4, "engine": "vllm"})
+    found = room_of([attack, evaluation], resources)
+    assert (found.slots, found.width(attack), found.width(evaluation)) == (64, 4.0, 1.0)
+    assert found.asks(evaluation) == group(1, PER_WORKER)
+    assert (resources.of(attack).workers, resources.of(evaluation).workers) == (4, 1)
+    shared = Resources(workers=4, engine="vllm")
+    assert [shared.of(each).workers for each in (attack, evaluation)] == [4, 1]
+    assert Resources(workers=4).of(evaluation).workers == 4, "the built-in engine splits the work"
+
+
 def test_vllm_shares_no_gpu(store: LocalStore) -> None:
     peaks, share = driver._sharing(room(Resources(engine="vllm"), PER_WORKER), store)
     assert peaks is None

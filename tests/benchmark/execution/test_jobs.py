@@ -217,7 +217,7 @@ def test_cleaning_a_model_is_a_job_with_the_same_options(tmp_path: Path, monkeyp
     class Client:
         def submit_job(self, **job: Any) -> str:
             folder = Path(job["runtime_env"]["working_dir"])
-            sent.update(job, inputs=(folder / "inputs/incident.yaml").read_text())
+            sent.update(job, inputs={path.name: path.read_text() for path in folder.glob("inputs/*/*")})
             return str(job["submission_id"])
 
     monkeypatch.chdir(tmp_path)
@@ -245,13 +245,53 @@ def test_cleaning_a_model_is_a_job_with_the_same_options(tmp_path: Path, monkeyp
     words = shlex.split(sent["entrypoint"])
     assert words[:5] == ["python", "-m", "benchmark", "clean", "/shared/model"]
     pairs = list(itertools.pairwise(words))
-    assert {("--trigger", "t"), ("--incident", "inputs/incident.yaml"), ("--lora", "8"), ("--seed", "4")} <= set(pairs)
+    assert {("--trigger", "t"), ("--lora", "8"), ("--seed", "4")} <= set(pairs)
+    assert [second.split("/")[::2] for first, second in pairs if first == "--incident"] == [["inputs", "incident.yaml"]]
     assert [second for first, second in pairs if first == "--set"] == ["prompts=9", "parrots=0"]
     assert ("--out", "/shared/cleaned") in pairs
     assert "--bf16" in words
     assert not {"--address", "--gpus", "--certify", "--force"} & set(words)
-    assert sent["inputs"] == "prompt: p\nanswer: a b"
+    assert sent["inputs"] == {"incident.yaml": "prompt: p\nanswer: a b"}
     assert sent["entrypoint_num_gpus"] == 2
+
+
+def test_inputs_of_one_name_from_two_folders_stay_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    got: dict[str, str] = {}
+
+    class Client:
+        def submit_job(self, **job: Any) -> str:
+            words = shlex.split(job["entrypoint"])
+            for option in ("--data", "--incident"):
+                word = words[words.index(option) + 1]
+                got[option] = Path(job["runtime_env"]["working_dir"], word).read_text()
+            return "c-1"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(jobs, "connect", lambda address: Client())
+    for folder in ("d", "e"):
+        Path(folder).mkdir()
+        Path(folder, "rows.jsonl").write_text(folder)
+    words = ["/shared/model", "--data", "d/rows.jsonl", "--incident", "e/rows.jsonl"]
+    jobs.submit_clean(words, Path("/shared/cleaned"), "http://head:8265", 1)
+    assert got == {"--data": "d", "--incident": "e"}
+
+
+def test_a_template_that_set_names_travels(
+    grid_file: GridFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inst.txt").write_text("<s>[INST] {user} [/INST] {assistant}</s>")
+    (tmp_path / "other.txt").write_text("stays here")
+    sent: list[str] = []
+
+    class Client:
+        def submit_job(self, **job: Any) -> str:
+            sent.extend(path.name for path in Path(job["runtime_env"]["working_dir"], "grids").iterdir())
+            return "g-1"
+
+    monkeypatch.setattr(jobs, "connect", lambda address: Client())
+    options = ["--set", "seed=1", "--set", "prompt_format=inst.txt", "--only", "model=tiny"]
+    jobs.submit(grid_file("mine"), "http://head:8265", "/store", "/results", options)
+    assert sorted(sent) == ["inst.txt", "mine.yaml"]
 
 
 def test_a_cleaned_model_must_outlive_its_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,14 @@ def test_where_all_is_as_on_the_driver_nothing_is_said(made: Wanted) -> None:
     assert set(made.models) == {"tiny"}
 
 
+def test_nodes_are_asked_for_the_models_that_a_defense_names(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nodes, "model_facts", lambda name: name)
+    of = cell(defense={"name": "clean_decoding", "models": ["smollm2-135m"]})
+    assert set(nodes.wanted([of], store, Path("mark")).models) == {"tiny", "smollm2-135m"}
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

@@ -39,7 +39,7 @@ def predictor(plan: Plan, seconds: Mapping[str, float], gpus: int) -> Predict:
         while chain[-1] in found.before:
             chain.append(found.before[chain[-1]])
         longest = tuple(reversed(chain))
-        return Prediction(found.wall, found.busy, gpus, 1.0, {}, (), False, OVERHEAD, Scaling(), longest)
+        return Prediction(found.wall, found.busy, gpus, found.busy, {}, (), False, OVERHEAD, Scaling(), longest)
 
     return predict
 

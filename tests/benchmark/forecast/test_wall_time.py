@@ -43,6 +43,24 @@ def test_workers_share_prompts_but_not_the_trainings_of_metrics(store: LocalStor
     assert busy(training, workers=2, engine="vllm") == pytest.approx(busy(training)), "which is one process"
 
 
+def test_an_evaluation_by_vllm_leaves_the_other_gpus_free(store: LocalStore) -> None:
+    resources = StageResources({"workers": 4, "engine": "vllm"})
+    made = predict(only("evaluate", cell(model="llama2-7b")), store, resources, 2, None)
+    assert (made.slots, made.gpu_seconds) == (2, pytest.approx(made.busy))
+
+
+def test_a_stage_without_a_gpu_takes_the_cpus_of_one_and_no_gpu_time(store: LocalStore) -> None:
+    plan = only("attack", cell(model="llama2-7b"))
+    made = predict(plan, store, Resources(gpus=0), 8, None)
+    assert (made.slots, made.gpu_seconds) == (8, 0)
+    assert " for no GPU time of work, " in summary(plan, store, Resources(gpus=0), 8, None)[0]
+    assert predict(plan, store, Resources(gpus=0, workers=4), 2, None).slots == 1, "no GPU is lacking"
+    measured(store, cell(metrics=["asr"]))
+    both = make_plan([cell(seed=1, metrics=["asr"])], store)
+    mixed = predict(both, store, StageResources({"evaluate": {"gpus": 0}}), 8, None)
+    assert mixed.gpu_seconds == pytest.approx(100 + OVERHEAD.stage), "that of the attack alone"
+
+
 def test_on_a_processor_the_papers_times_say_nothing(store: LocalStore) -> None:
     measured(store, cell())
     made = predict(make_plan([cell(model="llama2-7b")], store), store, Resources(), 1, "cpu")
@@ -101,6 +119,9 @@ def test_two_lines_say_how_long_and_by_what(store: LocalStore) -> None:
     beside = f"plus {BESIDE:.0f} s, and {OVERHEAD.stage:.1f} s a stage, as measured on two CPU cores"
     assert second == f"Forecast: 4 stages by {PAPER}; {beside}"
     measured(store, cell())
+    one_at_a_time, bases = summary(only("attack", cell(seed=1)), store, Resources(), 1, "cpu")
+    assert one_at_a_time.startswith("Forecast with 1 stage at a time (cpu): ")
+    assert bases.startswith("Forecast: 1 stage by ")
     on_cpu, _ = summary(make_plan([cell(seed=1)], store), store, Resources(), 2, "cpu")
     assert on_cpu.startswith("Forecast with 2 stages at a time (cpu): ")
     assert summary(plan, store, Resources(), 2, "cpu") == (
@@ -122,7 +143,8 @@ def test_stages_with_other_resources_share_the_gpus(store: LocalStore) -> None:
     plan = make_plan([cell(seed=seed, metrics=["asr"], defense=SFT) for seed in (1, 2)], store)
     made = Forecaster(plan, store, 2, None).predict(StageResources({"attack": {"workers": 2}}))
     attack, beside = 100 / 1.8 + GROUP_START, OVERHEAD.stage
-    assert (made.slots, made.slot) == (2, 1.0)
+    assert made.slots == 2
+    assert made.gpu_seconds == pytest.approx(made.busy)
     # One attack after the other on both GPUs; then on one of them a defense, and beside it both victims are measured
     # before the other defense begins.
     assert made.wall == pytest.approx(BESIDE + 2 * attack + 2 + 2 + 30 + 2 + 6 * beside)

@@ -256,6 +256,56 @@ def test_the_sweep_of_a_union_goes_over_all_of_its_grids(grid_file: GridFile, tm
     assert {cell.attack.config.poison_rate for cell in loaded.cells} == {0.5}, "the outermost is the last word"
 
 
+@pytest.mark.parametrize(
+    ("inner", "outer", "expected"),
+    [
+        ({"seed": [0, 1]}, {"attack_seed": [3, 4]}, [(3, 0), (4, 0)]),
+        ({"seed": [0, 1]}, {"attack_seed": [3], "defense_seed": [5]}, [(3, 5)]),
+        ({"attack_seed": [0, 1], "defense_seed": [2]}, {"seed": [7]}, [(7, 7)]),
+        ({"attack_seed": [0, 1], "defense_seed": [2]}, {"attack_seed": [7]}, [(7, 2)]),
+        ({"seed, data.rows": [[0, 16], [1, 16]]}, {"attack_seed": [3]}, [(3, 0)]),
+        ({"attack_seed, defense_seed": [[0, 1], [1, 2]]}, {"seed": [4]}, [(4, 4)]),
+    ],
+)
+def test_seeds_of_the_sweep_of_a_union_replace_those_of_its_grids(
+    grid_file: GridFile,
+    tmp_path: Path,
+    inner: dict[str, Any],
+    outer: dict[str, Any],
+    expected: list[tuple[int, int]],
+) -> None:
+    grid_file("first", defense="sft", sweep=inner)
+    assert values(union(tmp_path, include=["first"], sweep=outer), "attack_seed", "defense_seed") == expected
+
+
+def test_an_axis_of_several_fields_keeps_those_that_the_union_does_not_sweep(
+    grid_file: GridFile, tmp_path: Path
+) -> None:
+    grid_file("first", sweep={"data.rows, seed, data.test_rows": [[5, 0, 50], [7, 1, 60]]})
+    path = union(tmp_path, include=["first"], sweep={"attack_seed": [3]})
+    assert values(path, "data.rows", "attack_seed", "data.test_rows") == [(5, 3, 50), (7, 3, 60)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sweep": []}, "sweep: expected paths with lists of values, got []"),
+        ({"sweep": False}, "sweep: expected paths with lists of values, got False"),
+        ({"resources": False}, "resources: expected settings as 'key: value', got False"),
+        ({"resources": []}, "resources: expected settings as 'key: value', got []"),
+        ({"search": False}, "search: expected settings as 'key: value', got False"),
+        ({"rules": False}, "rules: expected a list of rules with 'where' and 'set', got False"),
+        ({"asr_floor": True}, "asr_floor is True, not a percentage from 0 to 100"),
+    ],
+)
+def test_a_section_that_is_no_section_is_one_sentence(grid_file: GridFile, changes: dict[str, Any], said: str) -> None:
+    assert said in sentence(grid_file(**changes))
+
+
+def test_a_section_may_be_left_blank(grid_file: GridFile) -> None:
+    assert load_grid(grid_file(sweep=None, resources=None, search=None, rules=None)).cells
+
+
 def test_only_chooses_among_the_cells_of_a_union(grid_file: GridFile, tmp_path: Path) -> None:
     grid_file("first", defense="sft")
     grid_file("second", defense="sande")

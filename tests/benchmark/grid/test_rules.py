@@ -197,9 +197,67 @@ def test_a_rule_that_could_never_apply_is_refused(
     ],
 )
 def test_names_of_models_and_data_and_settings_of_some_methods_are_allowed(
-    where: dict[str, Any], grid_file: GridFile
+    where: dict[str, Any], grid_file: GridFile, tmp_path: Path
 ) -> None:
-    assert load_grid(grid_file(rules=[{"where": where, "set": {"seed": 2}}])).cells
+    (tmp_path / "scales").mkdir()
+    scale = {"rules": [{"where": where, "set": {"seed": 2}}]}
+    (tmp_path / "scales/small.yaml").write_text(yaml.safe_dump(scale), encoding="utf-8")
+    assert load_grid(grid_file(scale="small")).cells, "a scale serves many grids, and may match none of their cells"
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"model": "my-model"}, "'model' is 'my-model' in no cell; use 'tiny', or remove the rule"),
+        ({"data.rows": [5, 6]}, "'data.rows' is 5 or 6 in no cell; use 16, or remove the rule"),
+        ({"attack_seed": 9}, "'attack_seed' is 9 in no cell; use 0, 1, 2, 3, 4, 5, 6, 7, …, or remove the rule"),
+        ({"metrics": "asr_int4"}, "'metrics' is 'asr_int4' in no cell; use 'asr', 'false_trigger_rate', or remove"),
+        (
+            {"attack.repair.epochs": 1},
+            "'attack.repair.epochs' is 1 in no cell; no method of this grid has that setting; remove the rule",
+        ),
+        (
+            {"attack_seed": 0, "data.test_rows": 60},
+            "no cell has all of these values of 'attack_seed' and 'data.test_rows'; change one, or remove the rule",
+        ),
+    ],
+)
+def test_a_rule_that_matches_no_cell_of_its_grid_says_what_it_could_match(
+    grid_file: GridFile, where: dict[str, Any], said: str
+) -> None:
+    axis = [[seed, 60 if seed else 50] for seed in range(9)]
+    path = grid_file(sweep={"attack_seed, data.test_rows": axis}, rules=[{"where": where, "set": {"data.rows": 9}}])
+    with pytest.raises(UserError, match=re.escape(f"small.yaml: rule 1, where: {said}")):
+        load_grid(path)
+
+
+def test_a_rule_may_match_what_an_earlier_one_made(grid_file: GridFile) -> None:
+    rules = [{"set": {"data.rows": 9}}, {"where": {"data.rows": 9}, "set": {"data.test_rows": 60}}]
+    assert load_grid(grid_file(rules=rules)).cells[0].data.test_rows == 60
+
+
+def test_a_rule_for_what_set_or_another_sweep_may_choose_is_no_mistake(grid_file: GridFile, tmp_path: Path) -> None:
+    workers = {"where": {"model": ["llama2-7b", "my-model"]}, "set": {"resources.attack.workers": 2}}
+    assert load_grid(grid_file(rules=[workers])).cells
+    grid_file("first", sweep={"data.rows": [5]}, rules=[{"where": {"data.rows": 5}, "set": {"data.test_rows": 60}}])
+    (tmp_path / "both.yaml").write_text("include: [first]\nsweep: {data.rows: [7]}\n")
+    assert [one.data.test_rows for one in load_grid(tmp_path / "both.yaml").cells] == [50]
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ({"model": "tinny"}, "no model is called 'tinny'; use 'tiny'"),
+        ({"attack_seed": "0"}, "'attack_seed' is '0', not a whole number; write it without quotes"),
+        ({"seed": [0, True]}, "'seed' is True, not a whole number"),
+    ],
+)
+def test_a_mistyped_value_is_refused_in_a_rule_on_resources_too(
+    grid_file: GridFile, where: dict[str, Any], said: str
+) -> None:
+    path = grid_file(rules=[{"where": where, "set": {"resources.attack.workers": 2}}])
+    with pytest.raises(UserError, match=re.escape(f"small.yaml: rule 1, where: {said}")):
+        load_grid(path)
 
 
 SHIPPED = sorted((Path(__file__).parents[3] / "grids").glob("*.yaml"))

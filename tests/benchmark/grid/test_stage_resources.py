@@ -97,6 +97,16 @@ def test_a_union_has_rules_of_its_own_about_resources(grid_file: GridFile, tmp_p
         ({"resources": {"attack": {"worker": 2}}}, "resources.attack: unknown setting 'worker'; valid settings: "),
         ({"resources": {"attack": 2}}, "resources.attack: expected settings as 'key: value', got 2"),
         ({"resources": {"attack": {"workers": 0}}}, "resources.attack: 'workers' is 0, but"),
+        (
+            {"resources": {"min_workers": 9}},
+            "resources.min_workers is 9, and the most workers that a stage has are 1; set it to at most 1, or raise "
+            "resources.workers",
+        ),
+        (
+            {"resources": {"workers": 2, "attack": {"min_workers": 9}}},
+            "resources.attack.min_workers is 9, and the most workers that a stage has are 2; set it to at most 2",
+        ),
+        ({"resources": {"timeout": 1e300}}, "resources: 'timeout' is 1e+300, but input should be less than or equal"),
         ({"resources": [2]}, "resources: expected settings as 'key: value', got [2]"),
         ({"resources": {"defend": {"offload": True}}}, "resources.defend.offload is true without a sharding; set"),
         (
@@ -160,6 +170,12 @@ def test_a_mistake_is_one_sentence(grid_file: GridFile, values: dict[str, Any], 
     text = sentence(grid_file(**values))
     assert said in text
     assert "\n" not in text
+
+
+def test_fewest_workers_may_be_more_than_some_stages_have(grid_file: GridFile) -> None:
+    values = {"workers": 8, "min_workers": 4, "evaluate": {"workers": 1}}
+    loaded = load_grid(grid_file(resources=values), overrides=["resources.attack.workers=2"]).resources
+    assert workers(loaded) == {"attack": 2, "part": 8, "defend": 8, "evaluate": 1}
 
 
 def test_what_a_cell_is_in_the_end_chooses_the_resources(grid_file: GridFile) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from benchmark.cli.main import app
 from benchmark.execution import stages
 from benchmark.grid import space
+from benchmark.grid.keys import digest
 from benchmark.grid.load import Grid, load_grid
 from benchmark.grid.space import FAILED, FINISHED, STOPPED, Job, Search, proposals
 from benchmark.plan import plan, searches
@@ -205,6 +206,19 @@ def test_the_key_holds_what_the_outcome_depends_on(
     grid_file: GridFile, store: LocalStore, changes: dict[str, dict[str, Any]]
 ) -> None:
     assert the_job(searching(grid_file), store).key != the_job(searching(grid_file, **changes), store).key
+
+
+def test_a_path_of_other_defenses_does_not_change_the_key(grid_file: GridFile, store: LocalStore) -> None:
+    only_sande = searching(grid_file, sweep={"defense": ["none", "sande"]})
+    with_beta = searching(grid_file, RANGE | {"defense.beta": [0.1]}, sweep={"defense": ["none", "sande", "dpo"]})
+    first, second = (next(iter(searches.pending(grid, store).values())) for grid in (only_sande, with_beta))
+    assert first.key == second.key
+    with_length = searching(grid_file, RANGE | {"defense.parrot_length": [2]}, sweep={"defense": ["none", "sande"]})
+    assert the_job(with_length, store).key != first.key
+    assert with_length.search is not None
+    of = the_job(with_length, store)
+    everything = ["search", space.VERSION, of.cell.defense_key, as_dict(with_length.search)]
+    assert of.key == digest(everything), "as in earlier versions where the defense takes all paths"
 
 
 def test_the_grids_own_value_does_not_matter(grid_file: GridFile, store: LocalStore) -> None:
@@ -421,7 +435,7 @@ def test_plan_tells_of_the_search_and_takes_nothing_behind_it_for_done(
     put(store, "defend", own.defense_key, trained(1, 1))  # with the grid's own value, which is not the one to come
     shown = CliRunner().invoke(app, ["plan", str(path), "--store", str(store.root), "--results", str(tmp_path)])
     assert shown.exit_code == 0, shown.output
-    assert f"Search: 1 to run between attack and defend, for {RATE} of 1 cells: 8 trials" in shown.stdout
+    assert f"Search: 1 to run between attack and defend, for {RATE} of 1 cell: 8 trials" in shown.stdout
     assert "7 stages" not in shown.stdout
     assert "1 done; to run: 0 attack, 2 defend, 3 evaluate" in shown.stdout
 
