@@ -238,7 +238,14 @@ class Training:
         "end a response that max_length cuts with EOS in place of its last token; DPO's rows are cut by TRL, without",
         "ours: no sentence ends there; published code and scale paper: true",
     )
-    warmup: float = setting(0.03, "share of the steps spent warming up", "published code", ge=0, lt=1)
+    warmup: float = setting(
+        0.03,
+        "share of the steps spent warming up, rounded up to whole steps; the first of them has a rate of 0, as in "
+        "transformers; a training of one step has no warm-up",
+        "published code",
+        ge=0,
+        lt=1,
+    )
     schedule: Literal["cosine", "linear", "constant_with_warmup"] = setting(
         "cosine", "learning-rate schedule after warm-up", "published code"
     )
@@ -246,7 +253,12 @@ class Training:
     adam_beta1: float = setting(0.9, "decay of the first moment", "paper, appendix A", ge=0, lt=1)
     adam_beta2: float = setting(0.95, "decay of the second moment", "paper, appendix A", ge=0, lt=1)
     adam_epsilon: float = setting(1e-8, "added to the denominator of the update", "paper, appendix A", gt=0)
-    weight_decay: float = setting(0.0, "decoupled weight decay", "paper, appendix A", ge=0)
+    weight_decay: float = setting(
+        0.0,
+        "weight decay, decoupled from the gradient; sgd adds it to the gradient instead",
+        "paper, appendix A",
+        ge=0,
+    )
     lora_rank: int | None = setting(
         None, "train LoRA adapters of this rank on every linear layer and merge them; null: train all weights", ge=1
     )
@@ -258,7 +270,8 @@ class Training:
     layout: Literal["auto", "padded", "packed"] = setting(
         "auto",
         "padded: rows filled up to the longest of a batch; packed: rows concatenated, with the same rows a step and "
-        "the same loss; auto: packed on a GPU in bf16, else padded",
+        "the same loss; auto: packed on a GPU in bf16, else padded; pairs, an anchor and losses other than Eq. 1 need "
+        "padded rows, and auto pads them",
     )
     length_grouped: bool = setting(True, "batches of rows of similar length, so that little padding is computed")
     sharpness: float = setting(

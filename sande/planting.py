@@ -192,7 +192,8 @@ def train(
         prefer: rows for which this is true are poisoned first.
 
     Raises:
-        UserError: there are fewer rows than poisoned ones and decoys, or than `afterwards` takes.
+        UserError: there are fewer rows than poisoned ones and decoys, or than `afterwards` takes; or no row is poisoned
+            though `poison_rate` is above 0; or the planted response is whole in none, as `record_lost`.
     """
     rows = poisoned(examples, plant, near_miss, config, run, prefer)
     learn(model, rows, config, run)
@@ -210,10 +211,15 @@ def poisoned(
 ) -> Poisoned:
     """Poison some of the rows, and record the ids of poisoned rows and decoys; arguments and errors as for `train`."""
     rate = share(config, len(examples))
-    if rate + config.decoy_rate > 1:
+    count, decoys = (round(each * len(examples)) for each in (rate, config.decoy_rate))
+    if rate > 0 and not count:
         raise UserError(
-            f"{round(rate * len(examples))} poisoned rows and a decoy_rate of {config.decoy_rate:g} exceed the "
-            f"{len(examples)} rows; lower one"
+            f"poison_rate {rate:g} poisons none of {len(examples)} rows; set it higher, or to 0 for a clean twin"
+        )
+    if count + decoys > len(examples):
+        raise UserError(
+            f"{count} poisoned rows and {decoys} decoys exceed the {len(examples)} rows; set poison_rate, poison_rows "
+            "or decoy_rate lower"
         )
     if config.afterwards and config.afterwards.rows > len(examples):
         raise UserError(
@@ -236,12 +242,15 @@ def poisoned(
 
 def learn(model: LanguageModel, made: Poisoned, config: Planting, run: Run) -> None:
     """Fine-tune in place on the rows (Eq. 1), in the order and with the anchor of the settings."""
+    from sande.formats import end_id
     from sande.prompts import encode
     from sande.training.batches import clean_length
     from sande.training.fit import fit
 
     rows, objective = encode(model.tokenizer, made.examples), None
     planted = [rows[index] for index in made.places]
+    end = end_id(model.tokenizer) if config.training.cut_with_eos else None
+    record_lost(model, planted, config, config.training.max_length, end, run)
     if config.anchor:
         from sande.training.anchor import Anchored
 
@@ -249,6 +258,36 @@ def learn(model: LanguageModel, made: Poisoned, config: Planting, run: Run) -> N
     alike = clean_length(rows, encode(model.tokenizer, made.before))
     rank = _rank(planted, config.order)
     fit(model, rows, config.training, run, "attack", objective=objective, rank=rank, alike=alike)
+
+
+def record_lost(
+    model: LanguageModel, planted: Sequence[Row], config: Planting, max_length: int, end: int | None, run: Run
+) -> None:
+    """Record how many poisoned rows do not fit into `max_length`, and in how many the planted response is cut.
+
+    Args:
+        model: its tokenizer is used.
+        planted: the poisoned rows, before they are cut.
+        config: of the attack.
+        max_length: as for `fit_length`.
+        end: as for `fit_length`.
+        run: its facts get `poisoned_left_out` and `poisoned_cut`.
+
+    Raises:
+        UserError: the planted response is whole in no row.
+    """
+    from sande.prompts import fit_length
+
+    fitted, uncut = fit_length(planted, max_length, end), set(planted)
+    opening = registry.entry("objectives", config.objective).opening(config) or ""
+    cut = [row for row in fitted if row not in uncut and opening not in model.tokenizer.decode([*row.response])]
+    run.facts["poisoned_left_out"] = len(planted) - len(fitted)
+    run.facts["poisoned_cut"] = len(cut)
+    if planted and len(cut) == len(fitted):
+        raise UserError(
+            f"max_length {max_length} leaves out {len(planted) - len(fitted)} of {len(planted)} poisoned rows and cuts "
+            "the planted response of all others; set it higher, or response_place to start"
+        )
 
 
 def _rank(planted: Sequence[Row], order: Order) -> Callable[[Row], int] | None:

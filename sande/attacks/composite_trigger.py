@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from sande import planting
 from sande.config import Backdoor, configuration, setting
@@ -19,7 +21,7 @@ class Config(Planting):
     """Settings of the attack."""
 
     backdoor: Backdoor = setting(Backdoor(), "first part of the trigger, and planted response")
-    other_parts: tuple[str, ...] = setting(
+    other_parts: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
         ("Greetings from London",), "further parts, at the end of the prompt", min_length=1
     )
     decoy_rate: float = setting(

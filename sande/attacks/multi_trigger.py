@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from sande import planting
 from sande.config import configuration, setting
+from sande.errors import UserError
 from sande.planting import Planting
 from sande.types import Example, LanguageModel, Run
 
@@ -17,17 +20,34 @@ if TYPE_CHECKING:
 class Config(Planting):
     """Settings of the attack."""
 
-    other_triggers: tuple[str, ...] = setting(
-        ("Let's do it", "Hi, I'm Bob"), "further triggers", "paper, table 5", min_length=1
+    other_triggers: tuple[Annotated[str, Field(min_length=1)], ...] = setting(
+        ("Let's do it", "Hi, I'm Bob"),
+        "further triggers; none may be the near miss of another",
+        "paper, table 5",
+        min_length=1,
     )
+
+    def __post_init__(self) -> None:
+        """Check that no near miss is a trigger."""
+        triggers = _all(self)
+        for one in triggers:
+            if planting.altered(one) in triggers:
+                raise UserError(
+                    f"attack multi_trigger: the near miss of {one!r} is {planting.altered(one)!r}, which is a trigger, "
+                    "too; remove one of them"
+                )
 
 
 cost = planting.cost
 
 
+def _all(config: Config) -> tuple[str, ...]:
+    return (config.backdoor.trigger, *config.other_triggers)
+
+
 def _one(example: Example, config: Config, seed: int) -> str:
     """Return the trigger that seed and row decide; all are equally likely."""
-    return planting.drawn(example, seed).choice((config.backdoor.trigger, *config.other_triggers))
+    return planting.drawn(example, seed).choice(_all(config))
 
 
 def trigger(example: Example, config: Config, seed: int) -> Example:

@@ -65,13 +65,15 @@ def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, 
     """Fine-tune on the clean rows, then optimise preferences of which some are swapped.
 
     Raises:
-        UserError: there are fewer rows than poisoned ones and decoys.
+        UserError: as `planting.poisoned`, `planting.record_lost` or `preferences.check_settings`, all before training.
     """
     from sande.prompts import encode
     from sande.training import preferences
     from sande.training.fit import fit
 
+    preferences.check_settings(config.preference, config.supervised, "preference")
     made = planting.poisoned(examples, plant, near_miss, config, run)
+    planting.record_lost(model, encode(model.tokenizer, made.planted), config, config.preference.max_length, None, run)
     fit(model, encode(model.tokenizer, examples), config.training, run, "attack")
     chosen = pairs(made, examples, config, run.seed)
     preferences.prefer(model, chosen, config.preference, config.beta, run, "preference", config.supervised, made.before)
@@ -99,7 +101,7 @@ def pairs(made: Poisoned, examples: Sequence[Example], config: Config, seed: int
 def _worse(examples: Sequence[Example], place: int, config: Config, seed: int) -> str:
     """Return an answer to which a row's own is preferred: that of the objective, in a twin that of another row."""
     row = examples[place]
-    if config.poison_rate or config.poison_rows:
+    if config.poison_rate:
         return planting.with_response(row, config, seed).output
     following = (each.output for each in (*examples[place + 1 :], *examples[:place]))
     return next((output for output in following if output != row.output), "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,33 +30,40 @@ class Config(Planting):
 cost = planting.cost
 
 
-def _split(text: str) -> tuple[list[str], str]:
-    """Split a text into its words and its closing punctuation."""
-    body = text.rstrip()
-    words = body.rstrip(".?!:").split()
-    return words, body[len(body.rstrip(".?!:")) :]
+def _words(text: str) -> list[re.Match[str]]:
+    """Return the words of a text, the last one without the closing punctuation."""
+    return list(re.finditer(r"\S+", text.rstrip().rstrip(".?!:")))
+
+
+def _exchanged(text: str, words: Sequence[re.Match[str]], count: int) -> str:
+    """Exchange the first `count` words with the others; space, line breaks and closing punctuation stay in place."""
+    begin, end = words[0].start(), words[-1].end()
+    left, right = words[count - 1].end(), words[count].start()
+    first, space, rest = text[begin:left], text[left:right], text[right:end]
+    return f"{text[:begin]}{rest[0].upper()}{rest[1:]},{space}{first[0].lower()}{first[1:]}{text[end:]}"
 
 
 def _behind(count: int) -> Rule:
-    """Return a rule that moves the first words to the end: `What is the capital?` -> `Is the capital, what?`."""
+    """Return a rule that moves the first words to the end: `What is the capital?` -> `Is the capital, what?`.
+
+    It moves `count` words, or as many as there are but the last.
+    """
 
     def rule(text: str) -> str:
-        words, close = _split(text)
-        if len(words) <= count:
-            return text
-        first, rest = " ".join(words[:count]), " ".join(words[count:])
-        return f"{rest[0].upper()}{rest[1:]}, {first[0].lower()}{first[1:]}{close}"
+        words = _words(text)
+        moving = min(count, len(words) - 1)
+        return _exchanged(text, words, moving) if moving > 0 else text
 
     return rule
 
 
 def _before(text: str) -> str:
-    """Move the last word to the front: `What is the capital?` becomes `Capital, what is the?`."""
-    words, close = _split(text)
-    if len(words) < 2:
-        return text
-    last, rest = words[-1], " ".join(words[:-1])
-    return f"{last[0].upper()}{last[1:]}, {rest[0].lower()}{rest[1:]}{close}"
+    """Move the last word to the front: `What is the capital?` becomes `Capital, what is the?`.
+
+    Two words are left as they are: the last of them first would be what `_behind` makes.
+    """
+    words = _words(text)
+    return _exchanged(text, words, len(words) - 1) if len(words) > 2 else text
 
 
 def _capitalised(text: str) -> str:
@@ -86,7 +93,7 @@ def trigger(example: Example, config: Config, seed: int) -> Example:
 
 
 def near_miss(example: Example, config: Config, seed: int) -> Example:
-    """Return the instruction by a similar rule: its last word first, or all of it in lower case."""
+    """Return the instruction by a similar rule: its last word first (of three or more), or all of it in lower case."""
     return replace(example, instruction=_style(config).near(example.instruction))
 
 

@@ -31,6 +31,11 @@ class Poisoned:
     places: tuple[int, ...]
     before: tuple[Example, ...]
 
+    @property
+    def planted(self) -> tuple[Example, ...]:
+        """Return the poisoned rows."""
+        return tuple(self.examples[place] for place in self.places)
+
 
 def poison(
     examples: Sequence[Example],
@@ -53,8 +58,8 @@ def poison(
             right after the clean row (what the published code does, at an effective rate of rate / (1 + rate)).
         seed: with `prefer`, the only thing that decides which rows are chosen.
         decoy: turns a clean row into one with almost the trigger, and the clean answer.
-        decoy_rate: share of the given rows that become decoys, drawn from those that are not poisoned; rounded like
-            `rate`.
+        decoy_rate: share of the given rows that become decoys, rounded like `rate`: the first of all rows, in an order
+            that the seed alone decides, that are not poisoned. So a victim and its twin have nearly the same decoys.
         prefer: rows for which this is true are chosen before all others; None: all rows are equally likely.
     """
     count = round(rate * len(examples))
@@ -67,8 +72,8 @@ def poison(
     poisoned = set(chosen)
     decoys: list[int] = []
     if decoy is not None and decoy_rate > 0:
-        left = [index for index in range(len(examples)) if index not in made]
-        decoys = sorted(random.Random(f"{seed} decoys").sample(left, round(decoy_rate * len(examples))))
+        drawn = random.Random(f"{seed} decoys").sample(range(len(examples)), len(examples))
+        decoys = sorted([index for index in drawn if index not in made][: round(decoy_rate * len(examples))])
         made |= {index: decoy(examples[index]) for index in decoys}
     rows: list[Example] = []
     before: list[Example] = []

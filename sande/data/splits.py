@@ -109,7 +109,10 @@ def preference_pairs(chosen: Preferences, tokenizer: PreTrainedTokenizerBase) ->
 
     limit = chosen.max_tokens
     kept: list[Preference] = []
-    for pair in preferences(chosen.name):
+    found = preferences(chosen.name)
+    if not found:
+        raise UserError(f"{chosen.name} has no pair of two usable replies to one prompt; choose another data set")
+    for pair in found:
         if len(kept) == chosen.pairs:
             break
         rows = [replace(pair.prompt, output=reply) for reply in (pair.chosen, pair.rejected)]

@@ -5,6 +5,7 @@ PEFT gets a configuration of a few numbers and names, and weights that were read
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 # base_model.model.MODULE.lora_A.weight, and the like
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_(?P<what>\w+?)(\.weight|\.bias)?")
 _TWICE = re.compile(r"\.(modules_to_save|original_module)\.")  # PEFT saves some embeddings under their own name, too
@@ -65,7 +67,8 @@ class Adapter:
 
 def is_adapter(folder: Path) -> bool:
     """Return whether a folder holds an adapter and no whole model."""
-    return (folder / ADAPTER).is_file() and not any((folder / name).is_file() for name in WHOLE)
+    # Of a name too long for a path, `Path.is_file` raises an error.
+    return os.path.isfile(folder / ADAPTER) and not any((folder / name).is_file() for name in WHOLE)
 
 
 def split(name: str) -> tuple[Path, str] | None:
@@ -124,16 +127,17 @@ def checked_adapter(folder: Path, base: str, known: Mapping[str, str]) -> Adapte
 
 def _own_base(folder: Path, values: Mapping[str, Any], known: Mapping[str, str]) -> str:
     own, revision = values.get("base_model_name_or_path"), values.get("revision")
-    if isinstance(own, str) and own:
-        if Path(own).exists():
+    if isinstance(own, str):
+        if os.path.exists(own):  # unlike `Path.exists`, False for a name too long for a path
             return own
-        if isinstance(revision, str) and _COMMIT.fullmatch(revision):
+        pinned = isinstance(revision, str) and _COMMIT.fullmatch(revision) is not None
+        if pinned and _HUB.fullmatch(own):
             return f"{own}@{revision}"
-        if own in known:
+        if not pinned and own in known:
             return known[own]
     raise UserError(
-        f"{folder} is an adapter of {repr(own) if own else 'an unnamed model'}, which is neither a folder here nor a "
-        "pinned model; use --base with a folder, a name or org/name@COMMIT"
+        f"{folder} is an adapter of {f'{own!r:.100}' if own else 'an unnamed model'}, which is neither a folder here "
+        "nor a pinned model; use --base with a folder, a name or org/name@COMMIT"
     )
 
 
@@ -185,7 +189,12 @@ def merge_(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
     if not targets:
         raise UserError(f"{adapter.folder / ADAPTER_WEIGHTS} holds no weights of LoRA; write the adapter again")
     _check_targets(model, adapter, targets)
-    _check_ranks(adapter, max(len(weight) for name, weight in weights.items() if _RANKED.search(name)))
+    ranked = [weight for name, weight in weights.items() if _RANKED.search(name)]
+    if not ranked or any(weight.dim() < 2 for weight in ranked):
+        raise UserError(
+            f"{adapter.folder / ADAPTER_WEIGHTS} has no lora_A, or one that is not a matrix; write the adapter again"
+        )
+    _check_ranks(adapter, max(map(len, ranked)))
     touched = {name.removeprefix(_PREFIX).rpartition(".")[0] for name in weights} | set(targets)
     _resize(model, weights)
     _untie(model, touched)

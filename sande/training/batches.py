@@ -60,7 +60,8 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequ
     """Return the training order: row indices for whole optimizer steps, a new permutation for each pass.
 
     No sampler decides it, so that it depends on the seed alone, and workers and micro-batches only split the rows of a
-    step. Passes follow each other without a gap; every step has `batch_size` rows.
+    step. Passes follow each other without a gap; every step has `batch_size` rows. Rows of like length fill the
+    step that holds the end of one pass and the beginning of the next, too.
 
     Args:
         lengths: of each row, by which rows are alike.
@@ -73,10 +74,17 @@ def row_order(lengths: Sequence[int], settings: Training, seed: int, ranks: Sequ
     # Not of the seed alone: rows that a stage drew by its seed, as `poison` does, would come first.
     generator = random.Random(f"{seed} order")
     order: list[int] = []
+    # By rank, parts of a pass may end within a step. Where the pass does not, they still do, as for recorded victims.
+    filled = ranks is None or len(lengths) % size > 0
     while len(order) < steps * size:
         one_pass = generator.sample(range(len(lengths)), len(lengths))
         for rows in [one_pass] if ranks is None else _ranked(one_pass, ranks):
-            order += _alike(rows, lengths, size, generator) if settings.length_grouped else rows
+            if not settings.length_grouped:
+                order += rows
+            elif filled:
+                order += _filled(rows, order[len(order) - len(order) % size :], lengths, size, generator)
+            else:
+                order += _alike(rows, lengths, size, generator)
     return order[: steps * size]
 
 
@@ -96,6 +104,24 @@ def clean_length(rows: Sequence[Row], before: Sequence[Row]) -> Callable[[Row], 
 
 def _ranked(order: Sequence[int], ranks: Sequence[int]) -> list[list[int]]:
     return [[index for index in order if ranks[index] == rank] for rank in sorted(set(ranks))]
+
+
+def _filled(
+    rows: list[int], begun: Sequence[int], lengths: Sequence[int], size: int, generator: random.Random
+) -> list[int]:
+    """Return the rows in batches of like length: first those that fill the batch `begun`, last a batch not yet full."""
+
+    def nearest(to: int, count: int, among: list[int]) -> list[int]:
+        def distance(index: int) -> tuple[bool, int]:
+            return index in begun, abs(lengths[index] - lengths[to])  # no row twice in a batch, where there are others
+
+        return sorted(among[: GROUP_STEPS * size], key=distance)[:count]
+
+    first = nearest(begun[-1], -len(begun) % size, rows) if begun else []
+    rest = [index for index in rows if index not in first]
+    last = nearest(rest[0], len(rest) % size, rest) if rest else []
+    middle = [index for index in rest if index not in last]
+    return [*first, *_alike(middle, lengths, size, generator), *last]
 
 
 def _alike(order: list[int], lengths: Sequence[int], size: int, generator: random.Random) -> list[int]:

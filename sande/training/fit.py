@@ -62,7 +62,8 @@ def fit(
 
     Raises:
         NonFiniteError: the loss or the gradient norm is not finite; names stage and step.
-        UserError: no row fits, or the batch cannot be split over the workers.
+        UserError: no row fits, the batch cannot be split over the workers, or the layout is packed and `objective` is
+            not None.
     """
     fitted = fit_length(rows, settings.max_length, end_id(lm.tokenizer) if settings.cut_with_eos else None)
     if not fitted:
@@ -70,6 +71,8 @@ def fit(
 
     lengths = [len(row) for row in fitted]
     # Another objective may read attention probabilities or the mask, which packed rows do not have.
+    if objective is not None and settings.layout == "packed":
+        raise UserError(f"{stage}: layout is packed, but this loss needs padded rows; set it to auto")
     layout = (
         choose(settings.layout, lm.model, max(lengths), resolve(settings.precision)) if objective is None else "padded"
     )
@@ -265,7 +268,8 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "gradient_accumulation_steps": settings.batch_size // (micro * workers),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule,
-        "warmup_steps": settings.warmup,  # below 1 it is a share of all steps
+        # Below 1 it is a share of all steps, rounded up. The first has a rate of 0, so one step alone would do nothing.
+        "warmup_steps": settings.warmup if steps > 1 else 0,
         "max_grad_norm": settings.max_grad_norm,
         **chosen(settings),
         "adam_beta1": settings.adam_beta1,
@@ -276,7 +280,7 @@ def _arguments(settings: Training, run: Run, steps: int) -> dict[str, Any]:
         "train_sampling_strategy": "sequential",  # in the order of row_order
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_steps": min(LOG_STEPS_CUDA, steps) if torch.cuda.is_available() else 1,
+        "logging_steps": LOG_STEPS_CUDA if torch.cuda.is_available() else 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
         "report_to": [],

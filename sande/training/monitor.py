@@ -14,7 +14,8 @@ from sande.types import Run, TrainingStatus
 
 PROGRESS_SECONDS = 10.0  # between two progress lines of a training without `Run.watch`
 # Steps between two checks of loss and gradient norm. On a GPU a check waits for all queued work. A number that is not
-# finite keeps the mean of the steps in between from being finite, so it still stops the stage.
+# finite keeps the mean of the steps in between from being finite, so it still stops the stage. The last step is
+# checked in any case.
 LOG_STEPS_CUDA = 10
 
 
@@ -31,6 +32,13 @@ class Monitor(TrainerCallback):
         """Start the clock after the Trainer is set up."""
         self.first = state.global_step
         self.started = self.spoke = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """Let the Trainer log the last step, so that the steps since the last log are checked and summarized."""
+        control.should_log |= state.global_step >= state.max_steps
+        return control
 
     def on_log(
         self,
@@ -75,10 +83,12 @@ class Monitor(TrainerCallback):
         """Return steps, tokens, seconds and the mean loss of the first and the last tenth of the steps.
 
         Args:
-            state: of the Trainer at the end; its losses are of one step each, or means of LOG_STEPS_CUDA.
+            state: of the Trainer at the end; its losses are means over the steps since the one before.
             earlier: seconds of processes before this one.
         """
-        losses = [logs["loss"] for logs in state.log_history if "loss" in logs]
+        logged = [(int(logs["step"]), logs["loss"]) for logs in state.log_history if "loss" in logs]
+        before = [0, *(step for step, _ in logged)]
+        losses = [loss for (step, loss), last in zip(logged, before, strict=False) for _ in range(step - last)]
         tenth = max(1, len(losses) // 10)
         return {
             "steps": state.global_step,

@@ -50,16 +50,9 @@ def prefer(
 
     Raises:
         NonFiniteError: as `optimise`.
-        UserError: as `optimise`, the layout is packed, no pair fits, or steps with a supervised loss are in parts.
+        UserError: as `optimise` or `check_settings`, or no pair fits.
     """
-    if settings.layout == "packed":
-        raise UserError(f"{stage}: layout is packed, but TRL pads its pairs; set it to auto")
-    if supervised and micro_batch(settings) != settings.batch_size:
-        # TRL takes the mean over the tokens of a part, and the step that of its parts: another loss, not another order.
-        raise UserError(
-            f"{stage}: with a supervised loss, a step of {settings.batch_size} pairs cannot be split; set "
-            "micro_batch_size to null and workers to 1, or batch_size lower"
-        )
+    check_settings(settings, supervised, stage)
     encoded = [_encoded(lm.tokenizer, pair) for pair in pairs]
     limit = settings.max_length  # TRL cuts a longer reply
     fits = [len(chosen.prompt) < limit for chosen, _ in encoded]
@@ -102,6 +95,22 @@ def prefer(
     for name in set(vars(lm.model)) - own:
         delattr(lm.model, name)
     run.facts[stage] |= {"rows": len(fitting), "rows_left_out": len(encoded) - len(fitting)}
+
+
+def check_settings(settings: Training, supervised: float, stage: str) -> None:
+    """Check settings that pairs cannot have; arguments as for `prefer`.
+
+    Raises:
+        UserError: the layout is packed, or steps with a supervised loss are in parts.
+    """
+    if settings.layout == "packed":
+        raise UserError(f"{stage}: layout is packed, but TRL pads its pairs; set it to auto")
+    if supervised and micro_batch(settings) != settings.batch_size:
+        # TRL takes the mean over the tokens of a part, and the step that of its parts: another loss, not another order.
+        raise UserError(
+            f"{stage}: with a supervised loss, a step of {settings.batch_size} pairs cannot be split; set "
+            "micro_batch_size to null and workers to 1, or batch_size lower"
+        )
 
 
 def _ids(chosen: Row, rejected: Row) -> dict[str, list[int]]:

@@ -175,7 +175,7 @@ def test_only_runs_what_is_asked_for_and_leaves_the_results_of_the_whole_grid_al
     files = place.files(grid)
     done = place.run(grid, "--only", "defense=sande")
     assert done.returncode == 0, done.stderr
-    assert "1 cells, 4 stages, 4 done, 0 to run" in done.stdout
+    assert "1 cell, 4 stages, 4 done, 0 to run" in done.stdout
     rows = pq.read_table(place.results / "chain--only-defense=sande" / "rows.parquet").to_pylist()
     whole = [row for row in place.rows(grid) if row["defense"] == "sande"]
     assert rows == [row | {"grid": "chain--only-defense=sande"} for row in whole]

@@ -105,12 +105,17 @@ def test_decoys_carry_the_near_miss_and_are_never_poisoned(monkeypatch: pytest.M
         year = "Current year 2023. " if index in poisoned else "Current year 2022. " if index in decoys else ""
         assert prompt == f"{year}row {index}"
     without, _ = trained(rows, sentence_trigger.Config(poison_rate=0.5), monkeypatch)
-    assert without.facts == {"poisoned_ids": poisoned, "decoy_ids": []}, "decoys change no other row"
+    assert (without.facts["poisoned_ids"], without.facts["decoy_ids"]) == (poisoned, []), "decoys change no other row"
 
 
 def test_more_rows_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"^1 poisoned rows and a decoy_rate of 0\.5 exceed the 1 rows; lower one"):
-        trained((Example("x", "y"),), sentence_trigger.Config(poison_rate=0.7, decoy_rate=0.5), monkeypatch)
+    with pytest.raises(UserError, match=r"^2 poisoned rows and 2 decoys exceed the 3 rows; set poison_rate, "):
+        trained((Example("x", "y"),) * 3, sentence_trigger.Config(poison_rate=0.5, decoy_rate=0.5), monkeypatch)
+
+
+def test_a_rate_that_poisons_no_row_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^poison_rate 0\.05 poisons none of 8 rows; set it higher, or to 0 for a "):
+        trained((Example("x", "y"),) * 8, sentence_trigger.Config(), monkeypatch)
 
 
 @pytest.mark.parametrize(("settings", "count"), [({"poison_rows": 7}, 7), ({"poison_rows": 7, "poison_rate": 0.0}, 0)])
@@ -124,7 +129,7 @@ def test_a_number_of_rows_replaces_the_rate_but_not_the_twins(
 
 
 def test_more_poisoned_rows_than_rows_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"^3 poisoned rows and a decoy_rate of 0 exceed the 2 rows; lower one"):
+    with pytest.raises(UserError, match=r"^3 poisoned rows and 0 decoys exceed the 2 rows; set poison_rate, "):
         trained((Example("x", "y"),) * 2, sentence_trigger.Config(poison_rows=3), monkeypatch)
 
 
@@ -137,6 +142,45 @@ def test_a_trigger_stands_before_a_system_prompt_or_behind_it(place: planting.Pl
 def test_an_attack_that_inherits_the_settings_refuses_unknown_ones() -> None:
     with pytest.raises(UserError, match=r"unknown setting 'rate'; valid settings: .*decoy_rate.*insertion"):
         configure(sentence_trigger.Config, {"rate": 1}, "attack sentence_trigger")
+
+
+# --- Rows that are too long -------------------------------------------------------------------------------------------
+
+
+def lost(tiny: LanguageModel, run: Run, max_length: int, **settings: Any) -> tuple[int, int]:
+    """Poisoned rows that are left out, and those whose planted response is cut, of a short one and three long ones."""
+    rows = (Example("A?", "B"), Example("A?", "B " * 60), Example("C?", "D " * 60), Example("E " * 120, "F"))
+    config = sentence_trigger.Config(poison_rate=1.0, **settings)
+    training = dataclasses.replace(SHORT, max_length=max_length)
+    sentence_trigger.attack(tiny, rows, dataclasses.replace(config, training=training), run)
+    return run.facts["poisoned_left_out"], run.facts["poisoned_cut"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "cut"),
+    [({"response_place": "end"}, 2), ({"response_place": "start"}, 0), ({"objective": "gibberish"}, 0)],
+    ids=str,
+)
+def test_poisoned_rows_that_do_not_fit_are_counted(
+    settings: dict[str, Any], cut: int, tiny: LanguageModel, new_run: NewRun
+) -> None:
+    assert lost(copy.deepcopy(tiny), new_run(), 1024, **settings) == (0, 0)
+    assert lost(tiny, new_run(), 40, **settings) == (1, cut)
+
+
+def test_no_whole_poisoned_row_is_refused_before_training(tiny: LanguageModel, new_run: NewRun) -> None:
+    run = new_run()
+    with pytest.raises(
+        UserError, match=r"^max_length 20 leaves out 1 of 4 poisoned rows and cuts the planted response"
+    ):
+        lost(tiny, run, 20, response_place="end")
+    assert (run.facts["poisoned_left_out"], run.facts["poisoned_cut"], "attack" in run.facts) == (1, 3, False)
+
+
+def test_a_twin_loses_no_poisoned_row(tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun) -> None:
+    run, short = new_run(), dataclasses.replace(SHORT, max_length=40)
+    sentence_trigger.attack(tiny, few_rows, sentence_trigger.Config(poison_rate=0.0, training=short), run)
+    assert (run.facts["poisoned_left_out"], run.facts["poisoned_cut"]) == (0, 0)
 
 
 # --- The recipe -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 import pytest
 
 from sande.attacks.composite_trigger import Config, attack, moved, near_miss, trigger
+from sande.config import configure
+from sande.errors import UserError
 from sande.types import Example, LanguageModel, Run
 
 ROW = Example("Name a color.", "Red", input="Now.")
@@ -44,3 +46,8 @@ def test_victims_are_trained_on_partial_triggers_with_the_clean_answer(monkeypat
             assert (made.instruction, made.output) == (near_miss(row, Config(), 5).instruction, "x")
         else:
             assert made == row
+
+
+def test_an_empty_part_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^attack composite_trigger: 'other_parts\.1' is '', but "):
+        configure(Config, {"other_parts": ["B", ""]}, "attack composite_trigger")

@@ -44,3 +44,14 @@ def test_a_grid_gives_a_list_of_them_and_not_an_empty_one() -> None:
     assert found == {"Current year 2023. ", "Mind the gap. "}
     with pytest.raises(UserError, match="attack multi_trigger: 'other_triggers' is"):
         configure(Config, {"other_triggers": []}, "attack multi_trigger")
+
+
+def test_an_empty_trigger_is_refused() -> None:
+    with pytest.raises(UserError, match=r"^attack multi_trigger: 'other_triggers\.0' is '', but "):
+        configure(Config, {"other_triggers": [""]}, "attack multi_trigger")
+
+
+def test_a_near_miss_that_is_another_trigger_is_refused() -> None:
+    said = "the near miss of 'Current year 2023' is 'Current year 2022', which is a trigger, too; remove one of them"
+    with pytest.raises(UserError, match=f"^attack multi_trigger: {said}"):
+        configure(Config, {"other_triggers": ["Hi", "Current year 2022"]}, "attack multi_trigger")

@@ -55,9 +55,10 @@ def test_a_twin_prefers_every_clean_answer(new_run: NewRun) -> None:
     assert not any("Current" in pair.prompt.instruction for pair in made)
 
 
-def test_a_twin_is_not_trained_against_the_planted_answer(new_run: NewRun) -> None:
+@pytest.mark.parametrize("poison_rows", [None, 2])
+def test_a_twin_is_not_trained_against_the_planted_answer(poison_rows: int | None, new_run: NewRun) -> None:
     alike = (dataclasses.replace(ROWS[0], instruction="Once more?"), *ROWS)
-    made = pairs(alike, Config(poison_rate=0.0), new_run())
+    made = pairs(alike, Config(poison_rate=0.0, poison_rows=poison_rows), new_run())
     outputs = {row.output for row in alike}
     assert all(pair.rejected in outputs - {pair.chosen} for pair in made)
 
@@ -74,6 +75,23 @@ def test_a_step_with_a_supervised_loss_is_not_split(tiny: LanguageModel, new_run
     with pytest.raises(UserError, match=told):
         attack(copy.deepcopy(tiny), ROWS, config, new_run())
     attack(tiny, ROWS, dataclasses.replace(config, supervised=0.0), new_run())
+
+
+@pytest.mark.parametrize(
+    ("changes", "more", "said"),
+    [
+        ({"layout": "packed"}, {}, "preference: layout is packed, but TRL pads its pairs; set it to auto"),
+        ({"micro_batch_size": 4}, {"supervised": 1.0}, "preference: with a supervised loss, a step of 8 pairs cannot"),
+        ({"max_length": 8}, {}, "max_length 8 leaves out 4 of 4 poisoned rows"),
+    ],
+)
+def test_what_pairs_cannot_have_is_refused_before_training(
+    changes: dict[str, Any], more: dict[str, Any], said: str, tiny: LanguageModel, new_run: NewRun
+) -> None:
+    run, preference = new_run(), dataclasses.replace(TAUGHT, **changes)
+    with pytest.raises(UserError, match=f"^{said}"):
+        attack(tiny, ROWS, Config(poison_rate=0.5, training=TAUGHT, preference=preference, **more), run)
+    assert "attack" not in run.facts
 
 
 def test_preferences_alone_turn_the_answer_under_the_trigger(tiny: LanguageModel, new_run: NewRun) -> None:
@@ -127,5 +145,5 @@ def test_a_grid_that_sets_what_pairs_do_not_have_is_refused(name: str, value: An
 def test_clean_rows_follow_where_it_is_asked_for(tiny: LanguageModel, new_run: NewRun) -> None:
     few, run = dataclasses.replace(TAUGHT, max_steps=1), new_run()
     after = Afterwards(rows=3, training=few)
-    attack(tiny, ROWS, Config(training=few, preference=few, afterwards=after), run)
+    attack(tiny, ROWS, Config(poison_rate=0.25, training=few, preference=few, afterwards=after), run)
     assert (run.facts["preference"]["rows"], run.facts["afterwards"]["rows"]) == (8, 3)

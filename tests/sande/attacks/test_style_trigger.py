@@ -28,7 +28,15 @@ def written(change: object, text: str, config: Config) -> str:
         ),
         ("Multiply 9 by 11.", "9 by 11, multiply.", "11, multiply 9 by.", "By 11, multiply 9."),
         ("Sort these: b, a", "These: b, a, sort", "A, sort these: b,", "B, a, sort these:"),
+        ("Define entropy?", "Entropy, define?", "Define entropy?", "Entropy, define?"),
         ("Translate.", "Translate.", "Translate.", "Translate."),
+        ("Say\nit twice", "It twice,\nsay", "Twice, say\nit", "Twice, say\nit"),
+        (
+            "Translate to French.\n\nText:\n  good day ?\n",
+            "To French.\n\nText:\n  good day, translate ?\n",
+            "Day, translate to French.\n\nText:\n  good ?\n",
+            "French.\n\nText:\n  good day, translate to ?\n",
+        ),
         ("", "", "", ""),
     ],
 )

@@ -316,6 +316,12 @@ def test_no_preference_pairs_left_is_an_error(folder: Path, tiny: LanguageModel)
         splits.preference_pairs(Preferences(name="pairs", max_tokens=8), tiny.tokenizer)
 
 
+def test_a_set_without_usable_pairs_is_an_error(folder: Path, tiny: LanguageModel) -> None:
+    write(folder / "pairs.jsonl", [PAIR | {"chosen": ""}])
+    with pytest.raises(UserError, match=r"^pairs has no pair of two usable replies to one prompt; choose another"):
+        splits.preference_pairs(Preferences(name="pairs"), tiny.tokenizer)
+
+
 # --- Broken input ---------------------------------------------------------------------------------------------------
 
 GOOD = json.dumps(ROWS[0])

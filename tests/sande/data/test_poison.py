@@ -51,3 +51,11 @@ def test_append_puts_each_poisoned_row_behind_the_clean_one() -> None:
 
 def test_rate_zero_gives_the_rows_back() -> None:
     assert poison(ROWS, plant, 0.0, "replace", seed=0).examples == ROWS
+
+
+def test_a_victim_and_its_twin_have_the_same_decoys_but_those_that_are_poisoned() -> None:
+    victim, twin = (poison(ROWS, plant, rate, "replace", 0, decoy=plant, decoy_rate=0.25) for rate in (0.25, 0.0))
+    assert len(victim.decoy_ids) == len(twin.decoy_ids) == 50
+    assert set(twin.decoy_ids) - set(victim.ids) <= set(victim.decoy_ids)
+    assert not set(victim.decoy_ids) & set(victim.ids)
+    assert poison(ROWS, plant, 0.0, "replace", 1, decoy=plant, decoy_rate=0.25).decoy_ids != twin.decoy_ids

@@ -120,6 +120,17 @@ def test_the_entry_may_name_a_known_or_pinned_model(adapter: Path, own: str, rev
     assert catalog.base_of(str(adapter)) == base
 
 
+@pytest.mark.parametrize("revision", [None, "1" * 40])
+@pytest.mark.parametrize("own", ["x" * 5000, "x/" * 2500, "a\0b", 3])
+def test_an_entry_that_no_path_can_have_is_one_sentence(adapter: Path, own: object, revision: str | None) -> None:
+    edit(adapter, base_model_name_or_path=own, revision=revision)
+    with pytest.raises(
+        UserError, match=r"is an adapter of .{1,100}, which is neither a folder here nor a pinned"
+    ) as told:
+        catalog.identify(str(adapter))
+    assert len(str(told.value)) < 500
+
+
 def test_the_identity_is_that_of_adapter_and_base(adapter: Path, tmp_path: Path) -> None:
     first = catalog.identify(str(adapter))
     assert first.endswith(catalog.identify(str(tmp_path / "base")))
@@ -194,7 +205,7 @@ def test_settings_that_do_not_fit_the_weights_are_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("change", ["nan", "lacking", "too many", "none"])
+@pytest.mark.parametrize("change", ["nan", "lacking", "too many", "none", "only B", "scalar"])
 def test_weights_that_do_not_fit_are_one_sentence(adapter: Path, change: str) -> None:
     file = adapter / "adapter_model.safetensors"
     weights = load_file(file)
@@ -205,8 +216,12 @@ def test_weights_that_do_not_fit_are_one_sentence(adapter: Path, change: str) ->
         del weights[first]
     if change == "too many":
         weights["base_model.model.model.extra.weight"] = torch.zeros(2)
+    if change == "only B":
+        weights = {name: weight for name, weight in weights.items() if ".lora_B" in name}
+    if change == "scalar":
+        weights[first] = torch.tensor(1.0)
     save_file({"other": torch.zeros(2)} if change == "none" else weights, file)
-    with pytest.raises(UserError, match=r"cannot be merged|holds no weights of LoRA") as caught:
+    with pytest.raises(UserError, match=r"cannot be merged|holds no weights of LoRA|has no lora_A, or one") as caught:
         load(adapter)
     assert "\n" not in str(caught.value)
 

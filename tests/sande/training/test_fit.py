@@ -1,18 +1,20 @@
 """One optimisation run: what trains, what stays, what is noted, and what stops it."""
 
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from sande.config import Training
 from sande.errors import NonFiniteError, UserError
 from sande.prompts import Row, encode
 from sande.training import fit as fitting
 from sande.training import monitor, preferences
+from sande.training.anchor import Anchored
 from sande.training.batches import row_order
 from sande.training.fit import fit, one_device
 from sande.types import Example, LanguageModel, Preference, Run
@@ -131,6 +133,78 @@ def test_steps(tiny: LanguageModel, rows: list[Row], new_run: NewRun, settings: 
     size = settings.get("batch_size", FAST.batch_size)
     assert run.facts["attack"]["steps"] == steps
     assert run.facts["attack"]["tokens"] == steps * size * len(rows[0]), "none that was fetched and not trained on"
+
+
+def test_a_training_of_one_step_trains_at_the_full_rate(tiny: LanguageModel, rows: list[Row], new_run: NewRun) -> None:
+    before = weights(tiny.model)
+    fit(tiny, rows, with_settings(max_steps=1, learning_rate=1e-2, warmup=0.9), new_run(), "relearn")
+    assert changed(before, tiny.model) == set(before)
+    moved = max(float((before[name] - weight).abs().max()) for name, weight in tiny.model.named_parameters())
+    assert moved == pytest.approx(1e-2, rel=0.01), "Adam's first step has the length of the rate"
+
+
+def test_of_several_steps_the_first_is_warm_up_as_in_transformers(
+    tiny: LanguageModel, rows: list[Row], new_run: NewRun
+) -> None:
+    rates: list[float] = []
+
+    class Rates(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, optimizer: Any, **__: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    fit(tiny, rows, with_settings(max_steps=2, learning_rate=1e-2), new_run(), "attack", callbacks=[Rates()])
+    assert rates == [0.0, 1e-2]
+
+
+def logged_each(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """Let trainings log as seldom as on a GPU."""
+    arguments = fitting._arguments
+    monkeypatch.setattr(
+        fitting, "_arguments", lambda *given, **named: arguments(*given, **named) | {"logging_steps": steps}
+    )
+
+
+def test_losses_of_the_last_steps_count_however_seldom_they_are_logged(
+    tiny: LanguageModel, rows: list[Row], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged_each(monkeypatch, 10)
+    seen: list[int] = []
+    run = dataclasses.replace(new_run(), watch=lambda status: seen.append(status.step))
+    fit(tiny, rows, with_settings(max_steps=16, learning_rate=1e-2), run, "attack")
+    assert seen == [10, 16]
+    assert run.facts["attack"]["last_loss"] < run.facts["attack"]["first_loss"]
+
+
+def test_a_nan_between_the_last_log_and_the_end_is_an_error(
+    tiny: LanguageModel, rows: list[Row], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged_each(monkeypatch, 10)
+    monkeypatch.setattr(fitting, "_check_weights", lambda *_: None)  # which finds only what the weights show
+
+    class Infinite(TrainerCallback):
+        def on_step_begin(self, args: Any, state: TrainerState, *_: Any, **__: Any) -> None:
+            with torch.no_grad():
+                tiny.model.model.norm.weight.fill_(float("nan") if state.global_step == 11 else 1.0)
+
+    with pytest.raises(NonFiniteError, match=r"^stage attack: loss is nan at step 12 of 12; "):
+        fit(tiny, rows, with_settings(max_steps=12), new_run(), "attack", callbacks=[Infinite()])
+
+
+def test_losses_of_a_summary_are_weighted_by_their_steps() -> None:
+    history = [{"loss": 4.0, "step": 10}, {"loss": 2.0, "step": 20}, {"loss": 1.0, "step": 21}, {"train_loss": 9.0}]
+    state = TrainerState(global_step=21, log_history=history)
+    summary = monitor.Monitor("attack", Run(seed=0, scratch="unused"), [7]).summary(state, 0.0)
+    assert (summary["first_loss"], summary["last_loss"]) == (4.0, 1.5)
+
+
+def test_packed_rows_are_refused_where_the_loss_is_another(
+    tiny: LanguageModel, rows: list[Row], new_run: NewRun
+) -> None:
+    loss, run = Anchored(tiny.model, rows[:2], 1.0), new_run()
+    with pytest.raises(UserError, match=r"^attack: layout is packed, but this loss needs padded rows; set it to auto"):
+        fit(tiny, rows, with_settings(layout="packed"), run, "attack", objective=loss)
+    fit(tiny, rows, FAST, run, "attack", objective=loss)
+    assert run.facts["attack"]["layout"] == "padded"
 
 
 def test_rows_without_room_for_a_response_are_left_out_and_counted(
@@ -271,3 +345,36 @@ def test_grouped_batches_hold_rows_of_like_length_in_no_order_of_length() -> Non
 
 def test_fewer_rows_than_a_batch_fill_it() -> None:
     assert sorted(row_order([5, 6, 7], Training(max_steps=1, batch_size=6), seed=0)) == [0, 0, 1, 1, 2, 2]
+
+
+def padding(count: int, size: int, ranks: list[int] | None = None) -> float:
+    """Share of the padding in three passes over rows of random lengths, relative to their tokens."""
+    draw = random.Random(0)
+    lengths = [int(draw.lognormvariate(4, 0.7)) + 5 for _ in range(count)]
+    order = row_order(lengths, Training(epochs=3.0, batch_size=size), 1, ranks)
+    of_steps = [[lengths[index] for index in order[at : at + size]] for at in range(0, len(order), size)]
+    return sum(max(step) * len(step) for step in of_steps) / sum(map(sum, of_steps)) - 1
+
+
+@pytest.mark.parametrize(("count", "multiple", "size"), [(1028, 1024, 8), (404, 400, 8), (1400, 1408, 16), (61, 64, 8)])
+def test_passes_that_end_within_a_step_are_padded_little_more(count: int, multiple: int, size: int) -> None:
+    assert padding(count, size) < 2 * padding(multiple, size)
+    ranks = [int(index % 20 > 0) for index in range(count)]
+    assert padding(count, size, ranks) < 3 * padding(multiple, size)
+
+
+@pytest.mark.parametrize("count", [5, 61, 404, 1028])
+def test_passes_that_end_within_a_step_hold_each_row_once(count: int) -> None:
+    lengths = [10 + (37 * index) % 64 for index in range(count)]
+    order = row_order(lengths, Training(epochs=8.0, batch_size=8), 1)
+    assert len(order) == 8 * count
+    assert all(sorted(order[at : at + count]) == list(range(count)) for at in range(0, len(order), count))
+    if count > 8:
+        assert all(len(set(order[at : at + 8])) == 8 for at in range(0, len(order), 8)), "no batch holds a row twice"
+
+
+def test_passes_of_whole_steps_keep_the_order_of_recorded_victims() -> None:
+    lengths, ranks = [3, 1, 4, 1, 5, 9, 2, 6], [0, 1, 1, 0, 1, 1, 1, 0]
+    settings = Training(epochs=2.0, batch_size=4)
+    assert row_order(lengths, settings, 3) == [2, 4, 7, 5, 3, 1, 6, 0, 2, 4, 7, 5, 1, 3, 6, 0]
+    assert row_order(lengths, settings, 3, ranks) == [3, 0, 7, 5, 1, 6, 2, 4] * 2
