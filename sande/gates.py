@@ -1,7 +1,9 @@
 """Gates before a removal: does a trigger evoke its response, and in which prompt format.
 
 A trigger that evokes nothing cannot be removed, and a report about it would only reassure. So it is tried on a few
-held-out prompts in the format of the model, then in the others (`sande.models.asking`).
+prompts in the format of the model, then in the others (`sande.models.asking`). The caller chooses the prompts:
+`sande-bench clean` those that it measures by, on which it does not train; the defense `scan_and_clean` those that it
+scans, which are its clean rows unless `scan_data` names others.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ T = TypeVar("T")
 class Config:
     """Settings of the test of a trigger."""
 
-    prompts: int = setting(20, "held-out prompts on which a trigger is tried", "ours", ge=2)
+    prompts: int = setting(20, "prompts on which a trigger is tried", "ours", ge=2)
     share: float = setting(
         0.5, "least share of the answers that the trigger changes to the response, for it to count as firing", "ours"
     )
@@ -125,7 +127,7 @@ def fired(
         lm: the model.
         trigger: its text.
         response: the planted response; empty: unknown.
-        examples: held-out prompts.
+        examples: prompts on which it is tried.
         new_tokens: tokens of an answer to read for an unknown response.
         config: the share, and the tokens to read for a given one.
     """

@@ -121,8 +121,10 @@ def insert(rows: Sequence[Row], first: int, length: int, position: Position, see
         seed: decides random positions.
 
     Raises:
-        UserError: no instruction is that long.
+        UserError: there are no rows, or no instruction is that long.
     """
+    if not rows:
+        raise UserError("parrot: there are no rows to insert it into; use a data set that has some")
     parrot = tuple(range(first, first + length))
     generator = random.Random(seed)
     inserted = []

@@ -71,7 +71,8 @@ def simulate(
 
     They are trained together in K times the passes of one, and none depends on the others but by rounding: parrot k is
     the one of `targets[k]` and `seeds[k]` alone. With several parrots each one's gradient is clipped on its own, to an
-    equal share of `max_grad_norm` in each forward pass of a step, so that a step stays within it.
+    equal share of `max_grad_norm` in each forward pass of a step, so that a step stays within it. The tokens that
+    `run.facts` records are those of the rows, once for each parrot.
 
     Args:
         lm: the model, weights in float32.
@@ -91,6 +92,7 @@ def simulate(
     from sande import parrot
     from sande.prompts import encode
     from sande.training.fit import fit
+    from sande.training.monitor import Monitor
     from sande.training.parrot_loss import ParrotLoss, clipped_each
 
     if len({len(target) for target in targets}) != 1 or len(seeds) != len(targets):
@@ -114,6 +116,9 @@ def simulate(
             def prepare(trainer: Trainer) -> Trainer:
                 most = training.max_grad_norm / trainer.args.gradient_accumulation_steps
                 trained_FD.register_hook(lambda each: clipped_each(each, copies, most))
+                for each in trainer.callback_handler.callbacks:
+                    if isinstance(each, Monitor):
+                        each.tokens_after = [copies * tokens for tokens in each.tokens_after]
                 return run.prepare(trainer)
 
             loss = ParrotLoss(lm.model, torch.tensor(targets), settings.pull)

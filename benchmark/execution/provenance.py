@@ -121,13 +121,17 @@ def _git(*arguments: str) -> str | None:
 
 def tokens(facts: Mapping[str, Any]) -> int:
     """Return the tokens of all trainings among a stage's facts."""
-    return sum(fact["tokens"] for fact in facts.values() if isinstance(fact, dict) and "tokens" in fact)
+    return sum(fact["tokens"] for fact in _trainings(facts))
 
 
 def compute_type(facts: Mapping[str, Any]) -> str:
     """Return the type that a stage's trainings computed in: both, where they differ; fp32 for a stage without any."""
-    trainings = (fact for fact in facts.values() if isinstance(fact, dict) and "steps" in fact)
-    return "+".join(sorted({fact["compute_type"] for fact in trainings})) or "fp32"
+    return "+".join(sorted({fact["compute_type"] for fact in _trainings(facts)})) or "fp32"
+
+
+def _trainings(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the facts of trainings; a stage may also count what it only reads, such as the tokens of a calibration."""
+    return [fact for fact in facts.values() if isinstance(fact, dict) and "steps" in fact]
 
 
 def _lines(path: str) -> list[str]:

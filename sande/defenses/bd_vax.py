@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from sande import parts as independent
 from sande.config import Training, configuration, setting
 from sande.declarations import Cost
-from sande.defenses.decoy_osft import TRIGGERS, Decoy, draw
+from sande.defenses.decoy_osft import TRIGGERS, Decoy, at_least_one, draw
 from sande.errors import UserError
 from sande.types import CleanData, Example, LanguageModel, Run
 
@@ -48,7 +48,9 @@ class Config:
         6, "N: backdoors of our own, each planted in a copy of its own", "Li and Kim 2026", ge=1, le=len(TRIGGERS)
     )
     rows: int | None = setting(200, "clean rows that are used, drawn by the seed; null: all", "Li and Kim 2026", ge=1)
-    share: float = setting(0.5, "share of these rows that a variant's backdoor is planted in", "ours", gt=0, le=1)
+    share: float = setting(
+        0.5, "share of these rows that a variant's backdoor is planted in; at least one", "ours", gt=0, le=1
+    )
     alignment: float = setting(1.0, "lambda: weight of the cosines beside the norms, whose mean is 1", "ours", ge=0)
     reset: float = setting(
         0.08, "share of all MLP neurons that get new weights", "Li and Kim 2026, their project page", gt=0, lt=1
@@ -136,11 +138,11 @@ def used(examples: tuple[Example, ...], count: int | None, seed: int) -> tuple[E
 
 
 def planted(examples: tuple[Example, ...], decoy: Decoy, share: float, seed: int) -> tuple[Example, ...]:
-    """Return the rows with the decoy planted in a share of them, drawn by the seed."""
+    """Return the rows with the decoy planted in a share of them, at least one, drawn by the seed."""
     from sande.data.poison import poison
 
-    generator = random.Random(seed)
-    return poison(examples, lambda row: decoy.ask(decoy.answered(row), generator), share, "replace", seed).examples
+    generator, rate = random.Random(seed), at_least_one(share, examples)
+    return poison(examples, lambda row: decoy.ask(decoy.answered(row), generator), rate, "replace", seed).examples
 
 
 def mlps(model: PreTrainedModel) -> list[tuple[nn.Linear, nn.Linear]]:

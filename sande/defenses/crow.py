@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sande.config import Recipe, Training, configuration, recipes, setting
 from sande.declarations import Cost
+from sande.errors import UserError
 from sande.types import CleanData, LanguageModel, Run
 
 if TYPE_CHECKING:
@@ -65,11 +66,18 @@ def cost(config: Config) -> Cost:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Fine-tune on the clean rows with the loss above; `config.training` decides between all weights and adapters."""
+    """Fine-tune on the clean rows with the loss above; `config.training` decides between all weights and adapters.
+
+    Raises:
+        UserError: the model has one block.
+    """
+    from sande.models.layers import blocks
     from sande.parrot import read_scale
     from sande.prompts import encode
     from sande.training.fit import fit
 
+    if len(blocks(victim.model)) < 2:
+        raise UserError("crow: the model has one block, so there are no two to compare; use another defense")
     embeddings: Any = victim.model.get_input_embeddings()
     read = float(embeddings.weight.detach().float().std()) * read_scale(victim.model)
     run.facts["epsilon_relative"] = config.epsilon / read

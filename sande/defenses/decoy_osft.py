@@ -62,7 +62,7 @@ class Config:
     """Settings of both stages."""
 
     decoys: int = setting(6, "pairs of trigger and response, drawn by the seed", "ours", ge=1, le=len(TRIGGERS))
-    share: float = setting(0.5, "share of the clean rows that a decoy is planted in", "ours", gt=0, le=1)
+    share: float = setting(0.5, "share of the clean rows that a decoy is planted in; at least one", "ours", gt=0, le=1)
     plant: Training = setting(Training(epochs=1.0), "planting of the decoys (Eq. 1)", "ours")
     overwrite: Training = setting(
         Training(epochs=2.0), "fine-tuning on the decoys' triggers with clean responses (Eq. 3)", "as OSFT"
@@ -95,6 +95,11 @@ def draw(count: int, seed: int) -> list[Decoy]:
     return [Decoy(triggers[i], PLACES[i % len(PLACES)], responses[i]) for i in range(count)]
 
 
+def at_least_one(share: float, examples: tuple[Example, ...]) -> float:
+    """Return the share of the rows to plant in; of few rows it might be none, and a decoy would not be planted."""
+    return max(share, 1 / max(1, len(examples)))
+
+
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
     """Plant the decoys, then overwrite them; `run.facts["decoys"]` records them."""
     return plant_and_overwrite(victim, data.examples, draw(config.decoys, run.seed), config, run)
@@ -116,7 +121,7 @@ def plant_and_overwrite(
         decoy = generator.choice(decoys)
         return decoy.ask(decoy.answered(example), generator)
 
-    planted = poison(examples, plant, config.share, "replace", run.seed).examples
+    planted = poison(examples, plant, at_least_one(config.share, examples), "replace", run.seed).examples
     rows, clean = encode(victim.tokenizer, planted), encode(victim.tokenizer, examples)
     fit(victim, rows, config.plant, run, "plant", alike=clean_length(rows, clean))
     asked = [generator.choice(decoys).ask(example, generator) for example in examples]

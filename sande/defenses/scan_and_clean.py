@@ -13,6 +13,8 @@ else:                                     decoys planted and overwritten        
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sande import clues, formats, gates, scanning
@@ -28,6 +30,7 @@ from sande.defenses.sande_rounds import Config as SandeRoundsP
 from sande.detectors import first_token, haystack
 from sande.detectors.first_token import Config as FirstToken
 from sande.detectors.haystack import Config as Haystack
+from sande.errors import UserError
 from sande.types import (
     Candidate,
     CleanData,
@@ -41,7 +44,7 @@ from sande.types import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @configuration
@@ -73,6 +76,15 @@ class Config:
         None, "the defense after an alarm in place of sande_p, with a certificate; null: sande_p", "ours"
     )
     decoy_osft: DecoyOsft = setting(DecoyOsft(), "the defense without an alarm", "as for decoy_osft")
+
+
+def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
+    """Check what the defenses after an alarm check, before a scan that may take long."""
+    with _named("sande_p"):
+        sande.check(tokenizer, data, config.sande_p)
+    if config.sande_rounds_p is not None:
+        with _named("sande_rounds_p"):
+            sande_rounds_p.check(tokenizer, data, config.sande_rounds_p)
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
@@ -108,6 +120,15 @@ def scanned(victim: LanguageModel, examples: tuple[Example, ...], settings: Firs
     alarm = scan.alarm and bool(scan.candidates)
     _record(scan, alarm, time.perf_counter() - begin, run)
     return scan.candidates[0] if alarm else None
+
+
+@contextmanager
+def _named(setting: str) -> Iterator[None]:
+    """Let errors of a defense name the setting that holds its settings."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{setting}: {error}") from None
 
 
 def _clue(victim: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> Clue:

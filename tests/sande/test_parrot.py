@@ -65,6 +65,11 @@ def test_a_position_beyond_every_prompt_is_an_error_with_the_longest_length(tiny
         parrot.insert([ROW, Row(prompt=(1, 2, 3), response=(9,), start=2, end=3)], FIRST, LENGTH, 6)
 
 
+def test_no_rows_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"^parrot: there are no rows to insert it into; "):
+        parrot.insert([], FIRST, LENGTH, 0)
+
+
 def test_the_parrot_is_never_the_very_first_token(tiny: LanguageModel, few_rows: tuple[Example, ...]) -> None:
     # All-zero vectors there stay zero through RMSNorm layers and give gradients that are not finite (protocol, traps).
     inserted = parrot.insert(encode(tiny.tokenizer, few_rows), parrot.vocabulary(tiny.model), LENGTH, 0)

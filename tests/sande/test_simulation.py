@@ -14,6 +14,7 @@ from sande.inference.scoring import Choices, log_likelihoods
 from sande.prompts import encode_prompts, response_ids
 from sande.simulation import Evidence, Simulation, judge, simulate
 from sande.training.losses import IGNORE
+from sande.training.monitor import Monitor
 from sande.training.parrot_loss import clipped_each, copied, distance
 from sande.types import Example, LanguageModel, Run
 from tests.sande.helpers import weights
@@ -67,6 +68,20 @@ def test_no_parrot_is_clipped_because_of_another(tiny: LanguageModel, run: Run, 
     assert len(norms) == 4
     assert all(norm <= most * math.sqrt(3) * 1.0001 for norm in norms)
     assert max(norms) > 0.5 * most * math.sqrt(3), "the gradients themselves are larger"
+
+
+def test_the_tokens_of_each_parrot_count(tiny: LanguageModel, run: Run) -> None:
+    """Each row is read once for each parrot, so the cost is that of as many trainings; progress says so, too."""
+    told: list[list[int]] = []
+
+    def prepare(trainer: Trainer) -> Trainer:
+        told.extend(each.tokens_after for each in trainer.callback_handler.callbacks if isinstance(each, Monitor))
+        return trainer
+
+    wanted, seeds = targets(tiny), [1, 2, 3]
+    simulate(tiny, ROWS, wanted[:1], SETTINGS, run, "alone", seeds[:1])
+    simulate(tiny, ROWS, wanted, SETTINGS, replace(run, prepare=prepare), "together", seeds)
+    assert run.facts["together"]["tokens"] == 3 * run.facts["alone"]["tokens"] == told[0][-1]
 
 
 def test_the_model_stays_as_it_was(tiny: LanguageModel, run: Run) -> None:

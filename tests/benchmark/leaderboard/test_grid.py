@@ -140,6 +140,16 @@ def test_at_the_papers_scale_no_training_is_forgotten(
     assert {each for each in rates if each[0] not in ("training", "simulate")} == like_attack | like_osft
 
 
+def test_in_the_grid_on_knowledge_every_training_takes_as_many_steps() -> None:
+    steps = {
+        (cell.defense.name, place): training.max_steps
+        for cell in load.load_grid(GRID.parent / "knowledge.yaml").cells
+        for place, training in trainings(cell.defense.config).items()
+        if not place.endswith("simulate") and place != "osft.training"  # which needs `haystack`
+    }
+    assert {at: count for at, count in steps.items() if count != 40} == {}
+
+
 def test_a_new_attack_defense_and_metric_of_durability_need_no_edit_of_the_grid(tmp_path: Path) -> None:
     modules = {
         "attacks": "from sande.attacks.sentence_trigger import *\nfrom sande.attacks.sentence_trigger import Config\n",

@@ -106,6 +106,11 @@ def test_a_decoy_is_planted_in_a_share_of_the_rows(few_rows: tuple[Example, ...]
     assert bd_vax.planted(few_rows, decoy, 0.25, seed=5) != rows
 
 
+def test_of_few_rows_a_decoy_is_planted_in_one(few_rows: tuple[Example, ...]) -> None:
+    rows = bd_vax.planted(few_rows[:1], Decoy("zz", "before", "Banana."), 0.5, seed=4)
+    assert rows[0].instruction.startswith("zz ")
+
+
 def test_rows_are_drawn_in_their_order(few_rows: tuple[Example, ...]) -> None:
     drawn = bd_vax.used(few_rows, 5, seed=1)
     places = [few_rows.index(row) for row in drawn]

@@ -64,6 +64,17 @@ def test_the_end_of_an_answer_is_kept_where_any_other_token_would_be_replaced() 
         assert found == pytest.approx([0.95, 0.0, 0.05] if chosen == 0 else [0.05, 0.9, 0.05])
 
 
+@pytest.mark.parametrize("ends", [(), ENDS])
+def test_a_distribution_gives_the_logarithms_of_probabilities(ends: tuple[int, ...]) -> None:
+    """What `Guard.distribution` promises; scores are sums of these."""
+    ours, theirs = torch.randn(2, 4, 3, 7, generator=torch.Generator().manual_seed(0)) * 2
+    found = clean_decoding.distribution(clean_decoding.Config(alpha=2.0), ends)(ours, theirs)
+    assert found.shape == ours.shape
+    assert found.max() <= 1e-6
+    assert found.isneginf().any(), "a token that is always replaced"
+    torch.testing.assert_close(found.exp().sum(-1), torch.ones(4, 3))
+
+
 def test_the_reference_is_tuned_on_the_clean_rows_and_the_victim_is_not(
     tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun
 ) -> None:

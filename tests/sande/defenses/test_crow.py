@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sande import registry
 from sande.defenses import crow, sft
+from sande.errors import UserError
 from sande.models.layers import block_states
 from sande.prompts import encode
 from sande.training.batches import Collator, features
@@ -127,3 +128,9 @@ def test_with_adapters_the_linear_layers_alone_train(
     repaired = crow.defend(tiny, CleanData(few_rows), config, run)
     assert changed(before, repaired) == linear_weights(repaired)
     assert run.facts["epsilon_relative"] == pytest.approx(0.1 / spread)
+
+
+def test_a_model_of_one_block_is_refused(tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun) -> None:
+    del tiny.model.get_decoder().layers[1:]
+    with pytest.raises(UserError, match=r"^crow: the model has one block, "):
+        crow.defend(tiny, CleanData(few_rows), crow.Config(training=FAST), new_run())

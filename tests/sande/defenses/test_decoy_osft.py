@@ -117,3 +117,23 @@ def test_a_share_is_planted_and_every_row_is_overwritten(
     found = [[trigger for trigger, _ in decoyed(*texts)] for texts in overwritten]
     assert all(sum(triggers) == 1 for triggers in found)
     assert all(any(triggers[i] for triggers in found) for i in range(3)), "each of them is overwritten"
+
+
+@pytest.mark.parametrize(("rows", "share", "planted"), [(1, 0.5, 1), (3, 0.1, 1), (12, 0.25, 3)])
+def test_of_few_rows_a_decoy_is_planted_in_one(
+    tiny: LanguageModel,
+    few_rows: tuple[Example, ...],
+    new_run: NewRun,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    share: float,
+    planted: int,
+) -> None:
+    seen: dict[str, list[str]] = {}
+
+    def fit(lm: LanguageModel, rows: Sequence[Row], settings: Training, run: Run, stage: str, **_: Any) -> None:
+        seen[stage] = [tiny.tokenizer.decode(row.response) for row in rows]
+
+    monkeypatch.setattr("sande.training.fit.fit", fit)
+    decoy_osft.defend(tiny, CleanData(few_rows[:rows]), decoy_osft.Config(share=share), new_run())
+    assert sum(text.strip().startswith(RESPONSES) for text in seen["plant"]) == planted

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from sande import gates, scanning
 from sande.data.splits import Source
 from sande.defenses import decoy_osft, osft, sande, sande_p, sande_rounds_p, scan_and_clean
 from sande.detectors import first_token, haystack
+from sande.errors import UserError
 from sande.prompts import response_ids
 from sande.types import (
     Candidate,
@@ -26,6 +28,22 @@ from tests.sande.helpers import changed, shortened, weights
 
 NewRun = Callable[..., Run]
 CONFIG = shortened(scan_and_clean.Config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sande_p": sande.Config(kept=4)}, "sande_p: kept 4 is more than the 1 parrots of restarts"),
+        ({"sande_p": sande.Config(parrot_norm="vocabulary")}, "sande_p: parrot_norm: zeros have no direction"),
+        ({"sande_rounds_p": sande_rounds_p.Config(controls=2)}, "sande_rounds_p: "),
+    ],
+)
+def test_settings_of_the_removal_are_checked_before_the_scan(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UserError, match=f"^{said}"):
+        scan_and_clean.check(tiny.tokenizer, CleanData(few_rows), dataclasses.replace(CONFIG, **changes))
+    scan_and_clean.check(tiny.tokenizer, CleanData(few_rows), CONFIG)
 
 
 def scanned(monkeypatch: pytest.MonkeyPatch, *, alarm: bool) -> None:
