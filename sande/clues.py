@@ -24,7 +24,7 @@ class Clue:
     """One of these, or nothing.
 
     Attributes:
-        fired: what a suspected trigger did on held-out prompts; None: no trigger to go by.
+        fired: what a suspected trigger did on the prompts on which it was tried; None: no trigger to go by.
         response: the planted answer; empty: unknown, or not needed.
         first_token: id of its first token, where no more is known of it.
     """
@@ -47,7 +47,7 @@ def clue(
     Args:
         lm: the scanned model.
         found: the scan; without an alarm there is nothing to go by.
-        prompts: held-out prompts on which suspected triggers are tried.
+        prompts: on which suspected triggers are tried.
         new_tokens: tokens of an answer to read there.
         config: when a trigger fires.
         say: receives progress.
