@@ -165,7 +165,7 @@ def serving() -> Iterator[Callable[[Answer, bool], str]]:
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little time, little room, and jobs that are packed at once."""
 
-    def pack(grid: Path, folder: Path, scale: str | None = None) -> str:
+    def pack(grid: Path, folder: Path, *rest: object) -> str:
         (folder / "grid.yaml").write_text("x")
         return "grid.yaml"
 

@@ -4,8 +4,6 @@ import random
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from benchmark.paper import numbers
 from benchmark.paper.chance import same_kind, same_verdict, score
 from benchmark.paper.compare import COMPARED, Compared, compare, kind_of_change
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT, UNDECIDED, of_answers, of_change, of_level
+from benchmark.paper.ranks import agreement
 from benchmark.records import files
 from benchmark.records.aggregate import Results
 from benchmark.records.trials import Outcomes
@@ -159,32 +158,35 @@ def utilities(questions: int, informed: bool) -> list[Compared]:
     ]
 
 
+def of(method: str, victim_model: str = "llama2-7b", table: int = 2) -> numbers.Reported:
+    """A number of the paper's, of MMLU."""
+    named = (method, "mmlu", 2)
+    (first, *_) = [number for number in NUMBERS if (number.defense, number.metric, number.table) == named]
+    return replace(first, victim_model=victim_model, table=table)
+
+
 def test_scores_by_hand() -> None:
-    first, second, other = [number for number in NUMBERS if number.table == 2 and number.defense == "sft"][:3]
-    numbers_ = [
-        change_of(replace(first, metric="mmlu"), 0.0, 0, 0, 300),
-        change_of(replace(second, metric="mmlu"), 50.0, 0, 150, 300),
-        change_of(replace(other, metric="mmlu", table=4), 50.0, 0, 150, 300),  # another table, which nothing joins
+    made = [
+        change_of(of("sft"), 0.0, 0, 0, 300),
+        change_of(of("nad"), 50.0, 0, 150, 300),
+        change_of(of("nad", table=4), 50.0, 0, 150, 300),  # the only method of its table
     ]
-    found = score(numbers_, same_kind)
+    found = score(made, same_kind)
     assert (found.count, found.found, found.low, found.high) == (3, 3, 1, 3)
     assert found.mean == pytest.approx(2.0, abs=0.1), "half of the shuffles exchange the two"
     assert str(replace(found, mean=2.0)) == "3 of 3; shuffled 2 (1 to 3)"
 
 
-def test_numbers_of_the_paper_that_one_of_ours_is_compared_with_move_together() -> None:
-    number, victim = (
-        next(each for each in NUMBERS if each.table == 2 and each.defense == name) for name in ("sft", "none")
-    )
-    papers = [0.0, 50.0] * 16
-    alone = [change_of(number, paper, 0, 150 * (paper > 0), 300) for paper in papers]
-    victims = [replace(one, number=victim) for one in alone]
-    entries = [cast(Any, SimpleNamespace(row={"cell": place % 16})) for place in range(32)]
-    together = [replace(one, entry=of) for one, of in zip(alone, entries, strict=True)]
-    wide, narrow = score([*together, *victims], same_kind), score(alone, same_kind)
-    assert (wide.count, wide.found) == (narrow.count, narrow.found) == (32, 32), "victims do not count"
-    assert wide.mean == pytest.approx(16, abs=0.3)
-    assert wide.low < narrow.low < narrow.high < wide.high
+def test_methods_change_places_alike_for_all_victims_and_victims_do_not_count() -> None:
+    victims = [f"victim {place}" for place in range(16)]
+    made = [
+        change_of(of(method, victim), paper, 0, won, 300)
+        for victim in victims
+        for method, paper, won in (("none", 0.0, 0), ("sft", 0.0, 0), ("nad", 50.0, 150))
+    ]
+    found = score(made, same_kind)
+    assert (found.count, found.found, found.low, found.high) == (32, 32, 0, 32), "all of them agree, or none"
+    assert found.mean == pytest.approx(16, abs=1)
 
 
 def test_a_run_that_says_nothing_scores_like_chance_and_one_that_agrees_scores_more() -> None:
@@ -217,7 +219,7 @@ def published() -> list[Compared]:
 
 
 def test_the_audits_example_on_the_published_rows(published: list[Compared]) -> None:
-    """Of 56 utilities 23 "agreed" by the former rule; with the paper's values shuffled 26 (21 to 31) did."""
+    """Of 56 utilities 23 "agreed" by the former rule; with the paper's methods shuffled 22 (18 to 26) do."""
     utilities = [one for one in published if one.number.metric != "asr"]
     intervals = {}
     for one in utilities:
@@ -232,8 +234,8 @@ def test_the_audits_example_on_the_published_rows(published: list[Compared]) -> 
 
     former = score(utilities, agreed)
     assert (former.count, former.found) == (56, 23)
-    assert former.mean == pytest.approx(26, abs=1)
-    assert (former.low, former.high) == (pytest.approx(21, abs=1), pytest.approx(31, abs=1))
+    assert former.mean == pytest.approx(22, abs=1)
+    assert (former.low, former.high) == (pytest.approx(18, abs=1), pytest.approx(26, abs=1))
     now = score(utilities, same_verdict(EQUIVALENT))
     assert now.found <= 5
     assert now.low <= now.found <= now.high
@@ -241,7 +243,11 @@ def test_the_audits_example_on_the_published_rows(published: list[Compared]) -> 
     assert kinds.found <= kinds.high
 
 
-def test_the_published_rates_agree_more_than_by_chance(published: list[Compared]) -> None:
-    found = score([one for one in published if one.number.metric == "asr"], same_verdict(EQUIVALENT))
+def test_the_published_rates_come_in_the_papers_order_and_agree_as_by_chance(published: list[Compared]) -> None:
+    rates = [one for one in published if one.number.metric == "asr"]
+    found = score(rates, same_verdict(EQUIVALENT))
     assert found.count == 56
-    assert found.found > found.high
+    assert found.low <= found.found <= found.high
+    order = agreement(rates)
+    assert order
+    assert order.tau > order.high
