@@ -16,6 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "sande", "benchmark", "grids")
+FREE = r"and [0-9.]+ [kMGT]?B are free"  # other programs write meanwhile
 DATA = {".css", ".csv", ".html", ".j2", ".js", ".json", ".md", ".toml", ".txt", ".typed", ".yaml"}
 
 
@@ -110,7 +111,8 @@ def test_init_copies_a_grid_with_what_it_includes_and_overwrites_nothing(site: P
     run(site, tmp_path, "init", "paper", "mine")
     copied = {path.name for path in (tmp_path / "mine").iterdir()}
     assert {"paper.yaml", "paper_table_6.yaml", "scales"} <= copied
-    assert run(site, tmp_path, "plan", "mine/paper.yaml") == run(site, tmp_path, "plan", "paper")
+    own, shipped = (run(site, tmp_path, "plan", grid) for grid in ("mine/paper.yaml", "paper"))
+    assert re.sub(FREE, "", own) == re.sub(FREE, "", shipped)
     (tmp_path / "mine/paper.yaml").write_text("about: changed\n")
     assert "mine/paper.yaml exists already" in run(site, tmp_path, "init", "paper", "mine", code=2)
     assert (tmp_path / "mine/paper.yaml").read_text() == "about: changed\n"
