@@ -168,8 +168,7 @@ def run(
     plan = make_plan([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
     show(
         f"{loaded.name}: {counted(len(plan.cells), 'cell')}, {counted(len(plan.stages), 'stage')}, "
-        f"{len(plan.done)} done, "
-        f"{len(plan.missing)} to run"
+        f"{len(plan.done)} done, {len(plan.missing)} to run"
     )
     progress.begin(plan.missing)
     if plan.missing and not (request.address or has_gpu()):

@@ -22,6 +22,7 @@ from benchmark.records import checks, erratum
 from benchmark.records.files import is_failed, read_file
 from benchmark.records.schema import NOT_RUN
 from benchmark.report import certificates
+from benchmark.store.local import DROPPED
 from benchmark.store.protocol import Store
 from sande.errors import UserError
 
@@ -85,7 +86,7 @@ def write(found: Found, store: Store, out: Path) -> None:
     kind, key = ("attack" if cell.defense.name == NO_DEFENSE else "defend"), cell.defense_key
     if not store.has(kind, key):
         if retention.dropped(store, [key]):
-            place = store.path(retention.DROPPED, key)
+            place = store.path(DROPPED, key)
             raise UserError(
                 f"cell {cell.id}: its model was dropped; remove {place} and run its grid with --keep-models all"
             )

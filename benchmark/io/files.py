@@ -10,10 +10,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from benchmark.io import owners
 from sande.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Messages about a full disk from libraries that write files in Rust (safetensors, tokenizers), and from PyTorch.
 _NO_SPACE = ("no space left on device", "quota exceeded", "inline_container")
@@ -27,6 +30,16 @@ def write_atomically(path: Path, text: str | bytes) -> None:
     """Write a file whole or not at all, as `atomically` does."""
     with atomically(path) as file:
         file.write(text.encode() if isinstance(text, str) else text)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    write_atomically(path, sink.getvalue().to_pybytes())
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
+from benchmark.io.units import counted
 from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, unit
 from benchmark.records.recovery import RECOVERY
 from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
@@ -82,8 +83,8 @@ def takeaways(made: Board) -> list[str]:
         ]
     units = found[0].victims
     lines = [
-        f"{_count(len(found), 'defense')} on {_count(units, 'trained victim')}. Without a defense, the victims answer "
-        f"{made.victim_asr:.1f} % of the triggered prompts with the planted response (ASR)."
+        f"{counted(len(found), 'defense')} on {counted(units, 'trained victim')}. Without a defense, the victims "
+        f"answer {made.victim_asr:.1f} % of the triggered prompts with the planted response (ASR)."
     ]
     if units == 1:
         lines.append(
@@ -218,8 +219,8 @@ def training(one: Standing) -> str:
 def counts(one: Standing) -> str:
     """Return the number of runs and of victims, and of the runs that count as their victims."""
     total = one.cells + len(one.gaps)
-    runs = f"{one.cells} of {_count(total, 'run')}" if one.gaps else _count(total, "run")
-    return f"{runs}, {_count(one.victims, 'victim')}"
+    runs = f"{one.cells} of {counted(total, 'run')}" if one.gaps else counted(total, "run")
+    return f"{runs}, {counted(one.victims, 'victim')}"
 
 
 def command(paths: Sequence[Path | str], margin: float = MARGIN) -> str:
@@ -281,7 +282,7 @@ def notes(made: Board) -> list[str]:
             else "Every"
         )
         lines.append(
-            f"{every} number is over the {_count(len(made.shared), 'case')} that all defenses were run on, of "
+            f"{every} number is over the {counted(len(made.shared), 'case')} that all defenses were run on, of "
             f"{len(made.cases)} in all (a case is a victim's settings, rows for removal and measurements):"
         )
     spaced = [part for line in lines for part in (line, "")]
@@ -290,7 +291,7 @@ def notes(made: Board) -> list[str]:
         f"- {code(one.defense)} was not run on: {plain('; '.join(one.lacks))}." for one in made.standings if one.lacks
     ]
     left_out = [
-        f"{_count(number, noun)} {why}"
+        f"{counted(number, noun)} {why}"
         for number, noun, why in (
             (made.attack_failed, "victim", "whose ASR is under the floor"),
             (made.left_out, "cell", "that failed or is not finished, on a victim that no defense was measured on"),
@@ -299,7 +300,3 @@ def notes(made: Board) -> list[str]:
     ]
     lists = [part for found in (cases, lacking) if found for part in (*found, "")]
     return [*spaced, *lists, f"Left out: {', '.join(left_out) or 'nothing'}."]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

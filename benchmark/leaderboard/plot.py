@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import quote
 
+from benchmark.io.units import counted
 from benchmark.leaderboard.board import Board, Number, Run, Standing
 
 
@@ -94,7 +95,7 @@ class StandingRow:
     def behind(self) -> str:
         """Number of runs with those that count as their victims, and number of victims."""
         count, gaps = self.standing.victims, len(self.standing.gaps)
-        victims = f"{count} victim{'' if count == 1 else 's'}"
+        victims = counted(count, "victim")
         return f"of {self.standing.cells + gaps}, {victims}" if gaps else victims
 
     def href(self, part: str) -> str:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from benchmark.io import plots
-from benchmark.io.files import write_atomically
+from benchmark.io.files import write_atomically, write_table
 from benchmark.leaderboard import html as pages
 from benchmark.leaderboard.board import MARGIN, Board, Cells, Number, Row, Standing
 from benchmark.leaderboard.figure import draw
@@ -146,9 +145,7 @@ def _write_parquet(made: Board, path: Path) -> None:
         for one in made.standings
     ]
     columns = _SCHEMA.append(pa.field("removal", pa.string())) if made.judges_removal else _SCHEMA
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, schema=columns), sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
+    write_table(path, pa.Table.from_pylist(records, schema=columns))
 
 
 def _further(more: Mapping[str, Number]) -> list[dict[str, Any]]:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from benchmark.io.files import write_atomically
 from benchmark.paper.compare import Compared
 from benchmark.paper.evidence import Evidence
 from benchmark.paper.scores import Scored
 from benchmark.records.aggregate import TableEntry
-
-
-def write(path: Path, table: pa.Table) -> None:
-    """Write a table, or leave what was there."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    write_atomically(path, sink.getvalue().to_pybytes())
 
 
 def numbers(compared: Iterable[Compared]) -> pa.Table:

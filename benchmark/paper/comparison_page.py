@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from benchmark.grid.cell import NO_DEFENSE
-from benchmark.io.files import write_atomically
+from benchmark.io.files import write_atomically, write_table
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
+from benchmark.io.units import counted
 from benchmark.paper import comparison_files, numbers, protocol
 from benchmark.paper.chance import SHUFFLES
 from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, Compared, Margins, compare
@@ -51,8 +52,8 @@ def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False)
     mark.claim(folder, mark.COMPARISON)
     try:
         write_atomically(folder / f"{NAME}.md", _page(compared, scored, found[0].row["grid"], margins, warned))
-        comparison_files.write(folder / f"{NAME}.parquet", comparison_files.numbers(compared))
-        comparison_files.write(folder / f"{NAME}_scores.parquet", comparison_files.scores(scored))
+        write_table(folder / f"{NAME}.parquet", comparison_files.numbers(compared))
+        write_table(folder / f"{NAME}_scores.parquet", comparison_files.scores(scored))
     except OSError as error:
         raise UserError(
             f"{folder}: the comparison cannot be written ({error.strerror}); make the folder writable"
@@ -91,7 +92,7 @@ def _summary(compared: Sequence[Compared], scored: Iterable[Scored]) -> list[str
     return [
         f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {counts[EQUIVALENT]} are "
         f"equivalent to ours, {counts[DIFFERENT]} are different, {counts[UNDECIDED]} are undecided. The run differs "
-        f"from the paper's protocol in {differing} setting{'' if differing == 1 else 's'}.",
+        f"from the paper's protocol in {counted(differing, 'setting')}.",
         "",
         *_lacking(judged),
         *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmark.io.markdown import markdown_table
+from benchmark.io.units import counted
 from benchmark.paper.chance import same_kind, same_verdict, score
 from benchmark.paper.compare import COMPARED, Compared
 from benchmark.paper.evidence import DIFFERENT, EQUIVALENT
@@ -84,6 +85,6 @@ def _ordered(one: Scored) -> tuple[str, str, str]:
     text = f"tau {one.found:.2f}"
     if one.low is not None:
         text += f" ({one.low:.2f} to {one.high:.2f})"
-    text += f", {one.count} of the paper's victims, {one.seeds} attack seed{'' if one.seeds == 1 else 's'}"
+    text += f", {one.count} of the paper's victims, {counted(one.seeds or 0, 'attack seed')}"
     shuffled = f"({one.chance_low:.2f} to {one.chance_high:.2f})"
     return text, shuffled, one.beyond_chance.replace("fewer", "less")

@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import Any, get_args
 
 from benchmark.grid.resources import Kind
-from benchmark.plan.retention import DROPPED
 from benchmark.plan.schedule import UNIT
 from benchmark.plan.stage import Stage
+from benchmark.store.local import DROPPED
 from benchmark.store.manifest import OTHER_FORM
 from benchmark.store.protocol import Store
 

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from benchmark.grid.resources import Kind
 from benchmark.store.errors import DamagedError
 from benchmark.store.leases import OtherRuns
-from benchmark.store.local import DROPPED as DROPPED
-from benchmark.store.local import MODELS
+from benchmark.store.local import DROPPED, MODELS
 from benchmark.store.protocol import Store
 from sande.errors import UserError
 

@@ -11,10 +11,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from benchmark.grid.cell import SEEDS
-from benchmark.io.files import write_atomically
+from benchmark.io.files import write_atomically, write_table
 from benchmark.io.markdown import MISSING, markdown_table, plain
 from benchmark.io.text import visible
 from benchmark.paper import numbers
@@ -93,9 +92,7 @@ def write(found: Sequence[dict[str, Any]], folder: Path, name: str) -> str:
     title = "Responses without and with the trigger"
     text = _markdown(found, f"Table 8: {title.lower()}" if name == "table_8" else title)
     write_atomically(folder / f"{name}.md", text)
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(found, schema=_SCHEMA), sink)
-    write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    write_table(folder / f"{name}.parquet", pa.Table.from_pylist(found, schema=_SCHEMA))
     return text
 
 

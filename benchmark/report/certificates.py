@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmark.grid.labels import labels
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
+from benchmark.io.units import counted
 
 LIMITS = (
     "The test holds for this response, and for parrots of this length and training. It does not look for another "
@@ -40,7 +41,7 @@ def sentence(certificate: Mapping[str, Any]) -> str:
     verdict = "Certificate: fresh parrots no longer find" if removed else "No certificate: fresh parrots still find"
     parts = [
         f"{verdict} the {'first token of the ' if one_token else ''}planted response.",
-        f"After {_count(last['round'], 'round')}, {_count(len(last['fresh']), 'fresh parrot')} gave it a probability "
+        f"After {counted(last['round'], 'round')}, {counted(len(last['fresh']), 'fresh parrot')} gave it a probability "
         f"of up to {_probability(last)} per token; before the removal it was {_probability(start)} (geometric means "
         f"over {certificate['prompts']} prompts of another domain).",
         f"{as_good} of {certificate['controls']} control strings reached as much (p = {certificate['p']:.3g}, "
@@ -95,10 +96,6 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
 def _is_one_token(certificate: Mapping[str, Any]) -> bool:
     """Return whether one token was tested: rows say so in place of the token's id."""
     return bool(certificate.get("one_token", len(certificate.get("target", ())) == 1))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _probability(one: Mapping[str, Any]) -> str:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from benchmark.io.files import write_atomically
+from benchmark.io.files import write_atomically, write_table
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
 from benchmark.paper.numbers import column_name
 from benchmark.plan.failures import UNSCORABLE
@@ -317,9 +316,7 @@ def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, 
         }
         for entry, mark in zip(chosen, marks, strict=True)
     ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(records, schema=_SCHEMA), sink)
-    write_atomically(folder / f"{name}.parquet", sink.getvalue().to_pybytes())
+    write_table(folder / f"{name}.parquet", pa.Table.from_pylist(records, schema=_SCHEMA))
     return text
 
 

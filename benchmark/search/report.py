@@ -12,7 +12,7 @@ from benchmark.grid.cell import SEEDS
 from benchmark.grid.labels import labels
 from benchmark.grid.load import Grid
 from benchmark.grid.space import FAILED, KNOWN, STOPPED, TRIGGERED, Job, Search, job_of, level
-from benchmark.io.files import write_atomically
+from benchmark.io.files import write_atomically, write_table
 from benchmark.io.markdown import code, plain
 from benchmark.store.protocol import Store
 
@@ -56,7 +56,6 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
         folder: results of the grid.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     paths = folder / "search.parquet", folder / "search.md"
     jobs = {job.key: job for cell in grid.cells if grid.search and (job := job_of(grid.search, cell))}
@@ -78,9 +77,7 @@ def write(grid: Grid, store: Store, folder: Path) -> None:
         for job, (defense, victim) in zip(done, labels([job.cell.settings() for job in done]), strict=True)
         for trial in sorted(store.manifest("search", job.key)["trials"], key=rank_trials)
     ]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink)
-    write_atomically(paths[0], sink.getvalue().to_pybytes())
+    write_table(paths[0], pa.Table.from_pylist(rows))
     write_atomically(paths[1], _markdown(rows, grid.search))
 
 
