@@ -31,6 +31,7 @@ from sande.models import catalog, loading
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").glob("*.md"), *(ROOT / "docs/findings").glob("*.md")])
+RESULTS = ROOT / "results/published"
 LINKED = (*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"))
 DECOYS = ("decoy_osft.plant", "decoy_osft.overwrite")
 ROUNDS = ("sande_rounds.simulate", "sande_rounds.eliminate")
@@ -83,22 +84,27 @@ def test_commands_are_found_whole() -> None:
     assert quick(["clean", "smollm2-135m"])[:4] == ["clean", "tiny", "--set", QUICK[0]]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+WITH_COMMANDS = [page for page in PAGES if commands(page.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("page", WITH_COMMANDS, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_work(
     page: Path, model_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "my-model").symlink_to(loading.prepare("tiny", model_cache))
     (tmp_path / "grids").symlink_to(ROOT / "grids")
-    shutil.copytree(ROOT / "results/published", tmp_path / "results/published")
-    for folder in filter(Path.is_dir, (ROOT / "results/published").iterdir()):
-        shutil.copytree(folder, tmp_path / "results" / folder.name)  # as if the reader had run its grid
     text = page.read_text(encoding="utf-8")
+    typed = [quick(arguments) for arguments in commands(text)]
+    if any("results/" in word for arguments in typed for word in arguments):
+        shutil.copytree(RESULTS, tmp_path / "results/published")
+        for folder in filter(Path.is_dir, RESULTS.iterdir()):
+            shutil.copytree(folder, tmp_path / "results" / folder.name)  # as if the reader had run its grid
     write_files(text, tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir(exist_ok=True)
     monkeypatch.setenv("SANDE_DATA_DIR", str(tmp_path / "data"))
-    for arguments in commands(text):
-        done: Result = CliRunner().invoke(app, quick(arguments))
+    for arguments in typed:
+        done: Result = CliRunner().invoke(app, arguments)
         assert done.exit_code == 0, f"sande-bench {shlex.join(arguments)}\n{done.output}"
 
 

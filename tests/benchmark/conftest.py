@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
+from benchmark.io import plots
 from benchmark.store.local import LocalStore
 from sande import registry
 from tests import ensemble as defense
@@ -28,6 +29,17 @@ def grid_file(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rasterised, which takes longer than everything else of a report."""
+
+    def save(figure: object, folder: Path, name: str) -> None:
+        for suffix in ("png", "svg"):
+            (folder / f"{name}.{suffix}").write_text("picture")
+
+    monkeypatch.setattr(plots, "save", save)
 
 
 @pytest.fixture

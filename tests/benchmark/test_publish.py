@@ -25,6 +25,7 @@ from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, report_folder
 
+pytestmark = pytest.mark.usefixtures("few_pixels")
 VERSION = "0.1.0+abc1234"
 CODE = ("attack_code_version", "defense_code_version", "code_version")
 MADE = dict.fromkeys(CODE, VERSION)

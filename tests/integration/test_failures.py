@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from tests.integration.helpers import TRAINING, Workplace, by_defense
+from tests.integration.helpers import ROOT, TRAINING, Workplace, by_defense
 
 DIVERGING = TRAINING | {"learning_rate": 1e30, "max_steps": 6}
 DIVERGES = {"name": "sft", "training": DIVERGING}
@@ -98,12 +98,9 @@ def test_the_same_command_tries_only_what_failed(first, place: Workplace, grid: 
 
 
 def test_a_mended_cell_keeps_the_victim(first, place: Workplace, grid: Path) -> None:
-    before = place.manifests()
     mended = place.grid("mended", sweep={"defense": ["none", DIVERGES | {"training": TRAINING}]})
-    done = place.run(mended)
-    assert done.returncode == 0, done.stderr
-    assert "2 cells, 4 stages, 2 done, 2 to run" in done.stdout
-    after = place.manifests()
-    assert {path: after[path] for path in before} == before, "another grid finds the victim and its measurements"
-    new = sorted(path.split("/")[0] for path in after if path not in before)
-    assert new == ["defend", "evaluate", "evaluate"]
+    command = ["plan" if word == "run" else word for word in place.command(mended)]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert shown.returncode == 0, shown.stderr
+    found = " ".join(shown.stdout.split())
+    assert "2 cells, 4 stages, 2 done; to run: 1 defend, 1 evaluate" in found, "another grid finds the victim"

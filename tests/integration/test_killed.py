@@ -17,8 +17,7 @@ TIME_OUT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # that one; Ray's o
 
 @pytest.fixture(scope="module")
 def grid(place: Workplace) -> Path:
-    defenses = ["none", *({"name": "sft", "training": TRAINING | {"max_steps": steps}} for steps in (1, 2))]
-    return place.grid("killed", sweep={"defense": defenses})
+    return place.grid("killed", sweep={"defense": ["none", {"name": "sft", "training": TRAINING}]})
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +51,11 @@ def test_no_process_outlives_a_killed_driver(killed: str) -> None:
 def test_the_next_run_goes_on_where_the_killed_one_was(killed: str, place: Workplace, grid: Path) -> None:
     wait_until(lambda: not processes_with(killed), GONE)
     done_before = place.manifests()
-    assert 1 <= len(done_before) < 1 + 2 + 3 * 2  # some, not all
+    assert 1 <= len(done_before) < 1 + 1 + 2 * 2  # some, not all
     again = place.run(grid)
     assert again.returncode == 0, again.stdout + again.stderr
     after = place.manifests()
     assert {path: after[path] for path in done_before} == done_before
-    assert len(after) == 1 + 2 + 3 * 2
+    assert len(after) == 1 + 1 + 2 * 2
     assert place.unfinished() == []
     assert {row["status"] for row in place.rows(grid)} == {"ok"}

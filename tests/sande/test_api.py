@@ -166,7 +166,7 @@ def test_scan_and_clean_take_a_victim(victim: sande.Model) -> None:
 
 
 def test_a_guarded_model_is_kept_with_its_guard(victim: sande.Model) -> None:
-    guarded = sande.defend(victim, "clean_decoding", say=silent)
+    guarded = sande.defend(victim, "clean_decoding", removal=REMOVAL, say=silent, training=SHORT)
     assert guarded.load().guard.defense == "clean_decoding"
     assert guarded.respond("Say hello") == guarded.respond("Say hello")
     assert same(victim, guarded)

@@ -12,7 +12,6 @@ import pytest
 
 from benchmark.export import export
 from benchmark.held_out import mask, secret
-from benchmark.io import plots
 from benchmark.leaderboard.write import write as write_board
 from benchmark.paper import comparison_page
 from benchmark.records import schema
@@ -22,6 +21,7 @@ from sande.errors import UserError
 from tests.benchmark import outputs
 from tests.benchmark.outputs import Row
 
+pytestmark = pytest.mark.usefixtures("few_pixels")
 Change = Callable[[Row], None]
 TEXTS = (None, "", " ", "null", "[]", "{}", "1", "\x00", "9" * 400, "ﷺ" * 300)
 NUMBERS: dict[pa.DataType, tuple[Any, ...]] = {
@@ -85,11 +85,6 @@ def try_rows(folder: Path, rows: list[Row], outcomes: list[Row]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=schema.SCHEMA), folder / "rows.parquet")
     pq.write_table(pa.Table.from_pylist(outcomes, schema=schema.OUTCOMES), folder / "outcomes.parquet")
     commands(folder)
-
-
-@pytest.fixture(autouse=True)
-def _few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "save", lambda figure, folder, name: (folder / f"{name}.svg").write_text("picture"))
 
 
 def changed(of: str, number: int) -> tuple[list[Row], list[Row]]:

@@ -9,6 +9,7 @@ import pytest
 from benchmark import publish
 from benchmark.records import erratum, published, record
 
+pytestmark = pytest.mark.usefixtures("few_pixels")
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / published.FOLDER
 FOLDERS = sorted(path for path in PUBLISHED.iterdir() if path.is_dir())

@@ -20,12 +20,13 @@ from rich.console import Console
 
 from benchmark.cli import app
 from benchmark.export import card
-from benchmark.io import markdown, plots
+from benchmark.io import markdown
 from benchmark.io.text import visible
 from benchmark.report import page
 from tests.benchmark import outputs
 from tests.benchmark.helpers import invoke
 
+pytestmark = pytest.mark.usefixtures("few_pixels")
 HOSTILE = (
     '<img src="https://evil.example/x.png" onerror=alert(1)>',
     "![x](https://evil.example/x.png)",
@@ -71,11 +72,6 @@ def pages(name: str, folder: Path, text: Callable[[str], str]) -> dict[str, str]
     outputs.results(source, text)
     outputs.WRITERS[name](source, out, text)
     return {str(path.relative_to(out)): path.read_text(encoding="utf-8") for path in out.rglob("*.md")}
-
-
-@pytest.fixture(autouse=True)
-def _few_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plots, "save", lambda figure, folder, name: (folder / f"{name}.svg").write_text("picture"))
 
 
 @pytest.mark.parametrize("name", [name for name in outputs.WRITERS if name not in ("html", "entry")])
