@@ -33,6 +33,7 @@ from benchmark.records.folder import PARTIAL, ResultsFolder, refuse_other
 from benchmark.records.rows import build_outcomes, build_rows, is_complete
 from benchmark.report import freshness
 from benchmark.search import report
+from benchmark.store.leases import at_work
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
 from sande.compute import has_gpu
@@ -159,28 +160,31 @@ def run(
     store = open_store(request.store)
     store.clear_leftovers()
     mark.claim(place.folder, mark.RESULTS, "--results")
-    searched, lost = _search(loaded, store, request, say)
-    misfits = unfit(searched.cells)
-    for problem in [*shortage.few_rows(loaded.cells), *dict.fromkeys(misfits.values())]:
-        show(problem)
-    errors = {**lost, **misfits}
-    # A cell whose search failed is a row with that error; it is not run with some other value. Nor is a misfit.
-    plan = make_plan([cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)], store)
-    show(
-        f"{loaded.name}: {counted(len(plan.cells), 'cell')}, {counted(len(plan.stages), 'stage')}, "
-        f"{len(plan.done)} done, {len(plan.missing)} to run"
-    )
-    progress.begin(plan.missing)
-    if plan.missing and not (request.address or has_gpu()):
-        expected = machine.here(plan, store, loaded.resources)
-        progress.expected, progress.at_once = expected.by_stage, expected.at_once
-        show(machine.summary(expected))
-    with shown() if plan.missing else nullcontext():
-        found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
-    errors = {**errors, **found}
-    if any(retention.goes(stage.kind, request.keep) for stage in plan.stages.values()):  # what earlier runs kept, too
-        done = make_plan(plan.cells, store).done
-        retention.Keeper(plan.stages.values(), done, store, request.keep).sweep()
+    with at_work(store.lease_backend(), say):  # or another run drops a model between this plan and its first stage
+        searched, lost = _search(loaded, store, request, say)
+        misfits = unfit(searched.cells)
+        for problem in [*shortage.few_rows(loaded.cells), *dict.fromkeys(misfits.values())]:
+            show(problem)
+        errors = {**lost, **misfits}
+        # A cell whose search failed is a row with that error; it is not run with some other value. Nor is a misfit.
+        fit = [cell for cell in searched.cells if not {cell.attack_key, cell.defense_key} & set(errors)]
+        plan = make_plan(fit, store)
+        show(
+            f"{loaded.name}: {counted(len(plan.cells), 'cell')}, {counted(len(plan.stages), 'stage')}, "
+            f"{len(plan.done)} done, {len(plan.missing)} to run"
+        )
+        progress.begin(plan.missing)
+        if plan.missing and not (request.address or has_gpu()):
+            expected = machine.here(plan, store, loaded.resources)
+            progress.expected, progress.at_once = expected.by_stage, expected.at_once
+            show(machine.summary(expected))
+        with shown() if plan.missing else nullcontext():
+            found, running = _execute(plan, store, loaded, request, say, progress, ended=interrupted(errors))
+        errors = {**errors, **found}
+        # What earlier runs kept, too.
+        if any(retention.goes(stage.kind, request.keep) for stage in plan.stages.values()):
+            done = make_plan(plan.cells, store).done
+            retention.Keeper(plan.stages.values(), done, store, request.keep).sweep()
     if interrupted(errors):
         store.clear_leftovers()
         finished = _write_partial(loaded, searched, place, store, errors, request, hidden)

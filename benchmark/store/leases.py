@@ -23,9 +23,9 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
@@ -317,6 +317,14 @@ class OtherRuns:
             if content is not None and not _is_ours(content)
         ]
         return any(live)
+
+
+@contextmanager
+def at_work(backend: LeaseBackend, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold a lease of no artifact, by which other runs see that this one is at work, also while it does no stage."""
+    with closing(Leases(backend, say)) as leases:
+        leases.acquire("run", [("run", uuid.uuid4().hex)])
+        yield
 
 
 def held(backend: LeaseBackend) -> set[str]:

@@ -10,6 +10,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
+from benchmark import pipeline
 from benchmark.cli.main import app
 from benchmark.execution import driver
 from benchmark.grid.cell import Cell
@@ -88,6 +89,23 @@ def done(store: LocalStore) -> None:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_at_work_from_its_plan_on(
+    grid: Path, store: LocalStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done(store)
+    plan, leases = pipeline.make_plan, store.lease_backend()
+    seen: list[list[str]] = []
+
+    def planned(*arguments: Any) -> Any:
+        seen.append(leases.names())
+        return plan(*arguments)
+
+    monkeypatch.setattr(pipeline, "make_plan", planned)
+    assert run(grid, store).exit_code == 0
+    assert [name[:4] for name in seen[0]] == ["run-"], "by which another run drops no model"
+    assert leases.names() == []
 
 
 def test_an_interrupted_run_shows_what_is_measured_and_says_not_run_of_the_rest(
