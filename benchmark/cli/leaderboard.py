@@ -21,6 +21,7 @@ from benchmark.cli.app import (
 )
 from benchmark.cli.options import AddressOption, RehearsalOption, ResultsOption, StoreOption
 from benchmark.execution import signals
+from benchmark.io.units import counted
 from benchmark.leaderboard.board import MARGIN
 from benchmark.records import published
 from benchmark.records.folder import local_copies
@@ -96,7 +97,8 @@ def check(
         for problem in problems:
             tell(f"{file}: {problem}")
         if entry and not problems:
-            echo(f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {len(entry.cells)} cells")
+            cells = counted(len(entry.cells), "cell")
+            echo(f"{file}: in order; {entry.method.name}, must know: {entry.method.knows}, {cells}")
         wrong |= bool(problems)
     if wrong:
         raise typer.Exit(USERS_MISTAKE)

@@ -61,7 +61,7 @@ def test_an_entry_from_results_is_in_order_and_says_what_they_say(results: Path,
         made = CliRunner().invoke(app, ["leaderboard", "entry", str(results), "forget", "--out", str(path)])
         assert made.exit_code == 0, made.output
         said = CliRunner().invoke(app, ["leaderboard", "check", str(path)])
-        assert said.stdout == f"{path}: in order; forget, must know: nothing, 1 cells\n"
+        assert said.stdout == f"{path}: in order; forget, must know: nothing, 1 cell\n"
         back = submission.to_rows(submission.read(path))
         originals = [row for row in files.read_rows(results).to_pylist() if row["defense"] == "forget"]
         for row, original in zip(back, originals, strict=True):
