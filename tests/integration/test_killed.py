@@ -1,4 +1,4 @@
-"""A driver that is killed in the middle of a run, and the run after it."""
+"""A driver that is killed in the middle of a run, and the run after it. The fault suite does so many times."""
 
 import os
 import signal
@@ -11,6 +11,7 @@ import pytest
 
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, end, processes_with, wait_until
 
+pytestmark = pytest.mark.slow
 GONE = 120  # seconds; a Ray worker that was just starting gives up only after its time-out for reaching the cluster
 TIME_OUT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"}  # that one; Ray's own is a minute
 
