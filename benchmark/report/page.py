@@ -24,7 +24,7 @@ from benchmark.records.files import of_failed_cells, read_results
 from benchmark.records.record import Record
 from benchmark.records.schema import ATTACK_FAILED, COMPUTED_WITH, FAILED, NOT_RUN, STAGES
 from benchmark.records.trials import Outcomes
-from benchmark.report import case_study, certificates, figures, tables
+from benchmark.report import case_study, certificates, figures, headline, tables
 from benchmark.report.layouts import in_order, layout
 from benchmark.report.tables import Table
 from sande import bounds, registry
@@ -94,6 +94,7 @@ def _section(
         return [tables.write(spec, entries, folder / "tables", part, _file(spec.name, prefix)) for spec in shown]
 
     texts = [f"## {arranged.title or plain(part)}\n"] if prefix else []
+    texts += [f"{text}\n" for text in headline.lines(entries)]
     texts += written(arranged.tables)
     if arranged.label is None and texts:
         texts[-1] += _left_out(entries)
@@ -135,12 +136,12 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
     lines = [
         f"# Results of {code(first['grid'])}",
         "",
-        _origin(made, with_outcomes=with_outcomes),
-        "",
         *_terms(table),
         *texts,
         *_troubles(table),
         "## Provenance",
+        "",
+        _origin(made, with_outcomes=with_outcomes),
         "",
         *_provenance(table),
         "",
@@ -171,7 +172,7 @@ def _origin(made: Record, *, with_outcomes: bool) -> str:
     """Return a sentence on the files and the command that a page is made from."""
     files = "`rows.parquet` and `outcomes.parquet`" if with_outcomes else "`rows.parquet`"
     if made.recorded:
-        return f"Made by `sande-bench report` from {files}, which {code(made.command)} makes."
+        return f"Made by `sande-bench report` from {files}, which {code(made.command)} made with the code named here."
     return (
         f"Made by `sande-bench report` from {files}. Their run recorded no command; the name of the grid "
         f"suggests {code(made.command)}."

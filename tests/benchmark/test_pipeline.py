@@ -251,7 +251,7 @@ def test_the_record_and_the_page_hold_the_exact_command(grid: Path, store: Local
     command = f"sande-bench run {grid} --set asr_floor=80 --set resources.cpus=1 --only defense=sft"
     values = json.loads((folder / "run.json").read_text())
     assert (values["command"], values["complete"], values["recorded"]) == (command, True, True)
-    assert f"which `{command}` makes." in (folder / "README.md").read_text()
+    assert f"which `{command}` made with the code named here." in (folder / "README.md").read_text()
     assert {row["defense"] for row in pq.read_table(folder / "rows.parquet").to_pylist()} == {"sft"}
     assert not (tmp_path / "results/small").exists()
 

@@ -89,7 +89,7 @@ def test_what_is_published_is_rows_and_what_follows_from_them(folder: Path, to: 
     assert not (target / "unfinished").exists()
     assert not (target / "notes.txt").exists()
     assert not (target / "scans/a/scan.png").exists()
-    assert f"which `{COMMAND}` makes." in (target / "README.md").read_text()
+    assert f"which `{COMMAND}` made with the code named here." in (target / "README.md").read_text()
     assert f"Made by `sande-bench leaderboard {target}`." in (target / "leaderboard/leaderboard.md").read_text()
     assert f"sande-bench leaderboard {target}" in (target / "board/index.html").read_text()
     assert len(list((target / "board/cells").glob("*.html"))) == 1

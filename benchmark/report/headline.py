@@ -1,0 +1,78 @@
+"""What a reader takes away from a report, in a few lines that open it: which defenses work, and what they cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+
+from benchmark.io.markdown import code
+from benchmark.io.units import counted
+from benchmark.records.aggregate import TableEntry
+from benchmark.records.metrics import is_utility
+from benchmark.records.recovery import is_twin
+from benchmark.records.runs import FAILED_REMOVAL
+
+
+def lines(entries: Iterable[TableEntry]) -> list[str]:
+    """Return the opening of a report on one grid as Markdown, a paragraph and a list; nothing without an ASR.
+
+    It counts runs of victims that reach their ASR floor; twins, failed cells and those that were not run do not count.
+
+    Args:
+        entries: of the grid, with the labels that its tables have.
+    """
+    entries = [entry for entry in entries if not is_twin(entry)]
+    left = [(entry, _counted(entry)) for entry in entries if entry.shows_backdoor]
+    victims = [value for entry, values in left if entry.is_victim for value in values]
+    if not victims:
+        return []
+    text = (
+        f"**What it shows.** {counted(len(victims), 'victim')} {'answers' if len(victims) == 1 else 'answer'} "
+        f"{_range(victims)} % of the triggered prompts as planted."
+    )
+    of_defense: dict[str, list[float]] = {}
+    for entry, values in left:
+        if values and not entry.is_victim:
+            of_defense.setdefault(entry.defense, []).extend(values)
+    if not of_defense:
+        return [text]
+    return [
+        f"{text} More than {FAILED_REMOVAL:g} % is left",
+        "\n".join([*_by_success(of_defense), _utility(entries)]),
+    ]
+
+
+def _counted(entry: TableEntry) -> list[float]:
+    """Return the ASR of each run whose victim reaches the floor, percent."""
+    floor = json.loads(entry.row["settings"])["asr_floor"]
+    of_victims: Mapping[tuple[int, int], float] = entry.runs if entry.is_victim else entry.of_victims
+    return [value for seeds, value in entry.runs.items() if of_victims.get(seeds, 0.0) >= floor]
+
+
+def _range(values: Iterable[float]) -> str:
+    low, high = (f"{value:.1f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def _by_success(of_defense: Mapping[str, list[float]]) -> list[str]:
+    """Return a line each for the defenses that fail in no run, in some, and in every one."""
+    named: dict[str, list[str]] = {"no run": [], "some runs": [], "every run": []}
+    for defense, values in of_defense.items():
+        failed = sum(value > FAILED_REMOVAL for value in values)
+        kind = "no run" if not failed else "every run" if failed == len(values) else "some runs"
+        named[kind].append(f"{code(defense)} ({failed} of {len(values)})")
+    return [f"- in {kind} by {', '.join(some)};" for kind, some in named.items() if some]
+
+
+def _utility(entries: Iterable[TableEntry]) -> str:
+    """Return a line with the number of changes, one for each victim and task, in which a loss of utility is shown."""
+    lost: dict[str, list[bool]] = {}
+    for entry in entries:
+        if not entry.is_victim and is_utility(entry.metric) and entry.change is not None:
+            found = entry.change_interval() if entry.change < 0 else None
+            lost.setdefault(entry.defense, []).append(found is not None and found[1] < 0)
+    if not lost:
+        return "- no utility was measured."
+    named = [f"{code(defense)} ({sum(some)} of {len(some)})" for defense, some in lost.items() if any(some)]
+    shown = ", ".join(named) or "none"
+    return f"- a loss of utility is shown by {shown}, of pairs of victim and task; by chance it is in 1 of 40."

@@ -1,0 +1,46 @@
+"""The opening of a report: which defenses work in no, some or every run, and for which a loss of utility is shown."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmark.grid.cell import Cell
+from benchmark.report import page
+from benchmark.store.local import LocalStore
+from tests.benchmark.helpers import ACCURACY, cell, finish, report_folder
+
+pytestmark = pytest.mark.usefixtures("few_pixels")
+METRICS = ["asr", ACCURACY]
+
+
+def opening(folder: Path) -> str:
+    """Return the page before its first table."""
+    page.write(folder)
+    return (folder / "README.md").read_text(encoding="utf-8").split("### ")[0]
+
+
+def measured(store: LocalStore, defense: str, seed: int, asr: int, right: int = 30) -> Cell:
+    """Return a finished cell with so many successes of 50, whose victim has 50 and 30."""
+    of = cell(defense=defense, seed=seed, metrics=METRICS)
+    return finish(store, of, {"asr": 50, "builtin-choice": 30}, {"asr": asr, "builtin-choice": right})
+
+
+def test_it_says_in_which_runs_a_defense_fails_and_what_it_costs(store: LocalStore, tmp_path: Path) -> None:
+    asr = {"none": (50, 50), "sft": (45, 3), "osft": (0, 2), "nad": (0, 25)}
+    cells = [
+        measured(store, name, seed, value, right=0 if name == "osft" else 30)
+        for name, values in asr.items()
+        for seed, value in enumerate(values)
+    ]
+    said = opening(report_folder(store, tmp_path / "r", *cells))
+    assert "2 victims answer 100.0 % of the triggered prompts as planted. More than 5 % is left\n" in said
+    assert "- in no run by `osft` (0 of 2);\n- in some runs by `nad` (1 of 2);\n" in said
+    assert "- in every run by `sft` (2 of 2);\n" in said
+    assert "- a loss of utility is shown by `osft` (1 of 1), of pairs of victim and task; by chance" in said
+
+
+def test_weak_victims_and_twins_do_not_count(store: LocalStore, tmp_path: Path) -> None:
+    weak = [finish(store, cell(defense=name, metrics=["asr"]), {"asr": 3}, {"asr": 0}) for name in ("none", "sft")]
+    assert "What it shows" not in opening(report_folder(store, tmp_path / "weak", *weak))
+    twin = finish(store, cell(attack={"name": "sentence_trigger", "poison_rate": 0}, metrics=["asr"]), {"asr": 100})
+    assert "What it shows" not in opening(report_folder(store, tmp_path / "twin", twin))
