@@ -247,6 +247,6 @@ def by_level(standings: tuple[Standing, ...] | list[Standing]) -> dict[str, list
     return {level: [one for one in standings if one.knows == level] for level in order}
 
 
-def unit(device: str) -> str:
-    """Return the unit of the seconds that a device computes: "CPU-s" or "GPU-s"."""
-    return "CPU-s" if device.endswith("threads)") else "GPU-s"  # as `benchmark.execution.provenance.device` names them
+def device_name(device: str) -> str:
+    """Return the name of a device for people: rows have "(1 threads)" of a processor with one."""
+    return device.replace("(1 threads)", "(1 thread)")

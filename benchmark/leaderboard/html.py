@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.io.files import write_atomically
-from benchmark.leaderboard.board import Board, Number, Row, Run, by_level, unit
+from benchmark.leaderboard.board import Board, Number, Row, Run, by_level, device_name
 from benchmark.leaderboard.markdown import UNVERIFIED, UTILITY
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
 from sande import registry
@@ -107,7 +107,7 @@ def write(
         plot=plot(made, standings),
         quality=_columns(made.quality),
         more=_columns(metric for metric in made.more if metric not in made.quality),
-        devices=[{"name": device, "unit": unit(device)} for device in devices],
+        devices=list(devices),
         takeaways=_paragraphs(takeaways),
         warned=_paragraphs(warned),
         notes=_paragraphs(notes),
@@ -183,6 +183,7 @@ def _environment() -> Environment:
     )
     style, script = (_TEMPLATES.joinpath(name).read_text("utf-8") for name in ("style.css", "script.js"))
     made.globals |= {"style": Markup(style), "script": Markup(script), "policy": _policy(style, script)}  # noqa: S704
+    made.globals["device_name"] = device_name
     return made
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
 from benchmark.io.units import counted
-from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, unit
+from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, device_name
 from benchmark.records.recovery import RECOVERY
 from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
 from sande import registry
@@ -119,15 +119,24 @@ def _every_time(found: Iterable[Standing]) -> str:
     works = [one for one in found if one.fails.value == 0]
     if not works:
         return f"**No defense leaves at most {FAILED_REMOVAL:g} % in every run.**"
-
-    def name(one: Standing) -> str:
-        return code(one.defense) + (" (utility lost)" if one.utility == "lost" else "")
-
-    named = [f"{plain(level)}: {', '.join(map(name, some))}" for level, some in by_level(works).items()]
+    lossy = [one for one in works if one.utility == "lost"]
+    if others := [one for one in works if one not in lossy]:
+        text = f"**At most {FAILED_REMOVAL:g} % in every run**, by what a defense must know: {_by_knowledge(others)}."
+        text += f" These do so too, but lose utility: {_by_knowledge(lossy)}." if lossy else ""
+    else:
+        text = (
+            f"**No defense leaves at most {FAILED_REMOVAL:g} % in every run without losing utility.** These lose it, "
+            f"by what a defense must know: {_by_knowledge(lossy)}."
+        )
     most = max(one.fails.high or 0.0 for one in works)
-    return (
-        f"**At most {FAILED_REMOVAL:g} % in every run**, by what a defense must know: {'; '.join(named)}. So many "
-        f"victims do not exclude that up to {most:.0f} % of the runs fail."
+    victims = counted(works[0].victims, "victim")
+    return f"{text} With {victims}, a failure rate of up to {most:.0f} % of the runs is not excluded."
+
+
+def _by_knowledge(standings: list[Standing]) -> str:
+    """Return the names of defenses by what they must know, such as "response: `sande`; nothing: `sft`, `dpo`"."""
+    return "; ".join(
+        f"{plain(level)}: {', '.join(code(one.defense) for one in some)}" for level, some in by_level(standings).items()
     )
 
 
@@ -213,7 +222,7 @@ def _interval(number: Number, form: str, about: str = "") -> str:
 
 def training(one: Standing) -> str:
     """Return the mean seconds of a defense on each device, in words."""
-    return "; ".join(f"{seconds:,.0f} {unit(device)} on {plain(device)}" for device, seconds in one.seconds.items())
+    return "; ".join(f"{seconds:,.0f} s on {plain(device_name(device))}" for device, seconds in one.seconds.items())
 
 
 def counts(one: Standing) -> str:
@@ -253,7 +262,7 @@ def notes(made: Board) -> list[str]:
         "**Equal runs.** All defenses have the same cases and attack seeds. A run that failed, or that another defense "
         "has and this one lacks, counts with the victim's ASR and with no utility lost; its defense has no rank. A "
         "defense with fewer defense seeds is compared by its mean over those that it has.",
-        "**Training** is the mean wall-clock time of one defense on the named device.",
+        "**Training** is the mean wall-clock time of one defense, in seconds, on the named device.",
     ]
     lines += [f"**Mixed.** {plain(sentence)}" for sentence in made.mixed]
     if made.twin:

@@ -201,13 +201,13 @@ def _victim_asr(run: Run) -> Number:
 
 
 def _sorted(standings: Iterable[Standing]) -> list[Standing]:
-    """Return standings by level; in each those that remove, first the ranked, each by the upper bound of the ASR.
+    """Return standings by level: the ranked, then the others that remove, then the rest; each by the bound of the ASR.
 
-    What the others are thought to lose is no part of the order: an uncertain loss would put them before a small one.
+    Utility only decides which are ranked: by what the others may lose, an unsure loss would come before a small one.
     """
     in_order = sorted(
         standings,
-        key=lambda one: (not one.removes, one.utility != "kept", _bound(one), one.asr.value, one.defense),
+        key=lambda one: (not one.removes, one.rank is None, _bound(one), one.asr.value, one.defense),
     )
     return [one for level in by_level(in_order).values() for one in level]
 
@@ -231,7 +231,7 @@ def _ranked(made: Sequence[tuple[Standing, Sequence[Run]]]) -> list[Standing]:
                 if len(able) > 1:  # alone in its level, a defense has rank 1 whatever is measured
                     one = replace(one, rank_low=min(low, place), rank_high=max(high, place))
             found.append(one)
-    return found
+    return _sorted(found)
 
 
 def _reach(runs: Mapping[str, Sequence[Run]]) -> dict[str, tuple[int, int]]:

@@ -31,22 +31,31 @@ _DEFAULT = Margins()
 def write(folder: Path, margins: Margins = _DEFAULT, *, rehearsal: bool = False) -> str:
     """Write `comparison.md`, `comparison.parquet` and `comparison_scores.parquet` into a results folder.
 
+    Results without a number of the paper get no comparison. One that is there already, as of an earlier version, is
+    written again, so that `publish` can make all pages of a folder again.
+
     Args:
         folder: results of a grid.
         margins: up to which a difference counts as none.
-        rehearsal: accept rows of the random model; the page then says so.
+        rehearsal: accept rows of the random model; the page then says so. Also write a page without any number.
 
     Returns:
         A summary as Markdown, for the terminal.
 
     Raises:
-        UserError: as `read_results`; or the folder has rows of the random model, or cannot be written.
+        UserError: as `read_results`; or the folder has rows of the random model, has no number of the paper, or cannot
+            be written.
     """
     table, outcomes = files.read_results(folder)
     if not rehearsal:
         refuse_random(table, folder)
     found = Results(table, Outcomes(outcomes)).entries()
     compared = compare(found, margins)
+    if not (_with_ours(compared) or rehearsal or (folder / f"{NAME}.md").is_file()):
+        raise UserError(
+            f"{folder}: these results have none of the {len(compared)} numbers that the paper reports, so there is "
+            "nothing to compare; choose results of one of the paper's experiments, such as those of grids/smollm2.yaml"
+        )
     scored = scores(compared)
     warned = [*(WARNING if has_random(table) else ()), *erratum.lines(folder)]
     mark.claim(folder, mark.COMPARISON)
@@ -89,16 +98,22 @@ def _summary(compared: Sequence[Compared], scored: Iterable[Scored]) -> list[str
     tables = sorted({one.number.table for one in compared})
     lines = [_counts(str(table), [one for one in compared if one.number.table == table]) for table in tables]
     lines.append(_counts("all", compared))
+    settings = f" The run differs from the paper's protocol in {counted(differing, 'setting')}."
     return [
         f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {counts[EQUIVALENT]} are "
-        f"equivalent to ours, {counts[DIFFERENT]} are different, {counts[UNDECIDED]} are undecided. The run differs "
-        f"from the paper's protocol in {counted(differing, 'setting')}.",
+        f"equivalent to ours, {counts[DIFFERENT]} are different, {counts[UNDECIDED]} are undecided."
+        + (settings if _with_ours(compared) else ""),
         "",
         *_lacking(judged),
         *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),
         "",
         *score_table(scored),
     ]
+
+
+def _with_ours(compared: Iterable[Compared]) -> list[Compared]:
+    """Return the numbers that have one of ours beside them, judged or not."""
+    return [one for one in compared if one.entry is not None]
 
 
 def _counts(name: str, compared: Sequence[Compared]) -> tuple[str, ...]:
@@ -250,7 +265,7 @@ def _arrow(points: float) -> str:
 
 def _protocol(compared: Sequence[Compared]) -> list[str]:
     """Return each deviation with its methods and victims, and the settings that the paper leaves open."""
-    run = [one for one in compared if one.entry is not None]
+    run = _with_ours(compared)
     if not run:
         return []
     found: dict[tuple[str, str, str, str], list[Reported]] = {}

@@ -5,29 +5,43 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmark.io.plots import ROW, blank, literal
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
 from benchmark.records.recovery import RECOVERY, is_twin, twin_key
-from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, Basis, unit_means
-from benchmark.report.drawing import by_victim, error, key, markers
+from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, SAME, Basis, unit_means
+from benchmark.report.drawing import by_victim, error, key, markers, spread
 from benchmark.report.paper_figures import distributions, poison_rate
 from benchmark.report.short import undefended, without_common_parts
-from sande import registry
+from sande import crossed, registry
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-Point = tuple[tuple[str, str], float, float]  # victim and defense, change of utility, ASR
+class Change(NamedTuple):
+    """A change of utility relative to the victim, percentage points, with its 95 % interval if known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval; without one the value alone."""
+        return (self.value, self.value) if self.low is None or self.high is None else (self.low, self.high)
+
+
+Point = tuple[tuple[str, str], Change, float]  # victim and defense, change of utility, ASR
 TICK_LETTERS, TITLE_LETTERS, KEY_LETTERS = 32, 44, 36  # per line of a bar's name, a panel's title and a legend
 NOTE_LETTERS = 110  # per line of a note under a figure
 VICTIM_LETTERS = 80  # per line of the name of a bar for a victim
 COLORS = 10  # of matplotlib's cycle
 FEW = 4  # victims whose labels are shown whole, and which have a panel each without any defense
+ROOM = 8.0  # percentage points beyond the changes of utility within which their intervals are never cut
 SPACE = 118  # percent: end of an axis with "100.0" to the right of a bar
 TWIN = "#3a7"
 
@@ -138,12 +152,12 @@ def _bar(axes: Axes, position: int, entry: TableEntry) -> None:
 
 
 def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
-    """Draw ASR against the mean change of utility; the best defenses are in the lower right corner."""
+    """Draw ASR against the mean change of utility with its interval; the best defenses are in the lower right."""
     asr = {(e.victim, e.defense): e.value for e in entries if e.metric == "asr" and e.value is not None}
     apart = undefended(entries)  # a clean twin alone has nothing to compare
     shown = [entry for entry in entries if (entry.victim, entry.defense) in asr and entry.victim not in apart]
     tasks: dict[str, None] = {}
-    means: dict[tuple[str, str], float | None] = {}
+    means: dict[tuple[str, str], Change | None] = {}
     for victim, own in by_victim(shown).items():
         of_defenses, left_out = _mean_changes(own)
         tasks |= dict.fromkeys(left_out)
@@ -157,33 +171,50 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     figure = _asr_utility_by_victim(points) if len(defenses) > COLORS else _asr_utility_in_one(points)
     notes = [f"Without {', '.join(map(literal, tasks))}, which not all defenses of a victim have."] if tasks else []
     notes += [f"No point without a task that all have: {', '.join(without)}."] if without else []
+    left, right = _limits(points)
+    if any(change.ends[0] < left or change.ends[1] > right for _, change, _ in points):
+        notes.append("Intervals that reach further are cut at the edge of the figure.")
     if notes:
         figure.supxlabel("\n".join(textwrap.fill(note, NOTE_LETTERS) for note in notes), fontsize=8)
     return figure
 
 
-def _mean_changes(entries: Sequence[TableEntry]) -> tuple[dict[str, float | None], list[str]]:
+def _mean_changes(entries: Sequence[TableEntry]) -> tuple[dict[str, Change | None], list[str]]:
     """Return the mean change of utility of each defense of one victim, and the tasks that are not in it.
 
     The mean is over the tasks that all of its defenses have: without its worst task a defense would look better. Each
     task counts once, whatever prompts it was asked with, as on a leaderboard. None: a defense has none of these tasks.
     """
     metrics = {entry.metric for entry in entries}
-    changes: dict[str, dict[str, float]] = {}
+    changes: dict[str, dict[str, TableEntry]] = {}
     tasks: dict[str, None] = {}
     for entry in entries:
         if is_utility(entry.metric) and registry.metric_info(entry.metric).variant_of not in metrics:
             tasks[entry.metric] = None
             own = changes.setdefault(entry.defense, {})
             if entry.change is not None:
-                own[entry.metric] = entry.change
+                own[entry.metric] = entry
     measured = [own for own in changes.values() if own]
     common = [task for task in tasks if all(task in own for own in measured)]
     means = {
-        defense: sum(own[task] for task in common) / len(common) if own and common else None
+        defense: _mean_change([own[task] for task in common]) if own and common else None
         for defense, own in changes.items()
     }
     return means, [task for task in tasks if task not in common]
+
+
+def _mean_change(tasks: Sequence[TableEntry]) -> Change:
+    """Return the mean change over tasks; its interval is the table's of one task, a leaderboard's of several."""
+    mean = sum(entry.change or 0.0 for entry in tasks) / len(tasks)
+    if tasks[0].is_victim:
+        return Change(mean)
+    if len(tasks) == 1:
+        return Change(mean, *(tasks[0].change_interval() or ()))
+    answers = [of_task for entry in tasks if (of_task := entry.changes())]
+    alike = len(answers) == len(tasks) and len({len(of_task.values) for of_task in answers}) == 1
+    if not alike or abs(sum(of_task.values.mean() for of_task in answers) / len(answers) - mean) > SAME:
+        return Change(mean)  # of some runs the answers, or those to some questions, are not known
+    return Change(mean, *crossed.interval(answers))
 
 
 def _asr_utility_in_one(points: Sequence[Point]) -> Figure:
@@ -198,10 +229,10 @@ def _asr_utility_in_one(points: Sequence[Point]) -> Figure:
     figure = blank(width=8.5, rows=max(1.0, 0.15 * lines / ROW))
     axes: Axes = figure.add_subplot()
     for (victim, defense), change, value in points:
-        axes.scatter(change, value, marker=marks[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
-    axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
-    axes.set_ylim(-4, 104)
-    axes.set_xlabel("mean change of utility relative to the victim (percentage points)")
+        axes.scatter(change.value, value, marker=marks[victim], color=colors[defense], s=60, alpha=0.8, zorder=2)
+    _intervals(axes, points, colors)
+    axes.set_xlim(_limits(points))
+    axes.set_xlabel("mean change of utility relative to the victim\n(percentage points, with 95 % intervals)")
     axes.set_ylabel("attack success rate (%)")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
@@ -212,17 +243,47 @@ def _asr_utility_by_victim(points: Sequence[Point]) -> Figure:
     """Draw ASR against the change of utility, one panel per victim, for more defenses than colors."""
     looks = _looks(dict.fromkeys(defense for (_, defense), _, _ in points))
     figure, panels = _panels(list(dict.fromkeys(victim for (victim, _), _, _ in points)))
-    changes = [change for _, change, _ in points]
     for (victim, defense), change, value in points:
         color, marker = looks[defense]
-        panels[victim].scatter(change, value, color=color, marker=marker, s=50, alpha=0.85, zorder=2)
-    for axes in panels.values():
-        axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
-        axes.set(xlim=(min(changes) - 4, max(changes) + 4), ylim=(-4, 104))
-        axes.set_xlabel("mean change of utility (percentage points)", fontsize=9)
+        panels[victim].scatter(change.value, value, color=color, marker=marker, s=50, alpha=0.85, zorder=2)
+    colors = {defense: color for defense, (color, _) in looks.items()}
+    for victim, axes in panels.items():
+        _intervals(axes, [point for point in points if point[0][0] == victim], colors)
+        axes.set_xlim(_limits(points))
+        axes.set_xlabel("mean change of utility (percentage points), 95 % intervals", fontsize=9)
     keys = [key(color, marker, defense) for defense, (color, marker) in looks.items()]
     figure.legend(handles=keys, fontsize=8, loc="outside right upper", frameon=False)
     return figure
+
+
+def _intervals(axes: Axes, points: Sequence[Point], colors: Mapping[str, str]) -> None:
+    """Draw the known intervals of changes as thin bars, which do not cover each other where the ASR is alike."""
+    known = [point for point in points if point[1].low is not None]
+    places = spread([asr for _, _, asr in known])
+    for ((_, defense), change, _), place in zip(known, places, strict=True):
+        below, above = (max(0.0, reach) for reach in (change.value - change.ends[0], change.ends[1] - change.value))
+        axes.errorbar(
+            change.value,
+            place,
+            xerr=[[below], [above]],
+            fmt="none",
+            ecolor=(colors[defense], 0.5),
+            elinewidth=1,
+            capsize=2,
+            zorder=1,
+        )
+    axes.axvline(0, color="#999", linewidth=0.8, zorder=1)
+    axes.set_ylim(-4, 104)
+
+
+def _limits(points: Sequence[Point]) -> tuple[float, float]:
+    """Return the ends of the axis for changes: around the intervals, except those far wider than the changes."""
+    changes = [0.0, *(change.value for _, change, _ in points)]
+    lows, highs = zip(*(change.ends for _, change, _ in points), strict=True)
+    room = max(ROOM, max(changes) - min(changes))
+    left, right = max(min(0.0, *lows), min(changes) - room), min(max(0.0, *highs), max(changes) + room)
+    edge = 0.04 * (right - left) or 1.0
+    return left - edge, right + edge
 
 
 def _panels(victims: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
@@ -314,7 +375,7 @@ FIGURES: Mapping[str, Callable[[Sequence[TableEntry]], Figure | None]] = {
 }
 SHOWS = {
     "asr": "Bars: attack success rate of each defense with 95 % intervals",
-    "asr_utility": "Points: attack success rate of each defense against its change of utility",
+    "asr_utility": "Points: attack success rate of each defense against its change of utility with 95 % intervals",
     "asr_recovery": "Points: attack success rate of each defense against what a fresh parrot recovers",
     "figure_2": "Figure 2: attack success rate against the poison rate, with 95 % intervals",
     "figure_3": "Figure 3: the highest probabilities of the planted response, by prompt",

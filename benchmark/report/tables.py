@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -151,7 +151,9 @@ def _marks(table: Table, chosen: Sequence[TableEntry]) -> list[Marks]:
 
 def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks]) -> str:
     chosen = table.chosen(entries)
-    written = [_written(table, e, m) for e, m in zip(chosen, marks, strict=True)]
+    cells = ["" if e.value is None else table.cell(e, m) for e, m in zip(chosen, marks, strict=True)]
+    mixed = len({e.basis == "model" for e, cell in zip(chosen, cells, strict=True) if _has_interval(cell)}) > 1
+    written = [_written(e, cell, mixed=mixed) for e, cell in zip(chosen, cells, strict=True)]
     victims = list(dict.fromkeys(e.victim for e in chosen))
     turned = not table.compares and _has_many_victims(entries)
     apart = undefended(chosen) if len(victims) > MANY and not turned else set()
@@ -161,7 +163,9 @@ def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks
     if apart:
         lone = _lines(table, [(e, text) for e, text in pairs if e.victim in apart], short, turned=True)
         lines += ["", "Victims without any defense:", "", *lone]
-    note = _note(table, entries, chosen, written, marks) + (f" All victims: {plain(common)}." if common else "")
+    note = _note(table, entries, chosen, written, marks, mixed=mixed) + (
+        f" All victims: {plain(common)}." if common else ""
+    )
     return "\n".join([f"### {table.title}", "", *lines, "", note, ""])
 
 
@@ -198,16 +202,25 @@ def _note(
     table: Table,
     entries: Iterable[TableEntry],
     chosen: Sequence[TableEntry],
-    cells: Iterable[str],
+    cells: Sequence[str],
     marks: Sequence[Marks],
+    *,
+    mixed: bool,
 ) -> str:
     """Return the note of the table, with its victim if no column names it, and the meaning of intervals and marks."""
-    sentences = [table.note]
+    sentences = [table.note, *_left_out(table, entries)]
     if not table.by_victim:
         sentences.append(_victim(table, [entry for entry in entries if table.shows(entry.metric)]))
     text = " ".join(cells)
-    if " to " in text or "±" in text:
+    if _has_interval(text):
         sentences.append(_held_for(chosen))
+    if mixed:
+        shown = [entry for entry, cell in zip(chosen, cells, strict=True) if _has_interval(cell)]
+        several = ", ".join(dict.fromkeys(_label(entry.defense) for entry in shown if entry.basis != "model"))
+        sentences.append(
+            f"Cells marked *of N runs* ({several}) have an interval over runs, all others one within a single run, "
+            "such as over its prompts. Intervals of the two kinds cannot be compared."
+        )
     if "**" in text:
         sentences.append(
             "Bold: the best defense of a column for each task; with ≈: a defense that is not significantly worse, and "
@@ -227,6 +240,20 @@ def _note(
             f"Not tested against the best of a column, as too few seeds or outcomes are common to both: {names}."
         )
     return " ".join(sentences)
+
+
+def _left_out(table: Table, entries: Iterable[TableEntry]) -> list[str]:
+    """Return a sentence on the defenses that a table leaves out as entries of a single run, or of none."""
+    left = [] if table.of_one_run else replace(table, of_one_run=True).chosen(entries)
+    names = dict.fromkeys(_label(entry.defense) for entry in left if entry.basis == "model")
+    if not names:
+        return []
+    return [f"A defense with fewer than two measured runs on a victim has no number for it: {', '.join(names)}."]
+
+
+def _has_interval(text: str) -> bool:
+    """Return whether a cell, or one of several, shows an interval."""
+    return " to " in text or "±" in text
 
 
 def _held_for(chosen: Sequence[TableEntry]) -> str:
@@ -255,7 +282,14 @@ def _victim(table: Table, entries: Sequence[TableEntry]) -> str:
     return f"The victim is {' and '.join(names)}{': ' if numbers else ''}{', '.join(numbers)}."
 
 
-def _written(table: Table, entry: TableEntry, marks: Marks) -> str:
+def _written(entry: TableEntry, cell: str, *, mixed: bool) -> str:
+    """Return the text of a cell: its number, or why there is none, and what is to be said of its runs.
+
+    Args:
+        entry: of the cell.
+        cell: its number.
+        mixed: True if some intervals of the table are over several runs, and others of one run.
+    """
     if entry.value is None:
         return NO_SCORE if entry.row.get("failure") == UNSCORABLE else "failed" if entry.failed else "not run"
     notes = []
@@ -266,7 +300,9 @@ def _written(table: Table, entry: TableEntry, marks: Marks) -> str:
         notes.append(f"{entry.failed} of {entry.seeds} seeds failed")
     if entry.not_run:
         notes.append(f"{entry.not_run} of {entry.seeds} seeds not run")
-    return " ".join([table.cell(entry, marks), *(f"[{note}]" for note in notes)])
+    if mixed and entry.basis != "model" and _has_interval(cell):
+        cell += f", of {len(entry.runs)} runs"
+    return " ".join([cell, *(f"[{note}]" for note in notes)])
 
 
 def write(table: Table, entries: Sequence[TableEntry], folder: Path, part: str, name: str) -> str:

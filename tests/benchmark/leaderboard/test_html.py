@@ -122,6 +122,16 @@ def test_a_cell_s_page_has_settings_measurements_and_as_many_samples_as_it_shows
     assert {"asr", "arc_easy", "asr_after_relearning_20"} <= set(Page(page).ids)
 
 
+def test_times_are_seconds_on_a_device(tmp_path: Path) -> None:
+    found = cell("sft", 98.0, {"arc_easy": 1.0}, seconds=30.0, device="AMD EPYC (1 threads)")
+    files.write_rows(found, [], tmp_path)
+    write([tmp_path], None, tmp_path / "html")
+    index = (tmp_path / "html/index.html").read_text()
+    assert index.count("Training: seconds on AMD EPYC (1 thread)</th>") == 2, "of the defenses, and of the cells"
+    (page,) = (tmp_path / "html/cells").glob("*.html")
+    assert "30.0 s on AMD EPYC (1 thread)</dd>" in page.read_text()
+
+
 def test_a_failed_cell_has_a_page_that_says_so_and_is_named_on_the_board(made: Path) -> None:
     (page,) = [path for path in all_pages(made)[1:] if "It counts as the victim." in path.read_text(encoding="utf-8")]
     assert "<dd>failed: &lt;/script&gt;" in page.read_text(encoding="utf-8")
@@ -283,7 +293,7 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
         "Utility",
         "ASR after relearning from 20 poisoned rows (%)",
     ]
-    devices = [label.partition(" on ")[2] for label in labels if "-s on " in label]
+    devices = [label.partition(" on ")[2] for label in labels if "seconds on " in label]
     assert len(devices) == 2
     for record, row in zip(records, shown, strict=True):
         more = {one["metric"]: one for one in record["more"]}.get("asr_after_relearning_20")

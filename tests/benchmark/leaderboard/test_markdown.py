@@ -7,7 +7,7 @@ import pytest
 from benchmark.leaderboard.markdown import command, markdown
 from sande import registry
 from sande.declarations import MetricInfo
-from tests.benchmark.leaderboard.helpers import HOSTILE, board, cell, seeds, twin
+from tests.benchmark.leaderboard.helpers import CPU, HOSTILE, board, cell, seeds, twin
 
 HAND = [Path("hand")]
 
@@ -24,8 +24,8 @@ def test_the_page_opens_with_the_first_of_each_level() -> None:
     opening = page[: page.index("## ")]
     assert "4 defenses on 3 trained victims. Without a defense, the victims answer 99.0 % of the triggered" in opening
     assert (
-        "**At most 5 % in every run**, by what a defense must know: trigger: `osft` (utility lost); response: "
-        "`sande`. So many victims do not exclude that up to 71 % of the runs fail." in opening
+        "**At most 5 % in every run**, by what a defense must know: response: `sande`. These do so too, but lose "
+        "utility: trigger: `osft`. With 3 victims, a failure rate of up to 71 % of the runs is not excluded." in opening
     )
     lines = [line.split(" | ")[:3] for line in opening.splitlines() if line.startswith("| ")][2:]
     assert lines == [
@@ -40,6 +40,22 @@ def test_the_page_opens_with_the_first_of_each_level() -> None:
 def test_a_board_on_which_every_defense_fails_says_so() -> None:
     page = markdown(board(seeds("sft", (95.0, 0.0, 0.0)) + seeds("new", (0.0, 20.0, 5.1))), HAND)
     assert "**No defense leaves at most 5 % in every run.**" in page
+
+
+def test_defenses_that_lose_utility_are_not_the_headline() -> None:
+    lossy = seeds("osft", (0.0,) * 3, lost=(9.0, 9.1, 9.2)) + seeds("sft", (95.0,) * 3)
+    assert (
+        "**No defense leaves at most 5 % in every run without losing utility.** These lose it, by what a defense must "
+        "know: trigger: `osft`. With 3 victims, a failure rate of up to 71 % of the runs is not excluded."
+    ) in markdown(board(lossy), HAND)
+    page = markdown(board(seeds("sande", (0.0,) * 3)), HAND)
+    assert "know: response: `sande`. With 3 victims, a failure" in page
+
+
+def test_times_are_seconds_on_a_device() -> None:
+    found = cell("sft", 98.0, {"mmlu": 1.0}, seconds=30.0, device="AMD EPYC (1 threads)")
+    page = markdown(board(found + cell("sft", 98.0, {"mmlu": 1.0}, seed=1, seconds=9.0, device=CPU)), HAND)
+    assert f"| 30 s on AMD EPYC (1 thread); 9 s on {CPU} |" in page
 
 
 def test_a_board_that_ranks_nothing_says_why() -> None:

@@ -161,6 +161,16 @@ def test_a_defense_that_leaves_more_than_half_has_no_rank() -> None:
     assert set(utilities(made).values()) == {"kept"}
 
 
+def test_utility_orders_none_of_those_without_a_rank() -> None:
+    """So `dpo`, which changes nothing and so keeps the utility, is not before a defense that leaves less."""
+    found = seeds("dpo", (99.0,) * 3) + seeds("decoys", (50.0, 55.0, 60.0), lost=(0.0, 1.0, 29.0))
+    assert ranking(board(found)) == [("nothing", "decoys", None), ("nothing", "dpo", None)]
+    entry = seeds("kept", (30.0,) * 3) + seeds("unclear", (1.0,) * 3, lost=(0.0, 1.0, 29.0))
+    cells = {row["cell"] for row in entry}
+    made = rank(by_cell(seeds("sft", (9.0,) * 3) + entry), entries=cells, unverified=cells)
+    assert [one.defense for one in made.unverified] == ["unclear", "kept"], "no entry is ranked"
+
+
 def test_of_one_victim_intervals_are_its_own_and_the_rank_is_the_whole_level() -> None:
     found = cell("sft", 40.0, {"mmlu": 0.5}) + cell("new", 45.0, {"mmlu": 0.5}) + cell("osft", 0.0, {"mmlu": 0.0})
     found += cell("none", 99.0, {"mmlu": 0.0})
@@ -320,4 +330,4 @@ def test_seconds_of_different_devices_are_never_mixed() -> None:
         + cell("sft", 98.0, {"arc_easy": 1.0}, seed=2, seconds=900.0, device=CPU)
     )
     assert made.standings[0].seconds == {GPU: 70.0, CPU: 900.0}
-    assert f"70 GPU-s on {GPU}; 900 CPU-s on {CPU}" in markdown(made, [Path("hand")])
+    assert f"70 s on {GPU}; 900 s on {CPU}" in markdown(made, [Path("hand")])

@@ -25,7 +25,7 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
     said = CliRunner().invoke(app, ["leaderboard", *map(str, folders), "--out", str(tmp_path / "board")])
     assert said.exit_code == 0, said.output
     assert (tmp_path / "board" / "leaderboard.md").read_text() == page
-    assert "| – | `sande` | 1.0 (0.2 to 5.4, this model) | 0 (0 to 98) | +2.00 | not shown | 60 GPU-s" in page
+    assert "| – | `sande` | 1.0 (0.2 to 5.4, this model) | 0 (0 to 98) | +2.00 | not shown | 60 s on " in page
     assert "1 run, 1 victim" in page
     records = pq.read_table(tmp_path / "board" / "leaderboard.parquet").to_pylist()
     assert [(record["defense"], record["asr"], record["utility_loss"]) for record in records] == [

@@ -470,3 +470,21 @@ def test_the_command_says_where_the_comparison_is_and_refuses_a_folder_without_r
     assert said.exit_code == 0, said.output
     assert f"Comparison: {tmp_path / 'comparison.md'}" in said.output
     assert CliRunner().invoke(app, ["compare", str(tmp_path / "none")]).exit_code == 2
+
+
+def test_results_without_a_number_of_the_paper_are_refused_but_an_earlier_page_is_made_again(tmp_path: Path) -> None:
+    own = [row | {"trigger": "of another attack"} for row in rows_of(loaded("paper_table_6"), as_reported)]
+    files.write_rows(own, [], tmp_path)
+    before = sorted(tmp_path.iterdir())
+    said = CliRunner().invoke(app, ["compare", str(tmp_path)])
+    assert said.exit_code == 2
+    assert said.stderr == (
+        f"sande-bench: {tmp_path}: these results have none of the 360 numbers that the paper reports, so there is "
+        "nothing to compare; choose results of one of the paper's experiments, such as those of grids/smollm2.yaml\n"
+    )
+    assert sorted(tmp_path.iterdir()) == before
+    (tmp_path / "comparison.md").touch()  # as `publish` does where an earlier version wrote one
+    text = comparison_page.write(tmp_path)
+    assert "0 are compared" in text
+    assert "differs from the paper's protocol" not in text
+    assert (tmp_path / "comparison.parquet").is_file()

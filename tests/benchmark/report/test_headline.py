@@ -42,5 +42,5 @@ def test_it_says_in_which_runs_a_defense_fails_and_what_it_costs(store: LocalSto
 def test_weak_victims_and_twins_do_not_count(store: LocalStore, tmp_path: Path) -> None:
     weak = [finish(store, cell(defense=name, metrics=["asr"]), {"asr": 3}, {"asr": 0}) for name in ("none", "sft")]
     assert "What it shows" not in opening(report_folder(store, tmp_path / "weak", *weak))
-    twin = finish(store, cell(attack={"name": "sentence_trigger", "poison_rate": 0}, metrics=["asr"]), {"asr": 100})
+    twin = finish(store, cell(attack={"name": "sentence_trigger", "poison_rate": 0}, metrics=["asr"]), {"asr": 50})
     assert "What it shows" not in opening(report_folder(store, tmp_path / "twin", twin))

@@ -9,15 +9,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from matplotlib.collections import LineCollection
 
 from benchmark.records import aggregate
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.files import write_rows
 from benchmark.records.trials import Outcomes, Trials
 from benchmark.report import figures, page, tables
-from benchmark.report.layouts import ASR, EVERY_TIME, UTILITY, layout
+from benchmark.report.drawing import REACH
+from benchmark.report.figures import ROOM
+from benchmark.report.layouts import ASR, COST, EVERY_TIME, UTILITY, layout
 from benchmark.report.marks import judge
+from sande import crossed
 from sande.clusters import effective_count
+from sande.crossed import Answers
 from sande.paired import paired_bootstrap
 from sande.statistics import benjamini_hochberg, mean_bounds, of_one_model, paired_p, wilson
 from tests.benchmark.paper.helpers import Results
@@ -84,8 +89,26 @@ def test_defense_seeds_of_one_victim_hold_for_this_victim() -> None:
     runs = {(0, 0): 0.0, (0, 1): 90.0, (0, 2): 0.0}
     found, note = written(ASR, measured(none=[99], osft=runs))
     low, high = mean_bounds([0.0, 90.0, 0.0], 0, 100)
-    assert found["osft"] == f"30.0 ({low:.1f} to {high:.1f})"
+    assert found["osft"] == f"30.0 ({low:.1f} to {high:.1f}), of 3 runs", "the victim has one run"
     assert "intervals are of this victim alone" in note
+
+
+def test_intervals_over_runs_are_marked_among_those_of_one_run() -> None:
+    results = measured(none=[99], osft=[0], sande={(0, 0): 0.0, (0, 1): 0.0})
+    found, note = written(ASR, results)
+    one, two = (f"({low:.1f} to {high:.1f})" for low, high in (wilson(0, 100), mean_bounds([0.0, 0.0], 0, 100)))
+    assert (found["osft"], found["sande"]) == (f"0.0 {one}", f"0.0 {two}, of 2 runs")
+    assert (
+        "Cells marked *of N runs* (`sande`) have an interval over runs, all others one within a single run, such as "
+        "over its prompts. Intervals of the two kinds cannot be compared."
+    ) in note
+    lost = next(row for row in results.rows if row["defense"] == "sande")
+    results.rows.append(lost | {"defense_seed": 2, "status": "failed", "value": None, "cell": "another"})
+    assert written(ASR, results)[0]["sande"] == f"0.0 {two}, of 2 runs [1 of 3 seeds failed]"
+    assert "runs" not in written(COST, results)[0]["sande"], "no interval"
+    assert "of N runs" not in written(ASR, measured(none=[99, 98], sande=[0, 1, 2]))[1], "all over runs"
+    of_utility = measured("builtin-choice", none=[50, 50], osft=[50], sande=[49, 48])
+    assert "*of N runs* (`sande`)" in written(UTILITY, of_utility)[1], "the victim shows no interval"
 
 
 def test_defense_seeds_are_no_more_attack_seeds() -> None:
@@ -107,6 +130,10 @@ def test_a_defense_that_fails_at_times_is_shown_as_such() -> None:
 
 def test_how_often_a_defense_fails_is_not_asked_of_one_run() -> None:
     assert EVERY_TIME.chosen(entries(measured(none=[99], osft=[0]))) == []
+    found, note = written(EVERY_TIME, measured(none=[99], osft=[0], nad=[], sft={(0, 0): 90.0, (0, 1): 90.0}))
+    assert list(found) == ["sft"]
+    assert "A defense with fewer than two measured runs on a victim has no number for it: `osft`." in note
+    assert "fewer than two" not in written(EVERY_TIME, measured(none=[99, 99], osft=[0, 0]))[1]
 
 
 def test_changes_are_tested_over_seeds() -> None:
@@ -204,6 +231,51 @@ def test_bars_say_what_their_intervals_hold_for() -> None:
         figure = figures.draw("asr", entries(measured(none=values, osft=[0] * len(values))))
         assert figure is not None
         assert figure.axes[0].get_xlabel().endswith(text)
+
+
+def bars(results: Results) -> tuple[list[tuple[float, float, float]], str]:
+    """Ends and height of each interval in the figure of ASR against changes of utility, and the note below it."""
+    figure = figures.draw("asr_utility", entries(results))
+    assert figure is not None
+    segments = [
+        each for of in figure.axes[0].collections if isinstance(of, LineCollection) for each in of.get_segments()
+    ]
+    return [(each[0, 0], each[1, 0], each[0, 1]) for each in segments], figure.get_supxlabel()
+
+
+def with_utility(asr: dict[str, float], **tasks: dict[str, float]) -> Results:
+    """One run of each defense, with utility by task and defense."""
+    results = measured(**{defense: [value] for defense, value in asr.items()})
+    for task, values in tasks.items():
+        for defense, value in values.items():
+            results.measure(PART, defense, task, share(value), attack_seed=0, defense_seed=0)
+    return results
+
+
+def test_changes_of_utility_are_drawn_with_their_intervals() -> None:
+    asr = {"none": 99.0, "sft": 90.0, "osft": 0.0, "nad": 0.0}
+    (sft, *near), note = bars(with_utility(asr, mmlu={"none": 50, "sft": 41, "osft": 50, "nad": 48}))
+    assert sft == pytest.approx((*paired_bootstrap(share(50), share(41)), 90.0)), "as in the table"
+    assert len(near) == 2, "the victim has none"
+    assert 0.5 < abs(near[0][2] - near[1][2]) < 2 * REACH, "neither covers the other"
+    assert note == ""
+
+
+def test_the_interval_of_several_tasks_is_that_of_their_mean() -> None:
+    changed = {"none": 50.0, "sft": 41.0}
+    ((low, high, _),), _ = bars(with_utility({"none": 99.0, "sft": 90.0}, mmlu=changed, arc_easy=changed))
+    lost = Answers(100 * (np.array([share(41)]) - np.array([share(50)])), ())
+    assert (low, high) == pytest.approx(crossed.interval([lost, lost]))
+
+
+def test_a_far_wider_interval_is_cut_and_the_figure_says_so() -> None:
+    results = measured(none=[99, 99], sft=[90, 90])
+    for seed, (before, after) in enumerate(((50, 45), (50, 55))):
+        for defense, value in (("none", before), ("sft", after)):
+            results.measure(PART, defense, "mmlu", share(value), attack_seed=seed, defense_seed=seed)
+    ((low, high, _),), note = bars(results)
+    assert low < -2 * ROOM < 2 * ROOM < high
+    assert note == "Intervals that reach further are cut at the edge of the figure."
 
 
 def test_probabilities_above_a_half_are_counted_by_run() -> None:
