@@ -11,6 +11,7 @@ from benchmark.io import yaml
 from benchmark.io.files import write_atomically
 from benchmark.io.remote import is_uri
 from benchmark.records import files, mark
+from benchmark.store.remote import open_store
 from sande.errors import UserError
 
 
@@ -22,6 +23,19 @@ def check_results(results: str, what: str) -> None:
     """
     if is_uri(results):
         raise UserError(f"--results {results}: {what} writes its grid there; use a folder of this machine")
+
+
+def check_store(store: str) -> None:
+    """Refuse a place that a run would refuse as its store, before the run's grid is written; make no new store.
+
+    Args:
+        store: folder or URI.
+
+    Raises:
+        UserError: as `open_store`.
+    """
+    if not open_store(store, create=False).exists and not is_uri(store) and Path(store).exists():
+        open_store(store)  # refuses a file, or a folder that holds other files
 
 
 def write_grid(cells: Sequence[Cell], about: str, path: Path) -> None:

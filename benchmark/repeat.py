@@ -18,12 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark import again, pipeline
+from benchmark.execution import provenance
 from benchmark.grid.cell import MOST_SEED, SEEDS, Cell, Parser
 from benchmark.io.files import write_atomically
 from benchmark.io.markdown import code, markdown_table, plain
 from benchmark.io.remote import is_uri
 from benchmark.leaderboard.verify import chosen, counts
 from benchmark.records import files, mark, schema
+from benchmark.records import provenance as origins
+from benchmark.store.remote import open_store
 from sande import bounds
 from sande.errors import UserError
 
@@ -137,6 +140,8 @@ def repeat(
     about = _ABOUT.format(folder.resolve().name)
     if not _is_trained_in(store, grid):
         _check_store(store, list(cells.values()))
+    if made_by := of_other_code(table, drawn):
+        say(made_by)
     again.write_grid(list(cells.values()), about, grid)
     write_atomically(grid, f"{grid.read_text(encoding='utf-8')}{_trained_in(store)}\n")
     done = pipeline.run(pipeline.Request(grid, store, results, address, assignments), say, say)
@@ -168,6 +173,27 @@ def draw(table: pa.Table, share: float, seed: int) -> list[str]:
     if not cells:
         raise UserError("no cell of these results has values; run their grid first")
     return [cells[number] for number in chosen(len(cells), max(1, math.ceil(share * len(cells))), seed)]
+
+
+def of_other_code(table: pa.Table, drawn: Sequence[str]) -> str:
+    """Return a sentence where other code than today's trained the cells; empty where the same did, or none is known.
+
+    Args:
+        table: rows of a grid.
+        drawn: ids of the cells to run again.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows, today = table.filter(pc.is_in(table["cell"], pa.array(drawn, pa.string()))), provenance.code_version()
+    trained = origins.by_stage(rows, "code_version")
+    made_by = {version for stage in ("attacks", "defenses") for version in trained.get(stage, ())}
+    if other := sorted(made_by - {today, origins.UNKNOWN}):
+        return (
+            f"these cells were trained by the code {', '.join(other)}, and today's is {today}: a training whose code "
+            "has changed since gives other numbers"
+        )
+    return ""
 
 
 def _cells(folder: Path, table: pa.Table, drawn: Sequence[str]) -> dict[str, Cell]:
@@ -204,10 +230,10 @@ def _is_trained_in(store: str, grid: Path) -> bool:
 
 
 def _check_store(store: str, cells: Sequence[Cell]) -> None:
-    """Refuse a store from which the first run's numbers would come again."""
+    """Refuse a place that is no store, and a store from which the first run's numbers would come again."""
     from benchmark.plan.plan import make_plan
-    from benchmark.store.remote import open_store
 
+    again.check_store(store)
     if done := make_plan(cells, open_store(store, create=False)).done:
         raise UserError(
             f"--store {store}: it has {len(done)} of the stages, which would not be trained again; use a new one"

@@ -10,10 +10,14 @@ import typer
 
 from benchmark.cli.app import echo, one_sentence, print_table, tell
 from benchmark.grid import shipped
+from benchmark.io.units import format_bytes
 from benchmark.records.published import refuse_published
+from sande import bounds
 from sande.errors import UserError
 
 OTHER_KINDS = ("models", "datasets", "grids")  # next to those of the registry
+OWN_LICENCE = "Apache-2.0, as this project"
+EMBEDDED_LICENCE = "Apache-2.0, as its wheel says"
 
 
 @one_sentence
@@ -35,10 +39,13 @@ def list_(
 
 @one_sentence
 def show(
-    kind: Annotated[str, typer.Argument(help="attack, objective, defense, metric or detector.", metavar="KIND")],
+    kind: Annotated[
+        str,
+        typer.Argument(help="attack, objective, defense, metric, detector, model, dataset or grid.", metavar="KIND"),
+    ],
     name: Annotated[str, typer.Argument(help="One of 'sande-bench list KIND'.", metavar="NAME")],
 ) -> None:
-    """Show every setting of an entry: default, meaning, source."""
+    """Show the settings of a method, the file of a grid, or where a model or a data set comes from."""
     from sande import registry
     from sande.config import describe, published
 
@@ -48,6 +55,12 @@ def show(
         if name not in about:
             raise UserError(f"no {_singular(kind)} is called '{name}'; there are: {', '.join(about)}")
         echo(f"{name}: {about[name]}")
+        if kind == "grids":
+            file = shipped.grids()[name]
+            echo(f"file: {file}\n\n{bounds.read(file).decode(errors='replace').rstrip()}")
+        else:
+            for what, value in (_of_model(name) if kind == "models" else _of_data_set(name)).items():
+                echo(f"{what}: {value}")
         return
     entry = registry.entry(kind, name)
     echo(f"{name}: {registry.summary(entry)}")
@@ -100,6 +113,52 @@ def _check_data_folder() -> None:
     folder = os.environ.get(datasets.DATA_DIR)
     if folder and not Path(folder).is_dir():
         tell(f"{datasets.DATA_DIR}={folder} is not a folder; set it to the folder that holds the data files")
+
+
+def _of_model(name: str) -> dict[str, str]:
+    """Return what is known of a model without loading it: source, size, licence."""
+    from sande.models import catalog
+
+    if name in catalog.HUB_MODELS:
+        model = catalog.HUB_MODELS[name]
+        return {"source": _on_hub(model.repo, model.revision)}
+    if name == catalog.TINY:
+        return {"source": "made here", "licence": OWN_LICENCE}
+    try:
+        found = {
+            "source": catalog.identify(name),
+            "size": format_bytes(sum(file.stat().st_size for file in catalog.embedded_files(name))),
+        }
+    except UserError as error:  # its wheel is not installed
+        found = {"source": str(error)}
+    return found | {"licence": catalog.TERMS.get(name, EMBEDDED_LICENCE)}
+
+
+def _of_data_set(name: str) -> dict[str, str]:
+    """Return what is known of a data set without a download: source, rows, licence."""
+    from sande.data import datasets
+
+    folder = os.environ.get(datasets.DATA_DIR, "")
+    files = [Path(folder, f"{name}{suffix}") for suffix in datasets.SUFFIXES] if folder else []
+    for rows, sources in (
+        ("instructions with answers", datasets.EXAMPLES),
+        ("four-choice questions", datasets.QUESTIONS),
+        ("preference pairs", datasets.PREFERENCES),
+    ):
+        if name in sources.builtin:
+            return {
+                "source": "made by this package",
+                "rows": f"{len(sources.builtin[name]()):,} {rows}",
+                "licence": OWN_LICENCE,
+            }
+        if name in sources.hub and not any(file.is_file() for file in files):
+            hub = sources.hub[name]
+            return {"source": f"{_on_hub(hub.repo, hub.revision)}: {', '.join(hub.paths)}", "rows": rows}
+    return {"source": next((str(file) for file in files if file.is_file()), folder)}
+
+
+def _on_hub(repo: str, revision: str) -> str:
+    return f"the Hub, {repo} at commit {revision}"
 
 
 def _kinds() -> tuple[str, ...]:

@@ -141,11 +141,13 @@ def verify(
     address: AddressOption = None,
 ) -> None:
     """Run cells of an entry again, and write beside it which of its numbers hold; exit code 1 if one does not."""
+    from benchmark import again
     from benchmark.leaderboard import verdict
     from benchmark.leaderboard import verify as verification
 
     published.refuse_published(results, "--results")
     published.refuse_published(file, "ENTRY")
+    again.check_store(store)
     count = None if every else sample
     done = verification.verify(file, say, sample=count, seed=seed, store=store, results=results, address=address)
     if done.verdict is None:

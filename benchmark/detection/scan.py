@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 
 SHOWN = 10  # candidates in the table and the figure; the JSON file has all
+_COMPARED = {  # what the p-value of a detector compares
+    "first_token": "of this token among the model's ordinary first tokens",
+    "haystack": "of this string among random strings; not a rate of false alarms",
+    "all": "of the detectors that have one, the lowest times their number",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +174,7 @@ def write_again(folder: Path) -> None:
 
 def markdown(record: dict[str, Any]) -> str:
     """Return the candidates and suspected triggers as tables, and the result in sentences."""
-    result = "alarm: the model looks like a victim" if record["alarm"] else "no alarm"
+    result = "the model looks like a victim" if record["alarm"] else "no alarm"
     if record["alarm"] and record.get("facts", {}).get("response_at") == "end":
         result += " whose response follows its answers"
     lines = [f"### {plain(record['detector'])} on {plain(record['model'])}", ""]
@@ -177,11 +182,10 @@ def markdown(record: dict[str, Any]) -> str:
     if triggers := record.get("triggers"):
         lines += ["", *_table("Suspected trigger", triggers)]
     reference = f", compared with {plain(record['reference'])}" if record["reference"] else ""
-    p = "" if record.get("p") is None else f", p {record['p']:.2g}"
     lines += [
         "",
-        f"Score {record['score']:.2f}{_by(record)}{p}, {result}. {plain(record['rows'])} clean rows of "
-        f"{plain(record['data'])}{reference}, seed {plain(record['seed'])}, {record['seconds']:.0f} s.",
+        f"Score {record['score']:.2f}{_by(record)}{_rule(record)}: {result}.{_about_p(record)} {plain(record['rows'])} "
+        f"clean rows of {plain(record['data'])}{reference}, seed {plain(record['seed'])}, {record['seconds']:.0f} s.",
         "",
     ]
     if tried := record.get("formats_tried"):
@@ -195,8 +199,41 @@ def markdown(record: dict[str, Any]) -> str:
 
 def _by(record: Mapping[str, Any]) -> str:
     """Return whose the score is, in Markdown, where it is not the chosen detector's, whose scores have other units."""
-    found_by = record.get("found_by", record["detector"])
+    found_by = _found_by(record)
     return "" if found_by == record["detector"] else f" by {token_code(found_by)}"
+
+
+def _found_by(record: Mapping[str, Any]) -> str:
+    return str(record.get("found_by", record["detector"]))
+
+
+def _is_by_p(record: Mapping[str, Any]) -> bool:
+    """Return whether the alarm was by p, not by the score: what `sande.scanning` adds to a detector always is."""
+    if _found_by(record) != scanning.CHEAP:
+        return False
+    return bool(record["detector"] != scanning.CHEAP or record.get("settings", {}).get("alarm_by") == "own")
+
+
+def _rule(record: Mapping[str, Any]) -> str:
+    """Return when there is an alarm, in brackets; empty where that is not known, as of a detector of a plug-in."""
+    settings = record.get("settings", {})
+    if _is_by_p(record):
+        if record.get("p") is None:
+            return ""
+        tried = record.get("formats_tried")  # formats share the rate
+        level = tried[0]["level"] if tried else settings["false_alarms"]
+        return f", p {record['p']:.2g} (alarm up to p {level:.2g})"
+    threshold = settings.get("threshold")
+    is_rule = threshold is not None and record["alarm"] == (record["score"] > threshold)
+    return f" (alarm above {threshold:.2f})" if is_rule else ""
+
+
+def _about_p(record: Mapping[str, Any]) -> str:
+    """Return a sentence on p and what it compares; empty where there is none."""
+    if record.get("p") is None:
+        return ""
+    value = "is" if _is_by_p(record) else f"{record['p']:.2g}"  # the rule has the number
+    return " ".join(filter(None, (" p", value, _COMPARED.get(_found_by(record))))) + "."
 
 
 def formats_sentence(prompt_format: str, tried: Sequence[Mapping[str, Any]]) -> str:

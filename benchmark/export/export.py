@@ -61,7 +61,10 @@ def find_model(name: str, results: Path) -> Found:
     if not found and damaged:
         raise UserError(damaged[0])
     if not found:
-        raise UserError(f"{results}/*/rows.parquet: no cell '{name}'; use 'sande-bench plan GRID' to list cells")
+        raise UserError(
+            f"{results}/*/rows.parquet: no measured cell '{name}'; use 'sande-bench run GRID' to run its grid first, "
+            "or choose another --results"
+        )
     if len(found) > 1:
         raise UserError(f"cell '{name}': {len(found)} names begin so ({', '.join(sorted(found))}); use a longer one")
     ((cell, rows),) = found.items()

@@ -311,7 +311,7 @@ def test_scans_are_published_from_a_commit_alone(folder: Path, to: Path, version
     target = publish(folder, to)
     assert "### Detectors on victims and twins" in (target / "detection.md").read_text()
     assert (target / "detectors.parquet").is_file()
-    assert "Score 1.00, no alarm." in (target / "scans/a/scan.md").read_text()
+    assert "Score 1.00: no alarm." in (target / "scans/a/scan.md").read_text()
 
 
 def test_an_erratum_opens_every_page_until_it_is_removed(folder: Path, to: Path) -> None:

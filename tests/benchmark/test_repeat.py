@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmark import repeat
-from benchmark.execution import driver
+from benchmark.execution import driver, provenance
 from benchmark.grid.cell import Cell
 from benchmark.plan import preflight
 from benchmark.plan.failures import UNFINISHED
@@ -124,6 +124,34 @@ def test_the_store_of_the_first_run_is_refused_after_a_repetition_in_another(
     monkeypatch.chdir(tmp_path)
     done = invoke("repeat", first, "--seed", 5, "--store", "store", "--results", "results")
     assert done.exit_code == 0, done.output  # it continues in its own store, whatever the path of that is
+
+
+def test_other_code_than_today_s_is_told_and_no_mistake(
+    first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(provenance, "code_version", lambda: "1.2.4")
+    rows = pq.read_table(first / "rows.parquet")
+    ids = rows["cell"].unique().to_pylist()
+    told = (
+        "these cells were trained by the code 1.2.3, and today's is 1.2.4: a training whose code has changed since "
+        "gives other numbers"
+    )
+    assert repeat.of_other_code(rows, ids) == told
+    begin(first, monkeypatch, "--seed", 5, "--share", 0.5)
+    store = LocalStore(tmp_path / "store")
+    for seed in SEEDS:
+        finish(store, of(seed), VICTIM, FOUND)
+    done = invoke("repeat", first, *run_options(tmp_path), "--seed", 5, "--share", 0.5)
+    assert done.exit_code == 0, done.output
+    assert told in done.stdout
+    monkeypatch.setattr(provenance, "code_version", lambda: "1.2.3")
+    assert repeat.of_other_code(rows, ids) == ""
+
+
+def test_a_folder_that_is_no_store_is_refused_before_anything_is_written(first: Path, tmp_path: Path) -> None:
+    said = mistake("repeat", first, "--store", first, "--results", tmp_path / "results")
+    assert "holds files but is not a store" in said
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.parametrize(

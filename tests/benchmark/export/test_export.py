@@ -124,7 +124,10 @@ def test_a_card_names_what_has_no_score_a_weak_attack_and_the_erratum(of: Cell, 
 def test_mistakes_are_one_sentence(of: Cell, export: Export, store: LocalStore, tmp_path: Path) -> None:
     code, said = export("zzz")
     assert (code, said.count("\n")) == (2, 1)
-    assert said.startswith(f"sande-bench: {tmp_path}/results/*/rows.parquet: no cell 'zzz'; ")
+    assert said == (
+        f"sande-bench: {tmp_path}/results/*/rows.parquet: no measured cell 'zzz'; use 'sande-bench run GRID' to run "
+        "its grid first, or choose another --results\n"
+    )
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     code, said = export(of.id)
