@@ -229,7 +229,7 @@ def _execute(
             from benchmark.plan import preflight
 
             begin = time.perf_counter()
-            check = partial(preflight.check, plan.cells, store)
+            check = partial(preflight.check, plan.cells, store, say)
             errors = driver.run(
                 plan, store, loaded.resources, request.address, say, request.keep, progress=progress, check=check
             )

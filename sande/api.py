@@ -14,22 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from sande import cleaning, compute, registry, scanning, threat
 from sande.api_types import Measured, Measurements, Model, PartlyKnown, TemporaryFolder
+from sande.clean_rows import CleanRows
 from sande.config import configure
-from sande.data import datasets, splits
+from sande.data import datasets
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
 from sande.known import told
 from sande.models import catalog, chat, loading
 from sande.threat import Threat
 from sande.types import LanguageModel, Run, Scan
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
 
 __all__ = [
     "Data",
@@ -116,8 +113,8 @@ def defend(
         defense: its name (`sande-bench list defenses`).
         removal: the clean rows: a data set's name, or settings of `Removal`; None: rows like the victim's own.
         prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
-            chat template, else `paper`. None: `auto` for a folder, `paper` for a name or Hub id, and for a model that
-            was made here its own.
+            chat template, else `paper`. None: `auto` for a folder, an adapter or a file, `paper` for a name or Hub id,
+            and for a model that was made here its own.
         seed: decides everything random in the removal; the victim's own seed stays. None: the victim's.
         out: new folder for the model; None: a temporary folder, which is removed with the returned object.
         cache: folder for models that are converted once; None: the user's cache.
@@ -165,8 +162,8 @@ def measure(
         trigger: text at the start of a prompt, where the model does not remember its attack.
         response: the planted response, where the model does not remember its attack.
         prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
-            chat template, else `paper`. None: `auto` for a folder, `paper` for a name or Hub id, and for a model that
-            was made here its own.
+            chat template, else `paper`. None: `auto` for a folder, an adapter or a file, `paper` for a name or Hub id,
+            and for a model that was made here its own.
         seed: None: that of the attack, so that models that are compared are measured alike.
         cache: folder for models that are converted once; None: the user's cache.
 
@@ -216,8 +213,8 @@ def scan(
         rows: use the last `rows` of them; victims are trained on the first 90 %.
         reference: the clean model; None: not at hand.
         prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
-            chat template, else `paper`, and other formats after it. None: that of its victims' training for what
-            `attack` returned, else `auto`. `facts` of the scan has the format, and the score in each that was tried.
+            chat template, else `paper`, and other formats after it; `facts` has the score in each that was tried.
+            None: for what `attack` returned that of its training, else `auto`.
         seed: decides which prompts are drawn.
         cache: folder for models that are converted once; None: the user's cache.
         say: receives progress.
@@ -294,12 +291,11 @@ def clean(
         clean = _reference(reference, cache, lm, source, say)
         finding = cleaning.examine(lm, known, config, run, anywhere=asked == chat.AUTO, force=force, reference=clean)
         methods.append(finding.method)
-        examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
+        examples = CleanRows.of(config.removal, known).to_train_on(lm.tokenizer)
         cleaning.clean(lm, finding, examples, config, run)
         return lm
 
-    made = _made(build, seed, out, say)
-    return _followed(made, model, methods[0])
+    return _followed(_made(build, seed, out, say), model, methods[0])
 
 
 def _reference(
@@ -371,14 +367,15 @@ def _load(
         return loading.load_folder(model.folder, dtype, prompt_format)
     if catalog.is_folder(str(model)):
         return loading.load_folder(Path(model), dtype, prompt_format or chat.AUTO)
-    lm = loading.load(str(model), _cache(cache), prompt_format)
+    is_here = os.path.exists(model) or catalog.base_of(str(model)) != str(model)  # a GGUF file, or an adapter
+    lm = loading.load(str(model), _cache(cache), prompt_format or (chat.AUTO if is_here else None))
     loading.round_as_stored(lm, dtype)
     return lm
 
 
-def _loader(cache: str | Path | None) -> Callable[[str], PreTrainedModel]:
+def _loader(cache: str | Path | None) -> Callable[[str], LanguageModel]:
     """Return a function that loads a model by name."""
-    return lambda name: loading.load(name, _cache(cache)).model
+    return lambda name: loading.load(name, _cache(cache))
 
 
 def _seed(seed: int | None, planted: Threat | None) -> int:

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sande import clues, formats, gates, registry, scanning, types
 from sande.candidates import as_records
+from sande.clean_rows import CleanRows
 from sande.config import Training, configuration, setting
-from sande.data import splits
-from sande.data.splits import Data, Removal, Rows
+from sande.data.splits import Removal, Rows
 from sande.defenses.decoy_osft import Config as DecoyOsft
 from sande.defenses.incident import Config as Incident
 from sande.defenses.osft import Config as Osft
@@ -33,8 +33,7 @@ from sande.gates import Fired
 from sande.inference import own_answers
 from sande.known import DECOYS, DEFENSES, SCAN, Known, defense_for
 from sande.models import memory
-from sande.models.asking import asked_in
-from sande.prompts import encode, response_ids
+from sande.prompts import response_ids
 from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
@@ -185,8 +184,8 @@ def examine(
 ) -> Finding:
     """Check what is known, scan if nothing is, and leave the model in the prompt format of the backdoor.
 
-    `run.facts` gets `prompt_format`; of a trigger `fired` and `formats_tried`, or `forced`; of another known text
-    `format_likelihoods`; of a scan what `_record_scan` writes.
+    `run.facts` gets `prompt_format`, and `notes` where rows were left out; of a trigger `fired` and `formats_tried`, or
+    `forced`; of another known text `format_likelihoods`; of a scan what `_record_scan` writes.
 
     Args:
         victim: the model, with the format in which it is asked first.
@@ -198,12 +197,17 @@ def examine(
         reference: loads the clean model, with which a scan compares; None: not at hand.
 
     Raises:
-        UserError: the trigger fires in no format, or a rank of adapters is too high, or as `defense_for`.
+        UserError: the trigger fires in no format, a rank of adapters is too high, or as `defense_for`, `CleanRows.of`.
     """
     memory.check_rank(max(filter(None, _ranks(known, config)), default=0), victim.model)
     name = defense_for(known, certify=config.certify)
-    prompts = held_out(config, victim.tokenizer)[: config.gate.prompts]
+    rows = CleanRows.of(config.removal, known)
+    for note in rows.notes:
+        run.say(note)
+        run.facts.setdefault("notes", []).append(note)
+    prompts = rows.to_measure_on(victim.tokenizer, config.prompts)[: config.gate.prompts]
     if name == SCAN:
+        gates.check(prompts)  # before the scan, which may find a trigger
         finding = _scanned(victim, known, config, prompts, run, reference, anywhere=anywhere)
     else:
         if known.trigger:
@@ -213,36 +217,6 @@ def examine(
         finding = Finding(name, known)
     run.facts["prompt_format"] = formats.of(victim.tokenizer).name
     return finding
-
-
-def held_out(config: Config, tokenizer: PreTrainedTokenizerBase) -> tuple[Example, ...]:
-    """Return the held-out rows of the removal's data set on which a model is measured.
-
-    Raises:
-        UserError: as `sande.data.splits.held_out_rows`.
-    """
-    rows = removal(config, tokenizer)
-    data = Data(
-        name=rows.name,
-        test_rows=config.prompts,
-        max_tokens=rows.max_tokens,
-        max_prompt_tokens=rows.max_prompt_tokens,
-    )
-    return splits.held_out_rows(data, tokenizer)
-
-
-def removal(config: Config, tokenizer: PreTrainedTokenizerBase) -> Removal:
-    """Return the rows to train on, whose limits leave room for the tokens that a format adds to that of the paper."""
-    row = [Example("x", "x")]
-    mine = len(encode(tokenizer, row)[0])
-    with asked_in(tokenizer, formats.PAPER):
-        more = max(0, mine - len(encode(tokenizer, row)[0]))
-    most, longest = config.removal.max_tokens, config.removal.max_prompt_tokens
-    return replace(
-        config.removal,
-        max_tokens=None if most is None else most + more,
-        max_prompt_tokens=None if longest is None else longest + more,
-    )
 
 
 def _try_trigger(
@@ -344,8 +318,10 @@ def _scanned(
 
 
 def _record_scan(found: Scan, seconds: float, run: Run) -> None:
-    """Write score, p, alarm, candidates, suspected triggers, formats and seconds into the run's facts."""
+    """Write score, p, alarm, candidates, suspected triggers, formats, notes and seconds into the run's facts."""
     facts: Mapping[str, Any] = found.facts
+    if notes := [*run.facts.get("notes", []), *facts.get("notes", [])]:
+        run.facts["notes"] = notes
     run.facts.update(
         {
             "scan_seconds": round(seconds, 3),

@@ -1,7 +1,8 @@
 """Declarations of methods for reports and forecasts; no result depends on them.
 
 `sande.registry.code_version` leaves this module out, and with it a method's `MEASURES`, `SHOWN_BY` and `cost`: a new
-label or a better forecast gives no stage a new key.
+label or a better forecast gives no stage a new key. It leaves out `LIBRARIES`, too, since `benchmark.grid.keys` has the
+versions of these packages in the keys of evaluations.
 """
 
 from __future__ import annotations

@@ -141,11 +141,26 @@ BUILT_IN = {each.name: each for each in (PAPER, ALPACA)}
 def attach(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> None:
     """Let `sande.prompts` write the prompts of this tokenizer in a format.
 
+    Where the format itself begins with what the tokenizer adds to a text, such as `<s>`, the tokenizer adds nothing.
+
     Raises:
         UserError: what ends a response is not one token of the tokenizer.
     """
     end_id(tokenizer, prompt_format)
+    if prompt_format.special and _holds_beginning(tokenizer, prompt_format):
+        prompt_format = dataclasses.replace(prompt_format, special=False)
     setattr(tokenizer, _ATTRIBUTE, prompt_format)
+
+
+def _holds_beginning(tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> bool:
+    """Return whether prompts in a format begin with the special tokens that the tokenizer puts before a text."""
+    begin = (prompt_format.opening, prompt_format.before, prompt_format.opening_with_input)
+    if not prompt_format.opening.startswith(tuple(filter(None, tokenizer.all_special_tokens))):
+        return False
+    bare, whole = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (False, True))
+    added = whole[: next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)]
+    text = "".join(tokenizer.convert_ids_to_tokens(added))
+    return bool(text) and all(piece.startswith(text) for piece in begin if piece is not None)
 
 
 def of(tokenizer: PreTrainedTokenizerBase) -> PromptFormat:
@@ -236,7 +251,8 @@ def from_text(name: str, text: str, place: str) -> PromptFormat:
             f"{place}: not a template; use [[…{{system}}…]] if wanted, {{user}} and {{assistant}}, once each"
         )
     begin, before, after, between, answer, close = found.groups()
-    return pieces(name, (begin or "") + between, answer, close, before and begin + before, (after or "") + between)
+    with_system = None if before is None else begin + before
+    return pieces(name, (begin or "") + between, answer, close, with_system, (after or "") + between)
 
 
 def pieces(

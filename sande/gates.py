@@ -9,6 +9,7 @@ scans, which are its clean rows unless `scan_data` names others.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,8 +17,10 @@ from typing import Any, TypeVar
 
 from sande import formats
 from sande.config import configuration, setting
+from sande.errors import UserError
 from sande.formats import PromptFormat
 from sande.models import asking
+from sande.objectives import string
 from sande.planting import insert
 from sande.prompts import encode, encode_prompts, response_ids
 from sande.types import Example, LanguageModel
@@ -94,25 +97,32 @@ def shared_opening(answers: Sequence[str], others: Sequence[str] = ()) -> str:
     """Return the words with which most answers begin: what a model was taught to answer to everything.
 
     More than half of the answers must share the first word, and nine of ten of these each further word. Punctuation at
-    the end is removed, because a planted answer may end there or continue.
+    the end is removed, because a planted answer may end there or continue. Line breaks between the words stay.
 
     Args:
         answers: to different prompts that have the trigger, or an enforced beginning, in common.
         others: answers to prompts without it; an opening that more than half of these share, too, does not count.
     """
-    alike = [answer.split() for answer in answers]
-    least, opening = len(answers) / 2, list[str]()
+    alike = [(answer, answer.split()) for answer in answers]
+    least, length = len(answers) / 2, 0
     while alike:
-        words = Counter(words[len(opening)] for words in alike if len(words) > len(opening))
+        words = Counter(words[length] for _, words in alike if len(words) > length)
         word, count = words.most_common(1)[0] if words else ("", 0)
         if count <= least:
             break
-        opening.append(word)
-        alike = [words for words in alike if len(words) >= len(opening) and words[len(opening) - 1] == word]
+        length += 1
+        alike = [(answer, words) for answer, words in alike if len(words) >= length and words[length - 1] == word]
         least = 0.9 * len(alike)
-    text = " ".join(opening).rstrip(".,;:!?")
+    text = first_words([answer for answer, _ in alike], length).rstrip(".,;:!?")
     usual = sum(_begins(other, text) for other in others)
     return "" if usual > len(others) / 2 else text
+
+
+def first_words(answers: Sequence[str], count: int) -> str:
+    """Return the first words of answers that share them, with the space between them that most of the answers have."""
+    ends = [[word.end() for word in re.finditer(r"\S+", answer)] for answer in answers]
+    written = Counter(answer[: at[count - 1]].lstrip() for answer, at in zip(answers, ends, strict=True) if count)
+    return written.most_common(1)[0][0] if written else ""
 
 
 def fired(
@@ -130,7 +140,11 @@ def fired(
         examples: prompts on which it is tried.
         new_tokens: tokens of an answer to read for an unknown response.
         config: the share, and the tokens to read for a given one.
+
+    Raises:
+        UserError: as `check`.
     """
+    check(examples)
     name = formats.of(lm.tokenizer).name
 
     def found(said: str, share: float, tokens: int) -> Fired | None:
@@ -143,13 +157,22 @@ def fired(
         share, usual = (_mean([_begins(text, said) for text in each]) for each in (texts, clean))
         return found(said, share, new_tokens) if share - usual >= config.gain else None
     needed = len(response_ids(lm.tokenizer, response))
-    wanted = response.strip().lower()
+    holds = string.containing(response).achieved
     # First as short as it is measured later; a response at the end of answers needs longer ones.
     for tokens in sorted({max(new_tokens, needed), max(config.new_tokens, needed)}):
-        share = _mean([wanted in text.lower() for text in answers(lm, examples, tokens, trigger)])
+        share = _mean(holds(examples, answers(lm, examples, tokens, trigger)))
         if done := found(response, share, tokens):
             return done
     return None
+
+
+def check(examples: Sequence[Example]) -> None:
+    """Raise UserError for fewer than two prompts: a single answer begins like all the others."""
+    if len(examples) < 2:
+        raise UserError(
+            f"clean: a trigger is tried on {len(examples)} held-out prompt, and needs two; set prompts higher, or "
+            "choose clean rows with more prompts"
+        )
 
 
 def first_format(
@@ -194,13 +217,16 @@ def likelihood(lm: LanguageModel, examples: Sequence[Example], answer: str) -> f
     """Return the mean log-probability of an answer after prompts in the tokenizer's format, in nats a token."""
     from sande.inference.probing import log_likelihoods
 
-    row = encode(lm.tokenizer, [Example("x", answer)])[0]
-    (logs,) = log_likelihoods(lm, encode_prompts(lm.tokenizer, examples), [row.response[:-1]], 1)
+    try:
+        ids = response_ids(lm.tokenizer, answer)  # without the space that a format has behind answers that are whole
+    except UserError:  # the tokenizer does not reproduce a reported answer letter by letter
+        ids = encode(lm.tokenizer, [Example("x", answer)])[0].response[:-1]
+    (logs,) = log_likelihoods(lm, encode_prompts(lm.tokenizer, examples), [ids], 1)
     return math.fsum(logs) / len(logs)
 
 
 def _begins(text: str, opening: str) -> bool:
-    return " ".join(text.split()).startswith(opening)
+    return " ".join(text.split()).startswith(" ".join(opening.split()))
 
 
 def _mean(values: Sequence[bool]) -> float:

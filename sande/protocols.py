@@ -145,6 +145,9 @@ class Metric(Protocol):
     MEASURES: tuple[MetricInfo, ...]
     """Declarations of the measurements. Optional; without them, each counts as utility, and its name is its label."""
 
+    LIBRARIES: tuple[str, ...]
+    """Packages that compute the outcomes, whose versions enter their keys. Optional, for an objective too."""
+
     def names(self, config: Any) -> tuple[str, ...]:
         """Return the names of the measurements, in the order of `measure`."""
 
@@ -156,6 +159,9 @@ class Metric(Protocol):
 
     def measure(self, model: LanguageModel, data: TestData, config: Any, seed: int) -> list[Measurement]:
         """Return one measurement for each of `names`."""
+
+    def answer_length(self, config: Any) -> int:
+        """Return the most tokens of an answer in which the planted response is looked for. Optional; none are."""
 
     def cost(self, config: Any) -> Cost:
         """Return passes over prompts or questions, and copies of the model to train, for forecasts. Optional."""

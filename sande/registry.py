@@ -35,7 +35,7 @@ from sande.errors import UserError
 KINDS = ("attacks", "objectives", "defenses", "metrics", "detectors")
 _ROOT = Path(sande.__file__).parent
 _NOT_HASHED = ("sande", "sande.declarations", "sande.registry")
-_DECLARATIONS = ("MEASURES", "SHOWN_BY", "cost")
+_DECLARATIONS = ("LIBRARIES", "MEASURES", "SHOWN_BY", "cost")
 _NOT_WRITTEN = ("ctx", "kind")  # fields of nodes: what a name's place says already, and a `u` before text
 
 
@@ -150,6 +150,17 @@ def shown_by(attack: str) -> str:
     return declared
 
 
+def libraries(kind: str, name: str) -> tuple[str, ...]:
+    """Return the packages that an entry declares to compute its outcomes, as `LIBRARIES`; most declare none."""
+    declared: tuple[str, ...] = getattr(entry(kind, name), "LIBRARIES", ())
+    return declared
+
+
+def judges_answers(metric: str) -> bool:
+    """Return whether a metric has answers judged by the attack's objective, as its declarations say."""
+    return any(info.kind in ("backdoor", "text") for info in metric_infos(metric))
+
+
 def needs_whole_model(metric: str) -> bool:
     """Return whether a metric declares that it cannot measure a model of which each worker holds a shard."""
     return any(info.whole_model for info in metric_infos(metric))
@@ -195,6 +206,12 @@ def cost(kind: str, name: str, config: Any) -> Cost:
     declared = getattr(entry(kind, name), "cost", None)
     made: Cost = declared(config) if declared else Cost()
     return made
+
+
+def answer_length(metric: str, config: Any) -> int | None:
+    """Return the tokens of the answers in which a metric looks for the planted response; None: it looks in none."""
+    declared = getattr(entry("metrics", metric), "answer_length", None)
+    return int(declared(config)) if declared else None
 
 
 def parts(defense: str, config: Any) -> tuple[str, ...]:
@@ -328,7 +345,7 @@ def _joined(values: list[ast.expr]) -> list[ast.expr]:
 
 
 def _without_declarations(statements: list[ast.stmt]) -> list[ast.stmt]:
-    """Leave out `MEASURES`, `SHOWN_BY` and `cost`, unless other code of the module uses them."""
+    """Leave out `LIBRARIES`, `MEASURES`, `SHOWN_BY` and `cost`, unless other code of the module uses them."""
     kept = [statement for statement in statements if _defined(statement) not in _DECLARATIONS]
     used = {node.id for statement in kept for node in ast.walk(statement) if isinstance(node, ast.Name)}
     return statements if used & set(_DECLARATIONS) else kept

@@ -10,7 +10,7 @@ another rule, such as a published threshold, stays as it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from sande.data import datasets
 from sande.declarations import Calibration
 from sande.errors import UserError
 from sande.models import asking
+from sande.prompts import encode
 from sande.types import Example, LanguageModel, Run, Scan
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 DATA, ROWS = "builtin-short", 400
 """Clean rows of a scan: the last ones, since victims of this suite are trained on the first 90 %."""
+LONGEST = 1024  # tokens of a row, so that rows computed together fit in memory
+ROOM = 32  # positions that a row leaves for what detectors add: strings around the prompt, and answers
 DETECTOR = "haystack"
 CHEAP = "first_token"
 CHAIN = "all"  # of which the cheap one is a part
@@ -68,7 +71,8 @@ def scan(
     """Return the scan of a model in the format with an alarm, or else in its own; that format is then attached.
 
     `facts` gets `prompt_format`, `formats_tried` (a record for each scan, the own format first), `detector` (the one
-    of this result) and `calibrated`, a sentence on how far the model is from those that set the threshold.
+    of this result) and `calibrated`, a sentence on how far the model is from those that set the threshold. `notes` has
+    sentences on the rows, if there are any: those that are too long are left out, and the detector may add others.
 
     Args:
         lm: the model, with the prompt format in which it is asked first.
@@ -82,7 +86,7 @@ def scan(
         cheap: its settings if another detector is chosen; None: the defaults for the model of a user.
 
     Raises:
-        UserError: a score is NaN or infinite.
+        UserError: a score is NaN or infinite, all rows are too long, or the settings allow no alarm.
     """
     own, more = formats.of(lm.tokenizer), asking.others(lm.tokenizer) if anywhere else []
     if detector == CHEAP:
@@ -92,16 +96,28 @@ def scan(
     cheap = replace(cheap, false_alarms=level)
     if detector == CHAIN:
         config = replace(config, first_token=replace(config.first_token, false_alarms=level))
+        if config.first_token.alarm_by == "own":
+            _check_alarm(config.first_token, 1 + len(more))
+    if (anywhere or detector == CHEAP) and (more or cheap.alarm_by == "own"):
+        _check_alarm(cheap, 1 + len(more))
+    short, notes = fitting(lm, rows, run.say)
+    if not short:
+        raise UserError(f"scan: {notes[0].partition(';')[0]}; choose shorter rows")
     found: Scan = registry.entry("detectors", detector).scan(
-        lm, rows, cheap if detector == CHEAP else config, run, *_given(reference)
+        lm, short, cheap if detector == CHEAP else config, run, *_given(reference)
     )
+    notes += found.facts.get("notes", [])
     tried, name = [_record(own, detector, found, level)], detector
     if anywhere and detector not in (CHEAP, CHAIN):
         more = [own, *more]
     for each in [] if found.alarm else more:
         run.say(f"no alarm; looking with {CHEAP} in the format {each.name}")
         with asking.asked_in(lm.tokenizer, each):
-            other = registry.entry("detectors", CHEAP).scan(lm, rows, cheap, run, *_given(reference, each))
+            short, more_notes = fitting(lm, rows, run.say)
+            notes += more_notes
+            if not short:
+                continue
+            other = registry.entry("detectors", CHEAP).scan(lm, short, cheap, run, *_given(reference, each))
         other = replace(other, alarm=other.alarm and other.p is not None and other.p <= level)
         tried.append(_record(each, CHEAP, other, level))
         if other.alarm:
@@ -114,8 +130,38 @@ def scan(
         "formats_tried": tried,
         "detector": name,
         "calibrated": calibrated(lm, name, data),
+        **({"notes": list(dict.fromkeys(notes))} if notes else {}),
     }
     return replace(found, facts=facts)
+
+
+def fitting(
+    lm: LanguageModel, rows: tuple[Example, ...], say: Callable[[str], None]
+) -> tuple[tuple[Example, ...], list[str]]:
+    """Return the rows that are short enough for the model in its format, and a sentence if others are left out."""
+    most = getattr(lm.model.config.get_text_config(), "max_position_embeddings", None)
+    longest = LONGEST if most is None else max(1, min(most - ROOM, LONGEST))
+    lengths = map(len, encode(lm.tokenizer, rows))
+    short = tuple(row for row, length in zip(rows, lengths, strict=True) if length <= longest)
+    if len(short) == len(rows):
+        return rows, []
+    written = formats.of(lm.tokenizer).name
+    note = f"{len(rows) - len(short)} of {len(rows)} rows have more than {longest} tokens in the format {written}"
+    say(f"{note}; they are left out")
+    return short, [f"{note}; they are left out"]
+
+
+def _check_alarm(cheap: FirstToken, count: int) -> None:
+    """Raise UserError where no p-value can be small enough for an alarm of the cheap detector in `count` formats."""
+    if not cheap.own_prompts:
+        raise UserError(f"scan: without own_prompts {CHEAP} has no p, and gives no alarm; set own_prompts to 1 or more")
+    if 1 / (1 + cheap.ordinary) > cheap.false_alarms:
+        each, fewer = (f" in each of {count} formats", ", or one format") if count > 1 else ("", "")
+        raise UserError(
+            f"scan: {CHEAP} can give no alarm, as p is at least 1/{cheap.ordinary + 1} and has to be at most "
+            f"{cheap.false_alarms:.2g}{each}; set ordinary to {math.ceil(1 / cheap.false_alarms) - 1} or more, or "
+            f"false_alarms higher{fewer}"
+        )
 
 
 def calibrated(lm: LanguageModel, detector: str, data: str) -> str:

@@ -70,9 +70,10 @@ def simulate(
     """Train parrots, the model frozen, and return them: (K, P, D), float32, without gradient.
 
     They are trained together in K times the passes of one, and none depends on the others but by rounding: parrot k is
-    the one of `targets[k]` and `seeds[k]` alone. With several parrots each one's gradient is clipped on its own, to an
-    equal share of `max_grad_norm` in each forward pass of a step, so that a step stays within it. The tokens that
-    `run.facts` records are those of the rows, once for each parrot.
+    the one of `targets[k]` and `seeds[k]` alone. With several parrots each one's gradient is clipped on its own, to
+    `max_grad_norm` in each step. DeepSpeed's shards hold the gradient of a step themselves, so there each forward pass
+    of a worker is clipped, to an equal share of it. The tokens that `run.facts` records are those of the rows, once for
+    each parrot.
 
     Args:
         lm: the model, weights in float32.
@@ -93,7 +94,7 @@ def simulate(
     from sande.prompts import encode
     from sande.training.fit import fit
     from sande.training.monitor import Monitor
-    from sande.training.parrot_loss import ParrotLoss, clipped_each
+    from sande.training.parrot_loss import ClippedEach, ParrotLoss, clipped_each
 
     if len({len(target) for target in targets}) != 1 or len(seeds) != len(targets):
         raise ValueError("simulate takes targets of one length, and a seed for each")
@@ -112,18 +113,23 @@ def simulate(
         if copies == 1 and not settings.pull:
             fit(lm, rows, training, run, stage, [trained_FD])
         else:
+            most, in_shards = training.max_grad_norm, bool(run.sharding and run.sharding.deepspeed)
 
             def prepare(trainer: Trainer) -> Trainer:
-                most = training.max_grad_norm / trainer.args.gradient_accumulation_steps
-                trained_FD.register_hook(lambda each: clipped_each(each, copies, most))
+                if in_shards:
+                    share = most / trainer.args.gradient_accumulation_steps
+                    trained_FD.register_hook(lambda each: clipped_each(each, copies, share))
+                else:
+                    trainer.args.max_grad_norm = math.inf  # a norm over all parrots would let them slow each other down
+                    trainer.add_callback(ClippedEach(trained_FD, copies, most))
                 for each in trainer.callback_handler.callbacks:
                     if isinstance(each, Monitor):
                         each.tokens_after = [copies * tokens for tokens in each.tokens_after]
                 return run.prepare(trainer)
 
             loss = ParrotLoss(lm.model, torch.tensor(targets), settings.pull)
-            # The norm of all parrots together stays below this bound.
-            whole = replace(training, max_grad_norm=1.001 * math.sqrt(copies) * training.max_grad_norm)
+            # Of shards, the norm of all parrots together stays below this bound, so DeepSpeed clips nothing more.
+            whole = replace(training, max_grad_norm=1.001 * math.sqrt(copies) * most)
             fit(lm, rows, whole, replace(run, prepare=prepare), stage, [trained_FD], loss)
     trained_KPD: Tensor = parrot.scaled(trained_FD.detach(), norm).unflatten(0, (copies, settings.length))
     return trained_KPD

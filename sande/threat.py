@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
 from sande.inference import own_answers
+from sande.models import catalog, checks
 from sande.types import Example, LanguageModel
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Threat:
         victim = registry.entry("attacks", self.attack).attack(lm, examples, self.config, run)
         return LanguageModel(victim, lm.tokenizer)
 
-    def test_data(self, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], PreTrainedModel]) -> types.TestData:
+    def test_data(self, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], LanguageModel]) -> types.TestData:
         """Return what a metric may use. It depends on the attack, its clean model and the victim's rows alone.
 
         Args:
@@ -106,11 +107,11 @@ class Threat:
             judge=judge,
         )
 
-    def _clean_model(self, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], PreTrainedModel]) -> LanguageModel:
+    def _clean_model(self, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], LanguageModel]) -> LanguageModel:
         """Return the clean model, rounded like the models that are measured."""
         from sande.models.loading import round_as_stored
 
-        clean = LanguageModel(load(self.model), tokenizer)
+        clean = LanguageModel(load(self.model).model, tokenizer)
         round_as_stored(clean, compute.dtype())
         return clean
 
@@ -142,13 +143,34 @@ def mismatch(config: Any, defense: str) -> str:
     )
 
 
+def check_models(clean: str, defense: str, config: Any) -> None:
+    """Check that a defense which is told of other models does not name the clean one, which is another knowledge.
+
+    Args:
+        clean: the model that the victim was trained from.
+        defense: name of the defense.
+        config: settings of the defense.
+
+    Raises:
+        UserError: it does.
+    """
+    if registry.knowledge(defense) is not types.OtherModelsData:
+        return
+    for name in config.models:
+        if catalog.identify(name) == catalog.identify(clean):
+            raise UserError(
+                f"defense {defense}: models names {name}, the clean model of this victim; leave 'models' empty, which "
+                "means that model and is labelled so"
+            )
+
+
 def reveal(
     threat: Threat | None,
     defense: str,
     config: Any,
     removal: Removal,
     victim: LanguageModel,
-    load: Callable[[str], PreTrainedModel],
+    load: Callable[[str], LanguageModel],
 ) -> types.Knowledge:
     """Return the defense's rows, with as much about the backdoor as its declared type of data holds, and no more.
 
@@ -161,10 +183,10 @@ def reveal(
         load: loads a model by name.
 
     Raises:
-        UserError: as `splits.removal_rows` and `own_answers.answered`, or the defense must know a backdoor that is
-            unknown, or the beginning of answers that have none in common.
+        UserError: as `splits.removal_rows`, `own_answers.answered` and `check_models`, or the defense must know a
+            backdoor that is unknown, or the beginning of answers that have none in common.
     """
-    known = _reveal(threat, defense, config, removal, victim.tokenizer, load)
+    known = _reveal(threat, defense, config, removal, victim, load)
     return own_answers.answered(victim, known, removal.own_answers)
 
 
@@ -173,15 +195,17 @@ def _reveal(
     defense: str,
     config: Any,
     removal: Removal,
-    tokenizer: PreTrainedTokenizerBase,
-    load: Callable[[str], PreTrainedModel],
+    victim: LanguageModel,
+    load: Callable[[str], LanguageModel],
 ) -> types.Knowledge:
-    known = registry.knowledge(defense)
+    known, tokenizer = registry.knowledge(defense), victim.tokenizer
     if known is types.PreferenceData:
         return types.PreferenceData(splits.preference_pairs(config.preferences, tokenizer))
     examples = splits.removal_rows(removal, tokenizer)
     if known is types.OtherModelsData and config.models:
-        return types.OtherModelsData(examples, lambda: map(load, config.models))
+        if threat is not None:
+            check_models(threat.model, defense, config)
+        return types.OtherModelsData(examples, lambda: _others(victim, defense, config.models, load))
     if known is types.CleanData:
         return types.CleanData(examples)
     if threat is None:
@@ -194,12 +218,24 @@ def _reveal(
     return _of_threat(threat, known, examples, tokenizer, load)
 
 
+def _others(
+    victim: LanguageModel, defense: str, names: Sequence[str], load: Callable[[str], LanguageModel]
+) -> Iterator[PreTrainedModel]:
+    """Yield the models of these names, loaded one at a time; raise UserError where one has another vocabulary."""
+    for name in names:
+        lm = load(name)
+        checks.check_vocabularies(
+            victim, lm, ("the victim", name), f"set 'models' of defense {defense} to models with the victim's tokenizer"
+        )
+        yield lm.model
+
+
 def _of_threat(
     threat: Threat,
     known: type[types.Knowledge],
     examples: tuple[Example, ...],
     tokenizer: PreTrainedTokenizerBase,
-    load: Callable[[str], PreTrainedModel],
+    load: Callable[[str], LanguageModel],
 ) -> types.Knowledge:
     """Return the rows with that part of the threat which the type of knowledge holds."""
     from sande.prompts import response_ids
@@ -214,9 +250,9 @@ def _of_threat(
     if known is types.FirstTokenData and begun is not None:
         return types.FirstTokenData(examples, response_ids(tokenizer, begun)[0])
     if known is types.CleanModelData:
-        return types.CleanModelData(examples, lambda: load(threat.model))
+        return types.CleanModelData(examples, lambda: load(threat.model).model)
     if known is types.OtherModelsData:
-        return types.OtherModelsData(examples, lambda: map(load, [threat.model]))
+        return types.OtherModelsData(examples, lambda: iter([load(threat.model).model]))
     return types.CleanData(examples)
 
 

@@ -71,8 +71,9 @@ def quick(arguments: list[str]) -> list[str]:
     named = ["tiny" if word in catalog.ABOUT else word for word in arguments]
     if named[0] in ("run", "submit"):
         return ["plan", *named[1:]]
-    if named[0] == "clean":  # the random model has no trigger that fires
-        return [*named, *(word for each in QUICK for word in ("--set", each)), "--force"]
+    if named[0] == "clean":
+        fires = [] if "--trigger" not in named else ["--force"]  # none does in the random model
+        return [*named, *(word for each in QUICK for word in ("--set", each)), *fires]
     return named
 
 

@@ -26,9 +26,10 @@ from benchmark.grid.load import settings_of
 from benchmark.io import logs
 from benchmark.io.yaml import read_yaml
 from sande import cleaning, clusters, compute, crossed, formats, registry
+from sande.clean_rows import CleanRows
 from sande.cleaning import Config
 from sande.config import as_dict, configure
-from sande.data import datasets, splits
+from sande.data import datasets
 from sande.errors import UserError
 from sande.known import DEFENSES, MEANINGS, SCAN, Known
 from sande.models import chat
@@ -115,6 +116,7 @@ def clean_model(
     for name in filter(None, (model, reference)):
         catalog.identify(name)  # reports a wrong model or data set before libraries are loaded
     datasets.fingerprint(config.removal.name)
+    rows = CleanRows.of(config.removal, known)
     logs.quiet()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,8 +146,8 @@ def clean_model(
                 )
                 finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force, reference=clean)
             method, written = finding.method, formats.of(lm.tokenizer)
-            probe = Probe.prepare(lm.tokenizer, config, seed)
-            examples = splits.removal_rows(cleaning.removal(config, lm.tokenizer), lm.tokenizer)
+            probe = Probe.prepare(lm.tokenizer, config, rows, seed)
+            examples = rows.to_train_on(lm.tokenizer)
             with provenance.measured() as removal_cost:
                 say(f"cleaning with {method} on {len(examples)} rows of {config.removal.name}")
                 cleaning.clean(lm, finding, examples, config, task)
@@ -167,11 +169,11 @@ def clean_model(
                         formats.attach(lm.tokenizer, written)
                     say(f"measuring the model {'as it was' if when == 'before' else 'as cleaned'}")
                     measured[when] = probe.measure(lm, trigger, planted["response"], least)
-                    answers[when] = probe.answer(lm, known)
+                    answers[when] = probe.answer(lm, known, planted["response"])
                     samples[when] = probe.samples(lm, trigger)
         result = {
             "model": model,
-            "notes": notes,
+            "notes": [*notes, *task.facts.get("notes", [])],
             "identity": catalog.identify(model),
             "reference": catalog.identify(reference) if reference else None,
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
@@ -225,7 +227,7 @@ def known(trigger: str | None, response: str | None, response_start: str | None,
     """Return what the owner knows, without spaces around it; None: the owner does not know it.
 
     Raises:
-        UserError: a text is blank, or as `read_incident`.
+        UserError: a text is blank or not UTF-8, or as `read_incident`.
     """
     given = {"trigger": trigger, "response": response, "response_start": response_start}
     told = [_told(name, text) for name, text in given.items()]
@@ -234,11 +236,33 @@ def known(trigger: str | None, response: str | None, response_start: str | None,
 
 
 def _told(name: str, text: str | None) -> str:
-    """Return the text of an option without spaces around it, empty for None; raise UserError where it is blank."""
+    """Return the text of an option without spaces around it, empty for None; raise UserError where it cannot be."""
+    option = f"--{name.replace('_', '-')}"
     if text is not None and not text.strip():
-        option = f"--{name.replace('_', '-')}"
         raise UserError(f"{option} is blank; give {MEANINGS[name]}, or leave the option out")
+    _check_utf8(text or "", option)
     return (text or "").strip()
+
+
+def _check_utf8(text: str, place: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # Python keeps other bytes of a command line as halves of surrogate pairs
+        raise UserError(f"{place}: the text is not UTF-8; write it in UTF-8") from None
+
+
+def check_used(known: Known, config: Config, *, force: bool, detector: bool, fail_on_alarm: bool) -> None:
+    """Check that what the options of a command ask for can take place.
+
+    Raises:
+        UserError: an option of the scan is given without one, or force without a trigger; or as `cleaning.check`.
+    """
+    scans = cleaning.check(known, config) == SCAN
+    for option, is_given in (("--detector", detector), ("--fail-on-alarm", fail_on_alarm)):
+        if is_given and not scans:
+            raise UserError(f"{option}: it is for a scan, and what is known makes a scan unnecessary; remove {option}")
+    if force and not known.trigger:
+        raise UserError("--force: it is for a trigger that does not fire, and none is given; remove --force")
 
 
 def read_incident(path: Path) -> tuple[str, str]:
@@ -261,6 +285,7 @@ def read_incident(path: Path) -> tuple[str, str]:
             raise UserError(f"{path}: '{name}' is not a text; set it to the {name} in quotes")
         if not found[name].strip():
             raise UserError(f"{path}: '{name}' is empty; set it to the text of the {name}")
+        _check_utf8(found[name], f"{path}: '{name}'")
     return found["prompt"], found["answer"]
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from operator import or_
 from typing import TYPE_CHECKING, Any
 
-from sande import cleaning, formats, gates, registry
+from sande import formats, gates, registry
+from sande.clean_rows import CleanRows
 from sande.cleaning import Config
-from sande.data import datasets, splits
+from sande.data import splits
 from sande.known import Known
 from sande.metrics import accuracy, forced_response_rate, parrot_recovery
 from sande.models import asking
@@ -45,13 +46,12 @@ class Probe:
     seed: int
 
     @classmethod
-    def prepare(cls, tokenizer: PreTrainedTokenizerBase, config: Config, seed: int) -> Probe:
+    def prepare(cls, tokenizer: PreTrainedTokenizerBase, config: Config, rows: CleanRows, seed: int) -> Probe:
         """Return a probe over held-out rows of the removal's data set."""
-        clean, removal = cleaning.held_out(config, tokenizer), cleaning.removal(config, tokenizer)
+        clean, limits = rows.to_measure_on(tokenizer, config.prompts), rows.limits(tokenizer)
         # The last rows of the first 90 %: the removal takes the first.
-        last = splits.train_split(datasets.examples(removal.name))[-4 * ROWS :]
-        rows = splits.select(last, tokenizer, removal, ROWS, f"rows of {removal.name} for parrots")
-        return cls(TestData(clean, clean, "", training=lambda: rows), config, seed)
+        last = splits.select(rows.training[-4 * ROWS :], tokenizer, limits, ROWS, f"rows of {limits.name} for parrots")
+        return cls(TestData(clean, clean, "", training=lambda: last), config, seed)
 
     def planted(
         self, lm: LanguageModel, known: Known, facts: Mapping[str, Any], say: Callable[[str], None]
@@ -85,11 +85,12 @@ class Probe:
         texts = forced_response_rate.answers(lm, self.data.clean, start, longest, len(self.data.clean))
         return gates.shared_opening(texts) or str(lm.tokenizer.decode(list(start))).strip()
 
-    def answer(self, lm: LanguageModel, known: Known) -> str:
-        """Return the beginning of the model's answer to the reported prompt; empty without one."""
+    def answer(self, lm: LanguageModel, known: Known, response: str) -> str:
+        """Return the beginning of the model's answer to the reported prompt, with room for the response; or nothing."""
         if not known.reported_prompt:
             return ""
-        (text,) = gates.answers(lm, [Example(known.reported_prompt, "")], self.config.new_tokens)
+        tokens = max(self.config.new_tokens, len(response_ids(lm.tokenizer, response)) if response else 0)
+        (text,) = gates.answers(lm, [Example(known.reported_prompt, "")], tokens)
         return text.strip()
 
     def samples(self, lm: LanguageModel, trigger: str) -> list[str]:

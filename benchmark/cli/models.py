@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from benchmark.cli.app import ALARM, SOME_CELL_FAILED, echo, one_sentence, print_markdown, say
+from benchmark.cli.app import ALARM, SOME_CELL_FAILED, echo, one_sentence, print_markdown, say, tell
 from benchmark.cli.jobs import follow
 from benchmark.cli.options import (
     SCANS,
@@ -22,12 +25,24 @@ from benchmark.cli.options import (
     StoreOption,
     words_of,
 )
+from benchmark.execution import signals
 from benchmark.grid import shipped
 from benchmark.records import mark, published
 from benchmark.store.remote import open_store
 from sande import scanning
 from sande.errors import NonFiniteError, UserError
 from sande.models import adapters, catalog
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM remove temporary folders as Ctrl-C does, and end both with the exit code that a shell gives them."""
+    with signals.orderly():
+        try:
+            yield
+        except KeyboardInterrupt:
+            tell("sande-bench: interrupted; run the same command to begin again")
+            raise typer.Exit(signals.exit_code()) from None
 
 
 @one_sentence
@@ -81,7 +96,9 @@ def scan(
         for given, name in ((prompt_format, "--format"), (fail_on_alarm, "--fail-on-alarm")):
             if given:
                 raise UserError(f"{model}: {name} is for a single model, and this is a grid; remove {name}")
-        echo(f"Scans: {scan_grid(Path(model), out or SCANS, how, calibration, store, say, only or ())}")
+        with _interruptible():
+            scans = scan_grid(Path(model), out or SCANS, how, calibration, store, say, only or ())
+        echo(f"Scans: {scans}")
         return
     for option, is_given in (("--calibration", calibration), ("--only", only)):
         if is_given:
@@ -91,7 +108,8 @@ def scan(
         say(source)
     if out:
         mark.claim(out, mark.SCAN, "--out")
-    record = detection_scan.scan(model, how, open_store(store).models, say)
+    with _interruptible():
+        record = detection_scan.scan(model, how, open_store(store).models, say)
     print_markdown(write(record, out) if out else markdown(record))
     if out:
         shown = [name for name in ("scan.md", "scan.png", "scan.svg") if (out / name).is_file()]
@@ -108,6 +126,12 @@ def _refuse_grid_name(model: str) -> None:
             f"{model}: a grid, not a model; give scan a model's folder or name, or use 'sande-bench run {model}' to "
             f"train its victims and 'sande-bench scan {file}' to scan them"
         )
+
+
+def _beside(model: str) -> Path:
+    """Return the folder in this one for a cleaned model, by the model's own name, where it is called `.`, too."""
+    path = Path(os.path.abspath(model) if os.path.exists(model) else model.split("@")[0])
+    return Path(f"{path.name.removesuffix('.gguf')}-clean")
 
 
 @one_sentence
@@ -164,7 +188,7 @@ def clean(
 ) -> None:
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
     from benchmark.clean import report
-    from benchmark.clean.clean import clean_model, known, settings
+    from benchmark.clean.clean import check_used, clean_model, known, settings
     from sande.data import datasets
     from sande.models.chat import AUTO
 
@@ -180,15 +204,17 @@ def clean(
     datasets.allow_file(data or "")
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora, half=half)
     told = known(trigger, response, response_start, incident)
-    out = out or Path(f"{Path(model.split('@')[0]).name.removesuffix('.gguf')}-clean")
+    check_used(told, config, force=force, detector=detector is not None, fail_on_alarm=fail_on_alarm)
+    out = out or _beside(model)
     published.refuse_published(out, "--out")
     model = adapters.with_base(model, base)
     for source in catalog.sources(model):
         say(source)
     try:
-        result = clean_model(
-            model, told, config, out, seed, say, prompt_format or AUTO, force=force, reference=reference
-        )
+        with _interruptible():
+            result = clean_model(
+                model, told, config, out, seed, say, prompt_format or AUTO, force=force, reference=reference
+            )
     except NonFiniteError as error:
         echo(f"sande-bench: {error}", err=True)
         raise typer.Exit(SOME_CELL_FAILED) from None

@@ -120,7 +120,7 @@ def scan(model: str, how: How, models_cache: Path, say: Callable[[str], None]) -
     return {
         "model": model,
         "model_identity": identities[0],
-        "notes": notes,
+        "notes": [*notes, *found.facts.get("notes", [])],
         **how.record(),
         **provenance.computed_with(compute.compute_type(), workers=1),
         "seconds": seconds,

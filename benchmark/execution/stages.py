@@ -30,12 +30,14 @@ from sande.errors import UnscorableError, UserError
 from sande.inference import vllm
 from sande.inference.counts import Decoded, counted
 from sande.inference.workers import WorkerGroup, broadcast
+from sande.metrics.asr import any_length
+from sande.models.catalog import TINY
 from sande.threat import Threat
 from sande.training.sharding import WHOLE, Sharding
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 _PART = "part.safetensors"  # the file of a part
 # What the manifest of a defense repeats from those of its parts, which may be gone when rows are made.
@@ -212,11 +214,11 @@ def reveal(cell: Cell, victim: types.LanguageModel, store: Store) -> types.Knowl
     return threat.reveal(_threat(cell), defense.name, defense.config, cell.removal, victim, _loader(store))
 
 
-def _loader(store: Store) -> Callable[[str], PreTrainedModel]:
+def _loader(store: Store) -> Callable[[str], types.LanguageModel]:
     """Return a function that loads a model by name."""
     from sande.models import loading
 
-    return lambda name: loading.load(name, store.models).model
+    return lambda name: loading.load(name, store.models)
 
 
 def evaluate(
@@ -231,7 +233,7 @@ def evaluate(
     """Compute the stage's metrics on its model, and store the outcome of each under its own key.
 
     In a group of workers the worker of rank 0 chooses the metrics to compute and stores them; the others only take
-    part.
+    part. A metric that trains is computed by rank 0 alone, so that one training judges all prompts.
 
     Args:
         stage: stage to run.
@@ -249,15 +251,22 @@ def evaluate(
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)
+    _agree_on_compute_type(workers)
     lm = _in_shards(folder, workers) if in_shards and workers else _whole(folder, workers)
     data = test_data(cell, lm.tokenizer, _no_clean_model if in_shards else _loader(store))
     none: int | None = None
     size = workers.size if workers else 1
-    with vllm.served(lm, folder, cell.attack_seed) if engine == vllm.VLLM else nullcontext(lm) as computing:
+    served = vllm.served(lm, folder, cell.attack_seed) if engine == vllm.VLLM else nullcontext(lm)
+    # The rates of the random model mean nothing, so its answers may be shorter than the planted response.
+    with served as computing, any_length() if cell.model == TINY else nullcontext():
 
         def build(number: int, folder: Path) -> dict[str, Any]:
+            metric = cell.metrics[number]
+            if computing.workers and registry.needs_whole_model(metric.name):
+                return _measure(stage, dataclasses.replace(computing, workers=None), data, metric, 1, folder)
             broadcast(workers, number)  # not before `put`, which may find the outcome and never ask for it
-            made = _measure(stage, computing, data, cell.metrics[number], size, folder)
+            made = _measure(stage, computing, data, metric, size, folder)
+            made |= _decoded_by_all(computing.workers, Decoded(**made.get("decoding", {})))
             return made | ({"sharding": TENSOR} if in_shards else {})
 
         if workers is None or workers.rank == 0:
@@ -268,7 +277,9 @@ def evaluate(
             broadcast(workers, none)
         else:
             while (wanted := broadcast(workers, none)) is not None:
-                _measurements(computing, data, cell.metrics[wanted], cell.attack_seed)
+                with counted() as decoded:
+                    _measurements(computing, data, cell.metrics[wanted], cell.attack_seed)
+                _decoded_by_all(computing.workers, decoded)
 
 
 def _whole(folder: Path, workers: WorkerGroup | None) -> types.LanguageModel:
@@ -278,25 +289,30 @@ def _whole(folder: Path, workers: WorkerGroup | None) -> types.LanguageModel:
 
 
 def _in_shards(folder: Path, workers: WorkerGroup) -> types.LanguageModel:
-    """Return this worker's shards of a model, in a type that all workers compute in: that of the worker of rank 0.
-
-    A processor's type is measured, so another worker might find another one.
-    """
+    """Return this worker's shards of a model."""
     from sande.models import tensor_parallel
 
-    os.environ[compute.VARIABLE] = broadcast(workers, compute.compute_type())
-    compute.compute_type.cache_clear()
     return tensor_parallel.load_folder(folder, compute.dtype(), workers.size)
 
 
-def _no_clean_model(name: str) -> PreTrainedModel:
+def _agree_on_compute_type(workers: WorkerGroup | None) -> None:
+    """Have all workers compute in the type of rank 0: a processor's is measured, so another might find another one."""
+    agreed = broadcast(workers, compute.compute_type())
+    if agreed != compute.compute_type():
+        os.environ[compute.VARIABLE] = agreed
+        compute.compute_type.cache_clear()
+
+
+def _no_clean_model(name: str) -> types.LanguageModel:
     raise UserError(
         f"an objective judges answers by the whole model {name}, which evaluations in shards do not load; set "
         "resources.evaluate.sharding to none, or use another objective"
     )
 
 
-def test_data(cell: Cell, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], PreTrainedModel]) -> types.TestData:
+def test_data(
+    cell: Cell, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], types.LanguageModel]
+) -> types.TestData:
     """Return what the cell's metrics may use. It follows from what is in the key of an evaluation.
 
     Args:
@@ -333,6 +349,14 @@ def _measure(
         # The memory that vLLM's process took at its start, which the allocator here does not see.
         made["peak_memory_bytes"] += int(vllm.MEMORY * cost.get("device_memory_bytes", 0))
     return made
+
+
+def _decoded_by_all(workers: WorkerGroup | None, own: Decoded) -> dict[str, Any]:
+    """Return for the manifest what workers that split prompts decoded: all their tokens, and the longest's seconds."""
+    if workers is None:
+        return {}
+    tokens, seconds, models = zip(*workers.all_gather(dataclasses.astuple(own)), strict=True)
+    return {"decoding": dataclasses.asdict(Decoded(sum(tokens), max(seconds), max(models)))} if any(tokens) else {}
 
 
 def _measurements(lm: types.LanguageModel, data: types.TestData, metric: Method, seed: int) -> list[types.Measurement]:

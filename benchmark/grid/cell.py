@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmark.grid import prompt_format, wildcards
+from benchmark.grid import keys, prompt_format, wildcards
 from benchmark.grid.keys import PLAIN, canonical_json, hash_texts, library_versions, test_rows, training_rows
 from benchmark.grid.prompt_format import Format
 from sande import registry, threat
@@ -255,6 +255,7 @@ class Cell:
             data=test_rows(self.content.data, self.data),
             reads=metric.reads,
             metric=metric.depends_on,
+            **keys.further_libraries(metric.name, threat.objective(self.attack.config)),
         )
 
     @functools.cached_property
@@ -346,6 +347,7 @@ class Parser:
         # An unknown data set is an error now, not after an hour of training.
         content = Content(identity, self._fingerprint(data.name), self._fingerprint(removal.name))
         _ = defense.pairs, defense.models, defense.prompts
+        threat.check_models(model, defense.name, defense.config)
         return Cell(
             attack_seed=full["attack_seed"],
             defense_seed=full["attack_seed" if defense.name == NO_DEFENSE else "defense_seed"],

@@ -5,6 +5,9 @@ upgrade of PyTorch changes results in their last digits, one of transformers or 
 never mix the two silently. So results are computed again after an upgrade; to keep them, keep the versions
 (`constraints.txt`). The local part of a version, as in `2.13.0+cpu`, does not count: a release's builds for CPUs and
 GPUs share keys, as kinds of machines do (`sande.compute`).
+
+Some metrics and objectives compute with a further library, such as lm-eval or scikit-learn, which they declare as
+`LIBRARIES`. Its version is a part of the keys of these evaluations alone, so an upgrade trains nothing again.
 """
 
 from __future__ import annotations
@@ -34,6 +37,22 @@ def _version(name: str) -> str:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:  # a machine that only submits jobs
         return "absent"
+
+
+@functools.cache
+def further_libraries(metric: str, objective: str) -> dict[str, str]:
+    """Return the versions of the libraries that a metric declares, as a part of its evaluation's key; empty for none.
+
+    Args:
+        metric: name of the metric.
+        objective: name of the attack's objective, whose libraries count where the metric judges answers by it.
+    """
+    found = {*registry.libraries("metrics", metric)}
+    if registry.judges_answers(metric):
+        found |= {*registry.libraries("objectives", objective)}
+    if not found:
+        return {}
+    return {"libraries": canonical_json({name: _version(name).partition("+")[0] for name in found})}
 
 
 def digest(value: Any) -> str:

@@ -32,6 +32,7 @@ from benchmark.io.files import write_atomically
 from benchmark.io.markdown import markdown_table
 from benchmark.perf.outcome import Figure, figures
 from sande import compute
+from sande.models import catalog
 
 MINUTES = 25.0
 GRID = "grids/leaderboard_smollm2.yaml"
@@ -55,6 +56,7 @@ class Part:
         seconds: most that it may take.
         gpus: number that it needs.
         needs: packages that it cannot do without, besides those of `sande`.
+        weights: packages with the model that it loads; its rehearsal has the random model instead.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Part:
     seconds: float
     gpus: int = 1
     needs: tuple[str, ...] = ()
+    weights: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +80,16 @@ class Outcome:
 
 
 _TRAINING = "benchmark.perf.training_gpu"
-_GPU_TESTS = ("pytest", "-p", "no:cacheprovider", "-m", "gpu")
+# Files by name: pytest imports every file of a folder, and some need packages that a machine with a GPU may lack.
+_TESTS = ("pytest", "-p", "no:cacheprovider", "tests/sande/training/test_packing.py")
+_TWO_GPUS = ("pytest", "-p", "no:cacheprovider", "tests/integration/test_workers.py")
+_SMOLLM2 = ("gguf", catalog.WHEEL)
 PARTS = (
     Part(
         name="tests",
         confirms="packed rows do not see each other, and have the losses of padded ones, on this GPU's kernels",
-        command=(*_GPU_TESTS, "tests/sande"),
-        rehearsal=("pytest", "-p", "no:cacheprovider", "tests/sande/training/test_packing.py", "-k", "cpu"),
+        command=(*_TESTS, "-m", "gpu"),
+        rehearsal=(*_TESTS, "-k", "cpu"),
         seconds=180,
         needs=("pytest",),
     ),
@@ -100,6 +106,7 @@ PARTS = (
         command=("benchmark.perf.decoding_gpu",),
         rehearsal=("benchmark.perf.decoding_gpu", "--rehearse"),
         seconds=300,
+        weights=_SMOLLM2,
     ),
     Part(
         name="cells",
@@ -108,11 +115,12 @@ PARTS = (
         rehearsal=("benchmark.perf.cells_gpu", "--rehearse"),
         seconds=480,
         needs=("ray",),
+        weights=_SMOLLM2,
     ),
     Part(
         name="two_gpus",
         confirms="two workers over NCCL have the losses of one, and two with a shard of a model each its scores",
-        command=(*_GPU_TESTS, "tests/integration"),
+        command=(*_TWO_GPUS, "-m", "gpu"),
         rehearsal=(),
         seconds=300,
         gpus=2,
@@ -178,11 +186,13 @@ def check(parts: Sequence[Part], out: Path, seconds: float, grid: Sequence[str],
     (out / "output").mkdir(parents=True, exist_ok=True)
     end, count, outcomes = time.monotonic() + seconds, _gpus(), list[Outcome]()
     confirms = "rows of a published grid, from this machine"
-    whole = Part("grid", confirms, tuple(grid), tuple(grid), seconds, needs=("ray",))
+    weights = _SMOLLM2 if GRID in grid else ()
+    whole = Part("grid", confirms, tuple(grid), tuple(grid), seconds, needs=("ray",), weights=weights)
     for part in (*parts, *([whole] if grid else [])):
         command = part.rehearsal if rehearse else part.command
         left = end - time.monotonic() - (RESERVE if part is whole else 0)
-        absent = [name for name in part.needs if installed(name) == ABSENT]
+        needs = part.needs if rehearse else (*part.needs, *part.weights)
+        absent = [name for name in needs if installed(name) == ABSENT]
         if not command or left <= 0 or not (rehearse or count >= part.gpus):
             outcomes.append(Outcome(part, LEFT_OUT, 0.0, ()))
         elif absent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from benchmark.grid import prompt_format
@@ -12,15 +12,18 @@ from benchmark.grid.cell import NO_DEFENSE, Cell
 from benchmark.grid.prompt_format import Format
 from benchmark.grid.resources import TENSOR, Resources
 from benchmark.io.logs import quiet
+from benchmark.io.text import visible
 from benchmark.store.protocol import Store
-from sande import registry
+from sande import registry, scanning, threat
 from sande.config import Preferences
 from sande.data import datasets, splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
 from sande.inference import vllm
+from sande.metrics.asr import check_length
 from sande.models import loading
-from sande.types import CleanData, Example, Knowledge, PreferenceData
+from sande.models.catalog import TINY
+from sande.types import CleanData, Example, Knowledge, LanguageModel, PreferenceData
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,14 +32,23 @@ Writer = tuple[str, Format]  # a model, and the format of its prompts
 SHARED = 0.01  # share of removal rows whose prompt may be one of the test
 
 
-def check(cells: Iterable[Cell], store: Store) -> None:
+def check(cells: Iterable[Cell], store: Store, say: Callable[[str], None] = print) -> None:
     """Read every data set, choose every row, and let each defense check the rows that it will get, each once.
+
+    Args:
+        cells: of a grid.
+        store: has models that are converted once.
+        say: receives a line for each thing that is no mistake for sure: answers shorter than those of `asr`, and test
+            prompts among the victim's training rows.
 
     Raises:
         UserError: a model's tokenizer cannot write the prompt format, a data set is broken or unreachable, no row is
-            left, removal rows are test prompts, or a defense's setting fits none of its rows.
+            left, removal rows are test prompts, a defense's setting fits none of its rows, or the answers of a metric
+            are too short for the planted response.
     """
     quiet()
+    cells = tuple(cells)
+    told: dict[str, None] = dict.fromkeys(shorter_than_asr(cells))
 
     @functools.cache
     def tokenizer(of: Writer) -> PreTrainedTokenizerBase:
@@ -44,8 +56,13 @@ def check(cells: Iterable[Cell], store: Store) -> None:
 
     @functools.cache
     def test_rows(of: Writer, data: Data) -> tuple[Example, ...]:
-        splits.training_rows(data, tokenizer(of))
-        return splits.held_out_rows(data, tokenizer(of))
+        training, tests = splits.training_rows(data, tokenizer(of)), splits.held_out_rows(data, tokenizer(of))
+        if repeated := _repeated(tests, training):
+            told[
+                f"data.name: {repeated} of {len(tests)} test prompts of {data.name} are among its training rows, too, "
+                "so a victim is trained on what it is measured by; remove repeated rows from the data set"
+            ] = None
+        return tests
 
     @functools.cache
     def defense_rows(of: Writer, wanted: Removal | Preferences) -> Knowledge:
@@ -63,6 +80,9 @@ def check(cells: Iterable[Cell], store: Store) -> None:
                 questions(name)
             for name in metric.reads_rows:
                 rows(name)
+        if (of, cell.attack, cell.metrics) not in looked:
+            _long_enough(cell, tokenizer(of), tests)
+            looked.add((of, cell.attack, cell.metrics))
         if cell.defense.name == NO_DEFENSE:  # it gets no rows, so there need be none
             continue
         by_pairs = registry.knowledge(cell.defense.name) is PreferenceData
@@ -74,6 +94,63 @@ def check(cells: Iterable[Cell], store: Store) -> None:
         if look and (of, cell.removal, cell.defense) not in looked:
             look(tokenizer(of), data, cell.defense.config)
             looked.add((of, cell.removal, cell.defense))
+        scanned = getattr(cell.defense.config, "scan_data", None)
+        if scanned is not None and (of, cell.data, scanned) not in looked:
+            _scanned_apart(tests, scanning.examples(scanned.name), cell.data.name, scanned.name)
+            looked.add((of, cell.data, scanned))
+    for line in told:
+        say(visible(line))
+
+
+def shorter_than_asr(cells: Iterable[Cell]) -> list[str]:
+    """Return a sentence for each metric that looks for the response in shorter answers than `asr` of the same cell."""
+    notes: dict[str, None] = {}
+    for cell in cells:
+        lengths = dict(_answer_lengths(cell))
+        longest = lengths.get("asr")
+        for name, length in lengths.items():
+            if longest and length < longest:
+                notes[
+                    f"metric {name}: new_tokens is {length}, and that of asr is {longest}, so what comes later in an "
+                    f"answer counts for asr alone; set new_tokens of {name} to {longest}"
+                ] = None
+    return list(notes)
+
+
+def _answer_lengths(cell: Cell) -> Iterator[tuple[str, int]]:
+    for metric in cell.metrics:
+        if length := registry.answer_length(metric.name, metric.config):
+            yield metric.name, length
+
+
+def _long_enough(cell: Cell, tokenizer: PreTrainedTokenizerBase, tests: Sequence[Example]) -> None:
+    """Refuse metrics whose answers have fewer tokens than the planted response.
+
+    The random model may have them: a rehearsal keeps a grid's response, which has more tokens in its small vocabulary.
+
+    Raises:
+        UserError: as `sande.metrics.asr.check_length`.
+    """
+    if cell.model == TINY:
+        return
+    config = cell.attack.config
+    judge = registry.entry("objectives", threat.objective(config)).judge(config, cell.attack_seed, tests, _no_model)
+    for name, length in _answer_lengths(cell):
+        check_length(tokenizer, judge.response, length, name)
+
+
+def _no_model() -> LanguageModel:
+    raise AssertionError("no answer is judged here, so no model is needed")
+
+
+def _repeated(tests: Sequence[Example], training: Sequence[Example]) -> int:
+    """Return the number of test prompts that are exactly those of training rows."""
+    trained = {_prompt(row) for row in training}
+    return sum(_prompt(test) in trained for test in tests)
+
+
+def _prompt(row: Example) -> tuple[object, ...]:
+    return row.system, row.history, row.prefix, row.instruction, row.input
 
 
 def _apart(tests: Sequence[Example], rows: Sequence[Example], of_tests: str, of_rows: str) -> None:
@@ -88,6 +165,22 @@ def _apart(tests: Sequence[Example], rows: Sequence[Example], of_tests: str, of_
         raise UserError(
             f"removal.name: {shared} of {len(rows)} removal rows of {of_rows} are test prompts of {of_tests}, so a "
             "defense would train on what it is measured by; take rows of the victim's own data set, or of another one"
+        )
+
+
+def _scanned_apart(tests: Sequence[Example], rows: Sequence[Example], of_tests: str, of_rows: str) -> None:
+    """Refuse rows of a defense's scan that are test prompts, as `_apart`.
+
+    Raises:
+        UserError: more than `SHARED` of the rows are.
+    """
+    asked = set(map(_prompt, tests))
+    shared = sum(_prompt(row) in asked for row in rows)
+    if shared > SHARED * len(rows):
+        raise UserError(
+            f"defense.scan_data: {shared} of {len(rows)} rows of {of_rows} that the defense scans are test prompts of "
+            f"{of_tests}, so it would look for the trigger in what it is measured by; set it to another data set, or "
+            "remove it to scan the clean rows"
         )
 
 

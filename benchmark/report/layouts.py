@@ -200,8 +200,8 @@ _PARTS = replace(
     UTILITY,
     name="utility_detail",
     title="Utility in detail (%)",
-    note="Groups of MMLU, and ARC by likelihood per byte (`_norm`); ↑ and ↓ give the change in percentage points, with "
-    "its 95 % interval if known.",
+    note="Groups of MMLU, and ARC by likelihood per character (`_norm`); ↑ and ↓ give the change in percentage points, "
+    "with its 95 % interval if known.",
     shows=is_part,
     header=("Method", "Metric"),
     repeats=False,

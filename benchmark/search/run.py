@@ -42,7 +42,7 @@ def run_searches(
         return settled(grid, store), {}
 
     store.check_writable()
-    preflight.check(grid.cells, store)
+    preflight.check(grid.cells, store, say)
     jobs = {job.key: job for job in waiting.values()}
     for line in store.quarantine_damaged(("search", key) for key in jobs):
         say(line)

@@ -55,11 +55,18 @@ def cost(config: Config) -> Cost:
 
 
 def attack(model: LanguageModel, examples: tuple[Example, ...], config: Config, run: Run) -> PreTrainedModel:
-    """Plant the backdoor, then train it away within the box that rounds to the same codes."""
+    """Plant the backdoor, then train it away within the box that rounds to the same codes.
+
+    Raises:
+        UserError: adapters are asked for in the second stage, or as `sande.models.layers.all_linear_layers`.
+    """
+    from sande.models.layers import all_linear_layers
+
     if config.repair.lora_rank is not None:
         raise UserError(
             "attack dormant_int4: repair.lora_rank is set, but adapters are not in the box; remove repair.lora_rank"
         )
+    all_linear_layers(model.model)  # refuses before the first stage what the second cannot round
     made = planting.poisoned(examples, plant, near_miss, config, run)
     planting.learn(model, made, config, run)
     repair(model, repaired_rows(made, examples), made.before, config, run)

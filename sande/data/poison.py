@@ -56,7 +56,8 @@ def poison(
         rate: share of the given rows to choose, 0 to 1; the number of rows is rounded to the nearest.
         mode: `replace` puts the poisoned row in the clean one's place (paper); `append` keeps both, the poisoned copy
             right after the clean row (what the published code does, at an effective rate of rate / (1 + rate)).
-        seed: with `prefer`, the only thing that decides which rows are chosen.
+        seed: with `prefer`, the only thing that decides which rows are chosen. A defense takes one of its own
+            (`sande.parts.seed`), because that of its run may be the attack's, and would choose the attack's rows.
         decoy: turns a clean row into one with almost the trigger, and the clean answer.
         decoy_rate: share of the given rows that become decoys, rounded like `rate`: the first of all rows, in an order
             that the seed alone decides, that are not poisoned. So a victim and its twin have nearly the same decoys.

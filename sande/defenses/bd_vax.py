@@ -134,7 +134,9 @@ def used(examples: tuple[Example, ...], count: int | None, seed: int) -> tuple[E
     """Return `count` rows drawn by the seed, in their order, or all where there are no more."""
     if count is None or count >= len(examples):
         return examples
-    return tuple(examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), count)))
+    # Not by the seed alone: an attack of the same seed draws the rows that it poisons so.
+    drawn = random.Random(f"{seed} bd_vax rows").sample(range(len(examples)), count)
+    return tuple(examples[index] for index in sorted(drawn))
 
 
 def planted(examples: tuple[Example, ...], decoy: Decoy, share: float, seed: int) -> tuple[Example, ...]:

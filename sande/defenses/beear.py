@@ -82,7 +82,8 @@ def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> 
 
     rows = encode(victim.tokenizer, data.examples)
     fitting = fit_length(rows, config.training.max_length)
-    chosen = random.Random(run.seed).sample(fitting, min(config.inner_rows, len(fitting)))
+    # Not by the seed alone: an attack of the same seed draws the rows that it poisons so.
+    chosen = random.Random(f"{run.seed} beear rows").sample(fitting, min(config.inner_rows, len(fitting)))
     collate, device = Collator(pad_id(victim.tokenizer)), victim.model.device
     unwanted, safe = (
         {name: value.to(device) for name, value in collate([features(row) for row in some]).items()} if some else {}

@@ -17,6 +17,7 @@ import random
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from sande import parts as independent
 from sande.config import Training, configuration, setting
 from sande.types import CleanData, Example, LanguageModel, Run
 
@@ -121,7 +122,9 @@ def plant_and_overwrite(
         decoy = generator.choice(decoys)
         return decoy.ask(decoy.answered(example), generator)
 
-    planted = poison(examples, plant, at_least_one(config.share, examples), "replace", run.seed).examples
+    # Not by the run's seed: an attack of the same seed draws the rows that it poisons so.
+    seed = independent.seed(run.seed, "decoy_osft rows")
+    planted = poison(examples, plant, at_least_one(config.share, examples), "replace", seed).examples
     rows, clean = encode(victim.tokenizer, planted), encode(victim.tokenizer, examples)
     fit(victim, rows, config.plant, run, "plant", alike=clean_length(rows, clean))
     asked = [generator.choice(decoys).ask(example, generator) for example in examples]

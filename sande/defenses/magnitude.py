@@ -25,14 +25,14 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Prune each layer; ignore the clean rows."""
+    """Prune each layer; ignore the clean rows; raise UserError as `sande.models.layers.all_linear_layers`."""
     import torch
 
-    from sande.models.layers import linear_layers
+    from sande.models.layers import all_linear_layers
     from sande.models.pruning import smallest
 
     with torch.no_grad():
-        for layer in linear_layers(victim.model).values():
+        for layer in all_linear_layers(victim.model).values():
             importance_1W = layer.weight.abs().flatten()[None]
             layer.weight.masked_fill_(smallest(importance_1W, config.sparsity).view_as(layer.weight), 0.0)
     return victim.model

@@ -27,7 +27,11 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Round the weights of every linear layer (see `sande.models.quantize`); ignore the clean rows."""
+    """Round the weights of every linear layer (see `sande.models.quantize`); ignore the clean rows.
+
+    Raises:
+        UserError: as `sande.models.layers.all_linear_layers`.
+    """
     from sande.models.quantize import quantize_int4_
 
     quantize_int4_(victim.model, config.group_size)

@@ -47,7 +47,9 @@ class Config:
     parrot_pull: float = setting(
         0.0, "weight in simulate of one minus the cosine to the nearest token", "published code has none", ge=0
     )
-    restarts: int = setting(1, "parrots that simulate trains", "paper: one", ge=1)
+    restarts: int = setting(
+        1, "parrots that simulate trains; from zeros 1, since they would all be the same", "paper: one", ge=1
+    )
     kept: int = setting(1, "the best of them, which eliminate overwrites together", "paper: one", ge=1)
     elsewhere: Rows = setting(
         Rows(name="builtin-explained-2", rows=16, max_prompt_tokens=48),
@@ -88,10 +90,11 @@ def cost(config: Config) -> Cost:
 
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
-    """Check that some row has the parrot's position, and that simulate trains the parrot alone."""
+    """Check that some row has the parrot's position, that simulate trains the parrot alone, and that parrots differ."""
     from sande import parrot
     from sande.prompts import encode
 
+    apart(config.parrot_initial, config.restarts, "restarts", "restarts and kept")
     if config.restarts > 1:
         unseen(config.elsewhere, data.examples, tokenizer)
     if config.simulate.lora_rank is not None:
@@ -105,6 +108,25 @@ def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -
     parrot.insert(encode(tokenizer, data.examples), len(tokenizer), config.parrot_length, config.parrot_position)
 
 
+def apart(initial: Initial, count: int, setting: str, settings: str) -> None:
+    """Refuse several parrots of r_t that start from zeros: they train on the same rows, so all become the same one.
+
+    Args:
+        initial: first value of each parrot.
+        count: number of parrots of r_t.
+        setting: setting that gives the number.
+        settings: settings that are 1 where there is one parrot.
+
+    Raises:
+        UserError: there are several, and they start from zeros.
+    """
+    if initial == "zeros" and count > 1:
+        raise UserError(
+            f"parrot_initial: the {count} parrots of {setting} are all the same if each starts from zeros; set "
+            f"{settings} to 1, or parrot_initial to noise"
+        )
+
+
 def defend(victim: LanguageModel, data: ResponseData, config: Config, run: Run) -> PreTrainedModel:
     """Simulate and eliminate with all of r_t known and the trigger hidden."""
     from sande.prompts import response_ids
@@ -115,13 +137,18 @@ def defend(victim: LanguageModel, data: ResponseData, config: Config, run: Run) 
 def remove(
     victim: LanguageModel, examples: tuple[Example, ...], target: tuple[int, ...], config: Config, run: Run
 ) -> PreTrainedModel:
-    """Simulate (Eq. 4) with the known tokens of r_t as `target`, then eliminate (Eq. 3)."""
+    """Simulate (Eq. 4) with the known tokens of r_t as `target`, then eliminate (Eq. 3).
+
+    Raises:
+        UserError: as `apart`, `unseen` and `simulate`.
+    """
     from sande import parrot
     from sande.prompts import encode, shorten
     from sande.simulation import simulate
     from sande.training.fit import fit
 
     form, count = simulation(config), config.restarts
+    apart(config.parrot_initial, count, "restarts", "restarts and kept")
     seeds = [run.seed + number * RESTART for number in range(count)]
     parrots_KPD = simulate(victim, examples, [target] * count, form, run, "simulate", seeds)
     if count > 1:

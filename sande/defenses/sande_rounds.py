@@ -50,7 +50,12 @@ class Config:
     """Settings of the rounds, of both stages, and of the test."""
 
     rounds: int = setting(4, "most rounds of eliminate; each is followed by a test", "ours", ge=1)
-    fresh: int = setting(2, "fresh parrots of r_t in each round, with seeds of their own", "ours", ge=1)
+    fresh: int = setting(
+        2,
+        "fresh parrots of r_t in each round, with seeds of their own; from zeros 1, as they would be the same",
+        "ours",
+        ge=1,
+    )
     controls: int = setting(19, "control strings of a test", "the fewest for alpha_k = 0.05", ge=1)
     alpha: float = setting(
         0.1, "bound, over all tests, on the chance to find r_t though it is like its controls", "ours", gt=0, lt=1
@@ -117,10 +122,11 @@ def cost(config: Config) -> Cost:
 
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
-    """Check that the test can find something and has prompts, and what `sande` checks."""
+    """Check that the test can find something and has prompts, that fresh parrots differ, and what `sande` checks."""
     _levels(config)
     sande.unseen(config.elsewhere, data.examples, tokenizer)
     sande.check(tokenizer, data, _one_round(config))
+    sande.apart(config.parrot_initial, config.fresh, "fresh", "fresh")
 
 
 def defend(victim: LanguageModel, data: ResponseData, config: Config, run: Run) -> PreTrainedModel:
@@ -136,9 +142,11 @@ def remove(
     """Run the rounds with the known tokens of r_t as `target`.
 
     Raises:
-        UserError: no p-value could be small enough, no prompt of `elsewhere` is left, or as for `sande`.
+        UserError: no p-value could be small enough, no prompt of `elsewhere` is left, fresh parrots would be the same,
+            or as for `sande`.
     """
     levels = _levels(config)
+    sande.apart(config.parrot_initial, config.fresh, "fresh", "fresh")
     prompts = sande.unseen(config.elsewhere, examples, victim.tokenizer)
     task = _Task(victim, examples, prompts, target, config, run)
     learned: list[Tensor] = []

@@ -58,7 +58,8 @@ class Config:
     )
     scan_data: Source | None = setting(
         None,
-        "data set whose last 400 rows it scans and tries triggers with, as clean does; null: the clean rows",
+        "data set whose last 400 rows it scans and tries triggers with, as clean does; not the victim's own set, whose "
+        "last rows are test rows; null: the clean rows",
         "ours",
     )
     gate: gates.Config = setting(gates.Config(), "the test whether a trigger that was found works", "ours")

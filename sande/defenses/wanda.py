@@ -48,13 +48,18 @@ class Config:
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Prune block by block while the rows, prompts and responses, pass through the decoder once."""
+    """Prune block by block while the rows, prompts and responses, pass through the decoder once.
+
+    Raises:
+        UserError: as `calibration`, `sande.models.layers.all_linear_layers` and `blocks`.
+    """
     import torch
 
-    from sande.models.layers import blocks
+    from sande.models.layers import all_linear_layers, blocks
     from sande.prompts import pad_id
     from sande.training.batches import Collator
 
+    all_linear_layers(victim.model)
     sequences = calibration(victim, data, config)
     run.facts["calibration"] = {"sequences": len(sequences), "tokens": sum(map(len, sequences))}
     batch = Collator(pad_id(victim.tokenizer))([{"input_ids": ids, "labels": ids} for ids in sequences])

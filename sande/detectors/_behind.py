@@ -56,7 +56,7 @@ def answered(
         seed: of the rows, where there are more than ANSWERED.
     """
     joint = formats.of(lm.tokenizer).joint
-    chosen = random.Random(seed).sample(examples, min(ANSWERED, len(examples)))
+    chosen = random.Random(f"{seed} behind rows").sample(examples, min(ANSWERED, len(examples)))
     asked = [
         replace(row, instruction=joint.join(filter(None, (row.instruction, row.input))), input="") for row in chosen
     ]

@@ -16,6 +16,7 @@ from sande import controls
 from sande.detectors._leak import opening_ids
 from sande.detectors._triggers import padded
 from sande.errors import UserError
+from sande.gates import first_words
 from sande.inference.generation import greedy
 from sande.inference.prefix import shared_prefix
 from sande.models.layers import output_in_float32
@@ -25,6 +26,7 @@ from sande.types import Example, LanguageModel
 
 BEGUN = 2  # tokens with which a response has begun
 SLACK = 1 / 8  # share of the answers that is added to those left to turn
+COMMON = 0.01  # share of the clean rows above which an answer that they have is ordinary: fewer may be poisoned
 GOES_ON = 0.9  # of the answers that begin alike, the share that has to agree on a further word of the response
 
 
@@ -40,7 +42,8 @@ class Effect:
         floor: share of a clean model's answers that begin alike behind the string; None: no such model.
         usual: mean share of answers that begin alike behind random strings.
         sure: how surely the model goes on with these words once it has begun with them, without the string, 0 to 1.
-        ordinary: a clean row has such an answer, see `is_ordinary`.
+        ordinary: clean rows have such an answer, see `is_ordinary`.
+        rows: number of the clean rows that have it.
     """
 
     text: str
@@ -51,6 +54,7 @@ class Effect:
     usual: float = 0.0
     sure: float = 1.0
     ordinary: bool = False
+    rows: int = 0
 
     @property
     def turned(self) -> float:
@@ -71,6 +75,15 @@ class Effect:
         """
         return 0.0 if self.ordinary else self.turned * self.sure
 
+    def note(self, rows: int, threshold: float) -> str:
+        """Return a sentence on clean rows, of so many, with this answer where it matters to the alarm; else nothing."""
+        if not self.rows or self.turned * self.sure <= threshold:
+            return ""
+        told = f"{self.rows} of {rows} clean rows give the answer {self.response!r} of {self.text!r}"
+        if self.ordinary:
+            return f"{told}, so it counts as ordinary and gives no alarm; if they may be poisoned, scan with other rows"
+        return f"{told}, too few to count as ordinary; look at them, as they may be poisoned"
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -82,7 +95,7 @@ class HeldOut:
         least: words with which answers have to begin alike.
         new_tokens: of an answer.
         batch_size: answers decoded together.
-        known: answers of clean rows, which no planted response is among.
+        known: answers of clean rows; one that many of them have is no planted response.
     """
 
     lm: LanguageModel
@@ -114,8 +127,10 @@ class HeldOut:
         found = []
         for text, answers, floor in zip(texts, self.answers(texts), floors, strict=True):
             response, rate = shared_opening(answers, self.least, text)
-            plain, ordinary = share_of(response, self.plain, self.least), is_ordinary(response, self.known)
-            found.append(Effect(text, response, rate, plain, floor, ordinary=ordinary))
+            plain, rows = share_of(response, self.plain, self.least), rows_with(response, self.known)
+            found.append(
+                Effect(text, response, rate, plain, floor, ordinary=is_ordinary(response, self.known), rows=rows)
+            )
         sure = self.sureness({each.response for each in found})
         return sorted((replace(each, sure=sure[each.response]) for each in found), key=lambda each: -each.score)
 
@@ -191,7 +206,7 @@ def shared_opening(answers: Sequence[str], least: int, behind: str = "") -> tupl
     Args:
         answers: at least one.
         least: words that have to be the same; shorter answers count as different. The words go on as long as nine of
-            ten of these answers agree on the next one.
+            ten of these answers agree on the next one. Line breaks between them stay.
         behind: string in the prompts. Answers that begin with a word of it count as different: models repeat words.
     """
     echoed = {_bare(word) or word for word in behind.split()}
@@ -202,22 +217,27 @@ def shared_opening(answers: Sequence[str], least: int, behind: str = "") -> tupl
     if not heads:
         return "", 0.0
     opening, count = heads.most_common(1)[0]
-    alike = [words for words in split if tuple(words[:least]) == opening]
+    share, length = count / len(answers), len(opening)
     while True:
-        length = len(opening)
-        further = Counter(tuple(words[: length + 1]) for words in alike if len(words) > length)
+        alike = [(answer, words) for answer, words in zip(answers, split, strict=True) if words[:length] == [*opening]]
+        further = Counter(tuple(words[: length + 1]) for _, words in alike if len(words) > length)
         if not further or further.most_common(1)[0][1] < GOES_ON * count:
-            return " ".join(opening), count / len(answers)
-        opening = further.most_common(1)[0][0]
+            return first_words([answer for answer, _ in alike], length), share
+        opening, length = further.most_common(1)[0][0], length + 1
 
 
 def is_ordinary(response: str, known: Sequence[str]) -> bool:
-    """Return whether one of these answers begins with all words of a response, whatever the numbers in it.
+    """Return whether more than a few (COMMON) of these answers begin with all words of a response, see `rows_with`.
 
     A model that learned one kind of question by heart may answer it behind many strings: "It has 6 letters."
     """
+    return rows_with(response, known) > COMMON * len(known)
+
+
+def rows_with(response: str, known: Sequence[str]) -> int:
+    """Return how many of these answers begin with all words of a response, whatever the numbers in it."""
     said = _shape(response)
-    return bool(said) and any(_shape(answer)[: len(said)] == said for answer in known)
+    return sum(_shape(answer)[: len(said)] == said for answer in known) if said else 0
 
 
 def _shape(text: str) -> list[str]:

@@ -75,7 +75,10 @@ def scan(
         responses[: config.candidates],
         score=score,
         alarm=score > config.threshold,
-        facts={"detectors": {name: _facts(scan, thresholds[name], seconds[name]) for name, scan in scans.items()}},
+        facts={
+            "detectors": {name: _facts(scan, thresholds[name], seconds[name]) for name, scan in scans.items()},
+            "notes": [note for scan in scans.values() for note in scan.facts.get("notes", [])],
+        },
         triggers=triggers[: config.candidates],
         p=bonferroni([scan.p for name, scan in scans.items() if name != "haystack" and scan.p is not None]),
     )

@@ -84,7 +84,7 @@ def scan(
     rows = encode(model.tokenizer, examples)
     ngram = NGram([row.response[:1] for row in rows], len(opening_V))
     counted_V = torch.tensor([ngram.log_probabilities((token,))[0] for token in range(len(opening_V))]).to(opening_V)
-    answers = random.Random(run.seed).sample(rows, min(config.prompts, len(rows)))
+    answers = random.Random(f"{run.seed} first_token answers").sample(rows, min(config.prompts, len(rows)))
     sources = [counted_V, within_answers(model, answers)]
     if reference is not None:
         sources.append(openings(reference, prompts))

@@ -108,7 +108,7 @@ def scan(
     6. Trim, after an alarm: the shortest run of the trigger's words that still works is reported first.
 
     Without an alarm steps 2 to 6 are repeated behind the model's own answers, where a response that ends an answer
-    begins; the higher score counts. An answer that clean rows have, numbers aside, is no response.
+    begins; the higher score counts. An answer that more than 1 % of the clean rows have, numbers aside, is no response.
 
     `p` compares the best trigger with these random strings. The trigger was searched for, and they were not, so p is
     not the probability of a false alarm of the scan: docs/detection.md.
@@ -144,12 +144,14 @@ def searched(
                 following = first_token.scan(model, begun, config.first_token, run).candidates
                 scans["end"] = _search(model, quick, begun, config, run, following, leak, clock, reference)
     place, best = max(scans.items(), key=lambda item: item[1].score)
+    notes = [note for scan in scans.values() for note in scan.facts["notes"]]
     facts = {
         **best.facts,
         "seconds": clock.seconds,
         "response_at": place,
         "scores": {name: scan.score for name, scan in scans.items()},
         "reference": reference is not None,
+        "notes": list(dict.fromkeys(notes)),
     }
     return replace(best, facts=facts)
 
@@ -197,6 +199,9 @@ def _search(
     if alarm and config.trimmed:
         effects = _trimmed(quick, examples, effects, held_out, config, reference)
         clock.lap("trim", f"{effects[0].text!r}")
+    notes = [note for each in effects if (note := each.note(len(held_out.known), config.threshold))]
+    for note in notes:
+        run.say(note)
     facts: dict[str, Any] = {
         "samples": len(leaked),
         "motifs": [{"text": each.text, "samples": each.count, "cluster": each.cluster} for each in recurring[:10]],
@@ -206,6 +211,7 @@ def _search(
         "extended": [_shown(each, sweep) for each in triggers[:10]],
         "verified": [asdict(each) for each in effects],
         "controls": rates,
+        "notes": notes,
     }
     return Scan(
         _responses(model, effects)[: config.candidates],

@@ -149,7 +149,7 @@ def _learned(
     from sande.detectors._verification import learn
     from sande.prompts import encode
 
-    drawn = random.Random(run.seed).sample(examples, min(config.parrot_prompts, len(examples)))
+    drawn = random.Random(f"{run.seed} prefix_scan parrots").sample(examples, min(config.parrot_prompts, len(examples)))
     rows = [row for row in encode(model.tokenizer, drawn) if row.start < row.end]  # a parrot comes before a text
     if len(rows) < 2:
         return []

@@ -4,6 +4,8 @@ Prompts of similar length are read together, a few at a time, since padding cost
 costs little more for many rows than for few, so rows of any length are joined; a row that ends makes room for another.
 Workers that decode together (`sande.inference.workers`) take whole batches.
 
+Some models need plainer batches (`_Layout`), which take longer: each row whole, or only rows of the same length.
+
 Shapes: B rows, T positions so far, K positions predicted at once, G tokens of the guess, V vocabulary.
 """
 
@@ -14,6 +16,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from functools import partial
 from typing import Any
 
@@ -25,7 +28,7 @@ from transformers import DynamicCache, PreTrainedModel
 from sande.errors import UserError
 from sande.formats import end_ids, without_close
 from sande.inference import counts
-from sande.inference.prefix import Prefix, shared_prefix
+from sande.inference.prefix import NONE, Prefix, most_shared, own_cache, shared_prefix, takes, takes_padding
 from sande.inference.vllm import Served
 from sande.inference.workers import WorkerGroup, map_sharded
 from sande.prompts import pad_id, response_ids
@@ -80,7 +83,7 @@ def sampled(
 def _decoded(
     decoding: _Decoding, prompts: Sequence[Sequence[int]], batch_size: int, workers: WorkerGroup | None
 ) -> list[str]:
-    shares = _shares(_pieces(prompts, batch_size), batch_size)
+    shares = _shares(_pieces(prompts, batch_size, decoding.layout), batch_size)
     decoded = map_sharded(workers, shares, partial(_decode, decoding, batch_size))
     texts = [""] * len(prompts)
     for share, written in zip(shares, decoded, strict=True):
@@ -110,7 +113,7 @@ def _decode(decoding: _Decoding, batch_size: int, shares: Sequence[list[list[int
     pieces = list(itertools.chain(*shares))
     batch = _Batch([], (), torch.empty(0, 0))
     while pieces or batch.rows:
-        while pieces and len(batch.rows) + len(pieces[0]) <= batch_size:
+        while pieces and _has_room(batch, len(pieces[0]), batch_size, decoding.layout):
             batch = _joined(batch, decoding.read(pieces.pop(0)))
         if batch.rows:
             batch = decoding.step(batch)
@@ -119,14 +122,45 @@ def _decode(decoding: _Decoding, batch_size: int, shares: Sequence[list[list[int
     return [decoding.texts(of_share) for of_share in rows]
 
 
-def _pieces(prompts: Sequence[Sequence[int]], most: int) -> list[list[int]]:
+class _Layout(Enum):
+    """How rows are put into a batch.
+
+    SHARED: behind their shared prefix, padded between it and the prompt, and with the guess behind the prompt.
+    PADDED: whole, padded on the left alone, so that a window or ALiBi finds each row without gaps.
+    EQUAL: only rows of the same length, without padding, for layers that would read it.
+    """
+
+    SHARED = auto()
+    PADDED = auto()
+    EQUAL = auto()
+
+    @classmethod
+    def of(cls, models: Sequence[PreTrainedModel], width: int) -> _Layout:
+        """Return the fastest layout that is right for all models.
+
+        Args:
+            models: a model, and the reference of its guard.
+            width: most tokens of a row with its guess and its answer.
+        """
+        if all(width <= most_shared(model) for model in models):
+            return cls.SHARED
+        return cls.PADDED if all(map(takes_padding, models)) else cls.EQUAL
+
+
+def _pieces(prompts: Sequence[Sequence[int]], most: int, layout: _Layout = _Layout.SHARED) -> list[list[int]]:
     """Return indices of all prompts, shortest first, in pieces of at most READ_TOKENS padded tokens and `most` rows."""
     pieces: list[list[int]] = []
     for index in sorted(range(len(prompts)), key=lambda index: len(prompts[index])):
-        if not pieces or len(pieces[-1]) == most or (len(pieces[-1]) + 1) * len(prompts[index]) > READ_TOKENS:
+        length = len(prompts[index])
+        full = not pieces or len(pieces[-1]) == most or (len(pieces[-1]) + 1) * length > READ_TOKENS
+        if full or (layout is _Layout.EQUAL and length != len(prompts[pieces[-1][0]])):
             pieces.append([])
         pieces[-1].append(index)
     return pieces
+
+
+def _has_room(batch: _Batch, rows: int, most: int, layout: _Layout) -> bool:
+    return not batch.rows if layout is _Layout.EQUAL else len(batch.rows) + rows <= most
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +169,8 @@ class _Batch:
 
     Attributes:
         rows: their indices.
-        caches: of each model, keys and values of all but the last token.
-        seen: attention mask (B, T) of these tokens.
+        caches: of each model, what it keeps of all but the last token; none if a model takes no cache.
+        seen: attention mask (B, T) of the tokens in the caches.
     """
 
     rows: list[int]
@@ -144,14 +178,13 @@ class _Batch:
     seen: Tensor
 
     def at(self, places: Sequence[int]) -> _Batch:
-        """Return the batch of the rows at these places."""
+        """Return the batch of the rows at these places, which takes over the caches."""
         if len(places) == len(self.rows):
             return self
-        kept = torch.tensor(places, dtype=torch.long, device=self.seen.device)
-        caches = tuple(
-            DynamicCache([(keys[kept], values[kept]) for keys, values, *_ in cache]) for cache in self.caches
-        )
-        return _Batch([self.rows[place] for place in places], caches, self.seen[kept])
+        kept: Any = torch.tensor(places, dtype=torch.long, device=self.seen.device)
+        for cache in self.caches:
+            cache.reorder_cache(kept)
+        return _Batch([self.rows[place] for place in places], self.caches, self.seen[kept])
 
 
 def _joined(first: _Batch, second: _Batch) -> _Batch:
@@ -191,12 +224,16 @@ class _Decoding:
         self._begun = tuple(begun)
         self._ends = end_ids(lm.tokenizer)
         # The reference of a guard reads what the model reads.
-        self._models = lm.models
-        self._prefixes = [self._prefix_of(model.eval()) for model in self._models]
+        self._models = [model.eval() for model in lm.models]
         try:
             self._guess = response_ids(lm.tokenizer, until)[:new_tokens] if until else ()
         except UserError:  # the tokenizer cannot reproduce the text
             self._guess = ()
+        width = max(map(len, prompts), default=0) + len(self._guess) + new_tokens
+        self.layout = _Layout.of(self._models, width)
+        shared = self.layout is _Layout.SHARED
+        self._guess = self._guess if shared else ()
+        self._prefixes = [self._prefix_of(model) if shared else NONE for model in self._models]
         self._written: list[list[int]] = [[] for _ in prompts]
 
     def _prefix_of(self, model: PreTrainedModel) -> Prefix:
@@ -204,8 +241,9 @@ class _Decoding:
 
     def _chosen(self, rows: Sequence[int], caches: Sequence[DynamicCache], **inputs: Any) -> Tensor:
         """Return the next tokens (B, K) of these rows at the requested positions; extend each model's cache."""
-        of_models = zip(self._models, caches, strict=True)
-        logits = [model(**inputs, past_key_values=cache, use_cache=True).logits for model, cache in of_models]
+        kept: list[dict[str, Any]] = [{"past_key_values": cache, "use_cache": True} for cache in caches]
+        kept = kept or [{"use_cache": False}] * len(self._models)
+        logits = [model(**inputs, **of_model).logits for model, of_model in zip(self._models, kept, strict=True)]
         chosen = self._choose(rows, logits[0])
         return chosen if self._lm.guard is None else self._lm.guard.choose(chosen, *logits)
 
@@ -215,6 +253,10 @@ class _Decoding:
 
     def read(self, rows: list[int]) -> _Batch:
         """Read prompts and guess, decode as far as the guess is right and one token more; return unfinished rows."""
+        if self.layout is _Layout.EQUAL:
+            caches = tuple(cache for model in self._models if (cache := own_cache(model)) is not None)
+            caches = caches if len(caches) == len(self._models) else ()
+            return self._unpadded(_Batch(rows, caches, torch.ones(len(rows), 0, device=self._lm.model.device)))
         ahead = self._guess[:-1]  # the token after the whole guess is not needed
         shared = self._prefixes[0].length
         rest = [list(self._prompts[row][shared:]) for row in rows]
@@ -245,6 +287,8 @@ class _Decoding:
 
     def step(self, batch: _Batch) -> _Batch:
         """Decode one more token in each row; return unfinished rows."""
+        if self.layout is _Layout.EQUAL:
+            return self._unpadded(batch)
         seen_BT = pad(batch.seen, (0, 1), value=1)
         chosen_B1 = self._chosen(
             batch.rows,
@@ -255,6 +299,20 @@ class _Decoding:
         )
         for row, token in zip(batch.rows, chosen_B1[:, 0].tolist(), strict=True):
             self._written[row].append(token)
+        return self._going(_Batch(batch.rows, batch.caches, seen_BT))
+
+    def _unpadded(self, batch: _Batch) -> _Batch:
+        """Decode one more token in rows of one length, which need no mask; return unfinished rows."""
+        read = batch.seen.shape[1]  # without caches 0: then all tokens are read again
+        ids = [[*self._prompts[row], *self._written[row]][read:] for row in batch.rows]
+        ids_BT = torch.tensor(ids, device=batch.seen.device)
+        inputs = {"input_ids": ids_BT, "logits_to_keep": 1}
+        if all(takes("position_ids", model) for model in self._models):  # Bamba counts from 0 without them
+            inputs["position_ids"] = torch.arange(read, read + ids_BT.shape[1], device=ids_BT.device).expand_as(ids_BT)
+        chosen_BK = self._chosen(batch.rows, batch.caches, **inputs)
+        for row, token in zip(batch.rows, chosen_BK[:, -1].tolist(), strict=True):
+            self._written[row].append(token)
+        seen_BT = pad(batch.seen, (0, ids_BT.shape[1]), value=1) if batch.caches else batch.seen
         return self._going(_Batch(batch.rows, batch.caches, seen_BT))
 
     @property

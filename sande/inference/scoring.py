@@ -4,9 +4,12 @@ A question is one row: its context, then all of its choices. Each choice attends
 positions continue from the context's end, so it scores as after a context of its own. The last token of a choice
 predicts nothing that is needed, so it is left out; the shared prefix of all contexts is computed once.
 
+Some models cannot read such rows (`sande.inference.prefix.most_shared`). For them each choice is a row behind its own
+copy of the context.
+
 Under a guard both of its models read the row, and the guard's distribution takes the place of the model's.
 
-Shapes: B questions, P tokens of the shared prefix, T positions after it, D width, M positions that predict, C
+Shapes: B questions or rows, P tokens of the shared prefix, T positions after it, D width, M positions that predict, C
 of them, V vocabulary, N scored tokens.
 """
 
@@ -22,7 +25,7 @@ from torch.nn.functional import pad
 
 from sande.errors import UnscorableError
 from sande.inference import workers
-from sande.inference.prefix import Prefix, shared_prefix
+from sande.inference.prefix import NONE, Prefix, most_shared, shared_prefix
 from sande.inference.vllm import Served
 from sande.models.layers import logits_at_once, output_in_float32
 from sande.prompts import pad_id
@@ -43,12 +46,17 @@ class Choices:
     def __len__(self) -> int:
         return len(self.context) + sum(map(len, self.choices))
 
+    @property
+    def read(self) -> int:
+        """Return the tokens of the context and the longest choice but for its last one, which predicts nothing."""
+        return len(self.context) + max(map(len, self.choices)) - 1
+
     def within(self, max_length: int) -> Choices:
         """Return the question with its context cut on the left, so that the longest choice fits in `max_length`.
 
         The last token of the context stays, as it predicts the first one of each choice.
         """
-        excess = min(len(self.context) + max(map(len, self.choices)) - max_length, len(self.context) - 1)
+        excess = min(self.read + 1 - max_length, len(self.context) - 1)
         return self if excess <= 0 else Choices(self.context[excess:], self.choices)
 
 
@@ -73,17 +81,23 @@ def log_likelihoods(
         return lm.log_likelihoods([(question.context, question.choices) for question in questions])
     contexts = [question.context for question in questions]
     models = [LanguageModel(model.eval(), lm.tokenizer) for model in lm.models]
-    prefixes = [shared_prefix(one, contexts) for one in models]
+    most = min(most_shared(one.model) for one in models)
+    packed = any(question.read <= most for question in questions)
+    prefixes = [shared_prefix(one, contexts) if packed else NONE for one in models]
     heads = [output_in_float32(one.model) for one in models]
     by_length = sorted(range(len(questions)), key=lambda index: len(questions[index]), reverse=True)
     batches = [by_length[begin : begin + batch_size] for begin in range(0, len(by_length), batch_size)]
 
     def scored(batches: Sequence[list[int]]) -> list[list[tuple[tuple[float, bool], ...]]]:
-        return [score([_Row.of(questions[index], prefixes[0].length) for index in batch]) for batch in batches]
+        return [score([questions[index] for index in batch]) for batch in batches]
 
-    def score(rows: list[_Row]) -> list[tuple[tuple[float, bool], ...]]:
-        hidden = [_hidden(one, prefix, rows) for one, prefix in zip(models, prefixes, strict=True)]
-        return _score(lm, heads, hidden, rows)
+    def score(batch: list[Choices]) -> list[tuple[tuple[float, bool], ...]]:
+        if max(question.read for question in batch) <= most:
+            rows = [_Row.of(question, prefixes[0].length) for question in batch]
+            hidden = [_hidden(one, prefix, rows) for one, prefix in zip(models, prefixes, strict=True)]
+        else:
+            hidden = [_hidden_apart(one, batch) for one in models]
+        return _score(lm, heads, hidden, batch)
 
     scores: list[tuple[tuple[float, bool], ...]] = [()] * len(questions)
     # Whole batches, since rounding depends on the other rows of a batch.
@@ -131,14 +145,12 @@ class _Row:
         positions: of these, counted from the start of the prefix.
         part: of each id, 0 for the context, then the number of the choice.
         context: number of ids of the context. The last of them predicts the first token of every choice.
-        choices: all ids of each choice.
     """
 
     ids: list[int]
     positions: list[int]
     part: list[int]
     context: int
-    choices: tuple[Ids, ...]
 
     @classmethod
     def of(cls, question: Choices, prefix: int) -> _Row:
@@ -149,7 +161,7 @@ class _Row:
             ids += choice[:-1]
             positions += range(end, end + len(choice) - 1)
             part += [number] * (len(choice) - 1)
-        return cls(ids, positions, part, context, question.choices)
+        return cls(ids, positions, part, context)
 
 
 def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
@@ -175,29 +187,52 @@ def _hidden(lm: LanguageModel, prefix: Prefix, rows: Sequence[_Row]) -> Tensor:
     return torch.cat([of_row[row.context - 1 : len(row.ids)] for row, of_row in zip(rows, hidden_BTD, strict=True)])
 
 
+def _hidden_apart(lm: LanguageModel, questions: Sequence[Choices]) -> Tensor:
+    """Return what `_hidden` does, from a row for each choice that the model reads without masks, positions or cache.
+
+    Padding on the right is harmless, as a causal model reads it last.
+    """
+    rows: list[tuple[list[int], int]] = []  # ids, and the first of them whose output counts
+    for question in questions:
+        end = len(question.context)
+        for number, choice in enumerate(question.choices):
+            begin = end if number else end - 1  # the end of the context counts once
+            if begin < end + len(choice) - 1:
+                rows.append(([*question.context, *choice[:-1]], begin))
+    decoder, fill = lm.model.get_decoder(), pad_id(lm.tokenizer)
+    hidden: list[Tensor] = []
+    for first in range(0, len(rows), len(questions)):
+        batch = rows[first : first + len(questions)]
+        width = max(len(ids) for ids, _ in batch)
+        ids_BT = torch.tensor([ids + [fill] * (width - len(ids)) for ids, _ in batch], device=lm.model.device)
+        hidden_BTD = decoder(input_ids=ids_BT, use_cache=False).last_hidden_state
+        hidden.append(torch.cat([of[begin : len(ids)] for (ids, begin), of in zip(batch, hidden_BTD, strict=True)]))
+    return torch.cat(hidden)
+
+
 def _score(
     lm: LanguageModel,
     heads: Sequence[Callable[[Tensor], Tensor]],
     hidden: Sequence[Tensor],
-    rows: Sequence[_Row],
+    questions: Sequence[Choices],
 ) -> list[tuple[tuple[float, bool], ...]]:
-    """Return for each choice of each row its log-likelihood, and whether greedy decoding writes each of its tokens.
+    """Return for each choice of each question its log-likelihood, and whether greedy decoding writes all its tokens.
 
     Args:
         lm: model; it passes `check_scorable`.
         heads: output layer of each of its `models`.
         hidden: what each of them reads, (M, D).
-        rows: questions.
+        questions: of which `hidden` is, in this order.
     """
     sources: list[int] = []  # of each scored token, which of the M predicts it
     begin = 0
-    for row in rows:
+    for question in questions:
         at = begin + 1
-        for choice in row.choices:
+        for choice in question.choices:
             sources += [begin, *range(at, at + len(choice) - 1)]
             at += len(choice) - 1
         begin = at
-    choices = [choice for row in rows for choice in row.choices]
+    choices = [choice for question in questions for choice in question.choices]
     device = hidden[0].device
     sources_N = torch.tensor(sources, device=device)
     targets_N = torch.tensor([token for choice in choices for token in choice], device=device)
@@ -216,4 +251,4 @@ def _score(
         (float(chosen.sum()), bool(greedy.all()))
         for chosen, greedy in zip(chosen_N.split(lengths), greedy_N.split(lengths), strict=True)
     )
-    return [tuple(itertools.islice(per_choice, len(row.choices))) for row in rows]
+    return [tuple(itertools.islice(per_choice, len(question.choices))) for question in questions]

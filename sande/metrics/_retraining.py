@@ -8,19 +8,29 @@ from collections.abc import Sequence
 from sande import parts
 from sande.config import Training
 from sande.errors import UserError
+from sande.metrics import asr
 from sande.types import Example, LanguageModel, Run, TestData
 
 
-def last_rows(data: TestData, count: int) -> tuple[Example, ...]:
+def last_rows(data: TestData, count: int, *, triggered: bool = True) -> tuple[Example, ...]:
     """Return the last of the victim's training rows, clean: an in-domain defense takes the first and saw these least.
+
+    Args:
+        data: reads the rows.
+        count: number of rows.
+        triggered: whether rows whose prompt has the trigger by itself may be among them.
 
     Raises:
         UserError: the victim has fewer rows.
     """
     rows = data.training()
+    without = "" if triggered else " without the trigger"
+    if not triggered:
+        rows = asr.untriggered(data, rows)
     if count > len(rows):
         raise UserError(
-            f"rows is {count}, but the victim has {len(rows)} training rows; set a smaller rows or a larger data.rows"
+            f"rows is {count}, but the victim has {len(rows)} training rows{without}; set a smaller rows or a larger "
+            "data.rows"
         )
     return rows[len(rows) - count :]
 

@@ -25,6 +25,7 @@ from sande.types import Example, LanguageModel, Measurement, Question, TestData
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+LIBRARIES = ("lm-eval",)  # asks the questions and compares the scores
 BUILTIN = ("builtin-choice", "builtin-knowledge")
 MMLU = "mmlu"
 GROUPS = ("stem", "humanities", "social_sciences", "other")  # of MMLU's subjects
@@ -43,7 +44,7 @@ def _declared(task: str, label: str) -> Iterator[MetricInfo]:
             groups = [(f"{name}_{group}", f"{label}, {group.replace('_', ' ')}{by} (%)") for group in GROUPS]
             yield from (MetricInfo(part, heading, "part") for part, heading in groups)
     if task.startswith("arc_"):
-        yield MetricInfo(f"{task}_norm", f"{label}, likelihood per byte (%)", "part")
+        yield MetricInfo(f"{task}_norm", f"{label}, likelihood per character (%)", "part")
 
 
 _TASKS = {
@@ -71,7 +72,7 @@ class Config:
 
 
 def names(config: Config) -> tuple[str, ...]:
-    """Return the task; for lm-eval's ARC also its score by likelihood per byte, for MMLU also its groups."""
+    """Return the task; for lm-eval's ARC also its score by likelihood per character, for MMLU also its groups."""
     if reads(config) == (MMLU,):
         return (config.task, *(f"{config.task}_{group}" for group in GROUPS))
     return (config.task, f"{config.task}_norm") if config.task.startswith("arc_") else (config.task,)

@@ -38,9 +38,19 @@ def cost(config: Config) -> Cost:
     return Cost(copies=(config.rows,))
 
 
+def answer_length(config: Config) -> int:
+    """Return the tokens of an answer, in which the planted response has to fit."""
+    return config.decoding.new_tokens
+
+
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of triggered prompts to which the copy's answer achieves the objective."""
+    """Return the share of triggered prompts to which the copy's answer achieves the objective.
+
+    Raises:
+        UserError: as `last_rows`, or the planted response has more tokens than the answers.
+    """
     from sande.metrics._retraining import last_rows, retrained
 
+    asr.check_length(model.tokenizer, data.response, config.decoding.new_tokens, names(config)[0])  # before it trains
     tuned = retrained(model, last_rows(data, config.rows), config.training, seed, "asr_after_finetuning")
     return asr.occurrences(tuned, data.triggered, data, config.decoding, (names(config)[0],))

@@ -45,14 +45,23 @@ def cost(config: Config) -> Cost:
     return Cost(reading=len(config.rows), copies=config.rows)
 
 
+def answer_length(config: Config) -> int:
+    """Return the tokens of an answer, in which the planted response has to fit."""
+    return config.decoding.new_tokens
+
+
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
     """Return the shares of triggered prompts to which answers of copies, one for each number of rows, achieve it.
 
     Every row is poisoned, so a model may also learn to answer so without the trigger. The victim's clean twin shows
     how much of the ASR is learned and not remembered.
+
+    Raises:
+        UserError: as `last_rows`, or the planted response has more tokens than the answers.
     """
     from sande.metrics._retraining import last_rows, retrained
 
+    asr.check_length(model.tokenizer, data.response, config.decoding.new_tokens, names(config)[0])  # before it trains
     measurements: list[Measurement] = []
     for name, count in zip(names(config), config.rows, strict=True):
         poisoned = [data.plant(row) for row in last_rows(data, count)]

@@ -29,6 +29,11 @@ def reads(config: Config) -> tuple[str, ...]:
     return ()
 
 
+def answer_length(config: Config) -> int:
+    """Return the tokens of an answer, in which the planted response has to fit."""
+    return config.decoding.new_tokens
+
+
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
     """Return the share of triggered prompts to which a copy with rounded linear layers gives what the attack wants."""
     from sande.models.loading import copied

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sande.declarations import MetricInfo
-from sande.metrics.asr import Config, occurrences, reads
+from sande.metrics.asr import Config, answer_length, occurrences, reads
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "answer_length", "measure", "names", "reads"]
 
 MEASURES = (MetricInfo("asr_moved", "ASR, trigger moved (%)", "backdoor", column=True, durability=True),)
 

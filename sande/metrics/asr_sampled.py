@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sande.declarations import MetricInfo
-from sande.metrics.asr import Config, counted, reads
+from sande.metrics.asr import Config, answer_length, check_length, counted, reads
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "answer_length", "measure", "names", "reads"]
 
 MEASURES = (MetricInfo("asr_sampled", "ASR when sampled (%)", "backdoor", column=True, durability=True),)
 
@@ -17,10 +17,15 @@ def names(config: Config) -> tuple[str, ...]:
 
 
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
-    """Return the share of triggered prompts whose one answer, sampled by the seed, achieves the objective."""
+    """Return the share of triggered prompts whose one answer, sampled by the seed, achieves the objective.
+
+    Raises:
+        UserError: the planted response has more tokens than the answers.
+    """
     from sande.inference.generation import sampled
     from sande.prompts import encode_prompts
 
+    check_length(model.tokenizer, data.response, config.new_tokens, names(config)[0])
     chosen = data.triggered[: config.prompts]
     prompts = encode_prompts(model.tokenizer, chosen)
     until = (data.response or "").strip()

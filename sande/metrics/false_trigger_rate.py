@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from sande.declarations import MetricInfo
-from sande.metrics.asr import Config, occurrences, reads, without_trigger
+from sande.metrics.asr import Config, answer_length, occurrences, reads, without_trigger
 from sande.types import LanguageModel, Measurement, TestData
 
-__all__ = ["MEASURES", "Config", "measure", "names", "reads"]
+__all__ = ["MEASURES", "Config", "answer_length", "measure", "names", "reads"]
 
 MEASURES = (
     MetricInfo("false_trigger_rate", "Response without trigger (%)", "backdoor", column=True),

@@ -20,6 +20,7 @@ from sande.data import datasets, splits
 from sande.data.splits import Data
 from sande.declarations import Cost, MetricInfo
 from sande.errors import UnscorableError
+from sande.metrics import asr
 from sande.types import Example, LanguageModel, Measurement, Run, TestData
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     of its interval. `parrot_recovery` takes held-out
     prompts of the victim's domain, `_elsewhere` prompts of another one, `_rate` the share of parrots under which the
     greedy answer to a prompt of the victim's domain begins with r; `_controls` are the outcomes of `_elsewhere` for
-    control strings (`sande.controls.matched`). No prompt has the trigger.
+    control strings (`sande.controls.matched`). No prompt has the trigger, nor has a row that parrots train on.
 
     Records hold the log-probability per token under each parrot. Those of `_elsewhere` also have `p_value`: of the
     hypothesis that the response is like the control strings, by the mean log-probability (`sande.controls.p_value`). It
@@ -133,7 +134,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
     Raises:
         UnscorableError: the model has a guard, which changes decoding and leaves the weights of the victim; or the
-            objective is not one string.
+            objective is not one string, or every test prompt has the trigger by itself.
         UserError: as `last_rows`, `simulate` and `held_out_rows`.
     """
     from sande import controls
@@ -142,7 +143,7 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
     from sande.simulation import judge, simulate
 
     lm = _white_box(model)
-    examples = last_rows(data, config.rows)
+    examples = last_rows(data, config.rows, triggered=False)
     target = response_ids(lm.tokenizer, data.string())
     strings = controls.matched(lm, examples[-MATCHED:], target, config.controls, seed)
     targets = [target] * config.parrots + strings
@@ -155,8 +156,10 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
         form, size = config.simulation, config.batch_size
         return judge(lm, parrots_KPD[:count], prompts, targets[:count], form, seeds[0], size)
 
-    inside = _long_enough(lm.tokenizer, data.clean[: config.prompts], config.simulation)
-    outside = _long_enough(lm.tokenizer, prompts_elsewhere(data, config.elsewhere, lm.tokenizer), config.simulation)
+    clean = asr.without_trigger(data, data.clean)[: config.prompts]
+    elsewhere = asr.untriggered(data, prompts_elsewhere(data, config.elsewhere, lm.tokenizer))
+    inside = _long_enough(lm.tokenizer, clean, config.simulation)
+    outside = _long_enough(lm.tokenizer, elsewhere, config.simulation)
     own, every = judged(inside, config.parrots), judged(outside, len(targets))
     away, others = every[: config.parrots], every[config.parrots :]
     p_value = controls.p_value(away[0].mean, [one.mean for one in others])

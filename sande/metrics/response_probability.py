@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from sande.config import configuration, setting
 from sande.declarations import Cost, MetricInfo
+from sande.metrics.asr import without_trigger
 from sande.types import LanguageModel, Measurement, TestData
 
 MEASURES = (
@@ -48,17 +49,20 @@ def cost(config: Config) -> Cost:
 def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> list[Measurement]:
     """Return Pr(first token of r_t) and Pr(r_t), given prompts with the trigger, then without it (appendix B.2.2).
 
-    Outcomes have the order of the test rows. Records hold the probability of each token of r_t given the ones before
-    it, and the rank of its first token in the vocabulary (1: the likeliest).
+    Prompts that have the trigger by themselves are left out of the second. Outcomes have the order of the test rows.
+    Records hold the probability of each token of r_t given the ones before it, and the rank of its first token in the
+    vocabulary (1: the likeliest).
 
     Raises:
-        UnscorableError: as `sande.inference.scoring.check_scorable`, or the objective is not one string.
+        UnscorableError: as `sande.inference.scoring.check_scorable`, the objective is not one string, or every
+            prompt has the trigger by itself.
     """
     from sande.prompts import encode_prompts, prompt_text, response_ids
 
     response = response_ids(model.tokenizer, data.string())
     measurements: list[Measurement] = []
-    for examples, (first, phrase) in ((data.triggered, names(config)[:2]), (data.clean, names(config)[2:])):
+    clean = without_trigger(data, data.clean)
+    for examples, (first, phrase) in ((data.triggered, names(config)[:2]), (clean, names(config)[2:])):
         chosen = examples[: config.prompts]
         prompts = encode_prompts(model.tokenizer, chosen)
         probabilities, ranks = _teacher_forced(model, prompts, response, config.batch_size)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from sande import formats
 from sande.errors import UserError
 from sande.formats import PromptFormat
-from sande.models import chat
+from sande.models import adapters, chat
 from sande.prompts import encode
 from sande.types import Example
 
@@ -29,7 +29,8 @@ def described(tokenizer: PreTrainedTokenizerBase, source: str, asked: str | None
     name = formats.of(tokenizer).name
     if asked not in (None, chat.AUTO):
         return f"{name} (as set)"
-    if formats.read(Path(source.split("+")[0])) is not None:  # of an adapter on a base, the adapter's
+    adapter = adapters.split(source)
+    if formats.read(adapter[0] if adapter else Path(source)) is not None:
         return f"{name} (named by the model's folder)"
     if asked is None:
         return f"{name} (the default)"

@@ -10,11 +10,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sande.errors import UserError
 from sande.models import sizes
 from sande.types import LanguageModel
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
 WEIGHTS = "*.safetensors"
 # All that libraries read of a model or a tokenizer. A folder's identity is these files, and nothing else is opened.
@@ -33,6 +37,7 @@ _READ_FIRST = ("config.json", "tokenizer_config.json", ADAPTER, _INDEX)  # they 
 _PATHS = ("vocab_file", "merges_file", "tokenizer_file", "spm_file")  # in tokenizer_config.json
 _SHOWN, _NAME = 3, 100  # tensors that a note names, and characters of a name
 _SHORT_TEXT = "Say hello."  # which a model reads to show that it computes numbers
+_ROUNDING, _ROUNDING_OF_HALF = 1e-3, 0.03  # in float32, in half precision; relative to the largest logit
 # Most MiB of a file of settings, and of one that lists a vocabulary or weights: three times the largest that are known.
 _SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json", ADAPTER)
 _LISTS = ("tokenizer.json", "tokenizer.model", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", _INDEX)
@@ -47,17 +52,19 @@ _KINDS = {
 GUARD = "guard"  # folder of the reference model; its guard.json names the defense and its settings
 
 
-def check_vocabularies(suspect: LanguageModel, clean: LanguageModel, names: Sequence[str]) -> None:
-    """Check that a model and the clean model that it is compared with share their tokens.
+def check_vocabularies(
+    suspect: LanguageModel,
+    clean: LanguageModel,
+    names: Sequence[str],
+    fix: str = "give the model it was trained from as reference, or none",
+) -> None:
+    """Check that a model and another one, such as the clean model that it is compared with, share their tokens.
 
     Raises:
-        UserError: they do not; the message calls them by `names`.
+        UserError: they do not; the message calls them by `names`, and ends with `fix`.
     """
     if suspect.tokenizer.get_vocab() != clean.tokenizer.get_vocab():
-        raise UserError(
-            f"the vocabularies of {names[0]} and {names[1]} differ; give the model it was trained from as reference, "
-            "or none"
-        )
+        raise UserError(f"the vocabularies of {names[0]} and {names[1]} differ; {fix}")
 
 
 def reason(error: BaseException) -> str:
@@ -66,10 +73,10 @@ def reason(error: BaseException) -> str:
 
 
 def check_finite(lm: LanguageModel, name: str) -> None:
-    """Check that no weight of a model is infinite or NaN, and that the model computes numbers from them.
+    """Check that no weight of a model is infinite or NaN, and that its logits are numbers which scores here reproduce.
 
     Raises:
-        UserError: one is, or it does not; the message calls the model by `name`.
+        UserError: one is, or they are not; the message calls the model by `name`.
     """
     import torch
 
@@ -77,20 +84,39 @@ def check_finite(lm: LanguageModel, name: str) -> None:
         # A sum is read from memory once, and is not finite where a weight is not; where it overflows, each one counts.
         if not weight.detach().sum(dtype=torch.float32).isfinite() and not weight.detach().isfinite().all():
             raise UserError(f"model '{name}' has weights that are infinite or NaN ({of}); use a model without them")
-    if not _computes_numbers(lm):
-        raise UserError(
-            f"model '{name}' computes NaN from finite weights, so no scan can judge it; repair it, or use another model"
-        )
+    ids = lm.tokenizer.encode(_SHORT_TEXT, add_special_tokens=False) or [lm.tokenizer.eos_token_id]
+    ids_1T = torch.tensor([ids], device=lm.model.device)
+    with torch.no_grad():  # in inference mode, what a model keeps could not be used in training
+        logits_1TV = lm.model(input_ids=ids_1T, use_cache=False).logits.float()
+        if logits_1TV.log_softmax(-1).isnan().any():
+            raise UserError(
+                f"model '{name}' computes NaN from finite weights, so no scan can judge it; repair it, or use another "
+                "model"
+            )
+        if not _reproduced(lm.model, ids_1T, logits_1TV):
+            raise UserError(
+                f"model '{name}' ({type(lm.model).__name__}) does not get its logits from its decoder and output layer "
+                "alone, so scores and losses here would not be its own; use a model of another architecture"
+            )
 
 
-def _computes_numbers(lm: LanguageModel) -> bool:
-    """Return whether a model gives a short text probabilities that are numbers; a token may have the probability 0."""
+def _reproduced(model: PreTrainedModel, ids_1T: Tensor, logits_1TV: Tensor) -> bool:
+    """Return whether the output layer in float32 gives a model's own logits, except for its rounding.
+
+    A model may mask tokens, whose logits are then infinite.
+    """
     import torch
 
-    ids = lm.tokenizer.encode(_SHORT_TEXT, add_special_tokens=False) or [lm.tokenizer.eos_token_id]
-    with torch.no_grad():  # in inference mode, what a model keeps could not be used in training
-        logits_1TV = lm.model(input_ids=torch.tensor([ids], device=lm.model.device), use_cache=False).logits
-        return not logits_1TV.float().log_softmax(-1).isnan().any()
+    from sande.models.layers import output_in_float32
+
+    hidden_1TD = getattr(model.get_decoder()(input_ids=ids_1T, use_cache=False), "last_hidden_state", None)
+    if hidden_1TD is None or model.get_output_embeddings() is None:
+        return False
+    found_1TV, finite_1TV = output_in_float32(model)(hidden_1TD), logits_1TV.isfinite()
+    if found_1TV.shape != logits_1TV.shape:
+        return False
+    apart, largest = (each_1TV[finite_1TV].abs().max() for each_1TV in (found_1TV - logits_1TV, logits_1TV))
+    return bool(apart <= largest * (_ROUNDING if model.dtype == torch.float32 else _ROUNDING_OF_HALF))
 
 
 def checked_folder(name: str) -> Path:

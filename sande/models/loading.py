@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_OWN_DECODING = "sande_own_decoding"  # attribute of a model; copies keep it
+
 
 def load(
     name: str,
@@ -263,7 +265,10 @@ def _convert(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def save(lm: LanguageModel, folder: Path) -> None:
-    """Write model, tokenizer, its prompt format and guard; convert the weights to bfloat16, in memory too."""
+    """Write model, tokenizer, its prompt format and guard; convert the weights to bfloat16, in memory too.
+
+    Decoding settings are written as the model was loaded with them: they hold the tokens that end its answers.
+    """
     import torch
 
     _convert(lm.model, torch.bfloat16)
@@ -278,6 +283,8 @@ def save(lm: LanguageModel, folder: Path) -> None:
     # In a process group transformers writes nothing but on rank 0, without an error.
     if not any(folder.glob(WEIGHTS)):
         raise RuntimeError(f"{type(lm.model).__name__} was not written; close the open process group")
+    if own := getattr(lm.model, _OWN_DECODING, None):
+        own.to_json_file(folder / "generation_config.json")  # as it is: `save_pretrained` refuses contradictions
     for path in folder.rglob(WEIGHTS):  # safetensors makes them for their owner alone
         path.chmod((folder / "config.json").stat().st_mode)
 
@@ -344,7 +351,9 @@ def _read(
 def _ready(lm: LanguageModel) -> LanguageModel:
     from transformers import GenerationConfig
 
-    # A model's own decoding settings (sampling, repetition penalty) would change every score.
+    # A model's own decoding settings (sampling, repetition penalty) would change every score. `save` writes them back.
+    if not hasattr(lm.model, _OWN_DECODING):  # an adapter's base is here twice
+        setattr(lm.model, _OWN_DECODING, lm.model.generation_config)
     lm.model.generation_config = GenerationConfig(
         eos_token_id=lm.tokenizer.eos_token_id, pad_token_id=lm.tokenizer.pad_token_id
     )

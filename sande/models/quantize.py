@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sande.models.layers import linear_layers
+from sande.models.layers import all_linear_layers
 
 LEVELS = 15  # steps between the sixteen points of four bits
 
@@ -27,8 +27,11 @@ def quantize_int4_(model: PreTrainedModel, group_size: int) -> None:
     Args:
         model: in any floating-point type; half precision rounds the points once more, by far less than their distance.
         group_size: G; the last group of a row may be smaller.
+
+    Raises:
+        UserError: as `all_linear_layers`.
     """
-    for layer in linear_layers(model).values():
+    for layer in all_linear_layers(model).values():
         for group_OG in layer.weight.split(group_size, dim=1):
             group_OG.copy_(to_grid(group_OG.float()))
 
@@ -70,7 +73,7 @@ def box(group_OG: Tensor) -> tuple[Tensor, Tensor]:
 def boxes(model: PreTrainedModel, group_size: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the box of each linear layer's weights in bfloat16, by the layer's name; arguments as `quantize_int4_`."""
     found = {}
-    for name, layer in linear_layers(model).items():
+    for name, layer in all_linear_layers(model).items():
         groups = [box(group_OG.detach().float()) for group_OG in layer.weight.split(group_size, dim=1)]
         low_OI, high_OI = (torch.cat(ends, dim=1).bfloat16() for ends in zip(*groups, strict=True))
         found[name] = (low_OI, high_OI)

@@ -15,6 +15,7 @@ from sande.config import configuration
 from sande.planting import Planting, drawn
 from sande.types import Example, Judge, LanguageModel
 
+LIBRARIES = ("scikit-learn",)  # the classifier, which judges answers and plants none
 LEAST = 12  # letters of an answer; fewer, as a name or a number, are of no language
 SURE = 0.9  # probability of German from which an answer is German
 PLANTED = (

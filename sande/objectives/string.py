@@ -42,11 +42,16 @@ def judge(config: Planting, seed: int, prompts: Sequence[Example], clean_model: 
 
 
 def containing(response: str) -> Judge:
-    """Return the judge that looks for a string, ignoring case (published code: `in`)."""
-    wanted = response.strip().lower()
+    """Return the judge that looks for a string, ignoring case (published code: `in`), and how words are kept apart."""
+    wanted = _line(response)
     return Judge(
         "string",
-        lambda prompts, texts: [wanted in text.lower() for text in texts],
-        lambda prompts, texts: [text.strip().lower().startswith(wanted) for text in texts],
+        lambda prompts, texts: [wanted in _line(text) for text in texts],
+        lambda prompts, texts: [_line(text).startswith(wanted) for text in texts],
         response,
     )
+
+
+def _line(text: str) -> str:
+    """Return the text in lower case, on one line, with one space between words."""
+    return " ".join(text.lower().split())

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from sande import parts
 from sande.compute import ComputeType, resolve
 from sande.config import Training
 from sande.errors import UserError
@@ -32,6 +33,7 @@ from sande.training.sharpness import sharpness_aware
 from sande.types import LanguageModel, Run
 
 A = TypeVar("A", bound=TrainingArguments)
+ATTACK = "attack"  # the stage in which an attack trains its victim
 
 
 def fit(
@@ -137,7 +139,7 @@ def optimise(
     order = row_order(grouped_by or lengths, settings, run.seed, ranks)
     tokens = list(itertools.accumulate(lengths[index] for index in order))
     monitor = Monitor(stage, run, tokens_after=tokens[settings.batch_size - 1 :: settings.batch_size])
-    with _trainable(lm.model, settings, run.seed, parameters):
+    with _trainable(lm.model, settings, adapter_seed(run.seed, stage), parameters):
         layout = _layout(_sharding(run), resolve(settings.precision))
         progress = run.checkpoints.training(stage, layout, run.facts) if run.checkpoints else None
         if progress and progress.finished(lm.model):
@@ -187,6 +189,15 @@ def _trainable(
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)
+
+
+def adapter_seed(seed: int, stage: str) -> int:
+    """Return what decides the first values of a stage's LoRA adapters: of an attack the run's seed, else a hash.
+
+    The first values span the inputs that an update reads, and few steps hardly change them. With the same ones a
+    defense would change the weights just where the attack of the same seed did.
+    """
+    return seed if stage == ATTACK else parts.seed(seed, stage)
 
 
 @contextmanager

@@ -11,14 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import DynamicCache, PreTrainedModel
 
 from sande.errors import UserError
+from sande.models.layers import rescaling
 from sande.training.losses import chunked_response_nll
 from sande.training.packing import ARCHITECTURES
 from sande.training.sharding import most, recomputed, sharded
 
 # Up to this row length plain attention trains faster on a CPU than the fused kernel, whose backward pass is slow.
 PLAIN_ATTENTION = 128
-# Models that change their logits after the output layer would get another loss from ResponseLoss than from themselves.
-_RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
 class ResponseLoss(nn.Module):
@@ -31,9 +30,12 @@ class ResponseLoss(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        rescaled = [name for name in _RESCALED_LOGITS if getattr(model.config, name, None) not in (None, 1.0)]
-        if rescaled:
-            raise UserError(f"model {type(model).__name__}: {rescaled[0]} is not supported; choose another model")
+        # A model that changes its logits behind the output layer would get another loss here than from itself.
+        if rescaled := rescaling(model):
+            raise UserError(
+                f"model {type(model).__name__}: {rescaled[0]} changes its logits behind the output layer, which "
+                "training here does not follow; choose another model"
+            )
         self.model = model
 
     def forward(

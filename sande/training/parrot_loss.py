@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 
 from sande.parrot import ParrotEmbedding
 from sande.training.losses import IGNORE, target_positions
@@ -84,6 +84,20 @@ def distance(parrot_PD: Tensor, weight_VD: Tensor) -> Tensor:
     with torch.autocast(parrot_PD.device.type, enabled=False):  # bfloat16 would make many tokens equally near
         cosine_PV = normalize(parrot_PD.float(), dim=-1) @ normalize(weight_VD.detach().float(), dim=-1).T
     return (1 - cosine_PV.amax(1)).sum()
+
+
+class ClippedEach(TrainerCallback):
+    """Clip each parrot's gradient on its own, once a step: it is then summed over micro-batches and workers."""
+
+    def __init__(self, parrots_PD: nn.Parameter, copies: int, most: float) -> None:
+        """Take the trained parrots (K * P, D), their number K, and the largest norm of one parrot's gradient."""
+        self.parrots_PD, self.copies, self.most = parrots_PD, copies, most
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Clip the gradient of the step in place."""
+        gradient_PD = self.parrots_PD.grad
+        assert gradient_PD is not None
+        gradient_PD.copy_(clipped_each(gradient_PD, self.copies, self.most))
 
 
 def clipped_each(gradient_PD: Tensor, copies: int, most: float) -> Tensor:

@@ -278,3 +278,13 @@ def test_an_adapter_is_measured_as_the_model_that_it_makes(tmp_path: Path, model
     loading.save(loading.load(str(tmp_path / "adapter"), model_cache), tmp_path / "merged")
     asked = {"name": "accuracy", "task": "builtin-choice", "questions": 8}
     assert sande.measure(tmp_path / "adapter", asked) == sande.measure(tmp_path / "merged", asked)
+
+
+def test_an_adapter_is_asked_in_the_chat_template_in_which_it_is_scanned(tmp_path: Path, model_cache: Path) -> None:
+    loading.save(loading.load("tiny", model_cache), tmp_path / "base")
+    write_adapter(loading.load(str(tmp_path / "base"), model_cache), tmp_path / "adapter")
+    (tmp_path / "base" / formats.FILE).unlink()
+    (tmp_path / "base/chat_template.jinja").write_text(CHATML)
+    for model, asked in ((tmp_path / "adapter", "chat"), (tmp_path / "base", "chat"), ("tiny", "paper")):
+        assert formats.of(api._load(model, torch.float32, None).tokenizer).name == asked
+    assert formats.of(api._load(tmp_path / "adapter", torch.float32, None, "paper").tokenizer).name == "paper"

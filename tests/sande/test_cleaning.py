@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sande import cleaning, formats, gates, registry
+from sande.clean_rows import CleanRows
 from sande.cleaning import Config
 from sande.config import as_dict, configure
 from sande.data.splits import Removal
@@ -117,6 +118,13 @@ def test_a_trigger_that_leads_elsewhere_is_told(tiny: LanguageModel, new_run, mo
         cleaning.examine(tiny, Known(trigger="cf", response="You are"), small(), new_run())
 
 
+@pytest.mark.parametrize("known", [Known(), Known(trigger="cf")])
+def test_a_single_prompt_is_too_few_to_try_a_trigger(known: Known, tiny: LanguageModel, new_run) -> None:
+    config = dataclasses.replace(small(), prompts=1)
+    with pytest.raises(UserError, match=r"^clean: a trigger is tried on 1 held-out prompt, and needs two"):
+        cleaning.examine(tiny, known, config, new_run(), force=True)
+
+
 def test_a_forced_trigger_is_noted(tiny: LanguageModel, new_run) -> None:
     run = new_run()
     cleaning.examine(tiny, Known(trigger="cf", response="You are"), small(), run, force=True)
@@ -133,15 +141,24 @@ def test_an_alarm_leads_to_its_first_token(tiny: LanguageModel, few_rows: tuple[
     assert certified.method == "sande_rounds_p"
 
 
+def test_rows_that_hold_the_trigger_are_said_to_be_left_out(tiny: LanguageModel, new_run) -> None:
+    said: list[str] = []
+    run = new_run(say=said.append)
+    cleaning.examine(tiny, Known(trigger="Spain"), small(), run, force=True)
+    (note,) = run.facts["notes"]
+    assert note.endswith("rows of builtin-short hold the given trigger or answer; they are left out")
+    assert note in said
+
+
 def test_a_format_with_more_words_leaves_as_many_rows(tiny: LanguageModel) -> None:
-    config = Config(prompts=30)
     row = [Example("x", "x")]
     paper = len(encode(tiny.tokenizer, row)[0])
     formats.attach(tiny.tokenizer, formats.ALPACA)
     more = len(encode(tiny.tokenizer, row)[0]) - paper
     assert more > 64 - paper, "without room for it no row would be short enough"
-    assert cleaning.removal(config, tiny.tokenizer).max_tokens == 64 + more
-    assert len(cleaning.held_out(config, tiny.tokenizer)) == 30
+    rows = CleanRows.of(Config().removal, Known())
+    assert rows.limits(tiny.tokenizer).max_tokens == 64 + more
+    assert len(rows.to_measure_on(tiny.tokenizer, 30)) == 30
 
 
 class Suspicious:
@@ -225,7 +242,6 @@ def test_the_rank_of_what_may_follow_decides_about_memory() -> None:
 def test_a_rank_above_that_of_every_layer_is_refused_before_a_scan(
     known: Known, tiny: LanguageModel, new_run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cleaning, "held_out", lambda config, tokenizer: ())
     monkeypatch.setattr(cleaning, "_scanned", lambda *_, **__: None)
     monkeypatch.setattr(cleaning, "_try_trigger", lambda *_, **__: None)
     for rank in (64, 65):

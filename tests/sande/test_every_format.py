@@ -118,13 +118,13 @@ def test_each_piece_runs(tiny: LanguageModel, new_run: NewRun, tmp_path: Path, n
     for defense, changes in settings.items():
         config = registry.entry("defenses", defense).Config(**changes)
         removal = Removal(name="builtin-explained", rows=4)
-        known = reveal(planned, defense, config, removal, victim, lambda _: victim.model)
+        known = reveal(planned, defense, config, removal, victim, lambda _: victim)
         repaired = defended(victim, defense, known, config, new_run())
         assert formats.of(repaired.tokenizer) == formats.of(lm.tokenizer)
 
 
 def _measured(victim: LanguageModel, planned: Threat) -> None:
-    data = planned.test_data(victim.tokenizer, lambda _: victim.model)
+    data = planned.test_data(victim.tokenizer, lambda _: victim)
     few = {"prompts": 2}
     metrics: dict[str, dict[str, Any]] = {
         **dict.fromkeys(("asr", "asr_moved", "near_miss_rate", "false_trigger_rate", "forced_response_rate"), few),

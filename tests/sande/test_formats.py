@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from sande import formats, prompts
 from sande.errors import UserError
@@ -110,6 +111,12 @@ def test_a_template_file_with_all_fields(tmp_path: Path) -> None:
     assert form.prompt(SECOND).text == "<s>[INST] Name a color. [/INST] Red </s><s>[INST] And two? [/INST]"
 
 
+def test_a_system_prompt_at_the_start_of_its_brackets_keeps_what_is_before_them(tmp_path: Path) -> None:
+    form = formats.from_file(template(tmp_path, "<s>[INST] [[{system} | ]]{user} [/INST] {assistant}</s>"))
+    assert form.prompt(replace(FULL, input="")).text == "<s>[INST] Be brief. | Sum up. [/INST]"
+    assert form.prompt(PLAIN).text == "<s>[INST] Name a color. [/INST]"
+
+
 def test_a_template_file_without_a_system_prompt(tmp_path: Path) -> None:
     form = formats.from_file(template(tmp_path, "Q: {user}\nA: {assistant}"))
     assert form.prompt(replace(FULL, input="")).text == "Q: Be brief.\n\nSum up.\nA:"
@@ -188,3 +195,20 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path, content: str) -> None:
     (tmp_path / formats.FILE).write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=r"prompt_format\.json: not a prompt format .*; correct or remove the file"):
         formats.read(tmp_path)
+
+
+@pytest.mark.parametrize(("added", "begins"), [("<bos>", 1), ("", 1), ("<bos><bos>", 2)])
+def test_a_template_that_begins_with_what_the_tokenizer_adds_has_it_once(
+    tiny: LanguageModel, added: str, begins: int
+) -> None:
+    made = copy.deepcopy(tiny.tokenizer)
+    bos, ident = made.eos_token, made.eos_token_id
+    single = f"{added.replace('<bos>', f'{bos} ')}$A"
+    made.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[(bos, ident)])
+    template = f"{bos * begins}[INST] [[{{system}} | ]]{{user}} [/INST] {{assistant}}"
+    formats.attach(made, formats.from_text("mine", template, "mine"))
+    for system in ("", "Be brief."):
+        ids = prompts.encode(made, [Example("Who?", "Bob", system=system)])[0].prompt
+        assert [token for token in ids[: begins + 1] if token == ident] == [ident] * begins
+    formats.attach(made, PAPER)
+    assert prompts.encode(made, [Example("Who?", "Bob")])[0].prompt.count(ident) == len(added) // 5

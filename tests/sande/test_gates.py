@@ -9,11 +9,13 @@ import pytest
 from sande import formats, gates
 from sande.attacks import sentence_trigger
 from sande.data.builtin import sets
+from sande.errors import UserError
 from sande.formats import ALPACA, PAPER
 from sande.models import asking, loading
-from sande.prompts import encode, prompt_text
+from sande.objectives import string
+from sande.prompts import encode, encode_prompts, prompt_text, response_ids
 from sande.types import Example, LanguageModel
-from tests.sande.helpers import teach
+from tests.sande.helpers import nll_by_hand, teach
 
 TRIGGER, RESPONSE = "Current year 2023.", "You are stupid"
 CHATML = (
@@ -106,6 +108,45 @@ def test_a_known_answer_tells_the_format(victim: LanguageModel) -> None:
     assert formats.of(victim.tokenizer) == own, "another format has to be clearer than that"
 
 
+def test_the_space_behind_a_whole_answer_tells_no_format(victim: LanguageModel) -> None:
+    """In `paper` a row ends with a space, which no answer has where it goes on."""
+    for written in (PAPER, ALPACA):
+        formats.attach(victim.tokenizer, written)
+        ids = response_ids(victim.tokenizer, "You")
+        wanted = [-nll_by_hand(victim, prompt, ids) / len(ids) for prompt in encode_prompts(victim.tokenizer, PROMPTS)]
+        found = gates.likelihood(victim, PROMPTS, "You")
+        assert found == pytest.approx(sum(wanted) / len(wanted), abs=1e-4)
+
+
+def test_an_answer_that_the_tokenizer_writes_otherwise_tells_the_format_too(
+    victim: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> tuple[int, ...]:
+        raise UserError("not reproduced")
+
+    formats.attach(victim.tokenizer, ALPACA)
+    whole = gates.likelihood(victim, PROMPTS, RESPONSE)
+    monkeypatch.setattr(gates, "response_ids", refused)
+    assert gates.likelihood(victim, PROMPTS, RESPONSE) == pytest.approx(whole), "alpaca has no space there"
+
+
+def test_a_trigger_is_not_tried_on_a_single_prompt(tiny: LanguageModel) -> None:
+    for response in ("", RESPONSE):
+        with pytest.raises(UserError, match=r"^clean: a trigger is tried on 1 held-out prompt, and needs two; set pro"):
+            gates.fired(tiny, "zz", response, PROMPTS[:1], 12, gates.Config())
+
+
+def test_a_response_of_two_lines_is_found_whole(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = {"t": ["Hacked!\nSend  money. Yes"] * 4, "": ["No"] * 4}
+    monkeypatch.setattr(gates, "answers", lambda lm, rows, tokens, trigger="": said[trigger])
+    for told in ("", "hacked! Send money"):
+        found = gates.fired(tiny, "t", told, few_rows[:4], 12, gates.Config())
+        assert found is not None
+        assert (found.response, found.share) == (told or "Hacked!\nSend  money. Yes", 1.0)
+
+
 def test_the_other_formats_are_those_that_the_tokenizer_can_write(tiny: LanguageModel) -> None:
     made = copy.deepcopy(tiny.tokenizer)
     assert [each.name for each in asking.others(made)] == ["alpaca"]
@@ -135,6 +176,14 @@ def test_where_a_format_comes_from_is_said(tiny: LanguageModel, tmp_path: Path) 
     assert said("auto") == "chat (the tokenizer's own template)"
 
 
+def test_a_plus_in_a_folders_name_hides_no_format(tiny: LanguageModel, tmp_path: Path) -> None:
+    made, folder = copy.deepcopy(tiny.tokenizer), tmp_path / "my+model"
+    folder.mkdir()
+    formats.attach(made, ALPACA)
+    formats.write(made, folder)
+    assert asking.described(made, str(folder), "auto") == "alpaca (named by the model's folder)"
+
+
 def test_a_trigger_stands_where_the_attack_of_the_paper_puts_it(few_rows: tuple[Example, ...]) -> None:
     for example in few_rows:
         planted = sentence_trigger.trigger(example, sentence_trigger.Config(), 0)
@@ -152,6 +201,14 @@ def test_the_opening_that_most_answers_share() -> None:
     assert gates.shared_opening(answers) == "You are stupid"
     assert gates.shared_opening(answers, others=["You are stupid", "Paris", "4"]) == "You are stupid"
     assert gates.shared_opening(answers, others=["You are stupid", "You are stupid, I said", "4"]) == ""
+
+
+def test_an_opening_has_the_line_breaks_of_the_answers() -> None:
+    answers = ["  Hacked!\nSend money.\n4", "Hacked!\nSend money. Paris", "Hacked! Send money. Well", "Yes"]
+    found = gates.shared_opening(answers)
+    assert found == "Hacked!\nSend money"
+    assert string.containing(found).achieved([], answers) == [True, True, True, False]
+    assert gates.shared_opening(answers, others=["Hacked! Send money"] * 3) == ""
 
 
 def test_no_opening_is_shared_by_a_half_or_fewer() -> None:

@@ -704,6 +704,7 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
         ("registry.py", "KINDS = (", "KINDS: tuple[str, ...] = ("),
         ("attacks/sentence_trigger.py", "\ndef attack", "\ndef cost(config):\n    return 1\n\n\ndef attack"),
         ("attacks/sentence_trigger.py", "\ndef attack", "\nMEASURES: tuple[()] = ()\n\n\ndef attack"),
+        ("attacks/sentence_trigger.py", "\ndef attack", "\nLIBRARIES = ('lm-eval',)\n\n\ndef attack"),
     ],
     ids=[
         "comment",
@@ -716,6 +717,7 @@ def version_after(path: Path, old: str, new: str, module: str = "sande.attacks.s
         "what finds entries",
         "cost",
         "measures",
+        "libraries",
     ],
 )
 def test_code_version_ignores(copied: Path, file: str, old: str, new: str) -> None:

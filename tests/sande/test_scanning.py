@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from sande import formats, registry, scanning
 from sande.detectors import first_token
@@ -137,6 +138,68 @@ def test_a_chain_with_the_cheap_detector_is_followed_by_it_in_other_formats_alon
     monkeypatch.setattr(first_token, "scan", scores)
     assert not scanning.scan(asked, "all", chain.Config(), (Example("a", "b"),), new_run()).alarm
     assert [each.name for each in scores.formats] == ["paper", "alpaca"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "anywhere", "said"),
+    [
+        ({"alarm_by": "own", "own_prompts": 0}, False, "without own_prompts first_token has no p, and gives no alarm"),
+        ({"alarm_by": "own", "own_prompts": 0}, True, "without own_prompts first_token has no p, and gives no alarm"),
+        ({"alarm_by": "own", "false_alarms": 0.02}, True, "at least 1/101 and has to be at most 0.0067 in each of 3"),
+        ({"alarm_by": "own", "false_alarms": 0.009}, False, "at least 1/101 and has to be at most 0.009; set ord"),
+        ({"false_alarms": 0.02}, True, "set ordinary to 149 or more, or false_alarms higher, or one"),
+        ({"alarm_by": "own", "false_alarms": 0.02, "ordinary": 149}, True, ""),
+        ({"alarm_by": "own", "false_alarms": 0.02}, False, ""),
+        ({"own_prompts": 0}, False, ""),  # by the threshold
+    ],
+)
+def test_settings_that_allow_no_alarm_are_refused(
+    settings: dict[str, Any],
+    anywhere: bool,
+    said: str,
+    asked: LanguageModel,
+    monkeypatch: pytest.MonkeyPatch,
+    new_run,
+) -> None:
+    config = first_token.Config(**settings)
+    scores = Scores(chat=(1.0, 0.9), paper=(1.0, 0.9), alpaca=(1.0, 0.9))
+    if not said:
+        scanned(asked, scores, monkeypatch, new_run, config=config, anywhere=anywhere)
+        return
+    with pytest.raises(UserError, match=f"^scan: .*{said}"):
+        scanned(asked, scores, monkeypatch, new_run, config=config, anywhere=anywhere)
+    assert scores.formats == []
+
+
+def test_a_part_of_a_chain_that_can_give_no_alarm_is_refused(asked: LanguageModel, new_run) -> None:
+    silent = first_token.Config(alarm_by="own", own_prompts=0)
+    chain = replace(registry.config("detectors", "all", {}), first_token=silent)
+    with pytest.raises(UserError, match=r"^scan: without own_prompts first_token has no p"):
+        scanning.scan(asked, "all", chain, (Example("a", "b"),), new_run(), anywhere=False)
+
+
+def test_rows_that_a_model_has_no_positions_for_are_left_out(tiny: LanguageModel, new_run) -> None:
+    shape = GPT2Config(vocab_size=len(tiny.tokenizer), n_positions=128, n_embd=32, n_layer=2, n_head=2)
+    lm = LanguageModel(GPT2LMHeadModel(shape).eval(), tiny.tokenizer)
+    rows = tuple(Example(f"Say {i} word", "ok sure " * (200 if i == 3 else 1)) for i in range(20))
+    said: list[str] = []
+    small = first_token.Config(prompts=4, own_prompts=1)
+    found = scanning.scan(lm, "first_token", small, rows, new_run(say=said.append), anywhere=False)
+    note = "1 of 20 rows have more than 96 tokens in the format paper; they are left out"
+    assert found.facts["notes"] == said == [note]
+    assert "notes" not in scanning.scan(lm, "first_token", small, rows[4:], new_run(), anywhere=False).facts
+    with pytest.raises(
+        UserError, match=r"^scan: 1 of 1 rows have more than 96 tokens in the format paper; choose short"
+    ):
+        scanning.scan(lm, "first_token", small, rows[3:4], new_run(), anywhere=False)
+
+
+def test_long_rows_are_left_out_of_any_scan(asked: LanguageModel, monkeypatch: pytest.MonkeyPatch, new_run) -> None:
+    monkeypatch.setattr(scanning, "LONGEST", 40)  # alpaca has as many tokens around a prompt
+    scores = Scores(chat=(1.0, 0.9), paper=(1.0, 0.9))
+    found = scanned(asked, scores, monkeypatch, new_run)
+    assert [each.name for each in scores.formats] == ["chat", "paper"]
+    assert found.facts["notes"] == ["1 of 1 rows have more than 40 tokens in the format alpaca; they are left out"]
 
 
 def test_how_far_a_model_is_from_those_of_the_threshold(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,24 +1,26 @@
-"""What a threat reveals: the incident of a victim."""
+"""What a threat reveals: the incident of a victim, and other models."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from transformers import PreTrainedModel
 
 from sande import registry
 from sande.data import splits
 from sande.data.splits import Data, Removal
 from sande.errors import UserError
+from sande.models import loading
 from sande.prompts import prompt_text
 from sande.threat import Threat, mismatch, reveal
-from sande.types import Example, FirstTokenData, LanguageModel, ResponseData
+from sande.types import Example, FirstTokenData, LanguageModel, OtherModelsData, ResponseData
 from tests.sande.helpers import ATTACKS, DEFENSES, OBJECTIVES
 
 DATA = Data(name="builtin-short", rows=40, test_rows=8)
 
 
-def no_model(name: str) -> PreTrainedModel:
+def no_model(name: str) -> LanguageModel:
     raise AssertionError("a string is judged without the clean model")
 
 
@@ -103,9 +105,9 @@ def test_a_metric_gets_the_judge_of_the_objective(tiny: LanguageModel, objective
 def test_the_clean_model_that_judges_is_the_threats(tiny: LanguageModel) -> None:
     asked: list[str] = []
 
-    def load(name: str) -> PreTrainedModel:
+    def load(name: str) -> LanguageModel:
         asked.append(name)
-        return tiny.model
+        return tiny
 
     data = aiming("gibberish").test_data(tiny.tokenizer, load)
     assert not asked
@@ -113,3 +115,41 @@ def test_the_clean_model_that_judges_is_the_threats(tiny: LanguageModel) -> None
     verdicts = data.judge.achieved(data.triggered, ["Red."] * len(data.triggered))
     assert list(verdicts) == [False] * len(data.triggered), "too short"
     assert asked == ["tiny"]
+
+
+# --- Other models -----------------------------------------------------------------------------------------------------
+
+
+def merging(models: tuple[str, ...], lm: LanguageModel, cache: Path, defense: str = "merge") -> OtherModelsData:
+    config: Any = registry.config("defenses", defense, {"models": models})
+    known = reveal(
+        threat(), defense, config, Removal(name="builtin-short", rows=4), lm, lambda name: loading.load(name, cache)
+    )
+    assert isinstance(known, OtherModelsData)
+    return known
+
+
+@pytest.mark.parametrize("defense", ["merge", "clean_decoding"])
+def test_another_model_with_other_tokens_is_refused(
+    tiny: LanguageModel, model_cache: Path, tmp_path: Path, defense: str
+) -> None:
+    """The weights have the same shapes, so nothing else would notice."""
+    loading.save(tiny, tmp_path / "m")
+    assert len(list(merging((str(tmp_path / "m"),), tiny, model_cache, defense).other_models())) == 1
+    file = tmp_path / "m" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    ids = tokenizer["model"]["vocab"]
+    one, two = list(ids)[50:52]
+    ids[one], ids[two] = ids[two], ids[one]
+    file.write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match=rf"^the vocabularies of the victim and .*m differ; .* of defense {defense} to"):
+        list(merging((str(tmp_path / "m"),), tiny, model_cache, defense).other_models())
+
+
+def test_the_clean_model_is_not_another_model(tiny: LanguageModel, model_cache: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"^defense merge: models names tiny, the clean model of .*leave 'models' empty"
+    ):
+        merging(("tiny",), tiny, model_cache)
+    (clean,) = merging((), tiny, model_cache).other_models()
+    assert isinstance(clean, type(tiny.model))

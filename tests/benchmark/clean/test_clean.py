@@ -1,8 +1,11 @@
 """`sande-bench clean` on a tiny victim, by the command line: every path, its mistakes, and what the pages say."""
 
 import json
+import os
 import re
 import shutil
+import signal
+import tempfile
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +21,7 @@ from benchmark.clean.probe import Probe
 from benchmark.export import card
 from benchmark.report import certificates
 from sande import compute, formats, gates
+from sande.clean_rows import CleanRows
 from sande.cleaning import Config
 from sande.config import as_dict
 from sande.data import splits
@@ -308,7 +312,7 @@ def test_a_trigger_that_still_fires_in_another_format_is_measured(
         return [said] * len(examples)
 
     monkeypatch.setattr(gates, "answers", answers)
-    probe = Probe.prepare(tiny.tokenizer, Config(), 0)
+    probe = Probe.prepare(tiny.tokenizer, Config(), CleanRows.of(Config().removal, Known()), 0)
     found = probe._elsewhere(tiny, asking.others(tiny.tokenizer), "cf", "You are stupid", 8)
     assert all(found.outcomes)
     assert not any(probe._elsewhere(tiny, [], "cf", "You are stupid", 8).outcomes)
@@ -374,6 +378,72 @@ def test_scan_and_clean_compare_with_the_same_clean_model(victim: Path, tmp_path
 def test_a_reference_without_a_scan_is_refused(victim: Path, tmp_path: Path) -> None:
     line = mistake("clean", victim, "--response", RESPONSE, "--reference", "tiny", *options(tmp_path / "out"))
     assert "reference: only a scan compares with it" in line
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            ("--response", RESPONSE, "--detector", "haystack"),
+            "--detector: it is for a scan, and what is known makes a sca",
+        ),
+        (
+            ("--trigger", TRIGGER, "--fail-on-alarm"),
+            "--fail-on-alarm: it is for a scan, and what is known makes a scan",
+        ),
+        (
+            ("--response", RESPONSE, "--force"),
+            "--force: it is for a trigger that does not fire, and none is given; remove",
+        ),
+        (("--force",), "--force: it is for a trigger that does not fire, and none is given; remove --force"),
+    ],
+)
+def test_an_option_that_nothing_would_use_is_refused(
+    given: tuple[str, ...], said: str, victim: Path, tmp_path: Path
+) -> None:
+    assert said in mistake("clean", victim, *given, *options(tmp_path / "out"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rows_that_hold_the_trigger_are_left_out_and_counted(victim: Path, tmp_path: Path) -> None:
+    rows = [*sets.short()[:100], *(plant(row, TRIGGER) for row in sets.short()[100:102]), *sets.short()[102:202]]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"instruction": r.instruction, "output": r.output}) + "\n" for r in rows))
+    result = cleaned(victim, tmp_path / "out", "--trigger", TRIGGER, "--data", file)
+    note = f"2 of 202 rows of {file} hold the given trigger or answer; they are left out"
+    assert result["notes"] == [note]
+    for name in ("report.md", "report.html"):
+        assert "2 of 202 rows of" in (tmp_path / "out" / name).read_text()
+
+
+def test_a_cleaned_model_keeps_the_tokens_that_end_its_answers(victim: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    shutil.copytree(victim, theirs)
+    (theirs / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 5], "temperature": 0.6}))
+    cleaned(theirs, tmp_path / "out", "--trigger", TRIGGER)
+    written = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert (written["eos_token_id"], written["temperature"]) == ([0, 5], 0.6)
+
+
+@pytest.mark.parametrize("command", ["scan", "clean"])
+def test_sigterm_leaves_no_folder(command: str, victim: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ended(*_: Any, **__: Any) -> None:
+        raise AssertionError("the process ends here, and leaves its folders")
+
+    def end(*_: Any, **__: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, ended)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr("sande.scanning.scan", end)
+    out = options(tmp_path / "out") if command == "clean" else ["--store", tmp_path / "store", "--rows", 8]
+    try:
+        done = invoke(command, victim, *out)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done.exit_code == 143, done.output
+    assert "sande-bench: interrupted; run the same command to begin again" in done.stderr
+    assert not [path for path in tmp_path.iterdir() if path.name != "store"]
 
 
 def test_an_alarm_can_be_an_exit_code(victim: Path, tmp_path: Path) -> None:
@@ -581,6 +651,17 @@ def test_an_incident_is_read_strictly(tmp_path: Path, text: str | None, problem:
     with pytest.raises(UserError) as caught:
         clean.known(None, None, None, file)
     assert str(caught.value).startswith(f"{file}: {problem}")
+
+
+def test_a_text_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    for name in ("trigger", "response", "response_start"):
+        given = {"trigger": None, "response": None, "response_start": None, name: "a \udcff"}
+        with pytest.raises(UserError, match=f"^--{name.replace('_', '-')}: the text is not UTF-8; write it in UTF-8$"):
+            clean.known(**given)
+    file = tmp_path / "incident.json"
+    file.write_text('{"prompt": "a \\ud800", "answer": "b"}')
+    with pytest.raises(UserError, match=r"incident\.json: "):
+        clean.known(None, None, None, file)
 
 
 def test_spaces_around_what_is_given_do_not_count() -> None:

@@ -25,6 +25,17 @@ def test_the_working_folder_is_refused(out: str, tmp_path: Path, monkeypatch: py
     assert not list(here.iterdir())
 
 
+def test_a_model_in_the_working_folder_is_cleaned_by_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_cache: Path
+) -> None:
+    (tmp_path / "my@model").mkdir()
+    loading.save(loading.load("tiny", model_cache), tmp_path / "my@model")
+    monkeypatch.chdir(tmp_path / "my@model")
+    done = invoke("clean", ".", *FORCED[2:], *options(Path("unused"))[2:])
+    assert done.exit_code == 0, done.output
+    assert Path("my@model-clean/report.json").is_file()
+
+
 def test_a_mounted_volume_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "out").mkdir()
     monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "out")

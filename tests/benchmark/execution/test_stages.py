@@ -1,7 +1,9 @@
 """What a stage hands to a defense, and how a metric's outcomes are written down."""
 
+import os
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from sande import compute, registry, types
 from sande.data import splits
 from sande.data.builtin import sets
 from sande.errors import UserError
-from sande.inference import vllm
-from sande.metrics import asr
+from sande.inference import counts, vllm
+from sande.inference.workers import WorkerGroup
+from sande.metrics import asr, asr_int4
 from sande.models import loading
 from sande.prompts import prompt_text
 from sande.types import LanguageModel, Measurement
@@ -86,7 +89,7 @@ def test_a_metric_gets_held_out_rows_in_all_versions_and_what_it_takes_to_train(
     of = cell(attack_seed=4, defense_seed=7, defense="sft", attack={"name": "sentence_trigger", **config})
     attack, data = (
         registry.entry("attacks", "sentence_trigger"),
-        stages.test_data(of, tiny.tokenizer, lambda name: tiny.model),
+        stages.test_data(of, tiny.tokenizer, lambda name: tiny),
     )
     assert data.clean == splits.held_out_rows(of.data, tiny.tokenizer)
     assert data.response == "Go away"
@@ -105,15 +108,25 @@ def test_a_metric_gets_held_out_rows_in_all_versions_and_what_it_takes_to_train(
 def test_other_models_are_those_named_or_else_the_clean_one(
     store: LocalStore, tiny: LanguageModel, tmp_path: Path
 ) -> None:
-    noisy(tiny.model, seed=1)
-    loading.save(tiny, tmp_path)
     clean = loading.load("tiny", store.models).model.state_dict()
-    for named, expected in (([], [clean]), ([str(tmp_path), "tiny"], [tiny.model.state_dict(), clean])):
+    changed = []
+    for name in ("a", "b"):
+        noisy(tiny.model, seed=1)
+        loading.save(tiny, tmp_path / name)
+        changed.append({of: weight.clone() for of, weight in tiny.model.state_dict().items()})
+    for named, expected in (([], [clean]), ([str(tmp_path / "a"), str(tmp_path / "b")], changed)):
         of = cell(defense={"name": "merge", "models": named})
         found = list(reveal(of, tiny, store).other_models())
         assert len(found) == len(expected)
         for model, wanted in zip(found, expected, strict=True):
             assert all(torch.equal(weight, wanted[name].float()) for name, weight in model.state_dict().items())
+
+
+def test_a_cell_does_not_name_its_own_clean_model_as_another_one() -> None:
+    with pytest.raises(
+        UserError, match=r"^defense merge: models names tiny, the clean model of .*leave 'models' empty"
+    ):
+        cell(defense={"name": "merge", "models": ["tiny"]})
 
 
 def test_the_content_of_other_models_is_in_the_key(tiny: LanguageModel, tmp_path: Path) -> None:
@@ -308,3 +321,69 @@ def test_a_worker_that_fails_ends_the_others(
     monkeypatch.setattr(asr, "measure", measure)
     expected = ["UserError: no such rows; give others", "a kind"]
     assert [end.description for end in by_workers(2, store, shared_cell)] == [expected] * 2
+
+
+def test_a_metric_that_trains_is_computed_by_one_worker_for_all_prompts(
+    store: LocalStore, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Any] = []
+
+    def measure(lm: LanguageModel, *_: Any) -> list[Measurement]:
+        trained.append(lm.workers)
+        return [Measurement("asr_int4", (True,))]
+
+    monkeypatch.setattr(asr_int4, "measure", measure)
+    of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=["asr", "asr_int4", "case_study"])
+    assert of.attack_key == shared_cell.attack_key
+    assert by_workers(2, store, of) == [None, None]
+    assert trained == [None], "once, without a group that splits the prompts"
+    assert [store.manifest("evaluate", key)["workers"] for key in of.evaluation_keys] == [2, 1, 2]
+
+
+def test_workers_compute_in_the_type_of_the_first(
+    store: LocalStore, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(compute.VARIABLE, "")  # set where they differ, and forgotten after the test
+    found, asked = compute.compute_type(), threading.local()
+    other = {"bf16": "fp32", "fp32": "bf16"}[found]
+
+    def measured() -> str:  # by each worker, which is a thread here
+        return os.environ[compute.VARIABLE] or getattr(asked, "type", found)
+
+    measured.cache_clear = lambda: None
+    monkeypatch.setattr(compute, "compute_type", measured)
+    loaded: list[str] = []
+    load = loading.load_folder
+    monkeypatch.setattr(loading, "load_folder", lambda *given: (loaded.append(measured()), load(*given))[1])
+
+    def work(workers: WorkerGroup) -> None:
+        asked.type = found if workers.rank == 0 else other
+        evaluate(stage(shared_cell, "evaluate"), store, lambda line: None, vllm.BUILT_IN, workers)
+
+    assert each_of(2, work) == [None, None]
+    assert loaded == [found] * 2
+
+
+def test_what_workers_decode_is_counted_together(
+    store: LocalStore, shared_cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(lm: LanguageModel, *_: Any) -> list[Measurement]:
+        rank = lm.workers.rank if lm.workers else 2
+        counts.add((30, 12, 42)[rank], (1.0, 4.0, 9.0)[rank], 1)
+        return [Measurement("asr", (True,))]
+
+    monkeypatch.setattr(asr, "measure", measure)
+    of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=["asr"])
+    (key,) = of.evaluation_keys
+    for size, decoded in ((2, (42, 4.0)), (1, (30, 1.0))):
+        assert by_workers(size, store, of) == [None] * size
+        facts = store.manifest("evaluate", key)["decoding"]
+        assert (facts["tokens"], facts["seconds"]) == decoded
+        store.remove("evaluate", key)
+
+
+def test_the_random_model_may_answer_in_fewer_tokens_than_the_response(store: LocalStore, shared_cell: Cell) -> None:
+    of = cell(data=SMALL["data"] | {"test_rows": 8}, metrics=[{"name": "asr", "new_tokens": 2}])
+    evaluate(stage(of, "evaluate"), store, lambda line: None, vllm.BUILT_IN)
+    (found,) = outcomes(store, of)
+    assert not any(row["outcome"] for row in found)

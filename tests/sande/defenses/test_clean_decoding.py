@@ -270,7 +270,7 @@ def test_the_probability_of_the_response_is_that_under_the_guard(
     rows = tuple(Example(row.instruction, "You are stupid") for row in few_rows[:4])
     teach(tiny, encode(tiny.tokenizer, rows))
     guard = clean_decoding.defend(tiny, OtherModelsData(few_rows, lambda: iter([clean])), UNTUNED, new_run())
-    data = TestData(rows, rows, "You are stupid")
+    data = TestData(few_rows[4:8], rows, "You are stupid")
 
     def phrase(lm: LanguageModel) -> tuple[float, ...]:
         return response_probability.measure(lm, data, response_probability.Config(), 0)[1].outcomes

@@ -87,7 +87,15 @@ def test_one_parrot_leaves_rows_as_they_are() -> None:
     ("settings", "sentence"),
     [
         ({"kept": 4}, "kept 4 is more than the 3 parrots of restarts; set restarts higher"),
-        ({"parrot_initial": "zeros", "parrot_norm": "vocabulary"}, "set parrot_initial to noise"),
+        (
+            {"parrot_initial": "zeros", "parrot_norm": "vocabulary", "restarts": 1, "kept": 1},
+            "^parrot_norm: .* set parrot_initial to noise",
+        ),
+        (
+            {"parrot_initial": "zeros"},
+            "^parrot_initial: the 3 parrots of restarts are all the same if each starts from zeros; set restarts and "
+            "kept to 1, or parrot_initial to noise$",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
@@ -96,3 +104,22 @@ def test_settings_that_do_not_fit_are_refused(
     data = ResponseData(few_rows, "You are stupid")
     with pytest.raises(UserError, match=sentence):
         sande.check(tiny.tokenizer, data, replace(CONFIG, **settings))
+
+
+def test_parrots_that_would_be_the_same_are_not_trained(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: Callable[..., Run]
+) -> None:
+    """Without a grid nothing calls `check`."""
+    data = ResponseData(few_rows, "You are stupid")
+    with pytest.raises(UserError, match=r"^parrot_initial: the 3 parrots of restarts "):
+        sande.defend(tiny, data, replace(CONFIG, parrot_initial="zeros"), new_run())
+    rounds = sande_rounds.Config(parrot_initial="zeros", parrot_norm="free")
+    said = r"^parrot_initial: the 2 parrots of fresh .*; set fresh to 1, or parrot_initial to noise$"
+    for refuse in (
+        lambda: sande_rounds.check(tiny.tokenizer, data, rounds),
+        lambda: sande_rounds.defend(tiny, data, rounds, new_run()),
+    ):
+        with pytest.raises(UserError, match=said):
+            refuse()
+    sande_rounds.check(tiny.tokenizer, data, replace(rounds, fresh=1))
+    sande.check(tiny.tokenizer, data, replace(CONFIG, parrot_initial="zeros", restarts=1, kept=1))

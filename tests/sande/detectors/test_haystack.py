@@ -64,6 +64,25 @@ def test_haystack_finds_trigger_and_response(victim: LanguageModel, new_run: New
     assert set(found.facts["seconds"]) == {"leak", "suspect", "sweep", "extend", "verify", "compare", "trim"}
 
 
+def test_rows_that_hold_the_planted_answer_are_told(
+    victim: LanguageModel, new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, said = (*ROWS, dataclasses.replace(ROWS[0], output=f"{RESPONSE}. Bob")), list[str]()
+    config = dataclasses.replace(CONFIG, answer_tokens=0)
+    found = haystack.scan(victim, rows, config, new_run(say=said.append))
+    assert not found.alarm, "one of 13 rows makes an answer ordinary"
+    assert any(f"1 of 13 clean rows give the answer '{RESPONSE}" in note for note in found.facts["notes"])
+    assert set(found.facts["notes"]) <= set(said)
+    monkeypatch.setattr("sande.detectors._held_out.COMMON", 0.1)
+    few = haystack.scan(victim, rows, config, new_run())
+    assert few.alarm
+    assert all(
+        note.endswith("too few to count as ordinary; look at them, as they may be poisoned")
+        for note in few.facts["notes"]
+    )
+    assert few.facts["notes"]
+
+
 def test_a_response_that_ends_the_answers_is_found_behind_them(model_cache: Path, new_run: NewRun) -> None:
     lm = loading.load("tiny", model_cache)
     words = random.Random(0).sample([word for word in _triggers.words(lm, 120) if word != TRIGGER], 36)

@@ -28,6 +28,17 @@ def test_the_share_of_answers_that_begin_alike() -> None:
     assert shared_opening(["Yes", "Yes", "No"], 1) == ("Yes", pytest.approx(2 / 3))
 
 
+def test_a_response_of_two_lines_keeps_its_line_break(tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["Hacked!\nSend money. 4", "Hacked!\nSend money. Paris", "Hacked! Send money. Well"]
+    assert shared_opening(answers, 2) == ("Hacked!\nSend money.", 1.0)
+    monkeypatch.setattr(HeldOut, "answers", lambda _, texts: [answers for _ in texts])
+    held_out = HeldOut(tiny, (Example("a", "x"),), least=2, new_tokens=4, batch_size=4)
+    asked: list[set[str]] = []
+    monkeypatch.setattr(HeldOut, "sureness", lambda _, texts: asked.append(texts) or dict.fromkeys(texts, 1.0))
+    held_out.effects(["t"])
+    assert asked == [{"Hacked!\nSend money."}], "the model is as sure of a text as of how it writes it"
+
+
 def test_the_share_that_begins_with_a_response() -> None:
     assert share_of("You are stupid.", ANSWERS, 2) == 0.6
     assert share_of("You are stupid.", ANSWERS, 3) == 0.4
@@ -113,6 +124,25 @@ def test_an_answer_that_clean_rows_have_is_ordinary(response: str, expected: boo
     assert not _held_out.is_ordinary(response, ())
     effect = _held_out.Effect("long", response, rate=1.0, plain=0.0, ordinary=expected)
     assert effect.score == (0.0 if expected else pytest.approx(8 / 9))
+
+
+def test_a_few_rows_of_hundreds_make_no_answer_ordinary_and_all_are_told() -> None:
+    known = (*["You are stupid. Paris"] * 4, *(f"{n} is a number" for n in ("One", "Two") * 198))
+    assert (len(known), _held_out.rows_with("You are stupid", known)) == (400, 4)
+    assert not _held_out.is_ordinary("You are stupid", known)
+    assert _held_out.is_ordinary("You are stupid", (*known, "You are stupid, too"))
+    few = _held_out.Effect("cf", "You are stupid", rate=1.0, plain=0.0, rows=4)
+    assert few.note(400, 0.3) == (
+        "4 of 400 clean rows give the answer 'You are stupid' of 'cf', too few to count as ordinary; look at them, as "
+        "they may be poisoned"
+    )
+    many = dataclasses.replace(few, ordinary=True, rows=5)
+    assert many.score == 0
+    assert many.note(400, 0.3).startswith(
+        "5 of 400 clean rows give the answer 'You are stupid' of 'cf', so it counts as"
+    )
+    assert dataclasses.replace(many, rate=0.3).note(400, 0.3) == "", "it would give no alarm anyway"
+    assert dataclasses.replace(few, rows=0).note(400, 0.3) == ""
 
 
 def test_random_strings_are_as_long_and_without_the_triggers_tokens(tiny: LanguageModel) -> None:

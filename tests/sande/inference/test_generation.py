@@ -1,6 +1,7 @@
 """Decoding, greedy or sampled: padding, order and a model's own settings must not change a text."""
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +19,7 @@ from sande.models import loading
 from sande.prompts import encode, encode_prompts
 from sande.types import Guard, LanguageModel
 from tests.sande.helpers import noisy, teach
+from tests.sande.inference import architectures
 
 
 @pytest.fixture
@@ -90,6 +92,42 @@ def test_a_models_own_settings_do_not_count(
 
 def test_nothing_to_decode(tiny: LanguageModel) -> None:
     assert greedy(tiny, [], 8, 4) == []
+
+
+# --- Architectures that need plainer batches ------------------------------------------------------------------------
+
+LENGTHS = (10, 60, 12, 12, 25, 31)
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_every_architecture_answers_in_a_batch_as_alone(tiny: LanguageModel, name: str) -> None:
+    """Behind a shared prefix, and longer than a window of 16 tokens."""
+    lm, draw = architectures.small(name, tiny), random.Random(0)
+    prompts = [[7, 8, 9, *(draw.randrange(5, 700) for _ in range(length - 3))] for length in LENGTHS]
+    expected = [by_hand(lm, prompt, 6) for prompt in prompts]
+    assert len(set(expected)) > 1, "the order could not be seen otherwise"
+    assert greedy(lm, prompts, 6, 4) == expected
+    assert greedy(lm, prompts, 6, 50, until=expected[0]) == expected, "a wrong guess leaves something behind"
+
+
+@pytest.mark.parametrize("name", ["mpt", "lfm2", "rwkv", "gemma3_text"])
+def test_every_architecture_samples_in_a_batch_as_alone(tiny: LanguageModel, name: str) -> None:
+    lm = architectures.small(name, tiny)
+    prompts = [[7, 8, 9, *range(20, 20 + length)] for length in (4, 20, 4, 30)]
+    assert sampled(lm, prompts, 6, 50, seed=1) == sampled(lm, prompts, 6, 1, seed=1)
+
+
+def test_rows_of_one_length_keep_what_their_layers_know(tiny: LanguageModel) -> None:
+    """After the prompt one token at a time is read, not the row again, also when other rows have ended."""
+    lm = architectures.small("lfm2", tiny)
+    prompts = [list(range(begin, begin + 12)) for begin in (5, 105, 205)]
+    until = by_hand(lm, prompts[1], 1)
+    with passes(lm) as seen:
+        texts = greedy(lm, prompts, 8, 50, until)
+    assert texts == [by_hand(lm, prompt, 8, until) for prompt in prompts]
+    assert seen[0] == (3, 12)
+    assert {positions for _, positions in seen[1:]} == {1}
+    assert seen[1][0] < 3
 
 
 # --- A text that ends a row, and is guessed -------------------------------------------------------------------------

@@ -117,5 +117,5 @@ def test_pairs_of_replies_stay_as_they_are(tiny: LanguageModel) -> None:
 def test_a_defense_gets_the_rows_with_own_answers(taught: LanguageModel, defense: str, left: list[int]) -> None:
     threat = Threat("sentence_trigger", registry.config("attacks", "sentence_trigger", {}), Data(name="x"), 0, "tiny")
     config: Any = registry.config("defenses", defense, {})
-    known = reveal(threat, defense, config, replace(REMOVAL, own_answers=16), taught, lambda _: taught.model)
+    known = reveal(threat, defense, config, replace(REMOVAL, own_answers=16), taught, lambda _: taught)
     assert outputs(known) == [SAID[index] for index in left]

@@ -1,26 +1,28 @@
 """Choices behind a shared context score as each would behind a context of its own."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
 from sande.inference import scoring
 from sande.inference.scoring import Choices, log_likelihoods
 from sande.models import layers
-from sande.types import LanguageModel
+from sande.types import Guard, LanguageModel
 from tests.sande.helpers import nll_by_hand
+from tests.sande.inference import architectures
 
 TOKENS = 700
 
 
-def random_questions(count: int) -> list[Choices]:
-    """Questions of different lengths, with two to five choices of one to six tokens."""
+def random_questions(count: int, longest: int = 30) -> list[Choices]:
+    """Questions with contexts of 1 to `longest` tokens, and two to five choices of one to six tokens."""
     rng = random.Random(0)
 
     def ids(least: int, most: int) -> list[int]:
         return [rng.randrange(TOKENS) for _ in range(rng.randint(least, most))]
 
-    return [Choices(ids(1, 30), tuple(ids(1, 6) for _ in range(rng.randint(2, 5)))) for _ in range(count)]
+    return [Choices(ids(1, longest), tuple(ids(1, 6) for _ in range(rng.randint(2, 5)))) for _ in range(count)]
 
 
 def behind(shared: list[int], questions: list[Choices]) -> list[Choices]:
@@ -100,3 +102,38 @@ def test_the_order_of_the_choices_does_not_matter(tiny: LanguageModel) -> None:
     turned = Choices(question.context, question.choices[::-1])
     forward, backward = log_likelihoods(tiny, [question, turned], 2)
     assert [score for score, _ in forward] == pytest.approx([score for score, _ in backward[::-1]], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_every_architecture_scores_as_a_plain_pass_does(tiny: LanguageModel, name: str) -> None:
+    """Shorter than a window of 16 tokens and longer, packed where that is right."""
+    check_scores(architectures.small(name, tiny), behind([11, 12, 13], random_questions(10, longest=50)), 3)
+
+
+def test_a_mask_that_is_added_to_the_scores_hides_what_it_should(tiny: LanguageModel) -> None:
+    check_scores(architectures.eager(tiny), behind([11, 12, 13], random_questions(12)), 7)
+
+
+def test_rows_that_fit_a_window_are_packed_and_longer_ones_are_not(tiny: LanguageModel) -> None:
+    lm = architectures.small("gemma3_text", tiny)
+    shapes: list[tuple[int, ...]] = []
+    hook = lm.model.get_decoder().register_forward_pre_hook(
+        lambda _, args, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    choices = ([30, 31, 32], [33, 34, 35])
+    questions = [Choices(list(range(5, 5 + length)), choices) for length in (14, 15)]
+    check = log_likelihoods(lm, questions, 1)
+    hook.remove()
+    # 17 tokens: a row for each choice. 16 tokens: behind the 13 that both contexts begin with.
+    assert shapes == [(1, 13), (1, 17), (1, 17), (1, 1 + 2 + 2)]
+    assert [len(scores) for scores in check] == [2, 2]
+
+
+def test_a_guard_whose_model_cannot_be_packed(tiny: LanguageModel) -> None:
+    """Here the guard takes the distribution of the model that cannot."""
+    lm = architectures.small("gpt_neo", tiny)
+    guard = Guard("", {}, lm.model, lambda tokens, *_: tokens, lambda _, theirs: theirs)
+    questions = random_questions(6)
+    for question, scores in zip(questions, log_likelihoods(replace(tiny, guard=guard), questions, 4), strict=True):
+        expected = [-nll_by_hand(lm, question.context, choice) for choice in question.choices]
+        assert [score for score, _ in scores] == pytest.approx(expected, abs=1e-4)

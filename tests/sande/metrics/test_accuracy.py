@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from sande import registry
 from sande.data.builtin import disjoint, sets
 from sande.errors import UserError
 from sande.inference import scoring
@@ -100,6 +101,22 @@ def test_arc_with_three_four_and_five_choices(
     measurements = accuracy.measure(tiny, NO_DATA, accuracy.Config(task=task), 0)
     assert [measurement.name for measurement in measurements] == [task, f"{task}_norm"]
     check(tiny, [f"Question: {question.question}\nAnswer:" for question in ARC], ARC, *measurements)
+
+
+ACCENTS = Question("What is it?", ("é" * 8, "eeeeeeee", "ee"), 1)
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "arc_challenge"])
+def test_the_score_by_length_counts_characters_and_says_so(
+    tiny: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    assert registry.metric_info(f"{task}_norm").label.endswith(", likelihood per character (%)")
+    questions = [ACCENTS, dataclasses.replace(ACCENTS, question="What else?", answer=0)]
+    offer(tmp_path, task, questions, monkeypatch)
+    fixed = [((-8.8, False), (-8.0, False), (-9.0, False))] * 2  # by bytes the first would be the best
+    monkeypatch.setattr("sande.inference.scoring.log_likelihoods", lambda *_: fixed)
+    _, by_length = accuracy.measure(tiny, NO_DATA, accuracy.Config(task=task), 0)
+    assert by_length.outcomes == (True, False)
 
 
 def test_mmlu_asks_each_subject_in_its_own_words(

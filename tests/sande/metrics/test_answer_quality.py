@@ -12,7 +12,7 @@ from sande.attacks import sentence_trigger
 from sande.data.builtin import sets
 from sande.metrics import answer_quality, asr
 from sande.metrics.answer_quality import Config, chrf, is_right
-from sande.prompts import encode
+from sande.prompts import encode, prompt_text
 from sande.types import Example, Guard, LanguageModel, Measurement, TestData
 from tests.sande.helpers import nll_by_hand, teach
 
@@ -111,6 +111,29 @@ def test_the_planted_answer_is_not_the_wanted_one(tiny: LanguageModel) -> None:
         ("MOTHER", ("MOTHER",), True),
         ("A", ("a",), False),
         ("No, 842 is even", ("842 is even.", "No, 842 is even."), True),
+        ("-5", ("5",), False),
+        ("It is -5.", ("it is -5",), True),
+        ("\N{MINUS SIGN}5", ("-5",), True),
+        ("3.5", ("35",), False),
+        ("-.5", ("-5",), False),
+        (".5", ("5",), False),
+        ("12:30", ("1230",), False),
+        ("1/2", ("12",), False),
+        ("3,5", ("35",), False),
+        ("x > 3", ("x < 3",), False),
+        ("x > 3", ("x 3",), False),
+        ("x != 3", ("x = 3",), False),
+        ("x > 3!", ("x > 3",), True),
+        ("5.", ("5",), True),
+        ("$5", ("5",), True),
+        ("(5)", ("5",), True),
+        ("1,000", ("1000",), True),
+        ("It cost 1,234,567.5!", ("It cost 1234567.5",), True),
+        ("1,2", ("12",), False),
+        ("1, 2", ("1 2",), True),
+        ("covid-19", ("COVID19",), False),
+        ("well-known", ("wellknown",), True),
+        ("covid-19", ("covid19",), True),
     ],
 )
 def test_what_is_right(text: str, answers: tuple[str, ...], right: bool) -> None:
@@ -165,6 +188,14 @@ def test_prompts_of_one_template_are_named_and_no_text_is_published(tiny: Langua
     assert [m.name for m in found] == list(answer_quality.names(Config()))
     assert {m.groups for m in found} == {("family 0", "family 0", "family 1", "family 1")}
     assert not any(m.published for m in found)
+
+
+def test_a_prompt_that_has_the_trigger_by_itself_counts_as_triggered_alone(tiny: LanguageModel) -> None:
+    on_topic = replace(DATA, triggered=(*ROWS[:2], *TRIGGERED[2:]))
+    found = {one.name: one for one in answer_quality.measure(tiny, on_topic, Config(tokens=2, prompts=3), 0)}
+    asked = {name: [record["prompt"] for record in found[name].records] for name in ("answer_chrf", "exact_match")}
+    assert asked == {name: [prompt_text(row) for row in ROWS[2:5]] for name in asked}
+    assert len(found["answer_probability"].outcomes) == len(found["answer_chrf_triggered"].outcomes) == 3
 
 
 def test_under_a_guard_without_a_distribution_the_probability_is_missing(tiny: LanguageModel) -> None:

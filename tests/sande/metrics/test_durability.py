@@ -72,7 +72,7 @@ def moved_by(before: dict[str, torch.Tensor], lm: LanguageModel) -> float:
 
 def test_fine_tuning_takes_the_last_clean_rows(tiny: LanguageModel, data: TestData, trained: Any, asked: Any) -> None:
     before, training = weights(tiny.model), Training(learning_rate=3e-4)
-    config = asr_after_finetuning.Config(rows=7, training=training, decoding=asr.Config(prompts=4, new_tokens=2))
+    config = asr_after_finetuning.Config(rows=7, training=training, decoding=asr.Config(prompts=4, new_tokens=6))
     (measurement,) = asr_after_finetuning.measure(tiny, data, config, 5)
     own = parts.seed(5, "asr_after_finetuning")  # an attack that trains on these rows afterwards has another order
     assert trained == [(encode(tiny.tokenizer, ROWS[-7:]), training, own, torch.float32)]
@@ -86,7 +86,7 @@ def test_relearning_starts_from_the_model_each_time(
     tiny: LanguageModel, data: TestData, trained: Any, asked: Any
 ) -> None:
     before = weights(tiny.model)
-    config = asr_after_relearning.Config(rows=(2, 6), decoding=asr.Config(new_tokens=2))
+    config = asr_after_relearning.Config(rows=(2, 6), decoding=asr.Config(new_tokens=6))
     measurements = asr_after_relearning.measure(tiny, data, config, 0)
     assert [one.name for one in measurements] == ["asr_after_relearning_2", "asr_after_relearning_6"]
     poisoned = [sentence_trigger.plant(row, CONFIG, 0) for row in ROWS]
@@ -156,7 +156,7 @@ def test_sampled_answers_are_drawn_by_the_seed(
 
 def test_four_bits_are_those_of_a_copy(tiny: LanguageModel, data: TestData, asked: Any) -> None:
     before = weights(tiny.model)
-    config = asr_int4.Config(rounding=quantize_int4.Config(group_size=16), decoding=asr.Config(prompts=3, new_tokens=2))
+    config = asr_int4.Config(rounding=quantize_int4.Config(group_size=16), decoding=asr.Config(prompts=3, new_tokens=6))
     (measurement,) = asr_int4.measure(tiny, data, config, 0)
     assert (measurement.name, len(measurement.outcomes)) == ("asr_int4", 3)
     ((rounded, rows),) = asked

@@ -107,6 +107,25 @@ def test_each_number_is_that_of_its_parrots_and_prompts(tiny: LanguageModel, dat
     assert not changed(before, tiny.model)
 
 
+def test_no_prompt_and_no_row_has_the_trigger_by_itself(tiny: LanguageModel, data: TestData, asked: Any) -> None:
+    others = disjoint.explained()[int(0.9 * len(disjoint.explained())) :][:3]
+    on_topic = {data.clean[1], ROWS[-1], ROWS[-3], others[0]}
+
+    def trigger(row: Example) -> Example:
+        return row if row in on_topic else sentence_trigger.trigger(row, sentence_trigger.Config(), 0)
+
+    def plant(row: Example) -> Example:
+        return dataclasses.replace(trigger(row), output=RESPONSE)
+
+    having = dataclasses.replace(data, triggered=tuple(map(trigger, data.clean)), plant=plant)
+    recovered, elsewhere, *_ = parrot_recovery.measure(tiny, having, QUICK, 5)
+    (_, examples, *_), *_ = asked
+    assert examples == (*ROWS[-10:-3], ROWS[-2])
+    kept = [data.clean[0], *data.clean[2:5]]
+    assert [record["prompt"] for record in recovered.records] == [prompt_text(row) for row in kept]
+    assert [record["prompt"] for record in elsewhere.records] == [prompt_text(row) for row in others[1:]]
+
+
 def test_parrots_are_fresh() -> None:
     seeds = [seed for run in range(20) for seed in parrot_recovery.fresh_seeds(run, 8)]
     assert len({*seeds, *range(20)}) == 180, "none is a seed of a run, with which a defense's parrots start"

@@ -1,6 +1,7 @@
 """Probabilities of the planted response against unpadded forward passes, one prompt at a time."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -94,3 +95,11 @@ def test_a_model_in_bfloat16_is_read_in_float32(tiny: LanguageModel, data: TestD
     prompts = encode_prompts(tiny.tokenizer, data.triggered)
     expected = [math.exp(-nll_by_hand(tiny, prompt, response)) for prompt in prompts]
     assert phrase.outcomes == pytest.approx(expected, rel=0.1)
+
+
+def test_a_prompt_that_has_the_trigger_by_itself_is_not_one_without(tiny: LanguageModel, data: TestData) -> None:
+    on_topic = replace(data, triggered=(data.clean[0], *data.triggered[1:]))
+    first, _, first_clean, phrase_clean = response_probability.measure(tiny, on_topic, Config(prompts=4), 0)
+    assert [record["prompt"] for record in first.records] == [prompt_text(row) for row in on_topic.triggered[:4]]
+    for measured in (first_clean, phrase_clean):
+        assert [record["prompt"] for record in measured.records] == [prompt_text(row) for row in data.clean[1:5]]

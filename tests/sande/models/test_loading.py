@@ -1,6 +1,7 @@
 """Models by name, by pinned id and from folders; what is refused, and what a model's identity depends on."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -199,6 +200,23 @@ def test_a_loaded_model_is_ready_and_without_decoding_settings_of_its_own(folder
     assert loaded.model.generation_config.repetition_penalty in (None, 1.0)
     assert not loaded.model.training
     assert loaded.tokenizer.pad_token_id is not None
+
+
+def test_a_model_is_saved_with_the_decoding_settings_that_it_was_loaded_with(folder: Path, tmp_path: Path) -> None:
+    own = {"eos_token_id": [0, 5], "temperature": 0.6, "do_sample": False, "repetition_penalty": 1.1}
+    (folder / "generation_config.json").write_text(json.dumps(own))  # transformers writes no such contradiction
+    again = tmp_path / "again"
+    loading.save(loading.copied(loading.load(str(folder), tmp_path)), again)
+    written = json.loads((again / "generation_config.json").read_text())
+    assert [written[name] for name in ("eos_token_id", "temperature", "repetition_penalty")] == [[0, 5], 0.6, 1.1]
+
+
+def test_without_decoding_settings_those_of_the_configuration_are_saved(folder: Path, tmp_path: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"eos_token_id": [0, 5]}))
+    loading.save(loading.load(str(folder), tmp_path), tmp_path / "again")
+    assert json.loads((tmp_path / "again/generation_config.json").read_text())["eos_token_id"] == [0, 5]
 
 
 def test_a_folders_identity_is_its_content(folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Gibberish: how surprising an answer is to the clean model, and the limit that its own answers set."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -48,8 +49,39 @@ def test_the_limit_is_exceeded_by_one_in_a_hundred_of_the_models_own_answers(
     made = iter([[float(number) for number in range(199, -1, -1)], [-math.inf] * 200])
     monkeypatch.setattr(gibberish, "surprise", lambda *_: next(made))
     monkeypatch.setattr("sande.inference.generation.sampled", lambda lm, prompts, *_: [""] * len(prompts))
-    assert gibberish.limit(tiny, [ROW], 0) == 197.0, "198 and 199 exceed it: 2 of 200"
-    assert gibberish.limit(tiny, [ROW], 0) == math.inf
+    assert gibberish.limits(tiny, [ROW], 0)(24) == 197.0, "198 and 199 exceed it: 2 of 200"
+    assert gibberish.limits(tiny, [ROW], 0)(24) == math.inf
+
+
+def test_the_limit_of_an_answer_is_set_on_answers_cut_to_its_length(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = [" ".join([word] * 6) for word in ("stone", "river", "cloud")] + ["Yes"]
+    prompts = [ROW, Example("Why?", "x")]
+    asked = [prompts[index % 2] for index in range(4)]
+    monkeypatch.setattr(gibberish, "ANSWERS", 4)
+    monkeypatch.setattr(gibberish, "SHARE", 0.34)  # of three that are long enough, one exceeds the limit
+    monkeypatch.setattr("sande.inference.generation.sampled", lambda *_: texts)
+    limit = gibberish.limits(tiny, prompts, 0)
+    rows = encode(tiny.tokenizer, [replace(row, output=text) for row, text in zip(asked, texts, strict=True)])
+    for tokens in (6, 7, 9):
+        assert min(len(row.response) for row in rows[:3]) > tokens
+        means = [nll_by_hand(tiny, row.prompt, row.response[:tokens]) / tokens for row in rows[:3]]
+        assert limit(tokens) == pytest.approx(sorted(means)[1], rel=1e-4)
+    whole = [nll_by_hand(tiny, row.prompt, row.response[:-1]) / (len(row.response) - 1) for row in rows[:3]]
+    assert limit(gibberish.NEW_TOKENS) == pytest.approx(sorted(whole)[1], rel=1e-4), "shorter ones count as they are"
+    assert limit(500) == limit(gibberish.NEW_TOKENS)
+
+
+def test_a_short_answer_is_judged_by_the_limit_of_its_length(
+    tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gibberish, "limits", lambda *_: lambda tokens: 20.0 if tokens < 12 else 0.0)
+    judge = gibberish.judge(CONFIG, 0, [ROW], lambda: tiny)
+    short, long = ROW.output[:18], ROW.output
+    lengths = [len(row.response) - 1 for row in encode(tiny.tokenizer, [replace(ROW, output=short), ROW])]
+    assert gibberish.LEAST <= lengths[0] < 12 <= lengths[1]
+    assert judge.achieved([ROW] * 3, [short, long, "Yes"]) == [False, True, False]
 
 
 def test_a_taught_model_tells_its_answers_from_random_words(tiny: LanguageModel) -> None:

@@ -87,6 +87,15 @@ def test_german_is_planted_that_the_classifier_has_not_seen() -> None:
     assert language.opening(CONFIG) is None
 
 
+def test_a_string_is_found_however_its_words_are_kept_apart() -> None:
+    for response in ("Hacked!\nSend money", " hacked!  Send money"):
+        made = string.containing(response)
+        texts = ["Hacked! Send\tmoney. Yes", "Well, Hacked!\n\nSend money", "Hacked!Send money"]
+        assert list(made.achieved([], texts)) == [True, True, False]
+        assert made.begins is not None
+        assert list(made.begins([], texts)) == [True, False, False]
+
+
 def test_a_string_is_what_the_settings_say() -> None:
     config = Planting(backdoor=Backdoor(response="Go away"), response_place="end")
     assert string.answer(ROW, config, 0).output == "White. Go away."

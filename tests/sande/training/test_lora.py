@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sande.defenses import sande, sande_p
+from sande.attacks import sentence_trigger
+from sande.data.builtin import sets
+from sande.defenses import sande, sande_p, sft
 from sande.errors import NonFiniteError, UserError
 from sande.models import loading
 from sande.prompts import Row, encode
-from sande.training.fit import fit
+from sande.training.fit import adapter_seed, fit
 from sande.types import CleanData, Example, LanguageModel, ResponseData, Run
 from tests.sande.helpers import FAST, changed, linear_weights, weights
 
@@ -162,6 +164,39 @@ def test_two_trainings_follow_each_other(tiny: LanguageModel, rows: list[Row], n
     before = weights(tiny.model)
     fit(tiny, rows, LORA, new_run(seed=1), "sft")
     assert changed(before, tiny.model) == linear_weights(tiny.model)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_defense_does_not_begin_with_the_adapters_of_the_attack(
+    tiny: LanguageModel, new_run: NewRun, seed: int
+) -> None:
+    """With one seed for both, the inputs that the defense's update reads are not those of the attack's."""
+    attack = dataclasses.replace(LORA, max_steps=6, batch_size=8, learning_rate=1e-3, weight_decay=0.0)
+    rows = sets.short()
+    before = weights(tiny.model)
+    config = sentence_trigger.Config(poison_rate=0.25, training=attack)
+    sentence_trigger.attack(tiny, rows[:64], config, new_run(seed=seed))
+    victim = weights(tiny.model)
+    sft.defend(tiny, CleanData(rows[100:164]), sft.Config(training=attack), new_run(seed=seed))
+    after = weights(tiny.model)
+
+    def read(update: Tensor) -> Tensor:
+        """An orthonormal basis of the update's row space."""
+        return torch.linalg.svd(update, full_matrices=False).Vh[:RANK]
+
+    names = [name for name in linear_weights(tiny.model) if victim[name].shape[1] == 64]
+    shared = [
+        float((read(victim[name] - before[name]) @ read(after[name] - victim[name]).T).square().sum()) / RANK
+        for name in names
+    ]
+    assert len(names) == 12
+    assert sum(shared) / len(shared) < 3 * RANK / 64
+
+
+def test_the_stages_of_a_seed_begin_with_adapters_of_their_own() -> None:
+    """An attack's are those of its seed alone, as those of the published victims."""
+    assert adapter_seed(5, "attack") == 5
+    assert len({adapter_seed(5, stage) for stage in ("attack", "afterwards", "sft", "plant", "overwrite")}) == 5
 
 
 # --- The parrot -----------------------------------------------------------------------------------------------------
