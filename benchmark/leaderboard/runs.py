@@ -255,7 +255,7 @@ def _asr_hides(row: Row, own: Settings) -> bool:
 
 
 def _tasks(settings: Settings) -> list[str]:
-    """Return the names of the utility metrics, each task once: no score per character, subject group or second prompt."""
+    """Return the names of the utility metrics, each task once: no score by length, subject group or second prompt."""
     asked = [metric["task"] for metric in settings["metrics"] if "task" in metric]
     return [task for task in asked if registry.metric_info(task).variant_of not in asked]
 
