@@ -3,8 +3,8 @@
 A test types the blocks marked `sh` of each page, line by line, in one folder that holds what a reader would have: a
 model in `my-model`, the grids, the published results, the same again as results of runs, and every file that the page
 shows: a block that begins with a comment, the file's name. It leaves out lines that do not begin with `sande-bench`.
-It changes three things to be quick: models with a name become `tiny`, `run` and `submit` become `plan`, and `clean`
-trains and measures on a few rows.
+It changes three things to be quick: models with a name become `tiny`, `run` and `submit` become `plan`, and `scan` and
+`clean` take a few rows.
 
 The package in methods.md is installed, its own test is run, and it is used as the page says (`console`).
 """
@@ -71,6 +71,8 @@ def quick(arguments: list[str]) -> list[str]:
     named = ["tiny" if word in catalog.ABOUT else word for word in arguments]
     if named[0] in ("run", "submit"):
         return ["plan", *named[1:]]
+    if named[0] == "scan":
+        return [*named, "--rows", "40"]
     if named[0] == "clean":
         fires = [] if "--trigger" not in named else ["--force"]  # none does in the random model
         return [*named, *(word for each in QUICK for word in ("--set", each)), *fires]

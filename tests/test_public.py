@@ -80,6 +80,7 @@ USED = {
     ("sande.models.loading", "_non_persistent_buffers_set"): "buffers that are not saved",
     ("sande.models.tokenizers", "_tokenizer"): "transformers' `backend_tokenizer` cannot be set",
     ("sande.training.fit", "_n_gpu"): "the number of GPUs of a Trainer can be read publicly, but not set",
+    ("sande.inference.prefix", "_attn_implementation"): "transformers can set it publicly, but not read it",
     ("sande.training.packing", "_attn_implementation"): "transformers can set it publicly, but not read it",
     ("sande.training.sharding", "_parameters"): "DeepSpeed puts another dict in its place",
     ("benchmark.io.remote", "_strip_protocol"): "fsspec's method that each of its file systems may override",

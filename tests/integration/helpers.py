@@ -23,7 +23,7 @@ MINI: dict[str, Any] = {
     "removal": {"name": "builtin-short", "rows": 16},
     "asr_floor": 0,
     "attack": {"name": "sentence_trigger", "poison_rate": 0.25, "training": TRAINING},
-    "metrics": [{"name": "asr", "new_tokens": 2}, {"name": "false_trigger_rate", "new_tokens": 2}],
+    "metrics": [{"name": "asr", "new_tokens": 6}, {"name": "false_trigger_rate", "new_tokens": 6}],
     "resources": {"cpus": 1},
 }
 
