@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
+from benchmark.grid import prompt_format
 from benchmark.io.markdown import code
 from benchmark.io.units import counted
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
 from benchmark.records.recovery import is_twin
-from benchmark.records.runs import FAILED_REMOVAL
+from benchmark.records.runs import FAILED_REMOVAL, Values
 
 
 def lines(entries: Iterable[TableEntry]) -> list[str]:
@@ -23,17 +24,17 @@ def lines(entries: Iterable[TableEntry]) -> list[str]:
     """
     entries = [entry for entry in entries if not is_twin(entry)]
     left = [(entry, _counted(entry)) for entry in entries if entry.shows_backdoor]
-    victims = [value for entry, values in left if entry.is_victim for value in values]
+    victims = _victims((entry, values) for entry, values in left if entry.is_victim)
     if not victims:
         return []
     text = (
         f"**What it shows.** {counted(len(victims), 'victim')} {'answers' if len(victims) == 1 else 'answer'} "
-        f"{_range(victims)} % of the triggered prompts as planted."
+        f"{_range(victims.values())} % of the triggered prompts as planted."
     )
     of_defense: dict[str, list[float]] = {}
     for entry, values in left:
         if values and not entry.is_victim:
-            of_defense.setdefault(entry.defense, []).extend(values)
+            of_defense.setdefault(entry.defense, []).extend(values.values())
     if not of_defense:
         return [text]
     return [
@@ -42,14 +43,24 @@ def lines(entries: Iterable[TableEntry]) -> list[str]:
     ]
 
 
-def _counted(entry: TableEntry) -> list[float]:
-    """Return the ASR of each run whose victim reaches the floor, percent."""
+def _counted(entry: TableEntry) -> Values:
+    """Return the ASR of each run whose victim reaches the floor, percent, by its seeds."""
     floor = json.loads(entry.row["settings"])["asr_floor"]
-    of_victims: Mapping[tuple[int, int], float] = entry.runs if entry.is_victim else entry.of_victims
-    return [value for seeds, value in entry.runs.items() if of_victims.get(seeds, 0.0) >= floor]
+    of_victims = entry.runs if entry.is_victim else entry.of_victims
+    return {seeds: value for seeds, value in entry.runs.items() if of_victims.get(seeds, 0.0) >= floor}
 
 
-def _range(values: Iterable[float]) -> str:
+def _victims(of_entries: Iterable[tuple[TableEntry, Values]]) -> dict[str, float]:
+    """Return the ASR of each trained victim; one that is repaired with rows of several sets has an entry for each."""
+    found: dict[str, float] = {}
+    for entry, values in of_entries:
+        settings = json.loads(entry.row["settings"])
+        trained = [settings.get(name) for name in ("model", "data", "attack", prompt_format.SETTING)]
+        found |= {json.dumps([*trained, attack_seed]): value for (attack_seed, _), value in values.items()}
+    return found
+
+
+def _range(values: Collection[float]) -> str:
     low, high = (f"{value:.1f}" for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 

@@ -44,3 +44,9 @@ def test_weak_victims_and_twins_do_not_count(store: LocalStore, tmp_path: Path) 
     assert "What it shows" not in opening(report_folder(store, tmp_path / "weak", *weak))
     twin = finish(store, cell(attack={"name": "sentence_trigger", "poison_rate": 0}, metrics=["asr"]), {"asr": 50})
     assert "What it shows" not in opening(report_folder(store, tmp_path / "twin", twin))
+
+
+def test_a_victim_that_is_repaired_with_rows_of_two_sets_is_one(store: LocalStore, tmp_path: Path) -> None:
+    removals = ({"name": name, "rows": 16} for name in ("builtin-short", "builtin-explained"))
+    cells = [finish(store, cell(removal=removal, metrics=["asr"]), {"asr": 50}) for removal in removals]
+    assert "1 victim answers 100.0 %" in opening(report_folder(store, tmp_path / "r", *cells))
