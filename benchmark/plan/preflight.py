@@ -143,10 +143,10 @@ def _no_model() -> LanguageModel:
     raise AssertionError("no answer is judged here, so no model is needed")
 
 
-def _repeated(tests: Sequence[Example], training: Sequence[Example]) -> int:
-    """Return the number of test prompts that are exactly those of training rows."""
-    trained = {_prompt(row) for row in training}
-    return sum(_prompt(test) in trained for test in tests)
+def _repeated(rows: Sequence[Example], others: Sequence[Example]) -> int:
+    """Return the number of rows whose prompt is exactly that of one of the others."""
+    there = set(map(_prompt, others))
+    return sum(_prompt(row) in there for row in rows)
 
 
 def _prompt(row: Example) -> tuple[object, ...]:
@@ -174,8 +174,7 @@ def _scanned_apart(tests: Sequence[Example], rows: Sequence[Example], of_tests: 
     Raises:
         UserError: more than `SHARED` of the rows are.
     """
-    asked = set(map(_prompt, tests))
-    shared = sum(_prompt(row) in asked for row in rows)
+    shared = _repeated(rows, tests)
     if shared > SHARED * len(rows):
         raise UserError(
             f"defense.scan_data: {shared} of {len(rows)} rows of {of_rows} that the defense scans are test prompts of "
