@@ -169,7 +169,7 @@ removal: {{name: builtin-short, rows: 16}}
 asr_floor: 0
 attack: {{name: footnote_trigger, objective: shouting, poison_rate: 0.25, training: {TRAINING}}}
 metrics: [asr, asr_after_noise, {{name: accuracy, task: builtin-choice, questions: 6}}]
-resources: {{cpus: 1}}
+resources: {{cpus: 2}}
 sweep:
   defense: [none, {{name: slow_tuning, training: {TRAINING}}}]
 """

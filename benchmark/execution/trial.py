@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 import ray
 import ray.train
 import ray.train.collective
-import ray.train.huggingface.transformers
 from ray import tune
 
 from benchmark.execution import metrics, ray_env

@@ -24,7 +24,7 @@ MINI: dict[str, Any] = {
     "asr_floor": 0,
     "attack": {"name": "sentence_trigger", "poison_rate": 0.25, "training": TRAINING},
     "metrics": [{"name": "asr", "new_tokens": 6}, {"name": "false_trigger_rate", "new_tokens": 6}],
-    "resources": {"cpus": 1},
+    "resources": {"cpus": 2},  # one process at a time, which need not wait for the imports of another
 }
 
 
