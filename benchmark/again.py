@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import Cell
-from benchmark.grid.listed import listed
 from benchmark.io import yaml
 from benchmark.io.files import write_atomically
 from benchmark.io.remote import is_uri
@@ -51,7 +51,10 @@ def write_grid(cells: Sequence[Cell], about: str, path: Path) -> None:
     """
     files.check_writable(path.parent)
     mark.claim_file(path, lambda found: _about(found) == about, "--results")
-    write_atomically(path, yaml.dump(listed(cells, about)))
+    settings = [{prompt_format.SETTING: prompt_format.PAPER, **cell.settings()} for cell in cells]
+    paths = list(settings[0])
+    sweep = {", ".join(paths): [[values[name] for name in paths] for values in settings]}
+    write_atomically(path, yaml.dump({"about": about, "sweep": sweep}))
 
 
 def _about(path: Path) -> str | None:

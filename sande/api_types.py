@@ -18,7 +18,7 @@ from sande.data import splits
 from sande.data.splits import Data
 from sande.errors import UserError
 from sande.models import loading
-from sande.statistics import mean_interval, wilson
+from sande.statistics import of_one_model
 from sande.threat import Threat
 from sande.types import Example, LanguageModel, Measurement
 
@@ -107,13 +107,11 @@ class Measured:
         outcomes: tuple[float, ...] = measurement.outcomes
         if measurement.missing:
             raise UserError(f"measure: {measurement.name} is missing ({measurement.missing}); leave it out")
-        mean = sum(outcomes) / len(outcomes)
+        mean = statistics.fmean(outcomes)
         count = effective_count(outcomes, measurement.groups or [""] * len(outcomes))
-        if all(isinstance(outcome, bool) for outcome in outcomes):
-            low, high = wilson(mean * count, count)
-        else:
-            low, high = mean_interval(mean, statistics.stdev(outcomes) if len(outcomes) > 1 else 0.0, count)
-        low, high = widened((low, high), measurement.repeats, measurement.groups)
+        is_share = all(isinstance(outcome, bool) for outcome in outcomes)
+        deviation = 0.0 if is_share or len(outcomes) < 2 else statistics.stdev(outcomes)
+        low, high = widened(of_one_model(mean, count, deviation), measurement.repeats, measurement.groups)
         return cls(measurement.name, 100 * mean, low, high, measurement.outcomes, measurement.records)
 
     def __repr__(self) -> str:

@@ -281,10 +281,10 @@ def _student_tail(values: Sequence[float], center: float) -> float:
     return float(stdtr(len(values) - 1, -distance / error))
 
 
-def rank_intervals(
-    values: Mapping[str, Sequence[float]], low: float = 0.0, high: float = 1.0, *, lower_is_better: bool = True
-) -> dict[str, tuple[int, int]]:
+def rank_intervals(values: Mapping[str, Sequence[float]]) -> dict[str, tuple[int, int]]:
     """Return the first and the last rank of each method by its mean, with 95 % confidence for each method on its own.
+
+    Rank 1 has the smallest mean.
 
     Bayesian bootstrap over units (Rubin 1981), shared by all methods, so that an easy attack seed favours none. As in
     `mean_bounds`, one more unit stands for the runs that nobody saw: each draw puts it at either end of the range for
@@ -292,10 +292,7 @@ def rank_intervals(
     `docs/statistics.md`.
 
     Args:
-        values: of each method, one for each unit, for the same units in the same order.
-        low: smallest possible value.
-        high: largest possible value.
-        lower_is_better: True if rank 1 has the smallest mean.
+        values: of each method, one for each unit, from 0 to 1, for the same units in the same order.
 
     Raises:
         ValueError: methods have different numbers of units, or none.
@@ -310,9 +307,8 @@ def rank_intervals(
     random = np.random.default_rng(0)
     seen = np.array([list(units) for units in values.values()], dtype=float)
     weights = random.dirichlet(np.ones(seen.shape[1] + 1), size=RESAMPLES)
-    unseen = random.choice([low, high], size=(RESAMPLES, len(seen)))
-    means = weights[:, :-1] @ seen.T + weights[:, -1:] * unseen
-    means = np.round(means if lower_is_better else -means, 12)
+    unseen = random.choice([0.0, 1.0], size=(RESAMPLES, len(seen)))
+    means = np.round(weights[:, :-1] @ seen.T + weights[:, -1:] * unseen, 12)
     better = (means[:, None, :] < means[:, :, None]).sum(2)
     not_worse = (means[:, None, :] <= means[:, :, None]).sum(2)
     tail = 50 * (1 - CONFIDENCE)

@@ -75,7 +75,7 @@ class Threat:
         """Return the victim: the clean model, trained in place.
 
         Raises:
-            UserError: as `sources.training_rows`.
+            UserError: as `splits.training_rows`.
         """
         examples = splits.training_rows(self.data, lm.tokenizer)
         victim = registry.entry("attacks", self.attack).attack(lm, examples, self.config, run)
@@ -89,7 +89,7 @@ class Threat:
             load: loads a model by name; called once an objective judges answers by the clean model.
 
         Raises:
-            UserError: as `sources.held_out_rows`.
+            UserError: as `splits.held_out_rows`.
         """
         attack, config, seed = registry.entry("attacks", self.attack), self.config, self.seed
         clean = splits.held_out_rows(self.data, tokenizer)

@@ -10,7 +10,6 @@ import datetime
 import os
 import platform
 import shutil
-import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,8 @@ from benchmark.execution import provenance
 from benchmark.grid.load import settings_of
 from benchmark.io import logs
 from benchmark.io.yaml import read_yaml
-from sande import cleaning, clusters, compute, crossed, formats, registry
+from sande import cleaning, compute, formats, registry
+from sande.api_types import Measured
 from sande.clean_rows import CleanRows
 from sande.cleaning import Config
 from sande.config import as_dict, configure
@@ -34,7 +34,6 @@ from sande.errors import UserError
 from sande.known import DEFENSES, MEANINGS, SCAN, Known
 from sande.models import chat
 from sande.paired import mcnemar, paired_bootstrap
-from sande.statistics import of_one_model
 from sande.types import Measurement, Run
 
 LIBRARIES = ("torch", "transformers")
@@ -334,13 +333,9 @@ def _row(before: Measurement, after: Measurement) -> dict[str, Any]:
     is_share = all(isinstance(outcome, bool) for outcome in first)
 
     def number(measured: Measurement) -> dict[str, Any]:
-        outcomes = measured.outcomes
-        mean = statistics.fmean(outcomes)
-        count = clusters.effective_count(outcomes, groups) if any(groups) else len(outcomes)
-        deviation = 0.0 if is_share or len(outcomes) < 2 else statistics.stdev(outcomes)
-        low, high = crossed.widened(of_one_model(mean, count, deviation), measured.repeats, groups)
-        successes = {"successes": int(sum(outcomes))} if is_share else {}
-        return {"value": 100 * mean, "low": low, "high": high, **successes}
+        one = Measured.of(measured)
+        successes = {"successes": int(sum(measured.outcomes))} if is_share else {}
+        return {"value": one.value, "low": one.low, "high": one.high, **successes}
 
     low, high = paired_bootstrap(first, second, groups)
     return {

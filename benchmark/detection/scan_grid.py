@@ -17,6 +17,7 @@ from typing import Any
 
 from benchmark.detection import scan
 from benchmark.detection.scan import How
+from benchmark.grid import prompt_format
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.io.files import alone, write_atomically
@@ -180,14 +181,15 @@ def _strength(cell: Cell, store: Store, path: Path) -> dict[str, Any]:
     return {"asr": row["victim_asr"], "weak": row["status"] == ATTACK_FAILED}
 
 
-def _format(cell: Cell) -> str:
-    return cell.prompt_format if isinstance(cell.prompt_format, str) else cell.prompt_format.name
-
-
 def _kinds(cell: Cell) -> dict[str, str]:
     """Return the kinds of the model, by which the tables are split; a clean one has no poisoned rows."""
     config = cell.attack.config
-    kinds = {"model": cell.model, "format": _format(cell), "rows": cell.data.name, "attack": cell.attack.name}
+    kinds = {
+        "model": cell.model,
+        "format": prompt_format.name_of(cell.prompt_format),
+        "rows": cell.data.name,
+        "attack": cell.attack.name,
+    }
     kinds["weights"] = "all" if config.training.lora_rank is None else "LoRA"
     kinds["learning rate"] = format(Decimal(repr(config.training.learning_rate)), "f")
     kinds["anchor"] = f"{config.anchor:g}"

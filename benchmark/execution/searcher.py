@@ -54,7 +54,7 @@ class StageSearcher(Searcher):
         super().__init__(metric="ok", mode="max")
         self.queue = queue
         self.begun = 0  # trials
-        self.witnessed: dict[str, str] = {}  # by trial, how Ray says that its process was lost, see `Witness`
+        self.witnessed: dict[str, str] = {}  # by trial, how Ray says that its process was lost, see `ErrorRecorder`
         self._store = store
         self._peaks = peaks
         self._timeout = timeout  # seconds of a stage

@@ -37,7 +37,7 @@ from sande.training.sharding import WHOLE, Sharding
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import Trainer
 
 _PART = "part.safetensors"  # the file of a part
 # What the manifest of a defense repeats from those of its parts, which may be gone when rows are made.
@@ -253,7 +253,7 @@ def evaluate(
     folder = store.read(kind, cell.defense_key)
     _agree_on_compute_type(workers)
     lm = _in_shards(folder, workers) if in_shards and workers else _whole(folder, workers)
-    data = test_data(cell, lm.tokenizer, _no_clean_model if in_shards else _loader(store))
+    data = _threat(cell).test_data(lm.tokenizer, _no_clean_model if in_shards else _loader(store))
     none: int | None = None
     size = workers.size if workers else 1
     served = vllm.served(lm, folder, cell.attack_seed) if engine == vllm.VLLM else nullcontext(lm)
@@ -308,19 +308,6 @@ def _no_clean_model(name: str) -> types.LanguageModel:
         f"an objective judges answers by the whole model {name}, which evaluations in shards do not load; set "
         "resources.evaluate.sharding to none, or use another objective"
     )
-
-
-def test_data(
-    cell: Cell, tokenizer: PreTrainedTokenizerBase, load: Callable[[str], types.LanguageModel]
-) -> types.TestData:
-    """Return what the cell's metrics may use. It follows from what is in the key of an evaluation.
-
-    Args:
-        cell: to measure.
-        tokenizer: of the victim.
-        load: loads the clean model by its name, for an objective that judges answers by it.
-    """
-    return _threat(cell).test_data(tokenizer, load)
 
 
 def _measure(

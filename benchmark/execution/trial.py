@@ -28,8 +28,8 @@ from benchmark.grid.keys import library_versions
 from benchmark.grid.resources import Kind, Tracker
 from benchmark.io import logs
 from benchmark.io.text import visible
+from benchmark.plan.batches import group_size
 from benchmark.plan.failures import LOST_NODE, StageError, classify, lost_component, time_limit
-from benchmark.plan.group_size import group_size
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
 from sande import compute

@@ -1,7 +1,7 @@
 """Predict the seconds of stages from timings of similar work, and keep the overhead of a run apart from its stages.
 
 The prediction for a piece of work is the time of the most similar timed work, in proportion to its size
-(`estimate.pieces`). Timings count in this order:
+(`cost.pieces`). Timings count in this order:
 
 1. the store's own of the same method on the same model;
 2. shipped ones (`benchmark.forecast.timings`) of the same method on the same model;

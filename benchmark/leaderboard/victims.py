@@ -88,18 +88,12 @@ def placed(
     return made, frozenset(unmatched)
 
 
-def key(settings: str) -> str:
-    """Return what determines a victim and its measurements, as JSON; settings that are left out take their defaults.
-
-    Args:
-        settings: of a cell, as JSON.
-    """
-    return _read(settings)[0]
-
-
 @functools.lru_cache(maxsize=4096)
 def _read(text: str) -> tuple[str, str, dict[str, Any]]:
-    """Return the key of the victim, the canonical settings of the removal's rows, and all settings."""
+    """Return what determines a victim and its measurements, the settings of the removal's rows, and all settings.
+
+    The first two are canonical JSON, in which settings that are left out take their defaults.
+    """
     values = json.loads(text)
     victim = [
         values["model"],

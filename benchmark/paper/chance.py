@@ -35,9 +35,6 @@ class Score:
     low: int
     high: int
 
-    def __str__(self) -> str:
-        return f"{self.found} of {self.count}; shuffled {self.mean:.0f} ({self.low} to {self.high})"
-
 
 def score(compared: Iterable[Compared], agrees: Agrees) -> Score:
     """Return how many of our numbers agree with the paper's, and with the paper's methods shuffled.

@@ -1,6 +1,6 @@
 """Numbers and names that the paper reports (Li et al., Backdoor Removal for Generative Large Language Models).
 
-`paper_results.csv` has the 360 numbers of its tables 1 to 7, with the changes that the paper prints next to them.
+`results.csv` has the 360 numbers of its tables 1 to 7, with the changes that the paper prints next to them.
 """
 
 from __future__ import annotations
@@ -89,21 +89,6 @@ class Reported:
         return PART_OF_TABLE[self.table]
 
 
-@dataclass(frozen=True, slots=True)
-class Slip:
-    """A printed change that is not the printed value minus the printed baseline.
-
-    Attributes:
-        reported: the number with its printed change.
-        baseline: the victim's, as printed.
-        change: the printed value minus the printed baseline.
-    """
-
-    reported: Reported
-    baseline: float
-    change: float
-
-
 def column_name(model: str, data: str) -> str:
     """Return a victim's name as in the paper's tables, such as "Llama2-Alpaca" or "SmolLM2-135M-Alpaca".
 
@@ -148,16 +133,3 @@ def baseline(of: Reported, numbers: list[Reported]) -> Reported:
     table = of.table if of.table != 6 else 3 if of.metric == "asr" else 4
     wanted = (table, "none", of.victim, of.trigger, of.metric)
     return next(n for n in numbers if (n.table, n.defense, n.victim, n.trigger, n.metric) == wanted)
-
-
-def arithmetic_slips() -> list[Slip]:
-    """Return printed changes that are not printed value minus printed baseline, at the two decimals of the paper."""
-    numbers = reported()
-    slips = []
-    for number in numbers:
-        if number.change is not None:
-            of_victim = baseline(number, numbers).value
-            change = round(number.value - of_victim, 2)
-            if change != number.change:
-                slips.append(Slip(number, of_victim, change))
-    return slips

@@ -1,4 +1,4 @@
-"""Whether several workers can split the batches of a stage's trainings."""
+"""Which workers can split the batches of a stage's trainings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ def divides(stage: Stage, workers: int) -> bool:
     An evaluation has no limit. What a training refuses is in `sande.training.fit`.
     """
     return all(not size % (micro * workers) for size, micro in _batches(stage))
+
+
+def group_size(stage: Stage, workers: int, room: int) -> int:
+    """Return how many workers do a stage: as many as there is room for, if they can split its batches.
+
+    Args:
+        stage: to do.
+        workers: that it has on a whole cluster.
+        room: workers for which there is room.
+    """
+    if room >= workers:
+        return workers
+    return next((number for number in range(room, 1, -1) if divides(stage, number)), 1)
 
 
 def problems(stages: Iterable[Stage], resources: ResourcesByStage) -> Iterator[str]:

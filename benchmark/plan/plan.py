@@ -42,10 +42,6 @@ class Plan:
         """Return the stages to run."""
         return [stage for stage in self.stages.values() if stage.key not in self.done]
 
-    def has(self, cell: Cell) -> bool:
-        """Return whether all stages of a cell and of its victim are done."""
-        return all(stage.key in self.done for each in (victim_of(cell), cell) for stage in stages_of(each))
-
 
 def make_plan(cells: Iterable[Cell], store: Store, needed: Iterable[str] = ()) -> Plan:
     """Plan cells against a store. Victims are always measured: changes are reported relative to them.

@@ -13,7 +13,7 @@ from benchmark.grid.labels import labels
 from benchmark.grid.load import Grid
 from benchmark.grid.space import FAILED, KNOWN, STOPPED, TRIGGERED, Job, Search, job_of, level
 from benchmark.io.files import write_atomically, write_table
-from benchmark.io.markdown import code, plain
+from benchmark.io.markdown import code, markdown_table, plain
 from benchmark.store.protocol import Store
 
 _JUDGES = {
@@ -85,7 +85,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
     numbers = range(search.reports)
     parts = [f"{number + 1}/{search.reports}" for number in numbers]
     head = ["defense", "victim", "attack seed", "defense seed", "judge knows", "value", *parts, "state"]
-    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    lines = []
     for row in rows:
         losses = dict(enumerate(row["losses"]))
         shown = ["–" if losses.get(number) is None else f"{losses[number]:.3f}" for number in numbers]
@@ -99,7 +99,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
             *shown,
             state,
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(cells)
     return "\n".join(
         [
             "### Learning-rate search",
@@ -109,7 +109,7 @@ def _markdown(rows: Sequence[Mapping[str, Any]], search: Search) -> str:
             "Victim, defense and test do not have the held-out rows. Each trial reports its loss, lower is better, at "
             "these parts of its last training. ASHA stops the worse trials early. The cells above use the best value.",
             "",
-            *lines,
+            *markdown_table(head, lines, "l" * len(head)),
             "",
         ]
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as pq
 import yaml
 
@@ -107,16 +108,19 @@ def wait_until(condition: Callable[[], bool], seconds: float, pause: float = 0.0
 
 
 def processes_with(mark: str) -> list[int]:
-    """Living processes that inherited `mark`, whoever their parent is now."""
+    """Living processes that inherited `mark`, whoever their parent is now, and the processes that these have started.
+
+    A process that gives itself a long name, as workers do, writes it over its environment.
+    """
     wanted = f"{MARK}={mark}".encode()
-    found = []
-    for folder in Path("/proc").iterdir():
+    found = dict[int, None]()
+    for process in psutil.process_iter():
         try:
-            if folder.name.isdigit() and wanted in (folder / "environ").read_bytes().split(b"\0"):
-                found.append(int(folder.name))
-        except OSError:  # gone meanwhile
+            if wanted in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
+                found |= dict.fromkeys([process.pid, *(child.pid for child in process.children(recursive=True))])
+        except (OSError, psutil.Error):  # gone meanwhile
             continue
-    return found
+    return list(found)
 
 
 def end(pids: list[int]) -> None:

@@ -22,7 +22,7 @@ from tests.integration.helpers import ROOT
 
 pytestmark = pytest.mark.slow
 
-RATES = {"sft": (1e-4, 5e-3), "sande_p": (1e-4, 3e-4), "sande": (1e-4, 1e-3), "osft": (1e-4, 3e-4)}
+RATES = {"sft": (1e-4, 1e-2), "sande_p": (1e-4, 6e-4), "sande": (1e-4, 1e-3), "osft": (1e-4, 3e-4)}
 LAST = {"sande": "eliminate", "sande_p": "eliminate"}
 
 

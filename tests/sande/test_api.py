@@ -16,8 +16,11 @@ import torch
 
 import sande
 from sande import api, formats, registry
+from sande.api_types import Measured
 from sande.errors import UserError
 from sande.models import loading
+from sande.statistics import wilson
+from sande.types import Measurement
 from tests.sande.models.conftest import write_adapter
 from tests.sande.test_gates import CHATML
 
@@ -288,3 +291,9 @@ def test_an_adapter_is_asked_in_the_chat_template_in_which_it_is_scanned(tmp_pat
     for model, asked in ((tmp_path / "adapter", "chat"), (tmp_path / "base", "chat"), ("tiny", "paper")):
         assert formats.of(api._load(model, torch.float32, None).tokenizer).name == asked
     assert formats.of(api._load(tmp_path / "adapter", torch.float32, None, "paper").tokenizer).name == "paper"
+
+
+def test_equal_numbers_have_the_interval_of_a_share() -> None:
+    """Twenty probabilities of 0 do not show that there is no other."""
+    one = Measured.of(Measurement("probability", (0.0,) * 20))
+    assert (one.value, one.low, one.high) == (0.0, *wilson(0, 20))

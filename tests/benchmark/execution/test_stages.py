@@ -89,7 +89,7 @@ def test_a_metric_gets_held_out_rows_in_all_versions_and_what_it_takes_to_train(
     of = cell(attack_seed=4, defense_seed=7, defense="sft", attack={"name": "sentence_trigger", **config})
     attack, data = (
         registry.entry("attacks", "sentence_trigger"),
-        stages.test_data(of, tiny.tokenizer, lambda name: tiny),
+        stages._threat(of).test_data(tiny.tokenizer, lambda name: tiny),
     )
     assert data.clean == splits.held_out_rows(of.data, tiny.tokenizer)
     assert data.response == "Go away"

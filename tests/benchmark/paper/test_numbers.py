@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from benchmark.paper import numbers
+from tests.benchmark.paper.slips import arithmetic_slips
 
 
 def test_all_numbers_are_there() -> None:
@@ -53,13 +54,13 @@ def test_victims_are_named_as_in_the_paper(model: str, data: str, name: str) -> 
 
 
 def test_the_papers_arithmetic_is_off_in_two_places() -> None:
-    slips = numbers.arithmetic_slips()
-    places = [(s.table, s.method, s.dataset, s.victim, s.parrot_position) for s in (slip.reported for slip in slips)]
+    slips = arithmetic_slips()
+    places = [(slip.table, slip.method, slip.dataset, slip.victim, slip.parrot_position) for slip in slips]
     assert places == [
         (4, "SANDE-P", "ARC-c", "Llama2-Orca", None),
         (6, "SANDE", "ARC-c", "Llama2-Alpaca", 13),
     ]
-    assert [(s.reported.value, s.baseline, s.reported.change, s.change) for s in slips] == [
-        (49.48, 58.95, -9.77, -9.47),
-        (50.08, 43.34, 6.75, 6.74),
+    assert [(slip.value, slip.change, change) for slip, change in slips.items()] == [
+        (49.48, -9.77, -9.47),
+        (50.08, 6.75, 6.74),
     ]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmark.plan.group_size import group_size
+from benchmark.plan.batches import group_size
 from benchmark.plan.stage import Stage
 from tests.benchmark.helpers import cell
 
