@@ -74,7 +74,8 @@ def parts(config: Config) -> tuple[str, ...]:
 def part(name: str, victim: LanguageModel, data: CleanData, config: Config, run: Run) -> dict[str, Tensor]:
     """Train one variant in place and return the change of its MLP neurons, (J, W) by the number of the block.
 
-    Both variants of a pair have the same rows and the same seed, which follows from the number of the pair.
+    Both variants of a pair have the same rows, the same seed, which follows from the number of the pair, and the same
+    first values of LoRA adapters.
 
     Raises:
         UserError: as `mlps`.
@@ -90,7 +91,9 @@ def part(name: str, victim: LanguageModel, data: CleanData, config: Config, run:
         examples = planted(clean, draw(config.variants, run.seed)[int(index)], config.share, seeded.seed)
     before = [rows_of(pair) for pair in mlps(victim.model)]
     rows = encode(victim.tokenizer, examples)
-    fit(victim, rows, config.variant, seeded, name, alike=clean_length(rows, encode(victim.tokenizer, clean)))
+    # One name for both: it decides the first values of LoRA adapters, which would be a part of the pair's difference.
+    stage, alike = f"variant_{index}", clean_length(rows, encode(victim.tokenizer, clean))
+    fit(victim, rows, config.variant, seeded, stage, alike=alike)
     changes = zip(before, mlps(victim.model), strict=True)
     return {str(block): (rows_of(pair) - rows_JW).bfloat16() for block, (rows_JW, pair) in enumerate(changes)}
 

@@ -80,7 +80,9 @@ class Config:
 
 
 def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -> None:
-    """Check what the defenses after an alarm check, before a scan that may take long."""
+    """Check the prompts, and what the defenses after an alarm check, before a scan that may take long."""
+    if config.haystack is not None:
+        _prompts(_rows(data, config), config)
     with _named("sande_p"):
         sande.check(tokenizer, data, config.sande_p)
     if config.sande_rounds_p is not None:
@@ -89,8 +91,12 @@ def check(tokenizer: PreTrainedTokenizerBase, data: CleanData, config: Config) -
 
 
 def defend(victim: LanguageModel, data: CleanData, config: Config, run: Run) -> PreTrainedModel:
-    """Run the chain; `run.facts` records candidates, score and alarm of the last scan, and seconds of all."""
-    rows = scanning.examples(config.scan_data.name) if config.scan_data else data.examples
+    """Run the chain; `run.facts` records candidates, score and alarm of the last scan, and seconds of all.
+
+    Raises:
+        UserError: there is one prompt to try triggers on, or as the defense that follows.
+    """
+    rows = _rows(data, config)
     seen = _clue(victim, rows, config, run)
     if seen.fired is not None:
         trigger, written = seen.fired.trigger, formats.of(victim.tokenizer)
@@ -123,6 +129,22 @@ def scanned(victim: LanguageModel, examples: tuple[Example, ...], settings: Firs
     return scan.candidates[0] if alarm else None
 
 
+def _rows(data: CleanData, config: Config) -> tuple[Example, ...]:
+    """Return the rows to scan, and to try triggers with."""
+    return scanning.examples(config.scan_data.name) if config.scan_data else data.examples
+
+
+def _prompts(rows: tuple[Example, ...], config: Config) -> tuple[Example, ...]:
+    """Return the prompts on which a trigger is tried; raise UserError where there is one, see `gates.check`."""
+    prompts = rows[: config.gate.prompts]
+    if len(prompts) < 2:
+        raise UserError(
+            f"scan_and_clean: a trigger is tried on {len(prompts)} prompt, and needs two; choose more clean rows, or "
+            "set haystack to null"
+        )
+    return prompts
+
+
 @contextmanager
 def _named(setting: str) -> Iterator[None]:
     """Let errors of a defense name the setting that holds its settings."""
@@ -136,12 +158,12 @@ def _clue(victim: LanguageModel, examples: tuple[Example, ...], config: Config, 
     """Scan for a trigger, and return what to go by; `run.facts` records the scan, and what the trigger does."""
     if config.haystack is None:
         return Clue()
+    prompts = _prompts(examples, config)
     run.say("scanning for a trigger")
     begin = time.perf_counter()
     scan = haystack.scan(victim, examples, config.haystack, run)
     _record(scan, scan.alarm and bool(scan.triggers), time.perf_counter() - begin, run)
     run.facts["triggers"] = as_records(scan.triggers)
-    prompts = examples[: config.gate.prompts]
     found = clues.clue(victim, scan, prompts, config.new_tokens, config.gate, run.say)
     if found.fired is not None:
         run.facts["fired"] = found.fired.as_dict()

@@ -19,7 +19,7 @@ from sande.config import Simulation, Training, configuration, setting
 from sande.data import datasets, splits
 from sande.data.splits import Data
 from sande.declarations import Cost, MetricInfo
-from sande.errors import UnscorableError
+from sande.errors import UnscorableError, UserError
 from sande.metrics import asr
 from sande.types import Example, LanguageModel, Measurement, Run, TestData
 
@@ -65,7 +65,9 @@ MATCHED = 16  # clean prompts by which control strings are matched
 class Config:
     """Settings of the parrots and of the prompts. The default trains eight parrots for 16 steps."""
 
-    parrots: int = setting(3, "fresh parrots for the planted response, each with a seed of its own", ge=1)
+    parrots: int = setting(
+        3, "fresh parrots for the planted response, each with a seed of its own; 1 where they start from zeros", ge=1
+    )
     controls: int = setting(5, "control strings, as long and as likely as the response, one parrot each", ge=1)
     rows: int = setting(100, "clean rows: the last of the victim's training rows, before poisoning", ge=1)
     simulation: Simulation = setting(
@@ -85,6 +87,14 @@ class Config:
         "test rows of another domain; the victim's own set is replaced by one of the built-in sets",
     )
     batch_size: int = setting(50, "prompts computed together", ge=1)
+
+    def __post_init__(self) -> None:
+        """Check that parrots differ: they train on the same rows, so from the same beginning they become the same."""
+        if self.simulation.initial == "zeros" and self.parrots > 1:
+            raise UserError(
+                f"parrot_recovery: the {self.parrots} parrots are all the same if each starts from zeros; set parrots "
+                "to 1, or simulation.initial to noise"
+            )
 
 
 def names(config: Config) -> tuple[str, ...]:
@@ -122,11 +132,11 @@ def measure(model: LanguageModel, data: TestData, config: Config, seed: int) -> 
 
         1/K * sum over k of  Pr(r | p_k + x) ** (1 / R)
 
-    so the reported number is the mean over prompts of geometric means over tokens; parrots and prompts are both samples
-    of its interval. `parrot_recovery` takes held-out
-    prompts of the victim's domain, `_elsewhere` prompts of another one, `_rate` the share of parrots under which the
-    greedy answer to a prompt of the victim's domain begins with r; `_controls` are the outcomes of `_elsewhere` for
-    control strings (`sande.controls.matched`). No prompt has the trigger, nor has a row that parrots train on.
+    so the reported number is the mean over prompts of geometric means over tokens. Its interval takes both parrots and
+    prompts for samples. `parrot_recovery` takes held-out prompts of the victim's domain, `_elsewhere` prompts of
+    another one, `_rate` the share of parrots under which the greedy answer to a prompt of the victim's domain begins
+    with r; `_controls` are the outcomes of `_elsewhere` for control strings (`sande.controls.matched`). No prompt has
+    the trigger, nor has a row that parrots train on.
 
     Records hold the log-probability per token under each parrot. Those of `_elsewhere` also have `p_value`: of the
     hypothesis that the response is like the control strings, by the mean log-probability (`sande.controls.p_value`). It

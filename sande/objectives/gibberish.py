@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -33,6 +34,7 @@ WORDS = tuple(_WORDS.split())
 LEAST = 6  # tokens
 SHARE = 0.01  # of the clean model's own answers above the limit
 ANSWERS, NEW_TOKENS, BATCH = 200, 24, 50  # by which the limit is set
+Written = tuple[tuple[int, ...], tuple[int, ...]]  # ids of a prompt, and of the answer to it
 
 
 @configuration
@@ -93,28 +95,22 @@ def limits(lm: LanguageModel, prompts: Sequence[Example], seed: int) -> Callable
         own = parts.seed(seed, "limit")  # of other draws than those of metrics that sample
         texts = sampled(lm, encode_prompts(lm.tokenizer, asked), NEW_TOKENS, BATCH, own)
 
+    written = [row for row in _written(lm, asked, texts) if len(row[1]) >= LEAST]
+    logs = _log_probabilities(lm, written)  # once for all lengths, as each would take a pass over all answers
+
     @functools.cache
     def of_length(tokens: int) -> float:
-        found = sorted(each for each in surprise(lm, asked, texts, tokens) if each > -math.inf)
+        found = sorted(-statistics.fmean(each[:tokens]) for each in logs)
         return found[math.ceil((1 - SHARE) * len(found)) - 1] if found else math.inf
 
-    return lambda tokens: of_length(min(tokens, NEW_TOKENS))
+    return lambda tokens: of_length(min(tokens, NEW_TOKENS)) if tokens >= LEAST else math.inf
 
 
-def surprise(
-    lm: LanguageModel, prompts: Sequence[Example], texts: Sequence[str], most: int | None = None
-) -> list[float]:
-    """Return the mean of -log Pr over an answer's tokens, in nats; minus infinity for one that is too short.
-
-    Args:
-        lm: the clean model.
-        prompts: what was asked.
-        texts: an answer to each.
-        most: cut answers after so many tokens; None: they stay whole.
-    """
+def surprise(lm: LanguageModel, prompts: Sequence[Example], texts: Sequence[str]) -> list[float]:
+    """Return the mean of -log Pr over an answer's tokens, in nats; minus infinity for one that is too short."""
     from sande.inference.scoring import Choices, log_likelihoods
 
-    rows = [(prompt, ids[:most]) for prompt, ids in _written(lm, prompts, texts)]
+    rows = _written(lm, prompts, texts)
     found = [-math.inf] * len(rows)
     long = [index for index, (_, ids) in enumerate(rows) if len(ids) >= LEAST]
     scored = log_likelihoods(lm, [Choices(rows[index][0], (rows[index][1],)) for index in long], BATCH)
@@ -123,9 +119,34 @@ def surprise(
     return found
 
 
-def _written(
-    lm: LanguageModel, prompts: Sequence[Example], texts: Sequence[str]
-) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def _log_probabilities(lm: LanguageModel, rows: Sequence[Written]) -> list[list[float]]:
+    """Return log Pr of each token of each answer, given its prompt and the tokens before it."""
+    import torch
+
+    from sande.models.layers import logits_at_once, output_in_float32
+    from sande.prompts import Row, pad_id
+    from sande.training.batches import Collator, features
+    from sande.training.objective import hidden_before_targets
+
+    collate, logits_of = Collator(pad_id(lm.tokenizer)), output_in_float32(lm.model)
+    lm.model.eval()
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1]))
+    size = logits_at_once(lm.model, BATCH, NEW_TOKENS)
+    found: list[list[float]] = [[] for _ in rows]
+    with torch.inference_mode():
+        for begin in range(0, len(order), size):
+            chosen = order[begin : begin + size]
+            padded = collate([features(Row(*rows[index], 0, 0)) for index in chosen])
+            batch = {name: value.to(lm.model.device) for name, value in padded.items()}
+            targets_N1 = batch["labels"].flatten()[batch["positions"] + 1, None]
+            log_NV = logits_of(hidden_before_targets(lm.model, batch)).log_softmax(-1)
+            of_rows = log_NV.gather(1, targets_N1).squeeze(1).split([len(rows[index][1]) for index in chosen])
+            for index, log_T in zip(chosen, of_rows, strict=True):
+                found[index] = log_T.tolist()
+    return found
+
+
+def _written(lm: LanguageModel, prompts: Sequence[Example], texts: Sequence[str]) -> list[Written]:
     """Return the ids of each prompt and of its answer, without the token that ends it."""
     from sande.prompts import encode
 

@@ -126,7 +126,8 @@ def test_the_parts_are_pairs_with_one_backdoor_each(
     seen: dict[str, Any] = {}
 
     def fit(lm: LanguageModel, rows: Sequence[Row], settings: Training, run: Run, stage: str, **_: Any) -> None:
-        seen[stage] = (run.seed, settings, [tiny.tokenizer.decode([*row.prompt, *row.response]) for row in rows])
+        texts = [tiny.tokenizer.decode([*row.prompt, *row.response]) for row in rows]
+        seen[name] = ((run.seed, stage), settings, texts)
 
     monkeypatch.setattr("sande.training.fit.fit", fit)
     config = dataclasses.replace(CONFIG, variants=3, share=0.5, rows=20)
@@ -143,6 +144,20 @@ def test_the_parts_are_pairs_with_one_backdoor_each(
         assert sum(new != old for new, old in zip(poisoned, clean, strict=True)) == 10
         assert not any(decoy.trigger in text for text in clean)
     assert len({seed for seed, _, _ in seen.values()}) == 3
+
+
+def test_adapters_of_a_pair_begin_alike(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same rows both variants are the same, so what is subtracted is the backdoor alone."""
+    monkeypatch.setattr(bd_vax, "planted", lambda examples, *_: examples)
+    config = dataclasses.replace(CONFIG, rows=None, variant=dataclasses.replace(CONFIG.variant, lora_rank=4))
+    poisoned, clean = (
+        bd_vax.part(name, copy.deepcopy(tiny), CleanData(few_rows), config, new_run(seed=7))
+        for name in ("poisoned_0", "clean_0")
+    )
+    assert any(bool(change.any()) for change in clean.values())
+    assert all(torch.equal(poisoned[block], clean[block]) for block in clean)
 
 
 def test_a_part_holds_the_change_of_both_rows_of_each_neuron(

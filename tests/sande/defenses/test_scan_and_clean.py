@@ -46,6 +46,17 @@ def test_settings_of_the_removal_are_checked_before_the_scan(
     scan_and_clean.check(tiny.tokenizer, CleanData(few_rows), CONFIG)
 
 
+def test_a_single_prompt_to_try_triggers_on_is_refused_before_the_scan(
+    tiny: LanguageModel, few_rows: tuple[Example, ...], new_run: NewRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(haystack, "scan", lambda *_, **__: pytest.fail("the scan began"))
+    config, data = dataclasses.replace(CONFIG, haystack=haystack.Config()), CleanData(few_rows[:1])
+    with pytest.raises(UserError, match=r"^scan_and_clean: a trigger is tried on 1 prompt, and needs two; choose more"):
+        scan_and_clean.check(tiny.tokenizer, data, config)
+    with pytest.raises(UserError, match=r"^scan_and_clean: a trigger is tried on 1 prompt"):
+        scan_and_clean.defend(tiny, data, config, new_run())
+
+
 def scanned(monkeypatch: pytest.MonkeyPatch, *, alarm: bool) -> None:
     """The scan names two strings, the first of three tokens."""
     found = (Candidate("You are", (300, 12, 7), 9.5), Candidate("The", (31,), 2.0))

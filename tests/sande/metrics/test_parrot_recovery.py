@@ -15,7 +15,7 @@ from sande.attacks import sentence_trigger
 from sande.config import Simulation, Training
 from sande.data.builtin import disjoint, sets
 from sande.data.splits import Data
-from sande.errors import UnscorableError
+from sande.errors import UnscorableError, UserError
 from sande.metrics import parrot_recovery
 from sande.metrics.parrot_recovery import Config
 from sande.prompts import encode, prompt_text, response_ids
@@ -48,6 +48,13 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
 
     monkeypatch.setattr("sande.simulation.simulate", simulate)
     return seen
+
+
+def test_parrots_that_would_all_be_the_same_are_refused() -> None:
+    from_zeros = dataclasses.replace(FORM, initial="zeros")
+    with pytest.raises(UserError, match=r"^parrot_recovery: the 2 parrots are all the same if each starts from zeros"):
+        dataclasses.replace(QUICK, simulation=from_zeros)
+    assert dataclasses.replace(QUICK, simulation=from_zeros, parrots=1).parrots == 1
 
 
 def test_outcomes_of_prompts_by_hand() -> None:

@@ -46,9 +46,9 @@ def test_surprise_is_the_mean_over_the_answers_tokens_by_hand(tiny: LanguageMode
 def test_the_limit_is_exceeded_by_one_in_a_hundred_of_the_models_own_answers(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = iter([[float(number) for number in range(199, -1, -1)], [-math.inf] * 200])
-    monkeypatch.setattr(gibberish, "surprise", lambda *_: next(made))
-    monkeypatch.setattr("sande.inference.generation.sampled", lambda lm, prompts, *_: [""] * len(prompts))
+    monkeypatch.setattr(gibberish, "_log_probabilities", lambda lm, rows: [[-float(n)] * 9 for n in range(len(rows))])
+    said = iter([[ROW.output] * 200, ["Yes"] * 200])
+    monkeypatch.setattr("sande.inference.generation.sampled", lambda *_: next(said))
     assert gibberish.limits(tiny, [ROW], 0)(24) == 197.0, "198 and 199 exceed it: 2 of 200"
     assert gibberish.limits(tiny, [ROW], 0)(24) == math.inf
 
@@ -62,15 +62,21 @@ def test_the_limit_of_an_answer_is_set_on_answers_cut_to_its_length(
     monkeypatch.setattr(gibberish, "ANSWERS", 4)
     monkeypatch.setattr(gibberish, "SHARE", 0.34)  # of three that are long enough, one exceeds the limit
     monkeypatch.setattr("sande.inference.generation.sampled", lambda *_: texts)
+    passes: list[int] = []
+    hook = tiny.model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
     limit = gibberish.limits(tiny, prompts, 0)
+    found = {tokens: limit(tokens) for tokens in (6, 7, 9, gibberish.NEW_TOKENS)}
+    hook.remove()
+    assert len(passes) == 1, "the answers are read once for all lengths"
     rows = encode(tiny.tokenizer, [replace(row, output=text) for row, text in zip(asked, texts, strict=True)])
     for tokens in (6, 7, 9):
         assert min(len(row.response) for row in rows[:3]) > tokens
         means = [nll_by_hand(tiny, row.prompt, row.response[:tokens]) / tokens for row in rows[:3]]
-        assert limit(tokens) == pytest.approx(sorted(means)[1], rel=1e-4)
+        assert found[tokens] == pytest.approx(sorted(means)[1], rel=1e-4)
     whole = [nll_by_hand(tiny, row.prompt, row.response[:-1]) / (len(row.response) - 1) for row in rows[:3]]
     assert limit(gibberish.NEW_TOKENS) == pytest.approx(sorted(whole)[1], rel=1e-4), "shorter ones count as they are"
     assert limit(500) == limit(gibberish.NEW_TOKENS)
+    assert limit(gibberish.LEAST - 1) == math.inf
 
 
 def test_a_short_answer_is_judged_by_the_limit_of_its_length(
