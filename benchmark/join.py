@@ -58,8 +58,7 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
     ]
     mark.claim(to, mark.RESULTS, "--out")
     files.check_writable(to, "--out")
-    files.write_tables([rows.cast(SCHEMA)], SCHEMA, to / "rows.parquet", len(rows))
-    files.write_tables(outcomes, OUTCOMES, to / "outcomes.parquet", 1)
+    files.write_both([rows.cast(SCHEMA)], outcomes, to)
     record.write(record.now(_commands(folders, tables), code_version(), complete=True), to)
     erratum.write(" ".join(map(erratum.read, folders)), to)
     return page.write(to)

@@ -155,12 +155,12 @@ def run(
     mark.check(place.folder, mark.RESULTS, "--results")
     files.check_writable(place.folder)
     place.check_writable()
-    if not hidden:  # a held-out run has a folder of its own
+    if not (hidden or loaded.search):  # a held-out run has its own folder; cells of a search get other ids in the rows
         refuse_other(where, request.grid, {cell.id for cell in loaded.cells})
     store = open_store(request.store)
     store.clear_leftovers()
     mark.claim(place.folder, mark.RESULTS, "--results")
-    with at_work(store.lease_backend(), say):  # or another run drops a model between this plan and its first stage
+    with at_work(store.lease_backend(), say) as others:  # or another run drops a model before the first stage here
         searched, lost = _search(loaded, store, request, say)
         misfits = unfit(searched.cells)
         for problem in [*shortage.few_rows(loaded.cells), *dict.fromkeys(misfits.values())]:
@@ -184,9 +184,9 @@ def run(
         # What earlier runs kept, too.
         if any(retention.goes(stage.kind, request.keep) for stage in plan.stages.values()):
             done = make_plan(plan.cells, store).done
-            retention.Keeper(plan.stages.values(), done, store, request.keep).sweep()
+            retention.Keeper(plan.stages.values(), done, store, request.keep, others).sweep()
+    store.clear_leftovers()  # also of processes that a killed driver left, and that have ended since this run began
     if interrupted(errors):
-        store.clear_leftovers()
         finished = _write_partial(loaded, searched, place, store, errors, request, hidden)
     else:
         finished = _write(loaded, searched, place, store, errors, request, hidden, show, computed=bool(plan.missing))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -89,7 +90,8 @@ def publish(
     ] = None,
 ) -> None:
     """Publish complete results of a clean commit; of published ones, write the pages again from their rows."""
-    if to != published.FOLDER and to.resolve() != folder.resolve().parent and published.is_published(folder):
+    there = os.path.dirname(os.path.realpath(folder))  # unlike `resolve`, it takes links in a circle
+    if to != published.FOLDER and os.path.realpath(to) != there and published.is_published(folder):
         raise UserError(f"--to {to}: {folder} is published, and its pages are written where they are; remove --to")
     echo(f"Published: {benchmark_publish.publish(folder, to, replace=replace, erratum=erratum) / 'README.md'}")
 

@@ -25,10 +25,11 @@ import benchmark
 import sande
 from benchmark.grid import sources
 from benchmark.grid.cell import Cell
-from benchmark.grid.keys import library_versions
+from benchmark.grid.keys import declared_versions, library_version, library_versions
 from benchmark.io.remote import is_uri
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
+from sande import threat
 from sande.errors import UserError
 from sande.models import catalog, gguf, memory
 from sande.models.checks import fetch
@@ -149,11 +150,17 @@ def wanted(cells: Iterable[Cell], store: Store, mark: Path) -> Wanted:
     return Wanted(
         store=store.location,
         mark=str(mark) if local else None,
-        versions=versions(),
+        versions=versions() | _declared(cells),
         code=code(),
         models={name: model_facts(name) for name in {name for cell in cells for name in sources.models(cell)}},
         data={key: sources.fingerprint(*key) for key in {key for cell in cells for key in sources.data_sets(cell)}},
     )
+
+
+def _declared(cells: Iterable[Cell]) -> dict[str, str]:
+    """Return the versions of the libraries that metrics declare, which are in the keys of their evaluations."""
+    measured = {(metric.name, threat.objective(cell.attack.config)) for cell in cells for metric in cell.metrics}
+    return {name: version for each in measured for name, version in declared_versions(*each).items()}
 
 
 def problems(made: Wanted) -> list[str]:
@@ -210,8 +217,8 @@ def _sizes(folder: Path) -> str:
 def _versions(made: Wanted) -> Iterator[str]:
     here = versions()
     for name, number in made.versions.items():
-        if here.get(name) != number:
-            yield f"{name} is {here.get(name)}, and {number} where the run was started; install {name}=={number} there"
+        if (found := here.get(name) or library_version(name)) != number:
+            yield f"{name} is {found}, and {number} where the run was started; install {name}=={number} there"
     number, content = code()
     if (number, content) != made.code:
         what = f"sande-bench is {number}, and {made.code[0]}" if number != made.code[0] else "its sande-bench has other"

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from benchmark.io.files import raise_if_disk_full, write_atomically
 from benchmark.plan import retention
 from benchmark.records import checks, erratum
 from benchmark.records.files import is_failed, read_file
-from benchmark.records.schema import NOT_RUN
+from benchmark.records.schema import ATTACK_FAILED, NOT_RUN
 from benchmark.report import certificates
 from benchmark.store.local import DROPPED
 from benchmark.store.protocol import Store
+from sande import registry
 from sande.errors import UserError
 
 
@@ -138,6 +140,7 @@ def card(found: Found) -> str:
         victim=is_victim,
         backdoor=cell.attack.config.backdoor,
         row=row,
+        weak=_weak(found.rows),
         measured=[
             {**one, "own": {"value": one["value"], "low": one["ci_low"], "high": one["ci_high"]}}
             for one in found.rows
@@ -148,6 +151,18 @@ def card(found: Found) -> str:
         certificate=certificates.sentence(json.loads(row["certificate"])) if row["certificate"] else "",
         settings=cell.settings(),
     )
+
+
+def _weak(rows: Sequence[Mapping[str, Any]]) -> tuple[str, float] | None:
+    """Return the measurement by which the attack missed its floor, and its value for the victim; None if it did not.
+
+    Where that measurement is not there, it is the ASR, as in `benchmark.records.rows`.
+    """
+    if not any(row["status"] == ATTACK_FAILED for row in rows):
+        return None
+    shown = registry.shown_by(rows[0]["attack"])
+    values = [row["victim_value"] for row in rows if row["metric"] == shown and row["victim_value"] is not None]
+    return (shown, values[0]) if values else ("asr", rows[0]["victim_asr"])
 
 
 def check_repository(name: str) -> str:

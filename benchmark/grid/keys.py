@@ -29,12 +29,13 @@ PLAIN, _SORTED = json.JSONEncoder(), json.JSONEncoder(sort_keys=True)
 @functools.cache
 def library_versions() -> dict[str, str]:
     """Return the version of each of `LIBRARIES` without its local part; "absent" for one that is not installed."""
-    return {name: _version(name).partition("+")[0] for name in LIBRARIES}
+    return {name: library_version(name) for name in LIBRARIES}
 
 
-def _version(name: str) -> str:
+def library_version(name: str) -> str:
+    """Return the version of a library without its local part; "absent" where it is not installed."""
     try:
-        return importlib.metadata.version(name)
+        return importlib.metadata.version(name).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:  # a machine that only submits jobs
         return "absent"
 
@@ -47,12 +48,21 @@ def further_libraries(metric: str, objective: str) -> dict[str, str]:
         metric: name of the metric.
         objective: name of the attack's objective, whose libraries count where the metric judges answers by it.
     """
+    found = declared_versions(metric, objective)
+    return {"libraries": canonical_json(found)} if found else {}
+
+
+def declared_versions(metric: str, objective: str) -> dict[str, str]:
+    """Return the versions of the libraries that a metric declares, by name, as `library_versions` returns others.
+
+    Args:
+        metric: as for `further_libraries`.
+        objective: as for `further_libraries`.
+    """
     found = {*registry.libraries("metrics", metric)}
     if registry.judges_answers(metric):
         found |= {*registry.libraries("objectives", objective)}
-    if not found:
-        return {}
-    return {"libraries": canonical_json({name: _version(name).partition("+")[0] for name in found})}
+    return {name: library_version(name) for name in found}
 
 
 def digest(value: Any) -> str:

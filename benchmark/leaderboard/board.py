@@ -245,8 +245,3 @@ def by_level(standings: tuple[Standing, ...] | list[Standing]) -> dict[str, list
     names = {one.knows for one in standings}
     order = [*(level for level in LEVELS if level in names), *sorted(names - set(LEVELS))]
     return {level: [one for one in standings if one.knows == level] for level in order}
-
-
-def device_name(device: str) -> str:
-    """Return the name of a device for people: rows have "(1 threads)" of a processor with one."""
-    return device.replace("(1 threads)", "(1 thread)")

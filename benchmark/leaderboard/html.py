@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmark.io.files import write_atomically
-from benchmark.leaderboard.board import Board, Number, Row, Run, by_level, device_name
+from benchmark.leaderboard.board import Board, Number, Row, Run, by_level
 from benchmark.leaderboard.markdown import UNVERIFIED, UTILITY
 from benchmark.leaderboard.plot import CellRow, Level, StandingRow, level, plot
+from benchmark.records.provenance import device_name
 from sande import registry
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
 from benchmark.io.units import counted
-from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level, device_name
+from benchmark.leaderboard.board import MARGIN, Board, Number, Standing, Utility, by_level
+from benchmark.records.provenance import device_name
 from benchmark.records.recovery import RECOVERY
 from benchmark.records.runs import FAILED_REMOVAL, FAILED_RUNS, RECOVERY_MARGIN
 from sande import registry

@@ -82,10 +82,21 @@ def manifest(store: Store, kind: str, key: str) -> dict[str, Any]:
 class Keeper:
     """Drop each model as soon as every stage of a run that reads it is done, and no other run is at work."""
 
-    def __init__(self, stages: Iterable[Stage], done: Collection[str], store: Store, keep: str) -> None:
-        """Take the stages of a plan and the keys of those that are done; drop nothing yet."""
+    def __init__(
+        self, stages: Iterable[Stage], done: Collection[str], store: Store, keep: str, others: OtherRuns | None = None
+    ) -> None:
+        """Take the stages of a plan and the keys of those that are done; drop nothing yet.
+
+        Args:
+            stages: of the plan.
+            done: keys of stages.
+            store: holds the models.
+            keep: which models stay.
+            others: runs on the store that were looked at before; None: a first look takes all that left a lease to be
+                at work.
+        """
         self._store = store
-        self._others = OtherRuns(store.lease_backend())
+        self._others = others or OtherRuns(store.lease_backend())
         self._unread: set[tuple[Kind, str]] = set()  # models that wait to be dropped
         stages = list(stages)
         self._readers: dict[tuple[Kind, str], set[str]] = {

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,7 +76,7 @@ def table_of(rows: list[dict[str, Any]]) -> pa.Table:
 
 
 def write_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], folder: Path) -> int:
-    """Write `rows.parquet` and `outcomes.parquet` as they come, each file atomically.
+    """Write `rows.parquet` and `outcomes.parquet` as they come, as `write_both` does.
 
     Args:
         rows: of any number of cells.
@@ -93,9 +94,23 @@ def write_rows(rows: Iterable[dict[str, Any]], outcomes: Iterable[pa.Table], fol
             failed.update(row["cell"] for row in some if is_failed(row))
             yield table_of(some)
 
-    write_tables(tables(), SCHEMA, folder / "rows.parquet", ROW_GROUP)
-    write_tables(outcomes, OUTCOMES, folder / "outcomes.parquet", OUTCOME_GROUP)
+    write_both(tables(), outcomes, folder)
     return len(failed)
+
+
+def write_both(rows: Iterable[pa.Table], outcomes: Iterable[pa.Table], folder: Path) -> None:
+    """Write `rows.parquet` and `outcomes.parquet` as they come; replace none of them before both are on the disk.
+
+    Args:
+        rows: tables of schema `SCHEMA`.
+        outcomes: tables of schema `OUTCOMES`, of the same cells.
+        folder: of the results.
+    """
+    with atomically(folder / "outcomes.parquet") as second, atomically(folder / "rows.parquet") as first:
+        _write(rows, SCHEMA, first, ROW_GROUP)
+        _write(outcomes, OUTCOMES, second, OUTCOME_GROUP)
+        second.flush()
+        os.fsync(second.fileno())  # now, since the rows are in place before this block of the outcomes ends
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, group: int) -> None:
@@ -107,10 +122,15 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path, grou
         path: of the file.
         group: number of rows from which a row group is written; memory holds at most these rows and one table.
     """
+    with atomically(path) as file:
+        _write(tables, schema, file, group)
+
+
+def _write(tables: Iterable[pa.Table], schema: pa.Schema, file: BinaryIO, group: int) -> None:
     held, count = [schema.empty_table()], 0
     # A dictionary that grows over the limit is given up; under this one, a row group has each settings once.
     options = {"compression": "zstd", "dictionary_pagesize_limit": 2**26, "write_page_checksum": True}
-    with atomically(path) as file, pq.ParquetWriter(file, schema, **options) as writer:
+    with pq.ParquetWriter(file, schema, **options) as writer:
         for table in tables:
             held.append(table)
             count += table.num_rows

@@ -41,6 +41,11 @@ def by_stage(table: pa.Table, column: str) -> dict[str, list[str]]:
     return found
 
 
+def device_name(device: str) -> str:
+    """Return the name of a device for people: rows have "(1 threads)" of a processor with one."""
+    return device.replace("(1 threads)", "(1 thread)")
+
+
 def mixtures(table: pa.Table) -> list[str]:
     """Return a sentence for code, and one for libraries, that differ between stages; none where nothing does.
 

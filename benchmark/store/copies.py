@@ -29,8 +29,9 @@ def mark(root: Path, kind: str, key: str) -> None:
 
 
 def unmark(root: Path, kind: str, key: str) -> None:
-    """Forget that the store has a model, which is made again or was removed."""
-    _record(root, kind, key).unlink(missing_ok=True)
+    """Forget that the store has a model, which is made again or was removed; leave a record of another user."""
+    with suppress(OSError):
+        _record(root, kind, key).unlink(missing_ok=True)
 
 
 def clear(

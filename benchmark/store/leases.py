@@ -304,27 +304,36 @@ class OtherRuns:
         self._heartbeats = _Heartbeats()
 
     def at_work(self) -> bool:
-        """Return whether another process holds a lease; True where that cannot be seen."""
+        """Return whether another process holds a lease; True where that cannot be seen.
+
+        Remove leases of no artifact whose holders are gone: each has a name of its own, so nobody takes it over.
+        """
         try:
             last = {name: max(numbers) for name, numbers in _numbers(self._backend.names()).items()}
             with ThreadPoolExecutor(AT_ONCE, "leases") as pool:
                 contents = list(pool.map(self._backend.read, (f"{name}.{number}" for name, number in last.items())))
         except (OSError, UserError, RuntimeError):  # the last one where no thread can be started
             return True
-        live = [  # a list, since every heartbeat is to be noted
-            not self._heartbeats.are_gone(name, number, content, self._seconds)
-            for (name, number), content in zip(last.items(), contents, strict=True)
-            if content is not None and not _is_ours(content)
-        ]
-        return any(live)
+        live, me = False, owners.me()
+        for (name, number), content in zip(last.items(), contents, strict=True):
+            if content is None or _owner(content) == me:
+                continue
+            if not self._heartbeats.are_gone(name, number, content, self._seconds):
+                live = True  # and look on, since every heartbeat is to be noted
+            elif name.startswith("run-"):
+                _delete(self._backend, name, [number])
+        return live
 
 
 @contextmanager
-def at_work(backend: LeaseBackend, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold a lease of no artifact, by which other runs see that this one is at work, also while it does no stage."""
+def at_work(backend: LeaseBackend, say: Callable[[str], None]) -> Iterator[OtherRuns]:
+    """Hold a lease of no artifact, so that other runs see that this one is at work; yield them after a first look."""
+    others = OtherRuns(backend)
+    others.at_work()
     with closing(Leases(backend, say)) as leases:
         leases.acquire("run", [("run", uuid.uuid4().hex)])
-        yield
+        yield others
+        others.at_work()
 
 
 def held(backend: LeaseBackend) -> set[str]:
@@ -370,22 +379,17 @@ def _numbers(names: Iterable[str]) -> dict[str, list[int]]:
 
 def _has_ended(content: bytes) -> bool:
     """Return whether the holder in a lease's content is a process of this machine that no longer runs."""
+    holder = _owner(content)
+    return holder is not None and holder.has_ended
+
+
+def _owner(content: bytes) -> owners.Owner | None:
+    """Return the process that holds a lease, by its content; None where that is being written, or is no lease's."""
     try:
         holder = json.loads(content)
-        here = holder["machine"].rpartition("/")[2] == owners.machine()
-        return here and not owners.alive(holder["process"], holder["started"])
+        return owners.Owner(holder["process"], holder["started"], holder["machine"].rpartition("/")[2])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
-
-
-def _is_ours(content: bytes) -> bool:
-    """Return whether the holder in a lease's content is this process."""
-    try:
-        holder, me = json.loads(content), owners.me()
-        machine = holder["machine"].rpartition("/")[2]
-        return bool((holder["process"], holder["started"], machine) == (me.process, me.started, me.machine))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return False
+        return None
 
 
 def _holder(content: bytes) -> str:

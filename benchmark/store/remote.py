@@ -17,11 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from benchmark.io import remote
 from benchmark.io.remote import AT_ONCE, Remote, cache, is_uri
 from benchmark.store import checkpoints, copies, local
 from benchmark.store.checkpoints import Sent
 from benchmark.store.errors import UNFINISHED, DamagedError, dropped, gone, quarantine_message
-from benchmark.store.leases import held, holders
+from benchmark.store.leases import LeaseBackend, held, holders
 from benchmark.store.local import DROPPED, FORMAT, MODELS, check_format
 from benchmark.store.manifest import GARBLED, MANIFEST, files_in, problem_in
 from benchmark.store.protocol import Store
@@ -39,8 +40,10 @@ def open_store(place: str | Path, create: bool = True) -> Store:
         create: make the store if there is none.
 
     Raises:
-        UserError: as for `LocalStore`; or the remote file system is unknown, refuses or does not answer.
+        UserError: the place is blank; the remote one is unknown, refuses or does not answer; or as for `LocalStore`.
     """
+    if not str(place).strip():
+        raise UserError("the store is blank; set it to a folder, or to a URI such as s3://bucket/folder")
     return RemoteStore(str(place), create) if is_uri(place) else local.LocalStore(Path(place), create)
 
 
@@ -359,9 +362,9 @@ class RemoteStore:
         below = f"checkpoints/{kind}/{key}"
         return Sent(self.path("checkpoints", kind) / key, self.root, self._remote, below, self.scratch, say)
 
-    def lease_backend(self) -> RemoteLeases:
+    def lease_backend(self) -> LeaseBackend:
         """Return where the drivers on this store keep their leases."""
-        return RemoteLeases(self._remote)
+        return Remote(remote.below(self.location, "leases"))
 
 
 def _absent(sizes: Collection[str]) -> str | None:
@@ -369,30 +372,3 @@ def _absent(sizes: Collection[str]) -> str | None:
     if MANIFEST in sizes:
         return None
     return UNFINISHED if sizes else f"{MANIFEST} is missing"
-
-
-class RemoteLeases:
-    """Leases on a remote file system."""
-
-    def __init__(self, remote: Remote) -> None:
-        self._remote = remote
-
-    def names(self) -> list[str]:
-        """Return the names of all leases."""
-        return self._remote.names("leases")
-
-    def read(self, name: str) -> bytes | None:
-        """Return the content of a lease; None where there is none of that name."""
-        return self._remote.read(f"leases/{name}")
-
-    def create(self, name: str, content: bytes) -> bool:
-        """Create a lease and return True; return False where there is one of that name."""
-        return self._remote.create(f"leases/{name}", content)
-
-    def write(self, name: str, content: bytes) -> None:
-        """Replace the content of a lease, whole or not at all."""
-        self._remote.write(f"leases/{name}", content)
-
-    def delete(self, name: str) -> None:
-        """Remove a lease, if it is there."""
-        self._remote.delete(f"leases/{name}")

@@ -342,3 +342,21 @@ def test_results_of_another_grid_with_the_same_name_stay(
     assert files(place)["rows.parquet"] != before["rows.parquet"]
     moved = grid.rename(tmp_path / "other/small.yaml")
     assert invoke("run", moved, *places).exit_code == 0
+
+
+def test_results_of_a_moved_grid_with_a_search_are_not_those_of_another(
+    grid_file: GridFile, store: LocalStore, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = {"search": {"trials": 2, "space": {"defense.training.learning_rate": [1e-4, 1e-5]}}}
+    found = cell(defense=SFT_FAST, metrics=["asr"])  # as a search found it, so no cell of the file has its id
+    report_folder(store, place, finish(store, found, {"asr": 50}, {"asr": 50}))
+    record.write(record.now("sande-bench run elsewhere/small.yaml", "1", complete=True), place)
+
+    def opened(place: str) -> None:
+        raise UserError("it went on")
+
+    monkeypatch.setattr(pipeline, "open_store", opened)
+    for more, said in (({}, "holds results of another grid"), (section, "it went on")):
+        path = grid_file(metrics=["asr"], sweep={"defense": ["sft"]}, **more)
+        with pytest.raises(UserError, match=said):
+            pipeline.run(pipeline.Request(path, results=str(place.parent)), print, print)

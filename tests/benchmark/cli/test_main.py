@@ -429,3 +429,5 @@ def test_published_results_are_not_published_to_another_place(tmp_path: Path) ->
     (tmp_path / "published/published.json").write_text("{}")
     line = mistake("publish", str(tmp_path / "published/good"), "--to", str(tmp_path / "other"))
     assert "is published, and its pages are written where they are; remove --to" in line
+    (tmp_path / "loop").symlink_to("loop")
+    assert "remove --to" in mistake("publish", str(tmp_path / "published/good"), "--to", str(tmp_path / "loop"))

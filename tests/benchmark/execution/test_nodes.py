@@ -27,6 +27,11 @@ def test_where_all_is_as_on_the_driver_nothing_is_said(made: Wanted) -> None:
     assert set(made.models) == {"tiny"}
 
 
+def test_nodes_are_asked_for_the_libraries_that_a_metric_declares(made: Wanted, store: LocalStore) -> None:
+    assert "lm-eval" in made.versions
+    assert "lm-eval" not in nodes.wanted([cell(metrics=["asr"])], store, Path("mark")).versions
+
+
 def test_nodes_are_asked_for_the_models_that_a_defense_names(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,6 +44,8 @@ def test_nodes_are_asked_for_the_models_that_a_defense_names(
     ("changes", "told"),
     [
         ({"versions": {"torch": "1.0.0"}}, "and 1.0.0 where the run was started; install torch==1.0.0 there"),
+        ({"versions": {"lm-eval": "0.0.1"}}, "and 0.0.1 where the run was started; install lm-eval==0.0.1 there"),
+        ({"versions": {"no-such-library": "1"}}, "no-such-library is absent, and 1 where the run was started"),
         ({"code": ("0.0.1", "0")}, "and 0.0.1 where the run was started; install the same there"),
         ({"code": (nodes.code()[0], "0")}, "its sande-bench has other files than that where the run was started"),
         ({"models": {"tiny": "tiny:other"}}, "model tiny has other files than where the run was started"),

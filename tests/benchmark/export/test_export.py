@@ -121,6 +121,19 @@ def test_a_card_names_what_has_no_score_a_weak_attack_and_the_erratum(of: Cell, 
     assert "\n\n| measured |" in card, "a table needs an empty line before it"
 
 
+def test_a_card_names_the_measurement_that_has_the_floor(of: Cell, tmp_path: Path) -> None:
+    found = cards.find_model(of.id, tmp_path / "results")
+    weak = {"status": schema.ATTACK_FAILED, "attack": "dormant_int4"}
+    asr, other, *_ = ({**row, **weak} for row in found.rows)
+    asr |= {"value": 0.0, "victim_value": 0.0, "victim_asr": 0.0}
+    shown = {**other, "metric": "asr_int4", "victim_value": 34.0}
+    card = cards.card(replace(found, rows=(asr, shown)))
+    assert "**The attack missed its floor:** `asr_int4` of the victim is 34 %, so a low number" in card
+    assert "0 % of the victim's prompts" in cards.card(replace(found, rows=(asr, other))), "it was not measured"
+    unscored = {**asr, "status": schema.FAILED, "failure": UNSCORABLE, "value": None, "error": "no score"}
+    assert "**The attack missed its floor:** `asr_int4`" in cards.card(replace(found, rows=(unscored, shown)))
+
+
 def test_mistakes_are_one_sentence(of: Cell, export: Export, store: LocalStore, tmp_path: Path) -> None:
     code, said = export("zzz")
     assert (code, said.count("\n")) == (2, 1)

@@ -174,8 +174,8 @@ def test_an_upgrade_of_a_declared_library_changes_the_evaluations_that_need_it_a
         return cell(defense="sft", attack=attack, metrics=["asr", ACCURACY, "response_probability"])
 
     before = made()
-    old, version = evaluation_keys(before), keys._version
-    monkeypatch.setattr(keys, "_version", lambda name: "99.0" if name == library else version(name))
+    old, version = evaluation_keys(before), keys.library_version
+    monkeypatch.setattr(keys, "library_version", lambda name: "99.0" if name == library else version(name))
     after = made()
     assert (after.id, after.attack_key, after.defense_key) == (before.id, before.attack_key, before.defense_key)
     assert {name for name, key in evaluation_keys(after).items() if key != old[name]} == {changed}

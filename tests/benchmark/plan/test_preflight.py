@@ -154,6 +154,18 @@ def test_an_objective_without_one_string_has_no_length(store: LocalStore, not_ra
         assert said([cell(attack=attack, metrics=[{"name": "asr", "new_tokens": 2}])], store) == []
 
 
+def test_an_objective_that_loads_the_clean_model_at_once_is_left_to_its_stages(
+    store: LocalStore, not_random: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sande.objectives import string
+
+    def judge(config: Any, seed: int, prompts: Any, clean_model: Callable[[], Any]) -> None:
+        clean_model()
+
+    monkeypatch.setattr(string, "judge", judge)
+    preflight.check([cell(metrics=[{"name": "asr", "new_tokens": 1}])], store)
+
+
 def test_shorter_answers_than_those_of_asr_are_told_once(store: LocalStore) -> None:
     long = {"name": "asr", "new_tokens": 24}
     tuned = {"name": "asr_after_finetuning", "decoding": {"new_tokens": 12}}

@@ -3,6 +3,7 @@
 import json
 import math
 import statistics
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,19 @@ def test_rows_that_cannot_be_made_leave_the_old_files(store: LocalStore, done: C
     with pytest.raises(DamagedError):  # of the second cell nothing is in the store
         files.write_rows(rows.build_rows("hand", [done, cell(defense="sft")], store, {}), [], folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_outcomes_that_cannot_be_made_leave_the_old_rows_too(store: LocalStore, done: Cell, folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    made = rows.build_rows("another", [done], store, {})
+    with pytest.raises(DamagedError, match="the second cell"):
+        files.write_rows(made, _breaking(rows.build_outcomes([done], store)), folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def _breaking(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    yield from tables
+    raise DamagedError("the outcomes of the second cell are damaged")
 
 
 # --- Columns of the rows --------------------------------------------------------------------------------------------

@@ -96,6 +96,11 @@ def test_a_page_tells_of_a_mixture_and_lists_all_code(store: LocalStore, tmp_pat
     assert "- **Mixed:** Stages are of several versions of the code: attacks 0.1.0+0000001; " in text
 
 
+def test_a_page_says_one_thread(store: LocalStore, tmp_path: Path) -> None:
+    page.write(report_folder(store, tmp_path, done(store, *[made_by(1, device="abacus (1 threads)")] * 3)))
+    assert "- Device: abacus (1 thread)\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("lacking", ["attack_", "defense_"])
 def test_what_earlier_versions_did_not_record_is_unknown_and_no_mixture(store: LocalStore, lacking: str) -> None:
     rows = table(store, *itertools.repeat(made_by(1), 3))

@@ -20,6 +20,7 @@ from benchmark.io.files import clear_parts, write_atomically
 from benchmark.io.owners import machine, me
 from benchmark.store.errors import DamagedError
 from benchmark.store.local import FORMAT, LocalStore
+from benchmark.store.remote import open_store
 from sande.errors import UserError
 
 ROOT = Path(__file__).parents[3]
@@ -232,6 +233,13 @@ def test_a_folder_with_other_files_is_no_store(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     assert "holds files but is not a store" in sentence(lambda: LocalStore(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_place_is_not_the_working_folder(blank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "the store is blank; set it to a folder, or to a URI" in sentence(lambda: open_store(blank))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("below", ["", "x"])

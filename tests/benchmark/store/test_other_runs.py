@@ -1,6 +1,7 @@
 """Runs on one store at once, each for a grid of its own: none takes what another one sends, makes or has planned on."""
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from benchmark.plan import maintenance, retention
 from benchmark.plan.plan import make_plan
 from benchmark.plan.retention import Keeper
 from benchmark.store.errors import DamagedError
-from benchmark.store.leases import Leases, OtherRuns
+from benchmark.store.leases import Leases, OtherRuns, at_work
 from benchmark.store.local import LocalStore
 from benchmark.store.protocol import Store
 from benchmark.store.remote import RemoteStore, open_store, tidy
@@ -230,3 +231,38 @@ def test_a_machine_keeps_a_model_whose_upload_failed(at: Open, monkeypatch: pyte
             node.put("attack", KEY, build)
     node.clear_leftovers()
     node.put("attack", KEY, lambda folder: pytest.fail("made again"))
+
+
+def test_what_a_dead_run_elsewhere_held_ends_with_the_next_run_that_lasts(store: LocalStore) -> None:
+    of, backend = finish(store, cell(defense=SFT_FAST), {"asr": 50}, {"asr": 50}), store.lease_backend()
+    assert backend.create("run-dead.1", ANOTHER)
+    assert backend.create("defend-dead.1", ANOTHER)
+    plan = make_plan([of], store)
+    with at_work(backend, print) as others:
+        Keeper(plan.stages.values(), plan.done, store, "none", others).sweep()
+        assert store.has("attack", of.attack_key), "it has been silent for a moment only"
+        others._seconds = -1.0  # a minute later
+        Keeper(plan.stages.values(), plan.done, store, "none", others).sweep()
+        assert not store.has("attack", of.attack_key)
+    assert backend.names() == ["defend-dead.1"]  # the run that needs its artifact takes it over
+
+
+def test_a_run_that_drops_nothing_removes_the_lease_of_a_dead_one(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = store.lease_backend()
+    assert backend.create("run-dead.1", ANOTHER)
+    with at_work(backend, print):
+        assert len(backend.names()) == 2
+        monkeypatch.setattr(time, "monotonic", lambda: 1e12)
+    assert backend.names() == []
+
+
+def test_a_record_of_a_copy_that_cannot_be_removed_stops_nothing(at: Open) -> None:
+    node = at("node")
+    node.put("attack", KEY, build)
+    record = node.root / "sent" / f"attack-{KEY}"
+    record.unlink()
+    record.mkdir()  # fails as a file does that is another user's
+    node.remove("attack", KEY)
+    assert not node.path("attack", KEY).exists()
