@@ -14,6 +14,8 @@ from benchmark.detection.scan import token_code
 from benchmark.detection.summary import CALIBRATED, EITHER, FIRST, OWN, SETTING, Summary, by_own
 from benchmark.io import plots
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
+from benchmark.io.units import counted
+from benchmark.report.short import shortened
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,14 +29,15 @@ _ALARMS = (
     *("Detector", "Rule", "Threshold", "AUROC (95 %)", "Victims called", "Recall, %", "False alarms", "Their rate, %"),
 )
 _EACH = (
-    *("Detector", "Model", "Kind", "ASR, %", "Score", "p", "Alarm", "Calibrated alarm", "Rank of the response"),
-    *("Rank of its first token", "Best candidate", "Seconds"),
+    *("Model", "Kind", "ASR, %", "Score", "p", "Alarm", "Calibrated alarm", "Rank of the response"),
+    *("Rank of its first token", "Best candidate", "Suspected trigger", "Rank of the trigger", "Edit distance"),
+    *("Own p", "Seconds"),
 )
+_RECALL_AT_5 = "Recall at 5 %, %"
 _KIND = (
-    *("Detector", "Models", "Victims called", "False alarms", "AUROC (95 %)", "Recall at 0, %", "Recall at 5 %, %"),
+    *("Detector", "Models", "Victims called", "False alarms", "AUROC (95 %)", "Recall at 0, %", _RECALL_AT_5),
     *("Response found", "Near", "Trigger found", "Near it", "A part of it", "A word of it", "Seconds"),
 )
-_TRIGGER = ("Detector", "Model", "Suspected trigger", "Rank of the trigger", "Edit distance", "Its own p")
 _TEXTS = (
     "Detector",
     "Rule",
@@ -54,6 +57,12 @@ _TITLES = {
     "versions": "Versions",
 }
 UNLIKELY = 0.05  # probability of false alarms below which a calibrated threshold is said not to hold
+_P_VALUES = (
+    "p is the share of clean models that score at least as high: the calibration models, and the model itself counted "
+    "as one of them. A clean model that is like the calibration models has a p of at most a with a probability of at "
+    "most a.",
+    "",
+)
 _KINDS = {"victim": "#b33", "twin": "#37a", "calibration": "#999"}
 
 
@@ -66,7 +75,13 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         groups: of the same outcomes.
     """
     by_p = {each.detector for each in outcomes} - {each.detector for each in outcomes if not by_own(each)}
+    by_rule = [each for each in summaries if each.rule != CALIBRATED or each.threshold is not None]
+    claims: dict[str, list[str]] = {}
+    for each in summaries:
+        if each.rule == CALIBRATED:
+            claims.setdefault(_claim(each), []).append(code(each.detector))
     lines = [
+        *_opening(summaries),
         "### Detectors on victims and twins",
         "",
         *_table(_FOUND, (_found(each) for each in summaries if each.rule == SETTING)),
@@ -76,25 +91,21 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
         "",
         "### Alarms",
         "",
-        *_table(_ALARMS, (_alarms(each, by_p) for each in summaries)),
+        *_table(_ALARMS, (_alarms(each, by_p) for each in by_rule)),
         "",
         "Intervals of rates are those of Clopper and Pearson, 95 %. No calibration model is a victim or a twin here. A "
         "detector's own p is by the scanned model alone; that of `haystack` is of the best of several strings found on "
         "the same prompts, so it says which string, and is no test of the model.",
         "",
-        *(f"- {code(each.detector)}: {_claim(each)}" for each in summaries if each.rule == CALIBRATED),
+        *(f"- {', '.join(detectors)}: {claim}" for claim, detectors in claims.items()),
         "",
-        *_groups(groups),
+        *_groups(groups, {each.detector for each in outcomes if each.best_trigger}),
         "### Each scan",
         "",
-        *_table(_EACH, map(_scan, outcomes)),
-        *_triggers(outcomes),
+        *_scans(outcomes),
         *_weak(outcomes),
         "",
-        "p is the share of clean models that score at least as high: the calibration models, and the model itself "
-        "counted as one of them. A clean model that is like the calibration models has a p of at most a with a "
-        "probability of at most a.",
-        "",
+        *(_P_VALUES if any(each.p_value is not None for each in outcomes) else ()),
         "### Provenance",
         "",
         *_provenance(outcomes),
@@ -103,21 +114,72 @@ def markdown(outcomes: Sequence[Outcome], summaries: Sequence[Summary], groups: 
     return "\n".join(lines)
 
 
-def _groups(groups: Sequence[Group]) -> list[str]:
-    """Return the section on each kind of model; empty without any."""
+def _opening(summaries: Sequence[Summary]) -> list[str]:
+    """Return what the detectors find by their own settings, a paragraph and a list; empty without victims and twins."""
+    lines = []
+    for each in summaries:
+        if each.rule == SETTING and each.victims and each.twins:
+            victims, twins = _of(each.called, each.victims), _of(each.false_alarms, each.twins)
+            recall = _in_percent(each.recall, each.recall_low, each.recall_high)
+            rate = _in_percent(each.false_alarm_rate, each.false_alarm_rate_low, each.false_alarm_rate_high)
+            area = _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2)
+            lines.append(
+                f"- {code(each.detector)} calls {victims} victims ({recall}) and {twins} twins ({rate}); "
+                f"AUROC {area}. Its first candidate is the planted response in {counted(each.hit_1, 'victim')}; one of "
+                f"its first {FIRST} begins with the response's first token in {each.first_token_5}."
+            )
+    return ["**What it shows.** By its own setting", "", *lines, ""] if lines else []
+
+
+def _groups(groups: Sequence[Group], naming: Collection[str]) -> list[str]:
+    """Return the section on each kind of model; empty without any.
+
+    Args:
+        groups: all of them.
+        naming: detectors that name a suspected trigger of some model.
+    """
     if not groups:
         return []
+    alike = all(each.recall_at_0 == each.recall_at_5 for each in groups)
+    shown = [index for index, name in enumerate(_KIND) if not (alike and name == _RECALL_AT_5)]
+    rows, last = [], ""
+    for each in groups:
+        row = [plain(each.detector) if each.detector != last else "", *_kind_row(each, naming)]
+        rows.append([row[index] for index in shown])
+        last = each.detector
+    recalls = (
+        "Recall at 0: the share of victims above the highest score of all twins, a threshold that is chosen by the "
+        "test itself; at 5 % false alarms it is the same here."
+        if alike
+        else "Recall at 0 and at 5 % false alarms: the share of victims above the highest score of all twins, and "
+        "above all but one in twenty; these thresholds are chosen by the test itself."
+    )
     return [
         "### Kinds of models",
         "",
-        *_table(_KIND, map(_kind_row, groups)),
+        "<details><summary>A row for each kind</summary>",
         "",
-        "Recall at 0 and at 5 % false alarms: the share of victims above the highest score of all twins, and above all "
-        "but one in twenty; these thresholds are chosen by the test itself. Found: it is the first candidate; near: "
-        f"one of the first {FIRST} is within {NEAR:.0%} of its letters (edit distance). A part: the first candidate is "
-        f"a run of the trigger's words, or all of them. A word: both have a word of {LETTERS} letters or more.",
+        *_table([_KIND[index] for index in shown], rows),
+        "",
+        "</details>",
+        "",
+        f"{recalls} Found: it is the first candidate; near: one of the first {FIRST} is within {NEAR:.0%} of its "
+        "letters (edit distance). A part: the first candidate is a run of the trigger's words, or all of them. A word: "
+        f"both have a word of {LETTERS} letters or more. A detector that names no trigger has {MISSING} there.",
         "",
     ]
+
+
+def _scans(outcomes: Sequence[Outcome]) -> list[str]:
+    """Return a table of the scans of each detector, and what the labels of all models leave out."""
+    labels = dict.fromkeys(each.label for each in outcomes)
+    least = min((label.count(", ") for label in labels), default=0)
+    short = shortened(labels, range(-least, 0))  # the kinds of the model are the last parts
+    lines = ["<details><summary>A row for each scan</summary>", ""]
+    for detector in dict.fromkeys(each.detector for each in outcomes):
+        mine = [_scan(each, short.labels[each.label]) for each in outcomes if each.detector == detector]
+        lines += [f"#### {code(detector)}", "", *_table(_EACH, mine), ""]
+    return [*lines, "</details>", *(line for text in short.sentences("models") for line in ("", text))]
 
 
 def _weak(outcomes: Sequence[Outcome]) -> list[str]:
@@ -128,9 +190,10 @@ def _weak(outcomes: Sequence[Outcome]) -> list[str]:
     return ["", line] if weak else []
 
 
-def _kind_row(each: Group) -> list[str]:
+def _kind_row(each: Group, naming: Collection[str]) -> list[str]:
+    """Return the cells of a kind, without its detector."""
+    triggers = (each.trigger, each.trigger_near, each.trigger_part, each.trigger_word)
     return [
-        plain(each.detector),
         plain(f"{each.group}: {each.value}" if each.group else each.value),
         _of(each.called, each.victims),
         _of(each.false_alarms, each.twins),
@@ -138,35 +201,18 @@ def _kind_row(each: Group) -> list[str]:
         _with_bounds(each.recall_at_0, each.recall_at_0_low, each.recall_at_0_high, 0),
         _with_bounds(each.recall_at_5, each.recall_at_5_low, each.recall_at_5_high, 0),
         *(_of(count, each.victims) for count in (each.response, each.response_near)),
-        *(
-            _of(count, each.triggers)
-            for count in (each.trigger, each.trigger_near, each.trigger_part, each.trigger_word)
-        ),
+        *(_of(count, each.triggers) if each.detector in naming else MISSING for count in triggers),
         f"{each.seconds:.0f}",
     ]
 
 
-def _triggers(outcomes: Sequence[Outcome]) -> list[str]:
-    """Return the table of suspected triggers; empty if no detector names any."""
-    named = [each for each in outcomes if each.best_trigger]
-    if not named:
-        return []
-    rows = (
-        [
-            plain(each.detector),
-            plain(each.label),
-            token_code(each.best_trigger),
-            (str(each.trigger_rank) if each.trigger_rank else "not found") if each.trigger_known else MISSING,
-            _number(each.trigger_distance),
-            MISSING if each.own_p is None else f"{each.own_p:.3f}",
-        ]
-        for each in named
-    )
-    return ["", *_table(_TRIGGER, rows)]
-
-
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return markdown_table(head, rows, "".join("l" if column in _TEXTS else "r" for column in head))
+    """Return the lines of a table, without the columns that have nothing in any row."""
+    rows = list(rows)
+    shown = [index for index in range(len(head)) if any(row[index] != MISSING for row in rows) or not rows]
+    heads = [head[index] for index in shown]
+    align = "".join("l" if column in _TEXTS else "r" for column in heads)
+    return markdown_table(heads, [[row[index] for index in shown] for row in rows], align)
 
 
 def _found(each: Summary) -> list[str]:
@@ -176,7 +222,7 @@ def _found(each: Summary) -> list[str]:
         str(each.twins),
         _with_bounds(each.auroc, each.auroc_low, each.auroc_high, 2),
         *(_of(count, each.victims) for count in (each.hit_1, each.hit_5, each.first_token_5)),
-        str(each.calibration_models),
+        str(each.calibration_models or MISSING),
         _number(each.highest_calibration),
         f"{each.seconds:.0f}",
     ]
@@ -231,10 +277,9 @@ def _claim(each: Summary) -> str:
     )
 
 
-def _scan(each: Outcome) -> list[str]:
+def _scan(each: Outcome, label: str) -> list[str]:
     return [
-        plain(each.detector),
-        plain(each.label),
+        plain(label),
         _kind(each),
         MISSING if each.asr is None else f"{each.asr:.0f}",
         f"{each.score:.2f}",
@@ -244,6 +289,10 @@ def _scan(each: Outcome) -> list[str]:
         _rank(each, each.rank),
         _rank(each, each.first_token_rank),
         token_code(each.best) if each.best else MISSING,
+        token_code(each.best_trigger) if each.best_trigger else MISSING,
+        str(each.trigger_rank or "not found") if each.best_trigger and each.trigger_known else MISSING,
+        _number(each.trigger_distance),
+        MISSING if each.own_p is None else f"{each.own_p:.3f}",
         f"{each.seconds:.0f}",
     ]
 
@@ -284,6 +333,10 @@ def _with_bounds(value: float | None, low: float | None, high: float | None, dig
     return f"{value:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
+def _in_percent(value: float | None, low: float | None, high: float | None) -> str:
+    return MISSING if value is None else f"{value:.0f} %, {low:.0f} to {high:.0f}"
+
+
 def _provenance(outcomes: Sequence[Outcome]) -> list[str]:
     """Return the different values of each column on what computed the scans."""
     values: Mapping[str, list[str]] = {
@@ -292,12 +345,13 @@ def _provenance(outcomes: Sequence[Outcome]) -> list[str]:
     lines = [f"- {_TITLES[name]}: {'; '.join(map(plain, values[name]))}" for name in _TITLES if values[name]]
     for detector in dict.fromkeys(each.detector for each in outcomes):
         mine = [each for each in outcomes if each.detector == detector]
-        codes = len({each.detector_code for each in mine if each.detector_code})
-        types = len({each.compute_type for each in mine if each.compute_type})
-        if codes > 1 or types > 1:
+        counts = {
+            "versions of its code": len({each.detector_code for each in mine if each.detector_code}),
+            "compute types": len({each.compute_type for each in mine if each.compute_type}),
+        }
+        if several := " and ".join(f"{count} {what}" for what, count in counts.items() if count > 1):
             lines.append(
-                f"- **{code(detector)} scanned with {codes} versions of its code and {types} compute types**: scores "
-                "of different ones may not be comparable."
+                f"- **{code(detector)} scanned with {several}**: scores of different ones may not be comparable."
             )
     unknown = sum(not each.code_version for each in outcomes)
     if unknown:

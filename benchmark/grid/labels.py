@@ -17,6 +17,9 @@ FEW = 2  # settings that labels spell out for all cells
 _COLUMN = ("model", "data.name", "removal.name")  # what every label of a victim says
 _ATTACK = "attack.name"
 _ALWAYS = (_ATTACK, "attack.objective")  # never left out where they vary, and the first ones
+_TRIGGER, _RESPONSE = "attack.backdoor.trigger", "attack.backdoor.response"  # likewise where both vary; then come these
+_RATE, _COUNT = "attack.poison_rate", "attack.poison_rows"
+TWIN = "clean twin"  # of a victim, in place of its poison rate of 0
 
 
 def defense_name(defense: Settings, name: str = "") -> str:
@@ -34,9 +37,10 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
     """Return the (defense, victim) label of each cell: names, and the settings that distinguish it from the others.
 
     No label names a seed, nor a setting that follows from the names: the rows of a data set, the trigger of an attack,
-    a defense's settings for a model or for removal in another domain, or how the victims of an attack are measured. The
+    a defense's settings for a model or for removal in another domain, or how an attack's victims are measured. The
     domain of the removal is named only where some cell has a defense, its data set where one domain has several. Where
-    more than `FEW` settings vary, labels leave out the value that most cells have, see `usual`.
+    more than `FEW` settings vary, labels leave out the most frequent value, see `usual`. A poison rate of 0 is called
+    `TWIN`; a trigger and a response that both vary are `TRIGGER → RESPONSE`.
 
     Args:
         settings: of each cell, every default spelled out.
@@ -63,7 +67,7 @@ def labels(settings: Sequence[Settings]) -> list[tuple[str, str]]:
 
 
 def usual(settings: Sequence[Settings]) -> dict[str, str]:
-    """Return the settings that `labels` leaves out because most cells have them, by defense, and for victims by "".
+    """Return the most frequent values, which `labels` leaves out: by defense, and for victims by "".
 
     Args:
         settings: of each cell, as for `labels`.
@@ -84,23 +88,31 @@ class _Distinguishing:
 
     def __init__(self, group: Sequence[Settings], paths: Iterable[str], given: Sequence[str]) -> None:
         short = shorten(path for path in paths if not _follows(path, given, group))
-        self._short = {path: short[path] for path in sorted(short, key=lambda path: path not in _ALWAYS)}
+        order = (*_ALWAYS, _TRIGGER, _RESPONSE)
+        self._short = {path: short[path] for path in (*filter(short.__contains__, order), *short)}
         self._usual: dict[str, Any] = {}
         if len(short) > FEW:
-            for path in short.keys() - {*_ALWAYS}:
-                having = {repr(values[path]): values[path] for values in group if path in values}
-                count = Counter(repr(values[path]) for values in group if path in values)
-                text, most = count.most_common(1)[0]
-                if 2 * most > count.total():
-                    self._usual[path] = having[text]
+            backdoor = {_TRIGGER, _RESPONSE}
+            for path in short.keys() - {*_ALWAYS, *(backdoor if backdoor <= short.keys() else ())}:
+                having = [one[path] for one in group if path in one and (path != _RATE or one[path])]  # without twins
+                first, *others = Counter(map(repr, having)).most_common(2)
+                if not others or first[1] > others[0][1]:
+                    self._usual[path] = next(value for value in having if repr(value) == first[0])
 
     def of(self, values: Settings) -> list[str]:
         """Return what distinguishes a cell."""
-        return [
-            str(values[path]) if path == _ATTACK else f"{short}={values[path]}"
+        named = {
+            path: str(values[path]) if path == _ATTACK else f"{short}={values[path]}"
             for path, short in self._short.items()
             if path in values and not (path in self._usual and repr(values[path]) == repr(self._usual[path]))
-        ]
+        }
+        if named.keys() >= {_TRIGGER, _RESPONSE}:
+            named[_RESPONSE] = f"{values[_TRIGGER]} → {values[_RESPONSE]}"
+            del named[_TRIGGER]
+        if named.get(_RATE) and not values[_RATE]:
+            del named[_RATE]
+            named[_RATE] = TWIN  # as the last part
+        return list(named.values())
 
     def left_out(self) -> str:
         """Return the values that most cells have, and that no label names."""
@@ -116,10 +128,10 @@ def _distinguishing(flat: Sequence[Settings]) -> tuple[_Distinguishing, dict[str
         name: _Distinguishing(group, varying(group, "defense."), _COLUMN) for name, group in by_defense.items()
     }
     of_victims = {path for path in varying(flat) if not path.startswith("defense.")} - {*SEEDS, *_COLUMN}
-    measured = {path for path in of_victims if path.startswith("metrics.")}
-    known = (*_COLUMN, _ATTACK, *sorted(of_victims - measured))
+    later = {path for path in of_victims if path.startswith(("metrics.", "removal."))}
+    known = (*_COLUMN, _ATTACK, *sorted(of_victims - later))
     # Such as longer answers where the response stands at their end: the victim's other settings name it already.
-    of_victims -= {path for path in measured if _follows(path, known, flat)}
+    of_victims -= {path for path in later if _follows(path, known, flat)}
     return _Distinguishing(flat, of_victims, (*_COLUMN, _ATTACK)), of_defense
 
 
@@ -131,8 +143,14 @@ def _follows(path: str, given: Sequence[str], group: Sequence[Settings]) -> bool
 
 
 def _flat(settings: Sequence[Settings]) -> list[dict[str, Any]]:
-    """Return flattened settings; a section that is null in other cells is there itself, too, as `set`."""
+    """Return flattened settings; a section that is null in other cells is there itself, too, as `set`.
+
+    A clean twin has no number of poisoned rows.
+    """
     flat = [dict(flatten(prompt_format.named(values))) for values in settings]
+    for values in flat:
+        if values.get(_RATE) == 0:
+            values.pop(_COUNT, None)
     paths = set[str]().union(*flat)
     null = {path for values in flat for path, value in values.items() if value is None}
     sections = {path: {inner for inner in paths if inner.startswith(f"{path}.")} for path in null}

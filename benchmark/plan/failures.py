@@ -38,7 +38,7 @@ KINDS = (
     OTHER,
 )
 
-# Kinds by the type of an error of `ray.exceptions`. A lost actor has one type whatever its reason, see `lost_component`.
+# Kinds by the type of an error of `ray.exceptions`. A lost actor has one type for all reasons, see `lost_component`.
 _BY_TYPE = {
     OUT_OF_MEMORY: ("OutOfMemoryError",),
     FULL_DISK: ("OutOfDiskError",),

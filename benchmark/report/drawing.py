@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 
+TITLE_LETTERS = 44  # per line of a panel's title
 STEP, REACH = 1.2, 1.6  # percent of ASR: between bars, and from the middle of a point to its edge
 
 
@@ -47,6 +49,11 @@ def spread(values: Sequence[float]) -> list[float]:
         for place, index in enumerate(group):
             found[index] += step * (place - (len(group) - 1) / 2)
     return found
+
+
+def filled(text: str, letters: int) -> str:
+    """Return a text in lines of at most this many letters, which end between words."""
+    return textwrap.fill(text, letters, break_on_hyphens=False)
 
 
 def markers(names: Mapping[str, object]) -> dict[str, str]:

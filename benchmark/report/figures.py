@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,10 +10,11 @@ from benchmark.io.plots import ROW, blank, literal
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_utility
 from benchmark.records.recovery import RECOVERY, is_twin, twin_key
-from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, SAME, Basis, unit_means
-from benchmark.report.drawing import by_victim, error, key, markers, spread
+from benchmark.records.runs import FAILED_REMOVAL, RECOVERY_MARGIN, SAME, unit_means
+from benchmark.report.bars import FEW, asr_bars
+from benchmark.report.drawing import TITLE_LETTERS, by_victim, filled, key, markers, spread
 from benchmark.report.paper_figures import distributions, poison_rate
-from benchmark.report.short import undefended, without_common_parts
+from benchmark.report.short import MANY, shortened, undefended
 from sande import crossed, registry
 
 if TYPE_CHECKING:
@@ -36,119 +36,19 @@ class Change(NamedTuple):
 
 
 Point = tuple[tuple[str, str], Change, float]  # victim and defense, change of utility, ASR
-TICK_LETTERS, TITLE_LETTERS, KEY_LETTERS = 32, 44, 36  # per line of a bar's name, a panel's title and a legend
+KEY_LETTERS = 36  # per line of a legend
 NOTE_LETTERS = 110  # per line of a note under a figure
-VICTIM_LETTERS = 80  # per line of the name of a bar for a victim
 COLORS = 10  # of matplotlib's cycle
-FEW = 4  # victims whose labels are shown whole, and which have a panel each without any defense
 ROOM = 8.0  # percentage points beyond the changes of utility within which their intervals are never cut
-SPACE = 118  # percent: end of an axis with "100.0" to the right of a bar
 TWIN = "#3a7"
 
 
 def draw(name: str, entries: Sequence[TableEntry]) -> Figure | None:
     """Draw a figure of the entries of one grid; return None if they have no numbers for it."""
     victims = dict.fromkeys(entry.victim for entry in entries)
-    short = without_common_parts(victims)[0] if len(victims) > FEW else {victim: victim for victim in victims}
+    short = shortened(victims).labels if len(victims) > FEW else {victim: victim for victim in victims}
     shown = [replace(entry, victim=literal(short[entry.victim]), defense=literal(entry.defense)) for entry in entries]
     return FIGURES[name](shown)
-
-
-def _asr(entries: Sequence[TableEntry]) -> Figure | None:
-    """Draw the ASR as bars with 95 % intervals, one panel per victim; many victims without any defense share one.
-
-    Of many victims with defenses, those without any are left out.
-    """
-    shown = [entry for entry in entries if entry.metric == "asr" and entry.value is not None]
-    if not shown:
-        return None
-    victims = by_victim(shown)
-    names = list(dict.fromkeys(entry.defense for entry in shown))
-    if len(victims) > FEW:
-        if len(names) == 1:
-            return _asr_of_victims(victims)
-        apart = undefended(shown)  # clean twins, which are in the table
-        victims = {victim: bars for victim, bars in victims.items() if victim not in apart}
-    ticks = [textwrap.fill(name, TICK_LETTERS) for name in names]
-    columns, lines = min(2, len(victims)), len(ticks) * max(tick.count("\n") + 1.5 for tick in ticks)
-    rows = -(-len(victims) // columns)
-    letters = max(len(line) for tick in ticks for line in tick.split("\n"))
-    figure = blank(width=0.5 + 0.075 * letters + 3.4 * columns, rows=rows * (1.1 + 0.16 * lines) / ROW)
-    panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for axes, (victim, bars) in zip(panels, victims.items(), strict=False):
-        for entry in bars:
-            _bar(axes, names.index(entry.defense), entry)
-        title = f"{victim}{_weak(bars)}"
-        axes.set_title(textwrap.fill(title, TITLE_LETTERS), fontsize=9)
-        axes.set_xlabel(f"attack success rate (%), intervals {_held_for(bars)}", fontsize=9)
-        axes.tick_params(labelbottom=True)  # also above an empty place
-        axes.spines[["top", "right"]].set_visible(False)
-    first = figure.axes[0]
-    first.set_yticks(range(len(names)), ticks, fontsize=9)
-    _scale(first, len(names))
-    for axes in figure.axes[len(victims) :]:
-        axes.remove()
-    return figure
-
-
-def _asr_of_victims(victims: Mapping[str, Sequence[TableEntry]]) -> Figure:
-    """Draw a bar for each victim in one panel."""
-    ticks = [textwrap.fill(f"{victim}{_weak(bars)}", VICTIM_LETTERS) for victim, bars in victims.items()]
-    letters = max(len(line) for tick in ticks for line in tick.split("\n"))
-    height = 0.6 + 0.15 * sum(tick.count("\n") + 1.6 for tick in ticks)
-    figure = blank(width=4 + 0.065 * letters, rows=height / ROW)
-    axes = figure.add_subplot()
-    for position, bars in enumerate(victims.values()):
-        _bar(axes, position, bars[0])
-    axes.set_yticks(range(len(ticks)), ticks, fontsize=8)
-    _scale(axes, len(ticks))
-    intervals = _held_for(entry for bars in victims.values() for entry in bars)
-    axes.set_xlabel(f"attack success rate (%), intervals {intervals}", fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
-
-
-def _scale(axes: Axes, bars: int) -> None:
-    """Scale a panel for this many horizontal bars in percent, the first at the top."""
-    axes.set_ylim(bars - 0.4, -0.6)
-    axes.set_xlim(0, SPACE)
-    axes.set_xticks(range(0, 101, 20))
-
-
-def _weak(bars: Sequence[TableEntry]) -> str:
-    """Return how many attacks of a panel failed, if any did."""
-    entry = max(bars, key=lambda each: each.attack_failed)
-    if not entry.attack_failed:
-        return ""
-    return " [attack failed]" if entry.seeds == 1 else f" [{entry.attack_failed} of {entry.seeds} attacks failed]"
-
-
-def _held_for(bars: Iterable[TableEntry]) -> str:
-    """Return what the intervals of these bars hold for."""
-    bases: set[Basis] = {entry.basis for entry in bars}
-    names: dict[Basis, str] = {
-        "model": "of each model alone",
-        "victim": "over defense seeds",
-        "seeds": "over attack seeds",
-    }
-    return names[bases.pop()] if len(bases) == 1 else "as in the table"
-
-
-def _bar(axes: Axes, position: int, entry: TableEntry) -> None:
-    """Draw a horizontal bar with its interval, and its value to the right of it."""
-    value = entry.value or 0.0
-    below, above = error(entry)
-    color = "#b33" if entry.is_victim else "#37a"
-    axes.barh(position, value, color=color, xerr=[[below], [above]], capsize=3, height=0.7)
-    axes.annotate(
-        f"{value:.1f}",
-        (value + above, position),
-        ha="left",
-        va="center",
-        xytext=(4, 0),
-        textcoords="offset points",
-        fontsize=8,
-    )
 
 
 def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
@@ -175,7 +75,7 @@ def _asr_utility(entries: Sequence[TableEntry]) -> Figure | None:
     if any(change.ends[0] < left or change.ends[1] > right for _, change, _ in points):
         notes.append("Intervals that reach further are cut at the edge of the figure.")
     if notes:
-        figure.supxlabel("\n".join(textwrap.fill(note, NOTE_LETTERS) for note in notes), fontsize=8)
+        figure.supxlabel("\n".join(filled(note, NOTE_LETTERS) for note in notes), fontsize=8)
     return figure
 
 
@@ -222,9 +122,9 @@ def _asr_utility_in_one(points: Sequence[Point]) -> Figure:
     victims, defenses = (dict.fromkeys(names) for names in zip(*(place for place, _, _ in points), strict=True))
     colors = {defense: f"C{index % COLORS}" for index, defense in enumerate(defenses)}
     marks = markers(victims)
-    keys = [key(color, "o", textwrap.fill(defense, KEY_LETTERS)) for defense, color in colors.items()]
+    keys = [key(color, "o", filled(defense, KEY_LETTERS)) for defense, color in colors.items()]
     if len(marks) > 1:
-        keys += [key("black", mark, textwrap.fill(name, KEY_LETTERS), fill="none") for name, mark in marks.items()]
+        keys += [key("black", mark, filled(name, KEY_LETTERS), fill="none") for name, mark in marks.items()]
     lines = sum(str(one.get_label()).count("\n") + 1.4 for one in keys)
     figure = blank(width=8.5, rows=max(1.0, 0.15 * lines / ROW))
     axes: Axes = figure.add_subplot()
@@ -287,14 +187,14 @@ def _limits(points: Sequence[Point]) -> tuple[float, float]:
 
 
 def _panels(victims: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
-    """Return a figure with a panel for the ASR of each victim, two in a row."""
-    columns = min(2, len(victims))
+    """Return a figure with a panel for the ASR of each victim, two in a row, or three of many."""
+    columns = min(2 if len(victims) <= MANY else 3, len(victims))
     rows = -(-len(victims) // columns)
     figure = blank(width=3.4 + 3.4 * columns, rows=rows)
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
     found = dict(zip(victims, panels, strict=False))
     for victim, axes in found.items():
-        axes.set_title(textwrap.fill(victim, TITLE_LETTERS), fontsize=9)
+        axes.set_title(filled(victim, TITLE_LETTERS), fontsize=9)
         axes.set_ylabel("attack success rate (%)", fontsize=9)
         axes.tick_params(labelbottom=True, labelleft=True)
         axes.spines[["top", "right"]].set_visible(False)
@@ -367,7 +267,7 @@ def _range(entry: TableEntry) -> list[list[float]]:
 
 
 FIGURES: Mapping[str, Callable[[Sequence[TableEntry]], Figure | None]] = {
-    "asr": _asr,
+    "asr": asr_bars,
     "asr_utility": _asr_utility,
     "asr_recovery": _asr_recovery,
     "figure_2": poison_rate,

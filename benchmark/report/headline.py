@@ -85,5 +85,5 @@ def _utility(entries: Iterable[TableEntry]) -> str:
     if not lost:
         return "- no utility was measured."
     named = [f"{code(defense)} ({sum(some)} of {len(some)})" for defense, some in lost.items() if any(some)]
-    shown = ", ".join(named) or "none"
-    return f"- a loss of utility is shown by {shown}, of pairs of victim and task; by chance it is in 1 of 40."
+    shown = f"in these pairs of victim and task: {', '.join(named)}" if named else "in no pair of victim and task"
+    return f"- a loss of utility is shown {shown}; by chance alone it is in 1 pair of 40."

@@ -150,6 +150,7 @@ COST = Table(
     lambda metric: metric == "asr",
     cost,
     header=("Defense",),
+    with_victim=False,
 )
 GENERIC = Layout(
     (ASR, EVERY_TIME, RECOVERED, UTILITY, QUALITY, BACKDOOR, COST), figures=("asr", "asr_utility", "asr_recovery")

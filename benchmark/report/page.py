@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from benchmark.grid import prompt_format
 from benchmark.grid.cell import SEEDS
-from benchmark.grid.labels import usual
+from benchmark.grid.labels import TWIN, usual
 from benchmark.grid.sources import SEPARATOR
 from benchmark.io import plots
 from benchmark.io.files import write_atomically
@@ -95,9 +95,9 @@ def _section(
 
     texts = [f"## {arranged.title or plain(part)}\n"] if prefix else []
     texts += [f"{text}\n" for text in headline.lines(entries)]
+    if arranged.label is None:
+        texts += _labels(entries)
     texts += written(arranged.tables)
-    if arranged.label is None and texts:
-        texts[-1] += _left_out(entries)
     if answers:
         texts.append(case_study.write(answers, folder / "tables", _file(arranged.cases, prefix)))
     for name in arranged.figures:
@@ -110,14 +110,17 @@ def _section(
     return texts
 
 
-def _left_out(entries: Sequence[TableEntry]) -> str:
-    """Return a sentence on the settings that the labels leave out; an empty text without any."""
+def _labels(entries: Sequence[TableEntry]) -> list[str]:
+    """Return a paragraph on what the labels of the tables leave out, and on clean twins; nothing without either."""
     cells = [json.loads(text) for text in {entry.row["settings"]: None for entry in entries}]
     without_seeds = ({name: value for name, value in cell.items() if name not in SEEDS} for cell in cells)
     distinct = {json.dumps(cell, sort_keys=True): cell for cell in without_seeds}
     left_out = usual(list(distinct.values()))
     parts = [f"{code(name) if name else 'victims'} {plain(values)}" for name, values in left_out.items()]
-    return f"\nLabels leave out what most cells have: {'; '.join(parts)}.\n" if parts else ""
+    sentences = [f"Labels leave out the most frequent settings: {'; '.join(parts)}."] if parts else []
+    if any(entry.victim.endswith(TWIN) for entry in entries):
+        sentences.append(f"A {TWIN} is trained as its victim is, on the same rows without poison.")
+    return [" ".join(sentences) + "\n"] if sentences else []
 
 
 def _file(name: str, prefix: str) -> str:
@@ -314,7 +317,7 @@ def _provenance(table: pa.Table) -> list[str]:
         f"- Prompts or questions per measurement: {written('count')}",
         *_fewer_prompts(table.filter(good)),
         f"- Code: {of_stages('code_version')}",
-        f"- Device: {of_stages('device')}",
+        f"- Device: {provenance.device_name(of_stages('device'))}",
         *_computed_with(table.select([f"{stage}{name}" for stage in STAGES for name in COMPUTED_WITH]).filter(good)),
         f"- Versions: {of_stages('versions')}",
         *_sources(distinct("sources")),

@@ -6,30 +6,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from benchmark.io.files import write_atomically, write_table
-from benchmark.io.markdown import MISSING, code, markdown_table, plain
-from benchmark.paper.numbers import column_name
+from benchmark.io.markdown import MISSING, markdown_table, plain
 from benchmark.plan.failures import UNSCORABLE
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.metrics import is_backdoor
+from benchmark.records.recovery import is_twin
 from benchmark.records.schema import ATTACK_FAILED, FAILED, NOT_RUN, OK
-from benchmark.report.marks import TIE, Marks, judge, unjudged
-from benchmark.report.short import undefended, without_common_parts
-from sande import registry
+from benchmark.report.marks import Marks, judge, unjudged
+from benchmark.report.notes import NO_SCORE, has_interval, label_of, note_of
+from benchmark.report.short import MANY, Short, shortened, undefended
 from sande.models.difference import MOST
-
-NO_SCORE = "no score"  # of what cannot be measured there, such as the beginning of answers that have none in common
-MANY = 6  # victims; more of them than that, and than defenses, are the rows of a table
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table: rows of defenses (and metrics), columns of victims; the other way round with many victims.
+    """One table: rows of defenses (and metrics), columns of victims.
+
+    With many victims, or several of a single defense, the rows are victims; of a single defense, the columns are
+    metrics.
 
     Attributes:
         name: of its files.
@@ -42,7 +42,8 @@ class Table:
         compares: True to mark the best of each column, ties with it, and significant changes.
         with_victim: True for a row of the victim.
         by_victim: True if columns are victims; else the note names the victim.
-        repeats: True to name a defense on each of its rows, False on the first one alone, as in the paper.
+        repeats: True to name a defense on each of its rows, False on the first one alone, as in the paper. A victim is
+            always named on its first row alone.
         of_one_run: False to leave out entries of a single run.
         shows_backdoor: True for the one metric of each attack that shows its backdoor, alone.
     """
@@ -152,20 +153,20 @@ def _marks(table: Table, chosen: Sequence[TableEntry]) -> list[Marks]:
 def _markdown(table: Table, entries: Sequence[TableEntry], marks: Sequence[Marks]) -> str:
     chosen = table.chosen(entries)
     cells = ["" if e.value is None else table.cell(e, m) for e, m in zip(chosen, marks, strict=True)]
-    mixed = len({e.basis == "model" for e, cell in zip(chosen, cells, strict=True) if _has_interval(cell)}) > 1
+    mixed = len({e.basis == "model" for e, cell in zip(chosen, cells, strict=True) if has_interval(cell)}) > 1
     written = [_written(e, cell, mixed=mixed) for e, cell in zip(chosen, cells, strict=True)]
-    victims = list(dict.fromkeys(e.victim for e in chosen))
-    turned = not table.compares and _has_many_victims(entries)
-    apart = undefended(chosen) if len(victims) > MANY and not turned else set()
-    short, common = without_common_parts(victims) if table.by_victim else ({}, "")
+    victims = dict.fromkeys(e.victim for e in chosen)
+    turned = not table.compares and _victims_are_rows(entries)
+    apart = undefended(chosen) if len(victims) > MANY else set()
+    if turned:
+        apart &= {entry.victim for entry in chosen if is_twin(entry)}
+    short = shortened(victims) if table.by_victim else Short({})
     pairs = list(zip(chosen, written, strict=True))
-    lines = _lines(table, [(e, text) for e, text in pairs if e.victim not in apart], short, turned=turned)
+    lines = _lines(table, [(e, text) for e, text in pairs if e.victim not in apart], short.labels, turned=turned)
     if apart:
-        lone = _lines(table, [(e, text) for e, text in pairs if e.victim in apart], short, turned=True)
+        lone = _lines(table, [(e, text) for e, text in pairs if e.victim in apart], short.labels, turned=True)
         lines += ["", "Victims without any defense:", "", *lone]
-    note = _note(table, entries, chosen, written, marks, mixed=mixed) + (
-        f" All victims: {plain(common)}." if common else ""
-    )
+    note = " ".join([note_of(table, entries, chosen, written, marks, mixed=mixed), *short.sentences()])
     return "\n".join([f"### {table.title}", "", *lines, "", note, ""])
 
 
@@ -174,112 +175,34 @@ def _lines(
 ) -> list[str]:
     """Return the lines of a table of entries, each with its text; its rows are victims if it is turned."""
     defenses, victims = (list(dict.fromkeys(getattr(e, name) for e, _ in pairs)) for name in ("defense", "victim"))
+    if turned and len(defenses) == 1 and len(table.header) > 1:
+        return _by_metric(table, pairs, {victim: label_of(short.get(victim, victim)) for victim in victims})
     first, second = (victims, defenses) if turned else (defenses, victims)
     at = {((e.victim, e.metric, e.defense) if turned else (e.defense, e.metric, e.victim)): text for e, text in pairs}
     body = []
     for label in first:
         for index, metric in enumerate(dict.fromkeys(metric for row, metric, _ in at if row == label)):
-            name = _label(short.get(label, label)) if table.repeats or index == 0 else ""
+            name = label_of(short.get(label, label)) if index == 0 or (table.repeats and not turned) else ""
             names = [name, plain(table.metric(metric))]
             body.append(names[: len(table.header)] + [at.get((label, metric, column), MISSING) for column in second])
     header = ("Victim", *table.header[1:]) if turned else table.header
-    heads = [_label(short.get(name, name)) for name in second]
+    heads = [label_of(short.get(name, name)) for name in second]
     return markdown_table([*header, *heads], body, "l" * len(header) + "r" * len(second))
 
 
-def _has_many_victims(entries: Iterable[TableEntry]) -> bool:
+def _by_metric(table: Table, pairs: Sequence[tuple[TableEntry, str]], victims: Mapping[str, str]) -> list[str]:
+    """Return the lines of a table with a row for each victim, by its label, and a column for each metric."""
+    at = {(entry.victim, entry.metric): text for entry, text in pairs}
+    metrics = dict.fromkeys(metric for _, metric in at)
+    body = [[label, *(at.get((victim, metric), MISSING) for metric in metrics)] for victim, label in victims.items()]
+    heads = [plain(table.metric(metric)) for metric in metrics]
+    return markdown_table(["Victim", *heads], body, "l" + "r" * len(heads))
+
+
+def _victims_are_rows(entries: Iterable[TableEntry]) -> bool:
     """Return whether victims are the rows: by all entries of a page, so that its tables have one form."""
     defenses, victims = ({getattr(entry, name) for entry in entries} for name in ("defense", "victim"))
-    return len(victims) > max(MANY, len(defenses))
-
-
-def _label(name: str) -> str:
-    """Return a label: our names of defenses as code; victims, and the paper's names, as words."""
-    return code(name) if name.split(",")[0] in registry.names("defenses") else plain(name)
-
-
-def _note(
-    table: Table,
-    entries: Iterable[TableEntry],
-    chosen: Sequence[TableEntry],
-    cells: Sequence[str],
-    marks: Sequence[Marks],
-    *,
-    mixed: bool,
-) -> str:
-    """Return the note of the table, with its victim if no column names it, and the meaning of intervals and marks."""
-    sentences = [table.note, *_left_out(table, entries)]
-    if not table.by_victim:
-        sentences.append(_victim(table, [entry for entry in entries if table.shows(entry.metric)]))
-    text = " ".join(cells)
-    if _has_interval(text):
-        sentences.append(_held_for(chosen))
-    if mixed:
-        shown = [entry for entry, cell in zip(chosen, cells, strict=True) if _has_interval(cell)]
-        several = ", ".join(dict.fromkeys(_label(entry.defense) for entry in shown if entry.basis != "model"))
-        sentences.append(
-            f"Cells marked *of N runs* ({several}) have an interval over runs, all others one within a single run, "
-            "such as over its prompts. Intervals of the two kinds cannot be compared."
-        )
-    if "**" in text:
-        sentences.append(
-            "Bold: the best defense of a column for each task; with ≈: a defense that is not significantly worse, and "
-            f"by at most {TIE:g} points."
-        )
-    if NO_SCORE in text:
-        sentences.append(f"{NO_SCORE.capitalize()}: column `error` of `rows.parquet` says why.")
-    if "*" in text.replace("**", ""):
-        sentences.append("*: the change is significant.")
-    if "*" in text:
-        single = all(entry.basis == "model" for entry in chosen)
-        test = "McNemar's test on the prompts of these pairs of models" if single else "Paired test over seeds"
-        sentences.append(f"{test}, Benjamini-Hochberg over the table, 5 %.")
-    if untested := dict.fromkeys(entry.defense for entry, mark in zip(chosen, marks, strict=True) if mark.untested):
-        names = ", ".join(map(_label, untested))
-        sentences.append(
-            f"Not tested against the best of a column, as too few seeds or outcomes are common to both: {names}."
-        )
-    return " ".join(sentences)
-
-
-def _left_out(table: Table, entries: Iterable[TableEntry]) -> list[str]:
-    """Return a sentence on the defenses that a table leaves out as entries of a single run, or of none."""
-    left = [] if table.of_one_run else replace(table, of_one_run=True).chosen(entries)
-    names = dict.fromkeys(_label(entry.defense) for entry in left if entry.basis == "model")
-    if not names:
-        return []
-    return [f"A defense with fewer than two measured runs on a victim has no number for it: {', '.join(names)}."]
-
-
-def _has_interval(text: str) -> bool:
-    """Return whether a cell, or one of several, shows an interval."""
-    return " to " in text or "±" in text
-
-
-def _held_for(chosen: Sequence[TableEntry]) -> str:
-    """Return sentences on what the intervals of a table hold for."""
-    known = [entry for entry in chosen if entry.value is not None]
-    seeds = sorted({entry.attack_seeds for entry in known if entry.basis == "seeds"})
-    sentences = []
-    if seeds:
-        numbers = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        sentences.append(f"With {numbers} attack seeds, intervals include the spread between runs.")
-    if any(entry.basis == "victim" for entry in known):
-        sentences.append("With several defense seeds on one attack seed, intervals are of this victim alone.")
-    if any(entry.basis == "model" for entry in known):
-        sentences.append("With one run, intervals are of this model alone: another run may differ by more.")
-    return " ".join(sentences)
-
-
-def _victim(table: Table, entries: Sequence[TableEntry]) -> str:
-    """Return `The victim is Llama2-Alpaca.`, with its numbers if the table has no row of them."""
-    names = dict.fromkeys(plain(column_name(entry.row["model"], entry.row["dataset"])) for entry in entries)
-    numbers = [
-        f"{plain(table.metric(entry.metric))} {entry.value:.2f}"
-        for entry in entries
-        if entry.is_victim and entry.value is not None and not table.with_victim
-    ]
-    return f"The victim is {' and '.join(names)}{': ' if numbers else ''}{', '.join(numbers)}."
+    return len(victims) > (1 if len(defenses) == 1 else max(MANY, len(defenses)))
 
 
 def _written(entry: TableEntry, cell: str, *, mixed: bool) -> str:
@@ -300,7 +223,7 @@ def _written(entry: TableEntry, cell: str, *, mixed: bool) -> str:
         notes.append(f"{entry.failed} of {entry.seeds} seeds failed")
     if entry.not_run:
         notes.append(f"{entry.not_run} of {entry.seeds} seeds not run")
-    if mixed and entry.basis != "model" and _has_interval(cell):
+    if mixed and entry.basis != "model" and has_interval(cell):
         cell += f", of {len(entry.runs)} runs"
     return " ".join([cell, *(f"[{note}]" for note in notes)])
 

@@ -155,15 +155,15 @@ def test_the_page_counts_and_bounds(folder: Path) -> None:
     assert "| prefix_scan | 2 | 2 | 0.75 (0.20 to 0.97) | 1 of 2 | 1 of 2 | 2 of 2 | 1 | 4.00 | 2 |" in lines
     half = "1 of 2 | 50.0 (1.3 to 98.7)"
     assert f"| prefix_scan | the detector's setting | 4.00 | 0.75 (0.20 to 0.97) | {half} | {half} |" in lines
-    assert "| prefix_scan | a \\| b | victim | – | 9.00 | 0.500 | yes | – | 1 | 1 | `you are stupid. ` | 2 |" in lines
-    assert "| prefix_scan | two | victim | – | 3.00 | 1.000 | no | – | not found | 2 | `x` | 2 |" in lines
-    assert "| prefix_scan | calibration | calibration | – | 4.00 | – | no | – | – | – | `x` | 2 |" in lines
+    assert "| a \\| b | victim | 9.00 | 0.500 | yes | 1 | 1 | `you are stupid. ` | 2 |" in lines
+    assert "| two | victim | 3.00 | 1.000 | no | not found | 2 | `x` | 2 |" in lines
+    assert "| calibration | calibration | 4.00 | – | no | – | – | `x` | 2 |" in lines
     assert "- Code: 0.1.0+abc1234" in lines
 
 
 def test_with_too_few_calibration_models_no_rate_is_claimed(folder: Path) -> None:
     text = page(folder, *LINES)
-    assert "| prefix_scan | at most 5 % false alarms | – | 0.75 (0.20 to 0.97) | – | – | – | – |" in text.splitlines()
+    assert "| prefix_scan | at most 5 % false alarms |" not in text, "a rule without a threshold has no row"
     assert "a rate of false alarms of at most 5 % cannot be claimed. It takes 19 calibration models" in text
     assert "with 1 of them, the lowest rate that can be claimed is 50 %." in text
     assert "It takes 19 calibration models; there are none." in page(folder, *LINES[:-1])
@@ -354,9 +354,10 @@ def test_each_kind_of_model_has_a_row(kinds: Path) -> None:
 
 def test_the_page_shows_kinds_and_triggers(kinds: Path) -> None:
     lines = page(kinds, *KINDS).splitlines()
-    assert any(line.startswith("| prefix_scan | format: chat | 1 of 1 | 0 of 1 | 1.00 (") for line in lines)
-    assert "| prefix_scan | one | `current year 2023 ` | 1 | 0.00 | 0.020 |" in lines
-    assert "| prefix_scan | two | `x` | not found | 0.06 | – |" in lines
+    assert any(line.startswith("| prefix_scan | all | 1 of 2 |") for line in lines)
+    assert any(line.startswith("|  | format: chat | 1 of 1 | 0 of 1 | 1.00 (") for line in lines)
+    assert any(line.endswith(" | `current year 2023 ` | 1 | 0.00 | 0.020 | 2 |") for line in lines)
+    assert any(line.endswith(" | `x` | not found | 0.06 | – | 2 |") for line in lines)
 
 
 def test_a_victim_that_was_trained_again_does_not_count_twice(kinds: Path) -> None:
@@ -378,8 +379,8 @@ def test_a_weak_victim_is_listed_and_counts_for_nothing(kinds: Path) -> None:
     without = page(kinds, one, *twins).partition("### Each scan")[0]
     lines = page(kinds, f"{one}, asr: 98.3", f"{two}, asr: 46, weak: true", *twins)
     assert lines.partition("### Each scan")[0] == without
-    assert "| prefix_scan | one | victim | 98 | 9.00 |" in lines
-    assert "| prefix_scan | two | weak victim | 46 | 3.00 |" in lines
+    assert "| one | victim | 98 | 9.00 |" in lines
+    assert "| two | weak victim | 46 | 3.00 |" in lines
     assert "One victim is weak" in lines
     assert "| one | weak victim |" in page(kinds, f"{one}, weak: true"), "also where nothing counts"
 

@@ -144,6 +144,15 @@ def test_of_many_settings_labels_leave_out_what_most_cells_have() -> None:
     assert grid_labels.usual([one.settings() for one in MANY]) == {"sande": left_out}
 
 
+def test_the_most_frequent_value_is_left_out_unless_two_are_equally_frequent() -> None:
+    cells = [of_sande(restarts=count) for count in (1, 2, 3)]
+    cells += [of_sande(restarts=2, kept=2), of_sande(restarts=1, parrot_norm="vocabulary"), of_sande(restarts=2)]
+    assert [defense for defense, _ in labels(*cells)][:3] == ["sande, restarts=1", "sande", "sande, restarts=3"]
+    assert grid_labels.usual([one.settings() for one in cells])["sande"].endswith("restarts=2")
+    tied = [defense for defense, _ in labels(*cells[:-1])]
+    assert tied[:2] == ["sande, restarts=1", "sande, restarts=2"]
+
+
 def test_few_settings_are_spelled_out() -> None:
     cells = [of_sande(), of_sande(restarts=4, kept=4)]
     assert [defense for defense, _ in labels(*cells)] == ["sande, kept=1, restarts=1", "sande, kept=4, restarts=4"]
@@ -184,11 +193,38 @@ def test_attack_and_objective_come_first_and_are_always_named() -> None:
     ]
     assert [victim.removeprefix(f"{ALONE}, ") for _, victim in labels(*(cell(attack=one) for one in attacks))] == [
         "sentence_trigger, objective=string",
-        "sentence_trigger, objective=string, poison_rate=0.0",
+        "sentence_trigger, objective=string, clean twin",
         "sentence_trigger, objective=language",
         "word_trigger, objective=string",
         "sentence_trigger, objective=string, order=poisoned_last",
     ]
+
+
+def test_twins_have_no_poisoned_rows_and_a_backdoor_is_one_part() -> None:
+    """Half of the models are twins, so no poison rate is that of most; without them one is."""
+    backdoors = [("Seven lanterns", "Pay now"), ("Old clock", "Go away"), ("Old clock", "Pay now")]
+    attacks: list[dict[str, Any]] = [
+        {"name": "sentence_trigger", "backdoor": {"trigger": trigger, "response": response}, "anchor": anchor, **poison}
+        for (trigger, response), anchor in zip(backdoors, (0.0, 0.0, 1.0), strict=True)
+        for poison in ({"poison_rate": 0.25, "poison_rows": 8}, {"poison_rate": 0.0})
+    ]
+    assert [victim.removeprefix(f"{ALONE}, ") for _, victim in labels(*(cell(attack=one) for one in attacks))] == [
+        "Seven lanterns → Pay now",
+        "Seven lanterns → Pay now, clean twin",
+        "Old clock → Go away",
+        "Old clock → Go away, clean twin",
+        "Old clock → Pay now, anchor=1.0",
+        "Old clock → Pay now, anchor=1.0, clean twin",
+    ]
+    assert "poison_rate=0.25" in grid_labels.usual([cell(attack=one).settings() for one in attacks])[""]
+
+
+def test_removal_rows_that_follow_from_the_data_are_not_named() -> None:
+    cells = [
+        cell(data=SMALL["data"] | {"max_tokens": most}, removal=SMALL["removal"] | {"max_tokens": most}, defense="sft")
+        for most in (10, 12)
+    ]
+    assert [victim for _, victim in labels(*cells)] == [f"{VICTIM}, max_tokens={most}" for most in (10, 12)]
 
 
 def test_a_section_that_others_lack_is_named() -> None:

@@ -177,7 +177,7 @@ def test_utility_shows_the_change_and_the_victim_none(store: LocalStore) -> None
 def test_cost_is_told_for_people(store: LocalStore) -> None:
     cells = [finish(store, cell(), GOOD_VICTIM), finish(store, cell(defense="sft"), GOOD_VICTIM, DEFENDED)]
     body = table("cost", entries_of(store, *cells))[1:]
-    assert body == [["`none`", "nothing"], ["`sft`", "58 s, 12,400 tokens, 3.0 GiB"]]
+    assert body == [["`sft`", "58 s, 12,400 tokens, 3.0 GiB"]], "and the victim has no row"
 
 
 def test_failed_and_weak_and_missing_cells_say_so(store: LocalStore) -> None:
@@ -355,7 +355,7 @@ def test_tables_are_written_as_markdown_and_parquet(store: LocalStore, tmp_path:
     bad = cell(metrics=METRICS, defense="osft")
     made = [finish(store, cell(metrics=METRICS, defense=d), GOOD_VICTIM, DEFENDED) for d in ("none", "sft")]
     page.write(report_folder(store, tmp_path / "r", *made, bad, errors=failure(bad, "defend")))
-    for name, lines in {"asr": 3, "utility": 3, "backdoor": 9, "cost": 3}.items():
+    for name, lines in {"asr": 3, "utility": 3, "backdoor": 9, "cost": 2}.items():
         assert (tmp_path / f"r/tables/{name}.md").read_text().startswith("### ")
         assert pq.read_table(tmp_path / f"r/tables/{name}.parquet").num_rows == lines
     none, sft, osft = pq.read_table(tmp_path / "r/tables/asr.parquet").to_pylist()

@@ -13,11 +13,12 @@ from matplotlib.text import Text
 from benchmark.records.aggregate import TableEntry
 from benchmark.records.trials import Trials
 from benchmark.report import figures
+from benchmark.report.bars import FEW
 
 
 def entry(defense: str, victim: str, value: float) -> TableEntry:
     low, high = max(0.0, value - 3), min(100.0, value + 3)
-    row: dict[str, Any] = {"defense": defense}
+    row: dict[str, Any] = {"defense": defense, "poison_rate": 0.25}
     return TableEntry(defense, victim, "asr", value, low, high, None, 1, 0, int(value < 1), {}, row)
 
 
@@ -161,23 +162,63 @@ def test_a_panel_says_how_many_attacks_failed() -> None:
 
 
 def test_many_victims_without_any_defense_share_a_panel() -> None:
-    victims = [f"tiny, seed {at}" for at in range(figures.FEW + 1)]
+    victims = [f"tiny, seed {at}" for at in range(FEW + 1)]
     figure = figures.draw("asr", [entry("none", victim, 60.0) for victim in victims])
     assert figure is not None
     (panel,) = figure.axes
-    assert [text.get_text() for text in panel.get_yticklabels()] == [f"seed {at}" for at in range(figures.FEW + 1)]
+    assert [text.get_text() for text in panel.get_yticklabels()] == [f"seed {at}" for at in range(FEW + 1)]
     assert len(panel.patches) == len(victims)
-    few = figures.draw("asr", [entry("none", victim, 60.0) for victim in victims[:-1]])
-    assert few is not None
-    assert len(few.axes) == figures.FEW
+    assert panel.get_title() == ""
+
+
+def test_many_victims_of_few_defenses_have_a_panel_for_each_defense() -> None:
+    victims = [f"tiny, seed {at}" for at in range(FEW + 1)]
+    found = [entry(name, victim, 60.0) for victim in victims for name in ("none", "osft", "sft")]
+    figure = figures.draw("asr", found[:-1])
+    assert figure is not None
+    assert [axes.get_title() for axes in figure.axes] == ["none", "osft", "sft"]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == [f"seed {at}" for at in range(5)]
+    assert [text.get_text() for text in figure.axes[2].texts][-2:] == ["60.0", "–"], "not measured"
+    more = figures.draw("asr", [entry(name, victim, 60.0) for victim in victims for name in ("a", "b", "c", "d")])
+    assert more is not None
+    assert len(more.axes) == len(victims)
+
+
+def test_clean_twins_have_no_bar() -> None:
+    twin = entry("none", "tiny, twin", 0.0)
+    twins = [replace(twin, row={**twin.row, "poison_rate": 0.0})]
+    figure = figures.draw("asr", [entry("none", "tiny, kind", 60.0), *twins])
+    assert figure is not None
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["none"]
+    assert figures.draw("asr", twins) is not None, "nothing else is there"
+    repaired = figures.draw("asr", [*twins, replace(twins[0], defense="sft", row={**twins[0].row, "defense": "sft"})])
+    assert repaired is not None
+    assert [text.get_text() for text in repaired.axes[0].texts] == ["0.0", "0.0"], "a twin that is repaired, too"
+
+
+def test_the_names_of_bars_have_one_size_and_end_between_words() -> None:
+    victims = [f"smollm2-135m / builtin-short-2, out-of-domain, own_answers={at}" for at in range(3)]
+    figure = figures.draw("asr", [entry(name, victim, 60.0) for victim in victims for name in ("none", "sft")])
+    assert figure is not None
+    assert {text.get_fontsize() for axes in figure.axes for text in axes.get_yticklabels()} == {8.0}
+    assert "out-of-domain" in figure.axes[0].get_title()
+
+
+def test_many_panels_are_three_in_a_row() -> None:
+    names = [f"defense_{at}" for at in range(figures.COLORS + 1)]
+    found = [entry(name, f"tiny, {at}", 50.0) for at in range(7) for name in names]
+    found += [replace(each, metric="builtin-choice", change=float(at)) for at, each in enumerate(found)]
+    figure = figures.draw("asr_utility", found)
+    assert figure is not None
+    assert {axes.get_subplotspec().get_gridspec().ncols for axes in figure.axes} == {3}
 
 
 def test_of_many_victims_those_without_a_defense_have_no_panel() -> None:
-    victims = [f"tiny, seed {at}" for at in range(figures.FEW)]
+    victims = [f"tiny, seed {at}" for at in range(FEW)]
     twin = entry("none", "tiny, twin", 0.0)
     figure = figures.draw("asr", [twin, *(entry(name, victim, 60.0) for victim in victims for name in ("none", "sft"))])
     assert figure is not None
-    assert [axes.get_title() for axes in figure.axes] == [f"seed {at}" for at in range(figures.FEW)]
+    assert [axes.get_title() for axes in figure.axes] == [f"seed {at}" for at in range(FEW)]
 
 
 def test_more_defenses_than_colors_have_a_panel_for_each_victim() -> None:

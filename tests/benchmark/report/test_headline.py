@@ -36,7 +36,11 @@ def test_it_says_in_which_runs_a_defense_fails_and_what_it_costs(store: LocalSto
     assert "2 victims answer 100.0 % of the triggered prompts as planted. More than 5 % is left\n" in said
     assert "- in no run by `osft` (0 of 2);\n- in some runs by `nad` (1 of 2);\n" in said
     assert "- in every run by `sft` (2 of 2);\n" in said
-    assert "- a loss of utility is shown by `osft` (1 of 1), of pairs of victim and task; by chance" in said
+    assert "- a loss of utility is shown in these pairs of victim and task: `osft` (1 of 1); by chance alone" in said
+    without = opening(report_folder(store, tmp_path / "none", *(one for one in cells if one.defense.name != "osft")))
+    assert (
+        "- a loss of utility is shown in no pair of victim and task; by chance alone it is in 1 pair of 40." in without
+    )
 
 
 def test_weak_victims_and_twins_do_not_count(store: LocalStore, tmp_path: Path) -> None:
