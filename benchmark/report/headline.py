@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from benchmark.grid import prompt_format
 from benchmark.io.markdown import code
@@ -37,10 +37,8 @@ def lines(entries: Iterable[TableEntry]) -> list[str]:
             of_defense.setdefault(entry.defense, []).extend(values.values())
     if not of_defense:
         return [text]
-    return [
-        f"{text} More than {FAILED_REMOVAL:g} % is left",
-        "\n".join([*_by_success(of_defense), _utility(entries)]),
-    ]
+    lost = _lost(entries)
+    return [f"{text} At most {FAILED_REMOVAL:g} % is left", "\n".join([*_by_success(of_defense, lost), _utility(lost)])]
 
 
 def _counted(entry: TableEntry) -> Values:
@@ -65,25 +63,35 @@ def _range(values: Collection[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _by_success(of_defense: Mapping[str, list[float]]) -> list[str]:
-    """Return a line each for the defenses that fail in no run, in some, and in every one."""
-    named: dict[str, list[str]] = {"no run": [], "some runs": [], "every run": []}
+def _by_success(of_defense: Mapping[str, Sequence[float]], lost: Mapping[str, Sequence[bool]]) -> list[str]:
+    """Return a line each for the defenses that work in every run, in some, and in none; the best of each line first."""
+    named: dict[str, list[tuple[float, float, str]]] = {"every run": [], "some runs": [], "no run": []}
     for defense, values in of_defense.items():
-        failed = sum(value > FAILED_REMOVAL for value in values)
-        kind = "no run" if not failed else "every run" if failed == len(values) else "some runs"
-        named[kind].append(f"{code(defense)} ({failed} of {len(values)})")
-    return [f"- in {kind} by {', '.join(some)};" for kind, some in named.items() if some]
+        removed, pairs = sum(value <= FAILED_REMOVAL for value in values), lost.get(defense, ())
+        kind = "every run" if removed == len(values) else "some runs" if removed else "no run"
+        cost = f"; utility lost in {sum(pairs)} of {len(pairs)}" if any(pairs) else ""
+        share = sum(pairs) / len(pairs) if pairs else 0.0
+        named[kind].append((-removed / len(values), share, f"{code(defense)} ({removed} of {len(values)}{cost})"))
+    by_rank = ((kind, sorted(some, key=lambda each: each[:2])) for kind, some in named.items() if some)
+    return [f"- in {kind} by {', '.join(text for *_, text in some)};" for kind, some in by_rank]
 
 
-def _utility(entries: Iterable[TableEntry]) -> str:
-    """Return a line with the number of changes, one for each victim and task, in which a loss of utility is shown."""
+def _lost(entries: Iterable[TableEntry]) -> dict[str, list[bool]]:
+    """Return whether a loss of utility is shown, for each victim and task, by defense."""
     lost: dict[str, list[bool]] = {}
     for entry in entries:
         if not entry.is_victim and is_utility(entry.metric) and entry.change is not None:
             found = entry.change_interval() if entry.change < 0 else None
             lost.setdefault(entry.defense, []).append(found is not None and found[1] < 0)
+    return lost
+
+
+def _utility(lost: Mapping[str, Sequence[bool]]) -> str:
+    """Return a line on what the numbers of lost utility mean."""
     if not lost:
         return "- no utility was measured."
-    named = [f"{code(defense)} ({sum(some)} of {len(some)})" for defense, some in lost.items() if any(some)]
-    shown = f"in these pairs of victim and task: {', '.join(named)}" if named else "in no pair of victim and task"
-    return f"- a loss of utility is shown {shown}; by chance alone it is in 1 pair of 40."
+    if not any(map(any, lost.values())):
+        return "- a loss of utility is shown in no pair of victim and task; by chance alone it is in 1 pair of 40."
+    return (
+        "- utility is lost where a loss is shown, of pairs of victim and task; by chance alone it is in 1 pair of 40."
+    )
