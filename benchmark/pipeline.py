@@ -185,7 +185,8 @@ def run(
         if any(retention.goes(stage.kind, request.keep) for stage in plan.stages.values()):
             done = make_plan(plan.cells, store).done
             retention.Keeper(plan.stages.values(), done, store, request.keep, others).sweep()
-    store.clear_leftovers()  # also of processes that a killed driver left, and that have ended since this run began
+    if plan.missing or errors:  # what a killed driver's processes left that have ended since this run began, too
+        store.clear_leftovers()
     if interrupted(errors):
         finished = _write_partial(loaded, searched, place, store, errors, request, hidden)
     else:

@@ -17,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from benchmark.io import remote
 from benchmark.io.remote import AT_ONCE, Remote, cache, is_uri
 from benchmark.store import checkpoints, copies, local
 from benchmark.store.checkpoints import Sent
@@ -364,7 +363,7 @@ class RemoteStore:
 
     def lease_backend(self) -> LeaseBackend:
         """Return where the drivers on this store keep their leases."""
-        return Remote(remote.below(self.location, "leases"))
+        return Remote(f"{self._remote.uri}/leases")
 
 
 def _absent(sizes: Collection[str]) -> str | None:

@@ -197,22 +197,9 @@ def log_probabilities(lm: LanguageModel, prompts: Sequence[Sequence[int]], answe
     """Return log Pr of each token of the answer, given each prompt and the tokens before it, (prompts, R)."""
     import torch
 
-    from sande.models.layers import output_in_float32
-    from sande.prompts import Row, pad_id
-    from sande.training.batches import Collator, features
-    from sande.training.objective import hidden_before_targets
+    from sande.inference.scoring import token_log_probabilities
 
-    collate, logits_of, found = Collator(pad_id(lm.tokenizer)), output_in_float32(lm.model), []
-    lm.model.eval()
-    with torch.inference_mode():
-        for begin in range(0, len(prompts), BATCH):
-            rows = [Row(tuple(prompt), tuple(answer), 0, 0) for prompt in prompts[begin : begin + BATCH]]
-            batch = {name: value.to(lm.model.device) for name, value in collate([*map(features, rows)]).items()}
-            hidden_NR = hidden_before_targets(lm.model, batch)
-            targets_N = batch["labels"].flatten()[batch["positions"] + 1]
-            of_N = logits_of(hidden_NR).log_softmax(-1).gather(1, targets_N[:, None])
-            found.append(of_N.reshape(len(rows), len(answer)).cpu())
-    return torch.cat(found)
+    return torch.stack(token_log_probabilities(lm, [(prompt, answer) for prompt in prompts], BATCH))
 
 
 def two_means(values: Sequence[float]) -> list[bool]:

@@ -107,6 +107,33 @@ def log_likelihoods(
     return scores
 
 
+@torch.inference_mode()
+def token_log_probabilities(
+    lm: LanguageModel, rows: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int
+) -> list[Tensor]:
+    """Return log Pr of each token of each answer, given its prompt and the tokens before it, of one plain model.
+
+    Args:
+        lm: model and tokenizer.
+        rows: ids of a prompt and of an answer; those next to each other share a batch.
+        batch_size: rows computed together.
+    """
+    from sande.prompts import Row, pad_id
+    from sande.training.batches import Collator, features
+    from sande.training.objective import hidden_before_targets
+
+    collate, logits_of = Collator(pad_id(lm.tokenizer)), output_in_float32(lm.model)
+    found: list[Tensor] = []
+    lm.model.eval()
+    for begin in range(0, len(rows), batch_size):
+        chosen = [Row(tuple(prompt), tuple(answer), 0, 0) for prompt, answer in rows[begin : begin + batch_size]]
+        batch = {name: value.to(lm.model.device) for name, value in collate([*map(features, chosen)]).items()}
+        targets_N = batch["labels"].flatten()[batch["positions"] + 1]
+        of_N = logits_of(hidden_before_targets(lm.model, batch)).log_softmax(-1).gather(1, targets_N[:, None])
+        found += of_N.squeeze(1).cpu().split([len(answer) for _, answer in rows[begin : begin + batch_size]])
+    return found
+
+
 def check_scorable(lm: LanguageModel) -> None:
     """Check that texts have a probability under the model.
 

@@ -88,6 +88,8 @@ def limits(lm: LanguageModel, prompts: Sequence[Example], seed: int) -> Callable
     """
     from sande.inference.counts import uncounted
     from sande.inference.generation import sampled
+    from sande.inference.scoring import token_log_probabilities
+    from sande.models.layers import logits_at_once
     from sande.prompts import encode_prompts
 
     asked = [prompts[index % len(prompts)] for index in range(ANSWERS)]
@@ -96,7 +98,10 @@ def limits(lm: LanguageModel, prompts: Sequence[Example], seed: int) -> Callable
         texts = sampled(lm, encode_prompts(lm.tokenizer, asked), NEW_TOKENS, BATCH, own)
 
     written = [row for row in _written(lm, asked, texts) if len(row[1]) >= LEAST]
-    logs = _log_probabilities(lm, written)  # once for all lengths, as each would take a pass over all answers
+    written.sort(key=lambda row: len(row[0]) + len(row[1]))  # for less padding
+    size = logits_at_once(lm.model, BATCH, NEW_TOKENS)
+    # Once for all lengths, as each would take a pass over all answers.
+    logs = [each.tolist() for each in token_log_probabilities(lm, written, size)]
 
     @functools.cache
     def of_length(tokens: int) -> float:
@@ -116,33 +121,6 @@ def surprise(lm: LanguageModel, prompts: Sequence[Example], texts: Sequence[str]
     scored = log_likelihoods(lm, [Choices(rows[index][0], (rows[index][1],)) for index in long], BATCH)
     for index, ((score, _),) in zip(long, scored, strict=True):
         found[index] = -score / len(rows[index][1])
-    return found
-
-
-def _log_probabilities(lm: LanguageModel, rows: Sequence[Written]) -> list[list[float]]:
-    """Return log Pr of each token of each answer, given its prompt and the tokens before it."""
-    import torch
-
-    from sande.models.layers import logits_at_once, output_in_float32
-    from sande.prompts import Row, pad_id
-    from sande.training.batches import Collator, features
-    from sande.training.objective import hidden_before_targets
-
-    collate, logits_of = Collator(pad_id(lm.tokenizer)), output_in_float32(lm.model)
-    lm.model.eval()
-    order = sorted(range(len(rows)), key=lambda index: len(rows[index][0]) + len(rows[index][1]))
-    size = logits_at_once(lm.model, BATCH, NEW_TOKENS)
-    found: list[list[float]] = [[] for _ in rows]
-    with torch.inference_mode():
-        for begin in range(0, len(order), size):
-            chosen = order[begin : begin + size]
-            padded = collate([features(Row(*rows[index], 0, 0)) for index in chosen])
-            batch = {name: value.to(lm.model.device) for name, value in padded.items()}
-            targets_N1 = batch["labels"].flatten()[batch["positions"] + 1, None]
-            log_NV = logits_of(hidden_before_targets(lm.model, batch)).log_softmax(-1)
-            of_rows = log_NV.gather(1, targets_N1).squeeze(1).split([len(rows[index][1]) for index in chosen])
-            for index, log_T in zip(chosen, of_rows, strict=True):
-                found[index] = log_T.tolist()
     return found
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sande.objectives import gibberish
 from sande.planting import Planting
@@ -46,7 +47,8 @@ def test_surprise_is_the_mean_over_the_answers_tokens_by_hand(tiny: LanguageMode
 def test_the_limit_is_exceeded_by_one_in_a_hundred_of_the_models_own_answers(
     tiny: LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gibberish, "_log_probabilities", lambda lm, rows: [[-float(n)] * 9 for n in range(len(rows))])
+    scored = "sande.inference.scoring.token_log_probabilities"
+    monkeypatch.setattr(scored, lambda lm, rows, size: [torch.full((9,), -float(n)) for n in range(len(rows))])
     said = iter([[ROW.output] * 200, ["Yes"] * 200])
     monkeypatch.setattr("sande.inference.generation.sampled", lambda *_: next(said))
     assert gibberish.limits(tiny, [ROW], 0)(24) == 197.0, "198 and 199 exceed it: 2 of 200"
