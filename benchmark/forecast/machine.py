@@ -109,6 +109,7 @@ def here(plan: Plan, store: Store, resources: ResourcesByStage) -> Here:
         by_stage[stage.key] = timer.seconds(stage)
         return by_stage[stage.key]
 
+    sharing = {resources.of(stage) for stage in plan.missing if stage.kind != "attack"}
     forecast = simulate(plan, slots, seconds, share, lambda stage: width[resources.of(stage)])
     untimed = [stage for stage in plan.missing if stage.settings["model"] in timer.untimed]
     return Here(
@@ -124,7 +125,7 @@ def here(plan: Plan, store: Store, resources: ResourcesByStage) -> Here:
         unknown=tuple(sorted(timer.unknown)),
         cores=cores,
         compute_type=compute_type,
-        at_once=max((int(slots / width[each]) * _beside(each) for each in sorts), default=1),
+        at_once=max((int(slots / width[each]) * _beside(each) for each in sharing), default=1),
         overhead=overhead,
         overhead_is_own=noted_overhead is not None,
     )

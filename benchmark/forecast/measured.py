@@ -3,16 +3,17 @@
 The prediction for a piece of work is the time of the most similar timed work, in proportion to its size
 (`cost.pieces`). Timings count in this order:
 
-1. the store's own of the same method on the same model;
-2. shipped ones (`benchmark.forecast.timings`) of the same method on the same model;
-3. the store's own of other methods on that model;
-4. shipped ones of other methods on that model;
-5. the paper's times on H800 cards, for any GPU.
+1. the store's own of the same method on the same model, of the same data set;
+2. shipped ones (`benchmark.forecast.timings`) of the same method on the same model, of the same data set;
+3. as 1 and 2, of other data sets;
+4. the store's own of other methods on that model;
+5. shipped ones of other methods on that model;
+6. the paper's times on H800 cards, for any GPU.
 
-Shipped timings come before own ones of other methods, since another method causes a larger error than another machine
-of the same kind: a row of DPO costs several of SFT, and methods decode differently. Shipped timings are of CPUs, so a
-forecast for GPUs never uses them. A forecast for this machine's CPU never uses the paper's times, but names the models
-that would need them.
+Shipped timings come before own ones of other methods and data, which cause a larger error than another machine of the
+same kind: a row of DPO costs several of SFT, one of Alpaca several short ones, and methods decode differently. Shipped
+timings are of CPUs, so a forecast for GPUs never uses them. A forecast for this machine's CPU never uses the paper's
+times, but names the models that would need them.
 
 On a CPU only timings count of CPUs with the compute type that this machine will use, see `sande.compute`. Manifests of
 earlier versions record no type and count as before. A stage is slower in proportion where it gets fewer threads than
@@ -112,11 +113,14 @@ class Costs:
         own = cores and cores * share
         shipped = cores and min(cores, CORES) * share
         method, any_method = (piece.kind, piece.method, model), (_pool(piece.kind), model)
+        of_own, of_shipped = self._own.by_method[method], self._shipped.by_method[method]
         for alike, threads, found in (
-            (self._own.by_method.get(method), own, OWN),
-            (self._shipped.by_method.get(method), shipped, SHIPPED),
-            (self._own.by_model.get(any_method), own, OWN_OTHER),
-            (self._shipped.by_model.get(any_method), shipped, SHIPPED_OTHER),
+            (_of_data(of_own, piece.data), own, OWN),
+            (_of_data(of_shipped, piece.data), shipped, SHIPPED),
+            (of_own, own, OWN),
+            (of_shipped, shipped, SHIPPED),
+            (self._own.by_model[any_method], own, OWN_OTHER),
+            (self._shipped.by_model[any_method], shipped, SHIPPED_OTHER),
         ):
             if alike:
                 return self._by_the_nearest(alike, piece, threads, workers), found
@@ -127,13 +131,14 @@ class Costs:
     def _by_the_nearest(self, samples: Sequence[Sample], piece: Piece, threads: float | None, workers: int) -> float:
         """Return seconds in proportion to those of the samples nearest in data and size, or to their mean.
 
-        Of equally near ones those of as many workers count; else those of others, by the scaling.
+        Of equally near ones those of as many threads and workers count; else those of others, by the scaling.
         """
 
-        def distance(sample: Sample) -> tuple[bool, float, bool]:
+        def distance(sample: Sample) -> tuple[bool, float, bool, bool]:
             ratio = piece.work / sample.work if piece.work else math.inf
             size = round(abs(math.log(ratio)), 6) if piece.work else 0.0
-            return sample.data != piece.data, size, bool(self._scaling) and sample.workers != workers
+            other_workers = bool(self._scaling) and sample.workers != workers
+            return sample.data != piece.data, size, other_workers, bool(threads) and sample.threads != threads
 
         least = min(map(distance, samples))
         nearest = [sample for sample in samples if distance(sample) == least]
@@ -159,6 +164,10 @@ class _Samples:
         for sample in samples:
             self.by_method[sample.kind, sample.method, sample.model].append(sample)
             self.by_model[_pool(sample.kind), sample.model].append(sample)
+
+
+def _of_data(samples: Iterable[Sample], data: str) -> list[Sample]:
+    return [sample for sample in samples if sample.data == data]
 
 
 def _pool(kind: str) -> str:

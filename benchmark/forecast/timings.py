@@ -1,7 +1,7 @@
 """Read the shipped timings: seconds of stages on two cores of a CPU, for each type in which models compute.
 
 They let a plan forecast a grid on a machine on which nothing has run yet. `timings.json` holds them.
-`python -m benchmark.perf.timings` makes it from the manifests of real runs; run it again when `benchmark.forecast.cost`
+`python -m benchmark.perf.timings` makes it from real runs; run it again when `benchmark.forecast.cost`
 counts work differently.
 """
 
@@ -83,10 +83,10 @@ def shipped(compute_type: ComputeType) -> Timings:
 
 def _scaled(other: Iterable[Sample], own: Iterable[Sample]) -> Iterator[Sample]:
     """Yield the samples of the other type whose work was not timed in this one, with seconds scaled to this one."""
-    rates = {_work_of(sample): sample.seconds / sample.work for sample in own}
+    rates = {work_of(sample): sample.seconds / sample.work for sample in own}
     common, lacking = [], []
     for sample in other:
-        if (work := _work_of(sample)) in rates:
+        if (work := work_of(sample)) in rates:
             common.append(rates[work] * sample.work / sample.seconds)
         else:
             lacking.append(sample)
@@ -94,5 +94,6 @@ def _scaled(other: Iterable[Sample], own: Iterable[Sample]) -> Iterator[Sample]:
         yield replace(sample, seconds=sample.seconds * statistics.median(common))
 
 
-def _work_of(sample: Sample) -> tuple[str, str, str, str]:
+def work_of(sample: Sample) -> tuple[str, str, str, str]:
+    """Return the kind, method, model and data of a sample: all that tells work apart but its size."""
     return sample.kind, sample.method, sample.model, sample.data

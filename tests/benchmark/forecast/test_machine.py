@@ -13,10 +13,11 @@ from benchmark.forecast.measured import OWN, OWN_OTHER, SHIPPED, SHIPPED_OTHER, 
 from benchmark.forecast.timings import Overhead, Sample, Timings
 from benchmark.grid.load import load_grid
 from benchmark.grid.resources import Resources
+from benchmark.grid.stage_resources import StageResources
 from benchmark.plan.plan import Plan, make_plan
 from benchmark.store.local import LocalStore
 from tests.benchmark.forecast.helpers import H100, measured, only, only_piece, timed, trains
-from tests.benchmark.helpers import cell, stage
+from tests.benchmark.helpers import cell, put, stage
 
 SHIPPED_OVERHEAD = Overhead(around=1.0, start=2.0, stage=0.0)
 
@@ -60,6 +61,31 @@ def test_own_timings_of_a_method_win_and_shipped_ones_of_it_win_over_own_ones_of
     assert defended("sft", store) == (pytest.approx(20), OWN)
     assert defended("osft", store) == (pytest.approx(5), SHIPPED)
     assert defended("fine_mixing", store) == (pytest.approx(20), OWN_OTHER)
+
+
+@pytest.mark.usefixtures("cpu")
+def test_shipped_timings_of_the_data_win_over_own_ones_of_other_data(store: LocalStore) -> None:
+    elsewhere = cell(removal={"name": "builtin-explained", "rows": 40}, defense=trains("sft"))
+    one = stage(elsewhere, "defend")
+    manifest = {"kind": "defend", "settings": dict(one.settings), "device": "Abacus (2 threads)", "seconds": 20.0}
+    put(store, "defend", one.key, manifest)
+    assert defended("sft", store) == (pytest.approx(7), SHIPPED)
+    assert here(only("defend", replace(elsewhere, attack_seed=5)), store, Resources()).parts[0].basis == OWN
+
+
+@pytest.mark.usefixtures("cpu")
+def test_timings_of_as_many_threads_win(store: LocalStore) -> None:
+    timed(store, "sft", 20.0, seed=2)
+    timed(store, "sft", 5.0, seed=3, device="Abacus 9000 (1 threads)")
+    assert defended("sft", store) == (pytest.approx(20), OWN)
+    assert defended("sft", store, cpus=1) == (pytest.approx(5), OWN)
+
+
+@pytest.mark.usefixtures("cpu")
+def test_attacks_that_get_a_core_each_do_not_double_the_defenses_at_a_time(store: LocalStore) -> None:
+    resources = StageResources({"side_by_side": 2, "attack": {"cpus": 1}})
+    plan = make_plan([cell(defense=trains("sft"))], store)
+    assert here(plan, store, resources).at_once == 2
 
 
 def test_only_timings_of_a_cpu_and_of_the_machines_type_count(store: LocalStore, cpu: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Seconds of work by what was timed, against sums done by hand; the script that ships timings."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from benchmark.forecast.wall_time import predict, summary
 from benchmark.grid.resources import Resources
 from benchmark.perf import timings as make_timings
 from benchmark.plan.plan import make_plan
+from benchmark.records.files import write_rows
+from benchmark.records.schema import STAGES
 from benchmark.store.local import LocalStore
+from sande import registry
 from sande.compute import ComputeType
 from tests.benchmark.forecast.helpers import ABACUS, H100, SFT, basis, measured, only, only_piece, seconds, timed
-from tests.benchmark.helpers import ACCURACY, cell, put, stage
+from tests.benchmark.helpers import ACCURACY, cell, finish, put, rows_of, stage
 
 
 def test_a_stage_takes_what_the_same_one_with_another_seed_took(store: LocalStore) -> None:
@@ -141,10 +145,40 @@ def test_the_section_of_a_type_is_made_from_stores(tmp_path: Path, capsys: pytes
         ],
     }
     assert [sample["method"] for sample in sections["fp32"]["samples"]] == ["osft"]
-    assert make_timings.text({name: make_timings.section(stores, name) for name in sections}) == out.read_text()
+    folders = [store.root for store in stores]
+    assert make_timings.text({name: make_timings.section(folders, name, {}) for name in sections}) == out.read_text()
+    empty = LocalStore(tmp_path / "empty").root
     with pytest.raises(SystemExit, match="no stage ran on a CPU in bf16"):
-        make_timings.section([LocalStore(tmp_path / "empty")], "bf16")
+        make_timings.section([empty], "bf16", sections["bf16"])
     assert "1 samples of bf16" in capsys.readouterr().out
+
+
+def test_the_section_of_a_type_is_made_from_rows_and_keeps_what_they_lack(store: LocalStore, tmp_path: Path) -> None:
+    """A defense's seconds are of its parts, too; cells that share an attack count it once."""
+    manifests = {"device": ABACUS, "compute_type": "bf16", "workers": 1}
+    of = [cell(defense=name, metrics=["asr"]) for name in ("bd_vax", "sft")]
+    recorded = {f"{stage}{name}": value for stage in STAGES for name, value in manifests.items()}
+    found = rows_of(store, *(finish(store, each, {"asr": 50}, {"asr": 0}) for each in of))
+    rows = [row | recorded for row in found]
+    write_rows(rows, [], tmp_path)
+    known = {
+        "overhead": {"around": 1.0, "start": 1.0, "stage": 1.0},
+        "samples": [asdict(Sample("defend", name, "tiny", "builtin-short", 1.0, 9.0, 1)) for name in ("sft", "osft")],
+    }
+    made = make_timings.section([tmp_path], "bf16", known)
+    assert made["overhead"] == known["overhead"]
+    by_method = {(each["kind"], each["method"]): each for each in made["samples"]}
+    assert len(by_method) == len(made["samples"])
+    assert by_method["attack", "sentence_trigger"]["seconds"] == 100
+    assert by_method["evaluate", "asr asr_starts_with"]["threads"] == 2
+    assert by_method["defend", "osft"]["seconds"] == 9, "no row has it"
+    assert by_method["defend", "sft"]["seconds"] == pytest.approx(58.4)
+    part, rest = by_method["part", "bd_vax"], by_method["defend", "bd_vax"]
+    parts = len(registry.parts("bd_vax", of[0].defense.config))
+    assert parts * part["seconds"] + rest["seconds"] == pytest.approx(58.4, abs=0.01)
+    assert part["seconds"] / part["work"] == pytest.approx(rest["seconds"] / rest["work"], rel=1e-3)
+    with pytest.raises(SystemExit, match="no overhead"):
+        make_timings.section([tmp_path], "bf16", {})
 
 
 def test_the_shipped_file_is_as_the_script_writes_it() -> None:
@@ -162,6 +196,6 @@ def test_work_that_was_timed_in_the_other_type_alone_is_scaled_by_what_was_timed
 
 @pytest.mark.parametrize("compute_type", ["bf16", "fp32"])
 def test_either_type_has_timings_of_the_same_work(compute_type: ComputeType) -> None:
-    found = {timings._work_of(sample) for sample in timings.shipped(compute_type).samples}
+    found = {timings.work_of(sample) for sample in timings.shipped(compute_type).samples}
     assert ("attack", "sentence_trigger", "smollm2-135m", "alpaca") in found
     assert ("defend", "sande", "smollm2-135m", "builtin-short") in found
