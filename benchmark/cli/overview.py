@@ -21,7 +21,7 @@ from benchmark.grid.cell import SEEDS, Cell, Method
 from benchmark.io.text import visible
 from benchmark.plan.plan import Plan, stages_of
 from sande import registry
-from sande.config import PUBLISHED, published
+from sande.config import PUBLISHED, as_dict, published
 
 NARROW = 80  # columns of a pipe or file
 LEAST = 40  # columns, even of a narrower terminal
@@ -85,8 +85,7 @@ def table(plan: Plan, parts: Mapping[str, Sequence[str]]) -> dict[str, list[str]
         NAME: [cell.id for cell in cells],
         "grid": grids,
         "model": [cell.model.rstrip("/").split("/")[-1] for cell in cells],
-        "data": [cell.data.name for cell in cells],
-        "removal": [cell.removal.name for cell in cells],
+        **_data(cells),
         "defense": [cell.defense.name for cell in cells],
         **_seeds(cells),
         TO_RUN: [_to_run(cell, plan) for cell in cells] if plan.done else ["all"] * len(cells),
@@ -99,6 +98,12 @@ def _seeds(cells: Sequence[Cell]) -> dict[str, list[str]]:
     """Return the columns of the seeds: one where both are equal in every cell."""
     attack, defense = ([str(getattr(cell, name)) for cell in cells] for name in SEEDS)
     return {"seed": attack} if attack == defense else {"attack seed": attack, "defense seed": defense}
+
+
+def _data(cells: Sequence[Cell]) -> dict[str, list[str]]:
+    """Return the columns of the data sets: one where every removal is in the victim's domain."""
+    data, removal = [cell.data.name for cell in cells], [cell.removal.name for cell in cells]
+    return {"data and removal": data} if data == removal else {"data": data, "removal": removal}
 
 
 def _grids(of_cells: Sequence[Sequence[str]]) -> list[str]:
@@ -249,7 +254,7 @@ def distinctions(cells: Sequence[Cell], grids: Sequence[str] | None = None) -> l
 
 
 def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
-    """Yield for each cell its values of the settings that vary."""
+    """Yield for each cell its values of the settings that vary; where attacks do, without what their names imply."""
     settings = [cell.settings() for cell in cells]
     flat: dict[tuple[str, Hashable], dict[str, Any]] = {}  # each section once for all cells that share it
     varying: set[str] = set()
@@ -259,9 +264,14 @@ def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
             found = {key: _flat(name, section) for key, section in sections.items()}
             varying |= labels.varying(found.values())
             flat |= found
-    short = _short(varying)
+    short = labels.shorten(varying)
+    implied = _implied(values for (name, _), values in flat.items() if name == "attack")
     words = {
-        key: [f"{short[path]}={values[path]}" for path in sorted(varying & set(values), key=_name_first)]
+        key: [
+            values[path] if _is_name(path) else f"{short[path]}={values[path]}"
+            for path in sorted(varying & set(values), key=_name_first)
+            if (values.get("attack.name"), path, repr(values[path])) not in implied
+        ]
         for key, values in flat.items()
     }
     floors, written = {cell.asr_floor for cell in cells}, {cell.prompt_format for cell in cells}
@@ -276,6 +286,22 @@ def _differences(cells: Sequence[Cell], grids: Sequence[str]) -> Iterator[str]:
         differs += [f"asr_floor={cell.asr_floor:g}"] if len(floors) > 1 else []
         differs += [metrics[grid][_texts(cell)]] if metrics[grid] else []
         yield ", ".join(differs)
+
+
+def _implied(attacks: Iterable[Mapping[str, Any]]) -> set[tuple[str, str, str]]:
+    """Return (name, path, value) of settings that an attack's name implies: its defaults, and what all of it share.
+
+    Nothing where all attacks have one name, which no cell then shows.
+    """
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for values in attacks:
+        by_name.setdefault(values["attack.name"], []).append(values)
+    found: set[tuple[str, str, str]] = set()
+    for name, alike in by_name.items() if len(by_name) > 1 else ():
+        default = _flat("attack", {"name": name, **as_dict(registry.config("attacks", name, {}))})
+        shared = {path: alike[0][path] for path in alike[0].keys() - labels.varying(alike)}
+        found |= {(name, path, repr(value)) for each in (default, shared) for path, value in each.items()}
+    return {each for each in found if not _is_name(each[1])}
 
 
 def _flat(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
@@ -312,11 +338,6 @@ def _metrics(lists: Mapping[MetricTexts, Sequence[Method]]) -> dict[MetricTexts,
         key: f"metrics={'+'.join([*first, *(texts_of[text] for text in each if text not in common)])}"
         for key, each in texts.items()
     }
-
-
-def _short(paths: Iterable[str]) -> dict[str, str]:
-    """Return paths without their first part where they stay distinct; the path of a name becomes its section."""
-    return labels.shorten(paths) | {path: path.removesuffix(".name") for path in paths if _is_name(path)}
 
 
 def _is_name(path: str) -> bool:

@@ -54,6 +54,21 @@ def parrots(*settings: tuple[float, int]) -> list[dict[str, Any]]:
         ),
         (parrots((0.1, 0), (0.2, 1)), [f"poison_rate={rate}, parrot_position={n}" for rate, n in ((0.1, 0), (0.2, 1))]),
         ([{"removal": SMALL["removal"] | {"name": name}} for name in ("builtin-short", "builtin-explained")], ["", ""]),
+        (
+            [
+                {"attack": {"name": "sentence_trigger", "training": {"epochs": 3}}},
+                {"attack": {"name": "word_trigger", "training": {"epochs": 3}}},
+                {"attack": {"name": "word_trigger", "training": {"epochs": 3}, "poison_rate": 0.5}},
+            ],
+            ["sentence_trigger", "word_trigger", "word_trigger, poison_rate=0.5"],
+        ),
+        (
+            [
+                {"attack": {"name": name, "training": {"epochs": epochs}}}
+                for name, epochs in (("sentence_trigger", 3), ("word_trigger", 3), ("word_trigger", 4))
+            ],
+            ["sentence_trigger", *(f"word_trigger, training.epochs={epochs}.0" for epochs in (3, 4))],
+        ),
     ],
 )
 def test_cells_are_told_apart_by_what_varies_among_their_like(
@@ -75,9 +90,9 @@ def test_few_cells_are_a_table_with_what_is_left_to_run(store: LocalStore, capsy
     overview.show(make_plan(cells, store), "small: two cells")
     title, _, head, _, first, second, _ = capsys.readouterr().out.splitlines()
     assert title == "small: two cells"
-    assert re.split("  +", head) == ["cell", "model", "data", "removal", "defense", "seed", "to run"]
-    assert first.split() == [cells[0].id, "tiny", *["builtin-short"] * 2, "sft", "0", "all"]
-    assert second.split() == [cells[1].id, "tiny", *["builtin-short"] * 2, "sft", "1", "–"]
+    assert re.split("  +", head) == ["cell", "model", "data and removal", "defense", "seed", "to run"]
+    assert first.split() == [cells[0].id, "tiny", "builtin-short", "sft", "0", "all"]
+    assert second.split() == [cells[1].id, "tiny", "builtin-short", "sft", "1", "–"]
 
 
 def test_seeds_that_differ_are_two_columns(store: LocalStore) -> None:
@@ -85,6 +100,12 @@ def test_seeds_that_differ_are_two_columns(store: LocalStore) -> None:
     columns = overview.table(make_plan(cells, store), {})
     assert "seed" not in columns
     assert (columns["attack seed"], columns["defense seed"]) == (["1", "1"], ["1", "2"])
+
+
+def test_removal_in_another_domain_is_a_column(store: LocalStore) -> None:
+    cells = [cell(defense="sft"), cell(defense="sft", removal=SMALL["removal"] | {"name": "builtin-explained"})]
+    columns = overview.table(make_plan(cells, store), {})
+    assert (columns["data"], columns["removal"]) == (["builtin-short"] * 2, ["builtin-short", "builtin-explained"])
 
 
 def test_a_cell_shows_which_of_its_stages_are_left(store: LocalStore) -> None:
@@ -146,8 +167,8 @@ def test_a_grid_of_which_a_part_is_done_fits_too(store: LocalStore) -> None:
 
 def test_what_all_cells_share_is_a_sentence_where_columns_are_few(store: LocalStore) -> None:
     columns = overview.table(make_plan(seeds(2), store), {})
-    first, *_ = overview.layout(columns, 60)
-    assert first == "Every cell: model tiny, data builtin-short, removal"
+    first, *_ = overview.layout(columns, 50)
+    assert first == "Every cell: model tiny, data and removal"
     wide = list(overview.layout(columns, 80))
     assert wide[0].startswith("cell ")
 
