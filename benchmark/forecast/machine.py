@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from benchmark.forecast.cost import HOUR, basis, estimate, format_gpu_time, pieces
@@ -11,6 +11,7 @@ from benchmark.forecast.measured import SHIPPED, SHIPPED_OTHER, Costs, Setup, Ti
 from benchmark.forecast.timings import CORES, Overhead, shipped
 from benchmark.grid.resources import Kind, Resources, ResourcesByStage
 from benchmark.grid.stage_resources import distinct
+from benchmark.io.units import joined
 from benchmark.plan.memory import KINDS
 from benchmark.plan.plan import Plan
 from benchmark.plan.schedule import side_by_side, simulate, widths
@@ -175,10 +176,10 @@ def summary(made: Here) -> str:
             if made.gpu_seconds
             else "how long it takes is not known"
         )
-        names, were = _and(made.untimed), "were" if len(made.untimed) > 1 else "was"
+        names, were = joined(made.untimed), "were" if len(made.untimed) > 1 else "was"
         clauses.append(f"{names} {were} never timed on a CPU: {paper}")
     if made.unknown:
-        clauses.append(f"not counted: work on {_and(made.unknown)}, whose size is unknown")
+        clauses.append(f"not counted: work on {joined(made.unknown)}, whose size is unknown")
     return "; ".join(clauses)
 
 
@@ -203,10 +204,6 @@ def reasons(made: Here) -> list[str]:
     if made.gpu_seconds:
         clauses.append(f"GPU-hours: {basis()}")
     return clauses
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def about(seconds: float) -> str:

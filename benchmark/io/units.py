@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def format_bytes(size: float) -> str:
     """Return a byte count in SI units."""
@@ -14,3 +16,8 @@ def format_bytes(size: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number with its noun, in the plural unless it is one."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def joined(names: Sequence[str]) -> str:
+    """Return names with commas between them, and "and" before the last one."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

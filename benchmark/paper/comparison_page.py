@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.io.files import write_atomically, write_table
 from benchmark.io.markdown import MISSING, code, markdown_table, plain
-from benchmark.io.units import counted
+from benchmark.io.units import counted, joined
 from benchmark.paper import comparison_files, numbers, protocol
 from benchmark.paper.chance import SHUFFLES
 from benchmark.paper.compare import CHANGED, COMPARED, KEPT, REMOVED, VERDICTS, Compared, Margins, compare
@@ -85,7 +85,7 @@ def _page(
         *_stand_ins(compared),
         *_differing(compared),
         *_as_near(compared),
-        *(line for table in sorted({one.number.table for one in compared}) for line in _table(compared, table)),
+        *(line for table in _tables(compared) for line in _table(compared, table)),
         *_protocol(compared),
     ]
     return "\n".join(parts)
@@ -95,9 +95,9 @@ def _summary(compared: Sequence[Compared], scored: Iterable[Scored]) -> list[str
     differing = len({made.path for one in compared for made in one.deviations})
     judged = [one for one in compared if one.verdict in COMPARED]
     counts = Counter(one.verdict for one in judged)
-    tables = sorted({one.number.table for one in compared})
-    lines = [_counts(str(table), [one for one in compared if one.number.table == table]) for table in tables]
-    lines.append(_counts("all", compared))
+    shown = [each for each in VERDICTS if each in COMPARED or any(one.verdict == each for one in compared)]
+    lines = [_counts(str(table), _of_table(compared, table), shown) for table in _tables(compared)]
+    lines.append(_counts("all", compared, shown))
     settings = f" The run differs from the paper's protocol in {counted(differing, 'setting')}."
     return [
         f"Of the {len(compared)} numbers that the paper reports, {len(judged)} are compared: {counts[EQUIVALENT]} are "
@@ -105,8 +105,9 @@ def _summary(compared: Sequence[Compared], scored: Iterable[Scored]) -> list[str
         + (settings if _with_ours(compared) else ""),
         "",
         *_lacking(judged),
-        *markdown_table(("Table", "Numbers", *VERDICTS), lines, "r" * (2 + len(VERDICTS))),
+        *markdown_table(("Table", "Numbers", *shown), lines, "r" * (2 + len(shown))),
         "",
+        *_without(compared),
         *score_table(scored),
     ]
 
@@ -116,9 +117,25 @@ def _with_ours(compared: Iterable[Compared]) -> list[Compared]:
     return [one for one in compared if one.entry is not None]
 
 
-def _counts(name: str, compared: Sequence[Compared]) -> tuple[str, ...]:
+def _tables(compared: Iterable[Compared]) -> list[int]:
+    """Return the paper's tables of which this run has a number."""
+    return sorted({one.number.table for one in _with_ours(compared)})
+
+
+def _of_table(compared: Iterable[Compared], table: int) -> list[Compared]:
+    return [one for one in compared if one.number.table == table]
+
+
+def _without(compared: Sequence[Compared]) -> list[str]:
+    """Return a sentence on the paper's tables of which this run has no number."""
+    tables = sorted({one.number.table for one in compared} - set(_tables(compared)))
+    names = joined(list(map(str, tables)))
+    return [f"This run has no number of table{'s' if tables[1:] else ''} {names}.", ""] if tables else []
+
+
+def _counts(name: str, compared: Sequence[Compared], verdicts: Sequence[str]) -> tuple[str, ...]:
     counts = Counter(one.verdict for one in compared)
-    return (name, str(len(compared)), *(str(counts[verdict]) for verdict in VERDICTS))
+    return (name, str(len(compared)), *(str(counts[verdict]) for verdict in verdicts))
 
 
 def _lacking(judged: Iterable[Compared]) -> list[str]:
@@ -219,12 +236,20 @@ def _as_near(compared: Iterable[Compared]) -> list[str]:
 
 
 def _table(compared: Iterable[Compared], table: int) -> list[str]:
-    chosen = [one for one in compared if one.number.table == table]
-    title = [f"## Table {table}, {chosen[0].number.setting}", ""]
-    if all(one.entry is None for one in chosen):
-        return [*title, f"This run has none of its {len(chosen)} numbers.", ""]
+    """Return a section of one table, without the victims and metrics of which this run has no number there."""
+    whole = _of_table(compared, table)
+    there = {(one.number.victim, one.number.dataset) for one in _with_ours(whole)}
+    chosen = [one for one in whole if (one.number.victim, one.number.dataset) in there]
     head = ("Method", "Victim", "Metric", "Paper (%)", "Ours (%)", "Verdict", "Kind: paper, ours")
-    return [*title, *markdown_table(head, map(_line, chosen), "lllrrll"), ""]
+    left_out = len(whole) - len(chosen)
+    more = f"The table's other {counted(left_out, 'number')} are of victims or metrics that this run does not have."
+    return [
+        f"## Table {table}, {whole[0].number.setting}",
+        "",
+        *markdown_table(head, map(_line, chosen), "lllrrll"),
+        "",
+        *([more, ""] if left_out else []),
+    ]
 
 
 def _line(one: Compared) -> tuple[str, ...]:

@@ -200,6 +200,20 @@ def test_the_page_has_the_scores_of_shuffled_numbers(as_the_paper: list[Compared
     assert line.endswith(" | more |")
 
 
+def test_victims_of_which_a_run_has_no_number_are_left_out(as_the_paper: list[Compared]) -> None:
+    def of_this_run(one: Compared) -> bool:
+        return one.number.table == 1 and one.number.victim in ("Llama2-Alpaca", "Llama2-Orca")
+
+    without = [one if of_this_run(one) else replace(one, entry=None, verdict=NOT_RUN) for one in as_the_paper]
+    page = page_of(without, "paper")
+    assert "| NAD | Llama2-Alpaca | ASR |" in page
+    assert "Qwen1.5-Alpaca" not in page
+    assert "The table's other 16 numbers are of victims or metrics that this run does not have." in page
+    assert "This run has no number of tables 2, 3, 4, 5, 6 and 7." in page
+    assert "| Table | Numbers | equivalent | different | undecided | not run |" in page
+    assert "| all | 360 | 16 | 0 | 0 | 344 |" in page
+
+
 def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     def values(cell: Cell, metric: str) -> float:
         if metric == "asr":
@@ -228,7 +242,12 @@ def test_a_small_model_is_compared_by_asr_and_by_changes() -> None:
     page = page_of(made, "smollm2")
     assert "- Llama2-Alpaca: SmolLM2-135M-Alpaca instead" in page
     assert "no evidence at all" not in page
-    assert "## Table 5, out-of-domain\n\nThis run has none of its 16 numbers." in page
+    assert "This run has no number of tables 5, 6 and 7." in page
+    assert "## Table 5" not in page
+    assert (
+        "| Table | Numbers | equivalent | different | undecided | not comparable | victim at chance | not run |" in page
+    )
+    assert "The table's other" not in page
     assert "| `model` | llama2-7b | smollm2-135m | Llama2-Alpaca, Llama2-Orca | section 4.1 |" in page
     assert "| `attack.poison_rate` | 0.05 | 0.25 | everywhere | section 4.1 |" in page
     assert "| `metrics.mmlu.prompt` | letters | that of lm-eval's task | everywhere | published code |" in page
