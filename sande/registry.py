@@ -236,31 +236,41 @@ def code_version(module: str) -> str:
     """
     digest = hashlib.sha256()
     for name in sorted(_imports(module)):
-        digest.update(f"{name}\n{_bare_code(name)}\n".encode())
-        for file in _data_files(name):
-            content = file.read_bytes()
-            digest.update(json.dumps(tomllib.loads(content.decode())).encode() if file.suffix == ".toml" else content)
+        digest.update(_content(name))
     return digest.hexdigest()[:16]
 
 
+@functools.cache
+def _content(module: str) -> bytes:
+    """Return what of a module and its data files counts; kept, as every entry imports most of `sande`."""
+    code = _written(ast.Module(_without_declarations(_tree(module).body), type_ignores=[]))
+    found = [f"{module}\n{code}\n".encode()]
+    for file in _data_files(module):
+        content = file.read_bytes()
+        found.append(json.dumps(tomllib.loads(content.decode())).encode() if file.suffix == ".toml" else content)
+    return b"".join(found)
+
+
 def _imports(module: str) -> set[str]:
-    packages = {"sande", module.partition(".")[0]}
     found: set[str] = set()
     pending = [module]
     while pending:
         name = pending.pop()
-        if name in found:
-            continue
-        found.add(name)
-        pending += [
-            dotted
-            for dotted in _imported(name)
-            if dotted.partition(".")[0] in packages and dotted not in _NOT_HASHED and _path(dotted)
-        ]
+        if name not in found:
+            found.add(name)
+            pending += _imported(name)
     return found
 
 
-def _imported(module: str) -> Iterator[str]:
+@functools.cache
+def _imported(module: str) -> tuple[str, ...]:
+    """Return the modules of `sande` and of a module's own package that it imports anywhere."""
+    packages = {"sande", module.partition(".")[0]}
+    own = [name for name in dict.fromkeys(_names_imported(module)) if name.partition(".")[0] in packages]
+    return tuple(name for name in own if name not in _NOT_HASHED and _path(name))
+
+
+def _names_imported(module: str) -> Iterator[str]:
     path = _path(module)
     package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(_tree(module)):
@@ -298,11 +308,6 @@ def _tree(module: str) -> ast.Module:
     if path is None:
         raise LookupError(f"no file of module {module}")
     return ast.parse(path.read_text(encoding="utf-8"))
-
-
-@functools.cache
-def _bare_code(module: str) -> str:
-    return _written(ast.Module(_without_declarations(_tree(module).body), type_ignores=[]))
 
 
 def _written(value: Any) -> str:
@@ -347,6 +352,8 @@ def _joined(values: list[ast.expr]) -> list[ast.expr]:
 def _without_declarations(statements: list[ast.stmt]) -> list[ast.stmt]:
     """Leave out `LIBRARIES`, `MEASURES`, `SHOWN_BY` and `cost`, unless other code of the module uses them."""
     kept = [statement for statement in statements if _defined(statement) not in _DECLARATIONS]
+    if len(kept) == len(statements):
+        return statements  # as most modules, which need not be looked through
     used = {node.id for statement in kept for node in ast.walk(statement) if isinstance(node, ast.Name)}
     return statements if used & set(_DECLARATIONS) else kept
 
