@@ -1,4 +1,4 @@
-"""What the commands import, imported once in the process of which every case of `bad_input` is a fork.
+"""What the commands import and hash, once, in the process of which every case of `bad_input` is a fork.
 
 It is then taken out of the sight of the garbage collector, which in each fork would touch, and so copy, all of it.
 """
@@ -25,5 +25,8 @@ def modules() -> list[str]:
 
 for name in modules():
     importlib.import_module(name)
+for kind in registry.KINDS:
+    for name in registry.names(kind):
+        registry.code_version(registry.module_of(kind, name))
 gc.collect()
 gc.freeze()
