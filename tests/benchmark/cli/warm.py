@@ -25,8 +25,7 @@ def modules() -> list[str]:
 
 for name in modules():
     importlib.import_module(name)
-for kind in registry.KINDS:
-    for name in registry.names(kind):
-        registry.code_version(registry.module_of(kind, name))
+    if name.startswith("sande."):  # by module, since what is installed, as `registry.names` keeps it, a case may change
+        registry.code_version(name)
 gc.collect()
 gc.freeze()
