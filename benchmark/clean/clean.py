@@ -108,10 +108,7 @@ def clean_model(
     from sande.models import asking, catalog, loading, memory
 
     target = _new(out)
-    if cleaning.check(known, config) != SCAN and reference:  # reports what does not fit together, too
-        raise UserError(
-            "reference: only a scan compares with it, and what is known makes a scan unnecessary; remove it"
-        )
+    cleaning.check(known, config)  # reports what does not fit together
     for name in filter(None, (model, reference)):
         catalog.identify(name)  # reports a wrong model or data set before libraries are loaded
     datasets.fingerprint(config.removal.name)
@@ -250,14 +247,17 @@ def _check_utf8(text: str, place: str) -> None:
         raise UserError(f"{place}: the text is not UTF-8; write it in UTF-8") from None
 
 
-def check_used(known: Known, config: Config, *, force: bool, detector: bool, fail_on_alarm: bool) -> None:
+def check_used(
+    known: Known, config: Config, *, force: bool, detector: bool, reference: bool, fail_on_alarm: bool
+) -> None:
     """Check that what the options of a command ask for can take place.
 
     Raises:
         UserError: an option of the scan is given without one, or force without a trigger; or as `cleaning.check`.
     """
     scans = cleaning.check(known, config) == SCAN
-    for option, is_given in (("--detector", detector), ("--fail-on-alarm", fail_on_alarm)):
+    of_scans = (("--detector", detector), ("--reference", reference), ("--fail-on-alarm", fail_on_alarm))
+    for option, is_given in of_scans:
         if is_given and not scans:
             raise UserError(f"{option}: it is for a scan, and what is known makes a scan unnecessary; remove {option}")
     if force and not known.trigger:

@@ -25,7 +25,6 @@ SOME_CELL_FAILED = 1
 USERS_MISTAKE = 2
 ALARM = 3
 LONGEST = 1000  # characters of a sentence; longer ones lose their middle, which holds values from outside
-UNFOLDED = 100_000  # columns of a pipe or file, where each row of a table is one line
 _HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 UsageError: Any = typer.BadParameter.__base__  # newer Typers bring a Click of their own, and hide it
 
@@ -174,6 +173,5 @@ def print_table(columns: Mapping[str, Sequence[str]]) -> None:
     """
     from benchmark.cli import overview
 
-    room = overview.width() if sys.stdout.isatty() else UNFOLDED
-    for line in overview.fitted(overview.shown(columns), room):
+    for line in overview.fitted(overview.shown(columns), overview.room()):
         echo(line)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from benchmark.cli.app import echo, one_sentence, print_table, tell
-from benchmark.grid import shipped
+from benchmark.grid import labels, shipped
 from benchmark.io.units import format_bytes
 from benchmark.records.published import refuse_published
 from sande import bounds
@@ -52,11 +52,12 @@ def show(
     kind = _plural(kind)
     if kind not in registry.KINDS:
         about = _catalogue(kind)
+        if kind == "grids":
+            name, file = shipped.of_name(name)
         if name not in about:
             raise UserError(f"no {_singular(kind)} is called '{name}'; there are: {', '.join(about)}")
         echo(f"{name}: {about[name]}")
         if kind == "grids":
-            file = shipped.grids()[name]
             echo(f"file: {file}\n\n{bounds.read(file).decode(errors='replace').rstrip()}")
         else:
             for what, value in (_of_model(name) if kind == "models" else _of_data_set(name)).items():
@@ -73,7 +74,7 @@ def show(
         print_table(
             {
                 "setting": [field.path for field in fields],
-                "default": [repr(field.default) for field in fields],
+                "default": [labels.written(field.default) for field in fields],
                 "meaning": [field.meaning for field in fields],
                 "source": [field.source for field in fields],
             }
@@ -81,13 +82,15 @@ def show(
     if fixed := published(entry.Config):
         echo("\nWith 'recipe: published':")
         for path, value in fixed.items():
-            echo(f"published: {path} = {value!r}")
+            echo(f"published: {path} = {labels.written(value)}")
 
 
 @one_sentence
 def init(
-    name: Annotated[str | None, typer.Argument(help="One of 'sande-bench list grids'; without it, list them.")] = None,
-    folder: Annotated[Path, typer.Argument(help="Folder for the copy.")] = Path(),
+    name: Annotated[
+        str | None, typer.Argument(help="One of 'sande-bench list grids'; without it, list them.", metavar="[NAME]")
+    ] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder for the copy.", metavar="[FOLDER]")] = Path(),
 ) -> None:
     """Copy a grid to start from, with the grids that it includes and the scales. Overwrite nothing."""
     from benchmark.grid import load
@@ -95,11 +98,8 @@ def init(
     if name is None:
         list_("grids")
         return
-    known = shipped.grids()
-    if name not in known:
-        raise UserError(f"no grid is called '{name}'; there are: {', '.join(known)}")
+    _, source = shipped.of_name(name)
     refuse_published(folder, "FOLDER")
-    source = known[name]
     scales = sorted((source.parent / load.SCALES).glob("*.yaml"))
     for path in shipped.copy(list(dict.fromkeys([*load.files(source), *scales])), folder):
         echo(f"Wrote {path}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,15 +32,20 @@ if TYPE_CHECKING:
     from benchmark.leaderboard.verdict import Verdict
 
 NOT_HELD = 1
+OF_RESULTS = "choose the file with which the results were made"
 
 
 class _RankUnlessNamed(TyperGroup):
-    """A group in which `leaderboard RESULTS…` is `leaderboard rank RESULTS…`."""
+    """A group in which `leaderboard RESULTS…` is `leaderboard rank RESULTS…`, but for a misspelled command."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in (*self.commands, "-h", "--help"):
+        if args and args[0] not in (*self.commands, "-h", "--help") and not self._misspelled(args[0]):
             args = ["rank", *args]
         return super().parse_args(ctx, args)
+
+    def _misspelled(self, word: str) -> bool:
+        """Return whether it is a word without punctuation, which names no file or folder and is near to a command."""
+        return word.isalpha() and not os.path.lexists(word) and bool(difflib.get_close_matches(word, self.commands))
 
 
 boards = group("Rank the defenses of any results. 'rank' can be left out: leaderboard RESULTS…", _RankUnlessNamed)
@@ -110,7 +117,7 @@ def entry(
     place: Annotated[
         str, typer.Argument(help="Results of a grid, such as results/quickstart, or their URI.", metavar="RESULTS")
     ],
-    defense: Annotated[str, typer.Argument(help="Name of the defense in them.")],
+    defense: Annotated[str, typer.Argument(help="Name of the defense in them.", metavar="DEFENSE")],
     out: Annotated[Path | None, typer.Option(help="File, .json or .parquet; without it, DEFENSE.json.")] = None,
     about: Annotated[str, typer.Option(help="One sentence about the defense.")] = "",
     link: Annotated[str, typer.Option(help="Where to read more, https://…")] = "",
@@ -201,7 +208,7 @@ def reveal(
     from benchmark.held_out import secret as secrets
     from benchmark.records.files import read_rows
 
-    found = mask.revealed(read_rows(folder).to_pylist(), secrets.read(file))
+    found = mask.revealed(read_rows(folder).to_pylist(), secrets.read(file, OF_RESULTS))
     print_table(
         {
             "Cell": list(found),
@@ -213,4 +220,4 @@ def reveal(
             "Defense seed": [str(one["defense_seed"]) for one in found.values()],
         }
     )
-    echo(f"{folder}: all {len(found)} cells are of this secret")
+    echo(f"{folder}: {counted(len(found), 'cell')} of this secret, and none of another")

@@ -49,7 +49,11 @@ def _interruptible() -> Iterator[None]:
 def scan(
     model: Annotated[
         str,
-        typer.Argument(help="A folder, a GGUF file, a name as in 'list models', or a grid (.yaml): all its victims."),
+        typer.Argument(
+            help="A folder, a GGUF file, a Hub id as org/name@COMMIT, a name as in 'list models', or a grid (.yaml): "
+            "all its victims.",
+            metavar="MODEL",
+        ),
     ],
     detector: Annotated[str, typer.Option(help="One of 'sande-bench list detectors'.")] = scanning.DETECTOR,
     data: Annotated[str, typer.Option(help="Data set or file of clean prompts and answers.")] = "builtin-short",
@@ -160,7 +164,7 @@ def clean(
         ),
     ] = False,
     detector: Annotated[
-        str | None, typer.Option(help=f"Detector of the scan if nothing is known.  [default: {scanning.DETECTOR}]")
+        str | None, typer.Option(help=f"Detector of the scan if nothing is known. Default: {scanning.DETECTOR}.")
     ] = None,
     prompt_format: FormatOption = None,
     force: Annotated[
@@ -184,7 +188,9 @@ def clean(
     address: Annotated[
         str | None, typer.Option(help="Do it as a job on a Ray cluster, by its dashboard, http://HOST:8265.")
     ] = None,
-    gpus: Annotated[float, typer.Option(min=0, help="With --address: GPUs of the job.", metavar="N")] = 1,
+    gpus: Annotated[
+        float | None, typer.Option(min=0, help="With --address: GPUs of the job. Default: 1.", metavar="N")
+    ] = None,
 ) -> None:
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
     from benchmark.clean import report
@@ -193,18 +199,27 @@ def clean(
     from sande.models.chat import AUTO
 
     known(trigger, response, response_start)  # reports a blank text before a job is submitted
+    if gpus is not None and not address:
+        raise UserError("--gpus: it is for a job, and there is no --address; remove --gpus")
     if address:
         from benchmark.execution import jobs
 
         words = words_of(context, leave_out=("address", "gpus"))
-        job = jobs.submit_clean(words, out, address, gpus)
+        job = jobs.submit_clean(words, out, address, 1 if gpus is None else gpus)
         echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
         follow(job, address)
         return
     datasets.allow_file(data or "")
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora, half=half)
     told = known(trigger, response, response_start, incident)
-    check_used(told, config, force=force, detector=detector is not None, fail_on_alarm=fail_on_alarm)
+    check_used(
+        told,
+        config,
+        force=force,
+        detector=detector is not None,
+        reference=reference is not None,
+        fail_on_alarm=fail_on_alarm,
+    )
     out = out or _beside(model)
     published.refuse_published(out, "--out")
     model = adapters.with_base(model, base)
@@ -228,7 +243,9 @@ def clean(
 def detection(
     scans: Annotated[
         Path,
-        typer.Argument(help="YAML list of scans, and of what is known of their models; or a detection.json."),
+        typer.Argument(
+            help="YAML list of scans, and of what is known of their models; or a detection.json.", metavar="SCANS"
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for detection.json, .parquet, .md, .png and .svg.")] = Path(
         "results/detection"
@@ -254,7 +271,9 @@ def detection(
 
 @one_sentence
 def export(
-    cell: Annotated[str, typer.Argument(help="A cell's name in rows.parquet and plan, or its beginning.")],
+    cell: Annotated[
+        str, typer.Argument(help="A cell's name in rows.parquet and plan, or its beginning.", metavar="CELL")
+    ],
     out: Annotated[Path, typer.Argument(help="New folder.", metavar="DIR")],
     store: StoreOption = ".store",
     results: Annotated[Path, typer.Option(help="Folder that has a subfolder for each grid.")] = Path("results"),

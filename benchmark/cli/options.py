@@ -53,7 +53,10 @@ GpusOption = Annotated[
 ]
 MachineOption = Annotated[
     str | None,
-    typer.Option(help="Predict by times measured on it: cpu, h100, or any part of a recorded device's name."),
+    typer.Option(
+        help="Predict by times measured on it: cpu (also by shipped times), h100, or any part of a recorded device's "
+        "name. Default: with --gpus, all devices of the store.",
+    ),
 ]
 KeepOption = Annotated[
     str,
@@ -87,7 +90,7 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         help="Prompt format: paper, alpaca, chat, a template file, or auto: the one that the folder names, else its "
-        "chat template, else paper, and other formats after it.  [default: auto]",
+        "chat template, else paper, and other formats after it. Default: auto.",
         metavar="NAME|FILE",
     ),
 ]

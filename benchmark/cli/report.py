@@ -23,7 +23,9 @@ NOT_WITHIN = 1
 
 @one_sentence
 def report(
-    folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/quickstart, or their URI.")],
+    folder: Annotated[
+        str, typer.Argument(help="Results of a grid, such as results/quickstart, or their URI.", metavar="FOLDER")
+    ],
 ) -> None:
     """Write tables, figures and README.md again from the rows of a grid."""
     from benchmark.report import page
@@ -39,7 +41,9 @@ def report(
 
 @one_sentence
 def compare(
-    folder: Annotated[str, typer.Argument(help="Results of a grid, such as results/smollm2, or their URI.")],
+    folder: Annotated[
+        str, typer.Argument(help="Results of a grid, such as results/smollm2, or their URI.", metavar="FOLDER")
+    ],
     asr_margin: Annotated[
         float, typer.Option(min=0.0, max=100.0, help="Difference of ASR that counts as none, percentage points.")
     ] = 5.0,

@@ -115,9 +115,14 @@ def plan(
         typer.Option("--suggest", help="With --gpus: the workers of each kind of stages that the forecast finds best."),
     ] = False,
     scaling: Annotated[
-        float,
-        typer.Option(min=NO_GAIN, max=1.0, help="Share of its speed that a worker keeps as their number doubles."),
-    ] = EFFICIENCY,
+        float | None,
+        typer.Option(
+            min=NO_GAIN,
+            max=1.0,
+            help="With --gpus: the share of its speed that a worker keeps as their number doubles. "
+            f"Default: what the store measured, else {EFFICIENCY}.",
+        ),
+    ] = None,
     why: Annotated[bool, typer.Option("--why", help="Show how the time was estimated.")] = False,
 ) -> None:
     """Show the cells of a grid, what is done, what would run and how long it takes. Start nothing."""
@@ -136,6 +141,9 @@ def plan(
 
     if suggest and (not gpus or is_cpu(machine)):
         raise UserError("--suggest: needs --gpus N, and a machine with GPUs; set --gpus, or remove --suggest")
+    if scaling is not None and (not (gpus or machine) or is_cpu(machine)):
+        raise UserError("--scaling: needs --gpus N, and a machine with GPUs; set --gpus, or remove --scaling")
+    retention.check(keep)
     early.check_compute_type()
     if os.path.isfile(store):
         raise UserError(f"store {store} is a file; choose a folder or a URI as --store")
@@ -144,6 +152,10 @@ def plan(
     on_cpu = not (address or gpus or machine or compute.has_gpu())
     cost = partial(trainings_here, store=opened) if on_cpu else None
     made, searching = searches.plan_searches(loaded, opened, cost)
+    forecaster = forecast = None
+    if gpus or machine:  # before the table, since its mistakes are to be the only line
+        forecaster = wall_time.Forecaster(made, opened, gpus or 1, machine, EFFICIENCY if scaling is None else scaling)
+        forecast = forecaster.predict(loaded.resources)
     overview.show(made, f"{loaded.name}: {loaded.about}", loaded.parts)
     lines = [
         f"{counted(len(made.stages), 'distinct stage')}: {_counts(made.stages.values())}; each victim is trained once"
@@ -157,14 +169,12 @@ def plan(
     else:
         lines.append(f"{forecast_cost.summary(made)}{hint}")
         reasons.append(f"Estimate: {basis()}")
-    if gpus or machine:
-        forecaster = wall_time.Forecaster(made, opened, gpus or 1, machine, scaling)
-        forecast = forecaster.predict(loaded.resources)
+    if forecaster and forecast:
         line, reason = wall_time.in_words(forecast, len(made.missing), gpus or 1, machine)
         lines.append(line)
         reasons += filter(None, [reason])
         lines += report(made, forecaster.predict, loaded.resources, gpus or 1) if suggest else ()
-    lines.append(disk.summary(made, opened, retention.check(keep)))
+    lines.append(disk.summary(made, opened, keep))
     lines += filter(None, [searching])
     lines += shortage.few_rows(loaded.cells, broken=True)
     lines += dict.fromkeys(unfit(loaded.cells).values())

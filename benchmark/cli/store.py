@@ -10,6 +10,7 @@ import typer
 
 from benchmark.cli.app import SOME_CELL_FAILED, echo, group, one_sentence, print_table
 from benchmark.cli.options import StoreOption
+from benchmark.io.units import counted
 
 stores = group("Maintain a store: list its artifacts, verify them, prune those that no grid needs.")
 
@@ -39,7 +40,7 @@ def verify(store: StoreOption = ".store") -> None:
         echo(finding.line)
         counts[finding.state] += 1
     found = ", ".join(f"{count} {state}" for state, count in counts.items())
-    echo(f"{opened.location}: {len(listed) - counts.total()} artifacts in order, {found}")
+    echo(f"{opened.location}: {counted(len(listed) - counts.total(), 'artifact')} in order, {found}")
     if counts["damaged"] or counts["unreadable"]:  # what another run is sending or has removed is no failure
         raise typer.Exit(SOME_CELL_FAILED)
 

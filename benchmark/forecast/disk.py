@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmark.forecast.cost import BILLIONS
 from benchmark.io.units import counted, format_bytes
 from benchmark.plan.plan import Plan
-from benchmark.plan.retention import ALL, goes
+from benchmark.plan.retention import ALL, NONE, VICTIMS, goes
 from benchmark.plan.stage import Stage
 from benchmark.store.local import MODELS
 from benchmark.store.protocol import Store
 
+Known = Mapping[tuple[str, ...], list[int]]  # sizes by group of similar models, see `_alike`
 BYTES = 2  # of a stored weight, since models are saved in bfloat16
 
 
 def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
-    """Return in a sentence the disk space of a plan's models, how much of it is there, and the free space.
+    """Return in a sentence the disk space of a plan's models, how much is there and free, and what helps if too little.
 
     Outcomes are not counted, as they are small.
 
@@ -37,13 +39,12 @@ def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
     for key, size in there.items():
         for like in _alike(plan.stages[key]):
             known.setdefault(like, []).append(size)
-    new, unknown = 0.0, Counter[str]()
-    for stage in plan.missing:
-        if stage.kind in MODELS and stage.key not in there and not goes(stage.kind, keep):
-            expected = _expected(stage, known)
-            new += expected or 0.0
-            unknown[stage.settings["model"]] += expected is None
-    left_out = ", ".join(f"{count} of {model}" for model, count in unknown.items() if count)
+    to_make = [stage for stage in plan.missing if stage.kind in MODELS and stage.key not in there]
+    new = _kept(to_make, known, keep)
+    unknown = Counter(
+        stage.settings["model"] for stage in to_make if not goes(stage.kind, keep) and _expected(stage, known) is None
+    )
+    left_out = ", ".join(f"{count} of {model}" for model, count in unknown.items())
     stay = [*there, *(stage.key for stage in plan.missing if stage.kind in MODELS and not goes(stage.kind, keep))]
     passing = "" if keep == ALL else f" (with --keep-models {keep}; plus those that are being measured)"
     parts = _largest_parts(plan, known)
@@ -55,10 +56,50 @@ def summary(plan: Plan, store: Store, keep: str = ALL) -> str:
         f"{f' without {left_out} (of unknown size)' if left_out else ''}; {held} of it are there"
         f"{'' if free is None else f', and {format_bytes(free)} are free'}"
         f"{f'; the parts of a defense take up to {format_bytes(parts)} more until it is done' if parts else ''}"
+        f"{'' if free is None else _remedy(to_make, known, keep, parts, free)}"
     )
 
 
-def _largest_parts(plan: Plan, known: dict[tuple[str, ...], list[int]]) -> float:
+def _kept(stages: Iterable[Stage], known: Known, keep: str) -> float:
+    """Return the bytes of those models of stages that stay."""
+    return sum(_expected(stage, known) or 0.0 for stage in stages if not goes(stage.kind, keep))
+
+
+def _passing(stages: Iterable[Stage], known: Known, keep: str) -> float:
+    """Return the bytes of the largest victim and the largest defended model among those that do not stay."""
+    largest = dict[str, float]()
+    for stage in stages:
+        if stage.kind != "part" and goes(stage.kind, keep):
+            largest[stage.kind] = max(largest.get(stage.kind, 0.0), _expected(stage, known) or 0.0)
+    return sum(largest.values())
+
+
+def _remedy(stages: Sequence[Stage], known: Known, keep: str, parts: float, free: int) -> str:
+    """Return a clause on what to do where the models of stages need more than the free bytes; empty where they fit.
+
+    Args:
+        stages: missing ones that make a model.
+        known: sizes of similar models.
+        keep: which models are kept.
+        parts: bytes of the parts of one defense.
+        free: bytes.
+    """
+
+    def fits(keep: str) -> bool:
+        return _kept(stages, known, keep) + _passing(stages, known, keep) + parts <= free
+
+    if fits(keep):
+        return ""
+    helping = [each for each in (VICTIMS, NONE) if keep == ALL and fits(each)]
+    fewer = f"add --keep-models {helping[0]}{' (or none)' if helping[0] == VICTIMS else ''}, " if helping else ""
+    surely = _kept(stages, known, keep) > free
+    return (
+        f"; that {'does' if surely else 'may'} not fit: {fewer}choose another --store, or free some space "
+        "('sande-bench store prune' may help)"
+    )
+
+
+def _largest_parts(plan: Plan, known: Known) -> float:
     """Return the bytes of all parts of that missing defense whose parts take most, each at most a whole model."""
     return max(
         (
@@ -76,7 +117,7 @@ def _alike(stage: Stage) -> tuple[tuple[str, ...], ...]:
     return (model, stage.kind, method), (model,)
 
 
-def _expected(stage: Stage, known: dict[tuple[str, ...], list[int]]) -> float | None:
+def _expected(stage: Stage, known: Known) -> float | None:
     for like in _alike(stage):
         if like in known:
             return statistics.fmean(known[like])

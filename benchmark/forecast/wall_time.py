@@ -1,4 +1,4 @@
-"""Predict the wall time of a grid on N GPUs, or with N stages at a time; see `benchmark.forecast.measured`."""
+"""Predict the wall time of a grid on N GPUs, or with N stages at a time on a CPU; see `benchmark.forecast.measured`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from dataclasses import dataclass
 from benchmark.forecast.cost import HOUR, format_gpu_time
 from benchmark.forecast.measured import (
     BASES,
+    CPU,
     OVERHEAD,
+    SHIPPED,
+    SHIPPED_OTHER,
     Costs,
     Setup,
     Timer,
     is_cpu,
     is_on,
-    overhead_of,
+    noted,
+    on_cpu,
     present,
     samples_of,
 )
 from benchmark.forecast.scaling import EFFICIENCY, Scaling, scaling
-from benchmark.forecast.timings import Overhead
+from benchmark.forecast.timings import CORES, Overhead, shipped
 from benchmark.grid.resources import Resources, ResourcesByStage
 from benchmark.grid.stage_resources import distinct
 from benchmark.io.units import counted
@@ -29,6 +33,7 @@ from benchmark.plan.plan import Plan
 from benchmark.plan.schedule import side_by_side, simulate, widths
 from benchmark.plan.stage import Stage
 from benchmark.store.protocol import Store
+from sande.compute import expected_type
 from sande.errors import UserError
 
 GPU, CPUS = "GPU", "CPU"  # what a stage needs
@@ -50,6 +55,7 @@ class Prediction:
         overhead: overhead of the run, apart from its stages.
         scaling: speed of several workers; None where each stage has one.
         longest: keys of the stages that decide the time, each begun when the one before it ended.
+        overhead_is_own: whether the overhead is that of the last run on this store.
     """
 
     wall: float
@@ -62,6 +68,7 @@ class Prediction:
     overhead: Overhead
     scaling: Scaling | None
     longest: tuple[str, ...]
+    overhead_is_own: bool = False
 
 
 class Forecaster:
@@ -74,27 +81,36 @@ class Forecaster:
             plan: plan of a grid.
             store: its manifests are the measurements.
             gpus: number of GPUs; on a CPU, number of stages at a time.
-            machine: part of the name of the device whose measurements count, in any case; `cpu`: any processor; None:
-                all.
+            machine: part of the name of the device whose measurements count, in any case; `cpu`: any processor that
+                computes in this machine's type, and shipped timings where the store has none; None: all devices.
             assumed: efficiency of each doubling of workers where none was measured.
 
         Raises:
-            UserError: the store has no measurement on such a machine.
+            UserError: the store has no measurement on such a machine, and no other times are known for it.
         """
         every = [each for kind in KINDS for each in store.manifests(kind)]
         manifests = [each for each in every if is_on(str(each.get("device", "")), machine)]
-        if machine and not manifests and machine.lower() not in PAPERS:
+        if machine and not manifests and machine.lower() not in (CPU, *PAPERS):
             devices = sorted({str(each["device"]) for each in every if "device" in each})
             raise UserError(
                 f"--machine {machine}: no stage in {store.root} was measured on it; use one of: "
-                f"{', '.join([*devices, *PAPERS])} ({' and '.join(PAPERS)} have the paper's times)"
+                f"{', '.join([*devices, CPU, *PAPERS])} ({CPU} has shipped timings, {' and '.join(PAPERS)} have the "
+                "paper's times)"
             )
         self._plan, self._gpus, self._cpu = plan, gpus, is_cpu(machine)
         self._peaks = memory.Peaks(manifests)
-        self._overhead, self._there = overhead_of(store), present(plan, store)
-        samples = list(samples_of(manifests))
-        self._scaling = scaling(samples, assumed)
-        self._costs = Costs(samples, paper=not self._cpu, scaling=None if self._cpu else self._scaling)
+        self._there, self._noted = present(plan, store), noted(store)
+        if self._cpu:
+            compute_type = expected_type()
+            timings = shipped(compute_type)
+            self._overhead = self._noted or timings.overhead
+            self._scaling = Scaling(assumed)
+            self._costs = Costs(on_cpu(store, compute_type), timings.samples)
+        else:
+            samples = list(samples_of(manifests))
+            self._overhead = self._noted or OVERHEAD
+            self._scaling = scaling(samples, assumed)
+            self._costs = Costs(samples, paper=True, scaling=self._scaling)
 
     def predict(self, resources: ResourcesByStage) -> Prediction:
         """Return the predicted time with these resources.
@@ -142,6 +158,7 @@ class Forecaster:
             overhead=self._overhead,
             scaling=self._scaling if any(setup(stage).workers > 1 for stage in missing) else None,
             longest=tuple(reversed(longest)),
+            overhead_is_own=self._noted is not None,
         )
 
     def _needs_of(self, resources: Resources) -> dict[str, float]:
@@ -197,10 +214,11 @@ def in_words(made: Prediction, stages: int, gpus: int, machine: str | None) -> t
 
 def _reasons(made: Prediction, unknown: str) -> str:
     once, each = made.overhead.around + made.overhead.start, made.overhead.stage
-    source = "as measured on two CPU cores" if made.overhead is OVERHEAD else "as in the last run on this store"
+    source = "as in the last run on this store" if made.overhead_is_own else "as measured on two CPU cores"
     notes = [
         ", ".join(f"{counted(count, 'stage')} by {found}" for found, count in made.basis.items()),
         f"without {unknown}" if made.left_out else "",
+        f"shipped timings are of {CORES} cores for each stage" if {SHIPPED, SHIPPED_OTHER} & set(made.basis) else "",
         "assuming that stages that share a GPU are as fast as alone" if made.sharing else "",
         f"plus {once:.0f} s, and {each:.1f} s a stage, {source}",
     ]

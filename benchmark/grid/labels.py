@@ -227,3 +227,8 @@ def shorten(paths: Iterable[str]) -> dict[str, str]:
     tails = {path: path.split(".", 1)[-1] for path in sorted(paths)}
     count = Counter(tails.values())
     return {path: tail if count[tail] == 1 else path for path, tail in tails.items()}
+
+
+def written(value: Any) -> str:
+    """Return a value as a grid has it: text as it is, everything else as JSON."""
+    return value if isinstance(value, str) and value else json.dumps(value, default=str)

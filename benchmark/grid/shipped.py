@@ -36,6 +36,21 @@ def named(path: Path) -> Path:
     return grids().get(str(path), path)
 
 
+def of_name(name: str) -> tuple[str, Path]:
+    """Return the plain name and the file of a grid; folder and suffix may stand with the name.
+
+    Raises:
+        UserError: there is no such grid; the message says which one may have been meant.
+    """
+    known, path = grids(), Path(name)
+    stem = path.stem if path.suffix == ".yaml" else name
+    if stem in known:
+        return stem, known[stem]
+    likely = near(path)
+    hint = f"use {likely.stem}" if likely else "use one that 'sande-bench list grids' shows"
+    raise UserError(f"no grid is called '{name}'; {hint}")
+
+
 def stems(folder: Path) -> str:
     """Return the plain names of the YAML files in a folder, for a message."""
     return ", ".join(sorted(path.stem for path in folder.glob("*.yaml"))) or "none"

@@ -82,8 +82,12 @@ def make(path: Path) -> Secret:
     return read(path)
 
 
-def read(path: Path) -> Secret:
+def read(path: Path, advice: str = "make one with 'sande-bench leaderboard secret FILE'") -> Secret:
     """Return the secret of a file.
+
+    Args:
+        path: of the file.
+        advice: how to mend a wrong file; it ends the error's sentence.
 
     Raises:
         UserError: the file cannot be read, or is not a secret.
@@ -91,17 +95,12 @@ def read(path: Path) -> Secret:
     try:
         text = bounds.read(path).decode("ascii")
     except OSError as error:
-        raise UserError(
-            f"{path}: the secret cannot be read ({error.strerror}); make one with 'sande-bench leaderboard secret FILE'"
-        ) from None
+        raise UserError(f"{path}: the secret cannot be read ({error.strerror}); {advice}") from None
     except UnicodeDecodeError:
         text = ""
     found = _LINE.fullmatch(text)
     if not found or len(found[1]) % 2:
-        raise UserError(
-            f"{path}: not a secret; use a file that 'sande-bench leaderboard secret FILE' made, which holds '{FORMAT}' "
-            f"and {2 * BYTES} hexadecimal digits"
-        )
+        raise UserError(f"{path}: not a secret, which holds '{FORMAT}' and {2 * BYTES} hexadecimal digits; {advice}")
     return Secret(bytes.fromhex(found[1]))
 
 

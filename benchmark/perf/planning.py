@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmark.grid.cell import NO_DEFENSE, STAGE_VERSION, Cell, Method
-from benchmark.grid.keys import digest, library_versions
+from benchmark.grid.keys import declared_versions, digest, library_versions
 from benchmark.grid.load import load_grid
 from benchmark.perf.outcome import tell
 from benchmark.plan.plan import make_plan, victim_of
@@ -94,7 +94,10 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
 
     def code(method: Method) -> dict[str, Any]:
         version = registry.code_version(f"sande.{method.kind}.{method.name}")
-        return {"name": method.name, **as_dict(method.config), "code": version}
+        objective = {"objective_code": registry.code_version("sande.objectives.string")}
+        return {"name": method.name, **as_dict(method.config), "code": version} | (
+            objective if method.kind == "attacks" else {}
+        )
 
     def key(stage: str, **depends_on: Any) -> str:
         seed = "defense_seed" if stage == "defend" else "attack_seed"
@@ -109,13 +112,25 @@ def straightforward(cell: Cell) -> tuple[str, set[str]]:
         removal = [datasets.fingerprint(pairs.name, datasets.PREFERENCES), pairs.pairs, pairs.max_tokens]
     model = victim
     if cell.defense.name != NO_DEFENSE:
-        model = key("defend", victim=victim, removal=removal, defense=code(cell.defense))
+        elsewhere = getattr(cell.defense.config, "elsewhere", None)
+        prompts = {"prompts": [datasets.fingerprint(elsewhere.name)]} if elsewhere else {}
+        model = key("defend", victim=victim, removal=removal, defense=code(cell.defense), **prompts)
     test = rows(cell.data, cell.data.test_rows)
     outcomes = []
     for metric in cell.metrics:
         names = registry.entry("metrics", metric.name).reads(metric.config)
         reads = [datasets.fingerprint(name, datasets.QUESTIONS) for name in names]
-        outcomes.append(key("evaluate", model=model, data=test, reads=reads, metric=code(metric)))
+        libraries = declared_versions(metric.name, "string")
+        outcomes.append(
+            key(
+                "evaluate",
+                model=model,
+                data=test,
+                reads=reads,
+                metric=code(metric),
+                **({"libraries": libraries} if libraries else {}),
+            )
+        )
     return digest(cell.settings())[:12], {victim, model, *outcomes}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 KINDS = (*MODELS, DROPPED, "evaluate", "search")
 CHECKPOINTS = "checkpoints/"  # of interrupted stages, by kind and key of the artifact that they would have made
-COLUMNS = ("kind", "key", "size", "model", "what", "made")
+COLUMNS = ("kind", "key", "size", "model", "what", "made (UTC)")
 
 
 class Finding(NamedTuple):
@@ -91,7 +92,7 @@ def listing(store: Store) -> tuple[dict[str, list[str]], list[str]]:
         rows.append((kind, key[:12], units.format_bytes(size), *about))
     columns = {head: [row[number] for row in rows] for number, head in enumerate(COLUMNS)}
     each = ", ".join(f"{counts[kind]} {kind} {units.format_bytes(sizes[kind])}" for kind in KINDS if counts[kind])
-    total = f"{sum(counts.values())} artifacts, {units.format_bytes(sum(sizes.values()))}"
+    total = f"{units.counted(sum(counts.values()), 'artifact')}, {units.format_bytes(sum(sizes.values()))}"
     lines = [f"{store.location}: {total}{f' ({each})' if each else ''}"]
     if damaged := store.quarantined():
         bytes_ = units.format_bytes(sum(damaged.values()))
@@ -107,7 +108,12 @@ def _what(kind: str, manifest: dict[str, Any]) -> str:
 
 
 def _made(manifest: dict[str, Any]) -> str:
-    return str(manifest.get("started_at") or manifest["ended_at"])
+    """Return when an artifact was made, to the minute, in UTC as manifests have it."""
+    text = str(manifest.get("started_at") or manifest["ended_at"])
+    try:
+        return f"{datetime.datetime.fromisoformat(text).astimezone(datetime.UTC):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError):  # of an earlier version, or edited
+        return text
 
 
 def artifacts(store: Store) -> Iterator[tuple[str, str]]:

@@ -377,7 +377,7 @@ def test_scan_and_clean_compare_with_the_same_clean_model(victim: Path, tmp_path
 
 def test_a_reference_without_a_scan_is_refused(victim: Path, tmp_path: Path) -> None:
     line = mistake("clean", victim, "--response", RESPONSE, "--reference", "tiny", *options(tmp_path / "out"))
-    assert "reference: only a scan compares with it" in line
+    assert "--reference: it is for a scan, and what is known makes a scan unnecessary; remove --reference" in line
 
 
 @pytest.mark.parametrize(
@@ -396,6 +396,7 @@ def test_a_reference_without_a_scan_is_refused(victim: Path, tmp_path: Path) -> 
             "--force: it is for a trigger that does not fire, and none is given; remove",
         ),
         (("--force",), "--force: it is for a trigger that does not fire, and none is given; remove --force"),
+        (("--gpus", "1"), "--gpus: it is for a job, and there is no --address; remove --gpus"),
     ],
 )
 def test_an_option_that_nothing_would_use_is_refused(

@@ -797,6 +797,7 @@ CASES: dict[str, list[Case]] = {
         in_published("detection into published results", "detection scans.yaml --out public/detection"),
     ],
     "Entries of a leaderboard": [
+        Case("no command of leaderboard", "leaderboard chek entry.json", names=("'chek'", "'check'")),
         Case("no entry", "leaderboard check absent.json"),
         Case("a folder as an entry", "leaderboard check my-model"),
         Case("an entry of another kind", "leaderboard check grid.yaml"),

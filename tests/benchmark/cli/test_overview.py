@@ -1,18 +1,23 @@
 """The table of a plan: what tells cells apart, and which of very many are shown where."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmark.cli import overview
+from benchmark.cli import distinctions, overview
 from benchmark.grid.cell import Cell, Parser
 from benchmark.grid.load import load_grid
 from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from tests.benchmark.helpers import ACCURACY, SFT_FAST, SFT_SLOW, SMALL, GridFile, cell, finish, invoke
+
+
+def told_apart(cells: Sequence[Cell]) -> list[str]:
+    return distinctions.condensed(*distinctions.of(cells))[0]
 
 
 def rows(section: str, *values: int | None) -> list[dict[str, Any]]:
@@ -47,7 +52,7 @@ def parrots(*settings: tuple[float, int]) -> list[dict[str, Any]]:
             ["poison_rate=0.05", "poison_rate=0.5"],
         ),
         (rows("data", 8, 16), ["rows=8", "rows=16"]),
-        (rows("removal", 8, None), ["rows=8", "rows=None"]),
+        (rows("removal", 8, None), ["rows=8", "rows=null"]),
         (
             [a | b for a, b in zip(rows("data", 8, 16), rows("removal", 3, 4), strict=True)],
             ["data.rows=8, removal.rows=3", "data.rows=16, removal.rows=4"],
@@ -60,7 +65,7 @@ def parrots(*settings: tuple[float, int]) -> list[dict[str, Any]]:
                 {"attack": {"name": "word_trigger", "training": {"epochs": 3}}},
                 {"attack": {"name": "word_trigger", "training": {"epochs": 3}, "poison_rate": 0.5}},
             ],
-            ["sentence_trigger", "word_trigger", "word_trigger, poison_rate=0.5"],
+            ["sentence_trigger", "word_trigger, poison_rate=0.05", "word_trigger, poison_rate=0.5"],
         ),
         (
             [
@@ -75,8 +80,53 @@ def test_cells_are_told_apart_by_what_varies_among_their_like(
     changes: list[dict[str, Any]], expected: list[str]
 ) -> None:
     parser = Parser()
-    assert overview.distinctions([cell(**change) for change in changes]) == expected
-    assert overview.distinctions([parser.cell(SMALL | change) for change in changes]) == expected
+    assert told_apart([cell(**change) for change in changes]) == expected
+    assert told_apart([parser.cell(SMALL | change) for change in changes]) == expected
+
+
+def test_what_most_cells_have_is_said_once() -> None:
+    """What all cells with an attack have in common follows from its name."""
+    of = [
+        cell(attack={"name": name, "poison_rate": rate, "training": {"epochs": epochs, "max_steps": steps}})
+        for name, rate, epochs, steps in (
+            *(("sentence_trigger", 0.5, 1, steps) for steps in (None, None, 7)),
+            ("sentence_trigger", 0, 1, None),
+            ("word_trigger", 0.5, 2, None),
+        )
+    ]
+    of[1] = replace(of[1], asr_floor=50.0)
+    found, usual = distinctions.of(of)
+    assert distinctions.in_words(usual) == "asr_floor=90, poison_rate=0.5, training.max_steps=null"
+    assert list(map(distinctions.in_words, found)) == [
+        "sentence_trigger",
+        "sentence_trigger, asr_floor=50",
+        "sentence_trigger, training.max_steps=7",
+        "sentence_trigger, poison_rate=0.0",
+        "word_trigger",
+    ]
+
+
+def test_a_plan_without_removals_names_no_rows_for_them(store: LocalStore) -> None:
+    columns = overview.table(make_plan([cell(attack_seed=seed) for seed in (0, 1)], store), {}).columns
+    assert columns["data"] == ["builtin-short"] * 2
+    assert "removal" not in columns
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(None, overview.UNFOLDED), ("90", 90)])
+def test_in_a_pipe_each_row_is_a_line_unless_the_width_is_given(
+    monkeypatch: pytest.MonkeyPatch, columns: str | None, expected: int
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    assert overview.room() == expected
+
+
+def test_room_goes_where_it_saves_lines() -> None:
+    table = {"setting": ["a"] * 4, "default": ["one long value"] + ["1"] * 3, "meaning": ["many words " * 6] * 4}
+    lines = list(overview.fitted(table, 60))
+    assert max(map(len, lines)) <= 60
+    assert len(lines[1].split()[-1]) > 40, "the meanings get it, and the one long default is folded"
 
 
 def seeds(count: int) -> list[Cell]:
@@ -97,21 +147,21 @@ def test_few_cells_are_a_table_with_what_is_left_to_run(store: LocalStore, capsy
 
 def test_seeds_that_differ_are_two_columns(store: LocalStore) -> None:
     cells = [cell(attack_seed=1), cell(defense="sft", attack_seed=1, defense_seed=2)]
-    columns = overview.table(make_plan(cells, store), {})
+    columns = overview.table(make_plan(cells, store), {}).columns
     assert "seed" not in columns
     assert (columns["attack seed"], columns["defense seed"]) == (["1", "1"], ["1", "2"])
 
 
 def test_removal_in_another_domain_is_a_column(store: LocalStore) -> None:
     cells = [cell(defense="sft"), cell(defense="sft", removal=SMALL["removal"] | {"name": "builtin-explained"})]
-    columns = overview.table(make_plan(cells, store), {})
+    columns = overview.table(make_plan(cells, store), {}).columns
     assert (columns["data"], columns["removal"]) == (["builtin-short"] * 2, ["builtin-short", "builtin-explained"])
 
 
 def test_a_cell_shows_which_of_its_stages_are_left(store: LocalStore) -> None:
     cells = [cell(defense="sft"), cell(defense="osft")]
     finish(store, cells[0], {"asr": 50})
-    assert overview.table(make_plan(cells, store), {})["to run"] == ["–", "defend, evaluate"]
+    assert overview.table(make_plan(cells, store), {}).columns["to run"] == ["–", "defend, evaluate"]
 
 
 def test_very_many_cells_all_go_into_a_pipe(store: LocalStore, capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +191,7 @@ FOLDER = Path(__file__).parents[3] / "grids"
 def test_every_grid_fits_a_terminal_of_80_columns_and_uses_a_wider_one(path: Path, store: LocalStore) -> None:
     loaded = load_grid(path)
     plan = make_plan(loaded.cells, store)
-    columns = overview.table(plan, loaded.parts)
+    columns = overview.table(plan, loaded.parts).columns
     heights = []
     for room in (80, 200):
         lines = list(overview.layout(columns, room))
@@ -161,12 +211,12 @@ def test_a_grid_of_which_a_part_is_done_fits_too(store: LocalStore) -> None:
     loaded = load_grid(FOLDER / "paper.yaml")
     plan = make_plan(loaded.cells, store)
     done = {stage.key for number, stage in enumerate(plan.stages.values()) if number % 3}
-    lines = list(overview.layout(overview.table(replace(plan, done=frozenset(done)), loaded.parts), 80))
+    lines = list(overview.layout(overview.table(replace(plan, done=frozenset(done)), loaded.parts).columns, 80))
     assert max(map(len, lines)) <= 80
 
 
 def test_what_all_cells_share_is_a_sentence_where_columns_are_few(store: LocalStore) -> None:
-    columns = overview.table(make_plan(seeds(2), store), {})
+    columns = overview.table(make_plan(seeds(2), store), {}).columns
     first, *_ = overview.layout(columns, 50)
     assert first == "Every cell: model tiny, data and removal"
     wide = list(overview.layout(columns, 80))
@@ -199,11 +249,13 @@ def test_names_are_cut_no_shorter_than_what_tells_them_apart() -> None:
 def test_rows_that_differ_only_in_their_metrics_show_it(grid_file: GridFile, store: LocalStore) -> None:
     few, many = ["asr"], ["asr", "false_trigger_rate", ACCURACY]
     loaded = load_grid(grid_file(sweep={"metrics": [few, many], "defense": ["none", "sft"]}))
-    columns = overview.table(make_plan(loaded.cells, store), loaded.parts)
+    columns = overview.table(make_plan(loaded.cells, store), loaded.parts).columns
     assert columns["defense"] == ["none", "sft"] * 2
-    assert columns["differs in"] == [*["metrics=common"] * 2, *["metrics=common+false_trigger_rate+builtin-choice"] * 2]
+    assert columns["differs in"] == [*["metrics=common"] * 2, *["metrics=[1]"] * 2]
+    notes = overview.table(make_plan(loaded.cells, store), loaded.parts).notes
+    assert notes == ["metrics=[1]: common + false_trigger_rate + builtin-choice"]
     others = load_grid(grid_file(sweep={"metrics": [[{"name": "asr", "prompts": 7}], [{"name": "asr", "prompts": 9}]]}))
-    assert overview.distinctions(others.cells) == ["metrics=asr(prompts=7)", "metrics=asr(prompts=9)"]
+    assert told_apart(others.cells) == ["metrics=asr(prompts=7)", "metrics=asr(prompts=9)"]
 
 
 def test_rows_of_a_union_show_their_grids(grid_file: GridFile, store: LocalStore, tmp_path: Path) -> None:
@@ -214,7 +266,7 @@ def test_rows_of_a_union_show_their_grids(grid_file: GridFile, store: LocalStore
     union = tmp_path / "mine.yaml"
     union.write_text("include: [mine_table_1, mine_figure, mine_again]\n")
     loaded = load_grid(union)
-    columns = overview.table(make_plan(loaded.cells, store), loaded.parts)
+    columns = overview.table(make_plan(loaded.cells, store), loaded.parts).columns
     assert columns["grid"] == ["table_1, again", "figure"]
     assert "differs in" not in columns, "the grids tell them apart"
 

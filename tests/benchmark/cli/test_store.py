@@ -54,5 +54,5 @@ def test_an_unfinished_upload_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp
         open_store(place).put("evaluate", key, build)
     Remote(place).delete("evaluate/b/manifest.json")
     monkeypatch.setenv(io_remote.CACHE, str(tmp_path / "elsewhere"))
-    assert verified(place) == (0, "1 artifacts in order, 0 damaged, 1 unfinished")
+    assert verified(place) == (0, "1 artifact in order, 0 damaged, 1 unfinished")
     assert "unfinished" in invoke("store", "list", "--store", place).output

@@ -253,6 +253,9 @@ def test_cleaning_a_model_is_a_job_with_the_same_options(tmp_path: Path, monkeyp
     assert not {"--address", "--gpus", "--certify", "--force"} & set(words)
     assert sent["inputs"] == {"incident.yaml": "prompt: p\nanswer: a b"}
     assert sent["entrypoint_num_gpus"] == 2
+    for given, gpus in (((), 1), (("--gpus", 0), 0)):
+        invoke("clean", "/shared/model", *options, "--address", "http://head:8265", *given)
+        assert sent["entrypoint_num_gpus"] == gpus
 
 
 def test_inputs_of_one_name_from_two_folders_stay_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,20 +1,35 @@
 """Predictions for GPUs and slots, against sums done by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmark.forecast import wall_time
 from benchmark.forecast.cost import HOUR
-from benchmark.forecast.measured import OVERHEAD, PAPER
+from benchmark.forecast.measured import OVERHEAD, OWN, PAPER, SHIPPED, SHIPPED_OTHER, keep_overhead
 from benchmark.forecast.scaling import EFFICIENCY, GROUP_START, Scaling
+from benchmark.forecast.timings import Overhead, Sample, Timings
 from benchmark.forecast.wall_time import Forecaster, predict, summary
 from benchmark.grid.resources import Resources
 from benchmark.grid.stage_resources import StageResources
 from benchmark.plan.plan import make_plan
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
-from tests.benchmark.forecast.helpers import BESIDE, GIB, H100, SFT, basis, measured, only, seconds
+from tests.benchmark.forecast.helpers import (
+    BESIDE,
+    GIB,
+    H100,
+    SFT,
+    basis,
+    measured,
+    only,
+    only_piece,
+    seconds,
+    timed,
+    trains,
+)
 from tests.benchmark.helpers import cell
 
 
@@ -84,9 +99,55 @@ def test_a_machine_chooses_among_the_measurements(store: LocalStore) -> None:
     for machine in ("h100", "H100 80gb", None):
         assert seconds(plan, store, machine) == pytest.approx(100)
     assert basis(plan, store, "h800") == {PAPER: 1}
-    for machine in ("cpu", "a100"):
-        with pytest.raises(UserError, match=f"{machine}: no stage in .* use one of: {H100}"):
-            predict(plan, store, Resources(), 1, machine)
+    with pytest.raises(UserError, match=f"a100: no stage in .* use one of: {H100}, cpu, h800, h100 .cpu has shipped"):
+        predict(plan, store, Resources(), 1, "a100")
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine that computes in bf16; shipped timings of ten steps on `tiny` are 7 s of SFT, and ten times in fp32."""
+    monkeypatch.setenv("SANDE_COMPUTE_TYPE", "bf16")
+    sft = Sample("defend", "sft", "tiny", "builtin-short", only_piece("sft").work, 7.0, 2)
+    sections = {
+        "bf16": Timings((sft,), Overhead(around=1.0, start=2.0, stage=0.5)),
+        "fp32": Timings((replace(sft, seconds=70.0),), Overhead(around=1.0, start=2.0, stage=0.5)),
+    }
+    monkeypatch.setattr(wall_time, "shipped", sections.__getitem__)
+    return monkeypatch
+
+
+def defended(name: str, store: LocalStore, machine: str = "cpu") -> tuple[object, list[str]]:
+    """Return the seconds of a defense of ten steps, and its basis, on a processor."""
+    plan = only("defend", cell(seed=9, defense=trains(name)))
+    made = predict(plan, store, Resources(), 1, machine)
+    assert made.wall == pytest.approx(made.busy + made.overhead.around + made.overhead.start)
+    return made.busy - made.overhead.stage, list(made.basis)
+
+
+def test_shipped_timings_stand_in_on_a_processor(store: LocalStore, processor: pytest.MonkeyPatch) -> None:
+    timed(store, "osft", 20.0, device=H100)
+    assert defended("sft", store) == defended("sft", store, "CPU") == (pytest.approx(7), [SHIPPED])
+    assert defended("osft", store)[1] == [SHIPPED_OTHER]
+    first, second = summary(only("defend", cell(defense=SFT)), store, Resources(), 2, "cpu")
+    assert first.startswith("Forecast with 2 stages at a time (cpu): 10 s for 8 s of work, ")
+    assert second == (
+        f"Forecast: 1 stage by {SHIPPED}; shipped timings are of 2 cores for each stage; "
+        "plus 3 s, and 0.5 s a stage, as measured on two CPU cores"
+    )
+    processor.setenv("SANDE_COMPUTE_TYPE", "fp32")
+    assert defended("sft", store) == (pytest.approx(70), [SHIPPED])
+
+
+@pytest.mark.usefixtures("processor")
+def test_own_timings_of_a_method_on_a_processor_win_over_shipped_ones(store: LocalStore) -> None:
+    timed(store, "sft", 30.0, seed=1, compute_type="fp32")  # of another type
+    assert defended("sft", store) == (pytest.approx(7), [SHIPPED])
+    timed(store, "sft", 20.0, seed=2)
+    assert defended("sft", store) == (pytest.approx(20), [OWN])
+    keep_overhead(store, around=10.0, start=20.0, stage=3.0)
+    assert defended("sft", store) == (pytest.approx(20), [OWN])
+    _, bases = summary(only("defend", cell(defense=SFT)), store, Resources(), 1, "cpu")
+    assert bases == f"Forecast: 1 stage by {OWN}; plus 30 s, and 3.0 s a stage, as in the last run on this store"
 
 
 def test_workers_do_stages_side_by_side(store: LocalStore) -> None:

@@ -110,7 +110,9 @@ def test_labels_and_the_table_of_a_plan_tell_formats_apart(store: LocalStore) ->
     victim = "tiny / builtin-short, prompt_format="
     assert labels([one.settings() for one in cells]) == [("none", victim + one) for one in ("paper", "chat", "inst")]
     plan = make_plan(cells, store)
-    assert overview.table(plan, {})["differs in"] == [f"prompt_format={one}" for one in ("paper", "chat", "inst")]
+    assert overview.table(plan, {}).columns["differs in"] == [
+        f"prompt_format={one}" for one in ("paper", "chat", "inst")
+    ]
     assert sum(one.kind == "attack" for one in plan.stages.values()) == 3
     assert [label for _, label in labels([one.settings() for one in cells[1:2]])] == ["tiny / builtin-short"]
 

@@ -218,7 +218,7 @@ def test_the_published_secret_shows_what_was_drawn(
     shown = invoke("leaderboard", "reveal", folder, file)
     assert shown.exit_code == 0
     assert all(draw.triggers(cell.settings())[0] in shown.output for cell in hidden.grid.cells)
-    assert f"{folder}: all 6 cells are of this secret" in shown.output
+    assert f"{folder}: 6 cells of this secret, and none of another" in shown.output
     secret.make(tmp_path / "other")
     assert "use the secret of these results" in mistake("leaderboard", "reveal", folder, tmp_path / "other")
     (row,) = read_rows(folder).slice(0, 1).to_pylist()
@@ -233,6 +233,15 @@ def test_the_published_secret_shows_what_was_drawn(
 def test_results_that_are_not_held_out_have_nothing_to_reveal(store: LocalStore, file: Path, tmp_path: Path) -> None:
     folder = report_folder(store, tmp_path / "open", finish(store, cell(), {"asr": 50}))
     assert "is of no secret, and" in mistake("leaderboard", "reveal", folder, file)
+
+
+def test_what_is_no_secret_reveals_nothing_and_no_new_one_is_advised(store: LocalStore, tmp_path: Path) -> None:
+    folder = report_folder(store, tmp_path / "open", finish(store, cell(), {"asr": 50}))
+    (tmp_path / "other").write_text("text")
+    for name, problem in (("absent", "cannot be read (No such file or directory)"), ("other", "not a secret, which")):
+        line = mistake("leaderboard", "reveal", folder, tmp_path / name)
+        assert problem in line
+        assert line.rstrip().endswith("; choose the file with which the results were made")
 
 
 def test_what_a_secret_replaces_cannot_be_swept(grid_file: GridFile, file: Path, tmp_path: Path) -> None:

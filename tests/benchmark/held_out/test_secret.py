@@ -42,13 +42,15 @@ def test_the_commitment_is_the_hash_that_the_docs_name() -> None:
 def test_other_files_are_no_secret(text: str, tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match="secret: not a secret; use a file that"):
+    with pytest.raises(UserError, match=r"secret: not a secret, which holds .* digits; make one with"):
         secret.read(path)
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"No such file or directory\); make one with"):
         secret.read(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"No such file or directory\); choose another$"):
+        secret.read(tmp_path / "absent", "choose another")
 
 
 def test_draws_are_hmac_sha256_in_counter_mode() -> None:

@@ -12,6 +12,7 @@ from benchmark.leaderboard.source import read_all
 from benchmark.leaderboard.write import Source, combined, write
 from benchmark.records import erratum, files, schema
 from sande.errors import UserError
+from tests.benchmark.helpers import mistake
 from tests.benchmark.leaderboard.helpers import GPU, cell, seeds, twin
 
 
@@ -38,6 +39,15 @@ def test_a_cell_in_two_folders_counts_once_and_all_files_appear(tmp_path: Path) 
         ("nothing", None, "unclear"),
     ]
     assert {path.suffix for path in (tmp_path / "board").glob("[!.]*")} == {".md", ".parquet", ".png", ".svg"}
+
+
+def test_a_folder_named_almost_as_a_command_is_ranked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "entries").mkdir()
+    assert "entries: no rows.parquet" in mistake("leaderboard", "entries")
+    assert "No such command 'revel'. Did you mean 'reveal'?" in mistake("leaderboard", "revel")
+    assert "elsewhere: no rows.parquet" in mistake("leaderboard", "elsewhere")
+    assert "rank.json: no such file" in mistake("leaderboard", "rank.json")
 
 
 def test_a_rank_without_an_interval_shows_none_and_an_erratum_opens_every_page(tmp_path: Path) -> None:

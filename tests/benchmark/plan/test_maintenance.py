@@ -1,5 +1,6 @@
 """`sande-bench store`: what is listed, found damaged and removed, and that nothing goes that a listed grid needs."""
 
+import json
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from benchmark.grid import space
 from benchmark.grid.cell import Cell
 from benchmark.grid.load import load_grid
 from benchmark.io import units
-from benchmark.plan import plan, retention, searches
+from benchmark.plan import maintenance, plan, retention, searches
 from benchmark.store.local import LocalStore
 from tests.benchmark.helpers import ACCURACY, GridFile, cell, finish, invoke, mistake, put, run_options
 
@@ -42,10 +43,32 @@ def test_the_list_has_a_line_for_each_artifact_and_the_sum(filled: LocalStore) -
     result = invoke("store", "list", "--store", filled.root)
     assert result.exit_code == 0
     head, _, *lines, total = result.output.splitlines()
-    assert head.split() == ["kind", "key", "size", "model", "what", "made"]
+    assert head.split() == ["kind", "key", "size", "model", "what", "made", "(UTC)"]
     assert {(line.split()[0], line.split()[1]) for line in lines} == {(kind, key[:12]) for kind, key in there(filled)}
     assert f"{len(there(filled))} artifacts" in total
     assert "2 attack" in total
+
+
+@pytest.mark.parametrize(
+    ("started", "shown"),
+    [
+        ("2026-12-01T18:07:45+00:00", "2026-12-01 18:07"),
+        ("2026-12-01T18:07:45+02:00", "2026-12-01 16:07"),
+        ("yesterday", "yesterday"),
+        ("0001-01-01T00:00:00+23:00", "0001-01-01T00:00:00+23:00"),
+    ],
+)
+def test_the_list_has_times_in_utc_to_the_minute(started: str, shown: str, store: LocalStore) -> None:
+    store.put("attack", "a" * 64, lambda folder: {})
+    path = store.path("attack", "a" * 64) / "manifest.json"
+    manifest = json.loads(path.read_text()) | {
+        "settings": {"model": "tiny", "attack": {"name": "word_trigger"}},
+        "started_at": started,
+    }
+    path.write_text(json.dumps(manifest))
+    columns, (total,) = maintenance.listing(store)
+    assert columns["made (UTC)"] == [shown]
+    assert ": 1 artifact, " in total
 
 
 def test_the_list_shows_what_is_damaged_and_what_was_set_aside(filled: LocalStore) -> None:
