@@ -155,12 +155,24 @@ def say(line: str) -> None:
 
 def print_markdown(text: str) -> None:
     """Print Markdown, rendered where the standard output is a terminal."""
-    from rich.console import Console
-    from rich.markdown import Markdown
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.markdown import Markdown, TableElement
+
+    class Folded(TableElement):
+        """A table that folds a long word, where rich's own would cut it."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for table in super().__rich_console__(console, options):
+                for column in getattr(table, "columns", ()):
+                    column.overflow = "fold"
+                yield table
+
+    class Rendered(Markdown):
+        elements = Markdown.elements | {"table_open": Folded}
 
     console = Console()
     if console.is_terminal:
-        console.print(Markdown(visible(text, keep="\n"), hyperlinks=False))
+        console.print(Rendered(visible(text, keep="\n"), hyperlinks=False))
     else:
         echo(text)
 

@@ -130,11 +130,14 @@ def revealed(rows: Iterable[Mapping[str, Any]], secret: Secret) -> dict[str, dic
         if row["cell"] in found:
             continue
         settings = json.loads(row["settings"])
-        if row["held_out"] != secret.commitment:
-            of = f"the secret with commitment {row['held_out'][:SHORT]}…" if row["held_out"] else "no secret"
+        if not row["held_out"]:
             raise UserError(
-                f"cell {row['cell']} is of {of}, and the file's is {secret.commitment[:SHORT]}…; use the secret of "
-                "these results"
+                f"cell {row['cell']} is of no secret, so nothing of it is hidden; choose the results of a run with --secret"
+            )
+        if row["held_out"] != secret.commitment:
+            raise UserError(
+                f"cell {row['cell']} is of the secret with commitment {row['held_out'][:SHORT]}…, and the file's is "
+                f"{secret.commitment[:SHORT]}…; use the secret of these results"
             )
         try:
             same = public_columns(settings, secret)["cell"] == row["cell"]

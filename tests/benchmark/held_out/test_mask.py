@@ -232,7 +232,7 @@ def test_the_published_secret_shows_what_was_drawn(
 
 def test_results_that_are_not_held_out_have_nothing_to_reveal(store: LocalStore, file: Path, tmp_path: Path) -> None:
     folder = report_folder(store, tmp_path / "open", finish(store, cell(), {"asr": 50}))
-    assert "is of no secret, and" in mistake("leaderboard", "reveal", folder, file)
+    assert "is of no secret, so nothing of it is hidden; choose" in mistake("leaderboard", "reveal", folder, file)
 
 
 def test_what_is_no_secret_reveals_nothing_and_no_new_one_is_advised(store: LocalStore, tmp_path: Path) -> None:
