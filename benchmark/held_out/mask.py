@@ -132,7 +132,7 @@ def revealed(rows: Iterable[Mapping[str, Any]], secret: Secret) -> dict[str, dic
         settings = json.loads(row["settings"])
         if not row["held_out"]:
             raise UserError(
-                f"cell {row['cell']} is of no secret, so nothing of it is hidden; choose the results of a run with --secret"
+                f"cell {row['cell']} is of no secret, so nothing of it is hidden; choose results of 'run --secret FILE'"
             )
         if row["held_out"] != secret.commitment:
             raise UserError(
