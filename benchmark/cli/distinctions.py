@@ -54,7 +54,7 @@ def of(cells: Sequence[Cell], grids: Sequence[str] | None = None) -> tuple[list[
     metrics = _metrics_of(cells, grids or [""] * len(cells))
     whole: list[dict[str, str]] = []  # by path
     for cell, of_cell in zip(cells, metrics, strict=True):
-        values = _with_floor(cell) | {
+        values = _of_no_section(cell) | {
             path: value for name, key_of in _SECTIONS.items() for path, value in flat[name, key_of(cell)].items()
         }
         given = sorted((everywhere | varying[_group(cell)]) & set(values), key=_name_first)
@@ -97,7 +97,7 @@ def _group(cell: Cell) -> tuple[str, ...]:
     return cell.model, cell.data.name, cell.removal.name, cell.defense.name
 
 
-def _with_floor(cell: Cell) -> dict[str, Any]:
+def _of_no_section(cell: Cell) -> dict[str, Any]:
     """Return the settings of a cell that stand in no section."""
     floor = f"{cell.asr_floor:g}"
     return {prompt_format.SETTING: prompt_format.name_of(cell.prompt_format), "asr_floor": floor}
@@ -105,7 +105,7 @@ def _with_floor(cell: Cell) -> dict[str, Any]:
 
 def _varying(cells: Sequence[Cell], flat: Mapping[tuple[str, Hashable], Mapping[str, Any]]) -> set[str]:
     """Return the paths of settings in which cells differ."""
-    varying = labels.varying(map(_with_floor, cells))
+    varying = labels.varying(map(_of_no_section, cells))
     for name, key_of in _SECTIONS.items():
         varying |= labels.varying(flat[name, key] for key in {key_of(cell) for cell in cells})
     return varying
