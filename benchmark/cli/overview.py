@@ -6,7 +6,6 @@ shortened as far as they stay distinct, and at last long values are folded at th
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import sys
@@ -54,8 +53,8 @@ def width() -> int:
 
 
 def room() -> int:
-    """Return the columns of a table: of the terminal or COLUMNS; in a pipe or file, each row is one line."""
-    return width() if sys.stdout.isatty() or "COLUMNS" in os.environ else UNFOLDED
+    """Return the columns of a table: those of the terminal; in a pipe or file, each row is one line."""
+    return width() if sys.stdout.isatty() else UNFOLDED
 
 
 def folded(text: str, columns: int, indent: str = "") -> str:

@@ -346,6 +346,7 @@ def test_plan_says_on_demand_how_the_time_was_estimated(grid_file: GridFile, tmp
 def test_plan_of_every_grid_fits_80_columns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("benchmark.cli.overview.room", lambda: 80)  # as in a terminal
     for options in (("--why",), ("--gpus", "8")):
         shown = invoke("plan", path.stem, "--store", "no-store", *options)
         assert shown.exit_code == 0, shown.output

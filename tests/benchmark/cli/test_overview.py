@@ -112,14 +112,11 @@ def test_a_plan_without_removals_names_no_rows_for_them(store: LocalStore) -> No
     assert "removal" not in columns
 
 
-@pytest.mark.parametrize(("columns", "expected"), [(None, overview.UNFOLDED), ("90", 90)])
-def test_in_a_pipe_each_row_is_a_line_unless_the_width_is_given(
-    monkeypatch: pytest.MonkeyPatch, columns: str | None, expected: int
-) -> None:
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
-        monkeypatch.setenv("COLUMNS", columns)
-    assert overview.room() == expected
+def test_in_a_pipe_each_row_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "90")
+    assert overview.room() == overview.UNFOLDED
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert overview.room() == 90
 
 
 def test_room_goes_where_it_saves_lines() -> None:
