@@ -283,7 +283,7 @@ def test_plan_shows_it_and_forecasts_by_its_declared_cost(copy: Path) -> None:
         ("plan", "leaderboard", "--scale", "tiny", "--only", f"defense={defense}"),
         *(("plan", "leaderboard", "--scale", "paper", *words) for words in only.values()),
     )
-    assert re.search(rf"^\w+ .*\b{defense}\b.*\battack={attack}\b", shown, re.MULTILINE)
+    assert re.search(rf"^\w+ .*\b{defense}\b.*\b{attack}\b", shown, re.MULTILINE)
     assert re.search(r"^About .+ on this machine", shown, re.MULTILINE)
     found = [re.search(r"([\d.]+) GPU-hours", forecast) for forecast in forecasts]
     hours = {name: float(each[1]) for name, each in zip(only, found, strict=True)}
