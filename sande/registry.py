@@ -243,7 +243,7 @@ def code_version(module: str) -> str:
 @functools.cache
 def _content(module: str) -> bytes:
     """Return what of a module and its data files counts; kept, as every entry imports most of `sande`."""
-    code = _written(ast.Module(_without_declarations(_tree(module).body), type_ignores=[]))
+    code, _ = _parsed(_text(module))
     found = [f"{module}\n{code}\n".encode()]
     for file in _data_files(module):
         content = file.read_bytes()
@@ -273,10 +273,11 @@ def _imported(module: str) -> tuple[str, ...]:
 def _names_imported(module: str) -> Iterator[str]:
     path = _path(module)
     package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(_tree(module)):
+    _, imports = _parsed(_text(module))
+    for node in imports:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
             yield from (base, *(f"{base}.{alias.name}" for alias in node.names))
 
@@ -302,12 +303,19 @@ def _data_files(module: str) -> list[Path]:
     return sorted(file for file in path.parent.iterdir() if file.suffix in (".toml", ".txt"))
 
 
-@functools.cache
-def _tree(module: str) -> ast.Module:
+def _text(module: str) -> str:
     path = _path(module)
     if path is None:
         raise LookupError(f"no file of module {module}")
-    return ast.parse(path.read_text(encoding="utf-8"))
+    return path.read_text(encoding="utf-8")
+
+
+@functools.cache
+def _parsed(text: str) -> tuple[str, tuple[ast.Import | ast.ImportFrom, ...]]:
+    """Return what counts of a module's text, and its imports; kept by text, so that a changed file is parsed anew."""
+    tree = ast.parse(text)
+    code = _written(ast.Module(_without_declarations(tree.body), type_ignores=[]))
+    return code, tuple(node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom))
 
 
 def _written(value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 from collections.abc import Callable
@@ -17,12 +18,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, whi
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def _out_of_sight() -> None:
     """Take what is imported by now out of the garbage collector's sight.
 
     accelerate has it look through everything before each training: that took 0.4 s, and a training of two steps 0.05 s.
-    Before each file, as libraries import their parts when they are first used.
+    Before each test, as libraries import their parts when they are first used.
     """
     gc.collect()
     gc.freeze()
@@ -39,10 +40,15 @@ def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture
-def tiny(model_cache: Path) -> LanguageModel:
-    """The random two-layer Llama with float32 weights, fresh for every test."""
+@pytest.fixture(scope="session")
+def _loaded(model_cache: Path) -> LanguageModel:
     return loading.load("tiny", model_cache)
+
+
+@pytest.fixture
+def tiny(_loaded: LanguageModel) -> LanguageModel:
+    """The random two-layer Llama with float32 weights, fresh for every test: a copy, ten times as fast as loading."""
+    return copy.deepcopy(_loaded)
 
 
 @pytest.fixture

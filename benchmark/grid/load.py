@@ -121,8 +121,9 @@ def load_grid(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = (
         _refuse_whole(assignments)
         rules = rules_of(values)
         unmatched.refuse_mistyped(rules)
-    cells, stems = _union(path, parts, [pair for pair in assignments if _head(pair) not in _SHARED])
-    rules += _scale_rules(path, parts[0].path.parent / SCALES, parts[0].scale)
+    scaling = _scale_rules(path, path.parent / SCALES, parts[0].scale)
+    cells, stems = _union(path, parts, scaling, [pair for pair in assignments if _head(pair) not in _SHARED])
+    rules += scaling
     with _naming(path):
         resources = StageResources(_shared(values, RESOURCES, []), rules, _shared({}, RESOURCES, assignments))
         search = space.parse(_shared(values, "search", assignments), cells)
@@ -244,17 +245,16 @@ def _parts(
 
 
 def _union(
-    path: Path, parts: list[_Part], overrides: list[tuple[str, Any]]
+    path: Path, parts: list[_Part], scaling: list[Rule], overrides: list[tuple[str, Any]]
 ) -> tuple[list[Cell], dict[str, tuple[str, ...]]]:
     """Return the cells of all parts, equal ones once, and by cell id the parts that have it."""
-    scales = {part.scale: _scale_rules(path, part.path.parent / SCALES, part.scale) for part in parts}
     cells: dict[str, Cell] = {}
     stems: dict[str, tuple[str, ...]] = {}
     used: set[str] = set()
     parser = Parser(path.parent)
     for part in parts:
         with _naming(part.path, part.scale):
-            for cell in _cells(part, scales[part.scale], overrides, used, parser):
+            for cell in _cells(part, scaling, overrides, used, parser):
                 # Rules and overrides can make cells equal: keep each once.
                 cells.setdefault(cell.id, cell)
                 if len(cells) > MOST_CELLS:
@@ -271,7 +271,7 @@ def _union(
 
 
 def _cells(
-    part: _Part, scale: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
+    part: _Part, scaling: list[Rule], overrides: list[tuple[str, Any]], used: set[str], parser: Parser
 ) -> Iterator[Cell]:
     """Yield the cells of one file in the order of its sweep; add to `used` the overrides that some cell takes."""
     values = part.values
@@ -300,7 +300,7 @@ def _cells(
         for rule in own:
             waiting.look(rule, nested)
             rule.apply(nested, given)
-        for rule in scale:
+        for rule in scaling:
             rule.apply(nested, given)
         for path, value in overrides:
             if takes(nested, path):

@@ -679,7 +679,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    for cached in (registry.code_version, registry._tree, registry._imported, registry._content):
+    for cached in (registry.code_version, registry._imported, registry._content):
         cached.cache_clear()
 
 
