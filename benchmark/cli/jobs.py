@@ -40,10 +40,11 @@ def submit(
 ) -> None:
     """Run a grid on a Ray cluster as a job; follow its log, and end as it ends. Ctrl-C leaves it running."""
     from benchmark.execution import jobs
+    from benchmark.plan import retention
 
     options = [
         word
-        for option, values in (("--set", assignments), ("--only", only), ("--keep-models", [keep]))
+        for option, values in (("--set", assignments), ("--only", only), ("--keep-models", [retention.check(keep)]))
         for value in values or ()
         for word in (option, value)
     ]

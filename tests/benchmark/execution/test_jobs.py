@@ -76,6 +76,7 @@ def test_a_folder_that_would_go_with_the_job_is_one_line(grid_file: GridFile, op
         (["absent.yaml"], "absent.yaml: no such grid file"),
         (["quickstart", "--scale", "huge"], "no scale is called 'huge'"),
         (["quickstart", "--env", "NOT_SET_ANYWHERE"], "--env NOT_SET_ANYWHERE: this environment has no such variable"),
+        (["quickstart", "--keep-models", "some"], "--keep-models some: no such choice"),
     ],
 )
 def test_what_cannot_be_sent_is_one_line_before_the_cluster_is_asked(
