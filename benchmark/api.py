@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow.parquet as pq
-
 from benchmark import pipeline
 from benchmark.pipeline import Finished, Request
 from benchmark.plan import retention
+from benchmark.records import files
+from benchmark.records.schema import OUTCOMES, SCHEMA
 from sande.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,10 +73,11 @@ def results(folder: str | Path, /, *, outcomes: bool = False) -> pd.DataFrame:
         outcomes: return one row a prompt or question instead.
 
     Raises:
-        UserError: the folder holds no results.
+        UserError: the folder holds no results, or damaged ones.
     """
     file = Path(folder) / ("outcomes.parquet" if outcomes else "rows.parquet")
     if not file.is_file():
         raise UserError(f"{folder}: it holds no {file.name}; run the grid, or choose one of its results folders")
-    frame: pd.DataFrame = pq.read_table(file).to_pandas()
+    table = files.read_outcomes(file.parent) if outcomes else files.read_rows(file.parent)
+    frame: pd.DataFrame = table.cast(OUTCOMES if outcomes else SCHEMA).to_pandas()  # texts as texts, not as categories
     return frame

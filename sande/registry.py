@@ -16,6 +16,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import pkgutil
 import tomllib
@@ -166,23 +167,33 @@ def needs_whole_model(metric: str) -> bool:
     return any(info.whole_model for info in metric_infos(metric))
 
 
-@functools.cache
 def metric_info(measurement: str) -> MetricInfo:
     """Return label, kind and direction of a measurement by its name in results.
 
+    A name that no metric declares is of `utility` (see `sande.declarations.MetricInfo`).
+    """
+    found = _declared(measurement)
+    return found[1] if found else MetricInfo(measurement)
+
+
+def metric_of(measurement: str) -> str:
+    """Return the key of the metric that declares a measurement, by its name in results; empty where none does."""
+    found = _declared(measurement)
+    return found[0] if found else ""
+
+
+@functools.cache
+def _declared(measurement: str) -> tuple[str, MetricInfo] | None:
+    """Return the metric that declares a measurement, and its declaration.
+
     Built-in metrics take precedence over plug-ins, which are imported only for names that no built-in metric declares.
-    A name that none declares is of `utility` (see `sande.declarations.MetricInfo`).
     """
     own = sorted(_own("metrics"))
-    for metric in own:
+    for metric in itertools.chain(own, (name for name in usable("metrics") if name not in own)):
         for info in metric_infos(metric):
             if matched := info.matched(measurement):
-                return matched
-    for metric in usable("metrics"):
-        for info in metric_infos(metric) if metric not in own else ():
-            if matched := info.matched(measurement):
-                return matched
-    return MetricInfo(measurement)
+                return metric, matched
+    return None
 
 
 def durability_metrics() -> tuple[str, ...]:

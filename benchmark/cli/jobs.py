@@ -16,11 +16,13 @@ from benchmark.cli.options import (
     OnlyOption,
     ScaleOption,
     SetOption,
+    words_of,
 )
 
 
 @one_sentence
 def submit(
+    context: typer.Context,
     grid: GridArgument,
     address: DashboardOption,
     store: Annotated[str, typer.Option(help="Absolute path that every node sees, or a URI.")],
@@ -42,12 +44,8 @@ def submit(
     from benchmark.execution import jobs
     from benchmark.plan import retention
 
-    options = [
-        word
-        for option, values in (("--set", assignments), ("--only", only), ("--keep-models", [retention.check(keep)]))
-        for value in values or ()
-        for word in (option, value)
-    ]
+    retention.check(keep)
+    options = words_of(context, leave_out=("grid", "address", "store", "results", "scale", "environment"))
     job = jobs.submit(grid, address, store, results, options, scale, environment or ())
     echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
     follow(job, address)

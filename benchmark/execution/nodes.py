@@ -8,7 +8,6 @@ are not looked for: the driver alone writes them.
 from __future__ import annotations
 
 import functools
-import hashlib
 import platform
 import shutil
 import subprocess
@@ -21,11 +20,10 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-import benchmark
 import sande
 from benchmark.grid import sources
 from benchmark.grid.cell import Cell
-from benchmark.grid.keys import declared_versions, library_version, library_versions
+from benchmark.grid.keys import declared_versions, library_version, library_versions, program
 from benchmark.io.remote import is_uri
 from benchmark.store.protocol import Store
 from benchmark.store.remote import open_store
@@ -177,15 +175,11 @@ def versions() -> dict[str, str]:
 @functools.cache
 def code() -> tuple[str, str]:
     """Return the version of this project here, and a hash of its files."""
-    content = hashlib.sha256()
-    for package in (benchmark, sande):
-        top = Path(package.__file__ or "").parent
-        for path in sorted(top.rglob("*.py")):
-            content.update(f"{path.relative_to(top)} ".encode() + path.read_bytes())
+    content = program()
     try:
-        return version("sande-bench"), content.hexdigest()
+        return version("sande-bench"), content
     except PackageNotFoundError:  # a job has an unpacked copy
-        return sande.__version__, content.hexdigest()
+        return sande.__version__, content
 
 
 def model_facts(name: str) -> str:

@@ -251,7 +251,7 @@ def evaluate(
     cell = stage.cell
     kind = "attack" if cell.defense.name == NO_DEFENSE else "defend"
     folder = store.read(kind, cell.defense_key)
-    _agree_on_compute_type(workers)
+    compute_in(broadcast(workers, compute.compute_type()))
     lm = _in_shards(folder, workers) if in_shards and workers else _whole(folder, workers)
     data = _threat(cell).test_data(lm.tokenizer, _no_clean_model if in_shards else _loader(store))
     none: int | None = None
@@ -295,12 +295,10 @@ def _in_shards(folder: Path, workers: WorkerGroup) -> types.LanguageModel:
     return tensor_parallel.load_folder(folder, compute.dtype(), workers.size)
 
 
-def _agree_on_compute_type(workers: WorkerGroup | None) -> None:
-    """Have all workers compute in the type of rank 0: a processor's is measured, so another might find another one."""
-    agreed = broadcast(workers, compute.compute_type())
-    if agreed != compute.compute_type():
-        os.environ[compute.VARIABLE] = agreed
-        compute.compute_type.cache_clear()
+def compute_in(kind: str) -> None:
+    """Compute in this type from here on, that of rank 0 in all workers: each measures its processor, and may differ."""
+    os.environ[compute.VARIABLE] = kind
+    compute.compute_type.cache_clear()
 
 
 def _no_clean_model(name: str) -> types.LanguageModel:

@@ -10,7 +10,6 @@ import functools
 import gc
 import importlib
 import json
-import os
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -306,7 +305,7 @@ def _train_loop(config: dict[str, Any]) -> None:
     try:
         check_libraries(settings.libraries)
         if size > 1:
-            _agree_on_compute_type()
+            stages.compute_in(ray.train.collective.broadcast_from_rank_zero(compute.compute_type()))
         watch = Writer(settings.status, stage.key).watch if settings.status else None
         interval = 60 * settings.checkpoint_minutes
         agree = ray.train.collective.broadcast_from_rank_zero if size > 1 else bool
@@ -315,12 +314,6 @@ def _train_loop(config: dict[str, Any]) -> None:
         if not config["report_errors"]:
             raise
         raise StageError(*_line_and_kind(error)) from None
-
-
-def _agree_on_compute_type() -> None:
-    """Have all workers of a training compute in the type of rank 0: each measures its processor, and may differ."""
-    os.environ[compute.VARIABLE] = ray.train.collective.broadcast_from_rank_zero(compute.compute_type())
-    compute.compute_type.cache_clear()
 
 
 def _evaluation_loop(config: dict[str, Any]) -> tuple[str, str] | None:

@@ -16,13 +16,17 @@ import functools
 import hashlib
 import importlib.metadata
 import json
+from pathlib import Path
 from typing import Any
 
+import benchmark
+import sande
 from sande import registry
 from sande.data.splits import Data, Removal
 from sande.inference import own_answers
 
 LIBRARIES = ("peft", "tokenizers", "torch", "transformers", "trl")  # an upgrade of one changes numbers
+_PROGRAM = (".py", ".csv", ".j2", ".json", ".toml", ".txt")
 PLAIN, _SORTED = json.JSONEncoder(), json.JSONEncoder(sort_keys=True)
 
 
@@ -63,6 +67,17 @@ def declared_versions(metric: str, objective: str) -> dict[str, str]:
     if registry.judges_answers(metric):
         found |= {*registry.libraries("objectives", objective)}
     return {name: library_version(name) for name in found}
+
+
+def program() -> str:
+    """Return a hash of the files of this project that decide what it computes and writes, as they are here."""
+    content = hashlib.sha256()
+    for package in (benchmark, sande):
+        top = Path(package.__file__ or "").parent
+        for path in sorted(top.rglob("*")):
+            if path.suffix in _PROGRAM:
+                content.update(f"{path.relative_to(top)} ".encode() + path.read_bytes())
+    return content.hexdigest()
 
 
 def digest(value: Any) -> str:

@@ -173,13 +173,35 @@ def made_unique(named: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, st
     unique = {}
     for (defense, victim), several in same.items():
         flat = {settings: dict(flatten(prompt_format.named(json.loads(settings)))) for settings in several}
-        differing = shorten(varying(flat.values()) - {*SEEDS})
+        differing = shorten(_differing(list(flat.values())))
         for settings, values in flat.items():
-            extra = {path: f", {short}={values.get(path)}" for path, short in differing.items()}
+            extra = {path: f", {short}={_at(path, values)}" for path, short in differing.items()}
             of_defense = [text for path, text in extra.items() if path.startswith("defense.")]
             of_victim = [text for path, text in extra.items() if not path.startswith("defense.")]
             unique[settings] = "".join([defense, *of_defense]), "".join([victim, *of_victim])
     return unique
+
+
+def _differing(flat: Sequence[Settings]) -> set[str]:
+    """Return the paths in which cells differ, seeds aside, those that an earlier version did not have included.
+
+    Of a section that some cell lacks whole it is the section's path. A metric that one cell does not have is no
+    difference: its own numbers show that.
+    """
+    found = set[str]()
+    for path in set[str]().union(*flat) - {*SEEDS}:
+        metric = f"{'.'.join(path.split('.')[:2])}.name" if path.startswith("metrics.") else ""
+        having = [values for values in flat if not metric or metric in values]
+        if len({repr(values.get(path)) for values in having}) > 1:
+            sections = (path[:end] for end, letter in enumerate(path) if letter == "." and "." in path[:end])
+            lacking = (one for one in sections if any(_at(one, values) is None for values in having))
+            found.add(next(lacking, path))
+    return found
+
+
+def _at(path: str, flat: Settings) -> Any:
+    """Return the value at a path, "set" for a section with some value, and None for what is not there."""
+    return flat.get(path) or ("set" if any(name.startswith(f"{path}.") for name in flat) else flat.get(path))
 
 
 def _defense(flat: Settings) -> str:

@@ -168,10 +168,12 @@ class Results:
             label: returns the defense and victim label of a row; where it gives several cells the same label, their
                 differing settings are appended. None: `benchmark.grid.labels.labels` of the settings.
         """
-        groups = self._groups([_identity(values, without_domain=label is not None) for values in self._settings], part)
-        firsts: list[Row] = self._table.take(pa.array([rows[0] for _, _, rows in groups], pa.int64())).to_pylist()
+        cells = [_cell(values, without_domain=label is not None) for values in self._settings]
+        groups = self._groups([_identity(cell) for cell in cells], part)
+        firsts: list[Row] = self._table.take(pa.array([rows[0] for _, rows in groups], pa.int64())).to_pylist()
+        own = [json.dumps(cells[self._place[rows[0]]], sort_keys=True) for _, rows in groups]
         of_cell: dict[str, Row] = {}
-        for (identity, _, _), row in zip(groups, firsts, strict=True):
+        for identity, row in zip(own, firsts, strict=True):
             of_cell.setdefault(identity, row)
         if label:
             named = {identity: label(row) for identity, row in of_cell.items()}
@@ -181,30 +183,39 @@ class Results:
         names = made_unique(named)
         return [
             self._entry(*names[identity], metric, rows, row)
-            for (identity, metric, rows), row in zip(groups, firsts, strict=True)
+            for identity, (metric, rows), row in zip(own, groups, firsts, strict=True)
         ]
 
-    def _groups(self, identities: Sequence[str], part: str | None) -> list[tuple[str, str, NDArray[np.int64]]]:
-        """Return identity, metric and rows (one per pair of seeds) of each entry, in the order of the rows.
+    def _groups(self, cells: Sequence[str], part: str | None) -> list[tuple[str, NDArray[np.int64]]]:
+        """Return metric and rows (one per pair of seeds) of each entry, in the order of the rows.
 
         Args:
-            identities: of each distinct settings.
+            cells: identity of each distinct settings, without its metrics.
             part: only rows of this grid; None: all.
         """
         import numpy as np
 
         rows = _rows_of(self._table, part)
-        numbers = {identity: number for number, identity in enumerate(dict.fromkeys(identities))}
-        identity = np.array([numbers[text] for text in identities])[self._place[rows]]
         metrics, names = coded(self._table["metric"])
-        key = identity * len(names) + metrics[rows]
+        numbers: dict[tuple[str, str], int] = {}
+        identities = np.array(
+            [
+                [numbers.setdefault(pair, len(numbers)) for pair in zip(cells, self._measured(name), strict=True)]
+                for name in names.to_pylist()
+            ]
+        )
+        key = identities[metrics, self._place][rows] * len(names) + metrics[rows]
         pairs, pair = np.unique(self._pairs[rows], return_inverse=True)
         single = np.sort(np.unique(key * len(pairs) + pair, return_index=True)[1])  # of several rows the first
         _, first, which = np.unique(key[single], return_index=True, return_inverse=True)
         order = np.argsort(first[which], kind="stable")
         groups = np.split(single[order], np.flatnonzero(np.diff(first[which][order])) + 1)
-        texts = list(numbers)
-        return [(texts[identity[g[0]]], names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups if len(g)]
+        return [(names[int(metrics[rows[g[0]]])].as_py(), rows[g]) for g in groups if len(g)]
+
+    def _measured(self, measurement: str) -> list[str]:
+        """Return how each distinct settings measure something, as JSON."""
+        metric = registry.metric_of(measurement)
+        return [json.dumps(measured(values["metrics"], metric), sort_keys=True) for values in self._settings]
 
     def _entry(self, defense: str, victim: str, metric: str, rows: NDArray[np.int64], first: Row) -> TableEntry:
         good = rows[~(self._failed | self._not_run)[rows]]
@@ -307,10 +318,34 @@ def _attacked(settings: Mapping[str, Any]) -> str:
     return json.dumps([settings.get(name) for name in names], sort_keys=True)
 
 
-def _identity(settings: Mapping[str, Any], *, without_domain: bool) -> str:
-    """Return the settings without the seeds and, for a label without domain, without the removal rows of a victim."""
+def _cell(settings: Mapping[str, Any], *, without_domain: bool) -> dict[str, Any]:
+    """Return the settings of a cell without the seeds; a null one is as one that an earlier version did not have.
+
+    For a label without domain a victim has no removal rows.
+    """
     left_out = {*SEEDS} | ({"removal"} if without_domain and settings["defense"]["name"] == NO_DEFENSE else set())
-    return json.dumps({name: value for name, value in settings.items() if name not in left_out}, sort_keys=True)
+    return _set({name: value for name, value in settings.items() if name not in left_out})
+
+
+def _identity(cell: Mapping[str, Any]) -> str:
+    """Return the settings of a cell without its metrics, of which one seed may have more than another."""
+    return json.dumps({name: value for name, value in cell.items() if name != "metrics"}, sort_keys=True)
+
+
+def measured(metrics: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    """Return the settings of one of a cell's metrics, which it may have several times; of an unknown one those of all.
+
+    Args:
+        metrics: of the cell.
+        metric: key of a metric, see `sande.registry.metric_of`.
+    """
+    return [_set(one) for one in metrics if one["name"] == metric or not metric]
+
+
+def _set(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that have a value, at any depth."""
+    found = {name: _set(value) if isinstance(value, Mapping) else value for name, value in settings.items()}
+    return {name: value for name, value in found.items() if value is not None and value != {}}
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from benchmark.grid import prompt_format
-from benchmark.records.aggregate import TableEntry
+from benchmark.records.aggregate import TableEntry, measured
 from benchmark.records.runs import AboveTwin, Removal, Values, above_twin, removal
+from sande import registry
 
 RECOVERY = "parrot_recovery"
 
@@ -57,5 +58,6 @@ def twin_key(entry: TableEntry) -> str:
     """Return what an entry shares with the clean twin of its victim, which differs in the seeds' rows alone."""
     settings: Mapping[str, Any] = json.loads(entry.row["settings"])
     attack = twin_attack(settings["attack"])
-    shared = settings["model"], settings["data"], attack, settings["metrics"], settings.get(prompt_format.SETTING)
+    metrics = measured(settings["metrics"], registry.metric_of(entry.metric))
+    shared = settings["model"], settings["data"], attack, metrics, settings.get(prompt_format.SETTING)
     return json.dumps(shared, sort_keys=True)

@@ -16,9 +16,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-import benchmark
-import sande
-from benchmark.grid.keys import digest
+from benchmark.grid.keys import digest, program
 from benchmark.grid.load import Grid
 from benchmark.io.files import write_atomically
 from benchmark.plan import retention
@@ -40,11 +38,6 @@ def fingerprint(grid: Grid, plan: Plan, store: Store, command: str = "") -> str:
         store: holds the manifests of the outcomes.
         command: command that the page names.
     """
-    code = hashlib.sha256()
-    for package in (benchmark, sande):
-        for path in sorted(Path(package.__file__ or "").parent.rglob("*")):
-            if path.suffix in (".py", ".csv"):
-                code.update(path.read_bytes())
     outcomes = hashlib.sha256()
     for stage in plan.stages.values():
         for key in stage.artifacts if stage.kind != "part" else ():  # of these, rows have what is in the defense's
@@ -52,7 +45,7 @@ def fingerprint(grid: Grid, plan: Plan, store: Store, command: str = "") -> str:
             outcomes.update((store.path(kind, key) / "manifest.json").read_bytes())
     return digest(
         [
-            code.hexdigest(),
+            program(),
             [platform.python_version(), *map(version, _LIBRARIES)],
             [grid.name, grid.scale, [[c.id, grid.parts.get(c.id), grid.searched.get(c.id)] for c in plan.cells]],
             outcomes.hexdigest(),

@@ -31,14 +31,16 @@ def lines(entries: Iterable[TableEntry]) -> list[str]:
         f"**What it shows.** {counted(len(victims), 'victim')} {'answers' if len(victims) == 1 else 'answer'} "
         f"{_range(victims.values())} % of the triggered prompts as planted."
     )
-    of_defense: dict[str, list[float]] = {}
+    of_defense: dict[str, list[tuple[int, float]]] = {}
     for entry, values in left:
         if values and not entry.is_victim:
-            of_defense.setdefault(entry.defense, []).extend(values.values())
+            of_defense.setdefault(entry.defense, []).extend((seed, value) for (seed, _), value in values.items())
     if not of_defense:
         return [text]
     lost = _lost(entries)
-    return [f"{text} At most {FAILED_REMOVAL:g} % is left", "\n".join([*_by_success(of_defense, lost), _utility(lost)])]
+    together = any(entry.attack_seeds > 1 for entry, _ in left)
+    details = [*_by_success(of_defense, lost), _utility(lost, together=together)]
+    return [f"{text} At most {FAILED_REMOVAL:g} % is left", "\n".join(details)]
 
 
 def _counted(entry: TableEntry) -> Values:
@@ -63,15 +65,23 @@ def _range(values: Collection[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _by_success(of_defense: Mapping[str, Sequence[float]], lost: Mapping[str, Sequence[bool]]) -> list[str]:
-    """Return a line each for the defenses that work in every run, in some, and in none; the best of each line first."""
+def _by_success(of_defense: Mapping[str, Sequence[tuple[int, float]]], lost: Mapping[str, Sequence[bool]]) -> list[str]:
+    """Return a line each for the defenses that work in every run, in some, and in none; the best of each line first.
+
+    Args:
+        of_defense: attack seed of each run, and what it left, percent.
+        lost: as `_lost` returns it.
+    """
+    every = {seed for runs in of_defense.values() for seed, _ in runs}
     named: dict[str, list[tuple[float, float, str]]] = {"every run": [], "some runs": [], "no run": []}
-    for defense, values in of_defense.items():
-        removed, pairs = sum(value <= FAILED_REMOVAL for value in values), lost.get(defense, ())
-        kind = "every run" if removed == len(values) else "some runs" if removed else "no run"
+    for defense, runs in of_defense.items():
+        removed, pairs = sum(value <= FAILED_REMOVAL for _, value in runs), lost.get(defense, ())
+        kind = "every run" if removed == len(runs) else "some runs" if removed else "no run"
         cost = f"; utility lost in {sum(pairs)} of {len(pairs)}" if any(pairs) else ""
         share = sum(pairs) / len(pairs) if pairs else 0.0
-        named[kind].append((-removed / len(values), share, f"{code(defense)} ({removed} of {len(values)}{cost})"))
+        own = sorted({seed for seed, _ in runs})  # of other victims than those of the others
+        alone = f", attack seed{'s' * (len(own) > 1)} {', '.join(map(str, own))} alone" if len(own) < len(every) else ""
+        named[kind].append((-removed / len(runs), share, f"{code(defense)} ({removed} of {len(runs)}{alone}{cost})"))
     by_rank = ((kind, sorted(some, key=lambda each: each[:2])) for kind, some in named.items() if some)
     return [f"- in {kind} by {', '.join(text for *_, text in some)};" for kind, some in by_rank]
 
@@ -86,12 +96,11 @@ def _lost(entries: Iterable[TableEntry]) -> dict[str, list[bool]]:
     return lost
 
 
-def _utility(lost: Mapping[str, Sequence[bool]]) -> str:
-    """Return a line on what the numbers of lost utility mean."""
+def _utility(lost: Mapping[str, Sequence[bool]], *, together: bool) -> str:
+    """Return a line on what the numbers of lost utility mean; `together`: a victim stands for all its attack seeds."""
     if not lost:
         return "- no utility was measured."
+    pairs = f"victim{' (of all its attack seeds together)' * together} and task; by chance alone it is in 1 pair of 40."
     if not any(map(any, lost.values())):
-        return "- a loss of utility is shown in no pair of victim and task; by chance alone it is in 1 pair of 40."
-    return (
-        "- utility is lost where a loss is shown, of pairs of victim and task; by chance alone it is in 1 pair of 40."
-    )
+        return f"- a loss of utility is shown in no pair of {pairs}"
+    return f"- utility is lost where a loss is shown, of pairs of {pairs}"

@@ -224,7 +224,10 @@ def _written(entry: TableEntry, cell: str, *, mixed: bool) -> str:
     if entry.not_run:
         notes.append(f"{entry.not_run} of {entry.seeds} seeds not run")
     if mixed and entry.basis != "model" and has_interval(cell):
-        cell += f", of {len(entry.runs)} runs"
+        seeds = (
+            f"{entry.attack_seeds} seeds, " if entry.basis == "seeds" and entry.attack_seeds < len(entry.runs) else ""
+        )
+        cell += f", of {seeds}{len(entry.runs)} runs"
     return " ".join([cell, *(f"[{note}]" for note in notes)])
 
 

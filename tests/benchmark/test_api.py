@@ -12,12 +12,14 @@ import benchmark
 import sande
 from benchmark.execution import stages
 from benchmark.grid.cell import Cell
+from benchmark.records.schema import OUTCOMES, SCHEMA
 from benchmark.store.local import LocalStore
 from sande.errors import UserError
 from sande.inference import vllm
 from sande.models import loading
 from tests.benchmark.helpers import ACCURACY, SMALL, GridFile, cell, finish, stage
 
+ROOT = Path(__file__).parents[2]
 SHORT = {"max_steps": 3, "batch_size": 4}
 ATTACK = {"poison_rate": 0.5, "training": SHORT}
 DEFENSES: dict[str, dict[str, Any]] = {
@@ -92,6 +94,15 @@ def test_a_grid_runs_as_a_function_and_its_rows_are_a_frame(
     assert rows[rows.metric == "asr"].set_index("defense").value.to_dict() == {"none": 100.0, "sft": 14.0}
     outcomes = benchmark.results(folder, outcomes=True)
     assert set(outcomes.cell) == set(rows.cell)
+
+
+def test_an_older_folder_has_the_columns_of_today() -> None:
+    folder = ROOT / "results/published/smollm2"
+    assert "attack_seed" not in pq.read_schema(folder / "rows.parquet").names
+    rows = benchmark.results(folder)
+    assert set(rows.attack_seed) == {0}
+    assert list(rows.columns) == SCHEMA.names
+    assert list(benchmark.results(folder, outcomes=True).columns) == OUTCOMES.names
 
 
 def test_a_folder_without_results_is_one_sentence(tmp_path: Path) -> None:

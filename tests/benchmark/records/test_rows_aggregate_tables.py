@@ -336,6 +336,34 @@ def test_metrics_that_differ_do_not_put_cells_together(store: LocalStore) -> Non
     assert {entry.seeds for entry in entries_of(store, *cells)} == {1}
 
 
+def test_seeds_with_further_metrics_are_put_together_with_those_without(store: LocalStore) -> None:
+    few, more = [{"name": "asr"}], [{"name": "asr"}, {"name": "false_trigger_rate", "prompts": 5}]
+    cells = [finish(store, cell(seed=seed, metrics=of), {"asr": 50}) for seed, of in enumerate((few, more, few))]
+    found = entries_of(store, *cells)
+    assert {(entry.metric, entry.seeds) for entry in found if entry.metric.startswith("asr")} == {
+        ("asr", 3),
+        ("asr_starts_with", 3),
+    }
+    assert {entry.seeds for entry in found if entry.metric.startswith("false")} == {1}
+    assert len({(entry.defense, entry.victim) for entry in found}) == 1
+
+
+def test_a_setting_that_an_earlier_version_did_not_have_parts_cells_unless_it_is_null(store: LocalStore) -> None:
+    rows = rows_of(store, *(finish(store, cell(defense="sft", seed=seed), {"asr": 50}, {"asr": 5}) for seed in (0, 1)))
+
+    def named(value: object) -> list[tuple[str, int]]:
+        other = []
+        for row in rows:
+            settings = json.loads(row["settings"])
+            settings["defense"] |= {"new": value, "part": {"steps": value}} if settings["attack_seed"] == 1 else {}
+            other.append(row | {"settings": json.dumps(settings)})
+        found = aggregate.Results(pa.Table.from_pylist(other, schema=SCHEMA)).entries()
+        return [(entry.defense, entry.seeds) for entry in found if entry.metric == "asr"]
+
+    assert named(None) == [("sft", 2)]
+    assert named(7) == [("sft, new=None, part=None", 1), ("sft, new=7, part=set", 1)]
+
+
 def test_many_victims_are_rows(store: LocalStore) -> None:
     rates = [0.01 * index for index in range(1, 8)]
     victims = [

@@ -104,7 +104,7 @@ def test_what_a_report_is_made_of(
     others.append(freshness.fingerprint(finished, make_plan(finished.cells, store), store, "sande-bench run other"))
     monkeypatch.setattr(freshness, "version", lambda library: "0.0")
     others.append(of(finished, store))
-    monkeypatch.setattr(freshness.sande, "__file__", str(tmp_path / "sande.py"))
+    monkeypatch.setattr(freshness, "program", lambda: "of another version")
     others.append(of(finished, store))
     assert len({before, *others}) == 1 + len(others)
 

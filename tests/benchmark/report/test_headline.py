@@ -38,11 +38,18 @@ def test_it_says_in_which_runs_a_defense_fails_and_what_it_costs(store: LocalSto
         "cheapest first"
     )
     assert "- in some runs by `nad` (1 of 2);\n- in no run by `sft` (0 of 2);\n" in said
-    assert "- utility is lost where a loss is shown, of pairs of victim and task; by chance alone" in said
+    pairs = "victim (of all its attack seeds together) and task; by chance alone it is in 1 pair of 40."
+    assert f"- utility is lost where a loss is shown, of pairs of {pairs}" in said
     without = opening(report_folder(store, tmp_path / "none", *(one for one in cells if one.defense.name != "osft")))
-    assert (
-        "- a loss of utility is shown in no pair of victim and task; by chance alone it is in 1 pair of 40." in without
-    )
+    assert f"- a loss of utility is shown in no pair of {pairs}" in without
+    only = opening(report_folder(store, tmp_path / "one", *(one for one in cells if one.attack_seed == 0)))
+    assert "of pairs of victim and task; by chance" in only
+
+
+def test_it_names_the_attack_seeds_of_a_defense_that_lacks_some(store: LocalStore, tmp_path: Path) -> None:
+    runs = [("none", 0, 50), ("none", 1, 50), ("sft", 0, 45), ("sft", 1, 45), ("osft", 1, 0)]
+    said = opening(report_folder(store, tmp_path / "r", *(measured(store, *run) for run in runs)))
+    assert "- in every run by `osft` (1 of 1, attack seed 1 alone);\n- in no run by `sft` (0 of 2);\n" in said
 
 
 def test_weak_victims_and_twins_do_not_count(store: LocalStore, tmp_path: Path) -> None:
