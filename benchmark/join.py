@@ -6,36 +6,59 @@ common store: rows and outcomes say all that pages are made from.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from benchmark.execution.provenance import code_version
+from benchmark.grid import rules
+from benchmark.grid.cell import DEFAULTS, SEED
+from benchmark.io import yaml
+from benchmark.io.units import counted, joined
 from benchmark.records import erratum, files, mark, published, record
 from benchmark.records.schema import NOT_RUN, OUTCOMES, SCHEMA
 from sande.errors import UserError
 
 _SUFFIX = "--"  # what follows names the options of a part, see `benchmark.grid.variants`
-_THEN = " && "  # between the commands of the parts
 _SAME = ("metric", "value", "started_at")  # of a measurement that two parts took from one store
+_LEAVE_OUT = "--leave-out"
+_SETTING = "setting"  # a column of the rows that is not one of the settings
+# Columns by which a reader tells parts apart, with their names in words; the first that does is named.
+_APART = {
+    "attack_seed": "attack seed",
+    "defense_seed": "defense seed",
+    "model": "model",
+    "dataset": "data set",
+    "removal_dataset": "removal data set",
+    "attack": "attack",
+    "defense": "defense",
+}
 
 
-def join(folders: Sequence[Path], to: Path) -> list[str]:
+def join(folders: Sequence[Path], to: Path, leave_out: Sequence[str] = (), places: Sequence[str] = ()) -> list[str]:
     """Write the rows and outcomes of several results folders into one, with its pages.
 
     Args:
         folders: results of parts of one grid. Tables list defenses in the order in which the parts have them.
         to: folder for the joined results.
+        leave_out: `path=value`; leaves out the cells that have, at every path, one of the values given for it. Some
+            cell of the parts has each value.
+        places: names of the folders for people, where they are copies of URIs.
 
     Returns:
         The tables as Markdown.
 
     Raises:
         UserError: there is no part; parts are of different grids, or of a search; a part is unfinished; two parts
-            measured a cell differently; or the folder holds results of another grid, or cannot be written.
+            measured a cell differently; no cell is to be left out, or every cell is; or the folder holds results of
+            another grid, or cannot be written.
     """
     from benchmark.report import page
 
@@ -47,7 +70,8 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
     tables, outcomes_of = zip(*map(_results, folders), strict=True)
     name = _common(folders, tables)
     _refuse_other(to, name)
-    left = [table.filter(pc.invert(pc.is_in(table["cell"], taken))) for table, taken in _taken(folders, tables)]
+    wanted, without = _without(tables, leave_out)
+    left = [table.filter(pc.invert(pc.is_in(table["cell"], taken))) for table, taken in _taken(folders, wanted)]
     rows = pa.concat_tables(left)
     rows = rows.set_column(0, "grid", pa.array([name] * len(rows)))
     rows = rows.set_column(1, "grids", pa.array([_renamed(names, name) for names in rows["grids"].to_pylist()]))
@@ -59,8 +83,16 @@ def join(folders: Sequence[Path], to: Path) -> list[str]:
     mark.claim(to, mark.RESULTS, "--out")
     files.check_writable(to, "--out")
     files.write_both([rows.cast(SCHEMA)], outcomes, to)
-    record.write(record.now(_commands(folders, tables), code_version(), complete=True), to)
-    erratum.write(" ".join(map(erratum.read, folders)), to)
+    shown = list(places or map(str, folders))
+    records = [_record(folder, table) for folder, table in zip(folders, tables, strict=True)]
+    commands = [command for made in records for command in made.command.split(record.THEN)]
+    if leave_out:
+        options = [word for text in leave_out for word in (_LEAVE_OUT, text)]
+        commands.append(shlex.join(["sande-bench", "join", *shown, *options, "--out", str(to)]))
+    made = record.now(record.THEN.join(dict.fromkeys(commands)), code_version(), complete=True)
+    earlier = _with_part([list(made.left_out) for made in records], shown, wanted)
+    record.write(replace(made, left_out=(*earlier, *without)), to)
+    erratum.write_all(_with_part(list(map(erratum.read_all, folders)), shown, wanted), to)
     return page.write(to)
 
 
@@ -137,10 +169,105 @@ def _renamed(names: Sequence[str], name: str) -> list[str]:
     return list(dict.fromkeys(name if each.partition(_SUFFIX)[0] == name else each for each in names))
 
 
-def _commands(folders: Sequence[Path], tables: Sequence[pa.Table]) -> str:
-    """Return the commands of all parts, each once."""
-    commands: list[str] = []
-    for folder, table in zip(folders, tables, strict=True):
-        made = record.read(folder) or record.derived(table.slice(0, 1).to_pylist()[0])
-        commands += made.command.split(_THEN)
-    return _THEN.join(dict.fromkeys(commands))
+def _record(folder: Path, table: pa.Table) -> record.Record:
+    return record.read(folder) or record.derived(table.slice(0, 1).to_pylist()[0])
+
+
+def _without(tables: Sequence[pa.Table], leave_out: Sequence[str]) -> tuple[list[pa.Table], list[str]]:
+    """Return the tables without the cells to leave out, and what was left out, in words."""
+    wanted: dict[str, list[Any]] = {}
+    for text in leave_out:
+        path, value = _assignment(text)
+        wanted.setdefault(path, []).append(value)
+    if not wanted:
+        return list(tables), []
+    settings = {row["cell"]: row for table in tables for row in _settings(table)}
+    has = {path: {cell for cell, row in settings.items() if _values(row, path)} for path in wanted}
+    if unknown := next((path for path, cells in has.items() if not cells), None):
+        valid = ", ".join(sorted([*DEFAULTS, SEED, _SETTING]))
+        raise UserError(f"{_LEAVE_OUT} {unknown}: no cell has that field; use a path that begins with one of: {valid}")
+    matching = [cell for cell, row in settings.items() if _matches(row, wanted)]
+    alone = (_assignment(text) for text in leave_out)
+    missed = [
+        text
+        for text, (path, value) in zip(leave_out, alone, strict=True)
+        if not any(_matches(row, {path: [value]}) for row in settings.values())
+    ]
+    if missed or not matching:
+        options = " ".join(f"{_LEAVE_OUT} {text}" for text in missed or leave_out)
+        raise UserError(f"join: no cell of the parts matches {options}; use values that one cell has")
+    if len(matching) == len(settings):
+        raise UserError(f"join: every cell of the parts matches {_LEAVE_OUT}; add a path, so that some stay")
+    words = [f"{path}={' or '.join(map(str, values))}" for path, values in wanted.items()]
+    out = pa.array(matching, pa.string())
+    return (
+        [table.filter(pc.invert(pc.is_in(table["cell"], out))) for table in tables],
+        [f"the cells with {joined(words)}, {counted(len(matching), 'cell')}"],
+    )
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    path, sign, value = text.partition("=")
+    if not sign or not path.strip():
+        raise UserError(f"{_LEAVE_OUT} '{text}': expected path.to.field=value")
+    return path.strip(), yaml.parse(value, f"{_LEAVE_OUT} '{text}'")
+
+
+def _settings(table: pa.Table) -> list[dict[str, Any]]:
+    """Return the settings of each cell of a table, with `cell` and `setting`."""
+    rows = table.select(["cell", _SETTING, "settings"])
+    distinct = rows.group_by(rows.column_names).aggregate([]).to_pylist()
+    return [{**json.loads(row["settings"]), "cell": row["cell"], _SETTING: row[_SETTING]} for row in distinct]
+
+
+def _values(settings: Mapping[str, Any], path: str) -> list[Any]:
+    """Return the values of a cell at a path; none where its method lacks the setting."""
+    if path == _SETTING:
+        return [settings[_SETTING]]
+    return rules.values_at(settings, path) if path.split(".")[0] in {*DEFAULTS, SEED} else []
+
+
+def _matches(settings: Mapping[str, Any], wanted: Mapping[str, Sequence[Any]]) -> bool:
+    """Return whether a cell has one of the values at every path, as a value or, like a name of digits, as its text."""
+    return all(
+        any(value in values or str(value) in map(str, values) for value in _values(settings, path))
+        for path, values in wanted.items()
+    )
+
+
+def _with_part(texts: Sequence[Sequence[str]], shown: Sequence[str], tables: Sequence[pa.Table]) -> list[str]:
+    """Return the texts of all parts, each once, with the parts that it is of; a text of all parts is of the whole.
+
+    Args:
+        texts: of each part. Those of a part without rows are left out.
+        shown: names of the parts for people.
+        tables: rows of the parts.
+    """
+    there = [number for number, table in enumerate(tables) if len(table)]
+    owners: dict[str, list[int]] = {}
+    for number in there:
+        for text in dict.fromkeys(texts[number]):
+            owners.setdefault(text, []).append(number)
+    return [
+        _of(text, numbers, [number for number in there if number not in numbers], shown, tables)
+        for text, numbers in owners.items()
+    ]
+
+
+def _of(text: str, own: Sequence[int], others: Sequence[int], shown: Sequence[str], tables: Sequence[pa.Table]) -> str:
+    """Return a text that begins with the parts that it is of, named by what sets them apart from the others."""
+    if not others:
+        return text
+    for column, noun in _APART.items():
+        here, there = (
+            {value for number in numbers for value in pc.unique(tables[number][column]).to_pylist()}
+            for numbers in (own, others)
+        )
+        if here & there or None in here | there:
+            continue
+        if text.startswith((f"Of {noun} ", f"Of {noun}s ")):  # of a part of that part, which was joined before
+            return text
+        return f"Of {noun}{'s' if len(here) > 1 else ''} {joined(list(map(str, sorted(here))))}: {text}"
+    names = [Path(place).name for place in shown]
+    named = names if len(set(names)) == len(names) else shown
+    return f"Of {joined([named[number] for number in own])}: {text}"

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 BUILT_IN = "builtin-short"
-T = TypeVar("T")
+T = TypeVar("T", Data, Removal)
 Say: TypeAlias = Callable[[str], None]
 
 
@@ -134,7 +134,7 @@ def defend(
 
     def build(run: Run) -> LanguageModel:
         lm = _load(victim, torch.float32, cache, prompt_format)
-        data = threat.reveal(planted, defense, config, rows, lm, _loader(cache))
+        data = threat.reveal(planted, defense, config, rows, lm, lambda name: loading.load(name, _cache(cache)))
         return threat.defend(lm, defense, data, config, run)
 
     return _followed(_made(build, _seed(seed, planted), out, say), victim, defense)
@@ -161,9 +161,7 @@ def measure(
         data: the rows whose last 10 % are the test rows; None: the victim's.
         trigger: text at the start of a prompt, where the model does not remember its attack.
         response: the planted response, where the model does not remember its attack.
-        prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
-            chat template, else `paper`. None: `auto` for a folder, an adapter or a file, `paper` for a name or Hub id,
-            and for a model that was made here its own.
+        prompt_format: as for `defend`.
         seed: None: that of the attack, so that models that are compared are measured alike.
         cache: folder for models that are converted once; None: the user's cache.
 
@@ -178,7 +176,7 @@ def measure(
         planted = replace(planted, data=_configured(Data, data, "data"))
     lm = _load(model, compute.dtype(), cache, prompt_format)
     if planted and not (trigger or response):
-        test_data: Any = planted.test_data(lm.tokenizer, _loader(cache))
+        test_data: Any = planted.test_data(lm.tokenizer, lambda name: loading.load(name, _cache(cache)))
     else:
         rows = planted.data if planted else _configured(Data, data or BUILT_IN, "data")
         test_data = PartlyKnown.of(rows, lm.tokenizer, trigger, response)
@@ -212,8 +210,7 @@ def scan(
         data: data set of clean rows.
         rows: use the last `rows` of them; victims are trained on the first 90 %.
         reference: the clean model; None: not at hand.
-        prompt_format: `paper`, `alpaca`, `chat`, a template file, or `auto`: the one that the folder names, else its
-            chat template, else `paper`, and other formats after it; `facts` has the score in each that was tried.
+        prompt_format: as for `defend`, but `auto` tries other formats after the first; `facts` has the score in each.
             None: for what `attack` returned that of its training, else `auto`.
         seed: decides which prompts are drawn.
         cache: folder for models that are converted once; None: the user's cache.
@@ -277,10 +274,8 @@ def clean(
         UserError: as for `attack`, the tokenizer cannot write the response, or the trigger does not fire.
         NonFiniteError: the loss became infinite or NaN.
     """
-    values = {"removal": {"name": data}, **settings} if data else settings
-    config = configure(cleaning.Config, values, "clean")
-    datasets.allow_file(data or "")
-    datasets.fingerprint(config.removal.name)
+    config = configure(cleaning.Config, {"removal": {"name": data}, **settings} if data else settings, "clean")
+    datasets.fingerprint(datasets.allow_file(config.removal.name))
     known = told("clean", trigger, response, response_start, reported_prompt, reported_answer)
     source = _source(model)
     cleaning.check(known, config)  # reports what does not fit together
@@ -322,16 +317,30 @@ def _metric(asked: str | Mapping[str, Any]) -> tuple[str, Any]:
 
 
 def _made(build: Callable[[Run], LanguageModel], seed: int, out: str | Path | None, say: Say) -> Model:
-    """Return the model that `build` trained, saved in `out` or in a temporary folder."""
+    """Return the model that `build` trained, saved whole in `out` or in a temporary folder."""
     kept = TemporaryFolder() if out is None else None
-    folder = kept.path if kept else Path(str(out))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder}: it holds files already; choose a new folder as 'out'")
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        run = Run(seed=seed, scratch=scratch, say=say)
-        lm = build(run)
-    loading.save(lm, folder)
+    folder = kept.path / "model" if kept else Path(str(out))
+    target, begin = Path(os.path.realpath(folder)), time.perf_counter()
+    try:  # before the training
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise UserError(f"{folder}: it holds files already; choose a new folder as 'out'")
+        if Path.cwd().is_relative_to(target) or target.is_mount():
+            raise UserError(f"{folder}: the working folder or a volume, which cannot be replaced; choose another 'out'")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise UserError(f"{folder}: it cannot be written ({error.strerror}); choose another 'out'") from None
+    with work:
+        run = Run(seed=seed, scratch=work.name, say=say)
+        lm, saved = build(run), Path(work.name) / "model"
+        try:
+            loading.save(lm, saved)
+            saved.rename(target)
+        except Exception as error:
+            if not isinstance(error, OSError) and "os error" not in str(error):  # as libraries in Rust write one
+                raise
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{folder}: the model cannot be written ({reason}); choose another 'out'") from None
     return Model(folder, "", None, (), MappingProxyType(run.facts), time.perf_counter() - begin, kept)
 
 
@@ -344,11 +353,10 @@ def _followed(made: Model, before: str | Path | Model, method: str) -> Model:
 
 
 def _configured(cls: type[T], given: Any, where: str) -> T:
-    if isinstance(given, cls):
-        return given
-    if isinstance(given, str):
-        datasets.allow_file(given)
-    return configure(cls, {"name": given} if isinstance(given, str) else given, where)
+    settings = {"name": given} if isinstance(given, str) else given
+    made = given if isinstance(given, cls) else configure(cls, settings, where)
+    datasets.allow_file(made.name)
+    return made
 
 
 def _like(planted: Threat | None) -> dict[str, Any] | str:
@@ -371,11 +379,6 @@ def _load(
     lm = loading.load(str(model), _cache(cache), prompt_format or (chat.AUTO if is_here else None))
     loading.round_as_stored(lm, dtype)
     return lm
-
-
-def _loader(cache: str | Path | None) -> Callable[[str], LanguageModel]:
-    """Return a function that loads a model by name."""
-    return lambda name: loading.load(name, _cache(cache))
 
 
 def _seed(seed: int | None, planted: Threat | None) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from tests import typed
+
 ROOT = Path(__file__).parent.parent
 FILES = {
     "sande/attacks/footnote_trigger.py": '''
@@ -189,20 +191,6 @@ print(json.dumps({"from": [benchmark.__file__, sande.__file__], "cells": {name: 
 ] for name, of_grid in cells.items()}}))
 """
 
-# Types commands and prints, as JSON, what each of them printed.
-TYPE = """
-import json, sys
-from typer.testing import CliRunner
-from benchmark.cli.main import app
-said = []
-for words in json.loads(sys.argv[1]):
-    done = CliRunner().invoke(app, words)
-    if done.exit_code:
-        sys.exit(f"{words}: {done.exception!r}\\n{done.output}")
-    said.append(done.stdout)
-print(json.dumps(said))
-"""
-
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -232,16 +220,15 @@ def bench(copy: Path, *arguments: str) -> str:
     return python(copy, "-m", "benchmark", *arguments)
 
 
-def type_all(copy: Path, *commands: Sequence[str]) -> list[str]:
-    """Return what each command prints; one process types them all."""
-    said: list[str] = json.loads(python(copy, "-c", TYPE, json.dumps(commands)))
-    return said
+def type_in(copy: Path, *commands: Sequence[str]) -> list[str]:
+    """Return what each command prints with the copy as its working folder, as for `python`."""
+    return typed.type_all(copy, [copy], *commands, COLUMNS="300")
 
 
 @pytest.fixture(scope="module")
 def listed(copy: Path) -> dict[str, tuple[str, str]]:
     """What `list` and `show` print, by kind."""
-    said = type_all(copy, *(words for kind, name in NEW.items() for words in (["list", kind], ["show", kind, name])))
+    said = type_in(copy, *(words for kind, name in NEW.items() for words in (["list", kind], ["show", kind, name])))
     return dict(zip(NEW, zip(said[::2], said[1::2], strict=True), strict=True))
 
 
@@ -278,7 +265,7 @@ def test_the_words_of_a_grid_stand_for_it_too(copy: Path, loaded: dict[str, Any]
 def test_plan_shows_it_and_forecasts_by_its_declared_cost(copy: Path) -> None:
     attack, defense = NEW["attacks"], NEW["defenses"]
     only = {name: ("--only", f"attack={attack}", "--only", f"defense={name}") for name in (defense, "sft")}
-    shown, *forecasts = type_all(
+    shown, *forecasts = type_in(
         copy,
         ("plan", "leaderboard", "--scale", "tiny", "--only", f"defense={defense}"),
         *(("plan", "leaderboard", "--scale", "paper", *words) for words in only.values()),

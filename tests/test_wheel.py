@@ -10,9 +10,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.typed import type_all
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "sande", "benchmark", "grids")
@@ -47,8 +50,13 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(site: Path, folder: Path, *arguments: str, code: int = 0) -> str:
-    """Return what a command prints in a folder, with the installed package and no checkout."""
+def type_in(site: Path, folder: Path, *commands: Sequence[str], code: int = 0) -> list[str]:
+    """Return what each command prints in a folder, with the installed package and no checkout."""
+    return type_all(folder, [site], *commands, code=code, CUDA_VISIBLE_DEVICES="")
+
+
+def run(site: Path, folder: Path, *arguments: str) -> str:
+    """Return what a command prints in a process of its own, else as for `type_in`."""
     environment = {**os.environ, "PYTHONPATH": str(site), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [sys.executable, "-m", "benchmark", *arguments],
@@ -58,7 +66,7 @@ def run(site: Path, folder: Path, *arguments: str, code: int = 0) -> str:
         text=True,
         timeout=600,
     )
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
@@ -96,30 +104,30 @@ def test_every_dependency_is_pinned_once() -> None:
 
 
 def test_grids_have_plain_names_in_an_empty_folder(site: Path, tmp_path: Path) -> None:
-    names = {line.split()[0] for line in run(site, tmp_path, "list", "grids").splitlines()}
-    assert names >= {path.stem for path in (ROOT / "grids").glob("*.yaml")}
-    assert "to run: " in run(site, tmp_path, "plan", "paper", "--scale", "tiny")
+    listed, planned, init = type_in(site, tmp_path, ["list", "grids"], ["plan", "paper", "--scale", "tiny"], ["init"])
+    assert {line.split()[0] for line in listed.splitlines()} >= {path.stem for path in (ROOT / "grids").glob("*.yaml")}
+    assert "to run: " in planned
+    assert "quickstart" in init
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_grid_of_ones_own_is_run_by_its_path(site: Path, tmp_path: Path) -> None:
     (tmp_path / "smoke.yaml").write_text("about: mine\nmodel: tiny\n")
-    assert "mine" in run(site, tmp_path, "plan", "smoke.yaml")
-    assert "mine" not in run(site, tmp_path, "plan", "smoke")
+    own, shipped = type_in(site, tmp_path, ["plan", "smoke.yaml"], ["plan", "smoke"])
+    assert "mine" in own
+    assert "mine" not in shipped
 
 
 def test_init_copies_a_grid_with_what_it_includes_and_overwrites_nothing(site: Path, tmp_path: Path) -> None:
-    assert "quickstart" in run(site, tmp_path, "init")
-    assert list(tmp_path.iterdir()) == []
-    run(site, tmp_path, "init", "paper", "mine")
+    init, plans = ["init", "paper", "mine"], [["plan", "mine/paper.yaml"], ["plan", "paper"]]
+    _, own, shipped, _ = type_in(site, tmp_path, init, *plans, ["init", "smoke", "mine"])
     copied = {path.name for path in (tmp_path / "mine").iterdir()}
-    assert {"paper.yaml", "paper_table_6.yaml", "scales"} <= copied
-    own, shipped = (run(site, tmp_path, "plan", grid) for grid in ("mine/paper.yaml", "paper"))
+    assert {"paper.yaml", "paper_table_6.yaml", "scales", "smoke.yaml"} <= copied
     assert re.sub(FREE, "", own) == re.sub(FREE, "", shipped)
     (tmp_path / "mine/paper.yaml").write_text("about: changed\n")
-    assert "mine/paper.yaml exists already" in run(site, tmp_path, "init", "paper", "mine", code=2)
+    (said,) = type_in(site, tmp_path, init, code=2)
+    assert "mine/paper.yaml exists already" in said
     assert (tmp_path / "mine/paper.yaml").read_text() == "about: changed\n"
-    run(site, tmp_path, "init", "smoke", "mine")
 
 
 @pytest.mark.slow

@@ -11,7 +11,8 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,7 @@ from benchmark.clean.verdict import verdict
 from benchmark.execution import provenance
 from benchmark.grid.load import settings_of
 from benchmark.io import logs
+from benchmark.io.files import FullError, raise_if_disk_full
 from benchmark.io.yaml import read_yaml
 from sande import cleaning, compute, formats, registry
 from sande.api_types import Measured
@@ -39,6 +41,8 @@ from sande.types import Measurement, Run
 LIBRARIES = ("torch", "transformers")
 INCIDENT = ("prompt", "answer")
 """Keys of the file of an incident."""
+FEW = 20
+"""Prompts below which the report says that they are few."""
 
 
 def settings(
@@ -59,7 +63,7 @@ def settings(
         half: whether the weights under the adapters are in bfloat16.
 
     Raises:
-        UserError: there is no such setting, or it does not take the value, or there is no such detector.
+        UserError: there is no such setting, it does not take the value, or there is no such detector or file of rows.
     """
     values: dict[str, Any] = cleaning.with_lora(lora) if lora else {}
     if data:
@@ -70,6 +74,7 @@ def settings(
         values["weights"] = "bfloat16"
     made = configure(Config, settings_of(assignments, values), "clean")
     registry.entry("detectors", made.detector)
+    datasets.allow_file(made.removal.name)
     return made
 
 
@@ -103,7 +108,8 @@ def clean_model(
 
     Raises:
         UserError: the model, the data or `out` cannot be used, the tokenizer cannot encode what is known, or the
-            trigger fires in no format; or the cleaned model cannot be moved to `out`, and stays where it is.
+            trigger fires in no format; no space is left for the cleaned model; or it cannot be moved to `out`, and
+            stays where it is.
     """
     from sande.models import asking, catalog, loading, memory
 
@@ -111,7 +117,7 @@ def clean_model(
     cleaning.check(known, config)  # reports what does not fit together
     for name in filter(None, (model, reference)):
         catalog.identify(name)  # reports a wrong model or data set before libraries are loaded
-    datasets.fingerprint(config.removal.name)
+    fingerprint = datasets.fingerprint(config.removal.name)
     rows = CleanRows.of(config.removal, known)
     logs.quiet()
     try:
@@ -143,12 +149,16 @@ def clean_model(
                 finding = cleaning.examine(lm, known, config, task, anywhere=anywhere, force=force, reference=clean)
             method, written = finding.method, formats.of(lm.tokenizer)
             probe = Probe.prepare(lm.tokenizer, config, rows, seed)
+            if few := _few(len(probe.data.clean), config):
+                say(few)
+                notes.append(few)
             examples = rows.to_train_on(lm.tokenizer)
             with provenance.measured() as removal_cost:
                 say(f"cleaning with {method} on {len(examples)} rows of {config.removal.name}")
                 cleaning.clean(lm, finding, examples, config, task)
             folder = work / "cleaned"
-            loading.save(lm, folder)
+            with _other_out_if_full(out):
+                loading.save(lm, folder)
             with provenance.measured() as measuring_cost:
                 # Measure the models as they are written: with weights rounded to bfloat16.
                 lm = loading.load(model, work / "cache", prompt_format, cleaning.dtype(config))
@@ -172,6 +182,7 @@ def clean_model(
             "notes": [*notes, *task.facts.get("notes", [])],
             "identity": catalog.identify(model),
             "reference": catalog.identify(reference) if reference else None,
+            "rows_fingerprint": fingerprint,
             "known": {name: text for name, text in dataclasses.asdict(known).items() if text},
             "method": method,
             "prompt_format": {"asked": said, "used": written.name, "text": dataclasses.asdict(written)},
@@ -205,7 +216,8 @@ def clean_model(
             },
         }
         result["verdict"] = verdict(result)
-        report.write(result, folder)
+        with _other_out_if_full(out):
+            report.write(result, folder)
         try:
             os.rename(folder, target)
         except OSError as error:
@@ -217,6 +229,25 @@ def clean_model(
         for path in removed:
             shutil.rmtree(path, ignore_errors=True)
     return result
+
+
+@contextmanager
+def _other_out_if_full(out: Path) -> Iterator[None]:
+    """Raise a `FullError` that proposes another --out where the block fails for want of space."""
+    try:
+        with raise_if_disk_full(out):
+            yield
+    except FullError:
+        raise FullError(f"{out}: no space is left for the cleaned model; free some, or choose another --out") from None
+
+
+def _few(prompts: int, config: Config) -> str:
+    """Return a sentence where too few prompts are measured on for a verdict; else an empty one."""
+    if prompts >= FEW:
+        return ""
+    count = "1 prompt" if prompts == 1 else f"{prompts} prompts"
+    fix = "add rows" if config.prompts >= FEW else f"set prompts to {FEW} or more"
+    return f"only {count} of {config.removal.name} to measure on, so the verdict may be by chance; {fix}"
 
 
 def known(trigger: str | None, response: str | None, response_start: str | None, incident: Path | None = None) -> Known:

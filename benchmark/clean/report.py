@@ -10,8 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmark.clean.probe import ELSEWHERE
-from benchmark.clean.verdict import MEANINGS
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from benchmark.clean.probe import ELSEWHERE, RECOVERY
+from benchmark.clean.verdict import meaning
+from benchmark.detection.scan import formats_sentence
 from benchmark.export.card import front_matter, load, share
 from benchmark.io.files import write_atomically
 from benchmark.report import certificates
@@ -54,8 +58,8 @@ KNOWN = {
     "reported_answer": "Reported answer",
 }
 
-NAMED = {"model": "identity", "reference": "reference"}
-"""Models by what they are called among the settings."""
+NAMED = {"model": "identity", "reference": "reference", "fingerprint of the rows": "rows_fingerprint"}
+"""What identifies models and rows, by what it is called among the settings."""
 
 LIMITS = (
     "The numbers are from one run, with these prompts and this trigger. Another trigger, another place of the trigger, "
@@ -83,9 +87,10 @@ def render(template: str, result: Mapping[str, Any]) -> str:
     return load("benchmark.clean", template).render(
         result=result,
         words=result["verdict"],
-        meaning=MEANINGS[result["verdict"]],
+        meaning=meaning(result),
         verdict=verdict(result),
         certificate=_certificate(result),
+        formats_tried=_formats_tried(result, html=template.endswith(".html")),
         measured_names=MEASURED,
         known_names=KNOWN,
         limits=LIMITS,
@@ -107,18 +112,39 @@ def verdict(result: Mapping[str, Any]) -> str:
         row = measured["asr"]
         of = " of the trigger that was found" if result["found"] else ""
         return f"The attack success rate{of} changed from {share(row['before'])} to {share(row['after'])}. {change}"
-    measured_by = (
-        "only the certificate says something about the removal"
-        if _certificate(result)
-        else "the removal of the backdoor cannot be measured"
+    return f"{_scanned(result)}{_without_trigger(result, measured)} {change}"
+
+
+def _without_trigger(result: Mapping[str, Any], measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return what is missing for an attack success rate, and what tests the removal in its place."""
+    cannot = "the removal of the backdoor cannot be measured"
+    if not result["planted"]["response"]:
+        of = " to the trigger" if result["known"].get("trigger") or result["found"] else ""
+        return f"No planted answer{of} is known, so {cannot}."
+    tests = ["the certificate"] if _certificate(result) else []
+    if RECOVERY[0] not in measured:
+        by = f"only {tests[0]} says something about the removal" if tests else cannot
+        return f"Without its trigger, {by}."
+    before, after = ([share(measured[name][when]) for name in RECOVERY] for when in ("before", "after"))
+    return (
+        f"Without its trigger, only {' and '.join([*tests, 'fresh parrots'])} say something about the removal: under a "
+        f"parrot, the probability of the planted answer changed from {before[0]} to {after[0]}, and that of other "
+        f"strings from {before[1]} to {after[1]}."
     )
-    return f"{_scanned(result)}Without its trigger, {measured_by}. {change}"
 
 
 def _certificate(result: Mapping[str, Any]) -> str:
     """Return what the certificate says; empty without one."""
     found = result["facts"].get("certificate")
     return certificates.sentence(found) if found else ""
+
+
+def _formats_tried(result: Mapping[str, Any], *, html: bool) -> Markup:
+    """Return the sentence of `sande-bench scan` on the prompt formats that were tried; empty without several."""
+    tried = result["facts"].get("scans", ())
+    said = formats_sentence(result["prompt_format"]["used"], tried) if len(tried) > 1 else ""
+    shown = MarkdownIt("zero").enable(["backticks", "escape"]).renderInline(said) if html else said
+    return Markup(shown)  # noqa: S704 - texts in it are Markdown code, which neither form executes
 
 
 def _scanned(result: Mapping[str, Any]) -> str:

@@ -195,7 +195,6 @@ def clean(
     """Remove a backdoor from a model; report what was found, what was done, and what it cost."""
     from benchmark.clean import report
     from benchmark.clean.clean import check_used, clean_model, known, settings
-    from sande.data import datasets
     from sande.models.chat import AUTO
 
     known(trigger, response, response_start)  # reports a blank text before a job is submitted
@@ -209,7 +208,6 @@ def clean(
         echo(f"submitted {job}; to stop it: sande-bench stop {job} --address {address}")
         follow(job, address)
         return
-    datasets.allow_file(data or "")
     config = settings(data, [*(assignments or ()), *(["certify=true"] if certify else [])], detector, lora, half=half)
     told = known(trigger, response, response_start, incident)
     check_used(

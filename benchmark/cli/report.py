@@ -74,10 +74,18 @@ def join(
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the joined results.")],
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--leave-out",
+            help="path=value: without the cells that have it, e.g. attack_seed=71; can be repeated, and cells must "
+            "then have the values of all paths.",
+        ),
+    ] = None,
 ) -> None:
     """Make one results folder of a grid that ran in parts, on several machines or days."""
     with local_copies(places) as paths:
-        texts = benchmark_join.join(paths, out)
+        texts = benchmark_join.join(paths, out, leave_out or (), places)
     for text in texts:
         print_markdown(text)
     echo(f"Report: {out}/README.md")

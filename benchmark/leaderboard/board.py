@@ -20,7 +20,7 @@ Cells = Mapping[str, Mapping[str, Row]]
 # interval contains it; the whole interval lies above it; or a run has no measured utility, or most runs have the
 # victim's.
 Utility = Literal["kept", "unclear", "lost", "unknown"]
-MEASURED, FAILED, NOT_RUN, MISSING = "", "failed", "not finished", "missing"
+MEASURED, FAILED, NOT_RUN = "", "failed", "not finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +63,27 @@ class Twin:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Results of one defended cell, or the victim's in the place of a cell that is not there.
+    """Results of one defended cell, or the victim's in the place of one that failed.
 
     Attributes:
-        cell: its id; empty if missing.
+        cell: its id.
         defense: its name, with settings where the same runs exist with several.
         knows: what the defense, or the search for its settings, must know about the backdoor.
         case: settings that it shares with the cells it may be compared with, as JSON.
         label: the case in words.
         victim: settings of the victim, without the seed.
         attack_seed: of the victim.
-        defense_seed: of the defense; None if missing.
+        defense_seed: of the defense.
         victim_asr: ASR of the victim, percent; None if the board does not have the victim.
         asr: ASR after the defense, percent.
         loss: utility lost relative to the victim, percentage points, mean over the tasks; None if it is unknown.
         answers: of each task of `loss`, what is lost in each question, of shape (1, questions), where it is known.
         more: further metrics that have a column of their own, percent.
-        device: on which `seconds` were measured.
+        device: on which `seconds` were measured, and the compute type, such as "AMD EPYC (1 threads), fp32".
         seconds: wall-clock time of the defense.
         tokens: number of tokens that the defense trains on.
         twin: clean twin of its victim, if there is one.
-        flaw: why the numbers are the victim's: `FAILED`, `NOT_RUN`, `MISSING`; empty for a measured run.
+        flaw: why the numbers are the victim's: `FAILED` or `NOT_RUN`; empty for a measured run.
         is_entry: whether a submitted entry has it, instead of results.
         verified: whether the board's own cells have its victim.
         searched: what the search for its settings had to know; empty without a search.
@@ -96,7 +96,7 @@ class Run:
     label: str
     victim: str
     attack_seed: int
-    defense_seed: int | None
+    defense_seed: int
     victim_asr: float | None
     asr: Number
     loss: Number | None
@@ -111,10 +111,15 @@ class Run:
     verified: bool = True
     searched: str = ""
 
+    @property
+    def attempted(self) -> bool:
+        """True if it was run, even if it failed: a cell that was never run says nothing about the defense."""
+        return self.flaw != NOT_RUN
+
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Results of one defense over the cases that all defenses were run on; without such cases, over its own.
+    """Results of one defense over its runs on the compared victims; without cases that all share, over all its runs.
 
     The unit of all intervals is a trained victim (its settings and its attack seed): the runs of a defense on it are
     averaged first, over its cases and, within a case, over defense seeds.
@@ -131,13 +136,14 @@ class Standing:
         fails: share of runs with an ASR above `benchmark.records.runs.FAILED_REMOVAL`, percent.
         loss: mean utility lost relative to the victim, percentage points; None if it is unknown.
         more: means of further metrics, percent, over the units that have them, and the number of these.
-        seconds: mean wall-clock seconds of a defense, by device.
-        tokens: mean tokens that a defense trains on.
+        seconds: mean wall-clock seconds of a defense, by device and compute type.
+        tokens: mean tokens that a defense trains on; where attack seeds differ much, the lowest and the highest mean.
         victims: number of victims, each seed counted: the units.
         attack_seeds, defense_seeds: number of distinct seeds.
         cells: number of measured cells.
-        gaps: runs that count as the victim's numbers, in words.
-        lacks: cases that another defense was run on and this one was not.
+        gaps: failed runs, which count as the victim's numbers, in words.
+        lacks: cases, and runs of compared cases, that another defense was run on and this one was not, in words.
+        absent: attack seeds of which it lacks compared runs: it has no rank, as its numbers are over fewer runs.
         searched: what the search for its settings had to know; empty without a search.
         removal: what it did to the backdoor; None where what a parrot recovers was not measured.
     """
@@ -155,13 +161,14 @@ class Standing:
     loss: Number | None
     more: Mapping[str, Number]
     seconds: Mapping[str, float]
-    tokens: float
+    tokens: tuple[float, ...]
     victims: int
     attack_seeds: int
     defense_seeds: int
     cells: int
     gaps: tuple[str, ...]
     lacks: tuple[str, ...]
+    absent: tuple[int, ...] = ()
     searched: str = ""
     removal: Removal | None = None
 
@@ -185,25 +192,29 @@ class Board:
             unverified.
         shared: labels of the cases that all defenses were run on.
         cases: labels of all cases.
-        victim_asr: mean ASR of the victims of the shared cases, percent; None without shared cases.
+        victim_asr: mean ASR of the compared victims, percent; None without shared cases.
+        victims: number of compared victims, each seed counted; 0 without shared cases.
+        attack_seeds: number of their distinct attack seeds.
         attack_failed: number of victims left out because their attack failed, each seed counted.
         left_out: number of failed or unfinished cells left out because no defense was measured on their victim.
         cells: the defended cells of all cases, shared or not, measured or failed.
-        compared: the shared cases, as in `Run.case`.
+        compared: the shared cases, as in `Run.case`, each with the attack seeds on which results have it.
         twin: mean of the clean twins of the victims; None where one has no twin.
         margin: percentage points of utility that a ranked defense may lose.
         recovery: mean of what a fresh parrot recovers from the victims themselves, percent; None if it is not known.
-        mixed: sentences on code and libraries that differ between stages.
+        mixed: sentences on code, libraries, compute types and settings that differ.
     """
 
     standings: tuple[Standing, ...]
     shared: tuple[str, ...]
     cases: tuple[str, ...]
     victim_asr: float | None
+    victims: int = 0
+    attack_seeds: int = 0
     attack_failed: int = 0
     left_out: int = 0
     cells: tuple[Run, ...] = ()
-    compared: frozenset[str] = frozenset()
+    compared: frozenset[tuple[str, int]] = frozenset()
     twin: Twin | None = None
     margin: float = MARGIN
     recovery: Number | None = None
@@ -220,11 +231,6 @@ class Board:
         return [metric for metric in self.more if registry.metric_info(metric).higher_is_better]
 
     @property
-    def victims(self) -> int:
-        """Number of victims of the shared cases; 0 without such cases."""
-        return max((one.victims for one in self.verified), default=0) if self.shared else 0
-
-    @property
     def judges_removal(self) -> bool:
         """True if it is known of a defense whether it removed the backdoor."""
         return any(one.removal for one in self.standings)
@@ -233,6 +239,11 @@ class Board:
     def verified(self) -> list[Standing]:
         """Standings of the board's own victims."""
         return [one for one in self.standings if one.verified]
+
+    @property
+    def complete(self) -> list[Standing]:
+        """Those of `verified` that were run on everything that is compared: only their numbers are comparable."""
+        return [one for one in self.verified if not one.absent]
 
     @property
     def unverified(self) -> list[Standing]:

@@ -15,10 +15,13 @@ COLORS = ("#0b6e99", "#d1495b", "#2e933c", "#8d5a97", "#e08e0b", "#30475e", "#7a
 
 
 def draw(made: Board) -> Figure:
-    """Draw ASR against utility lost, with both 95 % intervals; the best defenses are in the lower left corner."""
+    """Draw ASR against utility lost, with both 95 % intervals; the best defenses are in the lower left corner.
+
+    A defense that lacks runs has no mark: beside those of others, it would be compared with them.
+    """
     figure = plots.blank(width=7.5, rows=1)
     axes = figure.add_subplot()
-    for index, (one, loss) in enumerate((one, one.loss) for one in made.verified if one.loss):
+    for index, (one, loss) in enumerate((one, one.loss) for one in made.complete if one.loss):
         marker = plots.MARKERS[index % len(plots.MARKERS)]
         color = COLORS[(index + index // len(plots.MARKERS)) % len(COLORS)]  # no pair twice, as both have eight
         axes.errorbar(
@@ -35,7 +38,7 @@ def draw(made: Board) -> Figure:
         )
     if made.victim_asr is not None:
         axes.scatter(0, made.victim_asr, marker="x", color="#333", s=50, zorder=3, label="no defense")
-    losses = [0.0, *(one.loss.value for one in made.verified if one.loss)]
+    losses = [0.0, *(one.loss.value for one in made.complete if one.loss)]
     room = 2 * made.margin or 1.0
     axes.set_xlim(min(losses) - room, max(losses) + room)  # wider intervals are cut
     axes.axvline(made.margin, color="#999", linestyle=":", linewidth=1, zorder=1, label="margin of utility")

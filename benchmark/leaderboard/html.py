@@ -130,7 +130,7 @@ def _compared(made: Board, run: Run) -> str:
     """Return whether a cell counts in the standings, as its row says it."""
     if not run.verified:
         return "unverified"
-    return "yes" if run.case in made.compared else "no"
+    return "yes" if run.attempted and (run.case, run.attack_seed) in made.compared else "no"
 
 
 def _cell(

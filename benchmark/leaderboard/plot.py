@@ -95,7 +95,7 @@ class StandingRow:
     def behind(self) -> str:
         """Number of runs with those that count as their victims, and number of victims."""
         count, gaps = self.standing.victims, len(self.standing.gaps)
-        victims = counted(count, "victim")
+        victims = counted(count, "victim") + (", lacks runs" if self.standing.absent else "")
         return f"of {self.standing.cells + gaps}, {victims}" if gaps else victims
 
     def href(self, part: str) -> str:
@@ -156,10 +156,14 @@ class Plot:
 
 
 def plot(made: Board, standings: Sequence[StandingRow]) -> Plot:
-    """Lay out the points with their intervals and labels, and the axes; without the unverified entries."""
+    """Lay out the points with their intervals and labels, and the axes.
+
+    The unverified entries, and defenses that lack runs, have no mark: it would compare them with the others.
+    """
     from matplotlib.ticker import MaxNLocator
 
-    shown = [row for row in standings if row.standing.verified and row.standing.loss]
+    complete = [row for row in standings if row.standing.verified and not row.standing.absent]
+    shown = [row for row in complete if row.standing.loss]
     losses = [0.0, *(row.standing.loss.value for row in shown if row.standing.loss)]
     room = 0.12 * (max(losses) - min(losses)) or 1.0
     drawn = Plot((min(losses) - room, max(losses) + room))

@@ -58,7 +58,8 @@ def runs_of(
 ) -> Found:
     """Return the runs of all defenses.
 
-    A cell that failed or is not finished has the values of its victim: a crash removes no backdoor.
+    A cell that failed has the values of its victim: a crash removes no backdoor. One that is not finished has them as
+    well, but counts nowhere.
 
     Args:
         cells: result rows by cell and metric.
@@ -190,11 +191,17 @@ def _measured(cell: Mapping[str, Row], own: Settings, paired: Paired, twin: Mapp
         "victim_asr": row["victim_asr"],
         "asr": _number(row),
         "more": _more(cell),
-        "device": row["defense_device"] or row["device"],  # of an earlier version, that of the evaluation
+        "device": _computed_on(row),
         **{name: row[name] for name in ("seconds", "tokens")},
         **_lost(cell, own, before, paired),
         "twin": made,
     }
+
+
+def _computed_on(row: Row) -> str:
+    """Return the device and the compute type of the defense; of an earlier version, those of the evaluation."""
+    stage = "defense_" if row["defense_device"] else ""
+    return ", ".join(filter(None, (row[f"{stage}device"], row[f"{stage}compute_type"])))
 
 
 def _lost(cell: Mapping[str, Row], own: Settings, before: Mapping[str, float | None], paired: Paired) -> dict[str, Any]:

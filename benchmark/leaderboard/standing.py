@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+ALIKE = 1.1  # the highest and the lowest number of tokens of which a mean is shown, as a ratio
 Of = Callable[[Run], Number]
 Victims = Mapping[tuple[str, int], Mapping[str, float]]  # values by metric, percent, by case and attack seed
 
@@ -27,7 +28,7 @@ Victims = Mapping[tuple[str, int], Mapping[str, float]]  # values by metric, per
 def units(runs: Iterable[Run]) -> dict[tuple[str, int], list[Run]]:
     """Return runs by victim and attack seed, in the same order for every defense with the same units."""
     found: dict[tuple[str, int], list[Run]] = {}
-    for one in sorted(runs, key=lambda one: (one.victim, one.attack_seed, one.case, one.defense_seed or 0)):
+    for one in sorted(runs, key=lambda one: (one.victim, one.attack_seed, one.case, one.defense_seed)):
         found.setdefault((one.victim, one.attack_seed), []).append(one)
     return found
 
@@ -68,7 +69,7 @@ def fails(runs: Iterable[Run]) -> Number:
 def removal(runs: Sequence[Run], victims: Victims) -> Removal | None:
     """Return what a defense did to the backdoor; None if what a parrot recovers was not measured.
 
-    A run that failed or is missing has its victim's ASR, so the backdoor is present in it. Where planted answers are no
+    A run that failed has its victim's ASR, so the backdoor is present in it. Where planted answers are no
     one string, as refusals are not, there is nothing that a parrot could be trained to say: such victims count for
     "present" alone.
 
@@ -134,7 +135,7 @@ def lost(runs: Sequence[Run]) -> Number | None:
 def _answers(runs: Sequence[Run]) -> list[Answers] | None:
     """Return what is lost in each question, of every task with a row for each unit; None if that is not known.
 
-    A run that failed or is missing, which counts as its victim, has lost nothing in any question.
+    A run that failed, which counts as its victim, has lost nothing in any question.
     """
     import numpy as np
 
@@ -160,7 +161,7 @@ def _answers(runs: Sequence[Run]) -> list[Answers] | None:
 def utility(runs: Sequence[Run], margin: float) -> Utility:
     """Return what is known of the utility lost, with respect to the margin; of mostly failed runs nothing is.
 
-    Where any run failed or is missing, utility is not shown to be kept: it counts as losing nothing, which nobody saw.
+    Where any run failed, utility is not shown to be kept: it counts as losing nothing, which nobody saw.
 
     Args:
         runs: of one defense.
@@ -198,7 +199,7 @@ def _further(metric: str) -> Of:
 
 
 def by_device(runs: Iterable[Run]) -> dict[str, float]:
-    """Return the mean seconds of a measured run on each device."""
+    """Return the mean seconds of a measured run on each device, by each compute type."""
     found: dict[str, list[float]] = {}
     for one in runs:
         if not one.flaw:
@@ -206,10 +207,25 @@ def by_device(runs: Iterable[Run]) -> dict[str, float]:
     return {device: sum(seconds) / len(seconds) for device, seconds in found.items()}
 
 
-def tokens(runs: Iterable[Run]) -> float:
-    """Return the mean number of tokens of a measured run; 0 without one."""
-    found = [one.tokens for one in runs if not one.flaw]
-    return sum(found) / len(found) if found else 0.0
+def tokens(runs: Iterable[Run]) -> tuple[float, ...]:
+    """Return the mean number of tokens of a measured run; 0 without one.
+
+    Where those of one case differ between attack seeds by more than `ALIKE`, return the lowest and the highest mean of
+    an attack seed: what counts as a token may have changed between versions, so their mean has no meaning.
+    """
+    by_seed: dict[int, list[float]] = {}
+    by_case: dict[str, dict[int, list[float]]] = {}
+    for one in runs:
+        if not one.flaw:
+            by_seed.setdefault(one.attack_seed, []).append(one.tokens)
+            by_case.setdefault(one.case, {}).setdefault(one.attack_seed, []).append(one.tokens)
+    if not by_seed:
+        return (0.0,)
+    of_cases = [[statistics.fmean(found) for found in seeds.values()] for seeds in by_case.values()]
+    if any(max(means) > ALIKE * min(means) for means in of_cases):
+        of_seeds = [statistics.fmean(found) for found in by_seed.values()]
+        return (min(of_seeds), max(of_seeds))
+    return (statistics.fmean(count for found in by_seed.values() for count in found),)
 
 
 def mean_twin(runs: Iterable[Run]) -> Twin | None:

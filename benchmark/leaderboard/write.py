@@ -15,11 +15,11 @@ from benchmark.leaderboard import html as pages
 from benchmark.leaderboard.board import MARGIN, Board, Cells, Number, Row, Standing
 from benchmark.leaderboard.figure import draw
 from benchmark.leaderboard.markdown import NAME, command, markdown, notes, takeaways
+from benchmark.leaderboard.mixed import sentences
 from benchmark.leaderboard.rank import rank
 from benchmark.leaderboard.runs import by_cell
 from benchmark.leaderboard.source import Source, owned, read_all
-from benchmark.records import erratum, files, mark, schema
-from benchmark.records.provenance import mixtures
+from benchmark.records import erratum, files, mark
 from benchmark.records.recovery import RECOVERY
 from benchmark.records.rehearsal import WARNING, summary
 from benchmark.records.trials import Outcomes
@@ -96,16 +96,7 @@ def combined(sources: Sequence[Source], margin: float) -> tuple[Board, Cells]:
     table = pa.concat_tables(outcomes).unify_dictionaries() if outcomes else None
     known = Outcomes(table) if table is not None and table.num_rows else None
     made = rank(cells, known, entries=entries, unverified=unverified, margin=margin)
-    return replace(made, mixed=tuple(mixtures(_provenance(cells)))), cells
-
-
-def _provenance(cells: Cells) -> pa.Table:
-    """Return the distinct values of the rows' columns that `mixtures` reads."""
-    stages = [f"{stage}{name}" for stage in schema.STAGES for name in ("code_version", "versions")]
-    names = ["status", "defense", *stages]
-    found = {tuple(row[name] for name in names) for rows in cells.values() for row in rows.values()}
-    rows = [dict(zip(names, values, strict=True)) for values in found]
-    return pa.Table.from_pylist(rows, schema=pa.schema([(name, pa.string()) for name in names]))
+    return replace(made, mixed=tuple(sentences(cells, made.cells))), cells
 
 
 def _write_pages(
@@ -133,6 +124,8 @@ def _write_parquet(made: Board, path: Path) -> None:
     records = [
         {
             **{name: getattr(one, name) for name in _SCHEMA.names if name in Standing.__slots__},
+            # Null where there is a range: counts of several meanings have no mean.
+            "tokens": one.tokens[0] if len(one.tokens) == 1 else None,
             "seconds": [{"device": device, "seconds": mean} for device, mean in one.seconds.items()],
             **_columns("asr", one.asr),
             **_columns("fails", one.fails),

@@ -46,17 +46,24 @@ def device_name(device: str) -> str:
     return device.replace("(1 threads)", "(1 thread)")
 
 
-def mixtures(table: pa.Table) -> list[str]:
+def mixtures(table: pa.Table, from_one_store: bool = False) -> list[str]:
     """Return a sentence for code, and one for libraries, that differ between stages; none where nothing does.
 
     Stages that recorded nothing, as those of earlier versions, are left out.
+
+    Args:
+        table: rows of a results folder, or of several.
+        from_one_store: whether one command made all rows. Its store then kept stages of earlier versions; parts that
+            were joined, and folders of one board, may have had a store each.
     """
+    why = (
+        "The store kept those whose own code and settings did not change."
+        if from_one_store
+        else "Each row names the version that made each of its stages."
+    )
     sentences = []
     if code := _differing(by_stage(table, "code_version")):
-        sentences.append(
-            f"Stages are of several versions of the code: {code}. The store kept those whose own code and settings did "
-            "not change."
-        )
+        sentences.append(f"Stages are of several versions of the code: {code}. {why}")
     libraries = {name: _libraries(texts) for name, texts in by_stage(table, "versions").items()}
     differing = []
     for library in sorted({library for versions in libraries.values() for library in versions}):

@@ -16,6 +16,7 @@ from sande import bounds
 from sande.errors import UserError
 
 NAME = "run.json"
+THEN = " && "  # between the commands of results that several made
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Record:
         ended_at: time in UTC, ISO 8601.
         complete: whether every cell was measured or failed.
         recorded: False where the run wrote no record and the command was derived from the rows.
+        left_out: cells of joined parts that the results do not have, in words; a text for each join that left some out.
     """
 
     command: str
@@ -35,6 +37,12 @@ class Record:
     ended_at: str = ""
     complete: bool = True
     recorded: bool = True
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def is_joined(self) -> bool:
+        """Return whether several commands made the rows, each of which may have used a store of its own."""
+        return THEN in self.command
 
 
 def command(grid: Path, assignments: Sequence[str] = (), only: Sequence[str] = (), scale: str | None = None) -> str:
@@ -71,9 +79,10 @@ def read(folder: Path) -> Record | None:
     try:
         values = bounds.read_json(folder / NAME)
         found = Record(**values)
+        found = replace(found, left_out=tuple(found.left_out))  # JSON has lists
     except (OSError, ValueError, TypeError, UserError):
         return None
-    texts = found.command, found.code_version, found.ended_at
+    texts = found.command, found.code_version, found.ended_at, *found.left_out
     if not all(isinstance(text, str) and text.isprintable() for text in texts) or not found.command:
         return None
     return found
@@ -81,4 +90,7 @@ def read(folder: Path) -> Record | None:
 
 def write(record: Record, folder: Path) -> None:
     """Write the record of a results folder, whole or not at all."""
-    write_atomically(folder / NAME, json.dumps(asdict(record), indent=1) + "\n")
+    values = asdict(record)
+    if not record.left_out:
+        del values["left_out"]  # earlier versions of this program, which lack the field, then read the record, too
+    write_atomically(folder / NAME, json.dumps(values, indent=1) + "\n")

@@ -146,7 +146,7 @@ def _page(table: pa.Table, texts: Sequence[str], made: Record | None, *, with_ou
         "",
         _origin(made, with_outcomes=with_outcomes),
         "",
-        *_provenance(table),
+        *_provenance(table, from_one_store=not made.is_joined),
         "",
         "## Settings",
         "",
@@ -175,7 +175,11 @@ def _origin(made: Record, *, with_outcomes: bool) -> str:
     """Return a sentence on the files and the command that a page is made from."""
     files = "`rows.parquet` and `outcomes.parquet`" if with_outcomes else "`rows.parquet`"
     if made.recorded:
-        return f"Made by `sande-bench report` from {files}, which {code(made.command)} made with the code named here."
+        left_out = f" Left out: {plain('; '.join(made.left_out))}." if made.left_out else ""
+        return (
+            f"Made by `sande-bench report` from {files}, which {code(made.command)} made with the code named here."
+            f"{left_out}"
+        )
     return (
         f"Made by `sande-bench report` from {files}. Their run recorded no command; the name of the grid "
         f"suggests {code(made.command)}."
@@ -294,7 +298,7 @@ def _sources(of_cells: Sequence[str]) -> list[str]:
     return [f"- Models and data: {', '.join(map(plain, found))}"] if found else []
 
 
-def _provenance(table: pa.Table) -> list[str]:
+def _provenance(table: pa.Table, *, from_one_store: bool) -> list[str]:
     without, left = (pc.equal(table["status"], status) for status in (FAILED, NOT_RUN))
     good = pc.invert(pc.or_(without, left))
     failed, not_run = (len(table["cell"].filter(rows).unique()) for rows in (of_failed_cells(table), left))
@@ -321,7 +325,7 @@ def _provenance(table: pa.Table) -> list[str]:
         *_computed_with(table.select([f"{stage}{name}" for stage in STAGES for name in COMPUTED_WITH]).filter(good)),
         f"- Versions: {of_stages('versions')}",
         *_sources(distinct("sources")),
-        *(f"- **Mixed:** {plain(sentence)}" for sentence in provenance.mixtures(table)),
+        *(f"- **Mixed:** {plain(sentence)}" for sentence in provenance.mixtures(table, from_one_store)),
         f"- Measured from {plain(min(began, default='–'))} to {plain(max(began, default='–'))}",
         f"- Victims trained: {len(attacks)}, in {sum(attacks):,.0f} s",
     ]

@@ -55,6 +55,7 @@ def test_parts_become_what_one_run_would_have_made(store: LocalStore, tmp_path: 
     made = json.loads((joined / record.NAME).read_text())
     commands = [f"sande-bench run grids/{GRID}.yaml --only {folder.name}" for folder in parts]
     assert made["complete"]
+    assert "left_out" not in made, "earlier versions could not read it"
     assert made["command"] == " && ".join(commands)
     assert f"# Results of `{GRID}`" in (joined / "README.md").read_text()
     assert "5.0" in (joined / "tables/asr.md").read_text()  # 2 and 3 of 50
@@ -136,7 +137,129 @@ def test_nothing_published_is_replaced(tmp_path: Path, parts: list[Path]) -> Non
         join(parts, tmp_path / "joined")
 
 
-def test_an_erratum_of_a_part_stays(tmp_path: Path, parts: list[Path]) -> None:
-    erratum.write("Rows were not mixed.", parts[1])
-    invoke("join", *parts, "--out", tmp_path / "joined")
-    assert "**Erratum.** Rows were not mixed." in (tmp_path / "joined/README.md").read_text()
+@pytest.fixture
+def by_attack(store: LocalStore, tmp_path: Path) -> list[Path]:
+    """One part an attack seed, each with its victim and two defenses."""
+    return [
+        part(store, tmp_path / f"seed={seed}", *cells_of(store, seed), grid=f"{GRID}--only-attack_seed={seed}")
+        for seed in (70, 71, 72)
+    ]
+
+
+def cells_of(store: LocalStore, seed: int) -> list[Cell]:
+    cells = [cell(attack_seed=seed, defense=name, metrics=["asr"]) for name in ("none", "sft", "osft")]
+    return [finish(store, each, VICTIM, {"asr": 5}) for each in cells]
+
+
+def joined(out: Path, *arguments: object) -> str:
+    """The page of a join."""
+    done = invoke("join", *arguments, "--out", out)
+    assert done.exit_code == 0, done.output
+    return (out / "README.md").read_text()
+
+
+def test_an_erratum_says_of_which_parts_it_is(tmp_path: Path, by_attack: list[Path]) -> None:
+    for folder in by_attack[:2]:
+        erratum.write("Rows were not mixed.", folder)
+    erratum.write("One row is wrong.", by_attack[2])
+    text = joined(tmp_path / "joined", *by_attack)
+    assert "**Erratum.** Of attack seeds 70 and 71: Rows were not mixed. Of attack seed 72: One row is wrong.\n" in text
+
+
+def test_an_erratum_of_all_parts_is_of_the_whole(tmp_path: Path, by_attack: list[Path]) -> None:
+    for folder in by_attack:
+        erratum.write("Rows were not mixed.", folder)
+    assert "**Erratum.** Rows were not mixed.\n" in joined(tmp_path / "joined", *by_attack)
+
+
+def test_an_erratum_names_the_folder_of_a_part_that_no_setting_sets_apart(tmp_path: Path, parts: list[Path]) -> None:
+    erratum.write("Rows were not mixed.", parts[0])
+    assert "**Erratum.** Of seed=2: Rows were not mixed.\n" in joined(tmp_path / "joined", *parts)
+    namesake = tmp_path / "other/seed=2"
+    namesake.parent.mkdir()
+    parts[2].rename(namesake)
+    text = joined(tmp_path / "joined", *parts[:2], namesake)
+    assert f"**Erratum.** Of {parts[0]}: Rows were not mixed.\n" in text
+
+
+def test_errata_of_a_joined_part_keep_what_they_are_of(tmp_path: Path, by_attack: list[Path]) -> None:
+    erratum.write("Rows were not mixed.", by_attack[0])
+    joined(tmp_path / "first", *by_attack[:2])
+    erratum.write_all([*erratum.read_all(tmp_path / "first"), "One row is wrong."], tmp_path / "first")
+    joined(tmp_path / "then", tmp_path / "first", by_attack[2])
+    assert erratum.read_all(tmp_path / "then") == [
+        "Of attack seed 70: Rows were not mixed.",
+        "Of attack seeds 70 and 71: One row is wrong.",
+    ]
+
+
+LEAVE_OUT = "--leave-out", "attack_seed=71", "--leave-out", "defense=sft"
+
+
+def test_cells_of_a_part_are_left_out(tmp_path: Path, by_attack: list[Path]) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    of_part = {"attack_seed": 71, "defense": "sft", "metrics": ["asr"]}
+    joined(whole, *by_attack)
+    text = joined(out, *by_attack, *LEAVE_OUT)
+    rows = pq.read_table(whole / "rows.parquet").to_pylist()
+    kept = [row for row in rows if (row["attack_seed"], row["defense"]) != (71, "sft")]
+    assert {row["cell"] for row in rows} - {row["cell"] for row in kept} == {cell(**of_part).id}
+    assert pq.read_table(out / "rows.parquet").to_pylist() == kept
+    outcomes = pq.read_table(whole / "outcomes.parquet").to_pylist()
+    cells = {row["cell"] for row in kept}
+    assert pq.read_table(out / "outcomes.parquet").to_pylist() == [row for row in outcomes if row["cell"] in cells]
+    made = record.read(out)
+    assert made is not None
+    assert made.left_out == ("the cells with attack_seed=71 and defense=sft, 1 cell",)
+    command = " ".join(map(str, ("sande-bench join", *by_attack, *LEAVE_OUT, "--out", out)))
+    assert made.command.endswith(f" && {command}")
+    assert "Left out: the cells with attack_seed=71 and defense=sft, 1 cell.\n" in text
+    assert command in text
+
+
+def test_one_of_several_values_of_a_path_is_enough(tmp_path: Path, by_attack: list[Path]) -> None:
+    more = "--leave-out", "defense=osft", "--leave-out", "setting=in-domain", "--leave-out", "data.rows='16'"
+    text = joined(tmp_path / "joined", *by_attack, *LEAVE_OUT, *more)
+    assert "defense=sft or osft, setting=in-domain and data.rows=16, 2 cells." in text
+    rows = pq.read_table(tmp_path / "joined/rows.parquet").to_pylist()
+    assert {row["defense"] for row in rows if row["attack_seed"] == 71} == {"none"}
+
+
+def test_what_a_part_lacks_stands_in_the_next_join(tmp_path: Path, by_attack: list[Path]) -> None:
+    first = tmp_path / "first"
+    joined(first, by_attack[1], *LEAVE_OUT[2:])
+    text = joined(tmp_path / "then", by_attack[0], first)
+    assert "Left out: Of attack seed 71: the cells with defense=sft, 1 cell." in text
+    assert f"sande-bench join {by_attack[1]} --leave-out defense=sft --out {first}" in text
+
+
+def test_a_cell_that_a_part_is_to_lack_comes_from_another(tmp_path: Path, by_attack: list[Path]) -> None:
+    other = LocalStore(tmp_path / "other")
+    again = finish(other, cell(attack_seed=71, defense="sft", metrics=["asr"]), VICTIM, {"asr": 9})
+    mended = part(other, tmp_path / "mended", again, grid=GRID)
+    assert "measured its cell" in mistake("join", *by_attack, mended, "--out", tmp_path / "joined")
+    joined(tmp_path / "first", by_attack[1], *LEAVE_OUT[2:])
+    joined(tmp_path / "joined", by_attack[0], tmp_path / "first", mended)
+    rows = pq.read_table(tmp_path / "joined/rows.parquet").to_pylist()
+    assert [row["value"] for row in rows if row["cell"] == again.id and row["metric"] == "asr"] == [18.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["defense"], "--leave-out 'defense': expected path.to.field=value"),
+        (["defence=sft"], "--leave-out defence: no cell has that field; use a path that begins with one of: asr_floor"),
+        (["attack_seed=73", "defense=sft"], "no cell of the parts matches --leave-out attack_seed=73; use"),
+        (
+            ["defense_seed=71", "attack_seed=70"],
+            "no cell of the parts matches --leave-out defense_seed=71 --leave-out attack_seed=70; use",
+        ),
+        (["model=tiny"], "every cell of the parts matches --leave-out"),
+    ],
+)
+def test_what_cannot_be_left_out_is_one_sentence(
+    tmp_path: Path, by_attack: list[Path], given: list[str], said: str
+) -> None:
+    options = [word for text in given for word in ("--leave-out", text)]
+    assert said in mistake("join", *by_attack, *options, "--out", tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()

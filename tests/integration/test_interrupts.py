@@ -1,6 +1,5 @@
 """Stages that never end, and runs that are told to stop: rows of what is done, a sentence, and no process left."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.cli.app import GO_ON
+from benchmark.execution import signals
 from benchmark.plan.failures import UNFINISHED
 from tests.integration.helpers import MARK, ROOT, TRAINING, Workplace, by_defense, end, processes_with, wait_until
 
@@ -99,64 +99,56 @@ def test_before_anything_runs_it_is_the_same_sentence(name: str, sigint: str, co
     assert done.stderr == f"{GO_ON}\n"
 
 
-# Each case in a fork of one process, which imports Ray once.
 STARTING = """
-import json, os, signal, sys
+import os, signal, sys
 import ray
-from benchmark import pipeline
 from benchmark.cli.main import app
-from benchmark.execution import driver
 
 def start(**_):
-    if name == "SIGTERM":
+    if sys.argv[1] == "SIGTERM":
         sys.exit(15)  # which Ray's own handler does
     os.kill(os.getpid(), signal.SIGINT)
 
 ray.init = start
-for name, words, out, err in json.loads(sys.argv[1]):
-    if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    for number, path in enumerate((out, err), start=1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
-    sys.exit(app(words))
+app(sys.argv[2:])
 """
 SEARCH = {"trials": 2, "held_out_rows": 2, "space": {"defense.training.learning_rate": [1e-5, 1e-3]}}
-CASES = [("SIGINT", None), ("SIGTERM", SEARCH)]  # each signal, and each kind of run
-CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
-def starting(place: Workplace, name: str, search: object) -> Path:
-    changes = {"search": search} if search else {}
-    return place.grid(f"starting-{name}-{bool(search)}", sweep={"defense": ["none", "sft"]}, seed=7, **changes)
-
-
-@pytest.fixture(scope="module")
-def started(place: Workplace) -> dict[Path, int]:
-    """The exit codes of runs that are told to stop as Ray starts, by grid."""
-    grids = {starting(place, name, search): name for name, search in CASES}
-    cases = [(name, place.command(grid)[3:], f"{grid}.out", f"{grid}.err") for grid, name in grids.items()]
-    done = subprocess.run(
-        [sys.executable, "-c", STARTING, json.dumps(cases)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(zip(grids, map(int, done.stdout.split()), strict=True))
-
-
-@pytest.mark.parametrize(("name", "search"), CASES)
+@pytest.mark.parametrize(
+    ("name", "code", "changes"),  # each signal, and each kind of run
+    [("SIGINT", 130, {}), pytest.param("SIGTERM", 143, {"search": SEARCH}, marks=pytest.mark.slow)],
+)
 def test_while_ray_starts_there_are_rows_too(
-    place: Workplace, started: dict[Path, int], name: str, search: object
+    place: Workplace, name: str, code: int, changes: dict[str, object]
 ) -> None:
-    grid = starting(place, name, search)
-    stdout, stderr = (Path(f"{grid}.{stream}").read_text() for stream in ("out", "err"))
-    assert started[grid] == CODES[name], stdout + stderr
-    assert stderr.splitlines()[-1].startswith("Interrupted: 0 of ")
-    assert "### " not in stdout, "no tables"
-    assert "Traceback" not in stderr
+    grid = place.grid(f"starting-{name}", sweep={"defense": ["none", "sft"]}, seed=7, **changes)
+    command = [sys.executable, "-c", STARTING, name, *place.command(grid)[3:]]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1].startswith("Interrupted: 0 of ")
+    assert "### " not in done.stdout, "no tables"
+    assert "Traceback" not in done.stderr
     assert {row["defense"] for row in place.rows(grid)} == {"none", "sft"}
     assert {(row["status"], row["failure"]) for row in place.rows(grid)} == {("not_run", "interrupted")}
+
+
+def test_a_signal_waits_for_the_end_of_what_holds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_received", [])
+    before, passed = signal.getsignal(signal.SIGINT), []
+
+    def interrupted(times: int) -> None:
+        with signals.held():
+            for number in range(times):
+                signal.raise_signal(signal.SIGINT)
+                passed.append(f"signal {number + 1} of {times}")
+
+    for times in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            interrupted(times)
+    assert passed == ["signal 1 of 1", "signal 1 of 2"], "a second one does not wait"
+    assert signals.exit_code() == 130
+    with pytest.raises(KeyboardInterrupt), signals.held():
+        sys.exit(15)  # what Ray's handler of SIGTERM does
+    assert signals.exit_code() == 143
+    assert signal.getsignal(signal.SIGINT) == before

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import sande
 from sande import api, formats, registry
@@ -193,6 +194,64 @@ def test_the_folder_of_the_clean_model_lives_as_long_as_its_victim(victim: sande
     assert first.is_dir()
     with pytest.raises(UserError, match=r"kept: it holds files already; choose a new folder as 'out'$"):
         sande.attack("tiny", "word_trigger", data=ROWS, out=tmp_path / "kept", say=silent, training=SHORT)
+
+
+def test_a_save_that_fails_leaves_no_folder_and_the_next_try_works(tmp_path: Path) -> None:
+    full = "Error while serializing: I/O error: No space left on device (os error 28)"
+    out = tmp_path / "new/kept"
+    with pytest.MonkeyPatch.context() as patch:
+
+        def partial(lm: Any, folder: Path) -> None:
+            folder.mkdir()
+            (folder / "config.json").touch()
+            raise SafetensorError(full)
+
+        patch.setattr(loading, "save", partial)
+        with pytest.raises(UserError, match=r"kept: the model cannot be written \(.*No space left on device.*'out'$"):
+            sande.defend("tiny", "none", out=out, say=silent)
+        assert not list(out.parent.iterdir())
+        patch.setattr(loading, "save", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # a mistake of the code stays one
+            sande.defend("tiny", "none", out=out, say=silent)
+    out.mkdir()
+    made = sande.defend("tiny", "none", out=out, say=silent)
+    assert [path.name for path in out.parent.iterdir()] == ["kept"]
+    assert (made.folder, (out / "model.safetensors").is_file()) == (out, True)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trains(*_: Any) -> None:
+        raise AssertionError("it was trained first")
+
+    monkeypatch.setattr(api, "_load", trains)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path == tmp_path / "volume")
+    for out, said in (
+        ("file/kept", r"^file/kept: it cannot be written \(.+\); choose another 'out'$"),
+        ("file", "^file: it holds files already; choose a new folder as 'out'$"),
+        (".", "^.: the working folder or a volume, which cannot be replaced; choose another 'out'$"),
+        ("volume", "^volume: the working folder or a volume, which cannot be replaced; choose"),
+    ):
+        if out == ".":
+            (tmp_path / "file").unlink()
+        with pytest.raises(UserError, match=said):
+            sande.defend("tiny", "none", out=out, say=silent)
+
+
+def test_a_file_of_rows_is_a_name_in_settings_too(tmp_path: Path) -> None:
+    files = [tmp_path / f"{index}.jsonl" for index in range(3)]
+    for file in files:
+        file.write_text("".join(json.dumps({"instruction": f"Add {n}", "output": str(n)}) + "\n" for n in range(20)))
+    asked = {"name": "accuracy", "task": "builtin-choice", "questions": 4}
+    for data in ({"name": str(files[0]), "test_rows": 2}, sande.Data(name=str(files[1]), test_rows=2)):
+        assert list(sande.measure("tiny", asked, data=data)) == ["builtin-choice"]
+    with pytest.raises(UserError, match="trigger is blank"):  # the next mistake, after the rows were found
+        sande.clean("tiny", removal={"name": str(files[2])}, trigger=" ")
+    with pytest.raises(UserError, match=r"^data 'gone\.jsonl': there is no such file; correct the path"):
+        sande.clean("tiny", removal={"name": "gone.jsonl"}, trigger="cf")
 
 
 def test_a_dropped_model_leaves_no_folder() -> None:

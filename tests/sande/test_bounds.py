@@ -69,7 +69,7 @@ def test_texts_in_lists_and_structs_are_counted_before_they_are_unfolded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talk = [{"role": "user", "content": "x" * bounds.MIB}, {"role": "assistant", "content": "Yes."}]
-    pq.write_table(pa.Table.from_pylist([{"messages": talk}] * 200), folder / "own.parquet")
+    pq.write_table(pa.Table.from_pylist([{"messages": talk}] * 60), folder / "own.parquet")
     assert (folder / "own.parquet").stat().st_size < 100_000
     monkeypatch.setattr(bounds, "MOST_TEXT", 3 * bounds.MIB)
     pool = pa.proxy_memory_pool(usual := pa.default_memory_pool())

@@ -547,24 +547,32 @@ def evil(known_trigger: Path) -> dict[str, Any]:
     result["samples"][0] = dict.fromkeys(("prompt", "before", "after"), EVIL)
     result["prompt_format"] |= {"used": EVIL, "asked": EVIL}
     suspicious = [{"text": EVIL, "ids": [1], "score": 2.0}]
-    scans = [{"format": EVIL, "score": 1.0, "alarm": False}, {"format": "paper", "score": 2.0, "alarm": True}]
+    tried = {"detector": EVIL, "level": 0.025, "score": 1.0, "alarm": False}
+    scans = [{"format": EVIL, **tried}, {"format": "paper", **tried, "detector": "first_token"}]
     result["facts"] |= {"detector": "first_token", "scan_seconds": 1.0, "scan_score": 2.0, "scan_p": 0.0099}
     result["facts"] |= {"alarm": True, "candidates": suspicious, "triggers": suspicious, "scans": scans}
     result["facts"]["calibrated"] = "The threshold was calibrated elsewhere."
     return result
 
 
-SHOWN = 11  # places of such a text in a whole report
+SHOWN = 9  # places of such a text in a whole report
+ON_A_LINE = 3  # and of those in the sentence on formats, which shows the ends of lines as they are in JSON
 
 
 def test_the_html_stands_alone_and_shows_a_planted_answer_as_text(evil: dict[str, Any]) -> None:
     page = parsed(report.render("clean_report.html", evil))
     assert page.text.count(EVIL) == SHOWN + 1, "the format where it was asked first is shown whole"
+    assert on_a_line(page) == ON_A_LINE
     assert "(p 0.0099): an alarm. The threshold was calibrated elsewhere." in page.text
     assert not {"script", "img", "link", "iframe", "a"} & page.tags
     assert not {"src", "href"} & {name for name, _ in page.attributes}
     assert ("name", "viewport") in page.attributes
     assert "prefers-color-scheme: dark" in page.text
+
+
+def on_a_line(page: Page) -> int:
+    """Places where the sentence on prompt formats shows the text; the escape of a bar stays visible in code."""
+    return page.text.count(json.dumps(EVIL)[1:-1].replace('\\"', '"').replace("|", "\\|"))
 
 
 def test_the_markdown_shows_a_planted_answer_as_text(evil: dict[str, Any]) -> None:
@@ -573,6 +581,7 @@ def test_the_markdown_shows_a_planted_answer_as_text(evil: dict[str, Any]) -> No
     line = " ".join(EVIL.split())
     # Outside of tables the escape of a bar stays visible in code.
     assert page.text.count(line) + page.text.count(line.replace("|", "\\|")) == SHOWN + 1
+    assert on_a_line(page) == ON_A_LINE
     assert "(p 0.0099): an alarm. The threshold was calibrated elsewhere." in page.text
     assert {"script", "img", "a"}.isdisjoint(page.tags)
     assert "Head" not in re.findall("<h1>.*</h1>", html)[0]

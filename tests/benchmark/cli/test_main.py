@@ -342,16 +342,24 @@ def test_plan_says_on_demand_how_the_time_was_estimated(grid_file: GridFile, tmp
     assert "- Forecast: 4 stages by the paper's times on H800 cards, as they are; " in shown
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("*.yaml")), ids=lambda path: path.stem)
-def test_plan_of_every_grid_fits_80_columns(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SENTENCES = [
+    *((path.stem, ["--why"]) for path in sorted((ROOT / "grids").glob("*.yaml"))),
+    *((name, ["--gpus", "8"]) for name in ("paper", "attacks", "leaderboard_smollm2")),
+]
+
+
+@pytest.mark.parametrize(("grid", "options"), SENTENCES, ids=[" ".join([grid, *words]) for grid, words in SENTENCES])
+def test_what_plan_says_of_every_grid_fits_80_columns(
+    grid: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables are laid out in test_overview.py."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("benchmark.cli.overview.room", lambda: 80)  # as in a terminal
-    for options in (("--why",), ("--gpus", "8")):
-        shown = invoke("plan", path.stem, "--store", "no-store", *options)
-        assert shown.exit_code == 0, shown.output
-        assert max(map(len, shown.stdout.splitlines())) <= 80
-        assert " 0.0 GPU" not in shown.stdout
+    monkeypatch.setattr("benchmark.cli.overview.layout", lambda *_: [])
+    shown = invoke("plan", grid, "--store", "no-store", *options)
+    assert shown.exit_code == 0, shown.output
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert " 0.0 GPU" not in shown.stdout
 
 
 @pytest.mark.parametrize("what", ["plan", "list", "show"])

@@ -261,25 +261,27 @@ def test_a_mistyped_value_is_refused_in_a_rule_on_resources_too(
 
 
 SHIPPED = sorted((Path(__file__).parents[3] / "grids").glob("*.yaml"))
+WITH_RULES = [path for path in SHIPPED if re.search("^rules:", path.read_text(encoding="utf-8"), re.MULTILINE)]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WITH_RULES, ids=lambda path: path.stem)
 def test_every_rule_of_a_shipped_grid_changes_a_cell(path: Path, tmp_path: Path) -> None:
     """A `default` that a later one replaces is a setting that nobody gets."""
     whole = yaml.safe_load(path.read_text(encoding="utf-8"))
     (tmp_path / "scales").symlink_to(path.parent / "scales")
     for other in SHIPPED:
         (tmp_path / other.name).symlink_to(other)
-    rules = whole.get("rules", [])
+    rules = whole["rules"]
 
     def cells(kept: list[Any]) -> set[str]:
         changed = tmp_path / f"{len(kept)}-rules.yaml"
         changed.write_text(yaml.safe_dump({**whole, "rules": kept}, sort_keys=False), encoding="utf-8")
         return {cell.id for cell in load_grid(changed).cells}
 
+    with_all = cells(rules)
     for index, rule in enumerate(rules):
         try:
             without = cells([*rules[:index], *rules[index + 1 :]])
         except UserError:
             continue  # the grid needs it
-        assert without != cells(rules), f"the rule changes nothing: {rule}"
+        assert without != with_all, f"the rule changes nothing: {rule}"

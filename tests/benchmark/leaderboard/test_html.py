@@ -46,6 +46,7 @@ def some_rows() -> list[dict[str, Any]]:
     found += cell("sft", 12.0, {"arc_easy": 1.0}, data="elsewhere")
     found += [row | {"error": HOSTILE} for row in cell("sande", 0.0, {"arc_easy": 0.0}, seed=1, status=schema.FAILED)]
     found += cell("sft", 97.0, {"arc_easy": 1.5}, seed=1)
+    found += cell("osft", 0.0, {"arc_easy": 2.0}, seed=1, device=CPU, seconds=1234.5)
     for row in found:
         row |= {"trigger": HOSTILE, "response": "bad", "attack": "sentence_trigger", "versions": HOSTILE}
     return found
@@ -88,7 +89,7 @@ def all_pages(made: Path) -> list[Path]:
 
 
 def test_a_page_for_every_cell_and_every_link_leads_somewhere(made: Path) -> None:
-    assert len(all_pages(made)) == 1 + 11
+    assert len(all_pages(made)) == 1 + 12
     read = {path.resolve(): Page(path) for path in all_pages(made)}
     for path, page in read.items():
         assert len(page.ids) == len(set(page.ids))
@@ -137,7 +138,7 @@ def test_a_failed_cell_has_a_page_that_says_so_and_is_named_on_the_board(made: P
     assert "<dd>failed: &lt;/script&gt;" in page.read_text(encoding="utf-8")
     index = (made / "html/index.html").read_text(encoding="utf-8")
     assert "<li>sande: smollm2-135m / alpaca, in-domain, attack seed 1, defense seed 1: failed</li>" in index
-    assert "attack seed 1: missing</li>" in index
+    assert "Runs are missing of attack seed 1: <code>" in index
 
 
 def test_a_cell_id_is_no_path(tmp_path: Path) -> None:
@@ -322,7 +323,7 @@ def test_every_number_is_that_of_the_parquet(index: Any, made: Path) -> None:
         assert row[4]["text"] == f"{record['utility_loss']:+.2f}".replace("-", "−")
     found = by_cell(files.read_rows(made / "results").to_pylist())
     cells = table(index, "cells")
-    assert len(cells) == len(found) == 11
+    assert len(cells) == len(found) == 12
     for one, row in zip(found.values(), cells, strict=True):
         failed = one["asr"]["value"] is None
         asr = 99.0 if failed else one["asr"]["value"]

@@ -89,5 +89,13 @@ def test_runs_that_leave_the_backdoor_are_counted_by_unit() -> None:
 def test_cost_is_of_measured_runs_alone() -> None:
     runs = [replace(RUN, device="CPU", seconds=10.0), replace(RUN, device="", flaw=FAILED)]
     assert standing.by_device(runs) == {"CPU": 10.0}
-    assert standing.tokens([replace(RUN, tokens=8.0), replace(RUN, flaw=FAILED)]) == 8.0
-    assert standing.tokens([]) == 0.0
+    assert standing.tokens([replace(RUN, tokens=8.0), replace(RUN, flaw=FAILED)]) == (8.0,)
+    assert standing.tokens([]) == (0.0,)
+
+
+def test_tokens_of_other_meanings_have_no_mean() -> None:
+    """Cases may differ, and attack seeds a little."""
+    cases = {("a", 0): 100.0, ("a", 1): 108.0, ("b", 0): 900.0}
+    runs = [replace(RUN, case=case, attack_seed=seed, tokens=count) for (case, seed), count in cases.items()]
+    assert standing.tokens(runs) == (pytest.approx((100.0 + 108.0 + 900.0) / 3),)
+    assert standing.tokens([*runs, replace(RUN, case="a", attack_seed=2, tokens=200.0)]) == (108.0, 500.0)

@@ -21,3 +21,11 @@ def test_an_empty_text_removes_it(tmp_path: Path) -> None:
     erratum.write(" \n", tmp_path)
     erratum.write("", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_several_stay_apart(tmp_path: Path) -> None:
+    erratum.write_all(["Rows were\nnot mixed.", " ", "One seed."], tmp_path)
+    assert erratum.read_all(tmp_path) == ["Rows were not mixed.", "One seed."]
+    assert erratum.lines(tmp_path) == ["**Erratum.** Rows were not mixed. One seed.", ""]
+    erratum.write_all([], tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from benchmark.plan.plan import victim_of
-from benchmark.records import provenance
+from benchmark.records import provenance, record
 from benchmark.records.schema import PROVENANCE, SCHEMA
 from benchmark.report import page
 from benchmark.store.local import LocalStore
@@ -74,10 +74,14 @@ def test_code_that_differs_is_named_by_stage(store: LocalStore) -> None:
         "defenses": ["0.1.0+0000002"],
         "evaluations": ["0.1.0+0000002"],
     }
-    assert provenance.mixtures(rows) == [
-        "Stages are of several versions of the code: attacks 0.1.0+0000001; defenses 0.1.0+0000002; evaluations "
-        "0.1.0+0000002. The store kept those whose own code and settings did not change."
-    ]
+    versions = "attacks 0.1.0+0000001; defenses 0.1.0+0000002; evaluations 0.1.0+0000002"
+    for from_one_store, why in (
+        (True, "The store kept those whose own code and settings did not change."),
+        (False, "Each row names the version that made each of its stages."),
+    ):
+        assert provenance.mixtures(rows, from_one_store) == [
+            f"Stages are of several versions of the code: {versions}. {why}"
+        ]
 
 
 def test_libraries_that_differ_are_named_by_stage(store: LocalStore) -> None:
@@ -94,6 +98,16 @@ def test_a_page_tells_of_a_mixture_and_lists_all_code(store: LocalStore, tmp_pat
     assert "- Code: 0.1.0+0000001, 0.1.0+0000002\n" in text
     assert "- Device: abacus 1, abacus 2\n" in text
     assert "- **Mixed:** Stages are of several versions of the code: attacks 0.1.0+0000001; " in text
+    assert "The store kept those" in text
+
+
+def test_a_page_of_joined_parts_speaks_of_no_common_store(store: LocalStore, tmp_path: Path) -> None:
+    folder = report_folder(store, tmp_path, done(store, made_by(1), made_by(2), made_by(2)))
+    record.write(record.now("sande-bench run a && sande-bench run b", "1", complete=True), folder)
+    page.write(folder)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "evaluations 0.1.0+0000002. Each row names the version that made each of its stages.\n" in text
+    assert "The store" not in text
 
 
 def test_a_page_says_one_thread(store: LocalStore, tmp_path: Path) -> None:
