@@ -297,8 +297,9 @@ def _in_shards(folder: Path, workers: WorkerGroup) -> types.LanguageModel:
 
 def compute_in(kind: str) -> None:
     """Compute in this type from here on, that of rank 0 in all workers: each measures its processor, and may differ."""
-    os.environ[compute.VARIABLE] = kind
-    compute.compute_type.cache_clear()
+    if kind != compute.compute_type():
+        os.environ[compute.VARIABLE] = kind
+        compute.compute_type.cache_clear()
 
 
 def _no_clean_model(name: str) -> types.LanguageModel:

@@ -61,7 +61,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, types.Mo
     """Makes a module, or a file's text, the plug-in of a kind."""
 
     def forget() -> None:
-        for one in (registry.names, registry.module_of, registry._plugins, registry.metric_info, plugins.load):
+        for one in (registry.names, registry.module_of, registry._plugins, registry._declared, plugins.load):
             one.cache_clear()
 
     def put(kind: str, made: types.ModuleType | str) -> None:
