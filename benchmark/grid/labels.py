@@ -201,7 +201,9 @@ def _differing(flat: Sequence[Settings]) -> set[str]:
 
 def _at(path: str, flat: Settings) -> Any:
     """Return the value at a path, "set" for a section with some value, and None for what is not there."""
-    return flat.get(path) or ("set" if any(name.startswith(f"{path}.") for name in flat) else flat.get(path))
+    if path in flat:
+        return flat[path]
+    return "set" if any(name.startswith(f"{path}.") for name in flat) else None
 
 
 def _defense(flat: Settings) -> str:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from benchmark.grid.cell import NO_DEFENSE
 from benchmark.grid.labels import flatten, varying, written
+from benchmark.io.units import joined
 from benchmark.leaderboard.board import Cells, Run
 from benchmark.records import schema
 from benchmark.records.provenance import NAMES, mixtures
@@ -113,4 +114,4 @@ def _section(path: str) -> str:
 
 
 def _listed(seeds: Iterable[int]) -> str:
-    return " and ".join(map(str, sorted(seeds)))
+    return joined(list(map(str, sorted(seeds))))

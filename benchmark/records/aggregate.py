@@ -171,7 +171,8 @@ class Results:
         cells = [_cell(values, without_domain=label is not None) for values in self._settings]
         groups = self._groups([_identity(cell) for cell in cells], part)
         firsts: list[Row] = self._table.take(pa.array([rows[0] for _, rows in groups], pa.int64())).to_pylist()
-        own = [json.dumps(cells[self._place[rows[0]]], sort_keys=True) for _, rows in groups]
+        texts = [json.dumps(cell, sort_keys=True) for cell in cells]
+        own = [texts[self._place[rows[0]]] for _, rows in groups]
         of_cell: dict[str, Row] = {}
         for identity, row in zip(own, firsts, strict=True):
             of_cell.setdefault(identity, row)
@@ -204,7 +205,7 @@ class Results:
                 for name in names.to_pylist()
             ]
         )
-        key = identities[metrics, self._place][rows] * len(names) + metrics[rows]
+        key = identities[metrics[rows], self._place[rows]] * len(names) + metrics[rows]
         pairs, pair = np.unique(self._pairs[rows], return_inverse=True)
         single = np.sort(np.unique(key * len(pairs) + pair, return_index=True)[1])  # of several rows the first
         _, first, which = np.unique(key[single], return_index=True, return_inverse=True)
